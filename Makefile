@@ -1,0 +1,41 @@
+# `make` alone prints the targets. Everything is set up on first use, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONWARNINGS ?= default
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint bench tensorboard clean
+
+help:  ## print the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+install: .venv/.installed  ## set up .venv with the package and what it needs
+
+demo: install  ## train int8 and float32 clients on real images, about a minute
+	$(BIN)/bhfl fit --config configs/digits/fedavg.yaml
+
+test: install  ## lint, types, and the tests that end in minutes
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: install  ## the long tests too
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check bhfl tests
+	$(BIN)/ruff format --check bhfl tests
+	$(BIN)/mypy
+
+bench: install  ## measure speed and memory against bare PyTorch, as ratios
+	$(BIN)/python -m tests.bench
+
+tensorboard: install  ## look at the runs in a browser
+	$(BIN)/tensorboard --logdir runs
+
+clean:  ## remove what was set up and what runs left
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

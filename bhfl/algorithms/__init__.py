@@ -1,0 +1,22 @@
+"""One file an algorithm: its client half and its server half."""
+
+from bhfl.algorithms.fedavg import FedAvg
+from bhfl.algorithms.fedcom import FedCOM
+from bhfl.algorithms.fedcomgate import FedCOMGATE
+from bhfl.algorithms.fedpaq import FedPAQ
+from bhfl.algorithms.fedprox import FedProx
+from bhfl.algorithms.grouped import GroupedAvg, GroupedAvgAsymmetric
+from bhfl.algorithms.local import Local
+from bhfl.algorithms.prowd.prowd import ProWD
+
+__all__ = [
+    "FedAvg",
+    "FedCOM",
+    "FedCOMGATE",
+    "FedPAQ",
+    "FedProx",
+    "GroupedAvg",
+    "GroupedAvgAsymmetric",
+    "Local",
+    "ProWD",
+]

@@ -1,0 +1,29 @@
+"""FedCOM. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+
+
+class FedCOM(DifferenceAlgorithm):
+    """FedPAQ with a server step: ``w_{t+1} = w_t - gamma * mean_i Q(w_t - w_i)``.
+
+    The paper divides differences by the client's learning rate before quantising and multiplies after; the quantiser
+    is positively homogeneous, so the two cancel.
+
+    Args:
+        bits: Of a quantised difference; 32 sends float32.
+        server_lr: ``gamma``; 1 is FedPAQ to the bit.
+        norm: ``linf`` or ``l2``.
+        bucket_size: Entries that share a norm; null for one bucket a tensor.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self, bits: int = 8, server_lr: float = 1.0, norm: Norm = "linf", bucket_size: Optional[int] = None
+    ) -> None:
+        super().__init__(bits, norm, bucket_size, server_lr)

@@ -1,0 +1,139 @@
+"""FedCOMGATE. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.engine.algorithm import Context, LocalRun
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import Client, Params, ServerState, Tensors
+
+TRACKED, OWN, START = "tracked/", "own/", "start/"
+_NOTHING: Tensors = {}
+
+
+class FedCOMGATE(DifferenceAlgorithm):
+    """FedCOM with local gradient tracking: clients descend along ``g - delta_i``, and after the round
+
+    ``delta_i += (Q(w_t - w_i) - mean_j Q(w_t - w_j)) / sum of the round's learning rates``.
+
+    The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser does; with the
+    exact one every quantisation error stays in them for ever (ALGORITHMS 3.3). The mean goes down in float32. A client
+    that was there in the last round rebuilds the model from it and is sent nothing else, so that with full
+    participation a round costs one float32 model down.
+
+    Args:
+        bits: Of a quantised difference; 32 sends float32.
+        server_lr: ``gamma``.
+        norm: ``linf`` or ``l2``.
+        bucket_size: Entries that share a norm; null for one bucket a tensor.
+        allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers of steps, for
+            which the correction is only approximate.
+
+    Raises:
+        ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not as above.
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        server_lr: float = 1.0,
+        norm: Norm = "linf",
+        bucket_size: Optional[int] = None,
+        allow_inexact: bool = False,
+    ) -> None:
+        super().__init__(bits, norm, bucket_size, server_lr)
+        self.allow_inexact = allow_inexact
+
+    def setup(self, context: Context) -> None:
+        """Plain SGD and equal numbers of local steps, or `allow_inexact`."""
+        if self.server_optimizer is not None:
+            raise ValueError("FedCOMGATE makes its own server step: trainer.server_optimizer must be null")
+        if self.allow_inexact:
+            return
+        for optimizer in _optimizers(context.module):
+            if type(optimizer) is not torch.optim.SGD or any(g["momentum"] for g in optimizer.param_groups):
+                momentum = [g.get("momentum") for g in optimizer.param_groups]
+                raise ValueError(
+                    f"FedCOMGATE needs torch.optim.SGD without momentum, got {type(optimizer).__name__} with momentum "
+                    f"{momentum[0]}; set allow_inexact: true to run it nevertheless"
+                )
+        steps = {context.data.num_batches(client.id) for client in context.clients if client.num_examples}
+        if context.options["local_steps"] is None and len(steps) > 1:
+            raise ValueError(
+                f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} batches a client; "
+                "set trainer.local_steps, or allow_inexact: true"
+            )
+
+    # ---- server -----------------------------------------------------------------------------------------------
+
+    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+        """Nothing to rebuild from yet."""
+        return {"mean": None}
+
+    def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
+        """FedCOM's step; the mean difference is kept for `closing`."""
+        mean = self.mean_difference(server.params, aggregate)
+        stepped = {name: _step(server.params[name], mean[name], self.server_lr) for name in mean}
+        return replace(server, params=stepped, extra={**server.extra, "mean": mean})
+
+    def downlink(self, server: ServerState, client: Client) -> Tensors:
+        """The model, or nothing for a client that has rebuilt it from the last round's mean."""
+        return _NOTHING if client.id in server.participants else server.params
+
+    def closing(self, server: ServerState) -> Tensors:
+        """``mean_j Q(w_t - w_j)``, float32."""
+        mean: Params = server.extra["mean"]
+        return mean
+
+    # ---- client -----------------------------------------------------------------------------------------------
+
+    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+        """The weights that were sent, else those rebuilt."""
+        rebuilt = {name.removeprefix(START): tensor for name, tensor in state.items() if name.startswith(START)}
+        return {**rebuilt, **received}
+
+    def client_gradients_(self, run: LocalRun) -> None:
+        """``grad -= delta_i``."""
+        for name, parameter, _ in run.parameters():
+            if parameter.grad is not None and TRACKED + name in run.state:
+                parameter.grad.sub_(run.state[TRACKED + name].to(parameter.device))
+
+    def uplink(self, run: LocalRun) -> Tensors:
+        """FedCOM's, and a copy kept: the very tensor that was sent enters the tracking."""
+        update = super().uplink(run)
+        sent = self.as_differences(update, run.received)
+        run.state |= {OWN + name: tensor.cpu() for name, tensor in sent.items()}
+        run.state |= {START + name: run.received[name].cpu() for name in sent}
+        run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
+        return update
+
+    def as_differences(self, update: Tensors, start: Params) -> Params:
+        """A client's update as ``Q(w_t - w_i)``, for all float tensors that it started from."""
+        floating = {name: tensor for name, tensor in start.items() if tensor.is_floating_point()}
+        return self.mean_difference(floating, self.join(update, floating))
+
+    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+        """Track, and rebuild the model."""
+        following: dict[str, Tensor] = {}
+        for name, mean in closing.items():
+            correction = ((state[OWN + name] - mean) / state["lr_sum"]).float()
+            following[TRACKED + name] = state.get(TRACKED + name, torch.zeros_like(mean)) + correction
+            following[START + name] = _step(state[START + name], mean, self.server_lr)
+        return following
+
+
+def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:
+    """The server's step; the client makes the same operations, so it has the same bits."""
+    return weight - server_lr * difference
+
+
+def _optimizers(module: Any) -> list[torch.optim.Optimizer]:
+    from lightning.pytorch.core.optimizer import _configure_optimizers
+
+    return list(_configure_optimizers(module.configure_optimizers())[0])

@@ -1,0 +1,30 @@
+"""FedLQ: layer-wise bit-widths from layer significance (after Xu et al., Computer Networks 264, 2025)."""
+
+from bhfl.algorithms.fedlq.allocation import Allocation, allocate, layer_bits
+from bhfl.algorithms.fedlq.bound import ConvergenceBound, convergence_bound
+from bhfl.algorithms.fedlq.significance import (
+    Probe,
+    curvature,
+    layer_costs,
+    probe,
+    quantizable_layers,
+    quantization_variance,
+    significance,
+    variance_table,
+)
+
+__all__ = [
+    "Allocation",
+    "ConvergenceBound",
+    "Probe",
+    "allocate",
+    "convergence_bound",
+    "curvature",
+    "layer_bits",
+    "layer_costs",
+    "probe",
+    "quantizable_layers",
+    "quantization_variance",
+    "significance",
+    "variance_table",
+]

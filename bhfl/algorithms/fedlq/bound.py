@@ -1,0 +1,140 @@
+"""What the bits may cost: a convergence bound for federated averaging with quantised uploads.
+
+**Theorem.** Let every client's loss `F_i` be L-smooth, stochastic gradients unbiased with variance <= sigma^2, and
+`sum_i p_i ||grad F_i - grad F||^2 <= zeta^2`; let every layer be quantised without bias and independently across
+clients. With all clients in every round, K local steps and `eta <= 1 / (8 L K)`,
+
+    (1/T) sum_t E ||grad F(w_t)||^2  <=  4 (F_0 - F*) / (eta K T)                           optimisation
+                                      +  4 L eta sigma^2 sum_i p_i^2                        noise
+                                      +  10 eta^2 L^2 K (sigma^2 + 6 K zeta^2)              drift
+                                      +  2 L / (eta K T) sum_t sum_i p_i^2 sum_l V_{t,i,l}  quantisation
+
+where `V_{t,i,l}` is the expected squared error of layer l of client i in round t (`significance.variance_table`).
+
+Proof idea: smoothness gives a descent inequality per round; an unbiased error enters it only through its second
+moment, and errors of different clients and layers are orthogonal. The drift of the local steps is bounded as by
+Reddi et al. 2021, lemma 3.
+
+The last term is a sum over clients and layers: to minimise it under a byte budget is the knapsack of `allocation`.
+It also says what to send. Differences `w_t - w_i` shrink like `eta K`, so their term falls with eta at constant bits.
+Weights do not shrink: their term grows like `1/eta`, and every halving of eta takes half a bit more to hold it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class ConvergenceBound:
+    """The terms of the bound, each in the unit of a squared gradient norm.
+
+    Attributes:
+        optimisation: the way from the start to the optimum; falls with the number of rounds.
+        noise: stochastic gradients, averaged over the clients.
+        drift: clients walking towards their own optima in the local steps.
+        quantisation_per_layer: the uploads' quantisation error, split over the layers.
+    """
+
+    optimisation: float
+    noise: float
+    drift: float
+    quantisation_per_layer: tuple[float, ...]
+
+    @property
+    def quantisation(self) -> float:
+        """Of all layers."""
+        return math.fsum(self.quantisation_per_layer)
+
+    @property
+    def total(self) -> float:
+        """The bound itself: the sum of the terms."""
+        return math.fsum((self.optimisation, self.noise, self.drift, self.quantisation))
+
+
+def convergence_bound(
+    *,
+    initial_gap: float,
+    smoothness: float,
+    gradient_variance: float,
+    heterogeneity: float,
+    learning_rate: float,
+    local_steps: int,
+    num_rounds: int,
+    variances: npt.ArrayLike,
+    weights: Sequence[float] | None = None,
+) -> ConvergenceBound:
+    """Bounds the mean squared gradient norm over `num_rounds` rounds; see the theorem above.
+
+    Args:
+        initial_gap: `F_0 - F*`, how far the loss can still fall.
+        smoothness: `L`, Lipschitz constant of the gradients.
+        gradient_variance: `sigma^2` of one stochastic gradient.
+        heterogeneity: `zeta^2`, mean squared distance of the clients' gradients from their mean.
+        learning_rate: `eta` of the local steps, at most `1 / (8 L K)`.
+        local_steps: `K`.
+        num_rounds: `T`.
+        variances: `V`, expected squared quantisation errors: `[clients, layers]`, the same in all rounds, or
+            `[rounds, clients, layers]`. Zeros for float32.
+        weights: `p_i` of the clients, summing to 1; None: uniform.
+
+    Raises:
+        ValueError: an argument is out of its range, or the shapes disagree.
+    """
+    _check_non_negative(initial_gap=initial_gap, gradient_variance=gradient_variance, heterogeneity=heterogeneity)
+    _check_counts(local_steps=local_steps, num_rounds=num_rounds)
+    _check_step(learning_rate, smoothness, local_steps)
+    errors = _checked_variances(variances, num_rounds)
+    squares = _checked_weights(weights, errors.shape[0]) ** 2
+    steps = learning_rate * local_steps
+    local_noise = gradient_variance + 6 * local_steps * heterogeneity
+    return ConvergenceBound(
+        optimisation=4 * initial_gap / (steps * num_rounds),
+        noise=4 * smoothness * learning_rate * gradient_variance * float(squares.sum()),
+        drift=10 * learning_rate**2 * smoothness**2 * local_steps * local_noise,
+        quantisation_per_layer=tuple((2 * smoothness / steps * (squares @ errors)).tolist()),
+    )
+
+
+def _check_non_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and >= 0, got {value}")
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be >= 1, got {count}")
+
+
+def _check_step(learning_rate: float, smoothness: float, local_steps: int) -> None:
+    if not (math.isfinite(smoothness) and smoothness > 0):
+        raise ValueError(f"smoothness must be finite and > 0, got {smoothness}")
+    limit = 1 / (8 * smoothness * local_steps)
+    if not 0 < learning_rate <= limit * (1 + 1e-9):  # the limit itself may be computed in another order
+        raise ValueError(f"learning_rate must be in (0, 1 / (8 L K)] = (0, {limit:g}], got {learning_rate}")
+
+
+def _checked_variances(variances: npt.ArrayLike, num_rounds: int) -> npt.NDArray[np.float64]:
+    """`[clients, layers]`: the mean over the rounds."""
+    errors = np.asarray(variances, dtype=np.float64)
+    if errors.ndim not in (2, 3) or 0 in errors.shape or (errors.ndim == 3 and len(errors) != num_rounds):
+        shape = f"[clients, layers] or [{num_rounds} rounds, clients, layers]"
+        raise ValueError(f"variances must have shape {shape}, got {list(errors.shape)}")
+    if not (np.isfinite(errors).all() and (errors >= 0).all()):
+        raise ValueError("variances must be finite and >= 0")
+    return errors if errors.ndim == 2 else errors.mean(axis=0)
+
+
+def _checked_weights(weights: Sequence[float] | None, num_clients: int) -> npt.NDArray[np.float64]:
+    if weights is None:
+        return np.full(num_clients, 1 / num_clients)
+    if len(weights) != num_clients:
+        raise ValueError(f"weights must hold one number per client, {num_clients}, got {len(weights)}")
+    if not (all(weight >= 0 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=1e-6)):
+        raise ValueError(f"weights must be >= 0 and sum to 1, got sum {math.fsum(weights):g}")
+    return np.asarray(weights, dtype=np.float64)

@@ -1,0 +1,26 @@
+"""FedPAQ. Reisizadeh et al., AISTATS 2020, https://arxiv.org/abs/1909.13014."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+
+
+class FedPAQ(DifferenceAlgorithm):
+    """Periodic averaging with quantised differences: ``w_{t+1} = w_t - mean_i Q(w_t - w_i)``.
+
+    The paper's quantiser takes the l2 norm of the whole vector, which drowns deep networks in noise even at 8 bits
+    (relative variance 5.3 for a million entries); the largest magnitude of each tensor is the default here.
+
+    Args:
+        bits: Of a quantised difference; 32 sends float32 and is FedAvg to the bit.
+        norm: ``linf`` or ``l2``.
+        bucket_size: Entries that share a norm; null for one bucket a tensor.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(self, bits: int = 8, norm: Norm = "linf", bucket_size: Optional[int] = None) -> None:
+        super().__init__(bits, norm, bucket_size, server_lr=1.0)

@@ -1,0 +1,95 @@
+"""GroupedAvg and GroupedAvg-Asymmetric: one global model per bit-width (baselines of ProWD, Yoon et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from bhfl.engine.aggregate import Aggregator, GroupedMean
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import Client, Params, ServerState
+from bhfl.quant import BitSpec
+
+
+class GroupedAvg(Algorithm):
+    """FedAvg inside each bit group: groups never mix, a group without a client in the round keeps its model.
+
+    `ServerState.params` is the model of the group with the most bits.
+    """
+
+    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+        """One model a group, all the same at first."""
+        ranks = {client.group: precision(client.spec) for client in clients}
+        return {"groups": sorted(ranks, key=lambda g: ranks[g]), "models": dict.fromkeys(ranks, params)}
+
+    def downlink(self, server: ServerState, client: Client) -> Params:
+        """The model of the client's group."""
+        return self.group_params(server, client.group)
+
+    def group_params(self, server: ServerState, group: str) -> Params:
+        """The model of `group`."""
+        params: Params = server.extra["models"][group]
+        return params
+
+    def sources(self, server: ServerState, group: str) -> list[str]:
+        """The groups whose clients enter the model of `group`."""
+        return [group]
+
+    def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
+        """One mean a group, each of the updates of its sources."""
+        return _RoutedMeans(server.params, {g: self.sources(server, g) for g in server.extra["groups"]})
+
+    def server_update(self, server: ServerState, aggregate: dict[str, Params], rng: RandomKeys) -> ServerState:
+        """Each group's new model; the server optimiser has a state for each."""
+        models, states = dict(server.extra["models"]), dict(server.extra.get("states", {}))
+        for group, mean in aggregate.items():
+            own = ServerState(models[group], extra={"server_optimizer": states.get(group)})
+            stepped = self.apply_mean(own, mean)
+            models[group], states[group] = stepped.params, stepped.extra["server_optimizer"]
+        extra = {**server.extra, "models": models, "states": states}
+        return replace(server, params=models[server.extra["groups"][-1]], extra=extra)
+
+
+class GroupedAvgAsymmetric(GroupedAvg):
+    """GroupedAvg in which knowledge flows from high bits to low: a group also averages in those above it.
+
+    The name is the ProWD paper's; its rule is inferred (no public text gives it).
+
+    Args:
+        rule: ``ge``: a group averages all clients with at least its bits; ``all``: every group but the highest
+            averages all clients. The highest averages only its own.
+
+    Raises:
+        ValueError: `rule` is neither.
+    """
+
+    def __init__(self, rule: Literal["ge", "all"] = "ge") -> None:
+        if rule not in ("ge", "all"):
+            raise ValueError(f"GroupedAvgAsymmetric.rule must be ge or all, got {rule!r}")
+        self.rule = rule
+
+    def sources(self, server: ServerState, group: str) -> list[str]:
+        """This group and those above, or all for any but the highest."""
+        groups: list[str] = server.extra["groups"]
+        if self.rule == "all" and group != groups[-1]:
+            return groups
+        return groups[groups.index(group) :]
+
+
+class _RoutedMeans(GroupedMean):
+    """Means by group, an update entering every group that has its sender's among its sources."""
+
+    def __init__(self, like: Params, sources: dict[str, list[str]]) -> None:
+        super().__init__(like, list(sources))
+        self.sources = sources
+
+    def add(self, update: Params, client: Client) -> None:
+        for group, sources in self.sources.items():
+            if client.group in sources:
+                self.means[group].add(update, client)
+
+
+def precision(spec: BitSpec) -> tuple[int, int, int, str]:
+    """Sorts specs from the lowest to the highest precision: weights first, then the rest."""
+    return spec.weights, spec.activations, min(spec.errors, spec.gradients, spec.storage), spec.label

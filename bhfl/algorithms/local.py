@@ -1,0 +1,23 @@
+"""Local training, the baseline without communication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.types import ServerState
+
+
+class Local(Algorithm):
+    """Every client trains its own model at its own bits and sends nothing; all start from the same weights.
+
+    A group's accuracy is the mean over its clients' models.
+    """
+
+    communicates = False
+
+    def expected(self, server: ServerState) -> Mapping[str, Tensor]:
+        """Nothing is sent."""
+        return {}

@@ -1,0 +1,157 @@
+"""One step of the ladder: a residual map from weights at one width to an estimate of them at the next.
+
+A block sees the rows of a weight tensor (a row is what feeds one output unit), normalised by the range `A` of the width
+at which the tensor came in: `z = w / A`, so that codes `-n..n` of that width lie in [-1, 1]. It returns the residual
+`rho`, and `z + rho` is the estimate. A new block returns exactly zero. Rows never mix.
+
+Shapes: R rows, L elements a row (the fan-in), H hidden channels.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Arch = Literal["conv1d", "pointwise", "mlp_chunk"]
+Bound = Literal["auto", "half_step", "none"]
+
+CHUNK = 64
+"""Elements that the `mlp_chunk` architecture sees together."""
+_FINEST = 1e-6
+"""Below any root mean square that a row of codes can have, other than zero."""
+_NUM_STATISTICS = 3
+
+
+def levels(bits: int) -> int:
+    """The largest code `n = 2**(bits-1) - 1`."""
+    return (1 << (bits - 1)) - 1
+
+
+class Block(nn.Module):
+    """`rho(z)` of one step from `bits` upwards, in units of the range.
+
+    With bound `half_step`, `|rho|` stays below half a step of this width: what rounds to a code stays with that code,
+    so the truth is within reach and no error can exceed a step. That holds where the codes come from rounding without
+    clipping. `none` leaves the residual free, in steps. `auto` takes `none` for widths up to 4, whose presets clip
+    (range rule mse), and `half_step` above.
+
+    Args:
+        bits: Width of the input, 2..16.
+        arch: `conv1d`: two convolutions along the row. `mlp_chunk`: a small perceptron on chunks of 64 elements.
+            `pointwise`: a table with one residual for each code; under an L1 loss it learns the conditional median.
+        hidden: Channels (conv1d) or units (mlp_chunk).
+        kernel: Length of both convolutions, odd.
+        bound: See above.
+    """
+
+    def __init__(self, bits: int, *, arch: Arch = "conv1d", hidden: int = 16, kernel: int = 9, bound: Bound = "auto"):
+        super().__init__()
+        check_choice("arch", arch, get_args(Arch))
+        check_choice("bound", bound, get_args(Bound))
+        self.step = 1 / levels(bits)
+        self.reach = _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 4) else math.inf
+        self.body = _body(bits, arch, hidden, kernel)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Normalised rows [R, L] to their residual [R, L]."""
+        residual: Tensor = self.body(z)
+        if math.isfinite(self.reach):
+            residual = residual.tanh() * self.reach
+        return residual * self.step
+
+    @torch.no_grad()
+    def reset_(self, generator: torch.Generator) -> None:
+        """Back to a residual of exactly zero, with new hidden weights."""
+        *hidden, last = (m for m in self.body.modules() if isinstance(m, (nn.Linear, nn.Conv1d, _Table)))
+        for parameter in last.parameters():
+            parameter.zero_()
+        for layer in hidden:
+            width = 1 / math.sqrt(layer.weight[0].numel())
+            for parameter in layer.parameters():
+                parameter.uniform_(-width, width, generator=generator)
+
+
+def _body(bits: int, arch: Arch, hidden: int, kernel: int) -> nn.Module:
+    if arch == "conv1d":
+        return _Convolutions(hidden, kernel)
+    if arch == "mlp_chunk":
+        return _Chunks(hidden)
+    return _Table(levels(bits))
+
+
+def _reach(bits: int) -> float:
+    """Just below half a step, by as much as float32 may err when it rounds the result again."""
+    return 0.5 - max(1e-3, levels(bits) * 2.0**-21)
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _row_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit root mean square [R, L], and what that hides: mean, log10 size, log10 fan-in [R, 3]."""
+    size = z.square().mean(1, keepdim=True).sqrt().clamp_min(_FINEST)
+    unit = z / size
+    fan_in = torch.full_like(size, math.log10(z.shape[1]))
+    return unit, torch.cat([unit.mean(1, keepdim=True), size.log10(), fan_in], 1)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """Uninitialised: reset_ draws, from its own generator."""
+    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+
+
+def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
+    return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, device="meta").to_empty(device="cpu")
+
+
+class _Convolutions(nn.Module):
+    """Along the row, where neighbours are kernel positions and input channels."""
+
+    def __init__(self, hidden: int, kernel: int) -> None:
+        super().__init__()
+        self.statistics = _linear(_NUM_STATISTICS, hidden)
+        self.first = _conv(1, hidden, kernel)
+        self.second = _conv(hidden, hidden, kernel)
+        self.last = _conv(hidden, 1, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        unit, statistics = _row_statistics(z)
+        x = F.silu(self.first(unit.unsqueeze(1)) + self.statistics(statistics).unsqueeze(2))
+        out: Tensor = self.last(F.silu(self.second(x)))
+        return out.squeeze(1)
+
+
+class _Chunks(nn.Module):
+    """On chunks of the row; a second half of the input says which elements of the last chunk exist."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.statistics = _linear(_NUM_STATISTICS, hidden)
+        self.first = _linear(2 * CHUNK, hidden)
+        self.last = _linear(hidden, CHUNK)
+
+    def forward(self, z: Tensor) -> Tensor:
+        rows, length = z.shape
+        unit, statistics = _row_statistics(z)
+        chunks, valid = (F.pad(x, (0, -length % CHUNK)).view(rows, -1, CHUNK) for x in (unit, torch.ones_like(unit)))
+        hidden = self.first(torch.cat([chunks, valid], 2)) + self.statistics(statistics).unsqueeze(1)
+        out: Tensor = self.last(F.silu(hidden))
+        return out.view(rows, -1)[:, :length]
+
+
+class _Table(nn.Module):
+    """One residual for each code; between the codes, where the block below may leave its output, the nearest one's."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.weight = nn.Parameter(torch.empty(2 * limit + 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        codes = (z * self.limit).round().clamp(-self.limit, self.limit)
+        return self.weight[codes.long() + self.limit]

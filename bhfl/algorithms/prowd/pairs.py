@@ -1,0 +1,190 @@
+"""Training pairs of the dequantizer: rows of float weights, quantised to every width of the ladder.
+
+The range `A = scale * n` of the width at which a tensor comes in normalises all levels of it: `z_j = round(w n_j / A) /
+n_j`, so that the grids compare. Only the first level is clipped, as the client's codes are; the top is `w / A` itself.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypedDict
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from bhfl.algorithms.prowd.blocks import levels
+from bhfl.quant import BitSpec, quantize, weight_scale
+
+FLOAT_BITS = 32
+_DRAWS = 16
+"""Layers drawn for a batch."""
+
+
+class RowPairs(TypedDict):
+    """Rows of one weight tensor at all widths above the one at which it comes in.
+
+    entry: Position on the ladder of the width that comes in.
+    levels: The rows normalised by the range, one [R, L] for each width from there to the top.
+    ranges: The range of each row, [R, 1].
+    """
+
+    entry: int
+    levels: list[Tensor]
+    ranges: Tensor
+
+
+class WeightBatch(TypedDict):
+    """What the dequantizer takes a step on.
+
+    rows: The pairs.
+    weights: A whole float state, for distillation.
+    scales: The scale of each of its weights at `bits`.
+    bits: A width that comes in.
+    seed: Of the random choices of the step.
+    """
+
+    rows: list[RowPairs]
+    weights: Mapping[str, Tensor]
+    scales: dict[str, Tensor]
+    bits: int
+    seed: int
+
+
+class WeightPairs(L.LightningDataModule):
+    """Batches of rows from float weights; every one is a function of the seed and its number.
+
+    A tenth of the rows of each tensor (a row is a slice of dimension 0) is held out for validation; a tensor of a
+    single row serves for both.
+
+    Args:
+        states: Float32 states of high-bit clients.
+        specs: What the low-bit clients of the fleet quantise with: width, range rule and granularity of their weights.
+        ladder: The widths of the dequantizer.
+        names: The weights among the tensors of a state; by default all of two or more dimensions.
+        num_steps: Batches in an epoch. Every epoch repeats them.
+        num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their size.
+        holdout: Share of the rows held out, in (0, 1).
+        seed: Of the draws. The held-out rows are the same for every seed, so that they stay held out.
+
+    Raises:
+        ValueError: There is nothing to learn from, or an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        states: Sequence[Mapping[str, Tensor]],
+        specs: Sequence[BitSpec | int | str],
+        ladder: Sequence[int],
+        *,
+        names: Collection[str] | None = None,
+        num_steps: int = 500,
+        num_elements: int = 1 << 14,
+        holdout: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not states:
+            raise ValueError("states must hold at least one state of float weights, got none")
+        self.ladder, self.specs = tuple(ladder), [BitSpec.parse(spec) for spec in specs]
+        self._check_specs()
+        if not 0 < holdout < 1:
+            raise ValueError(f"holdout must be in (0, 1), got {holdout}")
+        for key, value in (("num_steps", num_steps), ("num_elements", num_elements)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{key} must be a positive integer, got {value!r}")
+        self.states, self.holdout, self.seed = states, holdout, seed
+        self.num_steps, self.num_elements = num_steps, num_elements
+        weights = names if names is not None else [k for k, w in states[0].items() if w.dim() > 1]
+        self.names = [
+            k for k in states[0] if k in weights and states[0][k].numel() and states[0][k].is_floating_point()
+        ]
+        if not self.names:
+            raise ValueError("states must hold a float tensor of two or more dimensions, or names must name one")
+        self._scales = [[self._all_scales(state, spec) for spec in self.specs] for state in states]
+
+    def train_dataloader(self) -> "_Batches":
+        """`num_steps` batches of random rows that are not held out."""
+        generator = torch.Generator().manual_seed(self.seed)
+        seeds = torch.randint(1 << 62, (self.num_steps,), generator=generator).tolist()
+        return _Batches(self._training_batch, seeds)
+
+    def val_dataloader(self) -> "_Batches":
+        """One batch of held-out rows of the last state for each spec."""
+        return _Batches(self._validation_batch, range(len(self.specs)))
+
+    def _check_specs(self) -> None:
+        if not self.specs:
+            raise ValueError("specs must hold at least one spec of a low-bit client, got none")
+        for i, spec in enumerate(self.specs):
+            if spec.weights not in self.ladder[:-1]:
+                raise ValueError(f"specs[{i}] has {spec.weights} bits, which is not below the top of {self.ladder}")
+
+    def _all_scales(self, state: Mapping[str, Tensor], spec: BitSpec) -> dict[str, Tensor]:
+        return {name: weight_scale(state[name], spec.weights, spec.range_rule, spec.granularity) for name in self.names}
+
+    def _training_batch(self, seed: int) -> WeightBatch:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(count: int) -> int:
+            return int(torch.randint(count, (), generator=generator))
+
+        sizes = torch.tensor([float(self.states[0][name].numel()) for name in self.names])
+        rows = []
+        for layer in torch.multinomial(sizes.sqrt(), _DRAWS, replacement=True, generator=generator).tolist():
+            state, spec, name = draw(len(self.states)), draw(len(self.specs)), self.names[layer]
+            _, train = self._split(name)
+            order = torch.randperm(len(train), generator=generator)
+            rows.append(self._pairs(state, spec, name, train[order], self.num_elements // _DRAWS))
+        return self._batch(rows, draw(len(self.states)), draw(len(self.specs)), seed)
+
+    def _validation_batch(self, spec: int) -> WeightBatch:
+        share = self.num_elements // len(self.names)
+        rows = [self._pairs(-1, spec, name, self._split(name)[0], share) for name in self.names]
+        return self._batch(rows, -1, spec, seed=0)
+
+    def _batch(self, rows: list[RowPairs], state: int, spec: int, seed: int) -> WeightBatch:
+        return WeightBatch(
+            rows=rows,
+            weights=self.states[state],
+            scales=self._scales[state][spec],
+            bits=self.specs[spec].weights,
+            seed=seed,
+        )
+
+    def _split(self, name: str) -> tuple[Tensor, Tensor]:
+        """Indices of the held-out rows of a tensor, and of the others."""
+        num_rows = len(self.states[0][name])
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        num_held_out = math.ceil(num_rows * self.holdout)
+        return order[:num_held_out], order[num_held_out:] if num_held_out < num_rows else order
+
+    def _pairs(self, state: int, spec: int, name: str, order: Tensor, num_elements: int) -> RowPairs:
+        """The first rows of an order, at least one, up to a number of elements."""
+        weight, scale, bits = self.states[state][name], self._scales[state][spec][name], self.specs[spec].weights
+        length = weight[0].numel()
+        picked = order[: max(1, num_elements // length)].to(weight.device)
+        rows = weight.detach()[picked].reshape(len(picked), length).float()
+        scale = scale[picked] if scale.dim() else scale
+        ranges = (scale * levels(bits)).view(-1, 1).expand(len(rows), 1)
+        entry = self.ladder.index(bits)
+        lowest = quantize(rows, bits, scale=scale).codes / levels(bits)
+        higher = [_rounded(rows / ranges, width) for width in self.ladder[entry + 1 :]]
+        return RowPairs(entry=entry, levels=[lowest, *higher], ranges=ranges)
+
+
+def _rounded(z: Tensor, bits: int) -> Tensor:
+    return z if bits == FLOAT_BITS else (z * levels(bits)).round() / levels(bits)
+
+
+class _Batches:
+    """Batches made when they are asked for, again at every pass."""
+
+    def __init__(self, make: Callable[[int], WeightBatch], arguments: Sequence[int]) -> None:
+        self._make, self._arguments = make, arguments
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+    def __iter__(self) -> Iterator[WeightBatch]:
+        return map(self._make, self._arguments)

@@ -1,0 +1,33 @@
+"""Histograms of the global model's weights, where the collapse of float32 weights onto low-bit levels shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.loggers import TensorBoardLogger
+
+
+class WeightHistograms:
+    """Writes one histogram per weight tensor (two dimensions or more) to TensorBoard.
+
+    Args:
+        every_n_rounds: Rounds between histograms; 0 writes none.
+
+    Raises:
+        ValueError: `every_n_rounds` is negative.
+    """
+
+    def __init__(self, every_n_rounds: int = 1) -> None:
+        if every_n_rounds < 0:
+            raise ValueError(f"WeightHistograms.every_n_rounds must be >= 0, got {every_n_rounds}")
+        self.every_n_rounds = every_n_rounds
+
+    def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Write the histograms of this round."""
+        if not self.every_n_rounds or metrics["round"] % self.every_n_rounds:
+            return
+        for logger in trainer.run.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, tensor in trainer.server.params.items():
+                    if tensor.ndim >= 2:
+                        logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins="auto")

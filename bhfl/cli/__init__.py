@@ -1,0 +1,87 @@
+"""The command line: ``bhfl fit | validate | test``.
+
+Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few clients had usable
+updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from bhfl.cli.hints import suggestion
+
+COMMANDS = {
+    "fit": "train one model over a fleet of clients, then test it",
+    "validate": "measure a model on the validation split, by bit group",
+    "test": "measure a model on the test split, by bit group",
+}
+
+HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
+
+Federated learning among clients of different bit-widths.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+
+  bhfl COMMAND --help        all options
+  bhfl --version             the version
+
+examples:
+  bhfl fit --config configs/digits/fedavg.yaml
+  bhfl fit --config configs/digits/fedavg.yaml --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
+  bhfl fit --config configs/digits/fedavg.yaml --print_config
+  bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
+  bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command, and leave with its exit code.
+
+    Args:
+        args: The command and its options; those of the process by default.
+
+    Raises:
+        SystemExit: Always.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        raise SystemExit(0)
+    if args[0] == "--version":
+        from bhfl import __version__
+
+        print(f"bhfl {__version__}")
+        raise SystemExit(0)
+    raise SystemExit(_run(args))
+
+
+def _run(args: list[str]) -> int:
+    from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, report
+    from bhfl.cli.reading import ConfigError, read_layers
+
+    if args[0] not in COMMANDS:
+        report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS)}"])
+        return BAD_CONFIG
+    try:
+        read_layers(args[1:])  # the parser does so again: here, slips are answered before torch is loaded
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
+        from bhfl.cli.federated_cli import FederatedCLI
+
+        FederatedCLI(args)
+    except ConfigError as error:
+        report(error.problems)
+        return BAD_CONFIG
+    except KeyboardInterrupt:
+        report(["interrupted; go on with --config <run folder>/config.yaml --ckpt_path last"])
+        return INTERRUPTED
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        report(str(error).splitlines())
+        return code
+    return 0

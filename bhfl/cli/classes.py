@@ -1,0 +1,97 @@
+"""Classes that a configuration names: which one is meant, and what its constructor takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from bhfl.cli.hints import shown, suggestion
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """The classes that may be named at one place.
+
+    Attributes:
+        name: As messages call one of them.
+        bases: One of these must be a base.
+    """
+
+    name: str
+    bases: tuple[type, ...]
+
+    @classmethod
+    def of(cls, base: type) -> Kind:
+        """The subclasses of one class, called by its name."""
+        return cls(f"{'an' if base.__name__[0] in 'AEIOU' else 'a'} {base.__name__}", (base,))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def known(self) -> dict[str, type]:
+        """Those that are loaded and can be made, by short name."""
+        loaded = [cls for base in self.bases for cls in _subclasses(base)]
+        return {c.__name__: c for c in loaded if not inspect.isabstract(c) and not c.__name__.startswith("_")}
+
+
+def resolve(name: Any, kind: Kind) -> type:
+    """The class that `name` means: the short name of one that is loaded, or a dotted path.
+
+    Raises:
+        ValueError: There is none. Modules of the standard library are never imported for a name.
+    """
+    known = kind.known()
+    if name in known.keys():
+        return known[name]
+    refusal = f"must name {kind}, got {shown(name)}"
+    if not isinstance(name, str) or "." not in name:
+        raise ValueError(refusal + suggestion(str(name), known))
+    if name.split(".")[0] in sys.stdlib_module_names:
+        raise ValueError(f"{refusal} of the standard library")
+    cls = _imported(name, refusal, known)
+    if not (isinstance(cls, type) and issubclass(cls, kind.bases)):
+        raise ValueError(refusal)
+    if inspect.isabstract(cls):
+        raise ValueError(f"{refusal}, which is abstract")
+    return cls
+
+
+def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{refusal}: {error}{suggestion(name, known, others=False)}") from error
+
+
+def _subclasses(base: type) -> list[type]:
+    return [base, *(deeper for cls in base.__subclasses__() for deeper in _subclasses(cls))]
+
+
+def parameters(cls: type) -> tuple[dict[str, Any], bool]:
+    """Names and type hints of what ``cls(...)`` takes, and whether it takes more that cannot be told.
+
+    ``**options`` are followed to the constructors of the bases.
+    """
+    found: dict[str, Any] = {}
+    passes_on = False
+    for owner in cls.__mro__[:-1]:
+        init = owner.__dict__.get("__init__")
+        if init is None:
+            continue
+        try:
+            signature, hints = inspect.signature(init), get_type_hints(init)
+        except (ValueError, TypeError, NameError):
+            return found, True
+        given = list(signature.parameters.values())[1:]
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for parameter in given:
+            if parameter.kind not in variable:
+                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+        passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in given)
+        if not passes_on:
+            return found, False
+    return found, passes_on

@@ -1,0 +1,62 @@
+"""What a command that fails says on the console, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from bhfl.cli.hints import clipped
+
+BAD_CONFIG, BAD_DATA, BAD_CHECKPOINT, TOO_FEW_CLIENTS, INTERRUPTED = 2, 3, 4, 5, 130
+MAX_PROBLEMS = 20
+
+
+def report(problems: Sequence[str]) -> None:
+    """Print problems, each on its line of stderr, from the first process of a machine alone."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    lines = [f"error: {clipped(problem)}" for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"error: and {len(problems) - MAX_PROBLEMS} more problems")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def exit_code(error: Exception) -> int | None:
+    """The exit code of an error that its user can mend; None for a bug, whose traceback is worth more."""
+    from bhfl.engine.checkpoint import CheckpointError
+    from bhfl.engine.trainer import TooFewClientsError
+
+    if isinstance(error, CheckpointError):
+        return BAD_CHECKPOINT
+    if isinstance(error, TooFewClientsError):
+        return TOO_FEW_CLIENTS
+    if isinstance(error, (ValueError, OSError)) and by_data(error):
+        return BAD_DATA
+    if isinstance(error, OSError) or (isinstance(error, ValueError) and raised_by(error) == "bhfl"):
+        return BAD_CONFIG
+    return None
+
+
+def by_data(error: BaseException) -> bool:
+    """Whether a data module was at work when `error` was raised; its constructor takes options, not data."""
+    from bhfl.data import FederatedDataModule
+
+    return any(
+        isinstance(frame.f_locals.get("self"), FederatedDataModule) and frame.f_code.co_name != "__init__"
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
+def raised_by(error: BaseException) -> str:
+    """The package whose code raised `error`: bhfl raises ValueError for what its user can mend, and nothing else."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+
+
+def original(error: BaseException) -> BaseException:
+    """The error that jsonargparse wrapped while it built an object, or `error` itself."""
+    while raised_by(error) == "jsonargparse" and (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error

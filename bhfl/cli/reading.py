@@ -1,0 +1,262 @@
+"""What the user wrote, as plain values with their lines: YAML files and the options of the command line.
+
+A file is refused where two readers could take it differently: a key given twice, ``yes`` for true, ``010`` for eight,
+tabs, tags, infinities. This module needs PyYAML alone, so that such slips are answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 50_000
+"""Values of a file, those repeated by aliases counted again."""
+MAX_DEPTH = 50
+
+Keys = tuple[Any, ...]
+"""Where a value stands: keys of mappings and indices of lists, from the outermost in."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` says why, one sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class Text(str):
+    """A value as typed on the command line: YAML, or plain text where text is wanted."""
+
+    __slots__ = ()
+
+
+@dataclass
+class Layer:
+    """Settings from one source; later layers win over earlier ones."""
+
+    values: Any
+    file: str = ""
+    """The file they come from; empty for the command line."""
+    lines: dict[Keys, int] = field(default_factory=dict)
+
+    def name(self, keys: Keys) -> str:
+        """A key as messages call it, such as ``trainer.callbacks[0].every`` or ``--data.batch_size``."""
+        parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys if key != "init_args"]
+        name = "".join(parts).lstrip(".")
+        return name if self.file else f"--{name}"
+
+    def place(self, keys: Keys) -> str:
+        """`` (file, line n)``, or nothing for the command line."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        line = f", line {self.lines[keys]}" if keys in self.lines else ""
+        return f" ({self.file}{line})" if self.file else ""
+
+
+def read_layers(args: Sequence[str]) -> list[Layer]:
+    """The layers of a command's options, in order.
+
+    Raises:
+        ConfigError: With the problems of all files and of arguments that are no options.
+    """
+    layers: list[Layer] = []
+    problems: list[str] = []
+    for name, value in options(args):
+        try:
+            if asks_help(args):
+                break
+            if name == "config":
+                layers.append(read_file(value))
+            elif name == "":
+                raise ConfigError([f"{value!r} is not an option; options begin with --, such as --trainer.max_rounds 5"])
+            elif value is not None and name != "print_config":
+                layers.append(_from_option(name, value))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return layers
+
+
+def asks_help(args: Sequence[str]) -> bool:
+    """Whether the command is only to explain itself: ``--help``, or ``--data.help CIFAR10``."""
+    return any(word == "-h" or re.fullmatch(r"--([\w.]+\.)?help(=.*)?", word) for word in args)
+
+
+def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """``(name, value)`` of each option; no name for an argument that is none, no value where none is given."""
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") and word != "-c":
+            yield "", word
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        if not equals and rest and not rest[0].startswith("--") and name != "print_config":
+            value, equals = rest.pop(0), "="
+        yield ("config" if word == "-c" else name), (value if equals else None)
+
+
+def _from_option(name: str, value: str) -> Layer:
+    """``--a.b value`` as ``{a: {b: value}}``; ``--a.b+ value`` adds to a list."""
+    values: Any = [Text(value)] if name.endswith("+") else Text(value)
+    for key in reversed(name.removesuffix("+").split(".")):
+        values = {key: values}
+    return Layer(values)
+
+
+def read_file(path: str | None) -> Layer:
+    """The settings in a YAML file.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    if not path or not Path(path).is_file():
+        raise ConfigError([f"--config must be a YAML file, and there is no file {path or ''!r}"])
+    try:
+        size = Path(path).stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError([f"--config must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"])
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--config {path} cannot be read: {error}"]) from error
+    reader = _Reader(text, path)
+    layer = Layer(reader.values, path, reader.lines)
+    problems = reader.problems
+    if not problems and not isinstance(layer.values, dict):
+        given = "is empty" if layer.values is None else f"holds {type(layer.values).__name__}"
+        problems = [f"--config must hold a mapping of options such as trainer: {{max_rounds: 5}}; {path} {given}"]
+    if problems:
+        raise ConfigError(problems)
+    return layer
+
+
+def read_text(text: str) -> Any:
+    """The value that `text` of the command line means as YAML.
+
+    Raises:
+        ConfigError: With every problem of it.
+    """
+    reader = _Reader(str(text), "")
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return reader.values
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Resolves plain scalars as jsonargparse does: dates are text, and 1e-3 is a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own name and form
+        first: [(tag, rule) for tag, rule in rules if not tag.endswith((":timestamp", ":float"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_FLOAT = r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?i:{_FLOAT})$"), list("-+0123456789."))
+
+_UNAMBIGUOUS = {
+    "bool": (re.compile("(?i:true|false)"), "true or false"),
+    "int": (re.compile("[-+]?(0|[1-9][0-9]*)"), "decimal digits alone"),
+}
+_KINDS = ("bool", "int", "float", "null", "str")
+
+
+class _Reader:
+    """Turns YAML into plain values, collecting problems."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self.file = file
+        self.lines: dict[Keys, int] = {}
+        self.problems: list[str] = []
+        self.num_nodes = 0
+        self.values: Any = None
+        self.loader = _Loader(text)
+        try:
+            _check_depth(text)
+            node = self.loader.get_single_node()
+            self.values = None if node is None else self._value(node, ())
+        except yaml.YAMLError as error:
+            self.problems.append(self._syntax(error, text))
+        except _TooLargeError as error:
+            self.problems = [f"{file or 'the value'} {error}"]
+        finally:
+            self.loader.dispose()
+
+    def _syntax(self, error: yaml.YAMLError, text: str) -> str:
+        what = str(getattr(error, "problem", None) or str(error).splitlines()[0])
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            return f"{self.file or 'the value'} is not valid YAML: {what}"
+        line = (text.splitlines() or [""])[min(mark.line, text.count("\n"))]
+        if "\t" in line[: mark.column + 1]:
+            what = "indent with spaces, not with tabs"
+        return f"not valid YAML: {what}" + (f" ({self.file}, line {mark.line + 1})" if self.file else "")
+
+    def _problem(self, text: str, node: yaml.Node) -> None:
+        self.problems.append(text + (f" ({self.file}, line {node.start_mark.line + 1})" if self.file else ""))
+
+    def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES:
+            raise _TooLargeError(f"must hold at most {MAX_NODES:,} values, those repeated by aliases counted")
+        if len(keys) > MAX_DEPTH:  # an alias of what it stands in
+            raise _TooLargeError(_TOO_DEEP)
+        self.lines.setdefault(keys, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, keys)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self._value(item, (*keys, i)) for i, item in enumerate(node.value)]
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                self._problem(f"{'.'.join(map(str, (*keys, key.value)))} is given twice", key)
+            seen.add((key.tag, str(key.value)))
+        self.loader.flatten_mapping(node)  # <<: the node's own keys come last, and win
+        values = {}
+        for key_node, value in node.value:
+            key = self._scalar(key_node)
+            self.lines[*keys, key] = key_node.start_mark.line + 1
+            values[key] = self._value(value, (*keys, key))
+        return values
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if not isinstance(node, yaml.ScalarNode) or kind not in _KINDS:
+            self._problem(f"the YAML tag {node.tag} is not allowed", node)
+            return None
+        if kind in _UNAMBIGUOUS and not _UNAMBIGUOUS[kind][0].fullmatch(node.value):
+            remedy = _UNAMBIGUOUS[kind][1]
+            self._problem(f"{node.value} is read in different ways: write {remedy}, or quotes around text", node)
+            return None
+        value = self.loader.construct_object(node)
+        if isinstance(value, float) and not math.isfinite(value):
+            self._problem(f"numbers must be finite, got {node.value}", node)
+        return value
+
+
+class _TooLargeError(Exception):
+    """A file that would take too much memory."""
+
+
+_TOO_DEEP = f"must be nested at most {MAX_DEPTH} deep"
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting while it is only read event by event: libyaml builds its tree by recursion in C."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise _TooLargeError(_TOO_DEEP)

@@ -1,0 +1,238 @@
+"""Checks of what the user wrote against the type hints of the constructors that will take it.
+
+jsonargparse would do part of this, but stops at the first problem, suggests no names, turns 10.0, "10" and null into
+what a hint asks for, and imports the module of any ``class_path`` before it refuses the class.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import importlib
+import math
+import os
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from bhfl.cli.classes import Kind, parameters, resolve
+from bhfl.cli.hints import shown, suggestion
+from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
+
+_PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
+_MAPPINGS = (dict, collections.abc.Mapping)
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A hint for a mapping with exactly these keys.
+
+    Attributes:
+        fields: Key to type hint.
+        reserved: Key to the reason why it is not the user's to set.
+    """
+
+    fields: Mapping[str, Any]
+    reserved: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """A hint for a value that `check` takes, or refuses with a ValueError of one problem a line."""
+
+    check: Callable[[Any], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """A hint for an object of a class, and the keys of its constructor that are not the user's to set."""
+
+    kind: Kind
+    reserved: Mapping[str, str] = field(default_factory=dict)
+
+
+class Checker:
+    """Checks layers one after the other; a class chosen in one layer holds for the options given in later ones.
+
+    Args:
+        schema: Of the whole configuration.
+        defaults: A configuration whose classes are used where a layer names none.
+    """
+
+    def __init__(self, schema: Section, defaults: Mapping[str, Any]) -> None:
+        self.schema = schema
+        self.classes: dict[Keys, type | None] = {}
+        self._remember(defaults, ())
+
+    def __call__(self, layer: Layer) -> list[str]:
+        """The problems of `layer`, one sentence each."""
+        self._layer = layer
+        return self._value(self.schema, layer.values, ())
+
+    def _problem(self, keys: Keys, text: str) -> list[str]:
+        return [f"{self._layer.name(keys)} {text}{self._layer.place(keys)}"]
+
+    def _value(self, hint: Any, value: Any, keys: Keys) -> list[str]:
+        """Problems of a value; as typed, it is plain text where that fits, and YAML otherwise."""
+        if not isinstance(value, Text):
+            return self._one_of(alternatives(hint), value, keys)
+        if any(accepts_text(choice) for choice in alternatives(hint)):
+            problems = self._one_of(alternatives(hint), str(value), keys)
+            if not problems:
+                return []
+        try:
+            loaded = read_text(value)
+        except ConfigError as error:
+            return self._problem(keys, f"cannot be read: {error.problems[0]}")
+        return self._one_of(alternatives(hint), loaded, keys)
+
+    def _one_of(self, choices: list[Any], value: Any, keys: Keys) -> list[str]:
+        """Problems of `value` where it fits none of the `choices`: those inside it, if it looks like one of them."""
+        attempts = [self._fit(choice, value, keys) for choice in choices]
+        if [] in attempts:
+            return []
+        inside = [attempt for attempt in attempts if attempt]
+        if inside:
+            return inside[0]
+        words = " or ".join(dict.fromkeys(map(described, choices)))
+        known = [str(word) for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
+        near = suggestion(value, known, others=False) if isinstance(value, str) else ""
+        return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
+
+    def _fit(self, hint: Any, value: Any, keys: Keys) -> list[str] | None:
+        """Problems inside `value`, or None where it is not at all what `hint` asks for."""
+        origin, args = get_origin(hint) or hint, get_args(hint)
+        if isinstance(hint, Section):
+            return self._section(hint, value, keys) if isinstance(value, dict) else None
+        if isinstance(hint, Checked):
+            return self._checked(hint, value, keys)
+        if origin in _PLAIN:
+            return [] if _is_plain(origin, value) else None
+        if origin is Literal:
+            return [] if any(value == choice and type(value) is type(choice) for choice in args) else None
+        if origin in _LISTS:
+            return self._items(args[0] if args else Any, value, keys) if isinstance(value, list) else None
+        if origin in _MAPPINGS:
+            return [] if isinstance(value, dict) else None
+        instance = instance_of(hint)
+        if instance is None:
+            return [] if not is_path(hint) or isinstance(value, str) else None
+        return self._object(instance, value, keys) if isinstance(value, (str, dict)) else None
+
+    def _checked(self, hint: Checked, value: Any, keys: Keys) -> list[str]:
+        try:
+            hint.check(value)
+        except ValueError as error:
+            return [line + self._layer.place(keys) for line in str(error).splitlines()]
+        return []
+
+    def _items(self, hint: Any, values: list[Any], keys: Keys) -> list[str]:
+        return [problem for i, item in enumerate(values) for problem in self._value(hint, item, (*keys, i))]
+
+    def _section(self, section: Section, values: dict[Any, Any], keys: Keys) -> list[str]:
+        problems = []
+        for key, item in values.items():
+            if key in section.reserved:
+                problems += self._problem((*keys, key), section.reserved[key])
+            elif key in section.fields:
+                problems += self._value(section.fields[key], item, (*keys, key))
+            else:
+                problems += self._problem((*keys, key), f"is no option{section.owner}{suggestion(str(key), section.fields)}")
+        return problems
+
+    def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
+        """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either part left out."""
+        if isinstance(value, str):
+            return self._choose(hint.kind, value, keys, keys)
+        spelled_out = "class_path" in value or "init_args" in value
+        for key in value.keys() - {"class_path", "init_args"} if spelled_out else ():
+            return self._problem((*keys, key), "must stand under init_args")
+        problems = []
+        if "class_path" in value:
+            problems = self._choose(hint.kind, value["class_path"], keys, (*keys, "class_path"))
+        cls = self.classes.get(_slot(keys))
+        fields, is_open = parameters(cls) if cls is not None else ({}, True)
+        if is_open:  # jsonargparse reads the source of such constructors
+            return problems
+        taken = {key: why for key, why in hint.reserved.items() if key in fields}
+        section = Section(fields, taken, f" of {cls.__name__}" if cls else "")
+        arguments, inner = (value.get("init_args") or {}, (*keys, "init_args")) if spelled_out else (value, keys)
+        return problems + self._value(section, arguments, inner)
+
+    def _choose(self, kind: Kind, name: Any, keys: Keys, name_keys: Keys) -> list[str]:
+        slot, before = _slot(keys), self.classes.get(_slot(keys))
+        try:
+            self.classes[slot] = resolve(name, kind)
+        except ValueError as error:
+            self.classes[slot] = None
+            return self._problem(name_keys, str(error))
+        if self.classes[slot] is not before:  # what its options are by default is not known here
+            self.classes = {k: cls for k, cls in self.classes.items() if k == slot or k[: len(slot)] != slot}
+        return []
+
+    def _remember(self, value: Any, keys: Keys) -> None:
+        """Take the classes of a complete configuration."""
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                module, _, name = value["class_path"].rpartition(".")
+                self.classes[_slot(keys)] = getattr(importlib.import_module(module), name)
+            for key, item in value.items():
+                self._remember(item, (*keys, key))
+
+
+def _slot(keys: Keys) -> Keys:
+    """Where an object stands, whether or not ``init_args`` are spelled out."""
+    return tuple(key for key in keys if key != "init_args")
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """The members of a union, or the hint alone."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [choice for member in get_args(hint) for choice in alternatives(member)]
+    return [type(None) if hint is None else hint]
+
+
+def described(hint: Any) -> str:
+    """What values of `hint` are called in a message."""
+    origin = get_origin(hint) or hint
+    if origin in _PLAIN:
+        return _PLAIN[origin]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if origin in _LISTS:
+        return "a list"
+    if origin in _MAPPINGS or isinstance(hint, Section):
+        return "a mapping"
+    instance = instance_of(hint)
+    return f"{instance.kind} (class_path and init_args)" if instance else "a path"
+
+
+def instance_of(hint: Any) -> Instance | None:
+    """What object `hint` asks for, if any: of the class that it is, or that a callable returns."""
+    if isinstance(hint, Instance):
+        return hint
+    if get_origin(hint) is collections.abc.Callable:
+        returned = [choice for choice in alternatives(get_args(hint)[-1]) if isinstance(choice, type)]
+        return Instance(Kind.of(returned[0])) if returned else None
+    ordinary = isinstance(hint, type) and not is_path(hint) and hint not in (*_PLAIN, *_LISTS, *_MAPPINGS, object)
+    return Instance(Kind.of(hint)) if ordinary else None
+
+
+def is_path(hint: Any) -> bool:
+    """Whether `hint` asks for a path."""
+    return isinstance(hint, type) and issubclass(hint, os.PathLike)
+
+
+def accepts_text(hint: Any) -> bool:
+    """Whether plain text can be a value of `hint`."""
+    return hint is str or hint is Any or is_path(hint) or get_origin(hint) is Literal or instance_of(hint) is not None
+
+
+def _is_plain(kind: type, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

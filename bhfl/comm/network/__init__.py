@@ -1,0 +1,19 @@
+"""Simulated links and devices: from measured bytes to seconds."""
+
+from bhfl.comm.network.curves import bytes_to_accuracy, time_to_accuracy
+from bhfl.comm.network.links import PROFILES, Link, Profile
+from bhfl.comm.network.simulation import ClientTime, RoundTime, SimulatedNetwork, Workload
+from bhfl.comm.network.trace import TraceLinks
+
+__all__ = [
+    "PROFILES",
+    "ClientTime",
+    "Link",
+    "Profile",
+    "RoundTime",
+    "SimulatedNetwork",
+    "TraceLinks",
+    "Workload",
+    "bytes_to_accuracy",
+    "time_to_accuracy",
+]

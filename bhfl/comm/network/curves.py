@@ -1,0 +1,50 @@
+"""How long, and how many bytes, until a model is good enough."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+
+
+def time_to_accuracy(times: Sequence[float], accuracies: Sequence[float], target: float, window: int = 1) -> float:
+    """The first of `times` at which the median of the last `window` accuracies has reached `target`.
+
+    Args:
+        times: cumulative seconds at each evaluation, never falling.
+        accuracies: of the same evaluations; any metric that grows.
+        target: what to reach.
+        window: evaluations in the median; 1: the accuracy itself. Not reached before there are that many.
+
+    Returns:
+        Seconds, or infinity when the target is never reached (quote no speed-up then).
+
+    Raises:
+        ValueError: the lengths differ, `times` fall, or `window` is below 1.
+
+    >>> time_to_accuracy([10, 20, 30, 40], [0.5, 0.7, 0.6, 0.8], target=0.65)
+    20.0
+    >>> time_to_accuracy([10, 20, 30, 40], [0.5, 0.7, 0.6, 0.8], target=0.65, window=3)
+    40.0
+    """
+    _check(times, accuracies, window)
+    for end in range(window, len(times) + 1):
+        recent = accuracies[end - window : end]
+        if not any(math.isnan(value) for value in recent) and statistics.median(recent) >= target:
+            return float(times[end - 1])
+    return math.inf
+
+
+def bytes_to_accuracy(
+    cumulative_bytes: Sequence[int], accuracies: Sequence[float], target: float, window: int = 1
+) -> float:
+    """Like `time_to_accuracy`, in bytes sent so far instead of seconds."""
+    return time_to_accuracy(cumulative_bytes, accuracies, target, window)
+
+
+def _check(times: Sequence[float], accuracies: Sequence[float], window: int) -> None:
+    if len(times) != len(accuracies):
+        raise ValueError(f"times and accuracies must have the same length, got {len(times)} and {len(accuracies)}")
+    if any(later < earlier for earlier, later in pairwise(times)):
+        raise ValueError("times must be cumulative: they must not fall")
+    if window < 1:
+        raise ValueError(f"window must be >= 1, got {window}")

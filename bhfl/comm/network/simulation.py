@@ -1,0 +1,219 @@
+"""A simulated network: what links and devices do to payload bytes, in seconds. Nothing is sent anywhere.
+
+One participant takes
+
+    t_down    = latency + download / R_down
+    t_compute = FLOPs / (speed * speedup(bits)) * slowdown
+    t_up      = latency + upload / R_up
+
+and a round as long as its slowest participant, or until the deadline where one of them misses it, plus server time.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
+from bhfl.comm.network.trace import TraceLinks
+
+# A budget spent to the last byte must not be late because a sum of floats rounds up.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one participant does in one round.
+
+    Attributes:
+        client: its id.
+        download_bytes: measured, `len(payload)`.
+        upload_bytes: measured, `len(payload)`.
+        flops: of the local training: steps * batch size * 3 * FLOPs of one forward pass.
+        bits: width it computes with; matters with `low_bit_speedup`.
+    """
+
+    client: int
+    download_bytes: int
+    upload_bytes: int
+    flops: float = 0.0
+    bits: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTime:
+    """Simulated seconds of one participant."""
+
+    client: int
+    download_seconds: float
+    compute_seconds: float
+    upload_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the round to the end of the upload."""
+        return self.download_seconds + self.compute_seconds + self.upload_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundTime:
+    """Simulated seconds of one round.
+
+    Attributes:
+        seconds: how long the round took, server time included.
+        clients: every participant, in the order of the workloads.
+        late: ids of the participants that missed the deadline: the server has not received their updates.
+    """
+
+    seconds: float
+    clients: tuple[ClientTime, ...]
+    late: frozenset[int]
+
+
+class SimulatedNetwork:
+    """Turns the measured bytes of a round into seconds.
+
+    In YAML, a fleet of phones of which three in ten are on Wi-Fi:
+
+        profiles: {phone-4g: 0.7, wifi: 0.3}
+        deadline_seconds: 30
+
+    Args:
+        profiles: name of the profile of all clients, or share of the clients of each; see `PROFILES`. Default: wifi.
+        custom_profiles: further profiles by name; they go before those of `PROFILES`.
+        trace: CSV file to read links from instead; see `TraceLinks`.
+        seed: of all draws of the network.
+        deadline_seconds: when a round ends, whoever has not arrived; None: it waits for all.
+        shared_uplink: the participants of a round share one uplink: each sends at its rate divided by their number.
+        low_bit_speedup: compute time falls as 32 / bits. Off by default: it assumes hardware, and mixes its effect
+            with that of communication.
+        server_seconds: added to every round.
+
+    Raises:
+        ValueError: an argument is out of its range, or both `profiles` and `trace` are given.
+    """
+
+    def __init__(
+        self,
+        profiles: str | dict[str, float] | None = None,
+        custom_profiles: dict[str, Profile] | None = None,
+        trace: str | None = None,
+        seed: int = 0,
+        deadline_seconds: float | None = None,
+        shared_uplink: bool = False,
+        low_bit_speedup: bool = False,
+        server_seconds: float = 0.0,
+    ) -> None:
+        if trace is not None and (profiles is not None or custom_profiles is not None):
+            raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
+        if seed < 0:
+            raise ValueError(f"seed must be >= 0, got {seed}")
+        if deadline_seconds is not None:
+            _check_deadline(deadline_seconds)
+        if not (math.isfinite(server_seconds) and server_seconds >= 0):
+            raise ValueError(f"server_seconds must be finite and >= 0, got {server_seconds}")
+        self.deadline_seconds = deadline_seconds
+        self._shared_uplink = shared_uplink
+        self._low_bit_speedup = low_bit_speedup
+        self._server_seconds = server_seconds
+        self._links: LinkSource = (
+            _profile_links("wifi" if profiles is None else profiles, custom_profiles or {}, seed)
+            if trace is None
+            else TraceLinks(trace)
+        )
+
+    def link(self, round_index: int, client: int) -> Link:
+        """The link of one client in one round, the same for every algorithm."""
+        return self._links.link(round_index, client)
+
+    def round_time(
+        self, round_index: int, workloads: Sequence[Workload], deadline_seconds: float | None = None
+    ) -> RoundTime:
+        """Simulates one round.
+
+        Args:
+            round_index: which draws to use.
+            workloads: one per participant.
+            deadline_seconds: of this round, instead of that of the network.
+
+        Raises:
+            ValueError: there are no participants, or none of them meets the deadline.
+        """
+        deadline = self.deadline_seconds if deadline_seconds is None else _check_deadline(deadline_seconds)
+        clients = self.client_times(round_index, workloads)
+        slowest = max(client.seconds for client in clients)
+        if deadline is None:
+            return RoundTime(seconds=slowest + self._server_seconds, clients=clients, late=frozenset())
+        limit = deadline * (1 + _TOLERANCE)
+        late = frozenset(client.client for client in clients if client.seconds > limit)
+        if len(late) == len(clients):
+            fastest = min(client.seconds for client in clients)
+            missed = f"deadline_seconds={deadline:g} is met by no client of round {round_index}"
+            raise ValueError(f"{missed}: the fastest takes {fastest:g} s")
+        return RoundTime(seconds=min(deadline, slowest) + self._server_seconds, clients=clients, late=late)
+
+    def client_times(self, round_index: int, workloads: Sequence[Workload]) -> tuple[ClientTime, ...]:
+        """Seconds of each participant, deadline or not.
+
+        Raises:
+            ValueError: there are no participants.
+        """
+        if not workloads:
+            raise ValueError("workloads must hold at least one participant, got none")
+        return tuple(self._client_time(round_index, workload, len(workloads)) for workload in workloads)
+
+    def quantile_deadline(self, round_index: int, workloads: Sequence[Workload], fraction: float = 0.8) -> float:
+        """The shortest deadline that this fraction of the participants meets with these workloads, in seconds.
+
+        Raises:
+            ValueError: `fraction` is not in (0, 1], or there are no participants.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
+        times = sorted(client.seconds for client in self.client_times(round_index, workloads))
+        return times[math.ceil(fraction * len(times) - _TOLERANCE) - 1]
+
+    def uplink_budget_bits(
+        self, round_index: int, workload: Workload, deadline_seconds: float, num_participants: int = 1
+    ) -> int:
+        """Bits that a client can still send when it has downloaded and trained: whole bytes, 0 if it is too late.
+
+        Args:
+            round_index: which draws to use.
+            workload: of the client; its `upload_bytes` do not matter.
+            deadline_seconds: when the upload must have arrived.
+            num_participants: of the round; matters with `shared_uplink`.
+        """
+        link = self.link(round_index, workload.client)
+        spent = self._download_seconds(link, workload) + self._compute_seconds(link, workload) + link.latency_seconds
+        left = max(0.0, _check_deadline(deadline_seconds) - spent)
+        return 8 * math.floor(left * self._uplink_bps(link, num_participants) / 8)
+
+    def _client_time(self, round_index: int, workload: Workload, num_participants: int) -> ClientTime:
+        link = self.link(round_index, workload.client)
+        return ClientTime(
+            client=workload.client,
+            download_seconds=self._download_seconds(link, workload),
+            compute_seconds=self._compute_seconds(link, workload),
+            upload_seconds=link.latency_seconds + 8 * workload.upload_bytes / self._uplink_bps(link, num_participants),
+        )
+
+    def _download_seconds(self, link: Link, workload: Workload) -> float:
+        return link.latency_seconds + 8 * workload.download_bytes / link.downlink_bps
+
+    def _compute_seconds(self, link: Link, workload: Workload) -> float:
+        speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
+        return workload.flops / (link.compute_flops * speedup) * link.slowdown
+
+    def _uplink_bps(self, link: Link, num_participants: int) -> float:
+        return link.uplink_bps / num_participants if self._shared_uplink else link.uplink_bps
+
+
+def _profile_links(profiles: str | dict[str, float], custom: dict[str, Profile], seed: int) -> ProfileLinks:
+    shares = {profiles: 1.0} if isinstance(profiles, str) else profiles
+    return ProfileLinks(shares, {**PROFILES, **custom}, seed)
+
+
+def _check_deadline(seconds: float) -> float:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"deadline_seconds must be finite and > 0, got {seconds}")
+    return seconds

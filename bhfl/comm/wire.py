@@ -1,0 +1,230 @@
+"""The byte format of a payload, version 1: a header that describes every tensor, the content, a checksum.
+
+All integers are little-endian and unsigned::
+
+    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 bytes of prelude and table together
+    table     one row a tensor: 1 kind | 1 bits | 1 dimensions | 2 bytes of the name | the name, UTF-8 | 4 a dimension
+    content   plain tensors and scales, wider dtypes first and in table order within a width; then packed codes, in
+              table order. Row-major, without padding: where the content starts aligned, every plain tensor is aligned.
+              Bits of a last byte that no code fills are 0.
+    CRC-32    4, of everything before it (zlib)
+
+A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of 2..16 bits and
+float32 scales. ``n`` plain values take ``n * itemsize`` bytes; ``n`` codes of ``b`` bits with ``s`` scales take
+``ceil(n * b / 8) + 4 * s``. Tensors have one encoding only: a payload that is accepted encodes again to the same bytes.
+
+A CRC finds accidents. It is no authentication: whoever changes a payload can compute it anew, so nothing in a header is
+believed before it agrees with the length of the payload.
+"""
+
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from bhfl.quant import packed_bytes
+
+MAGIC = b"BHFL"
+VERSION = 1
+CRC_BYTES = 4
+
+MAX_TENSORS = 65_536
+MAX_HEADER_BYTES = 1 << 20
+MAX_NAME_BYTES = 512
+MAX_DIMS = 8
+MAX_DIM = 2**32 - 1
+MAX_ELEMENTS = 2**63 - 1
+"""Torch counts elements and strides in int64, even those of an empty tensor."""
+
+DTYPES: dict[int, torch.dtype] = {
+    1: torch.float32,
+    2: torch.float64,
+    3: torch.float16,
+    4: torch.bfloat16,
+    5: torch.int8,
+    6: torch.int16,
+    7: torch.int32,
+    8: torch.int64,
+    9: torch.uint8,
+    10: torch.bool,
+}
+KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+ONE_SCALE = 32
+CHANNEL_SCALES = 33
+CODE_BITS = range(2, 17)
+
+_PRELUDE = struct.Struct("<4sIII")
+_ROW = struct.Struct("<BBBH")
+
+
+class PayloadError(ValueError):
+    """Bytes that are no payload, or tensors that no payload can hold."""
+
+
+class Entry(NamedTuple):
+    """A row of the table: how one tensor is called and how its content reads."""
+
+    name: str
+    kind: int
+    bits: int
+    shape: tuple[int, ...]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the content is scales and codes."""
+        return self.kind not in DTYPES
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def plain_dtype(self) -> torch.dtype:
+        """Dtype of the values that are not packed: the tensor's own, or that of the scales."""
+        return DTYPES.get(self.kind, torch.float32)
+
+    @property
+    def plain_shape(self) -> tuple[int, ...]:
+        """Shape of the values that are not packed: the tensor's own, or that of the scales."""
+        if self.is_quantized:
+            return self.shape[:1] if self.kind == CHANNEL_SCALES else ()
+        return self.shape
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of the values that are not packed."""
+        return math.prod(self.plain_shape) * self.plain_dtype.itemsize
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the packed codes."""
+        return packed_bytes(self.numel, self.bits) if self.is_quantized else 0
+
+
+def wider_first(entries: Sequence[Entry]) -> list[Entry]:
+    """The order of plain tensors and scales in the content."""
+    return sorted(entries, key=lambda entry: -entry.plain_dtype.itemsize)
+
+
+def write_header(entries: Sequence[Entry]) -> bytes:
+    """Prelude and table.
+
+    Raises:
+        PayloadError: A limit of the format is passed.
+    """
+    if len(entries) > MAX_TENSORS:
+        raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {len(entries)}")
+    table = b"".join(map(_write_row, entries))
+    size = _PRELUDE.size + len(table)
+    if size > MAX_HEADER_BYTES:
+        raise PayloadError(f"payload header must be at most {MAX_HEADER_BYTES} bytes, got {size}")
+    return _PRELUDE.pack(MAGIC, VERSION, len(entries), size) + table
+
+
+def _write_row(entry: Entry) -> bytes:
+    _check_row(entry)
+    try:
+        name = entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"tensor name must be encodable as UTF-8, got {entry.name!r}") from error
+    if len(name) > MAX_NAME_BYTES:
+        raise PayloadError(f"tensor name must be at most {MAX_NAME_BYTES} bytes, got {len(name)}")
+    row = _ROW.pack(entry.kind, entry.bits, len(entry.shape), len(name))
+    return row + name + struct.pack(f"<{len(entry.shape)}I", *entry.shape)
+
+
+def read_header(data: memoryview) -> tuple[list[Entry], int]:
+    """The table of a payload and where its content starts, with every size checked against the bytes at hand.
+
+    Args:
+        data: A whole payload, as unsigned bytes.
+
+    Raises:
+        PayloadError: The payload is damaged or contradicts itself.
+    """
+    num_tensors, size = read_prelude(data)
+    stored = int.from_bytes(data[-CRC_BYTES:], "little")
+    if (computed := zlib.crc32(data[:-CRC_BYTES])) != stored:
+        raise PayloadError(f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}")
+    entries = _read_table(bytes(data[:size]), num_tensors)
+    content = sum(entry.plain_bytes + entry.code_bytes for entry in entries)
+    if size + content + CRC_BYTES != len(data):
+        raise PayloadError(f"payload must be {size + content + CRC_BYTES} bytes by its header, got {len(data)}")
+    return entries, size
+
+
+def read_prelude(data: memoryview) -> tuple[int, int]:
+    """Number of tensors, and bytes of prelude and table.
+
+    Raises:
+        PayloadError: The prelude is short, foreign, of another version, or claims more than the payload has.
+    """
+    if len(data) < _PRELUDE.size + CRC_BYTES:
+        raise PayloadError(f"payload must be at least {_PRELUDE.size + CRC_BYTES} bytes, got {len(data)}")
+    magic, version, num_tensors, size = _PRELUDE.unpack_from(data)
+    if magic != MAGIC:
+        raise PayloadError(f"payload must start with {MAGIC!r}, got {magic!r}")
+    if version != VERSION:
+        raise PayloadError(f"payload version must be {VERSION}, got {version}")
+    if num_tensors > MAX_TENSORS:
+        raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {num_tensors}")
+    if not _PRELUDE.size <= size <= min(MAX_HEADER_BYTES, len(data) - CRC_BYTES):
+        raise PayloadError(f"payload header must be at most {MAX_HEADER_BYTES} bytes and inside the payload, got {size}")
+    return num_tensors, size
+
+
+def _read_table(header: bytes, num_tensors: int) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    offset = _PRELUDE.size
+    for _ in range(num_tensors):
+        entry, offset = _read_row(header, offset)
+        if entry.name in entries:
+            raise PayloadError(f"tensor names must be unique, got {entry.name!r} twice")
+        entries[entry.name] = entry
+    if offset != len(header):
+        raise PayloadError(f"payload header must be {offset} bytes by its table, got {len(header)}")
+    return list(entries.values())
+
+
+def _read_row(header: bytes, offset: int) -> tuple[Entry, int]:
+    """The row at `offset` and where the next one starts."""
+    start = offset + _ROW.size
+    if start > len(header):
+        raise PayloadError(f"payload header ends inside its table: it must have a row at byte {offset}")
+    kind, bits, num_dims, name_bytes = _ROW.unpack_from(header, offset)
+    if name_bytes > MAX_NAME_BYTES:
+        raise PayloadError(f"tensor name must be at most {MAX_NAME_BYTES} bytes, got {name_bytes}")
+    dims = start + name_bytes
+    end = dims + 4 * num_dims
+    if end > len(header):
+        raise PayloadError(f"payload header ends inside its table: the row at byte {offset} must end at {end}")
+    try:
+        name = header[start:dims].decode()
+    except UnicodeDecodeError as error:
+        raise PayloadError(f"tensor name must be UTF-8, got {header[start:dims]!r}") from error
+    entry = Entry(name, kind, bits, struct.unpack_from(f"<{num_dims}I", header, dims))
+    _check_row(entry)
+    return entry, end
+
+
+def _check_row(entry: Entry) -> None:
+    """Hold a row to the rules of the format, whoever wrote it."""
+    name, kind, bits, shape = entry
+    if kind not in DTYPES and kind not in (ONE_SCALE, CHANNEL_SCALES):
+        raise PayloadError(f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got {kind}")
+    if kind in DTYPES and bits:
+        raise PayloadError(f"tensor {name!r}: bits must be 0 where nothing is packed, got {bits}")
+    if kind not in DTYPES and bits not in CODE_BITS:
+        raise PayloadError(f"tensor {name!r}: bits must be {CODE_BITS.start}..{CODE_BITS.stop - 1}, got {bits}")
+    if len(shape) > MAX_DIMS:
+        raise PayloadError(f"tensor {name!r}: dimensions must be at most {MAX_DIMS}, got {len(shape)}")
+    if kind == CHANNEL_SCALES and not shape:
+        raise PayloadError(f"tensor {name!r}: one scale a channel needs at least 1 dimension, got none")
+    if max(shape, default=0) > MAX_DIM:
+        raise PayloadError(f"tensor {name!r}: a dimension must be at most {MAX_DIM}, got {max(shape)}")
+    if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
+        raise PayloadError(f"tensor {name!r}: shape must multiply to less than 2**63, got {shape}")

@@ -1,0 +1,32 @@
+"""Data sets, and how they are split among clients.
+
+Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 while they are kept and float32 in batches.
+"""
+
+from bhfl.data.datamodule import FederatedDataModule, FromDatasets
+from bhfl.data.digits import Digits
+from bhfl.data.fake import FakeImages
+from bhfl.data.image_folder import ImageFolder
+from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards
+from bhfl.data.source import TensorSource
+from bhfl.data.torchvision_sets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "IID",
+    "MNIST",
+    "SVHN",
+    "ByColumn",
+    "Digits",
+    "Dirichlet",
+    "FakeImages",
+    "FashionMNIST",
+    "FederatedDataModule",
+    "FromDatasets",
+    "ImageFolder",
+    "Partitioner",
+    "QuantitySkew",
+    "Shards",
+    "TensorSource",
+]

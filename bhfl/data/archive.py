@@ -1,0 +1,202 @@
+"""Labelled pictures from a folder tree or an archive of one, laid out as ``train/<class>/*`` and ``test/<class>/*``.
+
+Archives are treated as hostile: nothing is ever written to disk under a name from inside, links and devices are
+refused, sizes are bounded before memory is taken, and only plain picture formats are decoded.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+MAX_MEMBER_BYTES = 64 * 2**20
+MAX_PIXELS = 2**26
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """One split of a picture set."""
+
+    images: Tensor
+    """uint8 ``[n, 3, H, W]``, RGB."""
+    targets: Tensor
+    """int64 ``[n]``: positions in the sorted list of class names."""
+
+
+@dataclass(frozen=True)
+class ImageTree:
+    """A picture set with its class names, sorted."""
+
+    classes: list[str]
+    train: LabelledImages
+    test: LabelledImages
+
+
+@dataclass
+class _Pixels:
+    """A split while it is read: one growing buffer, so that no picture is in memory twice."""
+
+    data: bytearray = field(default_factory=bytearray)
+    classes: list[str] = field(default_factory=list)
+
+
+def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
+    """Decode all pictures, in the order of the archive, or of the sorted names of a folder.
+
+    Args:
+        path: A .zip, a .tar with any compression, or a folder.
+        image_size: Resize all pictures to this many rows and columns (bilinear); None: they must have one size.
+
+    Raises:
+        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere or differs in size; if
+            the archive is damaged; or if a split has no pictures or the test split a class of its own.
+    """
+    splits = {name: _Pixels() for name in SPLITS}
+    shape: tuple[int, ...] = ()
+    for name, content in _members(path):
+        split, label = _place(path, name)
+        pixels = _decode(path, name, content, image_size)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise ValueError(
+                f"image_size must be set for pictures of several sizes: {name!r} of {path} is {_size(pixels.shape)}, "
+                f"those before it {_size(shape)}"
+            )
+        splits[split].data += pixels.tobytes()
+        splits[split].classes.append(label)
+    return _assemble(path, splits, shape)
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each picture file."""
+    if path.is_dir():
+        return _folder_members(path)
+    if not path.is_file():
+        raise ValueError(f"archive must be a .tar, .tar.gz or .zip file, or root a folder, and {path} is not there")
+    return _archive_members(path)
+
+
+def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    for file in picture_files(path):
+        name = file.relative_to(path).as_posix()
+        _check_size(path, name, file.stat().st_size)
+        yield name, file.read_bytes()
+
+
+def picture_files(path: Path) -> list[Path]:
+    """The picture files of a folder tree, sorted."""
+    return sorted(file for file in path.rglob("*") if _is_picture(file.name) and file.is_file())
+
+
+def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise ValueError(f"archive must be a whole, unencrypted .tar, .tar.gz or .zip, got {path}: {error}") from error
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """Refuses a large member at its header: tarfile itself would load the extended headers, whatever their size."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedTarInfo:
+        member = super().frombuf(buf, encoding, errors)
+        _check_size("a tar archive", member.name, member.size)
+        return member
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(path, "r|*", tarinfo=_BoundedTarInfo) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # or the list of all headers seen grows
+            if not (member.isfile() or member.isdir()):
+                raise ValueError(
+                    f"archive must hold files and folders only, and {member.name!r} of {path} is a link or a device"
+                )
+            if member.isfile() and _is_picture(member.name):
+                _check_size(path, member.name, member.size)  # again: an extended header can change it
+                stream = archive.extractfile(member)
+                yield member.name, stream.read() if stream else b""
+
+
+def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir() and _is_picture(member.filename):
+                _check_size(path, member.filename, member.file_size)
+                with archive.open(member) as stream:
+                    yield member.filename, stream.read(MAX_MEMBER_BYTES)
+
+
+def _is_picture(name: str) -> bool:
+    """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are passed over."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _check_size(path: Path | str, name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_MEMBER_BYTES:
+        raise ValueError(
+            f"archive members must be at most {MAX_MEMBER_BYTES} bytes, and {name!r} of {path} has {num_bytes}"
+        )
+
+
+def _place(path: Path, name: str) -> tuple[str, str]:
+    """Split and class of a picture, from its path."""
+    parts = PurePosixPath(name).parts
+    if len(parts) < 3 or parts[-3] not in SPLITS:
+        raise ValueError(f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not")
+    return parts[-3], parts[-2]
+
+
+def _decode(path: Path, name: str, content: bytes, image_size: int | None) -> NDArray[np.uint8]:
+    """One picture as uint8 ``[3, H, W]``."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+            pixels = picture.convert("RGB")
+        if image_size is not None:
+            pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(pixels).transpose(2, 0, 1)
+    except Exception as error:  # hostile bytes: the decoders raise whatever they like
+        raise ValueError(f"picture {name!r} of {path} cannot be read: {error}") from error
+
+
+def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) -> ImageTree:
+    """Names to class numbers, buffers to tensors."""
+    for name, split in splits.items():
+        if not split.classes:
+            raise ValueError(f"{path} must hold pictures in {name}/<class>/, and has none")
+    classes = sorted(set(splits["train"].classes))
+    unknown = sorted(set(splits["test"].classes) - set(classes))
+    if unknown:
+        raise ValueError(f"classes of test/ must be among those of train/, and {unknown[0]!r} of {path} is not")
+    number = {label: i for i, label in enumerate(classes)}
+    train, test = (
+        LabelledImages(
+            torch.frombuffer(split.data, dtype=torch.uint8).view(-1, *shape),
+            torch.tensor([number[label] for label in split.classes]),
+        )
+        for split in (splits["train"], splits["test"])
+    )
+    return ImageTree(classes, train, test)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]}"

@@ -1,0 +1,37 @@
+"""Random changes of whole batches of pictures, drawn from a generator that the caller keys.
+
+Shapes: B pictures, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+PADDING = 4
+
+
+def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Pad by four zeros on each side, crop at random to the old size, mirror every other picture on average.
+
+    Args:
+        images: ``[B, C, H, W]``, any dtype; left as it is.
+        generator: A CPU generator.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    size, _, height, width = images.shape
+    row, column = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
+    mirrored = torch.randint(2, (size, 1, 1, 1), generator=generator, dtype=torch.bool)
+    windows = pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W]
+    crops = windows[torch.arange(size), :, row, column]
+    return torch.where(mirrored, crops.flip(-1), crops)
+
+
+AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "crop_flip": crop_flip}

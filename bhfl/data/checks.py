@@ -1,0 +1,31 @@
+"""Checks of options: each error names the key, the rule and the value."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_int(key: str, value: int, minimum: int) -> int:
+    """`value` if it is an integer of at least `minimum`; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+    return value
+
+
+def check_optional_int(key: str, value: int | None, minimum: int) -> int | None:
+    """As `check_int`, and None stays None."""
+    return None if value is None else check_int(key, value, minimum)
+
+
+def check_fraction(key: str, value: float) -> float:
+    """`value` if it is in [0, 1); ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{key} must be at least 0 and below 1, got {value!r}")
+    return float(value)
+
+
+def check_positive(key: str, value: float) -> float:
+    """`value` if it is a finite number above 0; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{key} must be a finite number above 0, got {value!r}")
+    return float(value)

@@ -1,0 +1,244 @@
+"""A data set, split for a federation."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bhfl.data.augment import AUGMENTATIONS
+from bhfl.data.checks import check_fraction, check_int, check_optional_int
+from bhfl.data.partition import IID, Partitioner, stratified_sample
+from bhfl.data.source import Source, as_source
+from bhfl.data.split import Split, make_split
+
+
+class RandomStreams(Protocol):
+    """The random streams of one (seed, round, client), as the engine keys them."""
+
+    def torch(self, purpose: str, *extra: int) -> torch.Generator:
+        """A generator for `purpose`; `extra` tells several of one purpose apart."""
+
+
+class FederatedDataModule(L.LightningDataModule, ABC):
+    """Splits a map-style data set with targets among clients and hands out batches.
+
+    Subclasses say how the two splits are loaded (`load`) and what they look like (`num_classes`, `input_shape`).
+    Call order: `prepare_data`, `setup`, `federate`, then any of the batches.
+
+    A client's last batch may be smaller than the others; BatchNorm cannot train on a batch of one sample, so models
+    with it need clients and a batch size that never leave one (or another norm).
+    """
+
+    def __init__(
+        self,
+        *,
+        partition: Partitioner = IID(),  # noqa: B008  # holds no state, and prints as a class in --print_config
+        batch_size: int = 32,
+        eval_batch_size: int = 256,
+        val_fraction: float = 0.1,
+        client_val_fraction: float = 0.0,
+        holdout: int = 0,
+        max_train_samples: int | None = None,
+        max_eval_samples: int | None = None,
+        num_workers: int = 0,
+        augment: Literal["none", "crop_flip"] = "none",
+    ) -> None:
+        """Check and keep the options.
+
+        Args:
+            partition: How the training samples are shared out among the clients.
+            batch_size: Samples in a training batch.
+            eval_batch_size: Samples in a validation or test batch.
+            val_fraction: Part of the training split held out for global validation, in [0, 1).
+            client_val_fraction: Part of each client's samples held out for its own validation, in [0, 1).
+            holdout: Training samples kept from all clients, for the server.
+            max_train_samples: Use a random subset of at most this many training samples, with the label mix of all.
+            max_eval_samples: At most this many samples in validation, and in testing.
+            num_workers: Worker processes, for data sets that are not tensors; the batches do not depend on it.
+            augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random mirror image).
+        """
+        super().__init__()
+        if not isinstance(partition, Partitioner):
+            raise ValueError(f"data.partition must be a Partitioner, got {partition!r}")
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"data.augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
+        self.partition = partition
+        self.batch_size = check_int("data.batch_size", batch_size, 1)
+        self.eval_batch_size = check_int("data.eval_batch_size", eval_batch_size, 1)
+        self.val_fraction = check_fraction("data.val_fraction", val_fraction)
+        self.client_val_fraction = check_fraction("data.client_val_fraction", client_val_fraction)
+        self.holdout = check_int("data.holdout", holdout, 0)
+        self.max_train_samples = check_optional_int("data.max_train_samples", max_train_samples, 1)
+        self.max_eval_samples = check_optional_int("data.max_eval_samples", max_eval_samples, 1)
+        self.num_workers = check_int("data.num_workers", num_workers, 0)
+        self.augment = augment
+        self._split: Split | None = None
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, for pictures (channels, rows, columns)."""
+
+    @abstractmethod
+    def load(self, train: bool) -> Dataset[Any] | Source:
+        """The training split, or the test split; called once each."""
+
+    @cached_property
+    def _train(self) -> Source:
+        return as_source(self.load(train=True), num_workers=self.num_workers)
+
+    @cached_property
+    def _test(self) -> Source:
+        return as_source(self.load(train=False), num_workers=self.num_workers)
+
+    def setup(self, stage: str) -> None:
+        """Load what the stage needs: the test split for "test", the training split otherwise.
+
+        Raises:
+            ValueError: If the data are missing, or not of the kind that the options need.
+        """
+        source = self._test if stage == "test" else self._train
+        if self.augment != "none" and len(source.input_shape) != 3:
+            raise ValueError(
+                f"data.augment must be none for inputs of shape {source.input_shape}, got {self.augment!r}"
+            )
+
+    def federate(self, num_clients: int, seed: int) -> list[int]:
+        """Split the training set among clients; a function of the options, `num_clients` and `seed`.
+
+        Returns:
+            Training samples of each client.
+
+        Raises:
+            ValueError: If the set cannot be split so.
+        """
+        targets = self._train.targets
+        if len(targets) != len(self._train):
+            raise ValueError(f"targets must be one for each of {len(self._train)} samples, got {len(targets)}")
+        self._split = make_split(
+            targets,
+            self.partition,
+            num_clients=num_clients,
+            seed=seed,
+            max_samples=self.max_train_samples,
+            val_fraction=self.val_fraction,
+            holdout=self.holdout,
+            client_val_fraction=self.client_val_fraction,
+        )
+        return [len(part) for part in self._split.clients]
+
+    @property
+    def split(self) -> Split:
+        """The split that `federate` made; RuntimeError before that."""
+        if self._split is None:
+            raise RuntimeError("call federate(num_clients, seed) before asking for the split or its batches")
+        return self._split
+
+    def partition_record(self) -> dict[str, Any]:
+        """The split as JSON-able values: scheme, seed, sha256 and the sorted indices (see `Split.record`)."""
+        return self.split.record()
+
+    def client_batches(self, client_id: int, rng: RandomStreams, epoch: int) -> Iterable[Any]:
+        """One local epoch of a client's training batches, shuffled and augmented by draws from `rng` alone.
+
+        Args:
+            client_id: Position in the fleet, from 0.
+            rng: The client's streams of this round; "shuffle" and "augment" are used.
+            epoch: Local epoch, from 0; each has another order.
+        """
+        members = self.split.clients[client_id]
+        order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))
+        generator = rng.torch("augment", epoch)
+        return self._train.batches(members[order], self.batch_size, generator, AUGMENTATIONS[self.augment])
+
+    def num_batches(self, client_id: int) -> int:
+        """Training batches in one local epoch of a client."""
+        return math.ceil(len(self.split.clients[client_id]) / self.batch_size)
+
+    def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
+        """A client's own validation batches, or None where it has none."""
+        held = self.split.client_val[client_id]
+        return self._eval_batches(self._train, held) if len(held) else None
+
+    def val_batches(self) -> Iterable[Any]:
+        """Batches of the global validation samples, held out of the training split; empty if `val_fraction` is 0."""
+        return self._eval_batches(self._train, self._subset(self._train, self.split.val))
+
+    def test_batches(self) -> Iterable[Any]:
+        """Batches of the test split; with `max_eval_samples`, of the same subset in every run."""
+        return self._eval_batches(self._test, self._subset(self._test, torch.arange(len(self._test))))
+
+    def holdout_batches(self) -> Iterable[Any]:
+        """Batches of the samples kept for the server, not augmented."""
+        return self._eval_batches(self._train, self.split.holdout)
+
+    def holdout_inputs(self) -> Tensor:
+        """Inputs of the samples kept for the server, as one tensor ``[holdout, ...]``."""
+        return torch.cat([torch.empty(0, *self.input_shape), *(inputs for inputs, _ in self.holdout_batches())])
+
+    def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:
+        return source.batches(indices, self.eval_batch_size, torch.Generator())
+
+    def _subset(self, source: Source, indices: Tensor) -> Tensor:
+        """At most `max_eval_samples` of them, with their label mix."""
+        if self.max_eval_samples is None or len(indices) <= self.max_eval_samples:
+            return indices
+        labels = source.targets[indices.numpy()]
+        return indices[torch.from_numpy(stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0)))]
+
+
+class FromDatasets(FederatedDataModule):
+    """Any pair of map-style datasets of (input, target).
+
+    Two tensors in a `TensorDataset` take the fast path; everything else goes through a `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        targets: Any = None,
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Keep the datasets.
+
+        Args:
+            train: Training split.
+            test: Test split.
+            targets: The label of each training sample, for the split; None to take the dataset's `targets`, `labels`
+                or `y`. Batches hold what the dataset gives.
+            num_classes: Number of classes; None for the largest training target plus one.
+            options: Those of `FederatedDataModule`.
+        """
+        super().__init__(**options)
+        self._sources = (as_source(test, None, self.num_workers), as_source(train, targets, self.num_workers))
+        self._num_classes = check_optional_int("data.num_classes", num_classes, 1)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return int(self._train.targets.max()) + 1 if self._num_classes is None else self._num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first training input."""
+        return self._train.input_shape
+
+    def load(self, train: bool) -> Source:
+        """See `FederatedDataModule.load`."""
+        return self._sources[train]

@@ -1,0 +1,31 @@
+"""The data set for first steps and tests: it comes with scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bhfl.data.datamodule import FederatedDataModule
+from bhfl.data.partition import stratified_sample
+from bhfl.data.source import TensorSource
+
+NUM_TEST = 360
+
+
+class Digits(FederatedDataModule):
+    """Handwritten digits: 1,437 + 360 grey pictures of 8x8 in 10 classes; nothing is downloaded.
+
+    The test split has the label mix of all, and is the same whatever the seed of the run.
+    """
+
+    num_classes, input_shape = 10, (1, 8, 8)
+
+    def load(self, train: bool) -> TensorSource:
+        """See `FederatedDataModule.load`."""
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+        pixels, labels = load_digits(return_X_y=True)
+        test = stratified_sample(labels, NUM_TEST, np.random.default_rng(0))
+        chosen = np.delete(np.arange(len(labels)), test) if train else test
+        images = torch.tensor(pixels[chosen] / 16, dtype=torch.float32).view(-1, *self.input_shape)
+        return TensorSource(images, torch.tensor(labels[chosen]), mean=(0.3053,), std=(0.3761,))

@@ -1,0 +1,78 @@
+"""Pictures made up on the spot, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from bhfl.data.checks import check_int
+from bhfl.data.datamodule import FederatedDataModule
+from bhfl.data.source import TensorSource
+
+
+class FakeImages(FederatedDataModule):
+    """uint8 pictures that can be learned: a coarse pattern of the class plus noise of the same strength.
+
+    A function of the arguments only; the classes are equally frequent.
+    """
+
+    def __init__(
+        self,
+        num_train: int = 512,
+        num_test: int = 128,
+        shape: tuple[int, int, int] = (3, 32, 32),
+        num_classes: int = 10,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Check and keep the options.
+
+        Args:
+            num_train: Training pictures.
+            num_test: Test pictures.
+            shape: (channels, rows, columns) of a picture.
+            num_classes: Number of classes.
+            seed: Of the patterns and the noise; the split among clients has another one.
+            options: Those of `FederatedDataModule`.
+        """
+        super().__init__(**options)
+        if len(shape) != 3:
+            raise ValueError(f"FakeImages.shape must be (channels, rows, columns), got {shape}")
+        for size in shape:
+            check_int("FakeImages.shape", size, 1)
+        self.num_train = check_int("FakeImages.num_train", num_train, 1)
+        self.num_test = check_int("FakeImages.num_test", num_test, 1)
+        self._shape = tuple(shape)
+        self._num_classes = check_int("FakeImages.num_classes", num_classes, 1)
+        self.seed = check_int("FakeImages.seed", seed, 0)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self._num_classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, rows, columns)."""
+        return self._shape
+
+    def load(self, train: bool) -> TensorSource:
+        """See `FederatedDataModule.load`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        channels, *size = self._shape
+        coarse = self._uniform((self.num_classes, channels, 4, 4), generator)
+        patterns = interpolate(coarse, size=size)
+        if not train:  # other noise than in the training pictures
+            generator.manual_seed(generator.initial_seed() ^ 2**62)
+        targets = torch.arange(self.num_train if train else self.num_test) % self.num_classes
+        images = self._uniform((len(targets), *self._shape), generator).add_(patterns[targets])
+        middle = (0.5,) * channels
+        return TensorSource(images, targets, mean=middle, std=middle)
+
+    @staticmethod
+    def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Half the range of uint8, so that two of them add up without overflow."""
+        return torch.randint(128, shape, dtype=torch.uint8, generator=generator)

@@ -1,0 +1,71 @@
+"""Pictures of the user's own: a folder tree or an archive of one."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bhfl.data.archive import ImageTree
+from bhfl.data.cache import load_tree
+from bhfl.data.checks import check_optional_int
+from bhfl.data.datamodule import FederatedDataModule
+from bhfl.data.source import TensorSource
+
+
+class ImageFolder(FederatedDataModule):
+    """Pictures laid out as ``train/<class>/*`` and ``test/<class>/*``, in a folder or a .tar, .tar.gz or .zip archive.
+
+    They are decoded once, to a file beside the source (or in ``~/.cache/bhfl`` where that is read-only), and kept as
+    uint8. Classes are numbered in the order of their names.
+    """
+
+    def __init__(
+        self,
+        archive: str | None = None,
+        root: str | None = None,
+        image_size: int | None = None,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        **options: Any,
+    ) -> None:
+        """Check and keep the options; the pictures are read when first asked for.
+
+        Args:
+            archive: Archive file. Give this or `root`.
+            root: Folder that holds `train` and `test`.
+            image_size: Resize all pictures to this many rows and columns; needed where they differ in size.
+            mean: Mean of red, green and blue in [0, 1]; those of ImageNet by default.
+            std: Standard deviations of the same.
+            options: Those of `FederatedDataModule`.
+        """
+        super().__init__(**options)
+        if (archive is None) == (root is None):
+            raise ValueError(f"ImageFolder must have one of archive and root, got archive={archive!r}, root={root!r}")
+        self._path = Path(archive or root or "")
+        self.image_size = check_optional_int("ImageFolder.image_size", image_size, 1)
+        self.mean, self.std = mean, std
+
+    @cached_property
+    def tree(self) -> ImageTree:
+        """The decoded pictures."""
+        return load_tree(self._path, self.image_size)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the training pictures."""
+        return len(self.tree.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(3, rows, columns)."""
+        return tuple(self.tree.train.images.shape[1:])
+
+    def prepare_data(self) -> None:
+        """Decode the pictures to the cache."""
+        _ = self.tree
+
+    def load(self, train: bool) -> TensorSource:
+        """See `FederatedDataModule.load`."""
+        split = self.tree.train if train else self.tree.test
+        return TensorSource(split.images, split.targets, self.mean, self.std)

@@ -1,0 +1,234 @@
+"""How the training samples are shared out among the clients.
+
+A partitioner is a pure function of (labels, number of clients, NumPy generator). It assigns an owner to every sample,
+so that each sample is with exactly one client by construction.
+
+Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhfl.data.checks import check_int, check_positive
+
+Array = NDArray[Any]
+Indices = NDArray[np.int64]
+
+
+def label_order(labels: Array, rng: np.random.Generator) -> Indices:
+    """All positions, label by label, in random order within each label."""
+    shuffled = rng.permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
+def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> Indices:
+    """`count` positions, sorted; each label gets its share of them, rounded up or down.
+
+    Systematic sampling: evenly spaced places, from a random start, along the samples laid out label by label.
+    """
+    if count == 0:
+        return np.empty(0, np.int64)
+    n = len(labels)
+    places = (np.arange(count) * n + rng.integers(n)) // count
+    return np.sort(label_order(labels, rng)[places])
+
+
+def _cut(total: int, shares: Array) -> Indices:
+    """`total` in whole parts, in proportion to `shares`, which add up to one."""
+    bounds = (np.cumsum(shares)[:-1] * total).astype(np.int64)
+    return np.diff(bounds, prepend=0, append=total)
+
+
+class Partitioner(ABC):
+    """Shares samples out among clients; subclasses define `assign`."""
+
+    min_size: int = 1
+    """Samples that each client is sure to get."""
+
+    def __call__(self, labels: Array, num_clients: int, rng: np.random.Generator) -> list[Indices]:
+        """Positions of each client's samples, sorted.
+
+        Args:
+            labels: What the split looks at, one value a sample (see `values`).
+            num_clients: Clients to share the samples out among.
+            rng: Source of all draws.
+
+        Raises:
+            ValueError: If there are too few samples for every client to have `min_size`.
+        """
+        check_int("num_clients", num_clients, 1)
+        most = len(labels) // self.min_size
+        if num_clients > most:
+            raise ValueError(
+                f"num_clients must be at most {most} for {self} to give each client {self.min_size} "
+                f"of {len(labels)} samples, got {num_clients}"
+            )
+        owners = self.assign(labels, num_clients, rng)
+        sizes = np.bincount(owners, minlength=num_clients)
+        return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
+
+    @abstractmethod
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """The client, 0 to `num_clients` - 1, of each sample."""
+
+    def values(self, targets: Array) -> Array:
+        """What the split looks at, one value for each of the data set's `targets`: by default these themselves."""
+        return targets
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+
+class IID(Partitioner):
+    """A random split into equal parts (sizes differ by one at most)."""
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`."""
+        return rng.permutation(np.arange(len(labels)) % num_clients)
+
+
+class Dirichlet(Partitioner):
+    """Label skew: each label's samples are shared out in proportions drawn from Dir(alpha).
+
+    A client that already holds n/K samples draws no more, which keeps the sizes near each other: the scheme of
+    Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4, with its reference code's size rule.
+    """
+
+    def __init__(self, alpha: float = 0.5, min_size: int = 1, max_tries: int = 100) -> None:
+        """Check and keep the options.
+
+        Args:
+            alpha: Concentration, above 0: near 0 each client sees few labels, above 100 all alike.
+            min_size: Fewest samples of a client; a draw that leaves one with less is drawn again.
+            max_tries: Draws before the split is given up with an error.
+        """
+        self.alpha = check_positive("Dirichlet.alpha", alpha)
+        self.min_size = check_int("Dirichlet.min_size", min_size, 1)
+        self.max_tries = check_int("Dirichlet.max_tries", max_tries, 1)
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`.
+
+        Raises:
+            ValueError: If none of `max_tries` draws gave every client `min_size` samples.
+        """
+        for _ in range(self.max_tries):
+            owners = self._draw(labels, num_clients, rng)
+            if np.bincount(owners, minlength=num_clients).min() >= self.min_size:
+                return owners
+        raise ValueError(
+            f"partition must give each of {num_clients} clients {self.min_size} of {len(labels)} samples, and no draw "
+            f"of {self} did; raise alpha or max_tries, or lower min_size or num_clients"
+        )
+
+    def _draw(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        owners = np.empty(len(labels), np.int64)
+        sizes = np.zeros(num_clients, np.int64)
+        counts = np.unique(labels, return_counts=True)[1]
+        groups = np.split(label_order(labels, rng), np.cumsum(counts)[:-1])
+        for label in rng.permutation(len(groups)):  # in random order: the size rule would favour the first ones
+            below = np.flatnonzero(sizes * num_clients < len(labels))
+            parts = _cut(counts[label], rng.dirichlet(np.full(len(below), self.alpha)))
+            owners[groups[label]] = np.repeat(below, parts)
+            sizes[below] += parts
+        return owners
+
+
+class Shards(Partitioner):
+    """Samples sorted by label, cut into equal shards, a few shards to each client (McMahan et al. 2017, section 3)."""
+
+    def __init__(self, shards_per_client: int = 2) -> None:
+        """Check and keep the options.
+
+        Args:
+            shards_per_client: Shards of a client: about the number of labels that it sees.
+        """
+        self.shards_per_client = self.min_size = check_int("Shards.shards_per_client", shards_per_client, 1)
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`."""
+        num_shards = num_clients * self.shards_per_client
+        owner_of_shard = rng.permutation(num_shards) % num_clients
+        owners = np.empty(len(labels), np.int64)
+        owners[label_order(labels, rng)] = owner_of_shard[np.arange(len(labels)) * num_shards // len(labels)]
+        return owners
+
+
+class QuantitySkew(Partitioner):
+    """Equal label mix, unequal sizes: `min_size` for each client, the rest in proportions drawn from Dir(alpha)."""
+
+    def __init__(self, alpha: float = 0.5, min_size: int = 1) -> None:
+        """Check and keep the options.
+
+        Args:
+            alpha: Concentration, above 0: near 0 few clients hold nearly all samples.
+            min_size: Fewest samples of a client.
+        """
+        self.alpha = check_positive("QuantitySkew.alpha", alpha)
+        self.min_size = check_int("QuantitySkew.min_size", min_size, 1)
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`."""
+        spare = len(labels) - num_clients * self.min_size
+        sizes = self.min_size + _cut(spare, rng.dirichlet(np.full(num_clients, self.alpha)))
+        return rng.permutation(np.repeat(np.arange(num_clients), sizes))
+
+
+class ByColumn(Partitioner):
+    """A natural split: samples with the same group id (a writer, a device) stay with one client.
+
+    With as many groups as clients, client i is the i-th group in sorted order; with more, the groups are dealt out.
+    """
+
+    def __init__(self, column: str | Sequence[int]) -> None:
+        """Keep the group ids.
+
+        Args:
+            column: A group id for each training sample: a sequence or array, or the path of a .npy file of one.
+        """
+        self.column = self._read(column) if isinstance(column, str) else np.asarray(column)
+        if self.column.ndim != 1:
+            raise ValueError(f"ByColumn.column must have one dimension, got shape {self.column.shape}")
+
+    @staticmethod
+    def _read(path: str) -> Array:
+        try:
+            return np.asarray(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"ByColumn.column must be the path of a .npy file of ids, got {path!r}: {error}"
+            ) from error
+
+    def values(self, targets: Array) -> Array:
+        """The group ids.
+
+        Raises:
+            ValueError: If they are not as many as the samples.
+        """
+        if len(self.column) != len(targets):
+            raise ValueError(
+                f"ByColumn.column must have one id for each of {len(targets)} samples, got {len(self.column)}"
+            )
+        return self.column
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`.
+
+        Raises:
+            ValueError: If there are fewer groups than clients.
+        """
+        groups, group_of_sample = np.unique(labels, return_inverse=True)
+        if len(groups) < num_clients:
+            raise ValueError(f"num_clients must be at most {len(groups)}, the number of groups, got {num_clients}")
+        order = np.arange(num_clients) if len(groups) == num_clients else rng.permutation(len(groups))
+        owner_of_group: Indices = order % num_clients
+        return owner_of_group[group_of_sample]
+
+    def __repr__(self) -> str:
+        return f"ByColumn({len(np.unique(self.column))} groups)"

@@ -1,0 +1,104 @@
+"""The training split of one federation: who holds which sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bhfl.data.checks import check_int
+from bhfl.data.partition import Array, Indices, Partitioner, stratified_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Disjoint, sorted positions in the training set, each an int64 tensor."""
+
+    scheme: str
+    """The partitioner and its options."""
+    seed: int
+    """The seed that all of it follows from."""
+    clients: list[Tensor]
+    """Training samples of each client."""
+    client_val: list[Tensor]
+    """Validation samples of each client; empty tensors where none were asked for."""
+    val: Tensor
+    """Global validation samples, with no client."""
+    holdout: Tensor
+    """Samples kept for the server, with no client."""
+
+    def record(self) -> dict[str, Any]:
+        """The split as JSON-able values; `sha256` is that of the four index lists as compact JSON with sorted keys."""
+        lists = {
+            "clients": [part.tolist() for part in self.clients],
+            "client_val": [part.tolist() for part in self.client_val],
+            "val": self.val.tolist(),
+            "holdout": self.holdout.tolist(),
+        }
+        text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
+        return {
+            "scheme": self.scheme,
+            "seed": self.seed,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            **lists,
+        }
+
+
+def make_split(
+    targets: Array,
+    partition: Partitioner,
+    *,
+    num_clients: int,
+    seed: int,
+    max_samples: int | None,
+    val_fraction: float,
+    holdout: int,
+    client_val_fraction: float,
+) -> Split:
+    """Split a training set; a function of its arguments only.
+
+    In this order: a subset of at most `max_samples`, of it `val_fraction` for global validation, then `holdout`
+    samples for the server (these three keep the label mix), and the rest to the clients. Each has its own stream.
+
+    Raises:
+        ValueError: If the samples do not suffice for this.
+    """
+    check_int("num_clients", num_clients, 1)
+    if targets.ndim != 1:
+        raise ValueError(f"targets must have one dimension for a split, got shape {targets.shape}; pass targets=")
+    streams = np.random.SeedSequence(check_int("seed", seed, 0)).spawn(5)
+    rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(np.random.default_rng, streams)
+    values = partition.values(targets)
+    pool = stratified_sample(targets, min(len(targets), max_samples or len(targets)), rng_subset)
+    val, pool = _take(targets, pool, round(val_fraction * len(pool)), rng_val)
+    if holdout >= len(pool):
+        raise ValueError(f"holdout must be below the {len(pool)} samples left after validation, got {holdout}")
+    kept, pool = _take(targets, pool, holdout, rng_holdout)
+    parts = [pool[part] for part in partition(values[pool], num_clients, rng_clients)]
+    pairs = [_divide(part, client_val_fraction, rng_client_val) for part in parts]
+    return Split(
+        scheme=repr(partition),
+        seed=seed,
+        clients=[torch.from_numpy(train) for train, _ in pairs],
+        client_val=[torch.from_numpy(held) for _, held in pairs],
+        val=torch.from_numpy(val),
+        holdout=torch.from_numpy(kept),
+    )
+
+
+def _take(targets: Array, pool: Indices, count: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """`count` of the pool with its label mix, and what is left."""
+    chosen = stratified_sample(targets[pool], count, rng)
+    return pool[chosen], np.delete(pool, chosen)
+
+
+def _divide(part: Indices, val_fraction: float, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """A client's samples as (training, validation); the latter rounded down, so that training never is empty."""
+    shuffled = rng.permutation(part)
+    num_val = int(val_fraction * len(part))
+    return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])

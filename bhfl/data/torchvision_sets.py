@@ -1,0 +1,151 @@
+"""The data sets of torchvision, decoded to uint8 tensors once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bhfl.data.archive import ImageTree
+from bhfl.data.cache import load_tree
+from bhfl.data.datamodule import FederatedDataModule
+from bhfl.data.source import TensorSource
+
+
+class _Torchvision(FederatedDataModule):
+    """A set that the subclass of its name in `torchvision.datasets` reads."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
+        """Keep the options; nothing is read yet.
+
+        Args:
+            root: Folder of torchvision's files.
+            download: Fetch them into `root` if they are not there.
+            options: Those of `FederatedDataModule`.
+        """
+        super().__init__(**options)
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        """Download, where asked to."""
+        if self.download:
+            for train in (True, False):
+                self._open(train, download=True)
+
+    def load(self, train: bool) -> TensorSource:
+        """See `FederatedDataModule.load`.
+
+        Raises:
+            ValueError: If `root` does not hold the set.
+        """
+        name = type(self).__name__
+        try:
+            dataset = self._open(train)
+        except RuntimeError as error:
+            raise ValueError(
+                f"data.root must hold torchvision's files of {name}, and {self.root!r} does not{self._remedy()}"
+            ) from error
+        images = torch.as_tensor(dataset.data)
+        if images.dim() == 3:  # grey: [n, H, W]
+            images = images.unsqueeze(1)
+        elif images.shape[3] == 3:  # colours last
+            images = images.permute(0, 3, 1, 2).contiguous()
+        labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
+        return TensorSource(images, torch.as_tensor(labels, dtype=torch.int64), self.mean, self.std)
+
+    def _open(self, train: bool, download: bool = False) -> Any:
+        from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
+
+        return getattr(datasets, type(self).__name__)(self.root, train=train, download=download)
+
+    def _remedy(self) -> str:
+        return ": give the folder that does, or fetch them once with data.download=true"
+
+
+class MNIST(_Torchvision):
+    """Handwritten digits: 60,000 + 10,000 grey pictures of 28x28 in 10 classes."""
+
+    num_classes, input_shape = 10, (1, 28, 28)
+    mean, std = (0.1307,), (0.3081,)
+
+
+class FashionMNIST(_Torchvision):
+    """Articles of clothing: 60,000 + 10,000 grey pictures of 28x28 in 10 classes."""
+
+    num_classes, input_shape = 10, (1, 28, 28)
+    mean, std = (0.2860,), (0.3530,)
+
+
+class CIFAR10(_Torchvision):
+    """Objects: 50,000 + 10,000 colour pictures of 32x32 in 10 classes."""
+
+    num_classes, input_shape = 10, (3, 32, 32)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+    def __init__(self, archive: str | None = None, **options: Any) -> None:
+        """Keep the options; nothing is read yet.
+
+        Args:
+            archive: An archive (or folder) of the set as pictures, laid out as for `ImageFolder`; read instead of
+                torchvision's files in `root`.
+            options: `root`, `download`, and those of `FederatedDataModule`.
+        """
+        super().__init__(**options)
+        self.archive = archive
+
+    @cached_property
+    def _tree(self) -> ImageTree:
+        """The decoded pictures of the archive."""
+        tree = load_tree(Path(self.archive or ""))
+        found = len(tree.classes), tuple(tree.train.images.shape[1:])
+        if found != (self.num_classes, self.input_shape):
+            raise ValueError(
+                f"data.archive must hold {self.num_classes} classes of {self.input_shape} pictures, "
+                f"got {found[0]} of {found[1]} in {self.archive}"
+            )
+        return tree
+
+    def prepare_data(self) -> None:
+        """Decode the archive to its cache; without one, download where asked to."""
+        if self.archive is None:
+            super().prepare_data()
+        else:
+            _ = self._tree
+
+    def load(self, train: bool) -> TensorSource:
+        """See `FederatedDataModule.load`.
+
+        Raises:
+            ValueError: If `root` does not hold the set, or `archive` another one.
+        """
+        if self.archive is None:
+            return super().load(train)
+        split = self._tree.train if train else self._tree.test
+        return TensorSource(split.images, split.targets, self.mean, self.std)
+
+    def _remedy(self) -> str:
+        return super()._remedy() + ", or name an archive of pictures with data.archive"
+
+
+class CIFAR100(_Torchvision):
+    """Objects: 50,000 + 10,000 colour pictures of 32x32 in 100 classes."""
+
+    num_classes, input_shape = 100, (3, 32, 32)
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
+
+class SVHN(_Torchvision):
+    """House numbers: 73,257 + 26,032 colour pictures of 32x32 in 10 classes (torchvision reads them with scipy)."""
+
+    num_classes, input_shape = 10, (3, 32, 32)
+    mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+
+    def _open(self, train: bool, download: bool = False) -> Any:
+        from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
+
+        return datasets.SVHN(self.root, split="train" if train else "test", download=download)

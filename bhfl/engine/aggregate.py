@@ -1,0 +1,124 @@
+"""Streaming means whose result does not depend on the order of the clients nor on the number of processes.
+
+Float sums depend on their order. `ExactSum` therefore splits every float64 term into three parts, each a multiple of
+its own power of two and small enough that all sums of such parts are exact in float64 (the idea of reproducible
+summation, Demmel and Nguyen 2013). Exact sums commute, so 1, 2 or 4 processes give the same bits by construction.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from bhfl.engine.types import Client, Params
+
+_UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
+"""The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum exact."""
+MAX_TERM = 2.0**35
+"""Bound on one |weight * value|: a larger update is refused before it is added."""
+MAX_TOTAL = 2.0**36
+_CHUNK = 1 << 16
+
+
+class ExactSum:
+    """A sum of float vectors of `numel` entries, exact to 2^-85, independent of order; 24 bytes an entry."""
+
+    def __init__(self, numel: int) -> None:
+        self.parts = torch.zeros(3, numel, dtype=torch.float64)
+
+    def add(self, values: Tensor, weight: float | Tensor = 1.0) -> None:
+        """Add ``weight * values``; `values` float [numel] on the CPU, `weight` a number or a float [numel]."""
+        for start in range(0, values.numel(), _CHUNK):
+            stop = start + _CHUNK
+            factor = weight[start:stop] if isinstance(weight, Tensor) else weight
+            rest = values[start:stop].to(torch.float64) * factor
+            for part, unit in zip(self.parts[:, start:stop], _UNITS, strict=True):
+                magic = 1.5 * 2.0**52 * unit  # adding it rounds to multiples of `unit`, subtracting keeps them
+                rounded = (rest + magic).sub_(magic)
+                part.add_(rounded)
+                rest.sub_(rounded)
+
+    def reduce(self, fabric: Fabric) -> None:
+        """Sum over the processes; every one of them holds the total afterwards."""
+        self.parts = all_reduce_sum(fabric, self.parts)
+
+    def value(self) -> Tensor:
+        """The sum, float64 [numel]."""
+        high, middle, low = self.parts
+        total: Tensor = high + (middle + low)
+        return total
+
+
+def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """Sum of a CPU tensor over all processes, back on the CPU."""
+    if fabric.world_size == 1 or not tensor.numel():
+        return tensor
+    total: Tensor = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")  # type: ignore[assignment]
+    return total.cpu()
+
+
+class Flattener:
+    """Params to one flat float32 vector and back, in the order of `like`."""
+
+    def __init__(self, like: Params) -> None:
+        self.shapes = {name: tensor.shape for name, tensor in like.items()}
+        self.sizes = [tensor.numel() for tensor in like.values()]
+        self.numel = sum(self.sizes)
+
+    def flatten(self, params: Params) -> Tensor:
+        """Float [numel]; `params` must hold the names of `like`."""
+        return torch.cat([params[name].reshape(-1) for name in self.shapes]) if self.shapes else torch.zeros(0)
+
+    def unflatten(self, flat: Tensor) -> Params:
+        """The inverse; views of one float32 vector."""
+        pieces = torch.split(flat.to(torch.float32), self.sizes)
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+
+class Aggregator(Protocol):
+    """What an algorithm folds a round's updates into: `add` streams on this process, `reduce` ends the round."""
+
+    def add(self, update: Any, client: Client) -> None:
+        """Take one client's reconstructed update."""
+
+    def reduce(self, fabric: Fabric) -> Any:
+        """Combine over processes; the same value on each of them, whatever their number."""
+
+
+class WeightedMean:
+    """``sum_i weight_i * params_i / sum_i weight_i`` (ALGORITHMS 0.1): one model in memory, whatever the cohort."""
+
+    def __init__(self, like: Params) -> None:
+        self.flattener = Flattener(like)
+        self.sum = ExactSum(self.flattener.numel)
+        self.weight = torch.zeros((), dtype=torch.float64)
+
+    def add(self, update: Params, client: Client) -> None:
+        """Fold `update` in with the client's weight."""
+        self.sum.add(self.flattener.flatten(update), client.weight)
+        self.weight += client.weight
+
+    def reduce(self, fabric: Fabric) -> Params | None:
+        """The mean over all processes' clients, float32; None where there was no client."""
+        self.sum.reduce(fabric)
+        weight = all_reduce_sum(fabric, self.weight)
+        return self.flattener.unflatten(self.sum.value() / weight) if weight > 0 else None
+
+
+class GroupedMean:
+    """One `WeightedMean` per bit group; groups are fixed up front, so that all processes reduce the same shapes."""
+
+    def __init__(self, like: Params, groups: list[str]) -> None:
+        self.means = {group: WeightedMean(like) for group in groups}
+
+    def add(self, update: Params, client: Client) -> None:
+        """Fold `update` into the mean of the client's group."""
+        self.means[client.group].add(update, client)
+
+    def reduce(self, fabric: Fabric) -> dict[str, Params]:
+        """The means of the groups that had a client."""
+        reduced = {group: mean.reduce(fabric) for group, mean in self.means.items()}
+        return {group: params for group, params in reduced.items() if params is not None}

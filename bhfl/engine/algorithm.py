@@ -1,0 +1,143 @@
+"""What an algorithm's author writes: hooks, each defaulting to FedAvg's, client half and server half in one class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning as L
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from bhfl.comm import float_tensors
+from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.server_optimizer import ServerOptimizer
+from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
+from bhfl.quant import quantized_state
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is made of."""
+
+    clients: list[Client]
+    module: L.LightningModule
+    data: FederatedData
+    fabric: Fabric
+    options: Mapping[str, Any]
+    """Of the trainer."""
+
+
+@dataclass
+class LocalRun:
+    """One client's work in one round, as the client half of an algorithm sees it."""
+
+    client: Client
+    round: int
+    module: L.LightningModule
+    received: Params
+    """The weights it started from, as decoded from what the server sent, on the module's device."""
+    state: dict[str, Tensor]
+    """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its entries."""
+    rng: RandomKeys
+    num_steps: int = 0
+    """Optimiser steps taken so far."""
+    lr_sum: float = 0.0
+    """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers to be averaged over the cohort and logged."""
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """(name, parameter, the received value) of every trainable parameter that the server sent."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and name in self.received:
+                yield name, parameter, self.received[name]
+
+
+class Algorithm:
+    """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does differently.
+
+    State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own state, never in
+    attributes of the algorithm, so checkpoints and several processes need no help from its author.
+    """
+
+    # ---- server -----------------------------------------------------------------------------------------------
+
+    communicates: bool = True
+    """False for clients that train alone: nothing is sent, and each keeps its own model between rounds."""
+
+    server_optimizer: ServerOptimizer | None = None
+    """Set by the trainer; `apply_mean` goes through it."""
+
+    def setup(self, context: Context) -> None:
+        """See what the run is made of, before any work is done; raise ValueError where this method cannot run with it."""
+
+    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+        """The first `ServerState.extra`."""
+        return {}
+
+    def downlink(self, server: ServerState, client: Client) -> Tensors:
+        """What `client` is sent at the start of a round. Return the same object for clients that are sent the same."""
+        return server.params
+
+    def expected(self, server: ServerState) -> Mapping[str, Tensor]:
+        """Names, shapes and kinds that every uplink must have; an update that differs is rejected."""
+        return server.params
+
+    def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
+        """A decoded uplink as the aggregator takes it; by default linear dequantisation to float32."""
+        return float_tensors(update)
+
+    def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
+        """A fresh aggregator for this round; `clients` is the whole fleet."""
+        return WeightedMean(server.params)
+
+    def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
+        """The state with the new model. Runs on rank 0; `server` itself is not to be changed."""
+        return self.apply_mean(server, aggregate)
+
+    def apply_mean(self, server: ServerState, mean: Params) -> ServerState:
+        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean`` leads."""
+        if self.server_optimizer is None:
+            return replace(server, params=mean)
+        params, state = self.server_optimizer.step(server.params, mean, server.extra.get("server_optimizer"))
+        return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
+
+    def closing(self, server: ServerState) -> Tensors | None:
+        """What the clients of the round are sent when it has ended, besides the next downlink; None for nothing."""
+        return None
+
+    def group_params(self, server: ServerState, group: str) -> Params:
+        """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on."""
+        return server.params
+
+    # ---- client -----------------------------------------------------------------------------------------------
+
+    def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
+        """What the client keeps between rounds, at its first round; empty for stateless clients."""
+        return {}
+
+    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+        """The weights that a client starts from, given a downlink and what it kept."""
+        return received
+
+    def num_steps(self, run: LocalRun, planned: int) -> int:
+        """Optimiser steps that the client makes of the `planned` ones; 0 for a client that drops out."""
+        return planned
+
+    def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
+        """The local loss; by default the module's own `training_step`."""
+        return run.module.training_step(batch, batch_idx)
+
+    def client_gradients_(self, run: LocalRun) -> None:
+        """Change the gradients in place, after backward and before clipping and the optimiser's step."""
+
+    def uplink(self, run: LocalRun) -> Tensors:
+        """What the client sends: by default its weights as it computes with them, at its own bits."""
+        return quantized_state(run.module)
+
+    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+        """The client's state after it received the round's `closing` message."""
+        return state

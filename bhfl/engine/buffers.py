@@ -1,0 +1,88 @@
+"""Buffers that are not the algorithm's business: running statistics of normalisation layers, and integer counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bhfl.engine.aggregate import GroupedMean
+from bhfl.engine.types import Client, Params, ServerState
+
+NormPolicy = Literal["average", "local", "group"]
+
+
+class Buffers:
+    """What becomes of running means and variances, and of integer buffers, when clients' models are combined.
+
+    Statistics of activations differ by bit-width, so their policy is explicit (ALGORITHMS 0.4): ``average`` over all
+    clients, ``group`` inside each bit group, ``local`` never leaves the client. Counters such as
+    ``num_batches_tracked`` take the maximum: an average of counters is no counter.
+
+    Args:
+        module: The model; buffers are found by the type of the layer that owns them.
+        policy: See above.
+        groups: Labels of the fleet's bit groups.
+    """
+
+    def __init__(self, module: nn.Module, policy: NormPolicy, groups: list[str]) -> None:
+        self.policy = policy
+        self.groups = groups if policy == "group" else ["all"]
+        state = module.state_dict()
+        owners = {name: layer for name, layer in module.named_modules() if isinstance(layer, _NormBase)}
+        self.statistics = [
+            key for key in state if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
+        ]
+        self.counters = [key for key, tensor in state.items() if not tensor.is_floating_point()]
+
+    def owns(self, name: str) -> bool:
+        """Whether `name` is a buffer of this class's, and so none of the algorithm's parameters."""
+        return name in self.statistics or name in self.counters
+
+    def init(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The first `ServerState.buffers`."""
+        statistics = {name: state[name].clone() for name in self.statistics}
+        return {
+            "statistics": {group: statistics for group in self.groups},
+            "counters": {name: state[name].clone() for name in self.counters},
+        }
+
+    def of(self, server: ServerState, group: str) -> Params:
+        """The buffers that `group` runs with; under ``local``, those of a client that has not trained yet."""
+        statistics: Params = server.buffers["statistics"][group if self.policy == "group" else "all"]
+        return {**statistics, **server.buffers["counters"]}
+
+    def sent(self, name: str) -> bool:
+        """Whether a buffer travels."""
+        return name in self.counters or self.policy != "local"
+
+
+class BufferSum:
+    """Folds the buffers of a round's updates: means of statistics by policy, maxima of counters."""
+
+    def __init__(self, buffers: Buffers, server: ServerState) -> None:
+        self.buffers, self.server = buffers, server
+        like = next(iter(server.buffers["statistics"].values())) if buffers.policy != "local" else {}
+        self.means = GroupedMean(like, buffers.groups)
+        self.maxima = {name: tensor.clone() for name, tensor in server.buffers["counters"].items()}
+
+    def add(self, update: Mapping[str, Tensor], client: Client) -> None:
+        """Fold in what the client sent."""
+        group = client.group if self.buffers.policy == "group" else "all"
+        self.means.means[group].add(dict(update), client)
+        for name, value in self.maxima.items():
+            self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
+
+    def reduce(self, fabric: Fabric) -> dict[str, Any]:
+        """The new `ServerState.buffers`; a group without a client keeps what it had."""
+        statistics = {**self.server.buffers["statistics"], **self.means.reduce(fabric)}
+        if fabric.world_size > 1:
+            for name, value in self.maxima.items():
+                wide = value.to(torch.int64).to(fabric.device)
+                highest: Tensor = fabric.all_reduce(wide, reduce_op="max")  # type: ignore[assignment]
+                self.maxima[name] = highest.cpu().to(value.dtype)
+        return {"statistics": statistics, "counters": self.maxima}

@@ -1,0 +1,99 @@
+"""Checkpoints: durable to write, safe to read, refused when a bit of them changed."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhfl.engine.folder import durable
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged, of another format or of another run."""
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of nested dicts, lists, tensors, numbers and strings: equal exactly where the content is."""
+    sha = hashlib.sha256()
+    _update(sha, state)
+    return sha.hexdigest()
+
+
+def _update(sha: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        sha.update(f"dict {len(value)}".encode())
+        for key, item in value.items():
+            _update(sha, key)
+            _update(sha, item)
+    elif isinstance(value, (list, tuple)):
+        sha.update(f"list {len(value)}".encode())
+        for item in value:
+            _update(sha, item)
+    else:
+        sha.update(f"{type(value).__name__} {value!r}".encode())
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` with its format number and digest; the old file or the whole new one, whatever happens."""
+    with durable(path) as file:
+        torch.save({"format": FORMAT, "sha256": digest(state), "state": state}, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state saved at `path`. Only tensors and plain values are read: nothing in the file is executed.
+
+    Raises:
+        CheckpointError: Naming the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise CheckpointError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {found!r}")
+    if digest(content.get("state")) != content.get("sha256"):
+        raise CheckpointError(f"{path}: damaged, its content does not match its SHA-256")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def round_path(folder: Path, round: int) -> Path:
+    """Where the checkpoint after `round` rounds lies."""
+    return folder / f"round={round:05d}.ckpt"
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint of `folder` that is whole; each damaged one before it costs a warning.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    paths = sorted(folder.glob("round=*.ckpt"), reverse=True)
+    for path in paths:
+        try:
+            return load(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
+    raise CheckpointError(f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else ""))
+
+
+def prune(folder: Path, keep: int) -> list[int]:
+    """Remove all but the `keep` newest round checkpoints; the rounds that are kept."""
+    paths = sorted(folder.glob("round=*.ckpt"))
+    for path in paths[:-keep]:
+        path.unlink()
+    return [int(path.stem.split("=")[1]) for path in paths[-keep:]]

@@ -1,0 +1,260 @@
+"""One worker module a process, lent to one client after the other: load, train, hand back; load, evaluate."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.optim import LocalOptimizers, lend_
+from bhfl.engine.recorder import Recorder, recording, tag_of
+from bhfl.engine.sampling import seed_globals
+from bhfl.engine.types import FederatedData
+from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_, store_
+
+_RETURNED = "the loss that training_step returned"
+_UNCALLED = (
+    "setup", "on_fit_start", "on_train_start", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
+    "configure_gradient_clipping",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How long and in what manner a client trains in a round."""
+
+    local_epochs: int = 1
+    local_steps: int | None = None
+    """Optimiser steps, over as many epochs as they take; overrides `local_epochs`."""
+    lr_schedule: Literal["continue", "restart"] = "continue"
+    """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins anew."""
+    gradient_clip_val: float | None = None
+    channels_last: bool = True
+
+
+class Worker:
+    """The one module of this process and what it takes to train and evaluate it as any client.
+
+    Args:
+        module: The user's LightningModule; its layers are swapped for quantised ones in place, parameters shared.
+        fabric: For device, precision and backward.
+        settings: See `LocalSettings`.
+    """
+
+    def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings) -> None:
+        self.fabric, self.settings = fabric, settings
+        check_module(module, settings.gradient_clip_val)
+        module.configure_model()
+        self.module: L.LightningModule = quantize_(module, BitSpec())
+        fabric.to_device(self.module)
+        self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
+        for parameter in self.module.parameters() if settings.channels_last else ():
+            parameter.data = _channels_last(parameter.data)
+        saved = self.module.state_dict()
+        self.transient = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in saved}
+        names_of: dict[int, str] = {}
+        self.tied = {
+            name: first
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            if (first := names_of.setdefault(id(tensor), name)) != name
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's state by name, tied tensors once."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.tied}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
+        """Make the module a client of `spec` with these weights; buffers that are never saved begin anew."""
+        set_spec_(self.module, spec)
+        own = self.module.state_dict()
+        for name, value in tensors.items():
+            own[name].copy_(value)
+        for name, value in self.transient.items():
+            self.module.get_buffer(name).copy_(value)
+        begin_round_(self.module)
+
+    def train(
+        self,
+        algorithm: Algorithm,
+        run: LocalRun,
+        data: FederatedData,
+        history: Sequence[Mapping[str, Any]],
+    ) -> LocalRun:
+        """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and of logged values."""
+        self.load(run.received, run.client.spec)
+        module = self.module.train()
+        seed_globals(run.rng.integer("dropout"), self.fabric.device)
+        generator = run.rng.torch("quant_train", device=self.fabric.device)
+        seed_(module, generator)
+        try:
+            with recording(module) as recorder:
+                training = _Training(self, algorithm, run, recorder, generator, history)
+                training.train(data)
+            run.metrics.update(training.metrics())
+        finally:  # nothing is left for the next client, and no memory is held until it comes
+            module.zero_grad()
+            lend_(module, self.fabric, [], [])
+        return run
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Any], stage: Literal["val", "test"]) -> dict[str, float]:
+        """Means over `batches` of what the module's validation or test step logs or returns, as the module stands.
+
+        Names come without the stage: ``val_acc``, ``val/acc`` and ``acc`` are all ``acc``.
+        """
+        module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
+        seed_globals(0, self.fabric.device)
+        index = None
+        with recording(module) as recorder:
+            for index, batch in enumerate(self.on_device(batches)):
+                if not index:
+                    getattr(module, f"on_{hook}_epoch_start")()
+                recorder.observe(batch)
+                with self.fabric.autocast():
+                    output = getattr(module, f"{hook}_step")(batch, index)
+                recorder.log_dict(_numbers(output))
+            if index is not None:
+                getattr(module, f"on_{hook}_epoch_end")()
+        return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in recorder.means().items()}
+
+    def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches moved to this process's device, images in the memory format asked for."""
+        for batch in batches:
+            batch = self.fabric.to_device(self.module.on_before_batch_transfer(batch, 0))
+            batch = self.module.on_after_batch_transfer(batch, 0)
+            yield _channels_last(batch) if self.settings.channels_last else batch
+
+
+def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> None:
+    """Say what a module asks of Lightning that it does not get here.
+
+    Raises:
+        ValueError: Automatic clipping is asked for where the module optimises manually.
+    """
+    if gradient_clip_val is not None and not module.automatic_optimization:
+        raise ValueError(
+            "gradient_clip_val needs automatic optimization: call self.clip_gradients(...) in training_step instead"
+        )
+    ignored = [name for name in _UNCALLED if getattr(type(module), name) is not getattr(L.LightningModule, name)]
+    if ignored:
+        name = type(module).__name__
+        warnings.warn(f"{name} overrides {', '.join(ignored)}, which federated clients do not call", stacklevel=2)
+
+
+def _numbers(output: Any) -> dict[str, Any]:
+    """What a step returned, as metrics: a loss, or a mapping whose one-element values count."""
+    if isinstance(output, Tensor):
+        return {"loss": output} if output.numel() == 1 else {}
+    items = output.items() if isinstance(output, Mapping) else ()
+    return {k: v for k, v in items if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)}
+
+
+@dataclass
+class _Training:
+    """The local steps of one client in one round."""
+
+    worker: Worker
+    algorithm: Algorithm
+    run: LocalRun
+    recorder: Recorder
+    generator: torch.Generator
+    history: Sequence[Mapping[str, Any]]
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """What was logged, by tag; a loss that the module logs itself is preferred to the one it returned."""
+        means = self.recorder.means()
+        loss = {"train/loss": means.pop(_RETURNED)} if _RETURNED in means else {}
+        return loss | {tag_of(name): mean for name, mean in means.items()}
+
+    def train(self, data: FederatedData) -> None:
+        settings, module, run = self.worker.settings, self.run.module, self.run
+        epochs, steps = settings.local_epochs, settings.local_steps
+        continued = settings.lr_schedule == "continue"
+        rounds = run.round if continued else 0
+        num_batches = data.num_batches(run.client.id)
+        planned = steps or epochs * num_batches
+        self.limit = self.algorithm.num_steps(run, planned)
+        if not self.limit:
+            raise RuntimeError("dropped out: it made no step")
+        position = {"epoch": rounds * math.ceil(planned / max(num_batches, 1)), "step": rounds * planned}
+        self.optimizers = LocalOptimizers(module, self.worker.fabric, position, self.history if continued else None)
+        lend_(module, self.worker.fabric, self.optimizers.wrapped, self.optimizers.schedules)
+        epoch = 0
+        while run.num_steps < self.limit:
+            self.epoch(data.client_batches(run.client.id, run.rng, epoch))
+            epoch += 1
+            self.optimizers.advance("epoch", epoch, self.metrics)
+
+    def epoch(self, batches: Iterable[Any]) -> None:
+        module, run = self.run.module, self.run
+        before = run.num_steps
+        module.on_train_epoch_start()
+        for index, batch in enumerate(self.worker.on_device(batches)):
+            if run.num_steps == self.limit:
+                break
+            self.batch(batch, index)
+        if run.num_steps == before:
+            raise ValueError(f"client {run.client.id} has no training batch")
+        module.on_train_epoch_end()
+
+    def batch(self, batch: Any, index: int) -> None:
+        module, run = self.run.module, self.run
+        self.recorder.observe(batch)
+        module.on_train_batch_start(batch, index)
+        run.lr_sum += self.optimizers.lr
+        run.num_steps += 1
+        with self.worker.fabric.autocast():
+            output = self.algorithm.client_loss(run, batch, index)
+        loss = _loss(output, module.automatic_optimization)
+        if loss is not None:
+            self.last = {"train/loss": torch.as_tensor(loss).detach()}
+            self.recorder.log(_RETURNED, loss)
+            if module.automatic_optimization:
+                self.step(loss)
+        store_(module, self.generator)
+        module.on_train_batch_end(output, batch, index)
+        self.optimizers.advance("step", run.num_steps, lambda: self.last)
+
+    def step(self, loss: Tensor) -> None:
+        module, fabric, clip = self.run.module, self.worker.fabric, self.worker.settings.gradient_clip_val
+        optimizer = self.optimizers.wrapped[0]
+        module.on_before_zero_grad(self.optimizers.raw[0])
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        module.on_after_backward()
+        fabric.strategy.precision.unscale_gradients(self.optimizers.raw[0])
+        self.algorithm.client_gradients_(self.run)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        module.on_before_optimizer_step(self.optimizers.raw[0])
+        optimizer.step()
+
+
+def _loss(output: Any, automatic: bool) -> Any:
+    """The loss in what `training_step` returned."""
+    if not isinstance(output, Mapping):
+        return output
+    if automatic and "loss" not in output:
+        raise ValueError(
+            f"training_step returned a dict without 'loss', with {', '.join(map(repr, output)) or 'nothing'}"
+        )
+    return output.get("loss")
+
+
+def _channels_last(batch: Any) -> Any:
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return batch.contiguous(memory_format=torch.channels_last)
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)(_channels_last(item) for item in batch)
+    return batch

@@ -1,0 +1,119 @@
+"""What became of each client in a round, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+
+from bhfl.engine.types import Client, Params
+from bhfl.quant import QuantizedTensor
+
+T = TypeVar("T")
+
+
+@dataclass
+class ClientRecord:
+    """One client's round: bytes as measured on its payloads."""
+
+    client: int
+    group: str
+    weight: float
+    rank: int = 0
+    """The process that trained it."""
+    status: Literal["ok", "failed", "rejected"] = "ok"
+    reason: str = ""
+    downlink_bytes: int = 0
+    uplink_bytes: int = 0
+    header_bytes: int = 0
+    """The part of both that is not tensor content."""
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    traceback: str = ""
+
+
+def gather(fabric: Fabric, mine: list[T]) -> list[T]:
+    """The lists of all processes as one, in the order of ranks; small objects only."""
+    if fabric.world_size == 1:
+        return mine
+    parts: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
+
+
+def refusal(
+    update: Mapping[str, torch.Tensor | QuantizedTensor], expected: Params, client: Client, limit: float
+) -> str:
+    """Why a decoded update must not enter an average, or an empty string.
+
+    Args:
+        update: As decoded.
+        expected: Names and shapes that it must have.
+        client: Who sent it.
+        limit: Bound on ``weight * |value|``.
+    """
+    if not 0 < client.weight < float("inf"):
+        return f"weight must be positive and finite, got {client.weight}"
+    if missing := expected.keys() - update.keys():
+        return f"{sorted(missing)[0]} is missing"
+    if unknown := update.keys() - expected.keys():
+        return f"{sorted(unknown)[0]} was not asked for"
+    for name, value in update.items():
+        content = value.codes if isinstance(value, QuantizedTensor) else value
+        if content.shape != expected[name].shape:
+            return f"{name} must have shape {tuple(expected[name].shape)}, got {tuple(content.shape)}"
+        if isinstance(value, torch.Tensor) and value.is_floating_point() != expected[name].is_floating_point():
+            return f"{name} must be {expected[name].dtype}, got {value.dtype}"
+        if not client.weight * _largest(value) < limit:  # also true for NaN
+            return f"{name} holds a value that is not finite or too large to average"
+    return ""
+
+
+def _largest(value: torch.Tensor | QuantizedTensor) -> float:
+    if isinstance(value, QuantizedTensor):
+        return float(value.scale.max()) * (2 ** (value.bits - 1) - 1) if value.scale.numel() else 0.0
+    if not value.numel() or not value.is_floating_point():
+        return 0.0
+    low, high = torch.aminmax(value)
+    return float(torch.maximum(high, -low))
+
+
+def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
+    """The round's tags that follow from its records: `train/loss` and other means over clients, counts."""
+    ok = [record for record in records if record.status == "ok"]
+    metrics = {
+        f"clients/{status}": float(sum(r.status == status for r in records)) for status in ("ok", "failed", "rejected")
+    }
+    for name in sorted({name for record in ok for name in record.metrics}):
+        having = [record for record in ok if name in record.metrics]
+        total = sum(record.weight for record in having)
+        metrics[name] = sum(record.weight * record.metrics[name] for record in having) / total
+    return metrics
+
+
+class Ledger:
+    """Bytes up and down since the first round, by bit group; the only source of communication figures."""
+
+    def __init__(self, state: Mapping[str, Mapping[str, int]] | None = None) -> None:
+        self.by_group: dict[str, dict[str, int]] = {g: dict(b) for g, b in (state or {}).items()}
+
+    def add(self, records: list[ClientRecord]) -> dict[str, int]:
+        """Count a round's payloads, of failed and rejected clients too; the round's own bytes."""
+        mine = ("uplink_bytes", "downlink_bytes", "header_bytes")
+        for record in records:
+            row = self.by_group.setdefault(record.group, dict.fromkeys(mine, 0))
+            for key in mine:
+                row[key] += getattr(record, key)
+        return {key: sum(getattr(record, key) for record in records) for key in mine}
+
+    def total(self, key: str) -> int:
+        """`uplink_bytes`, `downlink_bytes` or `header_bytes` over all groups."""
+        return sum(row[key] for row in self.by_group.values())
+
+    def metrics(self) -> dict[str, float]:
+        """Cumulative megabytes (10^6 bytes)."""
+        up, down = self.total("uplink_bytes") / 1e6, self.total("downlink_bytes") / 1e6
+        return {"comm/uplink_MB": up, "comm/downlink_MB": down, "comm/total_MB": up + down}

@@ -1,0 +1,229 @@
+"""One round, a straight line: sample, send, train, receive, check, fold in, combine."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhfl.comm import PayloadError, decode, encode, float_tensors, header_bytes
+from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.buffers import Buffers, BufferSum
+from bhfl.engine.client import Worker
+from bhfl.engine.records import ClientRecord, gather, refusal
+from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
+from bhfl.engine.store import ClientStore
+from bhfl.engine.types import Client, FederatedData, Params, ServerState
+
+
+@dataclass
+class Totals:
+    """What a round's updates are folded into on this process."""
+
+    updates: Aggregator
+    buffers: BufferSum
+    expected: Params
+    """Names, shapes and kinds that an uplink must have."""
+    limit: float
+    """Bound on ``weight * |value|`` of one update, so that all sums stay exact."""
+
+
+class Rounds:
+    """Everything a round needs that does not change from round to round.
+
+    Args:
+        worker: This process's module.
+        algorithm: Its hooks.
+        clients: The fleet.
+        data: Already split.
+        options: Of the trainer.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        algorithm: Algorithm,
+        clients: list[Client],
+        data: FederatedData,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.worker, self.algorithm, self.clients, self.data, self.options = worker, algorithm, clients, data, options
+        self.fabric = worker.fabric
+        self.groups = list(dict.fromkeys(client.group for client in clients))
+        self.buffers = Buffers(worker.module, options["norm"], self.groups)
+        self.store: ClientStore  # set when the run folder is known
+        self._sent: tuple[Any, str, bytes, dict[str, Tensor]] | None = None
+
+    def init_server(self) -> ServerState:
+        """The state before the first round: the worker's weights, as rank 0 has them."""
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.worker.state().items()}
+        wrong = [f"{n} is {t.dtype}" for n, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
+        if wrong:
+            raise ValueError(
+                f"the model's floating parameters and buffers must be float32, got: {', '.join(wrong[:5])}"
+            )
+        params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
+        server = ServerState(params, buffers=self.buffers.init(state))
+        server = replace(server, extra=self.algorithm.init_server(params, self.clients))
+        return self.fabric.broadcast(server)
+
+    def run(
+        self, server: ServerState, history: list[dict[str, Any]], on_client: Callable[[Client, ClientRecord], None]
+    ) -> tuple[ServerState, list[ClientRecord]]:
+        """One round from `server`; its successor (the same model where too few updates were usable) and the records."""
+        size = cohort_size(len(self.clients), self.options["clients_per_round"])
+        cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
+        totals = Totals(
+            self.algorithm.aggregator(server, self.clients),
+            BufferSum(self.buffers, server),
+            {**self.algorithm.expected(server), **self._travelling(self.buffers.of(server, self.groups[0]))},
+            min(MAX_TERM, MAX_TOTAL / len(cohort)),
+        )
+        self._sent = None
+        mine = []
+        for client in cohort[self.fabric.global_rank :: self.fabric.world_size]:
+            record = self._client(server, client, totals, history)
+            on_client(client, record)
+            mine.append(record)
+        records = sorted(gather(self.fabric, mine), key=lambda record: record.client)
+        if sum(record.status == "ok" for record in records) < self.options["min_clients"]:
+            for record in mine:
+                self.store.forget(record.client, server.round + 1)
+            self.fabric.barrier()  # before another process trains one of these clients
+            return replace(server, round=server.round + 1, metrics={}), records
+        following = self._combine(server, totals, [record.client for record in records if record.status == "ok"])
+        self._close(following, records)
+        return following, records
+
+    # ---- one client ---------------------------------------------------------------------------------------------
+
+    def _client(
+        self, server: ServerState, client: Client, totals: Totals, history: list[dict[str, Any]]
+    ) -> ClientRecord:
+        record = ClientRecord(client.id, client.group, client.weight, self.fabric.global_rank)
+        start = time.perf_counter()
+        keeps: dict[str, Any] = {}
+        try:
+            if client.num_examples:
+                keeps = self._train(server, client, totals, history, record)
+            else:
+                record.status, record.reason = "rejected", "the client has no examples"
+        except PayloadError as error:
+            record.status, record.reason = "rejected", str(error)
+        except Exception as error:  # a client's failure, whatever it is, is not the round's
+            record.status, record.reason = "failed", f"{type(error).__name__}: {error}"
+            record.traceback = traceback.format_exc()
+        if record.status == "ok" and any(keeps.values()):  # outside the try: a full disk is no client's failure
+            self.store.save(client.id, server.round + 1, keeps)
+        record.seconds = time.perf_counter() - start
+        return record
+
+    def _train(
+        self,
+        server: ServerState,
+        client: Client,
+        totals: Totals,
+        history: list[dict[str, Any]],
+        record: ClientRecord,
+    ) -> dict[str, Any]:
+        """All of a client's round; what it is to keep."""
+        kept = self.store.load(client.id, server.round) or {}
+        payload, received = self._downlink(server, client)
+        record.downlink_bytes, record.header_bytes = len(payload), header_bytes(payload) if payload else 0
+        run = self._local_run(server, client, received, kept)
+        self.worker.train(self.algorithm, run, self.data, history)
+        if self.options["evaluate_clients"]:
+            own = self.worker.evaluate(self.data.client_val_batches(client.id) or self.data.val_batches(), "val")
+            run.metrics.update({f"val/{name}_local_{client.group}": value for name, value in own.items()})
+        staying = {n: t.cpu().clone() for n, t in self.worker.state().items() if self._stays(n)}
+        record.metrics = run.metrics
+        if self.algorithm.communicates:
+            self._receive(server, client, self._uplink(run), totals, record)
+        return {"algorithm": run.state, "staying": staying}
+
+    def _local_run(
+        self, server: ServerState, client: Client, received: dict[str, Tensor], kept: dict[str, Any]
+    ) -> LocalRun:
+        state = self.fabric.to_device(kept.get("algorithm")) or self.algorithm.init_client(client, received)
+        start = {**self.algorithm.receive(received, state), **kept.get("staying", self._staying(server, client))}
+        rng = RandomKeys(self.options["seed"], server.round, client.id)
+        return LocalRun(client, server.round, self.worker.module, start, state, rng)
+
+    def _receive(
+        self, server: ServerState, client: Client, payload: bytes, totals: Totals, record: ClientRecord
+    ) -> None:
+        """The server's side of an uplink: measure, decode, check, fold in."""
+        record.uplink_bytes = len(payload)
+        record.header_bytes += header_bytes(payload)
+        update = decode(payload)
+        record.reason = refusal(update, totals.expected, client, totals.limit)
+        if record.reason:
+            record.status = "rejected"
+            return
+        weights = {n: v for n, v in update.items() if not self.buffers.owns(n)}
+        totals.updates.add(self.algorithm.reconstruct(weights, client, server), client)  # first: it may refuse
+        totals.buffers.add(float_tensors({n: v for n, v in update.items() if self.buffers.owns(n)}), client)
+
+    def _downlink(self, server: ServerState, client: Client) -> tuple[bytes, dict[str, Tensor]]:
+        """The bytes a client is sent and what it decodes from them; a message like the last one is not encoded again."""
+        if not self.algorithm.communicates:
+            return b"", {}
+        tensors = self.algorithm.downlink(server, client)
+        group = client.group if self.buffers.policy == "group" else ""
+        if self._sent is None or self._sent[0] is not tensors or self._sent[1] != group:
+            payload = encode({**tensors, **self._travelling(self.buffers.of(server, client.group))})
+            self._sent = (tensors, group, payload, self.fabric.to_device(float_tensors(decode(payload))))
+        return self._sent[2:]
+
+    def _uplink(self, run: LocalRun) -> bytes:
+        update = self.algorithm.uplink(run)
+        return encode({n: v for n, v in update.items() if n not in self.worker.tied and not self._stays(n)})
+
+    def _stays(self, name: str) -> bool:
+        """Whether a tensor of the model never leaves its client."""
+        return not self.algorithm.communicates or (self.buffers.owns(name) and not self.buffers.sent(name))
+
+    def _travelling(self, buffers: Params) -> Params:
+        return {name: tensor for name, tensor in buffers.items() if not self._stays(name)}
+
+    def _staying(self, server: ServerState, client: Client) -> Params:
+        """What a client that has kept nothing yet begins with."""
+        first = {**server.params, **self.buffers.of(server, client.group)}
+        return {name: tensor for name, tensor in first.items() if self._stays(name)}
+
+    # ---- the server ---------------------------------------------------------------------------------------------
+
+    def _combine(self, server: ServerState, totals: Totals, participants: list[int]) -> ServerState:
+        aggregate = totals.updates.reduce(self.fabric)
+        buffers = totals.buffers.reduce(self.fabric)
+        following = replace(server, metrics={})
+        if self.fabric.is_global_zero and self.algorithm.communicates:
+            following = self.algorithm.server_update(
+                following, aggregate, RandomKeys(self.options["seed"], server.round)
+            )
+        following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
+        return self.fabric.broadcast(following)
+
+    def _close(self, following: ServerState, records: list[ClientRecord]) -> None:
+        """Send the clients that took part what closes the round, where the algorithm has anything to say."""
+        message = self.algorithm.closing(following)
+        if message is None:
+            return
+        payload = encode(message)
+        received = float_tensors(decode(payload))
+        ok = [record for record in records if record.status == "ok"]
+        for record in ok:
+            record.downlink_bytes += len(payload)
+            record.header_bytes += header_bytes(payload)
+        for record in ok:
+            if record.rank == self.fabric.global_rank:
+                client = self.clients[record.client]
+                kept = self.store.load(client.id, following.round) or {}
+                state = self.algorithm.client_close(client, kept.get("algorithm", {}), received)
+                self.store.save(client.id, following.round, {**kept, "algorithm": state})

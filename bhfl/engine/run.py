@@ -1,0 +1,233 @@
+"""One run on disk: its folder, its loggers, its checkpoints, and where a resumed one goes on."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+
+import bhfl
+from bhfl.engine import checkpoint
+from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.folder import RoundsFile, newest_run, write_json
+from bhfl.engine.records import Ledger
+from bhfl.engine.server_optimizer import describe
+from bhfl.engine.settings import FREE
+from bhfl.engine.types import ServerState
+
+
+def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The run folder (None for a file outside any) and the state that `path` means.
+
+    Args:
+        path: A checkpoint file, a run folder, ``last`` or ``best`` of the newest run under `root`.
+        root: ``<default_root_dir>/<name>``.
+
+    Raises:
+        CheckpointError: There is none, or it is unusable.
+    """
+    if str(path) in ("last", "best"):
+        folder = root if (root / "checkpoints").is_dir() else newest_run(root)
+        if folder is None:
+            raise CheckpointError(f"ckpt_path: {path}: no run with a checkpoint under {root}")
+        return folder, _load(folder, str(path))
+    if "://" in str(path):
+        raise CheckpointError(f"ckpt_path must be a local path, got {path}")
+    path = Path(path)
+    if path.is_dir():
+        return path, _load(path, "last")
+    folder = path.parent.parent if path.parent.name == "checkpoints" else None
+    return folder, checkpoint.load(path)
+
+
+def _load(folder: Path, which: str) -> dict[str, Any]:
+    checkpoints = folder / "checkpoints"
+    return checkpoint.load(checkpoints / "best.ckpt") if which == "best" else checkpoint.load_last(checkpoints)
+
+
+class Run:
+    """What rank 0 writes. Other processes hold one too, but only its folder and verdicts.
+
+    Args:
+        options: Of the trainer.
+        folder: The run folder, on every process the same.
+        writes: Whether this process is rank 0.
+    """
+
+    def __init__(self, options: Mapping[str, Any], folder: Path, writes: bool) -> None:
+        self.options, self.folder, self.writes = options, folder, writes
+        self.rows = RoundsFile(folder / "rounds.jsonl")
+        self.checkpoints = folder / "checkpoints"
+        self.history: list[dict[str, Any]] = []
+        self.ledger = Ledger()
+        self.best: float | None = None
+        self.best_round = 0
+        self.failed_rounds = 0
+        self.seconds = 0.0
+        self.loggers: list[Logger] = []
+
+    # ---- beginning and resuming -------------------------------------------------------------------------------
+
+    def state(self, server: ServerState, config: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "server": vars(server),
+            "run": {
+                "history": self.history, "ledger": self.ledger.by_group, "best": self.best,
+                "best_round": self.best_round, "failed_rounds": self.failed_rounds, "seconds": self.seconds,
+            },
+            "config": dict(config),
+            "threads": torch.get_num_threads(),
+            "version": bhfl.__version__,
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        run = state["run"]
+        self.history = list(run["history"])
+        self.ledger = Ledger(run["ledger"])
+        self.best, self.best_round = run["best"], run["best_round"]
+        self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
+        if state["threads"] != self.options["threads"]:
+            warnings.warn(
+                f"the run was computed with threads: {state['threads']}, now {self.options['threads']}: "
+                "the last bits of its results will differ",
+                stacklevel=2,
+            )
+
+    def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
+        """Write the JSON files `records` and open the loggers; rows after the restored round are dropped."""
+        if not self.writes:
+            return
+        for name, value in records.items():
+            write_json(self.folder / f"{name}.json", value)
+        write_json(self.folder / "env.json", _environment(self.options))
+        self.rows.truncate(server.round)
+        checkpoint.rewind(self.checkpoints, server.round)
+        self._open_loggers(server.round)
+
+    def _open_loggers(self, round: int) -> None:
+        chosen = self.options["logger"]
+        if chosen is True:
+            tensorboard = TensorBoardLogger(self.folder, name="", version="", purge_step=round + 1 if round else None)
+            (self.folder / "metrics.csv").unlink(missing_ok=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Experiment logs directory")  # the folder is ours to share
+                table = CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)
+                _ = table.experiment
+            for row in self.history:  # a CSV logger begins a new file: give it the rounds before
+                table.log_metrics(_scalars(row), step=row["round"])
+            self.loggers = [tensorboard, table]
+        else:
+            self.loggers = [] if not chosen else [chosen] if isinstance(chosen, Logger) else list(chosen)
+
+    # ---- one round ----------------------------------------------------------------------------------------------
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Take the row of a finished round: metrics by tag, and what is not a number for ``rounds.jsonl`` alone."""
+        self.history.append(row)
+        if self.writes:
+            self.rows.append(row)
+            for logger in self.loggers:
+                logger.log_metrics(_scalars(row), step=row["round"])
+
+    def improved(self, row: Mapping[str, Any], complete: bool) -> bool:
+        """Whether the monitored metric of `row` is the best so far.
+
+        Args:
+            row: Metrics of a round.
+            complete: Whether clients trained and the result was validated, so that no metric is missing.
+
+        Raises:
+            ValueError: It is not logged; the error lists what is.
+        """
+        monitor = self.options["monitor"]
+        if monitor not in row:
+            if not complete:
+                return False
+            tags = ", ".join(sorted(_scalars(row)))
+            raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}; logged: {tags}")
+        value = row[monitor]
+        better = self.best is None or (value > self.best if self.options["mode"] == "max" else value < self.best)
+        if better and math.isfinite(value):
+            self.best, self.best_round = value, row["round"]
+            return True
+        return False
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether `patience` validations have passed without a better monitored metric."""
+        later = [row for row in self.history if row["round"] > self.best_round and self.options["monitor"] in row]
+        return self.options["patience"] is not None and len(later) >= self.options["patience"]
+
+    def save(self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool) -> list[int]:
+        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best one's too."""
+        if not self.writes or not (best or last):
+            return []
+        state = self.state(server, config)
+        if best:
+            checkpoint.save(self.checkpoints / "best.ckpt", state)
+        if last:
+            checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
+        return [*checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]), self.best_round]
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json`` and close the loggers."""
+        if self.writes:
+            write_json(self.folder / "summary.json", summary)
+            self.close("success")
+
+    def close(self, status: str) -> None:
+        """Flush and close the loggers."""
+        for logger in self.loggers:
+            logger.finalize(status)
+        self.loggers = []
+
+
+def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Options whose values differ between a checkpoint and the run that is to go on from it, as ``key: old -> new``."""
+    old, new = _flat(stored), _flat(now)
+    return [
+        f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that shape the model, as plain values."""
+    shaped = {key: value for key, value in options.items() if key not in (*FREE, "clients", "algorithm")}
+    make = shaped.pop("server_optimizer")
+    return {**shaped, "server_optimizer": describe(make) if make else None}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {
+            k: v
+            for key, item in value.items()
+            for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: value}
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {tag: value for tag, value in row.items() if "/" in tag and isinstance(value, (int, float))}
+
+
+def _environment(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "bhfl": bhfl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": options["threads"],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,92 @@
+"""Server optimisers: a torch optimiser on the pseudo-gradient ``w_t - mean`` (Reddi et al. 2021, arXiv 2003.00295)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def describe(make: OptimizerCallable) -> dict[str, Any]:
+    """An optimiser's class and hyper-parameters as plain values, to tell whether two are the same."""
+    optimizer = make([nn.Parameter(torch.zeros(1))])
+    return {"class": type(optimizer).__name__, **{name: repr(value) for name, value in optimizer.defaults.items()}}
+
+
+class ServerOptimizer:
+    """Steps any torch optimiser on means of client weights; its state comes in and goes out, none stays here.
+
+    FedAvgM is ``torch.optim.SGD`` with momentum, FedAdam ``torch.optim.Adam``, FedYogi `Yogi`.
+
+    Args:
+        make: From parameters to an optimiser, as ``lambda params: torch.optim.Adam(params, lr=0.01)``.
+    """
+
+    def __init__(self, make: OptimizerCallable) -> None:
+        self.make = make
+
+    def step(
+        self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One step from `params` with ``params - mean`` for gradient; the new params and optimiser state."""
+        weights = {name: nn.Parameter(tensor.clone()) for name, tensor in params.items()}
+        optimizer = self.make(list(weights.values()))
+        if state is not None:
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, weight in weights.items():
+            weight.grad = params[name] - mean[name]
+        optimizer.step()
+        return {name: weight.detach() for name, weight in weights.items()}, optimizer.state_dict()["state"]
+
+
+class Yogi(Optimizer):
+    """Adam with an additive second moment: ``v -= (1 - beta2) * sign(v - g^2) * g^2`` (Zaheer et al. 2018).
+
+    Args:
+        params: As for any torch optimiser.
+        lr: Step size.
+        betas: Decay of the first and of the second moment.
+        eps: Added to the root of the second moment; the federated paper's tau.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-3,
+    ) -> None:
+        if not lr > 0 or not eps > 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Yogi needs lr > 0, eps > 0 and betas in [0, 1), got {lr}, {eps}, {betas}")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters that have gradients."""
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(
+                        weight, weight.grad, self.state[weight], **{k: group[k] for k in ("lr", "betas", "eps")}
+                    )
+        return loss
+
+    def _update(
+        self, weight: Tensor, grad: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(weight), torch.full_like(weight, eps**2)
+        mean, square, squared = state["mean"], state["square"], grad.square()
+        mean.lerp_(grad, 1 - betas[0])
+        square.addcmul_(torch.sign(square - squared), squared, value=betas[1] - 1)
+        weight.addcdiv_(mean, square.sqrt().add_(eps), value=-lr)

@@ -1,0 +1,94 @@
+"""The options of `FederatedTrainer`, checked one by one and against each other before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bhfl.engine.fleet import Fleet
+from bhfl.engine.sampling import cohort_size
+
+_COUNTS = {
+    "max_rounds": 1, "local_epochs": 1, "min_clients": 1, "max_failed_rounds": 0, "check_val_every_n_rounds": 1,
+    "checkpoint_every_n_rounds": 1, "keep_checkpoints": 1, "num_nodes": 1, "threads": 1, "timeout_seconds": 1,
+    "seed": 0,
+}  # fmt: skip
+_OPTIONAL_COUNTS = {"num_clients": 1, "local_steps": 1, "patience": 1}
+_CHOICES = {
+    "sampling": ("stratified", "uniform"),
+    "lr_schedule": ("continue", "restart"),
+    "weights": ("samples", "uniform"),
+    "norm": ("average", "local", "group"),
+    "mode": ("max", "min"),
+}
+_PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")
+_LARGEST = 2**31
+
+FREE = (
+    "max_rounds", "max_failed_rounds", "check_val_every_n_rounds", "monitor", "mode", "patience", "evaluate_clients",
+    "checkpoint_every_n_rounds", "keep_checkpoints", "accelerator", "devices", "num_nodes", "strategy", "threads",
+    "timeout_seconds", "logger", "callbacks", "default_root_dir", "name",
+)  # fmt: skip
+"""Options that may differ when a run is resumed: they do not shape the model."""
+
+
+def check_settings(options: Mapping[str, Any]) -> None:
+    """Raise one ValueError with every problem of `FederatedTrainer`'s options, one a line."""
+    problems = [
+        f"{key} must be an integer from {low} to {_LARGEST:,}, got {options[key]!r}"
+        for key, low in (_COUNTS | _OPTIONAL_COUNTS).items()
+        if not (key in _OPTIONAL_COUNTS and options[key] is None) and not _is_count(options[key], low)
+    ]
+    problems += [
+        f"{key} must be one of {', '.join(choices)}, got {options[key]!r}"
+        for key, choices in _CHOICES.items()
+        if options[key] not in choices
+    ]
+    if str(options["precision"]) not in _PRECISIONS:
+        problems.append(f"precision must be one of {', '.join(_PRECISIONS)}, got {options['precision']!r}")
+    clip = options["gradient_clip_val"]
+    if clip is not None and not (_is_number(clip) and 0 < clip < math.inf):
+        problems.append(f"gradient_clip_val must be positive and finite, got {clip!r}")
+    for key in ("default_root_dir", "name", "monitor"):
+        if not isinstance(options[key], str) or not options[key].strip():
+            problems.append(f"{key} must not be empty, got {options[key]!r}")
+    problems += _fleet_problems(options, problems)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _fleet_problems(options: Mapping[str, Any], problems: list[str]) -> list[str]:
+    """Problems of the fleet, and of the cohort against it where the rest is right."""
+    try:
+        fleet = Fleet(options["clients"])
+    except ValueError as error:
+        return str(error).splitlines()
+    if problems:
+        return []
+    try:
+        total = len(fleet.specs(options["num_clients"]))
+    except ValueError as error:
+        return [str(error)]
+    cohort = options["clients_per_round"]
+    if isinstance(cohort, float) and not 0 < cohort <= 1:
+        return [f"clients_per_round must be a count, or a fraction in (0, 1], got {cohort!r}"]
+    if cohort is not None and not isinstance(cohort, float) and not _is_count(cohort, 1):
+        return [f"clients_per_round must be a count, or a fraction in (0, 1], got {cohort!r}"]
+    size = cohort_size(total, cohort)
+    found = []
+    if size > total:
+        found.append(f"clients_per_round must be at most {total}, the number of clients, got {cohort!r}")
+    if options["min_clients"] > min(size, total):
+        found.append(
+            f"min_clients must be at most {min(size, total)}, the clients of a round, got {options['min_clients']}"
+        )
+    return found
+
+
+def _is_count(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,398 @@
+"""`FederatedTrainer`: the round loop on Lightning Fabric."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import lightning as L
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import Logger
+from lightning.fabric.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from bhfl.engine.algorithm import Algorithm, Context
+from bhfl.engine.buffers import NormPolicy
+from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.evaluate import Evaluator, Stage
+from bhfl.engine.fleet import Fleet
+from bhfl.engine.folder import new_run
+from bhfl.engine.records import ClientRecord, round_metrics
+from bhfl.engine.rounds import Rounds
+from bhfl.engine.run import Run, contradictions, described, find_checkpoint, shaping
+from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
+from bhfl.engine.settings import check_settings
+from bhfl.engine.store import ClientStore
+from bhfl.engine.system import computing_threads, exit_on_sigterm, keep_freed_memory, stop
+from bhfl.engine.types import Client, FederatedData, ServerState
+
+
+class TooFewClientsError(RuntimeError):
+    """No round had enough usable updates for longer than `max_failed_rounds` allows."""
+
+
+class FederatedTrainer:
+    """Trains one model over a fleet of clients of different bit-widths.
+
+    Args:
+        clients: The fleet, e.g. ``{8: 5, 32: 5}`` or ``[{bits: ternary, fraction: 0.5}, {bits: 32, fraction: 0.5}]``.
+        algorithm: How updates are made and combined; FedAvg by default.
+        num_clients: Size of a fleet given by fractions.
+        max_rounds: Rounds in all, those before a resume included.
+        clients_per_round: Cohort: a count, a fraction of the fleet (a float), or all.
+        sampling: ``stratified``: every bit group takes part in each round; ``uniform``: drawn from the whole fleet.
+        local_epochs: Passes of a client over its data in a round.
+        local_steps: Optimiser steps of a client in a round instead of `local_epochs`.
+        lr_schedule: ``continue``: schedulers go on over rounds; ``restart``: they begin anew in each.
+        gradient_clip_val: Largest L2 norm of a client's gradients.
+        weights: Of clients in averages: their numbers of ``samples``, or ``uniform``.
+        server_optimizer: A torch optimiser for the server's step on ``w_t - mean``; None takes the mean itself.
+        norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or ``local``.
+        min_clients: Fewer usable updates than this, and the round is skipped.
+        max_failed_rounds: Skipped rounds in a row after which the run stops with an error.
+        evaluate_clients: Also measure the clients' own models after local training (``val/acc_local_<group>``).
+        check_val_every_n_rounds: Rounds between validations; the last round is always validated.
+        monitor: Logged metric by which the best model is chosen.
+        mode: Whether `monitor` is better at its ``max`` or ``min``.
+        patience: Stop after so many validations without a better `monitor`.
+        checkpoint_every_n_rounds: Rounds between checkpoints; the last round always has one.
+        keep_checkpoints: Newest checkpoints kept, beside the best.
+        seed: Of every random draw; the initial weights are the model's own.
+        accelerator: As in Fabric.
+        devices: As in Fabric; clients are dealt out to them.
+        num_nodes: As in Fabric.
+        strategy: ``auto``, ``ddp``, or a Fabric `DDPStrategy`: processes that meet in collectives.
+        precision: As in Fabric; mixed precisions and 32-true.
+        threads: CPU threads of each process. Results depend on it in the last bits, so it never depends on `devices`.
+        timeout_seconds: How long a process waits for another before the run fails.
+        channels_last: Keep images and convolution weights in channels-last order, which is faster.
+        logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning loggers.
+        callbacks: Objects with any of the hooks ``on_fit_start, on_client_end, on_round_end, on_fit_end``.
+        default_root_dir: Where run folders are made.
+        name: Run folders are ``<default_root_dir>/<name>/version_N``.
+
+    Raises:
+        ValueError: With every problem of the options, one a line, before any work is done.
+    """
+
+    def __init__(
+        self,
+        clients: Union[Fleet, Mapping[Any, int], Sequence[Mapping[str, Any]]],
+        algorithm: Optional[Algorithm] = None,
+        num_clients: Optional[int] = None,
+        max_rounds: int = 10,
+        clients_per_round: Union[int, float, None] = None,
+        sampling: Literal["stratified", "uniform"] = "stratified",
+        local_epochs: int = 1,
+        local_steps: Optional[int] = None,
+        lr_schedule: Literal["continue", "restart"] = "continue",
+        gradient_clip_val: Optional[float] = None,
+        weights: Literal["samples", "uniform"] = "samples",
+        server_optimizer: Optional[OptimizerCallable] = None,
+        norm: NormPolicy = "group",
+        min_clients: int = 1,
+        max_failed_rounds: int = 3,
+        evaluate_clients: bool = False,
+        check_val_every_n_rounds: int = 1,
+        monitor: str = "val/acc_avg",
+        mode: Literal["max", "min"] = "max",
+        patience: Optional[int] = None,
+        checkpoint_every_n_rounds: int = 1,
+        keep_checkpoints: int = 2,
+        seed: int = 0,
+        accelerator: str = "auto",
+        devices: Union[int, str, list[int]] = "auto",
+        num_nodes: int = 1,
+        strategy: Union[str, Strategy] = "auto",
+        precision: Union[int, str] = "32-true",
+        threads: int = 1,
+        timeout_seconds: int = 600,
+        channels_last: bool = True,
+        logger: Union[bool, Logger, list[Logger]] = True,
+        callbacks: Optional[list[Any]] = None,
+        default_root_dir: str = "runs",
+        name: str = "bhfl",
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k != "self"}
+        check_settings(options)
+        self.options = options
+        self.fleet = Fleet(clients)
+        self.algorithm = algorithm or Algorithm()
+        self._server_optimizer = ServerOptimizer(server_optimizer) if server_optimizer else None
+        self.callbacks: list[Any] = list(callbacks or [])
+        self.fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=_strategy(strategy, devices, num_nodes, timeout_seconds),
+            precision=precision,  # type: ignore[arg-type]
+        )
+        if strategy == "auto" and isinstance(self.fabric.strategy, DDPStrategy):  # that Fabric chose
+            self.fabric.strategy._timeout = timedelta(seconds=timeout_seconds)
+        self.config: dict[str, Any] = {}
+        """What a resumed run must agree with besides the trainer's options; the command line adds its own here."""
+        self._shaping: dict[str, Any] = {}
+        self.clients: list[Client] = []
+        self.server = ServerState({})
+        self.run: Run | None = None
+        self._launched = False
+
+    # ---- what users call --------------------------------------------------------------------------------------
+
+    def fit(
+        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+    ) -> ServerState:
+        """Train `model` over the fleet, its data split by `datamodule`, and test the result.
+
+        Args:
+            model: Any LightningModule. Its layers are swapped for quantised ones in place, its parameters kept.
+            datamodule: A `bhfl.data.FederatedDataModule`, or any object with the methods of `FederatedData`.
+            ckpt_path: Go on from a checkpoint, a run folder, or ``last`` of the newest run of this `name`.
+
+        Returns:
+            The last server state, whose float32 weights are in `model` too. `run` holds the folder, the history of
+            metrics and the ledger.
+
+        Raises:
+            ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
+            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds.
+            CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options.
+        """
+        with self._machine():
+            self._setup(model, datamodule, "fit")
+            self._begin(datamodule, ckpt_path)
+            self._call("on_fit_start")
+            try:
+                while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
+                    self._round()
+                metrics = self._evaluate(datamodule, "test")
+            finally:
+                self._run.close("finished")
+            self._run.finish(self._summary(metrics))
+            self._call("on_fit_end", metrics=metrics)
+            self.rounds.release(self.server)
+        return self.server
+
+    def validate(
+        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+    ) -> dict[str, float]:
+        """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group."""
+        return self._measure(model, datamodule, ckpt_path, "val")
+
+    def test(
+        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+    ) -> dict[str, float]:
+        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group."""
+        return self._measure(model, datamodule, ckpt_path, "test")
+
+    # ---- setting up ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _machine(self) -> Iterator[None]:
+        """The processes, their threads and memory; children are stopped when this process leaves early."""
+        with ExitStack() as stack:
+            stack.enter_context(exit_on_sigterm())
+            if not self._launched:
+                self.fabric.launch()
+                self._launched = True
+            stack.callback(self._stop_children)
+            stack.enter_context(computing_threads(self.options["threads"]))
+            stack.enter_context(isolate_rng(include_cuda=self.fabric.device.type == "cuda"))
+            keep_freed_memory()
+            yield
+
+    def _stop_children(self) -> None:
+        """Where this process leaves early: none of its children stays behind."""
+        if sys.exc_info()[0] is not None:
+            children = getattr(self.fabric.strategy.launcher, "procs", [])
+            processes, children[:] = list(children), []  # Lightning's observer kills us when it sees one end
+            stop(processes)
+
+    def _setup(self, model: L.LightningModule, data: FederatedData, stage: str) -> None:
+        """Data, clients, worker and the first server state; all problems show here."""
+        with self.fabric.rank_zero_first(local=True):
+            data.prepare_data()
+        data.setup(stage)
+        specs = self.fleet.specs(self.options["num_clients"])
+        sizes = data.federate(len(specs), self.options["seed"])
+        uniform = self.options["weights"] == "uniform"
+        self.clients = [
+            Client(i, spec, size, float(size > 0) if uniform else float(size))
+            for i, (spec, size) in enumerate(zip(specs, sizes, strict=True))
+        ]
+        self.algorithm.server_optimizer = self._server_optimizer
+        self.algorithm.setup(Context(self.clients, model, data, self.fabric, self.options))
+        keys = LocalSettings.__dataclass_fields__
+        worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
+        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options)
+        self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
+        self.server = self.rounds.init_server()
+
+    def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
+        """Find or make the run folder, take up a checkpoint's state, open the logs."""
+        partition = data.partition_record()
+        self._shaping = {
+            "trainer": {**shaping(self.options), "server_optimizer": described(self._server_optimizer)},
+            "clients": self.fleet.to_config(),
+            "algorithm": described(self.algorithm),
+            "partition": partition.get("sha256"),
+            **self.config,
+        }
+        found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
+        folder, state = self.fabric.broadcast(found)
+        self.run = Run(self.options, folder, self.fabric.is_global_zero)
+        self.rounds.store = ClientStore(folder / "clients")
+        if state is not None:
+            self._resume(state)
+        self.run.begin(self.server, {"partition": partition})
+        self.fabric.barrier()
+
+    def _folder(self, ckpt_path: Union[str, Path, None]) -> tuple[Path, dict[str, Any] | None]:
+        root = Path(self.options["default_root_dir"]) / self.options["name"]
+        if ckpt_path is None:
+            return new_run(root), None
+        folder, state = find_checkpoint(ckpt_path, root)
+        differences = contradictions(state["config"], self._shaping)
+        if differences:
+            listed = "\n  ".join(differences)
+            raise CheckpointError(f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}")
+        return folder or new_run(root), state
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self.server = self._server_from(state)
+        self._run.restore(state)
+        if self.fabric.is_global_zero:
+            self.rounds.store.rewind(self.server.round)
+
+    def _server_from(self, state: Mapping[str, Any]) -> ServerState:
+        """The checkpoint's server state, if it fits this model."""
+        loaded = ServerState(**state["server"])
+        for name in self.server.params.keys() | loaded.params.keys():
+            ours, theirs = (
+                params[name].shape if name in params else None for params in (self.server.params, loaded.params)
+            )
+            if ours != theirs:
+                raise CheckpointError(f"the checkpoint is of another model: {name} is {theirs} there and {ours} here")
+        statistics = loaded.buffers["statistics"]
+        for group, fresh in self.server.buffers["statistics"].items():
+            if fresh and group not in statistics:
+                known = ", ".join(statistics)
+                raise CheckpointError(f"the checkpoint has running statistics of {known}, got clients of {group}")
+            statistics.setdefault(group, fresh)
+        return loaded
+
+    # ---- rounds -------------------------------------------------------------------------------------------------
+
+    @property
+    def _run(self) -> Run:
+        assert self.run is not None
+        return self.run
+
+    def _round(self) -> None:
+        start, run, options = time.perf_counter(), self._run, self.options
+        self.server, records = self.rounds.run(self.server, run.history, self._on_client)
+        self._survivors(records)
+        row: dict[str, Any] = {"round": self.server.round, **round_metrics(records), **self.server.metrics}
+        row |= run.ledger.add(records)
+        last = self.server.round >= options["max_rounds"]
+        validates = last or self.server.round % options["check_val_every_n_rounds"] == 0
+        measured = self._evaluate(self.rounds.data, "val") if validates else {}
+        row |= measured
+        seconds = self.fabric.broadcast(time.perf_counter() - start)
+        run.seconds += seconds
+        row |= {**run.ledger.metrics(), "time/round_s": seconds}
+        row["problems"] = [f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"]
+        run.log(row)
+        best = run.improved(row, complete=bool(measured and row["clients/ok"]))
+        due = last or run.out_of_patience or self.server.round % options["checkpoint_every_n_rounds"] == 0
+        self._save(best, due, records)
+        self._call("on_round_end", metrics=row)
+
+    def _save(self, best: bool, due: bool, records: list[ClientRecord]) -> None:
+        kept = self._run.save(self.server, self._shaping, best, due)
+        if kept and self.rounds.store.folder.exists():
+            for record in records:
+                self.rounds.store.prune(record.client, kept)
+        self.fabric.barrier()
+
+    def _survivors(self, records: list[ClientRecord]) -> None:
+        """Say what went wrong, and stop when it goes on."""
+        run, bad = self._run, [record for record in records if record.status != "ok"]
+        for record in bad[:3] if self.fabric.is_global_zero else ():
+            warnings.warn(
+                f"round {self.server.round}: client {record.client} {record.status}: {record.reason}", stacklevel=2
+            )
+        if len(records) - len(bad) >= self.options["min_clients"]:
+            run.failed_rounds = 0
+            return
+        run.failed_rounds += 1
+        if run.failed_rounds > self.options["max_failed_rounds"]:
+            first = bad[0]
+            raise TooFewClientsError(
+                f"{run.failed_rounds} rounds in a row had fewer than min_clients={self.options['min_clients']} usable "
+                f"updates; last, client {first.client} {first.status}: {first.reason}\n{first.traceback}".rstrip()
+            )
+
+    def _evaluate(self, data: FederatedData, stage: Stage) -> dict[str, float]:
+        batches = data.val_batches if stage == "val" else data.test_batches
+        return self.evaluator(self.server, batches, stage, self._kept)
+
+    def _kept(self, client: Client) -> Mapping[str, Tensor]:
+        """What a client keeps to itself of its model."""
+        kept: dict[str, dict[str, Tensor]] = self.rounds.store.load(client.id, self.server.round) or {}
+        return kept.get("staying", {})
+
+    def _measure(
+        self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None], stage: Stage
+    ) -> dict[str, float]:
+        with self._machine():
+            self._setup(model, data, "validate" if stage == "val" else "test")
+            folder = None
+            if ckpt_path is not None:
+                root = Path(self.options["default_root_dir"]) / self.options["name"]
+                folder, state = find_checkpoint(ckpt_path, root)
+                self.server = self._server_from(state)
+            self.rounds.store = ClientStore((folder or Path("nowhere")) / "clients")
+            metrics = self._evaluate(data, stage)
+            self._call("on_measured", metrics=metrics, stage=stage)
+            self.rounds.release(self.server)
+        return metrics
+
+    def _summary(self, metrics: dict[str, float]) -> dict[str, Any]:
+        run = self._run
+        return {
+            "metrics": metrics, "bytes": run.ledger.by_group, "rounds": self.server.round, "seconds": run.seconds,
+            "best": {"monitor": self.options["monitor"], "value": run.best, "round": run.best_round},
+        }  # fmt: skip
+
+    # ---- callbacks ----------------------------------------------------------------------------------------------
+
+    def _on_client(self, client: Client, record: ClientRecord) -> None:
+        self._call("on_client_end", client=client, record=record)
+
+    def _call(self, hook: str, **arguments: Any) -> None:
+        """Call `hook` of the callbacks that have it, on every process, as ``hook(trainer, **arguments)``."""
+        for callback in self.callbacks:
+            if hasattr(callback, hook):
+                getattr(callback, hook)(self, **arguments)
+
+
+def _strategy(
+    strategy: Union[str, Strategy], devices: Any, num_nodes: int, timeout_seconds: int
+) -> Union[str, Strategy]:
+    """DDP's launcher and collectives with our time-out; models are never wrapped, so no gradients are averaged."""
+    if strategy == "auto" and num_nodes == 1 and devices in (1, "1", "auto"):
+        return strategy
+    if strategy in ("auto", "ddp"):
+        return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))
+    if not isinstance(strategy, DDPStrategy):
+        raise ValueError(f"strategy must be auto, ddp or a DDPStrategy, got {strategy!r}")
+    return strategy

@@ -1,0 +1,87 @@
+"""The words of this folder: a client, the server's state, and what the engine asks of a data module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bhfl.engine.sampling import RandomKeys
+from bhfl.quant import BitSpec, QuantizedTensor
+
+Params = dict[str, Tensor]
+"""State-dict names to float32 tensors: every floating entry of the model but the running statistics of norm layers."""
+
+Tensors = Mapping[str, Tensor | QuantizedTensor]
+"""What a payload holds: float tensors, and codes with their scales."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client of the fleet."""
+
+    id: int
+    """Position in the fleet, from 0."""
+    spec: BitSpec
+    """The bit-widths it computes, stores and sends with."""
+    num_examples: int
+    """Training samples it holds."""
+    weight: float = 1.0
+    """Its weight in averages, not normalised: `num_examples`, or 1 for uniform weights."""
+
+    @property
+    def group(self) -> str:
+        """Label of the clients with the same spec, as in the tag ``val/acc_int8``."""
+        return self.spec.label
+
+
+@dataclass
+class ServerState:
+    """All that lasts on the server between rounds, and all of it goes into a checkpoint."""
+
+    params: Params
+    """The global model, float32."""
+    round: int = 0
+    """Rounds finished."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What the algorithm keeps: nested dicts and lists of tensors, numbers and strings only."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers that the algorithm wants logged for the round that made this state."""
+    participants: list[int] = field(default_factory=list)
+    """The engine's: ids of the clients whose updates made this state."""
+    buffers: dict[str, Any] = field(default_factory=dict)
+    """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`)."""
+
+
+@runtime_checkable
+class FederatedData(Protocol):
+    """What the engine asks of a data module; `bhfl.data.FederatedDataModule` is one."""
+
+    def prepare_data(self) -> None:
+        """Bring the data to this machine; called by one process a node."""
+
+    def setup(self, stage: str) -> None:
+        """Load the data; called by every process."""
+
+    def federate(self, num_clients: int, seed: int) -> list[int]:
+        """Split the training set; the numbers of examples, one a client. ValueError where it cannot be split."""
+
+    def partition_record(self) -> dict[str, Any]:
+        """The split as JSON-able values, with its hash, for the run folder."""
+
+    def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Any]:
+        """One local epoch of training batches; order and augmentation come from `rng` alone."""
+
+    def num_batches(self, client_id: int) -> int:
+        """Training batches in one local epoch of the client."""
+
+    def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
+        """The client's own validation batches, or None where it has none."""
+
+    def val_batches(self) -> Iterable[Any]:
+        """Batches held out of the training split, the same in every process."""
+
+    def test_batches(self) -> Iterable[Any]:
+        """Batches of the test split, the same in every process."""

@@ -1,0 +1,40 @@
+"""Networks for images, and the ready-made client `Classifier`.
+
+Shapes in this package: ``B`` images of a batch, ``C`` channels, ``H`` x ``W`` pixels, ``K`` classes.
+Every network maps float ``[B, C, H, W]`` to logits ``[B, K]``.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from bhfl.models.blocks import Norm
+from bhfl.models.factory import NETWORKS, build
+from bhfl.models.resnet import ResNet, ResNet8, ResNet18, ResNet20
+from bhfl.models.small import CNN, MLP, LeNet
+from bhfl.models.vgg import VGG7
+
+if TYPE_CHECKING:
+    from bhfl.models.classifier import Classifier
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "NETWORKS",
+    "VGG7",
+    "Classifier",
+    "LeNet",
+    "Norm",
+    "ResNet",
+    "ResNet8",
+    "ResNet18",
+    "ResNet20",
+    "build",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Classifier` when it is first asked for: the networks alone need no Lightning (seconds to import)."""
+    if name == "Classifier":
+        from bhfl.models.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,106 @@
+"""Networks by short name: ours, or any classifier of torchvision."""
+
+import difflib
+import inspect
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from bhfl.models.blocks import InputShape, Norm, check_arguments, norm2d
+from bhfl.models.resnet import ResNet8, ResNet18, ResNet20
+from bhfl.models.small import CNN, MLP, LeNet
+from bhfl.models.vgg import VGG7
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "cnn": CNN,
+    "resnet8": ResNet8,
+    "resnet18": ResNet18,
+    "resnet20": ResNet20,
+    "vgg7": VGG7,
+}
+TORCHVISION = "torchvision.models"
+PREFIX = "torchvision/"
+
+
+def build(name: str, num_classes: int, input_shape: InputShape, norm: Norm | None = None, **options: Any) -> nn.Module:
+    """Build a network with fresh weights, drawn from torch's global generator; nothing is ever downloaded.
+
+    Args:
+        name: one of `NETWORKS`, or a classifier of ``torchvision.models``: "torchvision/resnet18", or bare where we
+            have none of that name, "mobilenet_v3_small". Upper and lower case are the same.
+        num_classes: K.
+        input_shape: (C, H, W); torchvision's classifiers take C = 3.
+        norm: "group", "batch" or "none"; unset keeps what the network has. In torchvision's networks it replaces the
+            batch normalisation.
+        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of torchvision/vit_b_16.
+
+    Raises:
+        ValueError: if the name, an option or a size is wrong.
+    """
+    key = name.lower()
+    if key in NETWORKS:
+        return _build_ours(key, num_classes, input_shape, norm, options)
+    known = _torchvision_names()
+    if key.removeprefix(PREFIX) in known:
+        return _build_torchvision(key.removeprefix(PREFIX), num_classes, input_shape, norm, options)
+    raise ValueError(_unknown_name(name, known))
+
+
+def _build_ours(
+    name: str, num_classes: int, input_shape: InputShape, norm: Norm | None, options: dict[str, Any]
+) -> nn.Module:
+    network = NETWORKS[name]
+    if norm is not None:
+        options = {"norm": norm, **options}
+    accepted = sorted(inspect.signature(network).parameters.keys() - {"num_classes", "input_shape"})
+    if unknown := sorted(options.keys() - set(accepted)):
+        raise ValueError(f"{name} has the options {', '.join(accepted)}, got {', '.join(unknown)}")
+    return network(num_classes, input_shape, **options)
+
+
+def _build_torchvision(
+    name: str, num_classes: int, input_shape: InputShape, norm: Norm | None, options: dict[str, Any]
+) -> nn.Module:
+    check_arguments(num_classes, input_shape)
+    if input_shape[0] != 3:
+        raise ValueError(f"input_shape must have 3 channels for {PREFIX}{name}, got {input_shape}")
+    if name in ("googlenet", "inception_v3"):  # one tensor of logits in training too, and no warning about the init
+        options = {"aux_logits": False, "init_weights": True, **options}
+    try:
+        network: nn.Module = import_module(TORCHVISION).get_model(
+            name, weights=None, num_classes=num_classes, **options
+        )
+    except TypeError as error:
+        raise ValueError(f"{PREFIX}{name} refuses the options {options}: {error}") from error
+    if norm is not None:
+        _replace_batch_norm_(network, norm, name)
+    return network
+
+
+def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
+    found = [
+        (parent, key, child.num_features)
+        for parent in network.modules()
+        for key, child in parent.named_children()
+        if isinstance(child, nn.BatchNorm2d)
+    ]
+    if not found:
+        raise ValueError(f"norm must be unset for {PREFIX}{name}, which has no batch normalisation, got {norm!r}")
+    if norm != "batch":
+        for parent, key, channels in found:
+            setattr(parent, key, norm2d(norm, channels))
+
+
+def _torchvision_names() -> list[str]:
+    models = import_module(TORCHVISION)  # when first asked for: it takes seconds, and our networks need none of it
+    return list(models.list_models(module=models))  # of this module alone: no detectors, no quantised copies
+
+
+def _unknown_name(name: str, torchvision_names: list[str]) -> str:
+    candidates = [*NETWORKS, *torchvision_names, *(PREFIX + known for known in torchvision_names)]
+    near = difflib.get_close_matches(name.lower(), candidates, n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"

@@ -1,0 +1,104 @@
+"""Residual networks for small images (He et al. 2016), with a 3x3 stem and no pooling before the last layer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.models.blocks import InputShape, Norm, check_arguments, conv2d, conv_unit, init_he_, norm2d
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes.
+
+    Args:
+        in_channels: channels it takes.
+        out_channels: channels it gives.
+        stride: of the first convolution and of the shortcut.
+        norm: normalisation after each convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = conv2d(in_channels, out_channels, 3, norm, stride)
+        self.norm1 = norm2d(norm, out_channels)
+        self.conv2 = conv2d(out_channels, out_channels, 3, norm)
+        self.norm2 = norm2d(norm, out_channels)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                conv2d(in_channels, out_channels, 1, norm, stride), norm2d(norm, out_channels)
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
+        residual: Tensor = self.relu(self.norm1(self.conv1(maps)))
+        residual = self.norm2(self.conv2(residual))
+        output: Tensor = self.relu(residual + self.shortcut(maps))
+        return output
+
+
+class ResNet(nn.Module):
+    """Stages of residual blocks; every stage after the first halves the image.
+
+    The residual branches start at 1 / sqrt(number of blocks) of their usual size, so that what they add up to does not
+    grow with their number: the deeper networks bear the learning rates of the shallow ones, and train without any norm.
+
+    Args:
+        num_classes: K.
+        input_shape: (C, H, W) of any size.
+        widths: channels of each stage; the stem has those of the first.
+        blocks: residual blocks in each stage.
+        norm: normalisation after each convolution.
+    """
+
+    def __init__(
+        self, num_classes: int, input_shape: InputShape, widths: Sequence[int], blocks: int, norm: Norm = "group"
+    ) -> None:
+        super().__init__()
+        check_arguments(num_classes, input_shape)
+        self.stem = nn.Sequential(*conv_unit(input_shape[0], widths[0], 3, norm))
+        layers: list[ResidualBlock] = []
+        channels = widths[0]
+        for stage, width in enumerate(widths):
+            for block in range(blocks):
+                layers.append(ResidualBlock(channels, width, 2 if stage and not block else 1, norm))
+                channels = width
+        self.blocks = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+        init_he_(self)
+        for layer in layers:
+            _scale_branch_(layer, len(layers) ** -0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
+        logits: Tensor = self.head(self.blocks(self.stem(images)))
+        return logits
+
+
+def _scale_branch_(block: ResidualBlock, factor: float) -> None:
+    last = block.conv2 if isinstance(block.norm2, nn.Identity) else block.norm2
+    with torch.no_grad():
+        last.get_parameter("weight").mul_(factor)
+
+
+class ResNet8(ResNet):
+    """The 8-layer residual network of small devices: 16, 32 and 64 channels, 78,042 parameters for 3x32x32."""
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
+        super().__init__(num_classes, input_shape, (16, 32, 64), 1, norm)
+
+
+class ResNet20(ResNet):
+    """The CIFAR network of He et al. 2016, section 4.2, n = 3, with projection shortcuts: 272,474 parameters."""
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
+        super().__init__(num_classes, input_shape, (16, 32, 64), 3, norm)
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2016, table 1) with a 3x3 stem for small images: 11,173,962 parameters for 3x32x32."""
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
+        super().__init__(num_classes, input_shape, (64, 128, 256, 512), 2, norm)

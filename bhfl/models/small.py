@@ -1,0 +1,106 @@
+"""Small networks: MLP, LeNet and the CNN of the FedAvg papers."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from bhfl.models.blocks import InputShape, Norm, check_arguments, conv_unit, dropout_layer, init_he_
+
+
+class MLP(nn.Module):
+    """Fully connected ReLU layers; the default is the "2NN" of FedAvg (McMahan et al. 2017, section 3).
+
+    Args:
+        num_classes: K.
+        input_shape: (C, H, W); the image is flattened.
+        hidden: units of each hidden layer; empty for a linear classifier.
+        dropout: probability of zeroing a hidden unit in training.
+    """
+
+    def __init__(
+        self, num_classes: int, input_shape: InputShape, hidden: Sequence[int] = (200, 200), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_arguments(num_classes, input_shape)
+        channels, height, width = input_shape
+        sizes = [channels * height * width, *hidden]
+        if min(sizes) < 1:
+            raise ValueError(f"hidden must be positive numbers of units, got {hidden}")
+        layers: list[nn.Module] = [nn.Flatten()]
+        for num_in, num_out in pairwise(sizes):
+            layers += [nn.Linear(num_in, num_out), nn.ReLU(), dropout_layer(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+        init_he_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+class LeNet(nn.Module):
+    """A LeNet-5 (LeCun et al. 1998) with ReLU, max pooling, and padded convolutions, so that 8x8 digits fit.
+
+    Args:
+        num_classes: K.
+        input_shape: (C, H, W), at least 4x4 pixels.
+        norm: normalisation after each convolution; the original has none.
+    """
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "none") -> None:
+        super().__init__()
+        check_arguments(num_classes, input_shape, min_side=4)
+        channels, height, width = input_shape
+        self.features = nn.Sequential(
+            *conv_unit(channels, 6, 5, norm), nn.MaxPool2d(2), *conv_unit(6, 16, 5, norm), nn.MaxPool2d(2)
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(16 * (height // 4) * (width // 4), 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, num_classes),
+        )
+        init_he_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class CNN(nn.Module):
+    """Two 3x3 convolutions (32 and 64 channels), each pooled, and one hidden layer of 128 units.
+
+    The shape of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and head: 545,098 parameters for
+    10 classes of 3x32x32, 53,002 for 1x8x8 digits.
+
+    Args:
+        num_classes: K.
+        input_shape: (C, H, W), at least 4x4 pixels.
+        norm: normalisation after each convolution; the original has none.
+        dropout: probability of zeroing a hidden unit in training.
+    """
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "none", dropout: float = 0.0) -> None:
+        super().__init__()
+        check_arguments(num_classes, input_shape, min_side=4)
+        channels, height, width = input_shape
+        self.features = nn.Sequential(
+            *conv_unit(channels, 32, 3, norm), nn.MaxPool2d(2), *conv_unit(32, 64, 3, norm), nn.MaxPool2d(2)
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * (height // 4) * (width // 4), 128),
+            nn.ReLU(),
+            dropout_layer(dropout),
+            nn.Linear(128, num_classes),
+        )
+        init_he_(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits

@@ -1,0 +1,205 @@
+"""Quantisers as functions: a tensor becomes codes and a scale, or the float values that these mean.
+
+Shapes: x is any shape; a scale is float32, 0-dim or [C] with C == x.shape[0]; n = 2**(bits-1) - 1 is the largest code.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from bhfl.quant.ranges import wage_shift, weight_scale
+from bhfl.quant.rounding import grid_codes, levels, per_slice
+from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Integers and the step between them: ``x ≈ codes * scale``.
+
+    Attributes:
+        codes: int8 (up to 8 bits) or int16, the shape of x, in [-n, n].
+        scale: float32, 0-dim, or [C] for one scale per output channel, C == codes.shape[0].
+        bits: 2..16.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bits: int
+
+    def dequantize(self) -> Tensor:
+        """The float32 values, in the shape of the codes."""
+        return self.codes.to(torch.float32).mul_(per_slice(self.scale, self.codes.dim()))
+
+
+def code_dtype(bits: int) -> torch.dtype:
+    """The integer type that holds codes of this many bits."""
+    return torch.int8 if bits <= 8 else torch.int16
+
+
+@torch.no_grad()
+def quantize(
+    x: Tensor,
+    bits: int,
+    *,
+    range_rule: RangeRule = "absmax",
+    granularity: Granularity = "tensor",
+    scale: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> QuantizedTensor:
+    """Symmetric uniform quantisation, ``codes = clamp(round(x / scale), -n, n)``.
+
+    Args:
+        x: A finite floating tensor.
+        bits: 2..16.
+        range_rule: How the scale is found, see :func:`weight_scale`; unused where a scale is given.
+        granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a scale is given.
+        scale: Positive; used as it is, and values beyond n * scale are clipped.
+        generator: Stochastic rounding, unbiased to 2**-17 of a step: ``E[dequantize()] == x`` where nothing is clipped,
+            and values of the grid are reproduced exactly. Without one: nearest, ties to even.
+
+    Raises:
+        ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has another shape.
+    """
+    limit = levels(bits)
+    _check_finite(x)
+    scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
+    codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
+    return QuantizedTensor(codes, scale.detach(), bits)
+
+
+def _check_finite(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"quantize needs a floating tensor, got {x.dtype}")
+    if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
+        raise ValueError("quantize needs finite values, got NaN or infinity: has the training diverged?")
+
+
+def _checked_scale(scale: Tensor, x: Tensor) -> Tensor:
+    if scale.dim() and scale.shape != x.shape[:1]:
+        raise ValueError(f"scale must be 0-dim or [{', '.join(map(str, x.shape[:1]))}], got {list(scale.shape)}")
+    return scale.to(x.device, torch.float32)
+
+
+def fake_quantize(
+    x: Tensor,
+    bits: int,
+    *,
+    range_rule: RangeRule = "absmax",
+    granularity: Granularity = "tensor",
+    scale: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``quantize(...).dequantize()`` to the bit, with a straight-through gradient.
+
+    The gradient of x is the identity; where the rule clips (mse, lsq, a given scale) it is 0 for clipped values. A
+    scale that requires a gradient gets that of learned step size quantisation (Esser et al. 2020, equations 3 and 5).
+    wage passes every gradient, as Wu et al. 2018 do: clipping is the business of its storage.
+
+    Args:
+        x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no device has to wait.
+        bits: 2..16, or 32 to return x itself.
+        range_rule: As in :func:`quantize`.
+        granularity: As in :func:`quantize`.
+        scale: As in :func:`quantize`.
+        generator: As in :func:`quantize`.
+
+    Returns:
+        A tensor of the shape and dtype of x; computed in float32.
+
+    Raises:
+        ValueError: Bits out of range, or the scale has another shape.
+    """
+    if bits == FLOAT_BITS:
+        return x
+    limit = levels(bits)
+    clips = range_rule in ("mse", "lsq") or (scale is not None and range_rule != "wage")
+    if scale is None:
+        scale = weight_scale(x, bits, range_rule, granularity)
+    return _FakeQuantize.apply(x, _checked_scale(scale, x), limit, clips, generator)  # type: ignore[no-any-return]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Nothing is saved where nothing can be clipped; in place from the first product on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, limit: int, clips: bool, generator: torch.Generator | None
+    ) -> Tensor:
+        ctx.limit, ctx.clips = limit, clips
+        if clips:
+            ctx.save_for_backward(x, scale)
+        step = per_slice(scale, x.dim())
+        if generator is None:
+            codes = (x.float() * step.reciprocal()).round_().clamp_(-limit, limit)
+        else:
+            codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
+        return codes.mul_(step).add_(0.0).to(x.dtype)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.clips:
+            return grad, None, None, None, None
+        x, scale = ctx.saved_tensors
+        exact = x.float() * per_slice(scale, x.dim()).reciprocal()
+        if not ctx.needs_input_grad[1]:  # what rounds to n is not clipped, as in torch.fake_quantize; n is odd
+            return exact.abs_().lt_(ctx.limit + 0.5).mul_(grad).to(x.dtype), None, None, None, None
+        inside = exact.abs() < ctx.limit
+        slope = exact.round().clamp_(-ctx.limit, ctx.limit).sub_(exact.mul_(inside)).mul_(grad)
+        grad_scale = slope.sum() if scale.dim() == 0 else slope.reshape(len(scale), -1).sum(1)
+        values_per_step = max(slope.numel() // max(scale.numel(), 1), 1)
+        return grad * inside, grad_scale / math.sqrt(values_per_step * ctx.limit), None, None, None
+
+
+def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
+    """Unsigned affine quantisation with the range of this very tensor, and the identity as its gradient.
+
+    ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) / (2**bits - 1)``. The
+    range includes zero, which is therefore exact (a padded border stays a border). The zero point cancels in the float
+    value and is never formed. The scale is wider by 2**-20, so that rounding both ends cannot need one code more, and
+    nothing has to be clipped or saved.
+
+    Args:
+        x: Any floating tensor; empty and constant ones too.
+        bits: 2..16, or 32 to return x itself.
+
+    Returns:
+        A tensor of the shape and dtype of x; computed in float32.
+    """
+    if bits == FLOAT_BITS or x.numel() == 0:
+        return x
+    return _FakeQuantizeActivations.apply(x, (1 << bits) - 1)  # type: ignore[no-any-return]
+
+
+class _FakeQuantizeActivations(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
+        widest = (x.amax().float().clamp_(min=0) / steps) - (x.amin().float().clamp_(max=0) / steps)
+        scale = widest.mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
+        return (x.float() * scale.reciprocal()).round_().mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+@torch.no_grad()
+def quantize_backward(
+    grad: Tensor, bits: int, generator: torch.Generator, *, range_rule: RangeRule = "absmax"
+) -> Tensor:
+    """A gradient on a grid of its own range, rounded stochastically: to nearest, small gradients would all be lost.
+
+    The largest value of the grid is ``max|grad|``; with range rule wage the step is ``2**(1-bits) * wage_shift(grad)``.
+
+    Args:
+        grad: Any floating tensor.
+        bits: 2..16, or 32 to return grad itself.
+        generator: Source of the rounding.
+        range_rule: "wage", or any other for absmax.
+    """
+    scale = wage_shift(grad) * 2.0 ** (1 - bits) if range_rule == "wage" else None
+    return fake_quantize(grad, bits, scale=scale, generator=generator)

@@ -1,0 +1,223 @@
+"""Layers that compute with quantised weights and activations, on the float parameters of the layers they replace.
+
+A float ``state_dict`` loads into them and theirs into the float layers: parameters keep their names and nothing else is
+saved. With a float32 spec each is its parent to the bit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bhfl.quant.functional import (
+    QuantizedTensor,
+    fake_quantize,
+    fake_quantize_activations,
+    quantize,
+    quantize_backward,
+)
+from bhfl.quant.ranges import bounded_scale, fan_in, wage_alpha, wage_scale, wage_shift, weight_scale
+from bhfl.quant.rounding import levels
+from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
+
+
+class QuantLayer(nn.Module):
+    """What the quantised layers have in common.
+
+    Attributes:
+        spec: The bits; changed by :meth:`set_spec_`.
+        generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
+        weight_step: The learned step of range rule lsq, else None: a parameter, but never in the state dict.
+        fixed_scale: Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`.
+        storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
+    """
+
+    spec: BitSpec
+    generator: torch.Generator | None
+    weight: Tensor
+    weight_step: nn.Parameter | None
+    fixed_scale: Tensor | None
+    storage_scale: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.set_spec_(PRESETS["float32"])
+
+    def set_spec_(self, spec: BitSpec) -> None:
+        """Take another spec; forgets fixed ranges, and starts a learned step from the weights."""
+        self.spec = spec
+        self.generator = getattr(self, "generator", None)
+        self.register_buffer("fixed_scale", None, persistent=False)
+        self.register_buffer("storage_scale", None, persistent=False)
+        step = nn.Parameter(self._range(spec.weights)) if spec.range_rule == "lsq" else None
+        self.register_parameter("weight_step", step)
+
+    def to_float_(self) -> None:
+        """Become the parent class again, with the weights as they are."""
+        for name in ("spec", "generator", "fixed_scale", "storage_scale", "weight_step"):
+            delattr(self, name)
+        self.__class__ = FLOAT_CLASSES[type(self)]  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def fix_range_(self) -> None:
+        """Derive what lasts for a round from the present weights: the strict scales, the start of a learned step."""
+        if self.weight_step is not None:
+            self.weight_step.copy_(self._range(self.spec.weights))
+        if self.spec.storage < FLOAT_BITS:
+            self.fixed_scale = self._range(self.spec.weights)
+            same = self.spec.storage == self.spec.weights
+            self.storage_scale = self.fixed_scale if same else self._range(self.spec.storage)
+
+    def _range(self, bits: int) -> Tensor:
+        if self.spec.range_rule == "wage":
+            return wage_scale(self.weight, bits, self.spec.weights)
+        return weight_scale(self.weight, bits, self.spec.range_rule, self.spec.granularity)
+
+    @torch.no_grad()
+    def store_(self, generator: torch.Generator | None) -> None:
+        """Put strict weights on the storage grid: stochastically, or to nearest without a generator."""
+        if self.spec.storage == FLOAT_BITS:
+            return
+        if self.storage_scale is None:
+            raise ValueError(f"store_ of {self.spec.label!r} weights needs their range: call begin_round_(model) first")
+        self.weight.copy_(fake_quantize(self.weight, self.spec.storage, scale=self.storage_scale, generator=generator))
+
+    @torch.no_grad()
+    def quantized_weight(self) -> QuantizedTensor:
+        """The codes that forward computes with; ValueError if the weights are float32 or not finite."""
+        if self.spec.weights == FLOAT_BITS:
+            raise ValueError("quantized_weight needs BitSpec.weights of 2..16, got 32")
+        return quantize(self.weight, self.spec.weights, **self._weight_rule())
+
+    def _weight_rule(self) -> dict[str, Any]:
+        scale = self.fixed_scale
+        if self.weight_step is not None:
+            scale = bounded_scale(self.weight_step.abs(), levels(self.spec.weights))
+        return {"range_rule": self.spec.range_rule, "granularity": self.spec.granularity, "scale": scale}
+
+    def _forward_weight(self) -> Tensor:
+        weight: Tensor = self.weight
+        if self.spec.weights < FLOAT_BITS:
+            weight = fake_quantize(weight, self.spec.weights, **self._weight_rule())
+        if self.spec.gradients < FLOAT_BITS and weight.requires_grad and torch.is_grad_enabled():
+            weight = weight.view_as(weight)  # the hook belongs to this forward pass, not to the parameter
+            weight.register_hook(self._gradient_hook(self._quantize_gradient))  # type: ignore[no-untyped-call]
+        return weight
+
+    def _forward_input(self, x: Tensor) -> Tensor:
+        return fake_quantize_activations(x, self.spec.activations)
+
+    def _forward_output(self, y: Tensor) -> Tensor:
+        if self.spec.errors < FLOAT_BITS and y.requires_grad:
+            y.register_hook(self._gradient_hook(self._quantize_error))  # type: ignore[no-untyped-call]
+        return y
+
+    def _gradient_hook(self, quantize_with: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor], Tensor]:
+        generator = self.generator
+        if generator is None:
+            raise ValueError(
+                f"{self.spec.label!r} rounds stochastically in backward: call seed_(model, generator) before training"
+            )
+        return lambda grad: quantize_with(grad, generator)
+
+    def _quantize_error(self, error: Tensor, generator: torch.Generator) -> Tensor:
+        return quantize_backward(error, self.spec.errors, generator, range_rule=self.spec.range_rule)
+
+    def _quantize_gradient(self, grad: Tensor, generator: torch.Generator) -> Tensor:
+        """A gradient on its own grid; that of WAGE is normalised only, and rounded by the storage.
+
+        Plain SGD with learning rate ``2**(1-storage) * lr`` then takes the steps of Wu et al. 2018 with their ``lr``.
+        """
+        if self.spec.range_rule == "wage":
+            return grad / (wage_shift(grad) * wage_alpha(fan_in(self.weight), self.spec.weights))
+        return quantize_backward(grad, self.spec.gradients, generator)
+
+    def extra_repr(self) -> str:
+        """The arguments of the parent, and the spec."""
+        return f"{super().extra_repr()}, spec={self.spec.label}"
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}weight_step", None)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Other weights make fixed ranges void; a learned step starts again from them."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        missing_keys[:] = [key for key in missing_keys if key != f"{prefix}weight_step"]
+        self.fixed_scale = self.storage_scale = None
+        if self.weight_step is not None:
+            self.fix_range_()
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """``nn.Linear`` with quantised input and weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] -> [..., out_features]."""
+        return self._forward_output(F.linear(self._forward_input(input), self._forward_weight(), self.bias))
+
+
+class QuantConv1d(QuantLayer, nn.Conv1d):
+    """``nn.Conv1d`` with quantised input and weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, L] or [C, L] -> the same with out_channels."""
+        x = self._forward_input(input)
+        return self._forward_output(self._conv_forward(x, self._forward_weight(), self.bias))
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """``nn.Conv2d`` with quantised input and weight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, C, H, W] or [C, H, W] -> the same with out_channels."""
+        x = self._forward_input(input)
+        return self._forward_output(self._conv_forward(x, self._forward_weight(), self.bias))
+
+
+class QuantEmbedding(QuantLayer, nn.Embedding):
+    """``nn.Embedding`` with quantised weights; its input are indices, which stay as they are."""
+
+    def set_spec_(self, spec: BitSpec) -> None:
+        """See :meth:`QuantLayer.set_spec_` and :func:`check_layer`."""
+        check_layer(self, spec)
+        super().set_spec_(spec)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Indices [...] -> [..., embedding_dim]."""
+        if self.spec.is_float:  # the parent knows of max_norm and sparse gradients
+            return super().forward(input)
+        y = F.embedding(input, self._forward_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+        return self._forward_output(y)
+
+
+def check_layer(layer: nn.Module, spec: BitSpec) -> None:
+    """ValueError if a layer cannot take a spec.
+
+    That is an ``nn.Embedding`` with ``sparse`` (the gradient of a quantised table is dense) or with ``max_norm`` (which
+    would rewrite the quantised table in forward).
+    """
+    if isinstance(layer, nn.Embedding) and not spec.is_float and (layer.sparse or layer.max_norm is not None):
+        raise ValueError("an Embedding with sparse=True or max_norm cannot be quantised: leave it out with filter_fn")
+
+
+QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
+    nn.Linear: QuantLinear,
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Embedding: QuantEmbedding,
+}
+FLOAT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {quant: plain for plain, quant in QUANT_CLASSES.items()}

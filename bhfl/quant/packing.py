@@ -1,0 +1,151 @@
+"""Codes of 1..16 bits <-> bytes: n codes of b bits take exactly ``ceil(n*b/8)`` bytes.
+
+Layout, the same on every host: beyond 8 bits first the low bytes of all codes, then their high parts as codes of
+``b - 8`` bits. Up to 8 bits, the first ``n // 8 * 8`` codes lie in planes, one for each power of two in b (the largest
+first, which holds the lowest bits): in a plane of width f, byte i holds the f bits of the codes i, i + L, i + 2L, ...
+from its lowest bit upwards, L the number of bytes of the plane; so every step is one operation on contiguous bytes. The
+last ``n % 8`` codes follow as one little-endian integer, code j in its bits ``j*b`` to ``(j+1)*b - 1``.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def packed_bytes(numel: int, bits: int) -> int:
+    """The size of ``numel`` codes of ``bits`` bits, ``ceil(numel * bits / 8)``.
+
+    Raises:
+        ValueError: bits is not 1..16, or numel is negative.
+    """
+    if type(bits) is not int or not 1 <= bits <= 16:
+        raise ValueError(f"bits must be 1..16, got {bits!r}")
+    if numel < 0:
+        raise ValueError(f"numel must be at least 0, got {numel}")
+    return (numel * bits + 7) // 8
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Signed codes to bytes.
+
+    Args:
+        codes: int8 or int16, any shape, any device, in ``[-2**(bits-1), 2**(bits-1) - 1]`` (with one bit: -1 and 0).
+        bits: 1..16; codes of more than 8 bits must be int16.
+
+    Returns:
+        uint8 [ceil(numel*bits/8)] on the device of the codes; owns its memory.
+
+    Raises:
+        ValueError: Another dtype, bits out of range, or a code that needs more bits.
+    """
+    size = packed_bytes(codes.numel(), bits)
+    if codes.dtype != torch.int16 and (codes.dtype != torch.int8 or bits > 8):
+        raise ValueError(f"codes of {bits} bits must be {'int8 or ' if bits <= 8 else ''}int16, got {codes.dtype}")
+    _check_codes(codes, bits)
+    out = torch.empty(size, dtype=torch.uint8, device=codes.device)
+    flat = codes.reshape(-1)
+    if bits > 8:
+        out[: flat.numel()].copy_(flat)  # keeps the low byte
+        _pack_planes((flat >> 8).to(torch.uint8), bits - 8, out[flat.numel() :])
+    else:
+        _pack_planes(flat.to(torch.int8).view(torch.uint8), bits, out)
+    return out
+
+
+def unpack(data: Tensor, bits: int, numel: int) -> Tensor:
+    """Bytes of :func:`pack` to signed codes.
+
+    Args:
+        data: uint8 [ceil(numel*bits/8)].
+        bits: 1..16.
+        numel: The number of codes.
+
+    Returns:
+        int8 (up to 8 bits) or int16, [numel], on the device of the data; owns its memory.
+
+    Raises:
+        ValueError: Another dtype or size of the data, bits out of range, or numel negative.
+    """
+    size = packed_bytes(numel, bits)
+    if data.dtype != torch.uint8 or data.shape != (size,):
+        raise ValueError(
+            f"{numel} codes of {bits} bits are uint8 of shape [{size}], got {data.dtype} of shape {list(data.shape)}"
+        )
+    if bits <= 8:
+        return _sign_extended(_unpack_planes(data, bits, numel), bits)
+    high = _sign_extended(_unpack_planes(data[numel:], bits - 8, numel), bits - 8)
+    return high.to(torch.int16).bitwise_left_shift_(8).bitwise_or_(data[:numel])
+
+
+def _check_codes(codes: Tensor, bits: int) -> None:
+    least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    if codes.numel() and bits != codes.element_size() * 8:
+        low, high = torch.stack([codes.amin(), codes.amax()]).tolist()
+        if low < least or high > most:
+            raise ValueError(f"codes of {bits} bits must be in [{least}, {most}], got values in [{low}, {high}]")
+
+
+def _planes(bits: int) -> Iterator[tuple[int, int]]:
+    """(first bit, width) of each plane of codes of up to 8 bits: 7 -> (0, 4), (4, 2), (6, 1)."""
+    first = 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            yield first, width
+            first += width
+
+
+def _plane_chunks(num_codes: int, bits: int) -> Iterator[tuple[int, int, int, int]]:
+    """(first bit, width, offset, length) of each plane; lengths and offsets in bytes."""
+    offset = 0
+    for first, width in _planes(bits):
+        length = num_codes * width // 8
+        yield first, width, offset, length
+        offset += length
+
+
+def _pack_planes(codes: Tensor, bits: int, out: Tensor) -> None:
+    """uint8 codes [n], of which the low bits count -> out, uint8 [ceil(n*bits/8)]."""
+    head = codes.numel() // 8 * 8
+    for first, width, offset, length in _plane_chunks(head, bits):
+        plane = out[offset : offset + length]
+        for j, chunk in enumerate(codes[:head].view(-1, max(length, 1))):
+            part = _field(chunk, first, width)
+            if j == 0:
+                plane.copy_(part)
+            else:
+                plane.bitwise_or_(part << (j * width))
+    if head < codes.numel():
+        tail = sum((code & ((1 << bits) - 1)) << (j * bits) for j, code in enumerate(codes[head:].tolist()))
+        stored = tail.to_bytes(out.numel() - head * bits // 8, "little")
+        out[head * bits // 8 :] = torch.tensor(list(stored), dtype=torch.uint8, device=out.device)
+
+
+def _field(codes: Tensor, first: int, width: int) -> Tensor:
+    shifted = codes >> first if first else codes
+    return shifted & ((1 << width) - 1) if first + width < 8 else shifted
+
+
+def _unpack_planes(data: Tensor, bits: int, numel: int) -> Tensor:
+    """The inverse of _pack_planes: uint8 [numel] in [0, 2**bits - 1]."""
+    out = torch.empty(numel, dtype=torch.uint8, device=data.device)
+    head = numel // 8 * 8
+    for first, width, offset, length in _plane_chunks(head, bits):
+        plane = data[offset : offset + length]
+        for j, chunk in enumerate(out[:head].view(-1, max(length, 1))):
+            part = _field(plane, j * width, width)
+            if first == 0:
+                chunk.copy_(part)
+            else:
+                chunk.bitwise_or_(part << first)
+    if head < numel:
+        tail = int.from_bytes(bytes(data[head * bits // 8 :].tolist()), "little")
+        codes = [(tail >> (j * bits)) & ((1 << bits) - 1) for j in range(numel - head)]
+        out[head:] = torch.tensor(codes, dtype=torch.uint8, device=data.device)
+    return out
+
+
+def _sign_extended(codes: Tensor, bits: int) -> Tensor:
+    """uint8 in [0, 2**bits - 1] -> int8, two's complement of ``bits`` bits; in place."""
+    signed = codes.view(torch.int8)
+    return signed.bitwise_left_shift_(8 - bits).bitwise_right_shift_(8 - bits) if bits < 8 else signed

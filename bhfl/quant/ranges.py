@@ -1,0 +1,166 @@
+"""Range rules: the scale (step of the grid) with which a tensor is quantised.
+
+Shapes: a scale is float32, 0-dim with granularity "tensor" and [C] with "channel", C the size of dimension 0.
+n is the largest code, ``2**(bits-1) - 1``.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bhfl.quant.rounding import block_size, levels
+from bhfl.quant.spec import Granularity, RangeRule
+
+_SAMPLE = 1 << 13
+"""Elements on which the mse rule searches; its result is checked on all of them."""
+_SURE = 1 - 1e-5
+"""A gain within the rounding error of a float32 sum is no gain."""
+
+
+def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granularity: Granularity = "tensor") -> Tensor:
+    """The scale of a tensor by a range rule; never zero, so that an all-zero tensor keeps its zeros.
+
+    * absmax: ``max|x| / n``; nothing is clipped.
+    * pow2: ``2**ceil(log2 max|x|) / n``; nothing is clipped.
+    * mse: the scale with the least squared error found by a search, never worse than absmax. With 2 bits this is close
+      to ternary weight networks (Li et al. 2016).
+    * lsq: the starting step of learned step size quantisation, ``2 mean|x| / sqrt(n)`` (Esser et al. 2020).
+    * wage: the constant ``2**(1-bits) / wage_alpha(fan_in, bits)``, fan_in the size of a slice of dimension 0.
+
+    Args:
+        x: A floating tensor of any shape; at least one dimension with granularity "channel".
+        bits: 2..16.
+        range_rule: One of the rules above.
+        granularity: One scale for the tensor, or one for each slice of dimension 0.
+
+    Raises:
+        ValueError: Bits out of range, or granularity "channel" of a tensor without dimensions.
+    """
+    limit = levels(bits)
+    if granularity == "channel" and x.dim() == 0:
+        raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
+    if range_rule == "wage":
+        return wage_scale(x, bits, bits)
+    values = x.detach().float().unsqueeze(-1)
+    grouped = values if granularity == "channel" else values.unsqueeze(0)
+    scale = _group_scale(grouped, limit, range_rule)
+    return scale if granularity == "channel" else scale.squeeze(0)
+
+
+def _group_scale(x: Tensor, limit: int, range_rule: RangeRule) -> Tensor:
+    """[G, ...] -> [G]; not finite where the group is not, so that a diverged tensor shows as NaN.
+
+    Only reductions: a flattened view of a channels_last weight would be a copy.
+    """
+    largest = _absmax(x)
+    if range_rule == "lsq":
+        mean = _sum_groups(x.abs(), 1) / max(x[:1].numel(), 1)
+        scale = bounded_scale(mean * (2 / math.sqrt(limit)), limit)
+    elif range_rule == "pow2":
+        mantissa, exponent = torch.frexp(largest)
+        scale = bounded_scale(_power_of_two(exponent - (mantissa == 0.5).to(exponent.dtype)) / limit, limit)
+    else:
+        scale = bounded_scale(largest / limit, limit)
+        scale = _least_squares_scale(x, scale, limit) if range_rule == "mse" and x.numel() else scale
+    return torch.where(largest.isfinite(), scale, largest)
+
+
+def _absmax(x: Tensor) -> Tensor:
+    """[G, ...] -> [G]."""
+    if x.numel() == 0:
+        return x.new_zeros(len(x))
+    dims = tuple(range(1, x.dim()))
+    return torch.maximum(x.amax(dims), x.amin(dims).neg_())
+
+
+def _sum_groups(x: Tensor, first: int) -> Tensor:
+    """Sum over dimension ``first`` and those after it."""
+    return x.sum(tuple(range(first, x.dim())))
+
+
+def bounded_scale(scale: Tensor, limit: int) -> Tensor:
+    """A scale whose reciprocal and whose largest grid value are finite: subnormal and near-maximal tensors too."""
+    info = torch.finfo(torch.float32)
+    return scale.clamp(info.tiny, info.max * (1 - info.eps) / limit)
+
+
+def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
+    """[G, ...], the absmax scale [G] -> the scale [G] with the least squared error that is found.
+
+    A geometric grid of scales is tried on a strided sample, the best is polished by alternating between the codes and
+    their least-squares scale, and the result stands where it beats absmax on all elements.
+    """
+    sample = _strided_sample(x) / widest.unsqueeze(1)
+    shrink = torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)  # 1 ... 0.006
+    ratio = shrink[_squared_error(sample, shrink, limit).argmin(0), 0]
+    for _ in range(4):
+        codes = (sample / ratio.unsqueeze(1)).round_().clamp_(-limit, limit)
+        fitted = (sample * codes).sum(1) / codes.square().sum(1)
+        ratio = torch.where(fitted > 0, fitted, ratio)  # no code at all: 0/0
+    both = torch.stack([bounded_scale(widest * ratio, limit), widest])
+    error = _blockwise_squared_error(x, both, limit, widest)
+    return torch.where(error[0] < error[1] * _SURE, both[0], widest)
+
+
+def _strided_sample(x: Tensor) -> Tensor:
+    """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout."""
+    size = x[0].numel()
+    columns = torch.arange(0, size, math.ceil(x.numel() / _SAMPLE), device=x.device)
+    return x.take(torch.arange(len(x), device=x.device).view(-1, 1) * size + columns)
+
+
+def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor) -> Tensor:
+    """[G, ...], [K, G] -> [K, G], in the units [G], which keep the squares from overflow and underflow."""
+    size = block_size(x) // len(scale)
+    if len(x) == 1:  # one group: cut it along its own first dimension
+        rows = torch.split(x[0], max(1, size // max(x[0, :1].numel(), 1)))
+        return torch.stack([_squared_error(part.unsqueeze(0), scale, limit, unit) for part in rows]).sum(0)
+    num_groups = max(1, size // x[0].numel())
+    parts = zip(*(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (scale, 1), (unit, 0))), strict=True)
+    return torch.cat([_squared_error(part, steps, limit, units) for part, steps, units in parts], 1)
+
+
+def _squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor | None = None) -> Tensor:
+    """[G, ...], [K, G or 1] -> [K, G]."""
+    step = scale.view(*scale.shape, *[1] * (x.dim() - 1))
+    error = (x * step.reciprocal()).round_().clamp_(-limit, limit).mul_(step).sub_(x)
+    if unit is not None:
+        error.mul_(unit.reciprocal().view(-1, *[1] * (x.dim() - 1)))
+    return _sum_groups(error.square_(), 2)
+
+
+def wage_alpha(num_inputs: int, bits: int) -> float:
+    """The layer factor of WAGE, ``max(2**round(log2(1.5 * 2**(1-bits) / L)), 1)`` with ``L = sqrt(6 / num_inputs)``.
+
+    Source: Wu et al. 2018, "Training and inference with integers in deep neural networks", equations 8 and 9.
+    """
+    widest = 1.5 * 2.0 ** (1 - bits) / math.sqrt(6 / max(num_inputs, 1))
+    return float(max(2.0 ** round(math.log2(widest)), 1.0))
+
+
+def wage_scale(weight: Tensor, bits: int, weight_bits: int) -> Tensor:
+    """The grid of WAGE in units of what the layer multiplies with, ``2**(1-bits) / alpha``: 0-dim.
+
+    WAGE keeps weights in [-1, 1] and divides them by alpha in the layer; here the weight is the quotient itself, so
+    that clients of any width hold weights of one meaning. alpha depends on the bits of the forward weights only.
+    """
+    return torch.full((), 2.0 ** (1 - bits) / wage_alpha(fan_in(weight), weight_bits), device=weight.device)
+
+
+def fan_in(weight: Tensor) -> int:
+    """The number of weights of one output channel."""
+    return math.prod(weight.shape[1:])
+
+
+def wage_shift(x: Tensor) -> Tensor:
+    """``2**round(log2 max|x|)``, 0-dim (Wu et al. 2018, equation 5), at least 2**-100; 1/2 if x is zero or empty."""
+    largest = _absmax(x.float().view(1, *x.shape, 1)).squeeze(0)
+    mantissa, exponent = torch.frexp(largest)
+    shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).to(exponent.dtype)).clamp_(min=2.0**-100)
+    return torch.where(largest.isfinite(), shift, largest)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """``2.0**exponent`` in float32, exactly."""
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent)

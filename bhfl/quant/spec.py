@@ -1,0 +1,165 @@
+"""BitSpec: how many bits each tensor of a client has, and how the range of its weights is found."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+RangeRule = Literal["absmax", "mse", "lsq", "pow2", "wage"]
+Granularity = Literal["tensor", "channel"]
+
+FLOAT_BITS = 32
+_WIDTHS = ("weights", "activations", "errors", "gradients", "storage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitSpec:
+    """Bits of everything a client computes with; 32 means float32, untouched.
+
+    Attributes:
+        weights: Bits of the weights in the forward pass, 2..16 or 32.
+        activations: Bits of the input of each layer, 2..16 or 32.
+        errors: Bits of the back-propagated error at the output of each layer, 2..16 or 32.
+        gradients: Bits of the gradient of each weight, 2..16 or 32.
+        storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow weights inside the round;
+            fewer bits mean that only codes exist (strict), and must be at least ``weights``.
+        range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
+        granularity: One scale for the tensor, or one for each output channel (dimension 0).
+        name: What metrics call this spec; not part of its identity.
+
+    Raises:
+        ValueError: A width is not 2..16 or 32, a rule is unknown, or the parts contradict each other.
+    """
+
+    weights: int = FLOAT_BITS
+    activations: int = FLOAT_BITS
+    errors: int = FLOAT_BITS
+    gradients: int = FLOAT_BITS
+    storage: int = FLOAT_BITS
+    range_rule: RangeRule = "absmax"
+    granularity: Granularity = "tensor"
+    name: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for key in _WIDTHS:
+            _check_bits(f"BitSpec.{key}", getattr(self, key))
+        _check_choice("BitSpec.range_rule", self.range_rule, get_args(RangeRule))
+        _check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
+            raise ValueError(f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        rules = (self.range_rule, self.granularity)
+        if self.weights == FLOAT_BITS and rules != ("absmax", "tensor"):
+            raise ValueError(
+                f"BitSpec.range_rule and granularity must be left out with weights=32 (nothing to scale), got {rules}"
+            )
+        if self.storage < self.weights:
+            raise ValueError(f"BitSpec.storage must be at least weights={self.weights}, got {self.storage}")
+        if self.storage < FLOAT_BITS and self.range_rule == "lsq":
+            raise ValueError(
+                f"BitSpec.storage must be 32 with range_rule='lsq' (its grid moves in the round), got {self.storage}"
+            )
+        if self.granularity == "channel" and self.range_rule == "wage":
+            raise ValueError("BitSpec.granularity must be 'tensor' with range_rule='wage', got 'channel'")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing at all is quantised."""
+        return all(getattr(self, key) == FLOAT_BITS for key in _WIDTHS)
+
+    @property
+    def label(self) -> str:
+        """A tag for metrics: the name, else the preset this spec equals, else the widths; distinct specs differ.
+
+        >>> BitSpec(weights=4, activations=8, granularity="channel").label
+        'w4a8-channel'
+        """
+        if self.name:
+            return self.name
+        for preset in (*PRESETS.values(), *map(_integer, range(2, 17))):
+            if self == preset:
+                return preset.name
+        widths = "".join(f"{key[0]}{getattr(self, key)}" for key in _WIDTHS[2:] if getattr(self, key) < FLOAT_BITS)
+        rule = "" if self.range_rule == "absmax" else f"-{self.range_rule}"
+        per_channel = "" if self.granularity == "tensor" else "-channel"
+        return f"w{self.weights}a{self.activations}{widths}{rule}{per_channel}"
+
+    @classmethod
+    def parse(cls, value: "BitSpec | int | str | Mapping[str, Any]") -> "BitSpec":
+        """The spec that a value of a configuration file means.
+
+        Args:
+            value: A spec; a width (``8``, ``"8"``); the name of a preset (``"ternary"``) or ``"int<bits>"``;
+                or a mapping of the fields of this class.
+
+        Raises:
+            ValueError: The value means no spec; the message names the nearest one that does.
+        """
+        if isinstance(value, BitSpec):
+            return value
+        if isinstance(value, Mapping):
+            return cls._from_mapping(value)
+        if isinstance(value, str):
+            return _from_name(value)
+        return _from_bits(value)
+
+    @classmethod
+    def _from_mapping(cls, value: Mapping[str, Any]) -> "BitSpec":
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise ValueError(f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}")
+        return cls(**value)
+
+
+def _check_bits(key: str, bits: object) -> None:
+    """Refuse what is not a width; a bool or 8.0 is a slip of the configuration, not a width."""
+    if type(bits) is not int or not (2 <= bits <= 16 or bits == FLOAT_BITS):
+        raise ValueError(f"{key} must be 2..16 or 32, got {bits!r}")
+
+
+def _check_choice(key: str, value: object, choices: Iterable[str]) -> None:
+    if value not in (known := list(choices)):
+        raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}{_hint(value, known)}")
+
+
+def _hint(value: object, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(str(value).lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def _integer(bits: int) -> BitSpec:
+    """Training at one width; below 6 bits absmax would round most weights to zero, and activations keep 8 bits."""
+    if bits >= 6:
+        return BitSpec(weights=bits, activations=bits, name=f"int{bits}")
+    return BitSpec(weights=bits, activations=8, range_rule="mse", name="ternary" if bits == 2 else f"int{bits}")
+
+
+PRESETS: dict[str, BitSpec] = {
+    spec.name: spec
+    for spec in (
+        BitSpec(name="float32"),
+        *map(_integer, (16, 12, 8, 6, 4, 3, 2)),
+        BitSpec(
+            weights=2, activations=8, errors=8, gradients=8, storage=8, range_rule="wage", name="wage2888"
+        ),  # Wu et al. 2018, "Training and inference with integers in deep neural networks"
+        BitSpec(weights=8, activations=8, errors=8, gradients=8, storage=8, name="strict8"),
+    )
+}
+"""The bit specifications that have a name."""
+
+
+def _from_bits(bits: object) -> BitSpec:
+    _check_bits("bits", bits)
+    return PRESETS["float32"] if bits == FLOAT_BITS else _integer(int(bits))  # type: ignore[call-overload]
+
+
+def _from_name(name: str) -> BitSpec:
+    if name in PRESETS:
+        return PRESETS[name]
+    if match := re.fullmatch(r"[0-9]+|int(?:[2-9]|1[0-6])", name):
+        return _from_bits(int(match[0].removeprefix("int")))
+    raise ValueError(f"unknown preset {name!r}{_hint(name, PRESETS)}; presets: {', '.join(PRESETS)}")

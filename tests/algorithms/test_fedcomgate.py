@@ -1,0 +1,103 @@
+"""Tracking with the client's own quantised difference: exact where FedCOM stalls (ALGORITHMS 3)."""
+
+import pytest
+import torch
+
+from bhfl.algorithms import FedCOM, FedCOMGATE
+from tests.algorithms.quadratics import Data, Module
+from tests.federation import Client, fake, fit, same
+
+ROUNDS = 200
+QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
+
+
+def error(trainer, data):
+    return float((trainer.server.params["weight"].double() - data.optimum()).norm() / data.optimum().norm())
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+    data = Data(4)
+    found = {}
+    for algorithm in (FedCOM(4), FedCOMGATE(4)):
+        folder = tmp_path_factory.mktemp("quadratics")
+        run = fit(folder, algorithm, {32: 4}, Module, data, max_rounds=ROUNDS, **QUIET)
+        found[type(algorithm).__name__] = error(run, data)
+    return found
+
+
+def test_gate_converges_where_fedcom_stalls(errors):
+    assert errors["FedCOM"] > 1e-2
+    assert errors["FedCOMGATE"] < 1e-4 * errors["FedCOM"]
+
+
+@pytest.mark.parametrize("clients_per_round", [None, 5])
+def test_deltas_sum_to_zero(tmp_path, clients_per_round):
+    data = Data(10)
+    options = {"clients_per_round": clients_per_round, "max_rounds": 12, **QUIET}
+    run = fit(tmp_path, FedCOMGATE(4), {32: 10}, Module, data, **options)
+    kept = [run.rounds.store.load(i, 99) for i in range(10)]
+    deltas = torch.stack([state["algorithm"]["tracked/weight"].double() for state in kept if state])
+    assert len(deltas) >= 5
+    assert deltas.abs().max() > 0.05
+    assert deltas.sum(0).abs().max() < 1e-5 * deltas.abs().max() * len(deltas)
+
+
+def test_lossless_gate_is_scaffold(tmp_path):
+    """SCAFFOLD option II, written down independently: c_i = mean gradient of the round, c = mean of the c_i."""
+    data, lr, steps = Data(4), 0.05, 10
+    run = fit(tmp_path, FedCOMGATE(32), {32: 4}, Module, data, max_rounds=20, **QUIET)
+    w = torch.zeros_like(data.t[0], dtype=torch.float64)
+    c_i, c = [torch.zeros_like(w) for _ in range(4)], torch.zeros_like(w)
+    for _ in range(20):
+        ends, gradients = [], []
+        for i in range(4):
+            y, total = w.clone(), torch.zeros_like(w)
+            for _ in range(steps):
+                g = data.h[i].double() * (y - data.t[i].double())
+                total += g
+                y = y - lr * (g - c_i[i] + c)
+            ends.append(y)
+            gradients.append(total / steps)
+        w, c_i, c = torch.stack(ends).mean(0), gradients, torch.stack(gradients).mean(0)
+    assert (run.server.params["weight"].double() - w).abs().max() < 1e-6
+
+
+def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
+    run = fit(tmp_path, FedCOMGATE(4, server_lr=0.7), {8: 2, 32: 2}, lambda: Client(momentum=0.0), local_steps=2)
+    for client in range(4):
+        state = run.rounds.store.load(client, 3)["algorithm"]
+        rebuilt = {name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")}
+        assert same(rebuilt, run.server.params)
+
+
+def test_full_participation_costs_one_float32_model_down_a_round(tmp_path):
+    run = fit(tmp_path, FedCOMGATE(4), {32: 3}, lambda: Client(momentum=0.0), local_steps=2, max_rounds=4)
+    size = 4 * sum(tensor.numel() for tensor in run.server.params.values())
+    down = [row["downlink_bytes"] for row in run.run.history]
+    headers = down[1] - 3 * size
+    assert 0 < headers < 3 * 400
+    assert down[1:] == [down[1]] * 3
+    assert down[0] > down[1] + 3 * size - headers
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "options", "message"),
+    [
+        (
+            Client,
+            None,
+            {"local_steps": 2},
+            "FedCOMGATE needs torch.optim.SGD without momentum, got SGD with momentum 0.9",
+        ),
+        (lambda: Client(momentum=0.0), fake(66), {}, "FedCOMGATE needs equal numbers of local steps, got"),
+    ],
+)
+def test_what_it_cannot_run_with(tmp_path, module, data, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, FedCOMGATE(), {32: 7} if data else None, module, data, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inexact_on_demand(tmp_path):
+    assert fit(tmp_path, FedCOMGATE(allow_inexact=True)).server.round == 3

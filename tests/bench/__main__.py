@@ -1,0 +1,10 @@
+"""`make bench`: figures as ratios of runs that took turns, each beside what it should be at most."""
+
+import sys
+
+from tests.bench import engine, quant
+
+if __name__ == "__main__":
+    parts = {"engine": engine.run, "quant": quant.run}
+    for name in sys.argv[1:] or parts:
+        parts[name]()

@@ -1,0 +1,50 @@
+"""Contestants in processes of their own, taking turns, so that a noisy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+Factory = Callable[..., Callable[[], Any]]
+"""Called once in its process; what it returns is called once a turn."""
+
+
+def _serve(pipe: Connection, factory: Factory, arguments: tuple[Any, ...]) -> None:
+    turn = factory(*arguments)
+    turn()  # warm-up
+    pipe.send("ready")
+    while pipe.recv():
+        start = time.perf_counter()
+        turn()
+        pipe.send(time.perf_counter() - start)
+
+
+def contest(contestants: dict[str, tuple[Factory, tuple[Any, ...]]], turns: int) -> dict[str, float]:
+    """Median seconds a turn of each contestant, over `turns` interleaved turns."""
+    context = mp.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    for name, (factory, arguments) in contestants.items():
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, factory, arguments), daemon=True)
+        process.start()
+        processes.append(process)
+        pipes[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(turns):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def line(what: str, value: float, bound: float | None, unit: str = "") -> None:
+    """Print one figure beside what it should be at most."""
+    verdict = "" if bound is None else f"   at most {bound:g}{unit}   {'ok' if value <= bound else 'MISSED'}"
+    print(f"{what:<72} {value:>8.3f}{unit}{verdict}", flush=True)

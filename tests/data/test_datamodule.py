@@ -1,0 +1,199 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from bhfl.data import Digits, Dirichlet, FakeImages, FromDatasets
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import FederatedData
+
+
+def ready(num_clients=6, seed=0, **options):
+    data = FakeImages(num_train=200, num_test=50, shape=(3, 8, 8), num_classes=5, **options)
+    data.prepare_data()
+    data.setup("fit")
+    data.federate(num_clients, seed)
+    return data
+
+
+def joined(batches):
+    return tuple(torch.cat(part) for part in zip(*batches, strict=True))
+
+
+def same(first, second):
+    first, second = joined(first), joined(second)
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be an integer of at least 1, got 0"),
+        ({"eval_batch_size": 2.5}, "data.eval_batch_size must be an integer of at least 1, got 2.5"),
+        ({"val_fraction": 1.0}, "data.val_fraction must be at least 0 and below 1, got 1.0"),
+        ({"val_fraction": float("nan")}, "data.val_fraction must be at least 0 and below 1, got nan"),
+        ({"client_val_fraction": -0.1}, "data.client_val_fraction must be at least 0 and below 1, got -0.1"),
+        ({"holdout": -1}, "data.holdout must be an integer of at least 0, got -1"),
+        ({"max_train_samples": 0}, "data.max_train_samples must be an integer of at least 1, got 0"),
+        ({"max_eval_samples": 0}, "data.max_eval_samples must be an integer of at least 1, got 0"),
+        ({"num_workers": None}, "data.num_workers must be an integer of at least 0, got None"),
+        ({"augment": "mixup"}, "data.augment must be one of none, crop_flip, got 'mixup'"),
+        ({"partition": "iid"}, "data.partition must be a Partitioner, got 'iid'"),
+    ],
+)
+def test_options_are_checked_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        Digits(**options)
+
+
+def test_batches_before_the_split_are_refused():
+    with pytest.raises(RuntimeError, match="call federate"):
+        Digits().val_batches()
+
+
+def test_it_is_what_the_engine_asks_for():
+    assert isinstance(Digits(), FederatedData)
+
+
+def test_federate_counts_the_training_samples():
+    data = ready(client_val_fraction=0.25, val_fraction=0.2, holdout=10, partition=Dirichlet(0.5))
+    counts = data.federate(6, seed=0)
+    assert counts == [len(part) for part in data.partition_record()["clients"]]
+    for client, count in enumerate(counts):
+        batches = list(data.client_batches(client, RandomKeys(0), 0))
+        assert len(batches) == data.num_batches(client)
+        inputs, targets = joined(batches)
+        assert inputs.shape == (count, 3, 8, 8)
+        assert len(targets) == count
+    record = data.partition_record()
+    assert data.federate(6, seed=0) == counts
+    assert data.partition_record() == record
+    assert data.federate(6, seed=1) != counts
+
+
+def test_client_batches_follow_from_seed_round_client_and_epoch_only():
+    data, other = ready(augment="crop_flip"), ready(augment="crop_flip")
+    expected = list(data.client_batches(2, RandomKeys(1, 4, 2), 0))
+    list(other.client_batches(1, RandomKeys(1, 4, 1), 0))
+    list(other.val_batches())
+    torch.rand(3)
+    assert same(expected, other.client_batches(2, RandomKeys(1, 4, 2), 0))
+    for changed in (RandomKeys(2, 4, 2), RandomKeys(1, 5, 2)):
+        assert not same(expected, data.client_batches(2, changed, 0))
+
+
+def test_epochs_differ_in_order_only():
+    data = ready()
+    first, second = (joined(data.client_batches(0, RandomKeys(0), epoch)) for epoch in (0, 1))
+    assert not torch.equal(first[0], second[0])
+    assert sorted(x.sum().item() for x in first[0]) == sorted(x.sum().item() for x in second[0])
+
+
+def test_augmentation_changes_pictures_but_not_the_order():
+    plain, changed = (joined(ready(augment=a).client_batches(0, RandomKeys(0), 0)) for a in ("none", "crop_flip"))
+    assert torch.equal(plain[1], changed[1])
+    assert not torch.equal(plain[0], changed[0])
+
+
+def test_evaluation_batches_are_fixed_and_plain():
+    data = ready(augment="crop_flip", val_fraction=0.3, client_val_fraction=0.5, eval_batch_size=16)
+    assert [len(targets) for _, targets in data.val_batches()] == [16, 16, 16, 12]
+    assert same(data.val_batches(), ready(val_fraction=0.3).val_batches())
+    assert same(data.test_batches(), ready(seed=9).test_batches())
+    assert same(data.client_val_batches(0), data.client_val_batches(0))
+
+
+def test_no_validation_where_none_was_asked_for():
+    data = ready(val_fraction=0.0)
+    assert list(data.val_batches()) == []
+    assert data.client_val_batches(0) is None
+
+
+def test_max_eval_samples_caps_evaluation_and_leaves_training_alone():
+    data, full = ready(max_eval_samples=10), ready()
+    assert data.partition_record() == full.partition_record()
+    for batches in (data.val_batches(), data.test_batches()):
+        assert torch.bincount(joined(batches)[1]).tolist() == [2] * 5
+    assert same(data.test_batches(), ready(seed=3, max_eval_samples=10).test_batches())
+
+
+def test_holdout_is_for_the_server():
+    data = ready(holdout=20, eval_batch_size=8)
+    assert [len(targets) for _, targets in data.holdout_batches()] == [8, 8, 4]
+    assert data.holdout_inputs().shape == (20, 3, 8, 8)
+    assert torch.equal(data.holdout_inputs(), joined(data.holdout_batches())[0])
+    assert ready().holdout_inputs().shape == (0, 3, 8, 8)
+
+
+class Pictures(Dataset):
+    """A map-style dataset that is not made of tensors."""
+
+    def __init__(self, size):
+        self.size, self.targets = size, [i % 4 for i in range(size)]
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.full((1, 8, 8), float(index)), self.targets[index]
+
+
+def test_any_map_style_dataset_will_do():
+    data = FromDatasets(Pictures(40), Pictures(12), batch_size=8, augment="crop_flip", max_eval_samples=4)
+    assert (data.num_classes, data.input_shape) == (4, (1, 8, 8))
+    data.setup("fit")
+    assert data.federate(2, 0) == [18, 18]
+    assert [len(targets) for _, targets in data.client_batches(0, RandomKeys(0), 0)] == [8, 8, 2]
+    assert sorted(joined(data.test_batches())[1].tolist()) == [0, 1, 2, 3]
+
+
+def test_targets_can_be_given_for_the_split():
+    inputs, soft = torch.rand(20, 3), torch.rand(20, 2)
+    pair = TensorDataset(inputs, soft)
+    data = FromDatasets(pair, pair, targets=[0, 1] * 10, num_classes=2)
+    data.federate(2, 0)
+    assert joined(data.client_batches(0, RandomKeys(0), 0))[1].shape == (9, 2)
+    with pytest.raises(ValueError, match="targets must be one for each of 20 samples, got 3"):
+        FromDatasets(pair, pair, targets=[0, 1, 0]).federate(2, 0)
+    with pytest.raises(ValueError, match="targets must have one dimension"):
+        FromDatasets(pair, pair).federate(2, 0)
+
+
+def test_augment_needs_pictures():
+    pair = TensorDataset(torch.rand(20, 3), torch.arange(20))
+    with pytest.raises(ValueError, match=r"data.augment must be none for inputs of shape \(3,\), got 'crop_flip'"):
+        FromDatasets(pair, pair, augment="crop_flip").setup("fit")
+
+
+def test_num_classes_is_checked():
+    pair = TensorDataset(torch.rand(20, 3), torch.arange(20))
+    with pytest.raises(ValueError, match="num_classes must be an integer of at least 1, got 0"):
+        FromDatasets(pair, pair, num_classes=0)
+
+
+def test_importing_the_package_loads_no_data_library():
+    code = (
+        "import sys, lightning; before = set(sys.modules); import bhfl.data; new = set(sys.modules) - before;"
+        "print([name for name in ('torchvision', 'sklearn', 'PIL') if name in new])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_options_can_be_typed_on_a_command_line():
+    jsonargparse = pytest.importorskip("jsonargparse")
+    from bhfl.data import FederatedDataModule
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FederatedDataModule, "data")
+    typed = ["--data=CIFAR10", "--data.archive=a.tar", "--data.batch_size=7", "--data.partition=Dirichlet"]
+    options = parser.parse_args([*typed, "--data.partition.alpha=0.1"]).data.init_args
+    assert (options.archive, options.root, options.batch_size) == ("a.tar", "data", 7)
+    assert options.partition.init_args.alpha == 0.1
+    column = parser.parse_args(["--data=Digits", "--data.partition=ByColumn", "--data.partition.column=[1, 0]"])
+    assert column.data.init_args.partition.init_args.column == [1, 0]
+    default = parser.parse_args(["--data=bhfl.data.Digits"]).data.init_args
+    assert default.partition.class_path == "bhfl.data.IID"
+    with pytest.raises(jsonargparse.ArgumentError, match="bacth_size"):
+        parser.parse_args(["--data=CIFAR10", "--data.bacth_size=7"])

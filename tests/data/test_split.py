@@ -1,0 +1,79 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bhfl.data.partition import IID, ByColumn, Dirichlet
+from bhfl.data.split import make_split
+
+TARGETS = np.arange(1000) % 10
+OPTIONS = {"num_clients": 8, "seed": 5, "max_samples": None, "val_fraction": 0.1, "holdout": 30}
+OPTIONS |= {"client_val_fraction": 0.2}
+DIRICHLET = Dirichlet(0.5)
+
+
+def split(partition=DIRICHLET, targets=TARGETS, **changes):
+    return make_split(targets, partition, **{**OPTIONS, **changes})
+
+
+def everything(parts):
+    return torch.cat([*parts.clients, *parts.client_val, parts.val, parts.holdout])
+
+
+def test_parts_are_disjoint_sorted_and_cover_all():
+    parts = split()
+    assert torch.equal(everything(parts).sort().values, torch.arange(1000))
+    assert (len(parts.val), len(parts.holdout)) == (100, 30)
+    assert torch.bincount(torch.from_numpy(TARGETS)[parts.val]).tolist() == [10] * 10
+    assert all(torch.equal(part, part.sort().values) for part in (*parts.clients, *parts.client_val, parts.val))
+    for train, held in zip(parts.clients, parts.client_val, strict=True):
+        assert len(held) == int(0.2 * (len(train) + len(held)))
+
+
+def test_it_is_a_function_of_seed_and_clients():
+    assert split().record() == split().record()
+    assert split().record()["sha256"] != split(seed=6).record()["sha256"]
+    assert split().record()["sha256"] != split(num_clients=9).record()["sha256"]
+
+
+def test_record_is_json_and_its_hash_can_be_checked():
+    record = json.loads(json.dumps(split().record()))
+    lists = {key: record[key] for key in ("clients", "client_val", "val", "holdout")}
+    text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == record["sha256"]
+    assert (record["scheme"], record["seed"]) == ("Dirichlet(alpha=0.5, min_size=1, max_tries=100)", 5)
+
+
+def test_subset_keeps_the_label_mix_and_is_a_cap():
+    chosen = everything(split(max_samples=200))
+    assert torch.bincount(torch.from_numpy(TARGETS)[chosen]).tolist() == [20] * 10
+    assert len(everything(split(max_samples=5000))) == 1000
+
+
+def test_groups_follow_their_samples_through_the_subset():
+    groups = np.arange(1000) // 100
+    parts = split(ByColumn(groups), num_clients=10, max_samples=500)
+    for client, train in enumerate(parts.clients):
+        assert set(groups[train.numpy()]) == {client}
+
+
+def test_every_client_keeps_a_training_sample():
+    parts = split(IID(), num_clients=870, client_val_fraction=0.99)
+    assert {len(part) for part in parts.clients} == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"holdout": 900}, "holdout must be below the 900 samples left after validation, got 900"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"num_clients": 0}, "num_clients must be an integer of at least 1, got 0"),
+        ({"num_clients": 871}, "num_clients must be at most 870"),
+        ({"targets": np.zeros((10, 2))}, "targets must have one dimension for a split"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        split(**changes)

@@ -1,0 +1,101 @@
+"""A fleet reads well in YAML, on the command line and in Python; what is wrong is said."""
+
+from collections import Counter
+
+import pytest
+
+from bhfl.engine.fleet import Fleet
+from bhfl.quant import BitSpec
+
+
+def labels(value, num_clients=None):
+    return Counter(spec.label for spec in Fleet(value).specs(num_clients))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({8: 5, 32: 5}, {"int8": 5, "float32": 5}),
+        ({"8": 2, "float32": 1}, {"int8": 2, "float32": 1}),
+        ({"ternary": 3, 4: 3, 32: 4}, {"ternary": 3, "int4": 3, "float32": 4}),
+        ([{"bits": 8, "count": 2}, {"bits": "wage2888", "count": 1}], {"int8": 2, "wage2888": 1}),
+        ([{"bits": {"weights": 5, "activations": 6}, "count": 2}], {"w5a6": 2}),
+    ],
+)
+def test_counts(value, expected):
+    assert labels(value) == expected
+
+
+@pytest.mark.parametrize("total", [2, 3, 10, 11, 97])
+def test_fractions_are_shared_out_by_largest_remainder(total):
+    value = [{"bits": 8, "fraction": 0.3}, {"bits": "wage2888", "fraction": 0.3}, {"bits": 32, "fraction": 0.4}]
+    counts = labels(value, total)
+    assert sum(counts.values()) == total
+    assert all(abs(counts[g] - f * total) < 1 for g, f in [("int8", 0.3), ("wage2888", 0.3), ("float32", 0.4)])
+
+
+def test_groups_keep_their_order():
+    assert [spec.label for spec in Fleet({32: 1, 8: 2}).specs()] == ["float32", "int8", "int8"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {8: 5, 32: 5},
+        [{"bits": 8, "fraction": 0.5}, {"bits": "wage2888", "fraction": 0.5}],
+        [{"bits": {"weights": 5, "activations": 6, "range_rule": "mse"}, "count": 2}],
+    ],
+)
+def test_the_config_of_a_fleet_is_that_fleet(value):
+    fleet = Fleet(value)
+    again = Fleet(fleet.to_config())
+    assert again == fleet
+    assert again.to_config() == fleet.to_config()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "clients must hold at least one group"),
+        ([], "clients must hold at least one group"),
+        ("8x5", "clients must be a mapping"),
+        (7, "clients must be a mapping"),
+        ({1: 5}, r"clients\[0\]: .*2\.\.16 or 32, got 1"),
+        ({33: 5}, r"clients\[0\]: .*got 33"),
+        ({8: 0}, r"clients\[0\]: count must be an integer from 1"),
+        ({8: -1}, r"clients\[0\]: count"),
+        ({8: 2.5}, r"clients\[0\]: count must be an integer .* got 2\.5"),
+        ({8: True}, r"clients\[0\]: count must be an integer .* got True"),
+        ({8: None}, r"clients\[0\]: needs either count or fraction"),
+        ({8: 10**26}, r"clients\[0\]: count must be an integer from 1 to"),
+        ({"ternry": 5}, r"clients\[0\]: .*ternary"),
+        ({8: 5, "int8": 5}, "int8 is given more than once"),
+        ([{"bits": 8}], r"clients\[0\]: needs either count or fraction"),
+        ([{"count": 8}], r"clients\[0\]: bits is missing"),
+        ([{"bits": 8, "fraktion": 0.5}], r"clients\[0\]: unknown key 'fraktion', did you mean 'fraction'"),
+        ([{"bits": 8, "fraction": 0.5, "count": 3}], r"clients\[0\]: needs either count or fraction"),
+        ([{"bits": 8, "fraction": 1.5}], r"clients\[0\]: fraction must be in \(0, 1\], got 1\.5"),
+        ([{"bits": 8, "fraction": float("nan")}], r"fraction must be in \(0, 1\], got nan"),
+        ([{"bits": 8, "fraction": "50%"}], r"fraction must be in \(0, 1\], got '50%'"),
+        ([{"bits": 8, "fraction": 0.5}, {"bits": 32, "fraction": 0.4}], r"fractions must sum to 1, got 0\.9"),
+        ([{"bits": 8, "fraction": 0.5}, {"bits": 32, "count": 4}], "all have a count or all have a fraction"),
+        ([8, 32], r"clients\[0\]: must be a mapping"),
+    ],
+)
+def test_bad_fleets(value, message):
+    with pytest.raises(ValueError, match=message):
+        Fleet(value)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ValueError) as error:
+        Fleet([{"bits": 1, "count": 2}, {"bits": 8, "count": 0}])
+    assert str(error.value).count("\n") == 1
+
+
+def test_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="num_clients must say how many"):
+        Fleet([{"bits": 8, "fraction": 1.0}]).specs()
+    with pytest.raises(ValueError, match="num_clients must be 10, the sum"):
+        Fleet({8: 5, 32: 5}).specs(11)
+    assert Fleet({8: 1}).specs(1) == [BitSpec.parse(8)]

@@ -1,0 +1,52 @@
+"""Small trainings: what a width must still be able to learn."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bhfl.quant import begin_round_, quantize_, seed_, store_
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    y = torch.randint(0, 3, (120,))
+    x = torch.randn(120, 10) + 3 * torch.nn.functional.one_hot(y, 10)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(inplace=True), nn.Linear(32, 3)), x, y
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor, num_steps: int, lr: float) -> list[float]:
+    generator = torch.Generator().manual_seed(0)
+    seed_(model, generator)
+    begin_round_(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    losses = []
+    for _ in range(num_steps):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        store_(model, generator)
+        losses.append(loss.item())
+    return losses
+
+
+def test_sixteen_bits_track_float32() -> None:
+    model, x, y = problem()
+    exact = train(copy.deepcopy(model), x, y, 50, 0.1)
+    found = train(quantize_(model, "int16"), x, y, 50, 0.1)
+    assert found == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("spec", ["ternary", "int3", "strict8", {"weights": 2, "activations": 8, "range_rule": "lsq"}])
+def test_few_bits_fit_a_separable_set(spec: object) -> None:
+    model, x, y = problem()
+    train(quantize_(model, spec), x, y, 150, 0.1)  # type: ignore[arg-type]
+    assert (model(x).argmax(1) == y).float().mean() > 0.97
+
+
+def test_wage_fits_a_separable_set() -> None:
+    model, x, y = problem()
+    train(quantize_(model, "wage2888"), x, y, 150, 2 * 2.0**-7)
+    assert (model(x).argmax(1) == y).float().mean() > 0.95
