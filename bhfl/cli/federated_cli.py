@@ -169,7 +169,7 @@ class FederatedCLI(LightningCLI):
         else:
             return problem
         place = next((layer.place(keys) for layer in reversed(self.layers) if keys in layer.lines), "")
-        return f"{'.'.join(keys)}{problem.removeprefix(key)}{place}"
+        return f"{place}{'.'.join(keys)}{problem.removeprefix(key)}"
 
     # ---- building and running -------------------------------------------------------------------------------------
 
@@ -234,9 +234,10 @@ class SaveConfig:
 
 def _plain(message: str) -> str:
     """The core of jsonargparse's account of every alternative that a value does not fit."""
-    noise = r"(Does not validate|Subtypes:|Errors:|Given value|- Expected a <class 'NoneType'>|Problem with given class_path)"
-    lines = [line for line in message.splitlines() if line.strip() and not re.match(rf"\s*-?\s*{noise}", line)]
-    return re.sub(r'-? *Parser key "([\w.]+)":', r"\1:", " ".join(lines))
+    noise = "Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Expected a "
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not re.match(f"(- )?({noise})", line)]
+    return re.sub(r'(- )?Parser key "([\w.]+)":', r"\2:", " ".join(telling or lines))
 
 
 def _dumped(parser: LightningArgumentParser, config: Namespace) -> str:

@@ -54,11 +54,10 @@ class Layer:
         return name if self.file else f"--{name}"
 
     def place(self, keys: Keys) -> str:
-        """`` (file, line n)``, or nothing for the command line."""
+        """``file:line: ``, or nothing for the command line."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
-        line = f", line {self.lines[keys]}" if keys in self.lines else ""
-        return f" ({self.file}{line})" if self.file else ""
+        return f"{self.file}:{self.lines.get(keys, 1)}: " if self.file else ""
 
 
 def read_layers(args: Sequence[str]) -> list[Layer]:
@@ -185,24 +184,24 @@ class _Reader:
             node = self.loader.get_single_node()
             self.values = None if node is None else self._value(node, ())
         except yaml.YAMLError as error:
-            self.problems.append(self._syntax(error, text))
+            self._syntax(error, text)
         except _TooLargeError as error:
-            self.problems = [f"{file or 'the value'} {error}"]
+            self.problems = []
+            self._problem(0, f"YAML {error}")
         finally:
             self.loader.dispose()
 
-    def _syntax(self, error: yaml.YAMLError, text: str) -> str:
+    def _problem(self, line: int, text: str) -> None:
+        self.problems.append(f"{self.file}:{line + 1}: {text}" if self.file else text)
+
+    def _syntax(self, error: yaml.YAMLError, text: str) -> None:
         what = str(getattr(error, "problem", None) or str(error).splitlines()[0])
         mark = getattr(error, "problem_mark", None)
-        if mark is None:
-            return f"{self.file or 'the value'} is not valid YAML: {what}"
-        line = (text.splitlines() or [""])[min(mark.line, text.count("\n"))]
-        if "\t" in line[: mark.column + 1]:
+        number = mark.line if mark else 0
+        line = text.split("\n")[number] if number <= text.count("\n") else ""
+        if mark and "\t" in line[: mark.column + 1]:
             what = "indent with spaces, not with tabs"
-        return f"not valid YAML: {what}" + (f" ({self.file}, line {mark.line + 1})" if self.file else "")
-
-    def _problem(self, text: str, node: yaml.Node) -> None:
-        self.problems.append(text + (f" ({self.file}, line {node.start_mark.line + 1})" if self.file else ""))
+        self._problem(number, f"not valid YAML: {what}")
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
         self.num_nodes += 1
@@ -221,7 +220,7 @@ class _Reader:
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
-                self._problem(f"{'.'.join(map(str, (*keys, key.value)))} is given twice", key)
+                self._problem(key.start_mark.line, f"{'.'.join(map(str, (*keys, key.value)))} is given twice")
             seen.add((key.tag, str(key.value)))
         self.loader.flatten_mapping(node)  # <<: the node's own keys come last, and win
         values = {}
@@ -232,17 +231,17 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.Node) -> Any:
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        kind, line = node.tag.removeprefix("tag:yaml.org,2002:"), node.start_mark.line
         if not isinstance(node, yaml.ScalarNode) or kind not in _KINDS:
-            self._problem(f"the YAML tag {node.tag} is not allowed", node)
+            self._problem(line, f"the YAML tag {node.tag} is not allowed")
             return None
         if kind in _UNAMBIGUOUS and not _UNAMBIGUOUS[kind][0].fullmatch(node.value):
             remedy = _UNAMBIGUOUS[kind][1]
-            self._problem(f"{node.value} is read in different ways: write {remedy}, or quotes around text", node)
+            self._problem(line, f"{node.value} is read in different ways: write {remedy}, or quotes around text")
             return None
         value = self.loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
-            self._problem(f"numbers must be finite, got {node.value}", node)
+            self._problem(line, f"numbers must be finite, got {node.value}")
         return value
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from torch import Tensor
+
 from bhfl.cli.classes import Kind, parameters, resolve
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
@@ -72,7 +74,7 @@ class Checker:
         return self._value(self.schema, layer.values, ())
 
     def _problem(self, keys: Keys, text: str) -> list[str]:
-        return [f"{self._layer.name(keys)} {text}{self._layer.place(keys)}"]
+        return [f"{self._layer.place(keys)}{self._layer.name(keys)} {text}"]
 
     def _value(self, hint: Any, value: Any, keys: Keys) -> list[str]:
         """Problems of a value; as typed, it is plain text where that fits, and YAML otherwise."""
@@ -125,7 +127,7 @@ class Checker:
         try:
             hint.check(value)
         except ValueError as error:
-            return [line + self._layer.place(keys) for line in str(error).splitlines()]
+            return [self._layer.place(keys) + line for line in str(error).splitlines()]
         return []
 
     def _items(self, hint: Any, values: list[Any], keys: Keys) -> list[str]:
@@ -192,7 +194,8 @@ def alternatives(hint: Any) -> list[Any]:
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) in (Union, types.UnionType):
-        return [choice for member in get_args(hint) for choice in alternatives(member)]
+        members = (member for member in get_args(hint) if member is not Tensor)  # float | Tensor: nobody writes tensors
+        return [choice for member in members for choice in alternatives(member)]
     return [type(None) if hint is None else hint]
 
 

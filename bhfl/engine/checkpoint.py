@@ -91,9 +91,20 @@ def load_last(folder: Path) -> dict[str, Any]:
     raise CheckpointError(f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else ""))
 
 
+def rewind(folder: Path, round: int) -> None:
+    """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for its newest."""
+    for path in folder.glob("round=*.ckpt"):
+        if _round(path) > round:
+            path.unlink()
+
+
+def _round(path: Path) -> int:
+    return int(path.stem.split("=")[1])
+
+
 def prune(folder: Path, keep: int) -> list[int]:
     """Remove all but the `keep` newest round checkpoints; the rounds that are kept."""
     paths = sorted(folder.glob("round=*.ckpt"))
     for path in paths[:-keep]:
         path.unlink()
-    return [int(path.stem.split("=")[1]) for path in paths[-keep:]]
+    return [_round(path) for path in paths[-keep:]]

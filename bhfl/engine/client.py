@@ -19,7 +19,7 @@ from bhfl.engine.optim import LocalOptimizers, lend_
 from bhfl.engine.recorder import Recorder, recording, tag_of
 from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
-from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_, store_
+from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, seed_, set_spec_, store_
 
 _RETURNED = "the loss that training_step returned"
 _UNCALLED = (
@@ -82,6 +82,12 @@ class Worker:
         for name, value in self.transient.items():
             self.module.get_buffer(name).copy_(value)
         begin_round_(self.module)
+
+    def release(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the module an ordinary one again, with these weights."""
+        self.load(tensors, BitSpec())
+        dequantize_(self.module)
+        self.module.fabric = None
 
     def train(
         self,

@@ -86,7 +86,7 @@ def recording(module: L.LightningModule) -> Iterator[Recorder]:
     for metric in local:
         metric.sync_on_compute = False  # what one process evaluates is its own
         metric.reset()  # nothing is left of the client or the model before
-    module.log, module.log_dict = recorder.log, recorder.log_dict  # type: ignore[method-assign]
+    module.log, module.log_dict = recorder.log, recorder.log_dict  # type: ignore[method-assign, assignment]
     try:
         yield recorder
     finally:

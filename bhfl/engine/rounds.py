@@ -101,6 +101,11 @@ class Rounds:
         self._close(following, records)
         return following, records
 
+    def release(self, server: ServerState) -> None:
+        """Give the module back to its owner, with the global model in it."""
+        group = next((client.group for client in self.clients if client.spec.is_float), self.groups[0])
+        self.worker.release({**server.params, **self.buffers.of(server, group)})
+
     # ---- one client ---------------------------------------------------------------------------------------------
 
     def _client(
@@ -171,7 +176,7 @@ class Rounds:
         totals.buffers.add(float_tensors({n: v for n, v in update.items() if self.buffers.owns(n)}), client)
 
     def _downlink(self, server: ServerState, client: Client) -> tuple[bytes, dict[str, Tensor]]:
-        """The bytes a client is sent and what it decodes from them; a message like the last one is not encoded again."""
+        """The bytes a client is sent and what it decodes from them; the last message is not encoded again."""
         if not self.algorithm.communicates:
             return b"", {}
         tensors = self.algorithm.downlink(server, client)

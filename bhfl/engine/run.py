@@ -208,6 +208,12 @@ def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**shaped, "server_optimizer": describe(make) if make else None}
 
 
+def described(thing: Any) -> dict[str, Any]:
+    """The class of an object and those of its attributes that are plain values."""
+    plain = (bool, int, float, str, tuple)
+    return {"class": type(thing).__name__, **{k: v for k, v in vars(thing).items() if isinstance(v, plain)}}
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping) and value:
         return {

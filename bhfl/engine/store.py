@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ class ClientStore:
         """Drop the state of `round`: its round came to nothing."""
         self._path(client, round).unlink(missing_ok=True)
 
-    def prune(self, client: int, oldest: int) -> None:
-        """Drop versions that no checkpoint from round `oldest` on can ask for."""
-        older = [path for version, path in self._versions(client) if version <= oldest]
-        for path in older[:-1]:
-            path.unlink()
+    def prune(self, client: int, rounds: Sequence[int]) -> None:
+        """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
+        versions = self._versions(client)
+        asked = {max((version for version, _ in versions if version <= round), default=0) for round in rounds}
+        for version, path in versions:
+            if version not in asked and version < max(rounds):
+                path.unlink()
 
     def rewind(self, round: int) -> None:
         """Drop versions written after `round` by a run that was killed before its checkpoint."""

@@ -6,8 +6,10 @@ import ctypes
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from subprocess import Popen, TimeoutExpired
 from types import FrameType
 
 import torch
@@ -33,6 +35,19 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             for option, value in ((_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 1 << 26), (_M_MMAP_THRESHOLD, 1 << 30)):
                 libc.mallopt(option, value)
+
+
+def stop(processes: Sequence[Popen[bytes]], patience_seconds: float = 3.0) -> None:
+    """End child processes: by SIGTERM, and by SIGKILL those that wait in a collective and cannot hear it."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience_seconds
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @contextmanager

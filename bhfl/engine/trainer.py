@@ -240,7 +240,7 @@ class FederatedTrainer:
         """Find or make the run folder, take up a checkpoint's state, open the logs."""
         partition = data.partition_record()
         self._shaping = {
-            "trainer": {**shaping(self.options), "server_optimizer": described(self._server_optimizer)},
+            "trainer": shaping(self.options),
             "clients": self.fleet.to_config(),
             "algorithm": described(self.algorithm),
             "partition": partition.get("sha256"),

@@ -91,16 +91,17 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     A geometric grid of scales is tried on a strided sample, the best is polished by alternating between the codes and
     their least-squares scale, and the result stands where it beats absmax on all elements.
     """
-    sample = _strided_sample(x) / widest.unsqueeze(1)
-    shrink = torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)  # 1 ... 0.006
-    ratio = shrink[_squared_error(sample, shrink, limit).argmin(0), 0]
+    unit = _power_of_two(-torch.frexp(widest)[1])  # exact, and keeps squares from overflow and underflow
+    start = widest * unit
+    sample = _strided_sample(x) * unit.unsqueeze(1)
+    candidates = start * torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)  # 1 ... 0.006 of absmax
+    scale = candidates.gather(0, _squared_error(sample, candidates, limit).argmin(0, keepdim=True)).squeeze(0)
     for _ in range(4):
-        codes = (sample / ratio.unsqueeze(1)).round_().clamp_(-limit, limit)
+        codes = (sample / scale.unsqueeze(1)).round_().clamp_(-limit, limit)
         fitted = (sample * codes).sum(1) / codes.square().sum(1)
-        ratio = torch.where(fitted > 0, fitted, ratio)  # no code at all: 0/0
-    both = torch.stack([bounded_scale(widest * ratio, limit), widest])
-    error = _blockwise_squared_error(x, both, limit, widest)
-    return torch.where(error[0] < error[1] * _SURE, both[0], widest)
+        scale = torch.where(fitted > 0, fitted, scale)  # no code at all: 0/0
+    error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
+    return torch.where(error[0] < error[1] * _SURE, bounded_scale(scale / unit, limit), widest)
 
 
 def _strided_sample(x: Tensor) -> Tensor:
@@ -111,22 +112,21 @@ def _strided_sample(x: Tensor) -> Tensor:
 
 
 def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor) -> Tensor:
-    """[G, ...], [K, G] -> [K, G], in the units [G], which keep the squares from overflow and underflow."""
+    """[G, ...], [K, G] -> [K, G], of ``x * unit``, unit [G]."""
     size = block_size(x) // len(scale)
+    unit = unit.view(-1, *[1] * (x.dim() - 1))
     if len(x) == 1:  # one group: cut it along its own first dimension
-        rows = torch.split(x[0], max(1, size // max(x[0, :1].numel(), 1)))
-        return torch.stack([_squared_error(part.unsqueeze(0), scale, limit, unit) for part in rows]).sum(0)
+        rows = torch.split(x, max(1, size // max(x[0, :1].numel(), 1)), dim=1)
+        return torch.stack([_squared_error(part * unit, scale, limit) for part in rows]).sum(0)
     num_groups = max(1, size // x[0].numel())
-    parts = zip(*(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (scale, 1), (unit, 0))), strict=True)
-    return torch.cat([_squared_error(part, steps, limit, units) for part, steps, units in parts], 1)
+    parts = zip(*(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (unit, 0), (scale, 1))), strict=True)
+    return torch.cat([_squared_error(part * units, steps, limit) for part, units, steps in parts], 1)
 
 
-def _squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor | None = None) -> Tensor:
-    """[G, ...], [K, G or 1] -> [K, G]."""
+def _squared_error(x: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """[G, ...], [K, G] -> [K, G]."""
     step = scale.view(*scale.shape, *[1] * (x.dim() - 1))
     error = (x * step.reciprocal()).round_().clamp_(-limit, limit).mul_(step).sub_(x)
-    if unit is not None:
-        error.mul_(unit.reciprocal().view(-1, *[1] * (x.dim() - 1)))
     return _sum_groups(error.square_(), 2)
 
 

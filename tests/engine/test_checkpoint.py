@@ -156,6 +156,6 @@ def test_client_store_versions(tmp_path):
     store.rewind(3)
     assert store.load(7, 9)["round"] == 3
     assert store.load(70, 9) is None
-    store.prune(7, oldest=3)
+    store.prune(7, [3])
     assert store.load(7, 2) is None
     assert store.load(7, 3)["round"] == 3

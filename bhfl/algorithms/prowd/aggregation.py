@@ -16,6 +16,7 @@ from bhfl.comm import decode, encode
 from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
 from bhfl.engine.records import gather
 from bhfl.engine.types import Client, Params, Tensors
+from bhfl.quant import quantize
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Scope = Literal["layer", "model"]
@@ -46,6 +47,8 @@ class Selected:
     """Mean of the highest group's weights; None without such a client in the round."""
     pool: list[Params]
     """Weights of a few clients of the highest group, by id."""
+    dequantizer: Any
+    """Its state after this round."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -55,28 +58,29 @@ class SelectiveMean:
     Args:
         start: The weights that were broadcast, ``w_t``.
         is_high: Whether a client is of the highest group.
-        raised: Reconstructs a low-bit update in float32, given the client; called after the high-bit mean is known.
+        prepare: Called once by `reduce` on every process; gives what raises a low-bit update to float32, and the
+            dequantizer's state and metrics to hand on.
         past_move: The high-bit move of an earlier round, for a round without a high-bit client; or None.
         mask: See `MaskOptions`.
         pool_size: High-bit clients whose weights are handed back.
         keep_plain: Also average without masks.
-        start_of: Where a low-bit client's move is measured from; ``w_t`` by default.
+        local_start: Measure a low-bit client's move from `start` as the client has it at its bits.
     """
 
     def __init__(
         self,
         start: Params,
         is_high: Callable[[Client], bool],
-        raised: Callable[[Tensors, Client], Params],
+        prepare: Callable[[], tuple[Callable[[Tensors], Params], Any, dict[str, float]]],
         past_move: Params | None,
         mask: MaskOptions,
         pool_size: int,
         keep_plain: bool,
-        start_of: Callable[[Client], Params] | None = None,
+        local_start: bool,
     ) -> None:
-        self.start, self.is_high, self.raised, self.past_move = start, is_high, raised, past_move
+        self.start, self.is_high, self.prepare, self.past_move = start, is_high, prepare, past_move
         self.mask, self.pool_size, self.keep_plain = mask, pool_size, keep_plain
-        self.start_of = start_of or (lambda client: start)
+        self.local_start = local_start
         self.high = WeightedMean(start)
         self.waiting: list[tuple[Client, int]] = []
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
@@ -98,6 +102,7 @@ class SelectiveMean:
         sums.add_high(self.high)
         high = self.high.reduce(fabric)
         move = self.past_move if high is None else {n: high[n] - self.start[n] for n in high}
+        self.raised, state, tuned = self.prepare()
         found = []
         if self.mask.enabled and move is not None and self.mask.per == "group":
             found = self._by_group(fabric, sums, move)
@@ -110,12 +115,25 @@ class SelectiveMean:
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
         metrics = _mean_by_tag(sorted(gather(fabric, found)))
         plain = sums.plain_mean() if self.keep_plain else None
-        return Selected(sums.filled(self.mask.fill, high), plain, high, [params for _, params in pool], metrics)
+        params = sums.filled(self.mask.fill, high)
+        return Selected(params, plain, high, [entry for _, entry in pool], state, {**metrics, **tuned})
 
     def _low(self) -> Iterator[tuple[Client, Params]]:
         self.file.seek(0)
         for client, size in self.waiting:
-            yield client, self.raised(decode(self.file.read(size)), client)
+            yield client, self.raised(decode(self.file.read(size)))
+
+    def start_of(self, client: Client) -> Params:
+        """Where the client's move is measured from."""
+        if not self.local_start:
+            return self.start
+        spec = client.spec
+        quantised = {
+            name: quantize(w, spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
+            for name, w in self.start.items()
+            if w.ndim >= 2
+        }
+        return {**self.start, **self.raised(quantised)}
 
     def _choose(
         self, params: Params, start: Params, move: Params | None

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Optional, Union
 
+import lightning as L
+from torch import Tensor
+
 from bhfl.algorithms.grouped import precision
 from bhfl.algorithms.prowd.aggregation import Fill, MaskOptions, Scope, Selected, SelectiveMean
+from bhfl.algorithms.prowd.blocks import Arch, Bound
+from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
+from bhfl.algorithms.prowd.finetune import FineTuning, own_copy
 from bhfl.algorithms.prowd.selection import mask_limit
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context
@@ -17,71 +24,217 @@ from bhfl.engine.types import Client, Params, ServerState, Tensors
 class ProWD(Algorithm):
     """Progressive weight dequantisation and selective weight aggregation.
 
+    A trainable dequantizer raises low-bit weights to float32 before they are averaged; a mask keeps of each low-bit
+    client only the entries that agree with the move of the high-bit clients. With both switched off it is FedAvg.
+
     Args:
-        mask: Average only those entries of a low-bit client that agree with the high-bit clients' move.
+        dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised linearly.
+        mask: Use the mask; otherwise all entries are averaged.
         tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask keeps.
         scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
         per: One mask a ``client``, or one a bit ``group`` from the group's mean.
         fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change (``delta``); the
             ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
-        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean instead.
+        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead.
+        delta_ref: A low-bit client's move is measured from the ``broadcast`` weights, or from what the client makes of
+            them at its bits (``dequant_start``), which leaves its rounding out of the move.
         high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
+        ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
+        warmup_rounds: The round in which the dequantizer is trained first.
+        period: Rounds between its fine-tunings.
+        first_steps: Its optimiser steps the first time.
+        steps: Its optimiser steps each time after.
+        distill_weight: Weight (lambda) of distillation beside reconstruction; 0 needs no buffer.
+        buffer_size: Samples of the server's buffer, out of `data.holdout`.
+        pool_size: High-bit models that it learns from.
+        dequantizer_lr: Its learning rate.
+        arch: Of its blocks.
+        bound: Of its blocks.
+        overlap: Fine-tune while the clients train; the results are the same.
 
     Raises:
-        ValueError: An argument is out of its range; in `setup`, the fleet has no high-bit group.
+        ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do not fit.
     """
 
     def __init__(
         self,
+        dequantizer: bool = True,
         mask: bool = True,
         tau: Union[float, int] = 0.5,
         scope: Scope = "layer",
         per: Literal["client", "group"] = "client",
         fill: Fill = "renorm",
         global_models: Literal["single", "dual"] = "single",
+        delta_ref: Literal["broadcast", "dequant_start"] = "broadcast",
         high_max_age: int = 5,
+        ladder: Optional[list[int]] = None,
+        warmup_rounds: int = 5,
+        period: int = 5,
+        first_steps: int = 500,
+        steps: int = 100,
+        distill_weight: float = 1.0,
+        buffer_size: int = 128,
+        pool_size: int = 4,
+        dequantizer_lr: float = 1e-3,
+        arch: Arch = "conv1d",
+        bound: Bound = "auto",
+        overlap: bool = False,
     ) -> None:
         mask_limit(tau, 1)
+        counts = {"warmup_rounds": warmup_rounds, "period": period, "first_steps": first_steps, "steps": steps}
+        for key, value in (counts | {"buffer_size": buffer_size, "pool_size": pool_size}).items():
+            if value < 1:
+                raise ValueError(f"ProWD.{key} must be at least 1, got {value}")
+        if high_max_age < 0:
+            raise ValueError(f"ProWD.high_max_age must be >= 0, got {high_max_age}")
+        for key, value, choices in (
+            ("scope", scope, ("layer", "model")),
+            ("per", per, ("client", "group")),
+            ("fill", fill, ("renorm", "delta", "high", "literal")),
+            ("global_models", global_models, ("single", "dual")),
+            ("delta_ref", delta_ref, ("broadcast", "dequant_start")),
+        ):
+            if value not in choices:
+                raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {value!r}")
         self.mask = MaskOptions(mask, tau, scope, per, fill)
-        self.global_models, self.high_max_age = global_models, high_max_age
+        self.global_models, self.delta_ref, self.high_max_age = global_models, delta_ref, high_max_age
+        self.use_dequantizer, self.ladder, self.pool_size = dequantizer, ladder, pool_size
+        self.warmup_rounds, self.period, self.first_steps, self.steps = warmup_rounds, period, first_steps, steps
+        self.buffer_size, self.overlap = buffer_size, overlap
+        self.block_options = {"arch": arch, "bound": bound, "lr": dequantizer_lr, "distill_weight": distill_weight}
+        ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
+
+    # ---- setting up ---------------------------------------------------------------------------------------------
 
     def setup(self, context: Context) -> None:
+        """Find the high-bit group, and what the dequantizer needs.
+
+        Raises:
+            ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the held-out data.
+        """
         specs = {client.group: client.spec for client in context.clients}
         self.top = max(specs, key=lambda group: precision(specs[group]))
+        self.fabric, top = context.fabric, specs[self.top].weights
+        low = [spec for group, spec in specs.items() if group != self.top]
+        if not low and top < 32:
+            raise ValueError(f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients")
+        self.specs = specs
+        self.tuning: FineTuning | None = None
+        widths = sorted({spec.weights for spec in low if spec.weights < top})
+        if self.use_dequantizer and widths:
+            ladder = self.ladder or doublings([*widths, top])
+            if missing := [width for width in (*widths, top) if width not in ladder]:
+                raise ValueError(f"ProWD.ladder must hold every width of the fleet, got {ladder} without {missing[0]}")
+            network, inputs = self._probe(context)
+            self.tuning = FineTuning(
+                lambda: ProgressiveDequantizer([w for w in ladder if w <= top], **self.block_options),
+                [spec for spec in low if spec.weights < top],
+                network,
+                inputs,
+                self.overlap,
+                context.options["threads"],
+            )
+
+    def _probe(self, context: Context) -> tuple[Any, Tensor | None]:
+        """The network and the buffer of distillation."""
+        if not self.block_options["distill_weight"]:
+            return None, None
+        held_out = getattr(context.data, "holdout", 0)
+        if held_out < self.buffer_size:
+            raise ValueError(
+                f"data.holdout must be at least ProWD.buffer_size={self.buffer_size}, got {held_out}; "
+                "or set ProWD.distill_weight: 0"
+            )
+        network = own_copy(context.module)
+        if type(network).forward is L.LightningModule.forward:
+            raise ValueError(
+                f"ProWD distils through the model's forward(inputs), which {type(network).__name__} does not define; "
+                "define it, or set ProWD.distill_weight: 0"
+            )
+        return network, context.data.holdout_inputs()[: self.buffer_size]  # type: ignore[attr-defined]
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
-        return {"move": None, "low": params if self.global_models == "dual" else None}
+        """No high-bit move yet; the identity for a dequantizer."""
+        return {
+            "move": None,
+            "low": params if self.global_models == "dual" else None,
+            "pool": [],
+            "dequantizer": self.tuning.initial() if self.tuning else None,
+        }
+
+    # ---- rounds -------------------------------------------------------------------------------------------------
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
+        """The client's global model."""
         return self.group_params(server, client.group)
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        if self.global_models == "dual" and group != self.top:
-            low: Params = server.extra["low"]
-            return low
-        return server.params
+        """The selective aggregate, or with ``dual`` the plain one for low-bit groups."""
+        low: Params | None = server.extra["low"]
+        return server.params if low is None or group == self.top else low
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
+        """High-bit weights in float32; low-bit tensors wait as they are."""
         return float_tensors(update) if client.group == self.top else update
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> SelectiveMean:
+        """Begin the fine-tuning that is due, and hold the round's updates."""
         move = server.extra["move"]
-        past = move["params"] if move and server.round - move["round"] <= self.high_max_age else None
+        fresh = move is not None and server.round - move["round"] <= self.high_max_age
         return SelectiveMean(
             server.params,
-            lambda client: client.group == self.top,
-            lambda update, client: float_tensors(update),
-            past,
-            self.mask,
-            pool_size=0,
+            is_high=lambda client: client.group == self.top,
+            prepare=self._raising(server),
+            past_move=move["params"] if fresh else None,
+            mask=self.mask,
+            pool_size=self.pool_size if self.tuning else 0,
             keep_plain=self.global_models == "dual",
+            local_start=self.delta_ref == "dequant_start",
         )
 
+    def _raising(self, server: ServerState) -> Any:
+        """What waits for the round's fine-tuning and gives ``(raise, state, metrics)``."""
+        tuning, state = self.tuning, server.extra["dequantizer"]
+        if tuning is None:
+            return lambda: (float_tensors, None, {})
+        finish = None
+        since = server.round + 1 - self.warmup_rounds
+        if since >= 0 and since % self.period == 0:
+            statistics = server.buffers["statistics"]
+            buffers = statistics.get(self.top, statistics.get("all", {}))
+            states = [{**params, **buffers} for params in server.extra["pool"] or [server.params]]
+            steps = self.first_steps if since == 0 else self.steps
+            seed = RandomKeys(0, server.round).integer("server")
+            finish = tuning.start(self.fabric, state, states, steps, seed)
+
+        def prepare() -> Any:
+            following, metrics = finish() if finish else (state, {})
+            return tuning.chain(following) or float_tensors, following, metrics
+
+        return prepare
+
     def server_update(self, server: ServerState, aggregate: Selected, rng: RandomKeys) -> ServerState:
-        extra = dict(server.extra)
+        """The new model or models, the high-bit move, the dequantizer and its pool."""
+        extra = {**server.extra, "dequantizer": aggregate.dequantizer}
         if aggregate.high is not None:
             move = {name: value - server.params[name] for name, value in aggregate.high.items()}
             extra["move"] = {"params": move, "round": server.round}
         if aggregate.plain is not None:
             extra["low"] = aggregate.plain
+        if aggregate.pool:
+            extra["pool"] = [*server.extra["pool"], *aggregate.pool][-self.pool_size :]
         return self.apply_mean(replace(server, extra=extra, metrics=aggregate.metrics), aggregate.params)
+
+
+def doublings(widths: Sequence[int]) -> list[int]:
+    """The widths, and between any two of them the doublings of the lower one.
+
+    >>> doublings([2, 32]), doublings([6, 8, 12, 16])
+    ([2, 4, 8, 16, 32], [6, 8, 12, 16])
+    """
+    ladder = [widths[0]]
+    for width in widths[1:]:
+        while ladder[-1] * 2 < width:
+            ladder.append(ladder[-1] * 2)
+        ladder.append(width)
+    return ladder
