@@ -34,6 +34,9 @@ lint: install  ## ruff and mypy
 bench: install  ## measure speed and memory against bare PyTorch, as ratios
 	$(BIN)/python -m tests.bench
 
+effect: install  ## CIFAR-10, ternary and float32 clients: every method over three seeds (hours)
+	$(BIN)/python -m tests.bench.effect
+
 tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs
 

@@ -66,22 +66,22 @@ def _run(args: list[str]) -> int:
         report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS)}"])
         return BAD_CONFIG
     try:
-        read_layers(args[1:])  # the parser does so again: here, slips are answered before torch is loaded
+        layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
         from bhfl.cli.federated_cli import FederatedCLI
 
-        FederatedCLI(args)
+        FederatedCLI(args, layers)
     except ConfigError as error:
         report(error.problems)
         return BAD_CONFIG
     except KeyboardInterrupt:
-        report(["interrupted; go on with --config <run folder>/config.yaml --ckpt_path last"])
+        report(["interrupted; --ckpt_path last goes on from the last checkpoint"])
         return INTERRUPTED
     except Exception as error:
         code = exit_code(error)
         if code is None:
             raise
-        report(str(error).splitlines())
+        report([str(error)])
         return code
     return 0

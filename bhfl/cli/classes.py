@@ -44,19 +44,21 @@ def resolve(name: Any, kind: Kind) -> type:
         ValueError: There is none. Modules of the standard library are never imported for a name.
     """
     known = kind.known()
-    if name in known.keys():
-        return known[name]
     refusal = f"must name {kind}, got {shown(name)}"
-    if not isinstance(name, str) or "." not in name:
-        raise ValueError(refusal + suggestion(str(name), known))
+    if not isinstance(name, str):
+        raise ValueError(refusal)
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise ValueError(refusal + suggestion(name, known))
     if name.split(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{refusal} of the standard library")
-    cls = _imported(name, refusal, known)
+    cls: Any = _imported(name, refusal, known)
     if not (isinstance(cls, type) and issubclass(cls, kind.bases)):
         raise ValueError(refusal)
     if inspect.isabstract(cls):
         raise ValueError(f"{refusal}, which is abstract")
-    return cls
+    return cls  # type: ignore[no-any-return]
 
 
 def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
@@ -68,7 +70,10 @@ def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [base, *(deeper for cls in base.__subclasses__() for deeper in _subclasses(cls))]
+    found = [base]
+    for cls in type.__subclasses__(base):
+        found += _subclasses(cls)
+    return found
 
 
 def parameters(cls: type) -> tuple[dict[str, Any], bool]:

@@ -14,13 +14,17 @@ MAX_PROBLEMS = 20
 
 
 def report(problems: Sequence[str]) -> None:
-    """Print problems, each on its line of stderr, from the first process of a machine alone."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    lines = [f"error: {clipped(problem)}" for problem in problems[:MAX_PROBLEMS]]
+    """Print problems to stderr."""
+    for problem in problems[:MAX_PROBLEMS]:
+        say("error: " + "\n".join(map(clipped, problem.splitlines())))
     if len(problems) > MAX_PROBLEMS:
-        lines.append(f"error: and {len(problems) - MAX_PROBLEMS} more problems")
-    sys.stderr.write("\n".join(lines) + "\n")
+        say(f"error: and {len(problems) - MAX_PROBLEMS} more")
+
+
+def say(text: str) -> None:
+    """Print `text` to stderr, from the first process of a machine alone."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(text, file=sys.stderr)
 
 
 def exit_code(error: Exception) -> int | None:

@@ -35,7 +35,6 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
 
 
-def clipped(problem: str) -> str:
-    """`problem` on one line of at most `LONGEST` characters."""
-    text = " ".join(problem.split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 4] + " ..."
+def clipped(line: str) -> str:
+    """`line` with at most `LONGEST` characters."""
+    return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."

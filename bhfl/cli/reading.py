@@ -75,7 +75,7 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
             if name == "config":
                 layers.append(read_file(value))
             elif name == "":
-                raise ConfigError([f"{value!r} is not an option; options begin with --, such as --trainer.max_rounds 5"])
+                raise ConfigError([f"{value!r} is no option; options begin with --, such as --trainer.max_rounds 5"])
             elif value is not None and name != "print_config":
                 layers.append(_from_option(name, value))
         except ConfigError as error:
@@ -226,7 +226,7 @@ class _Reader:
         values = {}
         for key_node, value in node.value:
             key = self._scalar(key_node)
-            self.lines[*keys, key] = key_node.start_mark.line + 1
+            self.lines[(*keys, key)] = key_node.start_mark.line + 1
             values[key] = self._value(value, (*keys, key))
         return values
 

@@ -115,6 +115,8 @@ class Checker:
         if origin is Literal:
             return [] if any(value == choice and type(value) is type(choice) for choice in args) else None
         if origin in _LISTS:
+            if isinstance(value, dict) and not self._layer.file:  # --list.option: of its last item
+                return []
             return self._items(args[0] if args else Any, value, keys) if isinstance(value, list) else None
         if origin in _MAPPINGS:
             return [] if isinstance(value, dict) else None
@@ -141,7 +143,8 @@ class Checker:
             elif key in section.fields:
                 problems += self._value(section.fields[key], item, (*keys, key))
             else:
-                problems += self._problem((*keys, key), f"is no option{section.owner}{suggestion(str(key), section.fields)}")
+                unknown = f"is no option{section.owner}{suggestion(str(key), section.fields)}"
+                problems += self._problem((*keys, key), unknown)
         return problems
 
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:

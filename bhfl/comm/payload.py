@@ -16,6 +16,7 @@ Tensors = Mapping[str, Tensor | QuantizedTensor]
 """What a payload holds, by name: plain tensors, and codes with their scales."""
 
 MAX_BYTES = 1 << 32
+"""The longest payload that is decoded unless the caller says otherwise."""
 
 
 def encode(tensors: Tensors) -> bytes:
@@ -86,7 +87,7 @@ def header_bytes(data: bytes | bytearray | memoryview) -> int:
 
 def float_tensors(tensors: Tensors) -> dict[str, Tensor]:
     """Quantised tensors as the float32 they stand for; all others as they are."""
-    return {name: value.dequantize() if isinstance(value, QuantizedTensor) else value for name, value in tensors.items()}
+    return {name: t.dequantize() if isinstance(t, QuantizedTensor) else t for name, t in tensors.items()}
 
 
 def _require_little_endian() -> None:
@@ -130,7 +131,9 @@ def _check_values(name: str, value: QuantizedTensor) -> None:
         limit = 2 ** (value.bits - 1) - 1
         low, high = (int(bound) for bound in torch.aminmax(value.codes))
         if not -limit <= low <= high <= limit:
-            raise PayloadError(f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got {low}..{high}")
+            raise PayloadError(
+                f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got {low}..{high}"
+            )
 
 
 def _plain_part(value: Tensor | QuantizedTensor) -> Tensor:
@@ -140,12 +143,12 @@ def _plain_part(value: Tensor | QuantizedTensor) -> Tensor:
 def _buffer(tensor: Tensor) -> memoryview:
     """The row-major bytes of a tensor: of its own memory where that is row-major and on the CPU, else of a copy."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _read_plain(content: bytearray, offset: int, entry: Entry) -> Tensor:
     dtype, count = entry.plain_dtype, entry.plain_bytes // entry.plain_dtype.itemsize
-    if dtype == torch.bool and content[offset : offset + count].strip(b"\0\1"):
+    if dtype == torch.bool and content[offset : offset + count].translate(None, b"\0\1"):
         raise PayloadError(f"tensor {entry.name!r}: a bool must be a byte of 0 or 1")
     return _over(content, offset, dtype, count).view(entry.plain_shape)
 

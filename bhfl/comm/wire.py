@@ -173,7 +173,9 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
     if num_tensors > MAX_TENSORS:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {num_tensors}")
     if not _PRELUDE.size <= size <= min(MAX_HEADER_BYTES, len(data) - CRC_BYTES):
-        raise PayloadError(f"payload header must be at most {MAX_HEADER_BYTES} bytes and inside the payload, got {size}")
+        raise PayloadError(
+            f"payload header must be at most {MAX_HEADER_BYTES} bytes and inside the payload, got {size}"
+        )
     return num_tensors, size
 
 
@@ -215,7 +217,9 @@ def _check_row(entry: Entry) -> None:
     """Hold a row to the rules of the format, whoever wrote it."""
     name, kind, bits, shape = entry
     if kind not in DTYPES and kind not in (ONE_SCALE, CHANNEL_SCALES):
-        raise PayloadError(f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got {kind}")
+        raise PayloadError(
+            f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got {kind}"
+        )
     if kind in DTYPES and bits:
         raise PayloadError(f"tensor {name!r}: bits must be 0 where nothing is packed, got {bits}")
     if kind not in DTYPES and bits not in CODE_BITS:

@@ -59,6 +59,7 @@ class Worker:
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
         for parameter in self.module.parameters() if settings.channels_last else ():
             parameter.data = _channels_last(parameter.data)
+        self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
         saved = self.module.state_dict()
         self.transient = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in saved}
         names_of: dict[int, str] = {}
@@ -86,8 +87,14 @@ class Worker:
     def release(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the module an ordinary one again, with these weights."""
         self.load(tensors, BitSpec())
-        dequantize_(self.module)
-        self.module.fabric = None
+        dequantize_(self._train_mode()).fabric = None
+
+    def _train_mode(self) -> L.LightningModule:
+        """The module in training mode, but for those layers that its owner handed over in evaluation mode."""
+        self.module.train()
+        for layer in self.frozen:
+            layer.training = False
+        return self.module
 
     def train(
         self,
@@ -98,7 +105,7 @@ class Worker:
     ) -> LocalRun:
         """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and of logged values."""
         self.load(run.received, run.client.spec)
-        module = self.module.train()
+        module = self._train_mode()
         seed_globals(run.rng.integer("dropout"), self.fabric.device)
         generator = run.rng.torch("quant_train", device=self.fabric.device)
         seed_(module, generator)

@@ -20,6 +20,7 @@ from bhfl.engine.records import ClientRecord, gather, refusal
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
+from bhfl.quant import BitSpec, set_spec_
 
 
 @dataclass
@@ -53,8 +54,15 @@ class Rounds:
         data: FederatedData,
         options: Mapping[str, Any],
     ) -> None:
+        if not worker.module.automatic_optimization and type(algorithm).client_gradients_ != Algorithm.client_gradients_:
+            raise ValueError(
+                f"{type(algorithm).__name__} changes gradients, which needs automatic optimization; "
+                f"{type(worker.module).__name__} optimises manually"
+            )
         self.worker, self.algorithm, self.clients, self.data, self.options = worker, algorithm, clients, data, options
         self.fabric = worker.fabric
+        for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
+            set_spec_(worker.module, spec)  # raises now, not in the first client, where the model cannot take it
         self.groups = list(dict.fromkeys(client.group for client in clients))
         self.buffers = Buffers(worker.module, options["norm"], self.groups)
         self.store: ClientStore  # set when the run folder is known

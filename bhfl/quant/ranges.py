@@ -14,6 +14,8 @@ from bhfl.quant.spec import Granularity, RangeRule
 
 _SAMPLE = 1 << 13
 """Elements on which the mse rule searches; its result is checked on all of them."""
+_GROUP_SAMPLE = 1 << 7
+"""At least so many of each group, where it has them."""
 _SURE = 1 - 1e-5
 """A gain within the rounding error of a float32 sum is no gain."""
 
@@ -107,7 +109,8 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
 def _strided_sample(x: Tensor) -> Tensor:
     """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout."""
     size = x[0].numel()
-    columns = torch.arange(0, size, math.ceil(x.numel() / _SAMPLE), device=x.device)
+    stride = min(math.ceil(x.numel() / _SAMPLE), max(size // _GROUP_SAMPLE, 1))
+    columns = torch.arange(0, size, stride, device=x.device)
     return x.take(torch.arange(len(x), device=x.device).view(-1, 1) * size + columns)
 
 

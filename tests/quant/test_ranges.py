@@ -44,6 +44,12 @@ def test_mse_finds_the_known_optimum_of_a_normal_distribution(bits: int, gain: f
     assert found * gain < squared_error(x, bits, "absmax")
 
 
+def test_mse_searches_every_channel_with_enough_of_it() -> None:
+    x = torch.randn(512, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    optimum = (fake_quantize(x, 3, scale=torch.tensor(0.5224)).double() - x).square().flatten(1).sum(1)
+    assert (squared_error(x, 3, "mse", "channel") / optimum).mean() < 1.02
+
+
 def test_mse_beats_absmax_under_an_outlier_and_does_not_depend_on_the_layout() -> None:
     x = torch.randn(16, 32, 9, 9, generator=torch.Generator().manual_seed(0))
     x[3, 3, 3, 3] = 60

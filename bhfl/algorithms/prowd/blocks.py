@@ -33,9 +33,9 @@ class Block(nn.Module):
     """`rho(z)` of one step from `bits` upwards, in units of the range.
 
     With bound `half_step`, `|rho|` stays below half a step of this width: what rounds to a code stays with that code,
-    so the truth is within reach and no error can exceed a step. That holds where the codes come from rounding without
-    clipping. `none` leaves the residual free, in steps. `auto` takes `none` for widths up to 4, whose presets clip
-    (range rule mse), and `half_step` above.
+    so the truth is within reach, unless it was clipped, and no error grows by more than half a step. `none` leaves the
+    residual free, in steps. `auto` takes `none` for 2 bits, where low-bit training moves weights far from the rounding
+    of float ones, and `half_step` above.
 
     Args:
         bits: Width of the input, 2..16.
@@ -51,7 +51,7 @@ class Block(nn.Module):
         check_choice("arch", arch, get_args(Arch))
         check_choice("bound", bound, get_args(Bound))
         self.step = 1 / levels(bits)
-        self.reach = _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 4) else math.inf
+        self.reach = _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 2) else math.inf
         self.body = _body(bits, arch, hidden, kernel)
 
     def forward(self, z: Tensor) -> Tensor:

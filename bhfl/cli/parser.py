@@ -1,0 +1,129 @@
+"""What a configuration may hold: as arguments of the parser, and as the schema that it is checked against first."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Optional, Union, get_type_hints
+
+import lightning as L
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import register_type
+from lightning.pytorch.cli import LightningArgumentParser
+
+import bhfl.algorithms
+import bhfl.callbacks
+import bhfl.data
+import bhfl.models
+from bhfl.cli.classes import Kind
+from bhfl.cli.reading import ConfigError
+from bhfl.cli.schema import Checked, Instance, Section
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.fleet import Fleet
+from bhfl.engine.trainer import FederatedTrainer
+
+PARTS = ("algorithm", "model", "data")
+"""The sections that name a class."""
+OUTSIDE = ("clients", "algorithm", "seed")
+"""Options of the trainer that stand at the top level."""
+_FROM_DATA = ("num_classes", "input_shape")
+"""Options of the model that are attributes of the data."""
+_SKIP_NONE = "skip_unset" if "skip_unset" in inspect.signature(ArgumentParser.dump).parameters else "skip_none"
+"""jsonargparse 4.49 renamed it."""
+
+
+class AnyCallback(ABC):
+    """What ``trainer.callbacks`` takes: an object with at least one of the trainer's hooks."""
+
+    HOOKS = ("on_fit_start", "on_client_end", "on_round_end", "on_fit_end", "on_measured")
+
+    @abstractmethod
+    def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
+        """One of them."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return any(hasattr(other, hook) for hook in cls.HOOKS)
+
+
+_CALLBACKS = (AnyCallback, *(getattr(bhfl.callbacks, name) for name in bhfl.callbacks.__all__))
+"""Ours one by one, so that their short names are known."""
+
+
+class Parser(LightningArgumentParser):
+    """A parser that raises ConfigError and takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"prog": "bhfl", "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own error."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ConfigError([_core(message)]) from ex
+
+
+def add_arguments(parser: LightningArgumentParser) -> None:
+    """The arguments of every command."""
+    parser.add_argument("--clients", type=Fleet, required=True, help="The fleet: '{8: 5, 32: 5}' is bits: count.")
+    parser.add_subclass_arguments(Algorithm, "algorithm", required=True)
+    parser.add_subclass_arguments(L.LightningModule, "model", required=True, fail_untyped=False)
+    parser.add_subclass_arguments(bhfl.data.FederatedDataModule, "data", required=True, fail_untyped=False)
+    parser.set_defaults(
+        algorithm={"class_path": "bhfl.algorithms.FedAvg"},
+        model={"class_path": "bhfl.models.Classifier"},
+        data={"class_path": "bhfl.data.Digits"},
+    )
+    parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, skip={*OUTSIDE, "callbacks"})
+    groups = parser.groups or {}
+    groups["trainer"].add_argument("--trainer.callbacks", type=_list_of_callbacks(), help="More callbacks.")
+    for key in (*PARTS, "trainer"):
+        groups[key].title = key.capitalize()
+    for name in _FROM_DATA:
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def _list_of_callbacks() -> Any:
+    return Optional[list[Union[_CALLBACKS]]]  # type: ignore[valid-type]  # made at run time
+
+
+def schema() -> Section:
+    """What the arguments of `add_arguments` and a checkpoint's path may be."""
+    trainer = get_type_hints(FederatedTrainer.__init__)
+    trainer = {key: hint for key, hint in trainer.items() if key not in (*OUTSIDE, "return")}
+    callback: Any = Instance(Kind("a callback", _CALLBACKS))
+    trainer["callbacks"] = Optional[list[callback]]
+    taken = {"clients": "is given as clients", "algorithm": "is given as algorithm"}
+    taken["seed"] = "is given as seed_everything"
+    return Section(
+        {
+            "seed_everything": int,
+            "clients": Checked(Fleet),
+            "algorithm": Instance(Kind("an algorithm", (Algorithm,))),
+            "model": Instance(Kind.of(L.LightningModule), dict.fromkeys(_FROM_DATA, "is taken from the data")),
+            "data": Instance(Kind.of(bhfl.data.FederatedDataModule)),
+            "trainer": Section(trainer, taken),
+            "ckpt_path": Union[str, Path, None],
+        }
+    )
+
+
+def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
+    """`config` as YAML that parses to it again; what checkpoint it began from is not part of a configuration."""
+    config = config.clone()
+    config.pop("ckpt_path", None)
+    text: str = parser.dump(config, **{_SKIP_NONE: False})
+    return text
+
+
+def _core(message: str) -> str:
+    """The core of jsonargparse's account of every alternative that a value does not fit."""
+    noise = "Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Expected a "
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    telling = [line for line in lines if not re.match(f"(- )?({noise})", line)]
+    return re.sub(r'(- )?Parser key "([\w.]+)":', r"\2:", " ".join(telling or lines))
+
+
+register_type(Fleet, Fleet.to_config, Fleet, (ValueError, TypeError))

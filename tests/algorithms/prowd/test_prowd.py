@@ -1,0 +1,225 @@
+"""ProWD in the round loop: what it reduces to, what stands for dropped entries, and what it refuses."""
+
+import pytest
+import torch
+
+from bhfl.algorithms import FedAvg, GroupedAvg, ProWD
+from bhfl.algorithms.prowd.aggregation import MaskOptions, SelectiveMean
+from bhfl.algorithms.prowd.prowd import doublings
+from bhfl.comm import float_tensors
+from bhfl.engine.aggregate import WeightedMean
+from bhfl.engine.types import Client as FleetClient
+from bhfl.quant import BitSpec
+from tests.federation import Client, Net, fake, fit, same
+
+MIXED = {"ternary": 2, 32: 2}
+QUICK = {"warmup_rounds": 1, "period": 2, "first_steps": 6, "steps": 3, "buffer_size": 8}
+
+
+class Forward(Client):
+    """A client with a forward pass, through which ProWD distils."""
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def prowd(tmp_path, clients=None, algorithm=None, **options):
+    return fit(tmp_path, algorithm or ProWD(**QUICK), clients or MIXED, Forward, fake(120, holdout=8), **options)
+
+
+# ---- what it reduces to -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "clients"),
+    [
+        (ProWD(dequantizer=False, mask=False), MIXED),
+        (ProWD(mask=False, warmup_rounds=99, distill_weight=0.0), MIXED),
+        (ProWD(dequantizer=False, mask=False, fill="high"), MIXED),
+        (ProWD(distill_weight=0.0), {32: 3}),
+        (ProWD(distill_weight=0.0, fill="high"), {32: 3}),
+    ],
+    ids=["neither half", "untrained, no mask", "fill high, no mask", "all float32", "all float32, high"],
+)
+def test_is_fedavg_to_the_bit(tmp_path, algorithm, clients):
+    runs = [fit(tmp_path, a, clients) for a in (algorithm, FedAvg())]
+    assert same(runs[0].server.params, runs[1].server.params)
+
+
+def test_overlap_changes_nothing(tmp_path):
+    runs = [prowd(tmp_path, algorithm=ProWD(**QUICK, overlap=overlap)) for overlap in (False, True)]
+    assert same(runs[0].server.params, runs[1].server.params)
+    assert runs[0].server.extra["dequantizer"]["active"] == runs[1].server.extra["dequantizer"]["active"]
+
+
+def test_resumed_is_never_stopped(tmp_path):
+    whole = prowd(tmp_path / "a", max_rounds=5)
+    prowd(tmp_path / "b", max_rounds=2)
+    resumed = prowd(tmp_path / "b", max_rounds=5, ckpt_path="last")
+    assert same(whole.server.params, resumed.server.params)
+    states = [run.server.extra["dequantizer"] for run in (whole, resumed)]
+    assert same(states[0]["weights"], states[1]["weights"])
+
+
+def test_what_is_logged(tmp_path):
+    rows = prowd(tmp_path).run.history
+    trained = [row for row in rows if "dequantizer/recon" in row]
+    assert [row["round"] for row in trained] == [1, 3]
+    assert {"dequantizer/recon_identity", "dequantizer/distill", "dequantizer/active"} <= trained[0].keys()
+    assert all(0 < row["prowd/mask_keep"] <= 0.5 for row in rows)
+    assert all(f"prowd/cosine_{name}" in rows[0] for name in ("net.0.weight", "net.3.weight", "net.5.weight"))
+
+
+def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
+    options = {"dequantizer": False, "global_models": "dual"}
+    run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
+    plain = fit(tmp_path, FedAvg(), MIXED, max_rounds=1)
+    assert same(run.server.extra["low"], plain.server.params)
+    assert not same(run.server.params, plain.server.params)
+    assert same(
+        fit(tmp_path, ProWD(**options), {32: 3}).server.params, fit(tmp_path, GroupedAvg(), {32: 3}).server.params
+    )
+
+
+@pytest.mark.parametrize("per", ["client", "group"])
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_every_scope_runs_and_keeps_at_most_tau(tmp_path, per, scope):
+    run = fit(tmp_path, ProWD(dequantizer=False, tau=0.3, per=per, scope=scope), {"ternary": 2, 8: 1, 32: 2})
+    assert all(0 < row["prowd/mask_keep"] <= 0.3 for row in run.run.history)
+
+
+def test_a_round_without_high_bit_client_uses_the_last_move_while_it_is_fresh(tmp_path):
+    options = {"clients_per_round": 2, "sampling": "uniform", "max_rounds": 8, "seed": 3}
+    run = fit(tmp_path, ProWD(dequantizer=False, high_max_age=1), {"ternary": 5, 32: 1}, **options)
+    masked = ["prowd/mask_keep" in row for row in run.run.history]
+    assert any(masked)
+    assert not all(masked)
+
+
+# ---- the aggregate ------------------------------------------------------------------------------------------------------
+
+
+class OneProcess:
+    world_size, is_global_zero = 1, True
+
+
+HIGH, LOW = FleetClient(0, BitSpec.parse(32), 1), FleetClient(1, BitSpec.parse("ternary"), 1)
+START = {"w": torch.tensor([[1.0, 2.0, -3.0, 4.0]]), "b": torch.tensor([1.0])}
+
+
+def aggregate(low, high, keep_plain=False, **mask):
+    total = SelectiveMean(
+        START,
+        is_high=lambda client: client.spec.is_float,
+        prepare=lambda: (float_tensors, None, {}),
+        past_move=None,
+        mask=MaskOptions(**{"tau": 1.0, **mask}),
+        pool_size=1,
+        keep_plain=keep_plain,
+        local_start=False,
+    )
+    for params, client in ((low, LOW), (high, HIGH)):
+        if params is not None:
+            total.add({"w": START["w"] + torch.tensor([params]), "b": START["b"] + 2}, client)
+    return total.reduce(OneProcess())
+
+
+UP = [1.0, 1.0, 1.0, 1.0]
+MIXED_SIGNS = [1.0, 1.0, -1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fill", "third"),
+    [("renorm", -2.0), ("delta", -2.5), ("high", -2.0), ("literal", -1.0)],
+)
+def test_what_stands_for_a_dropped_entry(fill, third):
+    """The third entry disagrees: only the high-bit client's -2 is left, or half of it, or no change beside it."""
+    result = aggregate(MIXED_SIGNS, UP, fill=fill).params
+    assert result["w"].tolist() == [[2.0, 3.0, third, 5.0]]
+    assert result["b"].tolist() == [3.0]
+
+
+def test_no_agreement_leaves_the_high_group():
+    result = aggregate([-1.0] * 4, UP)
+    mean = WeightedMean({"w": START["w"]})
+    mean.add({"w": START["w"] + 1}, HIGH)
+    assert torch.equal(result.params["w"], mean.reduce(OneProcess())["w"])
+    assert result.metrics["prowd/mask_keep"] == 0
+
+
+def test_full_agreement_is_the_plain_mean():
+    for fill in ("renorm", "high", "delta", "literal"):
+        result = aggregate(UP, UP, keep_plain=True, fill=fill)
+        assert torch.allclose(result.params["w"], result.plain["w"], atol=1e-6)
+        assert result.metrics["prowd/cosine"] == pytest.approx(1.0)
+
+
+def test_without_a_high_bit_client_nothing_is_masked():
+    result = aggregate(MIXED_SIGNS, None)
+    assert result.params["w"].tolist() == [[2.0, 3.0, -4.0, 5.0]]
+    assert result.high is None
+
+
+# ---- what it refuses ----------------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_dequantizer_is_discarded(tmp_path):
+    with pytest.warns(UserWarning, match="worse than the identity"):
+        run = prowd(tmp_path, algorithm=ProWD(**QUICK, dequantizer_lr=1e6), max_rounds=1)
+    assert run.server.extra["dequantizer"]["active"] is False
+    plain = fit(tmp_path, ProWD(dequantizer=False), MIXED, Forward, fake(120, holdout=8), max_rounds=1)
+    assert same(run.server.params, plain.server.params)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ProWD(tau=2.0), r"tau must be in \(0, 1\]"),
+        (lambda: ProWD(tau=0), r"tau must be in \(0, 1\]"),
+        (lambda: ProWD(tau=float("nan")), r"tau must be in \(0, 1\]"),
+        (lambda: ProWD(fill="zero"), "ProWD.fill must be one of renorm, delta, high, literal, got 'zero'"),
+        (lambda: ProWD(scope="row"), "ProWD.scope must be one of"),
+        (lambda: ProWD(per="layer"), "ProWD.per must be one of"),
+        (lambda: ProWD(global_models="three"), "ProWD.global_models must be one of"),
+        (lambda: ProWD(delta_ref="x"), "ProWD.delta_ref must be one of"),
+        (lambda: ProWD(period=0), "ProWD.period must be at least 1, got 0"),
+        (lambda: ProWD(high_max_age=-1), "ProWD.high_max_age must be >= 0"),
+        (lambda: ProWD(dequantizer_lr=-1.0), "lr must be positive"),
+        (lambda: ProWD(ladder=[8, 2]), "bits must be at least two ascending widths"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "clients", "module", "data", "message"),
+    [
+        (
+            ProWD(),
+            {8: 3},
+            Forward,
+            fake(holdout=8),
+            "ProWD needs a high-bit group beside the low-bit ones, got only int8",
+        ),
+        (ProWD(ladder=[4, 32], **QUICK), {8: 1, 32: 1}, Forward, fake(holdout=8), "ladder must hold every width"),
+        (ProWD(), MIXED, Forward, fake(), "data.holdout must be at least ProWD.buffer_size=128, got 0"),
+        (ProWD(**QUICK), MIXED, Client, fake(holdout=8), r"ProWD distils through the model's forward\(inputs\)"),
+    ],
+)
+def test_what_it_cannot_run_with(tmp_path, algorithm, clients, module, data, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, algorithm, clients, module, data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_networks_are_distilled_with_the_high_groups_statistics(tmp_path):
+    run = fit(tmp_path, ProWD(**QUICK), MIXED, lambda: Forward(Net(batch_norm=True)), fake(120, holdout=8))
+    assert run.server.round == 3
+
+
+def test_ladders():
+    assert doublings([2, 32]) == [2, 4, 8, 16, 32]
+    assert doublings([8, 32]) == [8, 16, 32]
+    assert doublings([6, 8, 12, 16]) == [6, 8, 12, 16]

@@ -1,0 +1,66 @@
+"""Every configuration that is shipped parses, prints itself, and runs a round."""
+
+import contextlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bhfl.cli import main
+
+CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
+
+
+def test_none_is_missed():
+    methods = {
+        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped", "grouped_asymmetric", "prowd"
+    }  # fmt: skip
+    assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
+    assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
+    assert len(CONFIGS) == 18
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A small archive laid out as CIFAR-10's pictures are."""
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("pictures") / "pictures.tar"
+    with tarfile.open(path, "w") as archive:
+        for split, count in (("train", 40), ("test", 4)):
+            for name in range(10):
+                for i in range(count):
+                    buffer = io.BytesIO()
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                    member = tarfile.TarInfo(f"{split}/{name}/{i:04d}.jpg")
+                    member.size = buffer.tell()
+                    buffer.seek(0)
+                    archive.addfile(member, buffer)
+    return path
+
+
+def run(*arguments: str) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        main(list(arguments))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[f"{path.parent.name}/{path.stem}" for path in CONFIGS])
+def test_runs_a_round(path, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    short = ["--trainer.max_rounds", "1", "--trainer.local_steps", "2", "--trainer.default_root_dir", str(tmp_path)]
+    archive = ["--data.archive", str(pictures)] if path.parent.name == "cifar10" else []
+    prowd = ["--algorithm.first_steps", "2", "--algorithm.warmup_rounds", "1"] if path.stem == "prowd" else []
+    output = run("fit", "--config", str(path), *short, *archive, *prowd)
+    assert "rounds in" in output
+    assert len(list(tmp_path.glob("*/version_0/summary.json"))) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS[::5], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_it_prints_is_itself(path, tmp_path):
+    printed = run("fit", "--config", str(path), "--print_config")
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert run("fit", "--config", str(again), "--print_config") == printed
