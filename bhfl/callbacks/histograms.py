@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.fabric.loggers import TensorBoardLogger
 
+_BINS = 200
+
 
 class WeightHistograms:
     """Writes one histogram per weight tensor (two dimensions or more) to TensorBoard.
@@ -30,4 +32,4 @@ class WeightHistograms:
             if isinstance(logger, TensorBoardLogger):
                 for name, tensor in trainer.server.params.items():
                     if tensor.ndim >= 2:
-                        logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins="auto")
+                        logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins=_BINS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from bhfl.cli.hints import suggestion
@@ -59,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> int:
-    from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, report
+    from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, format_warning, report
     from bhfl.cli.reading import ConfigError, read_layers
 
     if args[0] not in COMMANDS:
@@ -67,6 +68,8 @@ def _run(args: list[str]) -> int:
         return BAD_CONFIG
     try:
         layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
+        warnings.formatwarning = format_warning
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
         from bhfl.cli.federated_cli import FederatedCLI

@@ -45,7 +45,7 @@ def resolve(name: Any, kind: Kind) -> type:
     """
     known = kind.known()
     refusal = f"must name {kind}, got {shown(name)}"
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(refusal)
     if name in known:
         return known[name]
@@ -58,7 +58,7 @@ def resolve(name: Any, kind: Kind) -> type:
         raise ValueError(refusal)
     if inspect.isabstract(cls):
         raise ValueError(f"{refusal}, which is abstract")
-    return cls  # type: ignore[no-any-return]
+    return cls
 
 
 def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
@@ -70,10 +70,8 @@ def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
 
 
 def _subclasses(base: type) -> list[type]:
-    found = [base]
-    for cls in type.__subclasses__(base):
-        found += _subclasses(cls)
-    return found
+    below: list[type] = type.__subclasses__(base)
+    return [base, *(deeper for cls in below for deeper in _subclasses(cls))]
 
 
 def parameters(cls: type) -> tuple[dict[str, Any], bool]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from bhfl.cli.hints import clipped
 
 BAD_CONFIG, BAD_DATA, BAD_CHECKPOINT, TOO_FEW_CLIENTS, INTERRUPTED = 2, 3, 4, 5, 130
 MAX_PROBLEMS = 20
+
+_SOURCE = str(Path(__file__).parents[1])
+_format_warning = warnings.formatwarning
 
 
 def report(problems: Sequence[str]) -> None:
@@ -25,6 +30,18 @@ def say(text: str) -> None:
     """Print `text` to stderr, from the first process of a machine alone."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr)
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings as one line for users; others as ever, with the place in the code.
+
+    Takes the arguments of ``warnings.formatwarning``, which it is to replace.
+    """
+    if category is UserWarning and filename.startswith(_SOURCE):
+        return f"warning: {clipped(str(message))}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def exit_code(error: Exception) -> int | None:

@@ -104,8 +104,8 @@ class FederatedCLI(LightningCLI):
         keys: Keys = ("seed_everything",) if key == "seed" else ("trainer", key)
         if key != "seed" and (key in OUTSIDE or key not in inspect.signature(FederatedTrainer).parameters):
             return problem
-        place = next((layer.place(keys) for layer in reversed(self.layers) if keys in layer.lines), "")
-        return f"{place}{'.'.join(keys)}{problem.removeprefix(key)}"
+        names = [layer.place(keys) + layer.name(keys) for layer in self.layers if layer.gives(keys)]
+        return (names or [".".join(keys)])[-1] + problem.removeprefix(key)
 
     # ---- building and running -------------------------------------------------------------------------------------
 

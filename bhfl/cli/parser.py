@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Optional, Union, get_type_hints
 
 import lightning as L
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -30,8 +29,6 @@ OUTSIDE = ("clients", "algorithm", "seed")
 """Options of the trainer that stand at the top level."""
 _FROM_DATA = ("num_classes", "input_shape")
 """Options of the model that are attributes of the data."""
-_SKIP_NONE = "skip_unset" if "skip_unset" in inspect.signature(ArgumentParser.dump).parameters else "skip_none"
-"""jsonargparse 4.49 renamed it."""
 
 
 class AnyCallback(ABC):
@@ -114,7 +111,7 @@ def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
     """`config` as YAML that parses to it again; what checkpoint it began from is not part of a configuration."""
     config = config.clone()
     config.pop("ckpt_path", None)
-    text: str = parser.dump(config, **{_SKIP_NONE: False})
+    text: str = parser.dump(config, skip_none=False)
     return text
 
 

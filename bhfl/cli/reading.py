@@ -21,7 +21,12 @@ MAX_NODES = 50_000
 MAX_DEPTH = 50
 
 Keys = tuple[Any, ...]
-"""Where a value stands: keys of mappings and indices of lists, from the outermost in."""
+"""Where a value stands: keys of mappings, and ``[i]`` for items of lists, from the outermost in."""
+
+
+def dotted(keys: Keys) -> str:
+    """`keys` as messages call them, such as ``trainer.callbacks[0].every``."""
+    return ".".join(str(key) for key in keys if key != "init_args").replace(".[", "[")
 
 
 class ConfigError(Exception):
@@ -48,16 +53,23 @@ class Layer:
     lines: dict[Keys, int] = field(default_factory=dict)
 
     def name(self, keys: Keys) -> str:
-        """A key as messages call it, such as ``trainer.callbacks[0].every`` or ``--data.batch_size``."""
-        parts = [f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys if key != "init_args"]
-        name = "".join(parts).lstrip(".")
-        return name if self.file else f"--{name}"
+        """What messages call the value at `keys`: ``data.batch_size``, or ``--data.batch_size`` where it was typed."""
+        return dotted(keys) if self.file else f"--{dotted(keys)}"
 
     def place(self, keys: Keys) -> str:
         """``file:line: ``, or nothing for the command line."""
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.file}:{self.lines.get(keys, 1)}: " if self.file else ""
+
+    def gives(self, keys: Keys) -> bool:
+        """Whether there is a value at `keys`."""
+        values = self.values
+        for key in keys:
+            if not isinstance(values, dict) or key not in values:
+                return False
+            values = values[key]
+        return True
 
 
 def read_layers(args: Sequence[str]) -> list[Layer]:
@@ -166,6 +178,7 @@ _UNAMBIGUOUS = {
     "bool": (re.compile("(?i:true|false)"), "true or false"),
     "int": (re.compile("[-+]?(0|[1-9][0-9]*)"), "decimal digits alone"),
 }
+_ANYTHING = re.compile("(?s).*")
 _KINDS = ("bool", "int", "float", "null", "str")
 
 
@@ -213,35 +226,36 @@ class _Reader:
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [self._value(item, (*keys, i)) for i, item in enumerate(node.value)]
-        return self._scalar(node)
+            return [self._value(item, (*keys, f"[{i}]")) for i, item in enumerate(node.value)]
+        return self._scalar(node, keys)
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
-                self._problem(key.start_mark.line, f"{'.'.join(map(str, (*keys, key.value)))} is given twice")
+                self._problem(key.start_mark.line, f"{dotted((*keys, key.value))} is given twice")
             seen.add((key.tag, str(key.value)))
         self.loader.flatten_mapping(node)  # <<: the node's own keys come last, and win
         values = {}
         for key_node, value in node.value:
-            key = self._scalar(key_node)
+            key = self._scalar(key_node, keys)
             self.lines[(*keys, key)] = key_node.start_mark.line + 1
             values[key] = self._value(value, (*keys, key))
         return values
 
-    def _scalar(self, node: yaml.Node) -> Any:
+    def _scalar(self, node: yaml.Node, keys: Keys) -> Any:
         kind, line = node.tag.removeprefix("tag:yaml.org,2002:"), node.start_mark.line
+        name = f"{dotted(keys)}: " if keys else ""
         if not isinstance(node, yaml.ScalarNode) or kind not in _KINDS:
-            self._problem(line, f"the YAML tag {node.tag} is not allowed")
+            self._problem(line, f"{name}the YAML tag {node.tag} is not allowed")
             return None
-        if kind in _UNAMBIGUOUS and not _UNAMBIGUOUS[kind][0].fullmatch(node.value):
-            remedy = _UNAMBIGUOUS[kind][1]
-            self._problem(line, f"{node.value} is read in different ways: write {remedy}, or quotes around text")
+        rule, remedy = _UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
+        if not rule.fullmatch(node.value):
+            self._problem(line, f"{name}{node.value} is read in different ways: write {remedy}, or quotes around text")
             return None
         value = self.loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
-            self._problem(line, f"numbers must be finite, got {node.value}")
+            self._problem(line, f"{name}numbers must be finite, got {node.value}")
         return value
 
 

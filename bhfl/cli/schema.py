@@ -87,7 +87,7 @@ class Checker:
         try:
             loaded = read_text(value)
         except ConfigError as error:
-            return self._problem(keys, f"cannot be read: {error.problems[0]}")
+            return self._problem(keys, f"cannot be used: {error.problems[0]}")
         return self._one_of(alternatives(hint), loaded, keys)
 
     def _one_of(self, choices: list[Any], value: Any, keys: Keys) -> list[str]:
@@ -133,7 +133,7 @@ class Checker:
         return []
 
     def _items(self, hint: Any, values: list[Any], keys: Keys) -> list[str]:
-        return [problem for i, item in enumerate(values) for problem in self._value(hint, item, (*keys, i))]
+        return [problem for i, item in enumerate(values) for problem in self._value(hint, item, (*keys, f"[{i}]"))]
 
     def _section(self, section: Section, values: dict[Any, Any], keys: Keys) -> list[str]:
         problems = []
@@ -224,7 +224,7 @@ def instance_of(hint: Any) -> Instance | None:
     if get_origin(hint) is collections.abc.Callable:
         returned = [choice for choice in alternatives(get_args(hint)[-1]) if isinstance(choice, type)]
         return Instance(Kind.of(returned[0])) if returned else None
-    ordinary = isinstance(hint, type) and not is_path(hint) and hint not in (*_PLAIN, *_LISTS, *_MAPPINGS, object)
+    ordinary = isinstance(hint, type) and not is_path(hint) and hint not in (*_PLAIN, *_LISTS, *_MAPPINGS, object, Any)
     return Instance(Kind.of(hint)) if ordinary else None
 
 

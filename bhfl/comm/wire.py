@@ -1,12 +1,12 @@
 """The byte format of a payload, version 1: a header that describes every tensor, the content, a checksum.
 
-All integers are little-endian and unsigned::
+Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in bytes::
 
-    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 bytes of prelude and table together
-    table     one row a tensor: 1 kind | 1 bits | 1 dimensions | 2 bytes of the name | the name, UTF-8 | 4 a dimension
+    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 size of prelude and table
+    table     per tensor: 1 kind | 1 bits | 1 number of dimensions | 2 size of the name | name, UTF-8 | 4 per dimension
     content   plain tensors and scales, wider dtypes first and in table order within a width; then packed codes, in
               table order. Row-major, without padding: where the content starts aligned, every plain tensor is aligned.
-              Bits of a last byte that no code fills are 0.
+              Codes lie as in bhfl.quant.packing; the bits of a last byte that no code fills are 0.
     CRC-32    4, of everything before it (zlib)
 
 A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of 2..16 bits and

@@ -78,8 +78,10 @@ class BufferSum:
             self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
 
     def reduce(self, fabric: Fabric) -> dict[str, Any]:
-        """The new `ServerState.buffers`; a group without a client keeps what it had."""
-        statistics = {**self.server.buffers["statistics"], **self.means.reduce(fabric)}
+        """The new `ServerState.buffers`; a group without a client keeps what it had, as all do under ``local``."""
+        statistics = dict(self.server.buffers["statistics"])
+        if self.buffers.policy != "local":
+            statistics.update(self.means.reduce(fabric))
         if fabric.world_size > 1:
             for name, value in self.maxima.items():
                 wide = value.to(torch.int64).to(fabric.device)

@@ -54,7 +54,10 @@ class Rounds:
         data: FederatedData,
         options: Mapping[str, Any],
     ) -> None:
-        if not worker.module.automatic_optimization and type(algorithm).client_gradients_ != Algorithm.client_gradients_:
+        if (
+            not worker.module.automatic_optimization
+            and type(algorithm).client_gradients_ != Algorithm.client_gradients_
+        ):
             raise ValueError(
                 f"{type(algorithm).__name__} changes gradients, which needs automatic optimization; "
                 f"{type(worker.module).__name__} optimises manually"

@@ -103,9 +103,11 @@ class Run:
             )
 
     def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
-        """Write the JSON files `records` and open the loggers; rows after the restored round are dropped."""
+        """Write the JSON files `records` and open the loggers; what came after the restored round is dropped."""
         if not self.writes:
             return
+        for path in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            path.unlink()
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
         write_json(self.folder / "env.json", _environment(self.options))

@@ -275,12 +275,13 @@ class FederatedTrainer:
     def _server_from(self, state: Mapping[str, Any]) -> ServerState:
         """The checkpoint's server state, if it fits this model."""
         loaded = ServerState(**state["server"])
-        for name in self.server.params.keys() | loaded.params.keys():
-            ours, theirs = (
-                params[name].shape if name in params else None for params in (self.server.params, loaded.params)
-            )
-            if ours != theirs:
-                raise CheckpointError(f"the checkpoint is of another model: {name} is {theirs} there and {ours} here")
+        ours, theirs = (
+            {n: tuple(t.shape) for n, t in params.items()} for params in (self.server.params, loaded.params)
+        )
+        for name in [*ours, *theirs]:
+            here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+            if here != there:
+                raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there and {here} here")
         statistics = loaded.buffers["statistics"]
         for group, fresh in self.server.buffers["statistics"].items():
             if fresh and group not in statistics:

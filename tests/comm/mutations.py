@@ -10,6 +10,9 @@ import torch
 from bhfl.comm import Tensors, encode
 from bhfl.quant import QuantizedTensor
 
+Rows = list[tuple[int, int, int]]
+"""(where the row starts, bytes of its name, its dimensions) of every tensor of a sound payload."""
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8]
 DTYPES += [torch.int8, torch.int16, torch.int32, torch.int64]
 
@@ -23,7 +26,7 @@ def random_codes(shape: tuple[int, ...], bits: int, generator: torch.Generator, 
     return QuantizedTensor(codes, torch.rand(shape[:1] if channel else (), generator=generator), bits)
 
 
-def corpus() -> list[dict[str, Tensors]]:
+def corpus() -> list[Tensors]:
     """Small models that between them use every kind of tensor."""
     generator = torch.Generator().manual_seed(0)
     plain = {str(dtype): torch.randint(0, 2, (3, 5), generator=generator).to(dtype) for dtype in DTYPES}
@@ -43,8 +46,7 @@ def sealed(body: bytes) -> bytes:
     return bytes(body) + struct.pack("<I", zlib.crc32(body))
 
 
-def rows(body: bytes) -> list[tuple[int, int, int]]:
-    """(where the row starts, bytes of its name, its dimensions) of every tensor of a sound payload."""
+def rows(body: bytes) -> Rows:
     found, offset = [], 16
     for _ in range(struct.unpack_from("<I", body, 8)[0]):
         _, _, num_dims, name_bytes = struct.unpack_from("<BBBH", body, offset)
@@ -53,7 +55,9 @@ def rows(body: bytes) -> list[tuple[int, int, int]]:
     return found
 
 
-def one_row(name: bytes, kind: int, bits: int, shape: tuple[int, ...], content: bytes = b"", num_tensors: int = 1) -> bytes:
+def one_row(
+    name: bytes, kind: int, bits: int, shape: tuple[int, ...], content: bytes = b"", num_tensors: int = 1
+) -> bytes:
     """A payload of one tensor, as its sender says; repeated for more."""
     row = struct.pack("<BBBH", kind, bits, len(shape), len(name)) + name + struct.pack(f"<{len(shape)}I", *shape)
     prelude = struct.pack("<4sIII", b"BHFL", 1, num_tensors, 16 + num_tensors * len(row))
@@ -82,34 +86,38 @@ def lie(rng: random.Random, payload: bytes) -> bytes:
     """A structured lie with the checksum computed anew."""
     body = bytearray(payload[:-4])
     table = rows(body)
-    choices: list[Callable[[random.Random, bytearray, list[tuple[int, int, int]]], bytes]] = [_prelude, _content, _section]
+    choices: list[Callable[[random.Random, bytearray, Rows], bytes]] = [_prelude, _content, _section]
     choices += [_row, _shape, _name, _twice, _whole] if table else [_whole]
     return sealed(rng.choice(choices)(rng, body, table))
 
 
-def _prelude(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _prelude(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     value = rng.choice([*EXTREMES, len(body), len(body) - 1, 17])
     struct.pack_into("<I", body, rng.choice([4, 8, 12]), value)  # version (255 among them), tensors, header size
     return bytes(body)
 
 
-def _content(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _content(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     for _ in range(rng.randint(1, 4)):
         body[rng.randrange(len(body))] = rng.choice([0, 1, 2, 127, 128, 255, rng.randrange(256)])
     return bytes(body)
 
 
-def _section(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
-    return bytes(body[: rng.randrange(16, len(body) + 1)]) if rng.random() < 0.7 else bytes(body) + bytes(rng.randint(1, 9))
+def _section(rng: random.Random, body: bytearray, table: Rows) -> bytes:
+    return (
+        bytes(body[: rng.randrange(16, len(body) + 1)])
+        if rng.random() < 0.7
+        else bytes(body) + bytes(rng.randint(1, 9))
+    )
 
 
-def _row(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _row(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, _, _ = rng.choice(table)
     body[start + rng.randrange(3)] = rng.choice([*range(18), 31, 32, 33, 34, 64, 128, 255])  # kind, bits, dimensions
     return bytes(body)
 
 
-def _shape(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _shape(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, name_bytes, num_dims = rng.choice(table)
     for dim in range(num_dims):
         if rng.random() < 0.6:
@@ -117,7 +125,7 @@ def _shape(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]
     return bytes(body)
 
 
-def _name(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _name(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, name_bytes, _ = rng.choice(table)
     if rng.random() < 0.5 and name_bytes:
         body[start + 5 + rng.randrange(name_bytes)] = rng.choice([0x80, 0xC0, 0xED, 0xFF])  # no UTF-8
@@ -126,13 +134,13 @@ def _name(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]
     return bytes(body)
 
 
-def _twice(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _twice(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     """Two tensors of one name, and the content to go with both."""
     name, dims = rng.choice([b"", b"w", b"x" * 512, b"x" * 1000]), (rng.randrange(4),)
     return one_row(name, 1, 0, dims, bytes(4 * dims[0]), num_tensors=rng.choice([2, 3]))[:-4]
 
 
-def _whole(rng: random.Random, body: bytearray, table: list[tuple[int, int, int]]) -> bytes:
+def _whole(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     """A well-formed header of any figures, over content that has little to do with it."""
     shape = tuple(rng.choice([*EXTREMES, 2, 3]) for _ in range(rng.choice([0, 1, 2, 4, 8, 9])))
     kind, bits = rng.choice([*range(12), 32, 33]), rng.choice([0, 0, *range(18), 32, 255])

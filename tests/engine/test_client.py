@@ -206,7 +206,9 @@ def test_hooks_that_are_not_called_are_named(tmp_path):
 
         def setup(self, stage): ...
 
-    with pytest.warns(UserWarning, match=r"Warmed overrides setup, optimizer_step, which federated clients do not call"):
+    with pytest.warns(
+        UserWarning, match=r"Warmed overrides setup, optimizer_step, which federated clients do not call"
+    ):
         train(tmp_path, Warmed())
 
 
@@ -522,7 +524,9 @@ def test_after_a_run_the_module_is_its_owners_again(tmp_path):
     assert torch.equal(state["net.1.running_var"], trainer.server.buffers["statistics"]["float32"]["net.1.running_var"])
     assert trainer.validate(module, data)["val/acc_float32"] == trainer.run.history[-1]["val/acc_float32"]
     assert same(float_state(module), state)
-    plain = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    plain = L.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         plain.fit(module, DataLoader(list(data.client_batches(0, RandomKeys(0), 0)), batch_size=None))

@@ -91,7 +91,10 @@ FORMS = {
     "dict and scheduler": (lambda o: {"optimizer": o, "lr_scheduler": step(o)}, "epoch"),
     "dict and dict": (lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}}, "step"),
     "list of dicts": (lambda o: [{"optimizer": o, "lr_scheduler": step(o)}], "epoch"),
-    "tuple of dicts": (lambda o: ({"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}},), "step"),
+    "tuple of dicts": (
+        lambda o: ({"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}},),
+        "step",
+    ),
 }
 
 
@@ -147,7 +150,9 @@ def test_steps_that_are_no_whole_epochs(tmp_path):
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer)}
 
     by_pass = [rate for rate in central(warm_up, "epoch", epochs=2 * ROUNDS, batches=1)]
-    expected = [rate for i in range(ROUNDS) for rate in by_pass[2 * i : 2 * i + 1] * 5 + by_pass[2 * i + 1 : 2 * i + 2] * 2]
+    expected = [
+        rate for i in range(ROUNDS) for rate in by_pass[2 * i : 2 * i + 1] * 5 + by_pass[2 * i + 1 : 2 * i + 2] * 2
+    ]
     assert rates(tmp_path, configure, local_steps=7) == expected
 
 
@@ -197,7 +202,9 @@ def test_plateaus_that_restart_follow_what_the_client_logs(tmp_path):
 def test_a_monitor_that_is_never_logged(tmp_path):
     with pytest.raises(TooFewClientsError, match=r"monitors 'val/lss', which no round logged; logged: val/acc"):
         rates(tmp_path / "a", plateau("val_lss"))
-    with pytest.raises(TooFewClientsError, match=r"monitors 'train/lss', which the client did not log; logged: train/loss"):
+    with pytest.raises(
+        TooFewClientsError, match=r"monitors 'train/lss', which the client did not log; logged: train/loss"
+    ):
         rates(tmp_path / "b", plateau("lss"), lr_schedule="restart")
     assert len(rates(tmp_path / "c", plateau("val_lss", strict=False))) == ROUNDS * BATCHES
 

@@ -16,7 +16,7 @@ from bhfl.comm import decode, encode
 from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
 from bhfl.engine.records import gather
 from bhfl.engine.types import Client, Params, Tensors
-from bhfl.quant import quantize
+from bhfl.quant import BitSpec, QuantizedTensor, quantize
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Scope = Literal["layer", "model"]
@@ -64,7 +64,8 @@ class SelectiveMean:
         mask: See `MaskOptions`.
         pool_size: High-bit clients whose weights are handed back.
         keep_plain: Also average without masks.
-        local_start: Measure a low-bit client's move from `start` as the client has it at its bits.
+        low_start: The weights that low-bit clients were sent; `start`, but for dual global models.
+        local_start: Take of a low-bit client its move alone: ``w_t + raised(q_i) - raised(Q(w_t))``.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class SelectiveMean:
         mask: MaskOptions,
         pool_size: int,
         keep_plain: bool,
+        low_start: Params,
         local_start: bool,
     ) -> None:
         self.start, self.is_high, self.prepare, self.past_move = start, is_high, prepare, past_move
         self.mask, self.pool_size, self.keep_plain = mask, pool_size, keep_plain
-        self.local_start = local_start
+        self.low_start, self.local_start = low_start, local_start
         self.high = WeightedMean(start)
         self.waiting: list[tuple[Client, int]] = []
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
@@ -107,9 +109,9 @@ class SelectiveMean:
         if self.mask.enabled and move is not None and self.mask.per == "group":
             found = self._by_group(fabric, sums, move)
         else:
-            for client, params in self._low():
-                chosen, statistics = self._choose(params, self.start_of(client), move)
-                sums.add(params, client.weight, chosen)
+            for client, params, plain_params in self._low():
+                chosen, statistics = self._choose(params, move)
+                sums.add(params, plain_params, client.weight, chosen)
                 found += [(client.id, *row) for row in statistics]
         sums.reduce(fabric)
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
@@ -118,31 +120,27 @@ class SelectiveMean:
         params = sums.filled(self.mask.fill, high)
         return Selected(params, plain, high, [entry for _, entry in pool], state, {**metrics, **tuned})
 
-    def _low(self) -> Iterator[tuple[Client, Params]]:
+    def _low(self) -> Iterator[tuple[Client, Params, Params]]:
+        """Each waiting client, with its weights for the masked and for the plain average."""
         self.file.seek(0)
+        origins: dict[str, Params] = {}
         for client, size in self.waiting:
-            yield client, self.raised(decode(self.file.read(size)))
+            update = decode(self.file.read(size))
+            weights = self.raised(update)
+            if not self.local_start:
+                yield client, weights, weights
+                continue
+            if client.group not in origins:
+                origins[client.group] = self.raised(_as_client(self.low_start, update, client.spec))
+            move = {name: weights[name] - origin for name, origin in origins[client.group].items()}
+            yield client, _added(self.start, move, weights), _added(self.low_start, move, weights)
 
-    def start_of(self, client: Client) -> Params:
-        """Where the client's move is measured from."""
-        if not self.local_start:
-            return self.start
-        spec = client.spec
-        quantised = {
-            name: quantize(w, spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
-            for name, w in self.start.items()
-            if w.ndim >= 2
-        }
-        return {**self.start, **self.raised(quantised)}
-
-    def _choose(
-        self, params: Params, start: Params, move: Params | None
-    ) -> tuple[dict[str, Tensor], list[tuple[str, float]]]:
+    def _choose(self, params: Params, move: Params | None) -> tuple[dict[str, Tensor], list[tuple[str, float]]]:
         """Masks by name of weight tensors, and what they were like; no mask for what is kept whole."""
         if not self.mask.enabled or move is None:
             return {}, []
         names = [name for name, tensor in params.items() if tensor.ndim >= 2]
-        low = {name: params[name] - start[name] for name in names}
+        low = {name: params[name] - self.start[name] for name in names}
         if self.mask.scope == "layer":
             chosen = {name: certified_select(low[name], move[name], cap=self.mask.tau) for name in names}
             statistics = [row for name in names for row in _tags(f"_{name}", chosen[name])]
@@ -160,9 +158,9 @@ class SelectiveMean:
     def _by_group(self, fabric: Fabric, sums: _Sums, move: Params) -> list[tuple[int, str, float]]:
         """One mask a bit group, from the mean of its reconstructed updates; the same on every process."""
         groups: dict[str, tuple[Client, _Sums]] = {}
-        for client, params in self._low():
+        for client, params, plain_params in self._low():
             _, group = groups.setdefault(client.group, (client, _Sums(self.start, self.keep_plain)))
-            group.add(params, client.weight, {})
+            group.add(params, plain_params, client.weight, {})
         labels = sorted({label for labels in gather(fabric, [list(groups)]) for label in labels})
         first = dict(
             entry for part in gather(fabric, [{g: c for g, (c, _) in groups.items()}]) for entry in part.items()
@@ -171,7 +169,7 @@ class SelectiveMean:
         for label in labels:
             own = groups[label][1] if label in groups else _Sums(self.start, self.keep_plain)
             own.reduce(fabric)
-            masks, statistics = self._choose(own.filled("renorm", None), self.start_of(first[label]), move)
+            masks, statistics = self._choose(own.filled("renorm", None), move)
             if fabric.is_global_zero:  # the group's sum is already that of all processes
                 sums.merge(own, masks)
                 found += [(first[label].id, *row) for row in statistics]
@@ -196,14 +194,13 @@ class _Sums:
         if self.plain is not None:
             self.plain.parts += mean.sum.parts
 
-    def add(self, params: Params, weight: float, masks: dict[str, Tensor]) -> None:
-        flat = self.flattener.flatten(params)
+    def add(self, params: Params, plain_params: Params, weight: float, masks: dict[str, Tensor]) -> None:
         factors = self._factors(masks).mul_(weight)
-        self.values.add(flat, factors)
+        self.values.add(self.flattener.flatten(params), factors)
         self.weights += factors
         self.total += weight
         if self.plain is not None:
-            self.plain.add(flat, weight)
+            self.plain.add(self.flattener.flatten(plain_params), weight)
 
     def merge(self, other: _Sums, masks: dict[str, Tensor]) -> None:
         """Add another's sums through masks, which keeps them exact."""
@@ -243,6 +240,20 @@ class _Sums:
     def plain_mean(self) -> Params:
         assert self.plain is not None
         return self.flattener.unflatten(self.plain.value() / self.total)
+
+
+def _as_client(params: Params, update: Tensors, spec: BitSpec) -> Tensors:
+    """The tensors that `update` holds as codes, as a client of `spec` quantises `params`."""
+    return {
+        name: quantize(params[name], spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
+        for name, value in update.items()
+        if isinstance(value, QuantizedTensor)
+    }
+
+
+def _added(start: Params, move: Params, weights: Params) -> Params:
+    """``start + move`` where there is a move, else the weights as they are."""
+    return {name: start[name] + move[name] if name in move else value for name, value in weights.items()}
 
 
 def _tags(suffix: str, selection: Any) -> list[tuple[str, float]]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bhfl.quant.rounding import levels
+
 Arch = Literal["conv1d", "pointwise", "mlp_chunk"]
 Bound = Literal["auto", "half_step", "none"]
 
@@ -22,11 +24,6 @@ CHUNK = 64
 _FINEST = 1e-6
 """Below any root mean square that a row of codes can have, other than zero."""
 _NUM_STATISTICS = 3
-
-
-def levels(bits: int) -> int:
-    """The largest code `n = 2**(bits-1) - 1`."""
-    return (1 << (bits - 1)) - 1
 
 
 class Block(nn.Module):
@@ -56,21 +53,22 @@ class Block(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalised rows [R, L] to their residual [R, L]."""
-        residual: Tensor = self.body(z)
+        residual: Tensor = self.body(z).to(z.dtype)  # under autocast a bfloat16 0.499 would be half a step
         if math.isfinite(self.reach):
             residual = residual.tanh() * self.reach
         return residual * self.step
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator) -> None:
-        """Back to a residual of exactly zero, with new hidden weights."""
+        """Back to a residual of exactly zero, with new hidden weights from a generator of the CPU."""
         *hidden, last = (m for m in self.body.modules() if isinstance(m, (nn.Linear, nn.Conv1d, _Table)))
         for parameter in last.parameters():
             parameter.zero_()
         for layer in hidden:
             width = 1 / math.sqrt(layer.weight[0].numel())
             for parameter in layer.parameters():
-                parameter.uniform_(-width, width, generator=generator)
+                drawn = torch.empty(parameter.shape).uniform_(-width, width, generator=generator)
+                parameter.copy_(drawn)
 
 
 def _body(bits: int, arch: Arch, hidden: int, kernel: int) -> nn.Module:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bhfl.algorithms.prowd.blocks import Arch, Block, Bound, check_choice, levels
+from bhfl.algorithms.prowd.blocks import Arch, Block, Bound, check_choice
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
 from bhfl.quant import QuantizedTensor, quantize
+from bhfl.quant.rounding import levels
+from bhfl.quant.spec import FLOAT_BITS
 
 Loss = Literal["mean_norm", "sum"]
 Tensors = Mapping[str, Tensor | QuantizedTensor]
-
-FLOAT_BITS = 32
 
 
 class ProgressiveDequantizer(L.LightningModule):

@@ -13,10 +13,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bhfl.algorithms.prowd.blocks import levels
 from bhfl.quant import BitSpec, quantize, weight_scale
+from bhfl.quant.rounding import levels
+from bhfl.quant.spec import FLOAT_BITS
 
-FLOAT_BITS = 32
 _DRAWS = 16
 """Layers drawn for a batch."""
 

@@ -36,8 +36,9 @@ class ProWD(Algorithm):
         fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change (``delta``); the
             ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
         global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead.
-        delta_ref: A low-bit client's move is measured from the ``broadcast`` weights, or from what the client makes of
-            them at its bits (``dequant_start``), which leaves its rounding out of the move.
+        delta_ref: A low-bit client's move is measured from what it makes of the broadcast weights at its bits, and added
+            to them (``dequant_start``): its rounding of the broadcast is then no part of the average. Or from the
+            ``broadcast`` weights themselves, and its weights averaged as they are.
         high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
         ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
         warmup_rounds: The round in which the dequantizer is trained first.
@@ -65,7 +66,7 @@ class ProWD(Algorithm):
         per: Literal["client", "group"] = "client",
         fill: Fill = "renorm",
         global_models: Literal["single", "dual"] = "single",
-        delta_ref: Literal["broadcast", "dequant_start"] = "broadcast",
+        delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
         high_max_age: int = 5,
         ladder: Optional[list[int]] = None,
         warmup_rounds: int = 5,
@@ -87,21 +88,27 @@ class ProWD(Algorithm):
                 raise ValueError(f"ProWD.{key} must be at least 1, got {value}")
         if high_max_age < 0:
             raise ValueError(f"ProWD.high_max_age must be >= 0, got {high_max_age}")
-        for key, value, choices in (
+        chosen: list[tuple[str, str, tuple[str, ...]]] = [
             ("scope", scope, ("layer", "model")),
             ("per", per, ("client", "group")),
             ("fill", fill, ("renorm", "delta", "high", "literal")),
             ("global_models", global_models, ("single", "dual")),
             ("delta_ref", delta_ref, ("broadcast", "dequant_start")),
-        ):
-            if value not in choices:
-                raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {value!r}")
+        ]
+        for key, choice, choices in chosen:
+            if choice not in choices:
+                raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {choice!r}")
         self.mask = MaskOptions(mask, tau, scope, per, fill)
         self.global_models, self.delta_ref, self.high_max_age = global_models, delta_ref, high_max_age
         self.use_dequantizer, self.ladder, self.pool_size = dequantizer, ladder, pool_size
         self.warmup_rounds, self.period, self.first_steps, self.steps = warmup_rounds, period, first_steps, steps
         self.buffer_size, self.overlap = buffer_size, overlap
-        self.block_options = {"arch": arch, "bound": bound, "lr": dequantizer_lr, "distill_weight": distill_weight}
+        self.block_options: dict[str, Any] = {
+            "arch": arch,
+            "bound": bound,
+            "lr": dequantizer_lr,
+            "distill_weight": distill_weight,
+        }
         ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
 
     # ---- setting up ---------------------------------------------------------------------------------------------
@@ -189,6 +196,7 @@ class ProWD(Algorithm):
             mask=self.mask,
             pool_size=self.pool_size if self.tuning else 0,
             keep_plain=self.global_models == "dual",
+            low_start=server.params if server.extra["low"] is None else server.extra["low"],
             local_start=self.delta_ref == "dequant_start",
         )
 

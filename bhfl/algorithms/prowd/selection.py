@@ -39,7 +39,7 @@ _COARSE = 0.05**2
 _EXACT = 1e-12
 """Gap that float64 sums cannot tell from zero."""
 _REFINEMENTS = 64
-"""Splits spent on closing the gap beyond the guarantee; 20 to 30 are the rule."""
+"""Splits spent on closing the gap beyond the guarantee; a dozen or two close it as a rule."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from bhfl.algorithms.prowd.blocks import CHUNK, Arch, Block, levels
+from bhfl.algorithms.prowd.blocks import CHUNK, Arch, Block
 from bhfl.quant import quantize
+from bhfl.quant.rounding import levels
 
 ARCHS: list[Arch] = ["conv1d", "pointwise", "mlp_chunk"]
 
@@ -45,6 +46,12 @@ def test_reset_is_a_function_of_the_generator(arch: Arch) -> None:
 def test_half_step_stays_within_half_a_step(arch: Arch, bits: int) -> None:
     residual = trained(bits, arch, size=30.0)(rows(bits, (20, 70)))
     assert 0.4 < float(residual.detach().abs().max()) * levels(bits) < 0.5
+
+
+def test_half_step_holds_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        residual = trained(8, size=30.0)(rows(8, (20, 70)))
+    assert float(residual.detach().abs().max()) * levels(8) < 0.4995
 
 
 def test_auto_bound_leaves_only_ternary_weights_free() -> None:

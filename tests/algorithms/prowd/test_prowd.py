@@ -33,9 +33,9 @@ def prowd(tmp_path, clients=None, algorithm=None, **options):
 @pytest.mark.parametrize(
     ("algorithm", "clients"),
     [
-        (ProWD(dequantizer=False, mask=False), MIXED),
-        (ProWD(mask=False, warmup_rounds=99, distill_weight=0.0), MIXED),
-        (ProWD(dequantizer=False, mask=False, fill="high"), MIXED),
+        (ProWD(dequantizer=False, mask=False, delta_ref="broadcast"), MIXED),
+        (ProWD(mask=False, warmup_rounds=99, distill_weight=0.0, delta_ref="broadcast"), MIXED),
+        (ProWD(dequantizer=False, mask=False, fill="high", delta_ref="broadcast"), MIXED),
         (ProWD(distill_weight=0.0), {32: 3}),
         (ProWD(distill_weight=0.0, fill="high"), {32: 3}),
     ],
@@ -71,7 +71,7 @@ def test_what_is_logged(tmp_path):
 
 
 def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
-    options = {"dequantizer": False, "global_models": "dual"}
+    options = {"dequantizer": False, "global_models": "dual", "delta_ref": "broadcast"}
     run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
     plain = fit(tmp_path, FedAvg(), MIXED, max_rounds=1)
     assert same(run.server.extra["low"], plain.server.params)
@@ -116,6 +116,7 @@ def aggregate(low, high, keep_plain=False, **mask):
         mask=MaskOptions(**{"tau": 1.0, **mask}),
         pool_size=1,
         keep_plain=keep_plain,
+        low_start=START,
         local_start=False,
     )
     for params, client in ((low, LOW), (high, HIGH)):
@@ -223,3 +224,12 @@ def test_ladders():
     assert doublings([2, 32]) == [2, 4, 8, 16, 32]
     assert doublings([8, 32]) == [8, 16, 32]
     assert doublings([6, 8, 12, 16]) == [6, 8, 12, 16]
+
+
+def test_rounding_of_the_broadcast_is_no_move(tmp_path):
+    """Clients that do not train leave the model as it was, to the bit, whatever their bits."""
+    algorithm = ProWD(dequantizer=False, mask=False)
+    still = fit(tmp_path, algorithm, {"ternary": 2, 4: 1, 32: 1}, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    torch.manual_seed(0)
+    start = Client().state_dict()
+    assert same(still.server.params, {name: start[name] for name in still.server.params})

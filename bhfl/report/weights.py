@@ -1,0 +1,103 @@
+"""Histograms of the global float32 weights over rounds, as a picture: ``python -m bhfl.report.weights RUN [RUN ...]``.
+
+Under naive averaging they collapse onto the levels of the low-bit clients; what was written to TensorBoard while a run
+went on (`bhfl.callbacks.WeightHistograms`) is read back and drawn, one panel a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+"""Round to (edges [B + 1], counts [B])."""
+
+
+def read(run: Path) -> dict[str, Histograms]:
+    """Histograms by weight tensor of a run folder.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"histograms": 0})
+    events.Reload()
+    found: dict[str, Histograms] = {}
+    for tag in events.Tags()["histograms"]:
+        for event in events.Histograms(tag):
+            value = event.histogram_value
+            edges = np.array([value.min, *value.bucket_limit])
+            found.setdefault(tag.removeprefix("weights/"), {})[event.step] = (edges, np.array(value.bucket))
+    if not found:
+        raise ValueError(f"{run}: no weight histograms; they are written by the callback WeightHistograms")
+    return found
+
+
+def density(
+    edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """The histogram's density at `x`, with area one."""
+    widths = np.diff(edges)
+    heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0) / max(counts.sum(), 1)
+    bins = np.searchsorted(edges, x, side="right") - 1
+    inside = (bins >= 0) & (bins < len(counts))
+    return np.where(inside, heights[np.clip(bins, 0, len(counts) - 1)], 0.0)
+
+
+def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int = 8) -> None:
+    """Draw `num_rounds` rounds of one weight tensor of each run, the largest by default, and save the picture.
+
+    Raises:
+        ValueError: A run has no histograms, or not of `layer`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 4.6), squeeze=False, sharex=True)
+    for panel, run in zip(panels[0], runs, strict=True):
+        found = read(run)
+        name = layer or max(found, key=lambda tag: next(iter(found[tag].values()))[1].sum())
+        if name not in found:
+            raise ValueError(f"{run}: no histograms of {name!r}; there are {', '.join(found)}")
+        rounds = sorted(found[name])
+        chosen = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
+        reach = max(
+            np.abs(np.repeat(0.5 * (e[1:] + e[:-1]), 1)[np.cumsum(c) <= 0.998 * c.sum()]).max()
+            for e, c in found[name].values()
+        )
+        x = np.linspace(-reach, reach, 400)
+        for height, round in enumerate(chosen):
+            y = np.sqrt(density(*found[name][round], x))  # the root shows the flanks beside the peaks
+            y = height + 1.6 * y / max(y.max(), 1e-12)
+            colour = plt.cm.viridis(height / max(len(chosen) - 1, 1))
+            panel.fill_between(x, height, y, color=colour, alpha=0.8, zorder=len(chosen) - height, linewidth=0.6)
+        panel.set_yticks(range(len(chosen)), [f"round {round}" for round in chosen], fontsize=8)
+        panel.set_title(f"{run.parent.name}\n{name}", fontsize=9)
+        panel.set_xlabel("weight")
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(prog="python -m bhfl.report.weights", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("weights.png"))
+    parser.add_argument("--layer", help="name of a weight tensor; the largest by default")
+    options = parser.parse_args(args)
+    try:
+        draw(options.runs, options.out, options.layer)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""What the commands do, from options to files and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from bhfl.cli import exits
+from tests.cli.conftest import Command
+
+OWN = """\
+from bhfl.algorithms import FedProx
+
+class Mine(FedProx):
+    def __init__(self, nu: float = 0.5, **options) -> None:
+        super().__init__(**options)
+        self.nu = nu
+
+class Stop:
+    def on_round_end(self, trainer, metrics):
+        raise KeyboardInterrupt
+
+class Faulty:
+    def on_round_end(self, trainer, metrics):
+        raise RuntimeError("a bug")
+
+class Tell:
+    def on_fit_start(self, trainer):
+        print("callbacks:", *(type(c).__name__ for c in trainer.callbacks))
+        print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.options["seed"])
+"""
+
+
+@pytest.fixture
+def run(bhfl: Command, tmp_path: Path) -> Path:
+    """The folder of a finished run of two rounds."""
+    assert bhfl("fit", "--config", "tiny.yaml").code == 0
+    return tmp_path / "runs" / "tiny" / "version_0"
+
+
+def parsed(bhfl: Command, *args: object) -> dict:
+    code, out, _ = bhfl("fit", *args, "--print_config")
+    assert code == 0
+    return yaml.safe_load(out)
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["--version"]])
+def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
+    code = (
+        "import sys, bhfl.cli\n"
+        "try: bhfl.cli.main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'lightning', 'numpy', 'yaml', 'jsonargparse'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(("usage: bhfl", "bhfl "))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_help_of_a_command_tells_its_options(bhfl: Command, command: str) -> None:
+    code, out, err = bhfl(command, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: bhfl {command} [--config FILE ...]")
+    for text in (
+        "--clients",
+        "--trainer.max_rounds",
+        "bhfl.algorithms.FedProx",
+        "bhfl.data.CIFAR10",
+        "--ckpt_path",
+        "\nTrainer:",
+    ):
+        assert text in out
+
+
+def test_help_of_a_class(bhfl: Command) -> None:
+    code, out, _ = bhfl("fit", "--data.help", "CIFAR10")
+    assert code == 0
+    assert "--data.archive" in out
+
+
+# ---- parsing
+
+
+def test_later_layers_win(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("trainer: {max_rounds: 5, patience: 3}\ndata: {batch_size: 8}\n")
+    config = parsed(
+        bhfl, "--config", "tiny.yaml", "--trainer.patience", "9", "--config", "more.yaml", "--trainer.max_rounds=7"
+    )
+    assert (config["trainer"]["max_rounds"], config["trainer"]["patience"]) == (7, 3)
+    assert (config["data"]["init_args"]["batch_size"], config["data"]["init_args"]["num_train"]) == (8, 96)
+
+
+def test_short_forms(bhfl: Command) -> None:
+    config = parsed(
+        bhfl, "--clients", "{ternary: 3, 4: 3, 32: 4}", "--algorithm", "FedProx", "--algorithm.mu", "0.5", "--data", "CIFAR10",
+        "--data.archive", "x.tar", "--data.partition", "Dirichlet", "--data.partition.alpha", "0.1", "--model.optimizer", "Adam",
+        "--model.optimizer.lr", "0.01", "--trainer.callbacks+=WeightHistograms", "--trainer.callbacks.every_n_rounds=5",
+    )  # fmt: skip
+    assert config["clients"] == {"ternary": 3, "int4": 3, "float32": 4}
+    assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedProx"
+    assert config["algorithm"]["init_args"]["mu"] == 0.5
+    assert config["data"]["class_path"] == "bhfl.data.CIFAR10"
+    assert config["data"]["init_args"]["archive"] == "x.tar"
+    assert config["data"]["init_args"]["partition"]["init_args"]["alpha"] == 0.1
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.Adam"
+    assert config["trainer"]["callbacks"][0]["init_args"] == {"every_n_rounds": 5}
+
+
+def test_a_fleet_by_fractions(bhfl: Command) -> None:
+    fleet = "[{bits: 8, fraction: 0.5}, {bits: {weights: 4, activations: 8}, fraction: 0.5}]"
+    groups = parsed(bhfl, "--clients", fleet, "--trainer.num_clients", "4")["clients"]
+    assert [group["fraction"] for group in groups] == [0.5, 0.5]
+
+
+def test_defaults_are_complete(bhfl: Command) -> None:
+    config = parsed(bhfl)
+    classes = [config[part]["class_path"].rpartition(".")[2] for part in ("algorithm", "model", "data")]
+    assert classes == ["FedAvg", "Classifier", "Digits"]
+    assert config["seed_everything"] == 0
+    assert not {"clients", "algorithm", "seed"} & config["trainer"].keys()
+    assert not {"num_classes", "input_shape"} & config["model"]["init_args"].keys()
+
+
+def test_a_printed_configuration_parses_to_itself(bhfl: Command, tmp_path: Path) -> None:
+    config = parsed(bhfl, "--config", "tiny.yaml", "--trainer.server_optimizer", "SGD")
+    (tmp_path / "printed.yaml").write_text(yaml.safe_dump(config))
+    assert parsed(bhfl, "--config", "printed.yaml") == config
+
+
+# ---- running
+
+
+def test_fit_trains_and_keeps_its_configuration(bhfl: Command, run: Path, tmp_path: Path) -> None:
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "summary.json", "rounds.jsonl", "checkpoints"}
+    again = parsed(bhfl, "--config", run / "config.yaml")
+    assert again == parsed(bhfl, "--config", "tiny.yaml")
+    assert "ckpt_path" not in yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_the_console_tells_what_happened(bhfl: Command) -> None:
+    code, out, err = bhfl("fit", "--config", "tiny.yaml")
+    assert (code, err) == (0, "")
+    assert "runs/tiny/version_0" in out
+    assert "round 2/2" in out
+    assert "test acc" in out
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+@pytest.mark.parametrize("which", ["last", "best", "FOLDER", "FILE"])
+def test_measuring_a_run(bhfl: Command, run: Path, command: str, which: str) -> None:
+    path = {"FOLDER": run, "FILE": run / "checkpoints" / "round=00001.ckpt"}.get(which, which)
+    code, out, err = bhfl(command, "--config", run / "config.yaml", "--ckpt_path", path)
+    assert (code, err) == (0, "")
+    assert f"{'val' if command == 'validate' else 'test'} acc" in out
+    assert "int8" in out
+
+
+def test_measuring_untrained_weights_is_said(bhfl: Command) -> None:
+    code, out, err = bhfl("test", "--config", "tiny.yaml")
+    assert code == 0
+    assert err == "note: no --ckpt_path is given: these weights are untrained\n"
+
+
+def test_last_means_the_run_whose_configuration_is_used(bhfl: Command, run: Path) -> None:
+    assert bhfl("fit", "--config", "tiny.yaml").code == 0  # a newer run
+    args = ("fit", "--config", run / "config.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3")
+    assert bhfl(*args).code == 0
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
+    assert len((run.with_name("version_1") / "rounds.jsonl").read_text().splitlines()) == 2
+
+
+def test_last_means_the_newest_run_otherwise(bhfl: Command, run: Path) -> None:
+    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3").code == 0
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_seed_decides_the_run(bhfl: Command, tmp_path: Path) -> None:
+    for seed in (1, 1, 2):
+        assert bhfl("fit", "--config", "tiny.yaml", "--seed_everything", seed, "--trainer.max_rounds=1").code == 0
+    one, same, other = (
+        torch.load(tmp_path / f"runs/tiny/version_{i}/checkpoints/round=00001.ckpt", weights_only=True)["state"][
+            "server"
+        ]["params"]
+        for i in range(3)
+    )
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_own_classes_beside_the_configuration(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_classes.py").write_text(OWN)
+    code, out, err = bhfl(
+        "fit", "--config", "tiny.yaml", "--algorithm", "own_classes.Mine", "--algorithm.nu=0.1", "--algorithm.mu=0.2",
+        "--trainer.callbacks+=own_classes.Tell", "--trainer.callbacks+=Progress", "--seed_everything=7",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "callbacks: WeightHistograms Tell Progress SaveConfig" in out
+    assert "classes: 4 seed: 7" in out
+
+
+# ---- failing
+
+
+def test_other_options_than_the_checkpoint_s_are_listed(bhfl: Command, run: Path) -> None:
+    code, _, err = bhfl(
+        "fit", "--config", "tiny.yaml", "--ckpt_path", run, "--algorithm", "FedProx", "--data.batch_size=4"
+    )
+    assert code == 4
+    assert "algorithm.class_path: 'bhfl.algorithms.FedAvg' -> 'bhfl.algorithms.FedProx'" in err
+    assert "data.init_args.batch_size: 32 -> 4" in err
+    assert "Traceback" not in err
+
+
+def test_where_the_data_are_may_change(bhfl: Command, run: Path) -> None:
+    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", run, "--data.num_workers=1").code == 0
+
+
+def test_unusable_checkpoints(bhfl: Command, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:500])
+    for path, message in (("nope.ckpt", "no such"), ("torn.ckpt", "torn.ckpt"), ("last", "no run with a checkpoint")):
+        code, _, err = bhfl("test", "--config", "tiny.yaml", "--trainer.name", "other", "--ckpt_path", path)
+        assert code == 4
+        assert err.startswith("error: ")
+        assert message in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data", "ImageFolder", "--data.archive", "nope.tar"], "nope.tar"),
+        (["--data", "CIFAR10", "--data.root", "nope"], "data.root must hold torchvision's files"),
+        (["--data.num_train", "3", "--data.batch_size", "1"], ""),
+    ],
+)
+def test_unusable_data(bhfl: Command, tmp_path: Path, args: list[str], message: str) -> None:
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
+    assert code == 3
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_clients(bhfl: Command) -> None:
+    args = ("--model.optimizer.lr", "1e30", "--trainer.max_failed_rounds", "0", "--trainer.local_epochs", "4")
+    with pytest.warns(UserWarning, match="client 0 failed"):
+        code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
+    assert code == 5
+    assert err.startswith("error: 1 rounds in a row had fewer than min_clients=1 usable updates")
+
+
+def test_warnings_are_one_line() -> None:
+    source = str(Path(exits.__file__).parents[1] / "engine" / "trainer.py")
+    assert exits.format_warning("client 3 failed", UserWarning, source, 7) == "warning: client 3 failed\n"
+    assert exits.format_warning("old", DeprecationWarning, source, 7).startswith(f"{source}:7: DeprecationWarning: old")
+    assert exits.format_warning("odd", UserWarning, "other.py", 7, "").startswith("other.py:7: UserWarning: odd")
+
+
+def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_interrupt.py").write_text(OWN)
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_interrupt.Stop")
+    assert (code, err) == (130, "error: interrupted; --ckpt_path last goes on from the last checkpoint\n")
+    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last").code == 0
+
+
+def test_a_bug_shows_its_traceback(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_bug.py").write_text(OWN)
+    with pytest.raises(RuntimeError, match="a bug"):
+        bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_bug.Faulty")
+
+
+def test_an_unknown_monitor(bhfl: Command) -> None:
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.monitor", "val/f1")
+    assert code == 2
+    assert "error: trainer.monitor must be a logged metric, got 'val/f1'" in err
+
+
+def test_a_folder_that_cannot_be_made(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.default_root_dir", "file")
+    assert code == 2
+    assert "file" in err
+
+
+@pytest.mark.slow
+def test_two_processes_say_and_write_everything_once(real_bhfl: Command, tmp_path: Path) -> None:
+    code, out, _ = real_bhfl("fit", "--config", "tiny.yaml", "--trainer.devices", "2")
+    assert code == 0
+    assert out.count("logs and checkpoints: runs/tiny/version_0") == 1
+    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["version_0"]
+    code, _, err = real_bhfl("fit", "--config", "tiny.yaml", "--trainer.devices", "2", "--data.num_train", "4")
+    assert code == 3
+    assert err.count("error: ") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_143(bhfl: Command, tmp_path: Path) -> None:
+    """Only the exit code: what a resumed run equals is the engine's to test."""
+    source = Path(sys.modules["bhfl"].__file__ or "").parents[1]
+    words = [sys.executable, "-m", "bhfl", "fit", "--config", "tiny.yaml", "--trainer.max_rounds", "100000"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, env={"PYTHONPATH": str(source)}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(b"round"):
+                process.terminate()
+                break
+        process.stdout.read()
+    assert process.returncode == 143

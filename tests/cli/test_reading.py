@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from bhfl.cli.reading import ConfigError, Text, asks_help, options, read_file, read_layers, read_text
+
+PLAIN = {
+    "{a: 1, b: -2, c: +3}": {"a": 1, "b": -2, "c": 3},
+    "[1.5, 1e3, 1.e-3, -.5, 1E+2]": [1.5, 1000.0, 0.001, -0.5, 100.0],
+    "[true, False, TRUE]": [True, False, True],
+    "[~, null, '']": [None, None, ""],
+    "['yes', \"010\", 'null']": ["yes", "010", "null"],
+    "[2024-01-01, 8x8, a-b, 1.2.3]": ["2024-01-01", "8x8", "a-b", "1.2.3"],
+    "{8: 5, ternary: 3}": {8: 5, "ternary": 3},
+    "": None,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), PLAIN.items())
+def test_plain_values(text: str, value: object) -> None:
+    assert read_text(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "NO", "on", "Off", "0o7_", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN"]
+)
+def test_values_that_readers_take_differently(text: str) -> None:
+    if text == "0o7_":  # YAML 1.1 and 1.2 agree: text
+        assert read_text(text) == text
+        return
+    with pytest.raises(ConfigError):
+        read_text(text)
+
+
+def test_merge_keys_and_anchors(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: &x {a: 1, b: 2}\ny:\n  <<: *x\n  b: 3\nz: *x\n")
+    layer = read_file(str(tmp_path / "a.yaml"))
+    assert layer.values == {"x": {"a": 1, "b": 2}, "y": {"a": 1, "b": 3}, "z": {"a": 1, "b": 2}}
+
+
+def test_lines_are_those_of_the_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("x:\n  a: 1\n  b:\n  - 3\n  - c: 4\n")
+    layer = read_file(str(path))
+    places = {(): 1, ("x", "a"): 2, ("x", "b"): 3, ("x", "b", "[0]"): 4, ("x", "b", "[1]", "c"): 5, ("x", "zzz"): 1}
+    assert {keys: layer.place(keys) for keys in places} == {keys: f"{path}:{line}: " for keys, line in places.items()}
+
+
+def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: yes\nb: 010\n")
+    args = ["--config", str(tmp_path / "a.yaml"), "--config=nope.yaml", "stray"]
+    with pytest.raises(ConfigError) as refused:
+        read_layers(args)
+    assert len(refused.value.problems) == 4
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_file(str(tmp_path / "a.yaml"))
+
+
+def test_options_become_layers_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("seed_everything: 3\n")
+    layers = read_layers(["--x.y", "-1", "-c", str(tmp_path / "a.yaml"), "--x.list+=b", "--print_config", "--flag"])
+    assert [layer.values for layer in layers] == [{"x": {"y": "-1"}}, {"seed_everything": 3}, {"x": {"list": ["b"]}}]
+    assert isinstance(layers[0].values["x"]["y"], Text)
+    assert layers[0].gives(("x", "y"))
+    assert not layers[0].gives(("x", "y", "z"))
+    assert layers[0].name(("x", "init_args", "y", "[0]")) == "--x.y[0]"
+    assert layers[1].name(("seed_everything",)) == "seed_everything"
+
+
+def test_values_may_hold_equals_signs_and_spaces() -> None:
+    assert list(options(["--a=b=c", "--clients", "{8: 5}", "--a="])) == [("a", "b=c"), ("clients", "{8: 5}"), ("a", "")]
+
+
+@pytest.mark.parametrize(("word", "expected"), [("--help", True), ("-h", True), ("--data.help", True), ("--data.help=X", True),
+                                               ("--helper", False), ("--data.helping", False)])  # fmt: skip
+def test_asks_help(word: str, expected: bool) -> None:
+    assert asks_help(["--config", "a", word]) == expected
+    assert not expected or read_layers([word, "nonsense"]) == []
