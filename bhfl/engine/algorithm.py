@@ -72,7 +72,7 @@ class Algorithm:
     """Set by the trainer; `apply_mean` goes through it."""
 
     def setup(self, context: Context) -> None:
-        """See what the run is made of, before any work is done; raise ValueError where this method cannot run with it."""
+        """See what the run is made of, before any work is done; ValueError where this method cannot run with it."""
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """The first `ServerState.extra`."""

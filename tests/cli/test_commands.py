@@ -99,10 +99,13 @@ def test_later_layers_win(bhfl: Command, tmp_path: Path) -> None:
 
 def test_short_forms(bhfl: Command) -> None:
     config = parsed(
-        bhfl, "--clients", "{ternary: 3, 4: 3, 32: 4}", "--algorithm", "FedProx", "--algorithm.mu", "0.5", "--data", "CIFAR10",
-        "--data.archive", "x.tar", "--data.partition", "Dirichlet", "--data.partition.alpha", "0.1", "--model.optimizer", "Adam",
-        "--model.optimizer.lr", "0.01", "--trainer.callbacks+=WeightHistograms", "--trainer.callbacks.every_n_rounds=5",
-    )  # fmt: skip
+        bhfl,
+        *("--clients", "{ternary: 3, 4: 3, 32: 4}"),
+        *("--algorithm", "FedProx", "--algorithm.mu", "0.5"),
+        *("--data", "CIFAR10", "--data.archive", "x.tar", "--data.partition=Dirichlet", "--data.partition.alpha=0.1"),
+        *("--model.optimizer", "Adam", "--model.optimizer.lr", "0.01"),
+        *("--trainer.callbacks+=WeightHistograms", "--trainer.callbacks.every_n_rounds=5"),
+    )
     assert config["clients"] == {"ternary": 3, "int4": 3, "float32": 4}
     assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedProx"
     assert config["algorithm"]["init_args"]["mu"] == 0.5
@@ -163,7 +166,7 @@ def test_measuring_a_run(bhfl: Command, run: Path, command: str, which: str) -> 
 
 
 def test_measuring_untrained_weights_is_said(bhfl: Command) -> None:
-    code, out, err = bhfl("test", "--config", "tiny.yaml")
+    code, _, err = bhfl("test", "--config", "tiny.yaml")
     assert code == 0
     assert err == "note: no --ckpt_path is given: these weights are untrained\n"
 
@@ -249,10 +252,10 @@ def test_unusable_data(bhfl: Command, tmp_path: Path, args: list[str], message: 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.filterwarnings("ignore:round 1. client")
 def test_too_few_clients(bhfl: Command) -> None:
     args = ("--model.optimizer.lr", "1e30", "--trainer.max_failed_rounds", "0", "--trainer.local_epochs", "4")
-    with pytest.warns(UserWarning, match="client 0 failed"):
-        code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
     assert code == 5
     assert err.startswith("error: 1 rounds in a row had fewer than min_clients=1 usable updates")
 

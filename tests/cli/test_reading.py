@@ -21,13 +21,11 @@ def test_plain_values(text: str, value: object) -> None:
     assert read_text(text) == value
 
 
-@pytest.mark.parametrize(
-    "text", ["yes", "NO", "on", "Off", "0o7_", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN"]
-)
+AMBIGUOUS = ["yes", "NO", "on", "Off", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN"]
+
+
+@pytest.mark.parametrize("text", AMBIGUOUS)
 def test_values_that_readers_take_differently(text: str) -> None:
-    if text == "0o7_":  # YAML 1.1 and 1.2 agree: text
-        assert read_text(text) == text
-        return
     with pytest.raises(ConfigError):
         read_text(text)
 
@@ -75,8 +73,12 @@ def test_values_may_hold_equals_signs_and_spaces() -> None:
     assert list(options(["--a=b=c", "--clients", "{8: 5}", "--a="])) == [("a", "b=c"), ("clients", "{8: 5}"), ("a", "")]
 
 
-@pytest.mark.parametrize(("word", "expected"), [("--help", True), ("-h", True), ("--data.help", True), ("--data.help=X", True),
-                                               ("--helper", False), ("--data.helping", False)])  # fmt: skip
-def test_asks_help(word: str, expected: bool) -> None:
-    assert asks_help(["--config", "a", word]) == expected
-    assert not expected or read_layers([word, "nonsense"]) == []
+@pytest.mark.parametrize("word", ["--help", "-h", "--data.help", "--trainer.callbacks.help=Progress"])
+def test_help_is_asked_for(word: str) -> None:
+    assert asks_help(["--config", "a", word])
+    assert read_layers([word, "nonsense"]) == []
+
+
+@pytest.mark.parametrize("word", ["--helper", "--data.helping", "help"])
+def test_help_is_not_asked_for(word: str) -> None:
+    assert not asks_help(["--config", "a", word])

@@ -35,8 +35,10 @@ MISFITS = [
     (int, None, "an integer, got null"), (float, "x", "a number, got 'x'"), (float, False, "a number, got false"),
     (float, float("inf"), "a number, got inf"), (bool, 1, "true or false, got 1"), (str, 3, "text, got 3"),
     (Optional[int], "a", "an integer or null, got 'a'"), (Literal["aa", "bb"], "ab", "one of aa, bb, got 'ab'"),
-    (Literal[1], True, "one of 1, got true"), (list[int], 3, "a list, got 3"), (list[int], ["a"], "x[0] must be an integer"),
-    (dict[str, int], [], "a mapping, got []"), (Path, 3, "a path, got 3"), (Union[float, torch.Tensor], "a", "a number, got 'a'"),
+    (Literal[1], True, "one of 1, got true"), (list[int], 3, "a list, got 3"),
+    (dict[str, int], [], "a mapping, got []"),
+    (list[int], ["a"], "x[0] must be an integer"), (Path, 3, "a path, got 3"),
+    (Union[float, torch.Tensor], "a", "a number, got 'a'"),
     (Partitioner, 3, "a Partitioner (class_path and init_args), got 3"), (Partitioner, "Iid", "did you mean 'IID'?"),
     (Partitioner, {"class_path": "IID", "init_args": {"a": 1}}, "x.a is no option of IID"),
     (OptimizerCallable, {"class_path": "SGD", "init_args": {"lr": "x"}}, "x.lr must be a number, got 'x'"),
@@ -55,9 +57,10 @@ def test_values_that_do_not(hint: Any, value: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("hint", "text", "fits"), [
-    (int, "3", True), (int, "'3'", False), (str, "3", True), (str, "yes", True), (bool, "true", True), (bool, "yes", False),
-    (list[int], "[1, 2]", True), (Optional[int], "null", True), (int, "null", False), (Partitioner, "IID", True),
-    (Partitioner, "{class_path: Dirichlet, init_args: {alpha: x}}", False), (Literal["a"], "a", True), (float, "nan", False),
+    (int, "3", True), (int, "'3'", False), (str, "3", True), (str, "yes", True), (bool, "true", True),
+    (bool, "yes", False), (list[int], "[1, 2]", True), (Optional[int], "null", True), (int, "null", False),
+    (Partitioner, "IID", True), (Partitioner, "{class_path: Dirichlet, init_args: {alpha: x}}", False),
+    (Literal["a"], "a", True), (float, "nan", False),
 ])  # fmt: skip
 def test_typed_values(hint: Any, text: str, fits: bool) -> None:
     assert (problems(hint, Text(text)) == []) == fits

@@ -36,9 +36,9 @@ class ProWD(Algorithm):
         fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change (``delta``); the
             ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
         global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead.
-        delta_ref: A low-bit client's move is measured from what it makes of the broadcast weights at its bits, and added
-            to them (``dequant_start``): its rounding of the broadcast is then no part of the average. Or from the
-            ``broadcast`` weights themselves, and its weights averaged as they are.
+        delta_ref: Where a low-bit client's move is measured from: what the client makes of the broadcast weights at its
+            bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no part of the
+            average; or the ``broadcast`` weights, its own weights being averaged as they are.
         high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
         ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
         warmup_rounds: The round in which the dequantizer is trained first.

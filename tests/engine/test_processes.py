@@ -1,0 +1,229 @@
+"""One, two and four processes compute the same, and go down together."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bhfl.cli import main
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.checkpoint import digest, load, load_last
+from tests.engine.hand_made import HandMade, Module, points
+from tests.engine.test_resume import PROCESSES, Remembering
+from tests.federation import fit
+
+# ---- what is computed: ranks that this test starts itself, as torchrun would ----------------------------------------
+
+MIXED = [{"bits": bits, "count": n} for bits, n in ((32, 2), (8, 2), ("ternary", 1), ("strict8", 1), ("wage2888", 1))]
+
+
+class Net(Module):
+    """BatchNorm, dropout, and draws from a global generator in validation."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)))
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log("val/draw", torch.rand(1).item() + random.random())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+class Unlucky(Algorithm):
+    """FedAvg of which one client raises and one sends what is no number."""
+
+    def client_loss(self, run, batch, batch_idx):
+        if (run.client.id + run.round) % 7 == 3:
+            raise RuntimeError("bad luck")
+        return super().client_loss(run, batch, batch_idx)
+
+    def uplink(self, run):
+        update = dict(super().uplink(run))
+        if run.client.id == 1:
+            update["net.0.bias"] = update["net.0.bias"] * torch.nan
+        return update
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "stateful": {"algorithm": Remembering},
+    "local": {"algorithm": Remembering, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
+    "unlucky": {"algorithm": Unlucky, "norm": "average"},
+    "one client": {"clients": {8: 1}},
+    "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
+}
+
+
+def rank_of(folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]) -> None:
+    """One process of a run."""
+    if world > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 1}
+        os.environ |= {name: str(value) for name, value in names.items()}
+    settings = {"clients": MIXED, "module": Net, **CASES[case], **options}
+    settings["algorithm"] = settings["algorithm"]() if "algorithm" in settings else None
+    clients = sum(group["count"] for group in settings["clients"]) if settings["clients"] is MIXED else 1
+    data = HandMade([points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True)
+    torch.manual_seed(rank)  # what a rank draws for itself must not matter; `fit` seeds the initial weights
+    fit(folder, data=data, devices=world, accelerator="cpu", timeout_seconds=60, **settings)
+
+
+def train(folder: Path, world: int, case: str, **options: Any) -> dict[str, Any]:
+    """A run on `world` processes, and what came of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [PROCESSES.Process(target=rank_of, args=(folder, r, world, port, case, options)) for r in range(world)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * world
+    return outcome(folder / "bhfl" / "version_0")
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All of a run folder that must not depend on the number of processes."""
+    rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
+    state = load_last(run / "checkpoints")
+    return {
+        "rows": [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows],
+        "server": digest(state["server"]),
+        "ledger": state["run"]["ledger"],
+        "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_number_of_processes_does_not_matter(tmp_path, case):
+    one = train(tmp_path / "1", 1, case)
+    assert len(one["rows"]) == 3
+    assert train(tmp_path / "2", 2, case) == one
+    if case in ("stateful", "one client"):  # seven clients, and one, on four processes
+        assert train(tmp_path / "4", 4, case) == one
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    whole = train(tmp_path / "whole", 1, "local", max_rounds=3)
+    train(tmp_path / "parts", 2, "local", max_rounds=1)
+    train(tmp_path / "parts", 1, "local", max_rounds=2, ckpt_path="last")
+    assert train(tmp_path / "parts", 2, "local", max_rounds=3, ckpt_path="last") == whole
+
+
+# ---- how it ends: processes that the command starts -----------------------------------------------------------------
+
+TAKES_SECONDS = 90
+"""Bound on the start of a command, on a busy machine."""
+
+
+def arguments(folder: Path, devices: int, rounds: int) -> list[str]:
+    """Of the command, after its name."""
+    return [
+        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64", "--data.num_test",
+        "8", "--data.shape", "[1, 8, 8]", "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "20",
+        "--trainer.devices", str(devices), "--trainer.max_rounds", str(rounds), "--trainer.default_root_dir", str(folder),
+    ]  # fmt: skip
+
+
+@contextmanager
+def command(folder: Path, devices: int) -> Iterator[subprocess.Popen[str]]:
+    """The console command, in a process group of its own, of which nothing is left at the end."""
+    with open(folder / "output.txt", "w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bhfl", *arguments(folder, devices, rounds=10**6)],
+            stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def the_same_on_one_process(folder: Path, rounds: int) -> None:
+    """The command's main function, its output thrown away."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    main(arguments(folder, 1, rounds))
+
+
+def alive(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_for_rounds(folder: Path, process: subprocess.Popen[str], rounds: int) -> Path:
+    run = folder / "bhfl" / "version_0"
+    deadline = time.monotonic() + TAKES_SECONDS
+    while not (run / "checkpoints" / f"round={rounds:05d}.ckpt").exists():
+        assert process.poll() is None, (folder / "output.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "devices"),
+    [
+        (signal.SIGTERM, 143, 2),
+        pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_signals_end_a_run_in_order(tmp_path, how, code, devices):
+    with command(tmp_path, devices) as process:
+        run = wait_for_rounds(tmp_path, process, 2)
+        start = time.monotonic()
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            process.send_signal(how)
+        assert process.wait(20) == code, (tmp_path / "output.txt").read_text()
+        assert time.monotonic() - start < 10
+        assert alive(process.pid) == []
+    assert "Traceback" not in (tmp_path / "output.txt").read_text()
+    found, rounds = outcome(run), load_last(run / "checkpoints")["server"]["round"]
+    assert rounds <= len(found["rows"]) <= rounds + 1
+    alone = PROCESSES.Process(target=the_same_on_one_process, args=(tmp_path / "one", rounds))
+    alone.start()
+    alone.join(TAKES_SECONDS)
+    same = outcome(tmp_path / "one" / "bhfl" / "version_0")
+    assert {**found, "rows": found["rows"][:rounds]} == same
+
+
+def test_a_dead_process_takes_the_others_with_it(tmp_path):
+    with command(tmp_path, 2) as process:
+        wait_for_rounds(tmp_path, process, 2)
+        (other,) = [pid for pid in alive(process.pid) if pid != process.pid]
+        os.kill(other, signal.SIGKILL)
+        assert process.wait(30) != 0
+        deadline = time.monotonic() + 5
+        while alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert alive(process.pid) == []

@@ -1,0 +1,53 @@
+"""README says what is so: its configuration is the shipped one, its Python runs, its files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_its_configuration_is_the_demos():
+    assert yaml.safe_load(blocks("yaml")[0]) == yaml.safe_load((ROOT / "configs/digits/fedavg.yaml").read_text())
+
+
+def test_its_federated_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = next(block for block in blocks("python") if "trainer.fit" in block)
+    exec(code.replace("max_rounds=20", "max_rounds=1"), {})
+    assert "int8" in capsys.readouterr().out
+
+
+def test_its_layers_example_runs():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    exec(next(block for block in blocks("python") if "quantized_state(model)" in block), {"model": model})
+    assert type(model[0]) is torch.nn.Linear
+    assert len(model[0].weight.unique()) <= 3
+
+
+def test_its_algorithm_is_fedprox(tmp_path):
+    from bhfl.algorithms import FedProx
+    from tests.federation import fit, same
+
+    names: dict = {}
+    exec(next(block for block in blocks("python") if "class FedProx" in block), names)
+    runs = [fit(tmp_path, algorithm, max_rounds=1) for algorithm in (names["FedProx"](0.1), FedProx(0.1))]
+    assert same(runs[0].server.params, runs[1].server.params)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:bhfl|configs)/[\w/]+\.(?:py|yaml))`", README))))
+def test_the_files_it_names_exist(path):
+    assert (ROOT / path).is_file()
+
+
+def test_every_make_target_it_names_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?make ([a-z][a-z-]+)", README)) <= targets
