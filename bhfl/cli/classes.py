@@ -6,7 +6,8 @@ import importlib
 import inspect
 import sys
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from enum import Enum
+from typing import Any, Optional, get_origin, get_type_hints
 
 from bhfl.cli.hints import shown, suggestion
 
@@ -35,6 +36,14 @@ class Kind:
         """Those that are loaded and can be made, by short name."""
         loaded = [cls for base in self.bases for cls in _subclasses(base)]
         return {c.__name__: c for c in loaded if not inspect.isabstract(c) and not c.__name__.startswith("_")}
+
+
+def is_component(hint: Any) -> bool:
+    """Whether `hint` is a class whose objects are spelled out by class_path, and not a number, a date or the like."""
+    if not isinstance(hint, type) or get_origin(hint) is not None:
+        return False
+    ours_or_theirs = hint.__module__.partition(".")[0] not in sys.stdlib_module_names
+    return ours_or_theirs and not issubclass(hint, (int, float, str, Enum))
 
 
 def resolve(name: Any, kind: Kind) -> type:
@@ -93,7 +102,8 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         for parameter in given:
             if parameter.kind not in variable:
-                found.setdefault(parameter.name, hints.get(parameter.name, Any))
+                hint = hints.get(parameter.name, Any)
+                found.setdefault(parameter.name, Optional[hint] if parameter.default is None else hint)
         passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in given)
         if not passes_on:
             return found, False

@@ -23,8 +23,12 @@ from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.trainer import FederatedTrainer
 
-PARTS = ("algorithm", "model", "data")
-"""The sections that name a class."""
+PARTS: dict[str, tuple[type, str]] = {
+    "algorithm": (Algorithm, "bhfl.algorithms.FedAvg"),
+    "model": (L.LightningModule, "bhfl.models.Classifier"),
+    "data": (bhfl.data.FederatedDataModule, "bhfl.data.Digits"),
+}
+"""The sections that name a class: its base, and the class by default."""
 OUTSIDE = ("clients", "algorithm", "seed")
 """Options of the trainer that stand at the top level."""
 _FROM_DATA = ("num_classes", "input_shape")
@@ -65,14 +69,8 @@ class Parser(LightningArgumentParser):
 def add_arguments(parser: LightningArgumentParser) -> None:
     """The arguments of every command."""
     parser.add_argument("--clients", type=Fleet, required=True, help="The fleet: '{8: 5, 32: 5}' is bits: count.")
-    parser.add_subclass_arguments(Algorithm, "algorithm", required=True)
-    parser.add_subclass_arguments(L.LightningModule, "model", required=True, fail_untyped=False)
-    parser.add_subclass_arguments(bhfl.data.FederatedDataModule, "data", required=True, fail_untyped=False)
-    parser.set_defaults(
-        algorithm={"class_path": "bhfl.algorithms.FedAvg"},
-        model={"class_path": "bhfl.models.Classifier"},
-        data={"class_path": "bhfl.data.Digits"},
-    )
+    for part, (base, default) in PARTS.items():
+        parser.add_subclass_arguments(base, part, required=True, fail_untyped=False, default={"class_path": default})
     parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, skip={*OUTSIDE, "callbacks"})
     groups = parser.groups or {}
     groups["trainer"].add_argument("--trainer.callbacks", type=_list_of_callbacks(), help="More callbacks.")

@@ -1,7 +1,7 @@
 """What the user wrote, as plain values with their lines: YAML files and the options of the command line.
 
 A file is refused where two readers could take it differently: a key given twice, ``yes`` for true, ``010`` for eight,
-tabs, tags, infinities. This module needs PyYAML alone, so that such slips are answered before torch is loaded.
+tabs, tags, merge keys, infinities. This module needs PyYAML alone: such slips are answered before torch is loaded.
 """
 
 from __future__ import annotations
@@ -80,10 +80,8 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
     """
     layers: list[Layer] = []
     problems: list[str] = []
-    for name, value in options(args):
+    for name, value in () if asks_help(args) else options(args):
         try:
-            if asks_help(args):
-                break
             if name == "config":
                 layers.append(read_file(value))
             elif name == "":
@@ -107,13 +105,17 @@ def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     rest = list(args)
     while rest:
         word = rest.pop(0)
-        if not word.startswith("--") and word != "-c":
+        if not _is_option(word):
             yield "", word
             continue
         name, equals, value = word.lstrip("-").partition("=")
-        if not equals and rest and not rest[0].startswith("--") and name != "print_config":
+        if not equals and rest and not _is_option(rest[0]) and name != "print_config":
             value, equals = rest.pop(0), "="
         yield ("config" if word == "-c" else name), (value if equals else None)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word == "-c"
 
 
 def _from_option(name: str, value: str) -> Layer:
@@ -220,7 +222,7 @@ class _Reader:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
             raise _TooLargeError(f"must hold at most {MAX_NODES:,} values, those repeated by aliases counted")
-        if len(keys) > MAX_DEPTH:  # an alias of what it stands in
+        if len(keys) > MAX_DEPTH:  # an alias inside of what it stands for
             raise _TooLargeError(_TOO_DEEP)
         self.lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
@@ -235,7 +237,6 @@ class _Reader:
             if (key.tag, str(key.value)) in seen:
                 self._problem(key.start_mark.line, f"{dotted((*keys, key.value))} is given twice")
             seen.add((key.tag, str(key.value)))
-        self.loader.flatten_mapping(node)  # <<: the node's own keys come last, and win
         values = {}
         for key_node, value in node.value:
             key = self._scalar(key_node, keys)

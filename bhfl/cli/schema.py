@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
-from bhfl.cli.classes import Kind, parameters, resolve
+from bhfl.cli.classes import Kind, is_component, parameters, resolve
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 
@@ -152,8 +152,8 @@ class Checker:
         if isinstance(value, str):
             return self._choose(hint.kind, value, keys, keys)
         spelled_out = "class_path" in value or "init_args" in value
-        for key in value.keys() - {"class_path", "init_args"} if spelled_out else ():
-            return self._problem((*keys, key), "must stand under init_args")
+        if spelled_out and (beside := [key for key in value if key not in ("class_path", "init_args")]):
+            return self._problem((*keys, beside[0]), "must stand under init_args")
         problems = []
         if "class_path" in value:
             problems = self._choose(hint.kind, value["class_path"], keys, (*keys, "class_path"))
@@ -222,15 +222,13 @@ def instance_of(hint: Any) -> Instance | None:
     if isinstance(hint, Instance):
         return hint
     if get_origin(hint) is collections.abc.Callable:
-        returned = [choice for choice in alternatives(get_args(hint)[-1]) if isinstance(choice, type)]
-        return Instance(Kind.of(returned[0])) if returned else None
-    ordinary = isinstance(hint, type) and not is_path(hint) and hint not in (*_PLAIN, *_LISTS, *_MAPPINGS, object, Any)
-    return Instance(Kind.of(hint)) if ordinary else None
+        hint = next((choice for choice in alternatives(get_args(hint)[-1]) if is_component(choice)), None)
+    return Instance(Kind.of(hint)) if is_component(hint) else None
 
 
 def is_path(hint: Any) -> bool:
     """Whether `hint` asks for a path."""
-    return isinstance(hint, type) and issubclass(hint, os.PathLike)
+    return isinstance(hint, type) and get_origin(hint) is None and issubclass(hint, os.PathLike)
 
 
 def accepts_text(hint: Any) -> bool:

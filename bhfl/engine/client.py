@@ -235,7 +235,8 @@ class _Training:
             self.recorder.log(_RETURNED, loss)
             if module.automatic_optimization:
                 self.step(loss)
-        store_(module, self.generator)
+        if run.client.spec.storage < 32:  # a walk over all layers, for nothing otherwise
+            store_(module, self.generator)
         module.on_train_batch_end(output, batch, index)
         self.optimizers.advance("step", run.num_steps, lambda: self.last)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -80,7 +82,7 @@ class Run:
         return {
             "server": vars(server),
             "run": {
-                "history": self.history, "ledger": self.ledger.by_group, "best": self.best,
+                "history": json.dumps(self.history), "ledger": self.ledger.by_group, "best": self.best,
                 "best_round": self.best_round, "failed_rounds": self.failed_rounds, "seconds": self.seconds,
             },
             "config": dict(config),
@@ -91,7 +93,7 @@ class Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         run = state["run"]
-        self.history = list(run["history"])
+        self.history = json.loads(run["history"])
         self.ledger = Ledger(run["ledger"])
         self.best, self.best_round = run["best"], run["best_round"]
         self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
@@ -134,7 +136,7 @@ class Run:
 
     def log(self, row: dict[str, Any]) -> None:
         """Take the row of a finished round: metrics by tag, and what is not a number for ``rounds.jsonl`` alone."""
-        self.history.append(row)
+        self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
         if self.writes:
             self.rows.append(row)
             for logger in self.loggers:

@@ -19,6 +19,7 @@ FILES = {
     "two-documents": ("algorithm: FedAvg\n---\nalgorithm: FedProx\n", ["another document"]),
     "control-character": ("algorithm: \x01\n", ["not valid YAML"]),
     "python-tag": ("algorithm: !!python/object/apply:os.system [touch pwned]\n", ["tag", "os.system", "not allowed"]),
+    "merge-key": ("a: &a {x: 1}\ntrainer: {<<: *a}\n", ["bad.yaml:2: trainer: the YAML tag", "merge is not allowed"]),
     "duplicate": ("algorithm: FedAvg\nalgorithm: FedProx\n", ["bad.yaml:2", "algorithm is given twice"]),
     "duplicate-nested": ("trainer: {max_rounds: 3, max_rounds: 4}\n", ["trainer.max_rounds is given twice"]),
     "too-long": ("# " + "x" * (1 << 20) + "\n", ["at most 1,048,576 bytes"]),
@@ -216,7 +217,10 @@ OPTIONS = {
     "fleet": (["--clients", "{1: 5}"], ["clients[0]: bits must be 2..16 or 32, got 1"]),
     "section": (["--trainer", "tiny.yaml"], ["--trainer must be a mapping, got 'tiny.yaml'"]),
     "ambiguous": (["--trainer.logger", "CSVLogger"], ["trainer.logger", "Multiple subclasses with name CSVLogger"]),
-    "required": (["--trainer.logger", "lightning.fabric.loggers.CSVLogger"], ["trainer.logger", "required: root_dir"]),
+    "required": (
+        ["--trainer.logger", "lightning.fabric.loggers.CSVLogger"],
+        ["trainer.logger", "root_dir", "required"],
+    ),
 }
 
 

@@ -21,7 +21,7 @@ def test_plain_values(text: str, value: object) -> None:
     assert read_text(text) == value
 
 
-AMBIGUOUS = ["yes", "NO", "on", "Off", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN"]
+AMBIGUOUS = ["yes", "NO", "on", "Off", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN", "{<<: {a: 1}}"]
 
 
 @pytest.mark.parametrize("text", AMBIGUOUS)
@@ -30,10 +30,8 @@ def test_values_that_readers_take_differently(text: str) -> None:
         read_text(text)
 
 
-def test_merge_keys_and_anchors(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("x: &x {a: 1, b: 2}\ny:\n  <<: *x\n  b: 3\nz: *x\n")
-    layer = read_file(str(tmp_path / "a.yaml"))
-    assert layer.values == {"x": {"a": 1, "b": 2}, "y": {"a": 1, "b": 3}, "z": {"a": 1, "b": 2}}
+def test_anchors_and_aliases() -> None:
+    assert read_text("{x: &x {a: 1}, y: [*x, *x]}") == {"x": {"a": 1}, "y": [{"a": 1}, {"a": 1}]}
 
 
 def test_lines_are_those_of_the_keys(tmp_path: Path) -> None:
@@ -71,6 +69,12 @@ def test_options_become_layers_in_their_order(tmp_path: Path) -> None:
 
 def test_values_may_hold_equals_signs_and_spaces() -> None:
     assert list(options(["--a=b=c", "--clients", "{8: 5}", "--a="])) == [("a", "b=c"), ("clients", "{8: 5}"), ("a", "")]
+    assert list(options(["--flag", "-c", "a", "--", "--a", "-1"])) == [
+        ("flag", None),
+        ("config", "a"),
+        ("", None),
+        ("a", "-1"),
+    ]
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "--data.help", "--trainer.callbacks.help=Progress"])

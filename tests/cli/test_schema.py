@@ -1,9 +1,12 @@
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, TypeVar, Union
 
 import pytest
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from bhfl.cli.classes import Kind, parameters, resolve
@@ -12,6 +15,11 @@ from bhfl.cli.reading import Layer, Text
 from bhfl.cli.schema import Checker, Section
 from bhfl.data import CIFAR10, Digits, Partitioner
 from bhfl.engine.algorithm import Algorithm
+
+
+class Colour(Enum):
+    RED = 1
+
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -28,6 +36,7 @@ FITS = [
     (Partitioner, "IID"), (Partitioner, "bhfl.data.partition.Dirichlet"), (Partitioner, {"class_path": "Dirichlet"}),
     (Partitioner, {"class_path": "Dirichlet", "init_args": {"alpha": 1}}), (OptimizerCallable, "SGD"),
     (OptimizerCallable, {"class_path": "torch.optim.SGD", "init_args": {"lr": 1}}), (Union[str, nn.Module], "cnn"),
+    (timedelta, "0:01:00"), (Colour, "RED"), (PositiveInt, 3), (type[int], "int"), (TypeVar("T"), 3), (bytes, "a"),
 ]  # fmt: skip
 
 MISFITS = [
@@ -92,7 +101,11 @@ def test_parameters_of_a_class_that_takes_anything() -> None:
     class Open:
         def __init__(self, a: int, **anything: Any) -> None: ...
 
+    class Loose:
+        def __init__(self, a: int = None, b=3) -> None: ...  # noqa: RUF013
+
     assert parameters(Open) == ({"a": int}, True)
+    assert parameters(Loose) == ({"a": Optional[int], "b": Any}, False)
     assert parameters(type("Bare", (), {})) == ({}, False)
 
 

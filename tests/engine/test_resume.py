@@ -90,7 +90,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     run = folder / "bhfl" / "version_0"
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     state = load(round_path(run / "checkpoints", ROUNDS))
-    history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in state["run"]["history"]]
+    history = [
+        {k: v for k, v in row.items() if not k.startswith("time/")} for row in json.loads(state["run"]["history"])
+    ]
     newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
     summary = json.loads((run / "summary.json").read_text())
     return {

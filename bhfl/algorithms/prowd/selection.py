@@ -12,9 +12,9 @@ For the moves `l` (low-bit client) and `h` (high-bit clients) and a cap `k` on t
 `t phi(t)` has many local maxima, on which the alternation `S <- top k at t, t <- A(S)/B(S)` gets stuck, with a cap or
 without. But `phi` is a maximum of lines in t: it is **convex**, so between two points where it is known it lies below
 its chord, and `t` times a chord is a parabola with a maximum in closed form. That bounds everything between two points;
-the interval with the largest bound is split until no bound exceeds the best set found. A chord over [s, u] is at most
-`(s + u)**2 / (4 s u)` above the larger end (Kantorovich), so intervals of ratio `(1 + delta) / (1 - delta)` always
-satisfy `cos**2 >= (1 - delta**2) * optimum`: the search ends, whatever the data.
+the interval with the largest bound is split until no bound exceeds the best set found. The bound over [s, u] is at most
+`(s + u)**2 / (4 s u)` times the larger of `s phi(s)` and `u phi(u)` (Kantorovich's inequality), so that an interval of
+ratio `u / s = (1 + delta) / (1 - delta)` always satisfies `cos**2 >= (1 - delta**2) * optimum`: the search ends.
 
 The terms fall with t. Hence an entry above the k-th largest term of the left end of the interval that is still open
 when it has come to its right end is certainly selected, and one below that of the right end at the left end is not.
@@ -22,9 +22,13 @@ Only the entries between remain, a few in a hundred, and the search goes on amon
 meets the best set (exact) or its steps are spent.
 """
 
+from __future__ import annotations
+
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +37,7 @@ import torch
 from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 _COARSE = 0.05**2
 """Gap between bound and set at which the decided entries are taken out."""
@@ -84,8 +89,8 @@ def certified_select(low: Tensor, high: Tensor, *, cap: float = 0.5, delta: floa
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be in [0, 1), got {delta}")
     low_move, high_move = _flat(low), _flat(high)
-    norm = float(high_move @ high_move)
-    if not math.isfinite(norm + float(low_move @ low_move)):
+    norm = float(np.square(high_move).sum())
+    if not math.isfinite(norm + float(low_move.sum())):
         raise ValueError("low and high must be finite, got NaN or infinity: has the client diverged?")
     chosen, value, bound = _solve(low_move, high_move, limit, delta)
     mask = torch.zeros(low.numel(), dtype=torch.bool)
@@ -114,41 +119,21 @@ def _flat(move: Tensor) -> FloatArray:
     return move.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
 
-def _solve(low: FloatArray, high: FloatArray, limit: int, delta: float) -> tuple[npt.NDArray[np.int64], float, float]:
+def _solve(low: FloatArray, high: FloatArray, limit: int, delta: float) -> tuple[IntArray, float, float]:
     """Indices of the mask, its `A**2 / B`, and the bound on that of any mask."""
     gain, cost = low * high, np.square(low)
     useful = np.flatnonzero((gain > 0) & (cost > 0))
     if not len(useful):
         return useful, 0.0, 0.0
-    gain, cost = gain[useful], cost[useful]
-    terms = _Terms(gain, cost, limit)
-    search = _Search(terms, *_range_of_optimum(gain, cost, limit))
+    terms = _Terms(gain[useful], cost[useful], limit)
+    search = _Search.over_all(terms, np.square(high[useful]))
     search.run(max(delta**2, _COARSE))
     if search.bound > search.best.value * (1 + _EXACT):
         search = search.among_undecided()
         search.run(_EXACT, max_splits=_REFINEMENTS)
         search.run(max(delta**2, _EXACT))
-    chosen = terms.top(search.best.t)
-    value = float(gain[chosen].sum()) ** 2 / float(cost[chosen].sum())
-    return useful[chosen], value, max(value, search.bound)
-
-
-def _range_of_optimum(gain: FloatArray, cost: FloatArray, limit: int) -> tuple[float, float]:
-    """Between which values of t the best set has its `A/B`.
-
-    Below: `S0`, the k largest gains, has the largest A there is, and its value `A0**2 / B0 <= A*  t* <= A0 t*`.
-    Above: a term is at most `h_i**2` (complete the square) and positive only where `2 h_i / l_i > t`, so that no t with
-    `sum of h_i**2 where 2 h_i / l_i > t` below a value already reached can do better.
-    """
-    ranked = np.argpartition(gain, -limit)[-limit:] if limit < len(gain) else slice(None)
-    total_gain, total_cost = float(gain[ranked].sum()), float(cost[ranked].sum())
-    lowest, value = total_gain / total_cost, total_gain**2 / total_cost
-    vanishing = 2 * gain / cost  # the t at which a term reaches zero
-    largest_terms, reached = gain * vanishing / 2, np.empty_like(gain)
-    highest, steepest = 2 * lowest, float(vanishing.max())
-    while highest < steepest and float(largest_terms @ np.greater(vanishing, highest, out=reached)) > value:
-        highest *= 2
-    return lowest, min(highest, steepest)
+    best = search.best.value
+    return useful[terms.top(search.best.t)], best, max(best, search.bound)
 
 
 class _Point(NamedTuple):
@@ -177,41 +162,56 @@ class _Terms:
         self._terms, self._scratch = np.empty_like(gain), np.empty_like(gain)  # reused: page faults cost more than sums
 
     def evaluate(self, t: float) -> _Point:
-        """O(d): one partition, three passes."""
-        threshold = self._compute(t)
+        """O(d): one partition and a few passes."""
+        threshold = self._fill_and_threshold(t)
         if threshold > 0:
             phi = float(self._scratch[len(self.gain) - self.limit :].sum())
         else:
             phi = float(np.maximum(self._terms, 0, out=self._scratch).sum())
-        np.greater(self._terms, threshold, out=self._scratch)
-        cost = self.decided_cost + float(self.cost @ self._scratch) + float(self.cost[self._ties(threshold)].sum())
+        ties = float(self.cost[self._ties(threshold)].sum())
+        cost = self.decided_cost + self._sum_above(self.cost, threshold) + ties
         phi += 2 * self.decided_gain - t * self.decided_cost
         return _Point(t, phi, threshold, (phi + t * cost) / 2, cost)
 
-    def top(self, t: float) -> npt.NDArray[np.int64]:
+    def top(self, t: float) -> IntArray:
         """Indices of the at most `limit` largest positive terms; of equal terms the first ones."""
-        threshold = self._compute(t)
+        threshold = self._fill_and_threshold(t)
         chosen = self._terms > threshold
         chosen[self._ties(threshold)] = True
         return np.flatnonzero(chosen)
 
-    def between(self, left: _Point, right: _Point) -> "_Terms":
+    def sum_of_positive(self, values: FloatArray, t: float) -> float:
+        """The sum of one value for each entry, over those with a positive term."""
+        self._fill(t)
+        return self._sum_above(values, 0.0)
+
+    def between(self, left: _Point, right: _Point) -> _Terms:
         """The same problem for t in [left.t, right.t], with what is decided there taken out."""
-        at_right, at_left = (self._double_gain - point.t * self.cost for point in (right, left))
-        sure = at_right > left.threshold
-        decided, undecided = np.flatnonzero(sure), np.flatnonzero(~sure & (at_left >= right.threshold))
+        self._fill(right.t)
+        sure = self._terms > left.threshold
+        decided_gain, decided_cost = (self._sum_above(values, left.threshold) for values in (self.gain, self.cost))
+        self._fill(left.t)
+        undecided = np.flatnonzero((self._terms >= right.threshold) & ~sure)
         return _Terms(
             self.gain[undecided],
             self.cost[undecided],
-            self.limit - len(decided),
-            self.decided_gain + float(self.gain[decided].sum()),
-            self.decided_cost + float(self.cost[decided].sum()),
+            self.limit - int(np.count_nonzero(sure)),
+            self.decided_gain + decided_gain,
+            self.decided_cost + decided_cost,
         )
 
-    def _compute(self, t: float) -> float:
-        """Fill the terms, and where the cap may bind the partitioned scratch; the k-th largest term or 0."""
+    def _sum_above(self, values: FloatArray, threshold: float) -> float:
+        """Not a product of vectors, whose rounding would depend on the number of threads."""
+        above = np.greater(self._terms, threshold, out=self._scratch)
+        return float(np.multiply(values, above, out=self._scratch).sum())
+
+    def _fill(self, t: float) -> None:
         np.multiply(self.cost, -t, out=self._terms)
         self._terms += self._double_gain
+
+    def _fill_and_threshold(self, t: float) -> float:
+        """The k-th largest term, or 0; where the cap may bind, the scratch holds the terms, the k largest last."""
+        self._fill(t)
         position = len(self.gain) - self.limit
         if position <= 0:
             return 0.0
@@ -219,7 +219,7 @@ class _Terms:
         self._scratch.partition(position)
         return max(0.0, float(self._scratch[position]))
 
-    def _ties(self, threshold: float) -> npt.NDArray[np.int64]:
+    def _ties(self, threshold: float) -> IntArray:
         if threshold == 0:
             return np.empty(0, np.int64)
         room = self.limit - int(np.count_nonzero(self._terms > threshold))
@@ -229,11 +229,24 @@ class _Terms:
 class _Search:
     """Best-first search over intervals of t; `bound` and `best` close in on the optimum from both sides."""
 
-    def __init__(self, terms: _Terms, low: float, high: float) -> None:
-        self.terms = terms
-        left, right = terms.evaluate(low), terms.evaluate(high)
-        self.best = max(left, right, key=_value)
-        self._open = [_interval(left, right)]
+    def __init__(self, terms: _Terms, points: Sequence[_Point], best: _Point) -> None:
+        self.terms, self.best = terms, max(best, *points, key=_value)
+        self._open = [_interval(left, right) for left, right in pairwise(points)]
+        heapq.heapify(self._open)
+
+    @classmethod
+    def over_all(cls, terms: _Terms, squares: FloatArray) -> _Search:
+        """Over all t at which the best set can have its `A/B`, given `h_i**2`.
+
+        Below: the set of t = 0, the k largest gains, has the largest A there is, and `A0**2 / B0 <= V* = A* t*`, hence
+        `t* >= A0 / B0`. Above: a term is at most `h_i**2` (complete the square) and falls with t, so that no t does
+        better than a value already reached once the `h_i**2` of the positive terms sum to less.
+        """
+        largest = terms.evaluate(0.0)
+        points = [terms.evaluate(largest.gain / largest.cost)]
+        while len(points) == 1 or terms.sum_of_positive(squares, points[-1].t) > max(map(_value, points)):
+            points.append(terms.evaluate(2 * points[-1].t))
+        return cls(terms, points, best=largest)
 
     @property
     def bound(self) -> float:
@@ -253,13 +266,12 @@ class _Search:
             heapq.heappush(self._open, _interval(middle, right))
             max_splits -= 1
 
-    def among_undecided(self) -> "_Search":
+    def among_undecided(self) -> _Search:
         """The search goes on where it may still gain, among the entries that are open there."""
         live = [interval for interval in self._open if -interval[0] > self.best.value]
         left, right = min(interval[1] for interval in live), max(interval[2] for interval in live)
-        rest = _Search(self.terms.between(left, right), left.t, right.t)
-        rest.best = max(self.best, rest.best, key=_value)
-        return rest
+        terms = self.terms.between(left, right)
+        return _Search(terms, [terms.evaluate(left.t), terms.evaluate(right.t)], best=self.best)
 
 
 def _value(point: _Point) -> float:

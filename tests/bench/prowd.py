@@ -1,0 +1,89 @@
+"""ProWD: the mask, the dequantizer on a whole network, and a round against FedAvg's."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.bench.contest import contest, line
+
+
+def mask() -> None:
+    """One million entries, one core."""
+    from bhfl.algorithms.prowd import certified_select
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    high = torch.randn(1_000_000, generator=generator)
+    low = high + 2 * torch.randn(1_000_000, generator=generator)
+    for cap in (0.1, 0.5):
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            certified_select(low, high, cap=cap)
+            seconds.append(time.perf_counter() - start)
+        line(f"mask of a million entries, tau {cap}", 1e3 * min(seconds), 150, " ms")
+
+
+def dequantize() -> None:
+    """ResNet-18 through three steps of a ladder, in a process of its own; prints seconds and MiB above the model."""
+    from bhfl.algorithms.prowd import ProgressiveDequantizer
+    from bhfl.models import build
+    from bhfl.quant import quantize_, quantized_state
+
+    torch.set_num_threads(2)
+    codes = quantized_state(quantize_(build("resnet18", 10, (3, 32, 32)), 4))
+    chain = ProgressiveDequantizer((4, 8, 16, 32))
+    for block in chain.blocks:
+        torch.nn.init.normal_(block.body.last.weight, std=0.01)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        chain(codes)
+        seconds.append(time.perf_counter() - start)
+    print(min(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def turns(method: str) -> Callable[[], None]:
+    """Rounds of 10 clients, half of them ternary, with 1,000 images each."""
+    from bhfl.algorithms import FedAvg, ProWD
+    from bhfl.data import FakeImages
+    from bhfl.engine.store import ClientStore
+    from bhfl.engine.system import keep_freed_memory
+    from bhfl.engine.trainer import FederatedTrainer
+    from bhfl.models import Classifier
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    data = FakeImages(num_train=10_000, num_test=10, batch_size=50, val_fraction=0.0)
+    algorithm = FedAvg() if method == "fedavg" else ProWD(warmup_rounds=10_000, distill_weight=0.0)
+    trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
+    module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
+    trainer._setup(module, data, "fit")
+    trainer.rounds.store = ClientStore(Path(tempfile.mkdtemp()))
+
+    def turn() -> None:
+        trainer.server, _ = trainer.rounds.run(trainer.server, [], lambda *_: None)
+
+    return turn
+
+
+def run() -> None:
+    """All of them."""
+    mask()
+    script = "from tests.bench.prowd import dequantize; dequantize()"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    seconds, memory = map(float, out.split()[-2:])
+    line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")
+    line("    memory above the model", memory, 500, " MiB")
+    found = contest({"prowd": (turns, ("prowd",)), "fedavg": (turns, ("fedavg",))}, 3)
+    line("ProWD round without fine-tuning / FedAvg round", found["prowd"] / found["fedavg"], 1.5)

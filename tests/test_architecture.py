@@ -1,0 +1,164 @@
+"""Who may import whom, and what no code of the package may do: read from the source, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bhfl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FEDERATED = {"quant", "comm", "models", "data", "engine", "algorithms", "callbacks", "report", "cli"}
+OURS = {
+    "quant": set(),
+    "comm": {"quant"},
+    "models": set(),
+    "data": {"engine"},
+    "engine": {"quant", "comm"},
+    "algorithms": {"engine", "comm", "quant"},
+    "callbacks": {"engine", "quant", "comm"},
+    "report": {"engine", "quant", "comm"},
+    "cli": FEDERATED,
+}
+"""The rooms that each room may import from, besides itself."""
+OTHERS = {"quant": {"torch"}, "comm": {"torch", "numpy"}, "models": {"torch", "lightning", "torchvision"}}
+"""The packages that a room may import, besides the standard library; the rest may import any."""
+
+
+def room(file: Path) -> str:
+    """The folder or file right under bhfl that `file` belongs to; empty for bhfl/__init__.py and its like."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py") if not first.startswith("__") else ""
+
+
+def imports(file: Path) -> Iterator[str]:
+    """The absolute names of all modules that `file` imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = [*file.relative_to(ROOT).parts[: -node.level]] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield base
+            if base == "bhfl":  # from bhfl import engine
+                yield from (f"bhfl.{alias.name}" for alias in node.names)
+
+
+def test_every_file_is_in_a_known_room():
+    assert len(FILES) > 50
+    assert {room(file) for file in FILES} - {""} <= FEDERATED
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_rooms_import_only_what_they_may(name):
+    wrong = []
+    for file in FILES:
+        for module in imports(file) if room(file) == name else ():
+            top, _, rest = module.partition(".")
+            if top == "bhfl":
+                target = rest.partition(".")[0]
+                allowed = target in OURS[name] | {name} or not (target in FEDERATED)
+            else:
+                allowed = name not in OTHERS or top in OTHERS[name] or top in sys.stdlib_module_names
+            if not allowed:
+                wrong.append(f"{file.relative_to(ROOT)} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_package_itself_imports_nothing():
+    assert list(imports(PACKAGE / "__init__.py")) == []
+
+
+def names(node: ast.AST) -> str:
+    """``a.b.c`` of a chain of attributes; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{names(node.value)}.{node.attr}" if names(node.value) else f"?.{node.attr}"
+    return ""
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    """The constant given for a keyword, or None."""
+    return next((k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)), None)
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
+    "torch.hub.load", "torch.jit.load", "runpy.run_path", "runpy.run_module",
+}  # fmt: skip
+
+
+def dangers(source: str) -> list[str]:
+    """What in a source could run code that came with data."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [module for module in modules if module.partition(".")[0] in FORBIDDEN_MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        called = names(node.func)
+        if called in FORBIDDEN_CALLS:
+            found.append(called)
+        if called == "torch.load" and keyword(node, "weights_only") is not True:
+            found.append("torch.load without weights_only=True")
+        if called in ("np.load", "numpy.load") and keyword(node, "allow_pickle") not in (None, False):
+            found.append("np.load with allow_pickle")
+        if keyword(node, "shell") is True:
+            found.append("shell=True")
+        found += ["weights_only=False"] if keyword(node, "weights_only") is False else []
+    return found
+
+
+def test_nothing_can_run_code_that_came_with_data():
+    found = {str(file.relative_to(ROOT)): dangers(file.read_text()) for file in FILES}
+    assert {file: what for file, what in found.items() if what} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import dill.source", "eval('1')", "exec('1')", "torch.load(f)",
+        "torch.load(f, weights_only=False)", "yaml.load(f, Loader=L)", "subprocess.run('ls', shell=True)",
+        "np.load(f, allow_pickle=True)", "os.system('ls')", "Class.load(f, weights_only=False)",
+    ],
+)  # fmt: skip
+def test_the_search_finds_what_it_looks_for(source):
+    assert dangers(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["torch.load(f, weights_only=True)", "yaml.safe_load(f)", "module.eval()", "np.load(f)", "re.compile('a')"],
+)
+def test_the_search_finds_nothing_else(source):
+    assert not dangers(source)
+
+
+def test_no_seed_no_thread_count_and_no_file_is_touched_by_an_import():
+    """Statements at module level call nothing that changes the process."""
+    changing = {
+        "manual_seed",
+        "seed",
+        "set_num_threads",
+        "simplefilter",
+        "filterwarnings",
+        "basicConfig",
+        "mkdir",
+        "open",
+    }
+    wrong = []
+    for file in FILES:
+        for statement in ast.parse(file.read_text()).body:
+            if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                continue
+            calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
+            wrong += [f"{file.name}: {names(c.func)}" for c in calls if names(c.func).rpartition(".")[2] in changing]
+    assert not wrong
