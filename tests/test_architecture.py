@@ -62,7 +62,7 @@ def test_rooms_import_only_what_they_may(name):
             top, _, rest = module.partition(".")
             if top == "bhfl":
                 target = rest.partition(".")[0]
-                allowed = target in OURS[name] | {name} or not (target in FEDERATED)
+                allowed = target in OURS[name] | {name} or target not in FEDERATED
             else:
                 allowed = name not in OTHERS or top in OTHERS[name] or top in sys.stdlib_module_names
             if not allowed:

@@ -241,7 +241,7 @@ class FederatedTrainer:
         partition = data.partition_record()
         self._shaping = {
             "trainer": shaping(self.options),
-            "clients": self.fleet.to_config(),
+            "clients": str(self.fleet.to_config()),  # as text, because the order of the groups counts
             "algorithm": described(self.algorithm),
             "partition": partition.get("sha256"),
             **self.config,

@@ -136,9 +136,11 @@ TAKES_SECONDS = 90
 def arguments(folder: Path, devices: int, rounds: int) -> list[str]:
     """Of the command, after its name."""
     return [
-        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64", "--data.num_test",
-        "8", "--data.shape", "[1, 8, 8]", "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "20",
-        "--trainer.devices", str(devices), "--trainer.max_rounds", str(rounds), "--trainer.default_root_dir", str(folder),
+        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64",
+        "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
+        "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "20",
+        "--trainer.devices", str(devices), "--trainer.max_rounds", str(rounds),
+        "--trainer.default_root_dir", str(folder),
     ]  # fmt: skip
 
 

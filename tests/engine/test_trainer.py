@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from typing import ClassVar
 
 import pytest
 import torch
@@ -78,7 +79,10 @@ def test_fedavg_is_the_mean_of_its_clients(tmp_path, weights):
             ends.append(float_state(module))
         factors = data.federate(4, 0) if weights == "samples" else [1] * 4
         for name, target in module.state_dict().items():
-            columns = zip(*(end[name].double().mul(n).flatten().tolist() for end, n in zip(ends, factors)), strict=True)
+            columns = zip(
+                *(end[name].double().mul(n).flatten().tolist() for end, n in zip(ends, factors, strict=True)),
+                strict=True,
+            )
             target.copy_(torch.tensor([math.fsum(column) / sum(factors) for column in columns]).view(target.shape))
     assert same(trainer.server.params, float_state(module))
 
@@ -160,7 +164,7 @@ def test_payloads_have_the_size_of_the_formula(tmp_path, batch_norm):
     for spec, record in zip(specs, records.all, strict=True):
         down = 4 * (sum(sizes) + others) + 8 * batch_norm
         up = down
-        if not spec.weights == 32:
+        if spec.weights != 32:
             up = sum(math.ceil(n * spec.weights / 8) + 4 for n in sizes) + 4 * others + 8 * batch_norm
         assert record.status == "ok"
         assert record.uplink_bytes + record.downlink_bytes - record.header_bytes == up + down
@@ -271,7 +275,7 @@ def test_too_few_usable_updates_leave_the_model_alone(tmp_path):
             return round == 1 and client > 0
 
     class Watch:
-        all: list = []
+        all: ClassVar[list] = []
 
         def on_round_end(self, trainer, metrics):
             self.all.append((trainer.server.round, trainer.server.params))

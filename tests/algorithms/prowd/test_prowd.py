@@ -27,7 +27,7 @@ def prowd(tmp_path, clients=None, algorithm=None, **options):
     return fit(tmp_path, algorithm or ProWD(**QUICK), clients or MIXED, Forward, fake(120, holdout=8), **options)
 
 
-# ---- what it reduces to -----------------------------------------------------------------------------------------------
+# ---- what it reduces to -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_round_without_high_bit_client_uses_the_last_move_while_it_is_fresh(tm
     assert not all(masked)
 
 
-# ---- the aggregate ------------------------------------------------------------------------------------------------------
+# ---- the aggregate ------------------------------------------------------------------------------------------
 
 
 class OneProcess:
@@ -161,7 +161,7 @@ def test_without_a_high_bit_client_nothing_is_masked():
     assert result.high is None
 
 
-# ---- what it refuses ----------------------------------------------------------------------------------------------------
+# ---- what it refuses ----------------------------------------------------------------------------------------
 
 
 def test_a_diverging_dequantizer_is_discarded(tmp_path):
