@@ -61,7 +61,8 @@ class Worker:
             parameter.data = _channels_last(parameter.data)
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
         saved = self.module.state_dict()
-        self.transient = {name: buffer.clone() for name, buffer in module.named_buffers() if name not in saved}
+        transient = {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name not in saved}
+        self.transient: dict[str, Tensor] = fabric.broadcast(transient)  # those of rank 0, as the weights are
         names_of: dict[int, str] = {}
         self.tied = {
             name: first

@@ -167,7 +167,7 @@ class FederatedTrainer:
             CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options.
         """
         with self._machine():
-            self._setup(model, datamodule, "fit")
+            self._setup(model, datamodule, "fit", "test")
             self._begin(datamodule, ckpt_path)
             self._call("on_fit_start")
             try:
@@ -216,11 +216,12 @@ class FederatedTrainer:
             processes, children[:] = list(children), []  # Lightning's observer kills us when it sees one end
             stop(processes)
 
-    def _setup(self, model: L.LightningModule, data: FederatedData, stage: str) -> None:
+    def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
         with self.fabric.rank_zero_first(local=True):
             data.prepare_data()
-        data.setup(stage)
+        for stage in stages:
+            data.setup(stage)
         specs = self.fleet.specs(self.options["num_clients"])
         sizes = data.federate(len(specs), self.options["seed"])
         uniform = self.options["weights"] == "uniform"

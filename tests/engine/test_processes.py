@@ -32,10 +32,16 @@ MIXED = [{"bits": bits, "count": n} for bits, n in ((32, 2), (8, 2), ("ternary",
 
 
 class Net(Module):
-    """BatchNorm, dropout, and draws from a global generator in validation."""
+    """BatchNorm, dropout, draws from a global generator in validation, and a start that depends on the rank."""
 
     def __init__(self) -> None:
         super().__init__(nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)))
+        rank = int(os.environ.get("RANK", "0"))
+        self.net[0].bias.data += rank
+        self.register_buffer("factor", 1 + torch.rand(6) * rank, persistent=False)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0] * self.factor, batch[1]), batch_idx)
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)

@@ -690,3 +690,12 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "bhfl").write_text("in the way")
     with pytest.raises(OSError, match="bhfl"):
         run(tmp_path, {32: 1}, unequal(1))
+
+
+def test_the_data_for_the_last_test_are_there_before_the_first_round(tmp_path):
+    data = unequal(1, True)
+    data.stages = []
+    data.setup = data.stages.append
+    trainer = run(tmp_path, {32: 1}, data, Scored, max_rounds=1)
+    assert data.stages == ["fit", "test"]
+    assert "test/acc" in json.loads((trainer.run.folder / "summary.json").read_text())["metrics"]

@@ -35,7 +35,8 @@ class ProWD(Algorithm):
         per: One mask a ``client``, or one a bit ``group`` from the group's mean.
         fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change (``delta``); the
             ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
-        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead.
+        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead
+            (one reading of the two float32 models that the paper's table counts on the downlink).
         delta_ref: Where a low-bit client's move is measured from: what the client makes of the broadcast weights at its
             bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no part of the
             average; or the ``broadcast`` weights, its own weights being averaged as they are.
@@ -61,18 +62,18 @@ class ProWD(Algorithm):
         self,
         dequantizer: bool = True,
         mask: bool = True,
-        tau: Union[float, int] = 0.5,
+        tau: Union[float, int] = 0.05,
         scope: Scope = "layer",
         per: Literal["client", "group"] = "client",
         fill: Fill = "renorm",
-        global_models: Literal["single", "dual"] = "single",
+        global_models: Literal["single", "dual"] = "dual",
         delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
         high_max_age: int = 5,
         ladder: Optional[list[int]] = None,
         warmup_rounds: int = 5,
         period: int = 5,
-        first_steps: int = 500,
-        steps: int = 100,
+        first_steps: int = 100,
+        steps: int = 30,
         distill_weight: float = 1.0,
         buffer_size: int = 128,
         pool_size: int = 4,
