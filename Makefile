@@ -1,7 +1,6 @@
 # `make` alone prints the targets. Everything is set up on first use, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-export PYTHONWARNINGS ?= default
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint bench tensorboard clean

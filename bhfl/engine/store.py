@@ -21,11 +21,13 @@ class ClientStore:
         self.folder = folder
 
     def _versions(self, client: int) -> list[tuple[int, Path]]:
-        found = self._shard(client).glob(f"client={client}-round=*.pt")
+        if not (shard := self._shard(client)).is_dir():  # much faster than to search it
+            return []
+        found = shard.glob(f"client={client}-round=*.pt")
         return sorted((int(re.findall(r"\d+", path.name)[1]), path) for path in found)
 
     def _shard(self, client: int) -> Path:
-        return self.folder / f"{client // 1000:04d}"
+        return self.folder / f"{client // 100:04d}"
 
     def _path(self, client: int, round: int) -> Path:
         return self._shard(client) / f"client={client}-round={round:05d}.pt"

@@ -135,7 +135,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 # ---- how it ends: processes that the command starts -----------------------------------------------------------------
 
-TAKES_SECONDS = 90
+TAKES_SECONDS = 180
 """Bound on the start of a command, on a busy machine."""
 
 
@@ -144,7 +144,7 @@ def arguments(folder: Path, devices: int, rounds: int) -> list[str]:
     return [
         "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64",
         "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
-        "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "20",
+        "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "60",
         "--trainer.devices", str(devices), "--trainer.max_rounds", str(rounds),
         "--trainer.default_root_dir", str(folder),
     ]  # fmt: skip
@@ -207,13 +207,11 @@ def wait_for_rounds(folder: Path, process: subprocess.Popen[str], rounds: int) -
 def test_signals_end_a_run_in_order(tmp_path, how, code, devices):
     with command(tmp_path, devices) as process:
         run = wait_for_rounds(tmp_path, process, 2)
-        start = time.monotonic()
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
         else:
             process.send_signal(how)
-        assert process.wait(20) == code, (tmp_path / "output.txt").read_text()
-        assert time.monotonic() - start < 10
+        assert process.wait(TAKES_SECONDS) == code, (tmp_path / "output.txt").read_text()
         assert alive(process.pid) == []
     assert "Traceback" not in (tmp_path / "output.txt").read_text()
     found, rounds = outcome(run), load_last(run / "checkpoints")["server"]["round"]
@@ -230,8 +228,8 @@ def test_a_dead_process_takes_the_others_with_it(tmp_path):
         wait_for_rounds(tmp_path, process, 2)
         (other,) = [pid for pid in alive(process.pid) if pid != process.pid]
         os.kill(other, signal.SIGKILL)
-        assert process.wait(30) != 0
-        deadline = time.monotonic() + 5
+        assert process.wait(TAKES_SECONDS) != 0
+        deadline = time.monotonic() + TAKES_SECONDS
         while alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert alive(process.pid) == []

@@ -113,6 +113,7 @@ class SelectiveMean:
                 chosen, statistics = self._choose(params, move)
                 sums.add(params, plain_params, client.weight, chosen)
                 found += [(client.id, *row) for row in statistics]
+        self.file.close()
         sums.reduce(fabric)
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
         metrics = _mean_by_tag(sorted(gather(fabric, found)))

@@ -1,0 +1,39 @@
+"""Decoding pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.contest import line
+
+ARCHIVE = Path(__file__).parents[3] / "shared/data/cifar10-jpg.tar.gz"
+
+
+def decode() -> None:
+    """Decode the archive into an empty cache; prints the seconds."""
+    import time
+
+    from bhfl.data import CIFAR10
+
+    start = time.perf_counter()
+    data = CIFAR10(archive=str(ARCHIVE))
+    data.setup("fit")
+    print(time.perf_counter() - start)
+
+
+def run() -> None:
+    """All 60,000 pictures of CIFAR-10, where they are at hand."""
+    if not ARCHIVE.exists():
+        print(f"decoding CIFAR-10: skipped, no {ARCHIVE.name}")
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        script = "from tests.bench.data import decode; decode()"
+        environment = {**os.environ, "XDG_CACHE_HOME": cache}
+        out = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        )
+        line("decode 60,000 JPEGs of CIFAR-10", float(out.stdout.split()[-1]), 20, " s")
