@@ -77,3 +77,14 @@ def test_the_server_optimizer_has_a_state_for_each_group(tmp_path):
 def test_bad_rule():
     with pytest.raises(ValueError, match="rule must be ge or all, got 'le'"):
         GroupedAvgAsymmetric("le")
+
+
+def test_uplink_and_downlink_bytes_are_the_formula(tmp_path):
+    run = fit(tmp_path, GroupedAvg(), CLIENTS, max_rounds=1)
+    weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
+    rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
+    up = sum(-(-d * bits // 8) + 4 for d in weights for bits in (4, 8)) + 4 * sum(weights) + 3 * 4 * rest
+    down = 3 * 4 * (sum(weights) + rest)
+    ledger = run.run.ledger
+    total = ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
+    assert total == up + down

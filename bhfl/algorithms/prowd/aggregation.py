@@ -49,6 +49,8 @@ class Selected:
     """Weights of a few clients of the highest group, by id."""
     dequantizer: Any
     """Its state after this round."""
+    num_clients: int
+    """Clients whose updates came in, over all processes."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,7 +85,7 @@ class SelectiveMean:
         self.start, self.is_high, self.prepare, self.past_move = start, is_high, prepare, past_move
         self.mask, self.pool_size, self.keep_plain = mask, pool_size, keep_plain
         self.low_start, self.local_start = low_start, local_start
-        self.high = WeightedMean(start)
+        self.high, self.num_high = WeightedMean(start), 0
         self.waiting: list[tuple[Client, int]] = []
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
         self.pool: list[tuple[int, Params]] = []
@@ -95,6 +97,7 @@ class SelectiveMean:
             self.file.write(payload)
             self.waiting.append((client, len(payload)))
             return
+        self.num_high += 1
         self.high.add(update, client)
         self.pool = sorted([*self.pool, (client.id, update)], key=lambda entry: entry[0])[: self.pool_size]
 
@@ -119,7 +122,8 @@ class SelectiveMean:
         metrics = _mean_by_tag(sorted(gather(fabric, found)))
         plain = sums.plain_mean() if self.keep_plain else None
         params = sums.filled(self.mask.fill, high)
-        return Selected(params, plain, high, [entry for _, entry in pool], state, {**metrics, **tuned})
+        num_clients = sum(gather(fabric, [self.num_high + len(self.waiting)]))
+        return Selected(params, plain, high, [entry for _, entry in pool], state, num_clients, {**metrics, **tuned})
 
     def _low(self) -> Iterator[tuple[Client, Params, Params]]:
         """Each waiting client, with its weights for the masked and for the plain average."""

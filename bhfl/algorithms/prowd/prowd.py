@@ -232,7 +232,17 @@ class ProWD(Algorithm):
             extra["low"] = aggregate.plain
         if aggregate.pool:
             extra["pool"] = [*server.extra["pool"], *aggregate.pool][-self.pool_size :]
-        return self.apply_mean(replace(server, extra=extra, metrics=aggregate.metrics), aggregate.params)
+        published = aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
+        metrics = {**aggregate.metrics, "prowd/downlink_published_MB": published}
+        return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)
+
+
+def published_downlink_bytes(params: Params) -> int:
+    """What the paper's table counts for a client and round: two float32 numbers a weight, one for all else.
+
+    One is what is needed and what is sent (ALGORITHMS 6.8); this is logged beside the bytes that were measured.
+    """
+    return sum(4 * tensor.numel() * (2 if tensor.ndim >= 2 else 1) for tensor in params.values())
 
 
 def doublings(widths: Sequence[int]) -> list[int]:

@@ -70,6 +70,20 @@ def test_what_is_logged(tmp_path):
     assert all(f"prowd/cosine_{name}" in rows[0] for name in ("net.0.weight", "net.3.weight", "net.5.weight"))
 
 
+def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
+    run = fit(tmp_path, ProWD(dequantizer=False), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
+    weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
+    rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
+    up = sum(n * sum(-(-d * bits // 8) + 4 for d in weights) for n, bits in ((2, 2), (1, 8)))
+    up += 2 * 4 * sum(weights) + 5 * 4 * rest
+    down = 5 * 4 * (sum(weights) + rest)
+    ledger = run.run.ledger
+    content = ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
+    assert content == up + down
+    published = run.run.history[0]["prowd/downlink_published_MB"]
+    assert published == pytest.approx((down + 5 * 4 * sum(weights)) / 1e6)
+
+
 def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
     options = {"dequantizer": False, "global_models": "dual", "delta_ref": "broadcast"}
     run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
