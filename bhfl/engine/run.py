@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +184,14 @@ class Run:
         return [*checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]), self.best_round]
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json`` and close the loggers."""
+        """Write ``summary.json``."""
         if self.writes:
             write_json(self.folder / "summary.json", summary)
-            self.close("success")
 
-    def close(self, status: str) -> None:
+    def close(self) -> None:
         """Flush and close the loggers."""
         for logger in self.loggers:
-            logger.finalize(status)
+            logger.finalize("finished")
         self.loggers = []
 
 
@@ -213,9 +213,20 @@ def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(thing: Any) -> dict[str, Any]:
-    """The class of an object and those of its attributes that are plain values."""
-    plain = (bool, int, float, str, tuple)
-    return {"class": type(thing).__name__, **{k: v for k, v in vars(thing).items() if isinstance(v, plain)}}
+    """The class of an object and those of its attributes that are plain values, in dicts and dataclasses too."""
+    return {"class": type(thing).__name__, **_plain(vars(thing))}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, (bool, int, float, str, tuple)):
+            found[key] = value
+        elif is_dataclass(value):
+            found[key] = _plain(vars(value))
+        elif isinstance(value, Mapping):
+            found[key] = _plain(value)
+    return found
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -175,7 +175,7 @@ class FederatedTrainer:
                     self._round()
                 metrics = self._evaluate(datamodule, "test")
             finally:
-                self._run.close("finished")
+                self._run.close()
             self._run.finish(self._summary(metrics))
             self._call("on_fit_end", metrics=metrics)
             self.rounds.release(self.server)

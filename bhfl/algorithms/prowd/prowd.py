@@ -122,7 +122,7 @@ class ProWD(Algorithm):
         """
         specs = {client.group: client.spec for client in context.clients}
         self.top = max(specs, key=lambda group: precision(specs[group]))
-        self.fabric, top = context.fabric, specs[self.top].weights
+        self.fabric, self.seed, top = context.fabric, context.options["seed"], specs[self.top].weights
         low = [spec for group, spec in specs.items() if group != self.top]
         if not low and top < 32:
             raise ValueError(f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients")
@@ -135,7 +135,7 @@ class ProWD(Algorithm):
                 raise ValueError(f"ProWD.ladder must hold every width of the fleet, got {ladder} without {missing[0]}")
             network, inputs = self._probe(context)
             self.tuning = FineTuning(
-                lambda: ProgressiveDequantizer([w for w in ladder if w <= top], **self.block_options),
+                lambda: ProgressiveDequantizer([w for w in ladder if w <= top], seed=self.seed, **self.block_options),
                 [spec for spec in low if spec.weights < top],
                 network,
                 inputs,
@@ -213,7 +213,7 @@ class ProWD(Algorithm):
             buffers = statistics.get(self.top, statistics.get("all", {}))
             states = [{**params, **buffers} for params in server.extra["pool"] or [server.params]]
             steps = self.first_steps if since == 0 else self.steps
-            seed = RandomKeys(0, server.round).integer("server")
+            seed = RandomKeys(self.seed, server.round).integer("server")
             finish = tuning.start(self.fabric, state, states, steps, seed)
 
         def prepare() -> Any:

@@ -8,6 +8,7 @@ from bhfl.algorithms.prowd.aggregation import MaskOptions, SelectiveMean
 from bhfl.algorithms.prowd.prowd import doublings
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import WeightedMean
+from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.types import Client as FleetClient
 from bhfl.quant import BitSpec
 from tests.federation import Client, Net, fake, fit, same
@@ -59,6 +60,17 @@ def test_resumed_is_never_stopped(tmp_path):
     assert same(whole.server.params, resumed.server.params)
     states = [run.server.extra["dequantizer"] for run in (whole, resumed)]
     assert same(states[0]["weights"], states[1]["weights"])
+
+
+def test_other_options_are_no_resume(tmp_path):
+    fit(tmp_path, ProWD(dequantizer=False), MIXED, max_rounds=1)
+    with pytest.raises(CheckpointError, match=r"algorithm\.mask\.tau: 0\.05 -> 0\.3"):
+        fit(tmp_path, ProWD(dequantizer=False, tau=0.3), MIXED, ckpt_path="last")
+
+
+def test_the_seed_of_the_run_is_that_of_the_dequantizer(tmp_path):
+    first, second = (prowd(tmp_path, max_rounds=1, seed=seed).server.extra["dequantizer"]["weights"] for seed in (1, 2))
+    assert not same(first, second)
 
 
 def test_what_is_logged(tmp_path):
