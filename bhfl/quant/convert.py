@@ -6,56 +6,129 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from bhfl.quant.attention import can_be_quantized, guard_fused_kernels_
+from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import QuantizedTensor
 from bhfl.quant.layers import QUANT_CLASSES, QuantLayer, check_layer
+from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.spec import FLOAT_BITS, BitSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 SpecLike = BitSpec | int | str | Mapping[str, Any]
 
 
-def quantize_(model: Model, spec: SpecLike, filter_fn: Callable[[str, nn.Module], bool] | None = None) -> Model:
+def quantize_(
+    model: Model,
+    spec: SpecLike,
+    filter_fn: Callable[[str, nn.Module], bool] | None = None,
+    *,
+    backend: str | None = None,
+) -> Model:
     """Swap the classes of the layers of a model in place: parameters, keys, hooks, ties and storage stay.
 
-    Exactly ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Embedding`` are swapped, and layers swapped before take
-    the new spec. Subclasses are left alone, because nobody knows what else they do with their weight:
-    ``nn.MultiheadAttention``, for one, reads that of its output layer and never calls it.
+    Exactly ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.Embedding`` and
+    ``nn.MultiheadAttention`` (with its output projection; not with ``kdim``, ``vdim``, ``add_bias_kv`` or
+    ``add_zero_attn``) are swapped, with parametrizations or without, and layers swapped before take the new spec.
+    Subclasses are left alone, because nobody knows what else they do with their weight. The fused kernels by which
+    ``nn.TransformerEncoderLayer`` steps over its layers in evaluation are switched off while it holds quantised ones.
 
     Args:
         model: Changed in place.
         spec: A :class:`BitSpec`, or what :meth:`BitSpec.parse` takes: ``8``, ``"ternary"``, ``{"weights": 4}``.
         filter_fn: Called with the name and the module of each candidate; False leaves it out.
+        backend: How the layers compute, see :func:`set_backend_`; None keeps what they have, at first ``"fake"``.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The spec is none, a layer cannot be quantised (the message names it), or none is left to quantise.
+        ValueError: The spec or the backend is none, a layer cannot be quantised (the message names it), or none is left
+            to quantise.
+        ImportError: The backend needs a package that cannot be imported.
     """
     spec = BitSpec.parse(spec)
-    chosen = [
-        (name, module)
-        for name, module in model.named_modules()
-        if _is_candidate(module) and (filter_fn is None or filter_fn(name, module))
-    ]
+    chosen = [(name, module) for name, module in _candidates(model) if filter_fn is None or filter_fn(name, module)]
+    chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
         raise ValueError(
-            f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, nn.Conv1d, nn.Conv2d or "
-            "nn.Embedding that filter_fn keeps"
+            f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, nn.Conv1d, nn.Conv2d, "
+            "nn.ConvTranspose2d, nn.Embedding or nn.MultiheadAttention that filter_fn keeps"
         )
     for name, module in chosen:  # all checks before any change
         try:
             check_layer(module, spec)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
+    if backend is not None:
+        get_backend(backend).require()
     for _, module in chosen:
-        module.__class__ = QUANT_CLASSES.get(type(module), type(module))
+        if not isinstance(module, QuantLayer):
+            become_(module, QUANT_CLASSES[own_class(module)])
         cast(QuantLayer, module).set_spec_(spec)
+        if backend is not None:
+            cast(QuantLayer, module).backend = backend
+    guard_fused_kernels_(model)
     return model
 
 
-def _is_candidate(module: nn.Module) -> bool:
-    return type(module) in QUANT_CLASSES or isinstance(module, QuantLayer)
+def set_backend_(model: Model, backend: str, filter_fn: Callable[[str, nn.Module], bool] | None = None) -> Model:
+    """Change how the Quant* layers of a model compute; bits, keys, storage and codes stay.
+
+    * ``fake``: float products of values on their grids. Any width, any layer.
+    * ``int8``: products of int8 codes forward, the same codes as fake; gradients by float products. Up to 8 bits.
+    * ``int8-bfloat16``: the same with gradients by bfloat16 products.
+    * ``integer``: both gradients by int8 products too, errors rounded stochastically (see :func:`seed_`).
+    * ``bitsandbytes``: linear layers of 8 bits with granularity "channel" by that package.
+    * ``auto``, ``auto-bfloat16``, ``auto-integer``: int8, int8-bfloat16 or integer for the layers that are faster by
+      it, fake for the others; see :func:`backend_choices` and :func:`tune`.
+
+    A layer that a backend cannot compute is computed by fake, and a :class:`BackendWarning` says so once.
+
+    Args:
+        model: Changed in place.
+        backend: One of the names above.
+        filter_fn: Called with the name and the module of each Quant* layer; False leaves it as it is.
+
+    Raises:
+        ValueError: An unknown backend, or the model has no Quant* layers that filter_fn keeps.
+        ImportError: The backend needs a package that cannot be imported.
+    """
+    get_backend(backend).require()
+    layers = [layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)]
+    if not layers:
+        raise ValueError(f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ first")
+    for layer in layers:
+        layer.backend = backend
+    return model
+
+
+def backend_choices(model: nn.Module) -> dict[str, str]:
+    """The backend that really computes each Quant* layer, by the name of the layer: what auto chose, what fell back."""
+    return {
+        name: "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
+        for name, layer in _quant_layers(model)
+    }
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        swapped = own_class(module) in QUANT_CLASSES
+        if own_class(module) is nn.MultiheadAttention:
+            swapped = can_be_quantized(module)
+        if swapped or isinstance(module, QuantLayer):
+            yield name, module
+
+
+def _without_orphans(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Leave out the output projections of attention that is float, which reads their weight and never calls them."""
+    floats = {
+        id(module.out_proj)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention)
+        and not isinstance(module, QuantLayer)
+        and all(module is not other for _, other in chosen)
+    }
+    return [(name, module) for name, module in chosen if id(module) not in floats]
 
 
 def set_spec_(model: Model, spec: SpecLike) -> Model:
@@ -69,13 +142,21 @@ def set_spec_(model: Model, spec: SpecLike) -> Model:
 
 @torch.no_grad()
 def dequantize_(model: Model) -> Model:
-    """Back to plain float layers, in place; the weights become the values that forward computed with."""
+    """Back to plain float layers, in place; the weights become the values that forward computed with.
+
+    Raises:
+        ValueError: A quantised weight has parametrizations, which compute it anew: remove them first.
+    """
     layers = [layer for _, layer in _quant_layers(model)]
+    for layer in layers:
+        if layer.spec.weights < FLOAT_BITS:
+            refuse_parametrized(layer, "dequantize_")
     values = [layer.quantized_weight().dequantize() if layer.spec.weights < FLOAT_BITS else None for layer in layers]
     for layer, value in zip(layers, values, strict=True):
         if value is not None:
             layer.weight.copy_(value)
         layer.to_float_()
+    guard_fused_kernels_(model)
     return model
 
 
@@ -91,7 +172,7 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
     """
     state: dict[str, Tensor | QuantizedTensor] = dict(model.state_dict())
     for name, layer in _quant_layers(model, remove_duplicate=False):
-        key = f"{name}.weight" if name else "weight"
+        key = f"{name}.{layer.weight_key}" if name else layer.weight_key
         if layer.spec.weights < FLOAT_BITS and key in state:
             try:
                 state[key] = layer.quantized_weight()

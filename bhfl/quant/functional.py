@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from bhfl.quant.quantizers import clips
 from bhfl.quant.ranges import wage_shift, weight_scale
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
@@ -65,13 +66,14 @@ def quantize(
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has another shape.
     """
     limit = levels(bits)
-    _check_finite(x)
+    check_finite(x)
     scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
 
 
-def _check_finite(x: Tensor) -> None:
+def check_finite(x: Tensor) -> None:
+    """ValueError for a tensor that is not floating, or has NaN or infinity."""
     if not x.is_floating_point():
         raise ValueError(f"quantize needs a floating tensor, got {x.dtype}")
     if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
@@ -95,9 +97,9 @@ def fake_quantize(
 ) -> Tensor:
     """``quantize(...).dequantize()`` to the bit, with a straight-through gradient.
 
-    The gradient of x is the identity; where the rule clips (mse, lsq, a given scale) it is 0 for clipped values. A
-    scale that requires a gradient gets that of learned step size quantisation (Esser et al. 2020, equations 3 and 5).
-    wage passes every gradient, as Wu et al. 2018 do: clipping is the business of its storage.
+    The gradient of x is the identity; where the rule clips (mse, lsq, a registered one, a given scale) it is 0 for
+    clipped values. A scale that requires a gradient gets that of learned step size quantisation (Esser et al. 2020,
+    equations 3 and 5). wage passes every gradient, as Wu et al. 2018 do: clipping is the business of its storage.
 
     Args:
         x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no device has to wait.
@@ -116,10 +118,44 @@ def fake_quantize(
     if bits == FLOAT_BITS:
         return x
     limit = levels(bits)
-    clips = range_rule in ("mse", "lsq") or (scale is not None and range_rule != "wage")
+    scale, clipped = _rule(x, bits, range_rule, granularity, scale)
+    return _FakeQuantize.apply(x, scale, limit, clipped, generator)  # type: ignore[no-any-return]
+
+
+def quantize_with_gradient(
+    x: Tensor,
+    bits: int,
+    *,
+    range_rule: RangeRule = "absmax",
+    granularity: Granularity = "tensor",
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes behind :func:`fake_quantize`, for products of integers, and a way for the gradient.
+
+    Args:
+        x: As in :func:`fake_quantize`.
+        bits: 2..8.
+        range_rule: As in :func:`quantize`.
+        granularity: As in :func:`quantize`.
+        scale: As in :func:`quantize`.
+
+    Returns:
+        A stand-in for the values, without memory of its own: what they get as gradient, it passes on to x and to the
+        scale as :func:`fake_quantize` does; int8 codes in the shape of x; the scale, float32, 0-dim or [C].
+    """
+    scale, clipped = _rule(x, bits, range_rule, granularity, scale)
+    stand_in, codes = _QuantizeWithGradient.apply(x, scale, levels(bits), clipped)
+    return stand_in, codes, scale.detach()
+
+
+def _rule(
+    x: Tensor, bits: int, range_rule: RangeRule, granularity: Granularity, scale: Tensor | None
+) -> tuple[Tensor, bool]:
+    """The scale to use, and whether values beyond it are clipped and have no gradient."""
+    clipped = clips(range_rule) or (scale is not None and range_rule != "wage")
     if scale is None:
         scale = weight_scale(x, bits, range_rule, granularity)
-    return _FakeQuantize.apply(x, _checked_scale(scale, x), limit, clips, generator)  # type: ignore[no-any-return]
+    return _checked_scale(scale, x), clipped
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -155,6 +191,24 @@ class _FakeQuantize(torch.autograd.Function):
         return grad * inside, grad_scale / math.sqrt(values_per_step * ctx.limit), None, None, None
 
 
+class _QuantizeWithGradient(_FakeQuantize):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, scale: Tensor, limit: int, clips: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.limit, ctx.clips = limit, clips
+        if clips:
+            ctx.save_for_backward(x, scale)
+        codes = grid_codes(x.float(), scale, limit, torch.int8)
+        ctx.mark_non_differentiable(codes)
+        return x.new_zeros(()).expand(x.shape), codes
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        result: tuple[Tensor | None, ...] = _FakeQuantize.backward(ctx, grad)
+        return result[:4]
+
+
 def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
     """Unsigned affine quantisation with the range of this very tensor, and the identity as its gradient.
 
@@ -175,11 +229,16 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
     return _FakeQuantizeActivations.apply(x, (1 << bits) - 1)  # type: ignore[no-any-return]
 
 
+def activation_scale(x: Tensor, steps: int) -> Tensor:
+    """The scale of :func:`fake_quantize_activations`, 0-dim, for ``steps + 1`` codes."""
+    widest = (x.amax().float().clamp_(min=0) / steps) - (x.amin().float().clamp_(max=0) / steps)
+    return widest.mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
+
+
 class _FakeQuantizeActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
-        widest = (x.amax().float().clamp_(min=0) / steps) - (x.amin().float().clamp_(max=0) / steps)
-        scale = widest.mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
+        scale = activation_scale(x, steps)
         return (x.float() * scale.reciprocal()).round_().mul_(scale).to(x.dtype)
 
     @staticmethod

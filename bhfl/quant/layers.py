@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import (
     QuantizedTensor,
     fake_quantize,
     fake_quantize_activations,
     quantize,
     quantize_backward,
+    quantize_with_gradient,
 )
+from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.ranges import bounded_scale, fan_in, wage_alpha, wage_scale, wage_shift, weight_scale
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
@@ -26,15 +29,22 @@ from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
 class QuantLayer(nn.Module):
     """What the quantised layers have in common.
 
+    Under ``torch.nn.utils.parametrize`` it quantises the weight that the parametrizations give.
+
     Attributes:
         spec: The bits; changed by :meth:`set_spec_`.
+        backend: The name of the way to compute, see :mod:`bhfl.quant.backends`; it outlives a change of the spec.
         generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
         weight_step: The learned step of range rule lsq, else None: a parameter, but never in the state dict.
         fixed_scale: Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`.
         storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
     """
 
+    weight_key = "weight"
+    """The name of the weight among the parameters."""
+
     spec: BitSpec
+    backend: str = "fake"
     generator: torch.Generator | None
     weight: Tensor
     weight_step: nn.Parameter | None
@@ -58,7 +68,8 @@ class QuantLayer(nn.Module):
         """Become the parent class again, with the weights as they are."""
         for name in ("spec", "generator", "fixed_scale", "storage_scale", "weight_step"):
             delattr(self, name)
-        self.__class__ = FLOAT_CLASSES[type(self)]  # type: ignore[assignment]
+        vars(self).pop("backend", None)
+        become_(self, FLOAT_CLASSES[own_class(self)])
 
     @torch.no_grad()
     def fix_range_(self) -> None:
@@ -82,6 +93,7 @@ class QuantLayer(nn.Module):
             return
         if self.storage_scale is None:
             raise ValueError(f"store_ of {self.spec.label!r} weights needs their range: call begin_round_(model) first")
+        refuse_parametrized(self, "store_")
         self.weight.copy_(fake_quantize(self.weight, self.spec.storage, scale=self.storage_scale, generator=generator))
 
     @torch.no_grad()
@@ -97,17 +109,37 @@ class QuantLayer(nn.Module):
             scale = bounded_scale(self.weight_step.abs(), levels(self.spec.weights))
         return {"range_rule": self.spec.range_rule, "granularity": self.spec.granularity, "scale": scale}
 
-    def _forward_weight(self) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """The output of the parent, computed with quantised input and weight; shapes as there."""
+        if self.spec.is_float:
+            return self.float_product(input, self.weight)
+        return self._forward_output(get_backend(self.backend).forward(self, input))
+
+    def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the parent computes with such an input and weight, and with the bias of the layer."""
+        raise NotImplementedError(f"{type(self).__name__} has no product of an input and a weight")
+
+    def forward_input(self, x: Tensor) -> Tensor:
+        """The input on its grid."""
+        return fake_quantize_activations(x, self.spec.activations)
+
+    def forward_weight(self) -> Tensor:
+        """The weight on its grid, with its gradient."""
         weight: Tensor = self.weight
         if self.spec.weights < FLOAT_BITS:
             weight = fake_quantize(weight, self.spec.weights, **self._weight_rule())
+        return self._with_gradient_hook(weight)
+
+    def forward_codes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a weight of up to 8 bits: a stand-in that takes its gradient, its int8 codes, and their scale."""
+        stand_in, codes, scale = quantize_with_gradient(self.weight, self.spec.weights, **self._weight_rule())
+        return self._with_gradient_hook(stand_in), codes, scale
+
+    def _with_gradient_hook(self, weight: Tensor) -> Tensor:
         if self.spec.gradients < FLOAT_BITS and weight.requires_grad and torch.is_grad_enabled():
             weight = weight.view_as(weight)  # the hook belongs to this forward pass, not to the parameter
             weight.register_hook(self._gradient_hook(self._quantize_gradient))  # type: ignore[no-untyped-call]
         return weight
-
-    def _forward_input(self, x: Tensor) -> Tensor:
-        return fake_quantize_activations(x, self.spec.activations)
 
     def _forward_output(self, y: Tensor) -> Tensor:
         if self.spec.errors < FLOAT_BITS and y.requires_grad:
@@ -115,12 +147,15 @@ class QuantLayer(nn.Module):
         return y
 
     def _gradient_hook(self, quantize_with: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor], Tensor]:
-        generator = self.generator
-        if generator is None:
-            raise ValueError(
-                f"{self.spec.label!r} rounds stochastically in backward: call seed_(model, generator) before training"
-            )
+        generator = self.required_generator()
         return lambda grad: quantize_with(grad, generator)
+
+    def required_generator(self) -> torch.Generator:
+        """The generator; ValueError without one."""
+        if self.generator is None:
+            what = repr(self.spec.label) if self.backend == "fake" else f"{self.spec.label!r} by {self.backend!r}"
+            raise ValueError(f"{what} rounds stochastically in backward: call seed_(model, generator) before training")
+        return self.generator
 
     def _quantize_error(self, error: Tensor, generator: torch.Generator) -> Tensor:
         return quantize_backward(error, self.spec.errors, generator, range_rule=self.spec.range_rule)
@@ -135,8 +170,9 @@ class QuantLayer(nn.Module):
         return quantize_backward(grad, self.spec.gradients, generator)
 
     def extra_repr(self) -> str:
-        """The arguments of the parent, and the spec."""
-        return f"{super().extra_repr()}, spec={self.spec.label}"
+        """The arguments of the parent, the spec, and the backend if it is another than fake."""
+        text = f"{super().extra_repr()}, spec={self.spec.label}"
+        return text if self.backend == "fake" else f"{text}, backend={describe_backend(self)}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -165,27 +201,47 @@ class QuantLayer(nn.Module):
 class QuantLinear(QuantLayer, nn.Linear):
     """``nn.Linear`` with quantised input and weight."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return self._forward_output(F.linear(self._forward_input(input), self._forward_weight(), self.bias))
+        return F.linear(x, weight, self.bias)
 
 
 class QuantConv1d(QuantLayer, nn.Conv1d):
     """``nn.Conv1d`` with quantised input and weight."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C, L] or [C, L] -> the same with out_channels."""
-        x = self._forward_input(input)
-        return self._forward_output(self._conv_forward(x, self._forward_weight(), self.bias))
+        y: Tensor = self._conv_forward(x, weight, self.bias)
+        return y
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """``nn.Conv2d`` with quantised input and weight."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] -> the same with out_channels."""
-        x = self._forward_input(input)
-        return self._forward_output(self._conv_forward(x, self._forward_weight(), self.bias))
+        y: Tensor = self._conv_forward(x, weight, self.bias)
+        return y
+
+
+class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with quantised input and weight; "channel" means its inputs, which are dimension 0."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, H, W] or [C, H, W] -> the same with out_channels; always by fake."""
+        if self.spec.is_float:
+            return nn.ConvTranspose2d.forward(self, input, output_size)
+        get_backend(self.backend).report(self)
+        stride, padding, kernel, dilation = map(_list, (self.stride, self.padding, self.kernel_size, self.dilation))
+        extra = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
+        geometry: tuple[Any, ...] = (stride, padding, extra, self.groups, dilation)
+        return self._forward_output(
+            F.conv_transpose2d(self.forward_input(input), self.forward_weight(), self.bias, *geometry)
+        )
+
+
+def _list(sizes: Any) -> list[int]:
+    return list(sizes)
 
 
 class QuantEmbedding(QuantLayer, nn.Embedding):
@@ -199,9 +255,15 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Indices [...] -> [..., embedding_dim]."""
         if self.spec.is_float:  # the parent knows of max_norm and sparse gradients
-            return super().forward(input)
-        y = F.embedding(input, self._forward_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+            return nn.Embedding.forward(self, input)
+        y = F.embedding(input, self.forward_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
         return self._forward_output(y)
+
+
+def describe_backend(layer: QuantLayer) -> str:
+    """The backend of a layer, and in brackets the one that computes it where that is another: ``auto (int8)``."""
+    chosen = "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
+    return layer.backend if chosen == layer.backend else f"{layer.backend} ({chosen})"
 
 
 def check_layer(layer: nn.Module, spec: BitSpec) -> None:
@@ -218,6 +280,7 @@ QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
     nn.Linear: QuantLinear,
     nn.Conv1d: QuantConv1d,
     nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Embedding: QuantEmbedding,
 }
 FLOAT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {quant: plain for plain, quant in QUANT_CLASSES.items()}

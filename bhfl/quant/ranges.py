@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from bhfl.quant.quantizers import REGISTERED, group_scale, known_rules
 from bhfl.quant.rounding import block_size, levels
 from bhfl.quant.spec import Granularity, RangeRule
 
@@ -33,30 +34,34 @@ def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granula
     Args:
         x: A floating tensor of any shape; at least one dimension with granularity "channel".
         bits: 2..16.
-        range_rule: One of the rules above.
+        range_rule: One of the rules above, or a registered one.
         granularity: One scale for the tensor, or one for each slice of dimension 0.
 
     Raises:
-        ValueError: Bits out of range, or granularity "channel" of a tensor without dimensions.
+        ValueError: Bits out of range, an unknown rule, or granularity "channel" of a tensor without dimensions.
     """
-    limit = levels(bits)
+    levels(bits)
+    if range_rule not in known_rules():
+        raise ValueError(f"range_rule must be one of {', '.join(known_rules())}, got {range_rule!r}")
     if granularity == "channel" and x.dim() == 0:
         raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
     if range_rule == "wage":
         return wage_scale(x, bits, bits)
     values = x.detach().float().unsqueeze(-1)
     grouped = values if granularity == "channel" else values.unsqueeze(0)
-    scale = _group_scale(grouped, limit, range_rule)
+    scale = _group_scale(grouped, bits, range_rule)
     return scale if granularity == "channel" else scale.squeeze(0)
 
 
-def _group_scale(x: Tensor, limit: int, range_rule: RangeRule) -> Tensor:
+def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:
     """[G, ...] -> [G]; not finite where the group is not, so that a diverged tensor shows as NaN.
 
     Only reductions: a flattened view of a channels_last weight would be a copy.
     """
-    largest = _absmax(x)
-    if range_rule == "lsq":
+    largest, limit = _absmax(x), levels(bits)
+    if range_rule in REGISTERED and x.numel():
+        scale = bounded_scale(group_scale(range_rule, x.flatten(1), bits), limit)
+    elif range_rule == "lsq":
         mean = _sum_groups(x.abs(), 1) / max(x[:1].numel(), 1)
         scale = bounded_scale(mean * (2 / math.sqrt(limit)), limit)
     elif range_rule == "pow2":

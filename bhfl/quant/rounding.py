@@ -40,6 +40,24 @@ def grid_codes(
     return out
 
 
+def scattered_codes(x: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Stochastic int8 codes of a contiguous x with ``|x| <= 127 * scale``, 0-dim: ``grid_codes`` in half the time.
+
+    Nothing has to be clipped, and the noise is drawn for one block: each further block turns its bits by a fresh key,
+    so that the noises of any two elements are independent. Their lowest bit is 1: none is exactly half a step, which
+    would move a value of the grid. Unbiased to 2**-17 of a step.
+    """
+    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    blocks = torch.split(x.view(-1), block_size(x) // 2 if x.device.type == "cpu" else max(1, x.numel()))
+    inverse, words = scale.reciprocal(), _words(len(blocks[0]), generator)
+    keys = _words(4 * len(blocks), generator)
+    for block, target, key in zip(blocks, torch.split(out.view(-1), len(blocks[0])), keys, strict=True):
+        noise = words.bitwise_xor(key).bitwise_or_(0x0001_0001_0001_0001).view(torch.int16)[: len(block)]
+        noisy = (block * inverse).add_(noise.to(x.device).to(torch.float32), alpha=2.0**-16)
+        target.copy_(noisy.round_().to(torch.int16))  # faster than straight to int8
+    return out
+
+
 def block_size(x: Tensor) -> int:
     """How many elements of x to work on at a time."""
     return _CPU_BLOCK if x.device.type == "cpu" else max(1, x.numel())
@@ -77,6 +95,11 @@ def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
 
     Four values come from each random 64-bit word: a third of the time of ``torch.rand``.
     """
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=generator.device)
-    words.random_(-(1 << 63), None, generator=generator)
+    words = _words(x.numel(), generator)
     return words.view(torch.int16)[: x.numel()].view(x.shape).to(x.device).to(torch.float32)
+
+
+def _words(count: int, generator: torch.Generator) -> Tensor:
+    """Random int64 words with as many parts of 16 bits, on the device of the generator."""
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=generator.device)
+    return words.random_(-(1 << 63), None, generator=generator)

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-RangeRule = Literal["absmax", "mse", "lsq", "pow2", "wage"]
+from bhfl.quant.quantizers import known_rules
+
+RangeRule = str
+"""absmax, mse, lsq, pow2, wage, or a name given to :func:`bhfl.quant.register_quantizer`."""
 Granularity = Literal["tensor", "channel"]
 
 FLOAT_BITS = 32
@@ -44,7 +47,7 @@ class BitSpec:
     def __post_init__(self) -> None:
         for key in _WIDTHS:
             _check_bits(f"BitSpec.{key}", getattr(self, key))
-        _check_choice("BitSpec.range_rule", self.range_rule, get_args(RangeRule))
+        _check_choice("BitSpec.range_rule", self.range_rule, known_rules())
         _check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
             raise ValueError(f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}")

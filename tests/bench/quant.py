@@ -7,31 +7,132 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from tests.bench.contest import contest, line
 
 
-def step(bits: int) -> Callable[[], None]:
-    """Training steps of ResNet-18 at batch 32, its weights and activations at `bits`."""
-    from bhfl.engine.system import keep_freed_memory
+class TinyViT(nn.Module):
+    """A vision transformer of width 192 and depth 6 on patches of 4x4 pixels, of which torch has none so small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 192, 4, 4)
+        self.place = nn.Parameter(torch.randn(64, 192) / 50)
+        blocks = (nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True) for _ in range(6))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(192, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.place).mean(1))
+
+
+class WideMLP(nn.Sequential):
+    """Two hidden layers of 1024 units."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())
+        self.append(nn.Linear(1024, 10))
+
+
+OWN = {"vit-tiny": (TinyViT, 32), "mlp-1024": (WideMLP, 512)}
+OURS = {"resnet18": 32, "resnet8": 128, "cnn": 128}
+"""Networks and their batch sizes, on images of 32x32 pixels."""
+
+
+def network(name: str) -> tuple[nn.Module, int]:
     from bhfl.models import build
-    from bhfl.quant import quantize_
+
+    if name in OWN:
+        make, batch = OWN[name]
+        return make(), batch
+    return build(name, 10, (3, 32, 32)), OURS[name]
+
+
+def step(bits: int, name: str = "resnet18", backend: str = "fake", bfloat16: bool = False) -> Callable[[], None]:
+    """Training steps of a network, its weights and activations at `bits`."""
+    from bhfl.engine.system import keep_freed_memory
+    from bhfl.quant import quantize_, seed_
 
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)
-    model = quantize_(build("resnet18", 10, (3, 32, 32)), bits).to(memory_format=torch.channels_last)
+    model, batch = network(name)
+    quantize_(model, bits, backend=backend).to(memory_format=torch.channels_last)
+    seed_(model, torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    x = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (32,))
+    x = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,))
 
     def turn() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
         optimizer.step()
 
     return turn
+
+
+def linear(backend: str) -> Callable[[], None]:
+    """Forward and backward of one layer, 512x1024x1024; the backend "float32" is ``nn.Linear``."""
+    from bhfl.engine.system import keep_freed_memory
+    from bhfl.quant import quantize_, seed_
+
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    layer = nn.Linear(1024, 1024)
+    if backend != "float32":
+        seed_(quantize_(layer, 8, backend=backend), torch.Generator().manual_seed(0))
+    x, error = torch.randn(512, 1024, requires_grad=True), torch.randn(512, 1024)
+
+    def turn() -> None:
+        layer.zero_grad()
+        layer(x).backward(error)
+
+    return turn
+
+
+BOUNDS: dict[str, dict[str, float | None]] = {  # of a step / the float32 step
+    "resnet18": {"fake": 1.07, "auto-bfloat16": 0.80, "auto-integer": 0.50},
+    "resnet8": {"fake": 1.07, "auto-bfloat16": 1.00, "auto-integer": None},
+    "cnn": {"fake": 1.07, "auto-bfloat16": 0.72, "auto-integer": None},
+    "mlp-1024": {"fake": 1.07, "auto-bfloat16": 0.65, "auto-integer": 0.48},
+    "vit-tiny": {"fake": 1.07, "auto-bfloat16": 0.50, "auto-integer": 0.40},
+}
+
+
+def backends(turns: int = 7) -> None:
+    """Training steps at 8 bits by each backend, against float32 and bfloat16 autocast."""
+    for name, bounds in BOUNDS.items():
+        contestants = {backend: (step, (8, name, backend)) for backend in (*bounds, "int8", "integer")}
+        contestants |= {"float32": (step, (32, name)), "bfloat16": (step, (32, name, "fake", True))}
+        seconds = contest(contestants, turns)
+        for backend in contestants:
+            if backend != "float32":
+                line(f"{name}: {backend} / float32 step", seconds[backend] / seconds["float32"], bounds.get(backend))
+    names = ("float32", "fake", "int8", "int8-bfloat16", "integer")
+    seconds = contest({backend: (linear, (backend,)) for backend in names}, 5 * turns)
+    for backend in names[1:]:
+        bound = 0.22 if backend == "integer" else None
+        line(f"Linear 512x1024x1024: {backend} / float32", seconds[backend] / seconds["float32"], bound)
+
+
+def kept_for_backward() -> None:
+    """Bytes saved for backward by one convolution, the fully integer step against float32."""
+    from bhfl.quant import quantize_, seed_
+
+    def saved(layer: nn.Module) -> int:
+        found = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t), lambda t: t):
+            layer(torch.randn(32, 64, 32, 32))
+        return sum(t.numel() * t.element_size() for t in found.values())
+
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    plain = saved(layer)
+    seed_(quantize_(layer, 8, backend="integer"), torch.Generator())
+    line("saved for backward, integer / float32 convolution", saved(layer) / plain, 0.35)
 
 
 def packing() -> None:
@@ -63,4 +164,6 @@ def run() -> None:
     """All of them."""
     seconds = contest({"8": (step, (8,)), "32": (step, (32,))}, 7)
     line("8-bit QAT step / float32 step, ResNet-18, batch 32", seconds["8"] / seconds["32"], 1.10)
+    backends()
+    kept_for_backward()
     packing()

@@ -48,6 +48,10 @@ CASES: dict[str, Case] = {
     },
     "conv1d, same": (lambda: nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"), lambda: torch.randn(2, 3, 9)),
     "conv2d, one image": (lambda: nn.Conv2d(3, 4, 3), lambda: torch.randn(3, 6, 6)),
+    "transposed conv2d": (
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=1, output_padding=1, groups=2, dilation=(2, 1)),
+        lambda: torch.randn(2, 4, 5, 6),
+    ),
     "embedding": (lambda: nn.Embedding(9, 5, padding_idx=2), lambda: torch.tensor([[1, 2, 2], [8, 0, 1]])),
     "embedding, by frequency": (lambda: nn.Embedding(9, 5, scale_grad_by_freq=True), lambda: torch.tensor([1, 1, 3])),
     "embedding, sparse": (lambda: nn.Embedding(9, 5, sparse=True), lambda: torch.tensor([1, 1, 3])),

@@ -50,3 +50,15 @@ def test_wage_fits_a_separable_set() -> None:
     model, x, y = problem()
     train(quantize_(model, "wage2888"), x, y, 150, 2 * 2.0**-7)
     assert (model(x).argmax(1) == y).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
+@pytest.mark.parametrize("spec", ["int8", "ternary", "strict8", "wage2888"])
+def test_other_backends_learn_as_fake_does(backend: str, spec: str) -> None:
+    model, x, y = problem()
+    lr = 2 * 2.0**-7 if spec == "wage2888" else 0.1
+    expected = train(quantize_(copy.deepcopy(model), spec), x, y, 100, lr)
+    found = train(quantize_(model, spec, backend=backend), x, y, 100, lr)
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[-1] < 0.3 * found[0]
+    assert sum(found) == pytest.approx(sum(expected), rel=0.1)

@@ -1,0 +1,156 @@
+"""Multi-head attention with quantised projections, and the fused kernels of torch that would step over them.
+
+Legend: B batch, H heads, L length of query, S length of key and value, E embed_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from bhfl.quant.backends import get_backend
+from bhfl.quant.layers import FLOAT_CLASSES, QUANT_CLASSES, QuantLayer, QuantLinear
+
+
+class QuantAttentionOutput(QuantLinear, NonDynamicallyQuantizableLinear):
+    """The output projection of attention."""
+
+
+class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` with quantised projections; products of queries, keys and values stay float.
+
+    The three input projections share one weight, ``in_proj_weight``, and so its scale. Where query, key and value are
+    not the same tensor, each distinct one passes through all of it.
+    """
+
+    weight_key = "in_proj_weight"
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The weight of the input projections, [3 * E, E]."""
+        return self.in_proj_weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the input projections, [3 * E]."""
+        return self.in_proj_bias
+
+    def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[..., E] -> [..., 3 * E]."""
+        return F.linear(x, weight, self.in_proj_bias)
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the parent; ``is_causal`` is a hint, and needs the mask that it speaks of."""
+        if self.spec.is_float:
+            masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return nn.MultiheadAttention.forward(self, query, key, value, *masks)
+        if is_causal and attn_mask is None:
+            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))
+        mask = _merged_mask(attn_mask, key_padding_mask, q, k)
+        out, weights = _attend(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
+        out = self.out_proj(self._joined(out, query.dim() == 3))
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if query.dim() == 3 else weights.squeeze(0)
+        return out, weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """The projections of the three, which are one product for each distinct tensor."""
+        done: dict[int, tuple[Tensor, ...]] = {}
+        for x in (query, key, value):
+            if id(x) not in done:
+                done[id(x)] = self._forward_output(get_backend(self.backend).forward(self, x)).chunk(3, dim=-1)
+        return [done[id(x)][i] for i, x in enumerate((query, key, value))]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, L, E], [L, B, E] or [L, E] -> [B, H, L, E / H]."""
+        if x.dim() == 2:
+            x = x.unsqueeze(0)
+        elif not self.batch_first:
+            x = x.transpose(0, 1)
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def _joined(self, x: Tensor, batched: bool) -> Tensor:
+        """[B, H, L, E / H] -> the shape of the query."""
+        x = x.transpose(1, 2).flatten(2)
+        if not batched:
+            return x.squeeze(0)
+        return x if self.batch_first else x.transpose(0, 1)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """[B, H, L, D], [B, H, S, D] twice -> [B, H, L, D], and the weights [B, H, L, S] if they are wanted."""
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+    return weights @ v, weights
+
+
+def _merged_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """What is added to the scores, broadcasting to [B, H, L, S]; boolean masks are True where nothing may be seen."""
+    masks = []
+    if attn_mask is not None:  # [L, S] or [B * H, L, S]
+        masks.append(
+            _additive(attn_mask, q).view(-1, *(q.shape[1:2] if attn_mask.dim() == 3 else (1,)), *attn_mask.shape[-2:])
+        )
+    if key_padding_mask is not None:  # [B, S] or [S]
+        masks.append(_additive(key_padding_mask, q).view(-1, 1, 1, k.shape[2]))
+    return sum(masks[1:], masks[0]) if masks else None
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(like.dtype)
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)
+
+
+def can_be_quantized(attention: nn.Module) -> bool:
+    """Whether :class:`QuantMultiheadAttention` knows all that an ``nn.MultiheadAttention`` does."""
+    return (
+        isinstance(attention, nn.MultiheadAttention)
+        and attention._qkv_same_embed_dim
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+QUANT_CLASSES[nn.MultiheadAttention] = QuantMultiheadAttention
+QUANT_CLASSES[NonDynamicallyQuantizableLinear] = QuantAttentionOutput
+FLOAT_CLASSES.update(
+    {QuantMultiheadAttention: nn.MultiheadAttention, QuantAttentionOutput: NonDynamicallyQuantizableLinear}
+)
+
+
+def guard_fused_kernels_(model: nn.Module) -> None:
+    """Keep ``nn.TransformerEncoderLayer`` from its kernel for inference, which reads the weights and calls no layer.
+
+    Only where something inside is quantised: at float32 the kernel stays what it was.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
+            name = "use_nested_tensor" if isinstance(module, nn.TransformerEncoder) else "activation_relu_or_gelu"
+            saved: dict[str, Any] = vars(module).setdefault("_before_quantization", {})
+            saved.setdefault(name, getattr(module, name, 0))
+            quantized = any(isinstance(m, QuantLayer) and not m.spec.is_float for m in module.modules())
+            setattr(module, name, 0 if quantized else saved[name])
+            if not quantized:
+                del module.__dict__["_before_quantization"]

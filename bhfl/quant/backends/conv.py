@@ -1,0 +1,157 @@
+"""Integer convolutions: oneDNN's on a CPU that has them, else matrix products of unfolded images.
+
+Legend: x [B, C, H, W] input, w [O, C/G, R, S] weight, g [B, O, P, Q] error, all codes int8; images are channels_last,
+so that an unfolded image is a strided view. A one-dimensional convolution has H == R == 1.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bhfl.quant.backends.codes import Codes
+from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, scaled, too_long, weight_sums
+
+Pair = tuple[int, int]
+_UNFOLDED_BYTES = 1 << 26
+"""Images are unfolded some at a time: about so many bytes."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of two dimensions; padding is with zeros and the same at both ends."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def fault(self, weight: Tensor) -> str:
+        """Why it cannot be computed in integers; empty if it can."""
+        num_outputs, num_inputs, *kernel = weight.shape
+        taps = max(num_inputs, num_outputs // self.groups)
+        for size in kernel:
+            taps *= size
+        return too_long(taps) or int_mm_fault(str(weight.device))
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The input or error in the memory format that the products need."""
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
+        """x, w -> float32 [B, O, P, Q], channels_last; w has one scale, or one for each O."""
+        product = _onednn if x.values.device.type == "cpu" and not onednn_fault() else _unfolded
+        return product(self, x, w, bias)
+
+    def grad_input(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
+        """g, w -> float32 of the shape of x: the convolution of the spread error with the mirrored kernel."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, w.values.shape[2:], strict=True)]
+        border = [r - p for r, p in zip(reach, self.padding, strict=True)]
+        spread = self._spread(g.values, [n - r + 2 * p for n, r, p in zip(shape[2:], reach, self.padding, strict=True)])
+        if min(border) < 0:  # padding beyond the kernel: errors of outputs that saw zeros only
+            spread = self.dense(F.pad(spread, [min(b, 0) for b in reversed(border) for _ in range(2)]))
+        conv = Conv(padding=(max(border[0], 0), max(border[1], 0)), dilation=self.dilation, groups=self.groups)
+        return conv.forward(Codes(spread, g.scale), Codes(self._mirrored(w.values), w.scale), None)
+
+    def _spread(self, g: Tensor, size: list[int]) -> Tensor:
+        """The errors that a convolution with stride 1 would have: 0 where a stride skipped an output."""
+        if list(g.shape[2:]) == size:
+            return g
+        spread = g.new_zeros(g.shape[0], *size, g.shape[1]).permute(0, 3, 1, 2)
+        down, right = self.stride
+        spread[:, :, : down * g.shape[2] : down, : right * g.shape[3] : right] = g
+        return spread
+
+    def _mirrored(self, w: Tensor) -> Tensor:
+        """[G*O', C', R, S] -> [G*C', O', R, S], turned around."""
+        grouped = w.reshape(self.groups, -1, *w.shape[1:]).transpose(1, 2)
+        return grouped.reshape(-1, *grouped.shape[2:]).flip(2, 3).contiguous()
+
+    def grad_weight(self, g: Codes, x: Codes, shape: torch.Size) -> Tensor:
+        """g, x -> float32 of the shape of w."""
+        patches = self.unfold(x, (shape[2], shape[3]))
+        errors = torch.split(g.values.permute(0, 2, 3, 1), len(patches[0]))
+        num_outputs = shape[0] // self.groups
+        sums = [
+            weight_sums(
+                ((_rows(e, i, num_outputs), _rows(p, i, shape[1])) for e, p in zip(errors, patches, strict=True)),
+                x.zero,
+            )
+            for i in range(self.groups)
+        ]
+        total = torch.cat(sums).view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+        return scaled(total, g.scale, x.scale)
+
+    def unfold(self, x: Codes, kernel: Pair) -> tuple[Tensor, ...]:
+        """Views [some of B, P, Q, R, S, C] of padded images, whose copies are about _UNFOLDED_BYTES."""
+        down, right = self.padding
+        border = 0 if x.zero is None else int(x.zero)
+        images = F.pad(x.values.permute(0, 2, 3, 1), (0, 0, right, right, down, down), value=border).contiguous()
+        b, h, w, c = images.stride()
+        size = [
+            (n - d * (k - 1) - 1) // s + 1
+            for n, k, s, d in zip(images.shape[1:3], kernel, self.stride, self.dilation, strict=True)
+        ]
+        strides = (b, h * self.stride[0], w * self.stride[1], h * self.dilation[0], w * self.dilation[1], c)
+        patches = images.as_strided((len(images), *size, *kernel, images.shape[3]), strides)
+        return torch.split(patches, max(1, _UNFOLDED_BYTES // max(patches[:1].numel(), 1)))
+
+    def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+        """Gradients of x and w, where needed, by convolutions of floats of one dtype."""
+        geometry: tuple[Any, ...] = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, x, w, None, *geometry, (*need, False))
+        return found[:2]
+
+
+def _rows(x: Tensor, group: int, size: int) -> Tensor:
+    """[B, P, Q, ..., G*size] -> [B*P*Q, ...*size]: the channels of one group, a row for each output pixel."""
+    return x[..., group * size : (group + 1) * size].reshape(x.shape[0] * x.shape[1] * x.shape[2], -1)
+
+
+def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
+    """By matrix products, on any device."""
+    num_outputs, num_inputs, *kernel = w.values.shape
+    matrices = w.values.permute(0, 2, 3, 1).reshape(conv.groups, num_outputs // conv.groups, -1)
+    zeros = [row_sums(m) * x.zero if x.zero is not None else 0 for m in matrices]
+    blocks = []
+    for patches in conv.unfold(x, (kernel[0], kernel[1])):
+        sums = [
+            int_mm(_rows(patches, i, num_inputs), m.t()) - zero
+            for i, (m, zero) in enumerate(zip(matrices, zeros, strict=True))
+        ]
+        blocks.append(scaled(torch.cat(sums, 1), w.scale, x.scale).view(*patches.shape[:3], num_outputs))
+    y = torch.cat(blocks)
+    return (y if bias is None else y.add_(bias)).permute(0, 3, 1, 2)
+
+
+def _onednn(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
+    """By oneDNN, whose inputs are unsigned; signed codes become so by turning their highest bit."""
+    ops, geometry = torch.ops.onednn, (conv.stride, conv.padding, conv.dilation, conv.groups)
+    images = x.values.view(torch.uint8).bitwise_xor(0x80)
+    scale, zero = float(x.scale), 128 + (0 if x.zero is None else int(x.zero))
+    scales = w.scale.expand(len(w.values)).contiguous()
+    packed = ops.qconv_prepack(w.values.contiguous(), scales, scale, zero, *geometry, list(images.shape))
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    bias = None if bias is None else bias.float()
+    y: Tensor = ops.qconv2d_pointwise(
+        images, scale, zero, packed, scales, zeros, bias, *geometry, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return y
+
+
+@cache
+def onednn_fault() -> str:
+    """Why oneDNN's integer convolutions cannot be used; empty if they can. See :func:`int_mm_fault`."""
+    one = torch.ones(())
+    extremes = torch.full((1, 32, 4, 4), 127, dtype=torch.int8).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((16, 32, 3, 3), 127, dtype=torch.int8)
+    weight[1::2] = -127
+    try:
+        found = _onednn(Conv(), Codes(extremes, one, torch.tensor(-128, dtype=torch.int32)), Codes(weight, one), None)
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        return f"oneDNN has no integer convolution here ({str(error).splitlines()[0]})"
+    exact = torch.equal(found[0, :2, 0, 0], torch.tensor([1.0, -1.0]) * 255 * 127 * 32 * 9)
+    return "" if exact else "oneDNN's integer convolutions are not exact here"

@@ -1,0 +1,127 @@
+"""Backend ``int8``: true integer products forward, the straight-through estimator backward.
+
+The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies floats, in the
+dtype of the error (bfloat16 under autocast). Kept for backward are the int8 codes of the input, a quarter of float32.
+``int8-bfloat16`` rounds the error and the weight to bfloat16 there, which is much faster where the processor has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bhfl.quant.backends.base import FAKE, Backend, result_dtype
+from bhfl.quant.backends.codes import Codes, input_codes
+from bhfl.quant.backends.conv import Conv
+from bhfl.quant.backends.linear import Linear
+from bhfl.quant.backends.shapes import kernel, lower, product_of, restore
+from bhfl.quant.rounding import per_slice
+
+if TYPE_CHECKING:
+    from bhfl.quant.layers import QuantLayer
+
+WIDEST = 8
+"""Bits that an int8 code holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a product of codes needs besides its operands.
+
+    Attributes:
+        product: The shape of the computation.
+        bits: Of the input.
+        dtype: Of float products backward; None for that of the error.
+        generator: Source of the rounding of errors, where they are rounded.
+    """
+
+    product: Linear | Conv
+    bits: int
+    dtype: torch.dtype | None = None
+    generator: torch.Generator | None = None
+
+
+class Int8(Backend):
+    """See the head of this file.
+
+    Args:
+        dtype: Of the float products backward; None for that of the error.
+    """
+
+    def __init__(self, name: str = "int8", dtype: torch.dtype | None = None) -> None:
+        self.name, self.dtype = name, dtype
+        self.function: type[IntegerForward] = StraightThrough
+
+    def refusal(self, layer: QuantLayer) -> str:
+        """See :class:`Backend`."""
+        spec, product = layer.spec, product_of(layer)
+        if max(spec.weights, spec.activations) > WIDEST:
+            return f"it needs weights and activations of at most {WIDEST} bits, got {spec.weights}, {spec.activations}"
+        return "it has no integer product" if product is None else product.fault(kernel(layer, layer.weight))
+
+    def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        """See :class:`Backend`; a compiled program stops for it, an exported one computes with fake."""
+        if torch.compiler.is_dynamo_compiling():  # a decorator would import the compiler along with this file
+            eager: Callable[[QuantLayer, Tensor], Tensor] = torch.compiler.disable(super().forward)  # type: ignore[no-untyped-call]
+            return eager(layer, x)
+        return FAKE.compute(layer, x) if torch.compiler.is_compiling() else super().forward(layer, x)
+
+    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        """See :class:`Backend`; an empty batch has no range, and nothing to compute."""
+        product = product_of(layer)
+        if x.numel() == 0 or product is None:
+            return FAKE.compute(layer, x)
+        plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
+        stand_in, codes, scale = layer.forward_codes()
+        operands = (lower(layer, x), kernel(layer, stand_in), kernel(layer, codes), scale, layer.bias, plan)
+        y: Tensor = self.function.apply(*operands)
+        return restore(layer, y, x).to(result_dtype(x))
+
+
+class IntegerForward(torch.autograd.Function):
+    """The forward pass of codes; the gradients of x and of the stand-in for the weight are those of a subclass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, stand_in: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, plan: Plan
+    ) -> Tensor:
+        """Float32; channels_last if x or the weight is."""
+        inputs = input_codes(plan.product.dense(x), plan.bits)
+        ctx.plan, ctx.x_shape, ctx.dtypes = plan, x.shape, (x.dtype, stand_in.dtype, bias is None or bias.dtype)
+        ctx.save_for_backward(codes, scale, inputs.values, inputs.scale, inputs.zero)
+        y = plan.product.forward(inputs, Codes(codes, scale), bias)
+        return y if _is_channels_last(x) or _is_channels_last(codes) else y.contiguous()
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def gradients(ctx: Any, g: Tensor, gx: Tensor | None, gw: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What backward returns: the gradients in the dtypes of x, weight and bias; g is [M, O] or [B, O, P, Q]."""
+    gb = g.sum([0, *range(2, g.dim())]) if ctx.needs_input_grad[4] else None
+    gx, gw, gb = (
+        None if grad is None else grad.to(dtype) for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True)
+    )
+    return gx, gw, None, None, gb, None
+
+
+class StraightThrough(IntegerForward):
+    """Gradients by float products with the values that the codes stand for."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """See :func:`gradients`."""
+        codes, scale, *inputs = ctx.saved_tensors
+        product, x, need = ctx.plan.product, Codes(*inputs), ctx.needs_input_grad[:2]
+        dtype = ctx.plan.dtype or g.dtype
+        weight = codes.to(dtype).mul_(per_slice(scale, codes.dim()).to(dtype))
+        with torch.autocast(g.device.type, enabled=False):
+            gx, gw = product.float_gradients(product.dense(g.to(dtype)), x.whole(dtype), weight, need)
+        return gradients(ctx, g, gx, None if gw is None else gw.float().mul_(x.scale))

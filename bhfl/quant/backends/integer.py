@@ -1,0 +1,60 @@
+"""Backend ``integer``: forward as ``int8``, and both gradients as products of int8 codes too.
+
+The error becomes int8 codes with the range of its tensor, rounded stochastically (unbiased) from the generator of the
+layer. Where the weight has one scale for each output channel, the error times these scales has codes of its own for the
+gradient of the input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bhfl.quant.backends.codes import Codes, error_codes
+from bhfl.quant.backends.int8 import Int8, IntegerForward, gradients
+from bhfl.quant.rounding import per_slice
+
+if TYPE_CHECKING:
+    from bhfl.quant.layers import QuantLayer
+
+
+class Integer(Int8):
+    """See the head of this file."""
+
+    def __init__(self) -> None:
+        super().__init__("integer")
+        self.function = StochasticErrors
+
+    def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        """See :class:`Backend`; ValueError without a generator where gradients are wanted."""
+        if torch.is_grad_enabled():
+            layer.required_generator()
+        return super().compute(layer, x)
+
+
+class StochasticErrors(IntegerForward):
+    """Gradients by integer products."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        """See :func:`bhfl.quant.backends.int8.gradients`."""
+        values, scale, *inputs = ctx.saved_tensors
+        product, generator, gx, gw = ctx.plan.product, ctx.plan.generator, None, None
+        g = product.dense(g)
+        codes = error_codes(g, generator)
+        if ctx.needs_input_grad[0]:
+            weight, errors = Codes(values, scale), codes
+            if scale.dim():  # channels are dimension 1 of g
+                weight, errors = Codes(values, codes.scale.new_ones(())), error_codes(_per_channel(g, scale), generator)
+            gx = product.grad_input(errors, weight, ctx.x_shape)
+        if ctx.needs_input_grad[1]:
+            gw = product.grad_weight(codes, Codes(*inputs), values.shape)
+        return gradients(ctx, g, gx, gw)
+
+
+def _per_channel(g: Tensor, scale: Tensor) -> Tensor:
+    return g * per_slice(scale, g.dim() - 1)

@@ -1,0 +1,117 @@
+"""Integer matrix products, and the linear layer made of them.
+
+Legend: x [M, K] input, w [N, K] weight, g [M, N] error; codes are int8, sums int32 and exact.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bhfl.quant.backends.codes import Codes
+
+LONGEST_SUM = ((1 << 31) - 1) // (255 * 128)
+"""So many products of an input code less its zero (255 at most) and another code (128) fit into 32 bits."""
+_SLICE = 1 << 15
+"""Rows of g and x multiplied at a time, less than LONGEST_SUM."""
+
+
+def int_mm(a: Tensor, b: Tensor) -> Tensor:
+    """int8 [M, K] @ int8 [K, N] -> int32 [M, N]."""
+    return torch._int_mm(_dense(a), _dense(b)) if a.device.type == "cpu" else _filled_up(a, b)
+
+
+def _filled_up(a: Tensor, b: Tensor) -> Tensor:
+    """``torch._int_mm`` on CUDA takes more than 16 rows, and multiples of 8 otherwise: zeros stand for the rest."""
+    (m, k), n = a.shape, b.shape[1]
+    a = F.pad(a, (0, -k % 8, 0, max(17 - m, 0)))
+    b = F.pad(b, (0, -n % 8, 0, -k % 8))
+    return torch._int_mm(_dense(a), _dense(b))[:m, :n]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A matrix with strides of which oneDNN makes no fault: rows or columns that are contiguous and do not overlap."""
+    if 1 in x.shape:
+        return x.reshape(-1).view(x.shape)
+    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
+
+
+@cache
+def int_mm_fault(device: str) -> str:
+    """Why :func:`int_mm` cannot be used on a device ("cpu", "cuda:0"); empty if it can.
+
+    Some processors without int8 dot products saturate sums of two products at 16 bits: the extremes show it.
+    """
+    extremes = torch.full((32, 64), 127, dtype=torch.int8)
+    extremes[1::2] = -128
+    try:
+        on_device = extremes.to(device)
+        found = int_mm(on_device, on_device.t()).cpu()
+    except (RuntimeError, NotImplementedError, AttributeError) as error:
+        return f"torch._int_mm does not run on {device} ({str(error).splitlines()[0]})"
+    exact = torch.equal(found, extremes.int() @ extremes.int().t())
+    return "" if exact else f"torch._int_mm is not exact on {device}"
+
+
+def row_sums(w: Tensor) -> Tensor:
+    """int8 [N, K] -> int32 [N]; as a product, because sums of int8 are slow on a CPU."""
+    return int_mm(w, torch.ones(w.shape[1], 8, dtype=torch.int8, device=w.device))[:, 0]
+
+
+def scaled(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Integer sums times two scales, which broadcast: float32."""
+    return sums.to(torch.float32).mul_(a * b)
+
+
+def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> Tensor:
+    """Pairs of g [M, N] and x [M, K] -> the sum of all ``g.T @ (x - zero)``, [N, K]: int32, or float32 if many."""
+    total: Tensor | None = None
+    for g, x in pairs:
+        for errors, values in zip(torch.split(g, _SLICE), torch.split(x, _SLICE), strict=True):
+            part = int_mm(errors.t(), values)
+            if zero is not None:
+                part.sub_((row_sums(errors.t()) * zero).unsqueeze(1))
+            total = part if total is None else total.to(torch.float32).add_(part)
+    assert total is not None
+    return total
+
+
+def too_long(length: int) -> str:
+    """A complaint, if so many products of codes may not fit into 32 bits."""
+    return f"sums of {length} products may not fit into 32 bits ({LONGEST_SUM} do)" if length > LONGEST_SUM else ""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``y = x @ w.T``."""
+
+    def fault(self, weight: Tensor) -> str:
+        """Why it cannot be computed in integers; empty if it can."""
+        return too_long(max(weight.shape)) or int_mm_fault(str(weight.device))
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The input or error in the memory format that the products need."""
+        return x.contiguous()
+
+    def forward(self, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
+        """[M, K], [N, K] -> float32 [M, N]."""
+        sums = int_mm(x.values, w.values.t())
+        if x.zero is not None:
+            sums.sub_(row_sums(w.values) * x.zero)
+        y = scaled(sums, w.scale, x.scale)
+        return y if bias is None else y.add_(bias)
+
+    def grad_input(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
+        """[M, N], [N, K] -> float32 of the shape of x, [M, K]; one scale each."""
+        return scaled(int_mm(g.values, w.values), g.scale, w.scale)
+
+    def grad_weight(self, g: Codes, x: Codes, shape: torch.Size) -> Tensor:
+        """[M, N], [M, K] -> float32 of the shape of w, [N, K]."""
+        return scaled(weight_sums([(g.values, x.values)], x.zero), g.scale, x.scale)
+
+    def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+        """Gradients of x and w, where needed, by products of floats of one dtype."""
+        return g @ w if need[0] else None, g.t() @ x if need[1] else None

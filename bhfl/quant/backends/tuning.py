@@ -1,0 +1,113 @@
+"""Measures the table of the ``auto...`` backends on the machine at hand."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.quant.backends.auto import FAST, TABLE
+
+SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
+"""Channels of the layers that are measured."""
+_IMAGES = (16, 16, 16)
+_MARGIN = 0.95
+"""A gain less than this is none."""
+
+
+def tune(
+    device: str | torch.device = "cpu",
+    *,
+    sizes: tuple[int, ...] = SIZES,
+    num_rows: int = 1024,
+    num_turns: int = 7,
+    **spec: Any,
+) -> dict[tuple[str, str, str], int]:
+    """Measure from which size on each backend is faster than ``fake``, and let the ``auto...`` backends use that.
+
+    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 16 images of 16x16
+    pixels; the backends take turns. Takes about half a minute on one thread of a CPU; nothing else should run. The
+    table lasts as long as the process.
+
+    Args:
+        device: Where to measure; the type of the device is what counts later.
+        sizes: Channels of the layers, ascending.
+        num_rows: What a linear layer gets at once: the batch size, times the length of the sequence if there is one.
+            The fewer they are, the less an integer product gains.
+        num_turns: Steps of each backend, of which the median counts.
+        **spec: Fields of a :class:`~bhfl.quant.BitSpec`; by default 8 bits.
+
+    Returns:
+        What was measured: device type, backend and kind of layer -> the least size from which the backend is faster
+        at all sizes; those that never are have no entry.
+    """
+    kind_of_device = torch.device(device).type
+    found: dict[tuple[str, str, str], int] = {}
+    for kind, make in (("linear", partial(_linear, num_rows)), ("conv", _conv)):
+        with torch.random.fork_rng([device] if kind_of_device == "cuda" else []):
+            gains = [_relative_seconds(*make(size, device), spec, num_turns) for size in sizes]
+        for backend in gains[0]:
+            fast = [gain[backend] < _MARGIN for gain in gains]
+            first = next((i for i in range(len(sizes)) if all(fast[i:])), None)
+            if first is not None:
+                found[kind_of_device, backend, kind] = sizes[first]
+    for key in [key for key in TABLE if key[0] == kind_of_device]:
+        del TABLE[key]
+    TABLE.update(found)
+    return found
+
+
+def _linear(num_rows: int, size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
+    return nn.Linear(size, size, device=device), torch.randn(num_rows, size, device=device)
+
+
+def _conv(size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
+    batch, *image = _IMAGES
+    x = torch.randn(batch, size, *image, device=device).contiguous(memory_format=torch.channels_last)
+    return nn.Conv2d(size, size, 3, padding=1, device=device).to(memory_format=torch.channels_last), x
+
+
+def _relative_seconds(layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int) -> dict[str, float]:
+    """A step of each backend that does not refuse, divided by one of fake."""
+    from bhfl.quant.convert import backend_choices, quantize_, seed_  # which know of backends
+
+    steps: dict[str, Callable[[], None]] = {}
+    for backend in ("fake", *FAST.values()):
+        model = quantize_(copy.deepcopy(layer), spec or 8, backend=backend)
+        seed_(model, torch.Generator(x.device).manual_seed(0))
+        if backend_choices(model)[""] == backend:
+            steps[backend] = _step(model, x)
+    seconds: dict[str, list[float]] = {backend: [] for backend in steps}
+    for _ in range(num_turns + 1):  # the first warms up
+        for backend, step in steps.items():
+            seconds[backend].append(_timed(step, x.device))
+    typical = {backend: median(times[1:]) for backend, times in seconds.items()}
+    return {backend: value / typical["fake"] for backend, value in typical.items() if backend != "fake"}
+
+
+def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    inputs = x.detach().requires_grad_()
+    error = torch.randn_like(model(inputs))
+
+    def step() -> None:
+        model.zero_grad()
+        inputs.grad = None
+        model(inputs).backward(error)
+
+    return step
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds: of this thread on a CPU with one thread, else of the clock on the wall."""
+    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start

@@ -1,0 +1,25 @@
+"""Classes of modules under ``torch.nn.utils.parametrize``, which gives each module a class of its own."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module without its parametrizations."""
+    return type(module).__mro__[1] if is_parametrized(module) else type(module)
+
+
+def become_(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of a module; parametrizations stay."""
+    if is_parametrized(module):
+        members = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        cls = type(f"Parametrized{cls.__name__}", (cls,), members)
+    module.__class__ = cls
+
+
+def refuse_parametrized(module: nn.Module, what: str) -> None:
+    """ValueError for a module whose weight is computed from others, which cannot be set."""
+    if is_parametrized(module, getattr(module, "weight_key", "weight")):
+        raise ValueError(f"{what} must set the weight, but it is parametrized: call remove_parametrizations first")

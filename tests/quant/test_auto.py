@@ -1,0 +1,87 @@
+"""The backends that choose, and the table that they choose by."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from bhfl.quant import backend_choices, quantize_, set_backend_, set_spec_, tune
+from bhfl.quant.backends import auto, base, tuning
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    base._REPORTED.clear()
+    before = dict(auto.TABLE)
+    auto.TABLE.clear()
+    auto.TABLE.update({("cpu", "int8", "linear"): 64, ("cpu", "int8", "conv"): 32, ("cpu", "integer", "conv"): 16})
+    yield
+    auto.TABLE.clear()
+    auto.TABLE.update(before)
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3),
+        nn.Conv2d(32, 64, 3),
+        nn.Conv2d(64, 64, 1, groups=4),
+        nn.Flatten(),
+        nn.Linear(64, 64),
+        nn.Linear(64, 10),
+        nn.Unflatten(1, (2, 5)),
+        nn.Conv1d(2, 32, 2),
+    )
+
+
+@pytest.mark.filterwarnings("error::bhfl.quant.BackendWarning")
+def test_layers_below_the_table_stay_with_fake() -> None:
+    net = quantize_(model(), 8, backend="auto")
+    assert backend_choices(net) == {"0": "fake", "1": "int8", "2": "fake", "4": "int8", "5": "fake", "7": "fake"}
+    assert repr(net[1]).endswith("spec=int8, backend=auto (int8))")
+    assert repr(net[5]).endswith("spec=int8, backend=auto (fake))")
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(net(x), set_backend_(copy.deepcopy(net), "fake")(x))
+    set_spec_(net, 12)  # no integers so wide: a choice, not a fallback
+    assert set(backend_choices(net).values()) == {"fake"}
+    net(x)
+    set_backend_(set_spec_(net, 8), "auto-integer")
+    assert backend_choices(net) == {"0": "fake", "1": "integer", "2": "integer", "4": "fake", "5": "fake", "7": "fake"}
+    set_backend_(net, "auto-bfloat16")
+    assert set(backend_choices(net).values()) == {"fake"}
+
+
+def test_float32_and_copies_and_state_dicts_do_not_care() -> None:
+    net = quantize_(model(), 32, backend="auto")
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(net(x), model()(x))
+    assert list(net.state_dict()) == list(model().state_dict())
+    assert backend_choices(copy.deepcopy(set_spec_(net, 8))) == backend_choices(net)
+
+
+def test_tune_takes_the_least_size_from_which_all_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {  # by size
+        "int8": {8: 0.5, 16: 1.1, 32: 0.9, 64: 0.5},
+        "int8-bfloat16": {8: 0.5, 16: 0.5, 32: 0.5, 64: 0.97},
+        "integer": {8: 0.9, 16: 0.9, 32: 0.9, 64: 0.9},
+    }
+
+    def measured(layer: nn.Module, x: torch.Tensor, spec: object, num_turns: int) -> dict[str, float]:
+        return {backend: times[x.shape[1]] for backend, times in seconds.items()}
+
+    auto.TABLE["cuda", "int8", "linear"] = 1
+    monkeypatch.setattr(tuning, "_relative_seconds", measured)
+    found = tune(sizes=(8, 16, 32, 64))
+    assert found == {("cpu", b, k): n for k in ("linear", "conv") for b, n in (("int8", 32), ("integer", 8))}
+    assert {**found, ("cuda", "int8", "linear"): 1} == auto.TABLE
+
+
+def test_tune_really_measures() -> None:
+    state = torch.get_rng_state()
+    for (device, backend, kind), size in tune(sizes=(8, 16), num_rows=64, num_turns=1).items():
+        assert (device, size) in (("cpu", 8), ("cpu", 16))
+        assert backend in auto.FAST.values()
+        assert kind in ("linear", "conv")
+    assert torch.equal(torch.get_rng_state(), state)
