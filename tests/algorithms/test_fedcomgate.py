@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bhfl.algorithms import FedCOM, FedCOMGATE
+from bhfl.engine.sampling import sample_cohort
 from tests.algorithms.quadratics import Data, Module
 from tests.federation import Client, fake, fit, same
 
@@ -79,6 +80,23 @@ def test_full_participation_costs_one_float32_model_down_a_round(tmp_path):
     assert 0 < headers < 3 * 400
     assert down[1:] == [down[1]] * 3
     assert down[0] > down[1] + 3 * size - headers
+
+
+def test_bytes_of_partial_participation_are_the_formula(tmp_path):
+    """Who comes new is sent the model, and all of the round its mean difference: biases are tracked as weights are."""
+    options = {"clients_per_round": 2, "local_steps": 2, "max_rounds": 5}
+    run = fit(tmp_path, FedCOMGATE(4), {32: 4}, lambda: Client(momentum=0.0), **options)
+    weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
+    rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
+    up = sum((4 * d + 7) // 8 + 4 for d in weights) + 4 * rest
+    model, before, wanted = 4 * (sum(weights) + rest), set(), []
+    for round in range(5):
+        cohort = {c.id for c in sample_cohort(run.clients, 2, 0, round, "stratified")}
+        wanted.append(2 * up + 2 * model + len(cohort - before) * model)
+        before = cohort
+    assert len(set(wanted)) > 1
+    rows = run.run.history
+    assert [row["uplink_bytes"] + row["downlink_bytes"] - row["header_bytes"] for row in rows] == wanted
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ class SelectiveMean:
         pool_size: High-bit clients whose weights are handed back.
         keep_plain: Also average without masks.
         low_start: The weights that low-bit clients were sent; `start`, but for dual global models.
-        local_start: Take of a low-bit client its move alone: ``w_t + raised(q_i) - raised(Q(w_t))``.
+        local_start: Take of a low-bit client its move alone: ``w_t + raised(q_i) - raised(Q(w_t))``. With dual models
+            every client's move counts from the model that it was sent.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class SelectiveMean:
         sums.reduce(fabric)
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
         metrics = _mean_by_tag(sorted(gather(fabric, found)))
-        plain = sums.plain_mean() if self.keep_plain else None
+        plain = sums.plain_mean(self.low_start if self.local_start else self.start) if self.keep_plain else None
         params = sums.filled(self.mask.fill, high)
         num_clients = sum(gather(fabric, [self.num_high + len(self.waiting)]))
         return Selected(params, plain, high, [entry for _, entry in pool], state, num_clients, {**metrics, **tuned})
@@ -136,7 +137,8 @@ class SelectiveMean:
                 yield client, weights, weights
                 continue
             if client.group not in origins:
-                origins[client.group] = self.raised(_as_client(self.low_start, update, client.spec))
+                whole = self.low_start if self.keep_plain else {}  # of one model, what is not quantised is its own move
+                origins[client.group] = {**whole, **self.raised(_as_client(self.low_start, update, client.spec))}
             move = {name: weights[name] - origin for name, origin in origins[client.group].items()}
             yield client, _added(self.start, move, weights), _added(self.low_start, move, weights)
 
@@ -189,13 +191,14 @@ class _Sums:
         self.values = ExactSum(self.flattener.numel)
         self.weights = torch.zeros(self.flattener.numel, dtype=torch.float64)
         self.plain = ExactSum(self.flattener.numel) if keep_plain else None
-        self.total = torch.zeros((), dtype=torch.float64)
+        self.total, self.high_total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
     def add_high(self, mean: WeightedMean) -> None:
         """Take over the unreduced sums of the high-bit clients."""
         self.values.parts += mean.sum.parts
         self.weights += mean.weight
         self.total += mean.weight
+        self.high_total += mean.weight
         if self.plain is not None:
             self.plain.parts += mean.sum.parts
 
@@ -225,12 +228,13 @@ class _Sums:
     def reduce(self, fabric: Fabric) -> None:
         self.values.reduce(fabric)
         self.weights, self.total = all_reduce_sum(fabric, self.weights), all_reduce_sum(fabric, self.total)
+        self.high_total = all_reduce_sum(fabric, self.high_total)
         if self.plain is not None:
             self.plain.reduce(fabric)
 
     def filled(self, fill: Fill, high: Params | None) -> Params:
         """The aggregate, entries that no or not every client voted for filled as `fill` says."""
-        values, start = self.values.value(), self.flattener.flatten(self.start).double()
+        values, start = self.values.value(), self._start()
         if fill == "renorm":
             mean = torch.where(self.weights > 0, values / self.weights, start)
         elif fill == "literal":
@@ -242,9 +246,16 @@ class _Sums:
             mean = (values + (self.total - self.weights) * other) / self.total
         return self.flattener.unflatten(mean)
 
-    def plain_mean(self) -> Params:
+    def plain_mean(self, start: Params) -> Params:
+        """The mean without masks; high-bit clients count by their moves, as if they too had begun at `start`."""
         assert self.plain is not None
-        return self.flattener.unflatten(self.plain.value() / self.total)
+        mean = self.plain.value() / self.total
+        if start is not self.start:  # two models
+            mean += self.high_total / self.total * (self.flattener.flatten(start).double() - self._start())
+        return self.flattener.unflatten(mean)
+
+    def _start(self) -> Tensor:
+        return self.flattener.flatten(self.start).double()
 
 
 def _as_client(params: Params, update: Tensors, spec: BitSpec) -> Tensors:

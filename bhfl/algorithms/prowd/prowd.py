@@ -168,6 +168,7 @@ class ProWD(Algorithm):
             "low": params if self.global_models == "dual" else None,
             "pool": [],
             "dequantizer": self.tuning.initial() if self.tuning else None,
+            "published_MB": 0.0,
         }
 
     # ---- rounds -------------------------------------------------------------------------------------------------
@@ -232,8 +233,8 @@ class ProWD(Algorithm):
             extra["low"] = aggregate.plain
         if aggregate.pool:
             extra["pool"] = [*server.extra["pool"], *aggregate.pool][-self.pool_size :]
-        published = aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
-        metrics = {**aggregate.metrics, "prowd/downlink_published_MB": published}
+        extra["published_MB"] += aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
+        metrics = {**aggregate.metrics, "comm/downlink_published_MB": extra["published_MB"]}
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)
 
 

@@ -10,7 +10,7 @@ from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.types import Client as FleetClient
-from bhfl.quant import BitSpec
+from bhfl.quant import BitSpec, QuantizedTensor, quantize
 from tests.federation import Client, Net, fake, fit, same
 
 MIXED = {"ternary": 2, 32: 2}
@@ -92,7 +92,7 @@ def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
     ledger = run.run.ledger
     content = ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
     assert content == up + down
-    published = run.run.history[0]["prowd/downlink_published_MB"]
+    published = run.run.history[0]["comm/downlink_published_MB"]
     assert published == pytest.approx((down + 5 * 4 * sum(weights)) / 1e6)
 
 
@@ -259,3 +259,38 @@ def test_rounding_of_the_broadcast_is_no_move(tmp_path):
     torch.manual_seed(0)
     start = Client().state_dict()
     assert same(still.server.params, {name: start[name] for name in still.server.params})
+
+
+@pytest.mark.parametrize("per", ["client", "group"])
+def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
+    """Each global model goes on from itself: by all clients' moves, the float32 one by what passes the masks."""
+    seen = []
+    aggregator = ProWD.aggregator
+
+    def spy(self, server, clients):
+        found = aggregator(self, server, clients)
+        reduce, add = found.reduce, found.add
+        updates = []
+        found.add = lambda update, client: (updates.append((client, update)), add(update, client))[1]
+        found.reduce = lambda fabric: (seen.append((server, updates)), reduce(fabric))[1]
+        return found
+
+    monkeypatch.setattr(ProWD, "aggregator", spy)
+    run = fit(tmp_path, ProWD(dequantizer=False, per=per), {"ternary": 2, 32: 2}, max_rounds=3)
+    server, updates = seen[-1]
+    low, high = server.extra["low"], server.params
+    total = sum(client.weight for client, _ in updates)
+    for name, result in run.server.extra["low"].items():
+        moves = []
+        for client, update in updates:
+            value = update[name]
+            if isinstance(value, QuantizedTensor):
+                origin = quantize(low[name], 2, range_rule=client.spec.range_rule)
+                moves.append(client.weight * (value.dequantize().double() - origin.dequantize()))
+            else:
+                moves.append(client.weight * (value.double() - (high if client.spec.is_float else low)[name]))
+        assert torch.allclose(result.double(), low[name] + sum(moves) / total, atol=1e-6)
+    side = [name for name, tensor in high.items() if tensor.ndim < 2]
+    for name in side:  # no mask: the mean of all moves
+        moved = [c.weight * (u[name].double() - (high if c.spec.is_float else low)[name]) for c, u in updates]
+        assert torch.allclose(run.server.params[name].double(), high[name] + sum(moved) / total, atol=1e-6)
