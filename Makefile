@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench tensorboard clean
+.PHONY: help install demo test test-slow lint bench effect fedlq tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ bench: install  ## measure speed and memory against bare PyTorch, as ratios
 
 effect: install  ## CIFAR-10, ternary and float32 clients: every method over three seeds (hours)
 	$(BIN)/python -m tests.bench.effect
+
+fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones over three seeds (hours)
+	$(BIN)/python -m tests.bench.fedlq
 
 tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs

@@ -16,11 +16,12 @@ CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 
 def test_none_is_missed():
     methods = {
-        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped", "grouped_asymmetric", "prowd"
+        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped", "grouped_asymmetric", "prowd",
+        "adaquantfl", "fedlq", "fedlq_delta",
     }  # fmt: skip
     assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
     assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
-    assert len(CONFIGS) == 18
+    assert len(CONFIGS) == 24
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,7 @@ def run(*arguments: str) -> str:
 def test_runs_a_round(path, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     short = ["--trainer.max_rounds", "1", "--trainer.local_steps", "2", "--trainer.default_root_dir", str(tmp_path)]
-    archive = ["--data.archive", str(pictures)] if path.parent.name == "cifar10" else []
+    archive = ["--data.archive", str(pictures), "--data.holdout", "128"] if path.parent.name == "cifar10" else []
     prowd = ["--algorithm.first_steps", "2", "--algorithm.warmup_rounds", "1"] if path.stem == "prowd" else []
     output = run("fit", "--config", str(path), *short, *archive, *prowd)
     assert "rounds in" in output

@@ -77,16 +77,20 @@ class DifferenceAlgorithm(Algorithm):
         """Names of the tensors that travel as quantised differences."""
         return [name for name, tensor in params.items() if tensor.ndim >= 2] if self.bits < 32 else []
 
+    def bits_of(self, run: LocalRun) -> int:
+        """Bits of a client's differences in this round."""
+        return self.bits
+
     def uplink(self, run: LocalRun) -> Tensors:
-        """Differences of weights at `bits`, float32 values of the rest."""
+        """Differences of weights at their bits, float32 values of the rest."""
         values = run.module.state_dict()
         update: dict[str, Tensor | QuantizedTensor] = dict(values)
-        generator = run.rng.torch("quant_up", device=run.module.device)
+        generator, bits = run.rng.torch("quant_up", device=run.module.device), self.bits_of(run)
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)
             by_row = parts[name].shape != difference.shape
-            update |= {key: qsgd(part, self.bits, self.norm, generator, by_row) for key, part in parts.items()}
+            update |= {key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()}
         return update
 
     def expected(self, server: ServerState) -> Params:

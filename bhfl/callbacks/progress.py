@@ -98,7 +98,18 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
         text.append(f"{trainer.server.round} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the payloads")
+        text += _notes(trainer.run.history[-1] if trainer.run.history else {})
     return "\n".join(text)
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    """What the last round's metrics say besides, where they do."""
+    notes = []
+    if (published := row.get("comm/downlink_published_MB")) is not None:
+        notes.append(f"downlink as the method's authors count it: {published:.2f} MB")
+    if (seconds := row.get("time/simulated_s")) is not None:
+        notes.append(f"on the simulated network: {seconds:,.1f} s")
+    return notes
 
 
 def _percent(value: float | None) -> str:

@@ -32,6 +32,11 @@ class Kind:
     def __str__(self) -> str:
         return self.name
 
+    def only(self) -> type | None:
+        """The one class that may be meant, where there is no other."""
+        known = list(self.known().values())
+        return known[0] if known == list(self.bases) else None
+
     def known(self) -> dict[str, type]:
         """Those that are loaded and can be made, by short name."""
         loaded = [cls for base in self.bases for cls in _subclasses(base)]

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
+from bhfl.cli.analyze import AnalyzingTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, dumped, schema
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
@@ -39,12 +40,12 @@ class FederatedCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], layers: Sequence[Layer]) -> None:
-        self.layers = layers
+        self.layers, self.command = layers, args[0]
         super().__init__(
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
             save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
-            trainer_class=FederatedTrainer,  # type: ignore[arg-type]
+            trainer_class=AnalyzingTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
             args=list(args),
             auto_configure_optimizers=False,
@@ -53,10 +54,9 @@ class FederatedCLI(LightningCLI):
 
     # ---- the parser -----------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands, and those arguments of the trainer's methods that are built here."""
-        return {command: {"model", "datamodule"} for command in ("fit", "validate", "test")}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # theirs is static, and called on self
+        """The command, whose parser alone is worth the time, and those of its arguments that are built here."""
+        return {self.command: {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose output begins with our version."""
@@ -76,7 +76,7 @@ class FederatedCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check each layer by itself, parse them all, and check the outcome."""
-        checker = Checker(schema(), self._parser(args[0]).get_defaults().as_dict())
+        checker = Checker(schema(args[0]), self._parser(args[0]).get_defaults().as_dict())
         problems = [problem for layer in self.layers for problem in checker(layer)]
         given = {key for layer in self.layers for key in layer.values}
         explains = asks_help(args) or any(word.startswith("--print_config") for word in args)
@@ -130,6 +130,9 @@ class FederatedCLI(LightningCLI):
         given = init.trainer.callbacks or []
         ours = [cls() for cls in (Progress, WeightHistograms) if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
+        if self.command == "analyze":  # whatever a run's configuration says
+            devices = init.trainer.devices
+            init.trainer.devices, init.trainer.num_nodes = devices[:1] if isinstance(devices, list) else 1, 1
         outside = {"clients": init.clients, "algorithm": init.algorithm, "seed": init.seed_everything}
         trainer: Any = super().instantiate_trainer(**outside, **kwargs)
         trainer.config = self._shaping()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any, Optional, Union, get_type_hints
 
 import lightning as L
@@ -16,6 +15,7 @@ import bhfl.algorithms
 import bhfl.callbacks
 import bhfl.data
 import bhfl.models
+from bhfl.cli.analyze import AnalyzingTrainer
 from bhfl.cli.classes import Kind
 from bhfl.cli.reading import ConfigError
 from bhfl.cli.schema import Checked, Instance, Section
@@ -84,14 +84,16 @@ def _list_of_callbacks() -> Any:
     return Optional[list[Union[_CALLBACKS]]]  # type: ignore[valid-type]  # made at run time
 
 
-def schema() -> Section:
-    """What the arguments of `add_arguments` and a checkpoint's path may be."""
+def schema(command: str) -> Section:
+    """What the arguments of `add_arguments` and of the trainer's method `command` may be."""
     trainer = get_type_hints(FederatedTrainer.__init__)
     trainer = {key: hint for key, hint in trainer.items() if key not in (*OUTSIDE, "return")}
     callback: Any = Instance(Kind("a callback", _CALLBACKS))
     trainer["callbacks"] = Optional[list[callback]]
     taken = {"clients": "is given as clients", "algorithm": "is given as algorithm"}
     taken["seed"] = "is given as seed_everything"
+    own = get_type_hints(getattr(AnalyzingTrainer, command))
+    own = {key: hint for key, hint in own.items() if key not in ("model", "datamodule", "return")}
     return Section(
         {
             "seed_everything": int,
@@ -100,7 +102,7 @@ def schema() -> Section:
             "model": Instance(Kind.of(L.LightningModule), dict.fromkeys(_FROM_DATA, "is taken from the data")),
             "data": Instance(Kind.of(bhfl.data.FederatedDataModule)),
             "trainer": Section(trainer, taken),
-            "ckpt_path": Union[str, Path, None],
+            **own,
         }
     )
 

@@ -41,6 +41,17 @@ def encode(tensors: Tensors) -> bytes:
     return b"".join([*parts, crc.to_bytes(wire.CRC_BYTES, "little")])
 
 
+def encoded_bytes(tensors: Tensors) -> int:
+    """``len(encode(tensors))`` without the work: of quantised tensors only the shape and the width matter.
+
+    Raises:
+        PayloadError: As of :func:`encode`, for names and dtypes.
+    """
+    entries = [_describe(name, value) for name, value in tensors.items()]
+    content = sum(entry.plain_bytes + entry.code_bytes for entry in entries)
+    return len(wire.write_header(entries)) + content + wire.CRC_BYTES
+
+
 def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor | QuantizedTensor]:
     """The tensors of a payload, bit for bit, on the CPU.
 

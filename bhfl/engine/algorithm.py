@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.fabric import Fabric
@@ -17,6 +17,10 @@ from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
 
+if TYPE_CHECKING:
+    from bhfl.engine.client import Worker
+    from bhfl.engine.timing import ClientLink, Timing
+
 
 @dataclass(frozen=True)
 class Context:
@@ -28,6 +32,10 @@ class Context:
     fabric: Fabric
     options: Mapping[str, Any]
     """Of the trainer."""
+    worker: Callable[[], Worker]
+    """This process's module, once the run is set up; idle before and after the clients of a round."""
+    timing: Timing | None
+    """The simulated network, where there is one."""
 
 
 @dataclass
@@ -39,9 +47,19 @@ class LocalRun:
     module: L.LightningModule
     received: Params
     """The weights it started from, as decoded from what the server sent, on the module's device."""
+    message: Params
+    """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
     state: dict[str, Tensor]
     """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its entries."""
     rng: RandomKeys
+    evaluate: Callable[[int], dict[str, float]]
+    """The module's validation metrics, as it stands, on at most so many of the client's own training examples."""
+    link: ClientLink | None = None
+    """Of the client in this round, where a network is simulated."""
+    downlink_bytes: int = 0
+    """Received at the start of the round."""
+    num_examples: int = 0
+    """Training examples seen so far, each as often as it was seen."""
     num_steps: int = 0
     """Optimiser steps taken so far."""
     lr_sum: float = 0.0
@@ -60,7 +78,8 @@ class Algorithm:
     """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does differently.
 
     State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own state, never in
-    attributes of the algorithm, so checkpoints and several processes need no help from its author.
+    attributes of the algorithm, so checkpoints and several processes need no help from its author. Its public
+    attributes are its options: a run is resumed only with the same ones.
     """
 
     # ---- server -----------------------------------------------------------------------------------------------
@@ -109,6 +128,10 @@ class Algorithm:
         """What the clients of the round are sent when it has ended, besides the next downlink; None for nothing."""
         return None
 
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+        """More numbers to log, from those of a finished round."""
+        return {}
+
     def group_params(self, server: ServerState, group: str) -> Params:
         """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on."""
         return server.params
@@ -134,8 +157,8 @@ class Algorithm:
     def client_gradients_(self, run: LocalRun) -> None:
         """Change the gradients in place, after backward and before clipping and the optimiser's step."""
 
-    def uplink(self, run: LocalRun) -> Tensors:
-        """What the client sends: by default its weights as it computes with them, at its own bits."""
+    def uplink(self, run: LocalRun) -> Tensors | None:
+        """What the client sends: by default its weights as it computes with them, at its own bits; None for nothing."""
         return quantized_state(run.module)
 
     def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:

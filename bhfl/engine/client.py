@@ -228,6 +228,7 @@ class _Training:
         module.on_train_batch_start(batch, index)
         run.lr_sum += self.optimizers.lr
         run.num_steps += 1
+        run.num_examples += self.recorder.batch_size
         with self.worker.fabric.autocast():
             output = self.algorithm.client_loss(run, batch, index)
         loss = _loss(output, module.automatic_optimization)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -13,6 +13,10 @@ from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
 T = TypeVar("T")
+
+
+Status = Literal["ok", "failed", "rejected", "late", "skipped"]
+"""An update was folded in; training raised; the update was refused; it came after the deadline; none was sent."""
 
 
 @dataclass
@@ -24,12 +28,16 @@ class ClientRecord:
     weight: float
     rank: int = 0
     """The process that trained it."""
-    status: Literal["ok", "failed", "rejected"] = "ok"
+    status: Status = "ok"
     reason: str = ""
     downlink_bytes: int = 0
     uplink_bytes: int = 0
     header_bytes: int = 0
     """The part of both that is not tensor content."""
+    closing_bytes: int = 0
+    """The part of `downlink_bytes` that came when the round had ended."""
+    num_examples: int = 0
+    """Examples trained on, each as often as it was seen."""
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     traceback: str = ""
@@ -84,9 +92,7 @@ def _largest(value: torch.Tensor | QuantizedTensor) -> float:
 def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients, counts."""
     ok = [record for record in records if record.status == "ok"]
-    metrics = {
-        f"clients/{status}": float(sum(r.status == status for r in records)) for status in ("ok", "failed", "rejected")
-    }
+    metrics = {f"clients/{status}": float(sum(r.status == status for r in records)) for status in get_args(Status)}
     for name in sorted({name for record in ok for name in record.metrics}):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from bhfl.engine.client import Worker
 from bhfl.engine.records import ClientRecord, gather, refusal
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
+from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
 from bhfl.quant import BitSpec, set_spec_
 
@@ -44,6 +48,7 @@ class Rounds:
         clients: The fleet.
         data: Already split.
         options: Of the trainer.
+        timing: The simulated network, if there is one.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class Rounds:
         clients: list[Client],
         data: FederatedData,
         options: Mapping[str, Any],
+        timing: Timing | None = None,
     ) -> None:
         if (
             not worker.module.automatic_optimization
@@ -63,7 +69,7 @@ class Rounds:
                 f"{type(worker.module).__name__} optimises manually"
             )
         self.worker, self.algorithm, self.clients, self.data, self.options = worker, algorithm, clients, data, options
-        self.fabric = worker.fabric
+        self.fabric, self.timing = worker.fabric, timing
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
             set_spec_(worker.module, spec)  # raises now, not in the first client, where the model cannot take it
         self.groups = list(dict.fromkeys(client.group for client in clients))
@@ -152,31 +158,54 @@ class Rounds:
         kept = self.store.load(client.id, server.round) or {}
         payload, received = self._downlink(server, client)
         record.downlink_bytes, record.header_bytes = len(payload), header_bytes(payload) if payload else 0
-        run = self._local_run(server, client, received, kept)
+        run = self._local_run(server, client, received, kept, record.downlink_bytes)
         self.worker.train(self.algorithm, run, self.data, history)
+        record.num_examples = run.num_examples
         if self.options["evaluate_clients"]:
             own = self.worker.evaluate(self.data.client_val_batches(client.id) or self.data.val_batches(), "val")
             run.metrics.update({f"val/{name}_local_{client.group}": value for name, value in own.items()})
         staying = {n: t.cpu().clone() for n, t in self.worker.state().items() if self._stays(n)}
         record.metrics = run.metrics
         if self.algorithm.communicates:
-            self._receive(server, client, self._uplink(run), totals, record)
+            self._receive(server, run, totals, record)
         return {"algorithm": run.state, "staying": staying}
 
     def _local_run(
-        self, server: ServerState, client: Client, received: dict[str, Tensor], kept: dict[str, Any]
+        self,
+        server: ServerState,
+        client: Client,
+        received: dict[str, Tensor],
+        kept: dict[str, Any],
+        downlink_bytes: int,
     ) -> LocalRun:
         state = self.fabric.to_device(kept.get("algorithm")) or self.algorithm.init_client(client, received)
         start = {**self.algorithm.receive(received, state), **kept.get("staying", self._staying(server, client))}
         rng = RandomKeys(self.options["seed"], server.round, client.id)
-        return LocalRun(client, server.round, self.worker.module, start, state, rng)
+        link = self.timing.link(server.round, client) if self.timing else None
+        return LocalRun(
+            client, server.round, self.worker.module, start, received, state, rng,
+            partial(self._on_own_data, client, rng), link, downlink_bytes,
+        )  # fmt: skip
 
-    def _receive(
-        self, server: ServerState, client: Client, payload: bytes, totals: Totals, record: ClientRecord
-    ) -> None:
-        """The server's side of an uplink: measure, decode, check, fold in."""
+    def _on_own_data(self, client: Client, rng: RandomKeys, num_examples: int) -> dict[str, float]:
+        """Validation metrics of the module on some of a client's training examples, the same at every call."""
+        batches, size = self.data.client_batches(client.id, rng, 0), self.data.num_batches(client.id)
+        per_batch = math.ceil(client.num_examples / size)
+        return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")
+
+    def _receive(self, server: ServerState, run: LocalRun, totals: Totals, record: ClientRecord) -> None:
+        """An uplink, and the server's side of it: measure, decode, check, fold in."""
+        payload, client = self._uplink(run), run.client
+        if payload is None:
+            record.status, record.reason = "skipped", "nothing was sent"
+            return
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
+        if run.link and run.link.timing.network.is_late(
+            seconds := run.link.seconds(run.downlink_bytes, len(payload), run.num_examples)
+        ):
+            record.status, record.reason = "late", f"its update would have arrived after {seconds:.3g} s"
+            return
         update = decode(payload)
         record.reason = refusal(update, totals.expected, client, totals.limit)
         if record.reason:
@@ -197,8 +226,10 @@ class Rounds:
             self._sent = (tensors, group, payload, self.fabric.to_device(float_tensors(decode(payload))))
         return self._sent[2:]
 
-    def _uplink(self, run: LocalRun) -> bytes:
+    def _uplink(self, run: LocalRun) -> bytes | None:
         update = self.algorithm.uplink(run)
+        if update is None:
+            return None
         return encode({n: v for n, v in update.items() if n not in self.worker.tied and not self._stays(n)})
 
     def _stays(self, name: str) -> bool:
@@ -236,6 +267,7 @@ class Rounds:
         ok = [record for record in records if record.status == "ok"]
         for record in ok:
             record.downlink_bytes += len(payload)
+            record.closing_bytes = len(payload)
             record.header_bytes += header_bytes(payload)
         for record in ok:
             if record.rank == self.fabric.global_rank:

@@ -195,6 +195,27 @@ class Run:
         self.loggers = []
 
 
+def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
+    """The checkpoint's server state, if it fits the model and groups of `fresh`.
+
+    Raises:
+        CheckpointError: It has other tensors, or no running statistics of a group that needs them.
+    """
+    loaded = ServerState(**state["server"])
+    ours, theirs = ({n: tuple(t.shape) for n, t in server.params.items()} for server in (fresh, loaded))
+    for name in [*ours, *theirs]:
+        here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+        if here != there:
+            raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there and {here} here")
+    statistics = loaded.buffers["statistics"]
+    for group, first in fresh.buffers["statistics"].items():
+        if first and group not in statistics:
+            known = ", ".join(statistics)
+            raise CheckpointError(f"the checkpoint has running statistics of {known}, got clients of {group}")
+        statistics.setdefault(group, first)
+    return loaded
+
+
 def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options whose values differ between a checkpoint and the run that is to go on from it, as ``key: old -> new``."""
     old, new = _flat(stored), _flat(now)
@@ -208,18 +229,24 @@ def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that shape the model, as plain values."""
     shaped = {key: value for key, value in options.items() if key not in (*FREE, "clients", "algorithm")}
-    make = shaped.pop("server_optimizer")
-    return {**shaped, "server_optimizer": describe(make) if make else None}
+    make, network = shaped.pop("server_optimizer"), shaped.pop("network")
+    return {
+        **shaped,
+        "server_optimizer": describe(make) if make else None,
+        "network": described(network) if network else None,
+    }
 
 
 def described(thing: Any) -> dict[str, Any]:
-    """The class of an object and those of its attributes that are plain values, in dicts and dataclasses too."""
+    """The class of an object and its public attributes that are plain values, in dicts and dataclasses too."""
     return {"class": type(thing).__name__, **_plain(vars(thing))}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
+        if key.startswith("_"):
+            continue
         if isinstance(value, (bool, int, float, str, tuple)):
             found[key] = value
         elif is_dataclass(value):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import lightning as L
-from lightning.fabric import Fabric
 from lightning.fabric.loggers import Logger
-from lightning.fabric.strategies import DDPStrategy, Strategy
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.fabric.strategies import Strategy
 from torch import Tensor
 
+from bhfl.comm import encoded_bytes
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.checkpoint import CheckpointError
@@ -25,13 +23,14 @@ from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
+from bhfl.engine.launch import launched, make_fabric
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.rounds import Rounds
-from bhfl.engine.run import Run, contradictions, described, find_checkpoint, shaping
+from bhfl.engine.run import Run, contradictions, described, find_checkpoint, fitting, shaping
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import check_settings
 from bhfl.engine.store import ClientStore
-from bhfl.engine.system import computing_threads, exit_on_sigterm, keep_freed_memory, stop
+from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
 
 
@@ -55,6 +54,7 @@ class FederatedTrainer:
         gradient_clip_val: Largest L2 norm of a client's gradients.
         weights: Of clients in averages: their numbers of ``samples``, or ``uniform``.
         server_optimizer: A torch optimiser for the server's step on ``w_t - mean``; None takes the mean itself.
+        network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its deadline.
         norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or ``local``.
         min_clients: Fewer usable updates than this, and the round is skipped.
         max_failed_rounds: Skipped rounds in a row after which the run stops with an error.
@@ -97,6 +97,7 @@ class FederatedTrainer:
         gradient_clip_val: Optional[float] = None,
         weights: Literal["samples", "uniform"] = "samples",
         server_optimizer: Optional[OptimizerCallable] = None,
+        network: Optional[SimulatedNetwork] = None,
         norm: NormPolicy = "group",
         min_clients: int = 1,
         max_failed_rounds: int = 3,
@@ -128,15 +129,7 @@ class FederatedTrainer:
         self.algorithm = algorithm or Algorithm()
         self._server_optimizer = ServerOptimizer(server_optimizer) if server_optimizer else None
         self.callbacks: list[Any] = list(callbacks or [])
-        self.fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=_strategy(strategy, devices, num_nodes, timeout_seconds),
-            precision=precision,  # type: ignore[arg-type]
-        )
-        if strategy == "auto" and isinstance(self.fabric.strategy, DDPStrategy):  # that Fabric chose
-            self.fabric.strategy._timeout = timedelta(seconds=timeout_seconds)
+        self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision, timeout_seconds)
         self.config: dict[str, Any] = {}
         """What a resumed run must agree with besides the trainer's options; the command line adds its own here."""
         self._shaping: dict[str, Any] = {}
@@ -197,24 +190,9 @@ class FederatedTrainer:
 
     @contextmanager
     def _machine(self) -> Iterator[None]:
-        """The processes, their threads and memory; children are stopped when this process leaves early."""
-        with ExitStack() as stack:
-            stack.enter_context(exit_on_sigterm())
-            if not self._launched:
-                self.fabric.launch()
-                self._launched = True
-            stack.callback(self._stop_children)
-            stack.enter_context(computing_threads(self.options["threads"]))
-            stack.enter_context(isolate_rng(include_cuda=self.fabric.device.type == "cuda"))
-            keep_freed_memory()
+        with launched(self.fabric, self.options["threads"], again=self._launched):
+            self._launched = True
             yield
-
-    def _stop_children(self) -> None:
-        """Where this process leaves early: none of its children stays behind."""
-        if sys.exc_info()[0] is not None:
-            children = getattr(self.fabric.strategy.launcher, "procs", [])
-            processes, children[:] = list(children), []  # Lightning's observer kills us when it sees one end
-            stop(processes)
 
     def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
@@ -230,12 +208,19 @@ class FederatedTrainer:
             for i, (spec, size) in enumerate(zip(specs, sizes, strict=True))
         ]
         self.algorithm.server_optimizer = self._server_optimizer
-        self.algorithm.setup(Context(self.clients, model, data, self.fabric, self.options))
-        keys = LocalSettings.__dataclass_fields__
+        network, keys = self.options["network"], LocalSettings.__dataclass_fields__
+        self.timing = Timing(network, self.clients, self.options) if network else None
+        self.algorithm.setup(
+            Context(self.clients, model, data, self.fabric, self.options, lambda: self.rounds.worker, self.timing)
+        )
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
-        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options)
+        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
         self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
         self.server = self.rounds.init_server()
+        if self.timing:
+            self.timing.measure_(worker, data)
+            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
+            self.timing.check_deadline(smallest, data)
 
     def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
         """Find or make the run folder, take up a checkpoint's state, open the logs."""
@@ -268,28 +253,10 @@ class FederatedTrainer:
         return folder or new_run(root), state
 
     def _resume(self, state: Mapping[str, Any]) -> None:
-        self.server = self._server_from(state)
+        self.server = fitting(state, self.server)
         self._run.restore(state)
         if self.fabric.is_global_zero:
             self.rounds.store.rewind(self.server.round)
-
-    def _server_from(self, state: Mapping[str, Any]) -> ServerState:
-        """The checkpoint's server state, if it fits this model."""
-        loaded = ServerState(**state["server"])
-        ours, theirs = (
-            {n: tuple(t.shape) for n, t in params.items()} for params in (self.server.params, loaded.params)
-        )
-        for name in [*ours, *theirs]:
-            here, there = ours.get(name, "absent"), theirs.get(name, "absent")
-            if here != there:
-                raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there and {here} here")
-        statistics = loaded.buffers["statistics"]
-        for group, fresh in self.server.buffers["statistics"].items():
-            if fresh and group not in statistics:
-                known = ", ".join(statistics)
-                raise CheckpointError(f"the checkpoint has running statistics of {known}, got clients of {group}")
-            statistics.setdefault(group, fresh)
-        return loaded
 
     # ---- rounds -------------------------------------------------------------------------------------------------
 
@@ -304,6 +271,10 @@ class FederatedTrainer:
         self._survivors(records)
         row: dict[str, Any] = {"round": self.server.round, **round_metrics(records), **self.server.metrics}
         row |= run.ledger.add(records)
+        if self.timing:
+            before = run.history[-1]["time/simulated_s"] if run.history else 0.0
+            row |= self.timing.metrics(self.server.round - 1, records, before)
+        row |= self.algorithm.summarize(self.server, row)
         last = self.server.round >= options["max_rounds"]
         validates = last or self.server.round % options["check_val_every_n_rounds"] == 0
         measured = self._evaluate(self.rounds.data, "val") if validates else {}
@@ -361,7 +332,7 @@ class FederatedTrainer:
             if ckpt_path is not None:
                 root = Path(self.options["default_root_dir"]) / self.options["name"]
                 folder, state = find_checkpoint(ckpt_path, root)
-                self.server = self._server_from(state)
+                self.server = fitting(state, self.server)
             self.rounds.store = ClientStore((folder or Path("nowhere")) / "clients")
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)
@@ -372,6 +343,7 @@ class FederatedTrainer:
         run = self._run
         return {
             "metrics": metrics, "bytes": run.ledger.by_group, "rounds": self.server.round, "seconds": run.seconds,
+            "simulated_seconds": run.history[-1].get("time/simulated_s") if run.history else None,
             "best": {"monitor": self.options["monitor"], "value": run.best, "round": run.best_round},
         }  # fmt: skip
 
@@ -385,16 +357,3 @@ class FederatedTrainer:
         for callback in self.callbacks:
             if hasattr(callback, hook):
                 getattr(callback, hook)(self, **arguments)
-
-
-def _strategy(
-    strategy: Union[str, Strategy], devices: Any, num_nodes: int, timeout_seconds: int
-) -> Union[str, Strategy]:
-    """DDP's launcher and collectives with our time-out; models are never wrapped, so no gradients are averaged."""
-    if strategy == "auto" and num_nodes == 1 and devices in (1, "1", "auto"):
-        return strategy
-    if strategy in ("auto", "ddp"):
-        return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))
-    if not isinstance(strategy, DDPStrategy):
-        raise ValueError(f"strategy must be auto, ddp or a DDPStrategy, got {strategy!r}")
-    return strategy

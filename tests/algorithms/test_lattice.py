@@ -3,9 +3,11 @@
 import pytest
 
 from bhfl.algorithms import (
+    AdaQuantFL,
     FedAvg,
     FedCOM,
     FedCOMGATE,
+    FedLQ,
     FedPAQ,
     FedProx,
     GroupedAvg,
@@ -35,6 +37,21 @@ def test_equal_to_the_bit(tmp_path, first, second, clients):
     assert same(runs[0].server.params, runs[1].server.params)
     rows = [[{k: v for k, v in row.items() if "time" not in k} for row in run.run.history] for run in runs]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (FedLQ("weights", average_bits=32, sensitivity="clients"), FedAvg()),
+        (FedLQ("delta", average_bits=32, sensitivity="clients"), FedAvg()),
+        (FedLQ("delta", [8], average_bits=8, shrinkage=0.0), FedPAQ(8)),
+        (AdaQuantFL(4, max_bits=4), FedPAQ(4)),
+    ],
+    ids=["FedLQ without a limit is FedAvg", "so is FedLQ-delta", "FedLQ-delta of one width is FedPAQ", "AdaQuantFL"],
+)
+def test_the_same_model_with_other_bytes(tmp_path, first, second):
+    runs = [fit(tmp_path, algorithm, FLOATS) for algorithm in (first, second)]
+    assert same(runs[0].server.params, runs[1].server.params)
 
 
 def test_gate_of_identical_clients_is_fedcom(tmp_path):

@@ -63,7 +63,7 @@ def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
     assert done.stdout.startswith(("usage: bhfl", "bhfl "))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "analyze"])
 def test_help_of_a_command_tells_its_options(bhfl: Command, command: str) -> None:
     code, out, err = bhfl(command, "--help")
     assert (code, err) == (0, "")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import pytest
 import torch
 from torch import nn
 
+from bhfl.algorithms import FedCOMGATE, FedLQ, ProWD
 from bhfl.cli import main
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
 from tests.engine.hand_made import HandMade, Module, points
@@ -72,6 +75,13 @@ CASES: dict[str, dict[str, Any]] = {
     "local": {"algorithm": Remembering, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
     "unlucky": {"algorithm": Unlucky, "norm": "average"},
     "one client": {"clients": {8: 1}},
+    "gate": {"algorithm": partial(FedCOMGATE, allow_inexact=True), "norm": "average", "clients_per_round": 5},
+    "prowd": {"algorithm": partial(ProWD, warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0)},
+    "fedlq": {
+        "algorithm": partial(FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients", refresh=2),
+        "network": SimulatedNetwork("phone-4g", seed=1),
+    },
+    "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -110,7 +120,7 @@ def outcome(run: Path) -> dict[str, Any]:
     newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
     state = load_last(run / "checkpoints")
     return {
-        "rows": [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows],
+        "rows": [{tag: value for tag, value in row.items() if tag != "time/round_s"} for row in rows],
         "server": digest(state["server"]),
         "ledger": state["run"]["ledger"],
         "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},

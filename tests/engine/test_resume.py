@@ -11,6 +11,7 @@ import signal
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import bhfl.engine.checkpoint
 import bhfl.engine.folder
 import bhfl.engine.run
 import bhfl.engine.store
-from bhfl.algorithms import FedProx
+from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, GroupedAvgAsymmetric, Local, ProWD
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
 from bhfl.engine.trainer import FederatedTrainer
@@ -263,6 +265,26 @@ def test_killed_at_any_moment(tmp_path, uninterrupted, seed):
         kills += 1
         assert kills < 8
     assert outcome(tmp_path) == uninterrupted
+
+
+STATEFUL = [
+    (ProWD(warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0), {}),
+    (FedCOMGATE(4, allow_inexact=True), {}),
+    (GroupedAvgAsymmetric(), {}),
+    (Local(), {}),
+    (FedLQ("delta", plan="server", sensitivity="clients", refresh=2), {"network": SimulatedNetwork("phone-4g")}),
+    (AdaQuantFL(), {}),
+    (FedAvg(), {"server_optimizer": partial(torch.optim.Adam, lr=0.01)}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "options"), STATEFUL, ids=[type(row[0]).__name__ for row in STATEFUL])
+def test_every_method_that_keeps_anything_survives_a_kill(tmp_path, algorithm, options):
+    options = {"algorithm": algorithm, "monitor": "val/acc_float32", **options}
+    assert in_process(tmp_path / "killed", kill_at="RoundsFile.append", count=4, **options) == -signal.SIGKILL
+    assert in_process(tmp_path / "killed", **options) == 0
+    go(tmp_path / "whole", **options)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
 # ---- damaged --------------------------------------------------------------------------------------------------------

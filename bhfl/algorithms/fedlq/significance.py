@@ -61,17 +61,19 @@ class Probe:
 
 
 def quantizable_layers(model: nn.Module) -> list[str]:
-    """Names of the weights that are sent quantised: of Linear, Conv and Embedding layers, a shared weight once.
+    """Names of the weights that are sent quantised: of Linear, Conv, Embedding and attention, a shared weight once.
 
     Raises:
         ValueError: the model has none.
     """
     names: dict[int, str] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
             names.setdefault(id(module.weight), f"{name}.weight" if name else "weight")
+        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            names.setdefault(id(module.in_proj_weight), f"{name}.in_proj_weight" if name else "in_proj_weight")
     if not names:
-        raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv1d, Conv2d or Embedding")
+        raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or attention")
     return list(names.values())
 
 

@@ -6,7 +6,8 @@ One participant takes
     t_compute = FLOPs / (speed * speedup(bits)) * slowdown
     t_up      = latency + upload / R_up
 
-and a round as long as its slowest participant, or until the deadline where one of them misses it, plus server time.
+where a transfer of nothing takes no time, and a round as long as its slowest participant, or until the deadline where
+one of them misses it, plus server time.
 """
 
 import math
@@ -103,6 +104,8 @@ class SimulatedNetwork:
         low_bit_speedup: bool = False,
         server_seconds: float = 0.0,
     ) -> None:
+        self.options = {name: value for name, value in locals().items() if name not in ("self", "custom_profiles")}
+        self.options |= {f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()}
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
         if seed < 0:
@@ -125,31 +128,25 @@ class SimulatedNetwork:
         """The link of one client in one round, the same for every algorithm."""
         return self._links.link(round_index, client)
 
-    def round_time(
-        self, round_index: int, workloads: Sequence[Workload], deadline_seconds: float | None = None
-    ) -> RoundTime:
+    def round_time(self, round_index: int, workloads: Sequence[Workload]) -> RoundTime:
         """Simulates one round.
 
         Args:
             round_index: which draws to use.
             workloads: one per participant.
-            deadline_seconds: of this round, instead of that of the network.
 
         Raises:
-            ValueError: there are no participants, or none of them meets the deadline.
+            ValueError: there are no participants.
         """
-        deadline = self.deadline_seconds if deadline_seconds is None else _check_deadline(deadline_seconds)
         clients = self.client_times(round_index, workloads)
+        late = frozenset(client.client for client in clients if self.is_late(client.seconds))
         slowest = max(client.seconds for client in clients)
-        if deadline is None:
-            return RoundTime(seconds=slowest + self._server_seconds, clients=clients, late=frozenset())
-        limit = deadline * (1 + _TOLERANCE)
-        late = frozenset(client.client for client in clients if client.seconds > limit)
-        if len(late) == len(clients):
-            fastest = min(client.seconds for client in clients)
-            missed = f"deadline_seconds={deadline:g} is met by no client of round {round_index}"
-            raise ValueError(f"{missed}: the fastest takes {fastest:g} s")
-        return RoundTime(seconds=min(deadline, slowest) + self._server_seconds, clients=clients, late=late)
+        seconds = slowest if self.deadline_seconds is None else min(self.deadline_seconds, slowest)
+        return RoundTime(seconds=seconds + self._server_seconds, clients=clients, late=late)
+
+    def is_late(self, seconds: float) -> bool:
+        """Whether an update that arrives so long after the start of the round misses the deadline."""
+        return self.deadline_seconds is not None and seconds > self.deadline_seconds * (1 + _TOLERANCE)
 
     def client_times(self, round_index: int, workloads: Sequence[Workload]) -> tuple[ClientTime, ...]:
         """Seconds of each participant, deadline or not.
@@ -159,7 +156,7 @@ class SimulatedNetwork:
         """
         if not workloads:
             raise ValueError("workloads must hold at least one participant, got none")
-        return tuple(self._client_time(round_index, workload, len(workloads)) for workload in workloads)
+        return tuple(self.client_time(round_index, workload, len(workloads)) for workload in workloads)
 
     def quantile_deadline(self, round_index: int, workloads: Sequence[Workload], fraction: float = 0.8) -> float:
         """The shortest deadline that this fraction of the participants meets with these workloads, in seconds.
@@ -188,17 +185,18 @@ class SimulatedNetwork:
         left = max(0.0, _check_deadline(deadline_seconds) - spent)
         return 8 * math.floor(left * self._uplink_bps(link, num_participants) / 8)
 
-    def _client_time(self, round_index: int, workload: Workload, num_participants: int) -> ClientTime:
+    def client_time(self, round_index: int, workload: Workload, num_participants: int = 1) -> ClientTime:
+        """Seconds of one participant; how many there are matters with `shared_uplink`."""
         link = self.link(round_index, workload.client)
         return ClientTime(
             client=workload.client,
             download_seconds=self._download_seconds(link, workload),
             compute_seconds=self._compute_seconds(link, workload),
-            upload_seconds=link.latency_seconds + 8 * workload.upload_bytes / self._uplink_bps(link, num_participants),
+            upload_seconds=_transfer_seconds(link, workload.upload_bytes, self._uplink_bps(link, num_participants)),
         )
 
     def _download_seconds(self, link: Link, workload: Workload) -> float:
-        return link.latency_seconds + 8 * workload.download_bytes / link.downlink_bps
+        return _transfer_seconds(link, workload.download_bytes, link.downlink_bps)
 
     def _compute_seconds(self, link: Link, workload: Workload) -> float:
         speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
@@ -211,6 +209,10 @@ class SimulatedNetwork:
 def _profile_links(profiles: str | dict[str, float], custom: dict[str, Profile], seed: int) -> ProfileLinks:
     shares = {profiles: 1.0} if isinstance(profiles, str) else profiles
     return ProfileLinks(shares, {**PROFILES, **custom}, seed)
+
+
+def _transfer_seconds(link: Link, num_bytes: int, bps: float) -> float:
+    return link.latency_seconds + 8 * num_bytes / bps if num_bytes else 0.0
 
 
 def _check_deadline(seconds: float) -> float:

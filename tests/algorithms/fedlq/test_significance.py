@@ -240,7 +240,11 @@ def test_quantizable_layers_in_order_and_shared_weights_once() -> None:
     model[3].weight = model[0].weight
     assert quantizable_layers(model) == ["0.weight", "2.weight"]
     assert quantizable_layers(nn.Linear(2, 2)) == ["weight"]
-    with pytest.raises(ValueError, match="Sequential has no quantisable layer: no Linear, Conv1d, Conv2d or Embedding"):
+    attention = nn.TransformerEncoderLayer(4, 2, 8)
+    assert quantizable_layers(attention)[:2] == ["self_attn.in_proj_weight", "self_attn.out_proj.weight"]
+    with pytest.raises(
+        ValueError, match="Sequential has no quantisable layer: no Linear, Conv, Embedding or attention"
+    ):
         quantizable_layers(nn.Sequential(nn.LayerNorm(4)))
 
 

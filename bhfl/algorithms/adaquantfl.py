@@ -1,0 +1,86 @@
+"""AdaQuantFL. Jhunjhunwala, Gadhikar, Joshi, Eldar, ICASSP 2021, https://arxiv.org/abs/2102.04487."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.comm import Tensors
+from bhfl.engine.aggregate import WeightedMean
+from bhfl.engine.algorithm import LocalRun
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import Client, Params, ServerState
+
+BITS, LOSS = ":bits", ":loss"
+"""The round's bits, sent down; a client's mean training loss, sent up: a float32 number each."""
+
+
+class AdaQuantFL(DifferenceAlgorithm):
+    """FedPAQ with bits that grow as the loss falls: ``s_t = ceil(sqrt(F_0 / F_t) * s_0)`` levels, the same for all.
+
+    Coarse differences at first, while large steps forgive them, and finer ones later. The loss is the clients' mean
+    training loss of the round before; the levels are rounded up to those that the next whole number of bits has.
+
+    Args:
+        bits: In the first rounds, ``s_0 = 2**(bits-1) - 1``.
+        max_bits: Never more.
+        norm: ``linf`` or ``l2``.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(self, bits: int = 2, max_bits: int = 16, norm: Norm = "linf") -> None:
+        super().__init__(bits, norm, None, server_lr=1.0)
+        if not (isinstance(max_bits, int) and bits <= max_bits <= 16):
+            raise ValueError(f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}")
+        self.max_bits = max_bits
+
+    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+        """The bits of the first round; no loss is known."""
+        return {"bits": self.bits, "first_loss": None}
+
+    def downlink(self, server: ServerState, client: Client) -> Tensors:
+        """The model and the bits."""
+        return {**server.params, BITS: torch.tensor(float(server.extra["bits"]))}
+
+    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+        """The model."""
+        return {name: tensor for name, tensor in received.items() if name != BITS}
+
+    def bits_of(self, run: LocalRun) -> int:
+        """As the server says."""
+        return int(run.message[BITS])
+
+    def uplink(self, run: LocalRun) -> Tensors:
+        """Quantised differences, and the loss."""
+        return {**super().uplink(run), LOSS: torch.tensor(run.metrics.get("train/loss", math.nan))}
+
+    def expected(self, server: ServerState) -> Params:
+        """The loss too."""
+        return {**super().expected(server), LOSS: torch.zeros(())}
+
+    def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Params:
+        """The loss beside the differences."""
+        loss = update[LOSS]
+        assert isinstance(loss, Tensor)
+        return {**super().reconstruct(update, client, server), LOSS: loss}
+
+    def aggregator(self, server: ServerState, clients: list[Client]) -> WeightedMean:
+        """A mean of both."""
+        return WeightedMean({**server.params, LOSS: torch.zeros(())})
+
+    def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
+        """The step, and the bits of the next round."""
+        loss = float(aggregate.pop(LOSS))
+        first = loss if server.extra["first_loss"] is None else server.extra["first_loss"]
+        levels = math.ceil(math.sqrt(max(1.0, first / loss)) * (2 ** (self.bits - 1) - 1)) if loss > 0 else 2**15
+        bits = min(self.max_bits, 1 + math.ceil(math.log2(levels + 1)))
+        extra = {**server.extra, "bits": bits, "first_loss": first}
+        metrics = {"adaquantfl/bits": float(server.extra["bits"])}
+        return super().server_update(replace(server, extra=extra, metrics=metrics), aggregate, rng)

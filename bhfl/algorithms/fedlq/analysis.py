@@ -1,0 +1,160 @@
+"""The empirical analysis behind layer-wise bits: what each layer saves, and what quantising it alone costs.
+
+One row a layer, of plain values, so that it is a line of CSV as it stands (`bhfl analyze`):
+
+    layer, parameters
+    saved_bytes_<b>      on the wire against float32, codes and scale counted    one column for each of `CANDIDATES`
+    variance_<b>         expected squared error of stochastic rounding           one column for each of `CANDIDATES`
+    loss_increase_<b>    held-out loss with only this layer quantised, less that of the whole model    probed widths
+    accuracy_drop_<b>    0..1, likewise; left out where the model has no accuracy                      probed widths
+    significance         harm share by memory share; above 1 the layer is worth protecting
+    curvature            `h_l`, such that `h_l V_l(b) / 2` is the expected increase of the loss
+    bound_share_<b>      of the convergence bound's quantisation term, all layers at b bits; they sum to 1
+
+Shapes: L layers, P probed widths.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.algorithms.fedlq.allocation import layer_bits
+from bhfl.algorithms.fedlq.bound import convergence_bound
+from bhfl.algorithms.fedlq.reuse import reusing
+from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, significance, variance_table
+
+CANDIDATES = (2, 3, 4, 6, 8, 16)
+
+Row = dict[str, str | int | float]
+"""One layer; see the columns above."""
+
+
+@dataclass(frozen=True)
+class LayerHarm:
+    """What quantising one layer at a time did to a model.
+
+    Attributes:
+        probe: as `significance` and `curvature` take it.
+        loss: of the model as it is.
+        accuracy: 0..1, of the model as it is; nan where it has none.
+        loss_increase: `[L, P]`, below 0 where quantising helped.
+        accuracy_drop: `[L, P]`, nan where there is no accuracy.
+    """
+
+    probe: Probe
+    loss: float
+    accuracy: float
+    loss_increase: Tensor
+    accuracy_drop: Tensor
+
+
+def layer_harm(
+    model: nn.Module,
+    layers: Sequence[str],
+    bits: Sequence[int],
+    evaluate: Callable[[Any], tuple[float, float]],
+    chunks: Sequence[tuple[int, Any]],
+    *,
+    seed: int = 0,
+    progress: Callable[[int], object] = lambda num_samples: None,
+) -> LayerHarm:
+    """Quantises one layer at a time and evaluates; the model is left as it was, to the bit.
+
+    Chunk by chunk, so that what comes before the quantised layer need be computed only once (see `reuse`) and only
+    one chunk's activations are kept. The draws of the stochastic rounding are the same in all chunks.
+
+    Args:
+        model: the global model.
+        layers: names of parameters, L of them, as of `quantizable_layers`.
+        bits: widths to probe, 2..16, P of them.
+        evaluate: mean loss and accuracy of the model on a chunk; nan for no accuracy.
+        chunks: numbers of samples, and what `evaluate` takes.
+        seed: of the stochastic rounding.
+        progress: called after each evaluation, with the samples it took.
+
+    Raises:
+        ValueError: there is no chunk, or as `significance.probe`.
+    """
+    total, part = torch.zeros(1 + len(layers) * len(bits), 2, dtype=torch.float64), None
+    for size, chunk in chunks:
+        part, measured = _probe_chunk(model, layers, bits, partial(evaluate, chunk), seed, partial(progress, size))
+        total += size * measured
+    if part is None:
+        raise ValueError("chunks must hold at least one sample, got none")
+    reference, *quantized = total / sum(size for size, _ in chunks)
+    change = torch.stack(quantized).sub_(reference).view(len(layers), len(bits), 2)
+    increase, drop = change[..., 0], -change[..., 1]
+    found = Probe(part.layers, part.sizes, part.bits, increase.clamp(min=0), part.distortion)
+    return LayerHarm(found, float(reference[0]), float(reference[1]), increase, drop)
+
+
+def _probe_chunk(
+    model: nn.Module,
+    layers: Sequence[str],
+    bits: Sequence[int],
+    evaluate: Callable[[], tuple[float, float]],
+    seed: int,
+    progress: Callable[[], object],
+) -> tuple[Probe, Tensor]:
+    """A probe, and losses and accuracies `[1 + L P, 2]` in its order."""
+    measured: list[tuple[float, float]] = []
+    device = model.get_parameter(layers[0]).device
+    with reusing(model) as reuse:
+
+        def evaluated(_: nn.Module) -> tuple[float, float]:
+            measured.append(evaluate())
+            reuse.records = False
+            progress()
+            return measured[-1]
+
+        part = probe(model, layers, bits, evaluated, generator=torch.Generator(device).manual_seed(seed))
+    return part, torch.tensor(measured, dtype=torch.float64)
+
+
+def layer_rows(
+    model: nn.Module, harm: LayerHarm, *, candidates: Sequence[int] = CANDIDATES, uniform_bits: int = 4
+) -> list[Row]:
+    """One row a layer, in the order of `harm`; see the top of this file for the columns.
+
+    Args:
+        model: whose weights `harm` is of.
+        harm: see `layer_harm`.
+        candidates: widths for bytes and variances.
+        uniform_bits: width of all layers at which the bound's quantisation term is shared out.
+
+    Raises:
+        ValueError: a width is not in 2..16.
+    """
+    found = harm.probe
+    weights = [model.get_parameter(name) for name in found.layers]
+    variances = variance_table(weights, candidates)
+    joint, bent = significance(found), curvature(found)
+    shares = bound_shares(variance_table(weights, [uniform_bits])[:, 0])
+    rows: list[Row] = []
+    for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
+        row: Row = {"layer": name, "parameters": size}
+        row |= {f"saved_bytes_{b}": (layer_bits(size, 32) - layer_bits(size, b)) // 8 for b in candidates}
+        row |= {f"variance_{b}": float(v) for b, v in zip(candidates, variances[i], strict=True)}
+        row |= {f"loss_increase_{b}": float(v) for b, v in zip(found.bits, harm.loss_increase[i], strict=True)}
+        if not math.isnan(harm.accuracy):
+            row |= {f"accuracy_drop_{b}": float(v) for b, v in zip(found.bits, harm.accuracy_drop[i], strict=True)}
+        row |= {"significance": float(joint[i]), "curvature": float(bent[i]), f"bound_share_{uniform_bits}": shares[i]}
+        rows.append(row)
+    return rows
+
+
+def bound_shares(variances: Tensor) -> list[float]:
+    """`[L]`: each layer's share of the convergence bound's quantisation term; zeros where there is no error.
+
+    The shares are the same for every smoothness, learning rate, number of steps, rounds and clients: 1 stands for each.
+    """
+    bound = convergence_bound(
+        initial_gap=0, smoothness=1, gradient_variance=0, heterogeneity=0, learning_rate=1 / 8, local_steps=1,
+        num_rounds=1, variances=variances.unsqueeze(0).numpy(),
+    )  # fmt: skip
+    return [term / (bound.quantisation or 1.0) for term in bound.quantisation_per_layer]

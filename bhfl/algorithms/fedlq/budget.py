@@ -1,0 +1,108 @@
+"""What a client may send: from average bits, or from what its link carries before a deadline (ALGORITHMS 7.5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bhfl.algorithms.fedlq.allocation import layer_bits
+from bhfl.comm import Tensors, encoded_bytes
+from bhfl.engine.timing import ClientLink, Timing
+from bhfl.engine.types import Client
+from bhfl.quant import QuantizedTensor
+
+Rule = Literal["average", "deadline", "quantile"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many bits the layers of a client's payload may take: their codes, in whole bytes a layer, and their scales.
+
+    Args:
+        rule: ``average``: `average_bits` a weight, whatever the link. ``deadline``: what the client's link carries
+            until the network's deadline. ``quantile``: until the shortest deadline by which a share `quantile` of the
+            cohort can send `average_bits` a weight; nobody is dropped for missing it.
+        average_bits: Codes of a weight; scales come on top.
+        quantile: In (0, 1].
+    """
+
+    rule: Rule
+    average_bits: float
+    quantile: float
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"FedLQ.budget must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+        if not self.average_bits > 0:
+            raise ValueError(f"FedLQ.average_bits must be > 0, got {self.average_bits}")
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"FedLQ.quantile must be in (0, 1], got {self.quantile}")
+
+    def check(self, timing: Timing | None) -> None:
+        """ValueError unless the network is there that this rule reads."""
+        if self.rule != "average" and timing is None:
+            raise ValueError(f"FedLQ.budget: {self.rule} needs a simulated network: set trainer.network")
+        if self.rule == "deadline" and timing is not None and timing.network.deadline_seconds is None:
+            raise ValueError("FedLQ.budget: deadline needs network.deadline_seconds, got null")
+
+    def deadline_seconds(
+        self, timing: Timing | None, round: int, sizes: Sequence[int], side_bytes: int, data: Any
+    ) -> float:
+        """When uploads must have arrived; infinite with ``average``.
+
+        Args:
+            timing: Of the run.
+            round: Its number.
+            sizes: Weights of each layer.
+            side_bytes: Of a float32 model and its headers, less the layers; about what goes with the layers.
+            data: Says how long clients train.
+        """
+        if self.rule == "average" or timing is None:
+            return math.inf
+        if self.rule == "deadline":
+            assert timing.network.deadline_seconds is not None
+            return timing.network.deadline_seconds
+        down = side_bytes + 4 * sum(sizes)
+        up = side_bytes + math.ceil(self.average_bits * sum(sizes) / 8)
+        cohort: list[Client] = timing.cohort(round)
+        works = [timing.workload(client, down, up, timing.planned(client, data)) for client in cohort]
+        return timing.network.quantile_deadline(round, works, self.quantile)
+
+    def layer_bits(
+        self,
+        layers: Mapping[str, Tensor],
+        others: Tensors,
+        link: ClientLink | None,
+        downlink_bytes: int,
+        num_examples: int,
+        deadline_seconds: float,
+    ) -> float:
+        """Bits that the layers of one payload may take, codes and scales; never below 1.
+
+        Args:
+            layers: The layers' weights; their shapes count.
+            others: What travels beside them, as it is.
+            link: The client's.
+            downlink_bytes: It has received.
+            num_examples: It trains on.
+            deadline_seconds: As of the method above.
+        """
+        if self.rule == "average":
+            return sum(8 * math.ceil(self.average_bits * x.numel() / 8) + 32 for x in layers.values())
+        assert link is not None
+        one = torch.ones(())
+        payload = encoded_bytes({**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}})
+        least = sum(layer_bits(tensor.numel(), 2) for tensor in layers.values())
+        room = link.budget_bytes(downlink_bytes, num_examples, deadline_seconds)
+        return max(1, 8 * (room - payload) + least)
+
+
+def rounded_down(value: float) -> Tensor:
+    """The float32 number next to `value` that is not above it."""
+    number = torch.tensor(value, dtype=torch.float32)
+    return number if float(number) <= value else torch.nextafter(number, torch.tensor(-math.inf))

@@ -1,0 +1,307 @@
+"""FedLQ: each layer its own bits, for each client, under its own link; after Xu et al., Computer Networks 264, 2025.
+
+Only the paper's abstract is public. It fixes the idea: layer-wise widths from layer significance, memory saved against
+accuracy lost, with a convergence bound behind it. The rest is the design of this project (ALGORITHMS 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Union
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from bhfl.algorithms.differences import qsgd
+from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate
+from bhfl.algorithms.fedlq.bound import convergence_bound
+from bhfl.algorithms.fedlq.budget import Budget, Rule, rounded_down
+from bhfl.algorithms.fedlq.mean import MixedMean
+from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity, Source
+from bhfl.algorithms.fedlq.significance import Probe, layer_costs, quantizable_layers, significance, variance_table
+from bhfl.comm import Tensors, encoded_bytes, float_tensors
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.records import gather
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import Client, Params, ServerState
+from bhfl.quant import QuantizedTensor, quantized_state
+
+PLAN = ":plan"
+"""What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32 [L + 1]; with
+``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send nothing."""
+
+
+class FedLQ(Algorithm):
+    """Layer-wise quantised uplinks, the bits of each layer chosen to cost the least expected loss within a budget.
+
+    A client that has trained knows what each layer would lose at each width: ``C_l(b) = h_l V_l(b) / 2``, the curvature
+    ``h_l`` measured by probing on held-out data, the variance ``V_l(b)`` of the stochastic quantiser in closed form. A
+    multiple-choice knapsack then spends its budget. Clients that compute with b bits send at most b.
+
+    Args:
+        payload: ``weights``: the model itself; ``delta``: its difference from the one that was sent (FedLQ-delta).
+        candidates: Widths to choose from, 2..16 or 32 (float32).
+        budget: ``average``, ``deadline`` or ``quantile``; see `bhfl.algorithms.fedlq.budget.Budget`.
+        average_bits: Codes of a weight that the budget is for, with ``average`` and ``quantile``.
+        quantile: Share of the cohort that ``quantile`` gives the time for it.
+        solver: ``dp`` (exact), ``greedy`` or ``greedy_down``, by significance.
+        infeasible: What a client does whose budget is below the least payload: send it all the same (``late``, and so
+            it will be where the network has a deadline) or nothing (``skip``).
+        plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from the last round's.
+        sensitivity: Who probes: the ``server`` on ``data.holdout`` samples, or the ``clients`` on their own.
+        probe_bits: Widths to probe; few and low ones say most.
+        probe_samples: Examples that a client probes with.
+        refresh: Rounds between probes.
+        decay: Of the moving average over probes, in [0, 1).
+        shrinkage: 1 believes the probes alone, 0 does without them and gives all layers the same curvature.
+        metric: What harm is measured in: ``loss`` or ``accuracy``.
+        joint: How harm and memory are joined in the significance that is logged: ``ratio`` or ``convex``.
+
+    Raises:
+        ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do not fit.
+    """
+
+    def __init__(
+        self,
+        payload: Literal["weights", "delta"] = "weights",
+        candidates: Sequence[int] = (2, 3, 4, 6, 8, 16, 32),
+        budget: Rule = "average",
+        average_bits: Union[int, float] = 4,
+        quantile: float = 0.8,
+        solver: Solver = "dp",
+        infeasible: Literal["late", "skip"] = "late",
+        plan: Literal["client", "server"] = "client",
+        sensitivity: Source = "server",
+        probe_bits: Sequence[int] = (2, 4),
+        probe_samples: int = 256,
+        refresh: int = 10,
+        decay: float = 0.7,
+        shrinkage: float = 0.5,
+        metric: Literal["loss", "accuracy"] = "loss",
+        joint: Literal["ratio", "convex"] = "ratio",
+    ) -> None:
+        chosen: list[tuple[str, str, tuple[str, ...]]] = [
+            ("payload", payload, ("weights", "delta")),
+            ("infeasible", infeasible, ("late", "skip")),
+            ("plan", plan, ("client", "server")),
+            ("joint", joint, ("ratio", "convex")),
+        ]
+        for key, choice, choices in chosen:
+            if choice not in choices:
+                raise ValueError(f"FedLQ.{key} must be one of {', '.join(choices)}, got {choice!r}")
+        allocate([[0.0] * len(candidates)], [1], candidates, 1, solver=solver)  # raises where these cannot be used
+        self.payload, self.candidates, self.solver, self.infeasible = payload, tuple(candidates), solver, infeasible
+        self.plan, self.joint = plan, joint
+        self.budget = Budget(budget, average_bits, quantile)
+        self.sensitivity = Sensitivity(sensitivity, tuple(probe_bits), probe_samples, refresh, decay, shrinkage, metric)
+
+    # ---- setting up ---------------------------------------------------------------------------------------------
+
+    def setup(self, context: Context) -> None:
+        """Find the layers.
+
+        Raises:
+            ValueError: The model has no quantisable layer, a client computes with fewer bits than any candidate, the
+                network lacks what the budget reads, or there are no held-out data to probe on.
+        """
+        self._context = context
+        self._now: _Now
+        found = quantizable_layers(context.module)
+        self.layers = [name for name in context.module.state_dict() if name in found]
+        self.sizes = [context.module.get_parameter(name).numel() for name in self.layers]
+        for client in context.clients:
+            if not self._candidates(client):
+                raise ValueError(
+                    f"FedLQ.candidates must hold a width of at most {client.spec.weights} for {client.group} clients, "
+                    f"got {list(self.candidates)}"
+                )
+        self.budget.check(context.timing)
+        self.sensitivity.check(context)
+
+    def _candidates(self, client: Client) -> list[int]:
+        return [bits for bits in self.candidates if bits <= client.spec.weights]
+
+    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+        """No probe yet; the variances of the first plan are those of the weights."""
+        variances = variance_table([params[name] for name in self.layers], self.candidates)
+        return {"probe": None, "variances": variances if self.plan == "server" else None}
+
+    # ---- what goes down -----------------------------------------------------------------------------------------
+
+    def aggregator(self, server: ServerState, clients: list[Client]) -> Any:
+        """Probe, in rounds where the server is to; and settle the round's deadline."""
+        probe = self.sensitivity.begin_round(self._context, server, self.layers)
+        curvature = self.sensitivity.curvature(probe, len(self.layers))
+        side = encoded_bytes(server.params) - 4 * sum(self.sizes)
+        deadline = self.budget.deadline_seconds(
+            self._context.timing, server.round, self.sizes, side, self._context.data
+        )
+        plan = torch.cat([curvature.float(), rounded_down(deadline).view(1)])
+        self._now = _Now(probe, curvature, deadline, {**server.params, PLAN: plan})
+        return _Fold(server.params)
+
+    def downlink(self, server: ServerState, client: Client) -> Tensors:
+        """The model, and what the client needs to choose its bits, or the bits."""
+        if self.plan == "client":
+            return self._now.downlink
+        allocation = self._plan(server, client)
+        bits = allocation.bits if allocation.feasible or self.infeasible == "late" else (0,) * len(self.layers)
+        return {**server.params, PLAN: torch.tensor(bits, dtype=torch.uint8)}
+
+    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+        """The model."""
+        return {name: tensor for name, tensor in received.items() if name != PLAN}
+
+    def _plan(self, server: ServerState, client: Client) -> Allocation:
+        """The server's choice for a client: its variances are those of what the last round came to."""
+        timing = self._context.timing
+        layers = {name: server.params[name] for name in self.layers}
+        statistics: Params = next(iter(server.buffers["statistics"].values()), {})
+        others = {n: t for n, t in {**server.params, **statistics}.items() if n not in layers}
+        down = encoded_bytes({**layers, **others, PLAN: torch.zeros(len(layers), dtype=torch.uint8)})
+        room = self.budget.layer_bits(
+            layers,
+            others,
+            timing.link(server.round, client) if timing else None,
+            down,
+            timing.planned(client, self._context.data) if timing else 0,
+            self._now.deadline,
+        )
+        return self._allocate(self._now.curvature, server.extra["variances"], client, room)
+
+    def _allocate(self, curvature: Tensor, variances: Tensor, client: Client, room: float) -> Allocation:
+        candidates = self._candidates(client)
+        columns = [self.candidates.index(bits) for bits in candidates]
+        costs = layer_costs(curvature, variances[:, columns])
+        return allocate(costs.numpy(), self.sizes, candidates, room, solver=self.solver)
+
+    # ---- what goes up -------------------------------------------------------------------------------------------
+
+    def uplink(self, run: LocalRun) -> Tensors | None:
+        """The layers at their bits, everything else in float32; None for a client that is to skip."""
+        state = {name: value for name, value in quantized_state(run.module).items() if name in run.message}
+        values = float_tensors({name: state[name] for name in self.layers})
+        sent = {n: run.received[n] - v for n, v in values.items()} if self.payload == "delta" else values
+        others = {name: value for name, value in state.items() if name not in values}
+        others |= self.sensitivity.of_client(run, self.layers)
+        variances = variance_table([sent[name] for name in self.layers], self.candidates)
+        bits = self._bits(run, variances, values, others)
+        if bits is None:
+            return None
+        generator = run.rng.torch("quant_up", device=run.module.device)
+        update: dict[str, Tensor | QuantizedTensor] = dict(others)
+        for name, width, row in zip(self.layers, bits, variances, strict=True):
+            own = state[name]
+            if width == 32:
+                update[name] = values[name]
+            elif self.payload == "weights" and isinstance(own, QuantizedTensor) and _is_as_computed(own, width):
+                update[name] = own
+                row.zero_()
+            else:
+                update[name] = qsgd(sent[name], width, "linf", generator)
+            run.metrics[f"fedlq/bits_{name}"] = float(width)
+            run.metrics[f"fedlq/variance_{name}"] = float(row[self.candidates.index(width)])
+        run.metrics["fedlq/bits"] = sum(b * n for b, n in zip(bits, self.sizes, strict=True)) / sum(self.sizes)
+        moves = (run.received[name] - values[name] for name in self.layers)
+        run.metrics["fedlq/move_squared"] = float(sum(move.double().square().sum() for move in moves))
+        run.metrics["fedlq/lr_sum"], run.metrics["fedlq/steps"] = run.lr_sum, float(run.num_steps)
+        return {name: update[name] for name in (*state, *(update.keys() - state.keys()))}
+
+    def _bits(
+        self, run: LocalRun, variances: Tensor, layers: Mapping[str, Tensor], others: Tensors
+    ) -> Sequence[int] | None:
+        """What the server planned, or the client's own allocation; None to send nothing."""
+        plan = run.message[PLAN].cpu()
+        if self.plan == "server":
+            bits = [int(width) for width in plan]
+            run.metrics["fedlq/infeasible"] = 0.0
+            return bits if all(bits) else None
+        deadline = float(plan[-1])
+        room = self.budget.layer_bits(layers, others, run.link, run.downlink_bytes, run.num_examples, deadline)
+        allocation = self._allocate(plan[:-1], variances, run.client, room)
+        run.metrics["fedlq/infeasible"] = float(not allocation.feasible)
+        return allocation.bits if allocation.feasible or self.infeasible == "late" else None
+
+    # ---- the server ---------------------------------------------------------------------------------------------
+
+    def expected(self, server: ServerState) -> Mapping[str, Tensor]:
+        """The model, and what clients measure in rounds where they probe."""
+        return {**server.params, **self.sensitivity.expected(server.round, len(self.layers))}
+
+    def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Tensors:
+        """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are values too."""
+        return update if self.payload == "delta" else float_tensors(update)
+
+    def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
+        """The mean, the probe, and what the next plan and the bound need."""
+        mean, harms = aggregate
+        probe = self.sensitivity.end_round(self._now.probe, server, self.layers, harms)
+        moves = [server.params[name] - mean[name] for name in self.layers]
+        variances = None
+        if self.plan == "server":
+            sent = moves if self.payload == "delta" else [mean[name] for name in self.layers]
+            variances = variance_table(sent, self.candidates)
+        metrics = {"fedlq/step_squared": float(sum(move.double().square().sum() for move in moves))}
+        if probe is not None:
+            shares = significance(probe, self.joint)
+            metrics |= {f"fedlq/significance_{n}": float(s) for n, s in zip(self.layers, shares, strict=True)}
+        extra = {**server.extra, "probe": self.sensitivity.stored(probe), "variances": variances}
+        return self.apply_mean(replace(server, extra=extra, metrics=metrics), mean)
+
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+        """``fedlq/bound``, its quantisation term and that term by layer, as if all rounds were like this one.
+
+        The loss stands for the gap ``F - F*``; the dispersion of the clients' moves, which a server can see, for both
+        the gradients' variance and the clients' heterogeneity, so that each is charged in full; and the smoothness is
+        the largest for which the theorem holds at this step size, ``1 / (8 eta K)``.
+        """
+        if not metrics.get("fedlq/lr_sum") or "train/loss" not in metrics:
+            return {}
+        travelled, steps = metrics["fedlq/lr_sum"], max(1, round(metrics["fedlq/steps"]))
+        dispersion = max(0.0, metrics["fedlq/move_squared"] - metrics["fedlq/step_squared"]) / travelled**2
+        bound = convergence_bound(
+            initial_gap=max(0.0, metrics["train/loss"]),
+            smoothness=1 / (8 * travelled),
+            gradient_variance=steps * dispersion,
+            heterogeneity=dispersion,
+            learning_rate=travelled / steps,
+            local_steps=steps,
+            num_rounds=self._context.options["max_rounds"],
+            variances=[[metrics[f"fedlq/variance_{name}"] for name in self.layers]] * int(metrics["clients/ok"]),
+        )
+        by_layer = zip(self.layers, bound.quantisation_per_layer, strict=True)
+        return {
+            "fedlq/bound": bound.total,
+            "fedlq/bound_quantisation": bound.quantisation,
+            **{f"fedlq/bound_{name}": term for name, term in by_layer},
+        }
+
+
+class _Now:
+    """What holds for all clients of a round; made from the server's state, so nothing of it has to last."""
+
+    def __init__(self, probe: Probe | None, curvature: Tensor, deadline: float, downlink: Tensors) -> None:
+        self.probe, self.curvature, self.deadline, self.downlink = probe, curvature, deadline, downlink
+
+
+class _Fold(MixedMean):
+    """The mean of the models, and beside it what the clients measured."""
+
+    def __init__(self, start: Params) -> None:
+        super().__init__(start)
+        self.harms: list[tuple[int, float, Tensor]] = []
+
+    def add(self, update: Tensors, client: Client) -> None:
+        if HARM in update:
+            self.harms.append((client.id, client.weight, float_tensors(update)[HARM]))
+        super().add(update, client)
+
+    def reduce(self, fabric: Fabric) -> Any:
+        return super().reduce(fabric), sorted(gather(fabric, self.harms), key=lambda harm: harm[0])
+
+
+def _is_as_computed(own: QuantizedTensor, width: int) -> bool:
+    """Whether a layer at `width` is just what the client computes with, in one scale."""
+    return own.bits == width and own.scale.ndim == 0

@@ -1,0 +1,125 @@
+"""What a run would have taken on a simulated network: from measured bytes and counted FLOPs to seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bhfl.comm.network import SimulatedNetwork, Workload
+from bhfl.engine.client import Worker
+from bhfl.engine.records import ClientRecord
+from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
+from bhfl.engine.types import Client, FederatedData
+
+_BACKWARD = 3
+"""A training step costs about three forward passes (ALGORITHMS 8.2)."""
+
+
+class Timing:
+    """Simulated seconds of the clients and rounds of one run.
+
+    Args:
+        network: Links and devices.
+        clients: The fleet.
+        options: Of the trainer.
+
+    Raises:
+        ValueError: The network's trace has too few clients.
+    """
+
+    def __init__(self, network: SimulatedNetwork, clients: Sequence[Client], options: Mapping[str, Any]) -> None:
+        network.link(0, len(clients) - 1)
+        self.network, self.clients, self.options = network, clients, options
+        self.example_flops = 0.0
+        """Of one forward pass of one example."""
+
+    def measure_(self, worker: Worker, data: FederatedData) -> None:
+        """Count the FLOPs of a validation step on a client's first batch, per example."""
+        client = next((client for client in self.clients if client.num_examples), None)
+        if client is None:
+            return
+        batch = next(iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0)))
+        with FlopCounterMode(display=False) as counter:
+            worker.evaluate([batch], "val")
+        first = batch[0] if isinstance(batch, (list, tuple)) else batch
+        size = len(first) if isinstance(first, torch.Tensor) and first.ndim else 1
+        self.example_flops = counter.get_total_flops() / size
+
+    def cohort(self, round: int) -> list[Client]:
+        """The clients of a round."""
+        size = cohort_size(len(self.clients), self.options["clients_per_round"])
+        return sample_cohort(self.clients, size, self.options["seed"], round, self.options["sampling"])
+
+    def workload(self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int) -> Workload:
+        """What a client does in a round in which it trains on `num_examples`, each counted as often as it is seen."""
+        return Workload(
+            client=client.id,
+            download_bytes=download_bytes,
+            upload_bytes=upload_bytes,
+            flops=_BACKWARD * self.example_flops * num_examples,
+            bits=client.spec.weights,
+        )
+
+    def planned(self, client: Client, data: FederatedData) -> int:
+        """Examples that a client will train on in a round, if all goes as planned."""
+        steps, batches = self.options["local_steps"], max(1, data.num_batches(client.id))
+        passes: float = self.options["local_epochs"] if steps is None else steps / batches
+        return round(passes * client.num_examples)
+
+    def check_deadline(self, download_bytes: int, data: FederatedData) -> None:
+        """Refuse a deadline that no client can meet.
+
+        Raises:
+            ValueError: In round 0 all would still be at work when it comes, however little they sent.
+        """
+        idle = [self.workload(client, download_bytes, 0, self.planned(client, data)) for client in self.clients]
+        fastest = min(self.network.client_time(0, work).seconds for work in idle)
+        if self.network.is_late(fastest):
+            raise ValueError(
+                f"network.deadline_seconds={self.network.deadline_seconds:g} is met by no client: the fastest has "
+                f"received {download_bytes} bytes and trained after {fastest:.3g} s"
+            )
+
+    def link(self, round: int, client: Client) -> ClientLink:
+        """What a client knows of its link in a round."""
+        return ClientLink(self, round, client, len(self.cohort(round)))
+
+    def metrics(self, round: int, records: Sequence[ClientRecord], seconds_before: float) -> dict[str, float]:
+        """``time/simulated_round_s`` of a finished round and ``time/simulated_s`` of all.
+
+        A client that failed is known to have, and waited for by nobody.
+        """
+        works = [
+            self.workload(self.clients[r.client], r.downlink_bytes - r.closing_bytes, r.uplink_bytes, r.num_examples)
+            for r in records
+            if r.status != "failed"
+        ]
+        seconds = self.network.round_time(round, works).seconds if works else 0.0
+        closings = [Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0) for r in records]
+        seconds += max((self.network.client_time(round, work).seconds for work in closings), default=0.0)
+        return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
+
+
+@dataclass(frozen=True)
+class ClientLink:
+    """One client's link in one round."""
+
+    timing: Timing
+    round: int
+    client: Client
+    num_participants: int
+
+    def seconds(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float:
+        """From the start of the round to the end of its upload."""
+        work = self.timing.workload(self.client, download_bytes, upload_bytes, num_examples)
+        return self.timing.network.client_time(self.round, work, self.num_participants).seconds
+
+    def budget_bytes(self, download_bytes: int, num_examples: int, deadline_seconds: float) -> int:
+        """Bytes that it can still send before a deadline, when it has downloaded and trained; 0 if it is too late."""
+        work = self.timing.workload(self.client, download_bytes, 0, num_examples)
+        network = self.timing.network
+        return network.uplink_budget_bits(self.round, work, deadline_seconds, self.num_participants) // 8

@@ -1,0 +1,276 @@
+"""FedLQ as an algorithm: budgets kept to the byte, plans, probes, and what is logged."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from bhfl.algorithms import FedLQ
+from bhfl.algorithms.fedlq import layer_bits, probe, quantizable_layers
+from bhfl.algorithms.fedlq.budget import rounded_down
+from bhfl.comm import decode, header_bytes
+from bhfl.comm.network import Profile, SimulatedNetwork
+from bhfl.engine.rounds import Rounds
+from bhfl.quant import QuantizedTensor
+from tests.federation import Client, Net, fake, fit, same
+
+SIZES = {"net.0.weight": 45, "net.3.weight": 1040, "net.5.weight": 52}
+SIDE = 5 + 13 + 4
+
+
+def held(**options):
+    return fake(holdout=12, **options)
+
+
+def network(deadline=None, **options):
+    rates = {"uplink_bps": 2e4, "downlink_bps": 8e4, "compute_flops": 1e9, "spread": 0.5, **options}
+    return SimulatedNetwork("slow", {"slow": Profile(**rates)}, deadline_seconds=deadline)
+
+
+@pytest.fixture
+def payloads(monkeypatch):
+    """Every uplink of the runs of a test, by client."""
+    sent = []
+    uplink = Rounds._uplink
+
+    def spy(self, run):
+        payload = uplink(self, run)
+        sent.append((run.round, run.client.id, payload))
+        return payload
+
+    monkeypatch.setattr(Rounds, "_uplink", spy)
+    return sent
+
+
+def bits_of(payload):
+    return {n: t.bits if isinstance(t, QuantizedTensor) else 32 for n, t in decode(payload).items() if n in SIZES}
+
+
+@pytest.mark.parametrize("payload", ["weights", "delta"])
+@pytest.mark.parametrize("solver", ["dp", "greedy", "greedy_down"])
+def test_average_bits_are_kept_to_the_byte(tmp_path, payloads, payload, solver):
+    for average in (2, 3.7, 9):
+        payloads.clear()
+        run = fit(tmp_path, FedLQ(payload, average_bits=average, solver=solver), {32: 3}, data=held(), max_rounds=2)
+        for _, _, message in payloads:
+            bits = bits_of(message)
+            took = sum(layer_bits(SIZES[name], width) for name, width in bits.items())
+            assert took <= sum(8 * math.ceil(average * size / 8) + 32 for size in SIZES.values())
+            assert 8 * (len(message) - header_bytes(message)) == took + 32 * SIDE
+        row = run.run.history[-1]
+        assert row["fedlq/bits"] <= average + 8 * len(SIZES) / sum(SIZES.values())
+        found = [row[f"fedlq/bits_{name}"] * size for name, size in SIZES.items()]
+        assert row["fedlq/bits"] == pytest.approx(sum(found) / sum(SIZES.values()))
+        assert row["fedlq/infeasible"] == 0
+
+
+@pytest.mark.parametrize("plan", ["client", "server"])
+@pytest.mark.parametrize("rule", ["deadline", "quantile"])
+def test_time_budgets_are_spent_and_nobody_who_can_is_late(tmp_path, payloads, plan, rule):
+    deadline = 2.5 if rule == "deadline" else None
+    algorithm = FedLQ("delta", budget=rule, plan=plan, average_bits=3, quantile=0.7)
+    run = fit(tmp_path, algorithm, {8: 2, 32: 3}, data=held(), network=network(deadline))
+    chosen = {tuple(bits_of(message).values()) for _, _, message in payloads}
+    assert len(chosen) > 3  # by client
+    for row in run.run.history:
+        assert row["clients/late"] == 0
+        if deadline:
+            assert row["fedlq/infeasible"] == 0
+            assert 0.8 * deadline < row["time/simulated_round_s"] <= deadline
+    assert all(max(bits_of(m).values()) <= 8 for _, client, m in payloads if client < 2)
+
+
+def test_the_downlink_is_the_formula(tmp_path):
+    for plan, extra in (("client", 4 * (len(SIZES) + 1)), ("server", len(SIZES))):
+        run = fit(tmp_path, FedLQ(plan=plan), {32: 2}, data=held(), max_rounds=1)
+        row = run.run.history[0]
+        down = row["downlink_bytes"] - 2 * (4 * (sum(SIZES.values()) + SIDE) + extra)
+        up = row["uplink_bytes"] - sum(
+            layer_bits(SIZES[name], int(row[f"fedlq/bits_{name}"])) // 8 for name in SIZES for _ in range(2)
+        )
+        assert down + up == row["header_bytes"] + 2 * 4 * SIDE
+
+
+def test_payloads_below_the_least_are_late_or_skipped(tmp_path, payloads):
+    for rule, status in (("late", "clients/late"), ("skip", "clients/skipped")):
+        for plan in ("client", "server"):
+            payloads.clear()
+            algorithm = FedLQ(budget="deadline", infeasible=rule, plan=plan)
+            with pytest.warns(UserWarning, match=rule[:4]):
+                run = fit(tmp_path, algorithm, {32: 4}, data=held(), network=network(0.7, spread=0.9), max_rounds=1)
+            row = run.run.history[0]
+            assert row[status] == 2
+            assert row["clients/ok"] == 2
+            silent = [message for _, _, message in payloads if message is None]
+            assert len(silent) == (2 if rule == "skip" else 0)
+
+
+def test_codes_of_a_limited_client_travel_as_they_are(tmp_path, payloads):
+    run = fit(tmp_path, FedLQ(candidates=[2, 8], average_bits=8), {8: 2}, data=held(), max_rounds=1)
+    assert all(set(bits_of(message).values()) == {8} for _, _, message in payloads)
+    assert all(run.run.history[0][f"fedlq/variance_{name}"] == 0 for name in SIZES)
+    delta = fit(tmp_path, FedLQ("delta", [2, 8], average_bits=8), {8: 2}, data=held(), max_rounds=1)
+    assert all(delta.run.history[0][f"fedlq/variance_{name}"] > 0 for name in SIZES)
+
+
+class _Unused(nn.Module):
+    """Its second layer does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.idle = Net(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.net(x)
+        return y + 0 * self.idle(y)
+
+
+def test_an_unused_layer_gets_the_fewest_bits(tmp_path):
+    run = fit(tmp_path, FedLQ(average_bits=8, shrinkage=1.0), {32: 2}, lambda: Client(_Unused()), held(), max_rounds=1)
+    assert run.run.history[0]["fedlq/bits_net.idle.weight"] == 2
+    assert run.server.extra["probe"]["harm"][-1].tolist() == [0, 0]
+
+
+def test_the_server_probes_the_model_that_it_sends(tmp_path):
+    run = fit(tmp_path, FedLQ(refresh=2, decay=0.0, shrinkage=1.0), {32: 2}, data=held(), max_rounds=1)
+    torch.manual_seed(0)
+    fresh = Client()
+    data = held()
+    data.setup("fit")
+    data.federate(2, 0)
+
+    def evaluate(model):
+        ((x, y),) = data.holdout_batches()
+        return float(nn.functional.cross_entropy(fresh.net(x), y)), 0.0
+
+    expected = probe(fresh, quantizable_layers(fresh), (2, 4), evaluate)
+    assert torch.allclose(run.server.extra["probe"]["harm"], expected.harm, atol=1e-6)
+    assert torch.allclose(run.server.extra["probe"]["distortion"], expected.distortion, rtol=1e-6)
+
+
+def test_probes_are_refreshed_and_averaged(tmp_path):
+    """Round 0 and round 2 probe; what lasts is 0.7 of the first and 0.3 of the second."""
+    first = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=1).server.extra["probe"]["harm"]
+    after = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=3)
+    alone = fit(tmp_path, FedLQ(refresh=2, decay=0.0), {32: 2}, data=held(), max_rounds=3)
+    middle = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=2).server.extra["probe"]["harm"]
+    assert torch.equal(first, middle)
+    assert after.server.extra["probe"]["harm"].shape == (3, 2)
+    assert not torch.equal(after.server.extra["probe"]["harm"], first)
+    assert alone.server.extra["probe"]["harm"].shape == (3, 2)
+
+
+def test_clients_probe_where_the_server_has_no_data(tmp_path, payloads):
+    run = fit(tmp_path, FedLQ(sensitivity="clients", refresh=2), {8: 1, 32: 2}, max_rounds=3)
+    with_harm = {round for round, _, message in payloads if ":harm" in decode(message)}
+    assert with_harm == {0, 2}
+    assert run.server.extra["probe"]["harm"].shape == (3, 2)
+    assert (run.server.extra["probe"]["harm"] >= 0).all()
+    sent = run.run.history
+    assert sent[0]["uplink_bytes"] > 0
+    harmless = fit(tmp_path, FedLQ(shrinkage=0.0), {8: 1, 32: 2}, max_rounds=1)
+    assert harmless.server.extra["probe"] is None
+
+
+def test_training_is_not_changed_by_probing(tmp_path):
+    options = {"candidates": [32], "average_bits": 32}
+    plain = fit(tmp_path, FedLQ(shrinkage=0.0, **options), {32: 2})
+    probed = fit(tmp_path, FedLQ(sensitivity="clients", refresh=1, **options), {32: 2})
+    server = fit(tmp_path, FedLQ(refresh=1, **options), {32: 2}, data=held())
+    without = fit(tmp_path, FedLQ(shrinkage=0.0, **options), {32: 2}, data=held())
+    assert same(plain.server.params, probed.server.params)
+    assert same(server.server.params, without.server.params)
+
+
+def test_the_bound_falls_with_the_bits(tmp_path):
+    rows = [
+        fit(tmp_path, FedLQ(average_bits=b), {32: 3}, data=held(), max_rounds=1).run.history[0] for b in (2, 4, 8, 32)
+    ]
+    terms = [row["fedlq/bound_quantisation"] for row in rows]
+    assert terms == sorted(terms, reverse=True)
+    assert terms[-1] == 0
+    for row in rows:
+        by_layer = [row[f"fedlq/bound_{name}"] for name in SIZES]
+        assert math.fsum(by_layer) == pytest.approx(row["fedlq/bound_quantisation"])
+        assert row["fedlq/bound"] > row["fedlq/bound_quantisation"]
+
+
+def test_resumes_to_the_bit(tmp_path):
+    for name, options in {"c": {"refresh": 2}, "s": {"plan": "server", "payload": "delta"}}.items():
+        whole = fit(tmp_path / name / "a", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4)
+        fit(tmp_path / name / "b", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=2)
+        again = fit(tmp_path / name / "b", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4, ckpt_path="last")
+        assert same(whole.server.params, again.server.params)
+
+
+def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
+    """One client sends values, another quantised differences of the same layer."""
+    run = fit(tmp_path, FedLQ("delta", [2, 32], average_bits=32), {2: 1, 32: 1}, data=held(), max_rounds=1)
+    torch.manual_seed(0)
+    start = Client().state_dict()
+    updates = {client: decode(message) for _, client, message in payloads}
+    weights = {client.id: client.weight for client in run.clients}
+    for name in SIZES:
+        low = start[name] - updates[0][name].dequantize()
+        mean = (weights[0] * low.double() + weights[1] * updates[1][name].double()) / sum(weights.values())
+        assert torch.allclose(run.server.params[name].double(), mean, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": []}, "candidates must name at least one bit-width, got none"),
+        ({"candidates": [1]}, "candidates must be distinct widths of 2..16 or 32, got [1]"),
+        ({"average_bits": 0}, "FedLQ.average_bits must be > 0, got 0"),
+        ({"average_bits": -3}, "FedLQ.average_bits must be > 0, got -3"),
+        ({"budget": "time"}, "FedLQ.budget must be one of average, deadline, quantile, got 'time'"),
+        ({"quantile": 0.0}, "FedLQ.quantile must be in (0, 1], got 0.0"),
+        ({"solver": "best"}, "solver must be one of dp, greedy, greedy_down, got 'best'"),
+        ({"payload": "model"}, "FedLQ.payload must be one of weights, delta, got 'model'"),
+        ({"refresh": 0}, "FedLQ.refresh must be at least 1, got 0"),
+        ({"decay": 1.0}, "FedLQ.decay must be in [0, 1), got 1.0"),
+        ({"shrinkage": 2.0}, "FedLQ.shrinkage must be in [0, 1], got 2.0"),
+        ({"probe_bits": [1]}, "FedLQ.probe_bits must be widths of 2..16, got [1]"),
+        ({"sensitivity": "no"}, "FedLQ.sensitivity must be one of server, clients, got 'no'"),
+        ({"metric": "f1"}, "FedLQ.metric must be loss or accuracy, got 'f1'"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FedLQ(**options)
+
+
+def test_what_does_not_fit_together(tmp_path):
+    class Bare(Client):
+        def validation_step(self, batch, batch_idx):
+            return None
+
+    cases = [
+        (FedLQ(), {}, "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0"),
+        (FedLQ(candidates=[8]), {"clients": {2: 1, 32: 1}}, "must hold a width of at most 2 for ternary clients"),
+        (FedLQ(budget="quantile"), {"data": held()}, "FedLQ.budget: quantile needs a simulated network"),
+        (FedLQ(budget="deadline"), {"data": held(), "network": network()}, "needs network.deadline_seconds, got null"),
+        (FedLQ(), {"data": held(), "module": lambda: Client(_OneParameter())}, "has no quantisable layer"),
+        (FedLQ(), {"data": held(), "module": Bare}, "FedLQ probes the validation loss, which the model does not log"),
+    ]
+    for algorithm, options, message in cases:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fit(tmp_path, algorithm, **options)
+
+
+class _OneParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return x.flatten(1)[:, :4] * self.scale
+
+
+@pytest.mark.parametrize("value", [0.1, 1.0, 5.7, 1e-9, 123456.789])
+def test_a_deadline_is_never_sent_later_than_it_is(value):
+    sent = float(rounded_down(value))
+    assert sent <= value
+    assert sent == pytest.approx(value, rel=2e-7)

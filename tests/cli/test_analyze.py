@@ -1,0 +1,117 @@
+"""``bhfl analyze``, from options to files and exit codes."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bhfl.cli.samples import pick
+from tests.cli.conftest import Command
+
+OWN = """\
+import lightning as L
+import torch
+
+class NoLoss(L.LightningModule):
+    def __init__(self, num_classes: int = 4):
+        super().__init__()
+        self.net = torch.nn.Linear(64, num_classes)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/acc", self.net(batch[0].flatten(1)).mean())
+
+class LossOnly(NoLoss):
+    def validation_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1])
+
+class NoLayer(LossOnly):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Flatten()
+"""
+
+
+def layers(path: Path) -> list[dict[str, Any]]:
+    with open(path / "layers.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_s_model_is_analysed_into_its_folder(bhfl: Command, tmp_path: Path) -> None:
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1").code == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    code, out, err = bhfl("analyze", "--config", run / "config.yaml", "--ckpt_path", "best", "--probe_bits", "[3]")
+    assert code == 0
+    assert "on 24 samples of the validation split" in out
+    assert "Classifier after 1 rounds: loss" in out
+    assert "100%" in err
+    assert "error" not in err
+    rows = layers(run / "analysis")
+    assert len(rows) > 1
+    assert "loss_increase_3" in rows[0]
+    assert f"\n{Path('runs/tiny/version_0/analysis/layers.png')}\n" in out or str(run / "analysis/layers.png") in out
+    assert (run / "analysis" / "layers.png").stat().st_size > 10_000
+
+
+def test_untrained_weights_on_the_server_s_samples(bhfl: Command, tmp_path: Path) -> None:
+    args = ("--config", "tiny.yaml", "--data.holdout", "20", "--samples", "16", "--threads", "1")
+    for number in range(2):
+        code, out, err = bhfl("analyze", *args, "--trainer.devices", "2")  # one process all the same
+        assert code == 0
+        assert "on 16 samples of data.holdout" in out
+        assert "these weights are untrained" in err
+        assert (tmp_path / "runs" / "tiny" / f"analysis_{number}" / "layers.csv").is_file()
+    again = [layers(tmp_path / "runs" / "tiny" / f"analysis_{number}") for number in range(2)]
+    assert again[0] == again[1]
+
+
+def test_without_matplotlib_the_table_is_still_written(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "own_loss.py").write_text(OWN)
+    code, _, err = bhfl("analyze", "--config", "tiny.yaml", "--model", "own_loss.LossOnly", "--out", "here")
+    assert code == 0
+    assert "note: no picture is drawn: pictures need matplotlib: pip install 'bhfl[plots]'" in err
+    assert "accuracy_drop_2" not in layers(tmp_path / "here")[0]
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["layers.csv"]
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        (["--samples", "0"], "samples must be at least 1, got 0"),
+        (["--probe_bits", "[2, 2]"], "probe_bits must be one or more distinct widths of 2..16, got [2, 2]"),
+        (["--uniform_bits", "32"], "uniform_bits must be 2..16, got 32"),
+        (["--probe_bit", "[2]"], "--probe_bit is no option; did you mean 'probe_bits'?"),
+        (["--algorithm", "Local"], "analyze needs a global model, and Local keeps none"),
+        (["--data.val_fraction", "0"], "analyze needs samples held out of training"),
+        (["--model", "own_bad.NoLoss"], "NoLoss.validation_step must log val/loss, and gives acc"),
+        (["--model", "own_bad.NoLayer"], "NoLayer has no quantisable layer"),
+    ],
+)
+def test_what_cannot_be_analysed(bhfl: Command, tmp_path: Path, args: list[str], problem: str) -> None:
+    (tmp_path / "own_bad.py").write_text(OWN)
+    outcome = bhfl("analyze", "--config", "tiny.yaml", *args)
+    assert outcome.code == 2
+    assert len(outcome.problems) == 1
+    assert problem in outcome.problems[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_of_analyze_are_none_of_fit(bhfl: Command) -> None:
+    assert bhfl("fit", "--config", "tiny.yaml", "--samples", "5").problems[0].startswith("--samples is no option")
+
+
+def test_samples_are_drawn_from_all_batches_and_odd_batches_taken_whole() -> None:
+    batches = [{"x": torch.arange(300.0).view(-1, 1), "y": torch.arange(300)}] * 2
+    chunks = pick(batches, 400, seed=0)
+    assert [size for size, _ in chunks] == [128, 128, 128, 16]
+    drawn = torch.cat([batch["y"] for _, batch in chunks])
+    assert torch.equal(drawn, torch.cat([batch["x"] for _, batch in chunks]).squeeze(1).long())
+    assert 150 < len(drawn.unique()) <= 300
+    ragged = [(torch.ones(5, size), torch.ones(5)) for size in (2, 3, 4)]
+    assert [size for size, _ in pick(ragged, 6, seed=0)] == [5, 5]
+    assert pick([], 6, seed=0) == []
