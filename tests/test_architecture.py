@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bhfl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FEDERATED = {"quant", "comm", "models", "data", "engine", "algorithms", "callbacks", "report", "cli"}
+FEDERATED = {"quant", "comm", "models", "data", "engine", "algorithms", "callbacks", "report", "export", "cli"}
 OURS = {
     "quant": set(),
     "comm": {"quant"},
@@ -23,10 +23,16 @@ OURS = {
     "algorithms": {"engine", "comm", "quant"},
     "callbacks": {"engine", "quant", "comm"},
     "report": {"engine", "quant", "comm"},
+    "export": {"quant"},
     "cli": FEDERATED,
 }
 """The rooms that each room may import from, besides itself."""
-OTHERS = {"quant": {"torch"}, "comm": {"torch", "numpy"}, "models": {"torch", "lightning", "torchvision"}}
+OTHERS = {
+    "quant": {"torch"},
+    "comm": {"torch", "numpy"},
+    "models": {"torch", "lightning", "torchvision"},
+    "export": {"torch", "safetensors", "onnx", "onnxscript"},
+}
 """The packages that a room may import, besides the standard library; the rest may import any."""
 
 
