@@ -40,14 +40,17 @@ class AdaQuantFL(DifferenceAlgorithm):
         if not (isinstance(max_bits, int) and bits <= max_bits <= 16):
             raise ValueError(f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}")
         self.max_bits = max_bits
+        self._sent: tuple[ServerState, Tensors] | None = None
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """The bits of the first round; no loss is known."""
         return {"bits": self.bits, "first_loss": None}
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """The model and the bits."""
-        return {**server.params, BITS: torch.tensor(float(server.extra["bits"]))}
+        """The model and the bits, one message for all."""
+        if self._sent is None or self._sent[0] is not server:
+            self._sent = server, {**server.params, BITS: torch.tensor(float(server.extra["bits"]))}
+        return self._sent[1]
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
         """The model."""
@@ -58,8 +61,14 @@ class AdaQuantFL(DifferenceAlgorithm):
         return int(run.message[BITS])
 
     def uplink(self, run: LocalRun) -> Tensors:
-        """Quantised differences, and the loss."""
-        return {**super().uplink(run), LOSS: torch.tensor(run.metrics.get("train/loss", math.nan))}
+        """Quantised differences, and the loss.
+
+        Raises:
+            ValueError: There is no training loss.
+        """
+        if "train/loss" not in run.metrics:
+            raise ValueError("AdaQuantFL follows the training loss: training_step must return or log it")
+        return {**super().uplink(run), LOSS: torch.tensor(run.metrics["train/loss"])}
 
     def expected(self, server: ServerState) -> Params:
         """The loss too."""

@@ -34,6 +34,8 @@ class Context:
     """Of the trainer."""
     worker: Callable[[], Worker]
     """This process's module, once the run is set up; idle before and after the clients of a round."""
+    buffers: Callable[[ServerState, str], Params]
+    """The norm statistics and counters that travel with the parameters of a bit group, both ways."""
     timing: Timing | None
     """The simulated network, where there is one."""
 
@@ -53,7 +55,7 @@ class LocalRun:
     """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its entries."""
     rng: RandomKeys
     evaluate: Callable[[int], dict[str, float]]
-    """The module's validation metrics, as it stands, on at most so many of the client's own training examples."""
+    """The module's validation metrics, as it stands, on so many of the client's own training examples, in batches."""
     link: ClientLink | None = None
     """Of the client in this round, where a network is simulated."""
     downlink_bytes: int = 0

@@ -53,7 +53,6 @@ class Worker:
     def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings) -> None:
         self.fabric, self.settings = fabric, settings
         check_module(module, settings.gradient_clip_val)
-        module.configure_model()
         self.module: L.LightningModule = quantize_(module, BitSpec())
         fabric.to_device(self.module)
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it

@@ -99,7 +99,7 @@ class Rounds:
         totals = Totals(
             self.algorithm.aggregator(server, self.clients),
             BufferSum(self.buffers, server),
-            {**self.algorithm.expected(server), **self._travelling(self.buffers.of(server, self.groups[0]))},
+            {**self.algorithm.expected(server), **self.travelling(server, self.groups[0])},
             min(MAX_TERM, MAX_TOTAL / len(cohort)),
         )
         self._sent = None
@@ -196,6 +196,7 @@ class Rounds:
     def _receive(self, server: ServerState, run: LocalRun, totals: Totals, record: ClientRecord) -> None:
         """An uplink, and the server's side of it: measure, decode, check, fold in."""
         payload, client = self._uplink(run), run.client
+        record.num_examples = run.num_examples
         if payload is None:
             record.status, record.reason = "skipped", "nothing was sent"
             return
@@ -222,7 +223,7 @@ class Rounds:
         tensors = self.algorithm.downlink(server, client)
         group = client.group if self.buffers.policy == "group" else ""
         if self._sent is None or self._sent[0] is not tensors or self._sent[1] != group:
-            payload = encode({**tensors, **self._travelling(self.buffers.of(server, client.group))})
+            payload = encode({**tensors, **self.travelling(server, client.group)})
             self._sent = (tensors, group, payload, self.fabric.to_device(float_tensors(decode(payload))))
         return self._sent[2:]
 
@@ -236,8 +237,9 @@ class Rounds:
         """Whether a tensor of the model never leaves its client."""
         return not self.algorithm.communicates or (self.buffers.owns(name) and not self.buffers.sent(name))
 
-    def _travelling(self, buffers: Params) -> Params:
-        return {name: tensor for name, tensor in buffers.items() if not self._stays(name)}
+    def travelling(self, server: ServerState, group: str) -> Params:
+        """The buffers that go with the parameters of a bit group, both ways."""
+        return {n: tensor for n, tensor in self.buffers.of(server, group).items() if not self._stays(n)}
 
     def _staying(self, server: ServerState, client: Client) -> Params:
         """What a client that has kept nothing yet begins with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,11 @@ class Timing:
         """Of one forward pass of one example."""
 
     def measure_(self, worker: Worker, data: FederatedData) -> None:
-        """Count the FLOPs of a validation step on a client's first batch, per example."""
+        """Count the FLOPs of a validation step on a client's first batch, per example.
+
+        Raises:
+            ValueError: There are none, and devices take their time to compute.
+        """
         client = next((client for client in self.clients if client.num_examples), None)
         if client is None:
             return
@@ -48,6 +53,13 @@ class Timing:
         first = batch[0] if isinstance(batch, (list, tuple)) else batch
         size = len(first) if isinstance(first, torch.Tensor) and first.ndim else 1
         self.example_flops = counter.get_total_flops() / size
+        takes_time = any(math.isfinite(self.network.link(0, client.id).compute_flops) for client in self.clients)
+        if takes_time and not self.example_flops:
+            name = type(worker.module).__name__
+            raise ValueError(
+                f"trainer.network counts the FLOPs of {name}.validation_step, which computes nothing: define it, or "
+                "give devices no compute_flops"
+            )
 
     def cohort(self, round: int) -> list[Client]:
         """The clients of a round."""
@@ -67,8 +79,11 @@ class Timing:
     def planned(self, client: Client, data: FederatedData) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
         steps, batches = self.options["local_steps"], max(1, data.num_batches(client.id))
-        passes: float = self.options["local_epochs"] if steps is None else steps / batches
-        return round(passes * client.num_examples)
+        if steps is None:
+            return int(self.options["local_epochs"]) * client.num_examples
+        epochs, rest = divmod(steps, batches)
+        batch_size = getattr(data, "batch_size", math.ceil(client.num_examples / batches))
+        return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
 
     def check_deadline(self, download_bytes: int, data: FederatedData) -> None:
         """Refuse a deadline that no client can meet.
@@ -98,7 +113,7 @@ class Timing:
             for r in records
             if r.status != "failed"
         ]
-        seconds = self.network.round_time(round, works).seconds if works else 0.0
+        seconds = self.network.round_time(round, works, len(records)).seconds if works else 0.0
         closings = [Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0) for r in records]
         seconds += max((self.network.client_time(round, work).seconds for work in closings), default=0.0)
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}

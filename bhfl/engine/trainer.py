@@ -161,6 +161,10 @@ class FederatedTrainer:
         """
         with self._machine():
             self._setup(model, datamodule, "fit", "test")
+            if self.timing:
+                self.timing.measure_(self.rounds.worker, datamodule)
+                smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
+                self.timing.check_deadline(smallest, datamodule)
             self._begin(datamodule, ckpt_path)
             self._call("on_fit_start")
             try:
@@ -210,17 +214,17 @@ class FederatedTrainer:
         self.algorithm.server_optimizer = self._server_optimizer
         network, keys = self.options["network"], LocalSettings.__dataclass_fields__
         self.timing = Timing(network, self.clients, self.options) if network else None
+        model.configure_model()
         self.algorithm.setup(
-            Context(self.clients, model, data, self.fabric, self.options, lambda: self.rounds.worker, self.timing)
-        )
+            Context(
+                self.clients, model, data, self.fabric, self.options, worker=lambda: self.rounds.worker,
+                buffers=lambda server, group: self.rounds.travelling(server, group), timing=self.timing,
+            )
+        )  # fmt: skip
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
         self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
         self.server = self.rounds.init_server()
-        if self.timing:
-            self.timing.measure_(worker, data)
-            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
-            self.timing.check_deadline(smallest, data)
 
     def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
         """Find or make the run folder, take up a checkpoint's state, open the logs."""

@@ -97,7 +97,7 @@ def draw(experiment: Experiment, out: Path) -> None:
     for method, colour in zip(experiment.methods, plt.cm.tab10.colors, strict=False):
         for number, run in enumerate(experiment.finished(method)):
             times, _, accuracies = curve(run)
-            smooth = [statistics.median(accuracies[max(0, i - 2) : i + 1]) for i in range(len(accuracies))]
+            smooth = [statistics.median(accuracies[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(accuracies))]
             panel.plot(times, smooth, color=colour, alpha=0.8, linewidth=1.2, label=method if number == 0 else None)
     panel.set(xscale="log", xlabel="simulated seconds", ylabel="validation accuracy (median of 3)")
     panel.legend(fontsize=8, frameon=False)

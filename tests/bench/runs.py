@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bhfl.engine.folder import newest_run
+
 Method = tuple[str, list[str]]
 """A configuration of configs/cifar10, by its stem, and further options."""
 
@@ -49,9 +51,10 @@ class Experiment:
         return cls(methods, common, options.root, options.archive, options.seeds), options.jobs
 
     def folder(self, method: str, seed: int) -> Path:
-        """The run folder of one method and seed."""
+        """The newest run folder of one method and seed."""
         name = method.replace(",", "").replace(" ", "-").lower()
-        return self.root / f"{name}-seed{seed}" / "version_0"
+        root = self.root / f"{name}-seed{seed}"
+        return newest_run(root) or root / "version_0"
 
     def train(self, method: str, seed: int) -> None:
         """Run one method with one seed, if it is not finished; one that was cut off goes on."""

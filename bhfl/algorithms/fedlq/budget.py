@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.timing import ClientLink, Timing
-from bhfl.engine.types import Client
+from bhfl.engine.types import Params
 from bhfl.quant import QuantizedTensor
 
 Rule = Literal["average", "deadline", "quantile"]
@@ -51,31 +51,32 @@ class Budget:
             raise ValueError("FedLQ.budget: deadline needs network.deadline_seconds, got null")
 
     def deadline_seconds(
-        self, timing: Timing | None, round: int, sizes: Sequence[int], side_bytes: int, data: Any
+        self, timing: Timing | None, round: int, layers: Params, others: Tensors, down: int, examples: Mapping[int, int]
     ) -> float:
-        """When uploads must have arrived; infinite with ``average``.
+        """When uploads must have arrived; infinite with ``average``, and never after the network's own deadline.
 
         Args:
             timing: Of the run.
             round: Its number.
-            sizes: Weights of each layer.
-            side_bytes: Of a float32 model and its headers, less the layers; about what goes with the layers.
-            data: Says how long clients train.
+            layers: The layers' weights; their shapes count.
+            others: What travels up beside them.
+            down: Bytes of a downlink.
+            examples: That each client of the cohort computes on, by its id.
         """
         if self.rule == "average" or timing is None:
             return math.inf
+        last = timing.network.deadline_seconds
         if self.rule == "deadline":
-            assert timing.network.deadline_seconds is not None
-            return timing.network.deadline_seconds
-        down = side_bytes + 4 * sum(sizes)
-        up = side_bytes + math.ceil(self.average_bits * sum(sizes) / 8)
-        cohort: list[Client] = timing.cohort(round)
-        works = [timing.workload(client, down, up, timing.planned(client, data)) for client in cohort]
-        return timing.network.quantile_deadline(round, works, self.quantile)
+            assert last is not None
+            return last
+        up = _least_bytes(layers, others) + (self._average(layers) - _least_bits(layers)) // 8
+        cohort = [client for client in timing.cohort(round) if client.num_examples]
+        works = [timing.workload(client, down, up, examples[client.id]) for client in cohort]
+        return min(math.inf if last is None else last, timing.network.quantile_deadline(round, works, self.quantile))
 
     def layer_bits(
         self,
-        layers: Mapping[str, Tensor],
+        layers: Params,
         others: Tensors,
         link: ClientLink | None,
         downlink_bytes: int,
@@ -93,13 +94,25 @@ class Budget:
             deadline_seconds: As of the method above.
         """
         if self.rule == "average":
-            return sum(8 * math.ceil(self.average_bits * x.numel() / 8) + 32 for x in layers.values())
+            return self._average(layers)
         assert link is not None
-        one = torch.ones(())
-        payload = encoded_bytes({**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}})
-        least = sum(layer_bits(tensor.numel(), 2) for tensor in layers.values())
         room = link.budget_bytes(downlink_bytes, num_examples, deadline_seconds)
-        return max(1, 8 * (room - payload) + least)
+        return max(1, 8 * (room - _least_bytes(layers, others)) + _least_bits(layers))
+
+    def _average(self, layers: Params) -> int:
+        """Bits of the layers at `average_bits`, codes in whole bytes a layer."""
+        return sum(8 * math.ceil(self.average_bits * x.numel() / 8) + 32 for x in layers.values())
+
+
+def _least_bits(layers: Params) -> int:
+    """Of the layers at two bits."""
+    return sum(layer_bits(tensor.numel(), 2) for tensor in layers.values())
+
+
+def _least_bytes(layers: Params, others: Tensors) -> int:
+    """Of a payload with all layers at two bits."""
+    one = torch.ones(())
+    return encoded_bytes({**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}})
 
 
 def rounded_down(value: float) -> Tensor:

@@ -6,6 +6,7 @@ accuracy lost, with a convergence bound behind it. The rest is the design of thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Union
@@ -92,6 +93,10 @@ class FedLQ(Algorithm):
             if choice not in choices:
                 raise ValueError(f"FedLQ.{key} must be one of {', '.join(choices)}, got {choice!r}")
         allocate([[0.0] * len(candidates)], [1], candidates, 1, solver=solver)  # raises where these cannot be used
+        if 0 < average_bits < min(candidates) and budget != "deadline":
+            raise ValueError(
+                f"FedLQ.average_bits must be at least {min(candidates)}, the fewest of candidates, got {average_bits}"
+            )
         self.payload, self.candidates, self.solver, self.infeasible = payload, tuple(candidates), solver, infeasible
         self.plan, self.joint = plan, joint
         self.budget = Budget(budget, average_bits, quantile)
@@ -108,8 +113,12 @@ class FedLQ(Algorithm):
         """
         self._context = context
         self._now: _Now
-        found = quantizable_layers(context.module)
-        self.layers = [name for name in context.module.state_dict() if name in found]
+        found = {id(context.module.get_parameter(name)) for name in quantizable_layers(context.module)}
+        first: dict[int, str] = {}  # tied weights travel once, under the first of their names
+        for name, tensor in context.module.state_dict(keep_vars=True).items():
+            if id(tensor) in found:
+                first.setdefault(id(tensor), name)
+        self.layers = list(first.values())
         self.sizes = [context.module.get_parameter(name).numel() for name in self.layers]
         for client in context.clients:
             if not self._candidates(client):
@@ -134,11 +143,12 @@ class FedLQ(Algorithm):
         """Probe, in rounds where the server is to; and settle the round's deadline."""
         probe = self.sensitivity.begin_round(self._context, server, self.layers)
         curvature = self.sensitivity.curvature(probe, len(self.layers))
-        side = encoded_bytes(server.params) - 4 * sum(self.sizes)
-        deadline = self.budget.deadline_seconds(
-            self._context.timing, server.round, self.sizes, side, self._context.data
-        )
-        plan = torch.cat([curvature.float(), rounded_down(deadline).view(1)])
+        plan = torch.cat([curvature.float(), torch.zeros(1)])
+        layers, others, down = self._traffic(server, clients[0].group, plan)
+        timing, round = self._context.timing, server.round
+        examples = {client.id: self._examples(client, round) for client in timing.cohort(round)} if timing else {}
+        deadline = self.budget.deadline_seconds(timing, round, layers, others, down, examples)
+        plan[-1] = rounded_down(deadline)
         self._now = _Now(probe, curvature, deadline, {**server.params, PLAN: plan})
         return _Fold(server.params)
 
@@ -147,6 +157,7 @@ class FedLQ(Algorithm):
         if self.plan == "client":
             return self._now.downlink
         allocation = self._plan(server, client)
+        self._now.infeasible[client.id] = not allocation.feasible
         bits = allocation.bits if allocation.feasible or self.infeasible == "late" else (0,) * len(self.layers)
         return {**server.params, PLAN: torch.tensor(bits, dtype=torch.uint8)}
 
@@ -156,20 +167,26 @@ class FedLQ(Algorithm):
 
     def _plan(self, server: ServerState, client: Client) -> Allocation:
         """The server's choice for a client: its variances are those of what the last round came to."""
-        timing = self._context.timing
-        layers = {name: server.params[name] for name in self.layers}
-        statistics: Params = next(iter(server.buffers["statistics"].values()), {})
-        others = {n: t for n, t in {**server.params, **statistics}.items() if n not in layers}
-        down = encoded_bytes({**layers, **others, PLAN: torch.zeros(len(layers), dtype=torch.uint8)})
-        room = self.budget.layer_bits(
-            layers,
-            others,
-            timing.link(server.round, client) if timing else None,
-            down,
-            timing.planned(client, self._context.data) if timing else 0,
-            self._now.deadline,
-        )
+        timing, plan = self._context.timing, torch.zeros(len(self.layers), dtype=torch.uint8)
+        layers, others, down = self._traffic(server, client.group, plan)
+        link = timing.link(server.round, client) if timing else None
+        examples = self._examples(client, server.round)
+        room = self.budget.layer_bits(layers, others, link, down, examples, self._now.deadline)
         return self._allocate(self._now.curvature, server.extra["variances"], client, room)
+
+    def _traffic(self, server: ServerState, group: str, plan: Tensor) -> tuple[Params, dict[str, Tensor], int]:
+        """The layers, what clients of a group send beside them, and the bytes that they are sent."""
+        layers = {name: server.params[name] for name in self.layers}
+        both_ways = {**server.params, **self._context.buffers(server, group)}
+        others = {name: tensor for name, tensor in both_ways.items() if name not in layers}
+        up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
+        return layers, up, encoded_bytes({**layers, **others, PLAN: plan})
+
+    def _examples(self, client: Client, round: int) -> int:
+        """That a client is going to compute on, probing included."""
+        timing = self._context.timing
+        planned = timing.planned(client, self._context.data) if timing else 0
+        return planned + self.sensitivity.examples(client, round, len(self.layers))
 
     def _allocate(self, curvature: Tensor, variances: Tensor, client: Client, room: float) -> Allocation:
         candidates = self._candidates(client)
@@ -183,6 +200,8 @@ class FedLQ(Algorithm):
         """The layers at their bits, everything else in float32; None for a client that is to skip."""
         state = {name: value for name, value in quantized_state(run.module).items() if name in run.message}
         values = float_tensors({name: state[name] for name in self.layers})
+        if not all(bool(value.isfinite().all()) for value in values.values()):
+            raise ValueError("its weights are not finite after training")
         sent = {n: run.received[n] - v for n, v in values.items()} if self.payload == "delta" else values
         others = {name: value for name, value in state.items() if name not in values}
         others |= self.sensitivity.of_client(run, self.layers)
@@ -209,14 +228,12 @@ class FedLQ(Algorithm):
         run.metrics["fedlq/lr_sum"], run.metrics["fedlq/steps"] = run.lr_sum, float(run.num_steps)
         return {name: update[name] for name in (*state, *(update.keys() - state.keys()))}
 
-    def _bits(
-        self, run: LocalRun, variances: Tensor, layers: Mapping[str, Tensor], others: Tensors
-    ) -> Sequence[int] | None:
+    def _bits(self, run: LocalRun, variances: Tensor, layers: Params, others: Tensors) -> Sequence[int] | None:
         """What the server planned, or the client's own allocation; None to send nothing."""
         plan = run.message[PLAN].cpu()
         if self.plan == "server":
             bits = [int(width) for width in plan]
-            run.metrics["fedlq/infeasible"] = 0.0
+            run.metrics["fedlq/infeasible"] = float(self._now.infeasible[run.client.id])
             return bits if all(bits) else None
         deadline = float(plan[-1])
         room = self.budget.layer_bits(layers, others, run.link, run.downlink_bytes, run.num_examples, deadline)
@@ -253,12 +270,13 @@ class FedLQ(Algorithm):
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
         """``fedlq/bound``, its quantisation term and that term by layer, as if all rounds were like this one.
 
-        The loss stands for the gap ``F - F*``; the dispersion of the clients' moves, which a server can see, for both
-        the gradients' variance and the clients' heterogeneity, so that each is charged in full; and the smoothness is
-        the largest for which the theorem holds at this step size, ``1 / (8 eta K)``.
+        Clients count alike. The loss stands for the gap ``F - F*``; the dispersion of the clients' moves, which a
+        server can see, for both the gradients' variance and the clients' heterogeneity, so that each is charged in
+        full; and the smoothness is the largest for which the theorem holds at this step size, ``1 / (8 eta K)``.
         """
-        if not metrics.get("fedlq/lr_sum") or "train/loss" not in metrics:
-            return {}
+        needed = ("fedlq/lr_sum", "fedlq/step_squared", "fedlq/move_squared", "train/loss")
+        if not all(math.isfinite(metrics.get(tag, math.nan)) for tag in needed) or not metrics["fedlq/lr_sum"]:
+            return {}  # the round came to nothing, or its model to no numbers
         travelled, steps = metrics["fedlq/lr_sum"], max(1, round(metrics["fedlq/steps"]))
         dispersion = max(0.0, metrics["fedlq/move_squared"] - metrics["fedlq/step_squared"]) / travelled**2
         bound = convergence_bound(
@@ -284,6 +302,8 @@ class _Now:
 
     def __init__(self, probe: Probe | None, curvature: Tensor, deadline: float, downlink: Tensors) -> None:
         self.probe, self.curvature, self.deadline, self.downlink = probe, curvature, deadline, downlink
+        self.infeasible: dict[int, bool] = {}
+        """By client, where the server plans."""
 
 
 class _Fold(MixedMean):

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
 from bhfl.engine.algorithm import Context, LocalRun
-from bhfl.engine.types import Params, ServerState
-from bhfl.quant import BitSpec, quantize
+from bhfl.engine.types import Client, Params, ServerState
+from bhfl.quant import BitSpec, quantize, set_spec_
 
 Source = Literal["server", "clients"]
 
@@ -54,7 +55,13 @@ class Sensitivity:
             raise ValueError(f"FedLQ.shrinkage must be in [0, 1], got {self.shrinkage}")
 
     def check(self, context: Context) -> None:
-        """ValueError where the server is to probe and has nothing to probe on."""
+        """ValueError where the server is to probe and cannot."""
+        norms = [m for m in context.module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+        if self.source == "server" and self.shrinkage and norms and context.options["norm"] == "local":
+            raise ValueError(
+                "trainer.norm: local keeps running statistics on the clients, so FedLQ.sensitivity: server has none to "
+                "probe with; set sensitivity: clients"
+            )
         if self.source == "server" and self.shrinkage and not getattr(context.data, "holdout", 0):
             raise ValueError(
                 "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0; or set sensitivity: clients, "
@@ -65,6 +72,13 @@ class Sensitivity:
         """Whether `source` probes in a round."""
         return self.source == source and self.shrinkage > 0 and round % self.refresh == 0
 
+    def examples(self, client: Client, round: int, num_layers: int) -> int:
+        """What a client's probing costs, in examples of training: a forward pass is a third of one."""
+        if not self.is_due(round, "clients"):
+            return 0
+        passes = 1 + num_layers * len(self.bits)
+        return math.ceil(passes * min(self.samples, client.num_examples) / 3)
+
     def curvature(self, known: Probe | None, num_layers: int) -> Tensor:
         """``h``, [L]; all ones as long as nothing was probed."""
         return torch.ones(num_layers, dtype=torch.float64) if known is None else curvature(known, self.shrinkage)
@@ -74,13 +88,14 @@ class Sensitivity:
     def begin_round(self, context: Context, server: ServerState, layers: Sequence[str]) -> Probe | None:
         """What is known for this round; collective, rank 0 probes where the server is to."""
         known = self.restored(server.extra["probe"], layers, server.params)
-        if not self.is_due(server.round, "server"):
+        asked = self.source == "server" and self.shrinkage > 0
+        if not asked or (known is not None and not self.is_due(server.round, "server")):
             return known
         fresh: Probe | None = None
         if context.fabric.is_global_zero:
             worker = context.worker()
-            statistics: Params = next(iter(server.buffers["statistics"].values()), {})
-            worker.load({**server.params, **statistics}, BitSpec())
+            group = next((c.group for c in context.clients if c.spec.is_float), context.clients[0].group)
+            worker.load({**server.params, **context.buffers(server, group)}, BitSpec())
             batches = context.data.holdout_batches  # type: ignore[attr-defined]
             fresh = self._probe(worker.module, layers, lambda: worker.evaluate(batches(), "val"))
         fresh = context.fabric.broadcast(fresh)
@@ -137,7 +152,10 @@ class Sensitivity:
         if not self.is_due(run.round, "clients"):
             return {}
         with _holding(run.module, run.received):
+            set_spec_(run.module, BitSpec())  # as the server would: what clients measure does not depend on their bits
             found = self._probe(run.module, layers, lambda: run.evaluate(self.samples))
+            set_spec_(run.module, run.client.spec)
+        run.num_examples += self.examples(run.client, run.round, len(layers))
         return {HARM: found.harm.float()}
 
     def _probe(self, module: nn.Module, layers: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> Probe:

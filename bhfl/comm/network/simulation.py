@@ -114,7 +114,7 @@ class SimulatedNetwork:
             _check_deadline(deadline_seconds)
         if not (math.isfinite(server_seconds) and server_seconds >= 0):
             raise ValueError(f"server_seconds must be finite and >= 0, got {server_seconds}")
-        self.deadline_seconds = deadline_seconds
+        self._deadline_seconds = deadline_seconds
         self._shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
         self._server_seconds = server_seconds
@@ -124,21 +124,29 @@ class SimulatedNetwork:
             else TraceLinks(trace)
         )
 
+    @property
+    def deadline_seconds(self) -> float | None:
+        """When a round ends; None: it waits for all."""
+        return self._deadline_seconds
+
     def link(self, round_index: int, client: int) -> Link:
         """The link of one client in one round, the same for every algorithm."""
         return self._links.link(round_index, client)
 
-    def round_time(self, round_index: int, workloads: Sequence[Workload]) -> RoundTime:
+    def round_time(
+        self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
+    ) -> RoundTime:
         """Simulates one round.
 
         Args:
             round_index: which draws to use.
-            workloads: one per participant.
+            workloads: one per participant that is waited for.
+            num_participants: that share the uplink, if others do too.
 
         Raises:
             ValueError: there are no participants.
         """
-        clients = self.client_times(round_index, workloads)
+        clients = self.client_times(round_index, workloads, num_participants)
         late = frozenset(client.client for client in clients if self.is_late(client.seconds))
         slowest = max(client.seconds for client in clients)
         seconds = slowest if self.deadline_seconds is None else min(self.deadline_seconds, slowest)
@@ -148,7 +156,9 @@ class SimulatedNetwork:
         """Whether an update that arrives so long after the start of the round misses the deadline."""
         return self.deadline_seconds is not None and seconds > self.deadline_seconds * (1 + _TOLERANCE)
 
-    def client_times(self, round_index: int, workloads: Sequence[Workload]) -> tuple[ClientTime, ...]:
+    def client_times(
+        self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
+    ) -> tuple[ClientTime, ...]:
         """Seconds of each participant, deadline or not.
 
         Raises:
@@ -156,7 +166,8 @@ class SimulatedNetwork:
         """
         if not workloads:
             raise ValueError("workloads must hold at least one participant, got none")
-        return tuple(self.client_time(round_index, workload, len(workloads)) for workload in workloads)
+        count = num_participants or len(workloads)
+        return tuple(self.client_time(round_index, workload, count) for workload in workloads)
 
     def quantile_deadline(self, round_index: int, workloads: Sequence[Workload], fraction: float = 0.8) -> float:
         """The shortest deadline that this fraction of the participants meets with these workloads, in seconds.

@@ -45,7 +45,10 @@ def payloads(monkeypatch):
 
 
 def bits_of(payload):
-    return {n: t.bits if isinstance(t, QuantizedTensor) else 32 for n, t in decode(payload).items() if n in SIZES}
+    """Bits of the layers, by name."""
+    found = {n: t for n, t in decode(payload).items() if isinstance(t, QuantizedTensor) or t.ndim >= 2}
+    found.pop(":harm", None)
+    return {name: t.bits if isinstance(t, QuantizedTensor) else 32 for name, t in found.items()}
 
 
 @pytest.mark.parametrize("payload", ["weights", "delta"])
@@ -66,20 +69,56 @@ def test_average_bits_are_kept_to_the_byte(tmp_path, payloads, payload, solver):
         assert row["fedlq/infeasible"] == 0
 
 
+SETTINGS = {
+    "plain": {},
+    "batch norm": {"module": lambda: Client(Net(batch_norm=True)), "norm": "average"},
+    "batch norm by group": {"module": lambda: Client(Net(batch_norm=True))},
+    "few steps": {"local_steps": 3},
+    "half the fleet": {"clients_per_round": 3},
+    "clients probe": {"sensitivity": "clients"},
+}
+
+
+def timed(folder, plan, deadline=None, rule="deadline", setting="plain", **options):
+    settings = {"data": held(), "network": network(deadline), **SETTINGS[setting], **options}
+    algorithm = FedLQ(
+        "delta", budget=rule, plan=plan, average_bits=3, quantile=0.7,
+        sensitivity=settings.pop("sensitivity", "server"), refresh=2,
+    )  # fmt: skip
+    return fit(folder, algorithm, {8: 2, 32: 3}, **settings)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("plan", ["client", "server"])
-@pytest.mark.parametrize("rule", ["deadline", "quantile"])
-def test_time_budgets_are_spent_and_nobody_who_can_is_late(tmp_path, payloads, plan, rule):
-    deadline = 2.5 if rule == "deadline" else None
-    algorithm = FedLQ("delta", budget=rule, plan=plan, average_bits=3, quantile=0.7)
-    run = fit(tmp_path, algorithm, {8: 2, 32: 3}, data=held(), network=network(deadline))
-    chosen = {tuple(bits_of(message).values()) for _, _, message in payloads}
-    assert len(chosen) > 3  # by client
-    for row in run.run.history:
-        assert row["clients/late"] == 0
-        if deadline:
-            assert row["fedlq/infeasible"] == 0
+def test_time_budgets_are_spent_and_nobody_is_late(tmp_path, payloads, plan, setting):
+    for deadline in (2.5, 2.77, 3.1):
+        run = timed(tmp_path, plan, deadline, setting=setting)
+        for row in run.run.history:
+            assert row["clients/late"] == row["fedlq/infeasible"] == 0
             assert 0.8 * deadline < row["time/simulated_round_s"] <= deadline
-    assert all(max(bits_of(m).values()) <= 8 for _, client, m in payloads if client < 2)
+    assert len({tuple(bits_of(message).values()) for _, _, message in payloads}) > 4  # by client and round
+    assert all(max(bits_of(message).values()) <= 8 for _, client, message in payloads if client < 2)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("plan", ["client", "server"])
+def test_the_quantile_is_the_share_that_can_send_the_average(tmp_path, payloads, plan, setting):
+    run = timed(tmp_path, plan, rule="quantile", setting=setting)
+    for round in range(3):
+        mine = [message for number, _, message in payloads if number == round]
+        layers = [
+            sum(layer_bits(size, b) for size, b in zip(SIZES.values(), bits_of(message).values(), strict=True))
+            for message in mine
+        ]
+        least = sum(layer_bits(size, 2) for size in SIZES.values())
+        average = sum(layer_bits(size, 3) for size in SIZES.values())
+        assert sum(bits > (least + average) / 2 for bits in layers) >= math.ceil(0.7 * len(mine))
+    assert all(row["clients/late"] == 0 for row in run.run.history)
+
+
+def test_a_quantile_is_never_after_the_networks_deadline(tmp_path):
+    run = timed(tmp_path, "client", 2.5, rule="quantile")
+    assert all(row["time/simulated_round_s"] <= 2.5 and not row["clients/late"] for row in run.run.history)
 
 
 def test_the_downlink_is_the_formula(tmp_path):
@@ -152,14 +191,50 @@ def test_the_server_probes_the_model_that_it_sends(tmp_path):
 
 def test_probes_are_refreshed_and_averaged(tmp_path):
     """Round 0 and round 2 probe; what lasts is 0.7 of the first and 0.3 of the second."""
-    first = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=1).server.extra["probe"]["harm"]
-    after = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=3)
-    alone = fit(tmp_path, FedLQ(refresh=2, decay=0.0), {32: 2}, data=held(), max_rounds=3)
-    middle = fit(tmp_path, FedLQ(refresh=2), {32: 2}, data=held(), max_rounds=2).server.extra["probe"]["harm"]
-    assert torch.equal(first, middle)
-    assert after.server.extra["probe"]["harm"].shape == (3, 2)
-    assert not torch.equal(after.server.extra["probe"]["harm"], first)
-    assert alone.server.extra["probe"]["harm"].shape == (3, 2)
+    options = {"shrinkage": 1e-9, "candidates": [32], "average_bits": 32}  # training does not depend on the probes
+
+    def harm(rounds, **more):
+        run = fit(tmp_path, FedLQ(refresh=2, **options, **more), {32: 2}, data=held(), max_rounds=rounds)
+        return run.server.extra["probe"]["harm"]
+
+    first, second = harm(1), harm(3, decay=0.0)
+    assert torch.equal(harm(2), first)
+    assert not torch.equal(first, second)
+    assert torch.allclose(harm(3), 0.7 * first + 0.3 * second)
+
+
+def test_a_probe_that_a_skipped_round_lost_is_made_again(tmp_path):
+    class Late(Client):
+        def training_step(self, batch, batch_idx):
+            if calls:
+                calls.pop()
+                raise RuntimeError("not yet")
+            return super().training_step(batch, batch_idx)
+
+    calls = [1]
+    with pytest.warns(UserWarning, match="not yet"):
+        run = fit(tmp_path, FedLQ(refresh=5), {32: 2}, Late, held(), max_rounds=2, min_clients=2)
+    assert run.run.history[0]["clients/ok"] == 1
+    assert "fedlq/bound" not in run.run.history[0]
+    assert run.server.extra["probe"] is not None
+
+
+def test_tied_weights_are_one_layer(tmp_path):
+    class Tied(nn.Module):
+        """The parent's name of the shared weight comes first in the state dict."""
+
+        def __init__(self):
+            super().__init__()
+            layer = nn.Linear(36, 4)
+            self.shared = layer.weight
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)) + x.flatten(1) @ self.shared.T
+
+    run = fit(tmp_path, FedLQ(average_bits=3), {32: 2}, lambda: Client(Tied()), held(), max_rounds=1)
+    assert run.algorithm.layers == ["net.shared"]
+    assert run.run.history[0]["fedlq/bits_net.shared"] == 3
 
 
 def test_clients_probe_where_the_server_has_no_data(tmp_path, payloads):
@@ -227,6 +302,7 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
         ({"average_bits": -3}, "FedLQ.average_bits must be > 0, got -3"),
         ({"budget": "time"}, "FedLQ.budget must be one of average, deadline, quantile, got 'time'"),
         ({"quantile": 0.0}, "FedLQ.quantile must be in (0, 1], got 0.0"),
+        ({"average_bits": 1}, "FedLQ.average_bits must be at least 2, the fewest of candidates, got 1"),
         ({"solver": "best"}, "solver must be one of dp, greedy, greedy_down, got 'best'"),
         ({"payload": "model"}, "FedLQ.payload must be one of weights, delta, got 'model'"),
         ({"refresh": 0}, "FedLQ.refresh must be at least 1, got 0"),
@@ -249,9 +325,14 @@ def test_what_does_not_fit_together(tmp_path):
 
     cases = [
         (FedLQ(), {}, "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0"),
-        (FedLQ(candidates=[8]), {"clients": {2: 1, 32: 1}}, "must hold a width of at most 2 for ternary clients"),
+        (FedLQ(candidates=[8], average_bits=8), {"clients": {2: 1, 32: 1}}, "a width of at most 2 for ternary clients"),
         (FedLQ(budget="quantile"), {"data": held()}, "FedLQ.budget: quantile needs a simulated network"),
         (FedLQ(budget="deadline"), {"data": held(), "network": network()}, "needs network.deadline_seconds, got null"),
+        (
+            FedLQ(),
+            {"data": held(), "norm": "local", "module": lambda: Client(Net(batch_norm=True))},
+            "trainer.norm: local keeps running statistics on the clients",
+        ),
         (FedLQ(), {"data": held(), "module": lambda: Client(_OneParameter())}, "has no quantisable layer"),
         (FedLQ(), {"data": held(), "module": Bare}, "FedLQ probes the validation loss, which the model does not log"),
     ]
