@@ -26,8 +26,8 @@ test-slow: install  ## the long tests too
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check bhfl tests
-	$(BIN)/ruff format --check bhfl tests
+	$(BIN)/ruff check bhfl tests examples
+	$(BIN)/ruff format --check bhfl tests examples
 	$(BIN)/mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios

@@ -1,4 +1,4 @@
-"""The command line: ``bhfl fit | validate | test | analyze``.
+"""The command line: ``bhfl fit | validate | test | analyze | export``.
 
 Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few clients had usable
 updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a traceback.
@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
+    "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
 }
 
 HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
@@ -37,6 +38,7 @@ examples:
   bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
+  bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
 """
 
 

@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
-from bhfl.cli.analyze import AnalyzingTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say
+from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, dumped, schema
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
 from bhfl.cli.schema import Checker
@@ -45,7 +45,7 @@ class FederatedCLI(LightningCLI):
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
             save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
-            trainer_class=AnalyzingTrainer,  # type: ignore[arg-type]
+            trainer_class=ExportingTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
             args=list(args),
             auto_configure_optimizers=False,
@@ -130,7 +130,7 @@ class FederatedCLI(LightningCLI):
         given = init.trainer.callbacks or []
         ours = [cls() for cls in (Progress, WeightHistograms) if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
-        if self.command == "analyze":  # whatever a run's configuration says
+        if self.command in ("analyze", "export"):  # whatever a run's configuration says
             devices = init.trainer.devices
             init.trainer.devices, init.trainer.num_nodes = devices[:1] if isinstance(devices, list) else 1, 1
         outside = {"clients": init.clients, "algorithm": init.algorithm, "seed": init.seed_everything}
@@ -149,7 +149,7 @@ class FederatedCLI(LightningCLI):
         """The arguments of the trainer's method; ``last`` and ``best`` mean the run whose ``config.yaml`` is used."""
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         which = arguments["ckpt_path"]
-        if which is None and subcommand != "fit":
+        if which is None and subcommand not in ("fit", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
         folders = [Path(layer.file).parent for layer in self.layers if layer.file]
         runs = [folder for folder in folders if (folder / "checkpoints").is_dir()]

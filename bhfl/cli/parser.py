@@ -15,8 +15,8 @@ import bhfl.algorithms
 import bhfl.callbacks
 import bhfl.data
 import bhfl.models
-from bhfl.cli.analyze import AnalyzingTrainer
 from bhfl.cli.classes import Kind
+from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.reading import ConfigError
 from bhfl.cli.schema import Checked, Instance, Section
 from bhfl.engine.algorithm import Algorithm
@@ -92,7 +92,7 @@ def schema(command: str) -> Section:
     trainer["callbacks"] = Optional[list[callback]]
     taken = {"clients": "is given as clients", "algorithm": "is given as algorithm"}
     taken["seed"] = "is given as seed_everything"
-    own = get_type_hints(getattr(AnalyzingTrainer, command))
+    own = get_type_hints(getattr(ExportingTrainer, command))
     own = {key: hint for key, hint in own.items() if key not in ("model", "datamodule", "return")}
     return Section(
         {

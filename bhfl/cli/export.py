@@ -1,0 +1,172 @@
+"""``bhfl export``: the global model of a checkpoint at each bit-width of its fleet, as files for others."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import lightning as L
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer
+from bhfl.cli.exits import say
+from bhfl.engine.run import find_checkpoint, fitting
+from bhfl.engine.types import FederatedData
+from bhfl.export import export_onnx, save_quantized
+from bhfl.export.card import Exported, model_card
+from bhfl.export.extras import installed
+
+CARD = "README.md"
+
+
+class ExportingTrainer(AnalyzingTrainer):
+    """The trainer of the command line: it can also hand a trained model on."""
+
+    def export(
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
+        out: Union[str, Path, None] = None,
+    ) -> list[Path]:
+        """Write the model of a checkpoint as each bit group runs it, with a model card.
+
+        For each group ``<group>.safetensors`` (see `bhfl.export.restore_`); for those with 8-bit weights
+        ``<group>.onnx`` too, where the extra ``onnx`` is installed; and ``README.md``, which says what they are and
+        how to load them.
+
+        Args:
+            model: The LightningModule that the run trained.
+            datamodule: As for `fit`; it gives the inputs from which ONNX takes its shapes.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this `name`.
+            out: Folder to write to; by default ``export`` in the checkpoint's run folder.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ValueError: There is no checkpoint to export, or no whole global model.
+            CheckpointError: `ckpt_path` cannot be used.
+        """
+        self._check_export(ckpt_path)
+        with self._machine():
+            self._setup(model, datamodule, "test")
+            if self.rounds.buffers.policy == "local" and self.rounds.buffers.statistics:
+                raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
+            root = Path(self.options["default_root_dir"]) / self.options["name"]
+            run, state = find_checkpoint(ckpt_path or "last", root)
+            self.server = fitting(state, self.server)
+            folder = Path(out) if out is not None else (run or root) / "export"
+            folder.mkdir(parents=True, exist_ok=True)
+            measured, accuracies = self._accuracies(run, json.loads(state["run"]["history"]))
+            files = list(self._files(folder, datamodule, accuracies))
+            self.rounds.release(self.server)
+        (folder / CARD).write_text(self._card(files, measured, model, datamodule, state["run"]["ledger"]))
+        print(folder / CARD)
+        return [*(folder / file.file for file in files), folder / CARD]
+
+    def _check_export(self, ckpt_path: Union[str, Path, None]) -> None:
+        """Raise one ValueError with every problem, one a line."""
+        problems = []
+        if ckpt_path is None:
+            problems.append("export needs a checkpoint: --ckpt_path last, best, a run folder or a file")
+        if not self.algorithm.communicates:
+            problems.append(f"export needs a global model, and {type(self.algorithm).__name__} keeps none")
+        if self.fabric.world_size > 1:
+            problems.append(f"export runs in one process: devices must be 1, got {self.options['devices']!r}")
+        if not installed("export"):
+            problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _files(self, folder: Path, data: FederatedData, accuracies: Mapping[str, float]) -> Iterator[Exported]:
+        """The files, each written and told of on the console."""
+        worker, buffers = self.rounds.worker, self.rounds.buffers
+        if not (onnx := installed("onnx")):
+            say("note: no ONNX file is written: pip install 'bhfl[onnx]'")
+        groups = {client.group: client.spec for client in self.clients}
+        for group, spec in groups.items():
+            tensors = {**self.algorithm.group_params(self.server, group), **buffers.of(self.server, group)}
+            float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+            worker.load(tensors, spec)
+            sizes = {f"{group}.safetensors": save_quantized(worker.module, folder / f"{group}.safetensors")}
+            if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
+                sizes.update(_onnx(worker.module, data, folder / f"{group}.onnx"))
+            for file, size in sizes.items():
+                print(f"{folder / file}  {size:,} bytes, {size / float_bytes:.3f} of float32")
+                yield Exported(group, file, size, float_bytes, accuracies.get(group))
+
+    def _accuracies(self, run: Path | None, history: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
+        """What split the accuracies of this very state were measured on, and these by group."""
+        summary = json.loads(path.read_text()) if run and (path := run / "summary.json").is_file() else {}
+        if summary.get("rounds") == self.server.round:
+            stage, metrics = "test", summary["metrics"]
+        else:
+            stage, metrics = "val", next((row for row in history if row["round"] == self.server.round), {})
+        found = {
+            client.group: metrics[tag]
+            for client in self.clients
+            for name in reversed(ACCURACIES)
+            if (tag := f"{stage}/{name}_{client.group}") in metrics
+        }
+        return {"test": "test split", "val": "validation split"}[stage], found
+
+    def _card(
+        self,
+        files: list[Exported],
+        measured: str,
+        model: L.LightningModule,
+        data: FederatedData,
+        ledger: Mapping[str, Mapping[str, int]],
+    ) -> str:
+        config = {"clients": self.fleet.to_config(), **self.config}
+        sent = {way: sum(row.get(f"{way}_bytes", 0) for row in ledger.values()) for way in ("uplink", "downlink")}
+        facts = {
+            "Data": f"{type(data).__name__}, {sum(client.num_examples for client in self.clients):,} training samples",
+            "Clients": ", ".join(
+                f"{sum(client.group == group for client in self.clients)} of {group}"
+                for group in dict.fromkeys(client.group for client in self.clients)
+            ),
+            "Method": type(self.algorithm).__name__,
+            "Rounds": f"{self.server.round}, seed {self.options['seed']}",
+            "Sent": f"{sent['uplink']:,} bytes up, {sent['downlink']:,} bytes down",
+        }
+        title = f"{self.options['name']}: {type(model).__name__}, {self.server.round} rounds of {facts['Method']}"
+        loading = _loading(model, data, self.config.get("model", {}).get("init_args", {}), files[0].file)
+        return model_card(title, files, measured, facts, yaml.safe_dump(config, sort_keys=False), loading)
+
+
+def _onnx(module: L.LightningModule, data: FederatedData, path: Path) -> dict[str, int]:
+    """Name and size of the ONNX file; none where the model or its input is nothing that the exporter takes."""
+    leaves = [leaf for leaf in tree_leaves(next(iter(data.test_batches()), None)) if isinstance(leaf, Tensor)]
+    module.fabric = None  # which cannot be copied
+    try:
+        return {path.name: export_onnx(module, leaves[0][:2].cpu(), path)}
+    except (torch.onnx.OnnxExporterError, ImportError, IndexError, NotImplementedError) as error:
+        say(f"note: {path.name} is not written: {' '.join(str(error).split())[:200]}")
+        return {}
+
+
+def _loading(model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str) -> str:
+    """Code that makes the model again and loads a file into it; dots stand for arguments that are no plain values."""
+    accepted = inspect.signature(type(model)).parameters
+    values = {key: value for key, value in given.items() if key in accepted and value != accepted[key].default}
+    for key in ("num_classes", "input_shape"):
+        if key in accepted and hasattr(data, key):
+            values[key] = getattr(data, key)
+    plain = {key: value for key, value in values.items() if not (isinstance(value, dict) and "class_path" in value)}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in plain.items())
+    name = type(model).__name__
+    module = "bhfl.models" if type(model).__module__.startswith("bhfl.models.") else type(model).__module__
+    return f"""
+from bhfl.export import restore_
+from {module} import {name}
+
+model = restore_({name}({arguments}), {file!r}).eval()
+"""

@@ -1,0 +1,89 @@
+"""``bhfl export``, from a finished run to files that load."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from bhfl.export import load_quantized, restore_
+from bhfl.models import Classifier
+from bhfl.quant import QuantizedTensor
+from tests.cli.conftest import Command
+
+pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
+
+
+def test_a_run_s_model_at_each_width(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
+    assert bhfl("fit", "--config", "tiny.yaml", "--clients", "{ternary: 1, int8: 2, float32: 1}").code == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    code, out, err = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last")
+    assert code == 0
+    assert err == "note: no ONNX file is written: pip install 'bhfl[onnx]'\n"
+    names = ["README.md", "float32.safetensors", "int8.safetensors", "ternary.safetensors"]
+    assert sorted(path.name for path in (run / "export").iterdir()) == names
+    assert all(name in out for name in names)
+    state = torch.load(run / "checkpoints" / "round=00002.ckpt", weights_only=True)["state"]["server"]["params"]
+    for group, bits in (("ternary", 2), ("int8", 8)):
+        loaded = load_quantized(run / "export" / f"{group}.safetensors")
+        assert {q.bits for q in loaded.values() if isinstance(q, QuantizedTensor)} == {bits}
+        assert set(loaded) == set(state)
+    floats = load_quantized(run / "export" / "float32.safetensors")
+    assert all(torch.equal(value, state[name]) for name, value in floats.items())
+
+    card = (run / "export" / "README.md").read_text()
+    assert "# tiny: Classifier, 2 rounds of FedAvg\n" in card
+    assert re.search(r"\| int8 \| `int8.safetensors` \| [\d,]+ \| 0\.2\d\d \| [\d.]+ % \|\n", card)
+    assert "accuracy (test split)" in card
+    assert "1 of ternary, 2 of int8, 1 of float32" in card
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(run / "export")
+    names_of_it: dict[str, object] = {}
+    exec(snippet[1], names_of_it)
+    again = restore_(Classifier(net="mlp", num_classes=4), "ternary.safetensors").eval()
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(names_of_it["model"](x), again(x))
+
+
+def test_onnx_of_a_best_checkpoint_in_a_chosen_folder(bhfl: Command, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+    if not hasattr(torch.onnx, "ops"):
+        pytest.skip("ONNX files need torch 2.8")
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1").code == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    (run / "summary.json").unlink()  # as of a run that was killed
+    code, out, _ = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "best", "--out", "here")
+    assert code == 0
+    assert "here/int8.onnx" in out
+    assert "accuracy (validation split)" in (tmp_path / "here" / "README.md").read_text()
+    model = restore_(Classifier(net="mlp", num_classes=4), "here/int8.safetensors").eval()
+    x = torch.rand(5, 1, 8, 8)
+    session = runtime.InferenceSession("here/int8.onnx", providers=["CPUExecutionProvider"])
+    output = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    assert torch.allclose(output, model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ([], "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"),
+        (["--ckpt_path", "last", "--algorithm", "Local"], "export needs a global model, and Local keeps none"),
+    ],
+)
+def test_what_cannot_be_exported(args: list[str], problem: str, bhfl: Command, tmp_path: Path) -> None:
+    outcome = bhfl("export", "--config", "tiny.yaml", *args)
+    assert outcome.code == 2
+    assert outcome.problems == [problem]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_statistics_that_stay_with_clients(bhfl: Command, tmp_path: Path) -> None:
+    norm = ("--model.net", "cnn", "--model.norm", "batch", "--trainer.norm", "local")
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *norm).code == 0
+    config = tmp_path / "runs" / "tiny" / "version_0" / "config.yaml"
+    outcome = bhfl("export", "--config", config, "--ckpt_path", "last")
+    assert outcome.code == 2
+    assert "export needs running statistics, and with trainer.norm local they stay with clients" in outcome.err
+    assert not (config.parent / "export").exists()

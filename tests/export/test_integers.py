@@ -1,0 +1,180 @@
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from bhfl.export import QuantizedFileError, float_state, load_quantized, restore_, save_quantized
+from bhfl.models import CNN, ResNet8
+from bhfl.quant import QuantizedTensor, begin_round_, quantize_, quantized_state
+
+safetensors = pytest.importorskip("safetensors.torch", reason="the extra 'export' is not installed")
+
+SPECS = [2, 3, 4, 8, 12, 16, "wage2888", "strict8", {"weights": 4, "granularity": "channel"}]
+SPECS += [{"weights": 5, "activations": 8, "range_rule": rule} for rule in ("mse", "lsq", "pow2")]
+
+
+def model(spec, net=CNN):
+    torch.manual_seed(0)
+    network = quantize_(net(4, (1, 8, 8), norm="batch"), spec).eval()
+    begin_round_(network)
+    return network
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@torch.no_grad()
+def test_what_is_loaded_is_what_forward_computed_with(spec, tmp_path):
+    saved, x = model(spec), torch.randn(3, 1, 8, 8)
+    save_quantized(saved, tmp_path / "a.safetensors")
+    state, loaded = quantized_state(saved), load_quantized(tmp_path / "a.safetensors")
+    assert set(loaded) == set(state)
+    for name, value in state.items():
+        if isinstance(value, QuantizedTensor):
+            assert loaded[name].bits == value.bits
+            assert torch.equal(loaded[name].codes, value.codes)
+            assert torch.equal(loaded[name].scale, value.scale)
+        else:
+            assert torch.equal(loaded[name], value)
+    quantised = restore_(CNN(4, (1, 8, 8), norm="batch").eval(), tmp_path / "a.safetensors")
+    assert torch.equal(quantised(x), saved(x))
+    again = restore_(model(8), tmp_path / "a.safetensors")  # whatever it was quantised to before
+    assert torch.equal(again(x), saved(x))
+    plain = restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors", quantized=False)
+    assert all(torch.equal(value, float_state(loaded)[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_file_takes_its_bits(bits, tmp_path):
+    network = model(bits, ResNet8)
+    size = save_quantized(network, tmp_path / "a.safetensors")
+    state = quantized_state(network)
+    codes = sum(math.ceil(q.codes.numel() * bits / 8) for q in state.values() if isinstance(q, QuantizedTensor))
+    rest = sum(4 if isinstance(v, QuantizedTensor) else v.numel() * v.element_size() for v in state.values())
+    header = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") + 8
+    assert size == codes + rest + header
+    assert header < 8000
+
+
+def test_a_state_can_be_saved_too_but_has_no_specs(tmp_path):
+    saved = model(4)
+    save_quantized(quantized_state(saved), tmp_path / "a.safetensors")
+    with pytest.raises(QuantizedFileError, match="has 4 bits there and 32 here: call quantize_ first"):
+        restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors")
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(restore_(model(4), tmp_path / "a.safetensors")(x), saved(x))
+
+
+def test_tied_weights_are_stored_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.embed(x))
+
+    saved, x = quantize_(Tied(), 8), torch.arange(5)
+    assert save_quantized(saved, tmp_path / "a.safetensors") < 1.6 * 64 * 32
+    loaded = restore_(Tied(), tmp_path / "a.safetensors")
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.equal(loaded(x), saved(x))
+    quantize_(saved, 4, lambda name, _: name == "head")  # two ways to quantise one weight: both are kept
+    save_quantized(saved, tmp_path / "b.safetensors")
+    loaded = load_quantized(tmp_path / "b.safetensors")
+    assert (loaded["embed.weight"].bits, loaded["head.weight"].bits) == (8, 4)
+
+
+def test_a_layer_that_is_used_twice(tmp_path):
+    def network():
+        layer = nn.Linear(8, 8)
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    saved, x = quantize_(network(), 4), torch.randn(2, 8)
+    save_quantized(saved, tmp_path / "a.safetensors")
+    assert set(load_quantized(tmp_path / "a.safetensors")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert torch.equal(restore_(network(), tmp_path / "a.safetensors")(x), saved(x))
+
+
+def test_attention_of_a_transformer_comes_back(tmp_path):
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    saved, x = quantize_(copy.deepcopy(layer), 8), torch.randn(2, 3, 16)
+    save_quantized(saved, tmp_path / "a.safetensors")
+    assert torch.equal(restore_(layer, tmp_path / "a.safetensors")(x), saved(x))
+
+
+def test_another_model_is_refused(tmp_path):
+    save_quantized(model(8), tmp_path / "a.safetensors")
+    with pytest.raises(
+        QuantizedFileError, match=r"another model: head.4.weight is \(4, 128\) there and \(5, 128\) here"
+    ):
+        restore_(CNN(5, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors")
+    save_quantized({"a.codes": torch.ones(1)}, tmp_path / "b.safetensors")
+    clash = {"a": quantized_state(model(8))["head.4.weight"], "a.codes": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"a\.codes is the name of two tensors"):
+        save_quantized(clash, tmp_path / "b.safetensors")
+    assert list(load_quantized(tmp_path / "b.safetensors")) == ["a.codes"]  # the old file is whole
+
+
+ONE = {"w.codes": torch.tensor([0x21], dtype=torch.uint8), "w.scale": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "message"),
+    [
+        (ONE, {"format": "pt"}, "format must be 'bhfl.integers', version '1', got 'pt', '1'"),
+        (ONE, {"version": "2"}, "version '1', got 'bhfl.integers', '2'"),
+        (ONE, {"codes": "[" * 100_000}, "metadata 'codes' must be a JSON object"),
+        (ONE, {"specs": "[]"}, "metadata 'specs' must be a JSON object"),
+        (ONE, {"codes": '{"w": [4, -2]}'}, r"w: must be described by \[bits, \*shape\], got \[4, -2\]"),
+        (ONE, {"codes": '{"w": [17, 2]}'}, r"w: bits must be 2\.\.16, got 17"),
+        (ONE, {"codes": '{"w": [4, 4611686018427387904, 64]}'}, r"w: 295147905179352825856 codes of 4 bits are uint8"),
+        (ONE, {"codes": '{"w": [4, 3]}'}, r"w: 3 codes of 4 bits are uint8 of shape \[2\]"),
+        (ONE, {"codes": '{"v": [4, 2]}'}, "v: its codes or its scale are missing"),
+        (ONE, {"ties": '{"v": "u"}'}, "v must be tied to a tensor of the file, got 'u'"),
+        ({**ONE, "w": torch.ones(2)}, {}, "w is there twice"),
+        ({**ONE, "w.scale": torch.ones(3)}, {}, r"w: scale must be float32, \[\] or \[2\], got torch.float32 \[3\]"),
+        ({**ONE, "w.scale": torch.tensor(math.nan)}, {}, "w: scale must be positive and finite"),
+        (
+            {**ONE, "w.codes": torch.tensor([0x81], dtype=torch.uint8)},
+            {},
+            "w: codes of 4 bits must be at least -7, got -8",
+        ),
+    ],
+)
+def test_bad_files(tensors, changes, message, tmp_path):
+    notes = {"codes": json.dumps({"w": [4, 2]}), "ties": "{}", "specs": "{}"}
+    metadata = {"format": "bhfl.integers", "version": "1", **notes, **changes}
+    safetensors.save_file(tensors, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(QuantizedFileError, match=message):
+        load_quantized(tmp_path / "a.safetensors")
+
+
+def test_files_of_no_kind(tmp_path):
+    torch.save({"w": torch.ones(1)}, tmp_path / "a.pt")
+    with pytest.raises(QuantizedFileError, match="not a readable safetensors file"):
+        load_quantized(tmp_path / "a.pt")
+    with pytest.raises(FileNotFoundError):
+        load_quantized(tmp_path / "none.safetensors")
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(QuantizedFileError):
+        load_quantized(tmp_path / "empty")
+
+
+def test_a_rule_that_nobody_knows(tmp_path):
+    state = quantized_state(model(8))
+    save_quantized(model(8), tmp_path / "a.safetensors")
+    tensors = safetensors.load_file(tmp_path / "a.safetensors")
+    codes = {name: [8, *q.codes.shape] for name, q in state.items() if isinstance(q, QuantizedTensor)}
+    notes = {"codes": json.dumps(codes), "ties": "{}", "specs": '{"head.4": {"weights": 8, "range_rule": "mine"}}'}
+    safetensors.save_file(tensors, tmp_path / "b.safetensors", {"format": "bhfl.integers", "version": "1", **notes})
+    with pytest.raises(QuantizedFileError, match=r"layer 'head.4' cannot be quantised as it was: BitSpec.range_rule"):
+        restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "b.safetensors")
+
+
+def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"pip install 'bhfl\[export\]'"):
+        load_quantized(tmp_path / "a.safetensors")

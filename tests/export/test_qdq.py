@@ -1,0 +1,115 @@
+"""The ONNX graphs under onnxruntime, against the torch models that they are made of."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bhfl.export import export_onnx
+from bhfl.models import CNN, MLP, ResNet8
+from bhfl.quant import quantize_
+
+onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
+runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+pytestmark = pytest.mark.skipif(not hasattr(torch.onnx, "ops"), reason="ONNX files need torch 2.8")
+
+
+def run(path, x):
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+LAYERS = {
+    "linear": (nn.Linear(24, 10), (7, 3, 24)),
+    "conv1d": (nn.Conv1d(4, 6, 3, padding=1), (3, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False), (3, 4, 9, 9)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1), (3, 4, 5, 5)),
+    "embedding": (nn.Embedding(11, 6), None),
+}
+
+
+@pytest.mark.parametrize("spec", [8, 3, {"weights": 8, "activations": 8, "granularity": "channel"}], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_every_layer_is_equal(name, spec, tmp_path):
+    layer, shape = copy.deepcopy(LAYERS[name][0]), LAYERS[name][1]
+    model = quantize_(nn.Sequential(layer), spec)
+    torch.manual_seed(1)
+    x = torch.arange(9).view(3, 3) if shape is None else torch.randn(shape)
+    export_onnx(model, x, tmp_path / "a.onnx")
+    for batch in (x, x[:1], -x[:2].abs() if shape else x[:2], 0 * x):
+        y = model(batch)
+        assert (run(tmp_path / "a.onnx", batch) - y).abs().max() <= 1e-5 * max(1, y.abs().max())
+
+
+@torch.no_grad()
+def test_codes_of_activations_are_equal_to_the_bit(tmp_path):
+    eye = nn.Linear(512, 512, bias=False)
+    eye.weight.copy_(torch.eye(512))
+    model = quantize_(nn.Sequential(eye), {"activations": 8})
+    export_onnx(model, torch.randn(2, 512), tmp_path / "a.onnx")
+    for seed in range(20):
+        x = torch.randn(200, 512, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed - 10)
+        assert torch.equal(run(tmp_path / "a.onnx", x), model(x))
+
+
+@torch.no_grad()
+def test_attention(tmp_path):
+    torch.manual_seed(0)
+    model = quantize_(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 8).eval()
+    x = torch.randn(4, 3, 16)
+    export_onnx(model, x, tmp_path / "a.onnx")
+    assert (run(tmp_path / "a.onnx", x) - model(x)).abs().max() <= 1e-5
+
+
+NETWORKS = {
+    "mlp": (MLP, {}),
+    "cnn": (CNN, {}),
+    "cnn-batch": (CNN, {"norm": "batch"}),
+    "resnet8-batch": (ResNet8, {"norm": "batch"}),
+    "resnet8-group": (ResNet8, {"norm": "group"}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_networks_are_equal_but_for_the_odd_turned_code(name, tmp_path):
+    torch.manual_seed(0)
+    network, options = NETWORKS[name]
+    model = quantize_(network(10, (1, 8, 8), **options), 8)
+    for _ in range(3):
+        model(torch.rand(32, 1, 8, 8))  # running statistics
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    size = export_onnx(model, torch.rand(1, 1, 8, 8), tmp_path / "a.onnx")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    images = torch.rand(40, 1, 8, 8).split(1)
+    apart = torch.stack([(run(tmp_path / "a.onnx", x) - model(x)).abs().max() for x in images])
+    assert apart.median() <= 1e-6
+    assert (apart <= 1e-5).float().mean() > 0.9  # the others met a value right between two codes
+    assert apart.max() < 0.05
+    assert run(tmp_path / "a.onnx", torch.rand(3, 1, 8, 8)).shape == (3, 10)
+
+    graph = onnx.load(tmp_path / "a.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    stored = {i.name: i for i in graph.graph.initializer}
+    dequantized = [node.input[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"]
+    codes = [stored[key] for key in dequantized if key in stored]
+    assert sum(len(i.raw_data) for i in codes) == weights
+    assert {i.data_type for i in codes} == {onnx.TensorProto.INT8}
+    assert size < weights + 60_000
+    assert b"bhfl/" not in (tmp_path / "a.onnx").read_bytes()
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
+    model = quantize_(nn.Sequential(nn.Linear(4, 2)), {"weights": 8, "activations": 12})
+    with pytest.raises(ValueError, match="layer '0': activations must have at most 8 bits, or 32, got 12"):
+        export_onnx(model, torch.rand(2, 4), tmp_path / "a.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'bhfl\[onnx\]'"):
+        export_onnx(model, torch.rand(2, 4), tmp_path / "a.onnx")
