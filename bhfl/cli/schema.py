@@ -157,7 +157,7 @@ class Checker:
         problems = []
         if "class_path" in value:
             problems = self._choose(hint.kind, value["class_path"], keys, (*keys, "class_path"))
-        cls = self.classes.get(_slot(keys), hint.kind.only())
+        cls = self.classes.get(_slot(keys)) or hint.kind.only()
         fields, is_open = parameters(cls) if cls is not None else ({}, True)
         if is_open:  # jsonargparse reads the source of such constructors
             return problems

@@ -54,6 +54,18 @@ FILES = {
         ["algorithm.mu is no option of FedAvg"],
     ),
     "init-arg-outside": ("data: {class_path: Digits, batch_size: 8}\n", ["data.batch_size must stand under init_args"]),
+    "network-key": ("trainer: {network: {profile: wifi}}\n", ["trainer.network.profile is no option", "'profiles'"]),
+    "network-value": ("trainer: {network: {seed: soon}}\n", ["trainer.network.seed must be an integer, got 'soon'"]),
+    "network-profile": ("trainer: {network: {profiles: wify}}\n", ["profiles must be of iot, phone-4g", "got 'wify'"]),
+    "network-deadline": ("trainer: {network: {deadline_seconds: 0}}\n", ["deadline_seconds must be finite and > 0"]),
+    "candidates": (
+        "algorithm: {class_path: FedLQ, init_args: {candidates: []}}\n",
+        ["candidates must name at least one bit-width, got none"],
+    ),
+    "budget": (
+        "algorithm: {class_path: FedLQ, init_args: {average_bits: -1}}\n",
+        ["FedLQ.average_bits must be > 0, got -1"],
+    ),
     "optimizer-key": ("model: {init_args: {optimizer: {init_args: {momntum: 1}}}}\n", ["momntum", "SGD", "'momentum'"]),
     "linked": ("model: {init_args: {num_classes: 7}}\n", ["model.num_classes is taken from the data"]),
     # ---- classes
