@@ -93,7 +93,7 @@ def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients, counts."""
     ok = [record for record in records if record.status == "ok"]
     metrics = {f"clients/{status}": float(sum(r.status == status for r in records)) for status in get_args(Status)}
-    for name in sorted({name for record in ok for name in record.metrics}):
+    for name in dict.fromkeys(name for record in ok for name in record.metrics):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)
         metrics[name] = sum(record.weight * record.metrics[name] for record in having) / total
