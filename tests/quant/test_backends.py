@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -210,6 +210,9 @@ def test_codes_of_weights_are_those_that_travel() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(
+    size=(1, 1, 1), channels=(1, 2, 2), kernel=(1, 2), stride=(1, 1), padding=(1, 1), dilation=(1, 2), by_onednn=True
+)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
