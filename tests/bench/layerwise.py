@@ -35,7 +35,7 @@ def allocation() -> None:
 def analysis() -> None:
     """`bhfl analyze` of ResNet-18 on 1,000 images, two threads, from its start to its end."""
     command = [sys.executable, "-m", "bhfl", "analyze", "--clients", "{32: 2}", "--model.net", "resnet18"]
-    command += ["--data", "FakeImages", "--data.shape", "[3, 32, 32]", "--data.num_train", "1100"]
+    command += ["--data", "FakeImages", "--data.shape", "[3, 32, 32]", "--data.num_train", "1300"]
     command += ["--data.num_test", "10", "--data.holdout", "1000", "--threads", "2", "--out", tempfile.mkdtemp()]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
