@@ -202,10 +202,8 @@ class Rounds:
             return
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
-        if run.link and run.link.timing.network.is_late(
-            seconds := run.link.seconds(run.downlink_bytes, len(payload), run.num_examples)
-        ):
-            record.status, record.reason = "late", f"its update would have arrived after {seconds:.3g} s"
+        if run.link and (after := run.link.late_after(run.downlink_bytes, len(payload), run.num_examples)):
+            record.status, record.reason = "late", f"its update would have arrived after {after:.3g} s"
             return
         update = decode(payload)
         record.reason = refusal(update, totals.expected, client, totals.limit)

@@ -128,10 +128,12 @@ class ClientLink:
     client: Client
     num_participants: int
 
-    def seconds(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float:
-        """From the start of the round to the end of its upload."""
+    def late_after(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float | None:
+        """Seconds that an upload which misses the deadline takes from the start of the round; None for one in time."""
         work = self.timing.workload(self.client, download_bytes, upload_bytes, num_examples)
-        return self.timing.network.client_time(self.round, work, self.num_participants).seconds
+        network = self.timing.network
+        seconds = network.client_time(self.round, work, self.num_participants).seconds
+        return seconds if network.is_late(seconds) else None
 
     def budget_bytes(self, download_bytes: int, num_examples: int, deadline_seconds: float) -> int:
         """Bytes that it can still send before a deadline, when it has downloaded and trained; 0 if it is too late."""
