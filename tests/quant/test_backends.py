@@ -213,6 +213,9 @@ def test_codes_of_weights_are_those_that_travel() -> None:
 @example(
     size=(1, 1, 1), channels=(1, 2, 2), kernel=(1, 2), stride=(1, 1), padding=(1, 1), dilation=(1, 2), by_onednn=True
 )
+@example(
+    size=(1, 1, 1), channels=(1, 1, 2), kernel=(2, 3), stride=(1, 1), padding=(4, 4), dilation=(1, 1), by_onednn=True
+)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
