@@ -270,7 +270,12 @@ _TOO_DEEP = f"must be nested at most {MAX_DEPTH} deep"
 def _check_depth(text: str) -> None:
     """Refuse deep nesting while it is only read event by event: libyaml builds its tree by recursion in C."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise _TooLargeError(_TOO_DEEP)
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise _TooLargeError(_TOO_DEEP)
+    except yaml.scanner.ScannerError as error:  # newer libyaml has a limit too, and looks ahead of its events
+        if "maximum nesting depth" in str(error):
+            raise _TooLargeError(_TOO_DEEP) from error
+        raise
