@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,17 @@ class Run:
         self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
         if self.writes:
             self.rows.append(row)
-            for logger in self.loggers:
-                logger.log_metrics(_scalars(row), step=row["round"])
+            self._loggers(lambda logger: logger.log_metrics(_scalars(row), step=row["round"]))
+
+    def _loggers(self, action: Callable[[Logger], object]) -> None:
+        """Curves are worth no run: a logger that cannot write is left out from then on, with a warning."""
+        for logger in list(self.loggers):
+            try:
+                action(logger)
+            except OSError as error:
+                self.loggers.remove(logger)
+                name = type(logger).__name__
+                warnings.warn(f"{name} is left out from now on: {error}; {self.rows.path} goes on", stacklevel=3)
 
     def improved(self, row: Mapping[str, Any], complete: bool) -> bool:
         """Whether the monitored metric of `row` is the best so far.
@@ -190,8 +199,7 @@ class Run:
 
     def close(self) -> None:
         """Flush and close the loggers."""
-        for logger in self.loggers:
-            logger.finalize("finished")
+        self._loggers(lambda logger: logger.finalize("finished"))
         self.loggers = []
 
 

@@ -1,0 +1,52 @@
+"""What a run writes, where its disk refuses."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from lightning.fabric.loggers.logger import Logger
+
+from tests.engine.hand_made import HandMade, Module, points
+from tests.federation import fit, same
+
+
+class Full(Logger):
+    """A logger on a disk that is full from some call on."""
+
+    name, version = "full", "0"
+
+    def __init__(self, calls: int) -> None:
+        self.calls, self.steps = calls, []
+
+    def _write(self) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def log_metrics(self, metrics, step=None) -> None:
+        self._write()
+        self.steps.append(step)
+
+    def log_hyperparams(self, params, *args, **kwargs) -> None:
+        pass
+
+    def finalize(self, status) -> None:
+        self._write()
+
+
+def run(folder, *loggers):
+    data = HandMade([points(6)])
+    return fit(folder, None, {32: 1}, Module, data, monitor="train/loss", mode="min", logger=list(loggers))
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_logger_that_cannot_write_stops_no_run(tmp_path, calls):
+    full, fine = Full(calls), Full(9)
+    with pytest.warns(UserWarning, match="Full is left out from now on: .*No space left on device") as warned:
+        trainer = run(tmp_path / "a", full, fine)
+    assert len([w for w in warned if "left out" in str(w.message)]) == 1
+    assert (full.steps, fine.steps, fine.calls) == ([1, 2, 3][:calls], [1, 2, 3], 5)
+    assert [row["round"] for row in trainer.run.rows.read()] == [1, 2, 3]
+    assert (trainer.run.folder / "summary.json").exists()
+    assert same(trainer.server.params, run(tmp_path / "b").server.params)
