@@ -88,7 +88,7 @@ def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
     for name in ("up", "total"):
         tag = f"comm/{name}link_MB" if name == "up" else "comm/total_MB"
-        points = [(row, row.mean(tag), row.accuracy(section.groups[-1])) for row in section.finished if section.groups]
+        points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
         if len(points) > 1 and any(sent for _, sent, _ in points):
             axis = "MB up" if name == "up" else "MB up and down"
@@ -191,7 +191,7 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
             thin = 1.2 + (1.2 - 1.2 * i / len(lines)) * finished  # one that hides another is the thinner one
             few = ".o"[len(line.x) < 3] if len(line.x) < 30 else ""
             style = {"linestyle": "-" if finished else "--", "linewidth": thin, "marker": few}
-            axis.plot(line.x, line.y, color=colour, markersize=4, label=line.row.name, **style)
+            axis.plot(line.x, line.y, color=colour, markersize=4, label=_shown(line.row), **style)
             if not math.isnan(line.deviation[0]):
                 low, high = ([v + k * d for v, d in zip(line.y, line.deviation, strict=True)] for k in (-1, 1))
                 axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -221,13 +221,19 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
         for row, sent, accuracy in points:
             error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-            style = {"color": colours[row.label], "label": row.name, "markersize": 7, "capsize": 3, "linewidth": 1.2}
+            style = {"color": colours[row.label], "label": _shown(row), "markersize": 7, "capsize": 3, "linewidth": 1.2}
             axis.errorbar(sent, 100 * accuracy.mean, error, fmt="o", **style)
         ends = [sent for _, sent, _ in points]
         if min(ends) > 0 and max(ends) > _WIDE * min(ends):
             axis.set_xscale("log")
 
     return _figure(draw, [row.name for row, _, _ in points], x, "test accuracy, %")
+
+
+def _shown(row: Row) -> str:
+    """A name as a legend takes it: dollars would begin a formula, and an underscore hides an entry."""
+    name = row.name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _figure(draw: Callable[[Any], None], names: Sequence[str], x: str, y: str) -> bytes:

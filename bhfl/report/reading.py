@@ -170,7 +170,7 @@ def read_run(folder: Path) -> Run:
     faults: list[str] = []
     rounds = _rounds(folder / "rounds.jsonl", faults)
     summary = _mapping(folder / "summary.json", json.loads, faults)
-    config = _mapping(folder / "config.yaml", yaml.safe_load, faults)
+    config = _mapping(folder / "config.yaml", _plain, faults)
     if not config and not faults:
         faults.append("no config.yaml: its settings are unknown")
     return Run(folder, config, rounds, summary, tuple(faults))
@@ -191,12 +191,17 @@ def _mapping(path: Path, parse: Any, faults: list[str]) -> dict[str, Any]:
         return {}
     try:
         found = parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError):
         found = None
     if not isinstance(found, dict) or not found:
         faults.append(f"{path.name} is damaged")
         return {}
     return found
+
+
+def _plain(text: str) -> Any:
+    """YAML as JSON would hold it: no aliases that go in circles, and keys that are text."""
+    return json.loads(json.dumps(yaml.safe_load(text), default=str))
 
 
 def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:

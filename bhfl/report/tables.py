@@ -98,7 +98,7 @@ def until(section: Section, goal: Goal) -> Table | None:
         cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
         cells += [_reached([goal.reached(run, tag) for run in row.runs], 1 if "MB" in tag else 0) for tag in tags]
         sooner = goal.times_sooner(row, base, first)
-        cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(section.groups[-1])), 1)]
+        cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(AVERAGE)), 1)]
         rows.append([Cell(text) for text in cells])
     median = f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
     unit = "seconds" if timed else "rounds"
