@@ -16,10 +16,10 @@ Colours = Mapping[str, str]
 """Label of a row to its colour."""
 
 _OVER = {
-    "rounds": ("round", "round"),
-    "bytes sent by clients": ("comm/uplink_MB", "MB up"),
-    "all bytes sent": ("comm/total_MB", "MB up and down"),
-    "simulated time": (SIMULATED, "simulated seconds"),
+    "over rounds": ("round", "round"),
+    "over bytes sent by clients": ("comm/uplink_MB", "MB up"),
+    "over all bytes sent": ("comm/total_MB", "MB up and down"),
+    "over simulated time": (SIMULATED, "simulated seconds"),
 }
 """What accuracy is drawn over: tag and name of the axis."""
 _SIZE = (4.5, 3.0)
@@ -63,7 +63,7 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
     Raises:
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    parts = [_accuracy(section, colours, what) for what in _OVER]
+    parts = [_accuracy(section, colours, group) for group in section.groups]
     parts += [_frontier(section, colours), _weights(section), _prowd(section, colours)]
     parts += [_dequantizer(section, colours), _bits(section), _lost(section, colours)]
     return [part for part in parts if part.pictures]
@@ -72,16 +72,14 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
 # ---- chapters -------------------------------------------------------------------------------------------------------
 
 
-def _accuracy(section: Section, colours: Colours, what: str) -> Chapter:
-    tag, axis = _OVER[what]
+def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     pictures = []
-    for group in section.groups:
+    for title, (tag, axis) in _OVER.items():
         lines = _lines(section, f"acc_{group}", tag, 100)
         if any(line.x[-1] for line in lines):
-            name = "average over clients" if group == AVERAGE else group
-            pictures.append(Picture(name, _curves(lines, colours, axis, "validation accuracy, %")))
+            pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
-    return Chapter(f"Accuracy over {what}", about, pictures)
+    return Chapter(f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures)
 
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
@@ -204,7 +202,7 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
         if y.endswith("%"):
             axis.set_ylim(top=min(axis.get_ylim()[1], 102))
         if x == "round":
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         elif ends and max(ends) > _WIDE * min(ends):
             axis.set_xscale("log")
 

@@ -68,7 +68,7 @@ def short(value: str) -> str:
     >>> short("torch.optim.SGD"), short("0.5")
     ('SGD', '0.5')
     """
-    return value.rpartition(".")[2] if re.fullmatch(r"(\w+\.)+[A-Z]\w*", value) else value
+    return value.rpartition(".")[2] if re.fullmatch(r"(\w+\.)+_*[A-Z]\w*", value) else value
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------

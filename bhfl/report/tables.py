@@ -13,7 +13,7 @@ from bhfl.report.goals import AXES, SIMULATED, Goal
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
-_LEVEL = "within the spread of the best: the difference of the means is at most sqrt(s1²/n1 + s2²/n2)"
+_LEVEL = "within the spread of the best: the means differ by at most sqrt(s1²/n1 + s2²/n2); one seed has no spread"
 
 
 class Cell(NamedTuple):
