@@ -84,12 +84,10 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
-    for name in ("up", "total"):
-        tag = f"comm/{name}link_MB" if name == "up" else "comm/total_MB"
+    for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
         points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
         if len(points) > 1 and any(sent for _, sent, _ in points):
-            axis = "MB up" if name == "up" else "MB up and down"
             pictures.append(Picture(axis, _scatter(points, colours, axis)))
     about = "Test accuracy of all clients after the last round, against what a run sent. "
     about += "The line joins methods that no other beats in both."
@@ -119,24 +117,22 @@ def _prowd(section: Section, colours: Colours) -> Chapter:
 
 
 def _dequantizer(section: Section, colours: Colours) -> Chapter:
-    panel: dict[str, str] = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
-    pictures = _series(section, colours, panel, beside={"dequantizer/recon": "dequantizer/recon_identity"})
+    names = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
+    pictures = _series(section, colours, names, beside={"dequantizer/recon": "dequantizer/recon_identity"})
     about = "In the rounds in which it was trained; dotted: the loss of the identity, which changes nothing."
     return Chapter("ProWD: the dequantizer", about, pictures)
 
 
 def _bits(section: Section) -> Chapter:
-    found = []
+    pictures = []
     for row in section.rows:
         try:
-            found.append((row, bits.read(row.runs[0])))
+            found = bits.read(row.runs[0])
         except ValueError:
             continue  # the run has none
-    pictures = []
-    for row, table in found:
-        height = 1.3 + 0.2 * max(len(table[0]), 9)
+        height = 1.3 + 0.2 * max(len(found[0]), 9)
         figure, panel = pyplot().subplots(figsize=(4.5, height), layout="constrained")
-        bits.heat([panel], [table])
+        bits.heat([panel], [found])
         pictures.append(Picture(row.name, svg(figure)))
     return Chapter("FedLQ: bits by layer and round", "First seed; layers from the input down.", pictures)
 
@@ -186,7 +182,7 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
     def draw(axis: Any) -> None:
         for i, line in enumerate(lines):
             colour, finished = colours[line.row.label], line.row.finished
-            thin = 1.2 + (1.2 - 1.2 * i / len(lines)) * finished  # one that hides another is the thinner one
+            thin = 1.0 + (1.0 - i / len(lines)) * finished  # one that hides another is the thinner one
             few = ".o"[len(line.x) < 3] if len(line.x) < 30 else ""
             style = {"linestyle": "-" if finished else "--", "linewidth": thin, "marker": few}
             axis.plot(line.x, line.y, color=colour, markersize=4, label=_shown(line.row), **style)
@@ -194,9 +190,7 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
                 low, high = ([v + k * d for v, d in zip(line.y, line.deviation, strict=True)] for k in (-1, 1))
                 axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
         for line in dotted:
-            axis.plot(
-                line.x, line.y, color=colours[line.row.label], linestyle=":", marker="x", markersize=4, linewidth=1.4
-            )
+            axis.plot(line.x, line.y, color=colours[line.row.label], linestyle=":", marker="x", markersize=4)
         ends = [line.x[-1] for line in lines if line.x[-1] > 0]
         axis.ticklabel_format(axis="y", useOffset=False)
         if y.endswith("%"):
