@@ -76,7 +76,7 @@ _configs = st.dictionaries(st.sampled_from(list(made.config())), _json, max_size
 
 
 @pytest.mark.usefixtures("plain")
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(_rows, _configs, st.dictionaries(st.sampled_from(["metrics", "rounds", "bytes"]), _json, max_size=3))
 @example([{"round": 1}], {"algorithm": "FedAvg"}, {"rounds": 1, "metrics": {"test/acc_avg": 1e400}, "bytes": 3})
 def test_no_content_of_a_file_stops_the_report(

@@ -15,11 +15,13 @@ from tests.report import made
 
 def test_runs_are_found_at_any_depth_once_and_by_number(tmp_path: Path) -> None:
     wanted = [made.run(tmp_path / "a" / f"version_{i}") for i in (9, 10)]
+    last = made.run(tmp_path / "b" / "version_1")
     (wanted[0] / "checkpoints").mkdir()
     made.run(wanted[0] / "clients" / "version_0")  # inside a run there are no runs
     (tmp_path / "empty").mkdir()
-    assert find_runs([tmp_path]) == wanted
+    assert find_runs([tmp_path]) == find_runs([tmp_path / "*"]) == [*wanted, last]
     assert find_runs([wanted[1], tmp_path / "a", wanted[0]]) == wanted[::-1]
+    assert find_runs([tmp_path / "*" / "*"]) == [*wanted, last]
     assert find_runs([tmp_path / "a" / "version_1*"]) == wanted[1:]
 
 
@@ -128,7 +130,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     folder = made.run(tmp_path / "a")
     (folder / "summary.json").unlink()
     (folder / "summary.json").mkdir()
-    assert read_run(folder).faults[0] == "summary.json cannot be read: Is a directory"
+    assert read_run(folder).faults == ("summary.json cannot be read: Is a directory",)
 
 
 def test_a_summary_of_other_rounds_does_not_count(tmp_path: Path) -> None:
