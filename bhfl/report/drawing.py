@@ -46,6 +46,16 @@ def bare(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
+def logarithmic(axis: Any) -> None:
+    """A logarithmic axis of x with plain numbers at 1, 2, 5, 10, ..., which do not run into each other."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
 def labels(layers: Sequence[str]) -> list[str]:
     """Names of parameters without what all of them end with and begin with.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bhfl.report import bits, weights
-from bhfl.report.drawing import PALETTE, bare, pyplot, svg
+from bhfl.report.drawing import PALETTE, bare, logarithmic, pyplot, svg
 from bhfl.report.goals import SIMULATED
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
@@ -198,7 +198,7 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
         if x == "round":
             axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         elif ends and max(ends) > _WIDE * min(ends):
-            axis.set_xscale("log")
+            logarithmic(axis)
 
     return _figure(draw, [line.row.name for line in lines], x, y)
 
@@ -217,7 +217,7 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
             axis.errorbar(sent, 100 * accuracy.mean, error, fmt="o", **style)
         ends = [sent for _, sent, _ in points]
         if min(ends) > 0 and max(ends) > _WIDE * min(ends):
-            axis.set_xscale("log")
+            logarithmic(axis)
 
     return _figure(draw, [row.name for row, _, _ in points], x, "test accuracy, %")
 
