@@ -11,7 +11,7 @@ import math
 import statistics
 from pathlib import Path
 
-from bhfl.comm.network import bytes_to_accuracy, time_to_accuracy
+from bhfl.report.curves import bytes_to_accuracy, time_to_accuracy
 from tests.bench.runs import Experiment, Method, markdown, rounds, spread, summary
 
 METHODS: dict[str, Method] = {

@@ -1,6 +1,5 @@
 """Simulated links and devices: from measured bytes to seconds."""
 
-from bhfl.comm.network.curves import bytes_to_accuracy, time_to_accuracy
 from bhfl.comm.network.links import PROFILES, Link, Profile
 from bhfl.comm.network.simulation import ClientTime, RoundTime, SimulatedNetwork, Workload
 from bhfl.comm.network.trace import TraceLinks
@@ -14,6 +13,4 @@ __all__ = [
     "SimulatedNetwork",
     "TraceLinks",
     "Workload",
-    "bytes_to_accuracy",
-    "time_to_accuracy",
 ]

@@ -1,0 +1,76 @@
+"""``bhfl report RUN...``: what finished and unfinished runs came to, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bhfl.engine.folder import durable
+from bhfl.report.goals import Goal
+from bhfl.report.page import page
+from bhfl.report.reading import find_runs, read_run
+from bhfl.report.rows import sections
+from bhfl.report.tables import as_csv, console, markdown, results, until
+
+_ABOUT = """Compare runs: a table on the console, and report.md, report.csv and report.html (one file with all pictures,
+which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models or
+links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""
+
+
+def write_report(
+    runs: Sequence[Path], out: Path, *, target: float | None = None, window: int = 1, baseline: str | None = None
+) -> str:
+    """Write ``report.md``, ``report.csv`` and ``report.html``.
+
+    Args:
+        runs: Run folders, folders that hold some, or patterns.
+        out: Folder for the files; made where there is none.
+        target: Accuracy in (0, 1): adds what it took to reach it.
+        window: Successive validations whose median has to reach it.
+        baseline: Label of the row that speed is measured against; the first of each table by default.
+
+    Returns:
+        The tables, for the console.
+
+    Raises:
+        ValueError: A path holds no run, or an option is out of range.
+        OSError: `out` cannot be written.
+    """
+    if target is None and (window != 1 or baseline is not None):
+        raise ValueError(f"--window and --baseline need --target, got --window {window} and --baseline {baseline}")
+    goal = Goal(target, window, baseline) if target is not None else None
+    found = sections([read_run(folder) for folder in find_runs(runs)])
+    if goal:
+        goal.check_baseline(found)
+    tables = [
+        [table for table in (results(section), until(section, goal) if goal else None) if table] for section in found
+    ]
+    flat = [table for part in tables for table in part]
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.md": "# Runs compared\n\n" + "\n\n".join(map(markdown, flat)) + "\n",
+        "report.csv": as_csv(found, goal),
+        "report.html": page(found, tables, goal),
+    }
+    for name, text in texts.items():
+        with durable(out / name) as file:
+            file.write(text.encode())
+    return "\n\n".join(map(console, flat))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Parse the command line, write the report and print the tables; the exit code."""
+    parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, folders of runs, or patterns")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the files (default: report)")
+    parser.add_argument("--target", type=float, help="accuracy in (0, 1): tell what it took to reach it")
+    parser.add_argument("--window", type=int, default=1, help="validations whose median must reach it (default: 1)")
+    parser.add_argument("--baseline", metavar="LABEL", help="row to measure speed against (default: the first)")
+    options = vars(parser.parse_args(args))
+    try:
+        text = write_report(options.pop("runs"), options.pop("out"), **options)
+    except (ValueError, OSError) as error:
+        parser.exit(2, "".join(f"error: {line}\n" for line in str(error).splitlines()))
+    print(text)
+    return 0

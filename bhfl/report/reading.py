@@ -1,0 +1,221 @@
+"""Run folders as records: what each was told to do, what it logged, what came of it, and what is wrong with its files.
+
+Nothing here trusts a file: a run may be damaged, killed, or being written while it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MARKERS = ("rounds.jsonl", "summary.json", "env.json")
+"""A folder that holds one of them is a run; it holds the last before its first round is done."""
+METRICS = ("acc", "accuracy")
+"""What a model may call its accuracy, after the stage."""
+CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")
+"""Tags that count from the first round on."""
+LOST = ("failed", "rejected", "late", "skipped")
+"""What becomes of clients whose updates do not count."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Args:
+        folder: Where it is.
+        config: As parsed, defaults and all; empty where there is none that can be read.
+        rounds: The rows of all whole rounds, by tag.
+        summary: What came of it; empty while it is not finished.
+        faults: What is wrong with its files, in words.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    rounds: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    faults: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end, and its rows are those of the end."""
+        return bool(self.summary) and not self.missing
+
+    @property
+    def missing(self) -> str:
+        """Why it does not count as finished; empty for one that does."""
+        done, said = self.num_rounds, self.summary.get("rounds")
+        if not self.summary:
+            total = self.max_rounds
+            return f"{done} of {total} rounds" if total else f"{done} rounds"
+        return "" if done == said else f"{done} rounds in rounds.jsonl, {said} in summary.json"
+
+    @property
+    def num_rounds(self) -> int:
+        """The last whole round."""
+        return int(self.rounds[-1]["round"]) if self.rounds else 0
+
+    @property
+    def max_rounds(self) -> int | None:
+        """How many it was to have."""
+        trainer = self.config.get("trainer")
+        total = trainer.get("max_rounds") if isinstance(trainer, Mapping) else None
+        return total if isinstance(total, int) else None
+
+    @property
+    def seed(self) -> int | None:
+        """Of the initial weights and of every draw; None where it is not known."""
+        seed = self.config.get("seed_everything")
+        return seed if isinstance(seed, int) else None
+
+    @cached_property
+    def metric(self) -> str:
+        """What it calls its accuracy."""
+        tags = {*self.metrics, *(tag for row in self.rounds for tag in row)}
+        found = [name for name in METRICS if {f"val/{name}_avg", f"test/{name}_avg"} & tags]
+        return found[0] if found else METRICS[0]
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Its last measurement, on the test split."""
+        found = self.summary.get("metrics")
+        return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Its bit groups, in the fleet's order."""
+        prefix = f"val/{self.metric}_"
+        tags = dict.fromkeys(tag.removeprefix(prefix) for row in self.rounds for tag in row if tag.startswith(prefix))
+        counted = self.summary.get("bytes")
+        known = counted if isinstance(counted, Mapping) else tags
+        return [g for g in tags if g in known and g not in ("avg", "min") and not g.startswith("local_")]
+
+    def series(self, tag: str) -> dict[int, float]:
+        """Round to value, where a round has a finite one."""
+        values = {int(row["round"]): number(row.get(tag)) for row in self.rounds}
+        return {round: value for round, value in values.items() if math.isfinite(value)}
+
+    def total(self, tag: str) -> float:
+        """The sum over rounds."""
+        return sum(self.series(tag).values())
+
+    def last(self, tag: str) -> float:
+        """The last finite value; nan where there is none."""
+        return next(reversed(self.series(tag).values()), math.nan)
+
+
+def number(value: Any) -> float:
+    """`value` if it is a finite number, else nan."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        return math.nan
+    return float(value)
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that `paths` mean, each once: paths in their order, versions by number.
+
+    Args:
+        paths: Run folders, folders that hold run folders at any depth, and patterns such as ``runs/digits-*``.
+
+    Raises:
+        ValueError: Some hold no run; all of them, one a line.
+    """
+    found: dict[Path, Path] = {}
+    problems = []
+    for path in paths:
+        matches = [path] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)), key=_natural)
+        runs = [run for match in matches for run in _runs_below(match)]
+        if not runs:
+            what = "no run in it" if matches else "no such folder"
+            problems.append(f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold some")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    if problems or not paths:
+        raise ValueError("\n".join(problems) or "RUN is missing: a run folder, or one that holds some")
+    return list(found.values())
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Runs at or below `folder`; there are none inside a run."""
+    for place, folders, files in os.walk(folder):
+        if set(MARKERS) & set(files):
+            folders.clear()
+            yield Path(place)
+        folders.sort(key=_natural)
+
+
+def _natural(name: str | Path) -> list[tuple[int, str]]:
+    """A key that sorts ``version_10`` after ``version_9``."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(name))]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path) -> Run:
+    """The record of one run folder; whatever is wrong with a file is a fault of it, never an error."""
+    faults: list[str] = []
+    rounds = _rounds(folder / "rounds.jsonl", faults)
+    summary = _mapping(folder / "summary.json", json.loads, faults)
+    config = _mapping(folder / "config.yaml", yaml.safe_load, faults)
+    if not config and not faults:
+        faults.append("no config.yaml: its settings are unknown")
+    return Run(folder, config, rounds, summary, tuple(faults))
+
+
+def _text(path: Path, faults: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        faults.append(f"{path.name} cannot be read: {error.strerror}")
+        return ""
+
+
+def _mapping(path: Path, parse: Any, faults: list[str]) -> dict[str, Any]:
+    """The mapping in a file; empty where there is none."""
+    text = _text(path, faults)
+    if not text and not path.exists():
+        return {}
+    try:
+        found = parse(text)
+    except (ValueError, yaml.YAMLError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not found:
+        faults.append(f"{path.name} is damaged")
+        return {}
+    return found
+
+
+def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
+    """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is being written."""
+    rows: list[dict[str, Any]] = []
+    lines = _text(path, faults).split("\n")
+    for place, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not _follows(row, rows[-1] if rows else {"round": 0}):
+            faults.append(f"line {place} of {path.name} is damaged: it is read up to there")
+            return rows
+        rows.append(row)
+    return rows
+
+
+def _follows(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether `row` is a later round than `before`, and nothing that only grows has fallen."""
+    grows = all(number(row.get(tag, 0)) >= number(before.get(tag, 0)) for tag in CUMULATIVE)
+    return isinstance(row.get("round"), int) and row["round"] > before["round"] and grows

@@ -1,0 +1,183 @@
+"""Runs in tables: those that may be compared share a section, those that differ only in seed share a row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bhfl.report.reading import Run
+from bhfl.report.settings import Options, labels, method, task, titles
+
+AVERAGE = "avg"
+"""The mean over clients, beside the bit groups."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over seeds; the deviation of a single one is nan."""
+
+    mean: float
+    deviation: float = math.nan
+    count: int = 1
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of finite values alone; a mean of none is nan."""
+        finite = [value for value in values if math.isfinite(value)]
+        mean = statistics.mean(finite) if finite else math.nan
+        return cls(mean, statistics.stdev(finite) if len(finite) > 1 else math.nan, len(finite))
+
+    def level_with(self, best: Spread) -> bool:
+        """Whether the difference of two means is at most its own standard error, ``sqrt(s1^2/n1 + s2^2/n2)``."""
+        if math.isnan(self.deviation + best.deviation):  # one seed has no spread
+            return self.mean == best.mean
+        error = math.hypot(self.deviation / math.sqrt(self.count), best.deviation / math.sqrt(best.count))
+        return abs(best.mean - self.mean) <= error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: its finished runs, by seed, or a single run that is not finished.
+
+    Args:
+        label: The same in all tables and pictures.
+        runs: At least one.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether its figures are those of whole runs."""
+        return self.runs[0].finished
+
+    @property
+    def name(self) -> str:
+        """The label, and the seed where it is a single run's row among others of the label."""
+        seed = self.runs[0].seed
+        return self.label if self.finished or seed is None else f"{self.label}, seed {seed}"
+
+    def accuracy(self, group: str) -> Spread:
+        """On the test split; of a run that is not finished, its last validation."""
+        return Spread.of([_accuracy(run, group) for run in self.runs])
+
+    def mean(self, tag: str) -> float:
+        """Of the runs' last values."""
+        return Spread.of([run.last(tag) for run in self.runs]).mean
+
+    def total(self, tag: str) -> float:
+        """Of the runs' sums over rounds."""
+        return Spread.of([run.total(tag) for run in self.runs]).mean
+
+    @property
+    def uplink_bits(self) -> float:
+        """Bits that a weight took on its way up, everything included, where it came down as float32; nan without."""
+        up, down = (self.total(key) for key in ("uplink_bytes", "downlink_bytes"))
+        return 32 * up / down if down else math.nan
+
+
+def _accuracy(run: Run, group: str) -> float:
+    tag = f"{run.metric}_{group}"
+    value = run.metrics.get(f"test/{tag}") if run.finished else run.last(f"val/{tag}")
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that may be compared: the same fleet, data, model and links.
+
+    Args:
+        title: What tells it from other sections.
+        rows: By first appearance; what is not finished at the end.
+        notes: What a reader ought to know of its runs.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        """Bit groups, and the average where there are several."""
+        runs = [run for row in self.rows for run in row.runs]
+        found = list(dict.fromkeys(g for run in runs if run.finished or not self.finished for g in run.groups))
+        return [*found, AVERAGE] if len(found) > 1 else found
+
+    @property
+    def finished(self) -> list[Row]:
+        """The rows that are compared."""
+        return [row for row in self.rows if row.finished]
+
+    def best(self, group: str) -> Spread | None:
+        """The highest mean accuracy of the rows that are compared."""
+        found = [spread for row in self.finished if not math.isnan((spread := row.accuracy(group)).mean)]
+        return max(found, key=lambda spread: spread.mean, default=None)
+
+
+# ---- grouping -------------------------------------------------------------------------------------------------------
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """All runs, in sections by first appearance; runs of unknown settings come last, each with a row of its own."""
+    known = [run for run in runs if "algorithm" in method(run.config)]
+    unknown = [run for run in runs if "algorithm" not in method(run.config)]
+    tasks: list[Options] = []
+    members: list[list[Run]] = []
+    for run in known:
+        own = task(run.config)
+        if own not in tasks:
+            tasks.append(own)
+            members.append([])
+        members[tasks.index(own)].append(run)
+    names = titles([part[0].config for part in members])
+    found = [_section(title, part) for title, part in zip(names, members, strict=True)]
+    if unknown:
+        rows = [Row(f"{run.folder.parent.name}/{run.folder.name}", (run,)) for run in unknown]
+        found.append(Section("settings unknown", _ordered(rows), tuple(map(_note, unknown))))
+    return found
+
+
+def _section(title: str, runs: Sequence[Run]) -> Section:
+    methods: list[Options] = []
+    for run in runs:
+        if (own := method(run.config)) not in methods:
+            methods.append(own)
+    rows, notes = [], []
+    for options, label in zip(methods, labels(methods), strict=True):
+        like = sorted((run for run in runs if method(run.config) == options), key=lambda run: run.seed or 0)
+        finished: dict[int | None, Run] = {}
+        for run in like:
+            if run.finished and run.seed in finished:
+                notes.append(f"{run.folder} repeats {label} with seed {run.seed} and is left out")
+            elif run.finished:
+                finished[run.seed] = run
+            else:
+                rows.append(Row(label, (run,)))
+        if finished:
+            rows.append(Row(label, tuple(finished.values())))
+    notes += [_note(run) for row in rows for run in row.runs if run.faults or not run.finished]
+    return Section(title, _ordered(rows), (*_differences(methods, labels(methods)), *notes))
+
+
+def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(sorted(rows, key=lambda row: not row.finished))
+
+
+def _note(run: Run) -> str:
+    """What is the matter with a run."""
+    return f"{run.folder}: " + "; ".join([*([f"not finished: {run.missing}"] if run.missing else []), *run.faults])
+
+
+def _differences(methods: Sequence[Options], named: Sequence[str]) -> list[str]:
+    """Options of training, not of the algorithms, that differ between rows and that no label tells."""
+    keys = dict.fromkeys(key for options in methods for key in options if not key.startswith("algorithm"))
+    notes = []
+    for key in keys:
+        values = dict.fromkeys(options.get(key, "none") for options in methods)
+        word = key.rpartition(".")[2]
+        if len(values) > 1 and not any(f"{word}=" in label for label in named):
+            notes.append(f"rows also differ in {word}: {' or '.join(values)}")
+    return notes
