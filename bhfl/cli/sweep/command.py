@@ -95,4 +95,5 @@ def _report(survey: Survey) -> None:
     from bhfl.report.command import write_report
 
     if runs := survey.finished():
-        print(write_report(runs, survey.plan.root / "report", **survey.plan.matrix.report))
+        out = survey.plan.root / "report"
+        print(f"{write_report(runs, out, **survey.plan.matrix.report)}\n{out / 'report.html'}")
