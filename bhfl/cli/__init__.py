@@ -1,4 +1,4 @@
-"""The command line: ``bhfl fit | validate | test | analyze | export | sweep``.
+"""The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``.
 
 Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few clients had usable
 updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a traceback.
@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 from bhfl.cli.hints import suggestion
 
@@ -18,16 +19,18 @@ COMMANDS = {
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
-    "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
+    "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
 }
+APART = {"report": "compare runs: tables, CSV and one page with all pictures"}
+"""Commands with options of their own: each is ``main`` of the module ``bhfl.<name>.command``, which loads no torch."""
 
 HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
 
 Federated learning among clients of different bit-widths.
 
 commands:
-{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10} {text}" for name, text in (COMMANDS | APART).items())}
 
   bhfl COMMAND --help        all options
   bhfl --version             the version
@@ -41,6 +44,7 @@ examples:
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
   bhfl sweep configs/digits/sweeps/demo.yaml --jobs 2                     several methods over seeds, and a report
+  bhfl report runs --target 0.9                                           all runs side by side
 """
 
 
@@ -69,8 +73,10 @@ def _run(args: list[str]) -> int:
     from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, format_warning, report
     from bhfl.cli.reading import ConfigError, read_layers
 
+    if args[0] in APART:
+        return int(import_module(f"bhfl.{args[0]}.command").main(args[1:]))
     if args[0] not in COMMANDS:
-        report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS)}"])
+        report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS | APART)}"])
         return BAD_CONFIG
     warnings.formatwarning = format_warning
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls

@@ -7,38 +7,42 @@ the round's clients. One panel a run: layers from the input down, rounds to the 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bhfl.engine.folder import RoundsFile
 from bhfl.report.drawing import labels, pyplot
+from bhfl.report.reading import Run, read_run
 
 PREFIX = "fedlq/bits_"
 _TICKS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
+Bits = tuple[list[str], list[int], npt.NDArray[np.float64]]
+"""Layers in the model's order, rounds, and mean bits ``[layers, rounds]``, nan where a round has none."""
 
-def read(run: Path) -> tuple[list[str], list[int], npt.NDArray[np.float64]]:
-    """Layers in the model's order, rounds, and mean bits ``[layers, rounds]``, nan where a round has none.
+
+def read(run: Run) -> Bits:
+    """The bits that a run tells of.
 
     Raises:
-        ValueError: The folder holds none.
+        ValueError: There are none.
     """
-    rows = RoundsFile(run / "rounds.jsonl").read()
-    layers = list(dict.fromkeys(tag.removeprefix(PREFIX) for row in rows for tag in row if tag.startswith(PREFIX)))
-    if not layers:
-        why = f"{len(rows)} rounds without a tag {PREFIX}<parameter>" if rows else "no rounds.jsonl with a round in it"
-        raise ValueError(f"{run}: {why}; they are written by runs of FedLQ")
-    rounds = range(min(row["round"] for row in rows), max(row["round"] for row in rows) + 1)
-    found = np.full((len(layers), len(rounds)), np.nan)
-    for row in rows:
-        for i, layer in enumerate(layers):
-            found[i, row["round"] - rounds[0]] = row.get(PREFIX + layer) or np.nan
+    tags = dict.fromkeys(tag for row in run.rounds for tag in row if tag.startswith(PREFIX))
+    if not tags:
+        count = len(run.rounds)
+        why = f"{count} rounds without a tag {PREFIX}<parameter>" if count else "no rounds.jsonl with a round in it"
+        raise ValueError(f"{run.folder}: {why}; they are written by runs of FedLQ")
+    rounds = range(run.rounds[0]["round"], run.num_rounds + 1)
+    found = np.full((len(tags), len(rounds)), np.nan)
+    for i, tag in enumerate(tags):
+        for round, bits in run.series(tag).items():
+            found[i, round - rounds[0]] = bits or np.nan
     if np.isnan(found).all():
-        raise ValueError(f"{run}: no round of it has bits: no client sent anything")
-    return layers, list(rounds), found
+        raise ValueError(f"{run.folder}: no round of it has bits: no client sent anything")
+    return [tag.removeprefix(PREFIX) for tag in tags], list(rounds), found
 
 
 def draw(runs: list[Path], out: Path) -> None:
@@ -48,31 +52,36 @@ def draw(runs: list[Path], out: Path) -> None:
         ValueError: A run has no such tags.
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    found = [read(run) for run in runs]
+    found = [read(read_run(run)) for run in runs]
     plt = pyplot()
+    tallest = max(len(layers) for layers, _, _ in found)
+    size = (1.2 + 4.6 * len(runs), 1.6 + 0.24 * max(tallest, 8))
+    figure, panels = plt.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
+    heat(panels[0], found)
+    for panel, run in zip(panels[0], runs, strict=True):
+        panel.set_title(f"{run.parent.name}\n{run.name}", fontsize=9)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
+    """Fill a panel a run, and put the scale that they share beside them."""
     from matplotlib.colors import LogNorm
 
     every = np.concatenate([bits.ravel() for _, _, bits in found])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    high = high if high > low else low + 1
-    colours = LogNorm(low, high)
-    tallest = max(len(layers) for layers, _, _ in found)
-    size = (1.2 + 4.6 * len(runs), 1.6 + 0.24 * max(tallest, 8))
-    figure, panels = plt.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
+    colours = LogNorm(low, high if high > low else low + 1)
     image: Any = None
-    for panel, run, (layers, rounds, bits) in zip(panels[0], runs, found, strict=True):
+    for panel, (layers, rounds, bits) in zip(panels, found, strict=True):
         extent = (rounds[0] - 0.5, rounds[-1] + 0.5, len(layers) - 0.5, -0.5)
         image = panel.imshow(bits, norm=colours, cmap="viridis", aspect="auto", interpolation="nearest", extent=extent)
         panel.set_yticks(range(len(layers)), labels(layers), fontsize=8)
         panel.xaxis.get_major_locator().set_params(integer=True)
-        panel.set_title(f"{run.parent.name}\n{run.name}", fontsize=9)
         panel.set_xlabel("round")
-    bar = figure.colorbar(image, ax=panels[0], label="mean bits of the round's clients", pad=0.02)
+    bar = panels[0].figure.colorbar(image, ax=panels, label="mean bits of the round's clients", pad=0.02)
     ticks = [tick for tick in _TICKS if low <= tick <= high] or [low]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.minorticks_off()
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
 
 
 def main(args: list[str] | None = None) -> None:

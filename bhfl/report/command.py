@@ -14,8 +14,8 @@ from bhfl.report.rows import sections
 from bhfl.report.tables import as_csv, console, markdown, results, until
 
 _ABOUT = """Compare runs: a table on the console, and report.md, report.csv and report.html (one file with all pictures,
-which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models or
-links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""
+which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models
+or links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
     texts = {
         "report.md": "# Runs compared\n\n" + "\n\n".join(map(markdown, flat)) + "\n",
         "report.csv": as_csv(found, goal),
-        "report.html": page(found, tables, goal),
+        "report.html": page(found, tables),
     }
     for name, text in texts.items():
         with durable(out / name) as file:

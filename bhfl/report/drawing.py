@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
+
+PALETTE = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#555555", "#a6a400",
+)  # fmt: skip
+"""Colours that can be told apart by colour-blind eyes too, most of them after Okabe and Ito."""
 
 
 def pyplot() -> Any:
@@ -20,6 +26,23 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def svg(figure: Any) -> bytes:
+    """A figure as SVG, the same bytes for the same picture; the figure is closed."""
+    plt = pyplot()
+    text = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "bhfl"}):
+        figure.savefig(text, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return text.getvalue()
+
+
+def bare(axis: Any) -> None:
+    """No more of an axis than is read: a light grid, and no frame above and to the right."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(linewidth=0.3)
+    axis.set_axisbelow(True)
 
 
 def labels(layers: Sequence[str]) -> list[str]:

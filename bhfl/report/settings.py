@@ -77,17 +77,20 @@ def short(value: str) -> str:
 def labels(methods: Sequence[Options]) -> list[str]:
     """A label for each of `methods`, all of them different: the algorithm, and what tells it from others of its name.
 
-    What is not set, or a switch that is on, goes without saying where the label is its own without it.
+    What is not set, a switch that is on, and what most rows of an algorithm share go without saying, where the label is
+    its own without it.
     """
     names = [short(options.get("algorithm", "?")) for options in methods]
     keys = list(dict.fromkeys(key for options in methods for key in options))
     words = _last_words(keys)
-    told = []
+    brief, full = [], []
     for options, name in zip(methods, names, strict=True):
-        like = [other for other, its in zip(methods, names, strict=True) if its == name and other != options]
-        told.append([(words[key], options.get(key)) for key in _telling(options, like, keys)])
-    brief = [_label(n, [(w, v) for w, v in t if v not in (None, "True")]) for n, t in zip(names, told, strict=True)]
-    full = [_label(name, telling) for name, telling in zip(names, told, strict=True)]
+        like = [other for other, its in zip(methods, names, strict=True) if its == name]
+        told = _telling(options, [other for other in like if other != options], keys)
+        shared = [key for key in told if 2 * sum(other.get(key) == options.get(key) for other in like) > len(like)]
+        said = [key for key in told if key not in shared and options.get(key) not in (None, "True")]
+        brief.append(_label(name, [(words[key], options.get(key)) for key in said]))
+        full.append(_label(name, [(words[key], options.get(key)) for key in told]))
     return [b if brief.count(b) == 1 else f for b, f in zip(brief, full, strict=True)]
 
 

@@ -13,6 +13,8 @@ from bhfl.report.goals import AXES, SIMULATED, Goal
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
+_LEVEL = "within the spread of the best: the difference of the means is at most sqrt(s1²/n1 + s2²/n2)"
+
 
 class Cell(NamedTuple):
     """What stands in a table, and whether it is the best of its column or level with it."""
@@ -23,12 +25,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a head, rows of cells, and the notes below."""
+    """A title, a head, rows of cells, the notes below, and when a figure is level with the best of its column."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
+    level: str = ""
 
 
 # ---- contents -------------------------------------------------------------------------------------------------------
@@ -45,16 +48,13 @@ def results(section: Section) -> Table:
         sent = [_amount(row.mean(tag)) for tag in ("comm/uplink_MB", "comm/downlink_MB")]
         cells += map(Cell, [*sent, _fixed(row.uplink_bits, 1), *(value(row) for value in extra.values())])
         rows.append(cells)
-    return Table(section.title, head, rows, [*_legend(section, groups), *section.notes])
+    level = _LEVEL if len(section.finished) > 1 and groups else ""
+    return Table(section.title, head, rows, [*_legend(section), *section.notes], level)
 
 
-def _legend(section: Section, groups: Sequence[str]) -> list[str]:
+def _legend(section: Section) -> list[str]:
     """How to read the table, as far as it needs it."""
     notes = ["test accuracy in per cent after the last round, mean ± standard deviation over seeds; MB = 10^6 bytes"]
-    if len(section.finished) > 1 and groups:
-        notes.append(
-            "*: best of its column; ~: within the spread of it: the difference is at most sqrt(s1²/n1 + s2²/n2)"
-        )
     if any(not math.isnan(row.uplink_bits) for row in section.rows):
         notes.append(
             "bits up: 32 x MB up / MB down, all that travels included: bits of a weight that came down as float32"
@@ -179,7 +179,8 @@ def console(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines]
     rule = "-" * max(map(len, body))
-    return "\n".join([table.title, rule, body[0], rule, *body[1:], rule, *table.notes])
+    legend = [f"*: best of its column; ~: {table.level}"] if table.level else []
+    return "\n".join([table.title, rule, body[0], rule, *body[1:], rule, *table.notes, *legend])
 
 
 def markdown(table: Table) -> str:
@@ -188,7 +189,7 @@ def markdown(table: Table) -> str:
     rows = [[f"{around[c.mark]}{_escaped(c.text)}{around[c.mark]}" for c in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in [list(map(_escaped, table.head)), *rows]]
     lines.insert(1, "|---|" + "---:|" * (len(table.head) - 1))
-    notes = [note.replace("*: best", "**bold**: best").replace("~: within", "*italic*: within") for note in table.notes]
+    notes = [*table.notes, *([f"**bold**: best of its column; *italic*: {table.level}"] if table.level else [])]
     return "\n".join([f"## {_escaped(table.title)}", "", *lines, "", *(f"- {note}" for note in notes)])
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bhfl.report.drawing import pyplot
 
 Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 """Round to (edges [B + 1], counts [B])."""
@@ -53,36 +56,51 @@ def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int 
 
     Raises:
         ValueError: A run has no histograms, or not of `layer`.
+        ImportError: matplotlib is not installed; the message says what to install.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 4.6), squeeze=False, sharex=True)
-    for panel, run in zip(panels[0], runs, strict=True):
-        found = read(run)
-        name = layer or max(found, key=lambda tag: next(iter(found[tag].values()))[1].sum())
-        if name not in found:
-            raise ValueError(f"{run}: no histograms of {name!r}; there are {', '.join(found)}")
-        rounds = sorted(found[name])
-        chosen = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
-        reach = max(
-            np.abs(np.repeat(0.5 * (e[1:] + e[:-1]), 1)[np.cumsum(c) <= 0.998 * c.sum()]).max()
-            for e, c in found[name].values()
-        )
-        x = np.linspace(-reach, reach, 400)
-        for height, round in enumerate(chosen):
-            y = np.sqrt(density(*found[name][round], x))  # the root shows the flanks beside the peaks
-            y = height + 1.6 * y / max(y.max(), 1e-12)
-            colour = plt.cm.viridis(height / max(len(chosen) - 1, 1))
-            panel.fill_between(x, height, y, color=colour, alpha=0.8, zorder=len(chosen) - height, linewidth=0.6)
-        panel.set_yticks(range(len(chosen)), [f"round {round}" for round in chosen], fontsize=8)
+    found = [chosen(run, layer) for run in runs]
+    plt = pyplot()
+    figure, panels = plt.subplots(
+        1, len(runs), figsize=(4.2 * len(runs), 4.6), squeeze=False, sharex=True, layout="tight"
+    )
+    for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
+        ridges(panel, histograms, num_rounds)
         panel.set_title(f"{run.parent.name}\n{name}", fontsize=9)
-        panel.set_xlabel("weight")
-        panel.spines[["top", "right", "left"]].set_visible(False)
-    figure.tight_layout()
     figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+def chosen(run: Path, layer: str | None = None) -> tuple[str, Histograms]:
+    """The name and histograms of `layer`, or of the run's largest weight tensor.
+
+    Raises:
+        ValueError: The run has no histograms, or not of `layer`.
+    """
+    found = read(run)
+    name = layer or max(found, key=lambda tag: next(iter(found[tag].values()))[1].sum())
+    if name not in found:
+        raise ValueError(f"{run}: no histograms of {name!r}; there are {', '.join(found)}")
+    return name, found[name]
+
+
+def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
+    """Draw some of a tensor's rounds above each other, the first at the bottom."""
+    rounds = sorted(histograms)
+    shown = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
+    reach = max(
+        np.abs((0.5 * (edges[1:] + edges[:-1]))[np.cumsum(counts) <= 0.998 * counts.sum()]).max(initial=1e-12)
+        for edges, counts in histograms.values()
+    )
+    x = np.linspace(-reach, reach, 400)
+    for height, round in enumerate(shown):
+        y = np.sqrt(density(*histograms[round], x))  # the root shows the flanks beside the peaks
+        y = height + 1.6 * y / max(y.max(), 1e-12)
+        colour = pyplot().get_cmap("viridis")(height / max(len(shown) - 1, 1))
+        style = {"color": colour, "alpha": 0.8, "zorder": len(shown) - height, "linewidth": 0.6}
+        panel.fill_between(x, height, y, rasterized=True, **style)  # as paths they would be most of a report
+    panel.set_yticks(range(len(shown)), [f"round {round}" for round in shown], fontsize=8)
+    panel.set_xlabel("weight")
+    panel.spines[["top", "right", "left"]].set_visible(False)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -94,7 +112,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     try:
         draw(options.runs, options.out, options.layer)
-    except ValueError as error:
+    except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(options.out)
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from bhfl.report.bits import main, read
+from bhfl.report.reading import read_run
 
 
 def made_run(folder: Path, rows: list[dict[str, float]]) -> Path:
@@ -26,7 +27,7 @@ def resnet_rows(num_rounds: int = 6) -> list[dict[str, float]]:
 
 def test_reads_layers_in_the_model_s_order_and_leaves_gaps(tmp_path: Path) -> None:
     rows = [{"round": 1}, {"round": 2, "fedlq/bits_z": 4.5, "fedlq/bits_a": 2}, {"round": 4, "fedlq/bits_a": 3}]
-    layers, rounds, bits = read(made_run(tmp_path, rows))
+    layers, rounds, bits = read(read_run(made_run(tmp_path, rows)))
     assert (layers, rounds) == (["z", "a"], [1, 2, 3, 4])
     nan = np.nan
     np.testing.assert_array_equal(bits, [[nan, 4.5, nan, nan], [nan, 2, nan, 3]])
@@ -36,7 +37,7 @@ def test_a_row_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     run = made_run(tmp_path, resnet_rows(3))
     with open(run / "rounds.jsonl", "a") as file:
         file.write('{"round": 4, "fedlq/bi')
-    assert read(run)[1] == [1, 2, 3]
+    assert read(read_run(run))[1] == [1, 2, 3]
 
 
 def test_one_panel_a_run(tmp_path: Path) -> None:

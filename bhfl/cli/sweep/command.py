@@ -31,22 +31,25 @@ def sweep(args: Sequence[str]) -> int:
     if asks_help(args):
         print(HELP, end="")
         return 0
-    request = read_request(args)
+    try:
+        return _sweep(read_request(args), begun)
+    except KeyboardInterrupt:
+        report(["interrupted; the same command goes on"])
+        return INTERRUPTED
+
+
+def _sweep(request: Request, begun: float) -> int:
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     _check_only(request.only, matrix)
-    from bhfl.cli.sweep.plan import Plan  # loads torch
-    from bhfl.engine.system import exit_on_sigterm
+    from bhfl.cli.sweep.plan import Plan
+    from bhfl.engine.system import exit_on_sigterm  # loads torch
 
     plan = Plan(matrix, request.root / matrix.name, request.only)
     if request.dry_run:
         _list(plan)
         return 0
-    try:
-        with exit_on_sigterm():
-            return _run(plan, request, begun)
-    except KeyboardInterrupt:
-        report(["interrupted; the same command goes on"])
-        return INTERRUPTED
+    with exit_on_sigterm():
+        return _run(plan, request, begun)
 
 
 def _check_only(names: Sequence[str], matrix: Matrix) -> None:

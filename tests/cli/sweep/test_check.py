@@ -28,26 +28,22 @@ def jobs(sweep: Sweeps, text: str = MATRIX) -> list[Job]:
 def test_a_configuration_is_that_of_the_run(sweep: Sweeps) -> None:
     configs = Configs(machine=False)
     config = configs(jobs(sweep)[3])
-    assert config["algorithm"] == {"class_path": "bhfl.algorithms.FedProx", "init_args": {"mu": 0.5}}
+    assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedProx"
+    assert config["algorithm"]["init_args"]["mu"] == 0.5
     assert (config["seed_everything"], config["clients"]) == (1, {"int8": 1})
     trainer = config["trainer"]
     assert (trainer["max_rounds"], trainer["name"], trainer["default_root_dir"]) == (3, "FedProx/seed1", "runs/m")
 
 
 def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
-    text = (
-        MATRIX.replace("trainer.max_rounds: 3", "trainer.max_round: 3")
-        .replace("0.5", "-1")
-        .replace("c.yaml", "d.yaml", 1)
-    )
+    text = MATRIX.replace("max_rounds", "max_round").replace("c.yaml", "d.yaml", 1)
     Path("d.yaml").write_text("clients: {8: 1}\nalgorithm: FedAvgg\n")
     with pytest.raises(ConfigError) as refused:
         Configs(machine=False).check(jobs(sweep, text))
-    unknown = "m.yaml:1: trainer.max_round is no option; did you mean 'max_rounds'?"
-    assert refused.value.problems[0].startswith(
-        "d.yaml:2: algorithm must name an Algorithm, got 'FedAvgg'; did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)"
-    )
-    assert refused.value.problems[1:] == [f"{unknown} (FedAvg/seed0 and 3 more)"]
+    assert refused.value.problems == [
+        "d.yaml:2: algorithm must name an Algorithm, got 'FedAvgg'; did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)",
+        "m.yaml:1: trainer.max_round is no option; did you mean 'max_rounds'? (FedAvg/seed0 and 3 more)",
+    ]
 
 
 def test_what_a_constructor_refuses_is_found_too(sweep: Sweeps) -> None:
@@ -56,9 +52,9 @@ def test_what_a_constructor_refuses_is_found_too(sweep: Sweeps) -> None:
 
 
 def test_what_this_machine_lacks_is_refused_before_it_is_run(sweep: Sweeps) -> None:
-    text = MATRIX.replace("trainer.max_rounds: 3", "trainer.accelerator: tpu")
+    text = MATRIX.replace("trainer.max_rounds: 3", "trainer.accelerator: cuda, trainer.devices: 99")
     Configs(machine=False).check(jobs(sweep, text))
-    with pytest.raises(ConfigError, match="(?i)tpu"):
+    with pytest.raises(ConfigError, match=r"\(FedAvg/seed0 and 3 more\)"):
         Configs(machine=True).check(jobs(sweep, text))
 
 
