@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -12,6 +11,7 @@ from bhfl.cli.sweep.plan import Job
 from bhfl.engine.system import stop
 
 RUN = (sys.executable, "-m", "bhfl.cli.sweep.child")
+"""What runs the arguments of a job."""
 STOP_SECONDS = 20.0
 """For a run to end in order."""
 _LAST_LINES = 8
@@ -22,11 +22,10 @@ class Processes:
 
     Args:
         lock: A file descriptor that they inherit.
-        command: What runs the arguments of a job.
     """
 
-    def __init__(self, lock: int, command: Sequence[str] = RUN) -> None:
-        self.lock, self.command = lock, command
+    def __init__(self, lock: int) -> None:
+        self.lock = lock
         self.running: dict[str, tuple[Job, Popen[bytes]]] = {}
 
     def start(self, job: Job) -> None:
@@ -37,7 +36,7 @@ class Processes:
             log.write(f"$ bhfl {shlex.join(args)}\n".encode())
             log.flush()
             process = Popen(
-                [*self.command, *args], stdin=PIPE, stdout=log, stderr=log, pass_fds=[self.lock], start_new_session=True
+                [*RUN, *args], stdin=PIPE, stdout=log, stderr=log, pass_fds=[self.lock], start_new_session=True
             )
         self.running[job.name] = (job, process)
 

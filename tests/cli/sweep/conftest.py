@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import bhfl as package
-from bhfl.cli.sweep import runner
+from bhfl.cli.sweep import processes, runner
 from bhfl.cli.sweep.check import Configs
 from bhfl.cli.sweep.plan import Job, Plan
 from bhfl.cli.sweep.processes import Processes
@@ -67,7 +67,7 @@ class Sweeps:
     def __call__(self, text: str, *only: str, until: float = float("inf"), jobs: int = 2) -> Runner:
         Path("runs/m").mkdir(parents=True, exist_ok=True)
         with open("runs/m/.runs.lock", "a") as lock:
-            there = Runner(self.survey(text, *only), Processes(lock.fileno(), FAKE), jobs)
+            there = Runner(self.survey(text, *only), Processes(lock.fileno()), jobs)
             there.run(until)
         return there
 
@@ -75,4 +75,5 @@ class Sweeps:
 @pytest.fixture
 def sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeps:
     monkeypatch.setattr(runner, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(processes, "RUN", FAKE)
     return Sweeps(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bhfl as package
+from bhfl.cli.sweep import processes
 from tests.cli.conftest import Command
 from tests.cli.sweep.test_runner import alive
 
@@ -55,13 +56,13 @@ def test_out_of_time(bhfl: Command, matrix: Path) -> None:
     assert not list(Path("runs").rglob("version_*"))
 
 
-def test_a_run_that_fails_makes_the_sweep_fail(bhfl: Command, matrix: Path) -> None:
-    args = ("--data", "CIFAR10", "--data.archive=nope.tar", "--only=FedAvg")
-    Path("tiny.yaml").write_text("clients: {8: 1}\n")
-    code, out, err = bhfl("sweep", "m.yaml", *args)
+def test_a_run_that_fails_makes_the_sweep_fail(bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; print('error: no data', file=sys.stderr); raise SystemExit(3)"
+    monkeypatch.setattr(processes, "RUN", (sys.executable, "-c", script))
+    code, out, err = bhfl("sweep", "m.yaml")
     assert code == 1
-    assert "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: " in out
-    assert err == "error: 1 of 1 runs failed: FedAvg/seed0\n"
+    assert "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: no data\n" in out
+    assert err == "error: 2 of 2 runs failed: FedAvg/seed0, FedProx/seed0\n"
 
 
 def test_only_what_there_is(bhfl: Command, matrix: Path) -> None:

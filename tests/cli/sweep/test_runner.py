@@ -136,9 +136,10 @@ from tests.cli.sweep.conftest import FAKE, FakeConfigs, MATRIX
 from bhfl.cli.sweep import plan, processes, reader, runner, survey
 from bhfl.cli.sweep.lock import locked
 
+processes.RUN = FAKE
 with locked(Path("runs/m")) as lock:
     there = survey.Survey(plan.Plan(reader.read_matrix("m.yaml"), Path("runs/m")), FakeConfigs())
-    runner.Runner(there, processes.Processes(lock, FAKE), 2).run(float("inf"))
+    runner.Runner(there, processes.Processes(lock), 2).run(float("inf"))
 """
 
 
