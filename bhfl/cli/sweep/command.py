@@ -82,14 +82,16 @@ def _run(plan: Plan, request: Request, begun: float) -> int:
     with locked(plan.root) as lock:
         survey = Survey(plan, Configs(machine=True))
         runner = Runner(survey, Processes(lock), request.jobs)
-        runner.run(begun + 60 * request.minutes)
+        until = begun + 60 * request.minutes
+        runner.run(until)
         _report(survey)
+        left = f"{runner.left} of {len(runner.sizes)} runs left"
+        if runner.left and time.monotonic() >= until:
+            when = f"stopped after {request.minutes:g} minutes"
+            print(f"{when}: {left}, {runner.display.left()}; the same command goes on")
         if runner.failed:
-            report([f"{len(runner.failed)} of {len(runner.sizes)} runs failed: {', '.join(runner.failed)}"])
+            report([f"failed: {', '.join(runner.failed)}; {left}"])
             return FAILED
-        if runner.left:
-            left = f"{runner.left} of {len(runner.sizes)} runs left, {runner.display.left()}"
-            print(f"stopped after {request.minutes:g} minutes: {left}; the same command goes on")
         return 0
 
 

@@ -40,14 +40,20 @@ class Display:
             self.tell(self.left())
 
     def left(self) -> str:
-        """What is left, in rounds and, once rounds have been timed, in hours."""
+        """What is left, in rounds and, once rounds have been timed, in time."""
         rounds = f"{self.total - self.done:,} of {self.total:,} rounds left"
         if (timed := self.done - self.before) <= 0:
             return rounds
         seconds = (self.total - self.done) * (time.monotonic() - self.begun) / timed
-        return f"{rounds}, about {tqdm.format_interval(seconds)}"
+        return f"{rounds}, about {_duration(seconds)}"
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

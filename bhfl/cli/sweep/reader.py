@@ -192,7 +192,7 @@ class _Reader:
             self.problem(keys, f"must be a list of one or more items, got {shown(values)}")
             return []
         for i, value in enumerate(values):
-            if value in values[:i]:
+            if any(value == other or str(value) == str(other) for other in values[:i]):
                 self.problem((*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice")
         return values
 

@@ -71,9 +71,13 @@ class Tuning:
         return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({_listed(tried)})" + _EDGE * edge
 
     def save(self) -> None:
-        """Write what was tried and chosen to ``tuning.json``."""
-        if self.tune is not None and self.outcomes:
-            write_json(self.path, {"tune": asdict(self.tune), "outcomes": self.outcomes})
+        """Write what was tried and chosen to ``tuning.json``, beside what a sweep of other methods has found."""
+        if self.tune is None or not self.outcomes:
+            return
+        tune = asdict(self.tune)
+        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
+        before = stored["outcomes"] if stored.get("tune") == tune else {}
+        write_json(self.path, {"tune": tune, "outcomes": before | self.outcomes})
 
     def _outcome(self, job: Job) -> float | None:
         """The metric that a trial ended with; None if it diverged."""

@@ -46,6 +46,7 @@ class FakeConfigs(Configs):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with a configuration ``c.yaml``."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[1]))
     (tmp_path / "c.yaml").write_text("clients: {8: 1}\n")
     return tmp_path

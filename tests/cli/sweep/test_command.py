@@ -62,7 +62,7 @@ def test_a_run_that_fails_makes_the_sweep_fail(bhfl: Command, matrix: Path, monk
     code, out, err = bhfl("sweep", "m.yaml")
     assert code == 1
     assert "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: no data\n" in out
-    assert err == "error: 2 of 2 runs failed: FedAvg/seed0, FedProx/seed0\n"
+    assert err == "error: failed: FedAvg/seed0, FedProx/seed0; 2 of 2 runs left\n"
 
 
 def test_only_what_there_is(bhfl: Command, matrix: Path) -> None:

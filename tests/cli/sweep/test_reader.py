@@ -89,6 +89,10 @@ PROBLEMS = [
     ("tune: {key: x, values: [], seed: 5}", "m.yaml:3: tune.values must be a list of one or more items, got []"),
     ("tune: {key: x, values: [[1]], seed: 5}", "m.yaml:3: tune.values[0] must be a number or a word, got [1]"),
     ("tune: {key: x, values: [1, 1], seed: 5}", "m.yaml:3: tune.values[1] must be given once, and 1 is there twice"),
+    (
+        "tune: {key: x, values: [1, '1'], seed: 5}",
+        "m.yaml:3: tune.values[1] must be given once, and '1' is there twice",
+    ),
     ("tune: {key: x, values: [1], seed: 0}", "m.yaml:3: tune.seed must be an integer from 0 and none of seeds, got 0"),
     ("tune: {key: x, values: [1]}", "m.yaml:3: tune.seed must be an integer from 0 and none of seeds, got null"),
     ("tune: {values: [1], seed: 5}", "m.yaml:3: tune.key must be an option such as model.optimizer.lr, got null"),

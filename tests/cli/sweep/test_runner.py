@@ -89,6 +89,12 @@ def test_the_best_on_the_validation_split_is_used(sweep: Sweeps, capsys: pytest.
     assert (again.left, len(begun())) == (0, 8)
 
 
+def test_methods_that_are_tuned_apart_are_kept_together(sweep: Sweeps) -> None:
+    sweep(TUNED, "A")
+    sweep(TUNED, "B")
+    assert json.loads(Path("runs/m/tuning.json").read_text())["outcomes"].keys() == {"A", "B"}
+
+
 def test_a_value_in_the_middle_is_not_at_the_edge(sweep: Sweeps) -> None:
     runner = sweep(TUNED.replace("0.25]", "0.875, 2]"), "A")
     assert runner.survey.tuning.outcomes["A"]["chosen"] == 0.875
