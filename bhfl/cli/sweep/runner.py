@@ -64,11 +64,11 @@ class Runner:
 
     def _open(self, cell: Cell) -> list[Job]:
         """What a cell needs next: its trials, and then its own run."""
-        if pending := self.survey.tuning.pending(cell):
-            return pending
-        if not self.survey.tuning.settled(cell) and self.survey.plan.tuned_for(cell) not in self.failed:
+        plan, tuning = self.survey.plan, self.survey.tuning
+        pending = [] if tuning.settled(cell) else [job for job in plan.trials(cell) if job.name not in self.over]
+        if not pending and not tuning.settled(cell) and plan.tuned_for(cell) not in self.failed:
             self._settle(cell)
-        return [self.survey.job(cell)] if self.survey.tuning.settled(cell) else []
+        return pending or ([self.survey.job(cell)] if tuning.settled(cell) else [])
 
     def _settle(self, cell: Cell) -> None:
         """Choose the tuned value of a cell, and look at the runs of all cells that have it."""

@@ -85,7 +85,7 @@ def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path
     words = [sys.executable, "-m", "bhfl", "sweep", "m.yaml", "--jobs=2"]
     killed = subprocess.Popen(words, env=os.environ, stderr=subprocess.PIPE, text=True)
     root = tmp_path / "runs" / tmp_path.name
-    while len(list(root.glob("*/seed0/version_0/checkpoints/round=0000*.ckpt"))) < 2:
+    while not all(list((root / name / "seed0").glob("*/checkpoints/*.ckpt")) for name in ("FedAvg", "FedProx")):
         assert killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(how)
