@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench effect fedlq tensorboard clean
+.PHONY: help install demo test test-slow lint bench effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,11 +33,17 @@ lint: install  ## ruff and mypy
 bench: install  ## measure speed and memory against bare PyTorch, as ratios
 	$(BIN)/python -m tests.bench
 
-effect: install  ## CIFAR-10, ternary and float32 clients: every method over three seeds (hours)
-	$(BIN)/python -m tests.bench.effect
+effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, three seeds (hours)
+	$(BIN)/bhfl sweep configs/cifar10/sweeps/effect.yaml --jobs 2
 
-fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones over three seeds (hours)
-	$(BIN)/python -m tests.bench.fedlq
+fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones, three seeds (hours)
+	$(BIN)/bhfl sweep configs/cifar10/sweeps/fedlq.yaml --jobs 2
+
+table: install  ## CIFAR-10, small: every method on five fleets, three seeds (many hours)
+	$(BIN)/bhfl sweep configs/cifar10/sweeps/table.yaml --jobs 2
+
+paper: install  ## CIFAR-10, full size, on a GPU: nine minutes of it; call it again to go on
+	$(BIN)/bhfl sweep configs/cifar10/sweeps/paper.yaml --minutes 9
 
 tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs

@@ -10,8 +10,13 @@ import pytest
 from PIL import Image
 
 from bhfl.cli import main
+from bhfl.cli.sweep.check import Configs
+from bhfl.cli.sweep.plan import Plan
+from bhfl.cli.sweep.reader import read_matrix
 
-CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
+FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
+CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
+MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 
 
 def test_none_is_missed():
@@ -22,6 +27,7 @@ def test_none_is_missed():
     assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
     assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
     assert len(CONFIGS) == 24
+    assert {path.stem for path in MATRICES} == {"demo", "effect", "fedlq", "table", "paper"}
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +71,15 @@ def test_what_it_prints_is_itself(path, tmp_path):
     again = tmp_path / "again.yaml"
     again.write_text(printed)
     assert run("fit", "--config", str(again), "--print_config") == printed
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
+    plan = Plan(read_matrix(str(path)), tmp_path)
+    tune, seed = plan.matrix.tune, plan.matrix.seeds[0]
+    setting, method = next(iter(plan.matrix.settings)), next(iter(plan.matrix.methods))
+    cells = [c for c in plan.cells if c.seed == seed and (c.setting == setting or c.method == method)]
+    configs = Configs(machine=False)
+    configs.check([plan.job(cell, tune.values[0] if tune else None) for cell in cells])
+    if tune:
+        configs.check(plan.trials(cells[0]))

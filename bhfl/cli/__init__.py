@@ -1,4 +1,4 @@
-"""The command line: ``bhfl fit | validate | test | analyze | export | report``.
+"""The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``.
 
 Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few clients had usable
 updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a traceback.
@@ -20,6 +20,7 @@ COMMANDS = {
     "test": "measure a model on the test split, by bit group",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
+    "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
 }
 APART = {"report": "compare runs: tables, CSV and one page with all pictures"}
 """Commands with options of their own: each is ``main`` of the module ``bhfl.<name>.command``, which loads no torch."""
@@ -42,6 +43,7 @@ examples:
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
+  bhfl sweep configs/digits/sweeps/demo.yaml --jobs 2                     several methods over seeds, and a report
   bhfl report runs --target 0.9                                           all runs side by side
 """
 
@@ -76,12 +78,16 @@ def _run(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS | APART)}"])
         return BAD_CONFIG
+    warnings.formatwarning = format_warning
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
     try:
+        if args[0] == "sweep":
+            from bhfl.cli.sweep.command import sweep
+
+            return sweep(args[1:])
         layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
-        warnings.formatwarning = format_warning
-        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
         from bhfl.cli.federated_cli import FederatedCLI
 
         FederatedCLI(args, layers)

@@ -24,7 +24,7 @@ from bhfl.engine.folder import durable
 from bhfl.engine.settings import check_settings
 from bhfl.engine.trainer import FederatedTrainer
 
-_WHERE = ("root", "archive", "download", "num_workers")
+WHERE = ("root", "archive", "download", "num_workers")
 """Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
 
 
@@ -141,7 +141,7 @@ class FederatedCLI(LightningCLI):
     def _shaping(self) -> dict[str, Any]:
         """What a run must agree with to be resumed, besides the options of the trainer."""
         config = yaml.safe_load(dumped(self._parser(self.subcommand), self.config[self.subcommand]))
-        for key in _WHERE:
+        for key in WHERE:
             config["data"].get("init_args", {}).pop(key, None)
         return {part: config[part] for part in PARTS}
 

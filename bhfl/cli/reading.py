@@ -19,6 +19,8 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000
 """Values of a file, those repeated by aliases counted again."""
 MAX_DEPTH = 50
+_FLAGS = ("print_config", "dry_run")
+"""Options that take no value."""
 
 Keys = tuple[Any, ...]
 """Where a value stands: keys of mappings, and ``[i]`` for items of lists, from the outermost in."""
@@ -86,8 +88,8 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
                 layers.append(read_file(value))
             elif name == "":
                 raise ConfigError([f"{value!r} is no option; options begin with --, such as --trainer.max_rounds 5"])
-            elif value is not None and name != "print_config":
-                layers.append(_from_option(name, value))
+            elif value is not None and name not in _FLAGS:
+                layers.append(Layer(nested(name, Text(value))))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -109,7 +111,7 @@ def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield "", word
             continue
         name, equals, value = word.lstrip("-").partition("=")
-        if not equals and rest and not _is_option(rest[0]) and name != "print_config":
+        if not equals and rest and not _is_option(rest[0]) and name not in _FLAGS:
             value, equals = rest.pop(0), "="
         yield ("config" if word == "-c" else name), (value if equals else None)
 
@@ -118,35 +120,40 @@ def _is_option(word: str) -> bool:
     return word.startswith("--") or word == "-c"
 
 
-def _from_option(name: str, value: str) -> Layer:
-    """``--a.b value`` as ``{a: {b: value}}``; ``--a.b+ value`` adds to a list."""
-    values: Any = [Text(value)] if name.endswith("+") else Text(value)
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """The option ``a.b`` as ``{a: {b: value}}``; ``a.b+`` adds to a list."""
+    values: Any = [value] if name.endswith("+") else value
     for key in reversed(name.removesuffix("+").split(".")):
         values = {key: values}
-    return Layer(values)
+    found: dict[str, Any] = values
+    return found
 
 
-def read_file(path: str | None) -> Layer:
+def read_file(path: str | None, what: str = "--config") -> Layer:
     """The settings in a YAML file.
+
+    Args:
+        path: Of the file.
+        what: It is called in messages.
 
     Raises:
         ConfigError: With every problem of the file.
     """
     if not path or not Path(path).is_file():
-        raise ConfigError([f"--config must be a YAML file, and there is no file {path or ''!r}"])
+        raise ConfigError([f"{what} must be a YAML file, and there is no file {path or ''!r}"])
     try:
         size = Path(path).stat().st_size
         if size > MAX_BYTES:
-            raise ConfigError([f"--config must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"])
+            raise ConfigError([f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"])
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--config {path} cannot be read: {error}"]) from error
+        raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
     reader = _Reader(text, path)
     layer = Layer(reader.values, path, reader.lines)
     problems = reader.problems
     if not problems and not isinstance(layer.values, dict):
         given = "is empty" if layer.values is None else f"holds {type(layer.values).__name__}"
-        problems = [f"--config must hold a mapping of options such as trainer: {{max_rounds: 5}}; {path} {given}"]
+        problems = [f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; {path} {given}"]
     if problems:
         raise ConfigError(problems)
     return layer

@@ -1,0 +1,1 @@
+"""``bhfl sweep``: a matrix of runs, of which what is missing is run."""

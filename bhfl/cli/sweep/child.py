@@ -1,0 +1,29 @@
+"""``python -m bhfl.cli.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that started it has gone.
+
+The sweep holds the other end of standard input and writes nothing to it: its end is the sweep's end, however that came.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+from bhfl.cli import main
+
+PATIENCE_SECONDS = 10.0
+
+
+def end_with_parent() -> None:
+    """Wait for the end of standard input, then end this process: in order, or else by force."""
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    main()

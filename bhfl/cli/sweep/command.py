@@ -1,0 +1,104 @@
+"""``bhfl sweep``: reads what is asked for and the matrix, runs what is missing, and reports."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bhfl.cli.exits import INTERRUPTED, report
+from bhfl.cli.hints import suggestion
+from bhfl.cli.reading import ConfigError, asks_help
+from bhfl.cli.sweep.matrix import Matrix
+from bhfl.cli.sweep.reader import read_matrix
+from bhfl.cli.sweep.request import HELP, Request, read_request
+
+if TYPE_CHECKING:
+    from bhfl.cli.sweep.plan import Plan
+    from bhfl.cli.sweep.survey import Survey
+
+FAILED = 1
+
+
+def sweep(args: Sequence[str]) -> int:
+    """Run the command, and return its exit code.
+
+    Raises:
+        ConfigError: The arguments, the matrix or a configuration cannot be used; nothing has been run by then.
+    """
+    begun = time.monotonic()
+    if asks_help(args):
+        print(HELP, end="")
+        return 0
+    try:
+        return _sweep(read_request(args), begun)
+    except KeyboardInterrupt:
+        report(["interrupted; the same command goes on"])
+        return INTERRUPTED
+
+
+def _sweep(request: Request, begun: float) -> int:
+    matrix = read_matrix(request.matrix, request.typed, request.seeds)
+    _check_only(request.only, matrix)
+    from bhfl.cli.sweep.plan import Plan
+    from bhfl.engine.system import exit_on_sigterm  # loads torch
+
+    plan = Plan(matrix, request.root / matrix.name, request.only)
+    if request.dry_run:
+        _list(plan)
+        return 0
+    with exit_on_sigterm():
+        return _run(plan, request, begun)
+
+
+def _check_only(names: Sequence[str], matrix: Matrix) -> None:
+    known = [name for name in (*matrix.methods, *matrix.settings) if name]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        rule = "--only must name methods or settings, got"
+        raise ConfigError([f"{rule} {name!r}{suggestion(name, known)}" for name in unknown])
+
+
+def _list(plan: Plan) -> None:
+    """Print each run with its state."""
+    from bhfl.cli.sweep.check import Configs
+    from bhfl.cli.sweep.survey import Survey
+
+    states = Survey(plan, Configs(machine=False)).states()
+    for name, state in states.items():
+        print(f"{state:<8}  {plan.root / name}")
+    counts = ", ".join(f"{count} {state}" for state, count in Counter(states.values()).items())
+    print(f"{len(states)} runs: {counts}")
+
+
+def _run(plan: Plan, request: Request, begun: float) -> int:
+    from bhfl.cli.sweep.check import Configs
+    from bhfl.cli.sweep.lock import locked
+    from bhfl.cli.sweep.processes import Processes
+    from bhfl.cli.sweep.runner import Runner
+    from bhfl.cli.sweep.survey import Survey
+
+    with locked(plan.root) as lock:
+        survey = Survey(plan, Configs(machine=True))
+        runner = Runner(survey, Processes(lock), request.jobs)
+        until = begun + 60 * request.minutes
+        runner.run(until)
+        _report(survey)
+        left = f"{runner.left} of {len(runner.sizes)} runs left"
+        if runner.left and time.monotonic() >= until:
+            when = f"stopped after {request.minutes:g} minutes"
+            print(f"{when}: {left}, {runner.display.left()}; the same command goes on")
+        if runner.failed:
+            report([f"failed: {', '.join(runner.failed)}; {left}"])
+            return FAILED
+        return 0
+
+
+def _report(survey: Survey) -> None:
+    """Write the report of what is finished, and print it."""
+    from bhfl.report.command import write_report
+
+    if runs := survey.finished():
+        out = survey.plan.root / "report"
+        print(f"{write_report(runs, out, **survey.plan.matrix.report)}\n{out / 'report.html'}")

@@ -1,0 +1,59 @@
+"""How far a sweep is: a bar on a terminal, lines elsewhere, and the time that is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SELDOM_SECONDS = 600.0
+"""Between lines where nothing ends."""
+
+
+class Display:
+    """Counts rounds, of all runs together.
+
+    Args:
+        total: Rounds of the whole sweep.
+        done: Those that were finished before it was started.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.before, self.done = total, done, done
+        self.begun = self.spoken = time.monotonic()
+        self.bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def tell(self, text: str) -> None:
+        """Print a line."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self.spoken = time.monotonic()
+
+    def update(self, done: int) -> None:
+        """Show how many rounds are finished."""
+        self.done = done
+        if self.bar is not None:
+            self.bar.n = done
+            self.bar.refresh()
+        elif time.monotonic() - self.spoken > SELDOM_SECONDS:
+            self.tell(self.left())
+
+    def left(self) -> str:
+        """What is left, in rounds and, once rounds have been timed, in time."""
+        rounds = f"{self.total - self.done:,} of {self.total:,} rounds left"
+        if (timed := self.done - self.before) <= 0:
+            return rounds
+        seconds = (self.total - self.done) * (time.monotonic() - self.begun) / timed
+        return f"{rounds}, about {_duration(seconds)}"
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,61 @@
+"""A matrix of runs: methods by settings by seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bhfl.cli.sweep.options import Option
+
+EACH = "each"
+"""Of ``tune.setting``: tuned on every setting, for that setting."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """A value that is chosen on the validation split, once a method, before its runs.
+
+    Attributes:
+        key: The option.
+        values: Those tried.
+        seed: Of the trials; none of the runs has it.
+        metric: Of the validation split; the highest wins.
+        last: The mean of so many last validations counts.
+        setting: The one that it is tuned on, or `EACH`; empty where there are none.
+    """
+
+    key: str
+    values: list[Any]
+    seed: int
+    metric: str = "val/acc_avg"
+    last: int = 1
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What to run. Later options win: those of base, setting, method, command line, and the tuned one.
+
+    Attributes:
+        name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``.
+        base: Options of every run.
+        seeds: Of every setting and method.
+        settings: Options by name; a nameless one where the matrix has none.
+        methods: Options by name.
+        configs: Configuration file of each method.
+        tune: What is tuned, if anything is.
+        first: Methods and settings whose runs come before the others.
+        report: Arguments of the report.
+        typed: Options of the command line.
+    """
+
+    name: str
+    base: list[Option]
+    seeds: list[int]
+    settings: dict[str, list[Option]]
+    methods: dict[str, list[Option]]
+    configs: dict[str, str]
+    tune: Tune | None
+    first: list[str]
+    report: dict[str, Any]
+    typed: list[Option]

@@ -1,0 +1,123 @@
+"""The runs of a matrix, in their order, and what each is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bhfl.cli.reading import Layer, nested, read_file
+from bhfl.cli.sweep.matrix import EACH, Matrix
+from bhfl.cli.sweep.options import Option
+from bhfl.engine.folder import RoundsFile, newest_run
+
+TRIALS = "_tuning"
+"""Folder of the runs that tune; names of settings and methods begin with a letter or digit."""
+
+
+class Cell(NamedTuple):
+    """One run of the matrix."""
+
+    setting: str
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: of a cell, or a trial.
+
+    Attributes:
+        root: Folder of the sweep.
+        name: Folder of the run's versions, in `root`.
+        config: The method's configuration file.
+        options: Those that follow it.
+        seed: Of everything.
+    """
+
+    root: Path
+    name: str
+    config: str
+    options: tuple[Option, ...]
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """That holds ``version_N``, and the log."""
+        return self.root / self.name
+
+    @property
+    def run(self) -> Path | None:
+        """The newest run folder with a checkpoint, if any."""
+        return newest_run(self.folder)
+
+    @property
+    def done(self) -> bool:
+        """Whether the newest run has come to its end."""
+        return (run := self.run) is not None and (run / "summary.json").exists()
+
+    @property
+    def args(self) -> list[str]:
+        """Of ``bhfl``, from the beginning."""
+        own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.root}"]
+        words = [option.word for option in self.options]
+        return ["fit", f"--config={self.config}", *words, *own, f"--trainer.name={self.name}"]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """What `args` say, with the places in the matrix for messages."""
+        own = [{"seed_everything": self.seed}, nested("trainer.default_root_dir", str(self.root))]
+        own += [nested("trainer.name", self.name)]
+        return [read_file(self.config), *(option.layer for option in self.options), *map(Layer, own)]
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rows of its finished rounds."""
+        return RoundsFile(run / "rounds.jsonl").read() if (run := self.run) else []
+
+
+class Plan:
+    """What is to be run.
+
+    Args:
+        matrix: Of the runs.
+        root: Folder of the sweep.
+        only: Methods and settings to which the sweep is confined, each where any of its kind is named.
+    """
+
+    def __init__(self, matrix: Matrix, root: Path, only: Sequence[str] = ()) -> None:
+        self.matrix, self.root = matrix, root
+        cells = [Cell(s, m, seed) for seed in matrix.seeds for s in matrix.settings for m in matrix.methods]
+        chosen = [cell for cell in cells if self._within(cell, only)]
+        self.cells = sorted(chosen, key=lambda cell: not self._within(cell, matrix.first))
+
+    def _within(self, cell: Cell, names: Sequence[str]) -> bool:
+        """Whether `names` select the cell: one of the methods among them, if there are any, and of the settings."""
+        methods, settings = (self.matrix.methods.keys() & names, self.matrix.settings.keys() & names)
+        return (not methods or cell.method in methods) and (not settings or cell.setting in settings)
+
+    def job(self, cell: Cell, value: Any = None) -> Job:
+        """The run of a cell, with its tuned value where there is one."""
+        name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
+        return self._job(cell, name, value)
+
+    def trials(self, cell: Cell) -> list[Job]:
+        """The runs that tune for a cell, in the order of the values."""
+        tune = self.matrix.tune
+        if tune is None:
+            return []
+        tried = Cell(cell.setting if tune.setting == EACH else tune.setting, cell.method, tune.seed)
+        return [self._job(tried, f"{TRIALS}/{self.tuned_for(cell)}/{value}", value) for value in tune.values]
+
+    def tuned_for(self, cell: Cell) -> str:
+        """All cells of this name take the same tuned value."""
+        each = self.matrix.tune is not None and self.matrix.tune.setting == EACH
+        return f"{cell.setting}/{cell.method}" if each else cell.method
+
+    def _job(self, cell: Cell, name: str, value: Any) -> Job:
+        matrix = self.matrix
+        options = [*matrix.base, *matrix.settings[cell.setting], *matrix.methods[cell.method], *matrix.typed]
+        if matrix.tune:
+            key = matrix.tune.key
+            options.append(Option(key, value, Layer(nested(key, value))))
+        return Job(self.root, name, matrix.configs[cell.method], tuple(options), cell.seed)

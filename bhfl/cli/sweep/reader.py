@@ -1,0 +1,205 @@
+"""Reads a matrix of runs from its YAML file, and says everything that is wrong with it. This loads no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bhfl.cli.hints import shown, suggestion
+from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
+from bhfl.cli.sweep.matrix import EACH, Matrix, Tune
+from bhfl.cli.sweep.options import OPTION, Option, leaves, reserved
+
+KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+def read_matrix(path: str | None, typed: Sequence[Option] = (), seeds: list[int] | None = None) -> Matrix:
+    """The matrix in the file at `path`.
+
+    Args:
+        path: Of the file; configurations are named relative to it.
+        typed: Options of the command line.
+        seeds: In place of those of the file.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    reader = _Reader(read_file(path, "the matrix"), seeds)
+    matrix = reader.matrix(typed)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return matrix
+
+
+class _Reader:
+    """Turns the values of a file into a `Matrix`, collecting problems."""
+
+    def __init__(self, layer: Layer, seeds: list[int] | None) -> None:
+        self.layer, self.typed_seeds = layer, seeds
+        self.problems: list[str] = []
+
+    def matrix(self, typed: Sequence[Option]) -> Matrix:
+        values: dict[str, Any] = self.layer.values
+        self.known((), values, KEYS)
+        name = values.get("name", Path(self.layer.file).stem)
+        self.check_name(("name",), name)
+        base = self.options(("base",), values.get("base", {}))
+        settings = {"": list[Option]()}
+        if "settings" in values:
+            settings = {name: self.options(("settings", name), v) for name, v in self.named("settings").items()}
+        written = self.named("methods")
+        configs = {name: self.config(("methods", name), row) for name, row in written.items()}
+        methods = {name: self.options(("methods", name), row, ("config",)) for name, row in written.items()}
+        for both in settings.keys() & methods.keys():
+            self.problem(("settings", both), "is the name of a method too")
+        seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
+        rows = [base, *settings.values(), *methods.values(), typed]
+        given = {leaf for row in rows for option in row for leaf in leaves(option.key, option.value)}
+        tune = self.tune(values["tune"], seeds, list(settings), given) if "tune" in values else None
+        first = self.first(values.get("first", []), [*methods, *settings])
+        report = self.report(values.get("report", {}))
+        return Matrix(name, base, seeds, settings, methods, configs, tune, first, report, list(typed))
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def config(self, keys: Keys, row: Any) -> str:
+        """The path of a method's configuration, from here."""
+        path = row.get("config") if isinstance(row, dict) else None
+        if not isinstance(path, str):
+            self.problem((*keys, "config"), f"must be the method's configuration file, got {shown(path)}")
+            return ""
+        found = Path(self.layer.file).parent / path
+        if not found.is_file():
+            self.problem((*keys, "config"), f"must be a YAML file, and there is no file {str(found)!r}")
+        return str(found)
+
+    def options(self, keys: Keys, values: Any, skip: Sequence[str] = ()) -> list[Option]:
+        """The options in a mapping."""
+        if not isinstance(values, dict):
+            self.problem(keys, f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}")
+            return []
+        found = []
+        for key, value in values.items():
+            if key in skip:
+                continue
+            if not isinstance(key, str) or not OPTION.fullmatch(key):
+                self.problem((*keys, key), "is no option; options are as on the command line: trainer.max_rounds")
+                continue
+            for leaf, giver in reserved(key, value):
+                self.problem((*keys, key), f"cannot be used: {leaf} is given by {giver}")
+            found.append(Option(key, value, self.placed(keys, key, value)))
+        return found
+
+    def placed(self, keys: Keys, key: str, value: Any) -> Layer:
+        """An option as a layer of a run's configuration, with its lines in the matrix."""
+        own, length = tuple(key.removesuffix("+").split(".")), len(keys) + 1
+        lines = {
+            own + inner[length:]: line
+            for inner, line in self.layer.lines.items()
+            if inner[:length] == (*keys, key)
+        }  # fmt: skip
+        return Layer(nested(key, value), self.layer.file, lines | {(own[0],): lines[own]})
+
+    def seeds(self, keys: Keys, values: Any) -> list[int]:
+        seeds = self.items(keys, values)
+        for i, seed in enumerate(seeds):
+            if not _is_count(seed, 0):
+                self.problem((*keys, f"[{i}]"), f"must be an integer from 0, got {shown(seed)}")
+        return seeds
+
+    def tune(self, values: Any, seeds: list[int], settings: list[str], given: set[str]) -> Tune | None:
+        keys: Keys = ("tune",)
+        if not isinstance(values, dict):
+            self.problem(keys, f"must be a mapping with key, values and seed, got {shown(values)}")
+            return None
+        before = len(self.problems)
+        self.known(keys, values, tuple(Tune.__dataclass_fields__))
+        key, metric, setting = values.get("key"), values.get("metric", Tune.metric), values.get("setting", "")
+        if not isinstance(key, str) or not OPTION.fullmatch(key):
+            self.problem((*keys, "key"), f"must be an option such as model.optimizer.lr, got {shown(key)}")
+        elif next(leaves(key, None)) in given:
+            self.problem((*keys, "key"), f"must not be given elsewhere too, and {key} is")
+        for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
+            if not isinstance(value, (int, float)) and not (isinstance(value, str) and _NAME.fullmatch(value)):
+                self.problem((*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}")
+        if not _is_count(values.get("seed"), 0) or values["seed"] in seeds:
+            rule = f"must be an integer from 0 and none of seeds, got {shown(values.get('seed'))}"
+            self.problem((*keys, "seed"), rule)
+        if not isinstance(metric, str) or not metric.startswith("val/"):
+            self.problem((*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}")
+        if not _is_count(values.get("last", 1), 1):
+            self.problem((*keys, "last"), f"must be an integer from 1, got {shown(values['last'])}")
+        if settings != [""] and setting not in (EACH, *settings):
+            near = suggestion(str(setting), [EACH, *settings])
+            self.problem((*keys, "setting"), f"must be one of the settings or {EACH}, got {shown(setting)}{near}")
+        if settings == [""] and setting:
+            self.problem((*keys, "setting"), f"needs settings, and there are none, got {shown(setting)}")
+        return Tune(**values) if len(self.problems) == before else None
+
+    def first(self, values: Any, names: list[str]) -> list[str]:
+        found = self.items(("first",), values) if values != [] else []
+        for i, name in enumerate(found):
+            if name not in names:
+                rule = f"must be a method or a setting, got {shown(name)}"
+                self.problem(("first", f"[{i}]"), rule + suggestion(str(name), filter(None, names)))
+        return found
+
+    def report(self, values: Any) -> dict[str, Any]:
+        if not isinstance(values, dict):
+            self.problem(("report",), f"must be a mapping of target and window, got {shown(values)}")
+            return {}
+        self.known(("report",), values, ("target", "window"))
+        target, window = values.get("target"), values.get("window", 1)
+        if target is not None and not (_is_number(target) and 0 < target < 1):
+            self.problem(("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}")
+        if not _is_count(window, 1):
+            self.problem(("report", "window"), f"must be an integer from 1, got {shown(window)}")
+        elif window > 1 and target is None:
+            self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
+        return {"target": target, "window": window}
+
+    # ---- rules ------------------------------------------------------------------------------------------------------
+
+    def problem(self, keys: Keys, text: str) -> None:
+        self.problems.append(f"{self.layer.place(keys)}{dotted(keys)} {text}")
+
+    def known(self, keys: Keys, values: dict[Any, Any], known: Sequence[str]) -> None:
+        for key in values:
+            if key not in known:
+                self.problem((*keys, key), f"is no key of a matrix{suggestion(str(key), known)}")
+
+    def check_name(self, keys: Keys, name: Any) -> None:
+        """Names are folders."""
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            self.problem(keys, f"must be a name of letters, digits and . _ + -, got {shown(name)}")
+
+    def named(self, key: str) -> dict[str, Any]:
+        """The mapping at `key`, whose keys are names."""
+        values = self.layer.values.get(key)
+        if not isinstance(values, dict) or not values:
+            self.problem((key,), f"must be a mapping of one or more names to their options, got {shown(values)}")
+            return {}
+        for name in values:
+            self.check_name((key, name), name)
+        return values
+
+    def items(self, keys: Keys, values: Any) -> list[Any]:
+        """The items of a list, of which there must be some and no two alike."""
+        if not isinstance(values, list) or not values:
+            self.problem(keys, f"must be a list of one or more items, got {shown(values)}")
+            return []
+        for i, value in enumerate(values):
+            if any(value == other or str(value) == str(other) for other in values[:i]):
+                self.problem((*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice")
+        return values
+
+
+def _is_count(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,148 @@
+"""The command line of ``bhfl sweep``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bhfl.cli.hints import shown, suggestion
+from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
+from bhfl.cli.sweep.options import OPTION, Option, reserved
+
+HELP = """usage: bhfl sweep MATRIX.yaml [--option value ...]
+
+Runs a matrix: methods by settings by seeds. What is finished is not run again, and what was cut off goes on; a sweep
+can be killed at any moment and started again. Ends in a report.
+
+options:
+  --jobs N           runs at a time, of trainer.threads threads each (1)
+  --minutes M        stop after so many minutes, and say what is left; the same command goes on
+  --only A,B         these methods or settings alone
+  --seeds 0,1        in place of those of the matrix
+  --root DIR         run folders are DIR/<name of the matrix>/... (runs)
+  --dry_run          check all configurations and list the runs, with what is done, cut off or missing
+  --data.archive F   any option of bhfl fit, for all runs
+
+a matrix:
+  base: {trainer.max_rounds: 10}                       # options of every run
+  seeds: [0, 1, 2]
+  settings:                                            # if any
+    half: {clients: {ternary: 5, float32: 5}}
+  methods:                                             # config: relative to the matrix
+    FedAvg: {config: ../fedavg.yaml}
+    ProWD-mask: {config: ../prowd.yaml, algorithm.dequantizer: false}
+  tune: {key: model.optimizer.lr, values: [0.02, 0.05, 0.1], seed: 100, setting: half}     # if anything
+  first: [FedAvg]                                      # methods and settings that are run before the others
+  report: {target: 0.5, window: 3}                     # what it takes until 3 validations have a median of 0.5
+
+Exit codes: 0 done or out of time, 1 some runs failed, 2 bad matrix or configuration, 130 and 143 stopped by a signal.
+"""
+
+_OF_RUNS = ("clients", "algorithm", "model", "data", "trainer", "seed_everything")
+
+
+@dataclass
+class Request:
+    """What is asked for; see `HELP`."""
+
+    matrix: str | None = None
+    jobs: int = 1
+    minutes: float = math.inf
+    only: list[str] = field(default_factory=list)
+    seeds: list[int] | None = None
+    root: Path = Path("runs")
+    dry_run: bool = False
+    typed: list[Option] = field(default_factory=list)
+
+
+def read_request(args: Sequence[str]) -> Request:
+    """The request that the arguments make.
+
+    Raises:
+        ConfigError: With everything that is wrong with them.
+    """
+    request, problems = Request(), list[str]()
+    for name, value in options(args):
+        try:
+            _take(request, name, value)
+        except ValueError as error:
+            problems.append(str(error))
+    if request.matrix is None:
+        problems.append("a matrix is missing: bhfl sweep MATRIX.yaml")
+    if problems:
+        raise ConfigError(problems)
+    return request
+
+
+def _take(request: Request, name: str, value: str | None) -> None:
+    """Take one option; ValueError says what is wrong with it."""
+    if name == "" and request.matrix is None:
+        request.matrix = value
+    elif name == "":
+        raise ValueError(f"one matrix is swept at a time, and {value!r} is another")
+    elif name == "dry_run":
+        request.dry_run = True
+    elif name in _OWN:
+        parse, rule = _OWN[name]
+        try:
+            setattr(request, name, parse(value or ""))
+        except ValueError:
+            raise ValueError(f"--{name} must be {rule}, got {shown(value)}") from None
+    elif OPTION.fullmatch(name) and name.rstrip("+").split(".")[0] in _OF_RUNS:
+        request.typed.append(_typed(name, value))
+    else:
+        raise ValueError(f"--{name} is no option of sweep{suggestion(name, (*_OWN, 'dry_run', *_OF_RUNS))}")
+
+
+def _typed(name: str, value: str | None) -> Option:
+    """An option of all runs."""
+    if value is None:
+        raise ValueError(f"--{name} needs a value")
+    for leaf, giver in reserved(name, value):
+        raise ValueError(f"--{name} cannot be used: {leaf} is given by {giver}")
+    return Option(name, value, Layer(nested(name, Text(value))))
+
+
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError
+    return number
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def _distinct(text: str) -> list[str]:
+    words = text.split(",")
+    if "" in words or len(set(words)) < len(words):
+        raise ValueError
+    return words
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = [int(word) for word in _distinct(text)]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError
+    return seeds
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise ValueError
+    return Path(text)
+
+
+_OWN: dict[str, tuple[Callable[[str], Any], str]] = {
+    "jobs": (_count, "an integer from 1"),
+    "minutes": (_positive, "a positive number"),
+    "only": (_distinct, "distinct methods and settings with commas between them"),
+    "seeds": (_seeds, "distinct integers from 0 with commas between them"),
+    "root": (_folder, "a folder"),
+}
+"""Options of the sweep itself: what reads them, and their rule."""

@@ -1,0 +1,109 @@
+"""Runs what is missing of a sweep, a few runs at a time."""
+
+from __future__ import annotations
+
+import time
+
+from bhfl.cli.exits import TOO_FEW_CLIENTS
+from bhfl.cli.reading import ConfigError
+from bhfl.cli.sweep.display import Display
+from bhfl.cli.sweep.plan import TRIALS, Cell, Job
+from bhfl.cli.sweep.processes import Processes, account
+from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, Survey
+
+_POLL_SECONDS = 0.5
+
+
+class Runner:
+    """Goes on until nothing is left that can be run.
+
+    Args:
+        survey: What there is.
+        processes: Those of the runs.
+        num_jobs: Runs at a time.
+    """
+
+    def __init__(self, survey: Survey, processes: Processes, num_jobs: int) -> None:
+        self.survey, self.processes, self.num_jobs = survey, processes, num_jobs
+        self.failed: list[str] = []
+        """Names of jobs that failed, and of methods that could not be tuned."""
+        states, jobs = survey.states(), survey.jobs()
+        self.over = {name for name, state in states.items() if state in (DONE, DIVERGED)}
+        self.sizes = {job.name: int(survey.configs(job)["trainer"]["max_rounds"]) for job in jobs}
+        self.rounds = {job.name: self._rounds(job) for job in jobs if states[job.name] in (DONE, DIVERGED, CUT_OFF)}
+        survey.tuning.save()
+        self.display = Display(sum(self.sizes.values()), sum(self.rounds.values()))
+
+    @property
+    def left(self) -> int:
+        """Jobs that are not over."""
+        return len(self.sizes) - len(self.over)
+
+    def run(self, until: float) -> None:
+        """Run what is missing until `until`, as of ``time.monotonic``."""
+        try:
+            while time.monotonic() < until:
+                for job, code in self.processes.ended():
+                    self._end(job, code)
+                while len(self.processes.running) < self.num_jobs and (next_job := self._next()):
+                    self.processes.start(next_job)
+                if not self.processes.running:
+                    return
+                self.rounds |= {name: self._rounds(job) for name, (job, _) in self.processes.running.items()}
+                self.display.update(sum(self.rounds.values()))
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self.processes.stop()
+            self.display.close()
+
+    def _next(self) -> Job | None:
+        """The first job that can be run now."""
+        taken = self.over | self.processes.running.keys() | set(self.failed)
+        jobs = (job for cell in self.survey.plan.cells for job in self._open(cell))
+        return next((job for job in jobs if job.name not in taken), None)
+
+    def _open(self, cell: Cell) -> list[Job]:
+        """What a cell needs next: its trials, and then its own run."""
+        plan, tuning = self.survey.plan, self.survey.tuning
+        pending = [] if tuning.settled(cell) else [job for job in plan.trials(cell) if job.name not in self.over]
+        if not pending and not tuning.settled(cell) and plan.tuned_for(cell) not in self.failed:
+            self._settle(cell)
+        return pending or ([self.survey.job(cell)] if tuning.settled(cell) else [])
+
+    def _settle(self, cell: Cell) -> None:
+        """Choose the tuned value of a cell, and look at the runs of all cells that have it."""
+        plan, tuning = self.survey.plan, self.survey.tuning
+        name = plan.tuned_for(cell)
+        try:
+            self.display.tell(tuning.choose(cell))
+        except ConfigError as error:
+            self._fail(name, str(error))
+            return
+        tuning.save()
+        for job in (self.survey.job(one) for one in plan.cells if plan.tuned_for(one) == name):
+            if problem := self.survey.changed(job):
+                self._fail(job.name, problem)
+            elif job.done:
+                self.over.add(job.name)
+
+    def _end(self, job: Job, code: int) -> None:
+        """Take note of how a run ended."""
+        if code == 0 and job.done:
+            self.over.add(job.name)
+            self.rounds[job.name] = self.sizes[job.name]
+            self.display.update(sum(self.rounds.values()))
+            self.display.tell(f"{job.name} done; {self.display.left()}")
+        elif code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS):
+            self.survey.tuning.break_off(job)
+            self.over.add(job.name)
+            self.display.tell(f"{job.name} diverged: it is not chosen")
+        else:
+            self._fail(job.name, account(job, code))
+
+    def _fail(self, name: str, text: str) -> None:
+        self.failed.append(name)
+        self.display.tell(text)
+
+    def _rounds(self, job: Job) -> int:
+        """Finished rounds of a job, for the display: all of them where it is over."""
+        return self.sizes[job.name] if job.name in self.over else len(job.rounds())

@@ -1,0 +1,100 @@
+"""The tuned value of each method: the best of its trials on the validation split, kept in ``tuning.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bhfl.cli.reading import ConfigError
+from bhfl.cli.sweep.check import Configs
+from bhfl.cli.sweep.plan import Cell, Job, Plan
+from bhfl.engine.folder import write_json
+
+
+class Tuning:
+    """What has been found so far.
+
+    Args:
+        plan: Of the sweep.
+        configs: Of its jobs.
+    """
+
+    def __init__(self, plan: Plan, configs: Configs) -> None:
+        self.plan, self.configs, self.tune = plan, configs, plan.matrix.tune
+        self.path = plan.root / "tuning.json"
+        self.chosen: dict[str, Any] = {}
+        self.outcomes: dict[str, dict[str, Any]] = {}
+
+    def ended(self, job: Job) -> bool:
+        """Whether a trial has its outcome."""
+        return job.done or self.diverged(job)
+
+    def diverged(self, job: Job) -> bool:
+        """Whether a trial of this configuration broke off, because too few of its clients had usable updates."""
+        path = job.folder / "diverged.json"
+        return path.exists() and not self.configs.compared(json.loads(path.read_text()), job)
+
+    def break_off(self, job: Job) -> None:
+        """Keep that a trial has diverged: it is not run again."""
+        write_json(job.folder / "diverged.json", self.configs(job))
+
+    def settled(self, cell: Cell) -> bool:
+        """Whether the cell can be run."""
+        return self.tune is None or self.plan.tuned_for(cell) in self.chosen
+
+    def pending(self, cell: Cell) -> list[Job]:
+        """The trials that have to end before the cell can be run."""
+        return [] if self.settled(cell) else [job for job in self.plan.trials(cell) if not self.ended(job)]
+
+    def choose(self, cell: Cell) -> str:
+        """Choose the value of a cell whose trials have all ended; what to say of it, if it is new.
+
+        Raises:
+            ConfigError: There is none that could be chosen.
+        """
+        name = self.plan.tuned_for(cell)
+        if self.tune is None or self.settled(cell):
+            return ""
+        found = {job.name: self._outcome(job) for job in self.plan.trials(cell)}
+        tried = dict(zip(self.tune.values, found.values(), strict=True))
+        best = max(tried, key=lambda value: -math.inf if tried[value] is None else tried[value])
+        if tried[best] is None:
+            raise ConfigError([f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"])
+        numbers = [value for value in tried if not isinstance(value, str)]
+        edge = len(numbers) == len(tried) > 2 and best in (min(numbers), max(numbers))
+        self.chosen[name] = best
+        self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": found}
+        return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({_listed(tried)})" + _EDGE * edge
+
+    def save(self) -> None:
+        """Write what was tried and chosen to ``tuning.json``, beside what a sweep of other methods has found."""
+        if self.tune is None or not self.outcomes:
+            return
+        tune = asdict(self.tune)
+        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
+        before = stored["outcomes"] if stored.get("tune") == tune else {}
+        write_json(self.path, {"tune": tune, "outcomes": before | self.outcomes})
+
+    def _outcome(self, job: Job) -> float | None:
+        """The metric that a trial ended with; None if it diverged."""
+        assert self.tune is not None
+        if not job.done:
+            return None
+        metric, rows = self.tune.metric, job.rounds()
+        values = [row[metric] for row in rows if metric in row]
+        if not values:
+            logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
+            raise ConfigError([f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"])
+        mean = statistics.fmean(values[-self.tune.last :])
+        return mean if math.isfinite(mean) else None
+
+
+_EDGE = "; it is at the edge of the values tried"
+
+
+def _listed(tried: Mapping[Any, float | None]) -> str:
+    return ", ".join(f"{value}: {'diverged' if got is None else f'{got:.4f}'}" for value, got in tried.items())

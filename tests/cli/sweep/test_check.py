@@ -1,0 +1,86 @@
+"""Configurations are parsed before anything is run, and run folders must have been made with them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bhfl.cli.reading import ConfigError
+from bhfl.cli.sweep.check import Configs
+from bhfl.cli.sweep.plan import Job
+from bhfl.cli.sweep.survey import Survey
+from tests.cli.sweep.conftest import Sweeps
+
+MATRIX = """\
+base: {trainer.max_rounds: 3}
+seeds: [0, 1]
+methods:
+  FedAvg: {config: c.yaml}
+  FedProx: {config: c.yaml, algorithm: FedProx, algorithm.mu: 0.5}
+"""
+
+
+def jobs(sweep: Sweeps, text: str = MATRIX) -> list[Job]:
+    plan = sweep.plan(text)
+    return [plan.job(cell) for cell in plan.cells]
+
+
+def test_a_configuration_is_that_of_the_run(sweep: Sweeps) -> None:
+    configs = Configs(machine=False)
+    config = configs(jobs(sweep)[3])
+    assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedProx"
+    assert config["algorithm"]["init_args"]["mu"] == 0.5
+    assert (config["seed_everything"], config["clients"]) == (1, {"int8": 1})
+    trainer = config["trainer"]
+    assert (trainer["max_rounds"], trainer["name"], trainer["default_root_dir"]) == (3, "FedProx/seed1", "runs/m")
+
+
+def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
+    text = MATRIX.replace("max_rounds", "max_round").replace("c.yaml", "d.yaml", 1)
+    Path("d.yaml").write_text("clients: {8: 1}\nalgorithm: FedAvgg\n")
+    with pytest.raises(ConfigError) as refused:
+        Configs(machine=False).check(jobs(sweep, text))
+    assert refused.value.problems == [
+        "d.yaml:2: algorithm must name an algorithm, got 'FedAvgg'; did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)",
+        "m.yaml:1: trainer.max_round is no option; did you mean 'max_rounds'? (FedAvg/seed0 and 3 more)",
+    ]
+
+
+def test_what_a_constructor_refuses_is_found_too(sweep: Sweeps) -> None:
+    with pytest.raises(ConfigError, match=r"mu must be .* \(FedProx/seed0 and 1 more\)"):
+        Configs(machine=False).check(jobs(sweep, MATRIX.replace("0.5", "-1.0")))
+
+
+def test_what_this_machine_lacks_is_refused_before_it_is_run(sweep: Sweeps) -> None:
+    text = MATRIX.replace("trainer.max_rounds: 3", "trainer.accelerator: cuda, trainer.devices: 99")
+    Configs(machine=False).check(jobs(sweep, text))
+    with pytest.raises(ConfigError, match=r"\(FedAvg/seed0 and 3 more\)"):
+        Configs(machine=True).check(jobs(sweep, text))
+
+
+def made(job: Job, **changes: object) -> None:
+    """A run folder of `job` with a checkpoint."""
+    config = Configs(machine=False)(job)
+    config["trainer"] |= changes
+    run = job.folder / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.ckpt").touch()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
+    first, second, *_ = jobs(sweep)
+    made(first, max_rounds=2)
+    made(second, local_epochs=7, default_root_dir="elsewhere", devices=3)  # where it was computed does not count
+    with pytest.raises(ConfigError) as refused:
+        Survey(sweep.plan(MATRIX), Configs(machine=False))
+    remedy = "move it away, or give the matrix another name"
+    assert refused.value.problems == [
+        f"runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 2 -> 3; {remedy}",
+        f"runs/m/FedProx/seed0/version_0 was made with other options: trainer.local_epochs: 7 -> 1; {remedy}",
+    ]
+
+
+def test_runs_of_the_same_options_are_taken(sweep: Sweeps) -> None:
+    made(jobs(sweep)[0], accelerator="cpu", num_nodes=1)
+    Survey(sweep.plan(MATRIX), Configs(machine=False))

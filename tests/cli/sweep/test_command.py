@@ -1,0 +1,99 @@
+"""``bhfl sweep`` as it is typed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import bhfl as package
+from bhfl.cli.sweep import processes
+from tests.cli.conftest import Command
+from tests.cli.sweep.test_runner import alive
+
+MATRIX = """\
+base: {trainer.max_rounds: 1}
+seeds: [0]
+methods:
+  FedAvg: {config: tiny.yaml}
+  FedProx: {config: tiny.yaml, algorithm: FedProx}
+"""
+
+
+@pytest.fixture
+def matrix(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[1]))
+    (tmp_path / "m.yaml").write_text(MATRIX)
+    return tmp_path / "m.yaml"
+
+
+def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
+    assert bhfl("sweep", "m.yaml", "--dry_run").out == (
+        "missing   runs/m/FedAvg/seed0\nmissing   runs/m/FedProx/seed0\n2 runs: 2 missing\n"
+    )
+    assert not Path("runs").exists()
+    code, out, err = bhfl("sweep", "m.yaml", "--only", "FedAvg")
+    assert (code, err) == (0, "")
+    assert "FedAvg/seed0 done; 0 of 1 rounds left" in out
+    assert "runs/m/report/report.html" in out
+    assert Path("runs/m/report/report.csv").exists()
+    code, out, _ = bhfl("sweep", "m.yaml", "--only", "FedAvg")
+    assert (code, "done;" in out) == (0, False)
+    assert len(list(Path("runs").rglob("version_*"))) == 1
+    assert bhfl("sweep", "m.yaml", "--dry_run").out.endswith("2 runs: 1 done, 1 missing\n")
+    code, _, err = bhfl("sweep", "m.yaml", "--dry_run", "--trainer.max_rounds=2")
+    assert code == 2
+    assert "runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 1 -> 2" in err
+
+
+def test_out_of_time(bhfl: Command, matrix: Path) -> None:
+    code, out, err = bhfl("sweep", "m.yaml", "--minutes", "0.001")
+    assert (code, err) == (0, "")
+    assert "stopped after 0.001 minutes: 2 of 2 runs left, 2 of 2 rounds left; the same command goes on\n" in out
+    assert not list(Path("runs").rglob("version_*"))
+
+
+def test_a_run_that_fails_makes_the_sweep_fail(bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; print('error: no data', file=sys.stderr); raise SystemExit(3)"
+    monkeypatch.setattr(processes, "RUN", (sys.executable, "-c", script))
+    code, out, err = bhfl("sweep", "m.yaml")
+    assert code == 1
+    assert "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: no data\n" in out
+    assert err == "error: failed: FedAvg/seed0, FedProx/seed0; 2 of 2 runs left\n"
+
+
+def test_only_what_there_is(bhfl: Command, matrix: Path) -> None:
+    code, _, err = bhfl("sweep", "m.yaml", "--only", "FedAvgg,FedProx")
+    assert code == 2
+    assert err == "error: --only must name methods or settings, got 'FedAvgg'; did you mean 'FedAvg'?\n"
+
+
+def test_help(bhfl: Command) -> None:
+    code, out, err = bhfl("sweep", "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: bhfl sweep MATRIX.yaml [--option value ...]\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path: Path, how: signal.Signals) -> None:
+    matrix.write_text(f"name: {tmp_path.name}\n{MATRIX.replace('max_rounds: 1', 'max_rounds: 200')}")
+    words = [sys.executable, "-m", "bhfl", "sweep", "m.yaml", "--jobs=2"]
+    killed = subprocess.Popen(words, env=os.environ, stderr=subprocess.PIPE, text=True)
+    root = tmp_path / "runs" / tmp_path.name
+    while not all(list((root / name / "seed0").glob("*/checkpoints/*.ckpt")) for name in ("FedAvg", "FedProx")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(how)
+    _, err = killed.communicate(timeout=60)
+    assert killed.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+    assert ("the same command goes on" in err) == (how == signal.SIGINT)
+    assert bhfl("sweep", "m.yaml", "--jobs", 2).code == 0
+    assert alive(f"--trainer.default_root_dir=runs/{tmp_path.name}") == []
+    assert sorted(path.parent.parent.name for path in root.rglob("version_*")) == ["FedAvg", "FedProx"]
+    for rows in root.rglob("rounds.jsonl"):
+        assert len(rows.read_text().splitlines()) == 200

@@ -1,0 +1,182 @@
+"""What is missing is run, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bhfl.cli.sweep.lock import locked
+from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, MISSING, UNTUNED
+from tests.cli.sweep.conftest import MATRIX, TUNED, Sweeps
+
+
+def begun() -> list[str]:
+    """The log's first words of each start of a run, in all runs."""
+    logs = sorted(Path("runs/m").rglob("log.txt"))
+    return [f"{log.parent.name}: {line}" for log in logs for line in log.read_text().splitlines() if line[:1] == "$"]
+
+
+def test_all_that_is_missing_is_run_once(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(sweep.survey(MATRIX).states().values()) == {MISSING}
+    assert sweep(MATRIX, "A").left == 0
+    assert sweep.survey(MATRIX).states() == {
+        "A/seed0": DONE, "B/seed0": MISSING, "A/seed1": DONE, "B/seed1": MISSING,
+    }  # fmt: skip
+    runner = sweep(MATRIX)
+    assert (runner.left, runner.failed) == (0, [])
+    assert len(begun()) == 4
+    sweep(MATRIX)
+    assert len(begun()) == 4
+    assert "B/seed1 done; 0 of 12 rounds left" in capsys.readouterr().out
+    assert [str(run) for run in runner.survey.finished()] == [
+        f"runs/m/{method}/seed{seed}/version_0" for method in "AB" for seed in (0, 1)
+    ]
+
+
+def test_what_was_cut_off_goes_on(sweep: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.7")
+    stopped = sweep(MATRIX, "A", until=time.monotonic() + 1.7, jobs=1)
+    assert stopped.left == 2
+    assert not stopped.failed
+    assert sweep.survey(MATRIX, "A").states() == {"A/seed0": CUT_OFF, "A/seed1": MISSING}
+    rows = Path("runs/m/A/seed0/version_0/rounds.jsonl")
+    before = len(rows.read_text().splitlines())
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    runner = sweep(MATRIX, "A")
+    assert (runner.left, runner.display.before) == (0, before)
+    assert [json.loads(line)["round"] for line in rows.read_text().splitlines()] == [1, 2, 3]
+    assert ["--ckpt_path=last" in line for line in begun()] == [False, True, False]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    text = MATRIX.replace("x: 0.25", "fails: 7")
+    runner = sweep(text)
+    assert sorted(runner.failed) == ["B/seed0", "B/seed1"]
+    assert runner.left == 2
+    out = capsys.readouterr().out
+    assert "B/seed0 failed with exit code 7; runs/m/B/seed0/log.txt ends with\n  rounds are lost\n" in out
+    assert sweep.survey(text).states()["A/seed1"] == DONE
+
+
+def test_a_signal_that_ended_a_run_is_named(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(MATRIX.replace("x: 0.25", "fails: killed"), "B", jobs=1)
+    assert "B/seed0 was ended by signal 9; runs/m/B/seed0/log.txt ends with\n" in capsys.readouterr().out
+
+
+# ---- tuning
+
+
+def test_the_best_on_the_validation_split_is_used(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    states = sweep.survey(TUNED).states()
+    assert list(states.values()) == [MISSING] * 6 + [UNTUNED] * 2
+    runner = sweep(TUNED)
+    assert runner.left == 0
+    assert "--x=0.75" in next(line for line in begun() if line.startswith("seed0"))
+    assert all("--seed_everything=9" in line for line in begun() if not line.startswith("seed0"))
+    tried = "A: x = 0.75 by val/acc_avg (0.5: 0.5000, 0.75: 0.7500, 0.25: 0.2500)"
+    assert f"{tried}; it is at the edge of the values tried\n" in capsys.readouterr().out
+    kept = json.loads(Path("runs/m/tuning.json").read_text())
+    trials = {f"_tuning/A/{value}": value for value in (0.5, 0.75, 0.25)}
+    assert kept["outcomes"]["A"] == {"chosen": 0.75, "at_edge": True, "trials": trials}
+    assert kept["tune"]["metric"] == "val/acc_avg"
+    assert [str(run) for run in runner.survey.finished()] == [f"runs/m/{method}/seed0/version_0" for method in "AB"]
+    again = sweep(TUNED)
+    assert (again.left, len(begun())) == (0, 8)
+
+
+def test_methods_that_are_tuned_apart_are_kept_together(sweep: Sweeps) -> None:
+    sweep(TUNED, "A")
+    sweep(TUNED, "B")
+    assert json.loads(Path("runs/m/tuning.json").read_text())["outcomes"].keys() == {"A", "B"}
+
+
+def test_a_value_in_the_middle_is_not_at_the_edge(sweep: Sweeps) -> None:
+    runner = sweep(TUNED.replace("0.25]", "0.875, 2]"), "A")
+    assert runner.survey.tuning.outcomes["A"]["chosen"] == 0.875
+    assert not runner.survey.tuning.outcomes["A"]["at_edge"]
+
+
+def test_a_trial_that_diverges_is_not_chosen_and_not_repeated(sweep: Sweeps) -> None:
+    text = TUNED.replace("0.25]", "2]")
+    assert sweep(text, "A").left == 0
+    assert sweep.survey(text, "A").states()["_tuning/A/2"] == DIVERGED
+    assert len(begun()) == 4
+    sweep(text, "A")
+    assert len(begun()) == 4
+
+
+def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TUNED.replace("[0.5, 0.75, 0.25]", "[2, 3]")
+    for _ in range(2):
+        runner = sweep(text, "A")
+        assert runner.failed == ["A"]
+        assert runner.left == 1
+        assert "A: no value of x can be chosen: every trial diverged" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_logged(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = sweep(TUNED.replace("seed: 9", "seed: 9, metric: val/f1"), "A")
+    assert runner.failed == ["A"]
+    assert "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5 logged val/acc_avg" in capsys.readouterr().out
+
+
+def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(TUNED, "A").left == 0
+    runner = sweep(TUNED.replace("0.25]", "0.25, 0.875]"), "A")
+    assert runner.failed == ["A/seed0"]
+    assert "runs/m/A/seed0/version_0 was made with other options: options: " in capsys.readouterr().out
+
+
+# ---- being killed
+
+KILLED = """\
+from pathlib import Path
+from tests.cli.sweep.conftest import FAKE, FakeConfigs, MATRIX
+from bhfl.cli.sweep import plan, processes, reader, runner, survey
+from bhfl.cli.sweep.lock import locked
+
+processes.RUN = FAKE
+with locked(Path("runs/m")) as lock:
+    there = survey.Survey(plan.Plan(reader.read_matrix("m.yaml"), Path("runs/m")), FakeConfigs())
+    runner.Runner(there, processes.Processes(lock), 2).run(float("inf"))
+"""
+
+
+def alive(word: str) -> list[int]:
+    """The processes of which an argument contains `word`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_sweep_that_is_killed_leaves_nobody_behind_and_goes_on(
+    sweep: Sweeps, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "m.yaml").write_text(MATRIX.replace("{config: c.yaml}", f"{{config: c.yaml, mark: {folder.name}}}"))
+    text = (folder / "m.yaml").read_text()
+    killed = subprocess.Popen([sys.executable, "-c", KILLED], env={**os.environ, "FAKE_SECONDS": "1.5"})
+    first = Path("runs/m/A/seed0/version_0")
+    while not list(first.glob("checkpoints/*.ckpt")):
+        assert killed.poll() is None
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    with locked(Path("runs/m")):  # waits for those it left
+        assert alive(f"--mark={folder.name}") == []
+    assert sweep.survey(text).states()["A/seed0"] == CUT_OFF
+    runner = sweep(text)
+    assert (runner.left, runner.failed) == (0, [])
+    assert len((first / "rounds.jsonl").read_text().splitlines()) == 3
