@@ -120,15 +120,15 @@ def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
     """By matrix products, on any device."""
     num_outputs, num_inputs, *kernel = w.values.shape
     matrices = w.values.permute(0, 2, 3, 1).reshape(conv.groups, num_outputs // conv.groups, -1)
-    zeros = [row_sums(m) * x.zero if x.zero is not None else 0 for m in matrices]
-    scale, blocks = w.scale * x.scale, []
-    for patches in conv.unfold(x, (kernel[0], kernel[1])):
-        y = torch.empty(*patches.shape[:3], num_outputs, device=x.values.device)
-        for i, (m, zero, part) in enumerate(zip(matrices, zeros, y.chunk(conv.groups, 3), strict=True)):
-            part.copy_((int_mm(_rows(patches, i, num_inputs), m.t()) - zero).view(part.shape))
-        y.mul_(scale)
-        blocks.append(y if bias is None else y.add_(bias))
-    return torch.cat(blocks).permute(0, 3, 1, 2)
+    zeros = [row_sums(m) * x.zero if x.zero is not None else None for m in matrices]
+    unfolded = conv.unfold(x, (kernel[0], kernel[1]))
+    y = torch.empty(len(x.values), *unfolded[0].shape[1:3], num_outputs, device=x.values.device)
+    for patches, block in zip(unfolded, torch.split(y, len(unfolded[0])), strict=True):
+        for i, (m, zero, part) in enumerate(zip(matrices, zeros, block.chunk(conv.groups, 3), strict=True)):
+            sums = int_mm(_rows(patches, i, num_inputs), m.t())
+            part.copy_((sums if zero is None else sums.sub_(zero)).view(part.shape))
+        block.mul_(w.scale * x.scale)
+    return (y if bias is None else y.add_(bias)).permute(0, 3, 1, 2)
 
 
 def _onednn(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
