@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhfl.quant.functional import check_finite
+from bhfl.quant.functional import affine_scale, check_finite
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity
 
@@ -89,7 +89,7 @@ class _FakeQuantizeAffine(torch.autograd.Function):
 
 
 def _range(x: Tensor, steps: int, granularity: Granularity) -> tuple[Tensor, Tensor]:
-    """The lowest value and the scale, which is wider by 2**-20: rounding both ends must not need one code more."""
+    """The lowest value and the scale."""
     if granularity == "channel" and x.dim() == 0:
         raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
     groups = (x if granularity == "channel" else x.unsqueeze(0)).detach().float().unsqueeze(-1)
@@ -97,5 +97,5 @@ def _range(x: Tensor, steps: int, granularity: Granularity) -> tuple[Tensor, Ten
     dims = tuple(range(1, groups.dim()))
     low = groups.amin(dims).clamp_(max=0) if x.numel() else zeros
     high = groups.amax(dims).clamp_(min=0) if x.numel() else zeros
-    scale = ((high / steps) - (low / steps)).mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
+    scale = affine_scale(low, high, steps)
     return (low, scale) if granularity == "channel" else (low.squeeze(0), scale.squeeze(0))

@@ -59,7 +59,7 @@ def quantize(
         range_rule: How the scale is found, see :func:`weight_scale`; unused where a scale is given.
         granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a scale is given.
         scale: Positive; used as it is, and values beyond n * scale are clipped.
-        generator: Stochastic rounding, unbiased to 2**-17 of a step: ``E[dequantize()] == x`` where nothing is clipped,
+        generator: Stochastic rounding, unbiased to 2**-15 of a step: ``E[dequantize()] == x`` where nothing is clipped,
             and values of the grid are reproduced exactly. Without one: nearest, ties to even.
 
     Raises:
@@ -168,12 +168,9 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.limit, ctx.clips = limit, clips
         if clips:
             ctx.save_for_backward(x, scale)
-        step = per_slice(scale, x.dim())
-        if generator is None:
-            codes = (x.float() * step.reciprocal()).round_().clamp_(-limit, limit)
-        else:
-            codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
-        return codes.mul_(step).add_(0.0).to(x.dtype)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
+        codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
+        codes.mul_(per_slice(scale, x.dim())).add_(0.0)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
+        return codes.to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -229,16 +226,22 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
     return _FakeQuantizeActivations.apply(x, (1 << bits) - 1)  # type: ignore[no-any-return]
 
 
-def activation_scale(x: Tensor, steps: int) -> Tensor:
-    """The scale of :func:`fake_quantize_activations`, 0-dim, for ``steps + 1`` codes."""
-    widest = (x.amax().float().clamp_(min=0) / steps) - (x.amin().float().clamp_(max=0) / steps)
-    return widest.mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
+def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The lowest value, at most 0, and the scale of :func:`fake_quantize_activations` for ``steps + 1`` codes."""
+    low, high = x.amin().float().clamp_(max=0), x.amax().float().clamp_(min=0)
+    return low, affine_scale(low, high, steps)
+
+
+def affine_scale(low: Tensor, high: Tensor, steps: int) -> Tensor:
+    """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one code more."""
+    widened = (1 + 2**-20) / steps
+    return (high * widened).sub_(low, alpha=widened).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 class _FakeQuantizeActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
-        scale = activation_scale(x, steps)
+        _, scale = activation_range(x, steps)
         return (x.float() * scale.reciprocal()).round_().mul_(scale).to(x.dtype)
 
     @staticmethod

@@ -70,7 +70,7 @@ def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:
     else:
         scale = bounded_scale(largest / limit, limit)
         scale = _least_squares_scale(x, scale, limit) if range_rule == "mse" and x.numel() else scale
-    return torch.where(largest.isfinite(), scale, largest)
+    return scale + (largest - largest)  # 0, or NaN
 
 
 def _absmax(x: Tensor) -> Tensor:

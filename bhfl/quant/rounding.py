@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 _CPU_BLOCK = 1 << 17
-"""Elements rounded at a time on a CPU: the temporaries of a block stay in cache (1.6 ns an element, else 8)."""
+"""Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
+_LANES = 0x0001_0001_0001_0001
+"""The lowest bit of each of the four noises of a 64-bit word."""
+_NARROW = 127
+"""Up to this code the rounding error of ``x / scale`` is below 2**-15, by which noise is less than half a step."""
 
 
 def levels(bits: int) -> int:
@@ -29,32 +33,17 @@ def grid_codes(
 ) -> Tensor:
     """Codes of float32 ``x`` in ``[-limit, limit]``: nearest (ties to even), or stochastic where a generator is given.
 
-    The codes of the stochastic kind depend on the generator and on values, never on the memory layout of ``x``.
+    The stochastic kind is unbiased to 2**-15 of a step and reproduces values of the grid. Its codes depend on the
+    generator and on values, never on the memory layout of ``x``; the nearest ones are laid out as ``x``.
     """
+    if generator is None:
+        return (x * per_slice(scale, x.dim()).reciprocal()).round_().clamp_(-limit, limit).to(dtype)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for block, step, target in _blocks(x, scale, out):
-        if generator is None:
-            target.copy_((block * step.reciprocal()).round_().clamp_(-limit, limit))
-        else:
-            target.copy_(_stochastic(block, step, limit, generator))
-    return out
-
-
-def scattered_codes(x: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
-    """Stochastic int8 codes of a contiguous x with ``|x| <= 127 * scale``, 0-dim: ``grid_codes`` in half the time.
-
-    Nothing has to be clipped, and the noise is drawn for one block: each further block turns its bits by a fresh key,
-    so that the noises of any two elements are independent. Their lowest bit is 1: none is exactly half a step, which
-    would move a value of the grid. Unbiased to 2**-17 of a step.
-    """
-    out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    blocks = torch.split(x.view(-1), block_size(x) // 2 if x.device.type == "cpu" else max(1, x.numel()))
-    inverse, words = scale.reciprocal(), _words(len(blocks[0]), generator)
-    keys = _words(4 * len(blocks), generator)
-    for block, target, key in zip(blocks, torch.split(out.view(-1), len(blocks[0])), keys, strict=True):
-        noise = words.bitwise_xor(key).bitwise_or_(0x0001_0001_0001_0001).view(torch.int16)[: len(block)]
-        noisy = (block * inverse).add_(noise.to(x.device).to(torch.float32), alpha=2.0**-16)
-        target.copy_(noisy.round_().to(torch.int16))  # faster than straight to int8
+    blocks = list(_blocks(x, scale, out))
+    for (block, step, target), noise in zip(
+        blocks, _noises([block.numel() for block, _, _ in blocks], generator), strict=True
+    ):
+        target.copy_(_stochastic(block, step, limit, noise.view(block.shape).to(x.device).to(torch.float32)))
     return out
 
 
@@ -64,7 +53,7 @@ def block_size(x: Tensor) -> int:
 
 
 def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Matching blocks of x, its scale and its result, each small enough for the cache of a CPU."""
+    """Matching blocks of x, its scale and its result, the largest first, each small enough for the cache of a CPU."""
     if x.numel() == 0:
         return
     size = block_size(x)
@@ -77,29 +66,32 @@ def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Ten
     yield from zip(*(torch.split(tensor, rows) for tensor in (matrix, steps, result)), strict=True)
 
 
-def _stochastic(x: Tensor, scale: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
     """Round up with the probability of the fraction, in float codes; E[code * scale] == x inside the range.
 
-    The remainder ``x - nearest * scale`` is exactly zero for a value of the grid, so that such a value is reproduced
-    whatever the noise; ``floor(x / scale + u)`` would move it now and then, by the rounding error of the division.
+    The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so that such a value
+    is reproduced whatever the noise; ``x / scale + noise`` would move it now and then, by its rounding error.
     """
     inverse = scale.reciprocal()
+    if limit <= _NARROW:
+        return (x * inverse).add_(noise, alpha=2.0**-16).round_().clamp_(-limit, limit)
     nearest = (x * inverse).round_().clamp_(-limit, limit)
     remainder = (x - nearest * scale).mul_(inverse)
-    rounded = remainder.add_(_noise(x, generator), alpha=2.0**-16).round_()
-    return rounded.add_(nearest).clamp_(-limit, limit)
+    return remainder.add_(noise, alpha=2.0**-16).round_().add_(nearest).clamp_(-limit, limit)
 
 
-def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Uniform integers of 16 bits as floats in [-2**15, 2**15), shaped like x.
+def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
+    """For each block of up to ``sizes[0]`` elements, int16 noise: uniform in 2 - 2**15, 6 - 2**15, ... 2**15 - 2.
 
-    Four values come from each random 64-bit word: a third of the time of ``torch.rand``.
+    Four come from each random 64-bit word, a third of the time of ``torch.rand``. The words are drawn for one block,
+    and each block turns their bits by a fresh key, so that the noises of any two elements are independent.
     """
-    words = _words(x.numel(), generator)
-    return words.view(torch.int16)[: x.numel()].view(x.shape).to(x.device).to(torch.float32)
+    words = _words(sizes[0] if sizes else 0, generator).bitwise_or_(2 * _LANES)
+    for size, key in zip(sizes, _words(4 * len(sizes), generator), strict=True):
+        yield words.bitwise_xor(key).view(torch.int16)[:size]
 
 
 def _words(count: int, generator: torch.Generator) -> Tensor:
-    """Random int64 words with as many parts of 16 bits, on the device of the generator."""
+    """Random int64 words with as many parts of 16 bits, whose lowest two are 0; on the device of the generator."""
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=generator.device)
-    return words.random_(-(1 << 63), None, generator=generator)
+    return words.random_(-(1 << 63), None, generator=generator).bitwise_and_(~(3 * _LANES))

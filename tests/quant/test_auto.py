@@ -27,7 +27,7 @@ def model() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 32, 3),
         nn.Conv2d(32, 64, 3),
-        nn.Conv2d(64, 64, 1, groups=4),
+        nn.Conv2d(64, 64, 3, padding=1, groups=4),
         nn.Flatten(),
         nn.Linear(64, 64),
         nn.Linear(64, 10),
@@ -51,6 +51,14 @@ def test_layers_below_the_table_stay_with_fake() -> None:
     assert backend_choices(net) == {"0": "fake", "1": "integer", "2": "integer", "4": "fake", "5": "fake", "7": "fake"}
     set_backend_(net, "auto-bfloat16")
     assert set(backend_choices(net).values()) == {"fake"}
+
+
+def test_a_layer_is_measured_by_what_it_multiplies_for_each_value() -> None:
+    assert auto.num_channels(nn.Linear(64, 64)) == auto.num_channels(nn.Conv2d(256, 256, 3, groups=4)) == 64
+    assert auto.num_channels(nn.Linear(4096, 128)) == auto.num_channels(nn.Conv2d(128, 4096, 3)) == 248
+    assert auto.num_channels(nn.MultiheadAttention(64, 2)) == 96
+    assert auto.num_channels(nn.Embedding(64, 64)) == 0
+    assert [auto.kind(nn.Conv2d(8, 8, kernel)) for kernel in (1, 3, (1, 2))] == ["linear", "conv", "conv"]
 
 
 def test_float32_and_copies_and_state_dicts_do_not_care() -> None:

@@ -23,12 +23,12 @@ NEVER = 1 << 62
 """More channels than any layer has."""
 
 TABLE: dict[tuple[str, str, str], int] = {
-    ("cpu", "int8", "linear"): 512,
-    ("cpu", "int8", "conv"): 64,
-    ("cpu", "int8-bfloat16", "linear"): 192,
-    ("cpu", "int8-bfloat16", "conv"): 32,
-    ("cpu", "integer", "linear"): 192,
-    ("cpu", "integer", "conv"): 64,
+    ("cpu", "int8", "linear"): 192,
+    ("cpu", "int8", "conv"): 32,
+    ("cpu", "int8-bfloat16", "linear"): 128,
+    ("cpu", "int8-bfloat16", "conv"): 16,
+    ("cpu", "integer", "linear"): 128,
+    ("cpu", "integer", "conv"): 32,
     ("cuda", "int8", "linear"): 1024,
     ("cuda", "int8-bfloat16", "linear"): 1024,
     ("cuda", "integer", "linear"): 1024,
@@ -60,16 +60,22 @@ class Auto(Backend):
 
 
 def kind(layer: nn.Module) -> str:
-    """The word of the table for a layer."""
-    return "linear" if isinstance(layer, nn.Linear | nn.MultiheadAttention) else "conv"
+    """The word of the table for a layer; a convolution that sees one pixel at a time is a linear layer."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return "conv" if max(layer.kernel_size) > 1 else "linear"
+    return "linear"
 
 
 def num_channels(layer: nn.Module) -> int:
-    """The fewer of the channels that each output of a layer reads and of those that each input feeds."""
+    """The harmonic mean of the inputs and outputs of a layer: what it multiplies for each value that it quantises."""
     if isinstance(layer, nn.MultiheadAttention):
-        return int(layer.embed_dim)
+        return _harmonic_mean(layer.embed_dim, 3 * layer.embed_dim)
     if isinstance(layer, nn.Linear):
-        return min(layer.in_features, layer.out_features)
+        return _harmonic_mean(layer.in_features, layer.out_features)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return min(layer.in_channels, layer.out_channels) // layer.groups
+        return _harmonic_mean(layer.in_channels // layer.groups, layer.out_channels // layer.groups)
     return 0
+
+
+def _harmonic_mean(a: int, b: int) -> int:
+    return 2 * a * b // (a + b)

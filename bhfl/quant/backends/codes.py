@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bhfl.quant.functional import activation_scale
+from bhfl.quant.functional import activation_range
 from bhfl.quant.ranges import weight_scale
-from bhfl.quant.rounding import block_size, scattered_codes
+from bhfl.quant.rounding import grid_codes, levels
 
 ERROR_BITS = 8
 """Bits of the error in the integer backward pass."""
@@ -43,21 +43,11 @@ def input_codes(x: Tensor, bits: int) -> Codes:
         x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so too.
         bits: 2..8.
     """
-    scale = activation_scale(x, (1 << bits) - 1)
+    low, scale = activation_range(x, (1 << bits) - 1)
     inverse = scale.reciprocal()
-    lowest = (x.amin().float().clamp_(max=0) * inverse).round_()  # its code is the first, -128
-    shift = -128 - lowest
-    values = torch.empty_like(x, dtype=torch.int8)
-    size = block_size(x)
-    blocks, targets = (torch.split(_in_memory_order(t).view(-1), size) for t in (x, values))
-    for block, target in zip(blocks, targets, strict=True):
-        target.copy_((block.float() * inverse).round_().add_(shift).to(torch.int16))  # faster than straight to int8
+    shift = -128 - (low * inverse).round_()  # the code of the lowest value is the first, -128
+    values = (x.float() * inverse).round_().add_(shift).to(torch.int8)
     return Codes(values, scale, shift.to(torch.int32))
-
-
-def _in_memory_order(x: Tensor) -> Tensor:
-    """Matrices as they are, images [B, C, H, W] in channels_last as contiguous [B, H, W, C]."""
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
 
 
 def error_codes(g: Tensor, generator: torch.Generator) -> Codes:
@@ -65,6 +55,11 @@ def error_codes(g: Tensor, generator: torch.Generator) -> Codes:
 
     An error that is on such a grid already (``BitSpec.errors == 8``) keeps its values.
     """
-    scale = weight_scale(g, ERROR_BITS)
-    codes = scattered_codes(_in_memory_order(g).float(), scale, generator)
+    scale, limit = weight_scale(g, ERROR_BITS), levels(ERROR_BITS)
+    codes = grid_codes(_in_memory_order(g).float(), scale, limit, torch.int8, generator)
     return Codes(codes.permute(0, 3, 1, 2) if g.dim() == 4 else codes, scale)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """Matrices as they are, images [B, C, H, W] in channels_last as contiguous [B, H, W, C]."""
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bhfl.quant.backends.codes import Codes
-from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, scaled, too_long, weight_sums
+from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, too_long, weight_sums
 
 Pair = tuple[int, int]
-_UNFOLDED_BYTES = 1 << 26
-"""Images are unfolded some at a time: about so many bytes."""
+_UNFOLDED_BYTES = 1 << 22
+"""Images are unfolded some at a time, about so many bytes: what the cache of a CPU holds."""
+PIXELS_PER_OUTPUT = 64
+"""oneDNN puts weights in an order of its own anew each time, 5 ns a weight: so many pixels make up for it."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,19 @@ class Conv:
 
     def forward(self, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
         """x, w -> float32 [B, O, P, Q], channels_last; w has one scale, or one for each O."""
+        kernel = (w.values.shape[2], w.values.shape[3])
         # oneDNN's is wrong where all taps of a kernel may miss the image: they step over it, or lie in the padding
-        inside = self.dilation == (1, 1) and all(p < k for p, k in zip(self.padding, w.values.shape[2:], strict=True))
-        trusted = x.values.device.type == "cpu" and inside and not onednn_fault()
+        inside = self.dilation == (1, 1) and all(p < k for p, k in zip(self.padding, kernel, strict=True))
+        height, width = self._output_size(x.values, kernel)
+        gains = len(x.values) * height * width > PIXELS_PER_OUTPUT * len(w.values)
+        trusted = x.values.device.type == "cpu" and inside and gains and not onednn_fault()
         return (_onednn if trusted else _unfolded)(self, x, w, bias)
+
+    def _output_size(self, x: Tensor, kernel: Pair) -> list[int]:
+        return [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(x.shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True)
+        ]
 
     def grad_input(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
         """g, w -> float32 of the shape of x: the convolution of the spread error with the mirrored kernel."""
@@ -68,24 +79,19 @@ class Conv:
         return spread
 
     def _mirrored(self, w: Tensor) -> Tensor:
-        """[G*O', C', R, S] -> [G*C', O', R, S], turned around."""
-        grouped = w.reshape(self.groups, -1, *w.shape[1:]).transpose(1, 2)
-        return grouped.reshape(-1, *grouped.shape[2:]).flip(2, 3).contiguous()
+        """[G*O', C', R, S] -> [G*C', O', R, S], turned around; in memory [R, S, O', G*C'], which is quick to make."""
+        grouped = w.flip(2, 3).reshape(self.groups, -1, *w.shape[1:])
+        return grouped.permute(3, 4, 1, 0, 2).flatten(3).contiguous().permute(3, 2, 0, 1)
 
     def grad_weight(self, g: Codes, x: Codes, shape: torch.Size) -> Tensor:
         """g, x -> float32 of the shape of w."""
         patches = self.unfold(x, (shape[2], shape[3]))
         errors = torch.split(g.values.permute(0, 2, 3, 1), len(patches[0]))
-        num_outputs = shape[0] // self.groups
-        sums = [
-            weight_sums(
-                ((_rows(e, i, num_outputs), _rows(p, i, shape[1])) for e, p in zip(errors, patches, strict=True)),
-                x.zero,
-            )
-            for i in range(self.groups)
-        ]
-        total = torch.cat(sums).view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
-        return scaled(total, g.scale, x.scale)
+        total = torch.empty(shape[0], shape[2] * shape[3] * shape[1], device=g.values.device)
+        for i, part in enumerate(torch.chunk(total, self.groups)):
+            pairs = zip((_rows(e, i, len(part)) for e in errors), (_rows(p, i, shape[1]) for p in patches), strict=True)
+            part.copy_(weight_sums(pairs, x.zero))
+        return total.mul_(g.scale * x.scale).view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
     def unfold(self, x: Codes, kernel: Pair) -> tuple[Tensor, ...]:
         """Views [some of B, P, Q, R, S, C] of padded images, whose copies are about _UNFOLDED_BYTES."""
@@ -93,11 +99,8 @@ class Conv:
         border = 0 if x.zero is None else int(x.zero)
         images = F.pad(x.values.permute(0, 2, 3, 1), (0, 0, right, right, down, down), value=border).contiguous()
         b, h, w, c = images.stride()
-        size = [
-            (n - d * (k - 1) - 1) // s + 1
-            for n, k, s, d in zip(images.shape[1:3], kernel, self.stride, self.dilation, strict=True)
-        ]
         strides = (b, h * self.stride[0], w * self.stride[1], h * self.dilation[0], w * self.dilation[1], c)
+        size = self._output_size(x.values, kernel)
         patches = images.as_strided((len(images), *size, *kernel, images.shape[3]), strides)
         return torch.split(patches, max(1, _UNFOLDED_BYTES // max(patches[:1].numel(), 1)))
 
@@ -117,15 +120,14 @@ def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
     """By matrix products, on any device."""
     num_outputs, num_inputs, *kernel = w.values.shape
     matrices = w.values.permute(0, 2, 3, 1).reshape(conv.groups, num_outputs // conv.groups, -1)
-    zeros = [row_sums(m) * x.zero if x.zero is not None else 0 for m in matrices]
-    blocks = []
-    for patches in conv.unfold(x, (kernel[0], kernel[1])):
-        sums = [
-            int_mm(_rows(patches, i, num_inputs), m.t()) - zero
-            for i, (m, zero) in enumerate(zip(matrices, zeros, strict=True))
-        ]
-        blocks.append(scaled(torch.cat(sums, 1), w.scale, x.scale).view(*patches.shape[:3], num_outputs))
-    y = torch.cat(blocks)
+    zeros = [row_sums(m) * x.zero if x.zero is not None else None for m in matrices]
+    unfolded = conv.unfold(x, (kernel[0], kernel[1]))
+    y = torch.empty(len(x.values), *unfolded[0].shape[1:3], num_outputs, device=x.values.device)
+    for patches, block in zip(unfolded, torch.split(y, len(unfolded[0])), strict=True):
+        for i, (m, zero, part) in enumerate(zip(matrices, zeros, block.chunk(conv.groups, 3), strict=True)):
+            sums = int_mm(_rows(patches, i, num_inputs), m.t())
+            part.copy_((sums if zero is None else sums.sub_(zero)).view(part.shape))
+        block.mul_(w.scale * x.scale)
     return (y if bias is None else y.add_(bias)).permute(0, 3, 1, 2)
 
 

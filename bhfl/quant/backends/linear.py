@@ -58,7 +58,7 @@ def int_mm_fault(device: str) -> str:
 
 def row_sums(w: Tensor) -> Tensor:
     """int8 [N, K] -> int32 [N]; as a product, because sums of int8 are slow on a CPU."""
-    return int_mm(w, torch.ones(w.shape[1], 8, dtype=torch.int8, device=w.device))[:, 0]
+    return int_mm(torch.ones(8, w.shape[1], dtype=torch.int8, device=w.device), w.t())[0]
 
 
 def scaled(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -68,13 +68,17 @@ def scaled(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> Tensor:
     """Pairs of g [M, N] and x [M, K] -> the sum of all ``g.T @ (x - zero)``, [N, K]: int32, or float32 if many."""
-    total: Tensor | None = None
+    total, num_rows = None, 0
     for g, x in pairs:
         for errors, values in zip(torch.split(g, _SLICE), torch.split(x, _SLICE), strict=True):
             part = int_mm(errors.t(), values)
             if zero is not None:
                 part.sub_((row_sums(errors.t()) * zero).unsqueeze(1))
-            total = part if total is None else total.to(torch.float32).add_(part)
+            num_rows += len(errors)
+            if total is None:
+                total = part
+            else:
+                total = (total if num_rows <= LONGEST_SUM else total.to(torch.float32)).add_(part)
     assert total is not None
     return total
 

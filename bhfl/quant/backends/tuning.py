@@ -16,7 +16,7 @@ from bhfl.quant.backends.auto import FAST, TABLE
 
 SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
 """Channels of the layers that are measured."""
-_IMAGES = (16, 16, 16)
+_NUM_IMAGES = 32
 _MARGIN = 0.95
 """A gain less than this is none."""
 
@@ -31,9 +31,9 @@ def tune(
 ) -> dict[tuple[str, str, str], int]:
     """Measure from which size on each backend is faster than ``fake``, and let the ``auto...`` backends use that.
 
-    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 16 images of 16x16
-    pixels; the backends take turns. Takes about half a minute on one thread of a CPU; nothing else should run. The
-    table lasts as long as the process.
+    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 32 images, the smaller
+    the more channels they have (64x64 pixels of 16, 8x8 of 1024); the backends take turns. Takes about a minute on one
+    thread of a CPU; nothing else should run. The table lasts as long as the process.
 
     Args:
         device: Where to measure; the type of the device is what counts later.
@@ -68,8 +68,8 @@ def _linear(num_rows: int, size: int, device: str | torch.device) -> tuple[nn.Mo
 
 
 def _conv(size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
-    batch, *image = _IMAGES
-    x = torch.randn(batch, size, *image, device=device).contiguous(memory_format=torch.channels_last)
+    side = round(256 / size**0.5)
+    x = torch.randn(_NUM_IMAGES, size, side, side, device=device).contiguous(memory_format=torch.channels_last)
     return nn.Conv2d(size, size, 3, padding=1, device=device).to(memory_format=torch.channels_last), x
 
 
