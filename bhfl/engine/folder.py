@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -46,6 +47,26 @@ def new_run(root: Path) -> Path:
             continue
         (path / "checkpoints").mkdir()
         return path
+
+
+def claim(folder: Path) -> IO[str]:
+    """Keep other processes out of a run folder until the returned file is closed, or this process ends in any way.
+
+    Raises:
+        BlockingIOError: Another process has claimed it, naming both.
+    """
+    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  # it stays open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read()
+        file.close()
+        raise BlockingIOError(f"{folder}: process {owner or '?'} is training here") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def newest_run(root: Path) -> Path | None:

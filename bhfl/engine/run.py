@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -19,7 +19,7 @@ from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 import bhfl
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.folder import RoundsFile, newest_run, write_json
+from bhfl.engine.folder import RoundsFile, claim, newest_run, write_json
 from bhfl.engine.records import Ledger
 from bhfl.engine.server_optimizer import describe
 from bhfl.engine.settings import FREE
@@ -75,6 +75,7 @@ class Run:
         self.failed_rounds = 0
         self.seconds = 0.0
         self.loggers: list[Logger] = []
+        self._claim: IO[str] | None = None
 
     # ---- beginning and resuming -------------------------------------------------------------------------------
 
@@ -106,9 +107,17 @@ class Run:
             )
 
     def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
-        """Write the JSON files `records` and open the loggers; what came after the restored round is dropped."""
+        """Write the JSON files `records` and open the loggers; what came after the restored round is dropped.
+
+        Raises:
+            CheckpointError: Another process is training in this folder.
+        """
         if not self.writes:
             return
+        try:
+            self._claim = claim(self.folder)
+        except BlockingIOError as error:
+            raise CheckpointError(str(error)) from error
         for path in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
             path.unlink()
         for name, value in records.items():
@@ -198,9 +207,11 @@ class Run:
             write_json(self.folder / "summary.json", summary)
 
     def close(self) -> None:
-        """Flush and close the loggers."""
+        """Flush and close the loggers, and leave the folder to others."""
         self._loggers(lambda logger: logger.finalize("finished"))
         self.loggers = []
+        if self._claim:
+            self._claim.close()
 
 
 def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 from lightning.fabric.loggers.logger import Logger
 
+from bhfl.engine.checkpoint import CheckpointError
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
@@ -50,3 +53,38 @@ def test_a_logger_that_cannot_write_stops_no_run(tmp_path, calls):
     assert [row["round"] for row in trainer.run.rows.read()] == [1, 2, 3]
     assert (trainer.run.folder / "summary.json").exists()
     assert same(trainer.server.params, run(tmp_path / "b").server.params)
+
+
+HOLD = """
+import pathlib, sys, time
+from bhfl.engine.folder import claim
+claimed = claim(pathlib.Path(sys.argv[1]))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_in_which_another_process_trains(tmp_path):
+    folder = run(tmp_path).run.folder
+    before = (folder / "rounds.jsonl").read_bytes()
+    hold = (
+        "import sys, time; from bhfl.engine.folder import claim; f = claim(__import__('pathlib').Path(sys.argv[1])); "
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold + "print(flush=True); time.sleep(60)", str(folder)], stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    try:
+        with pytest.raises(CheckpointError, match=f"version_0: process {other.pid} is training here"):
+            go_on(tmp_path)
+        assert (folder / "rounds.jsonl").read_bytes() == before
+    finally:
+        other.kill()
+        other.communicate()
+    go_on(tmp_path)
+    go_on(tmp_path)  # the process that has finished claims nothing
+
+
+def go_on(folder):
+    fit(folder, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss", mode="min")
