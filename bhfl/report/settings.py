@@ -96,10 +96,14 @@ def labels(methods: Sequence[Options]) -> list[str]:
 
 
 def _telling(options: Options, others: Sequence[Options], keys: Sequence[str]) -> list[str]:
-    """A small set of keys in which `options` differs from each of `others`: the key that tells most of them, first."""
+    """A small set of keys in which `options` differs from each of `others`.
+
+    The algorithm's own that tells most of them is taken first: a learning rate is said only where nothing else is left.
+    """
     chosen = []
     while others:
-        best = max(keys, key=lambda key: sum(other.get(key) != options.get(key) for other in others))
+        told = {key: sum(other.get(key) != options.get(key) for other in others) for key in keys}
+        best = max(keys, key=lambda key: (bool(told[key]) and key.startswith("algorithm"), told[key]))
         chosen.append(best)
         others = [other for other in others if other.get(best) == options.get(best)]
     return sorted(chosen, key=list(keys).index)

@@ -25,6 +25,15 @@ def test_a_switch_that_is_on_goes_without_saying() -> None:
     assert named(whole, half, config("FedAvg")) == ["ProWD", "ProWD (dequantizer=False)", "FedAvg"]
 
 
+def test_a_learning_rate_is_told_only_where_nothing_else_is_left() -> None:
+    """Each row was tuned to its own."""
+    rates = [{"init_args": {"lr": rate}} for rate in (0.1, 0.05, 0.02)]
+    switches = [{}, {"mask": False}, {"dequantizer": False}]
+    configs = [config("ProWD", model__optimizer=lr, **off) for lr, off in zip(rates, switches, strict=True)]
+    assert named(*configs) == ["ProWD", "ProWD (mask=False)", "ProWD (dequantizer=False)"]
+    assert named(*(config("ProWD", model__optimizer=lr) for lr in rates[:2])) == ["ProWD (lr=0.1)", "ProWD (lr=0.05)"]
+
+
 def test_what_most_rows_share_goes_without_saying() -> None:
     modes = [("weights", "late"), ("delta", "late"), ("weights", "skip"), ("weights", "late")]
     configs = [config("FedLQ", payload=p, infeasible=i, bits=b) for (p, i), b in zip(modes, (4, 4, 4, 2), strict=True)]
