@@ -22,7 +22,7 @@ OURS = {
     "engine": {"quant", "comm"},
     "algorithms": {"engine", "comm", "quant"},
     "callbacks": {"engine", "quant", "comm"},
-    "report": {"engine", "quant", "comm"},
+    "report": {"engine"},
     "export": {"quant"},
     "cli": FEDERATED,
 }

@@ -79,8 +79,9 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("round")
     bar = panels[0].figure.colorbar(image, ax=panels, label="mean bits of the round's clients", pad=0.02)
-    ticks = [tick for tick in _TICKS if low <= tick <= high] or [low]
-    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    ticks = ticks if len(ticks) > 1 else sorted({low, high})
+    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
     bar.minorticks_off()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#555555", "#a6a400",
+    "#b3001b", "#1f2a80", "#66a61e", "#f08a8a", "#00c2c2", "#b08fd8",
 )  # fmt: skip
-"""Colours that can be told apart by colour-blind eyes too, most of them after Okabe and Ito."""
+"""Colours of methods; the first of them, after Okabe and Ito, can be told apart by colour-blind eyes too."""
 
 
 def pyplot() -> Any:

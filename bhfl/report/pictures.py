@@ -16,10 +16,10 @@ Colours = Mapping[str, str]
 """Label of a row to its colour."""
 
 _OVER = {
-    "rounds": ("round", "round"),
-    "bytes sent by clients": ("comm/uplink_MB", "MB up"),
-    "all bytes sent": ("comm/total_MB", "MB up and down"),
-    "simulated time": (SIMULATED, "simulated seconds"),
+    "over rounds": ("round", "round"),
+    "over bytes sent by clients": ("comm/uplink_MB", "MB up"),
+    "over all bytes sent": ("comm/total_MB", "MB up and down"),
+    "over simulated time": (SIMULATED, "simulated seconds"),
 }
 """What accuracy is drawn over: tag and name of the axis."""
 _SIZE = (4.5, 3.0)
@@ -63,7 +63,7 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
     Raises:
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    parts = [_accuracy(section, colours, what) for what in _OVER]
+    parts = [_accuracy(section, colours, group) for group in section.groups]
     parts += [_frontier(section, colours), _weights(section), _prowd(section, colours)]
     parts += [_dequantizer(section, colours), _bits(section), _lost(section, colours)]
     return [part for part in parts if part.pictures]
@@ -72,26 +72,22 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
 # ---- chapters -------------------------------------------------------------------------------------------------------
 
 
-def _accuracy(section: Section, colours: Colours, what: str) -> Chapter:
-    tag, axis = _OVER[what]
+def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     pictures = []
-    for group in section.groups:
+    for title, (tag, axis) in _OVER.items():
         lines = _lines(section, f"acc_{group}", tag, 100)
         if any(line.x[-1] for line in lines):
-            name = "average over clients" if group == AVERAGE else group
-            pictures.append(Picture(name, _curves(lines, colours, axis, "validation accuracy, %")))
+            pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
-    return Chapter(f"Accuracy over {what}", about, pictures)
+    return Chapter(f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures)
 
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
-    for name in ("up", "total"):
-        tag = f"comm/{name}link_MB" if name == "up" else "comm/total_MB"
-        points = [(row, row.mean(tag), row.accuracy(section.groups[-1])) for row in section.finished if section.groups]
+    for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
+        points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
         if len(points) > 1 and any(sent for _, sent, _ in points):
-            axis = "MB up" if name == "up" else "MB up and down"
             pictures.append(Picture(axis, _scatter(points, colours, axis)))
     about = "Test accuracy of all clients after the last round, against what a run sent. "
     about += "The line joins methods that no other beats in both."
@@ -121,24 +117,22 @@ def _prowd(section: Section, colours: Colours) -> Chapter:
 
 
 def _dequantizer(section: Section, colours: Colours) -> Chapter:
-    panel: dict[str, str] = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
-    pictures = _series(section, colours, panel, beside={"dequantizer/recon": "dequantizer/recon_identity"})
+    names = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
+    pictures = _series(section, colours, names, beside={"dequantizer/recon": "dequantizer/recon_identity"})
     about = "In the rounds in which it was trained; dotted: the loss of the identity, which changes nothing."
     return Chapter("ProWD: the dequantizer", about, pictures)
 
 
 def _bits(section: Section) -> Chapter:
-    found = []
+    pictures = []
     for row in section.rows:
         try:
-            found.append((row, bits.read(row.runs[0])))
+            found = bits.read(row.runs[0])
         except ValueError:
             continue  # the run has none
-    pictures = []
-    for row, table in found:
-        height = 1.3 + 0.2 * max(len(table[0]), 9)
+        height = 1.3 + 0.2 * max(len(found[0]), 9)
         figure, panel = pyplot().subplots(figsize=(4.5, height), layout="constrained")
-        bits.heat([panel], [table])
+        bits.heat([panel], [found])
         pictures.append(Picture(row.name, svg(figure)))
     return Chapter("FedLQ: bits by layer and round", "First seed; layers from the input down.", pictures)
 
@@ -188,23 +182,21 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
     def draw(axis: Any) -> None:
         for i, line in enumerate(lines):
             colour, finished = colours[line.row.label], line.row.finished
-            thin = 1.2 + (1.2 - 1.2 * i / len(lines)) * finished  # one that hides another is the thinner one
+            thin = 1.0 + (1.0 - i / len(lines)) * finished  # one that hides another is the thinner one
             few = ".o"[len(line.x) < 3] if len(line.x) < 30 else ""
             style = {"linestyle": "-" if finished else "--", "linewidth": thin, "marker": few}
-            axis.plot(line.x, line.y, color=colour, markersize=4, label=line.row.name, **style)
+            axis.plot(line.x, line.y, color=colour, markersize=4, label=_shown(line.row), **style)
             if not math.isnan(line.deviation[0]):
                 low, high = ([v + k * d for v, d in zip(line.y, line.deviation, strict=True)] for k in (-1, 1))
                 axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
         for line in dotted:
-            axis.plot(
-                line.x, line.y, color=colours[line.row.label], linestyle=":", marker="x", markersize=4, linewidth=1.4
-            )
+            axis.plot(line.x, line.y, color=colours[line.row.label], linestyle=":", marker="x", markersize=4)
         ends = [line.x[-1] for line in lines if line.x[-1] > 0]
         axis.ticklabel_format(axis="y", useOffset=False)
         if y.endswith("%"):
             axis.set_ylim(top=min(axis.get_ylim()[1], 102))
         if x == "round":
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         elif ends and max(ends) > _WIDE * min(ends):
             axis.set_xscale("log")
 
@@ -221,13 +213,19 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
         axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
         for row, sent, accuracy in points:
             error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-            style = {"color": colours[row.label], "label": row.name, "markersize": 7, "capsize": 3, "linewidth": 1.2}
+            style = {"color": colours[row.label], "label": _shown(row), "markersize": 7, "capsize": 3, "linewidth": 1.2}
             axis.errorbar(sent, 100 * accuracy.mean, error, fmt="o", **style)
         ends = [sent for _, sent, _ in points]
         if min(ends) > 0 and max(ends) > _WIDE * min(ends):
             axis.set_xscale("log")
 
     return _figure(draw, [row.name for row, _, _ in points], x, "test accuracy, %")
+
+
+def _shown(row: Row) -> str:
+    """A name as a legend takes it: dollars would begin a formula, and an underscore hides an entry."""
+    name = row.name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _figure(draw: Callable[[Any], None], names: Sequence[str], x: str, y: str) -> bytes:

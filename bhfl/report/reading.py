@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
@@ -157,9 +157,9 @@ def _runs_below(folder: Path) -> Iterator[Path]:
         folders.sort(key=_natural)
 
 
-def _natural(name: str | Path) -> list[tuple[int, str]]:
+def _natural(name: str | Path) -> list[tuple[str, int]]:
     """A key that sorts ``version_10`` after ``version_9``."""
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(name))]
+    return [(text, int(part or 0)) for text, part in re.findall(r"(\D*)(\d*)", str(name))]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -168,30 +168,33 @@ def _natural(name: str | Path) -> list[tuple[int, str]]:
 def read_run(folder: Path) -> Run:
     """The record of one run folder; whatever is wrong with a file is a fault of it, never an error."""
     faults: list[str] = []
+    summary = _mapping(folder / "summary.json", json.loads, faults)  # first: when it is there, all rounds are
     rounds = _rounds(folder / "rounds.jsonl", faults)
-    summary = _mapping(folder / "summary.json", json.loads, faults)
-    config = _mapping(folder / "config.yaml", yaml.safe_load, faults)
-    if not config and not faults:
+    config = _mapping(folder / "config.yaml", _plain, faults)
+    if not (folder / "config.yaml").exists():
         faults.append("no config.yaml: its settings are unknown")
     return Run(folder, config, rounds, summary, tuple(faults))
 
 
-def _text(path: Path, faults: list[str]) -> str:
+def _text(path: Path, faults: list[str]) -> str | None:
+    """What a file holds; None where there is none, or none that can be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
-        return ""
+        return None
 
 
-def _mapping(path: Path, parse: Any, faults: list[str]) -> dict[str, Any]:
+def _mapping(path: Path, parse: Callable[[str], Any], faults: list[str]) -> dict[str, Any]:
     """The mapping in a file; empty where there is none."""
     text = _text(path, faults)
-    if not text and not path.exists():
+    if text is None:
         return {}
     try:
         found = parse(text)
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError):
         found = None
     if not isinstance(found, dict) or not found:
         faults.append(f"{path.name} is damaged")
@@ -199,10 +202,15 @@ def _mapping(path: Path, parse: Any, faults: list[str]) -> dict[str, Any]:
     return found
 
 
+def _plain(text: str) -> Any:
+    """YAML as JSON would hold it: no aliases that go in circles, and keys that are text."""
+    return json.loads(json.dumps(yaml.safe_load(text), default=str))
+
+
 def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
     """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is being written."""
     rows: list[dict[str, Any]] = []
-    lines = _text(path, faults).split("\n")
+    lines = (_text(path, faults) or "").split("\n")
     for place, line in enumerate(lines[:-1], 1):
         try:
             row = json.loads(line)

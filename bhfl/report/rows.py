@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bhfl.report.reading import Run
+from bhfl.report.reading import Run, number
 from bhfl.report.settings import Options, labels, method, task, titles
 
 AVERAGE = "avg"
@@ -81,8 +81,7 @@ class Row:
 
 def _accuracy(run: Run, group: str) -> float:
     tag = f"{run.metric}_{group}"
-    value = run.metrics.get(f"test/{tag}") if run.finished else run.last(f"val/{tag}")
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    return number(run.metrics.get(f"test/{tag}")) if run.finished else run.last(f"val/{tag}")
 
 
 @dataclass(frozen=True)

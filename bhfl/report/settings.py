@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Options = dict[str, str]
@@ -68,7 +68,7 @@ def short(value: str) -> str:
     >>> short("torch.optim.SGD"), short("0.5")
     ('SGD', '0.5')
     """
-    return value.rpartition(".")[2] if re.fullmatch(r"(\w+\.)+[A-Z]\w*", value) else value
+    return value.rpartition(".")[2] if re.fullmatch(r"(\w+\.)+_*[A-Z]\w*", value) else value
 
 
 # ---- labels ---------------------------------------------------------------------------------------------------------
@@ -82,15 +82,16 @@ def labels(methods: Sequence[Options]) -> list[str]:
     """
     names = [short(options.get("algorithm", "?")) for options in methods]
     keys = list(dict.fromkeys(key for options in methods for key in options))
-    words = _last_words(keys)
-    brief, full = [], []
+    words, values = _last_words(keys), {key: _spoken({options.get(key) for options in methods}) for key in keys}
+    brief: list[str] = []
+    full: list[str] = []
     for options, name in zip(methods, names, strict=True):
         like = [other for other, its in zip(methods, names, strict=True) if its == name]
         told = _telling(options, [other for other in like if other != options], keys)
         shared = [key for key in told if 2 * sum(other.get(key) == options.get(key) for other in like) > len(like)]
         said = [key for key in told if key not in shared and options.get(key) not in (None, "True")]
-        brief.append(_label(name, [(words[key], options.get(key)) for key in said]))
-        full.append(_label(name, [(words[key], options.get(key)) for key in told]))
+        for kind, spoken in ((brief, said), (full, told)):
+            kind.append(_label(name, [f"{words[key]}={values[key][options.get(key)]}" for key in spoken]))
     return [b if brief.count(b) == 1 else f for b, f in zip(brief, full, strict=True)]
 
 
@@ -104,9 +105,14 @@ def _telling(options: Options, others: Sequence[Options], keys: Sequence[str]) -
     return sorted(chosen, key=list(keys).index)
 
 
-def _label(name: str, telling: Iterable[tuple[str, str | None]]) -> str:
-    text = ", ".join(f"{word}={'none' if value is None else short(value)}" for word, value in telling)
-    return f"{name} ({text})" if text else name
+def _label(name: str, telling: Sequence[str]) -> str:
+    return f"{name} ({', '.join(telling)})" if telling else name
+
+
+def _spoken(values: set[str | None]) -> dict[str | None, str]:
+    """Values as labels say them: classes by their names alone, where these differ."""
+    brief = {value: "none" if value is None else short(value) for value in values}
+    return brief if len(set(brief.values())) == len(values) else {value: str(value) for value in values}
 
 
 def _last_words(keys: Sequence[str]) -> dict[str, str]:
@@ -121,15 +127,19 @@ def _last_words(keys: Sequence[str]) -> dict[str, str]:
 def titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A title for each of several settings: what differs between them, or all that matters of a single one."""
     facets = [_facets(config) for config in configs]
+    if len(configs) < 2:
+        return [", ".join(filter(None, facet.values())) for facet in facets]
     differ = [key for key in facets[0] if len({facet[key] for facet in facets}) > 1]
-    chosen = differ or [key for key in facets[0] if len(configs) == 1]
-    found = [", ".join(text for key in chosen if (text := facet[key])) for facet in facets]
-    if len(set(found)) == len(found):
-        return found
-    tasks = [task(config) for config in configs]
-    keys = [k for k in dict.fromkeys(k for t in tasks for k in t) if len({t.get(k) for t in tasks}) > 1]
-    told = [[f"{k.rpartition('.')[2]}={short(t[k])}" for k in keys if k in t and k[:8] != "clients."] for t in tasks]
-    return [", ".join([*([title] if title else []), *extra]) for title, extra in zip(found, told, strict=True)]
+    found = [[facet[key] or f"no {key}" for key in differ] for facet in facets]
+    if len(set(map(tuple, found))) < len(found):
+        tasks = [task(config) for config in configs]
+        keys = [k for k in dict.fromkeys(k for t in tasks for k in t) if len({t.get(k) for t in tasks}) > 1]
+        keys = [key for key in keys if not key.startswith("clients.")]
+        found = [
+            [*text, *(f"{k.rpartition('.')[2]}={short(t.get(k, 'none'))}" for k in keys)]
+            for text, t in zip(found, tasks, strict=True)
+        ]
+    return [", ".join(words) for words in found]
 
 
 def _facets(config: Mapping[str, Any]) -> dict[str, str]:
@@ -142,7 +152,7 @@ def _facets(config: Mapping[str, Any]) -> dict[str, str]:
         "partition": f"{partition}({first.rpartition('.')[2]}={own[first]})" if first else partition,
         "model": own.get("model.net", short(own.get("model", "?"))),
         "fleet": fleet(config.get("clients")),
-        "links": _links(config),
+        "simulated links": _links(config),
     }
 
 

@@ -13,7 +13,7 @@ from bhfl.report.goals import AXES, SIMULATED, Goal
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
-_LEVEL = "within the spread of the best: the difference of the means is at most sqrt(s1²/n1 + s2²/n2)"
+_LEVEL = "within the spread of the best: the means differ by at most sqrt(s1²/n1 + s2²/n2); one seed has no spread"
 
 
 class Cell(NamedTuple):
@@ -56,9 +56,7 @@ def _legend(section: Section) -> list[str]:
     """How to read the table, as far as it needs it."""
     notes = ["test accuracy in per cent after the last round, mean ± standard deviation over seeds; MB = 10^6 bytes"]
     if any(not math.isnan(row.uplink_bits) for row in section.rows):
-        notes.append(
-            "bits up: 32 x MB up / MB down, all that travels included: bits of a weight that came down as float32"
-        )
+        notes.append("bits up: 32 x MB up / MB down, all included: bits of a weight that came down as float32")
     if len(section.finished) < len(section.rows):
         notes.append("(in parentheses): last validation of a run that is not finished; it is not compared")
     return notes
@@ -80,31 +78,21 @@ def until(section: Section, goal: Goal) -> Table | None:
     base = goal.base(section)
     if base is None:
         return None
-    tags = [
-        tag for tag in AXES if any(not math.isnan(goal.reached(r, tag)) for row in section.finished for r in row.runs)
-    ]
-    first = next(iter(tags), "rounds")
-    name = f"{100 * goal.target:g} %"
-    timed = "s" in tags
-    head = [
-        "method",
-        *(["s a round"] if timed else []),
-        *(f"{tag} to {name}" for tag in tags),
-        "times sooner",
-        "test acc",
-    ]
+    runs = [run for row in section.finished for run in row.runs]
+    tags = [tag for tag in AXES if not all(math.isnan(goal.reached(run, tag)) for run in runs)]
+    timed, name = "s" in tags, f"{100 * goal.target:g} %"
+    head = ["method", *(["s a round"] if timed else []), *(f"{tag} to {name}" for tag in tags), "times sooner"]
     rows = []
     for row in section.finished:
         cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
         cells += [_reached([goal.reached(run, tag) for run in row.runs], 1 if "MB" in tag else 0) for tag in tags]
-        sooner = goal.times_sooner(row, base, first)
-        cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(section.groups[-1])), 1)]
+        sooner = goal.times_sooner(row, base, "s" if timed else "rounds")
+        cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(AVERAGE)), 1)]
         rows.append([Cell(text) for text in cells])
     median = f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
-    unit = "seconds" if timed else "rounds"
-    return Table(f"Until {name}", head, rows, [
+    return Table(f"Until {name}", [*head, "test acc"], rows, [
         f"until {median} of all clients reached {name}; seeds that never did are counted, not averaged",
-        f"times sooner: than {base.label}, in {unit}, seed by seed",
+        f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed",
     ])  # fmt: skip
 
 

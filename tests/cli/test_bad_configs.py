@@ -308,6 +308,7 @@ def test_the_fleet_must_be_given(bhfl: Command) -> None:
 
 def test_an_unknown_command_is_refused(bhfl: Command) -> None:
     assert bhfl("fti").problems == ["'fti' is no command; did you mean 'fit'?"]
+    assert bhfl("reprot").problems == ["'reprot' is no command; did you mean 'report'?"]
 
 
 def test_other_processes_of_a_run_stay_silent(bhfl: Command, monkeypatch: pytest.MonkeyPatch) -> None:

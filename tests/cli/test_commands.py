@@ -41,6 +41,15 @@ def run(bhfl: Command, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "tiny" / "version_0"
 
 
+def test_a_run_of_the_command_line_is_reported_by_it(bhfl: Command, run: Path, tmp_path: Path) -> None:
+    code, out, err = bhfl("report", "runs", "--target", "0.01")
+    assert (code, err) == (0, "")
+    assert out.startswith("FakeImages, IID, mlp, 2 x int8, 2 x float32\n")
+    assert "\nFedAvg " in out
+    assert (tmp_path / "report" / "report.html").read_text().count("<img") == 10  # with the weights of the run
+    assert bhfl("report", "nowhere").problems[0].startswith("nowhere: no such folder")
+
+
 def parsed(bhfl: Command, *args: object) -> dict:
     code, out, _ = bhfl("fit", *args, "--print_config")
     assert code == 0

@@ -1,0 +1,120 @@
+"""Runs in sections and rows: who is compared with whom, and what counts."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from bhfl.report.reading import Run, find_runs, read_run
+from bhfl.report.rows import Row, Section, Spread, sections
+from tests.report import made
+
+
+def read(root: Path) -> list[Section]:
+    return sections([read_run(folder) for folder in find_runs([root])])
+
+
+def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
+    for seed, end in ((2, 0.7), (0, 0.8), (1, 0.9)):
+        made.run(tmp_path / str(seed), made.config(seed=seed), (end, 0.5))
+    (section,) = read(tmp_path)
+    (row,) = section.rows
+    assert (row.label, [run.seed for run in row.runs], section.notes) == ("FedAvg", [0, 1, 2], ())
+    found = row.accuracy("int8")
+    assert (found.mean, found.deviation, found.count) == (pytest.approx(0.8), pytest.approx(0.1), 3)
+    assert row.accuracy("float32").deviation == 0
+    assert (row.mean("comm/uplink_MB"), row.total("downlink_bytes")) == (3, 6_000_000)
+
+
+def test_fleets_data_and_links_are_sections(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", made.config(clients={"float32": 10}))
+    made.run(tmp_path / "b", made.config("ProWD"))
+    made.run(tmp_path / "c", made.config())
+    found = read(tmp_path)
+    assert [(s.title, [row.label for row in s.rows]) for s in found] == [
+        ("10 x float32", ["FedAvg"]),
+        ("5 x int8, 5 x float32", ["ProWD", "FedAvg"]),
+    ]
+
+
+def test_other_data_sets_are_never_one_table(tmp_path: Path) -> None:
+    made.run(tmp_path / "a")
+    other = {**made.config(), "data": {"class_path": "bhfl.data.CIFAR10", "init_args": {}}}
+    made.run(tmp_path / "b", other)
+    assert [section.title for section in read(tmp_path)] == ["Digits, IID", "CIFAR10, no partition"]
+
+
+def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
+    made.run(tmp_path / "version_0")
+    made.run(tmp_path / "version_1", ends=(0.1, 0.1))
+    (section,) = read(tmp_path)
+    assert [len(row.runs) for row in section.rows] == [1]
+    assert section.rows[0].accuracy("int8").mean == 0.8
+    assert section.notes == (f"{tmp_path}/version_1 repeats FedAvg with seed 0 and is left out",)
+
+
+def test_what_is_not_finished_has_a_row_of_its_own_at_the_end(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", made.config(seed=0, max_rounds=9), finished=False)
+    made.run(tmp_path / "b", made.config(seed=1, max_rounds=9), (0.4, 0.4))
+    made.run(tmp_path / "c", made.config("Local", max_rounds=9), (0.3, 0.3))
+    (section,) = read(tmp_path)
+    assert [(row.name, row.finished) for row in section.rows] == [
+        ("FedAvg", True),
+        ("Local", True),
+        ("FedAvg, seed 0", False),
+    ]
+    assert section.rows[-1].accuracy("int8").mean == 0.8  # of the last validation
+    assert section.best("int8") == section.rows[0].accuracy("int8")  # and so it is no rival
+    assert section.notes == (f"{tmp_path}/a: not finished: 3 of 9 rounds",)
+
+
+def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (made.run(tmp_path / "named" / name) / "config.yaml").unlink()
+    assert [section.title for section in read(tmp_path)] == ["settings unknown"]
+    made.run(tmp_path / "z")
+    found = read(tmp_path)
+    assert [section.title for section in found] == ["Digits, IID, cnn, 5 x int8, 5 x float32", "settings unknown"]
+    assert [row.name for row in found[1].rows] == ["named/x", "named/y"]
+    assert found[1].notes[0] == f"{tmp_path}/named/x: no config.yaml: its settings are unknown"
+
+
+def test_training_that_differs_between_algorithms_is_noted(tmp_path: Path) -> None:
+    made.run(tmp_path / "a")
+    made.run(tmp_path / "b", made.config("ProWD", data__holdout=64))
+    assert read(tmp_path)[0].notes == ("rows also differ in holdout: 0 or 64",)
+
+
+def test_bits_of_what_went_up(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", up=500_000, down=2_000_000)
+    made.run(tmp_path / "b", made.config("Local"), up=0, down=0)
+    first, second = read(tmp_path)[0].rows
+    assert first.uplink_bits == 8
+    assert math.isnan(second.uplink_bits)
+
+
+def test_spread_of_one_and_of_none() -> None:
+    one, none = Spread.of([0.5, math.nan, math.inf]), Spread.of([])
+    assert (one.mean, one.count, math.isnan(one.deviation)) == (0.5, 1, True)
+    assert (none.count, math.isnan(none.mean)) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "level"),
+    [
+        (Spread(0.5, 0.1, 4), True),
+        (Spread(0.5 - 0.0707, 0.1, 4), True),  # sqrt(0.1^2 / 4 + 0.1^2 / 4) is 0.07071
+        (Spread(0.5 - 0.0708, 0.1, 4), False),
+        (Spread(0.49), False),  # one seed tells nothing of its spread
+        (Spread(0.5), True),
+    ],
+)
+def test_level_is_within_the_error_of_the_difference(value: Spread, level: bool) -> None:
+    assert value.level_with(Spread(0.5, 0.1, 4)) is level
+
+
+def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
+    run = Run(tmp_path, made.config(), [{"round": 1, "val/loss": 1.0}], {"rounds": 1, "metrics": {"test/loss": 1.0}})
+    (section,) = sections([run])
+    assert (section.groups, section.best("int8")) == ([], None)
+    assert math.isnan(Row("x", (run,)).accuracy("int8").mean)

@@ -1,0 +1,115 @@
+"""The tables, cell by cell, in their three forms."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bhfl.report.goals import Goal
+from bhfl.report.reading import find_runs, read_run
+from bhfl.report.rows import Section, sections
+from bhfl.report.tables import Cell, Table, as_csv, console, markdown, results, until
+from tests.report import made
+from tests.report.test_goals import section as timed_section
+
+timed_section = timed_section  # a fixture
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> Section:
+    """FedAvg and ProWD over two seeds, ProWD clearly the better for int8, and a run that is not finished."""
+    for seed, shift in ((0, -0.01), (1, 0.01)):
+        made.run(tmp_path / f"a{seed}", made.config("FedAvg", seed), (0.5 + shift, 0.8 + shift))
+        made.run(tmp_path / f"b{seed}", made.config("ProWD", seed), (0.7 + shift, 0.795 + shift))
+    made.run(tmp_path / "c", made.config("Local", max_rounds=8), (0.9, 0.9), finished=False, up=0, down=0)
+    (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
+    return found
+
+
+def test_console(section: Section) -> None:
+    lines = console(results(section)).splitlines()
+    assert lines[0] == "Digits, IID, cnn, 5 x int8, 5 x float32"
+    assert " ".join(lines[2].split()) == "method seeds rounds int8 float32 average up MB down MB bits up"
+    assert lines[4] == "FedAvg              2       3  50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4    3.00     6.00     16.0"
+    assert lines[5] == "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 1.4*   3.00     6.00     16.0"
+    assert " ".join(lines[6].split()) == "Local, seed 0 seed 0 3 of 8 (90.0) (90.0) (90.0) 0.00 0.00 -"
+    assert lines[1] == lines[3] == lines[7] == "-" * len(lines[4])
+    assert any(line.endswith("/c: not finished: 3 of 8 rounds") for line in lines)
+    assert lines[-1].startswith("*: best of its column; ~: within the spread")
+
+
+def test_markdown(section: Section) -> None:
+    lines = markdown(results(section)).splitlines()
+    assert lines[2] == "| method | seeds | rounds | int8 | float32 | average | up MB | down MB | bits up |"
+    assert lines[3] == "|---|" + "---:|" * 8
+    assert lines[5] == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 1.4** | 3.00 | 6.00 | 16.0 |"
+
+
+def test_markdown_escapes_what_would_be_markup() -> None:
+    lines = markdown(Table("a|b_c", ["x"], [[Cell("1*2")]])).splitlines()
+    assert lines == ["## a\\|b\\_c", "", "| x |", "|---|", "| 1\\*2 |"]
+
+
+def test_csv(section: Section) -> None:
+    lines = list(csv.DictReader(io.StringIO(as_csv([section], Goal(0.5)))))
+    assert [line["method"] for line in lines] == ["FedAvg", "ProWD", "Local"]
+    first, last = lines[0], lines[-1]
+    assert (first["seeds"], first["state"], float(first["test_acc_int8"])) == ("0 1", "finished", pytest.approx(0.5))
+    assert float(first["test_acc_int8_std"]) == pytest.approx(0.0141421356)
+    assert [first[key] for key in ("up_MB", "down_MB", "bits_up", "failed", "seconds")] == [
+        "3.0",
+        "6.0",
+        "16.0",
+        "0.0",
+        "1.5",
+    ]
+    assert (first["reached_0.5"], first["rounds_to_0.5"], first["s_to_0.5"]) == ("2", "3.0", "")
+    assert (last["state"], last["test_acc_int8"], last["val_acc_int8"]) == ("not finished", "", "0.9")
+    assert (last["reached_0.5"], last["rounds_to_0.5"]) == ("0", "")
+
+
+def test_one_row_alone_is_not_marked(tmp_path: Path) -> None:
+    made.run(tmp_path / "a")
+    (found,) = sections([read_run(tmp_path / "a")])
+    table = results(found)
+    assert not any(cell.mark for row in table.rows for cell in row)
+    assert "best of its column" not in console(table) + markdown(table)
+
+
+def test_clients_that_were_lost_have_a_column(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", **{"clients/late": [0.0, 2.0, 1.0]})
+    table = results(sections([read_run(tmp_path / "a")])[0])
+    assert (table.head[-1], table.rows[0][-1].text) == ("late", "3")
+    assert "failed" not in table.head
+
+
+def test_rounds_of_seeds_that_stopped_early(tmp_path: Path) -> None:
+    made.run(tmp_path / "a")
+    made.write(tmp_path / "b", made.config(seed=1), made.rows([{"int8": 0.1, "float32": 0.1}] * 2))
+    table = results(sections([read_run(tmp_path / "a"), read_run(tmp_path / "b")])[0])
+    assert table.rows[0][2].text == "2 to 3"
+
+
+def test_until(timed_section: Section) -> None:
+    table = until(timed_section, Goal(0.4, baseline="FedAvg"))
+    assert table is not None
+    assert table.head[:4] == ["method", "s a round", "s to 40 %", "rounds to 40 %"]
+    texts = [[cell.text for cell in row] for row in table.rows]
+    assert texts[0] == ["FedAvg", "100.0", "150 ± 71", "2 ± 1", "1.5 ± 0.7", "6.0 ± 2.8", "1.00 ± 0.00", "60.0 ± 0.0"]
+    assert texts[1] == ["FedPAQ", "15.0", "25 ± 7", "2 ± 1", "2.0 ± 1.4", "8.0 ± 5.7", "5.83 ± 1.18", "50.0 ± 14.1"]
+    assert texts[2] == ["Local", "1.0", *["reached in 1 of 2"] * 4, "-", "30.0 ± 14.1"]
+    assert table.notes[1] == "times sooner: than FedAvg, in seconds, seed by seed"
+
+
+def test_until_without_a_network_counts_rounds(section: Section) -> None:
+    table = until(section, Goal(0.5, window=2))
+    assert table is not None
+    assert table.head[1] == "rounds to 50 %"
+    assert "the median of 2 successive validations" in table.notes[0]
+    assert "in rounds" in table.notes[1]
+
+
+def test_until_of_unfinished_runs_alone(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", finished=False)
+    assert until(sections([read_run(tmp_path / "a")])[0], Goal(0.5)) is None
