@@ -201,8 +201,13 @@ class Run:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
         return [*checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]), self.best_round]
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json``."""
+    def finish(self, rounds: int, metrics: Mapping[str, float]) -> None:
+        """Write ``summary.json``: what so many rounds came to, the metrics of the test first."""
+        summary = {
+            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": rounds, "seconds": self.seconds,
+            "simulated_seconds": self.history[-1].get("time/simulated_s") if self.history else None,
+            "best": {"monitor": self.options["monitor"], "value": self.best, "round": self.best_round},
+        }  # fmt: skip
         if self.writes:
             write_json(self.folder / "summary.json", summary)
 

@@ -173,7 +173,7 @@ class FederatedTrainer:
                 metrics = self._evaluate(datamodule, "test")
             finally:
                 self._run.close()
-            self._run.finish(self._summary(metrics))
+            self._run.finish(self.server.round, metrics)
             self._call("on_fit_end", metrics=metrics)
             self.rounds.release(self.server)
         return self.server
@@ -342,14 +342,6 @@ class FederatedTrainer:
             self._call("on_measured", metrics=metrics, stage=stage)
             self.rounds.release(self.server)
         return metrics
-
-    def _summary(self, metrics: dict[str, float]) -> dict[str, Any]:
-        run = self._run
-        return {
-            "metrics": metrics, "bytes": run.ledger.by_group, "rounds": self.server.round, "seconds": run.seconds,
-            "simulated_seconds": run.history[-1].get("time/simulated_s") if run.history else None,
-            "best": {"monitor": self.options["monitor"], "value": run.best, "round": run.best_round},
-        }  # fmt: skip
 
     # ---- callbacks ----------------------------------------------------------------------------------------------
 
