@@ -59,7 +59,7 @@ def draw(runs: list[Path], out: Path) -> None:
     figure, panels = plt.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
     heat(panels[0], found)
     for panel, run in zip(panels[0], runs, strict=True):
-        panel.set_title(f"{run.parent.name}\n{run.name}", fontsize=9)
+        panel.set_title("/".join(run.absolute().parts[-3:-1]), fontsize=9)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 

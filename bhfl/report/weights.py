@@ -65,7 +65,7 @@ def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int 
     )
     for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
         ridges(panel, histograms, num_rounds)
-        panel.set_title(f"{run.parent.name}\n{name}", fontsize=9)
+        panel.set_title(f"{'/'.join(run.absolute().parts[-3:-1])}\n{name}", fontsize=9)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
