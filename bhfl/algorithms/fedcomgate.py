@@ -23,7 +23,7 @@ class FedCOMGATE(DifferenceAlgorithm):
     ``delta_i += (Q(w_t - w_i) - mean_j Q(w_t - w_j)) / sum of the round's learning rates``.
 
     The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser does; with the
-    exact one every quantisation error stays in them for ever (ALGORITHMS 3.3). The mean goes down in float32. A client
+    exact one every quantisation error stays in them for ever. The mean goes down in float32. A client
     that was there in the last round rebuilds the model from it and is sent nothing else, so that with full
     participation a round costs one float32 model down.
 

@@ -89,7 +89,7 @@ class Aggregator(Protocol):
 
 
 class WeightedMean:
-    """``sum_i weight_i * params_i / sum_i weight_i`` (ALGORITHMS 0.1): one model in memory, whatever the cohort."""
+    """``sum_i weight_i * params_i / sum_i weight_i``: one model in memory, whatever the cohort."""
 
     def __init__(self, like: Params) -> None:
         self.flattener = Flattener(like)

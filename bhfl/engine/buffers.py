@@ -19,7 +19,7 @@ NormPolicy = Literal["average", "local", "group"]
 class Buffers:
     """What becomes of running means and variances, and of integer buffers, when clients' models are combined.
 
-    Statistics of activations differ by bit-width, so their policy is explicit (ALGORITHMS 0.4): ``average`` over all
+    Statistics of activations differ by bit-width, so their policy is explicit: ``average`` over all
     clients, ``group`` inside each bit group, ``local`` never leaves the client. Counters such as
     ``num_batches_tracked`` take the maximum: an average of counters is no counter.
 

@@ -17,7 +17,7 @@ from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData
 
 _BACKWARD = 3
-"""A training step costs about three forward passes (ALGORITHMS 8.2)."""
+"""A training step costs about three forward passes."""
 
 
 class Timing:

@@ -1,4 +1,4 @@
-"""Tracking with the client's own quantised difference: exact where FedCOM stalls (ALGORITHMS 3)."""
+"""Tracking with the client's own quantised difference: exact where FedCOM stalls."""
 
 import pytest
 import torch

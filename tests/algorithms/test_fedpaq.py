@@ -1,4 +1,4 @@
-"""The QSGD quantiser and what travels (ALGORITHMS 2)."""
+"""The QSGD quantiser and what travels."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def exact_variance(x, bits, norm):
-    """``(M/s)^2 sum f (1 - f)``, ALGORITHMS 0.5."""
+    """``(M/s)^2 sum f (1 - f)``."""
     s = 2 ** (bits - 1) - 1
     m = x.abs().max() if norm == "linf" else x.norm()
     f = (x.abs() * s / m).frac()

@@ -1,4 +1,4 @@
-"""The proximal term and the stragglers (ALGORITHMS 1)."""
+"""The proximal term and the stragglers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Groups never mix, except downwards where they should (ALGORITHMS 4)."""
+"""Groups never mix, except downwards where they should."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which method is which in which limit, to the bit (ALGORITHMS 9)."""
+"""Which method is which in which limit, to the bit."""
 
 import pytest
 

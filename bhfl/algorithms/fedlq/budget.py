@@ -1,4 +1,4 @@
-"""What a client may send: from average bits, or from what its link carries before a deadline (ALGORITHMS 7.5)."""
+"""What a client may send: from average bits, or from what its link carries before a deadline."""
 
 from __future__ import annotations
 

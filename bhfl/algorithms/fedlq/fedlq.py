@@ -1,7 +1,7 @@
 """FedLQ: each layer its own bits, for each client, under its own link; after Xu et al., Computer Networks 264, 2025.
 
 Only the paper's abstract is public. It fixes the idea: layer-wise widths from layer significance, memory saved against
-accuracy lost, with a convergence bound behind it. The rest is the design of this project (ALGORITHMS 7).
+accuracy lost, with a convergence bound behind it. The rest is the design of this project.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Selective weight aggregation: high-bit clients whole, low-bit clients through their masks (ALGORITHMS 6.6, 6.7)."""
+"""Selective weight aggregation: high-bit clients whole, low-bit clients through their masks."""
 
 from __future__ import annotations
 

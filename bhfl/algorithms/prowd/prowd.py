@@ -241,7 +241,7 @@ class ProWD(Algorithm):
 def published_downlink_bytes(params: Params) -> int:
     """What the paper's table counts for a client and round: two float32 numbers a weight, one for all else.
 
-    One is what is needed and what is sent (ALGORITHMS 6.8); this is logged beside the bytes that were measured.
+    One is what is needed and what is sent; this is logged beside the bytes that were measured.
     """
     return sum(4 * tensor.numel() * (2 if tensor.ndim >= 2 else 1) for tensor in params.values())
 
