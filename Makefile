@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench effect fedlq table paper tensorboard clean
+.PHONY: help install demo test test-slow lint bench accuracy effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ lint: install  ## ruff and mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios
 	$(BIN)/python -m tests.bench
+
+accuracy: install  ## CIFAR-10, ResNet-8: accuracy at 8, 4 and 2 bits against float32 over three seeds (half an hour)
+	$(BIN)/python -m tests.bench.accuracy
 
 effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, three seeds (hours)
 	$(BIN)/bhfl sweep configs/cifar10/sweeps/effect.yaml --jobs 2

@@ -13,6 +13,10 @@ from bhfl.quant.functional import affine_scale, check_finite
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity
 
+_MAX = torch.finfo(torch.float32).max
+_HUGE = 2.0**111
+"""Below this scale, one step beyond either end of a range is still finite."""
+
 
 @dataclass(frozen=True)
 class AffineTensor:
@@ -31,9 +35,10 @@ class AffineTensor:
     bits: int
 
     def dequantize(self) -> Tensor:
-        """The float32 values, in the shape of the codes."""
+        """The float32 values, in the shape of the codes; the grid ends with the largest finite one."""
         ndim = self.codes.dim()
-        return (self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)) * per_slice(self.scale, ndim)
+        values = (self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)) * per_slice(self.scale, ndim)
+        return values.clamp_(-_MAX, _MAX)
 
 
 @torch.no_grad()
@@ -55,6 +60,9 @@ def quantize_affine(
     levels(bits)
     check_finite(x)
     lowest, scale = _range(x, (1 << bits) - (1 if generator is None else 2), granularity)
+    if (scale > _HUGE).any():
+        part = quantize_affine(x.float() * 2**-20, bits, granularity=granularity, generator=generator)
+        return AffineTensor(part.codes, (part.scale * 2**20).clamp_(max=_MAX), part.zero_point, bits)
     exact = lowest * scale.reciprocal()
     zero_point = -(exact.round() if generator is None else exact.floor()).to(torch.int32)
     codes = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator).add_(per_slice(zero_point, x.dim()))

@@ -212,7 +212,7 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
     ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) / (2**bits - 1)``. The
     range includes zero, which is therefore exact (a padded border stays a border). The zero point cancels in the float
     value and is never formed. The scale is wider by 2**-20, so that rounding both ends cannot need one code more, and
-    nothing has to be clipped or saved.
+    nothing has to be clipped or saved. Within half a step of the largest float32 that grid ends in infinity.
 
     Args:
         x: Any floating tensor; empty and constant ones too.

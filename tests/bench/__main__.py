@@ -2,9 +2,10 @@
 
 import sys
 
-from tests.bench import data, engine, layerwise, prowd, quant
+from tests.bench import data, engine, layerwise, prowd, quant, rivals
 
 if __name__ == "__main__":
-    parts = {"engine": engine.run, "quant": quant.run, "data": data.run, "prowd": prowd.run, "fedlq": layerwise.run}
+    parts = {"engine": engine.run, "quant": quant.run, "rivals": rivals.run, "data": data.run, "prowd": prowd.run}
+    parts["fedlq"] = layerwise.run
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -45,7 +45,7 @@ def test_what_is_loaded_is_what_forward_computed_with(spec, tmp_path):
     assert all(torch.equal(value, float_state(loaded)[name]) for name, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", range(2, 17))
 def test_a_file_takes_its_bits(bits, tmp_path):
     network = model(bits, ResNet8)
     size = save_quantized(network, tmp_path / "a.safetensors")
@@ -55,6 +55,11 @@ def test_a_file_takes_its_bits(bits, tmp_path):
     header = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") + 8
     assert size == codes + rest + header
     assert header < 8000
+    weights = {name: q for name, q in state.items() if isinstance(q, QuantizedTensor)}
+    size = save_quantized(weights, tmp_path / "b.safetensors")
+    safetensors.save_file(float_state(weights), tmp_path / "float.safetensors")
+    whole = (tmp_path / "float.safetensors").stat().st_size
+    assert bits / 32 * whole < size < bits / 32 * whole + 2500  # scales and names
 
 
 def test_a_state_can_be_saved_too_but_has_no_specs(tmp_path):

@@ -340,6 +340,19 @@ def test_what_a_backend_cannot_compute_is_reported_once_and_computed_by_fake(mon
         assert torch.equal(model(x), set_backend_(copy.deepcopy(model), "fake")(x))
 
 
+@pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
+@pytest.mark.parametrize("name", ["conv2d", "conv1d"])
+def test_a_device_without_integer_products_is_reported_for_convolutions_too(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, other, x = twins(name, 8, backend)
+    monkeypatch.setattr(conv, "int_mm_fault", lambda device: f"torch._int_mm does not run on {device}")
+    with pytest.warns(BackendWarning, match=f"'{backend}' cannot compute a QuantConv.d: torch._int_mm does not run on"):
+        assert torch.equal(other(x), fake(x))
+    assert backend_choices(other) == {"": "fake"}
+    assert backend_choices(set_backend_(other, "auto")) == {"": "fake"}
+
+
 def test_sums_that_32_bits_may_not_hold_are_left_to_fake() -> None:
     with torch.device("meta"):
         layers = [nn.Linear(70_000, 2), nn.Conv2d(8000, 2, 3), nn.Conv2d(800, 2, 3)]

@@ -52,6 +52,15 @@ def test_its_faults_do_not_show() -> None:
     assert layer(torch.empty(0, 24)).shape == (0, 10)
 
 
+def test_a_compiled_model_computes_by_it_too() -> None:
+    layer, fake = linear()
+    torch.compiler.reset()
+    x = torch.randn(4, 24)
+    y = torch.compile(layer, backend="eager")(x)
+    assert torch.equal(y, layer(x))
+    assert not torch.equal(y, fake(x))
+
+
 def test_its_codes_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = linear()
     matmul, new_state = bnb._package()

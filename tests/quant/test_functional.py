@@ -144,7 +144,7 @@ def test_a_scale_that_is_given_is_used_and_clips() -> None:
 
 @pytest.mark.parametrize("bits", ALL_BITS)
 def test_stochastic_rounding_is_unbiased(bits: int) -> None:
-    draws = 200_000
+    draws = 1_000_000
     n = 2 ** (bits - 1) - 1
     for value in (0.3, -0.7, 0.5, n - 0.25):
         x = torch.full((draws,), value)

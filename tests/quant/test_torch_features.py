@@ -179,7 +179,7 @@ def _replica(rank: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    for backend in ("fake", "int8"):
+    for backend in BACKENDS:
         net = nn.parallel.DistributedDataParallel(model(backend))
         net(x()[rank::2]).sum().backward()
         if rank == 0:
@@ -192,9 +192,12 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     mp.spawn(_replica, (port, str(tmp_path)), nprocs=2)
-    for backend in ("fake", "int8"):
+    for backend in BACKENDS:
         net = model(backend)
         (sum(net(x()[rank::2]).sum() for rank in range(2)) / 2).backward()
         found = torch.load(tmp_path / backend, weights_only=True)
         for a, p in zip(found, net.parameters(), strict=True):
-            torch.testing.assert_close(a, p.grad)
+            if backend == "integer":  # each process rounds errors by draws of its own
+                assert (a - p.grad).norm() < 0.05 * p.grad.norm()
+            else:
+                torch.testing.assert_close(a, p.grad)

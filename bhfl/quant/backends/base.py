@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,6 +57,17 @@ class Backend(ABC):
     @abstractmethod
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """The output of a layer that is not refused."""
+
+
+class EagerBackend(Backend):
+    """A backend that no compiler sees through: a compiled program stops for it, an exported one computes with fake."""
+
+    def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
+        """See :class:`Backend`."""
+        if torch.compiler.is_dynamo_compiling():  # a decorator would import the compiler along with this file
+            eager: Callable[[QuantLayer, Tensor], Tensor] = torch.compiler.disable(super().forward)  # type: ignore[no-untyped-call]
+            return eager(layer, x)
+        return FAKE.compute(layer, x) if torch.compiler.is_compiling() else super().forward(layer, x)
 
 
 class Fake(Backend):

@@ -7,7 +7,6 @@ dtype of the error (bfloat16 under autocast). Kept for backward are the int8 cod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bhfl.quant.backends.base import FAKE, Backend, result_dtype
+from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
 from bhfl.quant.backends.codes import Codes, input_codes
 from bhfl.quant.backends.conv import Conv
 from bhfl.quant.backends.linear import Linear
@@ -46,7 +45,7 @@ class Plan:
     generator: torch.Generator | None = None
 
 
-class Int8(Backend):
+class Int8(EagerBackend):
     """See the head of this file.
 
     Args:
@@ -63,13 +62,6 @@ class Int8(Backend):
         if max(spec.weights, spec.activations) > WIDEST:
             return f"it needs weights and activations of at most {WIDEST} bits, got {spec.weights}, {spec.activations}"
         return "it has no integer product" if product is None else product.fault(kernel(layer, layer.weight))
-
-    def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
-        """See :class:`Backend`; a compiled program stops for it, an exported one computes with fake."""
-        if torch.compiler.is_dynamo_compiling():  # a decorator would import the compiler along with this file
-            eager: Callable[[QuantLayer, Tensor], Tensor] = torch.compiler.disable(super().forward)  # type: ignore[no-untyped-call]
-            return eager(layer, x)
-        return FAKE.compute(layer, x) if torch.compiler.is_compiling() else super().forward(layer, x)
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`; an empty batch has no range, and nothing to compute."""
