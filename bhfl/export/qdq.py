@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bhfl.export.extras import EXTRAS, needed, replacing
 from bhfl.quant import QuantLayer
+from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS
 
 WIDEST = 8
@@ -89,8 +90,7 @@ def _rewritten(model: nn.Module) -> nn.Module:
 def _input_nodes(x: Tensor, steps: int) -> Tensor:
     """What :func:`bhfl.quant.fake_quantize_activations` does, with a zero point, because the codes are unsigned."""
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high / steps) - (low / steps)
-    scale = (scale + scale * 2**-20).clamp(min=torch.finfo(torch.float32).tiny)  # onnxscript drops factors close to 1
+    scale = affine_scale(low, high, steps)
     inverse = scale.reciprocal()
     zero = (low * inverse).round().neg().to(torch.uint8)
     codes = _node("QuantizeLinear", (x * inverse, torch.ones_like(scale), zero), torch.uint8, x)

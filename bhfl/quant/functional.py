@@ -235,7 +235,7 @@ def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 def affine_scale(low: Tensor, high: Tensor, steps: int) -> Tensor:
     """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one code more."""
     widened = (1 + 2**-20) / steps
-    return (high * widened).sub_(low, alpha=widened).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (high * widened).sub_(low * widened).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 class _FakeQuantizeActivations(torch.autograd.Function):
