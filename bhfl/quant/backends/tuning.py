@@ -31,9 +31,9 @@ def tune(
 ) -> dict[tuple[str, str, str], int]:
     """Measure from which size on each backend is faster than ``fake``, and let the ``auto...`` backends use that.
 
-    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 32 images, the smaller
-    the more channels they have (64x64 pixels of 16, 8x8 of 1024); the backends take turns. Takes about a minute on one
-    thread of a CPU; nothing else should run. The table lasts as long as the process.
+    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 32 images, smaller
+    where they have more channels (64x64 pixels of 16, 8x8 of 1024); the backends take turns. Takes about a minute on
+    one thread of a CPU; nothing else should run. The table lasts as long as the process.
 
     Args:
         device: Where to measure; the type of the device is what counts later.
