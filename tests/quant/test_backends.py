@@ -82,10 +82,10 @@ def all_reported() -> Iterator[None]:
 
 @pytest.fixture(params=["oneDNN", "unfolded"])
 def both_convolutions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "unfolded":
-        monkeypatch.setattr(conv, "onednn_fault", lambda: "switched off")
-    elif conv.onednn_fault():
+    """Whichever gains by them."""
+    if request.param == "oneDNN" and conv.onednn_fault():
         pytest.skip(conv.onednn_fault())
+    monkeypatch.setattr(conv, "PIXELS_PER_OUTPUT", 0 if request.param == "oneDNN" else 1 << 62)
 
 
 def twins(name: str, spec: Any, backend: str) -> tuple[nn.Module, nn.Module, Tensor]:
@@ -230,8 +230,8 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
     (batch, *image), (groups, per_group, outputs) = size, channels
     if any(n + 2 * p < d * (k - 1) + 1 for n, p, d, k in zip(image, padding, dilation, kernel, strict=True)):
         return
-    fault = conv.onednn_fault
-    conv.onednn_fault = fault if by_onednn else lambda: "switched off"  # type: ignore[assignment]
+    usual = conv.PIXELS_PER_OUTPUT
+    conv.PIXELS_PER_OUTPUT = 0 if by_onednn else 1 << 62
     try:
         torch.manual_seed(0)
         layer = nn.Conv2d(groups * per_group, groups * outputs, kernel, stride, padding, dilation, groups)
@@ -242,7 +242,7 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
         for backend in ("int8", "integer"):
             assert_near(run_with_error_on_grid(set_backend_(fake, backend), x), expected, 3e-6)
     finally:
-        conv.onednn_fault = fault  # type: ignore[assignment]
+        conv.PIXELS_PER_OUTPUT = usual
 
 
 @pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
@@ -406,6 +406,26 @@ def test_many_rows_are_multiplied_in_slices() -> None:
     g = torch.full((80_000, 8), 127, dtype=torch.int8)
     x = torch.full((80_000, 8), -128, dtype=torch.int8)
     assert (linear.weight_sums([(g, x)], torch.tensor(127, dtype=torch.int32)) == -80_000.0 * 127 * 255).all()
+
+
+@pytest.mark.parametrize(("batch", "by_onednn"), [(8, False), (9, True)])
+def test_onednn_multiplies_where_pixels_make_up_for_its_order_of_weights(
+    batch: int, by_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if conv.onednn_fault():
+        pytest.skip(conv.onednn_fault())
+    used = []
+    monkeypatch.setattr(conv, "_onednn", lambda *args: used.append(args) or conv._unfolded(*args))  # type: ignore[func-returns-value]
+    quantize_(nn.Conv2d(2, 8, 3, padding=1), 8, backend="int8")(torch.randn(batch, 2, 8, 8))
+    assert bool(used) == by_onednn
+
+
+def test_few_rows_are_summed_in_integers_and_more_than_fit_in_floats() -> None:
+    g, x = torch.randint(-128, 128, (60_000, 3)).to(torch.int8), torch.randint(-128, 128, (60_000, 5)).to(torch.int8)
+    few = linear.weight_sums(zip(g.split(9000), x.split(9000), strict=True), None)
+    assert few.dtype == torch.int32
+    assert torch.equal(few, (g.long().t() @ x.long()).int())
+    assert linear.weight_sums([(g, x)] * 2, None).dtype == torch.float32
 
 
 def test_names() -> None:
