@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from bhfl.quant import backend_choices, quantize_, set_backend_, set_spec_, tune
-from bhfl.quant.backends import auto, base, tuning
+from bhfl.quant.backends import auto, tuning
 
 
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    base._REPORTED.clear()
     before = dict(auto.TABLE)
     auto.TABLE.clear()
     auto.TABLE.update({("cpu", "int8", "linear"): 64, ("cpu", "int8", "conv"): 32, ("cpu", "integer", "conv"): 16})

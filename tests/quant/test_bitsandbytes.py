@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from bhfl.quant import BackendWarning, backend_choices, quantize_, set_backend_
-from bhfl.quant.backends import base, bnb
+from bhfl.quant.backends import bnb
 
 SPEC = {"weights": 8, "activations": 8, "granularity": "channel"}
 
 
 @pytest.fixture(autouse=True)
-def reported_anew() -> Iterator[None]:
-    base._REPORTED.clear()
+def imported_anew() -> Iterator[None]:
     yield
     bnb._package.cache_clear()
 

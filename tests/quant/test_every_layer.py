@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.quant import begin_round_, quantize_, seed_, set_backend_
-from bhfl.quant.backends import base
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(8, 6), (5, 8)),
@@ -34,13 +33,6 @@ pytestmark = [
     pytest.mark.parametrize("name", CASES),
     pytest.mark.filterwarnings("ignore::bhfl.quant.BackendWarning"),  # transposed convolutions have no integer product
 ]
-
-
-@pytest.fixture(autouse=True)
-def reported_anew() -> Iterator[None]:
-    """What is warned of here is warned of again in the tests of warnings."""
-    yield
-    base._REPORTED.clear()
 
 
 def prepared(layer: nn.Module, spec: Any, backend: str) -> nn.Module:
