@@ -1,7 +1,4 @@
-"""One thread: on tensors this small, waiting for a second one takes longer than the work.
-
-What is warned of once in a process is warned of once in each test.
-"""
+"""One thread: on tensors this small, waiting for a second one takes longer than the work. And warnings told anew."""
 
 from collections.abc import Iterator
 
@@ -21,4 +18,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def reported_anew() -> None:
+    """What one test was warned of, the next is warned of again."""
     base._REPORTED.clear()

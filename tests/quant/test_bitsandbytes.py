@@ -16,7 +16,7 @@ SPEC = {"weights": 8, "activations": 8, "granularity": "channel"}
 
 
 @pytest.fixture(autouse=True)
-def imported_anew() -> Iterator[None]:
+def package_looked_for_anew() -> Iterator[None]:
     yield
     bnb._package.cache_clear()
 
