@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from bhfl.quant.quantizers import clips
 from bhfl.quant.ranges import wage_shift, weight_scale
-from bhfl.quant.rounding import grid_codes, levels, per_slice
+from bhfl.quant.rounding import grid_codes, levels, nearest, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
 
 
@@ -177,9 +177,12 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.limit, ctx.clips = limit, clips
         if clips:
             ctx.save_for_backward(x, scale)
-        codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
-        codes.mul_(per_slice(scale, x.dim())).add_(0.0)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
-        return codes.to(x.dtype)
+        step = per_slice(scale, x.dim())
+        if generator is None:
+            codes = nearest(x.float(), step, limit)
+        else:
+            codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
+        return codes.mul_(step).add_(0.0).to(x.dtype)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
 
     @staticmethod
     @once_differentiable
@@ -243,8 +246,7 @@ def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 def affine_scale(low: Tensor, high: Tensor, steps: int) -> Tensor:
     """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one code more."""
-    widened = (1 + 2**-20) / steps
-    return (high * widened).sub_(low, alpha=widened).clamp_(min=torch.finfo(torch.float32).tiny)
+    return ((high / steps) - (low / steps)).mul_(1 + 2**-20).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 class _FakeQuantizeActivations(torch.autograd.Function):
