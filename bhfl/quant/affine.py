@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhfl.quant.functional import affine_scale, check_finite
+from bhfl.quant.functional import affine_scale, check_finite, check_floating
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity
 
@@ -58,6 +58,7 @@ def quantize_affine(
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a scalar.
     """
     levels(bits)
+    check_floating(x)
     check_finite(x)
     lowest, scale = _range(x, (1 << bits) - (1 if generator is None else 2), granularity)
     if (scale > _HUGE).any():

@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from bhfl.quant.quantizers import clips
 from bhfl.quant.ranges import wage_shift, weight_scale
-from bhfl.quant.rounding import grid_codes, levels, per_slice
+from bhfl.quant.rounding import grid_codes, levels, nearest, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
 
 
@@ -66,16 +66,25 @@ def quantize(
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has another shape.
     """
     limit = levels(bits)
-    check_finite(x)
-    scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
+    check_floating(x)
+    if scale is None and range_rule != "wage":
+        scale = weight_scale(x, bits, range_rule, granularity)
+        check_finite(scale)  # as x is
+    else:
+        check_finite(x)
+        scale = weight_scale(x, bits, range_rule) if scale is None else _checked_scale(scale, x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
 
 
-def check_finite(x: Tensor) -> None:
-    """ValueError for a tensor that is not floating, or has NaN or infinity."""
+def check_floating(x: Tensor) -> None:
+    """ValueError for a tensor that is not floating."""
     if not x.is_floating_point():
         raise ValueError(f"quantize needs a floating tensor, got {x.dtype}")
+
+
+def check_finite(x: Tensor) -> None:
+    """ValueError for a tensor that has NaN or infinity."""
     if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
         raise ValueError("quantize needs finite values, got NaN or infinity: has the training diverged?")
 
@@ -168,9 +177,12 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.limit, ctx.clips = limit, clips
         if clips:
             ctx.save_for_backward(x, scale)
-        codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
-        codes.mul_(per_slice(scale, x.dim())).add_(0.0)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
-        return codes.to(x.dtype)
+        step = per_slice(scale, x.dim())
+        if generator is None:
+            codes = nearest(x.float(), step, limit)
+        else:
+            codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
+        return codes.mul_(step).add_(0.0).to(x.dtype)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
 
     @staticmethod
     @once_differentiable

@@ -4,17 +4,17 @@ Shapes: x is any shape; scale is 0-dim, or [C] for one scale per slice of dimens
 """
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 _CPU_BLOCK = 1 << 17
 """Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
-_NARROW = 127
-"""Up to this code the rounding error of ``x / scale`` is below 2**-15, by which noise is less than half a step."""
 _NOISE_STEP = 2.0**-16 - 2.0**-30
-_MIXER = 0xBF58476D1CE4E5B9 - (1 << 64)
-"""An odd number whose product spreads each bit of a word over the higher ones (Steele et al. 2014, "SplitMix")."""
+"""Noise of 16 bits in steps of the grid: by 2**-15 less than half a step to either side."""
+_NARROW = 127
+"""Up to this code the rounding error of ``x / scale`` is less than that."""
 
 
 def levels(bits: int) -> int:
@@ -37,15 +37,25 @@ def grid_codes(
     The stochastic kind is unbiased to 2**-15 of a step and reproduces values of the grid. Its codes depend on the
     generator and on values, never on the memory layout of ``x``; the nearest ones are laid out as ``x``.
     """
-    if generator is None:
-        return (x * per_slice(scale, x.dim()).reciprocal()).round_().clamp_(-limit, limit).to(dtype)
+    if generator is None and is_channels_last(x):
+        return grid_codes(x.permute(0, 2, 3, 1), scale, limit, dtype).permute(0, 3, 1, 2)  # in the order of the memory
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     blocks = list(_blocks(x, scale, out))
-    for (block, step, target), noise in zip(
-        blocks, _noises([block.numel() for block, _, _ in blocks], generator), strict=True
-    ):
-        target.copy_(_stochastic(block, step, limit, noise.view(block.shape).to(x.device).to(torch.float32)))
+    sizes = [block.numel() for block, _, _ in blocks]
+    noises = repeat(None) if generator is None else _noises(sizes, generator)
+    for (block, step, target), noise in zip(blocks, noises, strict=False):
+        target.copy_(nearest(block, step, limit) if noise is None else _stochastic(block, step, limit, noise))
     return out
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether an image or a weight lies in this order and not in the usual one."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def nearest(x: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """``clamp(round(x / scale), -limit, limit)`` in floats; the scale broadcasts."""
+    return (x * scale.reciprocal()).round_().clamp_(-limit, limit)
 
 
 def block_size(x: Tensor) -> int:
@@ -73,22 +83,23 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
     The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so that such a value
     is reproduced whatever the noise; ``x / scale + noise`` would move it now and then, by its rounding error.
     """
-    inverse = scale.reciprocal()
+    inverse, noise = scale.reciprocal(), noise.view(x.shape).to(x.device).to(torch.float32)
     if limit <= _NARROW:
         return (x * inverse).add_(noise, alpha=_NOISE_STEP).round_().clamp_(-limit, limit)
-    nearest = (x * inverse).round_().clamp_(-limit, limit)
-    remainder = (x - nearest * scale).mul_(inverse)
-    return remainder.add_(noise, alpha=_NOISE_STEP).round_().add_(nearest).clamp_(-limit, limit)
+    codes = nearest(x, scale, limit)
+    remainder = (x - codes * scale).mul_(inverse)
+    return remainder.add_(noise, alpha=_NOISE_STEP).round_().add_(codes).clamp_(-limit, limit)
 
 
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
     """For each block of up to ``sizes[0]`` elements, uniform int16 noise; four come from each 64-bit word.
 
-    Random words are drawn for one block, and each block mixes them with a key of its own, which is much faster.
+    Random words are drawn for one block. Each block multiplies them by an odd key of its own, which spreads each bit
+    over the higher ones, and adds the higher half to the lower: a third of the time of drawing, without a pattern.
     """
     words = _words(sizes[0] // 4 + 1 if sizes else 0, generator)
-    for size, key in zip(sizes, _words(len(sizes), generator), strict=True):
-        mixed = words.bitwise_xor(key).mul_(_MIXER)
+    for size, key in zip(sizes, _words(len(sizes), generator).bitwise_or_(1), strict=True):
+        mixed = words * key
         yield mixed.add_(mixed >> 32).view(torch.int16)[:size]
 
 

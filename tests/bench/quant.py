@@ -1,10 +1,12 @@
-"""Quantisation-aware training and packing against float32."""
+"""Quantisation-aware training against float32; rounding, packing and encoding."""
 
 from __future__ import annotations
 
 import io
+import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -50,12 +52,14 @@ def network(name: str) -> tuple[nn.Module, int]:
     return build(name, 10, (3, 32, 32)), OURS[name]
 
 
-def step(bits: int, name: str = "resnet18", backend: str = "fake", bfloat16: bool = False) -> Callable[[], None]:
+def step(
+    bits: int, name: str = "resnet18", backend: str = "fake", threads: int = 1, bfloat16: bool = False
+) -> Callable[[], None]:
     """Training steps of a network, its weights and activations at `bits`."""
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, seed_
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     keep_freed_memory()
     torch.manual_seed(0)
     model, batch = network(name)
@@ -75,12 +79,12 @@ def step(bits: int, name: str = "resnet18", backend: str = "fake", bfloat16: boo
     return turn
 
 
-def linear(backend: str) -> Callable[[], None]:
+def linear(backend: str, threads: int = 1) -> Callable[[], None]:
     """Forward and backward of one layer, 512x1024x1024; the backend "float32" is ``nn.Linear``."""
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, seed_
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     keep_freed_memory()
     layer = nn.Linear(1024, 1024)
     if backend != "float32":
@@ -103,39 +107,77 @@ BOUNDS: dict[str, dict[str, float | None]] = {  # of a step / the float32 step
 }
 
 
-def backends(turns: int = 7) -> None:
+def backends(threads: int, turns: int = 7) -> None:
     """Training steps at 8 bits by each backend, against float32 and bfloat16 autocast."""
     for name, bounds in BOUNDS.items():
-        contestants = {backend: (step, (8, name, backend)) for backend in (*bounds, "int8", "integer")}
-        contestants |= {"float32": (step, (32, name)), "bfloat16": (step, (32, name, "fake", True))}
+        contestants = {backend: (step, (8, name, backend, threads)) for backend in bounds}
+        contestants |= {"float32": (step, (32, name, "fake", threads))}
+        contestants |= {"bfloat16": (step, (32, name, "fake", threads, True))}
         seconds = contest(contestants, turns)
         for backend in contestants:
             if backend != "float32":
-                line(f"{name}: {backend} / float32 step", seconds[backend] / seconds["float32"], bounds.get(backend))
+                ratio = seconds[backend] / seconds["float32"]
+                line(f"{name}, {threads} threads: {backend} / float32 step", ratio, bounds.get(backend))
     names = ("float32", "fake", "int8", "int8-bfloat16", "integer")
-    seconds = contest({backend: (linear, (backend,)) for backend in names}, 5 * turns)
+    seconds = contest({backend: (linear, (backend, threads)) for backend in names}, 5 * turns)
     for backend in names[1:]:
         bound = 0.22 if backend == "integer" else None
-        line(f"Linear 512x1024x1024: {backend} / float32", seconds[backend] / seconds["float32"], bound)
+        ratio = seconds[backend] / seconds["float32"]
+        line(f"Linear 512x1024x1024, {threads} threads: {backend} / float32", ratio, bound)
 
 
 def kept_for_backward() -> None:
-    """Bytes saved for backward by one convolution, the fully integer step against float32."""
+    """Bytes of activations saved for backward, the fully integer step against float32."""
     from bhfl.quant import quantize_, seed_
 
-    def saved(layer: nn.Module) -> int:
+    def saved(model: nn.Module, x: torch.Tensor) -> int:
         found = {}
         with torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t), lambda t: t):
-            layer(torch.randn(32, 64, 32, 32))
-        return sum(t.numel() * t.element_size() for t in found.values())
+            model(x)
+        weights = {parameter.data_ptr() for parameter in model.parameters()}
+        return sum(t.numel() * t.element_size() for place, t in found.items() if place not in weights)
+
+    def ratio(model: nn.Module, x: torch.Tensor) -> float:
+        plain = saved(model, x)
+        seed_(quantize_(model, 8, backend="integer"), torch.Generator())
+        return saved(model, x) / plain
 
     layer = nn.Conv2d(64, 64, 3, padding=1)
-    plain = saved(layer)
-    seed_(quantize_(layer, 8, backend="integer"), torch.Generator())
-    line("saved for backward, integer / float32 convolution", saved(layer) / plain, 0.35)
+    line("saved for backward: integer / float32 convolution", ratio(layer, torch.randn(32, 64, 32, 32)), 0.35)
+    for name in BOUNDS:
+        model, batch = network(name)
+        found = ratio(model, torch.randn(batch, 3, 32, 32))
+        line(f"saved for backward: integer / float32 {name}, its float layers included", found, None)
 
 
-def packing() -> None:
+def codes() -> None:
+    """Nanoseconds an element of stochastic rounding, of packing and of unpacking."""
+    from bhfl.quant import pack, quantize, unpack
+
+    torch.set_num_threads(1)
+    num_codes, generator = 1 << 22, torch.Generator().manual_seed(0)
+    x = torch.randn(num_codes)
+    stochastic = _nanoseconds(lambda: quantize(x, 8, generator=generator), num_codes)
+    line("stochastic quantiser, 8 bits", stochastic, 1.0, " ns")
+    for bits in range(1, 17):
+        half, dtype = 1 << (bits - 1), torch.int8 if bits <= 8 else torch.int16
+        values = torch.randint(-half, half, (num_codes,), dtype=dtype)
+        packed, bound = pack(values, bits), 0.1 if bits in (1, 2, 4) else 0.65
+        line(f"pack a code of {bits} bits", _nanoseconds(partial(pack, values, bits), num_codes), bound, " ns")
+        line("    unpack it", _nanoseconds(partial(unpack, packed, bits, num_codes), num_codes), bound, " ns")
+
+
+def _nanoseconds(work: Callable[[], object], count: int, turns: int = 15) -> float:
+    """The median time of this thread for one of `count`."""
+    found = []
+    for _ in range(turns):
+        start = time.thread_time()
+        work()
+        found.append(time.thread_time() - start)
+    return statistics.median(found) / count * 1e9
+
+
+def uplink() -> None:
     """Quantise, pack and encode a whole ResNet-18, against saving its float32 weights."""
     from bhfl.comm import encode
     from bhfl.models import build
@@ -162,8 +204,8 @@ def packing() -> None:
 
 def run() -> None:
     """All of them."""
-    seconds = contest({"8": (step, (8,)), "32": (step, (32,))}, 7)
-    line("8-bit QAT step / float32 step, ResNet-18, batch 32", seconds["8"] / seconds["32"], 1.10)
-    backends()
+    for threads in (1, 2):
+        backends(threads)
     kept_for_backward()
-    packing()
+    codes()
+    uplink()

@@ -19,7 +19,7 @@ from bhfl.quant.backends.codes import Codes, input_codes
 from bhfl.quant.backends.conv import Conv
 from bhfl.quant.backends.linear import Linear
 from bhfl.quant.backends.shapes import kernel, lower, product_of, restore
-from bhfl.quant.rounding import per_slice
+from bhfl.quant.rounding import is_channels_last, per_slice
 
 if TYPE_CHECKING:
     from bhfl.quant.layers import QuantLayer
@@ -87,11 +87,7 @@ class IntegerForward(torch.autograd.Function):
         ctx.plan, ctx.x_shape, ctx.dtypes = plan, x.shape, (x.dtype, stand_in.dtype, bias is None or bias.dtype)
         ctx.save_for_backward(codes, scale, inputs.values, inputs.scale, inputs.zero)
         y = plan.product.forward(inputs, Codes(codes, scale), bias)
-        return y if _is_channels_last(x) or _is_channels_last(codes) else y.contiguous()
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return y if is_channels_last(x) or is_channels_last(codes) else y.contiguous()
 
 
 def gradients(ctx: Any, g: Tensor, gx: Tensor | None, gw: Tensor | None) -> tuple[Tensor | None, ...]:
