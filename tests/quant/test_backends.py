@@ -239,8 +239,8 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
         seed_(fake, torch.Generator())
         x = torch.randn(batch, groups * per_group, *image)
         expected = run_with_error_on_grid(fake, x)
-        for backend in ("int8", "integer"):
-            assert_near(run_with_error_on_grid(set_backend_(fake, backend), x), expected, 3e-6)
+        for backend in ("int8", "integer"):  # a wrong code is 8e-3 off; float sums whose terms cancel, up to 1e-5
+            assert_near(run_with_error_on_grid(set_backend_(fake, backend), x), expected, 1e-4)
     finally:
         conv.PIXELS_PER_OUTPUT = usual
 
