@@ -235,12 +235,19 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
     try:
         torch.manual_seed(0)
         layer = nn.Conv2d(groups * per_group, groups * outputs, kernel, stride, padding, dilation, groups)
-        fake = quantize_(layer, 8)
-        seed_(fake, torch.Generator())
+        with (
+            torch.no_grad()
+        ):  # weights of a scale of 1/128, no bias: every sum of float32 is exact, also where it cancels
+            layer.weight.copy_(torch.randint(-127, 128, layer.weight.shape) / 128).view(-1)[0] = 127 / 128
+            layer.bias.zero_()
         x = torch.randn(batch, groups * per_group, *image)
-        expected = run_with_error_on_grid(fake, x)
-        for backend in ("int8", "integer"):  # a wrong code is 8e-3 off; float sums whose terms cancel, up to 1e-5
-            assert_near(run_with_error_on_grid(set_backend_(fake, backend), x), expected, 1e-4)
+        inputs = codes.input_codes(x.contiguous(memory_format=torch.channels_last), 8)
+        values = (inputs.values.double() - inputs.zero) * inputs.scale.double()
+        expected = [t.float() for t in run_with_error_on_grid(copy.deepcopy(layer).double(), values)]
+        quantised = quantize_(layer, 8)
+        seed_(quantised, torch.Generator())
+        for backend in ("int8", "integer"):
+            assert_near(run_with_error_on_grid(set_backend_(quantised, backend), x), expected, 3e-6)
     finally:
         conv.PIXELS_PER_OUTPUT = usual
 
