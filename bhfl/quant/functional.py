@@ -67,12 +67,9 @@ def quantize(
     """
     limit = levels(bits)
     check_floating(x)
-    if scale is None and range_rule != "wage":
-        scale = weight_scale(x, bits, range_rule, granularity)
-        check_finite(scale)  # as x is
-    else:
-        check_finite(x)
-        scale = weight_scale(x, bits, range_rule) if scale is None else _checked_scale(scale, x)
+    found = scale is None and range_rule != "wage"  # from x, and finite only where x is: smaller to check
+    scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
+    check_finite(scale if found else x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
 
