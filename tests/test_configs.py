@@ -22,11 +22,11 @@ MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 def test_none_is_missed():
     methods = {
         "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped", "grouped_asymmetric", "prowd",
-        "adaquantfl", "fedlq", "fedlq_delta",
+        "prowd_delta", "adaquantfl", "fedlq", "fedlq_delta",
     }  # fmt: skip
     assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
     assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
-    assert len(CONFIGS) == 24
+    assert len(CONFIGS) == 26
     assert {path.stem for path in MATRICES} == {"demo", "effect", "fedlq", "table", "paper"}
 
 

@@ -11,12 +11,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from bhfl.algorithms.prowd.selection import certified_select
+from bhfl.algorithms.prowd.moves import LowMove, MoveReader, Origin
+from bhfl.algorithms.prowd.selection import Selection, certified_select
 from bhfl.comm import decode, encode
 from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
 from bhfl.engine.records import gather
 from bhfl.engine.types import Client, Params, Tensors
-from bhfl.quant import BitSpec, QuantizedTensor, quantize
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Scope = Literal["layer", "model"]
@@ -26,9 +26,10 @@ _MEMORY = 1 << 26
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How entries of low-bit clients are chosen; `enabled` False keeps them all."""
+    """How entries of low-bit clients are chosen; `enabled` False keeps them all, wholly."""
 
     enabled: bool = True
+    coarse: float | None = None
     tau: float | int = 0.5
     scope: Scope = "layer"
     per: Literal["client", "group"] = "client"
@@ -67,8 +68,8 @@ class SelectiveMean:
         pool_size: High-bit clients whose weights are handed back.
         keep_plain: Also average without masks.
         low_start: The weights that low-bit clients were sent; `start`, but for dual global models.
-        local_start: Take of a low-bit client its move alone: ``w_t + raised(q_i) - raised(Q(w_t))``. With dual models
-            every client's move counts from the model that it was sent.
+        origin: Where low-bit moves are measured from. With dual models every client's move counts from the model that
+            it was sent.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class SelectiveMean:
         pool_size: int,
         keep_plain: bool,
         low_start: Params,
-        local_start: bool,
+        origin: Origin,
     ) -> None:
         self.start, self.is_high, self.prepare, self.past_move = start, is_high, prepare, past_move
         self.mask, self.pool_size, self.keep_plain = mask, pool_size, keep_plain
-        self.low_start, self.local_start = low_start, local_start
+        self.low_start, self.origin = low_start, origin
         self.high, self.num_high = WeightedMean(start), 0
         self.waiting: list[tuple[Client, int]] = []
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
@@ -108,129 +109,149 @@ class SelectiveMean:
         sums.add_high(self.high)
         high = self.high.reduce(fabric)
         move = self.past_move if high is None else {n: high[n] - self.start[n] for n in high}
-        self.raised, state, tuned = self.prepare()
+        raised, state, tuned = self.prepare()
+        reader = MoveReader(self.start, self.low_start, self.keep_plain, self.origin, raised)
         found = []
         if self.mask.enabled and move is not None and self.mask.per == "group":
-            found = self._by_group(fabric, sums, move)
+            found = self._by_group(fabric, reader, sums, move)
         else:
-            for client, params, plain_params in self._low():
-                chosen, statistics = self._choose(params, move)
-                sums.add(params, plain_params, client.weight, chosen)
-                found += [(client.id, *row) for row in statistics]
+            for low in self._low(reader):
+                counts = self._counts(low)
+                masks, statistics = self._choose(low.params, move, self._whole(low.squares))
+                sums.add(low, masks, counts)
+                found += [(low.client.id, *row) for row in (*statistics, *_mean_count(counts))]
         self.file.close()
         sums.reduce(fabric)
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
         metrics = _mean_by_tag(sorted(gather(fabric, found)))
-        plain = sums.plain_mean(self.low_start if self.local_start else self.start) if self.keep_plain else None
+        plain = sums.plain_mean(self.start if self.origin == "broadcast" else self.low_start)
         params = sums.filled(self.mask.fill, high)
         num_clients = sum(gather(fabric, [self.num_high + len(self.waiting)]))
         return Selected(params, plain, high, [entry for _, entry in pool], state, num_clients, {**metrics, **tuned})
 
-    def _low(self) -> Iterator[tuple[Client, Params, Params]]:
-        """Each waiting client, with its weights for the masked and for the plain average."""
+    def _low(self, reader: MoveReader) -> Iterator[LowMove]:
+        """The move of each waiting client."""
         self.file.seek(0)
-        origins: dict[str, Params] = {}
         for client, size in self.waiting:
-            update = decode(self.file.read(size))
-            weights = self.raised(update)
-            if not self.local_start:
-                yield client, weights, weights
-                continue
-            if client.group not in origins:
-                whole = self.low_start if self.keep_plain else {}  # of one model, what is not quantised is its own move
-                origins[client.group] = {**whole, **self.raised(_as_client(self.low_start, update, client.spec))}
-            move = {name: weights[name] - origin for name, origin in origins[client.group].items()}
-            yield client, _added(self.start, move, weights), _added(self.low_start, move, weights)
+            yield reader.read(decode(self.file.read(size)), client)
 
-    def _choose(self, params: Params, move: Params | None) -> tuple[dict[str, Tensor], list[tuple[str, float]]]:
+    def _counts(self, low: LowMove) -> dict[str, float]:
+        """What each tensor counts where it does not count wholly."""
+        return low.counts(self.mask.coarse) if self.mask.enabled and self.mask.coarse is not None else {}
+
+    def _whole(self, squares: dict[str, float]) -> Callable[[str], bool]:
+        """Whether a tensor needs no mask: its move is not coarse."""
+        coarse = self.mask.coarse
+        return lambda name: coarse is not None and squares.get(name, coarse) >= coarse
+
+    def _choose(
+        self, params: Params, move: Params | None, whole: Callable[[str], bool]
+    ) -> tuple[dict[str, Tensor], list[tuple[str, float]]]:
         """Masks by name of weight tensors, and what they were like; no mask for what is kept whole."""
         if not self.mask.enabled or move is None:
             return {}, []
-        names = [name for name, tensor in params.items() if tensor.ndim >= 2]
+        weights = [name for name, tensor in params.items() if tensor.ndim >= 2]
+        names = [name for name in weights if not whole(name)]
         low = {name: params[name] - self.start[name] for name in names}
-        if self.mask.scope == "layer":
+        masks: dict[str, Tensor] = {}
+        statistics: list[tuple[str, float]] = []
+        if names and self.mask.scope == "layer":
             chosen = {name: certified_select(low[name], move[name], cap=self.mask.tau) for name in names}
-            statistics = [row for name in names for row in _tags(f"_{name}", chosen[name])]
             masks = {name: selection.mask for name, selection in chosen.items()}
-        else:
+            statistics = [row for name in names for row in _tags(name, chosen[name])]
+            statistics.append(("prowd/cosine", sum(selection.cosine for selection in chosen.values()) / len(names)))
+        elif names:
             flattener = Flattener({name: low[name] for name in names})
-            whole = certified_select(flattener.flatten(low), flattener.flatten(move), cap=self.mask.tau)
-            statistics, masks = _tags("", whole), {n: m.bool() for n, m in flattener.unflatten(whole.mask).items()}
-        if self.mask.scope == "layer" and names:
-            kept = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
-            cosine = sum(selection.cosine for selection in chosen.values()) / len(names)
-            statistics += [("prowd/mask_keep", kept), ("prowd/cosine", cosine)]
+            joint = certified_select(flattener.flatten(low), flattener.flatten(move), cap=self.mask.tau)
+            masks = {name: mask.bool() for name, mask in flattener.unflatten(joint.mask).items()}
+            statistics.append(("prowd/cosine", joint.cosine))
+        if total := sum(params[name].numel() for name in weights):
+            kept = sum(int(masks[name].sum()) if name in masks else params[name].numel() for name in weights)
+            statistics.append(("prowd/mask_keep", kept / total))
         return masks, statistics
 
-    def _by_group(self, fabric: Fabric, sums: _Sums, move: Params) -> list[tuple[int, str, float]]:
-        """One mask a bit group, from the mean of its reconstructed updates; the same on every process."""
-        groups: dict[str, tuple[Client, _Sums]] = {}
-        for client, params, plain_params in self._low():
-            _, group = groups.setdefault(client.group, (client, _Sums(self.start, self.keep_plain)))
-            group.add(params, plain_params, client.weight, {})
-        labels = sorted({label for labels in gather(fabric, [list(groups)]) for label in labels})
-        first = dict(
-            entry for part in gather(fabric, [{g: c for g, (c, _) in groups.items()}]) for entry in part.items()
-        )
-        found = []
-        for label in labels:
-            own = groups[label][1] if label in groups else _Sums(self.start, self.keep_plain)
+    def _by_group(self, fabric: Fabric, reader: MoveReader, sums: _Sums, move: Params) -> list[tuple[int, str, float]]:
+        """One mask a bit group, from the mean of its moves as they count; the same on every process."""
+        groups: dict[str, _Sums] = {}
+        squares: list[tuple[str, int, dict[str, float]]] = []
+        found: list[tuple[int, str, float]] = []
+        for low in self._low(reader):
+            counts = self._counts(low)
+            groups.setdefault(low.client.group, _Sums(self.start, self.keep_plain)).add(low, {}, counts)
+            squares.append((low.client.group, low.client.id, low.squares))
+            found += [(low.client.id, *row) for row in _mean_count(counts)]
+        squares = sorted(gather(fabric, squares), key=lambda entry: entry[:2])
+        for label in dict.fromkeys(label for label, _, _ in squares):
+            clients = [(id, of_client) for group, id, of_client in squares if group == label]
+            mean = {name: sum(of[name] for _, of in clients) / len(clients) for name in clients[0][1]}
+            own = groups.get(label) or _Sums(self.start, self.keep_plain)
             own.reduce(fabric)
-            masks, statistics = self._choose(own.filled("renorm", None), move)
+            masks, statistics = self._choose(own.filled("renorm", None), move, self._whole(mean))
             if fabric.is_global_zero:  # the group's sum is already that of all processes
                 sums.merge(own, masks)
-                found += [(first[label].id, *row) for row in statistics]
+                found += [(clients[0][0], *row) for row in statistics]
         return found
 
 
 class _Sums:
-    """``sum n c w`` and ``sum n c`` by entry, exact, and ``sum n``."""
+    """``sum n c w`` and ``sum n c`` by entry, exact, and ``sum n``; c is what an entry counts, 0 where it is masked."""
 
     def __init__(self, start: Params, keep_plain: bool) -> None:
         self.start, self.flattener = start, Flattener(start)
-        self.values = ExactSum(self.flattener.numel)
-        self.weights = torch.zeros(self.flattener.numel, dtype=torch.float64)
-        self.plain = ExactSum(self.flattener.numel) if keep_plain else None
+        self.values, self.weights = ExactSum(self.flattener.numel), self._zeros()
+        self.plain = (ExactSum(self.flattener.numel), self._zeros()) if keep_plain else None
         self.total, self.high_total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
     def add_high(self, mean: WeightedMean) -> None:
         """Take over the unreduced sums of the high-bit clients."""
-        self.values.parts += mean.sum.parts
-        self.weights += mean.weight
+        for values, weights in (self.values, self.weights), *([self.plain] if self.plain else []):
+            values.parts += mean.sum.parts
+            weights += mean.weight
         self.total += mean.weight
         self.high_total += mean.weight
-        if self.plain is not None:
-            self.plain.parts += mean.sum.parts
 
-    def add(self, params: Params, plain_params: Params, weight: float, masks: dict[str, Tensor]) -> None:
-        factors = self._factors(masks).mul_(weight)
-        self.values.add(self.flattener.flatten(params), factors)
+    def add(self, low: LowMove, masks: dict[str, Tensor], counts: dict[str, float]) -> None:
+        """One client's weights, in the first average through its masks, in both by its counts."""
+        weight = low.client.weight
+        factors = self._factors(masks, counts).mul_(weight)
+        self.values.add(self.flattener.flatten(low.params), factors)
         self.weights += factors
         self.total += weight
         if self.plain is not None:
-            self.plain.add(self.flattener.flatten(plain_params), weight)
+            factors = self._factors({}, {} if low.sent else counts).mul_(weight)
+            self.plain[0].add(self.flattener.flatten(low.plain), factors)
+            self.plain[1].add_(factors)
 
     def merge(self, other: _Sums, masks: dict[str, Tensor]) -> None:
         """Add another's sums through masks, which keeps them exact."""
-        factors = self._factors(masks)
+        factors = self._factors(masks, {})
         self.values.parts += other.values.parts * factors
         self.weights += other.weights * factors
         self.total += other.total
         if self.plain is not None and other.plain is not None:
-            self.plain.parts += other.plain.parts
+            self.plain[0].parts += other.plain[0].parts
+            self.plain[1].add_(other.plain[1])
 
-    def _factors(self, masks: dict[str, Tensor]) -> Tensor:
-        whole = {
-            name: masks[name] if name in masks else torch.ones(shape) for name, shape in self.flattener.shapes.items()
-        }
-        return self.flattener.flatten({name: mask.to(torch.float64) for name, mask in whole.items()})
+    def _factors(self, masks: dict[str, Tensor], counts: dict[str, float]) -> Tensor:
+        """Masks times counts by entry, 1 where there is neither: float64 [numel]."""
+        factors = torch.ones(self.flattener.numel, dtype=torch.float64)
+        pieces = torch.split(factors, self.flattener.sizes)
+        for name, piece in zip(self.flattener.shapes, pieces, strict=True):
+            if name in masks:
+                piece.copy_(masks[name].reshape(-1))
+            piece.mul_(counts.get(name, 1.0))
+        return factors
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.flattener.numel, dtype=torch.float64)
 
     def reduce(self, fabric: Fabric) -> None:
         self.values.reduce(fabric)
         self.weights, self.total = all_reduce_sum(fabric, self.weights), all_reduce_sum(fabric, self.total)
         self.high_total = all_reduce_sum(fabric, self.high_total)
         if self.plain is not None:
-            self.plain.reduce(fabric)
+            self.plain[0].reduce(fabric)
+            self.plain = self.plain[0], all_reduce_sum(fabric, self.plain[1])
 
     def filled(self, fill: Fill, high: Params | None) -> Params:
         """The aggregate, entries that no or not every client voted for filled as `fill` says."""
@@ -246,35 +267,27 @@ class _Sums:
             mean = (values + (self.total - self.weights) * other) / self.total
         return self.flattener.unflatten(mean)
 
-    def plain_mean(self, start: Params) -> Params:
+    def plain_mean(self, start: Params) -> Params | None:
         """The mean without masks; high-bit clients count by their moves, as if they too had begun at `start`."""
-        assert self.plain is not None
-        mean = self.plain.value() / self.total
+        if self.plain is None:
+            return None
+        values, weights = self.plain[0].value(), self.plain[1]
+        mean = values / weights
         if start is not self.start:  # two models
-            mean += self.high_total / self.total * (self.flattener.flatten(start).double() - self._start())
-        return self.flattener.unflatten(mean)
+            mean += self.high_total / weights * (self.flattener.flatten(start).double() - self._start())
+        return self.flattener.unflatten(torch.where(weights > 0, mean, self.flattener.flatten(start).double()))
 
     def _start(self) -> Tensor:
         return self.flattener.flatten(self.start).double()
 
 
-def _as_client(params: Params, update: Tensors, spec: BitSpec) -> Tensors:
-    """The tensors that `update` holds as codes, as a client of `spec` quantises `params`."""
-    return {
-        name: quantize(params[name], spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
-        for name, value in update.items()
-        if isinstance(value, QuantizedTensor)
-    }
+def _tags(name: str, selection: Selection) -> list[tuple[str, float]]:
+    kept = float(selection.mask.float().mean()) if selection.mask.numel() else 0.0
+    return [(f"prowd/mask_keep_{name}", kept), (f"prowd/cosine_{name}", selection.cosine)]
 
 
-def _added(start: Params, move: Params, weights: Params) -> Params:
-    """``start + move`` where there is a move, else the weights as they are."""
-    return {name: start[name] + move[name] if name in move else value for name, value in weights.items()}
-
-
-def _tags(suffix: str, selection: Any) -> list[tuple[str, float]]:
-    keep = float(selection.mask.float().mean()) if selection.mask.numel() else 0.0
-    return [(f"prowd/mask_keep{suffix}", keep), (f"prowd/cosine{suffix}", selection.cosine)]
+def _mean_count(counts: dict[str, float]) -> list[tuple[str, float]]:
+    return [("prowd/count", sum(counts.values()) / len(counts))] if counts else []
 
 
 def _mean_by_tag(rows: list[tuple[int, str, float]]) -> dict[str, float]:

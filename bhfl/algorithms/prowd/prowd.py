@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Optional, Union
@@ -16,9 +17,10 @@ from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
 from bhfl.algorithms.prowd.finetune import FineTuning, own_copy
 from bhfl.algorithms.prowd.selection import mask_limit
 from bhfl.comm import float_tensors
-from bhfl.engine.algorithm import Algorithm, Context
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.quant import QuantizedTensor, quantize, quantized_state
 
 
 class ProWD(Algorithm):
@@ -30,6 +32,9 @@ class ProWD(Algorithm):
     Args:
         dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised linearly.
         mask: Use the mask; otherwise all entries are averaged.
+        coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which the move is coarse:
+            only coarse moves are masked, and one of mean square m counts as m / (m + coarse) of a high-bit client's
+            (in the low-bit model, with ``delta``, wholly). Null masks all of them and counts them wholly, as the paper.
         tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask keeps.
         scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
         per: One mask a ``client``, or one a bit ``group`` from the group's mean.
@@ -37,9 +42,12 @@ class ProWD(Algorithm):
             ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
         global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead
             (one reading of the two float32 models that the paper's table counts on the downlink).
-        delta_ref: Where a low-bit client's move is measured from: what the client makes of the broadcast weights at its
-            bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no part of the
-            average; or the ``broadcast`` weights, its own weights being averaged as they are.
+        payload: What low-bit clients send: their ``weights``, as in the paper; or how much these differ from the ones
+            that they were sent (``delta``), rounded without bias at their own bits, one scale an output channel. The
+            dequantizer learns from weights, so it has to be off with ``delta``.
+        delta_ref: Where the move of a client that sends weights is measured from: what it makes of the broadcast weights
+            at its bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no part of
+            the average; or the ``broadcast`` weights, its own weights being averaged as they are.
         high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
         ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
         warmup_rounds: The round in which the dequantizer is trained first.
@@ -62,11 +70,13 @@ class ProWD(Algorithm):
         self,
         dequantizer: bool = True,
         mask: bool = True,
+        coarse: Optional[float] = 0.1,
         tau: Union[float, int] = 0.05,
         scope: Scope = "layer",
         per: Literal["client", "group"] = "client",
         fill: Fill = "renorm",
         global_models: Literal["single", "dual"] = "dual",
+        payload: Literal["weights", "delta"] = "weights",
         delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
         high_max_age: int = 5,
         ladder: Optional[list[int]] = None,
@@ -89,18 +99,26 @@ class ProWD(Algorithm):
                 raise ValueError(f"ProWD.{key} must be at least 1, got {value}")
         if high_max_age < 0:
             raise ValueError(f"ProWD.high_max_age must be >= 0, got {high_max_age}")
+        if coarse is not None and not 0 < coarse < math.inf:
+            raise ValueError(f"ProWD.coarse must be positive and finite, or null, got {coarse}")
         chosen: list[tuple[str, str, tuple[str, ...]]] = [
             ("scope", scope, ("layer", "model")),
             ("per", per, ("client", "group")),
             ("fill", fill, ("renorm", "delta", "high", "literal")),
             ("global_models", global_models, ("single", "dual")),
+            ("payload", payload, ("weights", "delta")),
             ("delta_ref", delta_ref, ("broadcast", "dequant_start")),
         ]
         for key, choice, choices in chosen:
             if choice not in choices:
                 raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {choice!r}")
-        self.mask = MaskOptions(mask, tau, scope, per, fill)
-        self.global_models, self.delta_ref, self.high_max_age = global_models, delta_ref, high_max_age
+        if dequantizer and payload == "delta":
+            raise ValueError(
+                "ProWD.dequantizer learns from weights and must be false with ProWD.payload: delta, got true"
+            )
+        self.mask = MaskOptions(mask, coarse, tau, scope, per, fill)
+        self.global_models, self.payload, self.delta_ref = global_models, payload, delta_ref
+        self.high_max_age = high_max_age
         self.use_dequantizer, self.ladder, self.pool_size = dequantizer, ladder, pool_size
         self.warmup_rounds, self.period, self.first_steps, self.steps = warmup_rounds, period, first_steps, steps
         self.buffer_size, self.overlap = buffer_size, overlap
@@ -182,6 +200,18 @@ class ProWD(Algorithm):
         low: Params | None = server.extra["low"]
         return server.params if low is None or group == self.top else low
 
+    def uplink(self, run: LocalRun) -> Tensors | None:
+        """Weights at the client's bits; with ``delta``, a low-bit client's differences ``w_t - w_i``."""
+        update = quantized_state(run.module)
+        if self.payload == "weights" or run.client.group == self.top:
+            return update
+        values, generator = run.module.state_dict(), run.rng.torch("quant_up", device=run.module.device)
+        for name, value in update.items():
+            if isinstance(value, QuantizedTensor):
+                difference = run.received[name] - values[name]
+                update[name] = quantize(difference, value.bits, granularity="channel", generator=generator)
+        return update
+
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
         """High-bit weights in float32; low-bit tensors wait as they are."""
         return float_tensors(update) if client.group == self.top else update
@@ -199,7 +229,7 @@ class ProWD(Algorithm):
             pool_size=self.pool_size if self.tuning else 0,
             keep_plain=self.global_models == "dual",
             low_start=server.params if server.extra["low"] is None else server.extra["low"],
-            local_start=self.delta_ref == "dequant_start",
+            origin="sent" if self.payload == "delta" else self.delta_ref,
         )
 
     def _raising(self, server: ServerState) -> Any:

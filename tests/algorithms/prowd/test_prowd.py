@@ -97,7 +97,7 @@ def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
 
 
 def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
-    options = {"dequantizer": False, "global_models": "dual", "delta_ref": "broadcast"}
+    options = {"dequantizer": False, "global_models": "dual", "delta_ref": "broadcast", "coarse": None}
     run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
     plain = fit(tmp_path, FedAvg(), MIXED, max_rounds=1)
     assert same(run.server.extra["low"], plain.server.params)
@@ -110,7 +110,9 @@ def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
 @pytest.mark.parametrize("per", ["client", "group"])
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_every_scope_runs_and_keeps_at_most_tau(tmp_path, per, scope):
-    run = fit(tmp_path, ProWD(dequantizer=False, tau=0.3, per=per, scope=scope), {"ternary": 2, 8: 1, 32: 2})
+    run = fit(
+        tmp_path, ProWD(dequantizer=False, tau=0.3, coarse=None, per=per, scope=scope), {"ternary": 2, 8: 1, 32: 2}
+    )
     assert all(0 < row["prowd/mask_keep"] <= 0.3 for row in run.run.history)
 
 
@@ -143,7 +145,7 @@ def aggregate(low, high, keep_plain=False, **mask):
         pool_size=1,
         keep_plain=keep_plain,
         low_start=START,
-        local_start=False,
+        origin="broadcast",
     )
     for params, client in ((low, LOW), (high, HIGH)):
         if params is not None:
@@ -187,6 +189,102 @@ def test_without_a_high_bit_client_nothing_is_masked():
     assert result.high is None
 
 
+# ---- coarse and fine moves ----------------------------------------------------------------------------------
+
+
+def of_difference(codes, coarse, high=UP):
+    """One client sends ``codes / 2`` as its difference ``w_t - w_i``, another moves by `high`."""
+    total = SelectiveMean(
+        START,
+        is_high=lambda client: client.spec.is_float,
+        prepare=lambda: (float_tensors, None, {}),
+        past_move=None,
+        mask=MaskOptions(coarse=coarse, tau=1.0),
+        pool_size=1,
+        keep_plain=True,
+        low_start=START,
+        origin="sent",
+    )
+    codes = torch.tensor([codes], dtype=torch.int8)
+    total.add({"w": QuantizedTensor(codes, torch.tensor(0.5), 2), "b": START["b"] + 2}, LOW)
+    if high is not None:
+        total.add({"w": START["w"] + torch.tensor([high]), "b": START["b"] + 2}, HIGH)
+    return total.reduce(OneProcess())
+
+
+def moved(params):
+    return (params["w"] - START["w"])[0].tolist()
+
+
+def test_a_coarse_move_is_masked_and_counts_in_part():
+    """A mean square of 1/2 against coarse = 1: a count of 1/3, in 1024ths. The first entry's signs disagree."""
+    result, count = of_difference([1, 0, 0, -1], 1.0), 341 / 1024
+    assert moved(result.params) == pytest.approx([1, 1, 1, (1 + count * 0.5) / (1 + count)], abs=1e-6)
+    assert result.metrics["prowd/mask_keep"] == 0.25
+    assert result.metrics["prowd/count"] == count
+
+
+def test_a_fine_move_is_kept_whole():
+    result, count = of_difference([1, 0, 0, -1], 0.25), round(1024 * 0.5 / 0.75) / 1024
+    expected = [(1 + count * move) / (1 + count) for move in (-0.5, 0, 0, 0.5)]
+    assert moved(result.params) == pytest.approx(expected, abs=1e-6)
+    assert result.metrics["prowd/mask_keep"] == 1
+
+
+@pytest.mark.parametrize("coarse", [None, 0.25, 1.0])
+def test_sent_differences_count_wholly_in_the_low_bit_model(coarse):
+    assert moved(of_difference([1, 0, 0, -1], coarse).plain) == pytest.approx([0.25, 0.5, 0.5, 0.75])
+
+
+def test_what_counts_nothing_changes_nothing():
+    result = of_difference([0, 0, 0, 0], 0.3, high=None)
+    assert moved(result.params) == [0, 0, 0, 0]
+    assert result.params["b"].tolist() == [3.0]
+
+
+def test_twelve_bits_need_no_mask_and_ternary_ones_do(tmp_path):
+    kept = [
+        fit(tmp_path, ProWD(dequantizer=False), {bits: 2, 32: 2}).run.history[-1]["prowd/mask_keep"]
+        for bits in (12, "ternary")
+    ]
+    assert kept[0] == 1
+    assert kept[1] < 0.5
+
+
+# ---- sending differences ------------------------------------------------------------------------------------
+
+DELTA = {"dequantizer": False, "payload": "delta"}
+
+
+def test_a_difference_takes_the_clients_bits_and_a_scale_a_channel(tmp_path):
+    run = fit(tmp_path, ProWD(**DELTA), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
+    weights = [tensor for tensor in run.server.params.values() if tensor.ndim >= 2]
+    rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
+    up = sum(n * sum(-(-w.numel() * bits // 8) + 4 * len(w) for w in weights) for n, bits in ((2, 2), (1, 8)))
+    up += 2 * 4 * sum(w.numel() for w in weights) + 5 * 4 * rest
+    down = 5 * 4 * (sum(w.numel() for w in weights) + rest)
+    ledger = run.run.ledger
+    assert ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes") == up + down
+
+
+def test_who_does_not_train_sends_no_difference(tmp_path):
+    clients = {"ternary": 2, 4: 1, 32: 1}
+    still = fit(tmp_path, ProWD(**DELTA), clients, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    torch.manual_seed(0)
+    start = Client().state_dict()
+    for params in (still.server.params, still.server.extra["low"]):
+        assert same(params, {name: start[name] for name in params})
+
+
+def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
+    """All count nearly wholly at 16 bits, so that both models are the mean of what the clients reached."""
+    run = fit(tmp_path, ProWD(**DELTA), {16: 2, 32: 2}, max_rounds=1)
+    plain = fit(tmp_path, FedAvg(), {16: 2, 32: 2}, max_rounds=1)
+    for params in (run.server.params, run.server.extra["low"]):
+        for name, value in plain.server.params.items():
+            assert torch.allclose(params[name], value, atol=1e-3)
+
+
 # ---- what it refuses ----------------------------------------------------------------------------------------
 
 
@@ -209,6 +307,10 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
         (lambda: ProWD(per="layer"), "ProWD.per must be one of"),
         (lambda: ProWD(global_models="three"), "ProWD.global_models must be one of"),
         (lambda: ProWD(delta_ref="x"), "ProWD.delta_ref must be one of"),
+        (lambda: ProWD(payload="x"), "ProWD.payload must be one of weights, delta, got 'x'"),
+        (lambda: ProWD(payload="delta"), "ProWD.dequantizer learns from weights and must be false with ProWD.payload"),
+        (lambda: ProWD(coarse=0.0), "ProWD.coarse must be positive and finite, or null, got 0.0"),
+        (lambda: ProWD(coarse=float("inf")), "ProWD.coarse must be positive and finite, or null, got inf"),
         (lambda: ProWD(period=0), "ProWD.period must be at least 1, got 0"),
         (lambda: ProWD(high_max_age=-1), "ProWD.high_max_age must be >= 0"),
         (lambda: ProWD(dequantizer_lr=-1.0), "lr must be positive"),
@@ -276,7 +378,7 @@ def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
         return found
 
     monkeypatch.setattr(ProWD, "aggregator", spy)
-    run = fit(tmp_path, ProWD(dequantizer=False, per=per), {"ternary": 2, 32: 2}, max_rounds=3)
+    run = fit(tmp_path, ProWD(dequantizer=False, coarse=None, per=per), {"ternary": 2, 32: 2}, max_rounds=3)
     server, updates = seen[-1]
     low, high = server.extra["low"], server.params
     total = sum(client.weight for client, _ in updates)

@@ -1,0 +1,102 @@
+"""What a low-bit client's update says: its move, and how well its grid resolves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from bhfl.comm import float_tensors
+from bhfl.engine.types import Client, Params, Tensors
+from bhfl.quant import BitSpec, QuantizedTensor, quantize
+from bhfl.quant.rounding import per_slice
+
+Origin = Literal["broadcast", "dequant_start", "sent"]
+"""Where moves are measured from: the broadcast weights, the client's rounding of them, or they were sent as such."""
+
+
+@dataclass(frozen=True)
+class LowMove:
+    """One low-bit client's update, reconstructed.
+
+    Attributes:
+        client: Whose it is.
+        params: The weights that the masked average takes for it.
+        plain: The weights that the unmasked average takes for it.
+        squares: By name of quantised tensor: the mean square of its move, in steps of the grid that it came on.
+        sent: The move itself was sent, and not weights.
+    """
+
+    client: Client
+    params: Params
+    plain: Params
+    squares: dict[str, float]
+    sent: bool
+
+    def counts(self, coarse: float) -> dict[str, float]:
+        """What each quantised tensor counts, ``m / (m + coarse)``, in 1024ths: sums of these are exact."""
+        return {name: round(1024 * m / (m + coarse)) / 1024 for name, m in self.squares.items()}
+
+
+class MoveReader:
+    """Makes moves of updates.
+
+    Args:
+        start: The weights that high-bit clients were sent.
+        low_start: The weights that low-bit clients were sent.
+        two_models: Whether these are two models; of one, what is not quantised is averaged as it is.
+        origin: See `Origin`.
+        raised: Raises an update of weights to float32.
+    """
+
+    def __init__(
+        self,
+        start: Params,
+        low_start: Params,
+        two_models: bool,
+        origin: Origin,
+        raised: Callable[[Tensors], Params],
+    ) -> None:
+        self.start, self.low_start, self.two_models = start, low_start, two_models
+        self.origin, self.raised = origin, raised
+        self.roundings: dict[str, Params] = {}
+
+    def read(self, update: Tensors, client: Client) -> LowMove:
+        """The client's move; what is not quantised moves from the weights that the client was sent."""
+        weights = float_tensors(update) if self.origin == "sent" else self.raised(update)
+        grids = {name: value for name, value in update.items() if isinstance(value, QuantizedTensor)}
+        moves = self._of_quantised(weights, grids, client)
+        squares = {
+            name: float((moves[name] / per_slice(grid.scale, grid.codes.dim())).double().square().mean())
+            for name, grid in grids.items()
+            if grid.codes.numel()
+        }
+        if self.origin == "broadcast":
+            return LowMove(client, weights, weights, squares, sent=False)
+        if self.two_models:
+            moves |= {name: value - self.low_start[name] for name, value in weights.items() if name not in grids}
+        masked, plain = (_added(start, moves, weights) for start in (self.start, self.low_start))
+        return LowMove(client, masked, plain, squares, sent=self.origin == "sent")
+
+    def _of_quantised(self, weights: Params, grids: dict[str, QuantizedTensor], client: Client) -> Params:
+        if self.origin == "sent":
+            return {name: -weights[name] for name in grids}  # differences, as FedPAQ sends them: w_t - w_i
+        origins = self.low_start
+        if self.origin == "dequant_start":
+            if client.group not in self.roundings:
+                self.roundings[client.group] = self.raised(_as_client(self.low_start, grids, client.spec))
+            origins = self.roundings[client.group]
+        return {name: weights[name] - origins[name] for name in grids}
+
+
+def _as_client(params: Params, grids: dict[str, QuantizedTensor], spec: BitSpec) -> Tensors:
+    """The tensors of `grids`, as a client of `spec` quantises them in `params`."""
+    return {
+        name: quantize(params[name], spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
+        for name in grids
+    }
+
+
+def _added(start: Params, moves: Params, weights: Params) -> Params:
+    """``start + move`` where there is a move, else the weights as they are."""
+    return {name: start[name] + moves[name] if name in moves else value for name, value in weights.items()}
