@@ -77,6 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one client": {"clients": {8: 1}},
     "gate": {"algorithm": partial(FedCOMGATE, allow_inexact=True), "norm": "average", "clients_per_round": 5},
     "prowd": {"algorithm": partial(ProWD, warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0)},
+    "prowd by group": {"algorithm": partial(ProWD, False, payload="delta", per="group", coarse=1.0)},
     "fedlq": {
         "algorithm": partial(FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients", refresh=2),
         "network": SimulatedNetwork("phone-4g", seed=1),
@@ -132,7 +133,14 @@ def test_the_number_of_processes_does_not_matter(tmp_path, case):
     one = train(tmp_path / "1", 1, case)
     assert len(one["rows"]) == 3
     assert train(tmp_path / "2", 2, case) == one
-    if case in ("stateful", "one client", "gate", "prowd", "fedlq"):  # seven clients, and one, on four processes
+    if case in (
+        "stateful",
+        "one client",
+        "gate",
+        "prowd",
+        "prowd by group",
+        "fedlq",
+    ):  # seven clients, and one, on four processes
         assert train(tmp_path / "4", 4, case) == one
 
 

@@ -45,9 +45,9 @@ class ProWD(Algorithm):
         payload: What low-bit clients send: their ``weights``, as in the paper; or how much these differ from the ones
             that they were sent (``delta``), rounded without bias at their own bits, one scale an output channel. The
             dequantizer learns from weights, so it has to be off with ``delta``.
-        delta_ref: Where the move of a client that sends weights is measured from: what it makes of the broadcast weights
-            at its bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no part of
-            the average; or the ``broadcast`` weights, its own weights being averaged as they are.
+        delta_ref: Where the move of a client that sends weights is measured from: what it makes of the broadcast
+            weights at its bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no
+            part of the average; or the ``broadcast`` weights, its own weights being averaged as they are.
         high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
         ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
         warmup_rounds: The round in which the dequantizer is trained first.
