@@ -23,7 +23,7 @@ class LowMove:
         client: Whose it is.
         params: The weights that the masked average takes for it.
         plain: The weights that the unmasked average takes for it.
-        squares: By name of quantised tensor: the mean square of its move, in steps of the grid that it came on.
+        squares: By name of quantised tensor: the mean square of its move, in steps of the client's grid.
         sent: The move itself was sent, and not weights.
     """
 
@@ -59,18 +59,21 @@ class MoveReader:
     ) -> None:
         self.start, self.low_start, self.two_models = start, low_start, two_models
         self.origin, self.raised = origin, raised
-        self.roundings: dict[str, Params] = {}
+        self.roundings: dict[str, tuple[dict[str, QuantizedTensor], Params]] = {}
 
     def read(self, update: Tensors, client: Client) -> LowMove:
         """The client's move; what is not quantised moves from the weights that the client was sent."""
-        weights = float_tensors(update) if self.origin == "sent" else self.raised(update)
         grids = {name: value for name, value in update.items() if isinstance(value, QuantizedTensor)}
-        moves = self._of_quantised(weights, grids, client)
-        squares = {
-            name: float((moves[name] / per_slice(grid.scale, grid.codes.dim())).double().square().mean())
-            for name, grid in grids.items()
-            if grid.codes.numel()
-        }
+        if self.origin == "sent":
+            weights = float_tensors(update)
+            moves = {name: -weights[name] for name in grids}  # differences w_t - w_i, as in FedPAQ
+            squares = {name: _mean_square(grid, None) for name, grid in grids.items()}
+        else:
+            weights = self.raised(update)
+            codes, raised = self._rounding(grids, client)
+            origins = raised if self.origin == "dequant_start" else self.low_start
+            moves = {name: weights[name] - origins[name] for name in grids}
+            squares = {name: _mean_square(grid, codes[name]) for name, grid in grids.items()}
         if self.origin == "broadcast":
             return LowMove(client, weights, weights, squares, sent=False)
         if self.two_models:
@@ -78,23 +81,26 @@ class MoveReader:
         masked, plain = (_added(start, moves, weights) for start in (self.start, self.low_start))
         return LowMove(client, masked, plain, squares, sent=self.origin == "sent")
 
-    def _of_quantised(self, weights: Params, grids: dict[str, QuantizedTensor], client: Client) -> Params:
-        if self.origin == "sent":
-            return {name: -weights[name] for name in grids}  # differences, as FedPAQ sends them: w_t - w_i
-        origins = self.low_start
-        if self.origin == "dequant_start":
-            if client.group not in self.roundings:
-                self.roundings[client.group] = self.raised(_as_client(self.low_start, grids, client.spec))
-            origins = self.roundings[client.group]
-        return {name: weights[name] - origins[name] for name in grids}
+    def _rounding(self, grids: dict[str, QuantizedTensor], client: Client) -> tuple[dict[str, QuantizedTensor], Params]:
+        """What the client makes of the weights that it was sent, as codes and raised; once a bit group."""
+        if client.group not in self.roundings:
+            codes = _as_client(self.low_start, grids, client.spec)
+            self.roundings[client.group] = codes, self.raised(dict(codes))
+        return self.roundings[client.group]
 
 
-def _as_client(params: Params, grids: dict[str, QuantizedTensor], spec: BitSpec) -> Tensors:
+def _as_client(params: Params, grids: dict[str, QuantizedTensor], spec: BitSpec) -> dict[str, QuantizedTensor]:
     """The tensors of `grids`, as a client of `spec` quantises them in `params`."""
     return {
         name: quantize(params[name], spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
         for name in grids
     }
+
+
+def _mean_square(end: QuantizedTensor, start: QuantizedTensor | None) -> float:
+    """Of the move from `start`, or of a move that is `end` itself, in steps of `end`."""
+    move = end.dequantize() if start is None else end.dequantize() - start.dequantize()
+    return float((move / per_slice(end.scale, move.dim())).double().square().mean()) if move.numel() else 0.0
 
 
 def _added(start: Params, moves: Params, weights: Params) -> Params:

@@ -251,6 +251,13 @@ def test_twelve_bits_need_no_mask_and_ternary_ones_do(tmp_path):
     assert kept[1] < 0.5
 
 
+@pytest.mark.parametrize("delta_ref", ["broadcast", "dequant_start"])
+def test_rounding_the_broadcast_is_no_move_that_counts(tmp_path, delta_ref):
+    algorithm = ProWD(dequantizer=False, delta_ref=delta_ref)
+    still = fit(tmp_path, algorithm, {"ternary": 2, 32: 1}, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    assert still.run.history[-1]["prowd/count"] == 0
+
+
 # ---- sending differences ------------------------------------------------------------------------------------
 
 DELTA = {"dequantizer": False, "payload": "delta"}
