@@ -165,7 +165,11 @@ def _rule(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Nothing is saved where nothing can be clipped; in place from the first product on."""
+    """Nothing is saved where nothing can be clipped; in place from the first product on.
+
+    Compiled, it ends in an operation that gives a new tensor: torch 2.11 loses the gradient of a forward whose result
+    was returned by an operation in place, or by a cast that changes nothing.
+    """
 
     @staticmethod
     def forward(
@@ -179,7 +183,9 @@ class _FakeQuantize(torch.autograd.Function):
             codes = nearest(x.float(), step, limit)
         else:
             codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
-        return codes.mul_(step).add_(0.0).to(x.dtype)  # -0.0 + 0.0 is 0.0: integer codes know no negative zero
+        values = codes.mul_(step)
+        values = values.add(0.0) if torch.compiler.is_compiling() else values.add_(0.0)  # codes know no negative zero
+        return values if values.dtype == x.dtype else values.to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -251,7 +257,9 @@ class _FakeQuantizeActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
         _, scale = activation_range(x, steps)
-        return (x.float() * scale.reciprocal()).round_().mul_(scale).to(x.dtype)
+        codes = (x.float() * scale.reciprocal()).round_()
+        values = codes.mul(scale) if torch.compiler.is_compiling() else codes.mul_(scale)  # see _FakeQuantize
+        return values if values.dtype == x.dtype else values.to(x.dtype)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
