@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bhfl.engine.folder import durable
@@ -19,13 +20,20 @@ or links are in tables of their own. Runs that are not finished, or damaged, are
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, target: float | None = None, window: int = 1, baseline: str | None = None
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    names: Mapping[Path, str] | None = None,
+    target: float | None = None,
+    window: int = 1,
+    baseline: str | None = None,
 ) -> str:
     """Write ``report.md``, ``report.csv`` and ``report.html``.
 
     Args:
         runs: Run folders, folders that hold some, or patterns.
         out: Folder for the files; made where there is none.
+        names: What to call the methods of run folders, where it tells them apart; by default their algorithms.
         target: Accuracy in (0, 1): adds what it took to reach it.
         window: Successive validations whose median has to reach it.
         baseline: Label of the row that speed is measured against; the first of each table by default.
@@ -40,7 +48,7 @@ def write_report(
     if target is None and (window != 1 or baseline is not None):
         raise ValueError(f"--window and --baseline need --target, got --window {window} and --baseline {baseline}")
     goal = Goal(target, window, baseline) if target is not None else None
-    found = sections([read_run(folder) for folder in find_runs(runs)])
+    found = sections([replace(read_run(folder), name=(names or {}).get(folder, "")) for folder in find_runs(runs)])
     if goal:
         goal.check_baseline(found)
     tables = [

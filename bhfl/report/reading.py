@@ -38,6 +38,7 @@ class Run:
         rounds: The rows of all whole rounds, by tag.
         summary: What came of it; empty while it is not finished.
         faults: What is wrong with its files, in words.
+        name: What its method is called, if it was given a name.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Run:
     rounds: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     faults: tuple[str, ...] = ()
+    name: str = ""
 
     @property
     def finished(self) -> bool:

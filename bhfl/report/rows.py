@@ -144,8 +144,8 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
     for run in runs:
         if (own := method(run.config)) not in methods:
             methods.append(own)
-    rows, notes = [], []
-    for options, label in zip(methods, labels(methods), strict=True):
+    rows, notes, named = [], [], _names(methods, runs)
+    for options, label in zip(methods, named, strict=True):
         like = sorted((run for run in runs if method(run.config) == options), key=lambda run: run.seed or 0)
         finished: dict[int | None, Run] = {}
         for run in like:
@@ -158,7 +158,15 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
         if finished:
             rows.append(Row(label, tuple(finished.values())))
     notes += [_note(run) for row in rows for run in row.runs if run.faults or not run.finished]
-    return Section(title, _ordered(rows), (*_differences(methods, labels(methods)), *notes))
+    return Section(title, _ordered(rows), (*_differences(methods, named), *notes))
+
+
+def _names(methods: Sequence[Options], runs: Sequence[Run]) -> list[str]:
+    """What the methods' runs are called, if every method has one name of its own; else what their options say."""
+    given = [{run.name for run in runs if method(run.config) == options} for options in methods]
+    alone = all(len(names) == 1 for names in given)
+    names = [next(iter(names)) for names in given] if alone else [""]
+    return names if all(names) and len(set(names)) == len(names) else labels(methods)
 
 
 def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -1,6 +1,7 @@
 """Runs in sections and rows: who is compared with whom, and what counts."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
     assert (found.mean, found.deviation, found.count) == (pytest.approx(0.8), pytest.approx(0.1), 3)
     assert row.accuracy("float32").deviation == 0
     assert (row.mean("comm/uplink_MB"), row.total("downlink_bytes")) == (3, 6_000_000)
+
+
+def named(root: Path, names: dict[str, str]) -> list[str]:
+    found = [replace(read_run(folder), name=names.get(folder.name, "")) for folder in find_runs([root])]
+    return [row.label for section in sections(found) for row in section.rows]
+
+
+def test_a_method_is_called_by_its_name_where_that_tells_it_apart(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", made.config("ProWD"))
+    made.run(tmp_path / "b", made.config("ProWD", seed=1))
+    made.run(tmp_path / "c", made.config("Local"))
+    assert named(tmp_path, {"a": "ours", "b": "ours", "c": "alone"}) == ["ours", "alone"]
+    assert named(tmp_path, {"a": "ours", "b": "ours", "c": "ours"}) == ["ProWD", "Local"]
+    assert named(tmp_path, {"a": "ours", "b": "others", "c": "alone"}) == ["ProWD", "Local"]
+    assert named(tmp_path, {"a": "ours", "b": "ours"}) == ["ProWD", "Local"]
 
 
 def test_fleets_data_and_links_are_sections(tmp_path: Path) -> None:

@@ -101,4 +101,5 @@ def _report(survey: Survey) -> None:
 
     if runs := survey.finished():
         out = survey.plan.root / "report"
-        print(f"{write_report(runs, out, **survey.plan.matrix.report)}\n{out / 'report.html'}")
+        text = write_report(list(runs), out, names=runs, **survey.plan.matrix.report)
+        print(f"{text}\n{out / 'report.html'}")

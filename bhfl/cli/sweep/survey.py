@@ -54,12 +54,12 @@ class Survey:
             states[job.name] = _state(job) if self.tuning.settled(cell) else UNTUNED
         return states
 
-    def finished(self) -> list[Path]:
-        """The run folders of the cells that are done, in the order of the matrix."""
+    def finished(self) -> dict[Path, str]:
+        """The run folders of the cells that are done and their methods, in the order of the matrix."""
         settings, methods = list(self.plan.matrix.settings), list(self.plan.matrix.methods)
         cells = sorted(self.plan.cells, key=lambda cell: (settings.index(cell.setting), methods.index(cell.method)))
-        jobs = [self.job(cell) for cell in cells if self.tuning.settled(cell)]
-        return [job.run for job in jobs if job.done and job.run]
+        jobs = [(self.job(cell), cell.method) for cell in cells if self.tuning.settled(cell)]
+        return {job.run: method for job, method in jobs if job.done and job.run}
 
     def changed(self, job: Job) -> str:
         """What is wrong with the run folder of a job, if it was made with other options."""

@@ -1,6 +1,7 @@
 """``bhfl sweep`` as it is typed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,13 @@ def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
     code, _, err = bhfl("sweep", "m.yaml", "--dry_run", "--trainer.max_rounds=2")
     assert code == 2
     assert "runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 1 -> 2" in err
+
+
+def test_its_report_calls_methods_as_the_matrix_does(bhfl: Command, matrix: Path) -> None:
+    matrix.write_text(MATRIX.replace("  FedAvg:", "  Mean-2:"))
+    code, out, _ = bhfl("sweep", "m.yaml", "--only", "Mean-2")
+    assert code == 0
+    assert re.search(r"^Mean-2 +1 +1 ", out, re.M)
 
 
 def test_out_of_time(bhfl: Command, matrix: Path) -> None:
