@@ -59,7 +59,7 @@ class MoveReader:
     ) -> None:
         self.start, self.low_start, self.two_models = start, low_start, two_models
         self.origin, self.raised = origin, raised
-        self.roundings: dict[str, tuple[dict[str, QuantizedTensor], Params]] = {}
+        self.origins: dict[str, tuple[dict[str, QuantizedTensor], Params]] = {}
 
     def read(self, update: Tensors, client: Client) -> LowMove:
         """The client's move; what is not quantised moves from the weights that the client was sent."""
@@ -70,8 +70,7 @@ class MoveReader:
             squares = {name: _mean_square(grid, None) for name, grid in grids.items()}
         else:
             weights = self.raised(update)
-            codes, raised = self._rounding(grids, client)
-            origins = raised if self.origin == "dequant_start" else self.low_start
+            codes, origins = self._origins(grids, client)
             moves = {name: weights[name] - origins[name] for name in grids}
             squares = {name: _mean_square(grid, codes[name]) for name, grid in grids.items()}
         if self.origin == "broadcast":
@@ -81,12 +80,13 @@ class MoveReader:
         masked, plain = (_added(start, moves, weights) for start in (self.start, self.low_start))
         return LowMove(client, masked, plain, squares, sent=self.origin == "sent")
 
-    def _rounding(self, grids: dict[str, QuantizedTensor], client: Client) -> tuple[dict[str, QuantizedTensor], Params]:
-        """What the client makes of the weights that it was sent, as codes and raised; once a bit group."""
-        if client.group not in self.roundings:
+    def _origins(self, grids: dict[str, QuantizedTensor], client: Client) -> tuple[dict[str, QuantizedTensor], Params]:
+        """What the client makes of the weights that it was sent, and where its moves begin; once a bit group."""
+        if client.group not in self.origins:
             codes = _as_client(self.low_start, grids, client.spec)
-            self.roundings[client.group] = codes, self.raised(dict(codes))
-        return self.roundings[client.group]
+            raised = self.raised(dict(codes)) if self.origin == "dequant_start" else self.low_start
+            self.origins[client.group] = codes, raised
+        return self.origins[client.group]
 
 
 def _as_client(params: Params, grids: dict[str, QuantizedTensor], spec: BitSpec) -> dict[str, QuantizedTensor]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Optional, Union
 import lightning as L
 from torch import Tensor
 
+from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.grouped import precision
 from bhfl.algorithms.prowd.aggregation import Fill, MaskOptions, Scope, Selected, SelectiveMean
 from bhfl.algorithms.prowd.blocks import Arch, Bound
@@ -20,7 +21,7 @@ from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
-from bhfl.quant import QuantizedTensor, quantize, quantized_state
+from bhfl.quant import QuantizedTensor, quantized_state
 
 
 class ProWD(Algorithm):
@@ -208,8 +209,7 @@ class ProWD(Algorithm):
         values, generator = run.module.state_dict(), run.rng.torch("quant_up", device=run.module.device)
         for name, value in update.items():
             if isinstance(value, QuantizedTensor):
-                difference = run.received[name] - values[name]
-                update[name] = quantize(difference, value.bits, granularity="channel", generator=generator)
+                update[name] = qsgd(run.received[name] - values[name], value.bits, "linf", generator, by_row=True)
         return update
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
