@@ -11,6 +11,8 @@ from torch import Tensor
 
 _CPU_BLOCK = 1 << 17
 """Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
+_DRAWN_WORDS = 1 << 13
+"""Random words drawn for a tensor, at most: drawing is most of the time of stochastic rounding."""
 _NOISE_STEP = 2.0**-16 - 2.0**-30
 """Noise of 16 bits in steps of the grid: by 2**-15 less than half a step to either side."""
 _NARROW = 127
@@ -94,13 +96,16 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
     """For each block of up to ``sizes[0]`` elements, uniform int16 noise; four come from each 64-bit word.
 
-    Random words are drawn for one block. Each block multiplies them by an odd key of its own, which spreads each bit
-    over the higher ones, and adds the higher half to the lower: a third of the time of drawing, without a pattern.
+    Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads each bit over the
+    higher ones, and adds the higher half to the lower: a third of the time of drawing, without a pattern.
     """
-    words = _words(sizes[0] // 4 + 1 if sizes else 0, generator)
-    for size, key in zip(sizes, _words(len(sizes), generator).bitwise_or_(1), strict=True):
-        mixed = words * key
-        yield mixed.add_(mixed >> 32).view(torch.int16)[:size]
+    needed = sizes[0] // 4 + 1 if sizes else 0
+    words = _words(min(needed, _DRAWN_WORDS), generator)
+    num_keys = -(-needed // max(len(words), 1))
+    keys = _words(len(sizes) * num_keys, generator).bitwise_or_(1).view(len(sizes), num_keys, 1)
+    for size, block_keys in zip(sizes, keys, strict=True):
+        mixed = words * block_keys
+        yield mixed.add_(mixed >> 32).view(-1).view(torch.int16)[:size]
 
 
 def _words(count: int, generator: torch.Generator) -> Tensor:

@@ -155,10 +155,10 @@ def test_stochastic_rounding_is_unbiased(bits: int) -> None:
         assert set(codes.unique().tolist()) == {math.floor(value), math.floor(value) + 1}
 
 
-def test_noises_of_two_blocks_are_independent() -> None:
-    """Also at one place of the blocks, whose noise comes from one random word."""
-    x = torch.full((60 << 17,), 0.3)
-    places = quantize(x, 8, scale=torch.tensor(1.0), generator=generator()).codes.view(60, -1)[:, ::41].float()
+def test_noises_from_the_same_random_words_are_independent() -> None:
+    """These words serve 1 << 15 elements, then again with another key."""
+    x = torch.full((240 << 15,), 0.3)
+    places = quantize(x, 8, scale=torch.tensor(1.0), generator=generator()).codes.view(240, -1)[:, ::41].float()
     deviation = (places - 0.3) / math.sqrt(0.3 * 0.7)
     correlation = (deviation @ deviation.t() / deviation.shape[1]).fill_diagonal_(0)
     assert correlation.abs().max() < 5.5 / math.sqrt(deviation.shape[1])

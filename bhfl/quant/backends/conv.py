@@ -4,6 +4,8 @@ Legend: x [B, C, H, W] input, w [O, C/G, R, S] weight, g [B, O, P, Q] error, all
 so that an unfolded image is a strided view. A one-dimensional convolution has H == R == 1.
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bhfl.quant.backends.codes import Codes
-from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, too_long, weight_sums
+from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, scaled, too_long, weight_sums
 
 Pair = tuple[int, int]
 _UNFOLDED_BYTES = 1 << 22
@@ -60,23 +62,31 @@ class Conv:
         ]
 
     def grad_input(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
-        """g, w -> float32 of the shape of x: the convolution of the spread error with the mirrored kernel."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, w.values.shape[2:], strict=True)]
-        border = [r - p for r, p in zip(reach, self.padding, strict=True)]
-        spread = self._spread(g.values, [n - r + 2 * p for n, r, p in zip(shape[2:], reach, self.padding, strict=True)])
-        if min(border) < 0:  # padding beyond the kernel: errors of outputs that saw zeros only
-            spread = self.dense(F.pad(spread, [min(b, 0) for b in reversed(border) for _ in range(2)]))
-        conv = Conv(padding=(max(border[0], 0), max(border[1], 0)), dilation=self.dilation, groups=self.groups)
-        return conv.forward(Codes(spread, g.scale), Codes(self._mirrored(w.values), w.scale), None)
+        """g, w -> float32 of the shape of x, channels_last; one scale each."""
+        taps = zip(self.dilation, w.values.shape[2:], self.padding, strict=True)
+        down, right = (d * (k - 1) - p for d, k, p in taps)
+        if self.stride != (1, 1) or min(down, right) < 0:
+            return self._folded(g, w, shape)
+        conv = Conv(padding=(down, right), dilation=self.dilation, groups=self.groups)
+        return conv.forward(g, Codes(self._mirrored(w.values), w.scale), None)
 
-    def _spread(self, g: Tensor, size: list[int]) -> Tensor:
-        """The errors that a convolution with stride 1 would have: 0 where a stride skipped an output."""
-        if list(g.shape[2:]) == size:
-            return g
-        spread = g.new_zeros(g.shape[0], *size, g.shape[1]).permute(0, 3, 1, 2)
-        down, right = self.stride
-        spread[:, :, : down * g.shape[2] : down, : right * g.shape[3] : right] = g
-        return spread
+    def _folded(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
+        """Each error times all taps, added to the inputs that these saw: what a stride skips costs nothing."""
+        kernel = w.values.shape[2:]
+        matrices = w.values.permute(0, 2, 3, 1).flatten(1).chunk(self.groups)
+        (top, left), (height, width) = self.padding, shape[2:]
+        size = (len(g.values), height + 2 * top, width + 2 * left, shape[1])
+        padded = torch.zeros(size, dtype=torch.int32, device=g.values.device)
+        errors = g.values.permute(0, 2, 3, 1)
+        num_images = max(1, _UNFOLDED_BYTES // max(4 * errors[0, ..., 0].numel() * matrices[0].shape[1], 1))
+        for some, target in zip(torch.split(errors, num_images), torch.split(padded, num_images), strict=True):
+            for i, (matrix, inputs) in enumerate(zip(matrices, target.chunk(self.groups, 3), strict=True)):
+                patches = self._patches(inputs, some.shape[1:3], kernel)
+                products = int_mm(_rows(some, i, len(matrix)), matrix).view(patches.shape)
+                for r, s in itertools.product(*map(range, kernel)):
+                    patches[:, :, :, r, s].add_(products[:, :, :, r, s])
+        inside = padded[:, top : top + height, left : left + width]
+        return scaled(inside, g.scale, w.scale).permute(0, 3, 1, 2)
 
     def _mirrored(self, w: Tensor) -> Tensor:
         """[G*O', C', R, S] -> [G*C', O', R, S], turned around; in memory [R, S, O', G*C'], which is quick to make."""
@@ -98,11 +108,14 @@ class Conv:
         down, right = self.padding
         border = 0 if x.zero is None else int(x.zero)
         images = F.pad(x.values.permute(0, 2, 3, 1), (0, 0, right, right, down, down), value=border).contiguous()
+        patches = self._patches(images, self._output_size(x.values, kernel), kernel)
+        return torch.split(patches, max(1, _UNFOLDED_BYTES // max(patches[:1].numel(), 1)))
+
+    def _patches(self, images: Tensor, size: Sequence[int], kernel: Sequence[int]) -> Tensor:
+        """Padded images [B, H, W, C] as each output pixel sees them: a view [B, P, Q, R, S, C] of shared elements."""
         b, h, w, c = images.stride()
         strides = (b, h * self.stride[0], w * self.stride[1], h * self.dilation[0], w * self.dilation[1], c)
-        size = self._output_size(x.values, kernel)
-        patches = images.as_strided((len(images), *size, *kernel, images.shape[3]), strides)
-        return torch.split(patches, max(1, _UNFOLDED_BYTES // max(patches[:1].numel(), 1)))
+        return images.as_strided((len(images), *size, *kernel, images.shape[3]), strides)
 
     def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
         """Gradients of x and w, where needed, by convolutions of floats of one dtype."""
