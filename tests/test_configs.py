@@ -82,4 +82,4 @@ def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     configs = Configs(machine=False)
     configs.check([plan.job(cell, tune.values[0] if tune else None) for cell in cells])
     if tune:
-        configs.check(plan.trials(cells[0]))
+        configs.check(list(plan.trials(cells[0])[0].values()))

@@ -70,10 +70,9 @@ def claim(folder: Path) -> IO[str]:
 
 
 def newest_run(root: Path) -> Path | None:
-    """The ``version_N`` with the highest N that holds a checkpoint, if any."""
-    runs = [
-        p for p in root.glob("version_*") if re.fullmatch(r"version_\d+", p.name) and any(p.glob("checkpoints/*.ckpt"))
-    ]
+    """The ``version_N`` with the highest N that holds the checkpoint of a round, if any: ``best.ckpt`` comes before."""
+    folders = (p for p in root.glob("version_*") if re.fullmatch(r"version_\d+", p.name))
+    runs = [p for p in folders if any(p.glob("checkpoints/round=*.ckpt"))]
     return max(runs, key=lambda p: int(p.name[8:]), default=None)
 
 

@@ -38,7 +38,16 @@ class WideMLP(nn.Sequential):
         self.append(nn.Linear(1024, 10))
 
 
-OWN = {"vit-tiny": (TinyViT, 32), "mlp-1024": (WideMLP, 512)}
+class FedAvgCNN(nn.Sequential):
+    """The network for CIFAR-10 of McMahan et al. 2017, larger than ``bhfl.models.build("cnn")``."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+        self.extend([nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()])
+        self.extend([nn.Linear(4096, 512), nn.ReLU(), nn.Linear(512, 10)])
+
+
+OWN = {"vit-tiny": (TinyViT, 32), "mlp-1024": (WideMLP, 512), "fedavg-cnn": (FedAvgCNN, 128)}
 OURS = {"resnet18": 32, "resnet8": 128, "cnn": 128}
 """Networks and their batch sizes, on images of 32x32 pixels."""
 
@@ -102,6 +111,7 @@ BOUNDS: dict[str, dict[str, float | None]] = {  # of a step / the float32 step
     "resnet18": {"fake": 1.07, "auto-bfloat16": 0.80, "auto-integer": 0.50},
     "resnet8": {"fake": 1.07, "auto-bfloat16": 1.00, "auto-integer": None},
     "cnn": {"fake": 1.07, "auto-bfloat16": 0.72, "auto-integer": None},
+    "fedavg-cnn": {"fake": 1.07, "auto-bfloat16": 0.72, "auto-integer": None},
     "mlp-1024": {"fake": 1.07, "auto-bfloat16": 0.65, "auto-integer": 0.48},
     "vit-tiny": {"fake": 1.07, "auto-bfloat16": 0.50, "auto-integer": 0.40},
 }

@@ -193,6 +193,16 @@ def test_last_means_the_newest_run_otherwise(bhfl: Command, run: Path) -> None:
     assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_run_killed_before_the_checkpoint_of_its_first_round_is_passed_over(bhfl: Command, run: Path) -> None:
+    """``best.ckpt`` is written before it."""
+    (run.with_name("version_1") / "checkpoints").mkdir(parents=True)
+    (run.with_name("version_1") / "checkpoints" / "best.ckpt").write_bytes(
+        (run / "checkpoints" / "best.ckpt").read_bytes()
+    )
+    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3").code == 0
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
+
+
 def test_the_seed_decides_the_run(bhfl: Command, tmp_path: Path) -> None:
     for seed in (1, 1, 2):
         assert bhfl("fit", "--config", "tiny.yaml", "--seed_everything", seed, "--trainer.max_rounds=1").code == 0

@@ -24,6 +24,12 @@ _MEMORY = 1 << 26
 """Bytes of waiting payloads that stay in memory; more go to a temporary file."""
 
 
+Squares = tuple[str, int, dict[str, float]]
+"""A client's group and id, and a number for each tensor that it sent as codes: `LowMove.squares`."""
+Found = tuple[int, str, float]
+"""A client's id, and a tag and value to log."""
+
+
 @dataclass(frozen=True)
 class MaskOptions:
     """How entries of low-bit clients are chosen; `enabled` False keeps them all, wholly."""
@@ -104,24 +110,20 @@ class SelectiveMean:
         self.pool = sorted([*self.pool, (client.id, update)], key=lambda entry: entry[0])[: self.pool_size]
 
     def reduce(self, fabric: Fabric) -> Selected:
-        """Two collectives: the high-bit mean, then the sums of what passed the masks."""
+        """Two collectives of model size: the high-bit mean, then the sums of what passed the masks."""
         sums = _Sums(self.start, self.keep_plain)
         sums.add_high(self.high)
         high = self.high.reduce(fabric)
         move = self.past_move if high is None else {n: high[n] - self.start[n] for n in high}
         raised, state, tuned = self.prepare()
         reader = MoveReader(self.start, self.low_start, self.keep_plain, self.origin, raised)
-        found = []
         if self.mask.enabled and move is not None and self.mask.per == "group":
-            found = self._by_group(fabric, reader, sums, move)
+            found, squares = self._by_group(fabric, reader, sums, move)
         else:
-            for low in self._low(reader):
-                counts = self._counts(low)
-                masks, statistics = self._choose(low.params, move, self._whole(low.squares))
-                sums.add(low, masks, counts)
-                found += [(low.client.id, *row) for row in (*statistics, *_mean_count(counts))]
+            found, squares = self._by_client(fabric, reader, sums, move)
         self.file.close()
         sums.reduce(fabric)
+        sums.join_high(self.high, self._apart(squares))
         pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
         metrics = _mean_by_tag(sorted(gather(fabric, found)))
         plain = sums.plain_mean(self.start if self.origin == "broadcast" else self.low_start)
@@ -134,6 +136,14 @@ class SelectiveMean:
         self.file.seek(0)
         for client, size in self.waiting:
             yield reader.read(decode(self.file.read(size)), client)
+
+    def _apart(self, squares: list[Squares]) -> set[str]:
+        """Tensors of which the low-bit model takes no high-bit moves: coarse ones, where differences are sent."""
+        coarse = self.mask.coarse
+        if self.origin != "sent" or not self.mask.enabled or coarse is None:
+            return set()
+        resolved = [(group, id, {name: m / (m + coarse) for name, m in of.items()}) for group, id, of in squares]
+        return {name for name, mean in _means(resolved).items() if mean < 0.5}
 
     def _counts(self, low: LowMove) -> dict[str, float]:
         """What each tensor counts where it does not count wholly."""
@@ -170,11 +180,27 @@ class SelectiveMean:
             statistics.append(("prowd/mask_keep", kept / total))
         return masks, statistics
 
-    def _by_group(self, fabric: Fabric, reader: MoveReader, sums: _Sums, move: Params) -> list[tuple[int, str, float]]:
+    def _by_client(
+        self, fabric: Fabric, reader: MoveReader, sums: _Sums, move: Params | None
+    ) -> tuple[list[Found], list[Squares]]:
+        """One mask a client; what was found on this process, and the squares of all clients."""
+        squares: list[Squares] = []
+        found: list[Found] = []
+        for low in self._low(reader):
+            counts = self._counts(low)
+            masks, statistics = self._choose(low.params, move, self._whole(low.squares))
+            sums.add(low, masks, counts)
+            squares.append((low.client.group, low.client.id, low.squares))
+            found += [(low.client.id, *row) for row in (*statistics, *_mean_count(counts))]
+        return found, sorted(gather(fabric, squares), key=lambda entry: entry[:2])
+
+    def _by_group(
+        self, fabric: Fabric, reader: MoveReader, sums: _Sums, move: Params
+    ) -> tuple[list[Found], list[Squares]]:
         """One mask a bit group, from the mean of its moves as they count; the same on every process."""
         groups: dict[str, _Sums] = {}
-        squares: list[tuple[str, int, dict[str, float]]] = []
-        found: list[tuple[int, str, float]] = []
+        squares: list[Squares] = []
+        found: list[Found] = []
         for low in self._low(reader):
             counts = self._counts(low)
             groups.setdefault(low.client.group, _Sums(self.start, self.keep_plain)).add(low, {}, counts)
@@ -182,15 +208,14 @@ class SelectiveMean:
             found += [(low.client.id, *row) for row in _mean_count(counts)]
         squares = sorted(gather(fabric, squares), key=lambda entry: entry[:2])
         for label in dict.fromkeys(label for label, _, _ in squares):
-            clients = [(id, of_client) for group, id, of_client in squares if group == label]
-            mean = {name: sum(of[name] for _, of in clients) / len(clients) for name in clients[0][1]}
+            clients = [entry for entry in squares if entry[0] == label]
             own = groups.get(label) or _Sums(self.start, self.keep_plain)
             own.reduce(fabric)
-            masks, statistics = self._choose(own.filled("renorm", None), move, self._whole(mean))
+            masks, statistics = self._choose(own.filled("renorm", None), move, self._whole(_means(clients)))
             if fabric.is_global_zero:  # the group's sum is already that of all processes
                 sums.merge(own, masks)
-                found += [(clients[0][0], *row) for row in statistics]
-        return found
+                found += [(clients[0][1], *row) for row in statistics]
+        return found, squares
 
 
 class _Sums:
@@ -201,14 +226,22 @@ class _Sums:
         self.values, self.weights = ExactSum(self.flattener.numel), self._zeros()
         self.plain = (ExactSum(self.flattener.numel), self._zeros()) if keep_plain else None
         self.total, self.high_total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        self.high_weights = self._zeros()
 
     def add_high(self, mean: WeightedMean) -> None:
-        """Take over the unreduced sums of the high-bit clients."""
-        for values, weights in (self.values, self.weights), *([self.plain] if self.plain else []):
-            values.parts += mean.sum.parts
-            weights += mean.weight
+        """Take over the unreduced sums of the high-bit clients, for the first average."""
+        self.values.parts += mean.sum.parts
+        self.weights += mean.weight
         self.total += mean.weight
         self.high_total += mean.weight
+
+    def join_high(self, mean: WeightedMean, apart: set[str]) -> None:
+        """Take over their sums for the unmasked average, but for some tensors; after both were reduced."""
+        if self.plain is not None:
+            joined = self._factors({}, dict.fromkeys(apart, 0.0))
+            self.high_weights = joined * self.high_total
+            self.plain[0].parts.add_(mean.sum.parts * joined)
+            self.plain[1].add_(self.high_weights)
 
     def add(self, low: LowMove, masks: dict[str, Tensor], counts: dict[str, float]) -> None:
         """One client's weights, in the first average through its masks, in both by its counts."""
@@ -274,7 +307,7 @@ class _Sums:
         values, weights = self.plain[0].value(), self.plain[1]
         mean = values / weights
         if start is not self.start:  # two models
-            mean += self.high_total / weights * (self.flattener.flatten(start).double() - self._start())
+            mean += self.high_weights / weights * (self.flattener.flatten(start).double() - self._start())
         return self.flattener.unflatten(torch.where(weights > 0, mean, self.flattener.flatten(start).double()))
 
     def _start(self) -> Tensor:
@@ -284,6 +317,15 @@ class _Sums:
 def _tags(name: str, selection: Selection) -> list[tuple[str, float]]:
     kept = float(selection.mask.float().mean()) if selection.mask.numel() else 0.0
     return [(f"prowd/mask_keep_{name}", kept), (f"prowd/cosine_{name}", selection.cosine)]
+
+
+def _means(of_clients: list[Squares]) -> dict[str, float]:
+    """By tensor, over the clients that sent it as codes."""
+    found: dict[str, list[float]] = {}
+    for _, _, numbers in of_clients:
+        for name, number in numbers.items():
+            found.setdefault(name, []).append(number)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _mean_count(counts: dict[str, float]) -> list[tuple[str, float]]:

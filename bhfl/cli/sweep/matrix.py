@@ -18,7 +18,8 @@ class Tune:
     Attributes:
         key: The option.
         values: Those tried.
-        seed: Of the trials; none of the runs has it.
+        seeds: Of the trials. A run that was a trial already, by setting, seed and value, is not run again.
+        margin: A value whose mean after any seed is further than this behind the best is not tried with the next seed.
         metric: Of the validation split; the highest wins.
         last: The mean of so many last validations counts.
         setting: The one that it is tuned on, or `EACH`; empty where there are none.
@@ -26,7 +27,8 @@ class Tune:
 
     key: str
     values: list[Any]
-    seed: int
+    seeds: list[int]
+    margin: float | None = None
     metric: str = "val/acc_avg"
     last: int = 1
     setting: str = ""

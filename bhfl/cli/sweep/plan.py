@@ -97,17 +97,26 @@ class Plan:
         return (not methods or cell.method in methods) and (not settings or cell.setting in settings)
 
     def job(self, cell: Cell, value: Any = None) -> Job:
-        """The run of a cell, with its tuned value where there is one."""
+        """The run of a cell, with its tuned value where there is one: that trial, if it is one."""
+        if (tune := self.matrix.tune) and cell.seed in tune.seeds and cell.setting == self._tried(cell):
+            return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
         return self._job(cell, name, value)
 
-    def trials(self, cell: Cell) -> list[Job]:
-        """The runs that tune for a cell, in the order of the values."""
-        tune = self.matrix.tune
-        if tune is None:
+    def trials(self, cell: Cell) -> list[dict[Any, Job]]:
+        """The runs that tune for a cell by their values, for one seed after the other."""
+        if (tune := self.matrix.tune) is None:
             return []
-        tried = Cell(cell.setting if tune.setting == EACH else tune.setting, cell.method, tune.seed)
-        return [self._job(tried, f"{TRIALS}/{self.tuned_for(cell)}/{value}", value) for value in tune.values]
+        cells = [Cell(self._tried(cell), cell.method, seed) for seed in tune.seeds]
+        return [{value: self._trial(one, value) for value in tune.values} for one in cells]
+
+    def _tried(self, cell: Cell) -> str:
+        """The setting that the value of a cell is tuned on."""
+        assert self.matrix.tune is not None
+        return cell.setting if self.matrix.tune.setting == EACH else self.matrix.tune.setting
+
+    def _trial(self, cell: Cell, value: Any) -> Job:
+        return self._job(cell, f"{TRIALS}/{self.tuned_for(cell)}/{value}/seed{cell.seed}", value)
 
     def tuned_for(self, cell: Cell) -> str:
         """All cells of this name take the same tuned value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class _Reader:
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
         rows = [base, *settings.values(), *methods.values(), typed]
         given = {leaf for row in rows for option in row for leaf in leaves(option.key, option.value)}
-        tune = self.tune(values["tune"], seeds, list(settings), given) if "tune" in values else None
+        tune = self.tune(values["tune"], list(settings), given) if "tune" in values else None
         first = self.first(values.get("first", []), [*methods, *settings])
         report = self.report(values.get("report", {}))
         return Matrix(name, base, seeds, settings, methods, configs, tune, first, report, list(typed))
@@ -110,10 +111,10 @@ class _Reader:
                 self.problem((*keys, f"[{i}]"), f"must be an integer from 0, got {shown(seed)}")
         return seeds
 
-    def tune(self, values: Any, seeds: list[int], settings: list[str], given: set[str]) -> Tune | None:
+    def tune(self, values: Any, settings: list[str], given: set[str]) -> Tune | None:
         keys: Keys = ("tune",)
         if not isinstance(values, dict):
-            self.problem(keys, f"must be a mapping with key, values and seed, got {shown(values)}")
+            self.problem(keys, f"must be a mapping with key, values and seeds, got {shown(values)}")
             return None
         before = len(self.problems)
         self.known(keys, values, tuple(Tune.__dataclass_fields__))
@@ -125,9 +126,9 @@ class _Reader:
         for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
             if not isinstance(value, (int, float)) and not (isinstance(value, str) and _NAME.fullmatch(value)):
                 self.problem((*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}")
-        if not _is_count(values.get("seed"), 0) or values["seed"] in seeds:
-            rule = f"must be an integer from 0 and none of seeds, got {shown(values.get('seed'))}"
-            self.problem((*keys, "seed"), rule)
+        self.seeds((*keys, "seeds"), values.get("seeds"))
+        if "margin" in values and not (_is_number(values["margin"]) and 0 < values["margin"] < math.inf):
+            self.problem((*keys, "margin"), f"must be positive and finite, got {shown(values['margin'])}")
         if not isinstance(metric, str) or not metric.startswith("val/"):
             self.problem((*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}")
         if not _is_count(values.get("last", 1), 1):

@@ -9,7 +9,7 @@ from bhfl.cli.reading import ConfigError
 from bhfl.cli.sweep.display import Display
 from bhfl.cli.sweep.plan import TRIALS, Cell, Job
 from bhfl.cli.sweep.processes import Processes, account
-from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, Survey
+from bhfl.cli.sweep.survey import CUT_OFF, OVER, Survey
 
 _POLL_SECONDS = 0.5
 
@@ -28,9 +28,9 @@ class Runner:
         self.failed: list[str] = []
         """Names of jobs that failed, and of methods that could not be tuned."""
         states, jobs = survey.states(), survey.jobs()
-        self.over = {name for name, state in states.items() if state in (DONE, DIVERGED)}
+        self.over = {name for name, state in states.items() if state in OVER}
         self.sizes = {job.name: int(survey.configs(job)["trainer"]["max_rounds"]) for job in jobs}
-        self.rounds = {job.name: self._rounds(job) for job in jobs if states[job.name] in (DONE, DIVERGED, CUT_OFF)}
+        self.rounds = {job.name: self._rounds(job) for job in jobs if states[job.name] in (*OVER, CUT_OFF)}
         survey.tuning.save()
         self.display = Display(sum(self.sizes.values()), sum(self.rounds.values()))
 
@@ -64,23 +64,25 @@ class Runner:
 
     def _open(self, cell: Cell) -> list[Job]:
         """What a cell needs next: its trials, and then its own run."""
-        plan, tuning = self.survey.plan, self.survey.tuning
-        pending = [] if tuning.settled(cell) else [job for job in plan.trials(cell) if job.name not in self.over]
-        if not pending and not tuning.settled(cell) and plan.tuned_for(cell) not in self.failed:
-            self._settle(cell)
-        return pending or ([self.survey.job(cell)] if tuning.settled(cell) else [])
+        tuning, name = self.survey.tuning, self.survey.plan.tuned_for(cell)
+        if not tuning.settled(cell):
+            if name in self.failed:
+                return []
+            try:
+                if pending := tuning.pending(cell, lambda job: job.name in self.over):
+                    return pending
+                self.display.tell(tuning.choose(cell))
+            except ConfigError as error:
+                self._fail(name, str(error))
+                return []
+            self._settle(name)
+        return [self.survey.job(cell)]
 
-    def _settle(self, cell: Cell) -> None:
-        """Choose the tuned value of a cell, and look at the runs of all cells that have it."""
-        plan, tuning = self.survey.plan, self.survey.tuning
-        name = plan.tuned_for(cell)
-        try:
-            self.display.tell(tuning.choose(cell))
-        except ConfigError as error:
-            self._fail(name, str(error))
-            return
-        tuning.save()
-        for job in (self.survey.job(one) for one in plan.cells if plan.tuned_for(one) == name):
+    def _settle(self, name: str) -> None:
+        """Keep a tuned value that was just chosen, and look at the runs of all cells that have it."""
+        self.survey.tuning.save()
+        self.over.update(self.survey.dropped())
+        for job in (self.survey.job(one) for one in self.survey.plan.cells if self.survey.plan.tuned_for(one) == name):
             if problem := self.survey.changed(job):
                 self._fail(job.name, problem)
             elif job.done:

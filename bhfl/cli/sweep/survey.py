@@ -11,7 +11,9 @@ from bhfl.cli.sweep.check import Configs
 from bhfl.cli.sweep.plan import Cell, Job, Plan
 from bhfl.cli.sweep.tuning import Tuning
 
-DONE, CUT_OFF, MISSING, DIVERGED, UNTUNED = "done", "cut off", "missing", "diverged", "untuned"
+DONE, CUT_OFF, MISSING, DIVERGED, UNTUNED, DROPPED = "done", "cut off", "missing", "diverged", "untuned", "dropped"
+OVER = (DONE, DIVERGED, DROPPED)
+"""States of jobs that are not run, or not again."""
 
 
 class Survey:
@@ -27,12 +29,13 @@ class Survey:
 
     def __init__(self, plan: Plan, configs: Configs) -> None:
         self.plan, self.configs, self.tuning = plan, configs, Tuning(plan, configs)
-        self.trials = list({job.name: job for cell in plan.cells for job in plan.trials(cell)}.values())
+        trials = (job for cell in plan.cells for of_seed in plan.trials(cell) for job in of_seed.values())
+        self.trials = list({job.name: job for job in trials}.values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
         self._refuse_changed(self.trials)
         for cell in plan.cells:
-            if not self.tuning.pending(cell):
-                with suppress(ConfigError):  # nothing to choose from is no reason not to run the others
+            with suppress(ConfigError):  # nothing to choose from is no reason not to run the others
+                if not self.tuning.pending(cell, self.tuning.ended):
                     self.tuning.choose(cell)
         self._refuse_changed([self.job(cell) for cell in plan.cells if self.tuning.settled(cell)])
 
@@ -44,15 +47,25 @@ class Survey:
 
     def jobs(self) -> list[Job]:
         """All jobs, trials first."""
-        return [*self.trials, *map(self.job, self.plan.cells)]
+        return list({job.name: job for job in (*self.trials, *map(self.job, self.plan.cells))}.values())
 
     def states(self) -> dict[str, str]:
         """The state of each job, by its name."""
         states = {job.name: DIVERGED if self.tuning.diverged(job) else _state(job) for job in self.trials}
+        states |= dict.fromkeys(self.dropped(), DROPPED)
         for cell in self.plan.cells:
             job = self.job(cell)
-            states[job.name] = _state(job) if self.tuning.settled(cell) else UNTUNED
+            if self.tuning.settled(cell):
+                states[job.name] = _state(job)
+            else:
+                states.setdefault(job.name, UNTUNED)
         return states
+
+    def dropped(self) -> list[str]:
+        """The names of trials that are not run, as their values are out of the race."""
+        settled = [cell for cell in self.plan.cells if self.tuning.settled(cell)]
+        trials = (job for cell in settled for of_seed in self.plan.trials(cell) for job in of_seed.values())
+        return [job.name for job in trials if not self.tuning.ended(job)]
 
     def finished(self) -> dict[Path, str]:
         """The run folders of the cells that are done and their methods, in the order of the matrix."""

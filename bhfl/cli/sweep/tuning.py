@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -46,9 +46,9 @@ class Tuning:
         """Whether the cell can be run."""
         return self.tune is None or self.plan.tuned_for(cell) in self.chosen
 
-    def pending(self, cell: Cell) -> list[Job]:
-        """The trials that have to end before the cell can be run."""
-        return [] if self.settled(cell) else [job for job in self.plan.trials(cell) if not self.ended(job)]
+    def pending(self, cell: Cell, ended: Callable[[Job], bool]) -> list[Job]:
+        """The trials that come next for a cell that is not settled; none if all have ended."""
+        return [] if self.settled(cell) else self._race(cell, ended)[1]
 
     def choose(self, cell: Cell) -> str:
         """Choose the value of a cell whose trials have all ended; what to say of it, if it is new.
@@ -59,16 +59,34 @@ class Tuning:
         name = self.plan.tuned_for(cell)
         if self.tune is None or self.settled(cell):
             return ""
-        found = {job.name: self._outcome(job) for job in self.plan.trials(cell)}
-        tried = dict(zip(self.tune.values, found.values(), strict=True))
-        best = max(tried, key=lambda value: -math.inf if tried[value] is None else tried[value])
-        if tried[best] is None:
+        found, _ = self._race(cell, self.ended)
+        means = _means(found)
+        tried = {value: mean for value, mean in means.items() if len(found[value]) == len(self.tune.seeds)}
+        if not tried:
             raise ConfigError([f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"])
-        numbers = [value for value in tried if not isinstance(value, str)]
-        edge = len(numbers) == len(tried) > 2 and best in (min(numbers), max(numbers))
+        best = max(tried, key=lambda value: tried[value])
+        numbers = [value for value in found if not isinstance(value, str)]
+        edge = len(numbers) == len(found) > 2 and best in (min(numbers), max(numbers))
         self.chosen[name] = best
-        self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": found}
-        return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({_listed(tried)})" + _EDGE * edge
+        trials = {name: outcome for got in found.values() for name, outcome in got.items()}
+        self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": trials}
+        listed = ", ".join(f"{value}: {_mean(means.get(value), len(got))}" for value, got in found.items())
+        return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({listed})" + _EDGE * edge
+
+    def _race(self, cell: Cell, ended: Callable[[Job], bool]) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
+        """The outcomes of each value by trial, and the trials of the next seed that have not ended."""
+        assert self.tune is not None
+        found: dict[Any, dict[str, float | None]] = {value: {} for value in self.tune.values}
+        racing = list(found)
+        for of_seed in self.plan.trials(cell):
+            if left := [of_seed[value] for value in racing if not ended(of_seed[value])]:
+                return found, left
+            for value in racing:
+                found[value][of_seed[value].name] = self._outcome(of_seed[value])
+            means = _means({value: found[value] for value in racing})
+            behind = math.inf if self.tune.margin is None else self.tune.margin
+            racing = [value for value, mean in means.items() if mean >= max(means.values()) - behind]
+        return found, []
 
     def save(self) -> None:
         """Write what was tried and chosen to ``tuning.json``, beside what a sweep of other methods has found."""
@@ -96,5 +114,12 @@ class Tuning:
 _EDGE = "; it is at the edge of the values tried"
 
 
-def _listed(tried: Mapping[Any, float | None]) -> str:
-    return ", ".join(f"{value}: {'diverged' if got is None else f'{got:.4f}'}" for value, got in tried.items())
+def _means(found: Mapping[Any, Mapping[str, float | None]]) -> dict[Any, float]:
+    """Of the values of which no trial diverged."""
+    outcomes = {value: [outcome for outcome in got.values() if outcome is not None] for value, got in found.items()}
+    return {value: statistics.fmean(got) for value, got in outcomes.items() if len(got) == len(found[value])}
+
+
+def _mean(mean: float | None, num_seeds: int) -> str:
+    seeds = f" over {num_seeds} seeds" if num_seeds > 1 else ""
+    return "diverged" if mean is None else f"{mean:.4f}{seeds}"

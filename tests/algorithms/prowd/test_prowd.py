@@ -231,9 +231,16 @@ def test_a_fine_move_is_kept_whole():
     assert result.metrics["prowd/mask_keep"] == 1
 
 
-@pytest.mark.parametrize("coarse", [None, 0.25, 1.0])
+@pytest.mark.parametrize("coarse", [None, 0.25])
 def test_sent_differences_count_wholly_in_the_low_bit_model(coarse):
     assert moved(of_difference([1, 0, 0, -1], coarse).plain) == pytest.approx([0.25, 0.5, 0.5, 0.75])
+
+
+def test_the_low_bit_model_takes_coarse_differences_alone():
+    """A mean square of 1/2 against coarse = 1; what travels as float is averaged over all."""
+    result = of_difference([1, 0, 0, -1], 1.0)
+    assert moved(result.plain) == pytest.approx([-0.5, 0, 0, 0.5])
+    assert result.plain["b"].tolist() == [3.0]
 
 
 def test_what_counts_nothing_changes_nothing():

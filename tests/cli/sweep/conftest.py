@@ -28,7 +28,7 @@ seeds: [0]
 methods:
   A: {config: c.yaml}
   B: {config: c.yaml}
-tune: {key: x, values: [0.5, 0.75, 0.25], seed: 9}
+tune: {key: x, values: [0.5, 0.75, 0.25], seeds: [9]}
 """
 
 

@@ -64,7 +64,7 @@ def made(job: Job, **changes: object) -> None:
     config["trainer"] |= changes
     run = job.folder / "version_0"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "best.ckpt").touch()
+    (run / "checkpoints" / "round=00001.ckpt").touch()
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 

@@ -93,7 +93,7 @@ def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path
     words = [sys.executable, "-m", "bhfl", "sweep", "m.yaml", "--jobs=2"]
     killed = subprocess.Popen(words, env=os.environ, stderr=subprocess.PIPE, text=True)
     root = tmp_path / "runs" / tmp_path.name
-    while not all(list((root / name / "seed0").glob("*/checkpoints/*.ckpt")) for name in ("FedAvg", "FedProx")):
+    while not all(list((root / name / "seed0").glob("*/checkpoints/round=*.ckpt")) for name in ("FedAvg", "FedProx")):
         assert killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(how)

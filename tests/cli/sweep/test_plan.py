@@ -13,7 +13,7 @@ methods:
   A: {config: c.yaml}
   B: {config: c.yaml, algorithm.mask: false}
 """
-TUNE = "tune: {key: x, values: [1, 2], seed: 9, setting: %s}\n"
+TUNE = "tune: {key: x, values: [1, 2], seeds: [9, 1], setting: %s}\n"
 
 
 def test_seeds_come_last(sweep: Sweeps) -> None:
@@ -49,14 +49,25 @@ def test_one_setting_tunes_for_all(sweep: Sweeps) -> None:
     plan = sweep.plan(MATRIX + TUNE % "s")
     trials = [plan.trials(Cell(setting, "A", 0)) for setting in "st"]
     assert trials[0] == trials[1]
-    assert [job.name for job in trials[0]] == ["_tuning/A/1", "_tuning/A/2"]
-    assert all("--clients={8: 2}" in job.args and "--seed_everything=9" in job.args for job in trials[0])
+    assert [[job.name for job in of_seed.values()] for of_seed in trials[0]] == [
+        [f"_tuning/A/{value}/seed{seed}" for value in (1, 2)] for seed in (9, 1)
+    ]
+    assert all("--clients={8: 2}" in job.args for of_seed in trials[0] for job in of_seed.values())
+    assert all("--seed_everything=9" in job.args for job in trials[0][0].values())
+
+
+def test_a_run_that_was_a_trial_is_that_trial(sweep: Sweeps) -> None:
+    plan = sweep.plan(MATRIX + TUNE % "s")
+    assert plan.job(Cell("s", "A", 1), 2) == plan.trials(Cell("s", "A", 0))[1][2]
+    assert plan.job(Cell("s", "A", 0), 2).name == "s/A/seed0"
+    assert plan.job(Cell("t", "A", 1), 2).name == "t/A/seed1"
 
 
 def test_each_setting_tunes_for_itself(sweep: Sweeps) -> None:
     plan = sweep.plan(MATRIX + TUNE % "each")
-    assert [job.name for job in plan.trials(Cell("t", "A", 0))] == ["_tuning/t/A/1", "_tuning/t/A/2"]
-    assert "--clients={4: 2}" in plan.trials(Cell("t", "A", 0))[0].args
+    trials = plan.trials(Cell("t", "A", 0))[0]
+    assert [job.name for job in trials.values()] == ["_tuning/t/A/1/seed9", "_tuning/t/A/2/seed9"]
+    assert "--clients={4: 2}" in trials[1].args
 
 
 def test_without_settings_and_tuning(sweep: Sweeps) -> None:

@@ -21,7 +21,7 @@ settings:
 methods:
   FedAvg: {config: c.yaml}
   ProWD-mask: {config: c.yaml, algorithm.mask: true}
-tune: {key: model.init_args.optimizer.lr, values: [0.1, 0.2], seed: 100, last: 3, setting: half}
+tune: {key: model.init_args.optimizer.lr, values: [0.1, 0.2], seeds: [100, 0], margin: 0.05, last: 3, setting: half}
 first: [all]
 report: {target: 0.5, window: 3}
 """
@@ -41,7 +41,7 @@ def test_a_whole_matrix(folder: Path) -> None:
     assert words(matrix.settings["all"]) == ["--clients={8: 10}"]
     assert words(matrix.methods["FedAvg"]) == []
     assert words(matrix.methods["ProWD-mask"]) == ["--algorithm.mask=true"]
-    assert matrix.tune == Tune("model.init_args.optimizer.lr", [0.1, 0.2], 100, "val/acc_avg", 3, "half")
+    assert matrix.tune == Tune("model.init_args.optimizer.lr", [0.1, 0.2], [100, 0], 0.05, "val/acc_avg", 3, "half")
     assert matrix.report == {"target": 0.5, "window": 3}
     option = matrix.methods["ProWD-mask"][0]
     assert option.layer.place(("algorithm", "mask")) == "m.yaml:9: "
@@ -84,34 +84,42 @@ PROBLEMS = [
     ("report: {window: 0}", "m.yaml:3: report.window must be an integer from 1, got 0"),
     ("report: {window: 3}", "m.yaml:3: report.window needs a target, got 3 and none"),
     ("report: 0.5", "m.yaml:3: report must be a mapping of target and window, got 0.5"),
-    ("tune: 5", "m.yaml:3: tune must be a mapping with key, values and seed, got 5"),
-    ("tune: {key: x, values: 1, seed: 5}", "m.yaml:3: tune.values must be a list of one or more items, got 1"),
-    ("tune: {key: x, values: [], seed: 5}", "m.yaml:3: tune.values must be a list of one or more items, got []"),
-    ("tune: {key: x, values: [[1]], seed: 5}", "m.yaml:3: tune.values[0] must be a number or a word, got [1]"),
-    ("tune: {key: x, values: [1, 1], seed: 5}", "m.yaml:3: tune.values[1] must be given once, and 1 is there twice"),
+    ("tune: 5", "m.yaml:3: tune must be a mapping with key, values and seeds, got 5"),
+    ("tune: {key: x, values: 1, seeds: [5]}", "m.yaml:3: tune.values must be a list of one or more items, got 1"),
+    ("tune: {key: x, values: [], seeds: [5]}", "m.yaml:3: tune.values must be a list of one or more items, got []"),
+    ("tune: {key: x, values: [[1]], seeds: [5]}", "m.yaml:3: tune.values[0] must be a number or a word, got [1]"),
+    ("tune: {key: x, values: [1, 1], seeds: [5]}", "m.yaml:3: tune.values[1] must be given once, and 1 is there twice"),
     (
-        "tune: {key: x, values: [1, '1'], seed: 5}",
+        "tune: {key: x, values: [1, '1'], seeds: [5]}",
         "m.yaml:3: tune.values[1] must be given once, and '1' is there twice",
     ),
-    ("tune: {key: x, values: [1], seed: 0}", "m.yaml:3: tune.seed must be an integer from 0 and none of seeds, got 0"),
-    ("tune: {key: x, values: [1]}", "m.yaml:3: tune.seed must be an integer from 0 and none of seeds, got null"),
-    ("tune: {values: [1], seed: 5}", "m.yaml:3: tune.key must be an option such as model.optimizer.lr, got null"),
-    ("tune: {key: x, values: [1], seed: 5, sed: 1}", "m.yaml:3: tune.sed is no key of a matrix; did you mean 'seed'?"),
+    ("tune: {key: x, values: [1], seeds: 0}", "m.yaml:3: tune.seeds must be a list of one or more items, got 0"),
+    ("tune: {key: x, values: [1], seeds: [-1]}", "m.yaml:3: tune.seeds[0] must be an integer from 0, got -1"),
+    ("tune: {key: x, values: [1]}", "m.yaml:3: tune.seeds must be a list of one or more items, got null"),
     (
-        "tune: {key: x, values: [1], seed: 5, metric: test/acc}",
+        "tune: {key: x, values: [1], seeds: [5], margin: 0}",
+        "m.yaml:3: tune.margin must be positive and finite, got 0",
+    ),
+    ("tune: {values: [1], seeds: [5]}", "m.yaml:3: tune.key must be an option such as model.optimizer.lr, got null"),
+    (
+        "tune: {key: x, values: [1], seeds: [5], sed: 1}",
+        "m.yaml:3: tune.sed is no key of a matrix; did you mean 'seeds'?",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], metric: test/acc}",
         "m.yaml:3: tune.metric must be of the validation split, val/..., got 'test/acc'",
     ),
-    ("tune: {key: x, values: [1], seed: 5, last: 0}", "m.yaml:3: tune.last must be an integer from 1, got 0"),
+    ("tune: {key: x, values: [1], seeds: [5], last: 0}", "m.yaml:3: tune.last must be an integer from 1, got 0"),
     (
-        "tune: {key: x, values: [1], seed: 5, setting: s}",
+        "tune: {key: x, values: [1], seeds: [5], setting: s}",
         "m.yaml:3: tune.setting needs settings, and there are none, got 's'",
     ),
     (
-        "settings: {s: {}}\ntune: {key: x, values: [1], seed: 5}",
+        "settings: {s: {}}\ntune: {key: x, values: [1], seeds: [5]}",
         "m.yaml:4: tune.setting must be one of the settings or each, got ''; known: each, s",
     ),
     (
-        "base: {model: {init_args: {lr: 1}}}\ntune: {key: model.lr, values: [1], seed: 5}",
+        "base: {model: {init_args: {lr: 1}}}\ntune: {key: model.lr, values: [1], seeds: [5]}",
         "m.yaml:4: tune.key must not be given elsewhere too, and model.lr is",
     ),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.sweep.lock import locked
-from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, MISSING, UNTUNED
+from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED
 from tests.cli.sweep.conftest import MATRIX, TUNED, Sweeps
 
 
@@ -93,7 +93,7 @@ def test_the_best_on_the_validation_split_is_used(sweep: Sweeps, capsys: pytest.
     tried = "A: x = 0.75 by val/acc_avg (0.5: 0.5000, 0.75: 0.7500, 0.25: 0.2500)"
     assert f"{tried}; it is at the edge of the values tried\n" in capsys.readouterr().out
     kept = json.loads(Path("runs/m/tuning.json").read_text())
-    trials = {f"_tuning/A/{value}": value for value in (0.5, 0.75, 0.25)}
+    trials = {f"_tuning/A/{value}/seed9": value for value in (0.5, 0.75, 0.25)}
     assert kept["outcomes"]["A"] == {"chosen": 0.75, "at_edge": True, "trials": trials}
     assert kept["tune"]["metric"] == "val/acc_avg"
     assert [str(run) for run in runner.survey.finished()] == [f"runs/m/{method}/seed0/version_0" for method in "AB"]
@@ -113,10 +113,28 @@ def test_a_value_in_the_middle_is_not_at_the_edge(sweep: Sweeps) -> None:
     assert not runner.survey.tuning.outcomes["A"]["at_edge"]
 
 
+def test_a_value_that_trails_is_not_tried_with_the_next_seed(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TUNED.replace("seeds: [9]", "seeds: [9, 0], margin: 0.3")
+    runner = sweep(text, "A")
+    assert (runner.left, len(begun())) == (0, 5)  # three with seed 9, two with seed 0, of which one is the run
+    tried = "0.5: 0.5000 over 2 seeds, 0.75: 0.7500 over 2 seeds, 0.25: 0.2500"
+    assert f"A: x = 0.75 by val/acc_avg ({tried})" in capsys.readouterr().out
+    states = sweep.survey(text, "A").states()
+    assert states.pop("_tuning/A/0.25/seed0") == DROPPED
+    assert set(states.values()) == {DONE}
+    assert [str(run) for run in runner.survey.finished()] == ["runs/m/_tuning/A/0.75/seed0/version_0"]
+    assert (sweep(text, "A").left, len(begun())) == (0, 5)
+
+
+def test_without_a_margin_all_values_are_tried_with_all_seeds(sweep: Sweeps) -> None:
+    assert sweep(TUNED.replace("seeds: [9]", "seeds: [9, 8]"), "A").left == 0
+    assert len(begun()) == 7
+
+
 def test_a_trial_that_diverges_is_not_chosen_and_not_repeated(sweep: Sweeps) -> None:
     text = TUNED.replace("0.25]", "2]")
     assert sweep(text, "A").left == 0
-    assert sweep.survey(text, "A").states()["_tuning/A/2"] == DIVERGED
+    assert sweep.survey(text, "A").states()["_tuning/A/2/seed9"] == DIVERGED
     assert len(begun()) == 4
     sweep(text, "A")
     assert len(begun()) == 4
@@ -132,9 +150,9 @@ def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsy
 
 
 def test_a_metric_that_is_not_logged(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
-    runner = sweep(TUNED.replace("seed: 9", "seed: 9, metric: val/f1"), "A")
+    runner = sweep(TUNED.replace("seeds: [9]", "seeds: [9], metric: val/f1"), "A")
     assert runner.failed == ["A"]
-    assert "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5 logged val/acc_avg" in capsys.readouterr().out
+    assert "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5/seed9 logged val/acc_avg" in capsys.readouterr().out
 
 
 def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
@@ -181,7 +199,7 @@ def test_a_sweep_that_is_killed_leaves_nobody_behind_and_goes_on(
     text = (folder / "m.yaml").read_text()
     killed = subprocess.Popen([sys.executable, "-c", KILLED], env={**os.environ, "FAKE_SECONDS": "60"})
     first = Path("runs/m/A/seed0/version_0")
-    while not list(first.glob("checkpoints/*.ckpt")):
+    while not list(first.glob("checkpoints/round=*.ckpt")):
         assert killed.poll() is None
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
