@@ -34,8 +34,10 @@ class ProWD(Algorithm):
         dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised linearly.
         mask: Use the mask; otherwise all entries are averaged.
         coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which the move is coarse:
-            only coarse moves are masked, and one of mean square m counts as m / (m + coarse) of a high-bit client's
-            (in the low-bit model, with ``delta``, wholly). Null masks all of them and counts them wholly, as the paper.
+            only coarse moves are masked, and one of mean square m counts as m / (m + coarse) of a high-bit client's.
+            With ``delta`` they count wholly in the low-bit model, which takes no high-bit move of a tensor that is
+            coarse on average over its clients: it was made for another model. Null masks all and counts all wholly, as
+            the paper.
         tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask keeps.
         scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
         per: One mask a ``client``, or one a bit ``group`` from the group's mean.
