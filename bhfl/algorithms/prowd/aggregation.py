@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from bhfl.algorithms.prowd.moves import LowMove, MoveReader, Origin
+from bhfl.algorithms.prowd.moves import LowMove, MoveReader, Origin, count
 from bhfl.algorithms.prowd.selection import Selection, certified_select
 from bhfl.comm import decode, encode
 from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
@@ -22,8 +22,6 @@ Fill = Literal["renorm", "delta", "high", "literal"]
 Scope = Literal["layer", "model"]
 _MEMORY = 1 << 26
 """Bytes of waiting payloads that stay in memory; more go to a temporary file."""
-
-
 Squares = tuple[str, int, dict[str, float]]
 """A client's group and id, and a number for each tensor that it sent as codes: `LowMove.squares`."""
 Found = tuple[int, str, float]
@@ -142,8 +140,8 @@ class SelectiveMean:
         coarse = self.mask.coarse
         if self.origin != "sent" or not self.mask.enabled or coarse is None:
             return set()
-        resolved = [(group, id, {name: m / (m + coarse) for name, m in of.items()}) for group, id, of in squares]
-        return {name for name, mean in _means(resolved).items() if mean < 0.5}
+        counts = [(group, id, {name: count(m, coarse) for name, m in of.items()}) for group, id, of in squares]
+        return {name for name, mean in _means(counts).items() if mean < 0.5}
 
     def _counts(self, low: LowMove) -> dict[str, float]:
         """What each tensor counts where it does not count wholly."""

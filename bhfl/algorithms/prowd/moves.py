@@ -34,8 +34,13 @@ class LowMove:
     sent: bool
 
     def counts(self, coarse: float) -> dict[str, float]:
-        """What each quantised tensor counts, ``m / (m + coarse)``, in 1024ths: sums of these are exact."""
-        return {name: round(1024 * m / (m + coarse)) / 1024 for name, m in self.squares.items()}
+        """What each quantised tensor counts, see :func:`count`."""
+        return {name: count(square, coarse) for name, square in self.squares.items()}
+
+
+def count(square: float, coarse: float) -> float:
+    """What a move of mean square m counts, ``m / (m + coarse)``, in 1024ths: sums of these are exact."""
+    return round(1024 * square / (square + coarse)) / 1024
 
 
 class MoveReader:
