@@ -11,7 +11,7 @@ from torch import Tensor
 
 _CPU_BLOCK = 1 << 17
 """Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
-_DRAWN_WORDS = 1 << 13
+_DRAWN_WORDS = 1 << 14
 """Random words drawn for a tensor, at most: drawing is most of the time of stochastic rounding."""
 _NOISE_STEP = 2.0**-16 - 2.0**-30
 """Noise of 16 bits in steps of the grid: by 2**-15 less than half a step to either side."""
@@ -85,7 +85,7 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
     The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so that such a value
     is reproduced whatever the noise; ``x / scale + noise`` would move it now and then, by its rounding error.
     """
-    inverse, noise = scale.reciprocal(), noise.view(x.shape).to(x.device).to(torch.float32)
+    inverse, noise = scale.reciprocal(), noise.view(x.shape).to(x.device, torch.float32)
     if limit <= _NARROW:
         return (x * inverse).add_(noise, alpha=_NOISE_STEP).round_().clamp_(-limit, limit)
     codes = nearest(x, scale, limit)
@@ -94,21 +94,21 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
 
 
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
-    """For each block of up to ``sizes[0]`` elements, uniform int16 noise; four come from each 64-bit word.
+    """For each block of up to ``sizes[0]`` elements, uniform int16 noise; two come from each 32-bit word.
 
     Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads each bit over the
-    higher ones, and adds the higher half to the lower: a third of the time of drawing, without a pattern.
+    higher ones, and combines each half with its neighbour: a tenth of the time of drawing, without a pattern.
     """
-    needed = sizes[0] // 4 + 1 if sizes else 0
+    needed = sizes[0] // 2 + 1 if sizes else 0
     words = _words(min(needed, _DRAWN_WORDS), generator)
     num_keys = -(-needed // max(len(words), 1))
     keys = _words(len(sizes) * num_keys, generator).bitwise_or_(1).view(len(sizes), num_keys, 1)
     for size, block_keys in zip(sizes, keys, strict=True):
-        mixed = words * block_keys
-        yield mixed.add_(mixed >> 32).view(-1).view(torch.int16)[:size]
+        halves = (words * block_keys).view(-1).view(torch.int16)
+        yield halves[:size] ^ halves[1 : size + 1]
 
 
 def _words(count: int, generator: torch.Generator) -> Tensor:
-    """Random int64 words, on the device of the generator."""
-    words = torch.empty(count, dtype=torch.int64, device=generator.device)
-    return words.random_(-(1 << 63), None, generator=generator)
+    """Random int32 words, on the device of the generator."""
+    words = torch.empty(-(-count // 2), dtype=torch.int64, device=generator.device)
+    return words.random_(-(1 << 63), None, generator=generator).view(torch.int32)[:count]
