@@ -89,7 +89,7 @@ class DifferenceAlgorithm(Algorithm):
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)
-            by_row = parts[name].shape != difference.shape
+            by_row = parts[name] is not difference
             update |= {key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()}
         return update
 

@@ -119,11 +119,11 @@ class FedCOMGATE(DifferenceAlgorithm):
         return self.mean_difference(floating, self.join(update, floating))
 
     def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
-        """Track, and rebuild the model."""
+        """Track, unless nothing could have moved, and rebuild the model."""
         following: dict[str, Tensor] = {}
         for name, mean in closing.items():
-            correction = ((state[OWN + name] - mean) / state["lr_sum"]).float()
-            following[TRACKED + name] = state.get(TRACKED + name, torch.zeros_like(mean)) + correction
+            correction = (state[OWN + name] - mean) / state["lr_sum"] if state["lr_sum"] else torch.zeros_like(mean)
+            following[TRACKED + name] = state.get(TRACKED + name, torch.zeros_like(mean)) + correction.float()
             following[START + name] = _step(state[START + name], mean, self.server_lr)
         return following
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,13 @@ class _Torchvision(FederatedDataModule):
         self.root, self.download = root, download
 
     def prepare_data(self) -> None:
-        """Download, where asked to."""
-        if self.download:
+        """Download, where asked to; processes that want the same files take turns."""
+        if not self.download:
+            return
+        root = Path(self.root).expanduser()
+        root.mkdir(parents=True, exist_ok=True)
+        with open(root / ".bhfl.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             for train in (True, False):
                 self._open(train, download=True)
 

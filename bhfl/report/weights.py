@@ -23,8 +23,10 @@ def read(run: Path) -> dict[str, Histograms]:
     """Histograms by weight tensor of a run folder.
 
     Raises:
-        ValueError: The folder holds none.
+        ValueError: There is no such folder, or it holds none.
     """
+    if not run.is_dir():
+        raise ValueError(f"{run}: no such folder")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"histograms": 0})

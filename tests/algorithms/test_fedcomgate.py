@@ -64,6 +64,13 @@ def test_lossless_gate_is_scaffold(tmp_path):
     assert (run.server.params["weight"].double() - w).abs().max() < 1e-6
 
 
+def test_a_round_without_a_learning_rate_tracks_nothing(tmp_path):
+    run = fit(tmp_path, FedCOMGATE(4), {32: 4}, lambda: Module(lr=0.0), Data(4), max_rounds=2, **QUIET)
+    state = run.rounds.store.load(0, 99)["algorithm"]
+    assert not state["tracked/weight"].any()
+    assert not run.server.params["weight"].any()
+
+
 def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
     run = fit(tmp_path, FedCOMGATE(4, server_lr=0.7), {8: 2, 32: 2}, lambda: Client(momentum=0.0), local_steps=2)
     for client in range(4):

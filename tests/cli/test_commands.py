@@ -125,6 +125,12 @@ def test_short_forms(bhfl: Command) -> None:
     assert config["trainer"]["callbacks"][0]["init_args"] == {"every_n_rounds": 5}
 
 
+@pytest.mark.parametrize(("word", "tau"), [("500", 500), ("1", 1), ("1.0", 1.0), ("0.25", 0.25)])
+def test_a_share_is_a_float_and_a_count_is_not(bhfl: Command, word: str, tau: float) -> None:
+    found = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.tau={word}")["algorithm"]["init_args"]["tau"]
+    assert (type(found), found) == (type(tau), tau)
+
+
 def test_a_fleet_by_fractions(bhfl: Command) -> None:
     fleet = "[{bits: 8, fraction: 0.5}, {bits: {weights: 4, activations: 8}, fraction: 0.5}]"
     groups = parsed(bhfl, "--clients", fleet, "--trainer.num_clients", "4")["clients"]

@@ -1,3 +1,4 @@
+import fcntl
 import gzip
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,7 +108,7 @@ def test_grey_sets_are_read_through_torchvision(kind, tmp_path):
         (SVHN, (6, 3, 32, 32), "labels", {"split": "train"}),
     ],
 )
-def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, monkeypatch):
+def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, monkeypatch, tmp_path):
     from torchvision import datasets
 
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -115,14 +116,17 @@ def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, mo
 
     def stub(root, **options):
         calls.append((root, options))
+        if options["download"]:
+            with open(tmp_path / ".bhfl.lock") as lock, pytest.raises(BlockingIOError):  # others wait
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return SimpleNamespace(data=pixels, **{name: list(range(6))})
 
     monkeypatch.setattr(datasets, kind.__name__, stub)
-    data = kind(root="somewhere", download=True)
+    data = kind(root=str(tmp_path), download=True)
     data.prepare_data()
     assert [options["download"] for _, options in calls] == [True, True]
     source = data.load(train=True)
-    assert calls[-1] == ("somewhere", {**option, "download": False})
+    assert calls[-1] == (str(tmp_path), {**option, "download": False})
     channels_first = pixels if shape[1] == 3 else pixels.transpose(0, 3, 1, 2)
     assert torch.equal(source.inputs, torch.from_numpy(channels_first.copy()))
     assert source.input_shape == data.input_shape

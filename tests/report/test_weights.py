@@ -28,6 +28,12 @@ def test_a_folder_without_histograms(tmp_path, capsys):
     assert "no weight histograms" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nope")])
+    assert "nope: no such folder" in capsys.readouterr().err
+
+
 def test_density_has_area_one():
     x = np.linspace(-2, 2, 100_001)
     y = density(np.array([-1.0, 0.0, 0.5, 1.0]), np.array([2.0, 1.0, 1.0]), x)

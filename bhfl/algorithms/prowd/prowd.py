@@ -28,7 +28,8 @@ class ProWD(Algorithm):
     """Progressive weight dequantisation and selective weight aggregation.
 
     A trainable dequantizer raises low-bit weights to float32 before they are averaged; a mask keeps of each low-bit
-    client only the entries that agree with the move of the high-bit clients. With both switched off it is FedAvg.
+    client only the entries that agree with the move of the high-bit clients. With both switched off and
+    ``delta_ref: broadcast`` it is FedAvg.
 
     Args:
         dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised linearly.
@@ -74,7 +75,7 @@ class ProWD(Algorithm):
         dequantizer: bool = True,
         mask: bool = True,
         coarse: Optional[float] = 0.1,
-        tau: Union[float, int] = 0.05,
+        tau: Union[int, float] = 0.05,
         scope: Scope = "layer",
         per: Literal["client", "group"] = "client",
         fill: Fill = "renorm",
@@ -131,7 +132,11 @@ class ProWD(Algorithm):
             "lr": dequantizer_lr,
             "distill_weight": distill_weight,
         }
-        ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
+        try:
+            ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
+        except ValueError as error:
+            key, _, rule = str(error).partition(" ")
+            raise ValueError(f"ProWD.{ {'bits': 'ladder', 'lr': 'dequantizer_lr'}.get(key, key) } {rule}") from None
 
     # ---- setting up ---------------------------------------------------------------------------------------------
 
@@ -279,14 +284,14 @@ def published_downlink_bytes(params: Params) -> int:
 
 
 def doublings(widths: Sequence[int]) -> list[int]:
-    """The widths, and between any two of them the doublings of the lower one.
+    """The widths, and between any two of them the doublings of the lower one that are widths.
 
-    >>> doublings([2, 32]), doublings([6, 8, 12, 16])
-    ([2, 4, 8, 16, 32], [6, 8, 12, 16])
+    >>> doublings([2, 32]), doublings([6, 32]), doublings([6, 8, 12, 16])
+    ([2, 4, 8, 16, 32], [6, 12, 32], [6, 8, 12, 16])
     """
     ladder = [widths[0]]
     for width in widths[1:]:
-        while ladder[-1] * 2 < width:
-            ladder.append(ladder[-1] * 2)
+        while (double := ladder[-1] * 2) < width and double <= 16:
+            ladder.append(double)
         ladder.append(width)
     return ladder

@@ -96,7 +96,8 @@ def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer = {key: value for key, value in config["trainer"].items() if key not in _ELSEWHERE}
     data = dict(config["data"])
     data["init_args"] = {key: value for key, value in data.get("init_args", {}).items() if key not in WHERE}
-    return {**config, "trainer": trainer, "data": data}
+    clients = str(config["clients"])  # as text, because the order of the groups counts
+    return {**config, "trainer": trainer, "data": data, "clients": clients}
 
 
 def _named(names: Sequence[str]) -> str:

@@ -39,14 +39,15 @@ class Matrix:
     """What to run. Later options win: those of base, setting, method, command line, and the tuned one.
 
     Attributes:
-        name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``.
+        name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``, those of trials
+            ``<root>/<name>/_tuning/[<setting>/]<method>/<value>/seed<seed>/version_N``, with the setting for `EACH`.
         base: Options of every run.
         seeds: Of every setting and method.
         settings: Options by name; a nameless one where the matrix has none.
         methods: Options by name.
         configs: Configuration file of each method.
         tune: What is tuned, if anything is.
-        first: Methods and settings whose runs come before the others.
+        first: Methods and settings whose runs come before the others; where both are named, runs of both kinds.
         report: Arguments of the report.
         typed: Options of the command line.
     """

@@ -20,7 +20,7 @@ can be killed at any moment and started again. Ends in a report.
 options:
   --jobs N           runs at a time, of trainer.threads threads each (1)
   --minutes M        stop after so many minutes, and say what is left; the same command goes on
-  --only A,B         these methods or settings alone
+  --only A,B         these methods or settings alone, in the report too
   --seeds 0,1        in place of those of the matrix
   --root DIR         run folders are DIR/<name of the matrix>/... (runs)
   --dry_run          check all configurations and list the runs, with what is done, cut off or missing

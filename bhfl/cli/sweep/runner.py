@@ -81,26 +81,31 @@ class Runner:
     def _settle(self, name: str) -> None:
         """Keep a tuned value that was just chosen, and look at the runs of all cells that have it."""
         self.survey.tuning.save()
-        self.over.update(self.survey.dropped())
+        for dropped in self.survey.dropped():
+            self._over(dropped)
         for job in (self.survey.job(one) for one in self.survey.plan.cells if self.survey.plan.tuned_for(one) == name):
             if problem := self.survey.changed(job):
                 self._fail(job.name, problem)
             elif job.done:
-                self.over.add(job.name)
+                self._over(job.name)
 
     def _end(self, job: Job, code: int) -> None:
         """Take note of how a run ended."""
         if code == 0 and job.done:
-            self.over.add(job.name)
-            self.rounds[job.name] = self.sizes[job.name]
-            self.display.update(sum(self.rounds.values()))
+            self._over(job.name)
             self.display.tell(f"{job.name} done; {self.display.left()}")
         elif code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS):
             self.survey.tuning.break_off(job)
-            self.over.add(job.name)
+            self._over(job.name)
             self.display.tell(f"{job.name} diverged: it is not chosen")
         else:
             self._fail(job.name, account(job, code))
+
+    def _over(self, name: str) -> None:
+        """No round of a job is left to be run."""
+        self.over.add(name)
+        self.rounds[name] = self.sizes[name]
+        self.display.update(sum(self.rounds.values()))
 
     def _fail(self, name: str, text: str) -> None:
         self.failed.append(name)

@@ -74,17 +74,24 @@ class Tuning:
         return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({listed})" + _EDGE * edge
 
     def _race(self, cell: Cell, ended: Callable[[Job], bool]) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
-        """The outcomes of each value by trial, and the trials of the next seed that have not ended."""
+        """The outcomes of each value by trial, and the trials of the next seed that have not ended.
+
+        A value that has diverged with any seed is out of the race from its beginning: none is dropped for trailing it.
+        """
         assert self.tune is not None
-        found: dict[Any, dict[str, float | None]] = {value: {} for value in self.tune.values}
-        racing = list(found)
-        for of_seed in self.plan.trials(cell):
+        of_seeds, behind = self.plan.trials(cell), math.inf if self.tune.margin is None else self.tune.margin
+        outcomes = {
+            value: {job.name: self._outcome(job) for of_seed in of_seeds if ended(job := of_seed[value])}
+            for value in self.tune.values
+        }
+        racing = [value for value, got in outcomes.items() if None not in got.values()]
+        found = {value: {} if value in racing else got for value, got in outcomes.items()}
+        for of_seed in of_seeds:
             if left := [of_seed[value] for value in racing if not ended(of_seed[value])]:
                 return found, left
             for value in racing:
-                found[value][of_seed[value].name] = self._outcome(of_seed[value])
+                found[value][of_seed[value].name] = outcomes[value][of_seed[value].name]
             means = _means({value: found[value] for value in racing})
-            behind = math.inf if self.tune.margin is None else self.tune.margin
             racing = [value for value, mean in means.items() if mean >= max(means.values()) - behind]
         return found, []
 

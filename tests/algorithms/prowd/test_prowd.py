@@ -327,8 +327,8 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
         (lambda: ProWD(coarse=float("inf")), "ProWD.coarse must be positive and finite, or null, got inf"),
         (lambda: ProWD(period=0), "ProWD.period must be at least 1, got 0"),
         (lambda: ProWD(high_max_age=-1), "ProWD.high_max_age must be >= 0"),
-        (lambda: ProWD(dequantizer_lr=-1.0), "lr must be positive"),
-        (lambda: ProWD(ladder=[8, 2]), "bits must be at least two ascending widths"),
+        (lambda: ProWD(dequantizer_lr=-1.0), "ProWD.dequantizer_lr must be positive, got -1.0"),
+        (lambda: ProWD(ladder=[8, 2]), "ProWD.ladder must be at least two ascending widths"),
     ],
 )
 def test_bad_arguments(make, message):
@@ -362,9 +362,18 @@ def test_batch_norm_networks_are_distilled_with_the_high_groups_statistics(tmp_p
     assert run.server.round == 3
 
 
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_any_width_beside_float32(tmp_path, bits):
+    algorithm = ProWD(warmup_rounds=1, first_steps=1, buffer_size=8)
+    run = fit(tmp_path, algorithm, {bits: 1, 32: 1}, Forward, fake(20, holdout=8), max_rounds=1)
+    assert run.server.extra["dequantizer"] is not None
+
+
 def test_ladders():
     assert doublings([2, 32]) == [2, 4, 8, 16, 32]
     assert doublings([8, 32]) == [8, 16, 32]
+    assert doublings([3, 32]) == [3, 6, 12, 32]
+    assert doublings([15, 32]) == [15, 32]
     assert doublings([6, 8, 12, 16]) == [6, 8, 12, 16]
 
 

@@ -1,4 +1,7 @@
-"""A run that trains nothing: three rounds, whose accuracy is the option ``x``, and the files of a run folder."""
+"""A run that trains nothing: three rounds, whose accuracy is the option ``x``, and the files of a run folder.
+
+It diverges where ``x`` is above 1, or 0.875 with seed 8.
+"""
 
 import json
 import os
@@ -19,8 +22,8 @@ ROUNDS = 3
 def config_of(args: list[str]) -> dict[str, Any]:
     """What stands in for the parsed configuration."""
     own = ("--trainer.name", "--trainer.default_root_dir", "--ckpt_path")
-    trainer = {"max_rounds": ROUNDS}
-    return {"trainer": trainer, "data": {}, "options": [word for word in args if not word.startswith(own)]}
+    options = [word for word in args if not word.startswith(own)]
+    return {"trainer": {"max_rounds": ROUNDS}, "data": {}, "clients": {}, "options": options}
 
 
 def main() -> None:
@@ -36,7 +39,7 @@ def main() -> None:
         with open(rows, "a") as file:
             file.write(json.dumps({"round": number, "val/acc_avg": accuracy}) + "\n")
         (run / "checkpoints" / f"round={number:05d}.ckpt").touch()
-        if accuracy > 1:
+        if accuracy > 1 or (accuracy == 0.875 and options["seed_everything"] == "8"):
             raise SystemExit(5)
         if options.get("fails") == "killed":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -65,7 +65,7 @@ def made(job: Job, **changes: object) -> None:
     run = job.folder / "version_0"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "round=00001.ckpt").touch()
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
@@ -79,6 +79,19 @@ def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
         f"runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 2 -> 3; {remedy}",
         f"runs/m/FedProx/seed0/version_0 was made with other options: trainer.local_epochs: 7 -> 1; {remedy}",
     ]
+
+
+def test_the_order_of_a_fleet_counts(sweep: Sweeps) -> None:
+    text = MATRIX.replace("max_rounds: 3", "max_rounds: 3, clients: {8: 1, 32: 1}")
+    first, *_ = jobs(sweep, text)
+    made(first)
+    Survey(sweep.plan(text), Configs(machine=False))
+    path = first.folder / "version_0" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["clients"] = dict(reversed(config["clients"].items()))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    with pytest.raises(ConfigError, match="was made with other options: clients: "):
+        Survey(sweep.plan(text), Configs(machine=False))
 
 
 def test_runs_of_the_same_options_are_taken(sweep: Sweeps) -> None:

@@ -140,6 +140,22 @@ def test_a_trial_that_diverges_is_not_chosen_and_not_repeated(sweep: Sweeps) -> 
     assert len(begun()) == 4
 
 
+def test_a_value_that_diverges_late_drops_no_other(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TUNED.replace("[0.5, 0.75, 0.25], seeds: [9]", "[0.875, 0.5, 0.25], seeds: [9, 8], margin: 0.3")
+    runner = sweep(text, "A")
+    assert (runner.left, runner.failed, runner.display.before) == (0, [], 0)
+    out = capsys.readouterr().out
+    assert "A: x = 0.5 by val/acc_avg (0.875: diverged, 0.5: 0.5000 over 2 seeds, 0.25: 0.2500 over 2 seeds)" in out
+    assert "; 0 of 21 rounds left" in out
+    assert len(begun()) == 7
+    assert (sweep(text, "A").left, len(begun())) == (0, 7)
+
+
+def test_no_round_is_left_of_what_is_not_run(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(TUNED.replace("seeds: [9]", "seeds: [9, 8], margin: 0.1"), "A")
+    assert "A/seed0 done; 0 of 21 rounds left" in capsys.readouterr().out
+
+
 def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
     text = TUNED.replace("[0.5, 0.75, 0.25]", "[2, 3]")
     for _ in range(2):
