@@ -140,6 +140,8 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
     if quantized:
         _quantize_as_saved_(model, specs, path)
     model.load_state_dict(float_state(state))
+    plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    model.load_state_dict(plain, strict=False)  # again, where a quantised weight is tied to one that is not
     if quantized:
         _fix_scales_(model, state, path)
     return model
@@ -185,6 +187,8 @@ def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
             layer.weight_step.copy_(scale)
         else:
             layer.fixed_scale = scale
+        if not torch.equal(layer.quantized_weight().codes.cpu(), value.codes):
+            raise QuantizedFileError(f"{path}: {name} is tied to a weight of other codes: restore with quantized=False")
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
 
     Args:
         model: Not changed. Its layers must have weights and activations of at most 8 bits, or of 32; these stay float.
-        example: Inputs of ``forward``. Only their shapes and dtypes count, and the first dimension is left open.
+        example: Inputs of ``forward``. Only their shapes count, and the first dimension is left open.
         path: Written whole or not at all.
 
     Returns:
@@ -67,13 +67,16 @@ def _check_widths(model: nn.Module) -> None:
 
 
 def _several(x: Tensor) -> Tensor:
-    """An example of at least two rows: the exporter takes a dimension of 1 for a constant."""
+    """An example in float32 of at least two rows: the exporter takes a dimension of 1 for a constant."""
+    x = x.float() if x.is_floating_point() else x
     return torch.cat([x, x]) if x.dim() and len(x) == 1 else x
 
 
 def _rewritten(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, whose layers say in nodes of ONNX what they compute."""
-    model = copy.deepcopy(model).float().cpu().eval()
+    model = copy.deepcopy(model)
+    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model  # which the exporter needs around a layer
+    model = model.float().cpu().eval()
     for layer in model.modules():
         if isinstance(layer, QuantLayer) and not layer.spec.is_float:
             layer.backend = "fake"

@@ -84,7 +84,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
             x = x.unsqueeze(0)
         elif not self.batch_first:
             x = x.transpose(0, 1)
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
     def _joined(self, x: Tensor, batched: bool) -> Tensor:
         """[B, H, L, E / H] -> the shape of the query."""
@@ -118,8 +118,10 @@ def _merged_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: T
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
+    if mask.is_floating_point():
         return mask.to(like.dtype)
+    if mask.dtype != torch.bool:
+        raise RuntimeError(f"masks must be of bool or of a floating dtype, got {mask.dtype}")
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, -math.inf)
 
 

@@ -165,7 +165,8 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
 
     Returns:
         For the weight of each Quant* layer with ``spec.weights < 32`` the :class:`QuantizedTensor` that its forward
-        computes with, whose ``dequantize()`` equals it to the bit; anything else as it is, detached and not cloned.
+        computes with, whose ``dequantize()`` equals it to the bit in a float32 model; anything else as it is, detached
+        and not cloned.
 
     Raises:
         ValueError: A weight has NaN or infinity; the message names it.

@@ -59,7 +59,7 @@ def quantize(
         range_rule: How the scale is found, see :func:`weight_scale`; unused where a scale is given.
         granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a scale is given.
         scale: Positive; used as it is, and values beyond n * scale are clipped.
-        generator: Stochastic rounding, unbiased to 2**-15 of a step: ``E[dequantize()] == x`` where nothing is clipped,
+        generator: Stochastic rounding, unbiased to 2**-14 of a step: ``E[dequantize()] == x`` where nothing is clipped,
             and values of the grid are reproduced exactly. Without one: nearest, ties to even.
 
     Raises:
@@ -227,7 +227,7 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
     ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) / (2**bits - 1)``. The
     range includes zero, which is therefore exact (a padded border stays a border). The zero point cancels in the float
     value and is never formed. The scale is wider by 2**-20, so that rounding both ends cannot need one code more, and
-    nothing has to be clipped or saved. Within half a step of the largest float32 that grid ends in infinity.
+    nothing has to be clipped or saved. Within half a step of the largest value of its dtype that grid ends in infinity.
 
     Args:
         x: Any floating tensor; empty and constant ones too.

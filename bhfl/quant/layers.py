@@ -106,7 +106,7 @@ class QuantLayer(nn.Module):
     def _weight_rule(self) -> dict[str, Any]:
         scale = self.fixed_scale
         if self.weight_step is not None:
-            scale = bounded_scale(self.weight_step.abs(), levels(self.spec.weights))
+            scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
         return {"range_rule": self.spec.range_rule, "granularity": self.spec.granularity, "scale": scale}
 
     def forward(self, input: Tensor) -> Tensor:
@@ -188,7 +188,10 @@ class QuantLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Other weights make fixed ranges void; a learned step starts again from them."""
+        """Other weights make fixed ranges void; a learned step starts again from them.
+
+        Parametrizations load after their layer: :func:`bhfl.quant.begin_round_` starts a step from what they give.
+        """
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -253,9 +256,10 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
         super().set_spec_(spec)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Indices [...] -> [..., embedding_dim]."""
+        """Indices [...] -> [..., embedding_dim]; always by fake."""
         if self.spec.is_float:  # the parent knows of max_norm and sparse gradients
             return nn.Embedding.forward(self, input)
+        get_backend(self.backend).report(self)
         y = F.embedding(input, self.forward_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
         return self._forward_output(y)
 

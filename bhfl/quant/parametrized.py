@@ -21,5 +21,8 @@ def become_(module: nn.Module, cls: type[nn.Module]) -> None:
 
 def refuse_parametrized(module: nn.Module, what: str) -> None:
     """ValueError for a module whose weight is computed from others, which cannot be set."""
-    if is_parametrized(module, getattr(module, "weight_key", "weight")):
+    key = getattr(module, "weight_key", "weight")
+    if is_parametrized(module, key):
         raise ValueError(f"{what} must set the weight, but it is parametrized: call remove_parametrizations first")
+    if key not in module._parameters:
+        raise ValueError(f"{what} must set the weight, but a hook computes it, as pruning does: remove that first")

@@ -112,9 +112,14 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
 
 
 def _strided_sample(x: Tensor) -> Tensor:
-    """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout."""
+    """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout.
+
+    The stride shares no factor with the sizes, so that all taps of a kernel and all columns of a matrix are seen.
+    """
     size = x[0].numel()
     stride = min(math.ceil(x.numel() / _SAMPLE), max(size // _GROUP_SAMPLE, 1))
+    while math.gcd(stride, size) > 1:
+        stride += 1
     columns = torch.arange(0, size, stride, device=x.device)
     return x.take(torch.arange(len(x), device=x.device).view(-1, 1) * size + columns)
 

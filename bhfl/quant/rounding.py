@@ -36,7 +36,7 @@ def grid_codes(
 ) -> Tensor:
     """Codes of float32 ``x`` in ``[-limit, limit]``: nearest (ties to even), or stochastic where a generator is given.
 
-    The stochastic kind is unbiased to 2**-15 of a step and reproduces values of the grid. Its codes depend on the
+    The stochastic kind is unbiased to 2**-14 of a step and reproduces values of the grid. Its codes depend on the
     generator and on values, never on the memory layout of ``x``; the nearest ones are laid out as ``x``.
     """
     if generator is None and is_channels_last(x):

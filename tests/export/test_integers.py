@@ -90,6 +90,24 @@ def test_tied_weights_are_stored_once(tmp_path):
     save_quantized(saved, tmp_path / "b.safetensors")
     loaded = load_quantized(tmp_path / "b.safetensors")
     assert (loaded["embed.weight"].bits, loaded["head.weight"].bits) == (8, 4)
+    with pytest.raises(QuantizedFileError, match=r"embed\.weight is tied to a weight of other codes"):
+        restore_(Tied(), tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("quantised", ["embed", "head"])
+def test_a_quantised_weight_tied_to_a_float_one_comes_back(quantised, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x):
+            return self.head(self.embed(x))
+
+    saved, x = quantize_(Tied(), 8, lambda name, _: name == quantised), torch.arange(5)
+    save_quantized(saved, tmp_path / "a.safetensors")
+    assert torch.equal(restore_(Tied(), tmp_path / "a.safetensors")(x), saved(x))
 
 
 def test_a_layer_that_is_used_twice(tmp_path):

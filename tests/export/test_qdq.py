@@ -145,6 +145,16 @@ def test_networks_are_equal_but_for_the_odd_turned_code(name, tmp_path):
     assert b"bhfl/" not in (tmp_path / "a.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_layer_alone_and_examples_of_another_dtype(dtype, tmp_path):
+    layer = quantize_(nn.Linear(8, 4), 8).to(dtype)
+    export_onnx(layer, torch.randn(2, 8, dtype=dtype), tmp_path / "a.onnx")
+    x = torch.randn(3, 8)
+    session = runtime.InferenceSession(tmp_path / "a.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), layer.float()(x).detach())
+
+
 def test_what_is_refused(tmp_path, monkeypatch):
     model = quantize_(nn.Sequential(nn.Linear(4, 2)), {"weights": 8, "activations": 12})
     with pytest.raises(ValueError, match="layer '0': activations must have at most 8 bits, or 32, got 12"):

@@ -121,6 +121,15 @@ def test_backends(backend: str) -> None:
         assert (a - b).norm() <= (1e-5 if backend == "int8" else 0.1) * b.norm()  # type: ignore[operator,union-attr]
 
 
+def test_an_empty_batch_and_masks_of_no_kind() -> None:
+    layer = quantize_(attention(batch_first=True), 8)
+    empty = torch.zeros(0, L, E)
+    assert layer(empty, empty, empty)[0].shape == (0, L, E)
+    x = torch.randn(B, L, E)
+    with pytest.raises(RuntimeError, match="masks must be of bool or of a floating dtype"):
+        layer(x, x, x, key_padding_mask=torch.zeros(B, L, dtype=torch.uint8))
+
+
 def test_what_is_left_alone() -> None:
     for options in ({"kdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
         model = quantize_(nn.ModuleList([nn.Linear(2, 2), nn.MultiheadAttention(E, 2, **options)]), 8)  # type: ignore

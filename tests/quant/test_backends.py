@@ -362,7 +362,8 @@ def test_a_device_without_integer_products_is_reported_for_convolutions_too(
 def test_sums_that_32_bits_may_not_hold_are_left_to_fake() -> None:
     with torch.device("meta"):
         layers = [nn.Linear(70_000, 2), nn.Conv2d(8000, 2, 3), nn.Conv2d(800, 2, 3)]
-    found = [linear.Linear().fault(layers[0].weight), *(conv.Conv().fault(m.weight) for m in layers[1:2])]  # type: ignore
+    products = (linear.Linear(), conv.Conv())
+    found = [p.fault(m.weight.shape, m.weight.device) for p, m in zip(products, layers, strict=False)]  # type: ignore
     assert found == [f"sums of {n} products may not fit into 32 bits (65793 do)" for n in (70_000, 72_000)]
 
 
@@ -444,3 +445,43 @@ def test_names() -> None:
     set_backend_(model, "int8", lambda name, _: name != "0")
     assert backend_choices(model) == {"0": "fake", "1": "int8", "2": "fake"}
     assert fake_quantize(model[0].weight, 8).shape == (2, 2)
+
+
+@pytest.mark.parametrize("backend", ["int8", "integer", "auto"])
+@pytest.mark.parametrize(
+    ("make", "shape", "dtype"),
+    [
+        (lambda: nn.Linear(8, 8), (2, 7), torch.float32),
+        (lambda: nn.Linear(8, 8), (2, 8), torch.int64),
+        (lambda: nn.Conv1d(8, 8, 3), (2, 16, 9), torch.float32),
+        (lambda: nn.Conv2d(8, 8, 3, groups=4), (2, 12, 9, 9), torch.float32),
+        (lambda: nn.Conv2d(8, 8, 3), (8, 9), torch.float32),
+        (lambda: nn.Conv2d(8, 8, (3, 5), padding=(1, 0)), (2, 8, 1, 4), torch.float32),
+    ],
+)
+def test_what_torch_refuses_is_refused_in_its_words(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype, backend: str
+) -> None:
+    x = torch.ones(shape, dtype=dtype)
+    messages = []
+    for kind in ("fake", backend):
+        layer = quantize_(make(), 8, backend=kind)
+        seed_(layer, torch.Generator())
+        with pytest.raises(RuntimeError) as refused:
+            layer(x)
+        messages.append(str(refused.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_parametrized_weight_is_computed_once_a_forward() -> None:
+    layer = quantize_(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), 8, backend="int8")
+    computed: list[object] = []
+    layer.parametrizations.weight[0].register_forward_hook(lambda *args: computed.append(args))  # type: ignore
+    layer(torch.randn(2, 8))
+    assert len(computed) == 1
+
+
+def test_an_embedding_says_that_it_runs_as_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bhfl.quant.backends.base._REPORTED", set())
+    with pytest.warns(BackendWarning, match="'int8' cannot compute a QuantEmbedding: it has no integer product"):
+        quantize_(nn.Embedding(8, 8), 8, backend="int8")(torch.tensor([1]))

@@ -1,5 +1,7 @@
 """Range rules."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -48,6 +50,17 @@ def test_mse_searches_every_channel_with_enough_of_it() -> None:
     x = torch.randn(512, 64, 3, 3, generator=torch.Generator().manual_seed(0))
     optimum = (fake_quantize(x, 3, scale=torch.tensor(0.5224)).double() - x).square().flatten(1).sum(1)
     assert (squared_error(x, 3, "mse", "channel") / optimum).mean() < 1.02
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize(("shape", "period"), [((128, 128, 3, 3), 9), ((96, 48, 3, 3), 3), ((1024, 1024), 128)])
+def test_mse_sees_every_tap_and_column(shape: tuple[int, ...], period: int, granularity: Any) -> None:
+    """Every ``period``-th value is twenty times smaller than the others."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x.view(-1)[::period] /= 20
+    shuffled = x.flatten(1)[:, torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(1))].view(shape)
+    seen, known = (squared_error(values, 3, "mse", granularity).sum() for values in (x, shuffled))
+    assert seen < 1.05 * known
 
 
 def test_mse_beats_absmax_under_an_outlier_and_does_not_depend_on_the_layout() -> None:

@@ -9,12 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from bhfl.quant import (
     BackendWarning,
     QuantConvTranspose2d,
     QuantLinear,
+    backend_choices,
     dequantize_,
     fake_quantize,
     fake_quantize_activations,
@@ -26,6 +27,7 @@ from bhfl.quant import (
     set_spec_,
     store_,
 )
+from bhfl.quant.backends.linear import int_mm_fault
 
 BACKENDS = ("fake", "int8", "integer")
 
@@ -58,12 +60,21 @@ def test_compile(backend: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_export_computes_with_the_same_codes(backend: str) -> None:
+def test_export_computes_with_the_same_codes(backend: str, strict: bool) -> None:
     net = model(backend).eval()
-    program = torch.export.export(net, (x(),))
+    program = torch.export.export(net, (x(),), strict=strict)
     torch.testing.assert_close(program.module()(x()), net(x()))
     assert torch.equal(program.module()(x()), set_backend_(net, "fake")(x()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_auto_in_a_process_that_has_computed_nothing(strict: bool) -> None:
+    layer = quantize_(nn.Sequential(nn.Linear(256, 256)), 8, backend="auto")
+    int_mm_fault.cache_clear()
+    torch.export.export(layer, (torch.randn(2, 256),), strict=strict)
+    assert backend_choices(layer) == {"0": "int8"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -196,3 +207,17 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
                 assert (a - p.grad).norm() < 0.05 * p.grad.norm()
             else:
                 torch.testing.assert_close(a, p.grad)
+
+
+def test_pruned_weights_cannot_be_set() -> None:
+    layer = quantize_(nn.Linear(8, 8), "ternary")
+    prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match="dequantize_ must set the weight, but a hook computes it"):
+        dequantize_(layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_learned_step_in_half_precision(dtype: torch.dtype) -> None:
+    layer = quantize_(nn.Linear(8, 8), {"weights": 4, "activations": 8, "range_rule": "lsq"})
+    exact, inputs = layer(x()[:, 0, 0, :1].expand(-1, 8)), x()[:, 0, 0, :1].expand(-1, 8).to(dtype)
+    torch.testing.assert_close(layer.to(dtype)(inputs).float(), exact, atol=0.05, rtol=0.05)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bhfl.quant.backends.base import FAKE, Backend
+from bhfl.quant.backends.shapes import device_of
 
 if TYPE_CHECKING:
     from bhfl.quant.layers import QuantLayer
@@ -49,7 +50,7 @@ class Auto(Backend):
 
     def chosen_for(self, layer: QuantLayer) -> Backend:
         """See :class:`Backend`."""
-        device = layer.weight.device.type
+        device = device_of(layer).type
         if num_channels(layer) < TABLE.get((device, self.fast.name, kind(layer)), NEVER) or self.fast.refusal(layer):
             return FAKE
         return self.fast

@@ -52,7 +52,8 @@ class Backend(ABC):
 
     def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """The output of a layer, or that of ``fake`` with a warning where this backend refuses it."""
-        return FAKE.compute(layer, x) if self.report(layer) else self.compute(layer, x)
+        fake = exporting() or self.report(layer)
+        return FAKE.compute(layer, x) if fake else self.compute(layer, x)
 
     @abstractmethod
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
@@ -64,10 +65,16 @@ class EagerBackend(Backend):
 
     def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`."""
-        if torch.compiler.is_dynamo_compiling():  # a decorator would import the compiler along with this file
+        if torch.compiler.is_dynamo_compiling() and not exporting():
+            # a decorator would import the compiler along with this file
             eager: Callable[[QuantLayer, Tensor], Tensor] = torch.compiler.disable(super().forward)  # type: ignore[no-untyped-call]
             return eager(layer, x)
         return FAKE.compute(layer, x) if torch.compiler.is_compiling() else super().forward(layer, x)
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` is at work; torch before 2.7 cannot tell."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 class Fake(Backend):

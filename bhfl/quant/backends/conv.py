@@ -33,13 +33,13 @@ class Conv:
     dilation: Pair = (1, 1)
     groups: int = 1
 
-    def fault(self, weight: Tensor) -> str:
-        """Why it cannot be computed in integers; empty if it can."""
-        num_outputs, num_inputs, *kernel = weight.shape
+    def fault(self, weight: Sequence[int], device: torch.device) -> str:
+        """Why it cannot be computed in integers with a weight of this shape; empty if it can."""
+        num_outputs, num_inputs, *kernel = weight
         taps = max(num_inputs, num_outputs // self.groups)
         for size in kernel:
             taps *= size
-        return too_long(taps) or int_mm_fault(str(weight.device))
+        return too_long(taps) or int_mm_fault(str(device))
 
     def dense(self, x: Tensor) -> Tensor:
         """The input or error in the memory format that the products need."""

@@ -1,8 +1,8 @@
 """Backend ``int8``: true integer products forward, the straight-through estimator backward.
 
-The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies floats, in the
-dtype of the error (bfloat16 under autocast). Kept for backward are the int8 codes of the input, a quarter of float32.
-``int8-bfloat16`` rounds the error and the weight to bfloat16 there, which is much faster where the processor has it.
+The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies floats. Kept for
+backward are the int8 codes of the input, a quarter of float32. ``int8-bfloat16`` rounds the error and the weight to
+bfloat16 there, which is much faster where the processor has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
 from bhfl.quant.backends.codes import Codes, input_codes
 from bhfl.quant.backends.conv import Conv
 from bhfl.quant.backends.linear import Linear
-from bhfl.quant.backends.shapes import kernel, lower, product_of, restore
+from bhfl.quant.backends.shapes import device_of, kernel, kernel_shape, lower, product_of, restore, takes
 from bhfl.quant.rounding import is_channels_last, per_slice
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class Plan:
     Attributes:
         product: The shape of the computation.
         bits: Of the input.
-        dtype: Of float products backward; None for that of the error.
+        dtype: Of float products backward.
         generator: Source of the rounding of errors, where they are rounded.
     """
 
     product: Linear | Conv
     bits: int
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype = torch.float32
     generator: torch.Generator | None = None
 
 
@@ -49,10 +49,10 @@ class Int8(EagerBackend):
     """See the head of this file.
 
     Args:
-        dtype: Of the float products backward; None for that of the error.
+        dtype: Of the float products backward.
     """
 
-    def __init__(self, name: str = "int8", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, name: str = "int8", dtype: torch.dtype = torch.float32) -> None:
         self.name, self.dtype = name, dtype
         self.function: type[IntegerForward] = StraightThrough
 
@@ -61,12 +61,12 @@ class Int8(EagerBackend):
         spec, product = layer.spec, product_of(layer)
         if max(spec.weights, spec.activations) > WIDEST:
             return f"it needs weights and activations of at most {WIDEST} bits, got {spec.weights}, {spec.activations}"
-        return "it has no integer product" if product is None else product.fault(kernel(layer, layer.weight))
+        return "it has no integer product" if product is None else product.fault(kernel_shape(layer), device_of(layer))
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
-        """See :class:`Backend`; an empty batch has no range, and nothing to compute."""
+        """See :class:`Backend`; what the layer does not take is refused by its parent."""
         product = product_of(layer)
-        if x.numel() == 0 or product is None:
+        if product is None or not takes(layer, x):
             return FAKE.compute(layer, x)
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
@@ -108,7 +108,7 @@ class StraightThrough(IntegerForward):
         """See :func:`gradients`."""
         codes, scale, *inputs = ctx.saved_tensors
         product, x, need = ctx.plan.product, Codes(*inputs), ctx.needs_input_grad[:2]
-        dtype = ctx.plan.dtype or g.dtype
+        dtype = ctx.plan.dtype
         weight = codes.to(dtype).mul_(per_slice(scale, codes.dim()).to(dtype))
         with torch.autocast(g.device.type, enabled=False):
             gx, gw = product.float_gradients(product.dense(g.to(dtype)), x.whole(dtype), weight, need)

@@ -3,7 +3,7 @@
 Legend: x [M, K] input, w [N, K] weight, g [M, N] error; codes are int8, sums int32 and exact.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -92,9 +92,9 @@ def too_long(length: int) -> str:
 class Linear:
     """``y = x @ w.T``."""
 
-    def fault(self, weight: Tensor) -> str:
-        """Why it cannot be computed in integers; empty if it can."""
-        return too_long(max(weight.shape)) or int_mm_fault(str(weight.device))
+    def fault(self, weight: Sequence[int], device: torch.device) -> str:
+        """Why it cannot be computed in integers with a weight of this shape; empty if it can."""
+        return too_long(max(weight)) or int_mm_fault(str(device))
 
     def dense(self, x: Tensor) -> Tensor:
         """The input or error in the memory format that the products need."""

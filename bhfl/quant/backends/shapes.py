@@ -5,6 +5,7 @@ A linear layer becomes matrices [M, K] and [N, K], a convolution images [B, C, H
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,37 @@ def _pair(values: object, missing: int) -> Pair:
 def _pads_first(layer: nn.Conv1d | nn.Conv2d) -> bool:
     """Whether the border is no zeros, or not the same at both ends."""
     return layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+
+
+def kernel_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of the kernel, from the geometry of the layer: a parametrized weight would be computed for it."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return 3 * layer.embed_dim, layer.embed_dim
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    return layer.out_channels, layer.in_channels // layer.groups, *_pair(layer.kernel_size, 1)
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """Where the layer computes."""
+    return next(layer.parameters()).device
+
+
+def takes(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the parent of a layer computes such an input and there is anything to compute; it says itself why not."""
+    if not x.is_floating_point() or x.numel() == 0:
+        return False
+    if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+        return x.dim() > 0 and x.shape[-1] == kernel_shape(layer)[1]
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    num_dims = len(layer.kernel_size)
+    if x.dim() not in (num_dims + 1, num_dims + 2) or x.shape[-num_dims - 1] != layer.in_channels:
+        return False
+    border = layer._reversed_padding_repeated_twice
+    padded = (n + sum(border[2 * i : 2 * i + 2]) for i, n in enumerate(reversed(x.shape[-num_dims:])))
+    reach = (d * (k - 1) for d, k in zip(reversed(layer.dilation), reversed(layer.kernel_size), strict=True))
+    return all(n > r for n, r in zip(padded, reach, strict=True))
 
 
 def kernel(layer: nn.Module, weight: Tensor) -> Tensor:
