@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bhfl.quant.backends import get_backend
 from bhfl.quant.layers import FLOAT_CLASSES, QUANT_CLASSES, QuantLayer, QuantLinear
 
 
@@ -56,7 +55,8 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As the parent; ``is_causal`` is a hint, and needs the mask that it speaks of."""
-        if self.spec.is_float:
+        inner = self.out_proj
+        if self.spec.is_float and not (isinstance(inner, QuantLayer) and not inner.spec.is_float):
             masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
         if is_causal and attn_mask is None:
@@ -75,7 +75,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         done: dict[int, tuple[Tensor, ...]] = {}
         for x in (query, key, value):
             if id(x) not in done:
-                done[id(x)] = self._forward_output(get_backend(self.backend).forward(self, x)).chunk(3, dim=-1)
+                done[id(x)] = QuantLayer.forward(self, x).chunk(3, dim=-1)
         return [done[id(x)][i] for i, x in enumerate((query, key, value))]
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -121,6 +121,17 @@ def test_backends(backend: str) -> None:
         assert (a - b).norm() <= (1e-5 if backend == "int8" else 0.1) * b.norm()  # type: ignore[operator,union-attr]
 
 
+def test_the_output_projection_alone_can_be_quantised() -> None:
+    layer = quantize_(attention(batch_first=True), "ternary")
+    quantize_(layer, 32, lambda _, module: module is layer)
+    heads = quantize_(copy.deepcopy(layer), 32)
+    nn.init.eye_(heads.out_proj.weight)
+    x = torch.randn(B, L, E)
+    expected = layer.out_proj(heads(x, x, x)[0] - heads.out_proj.bias)
+    torch.testing.assert_close(layer(x, x, x)[0], expected)
+    assert not torch.allclose(expected, quantize_(layer, 32)(x, x, x)[0], atol=1e-2)
+
+
 def test_an_empty_batch_and_masks_of_no_kind() -> None:
     layer = quantize_(attention(batch_first=True), 8)
     empty = torch.zeros(0, L, E)
