@@ -73,8 +73,8 @@ class EagerBackend(Backend):
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` is at work; torch before 2.7 cannot tell."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    """Whether ``torch.export`` is at work; ``is_exporting()`` says so of every compiler up to torch 2.11."""
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
 class Fake(Backend):
