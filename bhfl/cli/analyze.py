@@ -64,7 +64,7 @@ class AnalyzingTrainer(FederatedTrainer):
                 keeps no global model, or there are no samples.
             CheckpointError: `ckpt_path` cannot be used.
         """
-        self._check_analysis(samples, probe_bits, uniform_bits, threads)
+        self._check_analysis(samples, probe_bits, uniform_bits, threads, out)
         threads = threads or torch.get_num_threads()
         with self._machine(), computing_threads(threads):
             folder = self._load_server(model, datamodule, ckpt_path)
@@ -73,11 +73,19 @@ class AnalyzingTrainer(FederatedTrainer):
         _write(rows, self._analysis_folder(out, folder), title)
         return rows
 
-    def _check_analysis(self, samples: int, probe_bits: Sequence[int], uniform_bits: int, threads: int | None) -> None:
+    def _check_analysis(
+        self,
+        samples: int,
+        probe_bits: Sequence[int],
+        uniform_bits: int,
+        threads: int | None,
+        out: Union[str, Path, None],
+    ) -> None:
         """Raise one ValueError with every problem of the options, one a line."""
         widths = list(probe_bits)
         counts = {"samples": samples, "threads": 1 if threads is None else threads}
-        problems = [f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1]
+        problems = blank(out=out)
+        problems += [f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1]
         if not widths or len(set(widths)) < len(widths) or not all(2 <= bits <= 16 for bits in widths):
             problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")
         if not 2 <= uniform_bits <= 16:
@@ -135,6 +143,11 @@ class AnalyzingTrainer(FederatedTrainer):
         folder = Path(out) if out is not None else run / "analysis" if run is not None else next(free)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def blank(**folders: Union[str, Path, None]) -> list[str]:
+    """What is wrong with names of folders, which may be unset: an empty one would be the working folder."""
+    return [f"{key} must name a folder, got {str(name)!r}" for key, name in folders.items() if name == ""]
 
 
 def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:

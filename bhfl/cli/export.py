@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer
+from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
 from bhfl.cli.exits import say
 from bhfl.engine.run import find_checkpoint, fitting
 from bhfl.engine.types import FederatedData
@@ -54,7 +54,7 @@ class ExportingTrainer(AnalyzingTrainer):
             ValueError: There is no checkpoint to export, or no whole global model.
             CheckpointError: `ckpt_path` cannot be used.
         """
-        self._check_export(ckpt_path)
+        self._check_export(ckpt_path, out)
         with self._machine():
             self._setup(model, datamodule, "test")
             if self.rounds.buffers.policy == "local" and self.rounds.buffers.statistics:
@@ -71,10 +71,10 @@ class ExportingTrainer(AnalyzingTrainer):
         print(folder / CARD)
         return [*(folder / file.file for file in files), folder / CARD]
 
-    def _check_export(self, ckpt_path: Union[str, Path, None]) -> None:
+    def _check_export(self, ckpt_path: Union[str, Path, None], out: Union[str, Path, None]) -> None:
         """Raise one ValueError with every problem, one a line."""
-        problems = []
-        if ckpt_path is None:
+        problems = blank(out=out)
+        if not ckpt_path:
             problems.append("export needs a checkpoint: --ckpt_path last, best, a run folder or a file")
         if not self.algorithm.communicates:
             problems.append(f"export needs a global model, and {type(self.algorithm).__name__} keeps none")
@@ -154,19 +154,29 @@ def _onnx(module: L.LightningModule, data: FederatedData, path: Path) -> dict[st
 
 
 def _loading(model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str) -> str:
-    """Code that makes the model again and loads a file into it; dots stand for arguments that are no plain values."""
+    """Code that makes the model again and loads a file into it; what only training needs is left out."""
     accepted = inspect.signature(type(model)).parameters
     values = {key: value for key, value in given.items() if key in accepted and value != accepted[key].default}
     for key in ("num_classes", "input_shape"):
         if key in accepted and hasattr(data, key):
             values[key] = getattr(data, key)
-    plain = {key: value for key, value in values.items() if not (isinstance(value, dict) and "class_path" in value)}
-    arguments = ", ".join(f"{key}={value!r}" for key, value in plain.items())
-    name = type(model).__name__
-    module = "bhfl.models" if type(model).__module__.startswith("bhfl.models.") else type(model).__module__
+    arguments, imports = [], {_home(type(model))}
+    for key, value in values.items():
+        if not (isinstance(value, dict) and "class_path" in value):
+            arguments.append(f"{key}={value!r}")
+        elif isinstance(made := getattr(model, key, None), torch.nn.Module):
+            own = ", ".join(f"{name}={option!r}" for name, option in value.get("init_args", {}).items())
+            arguments.append(f"{key}={type(made).__name__}({own})")
+            imports.add(_home(type(made)))
+    name, lines = type(model).__name__, "\n".join(sorted({"from bhfl.export import restore_", *imports}))
     return f"""
-from bhfl.export import restore_
-from {module} import {name}
+{lines}
 
-model = restore_({name}({arguments}), {file!r}).eval()
+model = restore_({name}({", ".join(arguments)}), {file!r}).eval()
 """
+
+
+def _home(cls: type) -> str:
+    """The line that imports a class."""
+    module = "bhfl.models" if cls.__module__.startswith("bhfl.models.") else cls.__module__
+    return f"from {module} import {cls.__name__}"

@@ -76,6 +76,10 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     groups["trainer"].add_argument("--trainer.callbacks", type=_list_of_callbacks(), help="More callbacks.")
     for key in (*PARTS, "trainer"):
         groups[key].title = key.capitalize()
+    for action in parser._actions:  # names are names: a file called cnn is no network; files are given by --config
+        if hasattr(action, "sub_add_kwargs"):
+            vars(action)["_enable_path"] = False
+            action.sub_add_kwargs["sub_configs"] = False
     for name in _FROM_DATA:
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 

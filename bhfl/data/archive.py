@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,12 +171,23 @@ def _decode(path: Path, name: str, content: bytes, image_size: int | None) -> ND
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-            pixels = picture.convert("RGB")
+            pixels = _eight_bits(picture).convert("RGB")
         if image_size is not None:
             pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
         return np.asarray(pixels).transpose(2, 0, 1)
     except Exception as error:  # hostile bytes: the decoders raise whatever they like
         raise ValueError(f"picture {name!r} of {path} cannot be read: {error}") from error
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A picture of at most 8 bits a channel: of 16 bits the higher ones, which Pillow would clip."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"it must have at most 16 bits a channel, and its mode is {picture.mode}")
+    return picture
 
 
 def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) -> ImageTree:

@@ -188,16 +188,23 @@ class FederatedDataModule(L.LightningDataModule, ABC):
 
     def holdout_inputs(self) -> Tensor:
         """Inputs of the samples kept for the server, as one tensor ``[holdout, ...]``."""
-        return torch.cat([torch.empty(0, *self.input_shape), *(inputs for inputs, _ in self.holdout_batches())])
+        batches = [inputs for inputs, _ in self.holdout_batches()]
+        return torch.cat(batches) if batches else torch.empty(0, *self.input_shape)
 
     def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:
         return source.batches(indices, self.eval_batch_size, torch.Generator())
 
     def _subset(self, source: Source, indices: Tensor) -> Tensor:
-        """At most `max_eval_samples` of them, with their label mix."""
+        """At most `max_eval_samples` of them, with their label mix; evenly spaced where nobody knows their labels."""
         if self.max_eval_samples is None or len(indices) <= self.max_eval_samples:
             return indices
-        labels = source.targets[indices.numpy()]
+        try:
+            labels = source.targets
+        except ValueError:  # a data set that tells them of no sample
+            labels = np.empty((0, 0))
+        if labels.ndim != 1:
+            return indices[torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples]
+        labels = labels[indices.numpy()]
         return indices[torch.from_numpy(stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0)))]
 
 

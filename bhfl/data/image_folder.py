@@ -44,6 +44,8 @@ class ImageFolder(FederatedDataModule):
             raise ValueError(f"ImageFolder must have one of archive and root, got archive={archive!r}, root={root!r}")
         self._path = Path(archive or root or "")
         self.image_size = check_optional_int("ImageFolder.image_size", image_size, 1)
+        if min(std) <= 0:
+            raise ValueError(f"ImageFolder.std must be positive, got {std}")
         self.mean, self.std = mean, std
 
     @cached_property

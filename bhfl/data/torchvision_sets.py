@@ -30,6 +30,8 @@ class _Torchvision(FederatedDataModule):
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
+        if not isinstance(root, str | Path) or not str(root).strip():
+            raise ValueError(f"data.root must be a folder, got {root!r}")
         self.root, self.download = root, download
 
     def prepare_data(self) -> None:
@@ -49,13 +51,7 @@ class _Torchvision(FederatedDataModule):
         Raises:
             ValueError: If `root` does not hold the set.
         """
-        name = type(self).__name__
-        try:
-            dataset = self._open(train)
-        except RuntimeError as error:
-            raise ValueError(
-                f"data.root must hold torchvision's files of {name}, and {self.root!r} does not{self._remedy()}"
-            ) from error
+        dataset = self._open(train)
         images = torch.as_tensor(dataset.data)
         if images.dim() == 3:  # grey: [n, H, W]
             images = images.unsqueeze(1)
@@ -65,6 +61,18 @@ class _Torchvision(FederatedDataModule):
         return TensorSource(images, torch.as_tensor(labels, dtype=torch.int64), self.mean, self.std)
 
     def _open(self, train: bool, download: bool = False) -> Any:
+        """The set of torchvision; ValueError where it cannot be fetched or read."""
+        try:
+            return self._made(train, download)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            files = f"torchvision's files of {type(self).__name__}"
+            if download:
+                problem = f"data.download: {files} cannot be fetched to {self.root!r}"
+            else:
+                problem = f"data.root must hold {files}, and {self.root!r} does not{self._remedy()}"
+            raise ValueError(f"{problem} ({' '.join(str(error).split())})") from error
+
+    def _made(self, train: bool, download: bool) -> Any:
         from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
 
         return getattr(datasets, type(self).__name__)(self.root, train=train, download=download)
@@ -151,7 +159,7 @@ class SVHN(_Torchvision):
     num_classes, input_shape = 10, (3, 32, 32)
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 
-    def _open(self, train: bool, download: bool = False) -> Any:
+    def _made(self, train: bool, download: bool) -> Any:
         from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
 
         return datasets.SVHN(self.root, split="train" if train else "test", download=download)

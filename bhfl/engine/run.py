@@ -36,6 +36,8 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
     Raises:
         CheckpointError: There is none, or it is unusable.
     """
+    if not str(path).strip():
+        raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {str(path)!r}")
     if str(path) in ("last", "best"):
         folder = root if (root / "checkpoints").is_dir() else newest_run(root)
         if folder is None:

@@ -156,7 +156,7 @@ class FederatedTrainer:
 
         Raises:
             ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
-            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds.
+            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all.
             CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options.
         """
         with self._machine():
@@ -221,6 +221,9 @@ class FederatedTrainer:
                 buffers=lambda server, group: self.rounds.travelling(server, group), timing=self.timing,
             )
         )  # fmt: skip
+        patience = self.options["patience"] if "fit" in stages else None
+        if patience is not None and next(iter(data.val_batches()), None) is None:
+            raise ValueError(f"trainer.patience needs validation samples, and the data have none; got {patience}")
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
         self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
@@ -311,7 +314,8 @@ class FederatedTrainer:
             run.failed_rounds = 0
             return
         run.failed_rounds += 1
-        if run.failed_rounds > self.options["max_failed_rounds"]:
+        all_failed = run.failed_rounds == self.server.round >= self.options["max_rounds"]
+        if run.failed_rounds > self.options["max_failed_rounds"] or all_failed:
             first = bad[0]
             raise TooFewClientsError(
                 f"{run.failed_rounds} rounds in a row had fewer than min_clients={self.options['min_clients']} usable "

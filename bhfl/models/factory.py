@@ -3,8 +3,9 @@
 import difflib
 import inspect
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
 from torch import nn
 
 from bhfl.models.blocks import InputShape, Norm, check_arguments, norm2d
@@ -35,11 +36,14 @@ def build(name: str, num_classes: int, input_shape: InputShape, norm: Norm | Non
         input_shape: (C, H, W); torchvision's classifiers take C = 3.
         norm: "group", "batch" or "none"; unset keeps what the network has. In torchvision's networks it replaces the
             batch normalisation.
-        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of torchvision/vit_b_16.
+        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of torchvision/vit_b_16,
+            which is that of the input by default.
 
     Raises:
         ValueError: if the name, an option or a size is wrong.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"net must be the name of a network, got {name!r}")
     key = name.lower()
     if key in NETWORKS:
         return _build_ours(key, num_classes, input_shape, norm, options)
@@ -58,7 +62,13 @@ def _build_ours(
     accepted = sorted(inspect.signature(network).parameters.keys() - {"num_classes", "input_shape"})
     if unknown := sorted(options.keys() - set(accepted)):
         raise ValueError(f"{name} has the options {', '.join(accepted)}, got {', '.join(unknown)}")
-    return network(num_classes, input_shape, **options)
+    for key, value in options.items():
+        if get_type_hints(network.__init__)[key] is int and type(value) is not int:
+            raise ValueError(f"net_kwargs.{key} of {name} must be an integer, got {value!r}")
+    try:
+        return network(num_classes, input_shape, **options)
+    except TypeError as error:
+        raise ValueError(f"net_kwargs: {name} refuses {options}: {error}") from error
 
 
 def _build_torchvision(
@@ -69,6 +79,8 @@ def _build_torchvision(
         raise ValueError(f"input_shape must have 3 channels for {PREFIX}{name}, got {input_shape}")
     if name in ("googlenet", "inception_v3"):  # one tensor of logits in training too, and no warning about the init
         options = {"aux_logits": False, "init_weights": True, **options}
+    if name.startswith("vit_"):
+        options = {"image_size": input_shape[1], **options}
     try:
         network: nn.Module = import_module(TORCHVISION).get_model(
             name, weights=None, num_classes=num_classes, **options
@@ -77,7 +89,18 @@ def _build_torchvision(
         raise ValueError(f"{PREFIX}{name} refuses the options {options}: {error}") from error
     if norm is not None:
         _replace_batch_norm_(network, norm, name)
+    _check_takes(network, name, input_shape)
     return network
+
+
+@torch.no_grad()
+def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None:
+    """ValueError for an input that is too small or of another shape than the network is made for."""
+    try:
+        network.eval()(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{PREFIX}{name} cannot take input_shape {input_shape}: {error}") from error
+    network.train()
 
 
 def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:

@@ -285,6 +285,45 @@ def test_too_few_clients(bhfl: Command) -> None:
     assert err.startswith("error: 1 rounds in a row had fewer than min_clients=1 usable updates")
 
 
+@pytest.mark.filterwarnings("ignore:round 1. client")
+def test_a_run_without_a_usable_round_fails(bhfl: Command) -> None:
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--model.optimizer.lr", "-1", "--trainer.max_rounds", "1")
+    assert code == 5
+    assert "Invalid learning rate: -1.0" in err
+
+
+def test_patience_without_validation(bhfl: Command, tmp_path: Path) -> None:
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.patience", "1", "--data.val_fraction", "0")
+    assert (code, err) == (2, "error: trainer.patience needs validation samples, and the data have none; got 1\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_of_the_name_of_a_network_is_no_network(bhfl: Command, tmp_path: Path) -> None:
+    for name, content in {"cnn": "resnet8", "FedAvg": "FedProx", "Digits": "x", "SGD": "x"}.items():
+        (tmp_path / name).write_text(content)
+    words = (
+        "--model.net=cnn",
+        "--algorithm=FedAvg",
+        "--data=Digits",
+        "--model.optimizer=SGD",
+        "--model.optimizer.lr=1",
+    )
+    config = parsed(bhfl, *words)
+    assert config["model"]["init_args"]["net"] == "cnn"
+    assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedAvg"
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "export", "analyze"])
+def test_empty_words_name_nothing(bhfl: Command, run: Path, command: str) -> None:
+    config = run / "config.yaml"
+    code, _, err = bhfl(command, "--config", config, "--ckpt_path", "")
+    assert code in (2, 4)
+    assert "ckpt_path" in err
+    if command in ("export", "analyze"):
+        code, _, err = bhfl(command, "--config", config, "--ckpt_path", "last", "--out", "")
+        assert (code, err) == (2, "error: out must name a folder, got ''\n")
+
+
 def test_warnings_are_one_line() -> None:
     source = str(Path(exits.__file__).parents[1] / "engine" / "trainer.py")
     assert exits.format_warning("client 3 failed", UserWarning, source, 7) == "warning: client 3 failed\n"

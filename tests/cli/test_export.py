@@ -46,6 +46,28 @@ def test_a_run_s_model_at_each_width(bhfl: Command, tmp_path: Path, monkeypatch:
     assert torch.equal(names_of_it["model"](x), again(x))
 
 
+OWN = """
+from torch import nn
+class Flat(nn.Sequential):
+    def __init__(self, hidden: int = 9):
+        super().__init__(nn.Flatten(), nn.Linear(64, hidden), nn.Linear(hidden, 4))
+"""
+
+
+def test_the_card_makes_an_own_network_again(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
+    (tmp_path / "own_net.py").write_text(OWN)
+    own = ("--model.net=own_net.Flat", "--model.net.hidden=5")
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *own).code == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    assert bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last").code == 0
+    snippet = re.search(r"```python\n(.*?)```", (run / "export" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(run / "export")
+    names: dict[str, object] = {}
+    exec(snippet[1], names)
+    assert names["model"].net[1].out_features == 5
+
+
 def test_onnx_of_a_best_checkpoint_in_a_chosen_folder(bhfl: Command, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
     pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")

@@ -34,6 +34,14 @@ def test_leading_folders_jpeg_grey_and_other_files_are_fine(tmp_path, picture, p
     assert torch.equal(tree.test.images[0, 0], tree.test.images[0, 2])
 
 
+def test_sixteen_bits_of_grey_become_eight(tmp_path, pack):
+    ramp = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).save(stream, "PNG")
+    tree = decode_tree(pack(tmp_path / "a.zip", {f"{split}/a/0.png": stream.getvalue() for split in ("train", "test")}))
+    assert tree.train.images[0, 0].flatten().tolist() == list(range(0, 256, 4))
+
+
 def test_image_size_resizes(tmp_path, files, picture, pack):
     files["train/dog/9.png"] = picture(9, size=(9, 9))
     path = pack(tmp_path / "a.tar", files)

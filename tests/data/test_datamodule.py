@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bhfl.data import Digits, Dirichlet, FakeImages, FromDatasets
 from bhfl.engine.sampling import RandomKeys
@@ -159,6 +159,22 @@ def test_targets_can_be_given_for_the_split():
         FromDatasets(pair, pair, targets=[0, 1, 0]).federate(2, 0)
     with pytest.raises(ValueError, match="targets must have one dimension"):
         FromDatasets(pair, pair).federate(2, 0)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_evaluation_is_capped_evenly_where_nobody_knows_the_labels(wrapped):
+    pair = TensorDataset(torch.arange(20.0).unsqueeze(1), torch.rand(20, 2))
+    pair = Subset(pair, range(20)) if wrapped else pair
+    data = FromDatasets(pair, pair, targets=[0, 1] * 10, num_classes=2, max_eval_samples=4)
+    data.setup("test")
+    assert joined(data.test_batches())[0].flatten().tolist() == [0, 5, 10, 15]
+
+
+def test_tokens_kept_for_the_server_stay_integers():
+    pair = TensorDataset(torch.arange(40).view(20, 2), torch.arange(20) % 2)
+    data = FromDatasets(pair, pair, holdout=4)
+    data.federate(2, 0)
+    assert data.holdout_inputs().dtype == torch.int64
 
 
 def test_augment_needs_pictures():

@@ -1,5 +1,6 @@
 import fcntl
 import gzip
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,23 @@ def test_a_missing_set_says_what_to_do(kind, tmp_path):
         ValueError, match=rf"data.root must hold torchvision's files of {kind.__name__}, and .*download"
     ):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("error", [OSError("no\nnetwork"), RuntimeError("no\nnetwork"), ValueError("no\nnetwork")])
+def test_a_failed_download_names_the_set_and_the_folder(error, tmp_path, monkeypatch):
+    def offline(root, **options):
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+    message = f"data.download: torchvision's files of MNIST cannot be fetched to '{tmp_path}' (no network)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MNIST(root=str(tmp_path), download=True).prepare_data()
+
+
+@pytest.mark.parametrize("root", ["", None])
+def test_a_root_must_be_named(root):
+    with pytest.raises(ValueError, match=f"data.root must be a folder, got {root!r}"):
+        MNIST(root=root)
 
 
 def test_the_error_of_cifar10_names_the_archive(tmp_path):

@@ -140,6 +140,21 @@ def test_options_reach_the_network():
     assert build("vgg7", 10, (1, 8, 8), width=24).features[0].out_channels == 24
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mlp", {"hidden": 200}, r"net_kwargs: mlp refuses \{'hidden': 200\}"),
+        ("mlp", {"hidden": [2.5]}, r"net_kwargs: mlp refuses \{'hidden': \[2.5\]\}"),
+        ("cnn", {"dropout": "no"}, r"net_kwargs: cnn refuses \{'dropout': 'no'\}"),
+        ("vgg7", {"width": 2.5}, "net_kwargs.width of vgg7 must be an integer, got 2.5"),
+        (None, {}, "net must be the name of a network, got None"),
+    ],
+)
+def test_options_of_the_wrong_type(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, 10, (1, 8, 8), **options)
+
+
 def test_names_ignore_case():
     assert isinstance(build("CNN", 10, (1, 8, 8)), CNN)
     assert isinstance(build("ResNet18", 10, (1, 8, 8)), ResNet18)
@@ -201,6 +216,7 @@ def test_torchvision_gives_plain_logits_in_training(name, side, monkeypatch):
     ("name", "options", "message"),
     [
         ("squeezenet1_1", {"input_shape": (1, 8, 8)}, "input_shape must have 3 channels for torchvision/squeezenet1_1"),
+        ("inception_v3", {}, r"torchvision/inception_v3 cannot take input_shape \(3, 32, 32\): "),
         ("squeezenet1_1", {"norm": "group"}, "norm must be unset for torchvision/squeezenet1_1, which has no batch"),
         ("squeezenet1_1", {"widht": 2}, r"torchvision/squeezenet1_1 refuses the options \{'widht': 2\}: "),
         ("resnet50", {"weights": "DEFAULT"}, r"torchvision/resnet50 refuses the options \{'weights': 'DEFAULT'\}: "),
@@ -210,6 +226,12 @@ def test_torchvision_gives_plain_logits_in_training(name, side, monkeypatch):
 def test_torchvision_wrong_arguments(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(**{"name": name, "num_classes": 10, "input_shape": (3, 32, 32), **options})
+
+
+def test_a_vision_transformer_has_the_size_of_the_input(monkeypatch):
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda weight, **_: weight)
+    network = build("vit_b_32", 10, (3, 64, 64))
+    assert (network.image_size, network.training) == (64, True)
 
 
 def test_saved_state_loads_strictly():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, Optional, Union
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import qsgd
@@ -185,7 +186,9 @@ class ProWD(Algorithm):
                 f"ProWD distils through the model's forward(inputs), which {type(network).__name__} does not define; "
                 "define it, or set ProWD.distill_weight: 0"
             )
-        return network, context.data.holdout_inputs()[: self.buffer_size]  # type: ignore[attr-defined]
+        inputs: Tensor = context.data.holdout_inputs()  # type: ignore[attr-defined]
+        spread = torch.arange(self.buffer_size) * len(inputs) // self.buffer_size  # they may be sorted by class
+        return network, inputs[spread]
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """No high-bit move yet; the identity for a dequantizer."""

@@ -13,6 +13,7 @@ one of them misses it, plus server time.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
@@ -108,6 +109,8 @@ class SimulatedNetwork:
         self.options |= {f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()}
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
+        if trace is not None and not Path(trace).is_file():
+            raise FileNotFoundError(f"trace must name a file, got {trace!r}")
         if seed < 0:
             raise ValueError(f"seed must be >= 0, got {seed}")
         if deadline_seconds is not None:

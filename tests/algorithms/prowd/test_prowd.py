@@ -1,5 +1,7 @@
 """ProWD in the round loop: what it reduces to, what stands for dropped entries, and what it refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -300,6 +302,15 @@ def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
 
 
 # ---- what it refuses ----------------------------------------------------------------------------------------
+
+
+def test_the_buffer_is_spread_over_what_is_held_out(tmp_path):
+    """Samples kept for the server may be sorted by class."""
+    algorithm = ProWD(**QUICK)
+    run = fit(tmp_path, algorithm, MIXED, Forward, fake(120, holdout=24), max_rounds=1)
+    held_out = run.rounds.data.holdout_inputs()
+    _, inputs = algorithm._probe(SimpleNamespace(data=run.rounds.data, module=Forward()))
+    assert torch.equal(inputs, held_out[::3])
 
 
 def test_a_diverging_dequantizer_is_discarded(tmp_path):
