@@ -25,15 +25,16 @@ class Buffers:
 
     Args:
         module: The model; buffers are found by the type of the layer that owns them.
+        state: Of the model, by name; tensors with several names once.
         policy: See above.
         groups: Labels of the fleet's bit groups.
     """
 
-    def __init__(self, module: nn.Module, policy: NormPolicy, groups: list[str]) -> None:
+    def __init__(self, module: nn.Module, state: Mapping[str, Tensor], policy: NormPolicy, groups: list[str]) -> None:
         self.policy = policy
         self.groups = groups if policy == "group" else ["all"]
-        state = module.state_dict()
-        owners = {name: layer for name, layer in module.named_modules() if isinstance(layer, _NormBase)}
+        named = module.named_modules(remove_duplicate=False)
+        owners = {name: layer for name, layer in named if isinstance(layer, _NormBase)}
         self.statistics = [
             key for key in state if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
         ]

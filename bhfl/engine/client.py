@@ -127,18 +127,20 @@ class Worker:
         """
         module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
         seed_globals(0, self.fabric.device)
-        index = None
-        with recording(module) as recorder:
+        index, returned = None, Recorder()
+        with recording(module) as logged:
             for index, batch in enumerate(self.on_device(batches)):
                 if not index:
                     getattr(module, f"on_{hook}_epoch_start")()
-                recorder.observe(batch)
+                logged.observe(batch)
+                returned.observe(batch)
                 with self.fabric.autocast():
                     output = getattr(module, f"{hook}_step")(batch, index)
-                recorder.log_dict(_numbers(output))
+                returned.log_dict(_numbers(output))
             if index is not None:
                 getattr(module, f"on_{hook}_epoch_end")()
-        return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in recorder.means().items()}
+        means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
+        return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
     def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches moved to this process's device, images in the memory format asked for."""

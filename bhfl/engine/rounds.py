@@ -73,7 +73,7 @@ class Rounds:
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
             set_spec_(worker.module, spec)  # raises now, not in the first client, where the model cannot take it
         self.groups = list(dict.fromkeys(client.group for client in clients))
-        self.buffers = Buffers(worker.module, options["norm"], self.groups)
+        self.buffers = Buffers(worker.module, worker.state(), options["norm"], self.groups)
         self.store: ClientStore  # set when the run folder is known
         self._sent: tuple[Any, str, bytes, dict[str, Tensor]] | None = None
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.client import Worker
+from bhfl.engine.recorder import Recorder
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData
@@ -50,9 +50,9 @@ class Timing:
         batch = next(iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0)))
         with FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
-        first = batch[0] if isinstance(batch, (list, tuple)) else batch
-        size = len(first) if isinstance(first, torch.Tensor) and first.ndim else 1
-        self.example_flops = counter.get_total_flops() / size
+        recorder = Recorder()
+        recorder.observe(batch)
+        self.example_flops = counter.get_total_flops() / recorder.batch_size
         takes_time = any(math.isfinite(self.network.link(0, client.id).compute_flops) for client in self.clients)
         if takes_time and not self.example_flops:
             name = type(worker.module).__name__

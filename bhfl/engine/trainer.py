@@ -246,6 +246,8 @@ class FederatedTrainer:
         if state is not None:
             self._resume(state)
         self.run.begin(self.server, {"partition": partition})
+        if state is not None and self.fabric.is_global_zero:  # only now: the folder is this process's
+            self.rounds.store.rewind(self.server.round)
         self.fabric.barrier()
 
     def _folder(self, ckpt_path: Union[str, Path, None]) -> tuple[Path, dict[str, Any] | None]:
@@ -262,8 +264,6 @@ class FederatedTrainer:
     def _resume(self, state: Mapping[str, Any]) -> None:
         self.server = fitting(state, self.server)
         self._run.restore(state)
-        if self.fabric.is_global_zero:
-            self.rounds.store.rewind(self.server.round)
 
     # ---- rounds -------------------------------------------------------------------------------------------------
 

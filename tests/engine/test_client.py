@@ -550,3 +550,29 @@ def test_layers_in_evaluation_mode_stay_in_it(tmp_path):
     module = Frozen()
     train(tmp_path, module, {8: 1, 32: 1}, data=HandMade([points(8)] * 2, held_out=points(4)), max_rounds=2)
     assert [layer.training for layer in module.net] == [False, True, True]
+
+
+class Shared(Client):
+    """A backbone that is an attribute of its own and part of the network."""
+
+    def __init__(self) -> None:
+        backbone = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5))
+        super().__init__(nn.Sequential(backbone, nn.Flatten(), nn.Linear(80, 4)))
+        self.backbone = backbone
+
+
+@pytest.mark.parametrize("norm", ["average", "group", "local"])
+def test_batch_norm_under_two_names(tmp_path, norm):
+    run = fit(tmp_path, module=Shared, max_rounds=2, norm=norm)
+    assert int(run.server.buffers["counters"]["net.0.1.num_batches_tracked"]) == 6
+
+
+def test_a_logged_validation_loss_counts_more_than_a_returned_one(tmp_path):
+    class Both(Module):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", 1.0)
+            return {"loss": torch.tensor(5.0), "extra": torch.tensor(2.0)}
+
+    data = HandMade([points(10)], held_out=points(4))
+    row = train(tmp_path, Both(), data=data).run.history[-1]
+    assert (row["val/loss_float32"], row["val/extra_float32"]) == (1.0, 2.0)

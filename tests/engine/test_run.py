@@ -67,6 +67,9 @@ time.sleep(60)
 def test_a_folder_in_which_another_process_trains(tmp_path):
     folder = run(tmp_path).run.folder
     before = (folder / "rounds.jsonl").read_bytes()
+    state = folder / "clients" / "00" / "client=0-round=00009.pt"  # what the other has just written
+    state.parent.mkdir(parents=True)
+    state.touch()
     hold = (
         "import sys, time; from bhfl.engine.folder import claim; f = claim(__import__('pathlib').Path(sys.argv[1])); "
     )
@@ -79,6 +82,7 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
         with pytest.raises(CheckpointError, match=f"version_0: process {other.pid} is training here"):
             go_on(tmp_path)
         assert (folder / "rounds.jsonl").read_bytes() == before
+        assert state.exists()
     finally:
         other.kill()
         other.communicate()

@@ -1,13 +1,16 @@
 """A simulated network in a run: seconds from measured bytes and counted FLOPs, deadlines, and what they cost."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
+from torch import nn
 
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
 from bhfl.comm.network import Profile, SimulatedNetwork, Workload
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.trainer import TooFewClientsError
+from tests.engine.hand_made import HandMade, points
 from tests.federation import Client, fake, fit, same
 
 FORWARD_FLOPS = 2 * (5 * 9 * 4 * 4 + 80 * 13 + 13 * 4)
@@ -37,6 +40,26 @@ def test_a_round_by_hand(tmp_path):
         total += max(seconds)
         assert row["time/simulated_round_s"] == pytest.approx(max(seconds))
         assert row["time/simulated_s"] == pytest.approx(total)
+
+
+def test_a_batch_that_is_a_mapping_has_as_many_examples(tmp_path):
+    class Named(HandMade):
+        def client_batches(self, *args):
+            return ({"x": x, "y": y} for x, y in super().client_batches(*args))
+
+    class Module(Client):
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch["x"]), batch["y"])
+
+        def validation_step(self, batch, batch_idx):
+            self.net(batch["x"])
+
+    found = []
+    for data, module in ((HandMade([points(8)] * 2), Client), (Named([points(8)] * 2), Module)):
+        make = partial(module, nn.Linear(6, 3))
+        options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
+        found.append(fit(tmp_path, clients={32: 2}, module=make, data=data, **options).timing.example_flops)
+    assert found == [2 * 6 * 3] * 2
 
 
 def test_every_method_sees_the_same_network_and_fewer_bits_are_sooner(tmp_path):
