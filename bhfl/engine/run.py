@@ -273,7 +273,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key.startswith("_"):
             continue
-        if isinstance(value, (bool, int, float, str, tuple)):
+        several = isinstance(value, list) and all(isinstance(item, (bool, int, float, str)) for item in value)
+        if several or isinstance(value, (bool, int, float, str, tuple)):
             found[key] = value
         elif is_dataclass(value):
             found[key] = _plain(vars(value))

@@ -9,7 +9,9 @@ import sys
 import pytest
 from lightning.fabric.loggers.logger import Logger
 
+from bhfl.algorithms import ProWD
 from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.run import contradictions, described
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
@@ -92,3 +94,8 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
 
 def go_on(folder):
     fit(folder, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss", mode="min")
+
+
+def test_options_that_are_lists_are_told_apart():
+    found = contradictions(*({"algorithm": described(ProWD(ladder=ladder))} for ladder in ([2, 32], [2, 8, 32])))
+    assert found == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
