@@ -71,16 +71,17 @@ def test_a_state_can_be_saved_too_but_has_no_specs(tmp_path):
     assert torch.equal(restore_(model(4), tmp_path / "a.safetensors")(x), saved(x))
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x))
+
+
 def test_tied_weights_are_stored_once(tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.head(self.embed(x))
-
     saved, x = quantize_(Tied(), 8), torch.arange(5)
     assert save_quantized(saved, tmp_path / "a.safetensors") < 1.6 * 64 * 32
     loaded = restore_(Tied(), tmp_path / "a.safetensors")
@@ -96,15 +97,6 @@ def test_tied_weights_are_stored_once(tmp_path):
 
 @pytest.mark.parametrize("quantised", ["embed", "head"])
 def test_a_quantised_weight_tied_to_a_float_one_comes_back(quantised, tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
-            self.head.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.head(self.embed(x))
-
     saved, x = quantize_(Tied(), 8, lambda name, _: name == quantised), torch.arange(5)
     save_quantized(saved, tmp_path / "a.safetensors")
     assert torch.equal(restore_(Tied(), tmp_path / "a.safetensors")(x), saved(x))
