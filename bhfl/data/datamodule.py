@@ -200,9 +200,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             return indices
         try:
             labels = source.targets
-        except ValueError:  # a data set that tells them of no sample
-            labels = np.empty((0, 0))
-        if labels.ndim != 1:
+        except ValueError:
+            labels = None
+        if labels is None or labels.ndim != 1:
             return indices[torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples]
         labels = labels[indices.numpy()]
         return indices[torch.from_numpy(stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0)))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,9 @@ class _Torchvision(FederatedDataModule):
             return
         root = Path(self.root).expanduser()
         root.mkdir(parents=True, exist_ok=True)
-        with open(root / ".bhfl.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            if os.access(root, os.W_OK):  # where nothing can be written all has to be there
+                fcntl.flock(stack.enter_context(open(root / ".bhfl.lock", "a")), fcntl.LOCK_EX)
             for train in (True, False):
                 self._open(train, download=True)
 

@@ -221,8 +221,8 @@ class FederatedTrainer:
                 buffers=lambda server, group: self.rounds.travelling(server, group), timing=self.timing,
             )
         )  # fmt: skip
-        patience = self.options["patience"] if "fit" in stages else None
-        if patience is not None and next(iter(data.val_batches()), None) is None:
+        patience, monitor = self.options["patience"] if "fit" in stages else None, self.options["monitor"]
+        if patience is not None and monitor.startswith("val/") and next(iter(data.val_batches()), None) is None:
             raise ValueError(f"trainer.patience needs validation samples, and the data have none; got {patience}")
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)

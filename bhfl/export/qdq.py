@@ -36,7 +36,7 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
 
     Args:
         model: Not changed. Its layers must have weights and activations of at most 8 bits, or of 32; these stay float.
-        example: Inputs of ``forward``. Only their shapes count, and the first dimension is left open.
+        example: Inputs of ``forward``. Only their shapes and kinds count, and the first dimension is left open.
         path: Written whole or not at all.
 
     Returns:

@@ -62,8 +62,9 @@ def _build_ours(
     accepted = sorted(inspect.signature(network).parameters.keys() - {"num_classes", "input_shape"})
     if unknown := sorted(options.keys() - set(accepted)):
         raise ValueError(f"{name} has the options {', '.join(accepted)}, got {', '.join(unknown)}")
+    hints = get_type_hints(network.__init__)
     for key, value in options.items():
-        if get_type_hints(network.__init__)[key] is int and type(value) is not int:
+        if hints[key] is int and type(value) is not int:
             raise ValueError(f"net_kwargs.{key} of {name} must be an integer, got {value!r}")
     try:
         return network(num_classes, input_shape, **options)

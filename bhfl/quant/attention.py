@@ -55,8 +55,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As the parent; ``is_causal`` is a hint, and needs the mask that it speaks of."""
-        inner = self.out_proj
-        if self.spec.is_float and not (isinstance(inner, QuantLayer) and not inner.spec.is_float):
+        if not any(isinstance(part, QuantLayer) and not part.spec.is_float for part in (self, self.out_proj)):
             masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
         if is_causal and attn_mask is None:

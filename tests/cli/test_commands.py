@@ -298,6 +298,11 @@ def test_patience_without_validation(bhfl: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_patience_with_the_loss_of_training(bhfl: Command) -> None:
+    words = ("--trainer.patience=1", "--trainer.monitor=train/loss", "--trainer.mode=min")
+    assert bhfl("fit", "--config", "tiny.yaml", "--data.val_fraction=0", "--trainer.max_rounds=1", *words).code == 0
+
+
 def test_a_file_of_the_name_of_a_network_is_no_network(bhfl: Command, tmp_path: Path) -> None:
     for name, content in {"cnn": "resnet8", "FedAvg": "FedProx", "Digits": "x", "SGD": "x"}.items():
         (tmp_path / name).write_text(content)

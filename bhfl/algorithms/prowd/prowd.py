@@ -24,6 +24,9 @@ from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
 
+_OWN_NAMES = {"bits": "ladder", "lr": "dequantizer_lr"}
+"""Of the dequantizer's arguments that are called otherwise here."""
+
 
 class ProWD(Algorithm):
     """Progressive weight dequantisation and selective weight aggregation.
@@ -137,7 +140,7 @@ class ProWD(Algorithm):
             ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
         except ValueError as error:
             key, _, rule = str(error).partition(" ")
-            raise ValueError(f"ProWD.{ {'bits': 'ladder', 'lr': 'dequantizer_lr'}.get(key, key) } {rule}") from None
+            raise ValueError(f"ProWD.{_OWN_NAMES.get(key, key)} {rule}") from None
 
     # ---- setting up ---------------------------------------------------------------------------------------------
 
