@@ -166,7 +166,7 @@ def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsy
 
 
 def test_a_metric_that_is_not_logged(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
-    runner = sweep(TUNED.replace("seeds: [9]", "seeds: [9], metric: val/f1"), "A")
+    runner = sweep(TUNED.replace("seeds: [9]", "seeds: [9], metric: val/f1"), "A", jobs=1)
     assert runner.failed == ["A"]
     assert "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5/seed9 logged val/acc_avg" in capsys.readouterr().out
 
