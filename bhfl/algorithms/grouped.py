@@ -28,9 +28,11 @@ class GroupedAvg(Algorithm):
         return self.group_params(server, client.group)
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        """The model of `group`."""
-        params: Params = server.extra["models"][group]
-        return params
+        """The model of `group`; ValueError if there is none, as in a checkpoint of another fleet."""
+        models: dict[str, Params] = server.extra["models"]
+        if group not in models:
+            raise ValueError(f"clients must be of {', '.join(models)}, the groups that have a model, got {group}")
+        return models[group]
 
     def sources(self, server: ServerState, group: str) -> list[str]:
         """The groups whose clients enter the model of `group`."""

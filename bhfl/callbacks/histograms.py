@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers import Logger, TensorBoardLogger
 
 _BINS = 200
 
@@ -28,8 +28,11 @@ class WeightHistograms:
         """Write the histograms of this round."""
         if not self.every_n_rounds or metrics["round"] % self.every_n_rounds:
             return
-        for logger in trainer.run.loggers:
+        weights = {name: tensor for name, tensor in trainer.server.params.items() if tensor.ndim >= 2}
+
+        def write(logger: Logger) -> None:
             if isinstance(logger, TensorBoardLogger):
-                for name, tensor in trainer.server.params.items():
-                    if tensor.ndim >= 2:
-                        logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins=_BINS)
+                for name, tensor in weights.items():
+                    logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins=_BINS)
+
+        trainer.run.each_logger(write)

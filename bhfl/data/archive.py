@@ -22,7 +22,9 @@ from torch import Tensor
 
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_PIXELS = 2**26
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
+REFUSED = {".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif"}
+"""Pictures in formats that are not decoded: refused, because to pass over them like texts would lose them."""
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 SPLITS = ("train", "test")
 
@@ -62,8 +64,9 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
         image_size: Resize all pictures to this many rows and columns (bilinear); None: they must have one size.
 
     Raises:
-        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere or differs in size; if
-            the archive is damaged; or if a split has no pictures or the test split a class of its own.
+        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere or differs in size, or
+            is of another format; if the archive is damaged; or if a split has no pictures or the test split a class of
+            its own.
     """
     splits = {name: _Pixels() for name in SPLITS}
     shape: tuple[int, ...] = ()
@@ -145,7 +148,7 @@ def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
 def _is_picture(name: str) -> bool:
     """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are passed over."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in SUFFIXES | REFUSED and not path.name.startswith(".")
 
 
 def _check_size(path: Path | str, name: str, num_bytes: int) -> None:
@@ -158,6 +161,8 @@ def _check_size(path: Path | str, name: str, num_bytes: int) -> None:
 def _place(path: Path, name: str) -> tuple[str, str]:
     """Split and class of a picture, from its path."""
     parts = PurePosixPath(name).parts
+    if PurePosixPath(name).suffix.lower() in REFUSED:
+        raise ValueError(f"pictures must be {', '.join(sorted(SUFFIXES))}, and {name!r} of {path} is not")
     if len(parts) < 3 or parts[-3] not in SPLITS:
         raise ValueError(f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not")
     return parts[-3], parts[-2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from bhfl.engine.folder import durable
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(RuntimeError):
@@ -92,10 +93,14 @@ def load_last(folder: Path) -> dict[str, Any]:
 
 
 def rewind(folder: Path, round: int) -> None:
-    """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for its newest."""
+    """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for its own."""
     for path in folder.glob("round=*.ckpt"):
         if _round(path) > round:
             path.unlink()
+    best = folder / "best.ckpt"
+    with suppress(CheckpointError):  # a missing or damaged one passes for nothing
+        if load(best)["server"]["round"] > round:
+            best.unlink()
 
 
 def _round(path: Path) -> int:

@@ -23,8 +23,9 @@ from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, seed_, set
 
 _RETURNED = "the loss that training_step returned"
 _UNCALLED = (
-    "setup", "on_fit_start", "on_train_start", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
-    "configure_gradient_clipping",
+    "setup", "teardown", "configure_callbacks", "on_fit_start", "on_fit_end", "on_train_start", "on_train_end",
+    "transfer_batch_to_device", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
+    "configure_gradient_clipping", "on_save_checkpoint", "on_load_checkpoint",
 )  # fmt: skip
 
 
@@ -60,6 +61,8 @@ class Worker:
             parameter.data = _channels_last(parameter.data)
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
         saved = self.module.state_dict()
+        if extra := [name for name, value in saved.items() if not isinstance(value, Tensor)]:
+            raise ValueError(f"the model's state_dict must hold tensors only, got others: {', '.join(extra[:5])}")
         transient = {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name not in saved}
         self.transient: dict[str, Tensor] = fabric.broadcast(transient)  # those of rank 0, as the weights are
         names_of: dict[int, str] = {}
@@ -81,7 +84,13 @@ class Worker:
         for name, value in tensors.items():
             own[name].copy_(value)
         for name, value in self.transient.items():
-            self.module.get_buffer(name).copy_(value)
+            owner, _, leaf = name.rpartition(".")
+            layer, first = self.module.get_submodule(owner), value.to(self.fabric.device)
+            buffer = getattr(layer, leaf)
+            if buffer.shape == first.shape:
+                buffer.copy_(first)  # in place: others may hold it too
+            else:  # a client has registered another
+                setattr(layer, leaf, first.clone())
         begin_round_(self.module)
 
     def release(self, tensors: Mapping[str, Tensor]) -> None:
@@ -131,14 +140,18 @@ class Worker:
         with recording(module) as logged:
             for index, batch in enumerate(self.on_device(batches)):
                 if not index:
+                    getattr(module, f"on_{hook}_start")()
                     getattr(module, f"on_{hook}_epoch_start")()
+                getattr(module, f"on_{hook}_batch_start")(batch, index)
                 logged.observe(batch)
                 returned.observe(batch)
                 with self.fabric.autocast():
                     output = getattr(module, f"{hook}_step")(batch, index)
                 returned.log_dict(_numbers(output))
+                getattr(module, f"on_{hook}_batch_end")(output, batch, index)
             if index is not None:
                 getattr(module, f"on_{hook}_epoch_end")()
+                getattr(module, f"on_{hook}_end")()
         means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
@@ -248,6 +261,7 @@ class _Training:
         optimizer = self.optimizers.wrapped[0]
         module.on_before_zero_grad(self.optimizers.raw[0])
         optimizer.zero_grad()
+        module.on_before_backward(loss)
         fabric.backward(loss)
         module.on_after_backward()
         fabric.strategy.precision.unscale_gradients(self.optimizers.raw[0])

@@ -42,6 +42,8 @@ class Evaluator:
     def __init__(self, worker: Worker, algorithm: Algorithm, buffers: Buffers, clients: list[Client]) -> None:
         self.worker, self.algorithm, self.buffers, self.clients = worker, algorithm, buffers, clients
         self.groups = {client.group: client.spec for client in clients}
+        self.by_client = not algorithm.communicates or bool(buffers.policy == "local" and buffers.statistics)
+        """Whether clients have models of their own, or parts of them."""
         self.shares = {g: sum(c.group == g for c in clients) / len(clients) for g in self.groups}
 
     def __call__(
@@ -69,7 +71,7 @@ class Evaluator:
     def _tasks(self, server: ServerState, client_state: Callable[[Client], Mapping[str, Tensor]]) -> Iterator[Task]:
         for group, spec in self.groups.items():
             params, buffers = self.algorithm.group_params(server, group), self.buffers.of(server, group)
-            if self.algorithm.communicates and (self.buffers.policy != "local" or not self.buffers.statistics):
+            if not self.by_client:
                 yield Task(group, spec, partial(_joined, params, buffers))
                 continue
             for client in (client for client in self.clients if client.group == group):

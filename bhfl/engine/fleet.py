@@ -55,6 +55,10 @@ class Fleet:
             if num_clients is None:
                 raise ValueError("clients are given by fraction: num_clients must say how many there are, got None")
             counts = _largest_remainder([group.fraction or 0.0 for group in self.groups], num_clients)
+            for group, count in zip(self.groups, counts, strict=True):
+                if not count:
+                    share = f"a fraction of {group.fraction:g}"
+                    raise ValueError(f"clients: {share} must be at least one of {num_clients} clients, got 0")
         elif num_clients is not None and num_clients != sum(counts):
             raise ValueError(f"num_clients must be {sum(counts)}, the sum of the counts in clients, got {num_clients}")
         return [group.bits for group, count in zip(self.groups, counts, strict=True) for _ in range(count)]

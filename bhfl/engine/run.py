@@ -25,6 +25,9 @@ from bhfl.engine.server_optimizer import describe
 from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
 
+CLIENTS = "clients"
+"""Folder of a run folder: what its clients keep between rounds."""
+
 
 def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str, Any]]:
     """The run folder (None for a file outside any) and the state that `path` means.
@@ -52,6 +55,21 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
     return folder, checkpoint.load(path)
 
 
+def need_clients(folder: Path | None, state: Mapping[str, Any]) -> None:
+    """Make sure that what the clients of a checkpoint's run keep is there too.
+
+    Args:
+        folder: The run folder, None for a checkpoint file outside any.
+        state: Of the checkpoint.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    if state["clients_keep_state"] and not (folder and (folder / CLIENTS).is_dir()):
+        place = f"there is no {folder / CLIENTS}" if folder else "the file lies in no run folder"
+        raise CheckpointError(f"clients of this run keep state of their own, which the checkpoint lacks: {place}")
+
+
 def _load(folder: Path, which: str) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
     return checkpoint.load(checkpoints / "best.ckpt") if which == "best" else checkpoint.load_last(checkpoints)
@@ -70,6 +88,7 @@ class Run:
         self.options, self.folder, self.writes = options, folder, writes
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / "checkpoints"
+        self.clients = folder / CLIENTS
         self.history: list[dict[str, Any]] = []
         self.ledger = Ledger()
         self.best: float | None = None
@@ -89,6 +108,7 @@ class Run:
                 "history": json.dumps(self.history), "ledger": self.ledger.by_group, "best": self.best,
                 "best_round": self.best_round, "failed_rounds": self.failed_rounds, "seconds": self.seconds,
             },
+            "clients_keep_state": self.clients.is_dir(),
             "config": dict(config),
             "threads": torch.get_num_threads(),
             "version": bhfl.__version__,
@@ -151,10 +171,12 @@ class Run:
         self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
         if self.writes:
             self.rows.append(row)
-            self._loggers(lambda logger: logger.log_metrics(_scalars(row), step=row["round"]))
+            self.each_logger(lambda logger: logger.log_metrics(_scalars(row), step=row["round"]))
 
-    def _loggers(self, action: Callable[[Logger], object]) -> None:
-        """Curves are worth no run: a logger that cannot write is left out from then on, with a warning."""
+    def each_logger(self, action: Callable[[Logger], object]) -> None:
+        """Call `action` with every logger; one that cannot write is left out from then on, with a warning: curves are
+        worth no run.
+        """
         for logger in list(self.loggers):
             try:
                 action(logger)
@@ -168,7 +190,7 @@ class Run:
 
         Args:
             row: Metrics of a round.
-            complete: Whether clients trained and the result was validated, so that no metric is missing.
+            complete: Whether clients trained, and the result was validated if that is what logs the metric.
 
         Raises:
             ValueError: It is not logged; the error lists what is.
@@ -215,7 +237,7 @@ class Run:
 
     def close(self) -> None:
         """Flush and close the loggers, and leave the folder to others."""
-        self._loggers(lambda logger: logger.finalize("finished"))
+        self.each_logger(lambda logger: logger.finalize("finished"))
         self.loggers = []
         if self._claim:
             self._claim.close()

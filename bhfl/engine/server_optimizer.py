@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -25,16 +25,17 @@ class ServerOptimizer:
 
     Args:
         make: From parameters to an optimiser, as ``lambda params: torch.optim.Adam(params, lr=0.01)``.
+        trained: Names of the tensors that it steps on; the others, as frozen weights and buffers, take the mean.
     """
 
-    def __init__(self, make: OptimizerCallable) -> None:
-        self.make = make
+    def __init__(self, make: OptimizerCallable, trained: Collection[str]) -> None:
+        self.make, self.trained = make, trained
 
     def step(
         self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One step from `params` with ``params - mean`` for gradient; the new params and optimiser state."""
-        weights = {name: nn.Parameter(tensor.clone()) for name, tensor in params.items()}
+        weights = {name: nn.Parameter(tensor.clone()) for name, tensor in params.items() if name in self.trained}
         optimizer = self.make(list(weights.values()))
         if state is not None:
             groups = optimizer.state_dict()["param_groups"]
@@ -42,7 +43,8 @@ class ServerOptimizer:
         for name, weight in weights.items():
             weight.grad = params[name] - mean[name]
         optimizer.step()
-        return {name: weight.detach() for name, weight in weights.items()}, optimizer.state_dict()["state"]
+        stepped = {name: weight.detach() for name, weight in weights.items()}
+        return {name: stepped.get(name, mean[name]) for name in params}, optimizer.state_dict()["state"]
 
 
 class Yogi(Optimizer):

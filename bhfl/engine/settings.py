@@ -26,11 +26,11 @@ _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")
 _LARGEST = 2**31
 
 FREE = (
-    "max_rounds", "max_failed_rounds", "check_val_every_n_rounds", "monitor", "mode", "patience", "evaluate_clients",
+    "max_rounds", "max_failed_rounds", "check_val_every_n_rounds", "patience", "evaluate_clients",
     "checkpoint_every_n_rounds", "keep_checkpoints", "accelerator", "devices", "num_nodes", "strategy", "threads",
     "timeout_seconds", "logger", "callbacks", "default_root_dir", "name",
 )  # fmt: skip
-"""Options that may differ when a run is resumed: they do not shape the model."""
+"""Options that may differ when a run is resumed: they shape neither the model nor what is its best one."""
 
 
 def check_settings(options: Mapping[str, Any]) -> None:

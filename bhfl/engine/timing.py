@@ -91,7 +91,8 @@ class Timing:
         Raises:
             ValueError: In round 0 all would still be at work when it comes, however little they sent.
         """
-        idle = [self.workload(client, download_bytes, 0, self.planned(client, data)) for client in self.clients]
+        able = [client for client in self.clients if client.num_examples]
+        idle = [self.workload(client, download_bytes, 0, self.planned(client, data)) for client in able]
         fastest = min(self.network.client_time(0, work).seconds for work in idle)
         if self.network.is_late(fastest):
             raise ValueError(

@@ -26,7 +26,7 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.launch import launched, make_fabric
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.rounds import Rounds
-from bhfl.engine.run import Run, contradictions, described, find_checkpoint, fitting, shaping
+from bhfl.engine.run import CLIENTS, Run, contradictions, described, find_checkpoint, fitting, need_clients, shaping
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import check_settings
 from bhfl.engine.store import ClientStore
@@ -127,7 +127,6 @@ class FederatedTrainer:
         self.options = options
         self.fleet = Fleet(clients)
         self.algorithm = algorithm or Algorithm()
-        self._server_optimizer = ServerOptimizer(server_optimizer) if server_optimizer else None
         self.callbacks: list[Any] = list(callbacks or [])
         self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision, timeout_seconds)
         self.config: dict[str, Any] = {}
@@ -211,23 +210,39 @@ class FederatedTrainer:
             Client(i, spec, size, float(size > 0) if uniform else float(size))
             for i, (spec, size) in enumerate(zip(specs, sizes, strict=True))
         ]
-        self.algorithm.server_optimizer = self._server_optimizer
         network, keys = self.options["network"], LocalSettings.__dataclass_fields__
         self.timing = Timing(network, self.clients, self.options) if network else None
         model.configure_model()
+        self.algorithm.server_optimizer = self._server_optimizer(model)
         self.algorithm.setup(
             Context(
                 self.clients, model, data, self.fabric, self.options, worker=lambda: self.rounds.worker,
                 buffers=lambda server, group: self.rounds.travelling(server, group), timing=self.timing,
             )
         )  # fmt: skip
-        patience, monitor = self.options["patience"] if "fit" in stages else None, self.options["monitor"]
-        if patience is not None and monitor.startswith("val/") and next(iter(data.val_batches()), None) is None:
-            raise ValueError(f"trainer.patience needs validation samples, and the data have none; got {patience}")
+        if "fit" in stages:
+            self._check_validation(data)
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
         self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
         self.server = self.rounds.init_server()
+
+    def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
+        make = self.options["server_optimizer"]
+        if make and not self.algorithm.communicates:
+            name = type(self.algorithm).__name__
+            raise ValueError(f"trainer.server_optimizer needs a model of the server's, and {name} has none")
+        return ServerOptimizer(make, {n for n, p in model.named_parameters() if p.requires_grad}) if make else None
+
+    def _check_validation(self, data: FederatedData) -> None:
+        """Refuse options that need validation samples where there are none."""
+        if next(iter(data.val_batches()), None) is not None:
+            return
+        options, missing = self.options, "needs validation samples, and the data have none"
+        if options["patience"] is not None and options["monitor"].startswith("val/"):
+            raise ValueError(f"trainer.patience {missing}; got {options['patience']}")
+        if options["evaluate_clients"] and not any(data.client_val_batches(client.id) for client in self.clients):
+            raise ValueError(f"trainer.evaluate_clients {missing}; got True")
 
     def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
         """Find or make the run folder, take up a checkpoint's state, open the logs."""
@@ -242,7 +257,7 @@ class FederatedTrainer:
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
-        self.rounds.store = ClientStore(folder / "clients")
+        self.rounds.store = ClientStore(self.run.clients)
         if state is not None:
             self._resume(state)
         self.run.begin(self.server, {"partition": partition})
@@ -259,6 +274,7 @@ class FederatedTrainer:
         if differences:
             listed = "\n  ".join(differences)
             raise CheckpointError(f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}")
+        need_clients(folder, state)
         return folder or new_run(root), state
 
     def _resume(self, state: Mapping[str, Any]) -> None:
@@ -291,7 +307,8 @@ class FederatedTrainer:
         row |= {**run.ledger.metrics(), "time/round_s": seconds}
         row["problems"] = [f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"]
         run.log(row)
-        best = run.improved(row, complete=bool(measured and row["clients/ok"]))
+        complete = measured or not options["monitor"].startswith("val/")
+        best = run.improved(row, complete=bool(complete and row["clients/ok"]))
         due = last or run.out_of_patience or self.server.round % options["checkpoint_every_n_rounds"] == 0
         self._save(best, due, records)
         self._call("on_round_end", metrics=row)
@@ -341,7 +358,9 @@ class FederatedTrainer:
                 root = Path(self.options["default_root_dir"]) / self.options["name"]
                 folder, state = find_checkpoint(ckpt_path, root)
                 self.server = fitting(state, self.server)
-            self.rounds.store = ClientStore((folder or Path("nowhere")) / "clients")
+                if self.evaluator.by_client:
+                    need_clients(folder, state)
+            self.rounds.store = ClientStore((folder or Path("nowhere")) / CLIENTS)
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)
             self.rounds.release(self.server)

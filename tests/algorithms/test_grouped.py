@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bhfl.algorithms import GroupedAvg, GroupedAvgAsymmetric
-from tests.federation import Client, fit, same
+from bhfl.engine.trainer import FederatedTrainer
+from tests.federation import Client, fake, fit, same
 
 CLIENTS = {4: 1, 8: 1, 32: 1}
 
@@ -72,6 +73,13 @@ def test_the_server_optimizer_has_a_state_for_each_group(tmp_path):
     run = fit(tmp_path, GroupedAvg(), CLIENTS, server_optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
     assert set(run.server.extra["states"]) == {"int4", "int8", "float32"}
     assert all(state[0]["step"] == 3 for state in run.server.extra["states"].values())
+
+
+def test_a_checkpoint_is_not_measured_with_groups_that_it_has_no_model_of(tmp_path):
+    run = fit(tmp_path, GroupedAvg(), {4: 1, 32: 1}, norm="average").run
+    other = FederatedTrainer({8: 1, 32: 1}, GroupedAvg(), norm="average", accelerator="cpu", devices=1)
+    with pytest.raises(ValueError, match="clients must be of int4, float32, the groups that have a model, got int8"):
+        other.validate(Client(), fake(), run.folder)
 
 
 def test_bad_rule():

@@ -133,6 +133,12 @@ def test_the_quantile_deadline_is_met_by_that_share() -> None:
         assert found.seconds == deadline
 
 
+def test_the_quantile_deadline_knows_who_else_shares_the_uplink() -> None:
+    network = steady(shared_uplink=True)
+    assert network.quantile_deadline(0, fleet(2), 1.0, 4) == network.round_time(0, fleet(2), 4).seconds
+    assert network.quantile_deadline(0, fleet(2), 1.0, 4) > network.quantile_deadline(0, fleet(2), 1.0)
+
+
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,13 @@ def test_image_size_resizes(tmp_path, files, picture, pack):
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "folder"])
+def test_pictures_in_other_formats_are_refused_not_passed_over(name, tmp_path, files, pack):
+    path = pack(tmp_path / name, files | {"train/bird/0.TIF": b"", "train/bird/._1.tif": b""})
+    with pytest.raises(ValueError, match=r"pictures must be .bmp, .*, and 'train/bird/0.TIF' of .* is not"):
+        decode_tree(path)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "folder"])
 @pytest.mark.parametrize("damage", [b"no picture", b""])
 def test_unreadable_picture_is_named(name, damage, tmp_path, files, pack):
     files["train/cat/bad.jpg"] = damage

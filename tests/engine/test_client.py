@@ -178,10 +178,13 @@ def test_hooks_are_called_in_the_order_of_lightning(tmp_path):
     train(tmp_path, module, data=HandMade([points(8)], held_out=points(4)))
     transfer = ["on_before_batch_transfer", "on_after_batch_transfer"]
     batch = [
-        *transfer, "on_train_batch_start", "training_step", "on_before_zero_grad", "on_after_backward",
-        "on_before_optimizer_step", "on_train_batch_end",
+        *transfer, "on_train_batch_start", "training_step", "on_before_zero_grad", "on_before_backward",
+        "on_after_backward", "on_before_optimizer_step", "on_train_batch_end",
     ]  # fmt: skip
-    validation = [*transfer, "on_validation_epoch_start", "validation_step", "on_validation_epoch_end"]
+    validation = [
+        *transfer, "on_validation_start", "on_validation_epoch_start", "on_validation_batch_start", "validation_step",
+        "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
+    ]  # fmt: skip
     expected = ["configure_model", "on_train_epoch_start", *batch, *batch, "on_train_epoch_end", *validation]
     assert module.calls[: len(expected)] == expected
 
@@ -378,6 +381,34 @@ def test_buffers_that_are_never_saved_begin_anew_with_every_client(tmp_path):
     module = Counting()
     train(tmp_path, module, {32: 2}, max_rounds=2)
     assert module.found == [0, 1, 2] * 4
+
+
+def test_buffers_that_are_never_saved_may_change_their_shape(tmp_path):
+    class Caching(Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.zeros(1), persistent=False)
+            self.found = []
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.found.append(len(self.mask))
+            self.register_buffer("mask", torch.zeros(len(self.mask) + 1), persistent=False)
+
+    module = Caching()
+    train(tmp_path, module, {32: 2}, max_rounds=1)
+    assert module.found == [1, 2, 3] * 2
+    assert torch.equal(module.mask, torch.zeros(1))
+
+
+def test_a_state_that_is_no_tensor_is_refused(tmp_path):
+    class Noted(Module):
+        def get_extra_state(self):
+            return {"note": 1}
+
+        def set_extra_state(self, state): ...
+
+    with pytest.raises(ValueError, match="state_dict must hold tensors only, got others: _extra_state"):
+        train(tmp_path, Noted())
 
 
 def test_doubles_are_refused(tmp_path):

@@ -26,12 +26,20 @@ def test_counts(value, expected):
     assert labels(value) == expected
 
 
-@pytest.mark.parametrize("total", [2, 3, 10, 11, 97])
+@pytest.mark.parametrize("total", [3, 10, 11, 97])
 def test_fractions_are_shared_out_by_largest_remainder(total):
     value = [{"bits": 8, "fraction": 0.3}, {"bits": "wage2888", "fraction": 0.3}, {"bits": 32, "fraction": 0.4}]
     counts = labels(value, total)
     assert sum(counts.values()) == total
     assert all(abs(counts[g] - f * total) < 1 for g, f in [("int8", 0.3), ("wage2888", 0.3), ("float32", 0.4)])
+
+
+def test_a_share_that_comes_to_no_client_is_refused():
+    value = [{"bits": 8, "fraction": 0.96}, {"bits": 32, "fraction": 0.04}]
+    assert labels(value, 13) == {"int8": 12, "float32": 1}
+    message = r"clients: a fraction of 0\.04 must be at least one of 12 clients, got 0"
+    with pytest.raises(ValueError, match=message):
+        labels(value, 12)
 
 
 def test_groups_keep_their_order():

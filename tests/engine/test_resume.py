@@ -164,6 +164,47 @@ def test_a_checkpoint_file_alone_is_enough_for_stateless_clients(tmp_path):
     assert trainer.run.folder == tmp_path / "c" / "bhfl" / "version_0"
 
 
+@pytest.mark.parametrize("place", ["alone.ckpt", "run/checkpoints/round=00003.ckpt"])
+def test_a_checkpoint_without_the_state_of_its_clients_is_refused(tmp_path, place):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trainer = go(tmp_path, 3)
+    file.write_bytes(round_path(trainer.run.checkpoints, 3).read_bytes())
+    with pytest.raises(CheckpointError, match="clients of this run keep state of their own, which the checkpoint lack"):
+        go(tmp_path, ckpt_path=file)
+    assert sorted(path.name for path in (tmp_path / "bhfl").iterdir()) == ["version_0"]
+
+
+def test_personal_models_are_not_measured_without_their_clients(tmp_path):
+    trainer = go(tmp_path, 2, algorithm=Local())
+    alone = tmp_path / "alone.ckpt"
+    alone.write_bytes(round_path(trainer.run.checkpoints, 2).read_bytes())
+    options = {"norm": "local", "default_root_dir": str(tmp_path), "accelerator": "cpu", "devices": 1}
+    measured = FederatedTrainer(CLIENTS, Local(), **options)
+    with pytest.raises(CheckpointError, match=r"keep state of their own, .*: the file lies in no run folder"):
+        measured.validate(net(), data(), alone)
+    metrics = measured.validate(net(), data(), round_path(trainer.run.checkpoints, 2))
+    assert metrics["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
+
+
+def test_a_best_model_of_rounds_that_are_undone_is_gone(tmp_path):
+    class Better(Module):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/acc", trainers[-1].server.round if trainers else 0.0)
+
+    class Watch:
+        def on_fit_start(self, trainer):
+            trainers.append(trainer)
+
+    trainers: list = []
+    options = {"module": lambda: Better(net().net), "monitor": "val/acc_avg", "keep_checkpoints": 5}
+    trainer = go(tmp_path, 3, callbacks=[Watch()], **options)
+    best = trainer.run.checkpoints / "best.ckpt"
+    assert load(best)["server"]["round"] == 3
+    go(tmp_path, 2, ckpt_path=round_path(trainer.run.checkpoints, 2), callbacks=[Watch()], **options)
+    assert not best.exists()
+
+
 def test_server_optimisers_go_on(tmp_path):
     options = {"algorithm": None, "server_optimizer": lambda p: torch.optim.Adam(p, lr=0.01)}
     whole = go(tmp_path / "a", **options)
@@ -341,6 +382,7 @@ def test_nothing_to_go_on_from(tmp_path, path, message):
         ({"algorithm": FedProx(0.1)}, ["algorithm.class: 'Remembering' -> 'FedProx'", "algorithm.mu: 'absent' -> 0.1"]),
         ({"data": data(50)}, ["partition: "]),
         ({"server_optimizer": torch.optim.SGD}, ["trainer.server_optimizer"]),
+        ({"monitor": "val/loss_avg", "mode": "min"}, ["trainer.mode: 'max' -> 'min'", "trainer.monitor: "]),
         (
             {"clients_per_round": 0.75, "precision": "bf16-mixed"},
             ["trainer.clients_per_round: 3 -> 0.75", "'bf16-mixed'"],

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 from lightning.fabric.loggers.logger import Logger
+from torch.utils.tensorboard import SummaryWriter
 
 from bhfl.algorithms import ProWD
+from bhfl.callbacks import WeightHistograms
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.run import contradictions, described
 from tests.engine.hand_made import HandMade, Module, points
@@ -57,13 +59,15 @@ def test_a_logger_that_cannot_write_stops_no_run(tmp_path, calls):
     assert same(trainer.server.params, run(tmp_path / "b").server.params)
 
 
-HOLD = """
-import pathlib, sys, time
-from bhfl.engine.folder import claim
-claimed = claim(pathlib.Path(sys.argv[1]))
-print(flush=True)
-time.sleep(60)
-"""
+def test_histograms_that_cannot_be_written_stop_no_run(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_histogram", full)
+    options = {"monitor": "train/loss", "mode": "min", "logger": True, "callbacks": [WeightHistograms()]}
+    with pytest.warns(UserWarning, match="TensorBoardLogger is left out from now on: .*No space left on device"):
+        trainer = fit(tmp_path, None, {32: 1}, Module, HandMade([points(6)]), **options)
+    assert [row["round"] for row in trainer.run.rows.read()] == [1, 2, 3]
 
 
 def test_a_folder_in_which_another_process_trains(tmp_path):

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from bhfl.algorithms import FedAvg
+from bhfl.algorithms import FedAvg, Local
 from bhfl.engine.server_optimizer import ServerOptimizer, Yogi
+from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
 
 def step(optimizer, params, mean, state=None):
-    return ServerOptimizer(optimizer).step({"w": torch.tensor(params)}, {"w": torch.tensor(mean)}, state)
+    return ServerOptimizer(optimizer, {"w"}).step({"w": torch.tensor(params)}, {"w": torch.tensor(mean)}, state)
 
 
 def test_sgd_of_rate_one_goes_to_the_mean():
@@ -24,10 +25,32 @@ def test_momentum_is_carried_from_round_to_round():
     params, state = {"w": torch.tensor([1.0])}, None
     for gradient in (0.5, -0.25, 1.0):
         mean = {"w": params["w"] - gradient}
-        params, state = ServerOptimizer(make).step(params, mean, state)
+        params, state = ServerOptimizer(make, {"w"}).step(params, mean, state)
         weight.grad = torch.tensor([gradient])
         reference.step()
         assert torch.allclose(params["w"], weight.detach())
+
+
+def test_what_is_not_trained_takes_the_mean(tmp_path):
+    class Frozen(Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.ones(3))
+            self.net[0].requires_grad_(False)
+
+    module = Frozen()
+    frozen = module.net[0].weight.clone()
+    options = {"server_optimizer": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=1.0), "max_rounds": 2}
+    options |= {"monitor": "train/loss", "mode": "min"}
+    server = fit(tmp_path, FedAvg(), {32: 2}, lambda: module, HandMade([points(6)] * 2), **options).server
+    assert torch.equal(server.params["shift"], torch.ones(3))
+    assert torch.equal(server.params["net.0.weight"], frozen)
+    assert len(server.extra["server_optimizer"]) == 2
+
+
+def test_local_clients_have_no_server_to_step(tmp_path):
+    with pytest.raises(ValueError, match=r"server_optimizer needs a model of the server's, and Local has none"):
+        fit(tmp_path, Local(), server_optimizer=torch.optim.SGD)
 
 
 def test_yogi_against_its_formula():
@@ -40,7 +63,7 @@ def test_yogi_against_its_formula():
         v = v - (1 - beta[1]) * sign * gradient**2
         w -= lr * m / (v**0.5 + eps)
         mean = {"w": params["w"] - gradient}
-        params, state = ServerOptimizer(lambda p: Yogi(p, lr=lr)).step(params, mean, state)
+        params, state = ServerOptimizer(lambda p: Yogi(p, lr=lr), {"w"}).step(params, mean, state)
         assert params["w"].item() == pytest.approx(w, rel=1e-4)
 
 

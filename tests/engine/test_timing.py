@@ -10,7 +10,7 @@ from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
 from bhfl.comm.network import Profile, SimulatedNetwork, Workload
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.trainer import TooFewClientsError
-from tests.engine.hand_made import HandMade, points
+from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import Client, fake, fit, same
 
 FORWARD_FLOPS = 2 * (5 * 9 * 4 * 4 + 80 * 13 + 13 * 4)
@@ -97,6 +97,13 @@ def test_a_deadline_that_nobody_meets_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=r"network\.deadline_seconds=0\.1 is met by no client: the fastest has rec"):
         fit(tmp_path, network=network(deadline_seconds=0.1))
     assert not (tmp_path / "bhfl").exists()
+
+
+def test_a_client_without_examples_meets_no_deadline(tmp_path):
+    data = HandMade([points(20_000), points(0)])
+    options = {"module": Module, "data": data, "monitor": "train/loss", "mode": "min"}
+    with pytest.raises(ValueError, match=r"network\.deadline_seconds=0\.5 is met by no client: the fastest has rec"):
+        fit(tmp_path, clients={32: 2}, network=network(deadline_seconds=0.5), **options)
 
 
 def test_a_deadline_that_uploads_never_meet_stops_the_run(tmp_path):

@@ -467,6 +467,13 @@ def test_a_misspelt_monitor(tmp_path):
         ValueError, match=r"monitor must be a logged metric, got 'val/acc_agv'; logged: .*val/acc_avg, "
     ):
         run(tmp_path, {32: 2}, unequal(2, True), monitor="val/acc_agv", mode="max")
+    with pytest.raises(ValueError, match=r"monitor must be a logged metric, got 'train/lss'; logged: .*train/loss"):
+        run(tmp_path, {32: 2}, unequal(2), monitor="train/lss", mode="min")
+
+
+def test_clients_cannot_be_evaluated_without_samples(tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.evaluate_clients needs validation samples, and the data have none"):
+        run(tmp_path, {32: 2}, unequal(2), evaluate_clients=True)
 
 
 def test_a_monitor_that_has_no_value_yet(tmp_path):

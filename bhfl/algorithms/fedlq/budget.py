@@ -70,9 +70,10 @@ class Budget:
             assert last is not None
             return last
         up = _least_bytes(layers, others) + (self._average(layers) - _least_bits(layers)) // 8
-        cohort = [client for client in timing.cohort(round) if client.num_examples]
-        works = [timing.workload(client, down, up, examples[client.id]) for client in cohort]
-        return min(math.inf if last is None else last, timing.network.quantile_deadline(round, works, self.quantile))
+        cohort = timing.cohort(round)
+        works = [timing.workload(c, down, up, examples[c.id]) for c in cohort if c.num_examples]
+        deadline = timing.network.quantile_deadline(round, works, self.quantile, len(cohort))
+        return min(math.inf if last is None else last, deadline)
 
     def layer_bits(
         self,

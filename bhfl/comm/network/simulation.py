@@ -172,15 +172,27 @@ class SimulatedNetwork:
         count = num_participants or len(workloads)
         return tuple(self.client_time(round_index, workload, count) for workload in workloads)
 
-    def quantile_deadline(self, round_index: int, workloads: Sequence[Workload], fraction: float = 0.8) -> float:
+    def quantile_deadline(
+        self,
+        round_index: int,
+        workloads: Sequence[Workload],
+        fraction: float = 0.8,
+        num_participants: int | None = None,
+    ) -> float:
         """The shortest deadline that this fraction of the participants meets with these workloads, in seconds.
+
+        Args:
+            round_index: which draws to use.
+            workloads: one per participant that is waited for.
+            fraction: of them, in (0, 1].
+            num_participants: that share the uplink, if others do too.
 
         Raises:
             ValueError: `fraction` is not in (0, 1], or there are no participants.
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        times = sorted(client.seconds for client in self.client_times(round_index, workloads))
+        times = sorted(client.seconds for client in self.client_times(round_index, workloads, num_participants))
         return times[math.ceil(fraction * len(times) - _TOLERANCE) - 1]
 
     def uplink_budget_bits(
