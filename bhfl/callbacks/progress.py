@@ -56,10 +56,10 @@ class Progress:
             self._bar.update()
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        up, down = metrics["comm/uplink_MB"], metrics["comm/downlink_MB"]
+        up, down = (_megabytes(metrics[f"comm/{way}_MB"]) for way in ("uplink", "downlink"))
         total = trainer.options["max_rounds"]
         print(
-            f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up:.2f} MB  down {down:.2f} MB  "
+            f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} MB  "
             f"{metrics['time/round_s']:.1f} s",
             flush=True,
         )
@@ -88,17 +88,18 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         row = [group, str(count), _percent(metrics.get(f"{stage}/{metric}_{group}"))]
         if ledger:
             sent = ledger.by_group.get(group, {})
-            row += [f"{sent.get(key, 0) / 1e6:.2f}" for key in ("uplink_bytes", "downlink_bytes")]
+            row += [_megabytes(sent.get(key, 0) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
         rows.append(row)
     total = ["all", str(sum(counts.values())), _percent(metrics.get(f"{stage}/{metric}_avg"))]
     if ledger:
-        total += [f"{ledger.total(key) / 1e6:.2f}" for key in ("uplink_bytes", "downlink_bytes")]
+        total += [_megabytes(ledger.total(key) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
     lines = _align([head, *rows, total])
     width = max(map(len, lines))
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
-        text.append(f"{trainer.server.round} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the payloads")
-        text += _notes(trainer.run.history[-1] if trainer.run.history else {})
+        history = trainer.run.history
+        text.append(f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the payloads")
+        text += _notes(history[-1] if history else {})
     return "\n".join(text)
 
 
@@ -110,6 +111,10 @@ def _notes(row: dict[str, Any]) -> list[str]:
     if (seconds := row.get("time/simulated_s")) is not None:
         notes.append(f"on the simulated network: {seconds:,.1f} s")
     return notes
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _percent(value: float | None) -> str:

@@ -95,7 +95,7 @@ def _run(args: list[str]) -> int:
         report(error.problems)
         return BAD_CONFIG
     except KeyboardInterrupt:
-        report(["interrupted; --ckpt_path last goes on from the last checkpoint"])
+        report(["interrupted; --ckpt_path last goes on from the last checkpoint, if there is one"])
         return INTERRUPTED
     except Exception as error:
         code = exit_code(error)

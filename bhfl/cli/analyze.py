@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bhfl.cli.exits import say
 from bhfl.engine.client import Worker
-from bhfl.engine.run import find_checkpoint, fitting
+from bhfl.engine.run import fitting
 from bhfl.engine.system import computing_threads
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
@@ -107,8 +107,7 @@ class AnalyzingTrainer(FederatedTrainer):
         self._setup(model, data, "validate")
         folder = None
         if ckpt_path is not None:
-            root = Path(self.options["default_root_dir"]) / self.options["name"]
-            folder, state = find_checkpoint(ckpt_path, root)
+            folder, state = self.find_checkpoint(ckpt_path)
             self.server = fitting(state, self.server)
         group = next((c.group for c in self.clients if c.spec.is_float), self.clients[0].group)
         worker, buffers = self.rounds.worker, self.rounds.buffers.of(self.server, group)

@@ -77,7 +77,8 @@ def raised_by(error: BaseException) -> str:
 
 
 def original(error: BaseException) -> BaseException:
-    """The error that jsonargparse wrapped while it built an object, or `error` itself."""
+    """The error that jsonargparse wrapped while it built an object, or `error` itself where it only has its own."""
+    wrapped = error
     while raised_by(error) == "jsonargparse" and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return error
+    return wrapped if raised_by(error) == "jsonargparse" else error

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
 from bhfl.cli.exits import say
-from bhfl.engine.run import find_checkpoint, fitting
+from bhfl.engine.run import fitting
 from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
 from bhfl.export.card import Exported, model_card
@@ -59,10 +59,9 @@ class ExportingTrainer(AnalyzingTrainer):
             self._setup(model, datamodule, "test")
             if self.rounds.buffers.policy == "local" and self.rounds.buffers.statistics:
                 raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
-            root = Path(self.options["default_root_dir"]) / self.options["name"]
-            run, state = find_checkpoint(ckpt_path or "last", root)
+            run, state = self.find_checkpoint(ckpt_path or "last")
             self.server = fitting(state, self.server)
-            folder = Path(out) if out is not None else (run or root) / "export"
+            folder = Path(out) if out is not None else (run or self._root) / "export"
             folder.mkdir(parents=True, exist_ok=True)
             measured, accuracies = self._accuracies(run, json.loads(state["run"]["history"]))
             files = list(self._files(folder, datamodule, accuracies))

@@ -16,7 +16,7 @@ import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.export import ExportingTrainer
-from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, dumped, schema
+from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
@@ -122,7 +122,8 @@ class FederatedCLI(LightningCLI):
             refused = isinstance(cause, (ValueError, OSError)) or raised_by(cause) == "lightning"
             if by_data(cause) or not refused:
                 raise cause from None
-            raise ConfigError(str(cause).splitlines()) from cause
+            told = [core(str(cause))] if raised_by(cause) == "jsonargparse" else str(cause).splitlines()
+            raise ConfigError(told) from cause
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the options that stand outside its section, and our callbacks before the user's."""

@@ -36,7 +36,7 @@ _FROM_DATA = ("num_classes", "input_shape")
 
 
 class AnyCallback(ABC):
-    """What ``trainer.callbacks`` takes: an object with at least one of the trainer's hooks."""
+    """What ``trainer.callbacks`` takes: an object with at least one of the trainer's hooks, but none of Lightning's."""
 
     HOOKS = ("on_fit_start", "on_client_end", "on_round_end", "on_fit_end", "on_measured")
 
@@ -46,7 +46,7 @@ class AnyCallback(ABC):
 
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
-        return any(hasattr(other, hook) for hook in cls.HOOKS)
+        return not issubclass(other, L.Callback) and any(hasattr(other, hook) for hook in cls.HOOKS)
 
 
 _CALLBACKS = (AnyCallback, *(getattr(bhfl.callbacks, name) for name in bhfl.callbacks.__all__))
@@ -63,7 +63,7 @@ class Parser(LightningArgumentParser):
         """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own error."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ConfigError([_core(message)]) from ex
+        raise ConfigError([core(message)]) from ex
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -119,7 +119,7 @@ def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
     return text
 
 
-def _core(message: str) -> str:
+def core(message: str) -> str:
     """The core of jsonargparse's account of every alternative that a value does not fit."""
     noise = "Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Expected a "
     lines = [line.strip() for line in message.splitlines() if line.strip()]

@@ -137,13 +137,16 @@ class Checker:
 
     def _section(self, section: Section, values: dict[Any, Any], keys: Keys) -> list[str]:
         problems = []
-        for key, item in values.items():
+        late = sorted(values.items(), key=lambda pair: isinstance(section.fields.get(pair[0]), Checked))
+        for key, item in late:  # what is checked may be known by the names that the modules of classes register
             if key in section.reserved:
                 problems += self._problem((*keys, key), section.reserved[key])
             elif key in section.fields:
                 problems += self._value(section.fields[key], item, (*keys, key))
             else:
-                unknown = f"is no option{section.owner}{suggestion(str(key), section.fields)}"
+                inner = {f"{name}.{key}" for name, hint in section.fields.items() if _holds(hint, key)}
+                near = suggestion(str(key), inner or section.fields)
+                unknown = f"is no option{section.owner}{near}"
                 problems += self._problem((*keys, key), unknown)
         return problems
 
@@ -190,6 +193,10 @@ class Checker:
 def _slot(keys: Keys) -> Keys:
     """Where an object stands, whether or not ``init_args`` are spelled out."""
     return tuple(key for key in keys if key != "init_args")
+
+
+def _holds(hint: Any, key: Any) -> bool:
+    return isinstance(hint, Section) and key in hint.fields
 
 
 def alternatives(hint: Any) -> list[Any]:

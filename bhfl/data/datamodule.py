@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
@@ -34,8 +33,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     Subclasses say how the two splits are loaded (`load`) and what they look like (`num_classes`, `input_shape`).
     Call order: `prepare_data`, `setup`, `federate`, then any of the batches.
 
-    A client's last batch may be smaller than the others; BatchNorm cannot train on a batch of one sample, so models
-    with it need clients and a batch size that never leave one (or another norm).
+    A client's last batch may be smaller than the others. BatchNorm cannot train on a batch of one sample: models with
+    it need `drop_last` where one may be left.
     """
 
     def __init__(
@@ -51,6 +50,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         max_eval_samples: int | None = None,
         num_workers: int = 0,
         augment: Literal["none", "crop_flip"] = "none",
+        drop_last: bool = False,
     ) -> None:
         """Check and keep the options.
 
@@ -65,6 +65,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             max_eval_samples: At most this many samples in validation, and in testing.
             num_workers: Worker processes, for data sets that are not tensors; the batches do not depend on it.
             augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random mirror image).
+            drop_last: Leave a client's last batch of an epoch out where it is smaller than the others.
         """
         super().__init__()
         if not isinstance(partition, Partitioner):
@@ -80,7 +81,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.max_train_samples = check_optional_int("data.max_train_samples", max_train_samples, 1)
         self.max_eval_samples = check_optional_int("data.max_eval_samples", max_eval_samples, 1)
         self.num_workers = check_int("data.num_workers", num_workers, 0)
-        self.augment = augment
+        self.augment, self.drop_last = augment, drop_last
         self._split: Split | None = None
 
     @property
@@ -161,13 +162,15 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             epoch: Local epoch, from 0; each has another order.
         """
         members = self.split.clients[client_id]
-        order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))
+        used = min(len(members), self.num_batches(client_id) * self.batch_size)
+        order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))[:used]
         generator = rng.torch("augment", epoch)
         return self._train.batches(members[order], self.batch_size, generator, AUGMENTATIONS[self.augment])
 
     def num_batches(self, client_id: int) -> int:
         """Training batches in one local epoch of a client."""
-        return math.ceil(len(self.split.clients[client_id]) / self.batch_size)
+        whole, rest = divmod(len(self.split.clients[client_id]), self.batch_size)
+        return whole + (rest > 0 and not (self.drop_last and whole))
 
     def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own validation batches, or None where it has none."""
@@ -216,8 +219,8 @@ class FromDatasets(FederatedDataModule):
 
     def __init__(
         self,
-        train: Dataset[Any],
-        test: Dataset[Any],
+        train: Dataset,  # type: ignore[type-arg]  # jsonargparse makes no Dataset[Any]
+        test: Dataset,  # type: ignore[type-arg]
         targets: Any = None,
         num_classes: int | None = None,
         **options: Any,
@@ -228,7 +231,7 @@ class FromDatasets(FederatedDataModule):
             train: Training split.
             test: Test split.
             targets: The label of each training sample, for the split; None to take the dataset's `targets`, `labels`
-                or `y`. Batches hold what the dataset gives.
+                or `y` (of a `Subset`, those of its samples). Batches hold what the dataset gives.
             num_classes: Number of classes; None for the largest training target plus one.
             options: Those of `FederatedDataModule`.
         """

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from bhfl.data.augment import Augmentation
 from bhfl.data.partition import Array
@@ -158,7 +158,9 @@ class LoaderSource:
 
 
 def _find_targets(dataset: Dataset[Any]) -> Any:
-    """The `targets`, `labels` or `y` of a dataset; ValueError where it has none of them."""
+    """The `targets`, `labels` or `y` of a dataset, or of that which it is a subset of; ValueError where it has none."""
+    if isinstance(dataset, Subset):
+        return np.asarray(_find_targets(dataset.dataset))[np.asarray(dataset.indices)]
     for name in ("targets", "labels", "y"):
         found = getattr(dataset, name, None)
         if found is not None:

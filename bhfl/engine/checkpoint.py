@@ -45,8 +45,37 @@ def _update(sha: Any, value: Any) -> None:
         sha.update(f"{type(value).__name__} {value!r}".encode())
 
 
+def check_storable(value: Any, name: str) -> None:
+    """Refuse what could not be read again: a checkpoint is loaded without executing anything.
+
+    Args:
+        value: To be saved.
+        name: It is called in the error.
+
+    Raises:
+        CheckpointError: Naming the entry.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_storable(item, f"{name}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            check_storable(item, f"{name}[{i}]")
+    elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, type(None)):
+        raise CheckpointError(
+            f"{name} must be a tensor, a number, text, None, or a dict or list of these to be kept in a checkpoint, "
+            f"got {type(value).__name__}"
+        )
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` with its format number and digest; the old file or the whole new one, whatever happens."""
+    """Write `state` with its format number and digest; the old file or the whole new one, whatever happens.
+
+    Raises:
+        CheckpointError: It holds what `load` would refuse.
+    """
+    for name, value in state.items():
+        check_storable(value, name)
     with durable(path) as file:
         torch.save({"format": FORMAT, "sha256": digest(state), "state": state}, file)
 

@@ -223,6 +223,8 @@ class _Training:
             self.epoch(data.client_batches(run.client.id, run.rng, epoch))
             epoch += 1
             self.optimizers.advance("epoch", epoch, self.metrics)
+        if module.automatic_optimization and not self.last:
+            raise ValueError("training_step returned no loss for any batch")
 
     def epoch(self, batches: Iterable[Any]) -> None:
         module, run = self.run.module, self.run

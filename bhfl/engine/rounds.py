@@ -254,6 +254,9 @@ class Rounds:
             following = self.algorithm.server_update(
                 following, aggregate, RandomKeys(self.options["seed"], server.round)
             )
+            if not isinstance(following, ServerState):
+                name, got = type(self.algorithm).__name__, type(following).__name__
+                raise ValueError(f"{name}.server_update must return a ServerState, got {got}")
         following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
         return self.fabric.broadcast(following)
 

@@ -295,9 +295,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key.startswith("_"):
             continue
-        several = isinstance(value, list) and all(isinstance(item, (bool, int, float, str)) for item in value)
-        if several or isinstance(value, (bool, int, float, str, tuple)):
+        if isinstance(value, (bool, int, float, str)):
             found[key] = value
+        elif isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value):
+            found[key] = list(value)  # as it is now
         elif is_dataclass(value):
             found[key] = _plain(vars(value))
         elif isinstance(value, Mapping):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
+
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.sampling import cohort_size
 
@@ -53,6 +55,14 @@ def check_settings(options: Mapping[str, Any]) -> None:
     for key in ("default_root_dir", "name", "monitor"):
         if not isinstance(options[key], str) or not options[key].strip():
             problems.append(f"{key} must not be empty, got {options[key]!r}")
+    if isinstance(options["name"], str) and (options["name"].startswith("/") or ".." in options["name"].split("/")):
+        problems.append(f"name must stay inside default_root_dir, got {options['name']!r}")
+    problems += [
+        f"callbacks[{i}] must be an object with hooks such as on_round_end(trainer, metrics), and none of Lightning's, "
+        f"got {type(callback).__name__}"
+        for i, callback in enumerate(options["callbacks"] or [])
+        if isinstance(callback, L.Callback)
+    ]
     problems += _fleet_problems(options, problems)
     if problems:
         raise ValueError("\n".join(problems))

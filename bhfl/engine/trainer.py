@@ -18,7 +18,7 @@ from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.buffers import NormPolicy
-from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.checkpoint import CheckpointError, check_storable
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.fleet import Fleet
@@ -126,7 +126,9 @@ class FederatedTrainer:
         check_settings(options)
         self.options = options
         self.fleet = Fleet(clients)
-        self.algorithm = algorithm or Algorithm()
+        self.algorithm = Algorithm() if algorithm is None else algorithm
+        if not isinstance(self.algorithm, Algorithm):
+            raise ValueError(f"algorithm must be an Algorithm such as FedAvg(), got {algorithm!r}")
         self.callbacks: list[Any] = list(callbacks or [])
         self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision, timeout_seconds)
         self.config: dict[str, Any] = {}
@@ -165,6 +167,9 @@ class FederatedTrainer:
                 smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
                 self.timing.check_deadline(smallest, datamodule)
             self._begin(datamodule, ckpt_path)
+            if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
+                done, wanted = self.server.round, self.options["max_rounds"]
+                warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=2)
             self._call("on_fit_start")
             try:
                 while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
@@ -199,6 +204,10 @@ class FederatedTrainer:
 
     def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
+        if not isinstance(model, L.LightningModule):
+            raise ValueError(f"model must be a LightningModule, got {type(model).__name__}")
+        if not isinstance(data, FederatedData):
+            raise ValueError(f"datamodule must be a FederatedDataModule or have its methods, got {type(data).__name__}")
         with self.fabric.rank_zero_first(local=True):
             data.prepare_data()
         for stage in stages:
@@ -254,6 +263,7 @@ class FederatedTrainer:
             "partition": partition.get("sha256"),
             **self.config,
         }
+        check_storable(vars(self.server), "ServerState")
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
@@ -265,17 +275,32 @@ class FederatedTrainer:
             self.rounds.store.rewind(self.server.round)
         self.fabric.barrier()
 
+    @property
+    def _root(self) -> Path:
+        """Where the folders of this trainer's runs are."""
+        return Path(self.options["default_root_dir"], self.options["name"])
+
+    def find_checkpoint(self, ckpt_path: Union[str, Path]) -> tuple[Path | None, dict[str, Any]]:
+        """The run folder and the state that `ckpt_path` means.
+
+        ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its `name` before it has any.
+
+        Raises:
+            CheckpointError: There is none, or it is unusable.
+        """
+        root: Path = self.run.folder if self.run else self._root
+        return find_checkpoint(ckpt_path, root)
+
     def _folder(self, ckpt_path: Union[str, Path, None]) -> tuple[Path, dict[str, Any] | None]:
-        root = Path(self.options["default_root_dir"]) / self.options["name"]
         if ckpt_path is None:
-            return new_run(root), None
-        folder, state = find_checkpoint(ckpt_path, root)
+            return new_run(self._root), None
+        folder, state = self.find_checkpoint(ckpt_path)
         differences = contradictions(state["config"], self._shaping)
         if differences:
             listed = "\n  ".join(differences)
             raise CheckpointError(f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}")
         need_clients(folder, state)
-        return folder or new_run(root), state
+        return folder or new_run(self._root), state
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         self.server = fitting(state, self.server)
@@ -351,12 +376,14 @@ class FederatedTrainer:
     def _measure(
         self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None], stage: Stage
     ) -> dict[str, float]:
+        step = {"val": "validation_step", "test": "test_step"}[stage]
+        if getattr(type(model), step, None) is getattr(L.LightningModule, step):
+            raise ValueError(f"{type(model).__name__} must define {step} to be measured")
         with self._machine():
             self._setup(model, data, "validate" if stage == "val" else "test")
             folder = None
             if ckpt_path is not None:
-                root = Path(self.options["default_root_dir"]) / self.options["name"]
-                folder, state = find_checkpoint(ckpt_path, root)
+                folder, state = self.find_checkpoint(ckpt_path)
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 Norm = Literal["group", "batch", "none"]
-InputShape = tuple[int, int, int]
+InputShape = tuple[int, ...]
 
 
 def num_groups(channels: int) -> int:

@@ -1,5 +1,6 @@
 """Small networks: MLP, LeNet and the CNN of the FedAvg papers."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,7 +14,7 @@ class MLP(nn.Module):
 
     Args:
         num_classes: K.
-        input_shape: (C, H, W); the image is flattened.
+        input_shape: of one input, which is flattened: (C, H, W) of an image, or any other.
         hidden: units of each hidden layer; empty for a linear classifier.
         dropout: probability of zeroing a hidden unit in training.
     """
@@ -22,9 +23,10 @@ class MLP(nn.Module):
         self, num_classes: int, input_shape: InputShape, hidden: Sequence[int] = (200, 200), dropout: float = 0.0
     ) -> None:
         super().__init__()
-        check_arguments(num_classes, input_shape)
-        channels, height, width = input_shape
-        sizes = [channels * height * width, *hidden]
+        check_arguments(num_classes, (1, 1, 1))
+        if min(input_shape, default=0) < 1:
+            raise ValueError(f"input_shape must be positive numbers, got {input_shape}")
+        sizes = [math.prod(input_shape), *hidden]
         if min(sizes) < 1:
             raise ValueError(f"hidden must be positive numbers of units, got {hidden}")
         layers: list[nn.Module] = [nn.Flatten()]

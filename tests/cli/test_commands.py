@@ -236,6 +236,64 @@ def test_own_classes_beside_the_configuration(bhfl: Command, tmp_path: Path) -> 
 # ---- failing
 
 
+DATASETS = """\
+import torch
+from torch.utils.data import Dataset
+from bhfl.models import Classifier
+from bhfl.quant import Quantizer, register_quantizer
+from bhfl.quant.rounding import levels
+
+class Blobs(Dataset):
+    def __init__(self, n: int = 10, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.y = torch.arange(n) % 3
+        self.x = torch.randn(n, 5, generator=generator) + self.y[:, None]
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+@register_quantizer
+class Half(Quantizer):
+    name = "half_range"
+
+    def scale(self, x, bits):
+        return x.abs().amax(1) / 2 / levels(bits)
+
+class Mine(Classifier): ...
+"""
+VECTORS = """\
+clients: [{bits: {weights: 4, activations: 8, range_rule: half_range}, count: 1}, {bits: 32, count: 1}]
+model: {class_path: own_sets.Mine, init_args: {net: mlp}}
+data:
+  class_path: FromDatasets
+  init_args:
+    train: {class_path: own_sets.Blobs, init_args: {n: 90}}
+    test: {class_path: own_sets.Blobs, init_args: {n: 30, seed: 1}}
+trainer: {max_rounds: 1, name: vectors, accelerator: cpu}
+"""
+
+
+def test_own_data_sets_and_quantisers_in_a_file(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_sets.py").write_text(DATASETS)
+    (tmp_path / "vectors.yaml").write_text(VECTORS)
+    _, out, err = bhfl("fit", "--config", "vectors.yaml")
+    assert err == ""
+    assert "1 x w4a8-half_range, 1 x float32" in out
+    again = bhfl("test", "--config", "runs/vectors/version_0/config.yaml", "--ckpt_path", "best")
+    assert (again.code, again.err) == (0, "")
+    problems = bhfl("fit", "--config", "vectors.yaml", "--model.net", "lenet").problems
+    assert problems == ["input_shape must be three positive numbers (C, H, W), got (5,)"]
+
+
+def test_a_logger_whose_package_is_missing_is_told(bhfl: Command) -> None:
+    (problem,) = bhfl("fit", "--config", "tiny.yaml", "--trainer.logger", "CometLogger").problems
+    assert "comet" in problem
+    assert "Expected" not in problem
+
+
 def test_other_options_than_the_checkpoint_s_are_listed(bhfl: Command, run: Path) -> None:
     code, _, err = bhfl(
         "fit", "--config", "tiny.yaml", "--ckpt_path", run, "--algorithm", "FedProx", "--data.batch_size=4"
@@ -339,7 +397,10 @@ def test_warnings_are_one_line() -> None:
 def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
     (tmp_path / "own_interrupt.py").write_text(OWN)
     code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_interrupt.Stop")
-    assert (code, err) == (130, "error: interrupted; --ckpt_path last goes on from the last checkpoint\n")
+    assert (code, err) == (
+        130,
+        "error: interrupted; --ckpt_path last goes on from the last checkpoint, if there is one\n",
+    )
     assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last").code == 0
 
 

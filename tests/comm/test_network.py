@@ -190,6 +190,7 @@ def test_uniform_factors_stay_in_their_range() -> None:
     [
         ({"profiles": "phone-9g"}, "profiles must be of iot, phone-4g, phone-5g, wifi, ethernet, got 'phone-9g'"),
         ({"profiles": {}}, "profiles must name at least one profile, got none"),
+        ({"profiles": {"wifi": 0.7, "iot": 0.4}}, "profiles: shares must sum to 1, got 1.1"),
         ({"profiles": {"wifi": 0.0}}, "profiles[wifi] must be a share > 0, got 0.0"),
         ({"profiles": {"wifi": math.nan}}, "profiles[wifi] must be a share > 0, got nan"),
         ({"profiles": "wifi", "trace": "a.csv"}, "trace=a.csv replaces profiles and custom_profiles: leave them out"),

@@ -91,6 +91,16 @@ def test_epochs_differ_in_order_only():
     assert sorted(x.sum().item() for x in first[0]) == sorted(x.sum().item() for x in second[0])
 
 
+@pytest.mark.parametrize(("batch_size", "left"), [(7, 28), (30, 30), (33, 30), (64, 30)])
+def test_a_small_last_batch_can_be_left_out_but_never_the_only_one(batch_size, left):
+    data = ready(val_fraction=0.1, batch_size=batch_size, drop_last=True)
+    assert [len(part) for part in data.split.clients] == [30] * 6
+    batches = [list(data.client_batches(2, RandomKeys(0, 0, 2), epoch)) for epoch in (0, 1)]
+    assert [sum(len(labels) for _, labels in epoch) for epoch in batches] == [left] * 2
+    assert [len(epoch) for epoch in batches] == [data.num_batches(2)] * 2
+    assert not same(*batches)
+
+
 def test_augmentation_changes_pictures_but_not_the_order():
     plain, changed = (joined(ready(augment=a).client_batches(0, RandomKeys(0), 0)) for a in ("none", "crop_flip"))
     assert torch.equal(plain[1], changed[1])
@@ -147,6 +157,12 @@ def test_any_map_style_dataset_will_do():
     assert data.federate(2, 0) == [18, 18]
     assert [len(targets) for _, targets in data.client_batches(0, RandomKeys(0), 0)] == [8, 8, 2]
     assert sorted(joined(data.test_batches())[1].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_subset_has_the_targets_of_its_samples():
+    whole = Pictures(30)
+    data = FromDatasets(Subset(Subset(whole, range(2, 30)), [3, 0, 9]), whole, val_fraction=0.0)
+    assert data._train.targets.tolist() == [int(whole[i][1]) for i in (5, 2, 11)]
 
 
 def test_targets_can_be_given_for_the_split():

@@ -8,6 +8,8 @@ import random
 import re
 from typing import ClassVar
 
+import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -460,6 +462,91 @@ def test_not_a_number_is_never_the_best(tmp_path):
         mode="max",
     )  # fmt: skip
     assert trainer.run.best == 0.5
+
+
+def test_the_best_model_is_that_of_the_trainer_that_is_asked(tmp_path):
+    data, first, second = unequal(2, True), initial(), initial()
+    trainers = []
+    for module, max_rounds in ((first, 3), (second, 1)):
+        trainers.append(FederatedTrainer({32: 2}, max_rounds=max_rounds, default_root_dir=str(tmp_path), devices=1,
+                                         accelerator="cpu"))  # fmt: skip
+        trainers[-1].fit(module, data)
+    assert [trainer.run.folder.name for trainer in trainers] == ["version_0", "version_1"]
+    for trainer, module in zip(trainers, (first, second), strict=True):
+        best = trainer.run.history[trainer.run.best_round - 1]["val/acc_avg"]
+        assert trainer.validate(module, data, "best")["val/acc_avg"] == best
+        assert trainer.validate(module, data, "last")["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
+    assert trainers[0].find_checkpoint("last")[1]["server"]["round"] == 3
+
+
+def test_nothing_left_to_train_is_said(tmp_path):
+    run(tmp_path, {32: 2}, unequal(2), max_rounds=2)
+    with pytest.warns(UserWarning, match="nothing is left to train: 2 rounds are done, max_rounds is 1"):
+        run(tmp_path, {32: 2}, unequal(2), max_rounds=1, ckpt_path="last")
+
+
+def test_what_no_checkpoint_can_hold_is_refused_before_any_work(tmp_path):
+    class Keeping(Algorithm):
+        def __init__(self, kept):
+            self._kept = kept
+
+        def init_server(self, params, clients):
+            return {"notes": [1, self._kept]}
+
+    for kept in (object(), np.float64(1), {1, 2}):
+        with pytest.raises(checkpoint.CheckpointError, match=r"ServerState\['extra'\]\['notes'\]\[1\] must be "):
+            run(tmp_path, {32: 2}, unequal(2), algorithm=Keeping(kept))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (nn.Linear(2, 2), unequal(2), "model must be a LightningModule, got Linear"),
+        (Module(), [1, 2], "datamodule must be a FederatedDataModule or have its methods, got list"),
+    ],
+)
+def test_objects_of_other_kinds_are_refused(model, data, message):
+    with pytest.raises(ValueError, match=message):
+        FederatedTrainer({32: 2}, accelerator="cpu", devices=1).fit(model, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "FedAvg"}, r"algorithm must be an Algorithm such as FedAvg\(\), got 'FedAvg'"),
+        ({"callbacks": [L.pytorch.callbacks.EarlyStopping("x")]}, r"callbacks\[0\] must be .* got EarlyStopping"),
+        ({"name": "../elsewhere"}, r"name must stay inside default_root_dir, got '../elsewhere'"),
+        ({"name": "/elsewhere"}, r"name must stay inside default_root_dir, got '/elsewhere'"),
+    ],
+)
+def test_options_of_other_kinds_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FederatedTrainer({32: 2}, **options)
+
+
+def test_a_server_update_without_a_result_is_refused(tmp_path):
+    class Forgetful(Algorithm):
+        def server_update(self, server, aggregate, rng):
+            self.apply_mean(server, aggregate)
+
+    with pytest.raises(ValueError, match=r"Forgetful.server_update must return a ServerState, got NoneType"):
+        run(tmp_path, {32: 2}, unequal(2), algorithm=Forgetful())
+
+
+def test_a_client_without_any_loss_fails(tmp_path):
+    class Silent(Module):
+        def training_step(self, batch, batch_idx):
+            return None
+
+    with pytest.raises(TooFewClientsError, match="training_step returned no loss for any batch"):
+        run(tmp_path, {32: 2}, unequal(2), Silent)
+
+
+def test_a_model_without_a_test_step_is_not_tested():
+    trainer = FederatedTrainer({32: 2}, accelerator="cpu", devices=1)
+    with pytest.raises(ValueError, match="Module must define test_step to be measured"):
+        trainer.test(Module(), unequal(2, True))
 
 
 def test_a_misspelt_monitor(tmp_path):

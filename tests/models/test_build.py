@@ -175,7 +175,8 @@ def test_unknown_name_far_from_all():
     ("call", "message"),
     [
         (lambda: build("mlp", 1, (1, 8, 8)), "num_classes must be at least 2, got 1"),
-        (lambda: build("mlp", 10, (8, 8)), r"input_shape must be three positive numbers \(C, H, W\), got \(8, 8\)"),
+        (lambda: build("mlp", 10, (8, 0)), r"input_shape must be positive numbers, got \(8, 0\)"),
+        (lambda: build("lenet", 10, (8, 8)), r"input_shape must be three positive numbers \(C, H, W\), got \(8, 8\)"),
         (lambda: build("cnn", 10, (0, 8, 8)), r"input_shape must be three positive numbers .* got \(0, 8, 8\)"),
         (lambda: build("mlp", 10, (1, 8, 8), norm="group"), "mlp has the options dropout, hidden, got norm"),
         (lambda: build("vgg7", 10, (1, 8, 8), widht=24), "vgg7 has the options dropout, norm, width, got widht"),

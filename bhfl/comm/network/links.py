@@ -112,8 +112,10 @@ class ProfileLinks:
                 raise ValueError(f"profiles[{name}] must be a share > 0, got {share}")
         if not shares:
             raise ValueError("profiles must name at least one profile, got none")
+        if not math.isclose(total := math.fsum(shares.values()), 1.0):
+            raise ValueError(f"profiles: shares must sum to 1, got {total:g}")
         self._names = list(shares)
-        self._cumulative = np.cumsum(list(shares.values())) / math.fsum(shares.values())
+        self._cumulative = np.cumsum(list(shares.values())) / total
         self._profiles = profiles
         self._seed = seed
 
