@@ -40,6 +40,7 @@ def contest(
         pipes[name], theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, factory, arguments, clock), daemon=True)
         process.start()
+        theirs.close()  # or a contestant that dies would be waited for without end
         processes.append(process)
         pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
