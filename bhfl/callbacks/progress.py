@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from tqdm import tqdm
+
+from bhfl.engine.records import Status
 
 
 class Progress:
@@ -99,8 +101,15 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     if trainer.run is not None:
         history = trainer.run.history
         text.append(f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the payloads")
-        text += _notes(history[-1] if history else {})
+        text += [*_lost(history), *_notes(history[-1] if history else {})]
     return "\n".join(text)
+
+
+def _lost(history: list[dict[str, Any]]) -> list[str]:
+    """How many clients' rounds came to nothing, where any did."""
+    totals = {status: sum(int(row.get(f"clients/{status}", 0)) for row in history) for status in get_args(Status)}
+    told = ", ".join(f"{count} {status}" for status, count in totals.items() if count and status != "ok")
+    return [f"of {sum(totals.values())} updates {told}; rounds.jsonl says why"] if told else []
 
 
 def _notes(row: dict[str, Any]) -> list[str]:

@@ -33,6 +33,16 @@ class Tell:
         print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.options["seed"])
 """
 
+FAILING = """\
+from bhfl.algorithms import FedAvg
+
+class Failing(FedAvg):
+    def client_loss(self, run, batch, batch_idx):
+        if run.client.id == 1:
+            raise RuntimeError("out of order")
+        return super().client_loss(run, batch, batch_idx)
+"""
+
 
 @pytest.fixture
 def run(bhfl: Command, tmp_path: Path) -> Path:
@@ -168,6 +178,14 @@ def test_the_console_tells_what_happened(bhfl: Command) -> None:
     assert "runs/tiny/version_0" in out
     assert "round 2/2" in out
     assert "test acc" in out
+    assert "rounds.jsonl says why" not in out
+
+
+def test_the_console_tells_how_many_updates_were_lost(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_failing.py").write_text(FAILING)
+    with pytest.warns(UserWarning, match="client 1 failed: RuntimeError: out of order"):
+        out = bhfl("fit", "--config", "tiny.yaml", "--algorithm", "own_failing.Failing").out
+    assert "of 8 updates 2 failed; rounds.jsonl says why" in out
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
