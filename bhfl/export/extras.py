@@ -31,6 +31,8 @@ def needed(module: str, extra: str) -> Any:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write a file that is to be `path`, whole or not at all."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -45,6 +46,7 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
 
     Raises:
         ValueError: A weight has NaN or infinity, an entry is no tensor, or two tensors would have one name in the file.
+        OSError: It cannot be written.
         ImportError: Without the extra ``export``.
     """
     save_file = needed("safetensors.torch", "export").save_file
@@ -80,7 +82,16 @@ def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
     first: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     pairs = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-    return {name: other for name, other in pairs.items() if name != other and _same(state[name], state[other])}
+    ties = {name: other for name, other in pairs.items() if name != other}
+    for name, other in ties.items():
+        both = isinstance(state[name], QuantizedTensor) and isinstance(state[other], QuantizedTensor)
+        if both and not _same(state[name], state[other]):
+            warnings.warn(
+                f"{other} and {name} are one tensor with two sets of codes: restore_ takes the file with "
+                "quantized=False alone",
+                stacklevel=3,
+            )
+    return {name: other for name, other in ties.items() if _same(state[name], state[other])}
 
 
 def _same(one: Tensor | QuantizedTensor, other: Tensor | QuantizedTensor) -> bool:
@@ -124,9 +135,9 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
         model: Changed in place.
         path: Of :func:`save_quantized`.
         quantized: Swap the layers that were quantised when the file was saved, with their specs, and fix the scales of
-            the file, so that forward computes with its codes, until the weights or the spec are set anew. A file of a
-            bare state holds no specs: quantise the model first. False only sets the float values of the weights: a
-            float model then computes with what was saved, with float activations.
+            the file, so that forward computes with its codes, until the weights are trained or the weights or the spec
+            are set anew. A file of a bare state holds no specs: quantise the model first. False only sets the float
+            values of the weights: a float model then computes with what was saved, with float activations.
 
     Returns:
         The model.

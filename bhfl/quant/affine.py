@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bhfl.quant.functional import affine_scale, check_finite, check_floating
+from bhfl.quant.ranges import check_granularity
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity
 
@@ -99,6 +100,7 @@ class _FakeQuantizeAffine(torch.autograd.Function):
 
 def _range(x: Tensor, steps: int, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """The lowest value and the scale."""
+    check_granularity(granularity)
     if granularity == "channel" and x.dim() == 0:
         raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
     groups = (x if granularity == "channel" else x.unsqueeze(0)).detach().float().unsqueeze(-1)

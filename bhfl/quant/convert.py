@@ -47,6 +47,12 @@ def quantize_(
         ImportError: The backend needs a package that cannot be imported.
     """
     spec = BitSpec.parse(spec)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"quantize_ needs a module, got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise ValueError(
+            f"filter_fn must be a function of name and module, got {filter_fn!r}; backend= names a backend"
+        )
     chosen = [(name, module) for name, module in _candidates(model) if filter_fn is None or filter_fn(name, module)]
     chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
@@ -206,7 +212,13 @@ def store_(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def seed_(model: nn.Module, generator: torch.Generator) -> None:
-    """Set the generator that stochastic rounding of errors and gradients draws from, in all Quant* layers."""
+    """Set the generator that stochastic rounding of errors and gradients draws from, in all Quant* layers.
+
+    Raises:
+        ValueError: It is no ``torch.Generator``.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"seed_ needs a torch.Generator, as torch.Generator().manual_seed(0), got {generator!r}")
     for _, layer in _quant_layers(model):
         layer.generator = generator
 

@@ -119,11 +119,12 @@ def fake_quantize(
         A tensor of the shape and dtype of x; computed in float32.
 
     Raises:
-        ValueError: Bits out of range, or the scale has another shape.
+        ValueError: Bits out of range, x is not floating, or the scale has another shape.
     """
     if bits == FLOAT_BITS:
         return x
     limit = levels(bits)
+    check_floating(x)
     scale, clipped = _rule(x, bits, range_rule, granularity, scale)
     return _FakeQuantize.apply(x, scale, limit, clipped, generator)  # type: ignore[no-any-return]
 
@@ -235,9 +236,13 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
 
     Returns:
         A tensor of the shape and dtype of x; computed in float32.
+
+    Raises:
+        ValueError: Bits out of range.
     """
     if bits == FLOAT_BITS or x.numel() == 0:
         return x
+    levels(bits)
     return _FakeQuantizeActivations.apply(x, (1 << bits) - 1)  # type: ignore[no-any-return]
 
 

@@ -36,7 +36,8 @@ class QuantLayer(nn.Module):
         backend: The name of the way to compute, see :mod:`bhfl.quant.backends`; it outlives a change of the spec.
         generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
         weight_step: The learned step of range rule lsq, else None: a parameter, but never in the state dict.
-        fixed_scale: Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`.
+        fixed_scale: Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`. Other
+            weights: that of restored codes, until they are trained.
         storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
     """
 
@@ -56,12 +57,13 @@ class QuantLayer(nn.Module):
         self.set_spec_(PRESETS["float32"])
 
     def set_spec_(self, spec: BitSpec) -> None:
-        """Take another spec; forgets fixed ranges, and starts a learned step from the weights."""
+        """Take another spec; forgets fixed ranges, and starts a learned step from the weights (frozen as they are)."""
         self.spec = spec
         self.generator = getattr(self, "generator", None)
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("storage_scale", None, persistent=False)
-        step = nn.Parameter(self._range(spec.weights)) if spec.range_rule == "lsq" else None
+        learned = spec.range_rule == "lsq"
+        step = nn.Parameter(self._range(spec.weights), requires_grad=self.weight.requires_grad) if learned else None
         self.register_parameter("weight_step", step)
 
     def to_float_(self) -> None:
@@ -104,10 +106,15 @@ class QuantLayer(nn.Module):
         return quantize(self.weight, self.spec.weights, **self._weight_rule())
 
     def _weight_rule(self) -> dict[str, Any]:
+        if self.fixed_scale is not None and self.spec.storage == FLOAT_BITS and self._is_trained():
+            self.fixed_scale = None  # the weights will move, and their range with them
         scale = self.fixed_scale
         if self.weight_step is not None:
             scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
         return {"range_rule": self.spec.range_rule, "granularity": self.spec.granularity, "scale": scale}
+
+    def _is_trained(self) -> bool:
+        return self.training and torch.is_grad_enabled() and self.weight.requires_grad
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the parent, computed with quantised input and weight; shapes as there."""

@@ -22,7 +22,7 @@ def reestimate_batchnorm_(model: Model, batches: Iterable[Any]) -> Model:
 
     Args:
         model: Called with each batch, with its BatchNorm layers in training mode and everything else as in evaluation.
-        batches: Inputs of the model; a tuple or list is unpacked into its arguments.
+        batches: Inputs of the model; of a tuple or list the first item, as ``torch.optim.swa_utils.update_bn`` does.
 
     Returns:
         The model; as it was where it has no BatchNorm layers with running statistics.
@@ -43,7 +43,7 @@ def reestimate_batchnorm_(model: Model, batches: Iterable[Any]) -> Model:
     try:
         _start_(model, norms)
         for batch in chain([first], waiting):
-            model(*batch) if isinstance(batch, tuple | list) else model(batch)
+            model(batch[0] if isinstance(batch, tuple | list) else batch)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -59,8 +59,10 @@ def register_quantizer(quantizer: Class) -> Class:
     """Make a class of :class:`Quantizer` known to :class:`BitSpec` by its name; in every process that uses it.
 
     Raises:
-        ValueError: The name is no lower-case word, or is taken.
+        ValueError: The class is no Quantizer, or its name is no lower-case word, or is taken.
     """
+    if not (isinstance(quantizer, type) and issubclass(quantizer, Quantizer)):
+        raise ValueError(f"register_quantizer needs a subclass of Quantizer, got {quantizer!r}")
     name = getattr(quantizer, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{quantizer.__name__}.name must be a lower-case word, got {name!r}")

@@ -5,6 +5,7 @@ n is the largest code, ``2**(bits-1) - 1``.
 """
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -38,9 +39,10 @@ def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granula
         granularity: One scale for the tensor, or one for each slice of dimension 0.
 
     Raises:
-        ValueError: Bits out of range, an unknown rule, or granularity "channel" of a tensor without dimensions.
+        ValueError: Bits out of range, an unknown rule or granularity, or "channel" of a tensor without dimensions.
     """
     levels(bits)
+    check_granularity(granularity)
     if range_rule not in known_rules():
         raise ValueError(f"range_rule must be one of {', '.join(known_rules())}, got {range_rule!r}")
     if granularity == "channel" and x.dim() == 0:
@@ -51,6 +53,12 @@ def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granula
     grouped = values if granularity == "channel" else values.unsqueeze(0)
     scale = _group_scale(grouped, bits, range_rule)
     return scale if granularity == "channel" else scale.squeeze(0)
+
+
+def check_granularity(granularity: str) -> None:
+    """ValueError for any other word than tensor and channel."""
+    if granularity not in get_args(Granularity):
+        raise ValueError(f"granularity must be one of {', '.join(get_args(Granularity))}, got {granularity!r}")
 
 
 def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:

@@ -88,7 +88,8 @@ def test_tied_weights_are_stored_once(tmp_path):
     assert loaded.head.weight is loaded.embed.weight
     assert torch.equal(loaded(x), saved(x))
     quantize_(saved, 4, lambda name, _: name == "head")  # two ways to quantise one weight: both are kept
-    save_quantized(saved, tmp_path / "b.safetensors")
+    with pytest.warns(UserWarning, match=r"embed\.weight and head\.weight are one tensor with two sets of codes"):
+        save_quantized(saved, tmp_path / "b.safetensors")
     loaded = load_quantized(tmp_path / "b.safetensors")
     assert (loaded["embed.weight"].bits, loaded["head.weight"].bits) == (8, 4)
     with pytest.raises(QuantizedFileError, match=r"embed\.weight is tied to a weight of other codes"):
@@ -118,6 +119,29 @@ def test_attention_of_a_transformer_comes_back(tmp_path):
     saved, x = quantize_(copy.deepcopy(layer), 8), torch.randn(2, 3, 16)
     save_quantized(saved, tmp_path / "a.safetensors")
     assert torch.equal(restore_(layer, tmp_path / "a.safetensors")(x), saved(x))
+
+
+@pytest.mark.parametrize("spec", [8, {"weights": 4, "activations": 8, "range_rule": "mse"}])
+def test_what_is_restored_can_be_trained_on(spec, tmp_path):
+    torch.manual_seed(0)
+    save_quantized(quantize_(nn.Linear(4, 1), spec), tmp_path / "a.safetensors")
+    layer, x = restore_(nn.Linear(4, 1), tmp_path / "a.safetensors"), torch.randn(64, 4)
+    held = layer.eval()(x)
+    assert layer.fixed_scale is not None
+    optimizer, target = torch.optim.Adam(layer.parameters(), 0.05), x @ torch.tensor([[5.0], [-3.0], [4.0], [2.0]])
+    layer.train()
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(layer(x), target)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02 * target.var()  # beyond the range of the file, about 0.5
+    assert not torch.equal(layer.eval()(x), held)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.safetensors cannot be written: there is no folder .*/none"):
+        save_quantized(model(8), tmp_path / "none" / "a.safetensors")
 
 
 def test_another_model_is_refused(tmp_path):

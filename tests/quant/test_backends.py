@@ -169,6 +169,14 @@ def test_integer_gradients_are_exact_for_errors_on_the_grid(name: str) -> None:
     assert_near(run_with_error_on_grid(integer, x), run_with_error_on_grid(fake, x), 2e-6)
 
 
+def test_no_generator_is_needed_where_nothing_has_a_gradient() -> None:
+    layer = quantize_(nn.Linear(8, 4), 8, backend="integer").requires_grad_(False)
+    x = torch.randn(3, 8)
+    assert layer(x).shape == (3, 4)
+    with pytest.raises(ValueError, match="call seed_"):
+        layer(x.requires_grad_())
+
+
 def test_integer_gradients_come_from_the_generator_of_the_layer() -> None:
     _, integer, x = twins("conv2d", 8, "integer")
     draws = []

@@ -172,6 +172,12 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="nothing to quantise to 'int8' in Linear"):
         set_spec_(nn.Linear(2, 2), 8)
     assert isinstance(quantize_(nn.ReLU(), "float32"), nn.ReLU)
+    with pytest.raises(ValueError, match="quantize_ needs a module, got OrderedDict"):
+        quantize_(nn.Linear(2, 2).state_dict(), 8)
+    with pytest.raises(ValueError, match=r"filter_fn must be a function of name and module, got 'int8'; backend= nam"):
+        quantize_(nn.Linear(2, 2), 8, "int8")
+    with pytest.raises(ValueError, match=r"seed_ needs a torch\.Generator, .* got 42"):
+        seed_(quantize_(nn.Linear(2, 2), 8), 42)
     for options in ({"sparse": True}, {"max_norm": 1.0}):
         model = nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2, **options))
         with pytest.raises(

@@ -270,6 +270,12 @@ def test_a_missing_weight_is_still_missed() -> None:
         layer.load_state_dict({"bias": torch.zeros(2)})
 
 
+def test_the_step_of_a_frozen_layer_is_frozen() -> None:
+    net = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
+    quantize_(net, {"weights": 4, "activations": 8, "range_rule": "lsq"})
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["1.weight", "1.bias", "1.weight_step"]
+
+
 def test_the_learned_step_is_a_parameter_that_restarts_with_the_weights() -> None:
     torch.manual_seed(0)
     layer = quantize_(nn.Linear(30, 20), {"weights": 4, "range_rule": "lsq"})

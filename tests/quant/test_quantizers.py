@@ -72,6 +72,8 @@ def test_refused() -> None:
     half = half_of_absmax()
     with pytest.raises(ValueError, match=r"^Half\.name must not be taken, got 'half'; taken: absmax, .* wage, half"):
         register_quantizer(half)
+    with pytest.raises(ValueError, match=r"^register_quantizer needs a subclass of Quantizer, got <class 'int'>"):
+        register_quantizer(int)  # type: ignore[type-var]
     half.name = "Half"
     with pytest.raises(ValueError, match=r"^Half\.name must be a lower-case word, got 'Half'"):
         register_quantizer(half)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bhfl.quant import fake_quantize, wage_alpha, weight_scale
+from bhfl.quant import fake_quantize, quantize, quantize_affine, wage_alpha, weight_scale
 from bhfl.quant.ranges import wage_shift
 
 
@@ -50,6 +50,12 @@ def test_mse_searches_every_channel_with_enough_of_it() -> None:
     x = torch.randn(512, 64, 3, 3, generator=torch.Generator().manual_seed(0))
     optimum = (fake_quantize(x, 3, scale=torch.tensor(0.5224)).double() - x).square().flatten(1).sum(1)
     assert (squared_error(x, 3, "mse", "channel") / optimum).mean() < 1.02
+
+
+def test_another_granularity_is_refused() -> None:
+    for function in (weight_scale, quantize, fake_quantize, quantize_affine):
+        with pytest.raises(ValueError, match=r"^granularity must be one of tensor, channel, got 'row'"):
+            function(torch.randn(3, 4), 8, granularity="row")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])

@@ -176,7 +176,7 @@ def test_batchnorm_statistics_of_another_width() -> None:
     assert keys == list(net.state_dict())
     assert [net[1].momentum, net[3].momentum] == [0.1, 0.3]
     assert all(torch.equal(a, b) for a, b in zip(weights, net.parameters(), strict=True))
-    reestimate_batchnorm_(net, [(batches[0],)])
+    reestimate_batchnorm_(net, [(batches[0], torch.zeros(8))])  # with its labels
     assert net[1].num_batches_tracked == 1
     before = net[1].running_mean.clone()
     with pytest.raises(ValueError, match="reestimate_batchnorm_ needs at least one batch, got none"):

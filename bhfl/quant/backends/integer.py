@@ -30,7 +30,7 @@ class Integer(Int8):
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`; ValueError without a generator where gradients are wanted."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad):
             layer.required_generator()
         return super().compute(layer, x)
 
