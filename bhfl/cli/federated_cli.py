@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,12 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema
-from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
+from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, dotted
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.folder import durable
-from bhfl.engine.settings import check_settings
+from bhfl.engine.settings import WHERE, check_settings
 from bhfl.engine.trainer import FederatedTrainer
-
-WHERE = ("root", "archive", "download", "num_workers")
-"""Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
 
 
 class FederatedCLI(LightningCLI):
@@ -84,7 +82,7 @@ class FederatedCLI(LightningCLI):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args([*args, *own_defaults(checker)])
         self._check_settings()
 
     def _parse_ckpt_path(self) -> None:
@@ -157,6 +155,24 @@ class FederatedCLI(LightningCLI):
         if runs and which in ("last", "best"):
             arguments["ckpt_path"] = runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"
         return arguments
+
+
+def own_defaults(checker: Checker) -> list[str]:
+    """Arguments for what nobody gave to classes that were named inside a section.
+
+    jsonargparse would hand on to them the options of the class that the constructor has by default: a momentum to every
+    SGD, a learning rate to every optimiser.
+    """
+    arguments = []
+    for slot, given in checker.given.items():
+        cls = checker.classes[slot]
+        if cls is None or len(slot) < 2 or any(key.startswith("[") for key in slot):  # none by default
+            continue
+        for name, parameter in inspect.signature(cls).parameters.items():
+            plain = isinstance(parameter.default, (bool, int, float, str))
+            if plain and name not in given:
+                arguments.append(f"--{dotted((*slot, name))}={json.dumps(parameter.default)}")
+    return arguments
 
 
 class SaveConfig:

@@ -60,7 +60,8 @@ class Partitioner(ABC):
             rng: Source of all draws.
 
         Raises:
-            ValueError: If there are too few samples for every client to have `min_size`.
+            ValueError: If there are too few samples for every client to have `min_size`, or `assign` returns something
+                else than an owner of each sample.
         """
         check_int("num_clients", num_clients, 1)
         most = len(labels) // self.min_size
@@ -69,7 +70,13 @@ class Partitioner(ABC):
                 f"num_clients must be at most {most} for {self} to give each client {self.min_size} "
                 f"of {len(labels)} samples, got {num_clients}"
             )
-        owners = self.assign(labels, num_clients, rng)
+        owners = np.asarray(self.assign(labels, num_clients, rng))
+        if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
+            found = f"{owners.dtype} {list(owners.shape)}"
+            raise ValueError(f"{type(self).__name__}.assign must return integers [{len(labels)}], got {found}")
+        if len(owners) and not 0 <= owners.min() <= owners.max() < num_clients:
+            found = f"{owners.min()} to {owners.max()}"
+            raise ValueError(f"{type(self).__name__}.assign must return clients 0 to {num_clients - 1}, got {found}")
         sizes = np.bincount(owners, minlength=num_clients)
         return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
 
@@ -225,7 +232,10 @@ class ByColumn(Partitioner):
         """
         groups, group_of_sample = np.unique(labels, return_inverse=True)
         if len(groups) < num_clients:
-            raise ValueError(f"num_clients must be at most {len(groups)}, the number of groups, got {num_clients}")
+            raise ValueError(
+                f"num_clients must be at most {len(groups)}, the number of groups among {len(labels)} samples that are "
+                f"left for clients, got {num_clients}"
+            )
         order = np.arange(num_clients) if len(groups) == num_clients else rng.permutation(len(groups))
         owner_of_group: Indices = order % num_clients
         return owner_of_group[group_of_sample]

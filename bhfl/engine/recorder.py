@@ -69,7 +69,14 @@ class Recorder:
     def means(self) -> dict[str, float]:
         """Name to mean, metric objects computed."""
         means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
-        return means | {name: float(metric.compute()) for name, metric in self._metrics.items()}
+        return means | {name: _one_value(name, metric.compute()) for name, metric in self._metrics.items()}
+
+
+def _one_value(name: str, value: Any) -> float:
+    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return float(value)
+    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    raise ValueError(f"self.log({name!r}, ...) needs a metric of one value, got {shape}")
 
 
 def tag_of(name: str) -> str:

@@ -22,7 +22,7 @@ from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.folder import RoundsFile, claim, newest_run, write_json
 from bhfl.engine.records import Ledger
 from bhfl.engine.server_optimizer import describe
-from bhfl.engine.settings import FREE
+from bhfl.engine.settings import FREE, WHERE
 from bhfl.engine.types import ServerState
 
 CLIENTS = "clients"
@@ -72,7 +72,11 @@ def need_clients(folder: Path | None, state: Mapping[str, Any]) -> None:
 
 def _load(folder: Path, which: str) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
-    return checkpoint.load(checkpoints / "best.ckpt") if which == "best" else checkpoint.load_last(checkpoints)
+    if which == "last":
+        return checkpoint.load_last(checkpoints)
+    if not (checkpoints / "best.ckpt").exists():
+        raise CheckpointError(f"{folder} has no best model: the monitored metric has had no value yet; use last")
+    return checkpoint.load(checkpoints / "best.ckpt")
 
 
 class Run:
@@ -264,6 +268,12 @@ def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
     return loaded
 
 
+def same_model(one: ServerState, other: ServerState) -> bool:
+    """Whether the global models of two states are equal to the bit."""
+    there = other.params
+    return one.params.keys() == there.keys() and all(torch.equal(t, there[n]) for n, t in one.params.items())
+
+
 def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options whose values differ between a checkpoint and the run that is to go on from it, as ``key: old -> new``."""
     old, new = _flat(stored), _flat(now)
@@ -283,6 +293,11 @@ def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
         "server_optimizer": describe(make) if make else None,
         "network": described(network) if network else None,
     }
+
+
+def shaping_data(data: Any) -> dict[str, Any]:
+    """The options of a data module that say what the data are, as plain values."""
+    return {key: value for key, value in described(data).items() if key not in WHERE}
 
 
 def described(thing: Any) -> dict[str, Any]:

@@ -34,6 +34,9 @@ FREE = (
 )  # fmt: skip
 """Options that may differ when a run is resumed: they shape neither the model nor what is its best one."""
 
+WHERE = ("root", "archive", "download", "num_workers")
+"""Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
+
 
 def check_settings(options: Mapping[str, Any]) -> None:
     """Raise one ValueError with every problem of `FederatedTrainer`'s options, one a line."""

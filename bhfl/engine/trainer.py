@@ -26,7 +26,18 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.launch import launched, make_fabric
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.rounds import Rounds
-from bhfl.engine.run import CLIENTS, Run, contradictions, described, find_checkpoint, fitting, need_clients, shaping
+from bhfl.engine.run import (
+    CLIENTS,
+    Run,
+    contradictions,
+    described,
+    find_checkpoint,
+    fitting,
+    need_clients,
+    same_model,
+    shaping,
+    shaping_data,
+)
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import check_settings
 from bhfl.engine.store import ClientStore
@@ -137,6 +148,7 @@ class FederatedTrainer:
         self.clients: list[Client] = []
         self.server = ServerState({})
         self.run: Run | None = None
+        self._fitted: ServerState | None = None
         self._launched = False
 
     # ---- what users call --------------------------------------------------------------------------------------
@@ -158,7 +170,8 @@ class FederatedTrainer:
         Raises:
             ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
             TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all.
-            CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options.
+            CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of the trainer, the
+                algorithm or the data; those of the model are for the command line to compare.
         """
         with self._machine():
             self._setup(model, datamodule, "fit", "test")
@@ -180,18 +193,22 @@ class FederatedTrainer:
             self._run.finish(self.server.round, metrics)
             self._call("on_fit_end", metrics=metrics)
             self.rounds.release(self.server)
+            self._fitted = self.server
         return self.server
 
     def validate(
         self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
     ) -> dict[str, float]:
-        """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group."""
+        """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group.
+
+        A model as `fit` left it is measured with all that its run came to: each group's or client's own model too.
+        """
         return self._measure(model, datamodule, ckpt_path, "val")
 
     def test(
         self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
     ) -> dict[str, float]:
-        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group."""
+        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group; see `validate`."""
         return self._measure(model, datamodule, ckpt_path, "test")
 
     # ---- setting up ---------------------------------------------------------------------------------------------
@@ -260,6 +277,7 @@ class FederatedTrainer:
             "trainer": shaping(self.options),
             "clients": str(self.fleet.to_config()),  # as text, because the order of the groups counts
             "algorithm": described(self.algorithm),
+            "data": shaping_data(data),
             "partition": partition.get("sha256"),
             **self.config,
         }
@@ -387,6 +405,8 @@ class FederatedTrainer:
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)
+            elif self.run and self._fitted and same_model(self._fitted, self.server):
+                folder, self.server = self.run.folder, self._fitted
             self.rounds.store = ClientStore((folder or Path("nowhere")) / CLIENTS)
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)

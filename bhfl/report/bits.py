@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bhfl.report.drawing import labels, pyplot
-from bhfl.report.reading import Run, read_run
+from bhfl.report.reading import Run, read_run, with_runs_below
 
 PREFIX = "fedlq/bits_"
 _TICKS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -88,11 +88,11 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.bits", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--out", type=Path, default=Path("bits.png"))
     options = parser.parse_args(args)
     try:
-        draw(options.runs, options.out)
+        draw(with_runs_below(options.runs), options.out)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(options.out)

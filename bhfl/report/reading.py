@@ -150,6 +150,11 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def with_runs_below(paths: Sequence[Path]) -> list[Path]:
+    """`paths`, those that hold runs replaced by these."""
+    return [run for path in paths for run in (list(_runs_below(path)) or [path])]
+
+
 def _runs_below(folder: Path) -> Iterator[Path]:
     """Runs at or below `folder`; there are none inside a run."""
     for place, folders, files in os.walk(folder):

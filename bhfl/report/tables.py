@@ -85,7 +85,8 @@ def until(section: Section, goal: Goal) -> Table | None:
     rows = []
     for row in section.finished:
         cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
-        cells += [_reached([goal.reached(run, tag) for run in row.runs], 1 if "MB" in tag else 0) for tag in tags]
+        digits = {tag: int("MB" in tag or (tag == "rounds" and len(row.runs) > 1)) for tag in tags}
+        cells += [_reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags]
         sooner = goal.times_sooner(row, base, "s" if timed else "rounds")
         cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(AVERAGE)), 1)]
         rows.append([Cell(text) for text in cells])

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bhfl.report.drawing import pyplot
+from bhfl.report.reading import with_runs_below
 
 Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 """Round to (edges [B + 1], counts [B])."""
@@ -108,12 +109,12 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.weights", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
     parser.add_argument("--out", type=Path, default=Path("weights.png"))
     parser.add_argument("--layer", help="name of a weight tensor; the largest by default")
     options = parser.parse_args(args)
     try:
-        draw(options.runs, options.out, options.layer)
+        draw(with_runs_below(options.runs), options.out, options.layer)
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(options.out)

@@ -135,6 +135,23 @@ def test_short_forms(bhfl: Command) -> None:
     assert config["trainer"]["callbacks"][0]["init_args"] == {"every_n_rounds": 5}
 
 
+def test_a_named_class_has_its_own_defaults(bhfl: Command, tmp_path: Path) -> None:
+    def optimizer(*args: object) -> dict:
+        found = parsed(bhfl, "--config", "tiny.yaml", *args)["model"]["init_args"]["optimizer"]
+        return {"name": found["class_path"].rpartition(".")[2], **found["init_args"]}
+
+    assert {"name": "SGD", "lr": 0.05, "momentum": 0.9}.items() <= optimizer().items()
+    assert {"lr": 0.1, "momentum": 0.9}.items() <= optimizer("--model.optimizer.lr", "0.1").items()
+    assert {"name": "Adam", "lr": 0.001}.items() <= optimizer("--model.optimizer", "Adam").items()
+    (tmp_path / "sgd.yaml").write_text(
+        "model: {init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.2}}}}"
+    )
+    plain = optimizer("--config", "sgd.yaml")
+    assert {"name": "SGD", "lr": 0.2, "momentum": 0.0}.items() <= plain.items()
+    later = optimizer("--config", "sgd.yaml", "--model.optimizer.momentum", "0.5")
+    assert later == {**plain, "momentum": 0.5}
+
+
 @pytest.mark.parametrize(("word", "tau"), [("500", 500), ("1", 1), ("1.0", 1.0), ("0.25", 0.25)])
 def test_a_share_is_a_float_and_a_count_is_not(bhfl: Command, word: str, tau: float) -> None:
     found = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.tau={word}")["algorithm"]["init_args"]["tau"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhfl.data.partition import IID, ByColumn, Dirichlet, QuantitySkew, Shards, stratified_sample
+from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards, stratified_sample
 
 LABELS = np.arange(1797) % 10
 PARTITIONERS = [IID(), Dirichlet(0.3), Dirichlet(100.0), Shards(2), QuantitySkew(0.5, min_size=2)]
@@ -144,3 +144,21 @@ def test_stratified_sample_gives_each_label_its_share(size, count, num_classes, 
     for label in np.unique(labels):
         quota = count * np.sum(labels == label) / size
         assert abs(np.sum(labels[chosen] == label) - quota) < 1
+
+
+@pytest.mark.parametrize(
+    ("owners", "message"),
+    [
+        (np.zeros(898, int), r"Own\.assign must return integers \[1797\], got int64 \[898\]"),
+        (np.zeros(1797), r"Own\.assign must return integers \[1797\], got float64 \[1797\]"),
+        (np.full(1797, 3), r"Own\.assign must return clients 0 to 2, got 3 to 3"),
+        (np.full(1797, -1), r"Own\.assign must return clients 0 to 2, got -1 to -1"),
+    ],
+)
+def test_a_partitioner_of_one_s_own_is_checked(owners, message):
+    class Own(Partitioner):
+        def assign(self, labels, num_clients, rng):
+            return owners
+
+    with pytest.raises(ValueError, match=message):
+        Own()(LABELS, 3, rng())

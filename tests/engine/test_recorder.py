@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
 
 from bhfl.engine.recorder import Recorder, recording, tag_of
 
@@ -85,3 +86,11 @@ def test_metric_objects_are_computed_as_often_as_asked_and_begin_anew():
 )  # fmt: skip
 def test_tags(name, tag):
     assert tag_of(name) == tag
+
+
+def test_metric_objects_of_several_values_are_named():
+    recorder, metric = Recorder(), MulticlassAccuracy(3, average=None)
+    metric.update(torch.tensor([0, 1]), torch.tensor([0, 2]))
+    recorder.log("val/acc", metric)
+    with pytest.raises(ValueError, match=r"self\.log\('val/acc', \.\.\.\) needs a metric of one value, got \(3,\)"):
+        recorder.means()

@@ -381,6 +381,7 @@ def test_nothing_to_go_on_from(tmp_path, path, message):
         ({"algorithm": Remembering(0.2)}, ["algorithm.weight: 0.1 -> 0.2"]),
         ({"algorithm": FedProx(0.1)}, ["algorithm.class: 'Remembering' -> 'FedProx'", "algorithm.mu: 'absent' -> 0.1"]),
         ({"data": data(50)}, ["partition: "]),
+        ({"data": HandMade(data().clients, 5, points(9, 99), shuffle=True)}, ["data.batch_size: 4 -> 5"]),
         ({"server_optimizer": torch.optim.SGD}, ["trainer.server_optimizer"]),
         ({"monitor": "val/loss_avg", "mode": "min"}, ["trainer.mode: 'max' -> 'min'", "trainer.monitor: "]),
         (

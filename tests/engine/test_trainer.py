@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import bhfl.engine.rounds
-from bhfl.algorithms import FedAvg, FedProx
+from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.engine import checkpoint
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.sampling import RandomKeys
@@ -477,6 +477,25 @@ def test_the_best_model_is_that_of_the_trainer_that_is_asked(tmp_path):
         assert trainer.validate(module, data, "best")["val/acc_avg"] == best
         assert trainer.validate(module, data, "last")["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
     assert trainers[0].find_checkpoint("last")[1]["server"]["round"] == 3
+
+
+@pytest.mark.parametrize("algorithm", [GroupedAvg(), Local(), FedAvg()])
+def test_a_fitted_model_is_measured_as_its_run_was(tmp_path, algorithm):
+    trainer = FederatedTrainer({2: 2, 32: 2}, algorithm, max_rounds=2, default_root_dir=str(tmp_path), devices=1,
+                               accelerator="cpu")  # fmt: skip
+    module, data = initial(), unequal(4, True)
+    trainer.fit(module, data)
+    last = {tag: value for tag, value in trainer.run.history[-1].items() if tag.startswith("val/")}
+    assert trainer.validate(module, data) == last
+    with torch.no_grad():
+        module.net[0].weight.zero_()
+    assert trainer.validate(module, data) != last
+
+
+def test_a_run_without_a_best_model_says_so(tmp_path):
+    trainer = run(tmp_path, {32: 2}, unequal(2), monitor="val/acc_avg", mode="max")
+    with pytest.raises(checkpoint.CheckpointError, match="version_0 has no best model: the monitored metric has"):
+        trainer.validate(Module(), unequal(2), "best")
 
 
 def test_nothing_left_to_train_is_said(tmp_path):

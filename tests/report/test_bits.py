@@ -25,6 +25,14 @@ def resnet_rows(num_rounds: int = 6) -> list[dict[str, float]]:
     ]
 
 
+def test_folders_that_hold_runs_will_do(tmp_path: Path) -> None:
+    for version in (0, 1):
+        made_run(tmp_path / "name" / f"version_{version}", resnet_rows(2))
+    main([str(tmp_path / "name"), "--out", str(tmp_path / "both.png")])
+    main([str(tmp_path / "name" / "version_0"), "--out", str(tmp_path / "one.png")])
+    assert Image.open(tmp_path / "both.png").width > 1.5 * Image.open(tmp_path / "one.png").width
+
+
 def test_reads_layers_in_the_model_s_order_and_leaves_gaps(tmp_path: Path) -> None:
     rows = [{"round": 1}, {"round": 2, "fedlq/bits_z": 4.5, "fedlq/bits_a": 2}, {"round": 4, "fedlq/bits_a": 3}]
     layers, rounds, bits = read(read_run(made_run(tmp_path, rows)))

@@ -58,9 +58,11 @@ class Runner:
 
     def _next(self) -> Job | None:
         """The first job that can be run now."""
-        taken = self.over | self.processes.running.keys() | set(self.failed)
         jobs = (job for cell in self.survey.plan.cells for job in self._open(cell))
-        return next((job for job in jobs if job.name not in taken), None)
+        return next((job for job in jobs if not self._taken(job.name)), None)
+
+    def _taken(self, name: str) -> bool:
+        return name in self.over or name in self.processes.running or name in self.failed
 
     def _open(self, cell: Cell) -> list[Job]:
         """What a cell needs next: its trials, and then its own run."""

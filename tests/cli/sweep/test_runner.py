@@ -177,6 +177,7 @@ def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
     assert sweep(TUNED, "A").left == 0
     runner = sweep(TUNED.replace("0.25]", "0.25, 0.875]"), "A")
     assert runner.failed == ["A/seed0"]
+    assert len(begun()) == 5  # a trial more, and no start of what is refused
     assert "runs/m/A/seed0/version_0 was made with other options: options: " in capsys.readouterr().out
 
 
