@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema
-from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, dotted
+from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.folder import durable
@@ -82,7 +83,10 @@ class FederatedCLI(LightningCLI):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
-        self.config = parser.parse_args([*args, *own_defaults(checker)])
+        for one in (parser, self._parser(args[0])):
+            vars(one)["amend"] = partial(take_own_defaults, named=checker.named)
+        self.config = parser.parse_args(args)
+        take_own_defaults(self.config[self.config.subcommand], checker.named)
         self._check_settings()
 
     def _parse_ckpt_path(self) -> None:
@@ -157,22 +161,36 @@ class FederatedCLI(LightningCLI):
         return arguments
 
 
-def own_defaults(checker: Checker) -> list[str]:
-    """Arguments for what nobody gave to classes that were named inside a section.
+def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) -> None:
+    """Undo what jsonargparse hands on to a class that was named from the one that its place has by default.
 
-    jsonargparse would hand on to them the options of the class that the constructor has by default: a momentum to every
-    SGD, a learning rate to every optimiser.
+    A momentum would go to every SGD, a learning rate to every optimiser.
+
+    Args:
+        config: As parsed; changed.
+        named: Where classes were named, and the options that the user gave them.
     """
-    arguments = []
-    for slot, given in checker.given.items():
-        cls = checker.classes[slot]
-        if cls is None or len(slot) < 2 or any(key.startswith("[") for key in slot):  # none by default
+    for slot, given in named.items():
+        place = _at(config, slot)
+        if not isinstance(place, Namespace) or not isinstance(place.get("init_args"), Namespace):
             continue
-        for name, parameter in inspect.signature(cls).parameters.items():
-            plain = isinstance(parameter.default, (bool, int, float, str))
-            if plain and name not in given:
-                arguments.append(f"--{dotted((*slot, name))}={json.dumps(parameter.default)}")
-    return arguments
+        module, _, name = place.class_path.rpartition(".")
+        own = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        for option, value in vars(place.init_args).items():
+            default = own[option].default if option in own else value
+            plain = isinstance(default, (bool, int, float, str))
+            if plain and option not in given and value != default:
+                place.init_args[option] = float(default) if isinstance(value, float) else default
+
+
+def _at(config: Any, slot: Keys) -> Any:
+    """What stands at `slot` of a parsed configuration; None in lists, whose items have no class by default."""
+    for key in slot:
+        inner = config.get("init_args") if isinstance(config, Namespace) and key not in config else config
+        if not isinstance(inner, Namespace) or key not in inner:
+            return None
+        config = inner[key]
+    return config
 
 
 class SaveConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Optional, Union, get_type_hints
 
 import lightning as L
@@ -54,10 +55,23 @@ _CALLBACKS = (AnyCallback, *(getattr(bhfl.callbacks, name) for name in bhfl.call
 
 
 class Parser(LightningArgumentParser):
-    """A parser that raises ConfigError and takes no abbreviations."""
+    """A parser that raises ConfigError and takes no abbreviations.
+
+    Attributes:
+        amend: Changes a parsed configuration before it is dumped.
+    """
+
+    amend: Callable[[Namespace], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "bhfl", "allow_abbrev": False, **kwargs})
+
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        """The configuration as YAML, amended."""
+        cfg = cfg.clone()
+        if self.amend is not None:
+            self.amend(cfg)
+        return super().dump(cfg, *args, **kwargs)  # type: ignore[no-any-return]
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own error."""

@@ -66,8 +66,9 @@ class Checker:
     def __init__(self, schema: Section, defaults: Mapping[str, Any]) -> None:
         self.schema = schema
         self.classes: dict[Keys, type | None] = {}
-        self.given: dict[Keys, set[Any]] = {}
-        """For each class that was chosen, the options that came with its name or later."""
+        self.named: dict[Keys, set[Any]] = {}
+        """Where classes were named, and the options that were given to them."""
+        self._given: dict[Keys, set[Any]] = {}
         self._remember(defaults, ())
 
     def __call__(self, layer: Layer) -> list[str]:
@@ -165,7 +166,8 @@ class Checker:
         cls = self.classes.get(_slot(keys)) or hint.kind.only()
         fields, is_open = parameters(cls) if cls is not None else ({}, True)
         arguments, inner = (value.get("init_args") or {}, (*keys, "init_args")) if spelled_out else (value, keys)
-        self.given.get(_slot(keys), set()).update(arguments)
+        if isinstance(arguments, dict):
+            self._given.setdefault(_slot(keys), set()).update(arguments)
         if is_open:  # jsonargparse reads the source of such constructors
             return problems
         taken = {key: why for key, why in hint.reserved.items() if key in fields}
@@ -174,16 +176,14 @@ class Checker:
 
     def _choose(self, kind: Kind, name: Any, keys: Keys, name_keys: Keys) -> list[str]:
         slot, before = _slot(keys), self.classes.get(_slot(keys))
-        self.given[slot] = set()
+        self.named[slot] = self._given.setdefault(slot, set())
         try:
             self.classes[slot] = resolve(name, kind)
         except ValueError as error:
             self.classes[slot] = None
             return self._problem(name_keys, str(error))
         if self.classes[slot] is not before:  # what its options are by default is not known here
-            for known in (self.classes, self.given):
-                for inner in [key for key in known if key != slot and key[: len(slot)] == slot]:
-                    del known[inner]
+            self.classes = {k: cls for k, cls in self.classes.items() if k == slot or k[: len(slot)] != slot}
         return []
 
     def _remember(self, value: Any, keys: Keys) -> None:

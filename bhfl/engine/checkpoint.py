@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -55,10 +56,11 @@ def check_storable(value: Any, name: str) -> None:
     Raises:
         CheckpointError: Naming the entry.
     """
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
+            check_storable(key, f"a key of {name}")
             check_storable(item, f"{name}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
+    elif type(value) in (list, tuple, torch.Size):
         for i, item in enumerate(value):
             check_storable(item, f"{name}[{i}]")
     elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, type(None)):

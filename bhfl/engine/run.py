@@ -22,7 +22,7 @@ from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.folder import RoundsFile, claim, newest_run, write_json
 from bhfl.engine.records import Ledger
 from bhfl.engine.server_optimizer import describe
-from bhfl.engine.settings import FREE, WHERE
+from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
 
 CLIENTS = "clients"
@@ -75,7 +75,8 @@ def _load(folder: Path, which: str) -> dict[str, Any]:
     if which == "last":
         return checkpoint.load_last(checkpoints)
     if not (checkpoints / "best.ckpt").exists():
-        raise CheckpointError(f"{folder} has no best model: the monitored metric has had no value yet; use last")
+        why = "its best round is not kept, or the monitored metric has had no value"
+        raise CheckpointError(f"{folder} has no best model: {why}; use last")
     return checkpoint.load(checkpoints / "best.ckpt")
 
 
@@ -268,12 +269,6 @@ def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
     return loaded
 
 
-def same_model(one: ServerState, other: ServerState) -> bool:
-    """Whether the global models of two states are equal to the bit."""
-    there = other.params
-    return one.params.keys() == there.keys() and all(torch.equal(t, there[n]) for n, t in one.params.items())
-
-
 def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Options whose values differ between a checkpoint and the run that is to go on from it, as ``key: old -> new``."""
     old, new = _flat(stored), _flat(now)
@@ -295,14 +290,17 @@ def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def shaping_data(data: Any) -> dict[str, Any]:
-    """The options of a data module that say what the data are, as plain values."""
-    return {key: value for key, value in described(data).items() if key not in WHERE}
-
-
 def described(thing: Any) -> dict[str, Any]:
     """The class of an object and its public attributes that are plain values, in dicts and dataclasses too."""
     return {"class": type(thing).__name__, **_plain(vars(thing))}
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def _exact(value: Any) -> Any:
+    """A number or text without what a subclass, such as one of NumPy's, adds to it."""
+    return next(kind(value) for kind in _PLAIN if isinstance(value, kind))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,10 +308,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         if key.startswith("_"):
             continue
-        if isinstance(value, (bool, int, float, str)):
-            found[key] = value
-        elif isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value):
-            found[key] = list(value)  # as it is now
+        if isinstance(value, _PLAIN):
+            found[key] = _exact(value)
+        elif isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
+            found[key] = [_exact(item) for item in value]  # as it is now
         elif is_dataclass(value):
             found[key] = _plain(vars(value))
         elif isinstance(value, Mapping):

@@ -37,6 +37,9 @@ FREE = (
 WHERE = ("root", "archive", "download", "num_workers")
 """Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
 
+DATA = ("batch_size", "augment", "drop_last")
+"""Attributes of a data module that shape the model, besides the split, which a resumed run has by its hash."""
+
 
 def check_settings(options: Mapping[str, Any]) -> None:
     """Raise one ValueError with every problem of `FederatedTrainer`'s options, one a line."""

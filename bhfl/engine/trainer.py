@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -18,7 +20,7 @@ from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.buffers import NormPolicy
-from bhfl.engine.checkpoint import CheckpointError, check_storable
+from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.fleet import Fleet
@@ -34,12 +36,10 @@ from bhfl.engine.run import (
     find_checkpoint,
     fitting,
     need_clients,
-    same_model,
     shaping,
-    shaping_data,
 )
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
-from bhfl.engine.settings import check_settings
+from bhfl.engine.settings import DATA, check_settings
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
@@ -47,6 +47,19 @@ from bhfl.engine.types import Client, FederatedData, ServerState
 
 class TooFewClientsError(RuntimeError):
     """No round had enough usable updates for longer than `max_failed_rounds` allows."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run came to, and the model that it was left in."""
+
+    model: weakref.ref[L.LightningModule]
+    sha256: str
+    server: ServerState
+
+    def is_of(self, model: L.LightningModule) -> bool:
+        """Whether `model` is as the run left it."""
+        return self.model() is model and digest(model.state_dict()) == self.sha256
 
 
 class FederatedTrainer:
@@ -148,7 +161,7 @@ class FederatedTrainer:
         self.clients: list[Client] = []
         self.server = ServerState({})
         self.run: Run | None = None
-        self._fitted: ServerState | None = None
+        self._fitted: Fitted | None = None
         self._launched = False
 
     # ---- what users call --------------------------------------------------------------------------------------
@@ -171,9 +184,10 @@ class FederatedTrainer:
             ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
             TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all.
             CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of the trainer, the
-                algorithm or the data; those of the model are for the command line to compare.
+                algorithm or the data (how they are split and batched); the command line compares the model's too.
         """
         with self._machine():
+            self._fitted = None
             self._setup(model, datamodule, "fit", "test")
             if self.timing:
                 self.timing.measure_(self.rounds.worker, datamodule)
@@ -193,7 +207,7 @@ class FederatedTrainer:
             self._run.finish(self.server.round, metrics)
             self._call("on_fit_end", metrics=metrics)
             self.rounds.release(self.server)
-            self._fitted = self.server
+            self._fitted = Fitted(weakref.ref(model), digest(model.state_dict()), self.server)
         return self.server
 
     def validate(
@@ -277,7 +291,7 @@ class FederatedTrainer:
             "trainer": shaping(self.options),
             "clients": str(self.fleet.to_config()),  # as text, because the order of the groups counts
             "algorithm": described(self.algorithm),
-            "data": shaping_data(data),
+            "data": {key: getattr(data, key, None) for key in DATA},
             "partition": partition.get("sha256"),
             **self.config,
         }
@@ -397,6 +411,7 @@ class FederatedTrainer:
         step = {"val": "validation_step", "test": "test_step"}[stage]
         if getattr(type(model), step, None) is getattr(L.LightningModule, step):
             raise ValueError(f"{type(model).__name__} must define {step} to be measured")
+        fitted = self._fitted if self._fitted and self._fitted.is_of(model) else None
         with self._machine():
             self._setup(model, data, "validate" if stage == "val" else "test")
             folder = None
@@ -405,8 +420,8 @@ class FederatedTrainer:
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)
-            elif self.run and self._fitted and same_model(self._fitted, self.server):
-                folder, self.server = self.run.folder, self._fitted
+            elif fitted:
+                folder, self.server = self._run.folder, fitted.server
             self.rounds.store = ClientStore((folder or Path("nowhere")) / CLIENTS)
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)

@@ -150,6 +150,16 @@ def test_a_named_class_has_its_own_defaults(bhfl: Command, tmp_path: Path) -> No
     assert {"name": "SGD", "lr": 0.2, "momentum": 0.0}.items() <= plain.items()
     later = optimizer("--config", "sgd.yaml", "--model.optimizer.momentum", "0.5")
     assert later == {**plain, "momentum": 0.5}
+    assert optimizer("--model.optimizer.lr", "0.3", "--model.optimizer", "SGD") == {**plain, "lr": 0.3}
+    again = optimizer("--config", "sgd.yaml", "--model.optimizer", "torch.optim.SGD")
+    assert again == plain
+    (tmp_path / "none.yaml").write_text("trainer: {server_optimizer: null}")
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.server_optimizer", "SGD", "--config", "none.yaml").code == 0
+    plateau = ("--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau")
+    assert (
+        parsed(bhfl, "--config", "tiny.yaml", *plateau)["model"]["init_args"]["lr_scheduler"]["init_args"]["mode"]
+        == "min"
+    )
 
 
 @pytest.mark.parametrize(("word", "tau"), [("500", 500), ("1", 1), ("1.0", 1.0), ("0.25", 0.25)])

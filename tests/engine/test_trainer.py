@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections import defaultdict
 from typing import ClassVar
 
 import lightning as L
@@ -487,6 +488,9 @@ def test_a_fitted_model_is_measured_as_its_run_was(tmp_path, algorithm):
     trainer.fit(module, data)
     last = {tag: value for tag, value in trainer.run.history[-1].items() if tag.startswith("val/")}
     assert trainer.validate(module, data) == last
+    other = Module()
+    other.load_state_dict(module.state_dict())
+    assert (trainer.validate(other, data) == last) == isinstance(algorithm, FedAvg)  # of its own weights alone
     with torch.no_grad():
         module.net[0].weight.zero_()
     assert trainer.validate(module, data) != last
@@ -494,7 +498,7 @@ def test_a_fitted_model_is_measured_as_its_run_was(tmp_path, algorithm):
 
 def test_a_run_without_a_best_model_says_so(tmp_path):
     trainer = run(tmp_path, {32: 2}, unequal(2), monitor="val/acc_avg", mode="max")
-    with pytest.raises(checkpoint.CheckpointError, match="version_0 has no best model: the monitored metric has"):
+    with pytest.raises(checkpoint.CheckpointError, match="version_0 has no best model: its best round is not kept, or"):
         trainer.validate(Module(), unequal(2), "best")
 
 
@@ -512,7 +516,7 @@ def test_what_no_checkpoint_can_hold_is_refused_before_any_work(tmp_path):
         def init_server(self, params, clients):
             return {"notes": [1, self._kept]}
 
-    for kept in (object(), np.float64(1), {1, 2}):
+    for kept in (object(), np.float64(1), {1, 2}, defaultdict(int)):
         with pytest.raises(checkpoint.CheckpointError, match=r"ServerState\['extra'\]\['notes'\]\[1\] must be "):
             run(tmp_path, {32: 2}, unequal(2), algorithm=Keeping(kept))
     assert not list(tmp_path.iterdir())
