@@ -89,11 +89,12 @@ def test_help(bhfl: Command) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path: Path, how: signal.Signals) -> None:
-    matrix.write_text(f"name: {tmp_path.name}\n{MATRIX.replace('max_rounds: 1', 'max_rounds: 200')}")
+    name = f"{tmp_path.parent.name}-{tmp_path.name}"  # its own, whatever other tests run at the same time
+    matrix.write_text(f"name: {name}\n{MATRIX.replace('max_rounds: 1', 'max_rounds: 200')}")
     words = [sys.executable, "-m", "bhfl", "sweep", "m.yaml", "--jobs=2"]
     killed = subprocess.Popen(words, env=os.environ, stderr=subprocess.PIPE, text=True)
-    root = tmp_path / "runs" / tmp_path.name
-    while not all(list((root / name / "seed0").glob("*/checkpoints/round=*.ckpt")) for name in ("FedAvg", "FedProx")):
+    root = tmp_path / "runs" / name
+    while not all(list((root / kind / "seed0").glob("*/checkpoints/round=*.ckpt")) for kind in ("FedAvg", "FedProx")):
         assert killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(how)
@@ -101,7 +102,7 @@ def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path
     assert killed.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert ("the same command goes on" in err) == (how == signal.SIGINT)
     assert bhfl("sweep", "m.yaml", "--jobs", 2).code == 0
-    assert alive(f"--trainer.default_root_dir=runs/{tmp_path.name}") == []
+    assert alive(f"--trainer.default_root_dir=runs/{name}") == []
     assert sorted(path.parent.parent.name for path in root.rglob("version_*")) == ["FedAvg", "FedProx"]
     for rows in root.rglob("rounds.jsonl"):
         assert len(rows.read_text().splitlines()) == 200
