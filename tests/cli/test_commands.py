@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from bhfl.cli import exits
+from bhfl.quant import quantizers
 from tests.cli.conftest import Command
 
 OWN = """\
@@ -321,7 +322,9 @@ trainer: {max_rounds: 1, name: vectors, accelerator: cpu}
 """
 
 
-def test_own_data_sets_and_quantisers_in_a_file(bhfl: Command, tmp_path: Path) -> None:
+def test_own_data_sets_and_quantisers_in_a_file(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quantizers.REGISTERED, "half_range", None)  # so that it is gone afterwards
+    del quantizers.REGISTERED["half_range"]
     (tmp_path / "own_sets.py").write_text(DATASETS)
     (tmp_path / "vectors.yaml").write_text(VECTORS)
     _, out, err = bhfl("fit", "--config", "vectors.yaml")
