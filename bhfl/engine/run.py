@@ -176,7 +176,7 @@ class Run:
         self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
         if self.writes:
             self.rows.append(row)
-            self.each_logger(lambda logger: logger.log_metrics(_scalars(row), step=row["round"]))
+            self.each_logger(lambda logger: _log(logger, row))
 
     def each_logger(self, action: Callable[[Logger], object]) -> None:
         """Call `action` with every logger; one that cannot write is left out from then on, with a warning: curves are
@@ -327,6 +327,12 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     return {prefix: value}
+
+
+def _log(logger: Logger, row: Mapping[str, Any]) -> None:
+    logger.log_metrics(_scalars(row), step=row["round"])
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.flush()  # a thread of its own writes: what it still holds would be lost in a kill
 
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, Any]:
