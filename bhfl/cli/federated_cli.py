@@ -23,8 +23,11 @@ from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.folder import durable
-from bhfl.engine.settings import WHERE, check_settings
+from bhfl.engine.settings import check_settings
 from bhfl.engine.trainer import FederatedTrainer
+
+WHERE = ("root", "archive", "download", "num_workers")
+"""Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
 
 
 class FederatedCLI(LightningCLI):
@@ -83,8 +86,7 @@ class FederatedCLI(LightningCLI):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
-        for one in (parser, self._parser(args[0])):
-            vars(one)["amend"] = partial(take_own_defaults, named=checker.named)
+        self._parser(args[0]).amend = partial(take_own_defaults, named=checker.named)  # type: ignore[attr-defined]
         self.config = parser.parse_args(args)
         take_own_defaults(self.config[self.config.subcommand], checker.named)
         self._check_settings()

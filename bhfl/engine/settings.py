@@ -34,9 +34,6 @@ FREE = (
 )  # fmt: skip
 """Options that may differ when a run is resumed: they shape neither the model nor what is its best one."""
 
-WHERE = ("root", "archive", "download", "num_workers")
-"""Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
-
 DATA = ("batch_size", "augment", "drop_last")
 """Attributes of a data module that shape the model, besides the split, which a resumed run has by its hash."""
 
