@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from bhfl.engine.optim import LocalOptimizers, lend_
 from bhfl.engine.recorder import Recorder, recording, tag_of
 from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
-from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, seed_, set_spec_, store_
+from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, save_in_int8, seed_, set_spec_, store_
 
 _RETURNED = "the loss that training_step returned"
 _UNCALLED = (
@@ -40,6 +41,8 @@ class LocalSettings:
     """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins anew."""
     gradient_clip_val: float | None = None
     channels_last: bool = True
+    save_in_int8: bool = False
+    """Clients with activations of up to 8 bits keep what backward needs so too, see `bhfl.quant.save_in_int8`."""
 
 
 class Worker:
@@ -245,7 +248,7 @@ class _Training:
         run.lr_sum += self.optimizers.lr
         run.num_steps += 1
         run.num_examples += self.recorder.batch_size
-        with self.worker.fabric.autocast():
+        with self.worker.fabric.autocast(), self.saving():
             output = self.algorithm.client_loss(run, batch, index)
         loss = _loss(output, module.automatic_optimization)
         if loss is not None:
@@ -257,6 +260,10 @@ class _Training:
             store_(module, self.generator)
         module.on_train_batch_end(output, batch, index)
         self.optimizers.advance("step", run.num_steps, lambda: self.last)
+
+    def saving(self) -> AbstractContextManager[None]:
+        lean = self.worker.settings.save_in_int8 and self.run.client.spec.activations <= 8
+        return save_in_int8() if lean else nullcontext()
 
     def step(self, loss: Tensor) -> None:
         module, fabric, clip = self.run.module, self.worker.fabric, self.worker.settings.gradient_clip_val

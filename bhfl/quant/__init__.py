@@ -45,6 +45,7 @@ from bhfl.quant.norms import reestimate_batchnorm_
 from bhfl.quant.packing import pack, packed_bytes, unpack
 from bhfl.quant.quantizers import Quantizer, register_quantizer
 from bhfl.quant.ranges import wage_alpha, weight_scale
+from bhfl.quant.saving import save_in_int8
 from bhfl.quant.spec import PRESETS, BitSpec
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "quantized_state",
     "reestimate_batchnorm_",
     "register_quantizer",
+    "save_in_int8",
     "seed_",
     "set_backend_",
     "set_spec_",

@@ -3,7 +3,7 @@
 Shapes: x is any shape; scale is 0-dim, or [C] for one scale per slice of dimension 0.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 
 import torch
@@ -53,6 +53,15 @@ def grid_codes(
 def is_channels_last(x: Tensor) -> bool:
     """Whether an image or a weight lies in this order and not in the usual one."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def matching_blocks(x: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Parts of two tensors of one shape and memory format, small enough for the cache of a CPU."""
+    if is_channels_last(x):
+        x, out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
+    if not x.is_contiguous():
+        return [(x, out)]
+    return zip(torch.split(x.view(-1), block_size(x)), torch.split(out.view(-1), block_size(x)), strict=True)
 
 
 def nearest(x: Tensor, scale: Tensor, limit: int) -> Tensor:

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from bhfl.data import CIFAR10, TensorSource
 from bhfl.data.augment import crop_flip
 from bhfl.engine.system import keep_freed_memory
 from bhfl.models import ResNet8
-from bhfl.quant import quantize_, seed_
+from bhfl.quant import quantize_, save_in_int8, seed_
 
 VARIANTS: dict[str, tuple[Any, str, float]] = {
     "float32": (32, "fake", 0.0),
     "8 bits, integer": (8, "integer", 0.5),
+    "8 bits, integer, save_in_int8": (8, "integer", 0.5),
     "4 bits": (4, "fake", 1.5),
     "ternary": ("ternary", "fake", 5.0),
 }
@@ -83,7 +85,8 @@ class Run:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         for images, labels in self.batches(train):
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels)
+            with save_in_int8() if self.variant.endswith("save_in_int8") else nullcontext():
+                loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
             schedule.step()

@@ -21,6 +21,7 @@ def _serve(pipe: Connection, factory: Factory, arguments: tuple[Any, ...], clock
     turn()  # warm-up
     pipe.send("ready")
     while pipe.recv():
+        turn()  # caches, and threads of the contestant before that still spin
         start = clock()
         turn()
         pipe.send(clock() - start)
@@ -29,7 +30,7 @@ def _serve(pipe: Connection, factory: Factory, arguments: tuple[Any, ...], clock
 def contest(
     contestants: dict[str, tuple[Factory, tuple[Any, ...]]], turns: int, clock: Clock = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds a turn of each contestant, over `turns` interleaved turns.
+    """Median seconds a turn of each contestant, over `turns` interleaved turns, each right after one that is not timed.
 
     Contestants of one thread may take `time.thread_time`, which does not count what others do on the machine.
     """

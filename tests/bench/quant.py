@@ -6,11 +6,13 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from tests.bench.contest import contest, line
 
@@ -62,11 +64,16 @@ def network(name: str) -> tuple[nn.Module, int]:
 
 
 def step(
-    bits: int, name: str = "resnet18", backend: str = "fake", threads: int = 1, bfloat16: bool = False
+    bits: int,
+    name: str = "resnet18",
+    backend: str = "fake",
+    threads: int = 1,
+    bfloat16: bool = False,
+    lean: bool = False,
 ) -> Callable[[], None]:
-    """Training steps of a network, its weights and activations at `bits`."""
+    """Training steps of a network, its weights and activations at `bits`; lean: within ``save_in_int8``."""
     from bhfl.engine.system import keep_freed_memory
-    from bhfl.quant import quantize_, seed_
+    from bhfl.quant import quantize_, save_in_int8, seed_
 
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -80,7 +87,7 @@ def step(
 
     def turn() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), save_in_int8() if lean else nullcontext():
             loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
@@ -89,10 +96,7 @@ def step(
 
 
 def linear(backend: str, threads: int = 1) -> Callable[[], None]:
-    """Ten times forward and backward of one layer, 512x1024x1024; the backend "float32" is ``nn.Linear``.
-
-    Once would take a few milliseconds, which is how long the threads of the contestant before still spin.
-    """
+    """Ten times forward and backward of one layer, 512x1024x1024; the backend "float32" is ``nn.Linear``."""
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, seed_
 
@@ -127,6 +131,7 @@ def backends(threads: int, turns: int = 7) -> None:
         contestants = {backend: (step, (8, name, backend, threads)) for backend in bounds}
         contestants |= {"float32": (step, (32, name, "fake", threads))}
         contestants |= {"bfloat16": (step, (32, name, "fake", threads, True))}
+        contestants |= {"auto-integer, save_in_int8": (step, (8, name, "auto-integer", threads, False, True))}
         seconds = contest(contestants, turns)
         for backend in contestants:
             if backend != "float32":
@@ -141,27 +146,24 @@ def backends(threads: int, turns: int = 7) -> None:
 
 
 def kept_for_backward() -> None:
-    """Bytes of activations saved for backward, the fully integer step against float32."""
-    from bhfl.quant import quantize_, seed_
+    """Bytes of activations held from the forward to the backward pass, the fully integer step against float32."""
+    from bhfl.quant import QuantLayer, quantize_, save_in_int8, seed_
 
-    def saved(model: nn.Module, x: torch.Tensor) -> int:
-        found = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: found.setdefault(t.data_ptr(), t), lambda t: t):
-            model(x)
-        weights = {parameter.data_ptr() for parameter in model.parameters()}
-        return sum(t.numel() * t.element_size() for place, t in found.items() if place not in weights)
+    def held(model: nn.Module, x: torch.Tensor, lean: bool = False) -> int:
+        saving = save_in_int8() if lean else nullcontext()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found, saving:
+            y = model(x.clone())
+        codes = sum(m.weight.numel() for m in model.modules() if isinstance(m, QuantLayer) and m.backend == "integer")
+        return sum(event.self_cpu_memory_usage for event in found.key_averages()) - codes - y.nbytes
 
-    def ratio(model: nn.Module, x: torch.Tensor) -> float:
-        plain = saved(model, x)
+    networks = {name: network(name) for name in BOUNDS}
+    for name, (model, batch) in {"convolution": (nn.Conv2d(64, 64, 3, padding=1), 32), **networks}.items():
+        x = torch.randn(batch, 64 if name == "convolution" else 3, 32, 32).to(memory_format=torch.channels_last)
+        whole = held(model.to(memory_format=torch.channels_last), x)
         seed_(quantize_(model, 8, backend="integer"), torch.Generator())
-        return saved(model, x) / plain
-
-    layer = nn.Conv2d(64, 64, 3, padding=1)
-    line("saved for backward: integer / float32 convolution", ratio(layer, torch.randn(32, 64, 32, 32)), 0.35)
-    for name in BOUNDS:
-        model, batch = network(name)
-        found = ratio(model, torch.randn(batch, 3, 32, 32))
-        line(f"saved for backward: integer / float32 {name}, its float layers included", found, None)
+        bound = 0.35 if name == "convolution" else None
+        line(f"saved for backward: integer / float32 {name}", held(model, x) / whole, bound)
+        line("    within save_in_int8", held(model, x, lean=True) / whole, 0.35)
 
 
 def codes() -> None:

@@ -476,6 +476,19 @@ def test_channels_last(tmp_path, channels_last):
     train(tmp_path, Strides(), data=WithImages([points(8)]), channels_last=channels_last)
 
 
+@pytest.mark.parametrize(("bits", "changed"), [(8, True), ("ternary", True), (16, False), (32, False)])
+def test_low_bit_clients_save_in_int8(tmp_path, bits, changed):
+    class Wide(Module):
+        def __init__(self):
+            torch.manual_seed(0)
+            super().__init__(nn.Sequential(nn.Linear(FEATURES, 600), nn.LayerNorm(600), nn.Linear(600, CLASSES)))
+
+    runs = [train(tmp_path / f"{lean}", Wide(), {bits: 1}, save_in_int8=lean, local_steps=1) for lean in (False, True)]
+    (exact, lean) = (run.run.history[0]["train/loss"] for run in runs)
+    assert lean == exact  # before the first step
+    assert same(*(run.server.params for run in runs)) != changed
+
+
 def test_three_dimensional_convolutions(tmp_path):
     class Volumes(Module):
         def __init__(self):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bhfl.quant.functional import activation_range
 from bhfl.quant.ranges import weight_scale
-from bhfl.quant.rounding import grid_codes, levels
+from bhfl.quant.rounding import grid_codes, levels, matching_blocks
 
 ERROR_BITS = 8
 """Bits of the error in the integer backward pass."""
@@ -40,13 +40,15 @@ def input_codes(x: Tensor, bits: int) -> Codes:
     """The codes of :func:`bhfl.quant.fake_quantize_activations`: its result is ``whole() * scale`` to the bit.
 
     Args:
-        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so too.
+        x: Floating, not empty; the codes have its memory format.
         bits: 2..8.
     """
     low, scale = activation_range(x, (1 << bits) - 1)
     inverse = scale.reciprocal()
     shift = -128 - (low * inverse).round_()  # the code of the lowest value is the first, -128
-    values = (x.float() * inverse).round_().add_(shift).to(torch.int8)
+    values = torch.empty_like(x, dtype=torch.int8)
+    for block, target in matching_blocks(x, values):
+        target.copy_((block.float() * inverse).round_().add_(shift))
     return Codes(values, scale, shift.to(torch.int32))
 
 
