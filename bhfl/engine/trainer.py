@@ -98,8 +98,8 @@ class FederatedTrainer:
         threads: CPU threads of each process. Results depend on it in the last bits, so it never depends on `devices`.
         timeout_seconds: How long a process waits for another before the run fails.
         channels_last: Keep images and convolution weights in channels-last order, which is faster.
-        save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as integers, a third of
-            the memory and less, see `bhfl.quant.save_in_int8`; steps take longer.
+        save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as integers, about a
+            third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
         logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning loggers.
         callbacks: Objects with any of the hooks ``on_fit_start, on_client_end, on_round_end, on_fit_end``.
         default_root_dir: Where run folders are made.

@@ -6,45 +6,41 @@ between them save is float32, and in most networks more; this is for it, and for
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from bhfl.quant.packing import pack, unpack
 from bhfl.quant.rounding import block_size
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_SMALLEST = 1 << 10
-"""Tensors of fewer elements are saved as they are."""
-_GROUP = 1 << 8
-"""Elements behind one another in memory that have one range."""
+_SMALLEST = 1 << 12
+"""Tensors of fewer elements are saved as they are: encoding them takes longer than it is worth."""
+_WIDEST, _NARROWEST = 256, 16
+"""Elements behind one another in memory that have a range of their own: at most, and at least where rows matter."""
 
 _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "einsum"}
-"""Functions of which all operands are saved in codes."""
-_OF_INPUT = {
-    *(
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "mul",
-        "rmul",
-    ),
-    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "dropout", "softmax"),
-    *("multi_head_attention_forward", "scaled_dot_product_attention"),
-    *("gelu", "silu", "mish", "elu", "celu", "selu", "glu", "leaky_relu", "prelu", "relu6", "sigmoid", "tanh"),
-    *("hardtanh", "hardswish", "hardsigmoid"),
+"""Functions of which all operands are saved in 8 bits."""
+_NORMS_OF_ROWS, _NORMS_OF_CHANNELS = {"layer_norm", "rms_norm"}, {"batch_norm", "group_norm", "instance_norm"}
+_EIGHT_BITS = {
+    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("mul", "rmul", "dropout", "gelu", "silu", "mish", "elu", "celu", "glu"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *_NORMS_OF_ROWS,
+    *_NORMS_OF_CHANNELS,
 }
-"""Functions of which what has as many elements as their input is: not weights, nor statistics. Their gradients change
-little where a saved value does; others divide by it, as that of a logarithm, or take its exponential."""
+"""Functions whose input is saved in 8 bits. Their gradients vary as it does; those of others divide by it, take its
+exponential, jump as those of leaky ReLUs do, or vanish where a probability is close to 1."""
+_SIXTEEN_BITS = {"multi_head_attention_forward", "scaled_dot_product_attention"}
+"""Functions whose inputs and results are saved in 16 bits: they take the exponential of products of them."""
 
 Restore = Callable[[], Tensor]
 
@@ -53,21 +49,21 @@ Restore = Callable[[], Tensor]
 def save_in_int8() -> Iterator[None]:
     """Within, most of what autograd saves of activations takes a quarter of float32 or less.
 
-    For the forward pass, as ``torch.autograd.graph.save_on_cpu``; its results stay what they are, to the bit::
+    For the forward pass in training, as ``torch.autograd.graph.save_on_cpu``; its results stay what they are::
 
         with save_in_int8():
             loss = F.cross_entropy(model(x), y)
         loss.backward()
 
     * Of a ReLU one bit an element is saved; its gradient is exact.
-    * Inputs of layers, products, norms, attention, pooling and activation functions become codes of 8 bits, rounded to
-      nearest, with a range for each 256 elements (after Chen et al. 2021, "ActNN"). What is computed from them backward
-      is off by up to 1/510 of the range of these elements. What is not finite stays so.
+    * Inputs of layers, products, norms, pooling and smooth activation functions become codes of 8 bits, rounded to
+      nearest, with a range for each 256 elements or fewer, or each channel (after Chen et al. 2021, "ActNN"); those of
+      attention codes of 16 bits. What is computed from them backward is off by about half a step of these ranges.
     * Indices, as those of pooling, become int16 where they fit; their gradient is exact.
-    * All else is saved as it is: parameters, losses, statistics of norms, functions that are not named above, float64,
-      and tensors of less than 1,024 elements.
+    * All else is saved as it is: parameters, batches of data, losses, statistics of norms, functions that are not named
+      here (recurrent ones among them), float64, what is not finite, and tensors of less than 4,096 elements.
 
-    Saving and restoring takes about a nanosecond an element.
+    Saving and restoring takes one to two nanoseconds an element. Compiled models save what their compiler chose.
     """
     saving = _Saving()
     with torch.autograd.graph.saved_tensors_hooks(saving.save, lambda restore: restore()), saving:
@@ -79,38 +75,131 @@ class _Saving(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.function, self.num_inputs = "", 0
+        self.function = ""
+        self.arguments: tuple[Any, ...] = ()
+        self.saved: dict[Any, tuple[Any, weakref.ref[Restore]]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        before = self.function, self.num_inputs
-        first = args[0] if args else kwargs.get("input")
-        self.function = getattr(func, "__name__", "").strip("_")
-        self.num_inputs = first.numel() if isinstance(first, Tensor) else 0
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        before = self.function, self.arguments
+        self.function, self.arguments = getattr(func, "__name__", "").strip("_"), (*args, *kwargs.values())
         try:
             return func(*args, **kwargs)
         finally:
-            self.function, self.num_inputs = before
+            self.function, self.arguments = before
 
     def save(self, x: Tensor) -> Restore:
-        """Something that holds less than a tensor and gives it back."""
-        if x.numel() < _SMALLEST or x.layout != torch.strided or x.is_nested or 0 in x.stride():
-            return lambda: x
-        if x.dtype in _FLOATS and self.function == "relu":
-            return _signs(x)
-        of_input = self.function in _OF_INPUT and x.numel() == self.num_inputs
-        if x.dtype in _FLOATS and (of_input or self.function in _PRODUCTS) and not _is_parameter(x):
-            return _codes(x)
-        if x.dtype == torch.int64 and x.amin() >= -(1 << 15) and x.amax() < 1 << 15:
-            short = x.to(torch.int16)
-            return lambda: short.to(torch.int64)
-        return lambda: x
+        """Something that holds less than a tensor and gives it back; the same for all who save the same."""
+        if type(x) is not Tensor or x.numel() < _SMALLEST or not _has_its_elements(x):
+            return _as_it_is(x)
+        if x.dtype == torch.int64:
+            return _short(x)
+        bits = self.bits(x) if x.dtype in _FLOATS else None
+        grouping = _grouping(self.function, x)
+        for form in (None, (bits, grouping)):  # what somebody holds as it is costs nothing more
+            if restore := self.known(x, form):
+                return restore
+        if bits is None or grouping is None:
+            return self.remember(x, None, _as_it_is(x))
+        return self.remember(x, (bits, grouping), _signs(x) if bits == 1 else _codes(x, bits, *grouping))
+
+    def remember(self, x: Tensor, form: Any, restore: Restore) -> Restore:
+        """Know it again for as long as x and a graph with it exist."""
+        key, storage = (_identity(x), form), StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
+        self.saved[key] = storage, weakref.ref(restore, lambda _: self.saved.pop(key, None))
+        return restore
+
+    def known(self, x: Tensor, form: Any) -> Restore | None:
+        """What was made of x in this form."""
+        if entry := self.saved.get((_identity(x), form)):
+            storage, restore = entry
+            return None if storage.expired() else restore()
+        return None
+
+    def bits(self, x: Tensor) -> int | None:
+        """In how many bits the function of the moment saves x; None for as it is."""
+        tensors = [argument for argument in self.arguments if isinstance(argument, Tensor)]
+        if isinstance(x._base, torch.nn.Parameter) or any(_is_given(x, argument) for argument in tensors):
+            return None
+        if self.function == "relu":
+            return 1
+        if self.function in _PRODUCTS:
+            return 8
+        if not tensors or x.numel() != tensors[0].numel():  # weights, statistics
+            return None
+        return 16 if self.function in _SIXTEEN_BITS else 8 if self.function in _EIGHT_BITS else None
 
 
-def _is_parameter(x: Tensor) -> bool:
-    return isinstance(x if x._base is None else x._base, torch.nn.Parameter)
+def _grouping(function: str, x: Tensor) -> tuple[int, int] | None:
+    """The width and the dimension of groups for `_codes`; None if they would be too small.
+
+    A norm divides by the deviation of a row or a channel, so that no group may hold two of these.
+    """
+    order = _order(x)
+    if function in _NORMS_OF_CHANNELS:
+        if order[-1] == 1:
+            pixels = x.numel() // x.shape[1]
+            together = math.gcd(pixels, max(1, _WIDEST // x.shape[1]))  # narrow columns are slow
+            return (together * x.shape[1], 0) if pixels // together >= _NARROWEST else None
+        return _width(math.prod(x.shape[2:]))
+    if function in _NORMS_OF_ROWS:
+        return _width(x.shape[order[-1]])
+    row = 1
+    for i in reversed(order):
+        row *= x.shape[i] if row < _WIDEST // 2 else 1
+    return _width(row) or (_WIDEST, 1)
+
+
+@cache
+def _width(row: int) -> tuple[int, int] | None:
+    """The most elements of a group, where rows of so many are cut into groups of one size."""
+    divisors = [width for width in range(_NARROWEST, _WIDEST + 1) if row % width == 0]
+    return (divisors[-1], 1) if divisors else None
+
+
+def _identity(x: Tensor) -> tuple[Any, ...]:
+    return x.data_ptr(), x._version, x.shape, x.stride(), x.dtype
+
+
+def _is_given(x: Tensor, argument: Tensor) -> bool:
+    """Whether x is an argument that was not computed: parameters and data are there anyway."""
+    return argument.grad_fn is None and argument.data_ptr() == x.data_ptr()
+
+
+def _has_its_elements(x: Tensor) -> bool:
+    """Whether each element has its own place in memory."""
+    return (
+        x.layout == torch.strided
+        and not x.is_nested
+        and x.untyped_storage().nbytes() >= x.numel() * x.element_size()
+        and x.device.type != "meta"
+    )
+
+
+def _as_it_is(x: Tensor) -> Restore:
+    """The tensor without its graph, which would be a circle if x is a result."""
+    kept, version = x.detach(), x._version
+
+    def restore() -> Tensor:
+        if kept._version != version:
+            raise RuntimeError(
+                f"a tensor of shape {list(kept.shape)} that backward needs was changed in place after it was saved"
+            )
+        return kept
+
+    return restore
+
+
+def _short(x: Tensor) -> Restore:
+    """Integers in 16 bits, where they fit."""
+    if x.amin() < -(1 << 15) or x.amax() >= 1 << 15:
+        return _as_it_is(x)
+    short = x.to(torch.int16)
+    return lambda: short.to(torch.int64)
 
 
 def _signs(x: Tensor) -> Restore:
@@ -120,37 +209,45 @@ def _signs(x: Tensor) -> Restore:
     return lambda: back(unpack(bits, 1, count).add_(1).to(dtype))
 
 
-def _codes(x: Tensor) -> Restore:
-    """Affine codes of 8 bits from the least to the largest value of each group."""
+def _codes(x: Tensor, bits: int, width: int, dim: int) -> Restore:
+    """Affine codes from the least to the largest value of each group: of rows of a matrix (dim 1) or of columns (0)."""
     flat, back = _in_memory_order(x)
-    codes, dtype, grids = torch.empty_like(flat, dtype=torch.int8), x.dtype, []
-    for values, target in zip(_groups(flat), _groups(codes), strict=True):
-        low, high = values.amin(1, keepdim=True).float(), values.amax(1, keepdim=True).float()
-        step = (high / 255 - low / 255).clamp_(min=torch.finfo(torch.float32).tiny)
-        middle = low + 128 * step
+    half = 1 << (bits - 1)
+    codes, dtype, grids = torch.empty_like(flat, dtype=torch.int8 if bits == 8 else torch.int16), x.dtype, []
+    for values, target in zip(_matrices(flat, width), _matrices(codes, width), strict=True):
+        low, high = values.amin(dim, keepdim=True).float(), values.amax(dim, keepdim=True).float()
+        step = (high / (2 * half - 1) - low / (2 * half - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
+        middle = low + half * step
+        if not torch.isfinite(middle).all():
+            return _as_it_is(x)
         inverse = step.reciprocal()
-        target.copy_((values.float() * inverse).sub_(middle * inverse).round_().clamp_(-128, 127))
+        target.copy_((values.float() * inverse).sub_(middle * inverse).round_().clamp_(-half, half - 1))
         grids.append((step, middle))
 
     def restore() -> Tensor:
         values = torch.empty_like(codes, dtype=dtype)
-        for kept, target, (step, middle) in zip(_groups(codes), _groups(values), grids, strict=True):
+        for kept, target, (step, middle) in zip(_matrices(codes, width), _matrices(values, width), grids, strict=True):
             target.copy_(kept.float().mul_(step).add_(middle))
         return back(values)
 
     return restore
 
 
-def _groups(flat: Tensor) -> list[Tensor]:
-    """[N] -> some rows of _GROUP elements each at a time, as many as the cache of a CPU holds; the rest is one row."""
-    whole = flat.numel() // _GROUP * _GROUP
-    rows = torch.split(flat[:whole].view(-1, _GROUP), max(1, block_size(flat) // _GROUP))
+def _matrices(flat: Tensor, width: int) -> list[Tensor]:
+    """[N] -> matrices [some rows, width], as many rows as the cache of a CPU holds; the rest of N is one row."""
+    whole = flat.numel() // width * width
+    rows = torch.split(flat[:whole].view(-1, width), max(1, block_size(flat) // width))
     return [*rows, flat[whole:].unsqueeze(0)] if whole < flat.numel() else [*rows]
+
+
+def _order(x: Tensor) -> list[int]:
+    """The dimensions as they lie in memory, the innermost last."""
+    return sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
 
 
 def _in_memory_order(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The elements as they lie in memory, [N], and the way back from such a vector to the shape of x."""
-    order = sorted(range(x.dim()), key=x.stride().__getitem__, reverse=True)
+    order = _order(x)
     there = x.detach().permute(order)
     shape, inverse = there.shape, [order.index(i) for i in range(x.dim())]
     return there.reshape(-1), lambda flat: flat.view(shape).permute(inverse)

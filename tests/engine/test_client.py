@@ -481,7 +481,7 @@ def test_low_bit_clients_save_in_int8(tmp_path, bits, changed):
     class Wide(Module):
         def __init__(self):
             torch.manual_seed(0)
-            super().__init__(nn.Sequential(nn.Linear(FEATURES, 600), nn.LayerNorm(600), nn.Linear(600, CLASSES)))
+            super().__init__(nn.Sequential(nn.Linear(FEATURES, 2000), nn.LayerNorm(2000), nn.Linear(2000, CLASSES)))
 
     runs = [train(tmp_path / f"{lean}", Wide(), {bits: 1}, save_in_int8=lean, local_steps=1) for lean in (False, True)]
     (exact, lean) = (run.run.history[0]["train/loss"] for run in runs)

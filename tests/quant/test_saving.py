@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import cast
 
 import pytest
@@ -88,11 +89,9 @@ def test_the_loss_is_the_same_and_gradients_are_close(name: str, bits: int, chan
     assert 0 < (gradients - exact).norm() < 0.02 * exact.norm()
 
 
-@pytest.mark.parametrize(
-    ("name", "bits", "backend"),
-    [("convolutions", 8, "integer"), ("attention", 8, "int8"), ("convolutions", 32, "fake"), ("attention", 32, "fake")],
-)
-def test_a_forward_pass_holds_a_third_of_the_memory(name: str, bits: int, backend: str) -> None:
+@pytest.mark.parametrize(("bits", "backend"), [(8, "integer"), (32, "fake")])
+@pytest.mark.parametrize(("name", "share"), [("convolutions", 0.35), ("attention", 0.5)])
+def test_a_forward_pass_holds_less_memory(name: str, share: float, bits: int, backend: str) -> None:
     x = images().repeat(4, 1, 1, 1)
     plain = network(name)
     whole = held(lambda: plain(x))
@@ -102,7 +101,7 @@ def test_a_forward_pass_holds_a_third_of_the_memory(name: str, bits: int, backen
         with save_in_int8():
             return model(x)
 
-    assert held(lean) < 0.35 * whole
+    assert held(lean) < share * whole
 
 
 RELUS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -138,20 +137,23 @@ def test_the_gradient_of_a_relu_is_exact(layout: str, relu: Callable[[Tensor], T
 
 
 SENSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
-    "a loss": lambda x: F.cross_entropy(x * 20.0, torch.arange(50) % 40),
+    "a loss": lambda x: F.cross_entropy(x * 20.0, torch.arange(200) % 40),
     "logarithm": lambda x: (x * 1.0).exp().log(),
     "division": lambda x: 1 / (x * 1.0).exp(),
     "square root": lambda x: (x * 1.0).exp().sqrt(),
     "norm": lambda x: F.normalize(x * 1.0),
-    "linear weight": lambda x: F.linear(torch.ones(3, 40), x * 1.0),
-    "convolution weight": lambda x: F.conv2d(torch.ones(1, 4, 9, 9), (x * 1.0).view(50, 4, 5, 2)),
-    "parameter": lambda x: torch.ones(60, 50) @ nn.Parameter(torch.ones(50, 50)) @ x,
+    "linear weight": lambda x: F.linear(torch.ones(3, 40) * x[0], x * 1.0),
+    "convolution weight": lambda x: F.conv2d(torch.ones(1, 4, 9, 9) * x[0, 0], (x * 1.0).view(200, 4, 5, 2)),
+    "parameter": lambda x: nn.Parameter(torch.ones(50, 200)) @ x,
+    "data": lambda x: F.linear(torch.randn(300, 40, generator=torch.Generator().manual_seed(1)), x),
+    "kinks": lambda x: F.relu6(F.leaky_relu(F.hardtanh(F.selu(F.hardswish(x * 4.0))))),
 }
+"""Functions of a tensor of 200 rows of 40."""
 
 
 @pytest.mark.parametrize("function", SENSITIVE.values(), ids=SENSITIVE)
 def test_what_small_errors_would_ruin_is_exact(function: Callable[[Tensor], Tensor]) -> None:
-    x = torch.randn(50, 40, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    x = torch.randn(200, 40, generator=torch.Generator().manual_seed(3), requires_grad=True)
     (want,) = torch.autograd.grad(function(x).square().sum(), x)
     with save_in_int8():
         result = function(x)
@@ -176,21 +178,21 @@ def test_rows_of_very_different_range(offset: float) -> None:
         assert (rows < 0.03).all()
 
 
-@pytest.mark.parametrize("size", [1024, 1025, 5000, (1 << 18) + 77])
+@pytest.mark.parametrize("size", [4096, 4097, 5000, (1 << 18) + 77])
 @pytest.mark.parametrize("value", [0.0, 3.25, -1e30, 3e38, 1e-40])
 def test_constants_and_sizes(size: int, value: float) -> None:
     x = torch.full((size,), value, requires_grad=True)
     with save_in_int8():
-        y = x * torch.full((size,), value)
-    (found,) = torch.autograd.grad(y, x, torch.ones(size))
+        y = x * (x * 1.0)
+    (found,) = torch.autograd.grad(y, x, torch.full((size,), 0.5))
     torch.testing.assert_close(found, torch.full((size,), value), rtol=1e-5, atol=1e-37)
 
 
 def test_ranges_near_the_end_of_float32() -> None:
-    x = torch.tensor([-3e38, 3e38, 0.0, 1.0]).repeat(500).requires_grad_()
+    x = torch.tensor([-3e38, 3e38, 0.0, 1.0]).repeat(2000).requires_grad_()
     with save_in_int8():
-        y = x * x.detach()
-    (found,) = torch.autograd.grad(y, x, torch.ones(2000))
+        y = x * (x * 1.0)
+    (found,) = torch.autograd.grad(y, x, torch.full((8000,), 0.5))
     assert (found / 2 - x.detach() / 2).abs().max() <= 3e38 / 510 * 1.01
 
 
@@ -216,11 +218,15 @@ def test_parameters_are_not_copied() -> None:
 
 def test_indices_are_exact() -> None:
     x, rows = torch.randn(2, 3, 64, 64, requires_grad=True), torch.randn(50_000, 4, requires_grad=True)
-    far = torch.randint(0, 50_000, (2000,))
+    near, far = torch.randint(-3000, 3000, (2, 5000)), torch.randint(0, 50_000, (5000,))
+
+    def picked() -> Tensor:
+        return F.max_pool2d(x, 2).sum() + rows[near].square().sum() + rows[far].sum()
+
     with save_in_int8():
-        y = F.max_pool2d(x, 2).sum() + rows[far].sum()
+        y = picked()
     found = torch.autograd.grad(y, (x, rows))
-    want = torch.autograd.grad(F.max_pool2d(x, 2).sum() + rows[far].sum(), (x, rows))
+    want = torch.autograd.grad(picked(), (x, rows))
     for one, other in zip(found, want, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -236,33 +242,133 @@ def test_values_come_back_within_half_a_step(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_stays_visible(value: float) -> None:
-    x = torch.ones(2000)
+def test_what_is_not_finite_is_saved_as_it_is(value: float) -> None:
+    x = torch.randn(5000)
     x[7] = value
     x.requires_grad_()
     with save_in_int8():
         y = (x * x.flip(0)).sum()
     y.backward()
-    assert not cast(Tensor, x.grad).isfinite().all()
+    torch.testing.assert_close(x.grad, 2 * x.detach().flip(0), rtol=0, atol=0, equal_nan=True)
+
+
+def test_masked_attention_has_finite_gradients() -> None:
+    layer, x = nn.MultiheadAttention(64, 1, batch_first=True), torch.randn(1, 64, 64)
+    mask = torch.full((64, 64), -math.inf).triu(1)
+    want = torch.autograd.grad(
+        layer(x, x, x, attn_mask=mask, need_weights=False)[0].square().sum(), layer.out_proj.weight
+    )
+    with save_in_int8():
+        y = layer(x, x, x, attn_mask=mask, need_weights=False)[0].square().sum()
+    found = torch.autograd.grad(y, layer.out_proj.weight)
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
 
 
 def test_float64_is_saved_as_it_is() -> None:
-    x = torch.randn(40, 60, dtype=torch.float64, requires_grad=True)
-
     def leaning(x: Tensor) -> Tensor:
         with save_in_int8():
-            return F.layer_norm(x, (60,)).relu()
+            return F.layer_norm(x * 1.0, (60,)).relu().square()
 
-    assert torch.autograd.gradcheck(leaning, (x,))
-    assert torch.autograd.gradgradcheck(leaning, (x,))
+    large, small = (torch.randn(n, 60, dtype=torch.float64, requires_grad=True) for n in (100, 4))
+    (want,) = torch.autograd.grad(F.layer_norm(large, (60,)).relu().square().sum(), large)
+    assert torch.equal(torch.autograd.grad(leaning(large).sum(), large)[0], want)
+    assert torch.autograd.gradcheck(leaning, (small,))
+    assert torch.autograd.gradgradcheck(leaning, (small,))
 
 
-def test_views_of_one_element_are_saved_as_they_are() -> None:
-    x, y = torch.randn(1, 1000, requires_grad=True), torch.randn(500, 1)
+def test_gradients_of_gradients() -> None:
+    def penalty(lean: bool) -> Tensor:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+        x = torch.randn(100, 64, requires_grad=True)
+        with save_in_int8() if lean else nullcontext():
+            (inner,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+            loss = (inner.norm(dim=1) - 1).square().mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters())[::2])])
+
+    want, found = penalty(False), penalty(True)
+    assert 0 < (found - want).norm() < 0.02 * want.norm()
+
+
+def test_rows_and_columns_of_a_norm_have_their_own_ranges() -> None:
+    torch.manual_seed(0)
+    scales = torch.randn(500, 1).mul(2).exp()
+    data = (torch.randn(500, 32) * scales).requires_grad_()
+    columns = (torch.randn(500, 16) * torch.logspace(-3, 5, 16)).requires_grad_()
+    pixels = (torch.randn(8, 16, 8, 8) * torch.logspace(-3, 3, 16).view(-1, 1, 1)).requires_grad_()
+    batch_norm, image_norm = nn.BatchNorm1d(16, 1e-12), nn.BatchNorm2d(16, 1e-12)
+
+    def norms() -> list[Tensor]:
+        last = (pixels * 1.0).to(memory_format=torch.channels_last)
+        return [
+            F.rms_norm(data * 1.0, (32,), torch.ones(32)),
+            batch_norm(columns * 1.0),
+            image_norm(pixels * 1.0),
+            image_norm(last),
+        ]
+
+    with save_in_int8():
+        lean = norms()
+    for one, other, x in zip(lean, norms(), (data, columns, pixels, pixels), strict=True):
+        weight = torch.randn_like(one)
+        found, want = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (one, other))
+        found, want = (grad if x is data else grad.transpose(0, 1).flatten(1) for grad in (found, want))
+        assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1)).all()
+
+
+def test_losses_of_probabilities() -> None:
+    logits, hits = (torch.randn(100, 50) * 6).requires_grad_(), torch.rand(100, 50).round()
+    losses: list[Callable[[], Tensor]] = [
+        lambda: F.binary_cross_entropy((logits * 1.0).sigmoid(), hits),
+        lambda: F.nll_loss(((logits * 1.0).softmax(1) + 1e-8).log(), torch.arange(100) % 50),
+    ]
+    for loss in losses:
+        with save_in_int8():
+            lean = loss()
+        (found,), (want,) = torch.autograd.grad(lean, logits), torch.autograd.grad(loss(), logits)
+        assert torch.equal(found, want)
+
+
+def test_what_many_save_is_held_once() -> None:
+    x, layers = torch.randn(100, 1000, requires_grad=True), [nn.Linear(1000, 4) for _ in range(8)]
 
     def lean() -> Tensor:
         with save_in_int8():
-            return (x.expand(500, 1000) * y.expand(500, 1000).exp()).sum()
+            y = x * 2.0
+            return torch.stack([layer(y).sum() for layer in layers]).sum()
+
+    assert held(lean) < 1.1 * 100_000
+
+
+def test_a_graph_that_is_dropped_frees_all() -> None:
+    x = torch.randn(100, 1000, requires_grad=True)
+
+    def dropped() -> None:
+        with save_in_int8():
+            (x.exp().sqrt().log_softmax(1) * x.relu()).softmax(1)
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        dropped()
+    assert sum(event.self_cpu_memory_usage for event in found.key_averages()) < 1000
+
+
+def test_changes_in_place_of_what_is_saved_as_it_is_are_refused() -> None:
+    x = torch.randn(100, requires_grad=True)
+    with save_in_int8():
+        y = x.exp()
+        z = (y * 1).sum()
+    with torch.no_grad():
+        y.mul_(100)
+    with pytest.raises(RuntimeError, match=r"a tensor of shape \[100\] .* was changed in place"):
+        z.backward()
+
+
+def test_views_of_one_element_are_saved_as_they_are() -> None:
+    x, y = torch.randn(1, 1000, requires_grad=True), torch.randn(500, 1, requires_grad=True)
+
+    def lean() -> Tensor:
+        with save_in_int8():
+            return (x.expand(500, 1000) * (y.expand(500, 1000) + 1.0)).sum()
 
     assert held(lean) < 1.3 * 500_000
 
@@ -295,14 +401,14 @@ def test_within_autocast_and_around_checkpoints() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_models() -> None:
+def test_compiled_models_are_whole_and_exact() -> None:
     model, x = network("convolutions"), images()
     _, exact = trained(model, x, lean=False)
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, fullgraph=True)
     labels = torch.arange(16) % 5
     model.zero_grad()
     with save_in_int8():
         loss = F.cross_entropy(compiled(x), labels)
     loss.backward()
     found = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert (found - exact).norm() < 0.02 * exact.norm()
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5)
