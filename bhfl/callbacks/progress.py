@@ -15,7 +15,8 @@ class Progress:
     """A progress bar over clients and rounds where the console is a terminal, one line a round where it is not.
 
     Args:
-        metric: The metric shown by bit group, without its stage: ``acc`` for ``val/acc_<group>``.
+        metric: The metric shown by bit group in each round, without its stage: ``acc`` for ``val/acc_<group>``. That of
+            `trainer.monitor` stands in where it is not logged; the table at the end has all.
     """
 
     def __init__(self, metric: str = "acc") -> None:
@@ -49,9 +50,11 @@ class Progress:
         if not trainer.fabric.is_global_zero:
             return
         figures = {"loss": metrics.get("train/loss")}
-        prefix = f"val/{self.metric}_"
-        groups = list(trainer.evaluator.groups)
-        figures |= {group: metrics.get(prefix + group) for group in groups}
+        names = metric_names(metrics, "val")
+        monitored = trainer.options["monitor"].removeprefix("val/").removesuffix("_avg").removesuffix("_min")
+        name = next((name for name in (self.metric, monitored) if name in names), self.metric)
+        label = "" if name == self.metric else f" {name}"
+        figures |= {group + label: metrics.get(f"val/{name}_{group}") for group in trainer.evaluator.groups}
         shown = {name: value for name, value in figures.items() if value is not None}
         if self._bar is not None:
             self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
@@ -80,19 +83,31 @@ class Progress:
             print(table(trainer, metrics, self.metric, stage), flush=True)
 
 
+def metric_names(metrics: dict[str, Any], stage: str) -> list[str]:
+    """The metrics that were measured by bit group, without stage and group."""
+    return [tag[len(stage) + 1 : -4] for tag in metrics if tag.startswith(f"{stage}/") and tag.endswith("_avg")]
+
+
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
-    """Accuracy of each bit group and of all clients, with the bytes really sent where a run has been."""
+    """What was measured of each bit group and of all clients, `metric` first and in per cent, with the bytes really
+    sent where a run has been.
+    """
     ledger = trainer.run.ledger if trainer.run is not None else None
     counts = Counter(client.group for client in trainer.clients)
-    head = ["group", "clients", f"{stage} {metric}"] + (["up MB", "down MB"] if ledger else [])
+    names = sorted(metric_names(metrics, stage) or [metric], key=lambda name: (name != metric, name))
+    head = ["group", "clients", *(f"{stage} {name}" for name in names)] + (["up MB", "down MB"] if ledger else [])
+
+    def measured(group: str) -> list[str]:
+        return [_figure(metrics.get(f"{stage}/{name}_{group}"), name == metric) for name in names]
+
     rows = []
     for group, count in counts.items():
-        row = [group, str(count), _percent(metrics.get(f"{stage}/{metric}_{group}"))]
+        row = [group, str(count), *measured(group)]
         if ledger:
             sent = ledger.by_group.get(group, {})
             row += [_megabytes(sent.get(key, 0) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
         rows.append(row)
-    total = ["all", str(sum(counts.values())), _percent(metrics.get(f"{stage}/{metric}_avg"))]
+    total = ["all", str(sum(counts.values())), *measured("avg")]
     if ledger:
         total += [_megabytes(ledger.total(key) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
     lines = _align([head, *rows, total])
@@ -126,8 +141,10 @@ def _megabytes(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
+def _figure(value: float | None, percent: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -101,6 +101,6 @@ def _run(args: list[str]) -> int:
         code = exit_code(error)
         if code is None:
             raise
-        report([str(error)])
+        report([" ".join([str(error), *getattr(error, "__notes__", [])])])
         return code
     return 0

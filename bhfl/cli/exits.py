@@ -61,11 +61,13 @@ def exit_code(error: Exception) -> int | None:
 
 
 def by_data(error: BaseException) -> bool:
-    """Whether a data module was at work when `error` was raised; its constructor takes options, not data."""
+    """Whether a data module, or its source, was at work at `error`; its constructor takes options, not data."""
     from bhfl.data import FederatedDataModule
+    from bhfl.data.source import LoaderSource, TensorSource
 
+    at_work = (FederatedDataModule, LoaderSource, TensorSource)
     return any(
-        isinstance(frame.f_locals.get("self"), FederatedDataModule) and frame.f_code.co_name != "__init__"
+        isinstance(frame.f_locals.get("self"), at_work) and frame.f_code.co_name != "__init__"
         for frame, _ in traceback.walk_tb(error.__traceback__)
     )
 

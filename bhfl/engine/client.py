@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class Worker:
         module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
         seed_globals(0, self.fabric.device)
         index, returned = None, Recorder()
-        with recording(module) as logged:
+        with recording(module) as logged, _noted(f"while the {stage} batches were measured"):
             for index, batch in enumerate(self.on_device(batches)):
                 if not index:
                     getattr(module, f"on_{hook}_start")()
@@ -164,6 +164,16 @@ class Worker:
             batch = self.fabric.to_device(self.module.on_before_batch_transfer(batch, 0))
             batch = self.module.on_after_batch_transfer(batch, 0)
             yield _channels_last(batch) if self.settings.channels_last else batch
+
+
+@contextmanager
+def _noted(where: str) -> Iterator[None]:
+    """Say of an error where it happened."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"({where})")
+        raise
 
 
 def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> None:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from bhfl.comm import PayloadError, decode, encode, float_tensors, header_bytes
@@ -248,6 +249,7 @@ class Rounds:
 
     def _combine(self, server: ServerState, totals: Totals, participants: list[int]) -> ServerState:
         aggregate = totals.updates.reduce(self.fabric)
+        self._check_agreement(aggregate, totals.updates)
         buffers = totals.buffers.reduce(self.fabric)
         following = replace(server, metrics={})
         if self.fabric.is_global_zero and self.algorithm.communicates:
@@ -259,6 +261,18 @@ class Rounds:
                 raise ValueError(f"{name}.server_update must return a ServerState, got {got}")
         following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
         return self.fabric.broadcast(following)
+
+    def _check_agreement(self, aggregate: Any, updates: Aggregator) -> None:
+        """ValueError where processes have come to other results, as of an aggregator that keeps to its own clients."""
+        if self.fabric.world_size == 1:
+            return
+        sums: list[float] = []
+        apply_to_collection(aggregate, Tensor, lambda tensor: sums.append(float(tensor.sum(dtype=torch.float64))))
+        if any(other != sums for other in gather(self.fabric, [sums])):
+            raise ValueError(
+                f"{type(updates).__name__}.reduce must return the same in each of {self.fabric.world_size} processes, "
+                "got different values: bring together what each holds, as bhfl.engine.records.gather does"
+            )
 
     def _close(self, following: ServerState, records: list[ClientRecord]) -> None:
         """Send the clients that took part what closes the round, where the algorithm has anything to say."""

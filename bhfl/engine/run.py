@@ -70,6 +70,26 @@ def need_clients(folder: Path | None, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"clients of this run keep state of their own, which the checkpoint lacks: {place}")
 
 
+def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
+    """Warn if a run's clients were trained on what now is to be validation samples, because its data were split else.
+
+    Args:
+        folder: The run folder.
+        partition: The record of the split of now.
+    """
+    stored = folder / "partition.json"
+    if not stored.exists():
+        return
+    trained = {index for part in json.loads(stored.read_text()).get("clients", ()) for index in part}
+    held = [*partition.get("val", ()), *(index for part in partition.get("client_val", ()) for index in part)]
+    if known := sum(index in trained for index in held):
+        warnings.warn(
+            f"{known} of {len(held)} validation samples were trained on in {folder}, whose data were split in another "
+            "way: compare the options of the data, the fleet and the seed",
+            stacklevel=2,
+        )
+
+
 def _load(folder: Path, which: str) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
     if which == "last":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
@@ -48,7 +52,7 @@ class Timing:
         if client is None:
             return
         batch = next(iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0)))
-        with FlopCounterMode(display=False) as counter:
+        with _without_fused_kernels(), FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
         recorder = Recorder()
         recorder.observe(batch)
@@ -118,6 +122,21 @@ class Timing:
         closings = [Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0) for r in records]
         seconds += max((self.network.client_time(round, work).seconds for work in closings), default=0.0)
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
+
+
+@contextmanager
+def _without_fused_kernels() -> Iterator[None]:
+    """Recurrent layers and attention by products one by one: those in one kernel are not counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():  # of what setting the flags back says of other devices
+            warnings.filterwarnings("ignore", "TF32 acceleration")
+            flags = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
+            with flags[0], flags[1], sdpa_kernel(SDPBackend.MATH):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass(frozen=True)

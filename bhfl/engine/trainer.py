@@ -37,6 +37,7 @@ from bhfl.engine.run import (
     fitting,
     need_clients,
     shaping,
+    warn_of_known,
 )
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import DATA, check_settings
@@ -81,7 +82,7 @@ class FederatedTrainer:
         network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its deadline.
         norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or ``local``.
         min_clients: Fewer usable updates than this, and the round is skipped.
-        max_failed_rounds: Skipped rounds in a row after which the run stops with an error.
+        max_failed_rounds: Skipped rounds in a row that are put up with; one more, and the run stops with an error.
         evaluate_clients: Also measure the clients' own models after local training (``val/acc_local_<group>``).
         check_val_every_n_rounds: Rounds between validations; the last round is always validated.
         monitor: Logged metric by which the best model is chosen.
@@ -199,7 +200,7 @@ class FederatedTrainer:
             self._begin(datamodule, ckpt_path)
             if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
                 done, wanted = self.server.round, self.options["max_rounds"]
-                warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=2)
+                warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
             self._call("on_fit_start")
             try:
                 while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
@@ -299,6 +300,11 @@ class FederatedTrainer:
             **self.config,
         }
         check_storable(vars(self.server), "ServerState")
+        monitor, mode = self.options["monitor"], self.options["mode"]
+        if "loss" in monitor and mode == "max" and self.fabric.is_global_zero:
+            warnings.warn(
+                f"trainer.monitor is {monitor} and trainer.mode max: the highest loss is the best", stacklevel=1
+            )
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
@@ -387,6 +393,8 @@ class FederatedTrainer:
             warnings.warn(
                 f"round {self.server.round}: client {record.client} {record.status}: {record.reason}", stacklevel=2
             )
+        if len(bad) > 3 and self.fabric.is_global_zero:
+            warnings.warn(f"round {self.server.round}: and {len(bad) - 3} clients more; see rounds.jsonl", stacklevel=2)
         if len(records) - len(bad) >= self.options["min_clients"]:
             run.failed_rounds = 0
             return
@@ -423,6 +431,8 @@ class FederatedTrainer:
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)
+                if stage == "val" and folder:
+                    warn_of_known(folder, data.partition_record())
             elif fitted:
                 folder, self.server = self._run.folder, fitted.server
             self.rounds.store = ClientStore((folder or Path("nowhere")) / CLIENTS)

@@ -47,7 +47,7 @@ class Goal:
         return time_to_accuracy([passed[r] for r in accuracies], list(accuracies.values()), self.target, self.window)
 
     def base(self, section: Section) -> Row | None:
-        """The row that the others of a section are measured against."""
+        """The row that the others of a section are measured against; None where it has none."""
         rows = section.finished
         chosen = [row for row in rows if row.label == self.baseline] if self.baseline else rows
         return chosen[0] if chosen else None

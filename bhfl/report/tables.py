@@ -75,9 +75,9 @@ def _optional(section: Section) -> dict[str, Callable[[Row], str]]:
 
 def until(section: Section, goal: Goal) -> Table | None:
     """What it took to reach a goal; None where no run is finished."""
-    base = goal.base(section)
-    if base is None:
+    if not section.finished:
         return None
+    base = goal.base(section)
     runs = [run for row in section.finished for run in row.runs]
     tags = [tag for tag in AXES if not all(math.isnan(goal.reached(run, tag)) for run in runs)]
     timed, name = "s" in tags, f"{100 * goal.target:g} %"
@@ -87,13 +87,15 @@ def until(section: Section, goal: Goal) -> Table | None:
         cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
         digits = {tag: int("MB" in tag or (tag == "rounds" and len(row.runs) > 1)) for tag in tags}
         cells += [_reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags]
-        sooner = goal.times_sooner(row, base, "s" if timed else "rounds")
+        sooner = goal.times_sooner(row, base, "s" if timed else "rounds") if base else None
         cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(AVERAGE)), 1)]
         rows.append([Cell(text) for text in cells])
     median = f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
     return Table(f"Until {name}", [*head, "test acc"], rows, [
         f"until {median} of all clients reached {name}; seeds that never did are counted, not averaged",
-        f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed",
+        f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed"
+        if base
+        else f"times sooner: there is no {goal.baseline} here",
     ])  # fmt: skip
 
 

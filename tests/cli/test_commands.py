@@ -366,6 +366,58 @@ def test_unusable_checkpoints(bhfl: Command, run: Path, tmp_path: Path) -> None:
         assert "Traceback" not in err
 
 
+LOSS_ONLY = """\
+import torch
+from bhfl.data import FromDatasets
+from bhfl.models import Classifier
+from torch.utils.data import Dataset
+
+class Regression(Classifier):
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self(batch[0]).square().mean())
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/loss", self(batch[0]).square().mean())
+
+class Points(Dataset):
+    def __init__(self, broken: bool = False):
+        self.broken, self.targets = broken, torch.arange(40) % 3
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if self.broken:
+            raise OSError("sensor file 37 is truncated")
+        return torch.full((5,), float(index)), int(self.targets[index])
+
+class Data(FromDatasets):
+    def __init__(self, broken: bool = False, val_fraction: float = 0.2):
+        super().__init__(Points(), Points(broken), val_fraction=val_fraction)
+"""
+
+
+def test_a_model_without_accuracy_and_data_that_break(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "loss_only.py").write_text(LOSS_ONLY)
+    options = ["--model", "loss_only.Regression", "--data", "loss_only.Data", "--clients", "{8: 1, 32: 1}"]
+    options += ["--model.net", "mlp", "--trainer.name", "own"]
+    monitor = ["--trainer.monitor", "val/loss_avg"]
+    with pytest.warns(UserWarning, match="monitor is val/loss_avg and trainer.mode max: the highest loss is the best"):
+        code, out, _ = bhfl("fit", *options, *monitor, "--trainer.max_rounds", "1")
+    assert code == 0
+    assert "  int8 loss " in out
+    assert "test loss" in out
+    config = "runs/own/version_0/config.yaml"
+    code, out, _ = bhfl("test", "--config", config, "--ckpt_path", "last")
+    assert code == 0
+    head, _, *rows = out.splitlines()
+    assert head.split() == ["group", "clients", "test", "loss"]
+    assert float(rows[0].split()[-1]) > 0
+    code, _, err = bhfl("test", "--config", config, "--ckpt_path", "last", "--data.broken", "true")
+    assert code == 3
+    assert err == "error: sensor file 37 is truncated (while the test batches were measured)\n"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -123,6 +123,10 @@ def test_by_column_reads_a_npy_file(tmp_path):
             lambda: ByColumn([0, 1])(np.array([0, 1, 1]), 3, rng()),
             "num_clients must be at most 2, the number of groups",
         ),
+        (
+            lambda: Dirichlet(0.3).values(np.array([1.0, 0.25])),
+            "needs a label for each sample, a whole number for each kind, as targets, got numbers such as 0.25; IID",
+        ),
         (lambda: IID()(LABELS, 0, rng()), "num_clients must be an integer of at least 1, got 0"),
         (lambda: IID()(LABELS, 1798, rng()), "num_clients must be at most 1797 for IID()"),
         (lambda: Shards(3)(LABELS, 600, rng()), "num_clients must be at most 599 for Shards("),

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import nn
 from bhfl.algorithms import FedCOMGATE, FedLQ, ProWD
 from bhfl.cli import main
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
 from tests.engine.hand_made import HandMade, Module, points
@@ -55,6 +56,18 @@ class Net(Module):
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 
+class Lonely(WeightedMean):
+    """Forgets that other processes have clients too."""
+
+    def reduce(self, fabric):
+        return self.flattener.unflatten(self.sum.value() / self.weight)
+
+
+class LonelyAverage(Algorithm):
+    def aggregator(self, server, clients):
+        return Lonely(server.params)
+
+
 class Unlucky(Algorithm):
     """FedAvg of which one client raises and one sends what is no number."""
 
@@ -83,6 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
     "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
+    "lonely": {"algorithm": LonelyAverage},
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -101,8 +115,8 @@ def rank_of(folder: Path, rank: int, world: int, port: int, case: str, options: 
     fit(folder, data=data, devices=world, accelerator="cpu", timeout_seconds=60, **settings)
 
 
-def train(folder: Path, world: int, case: str, **options: Any) -> dict[str, Any]:
-    """A run on `world` processes, and what came of it."""
+def in_processes(rank_of: Callable[..., None], folder: Path, world: int, case: str, options: dict[str, Any]) -> None:
+    """All ranks of a run, to their end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -112,6 +126,11 @@ def train(folder: Path, world: int, case: str, **options: Any) -> dict[str, Any]
     for rank in ranks:
         rank.join(120)
     assert [rank.exitcode for rank in ranks] == [0] * world
+
+
+def train(folder: Path, world: int, case: str, **options: Any) -> dict[str, Any]:
+    """A run on `world` processes, and what came of it."""
+    in_processes(rank_of, folder, world, case, options)
     return outcome(folder / "bhfl" / "version_0")
 
 
@@ -128,7 +147,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"lonely"}))
 def test_the_number_of_processes_does_not_matter(tmp_path, case):
     one = train(tmp_path / "1", 1, case)
     assert len(one["rows"]) == 3
@@ -142,6 +161,17 @@ def test_the_number_of_processes_does_not_matter(tmp_path, case):
         "fedlq",
     ):  # seven clients, and one, on four processes
         assert train(tmp_path / "4", 4, case) == one
+
+
+def refused(*args: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"Lonely\.reduce must return the same in each of 2 processes, got different val"
+    ):
+        rank_of(*args)
+
+
+def test_an_aggregator_that_keeps_to_its_own_clients_is_refused(tmp_path):
+    in_processes(refused, tmp_path, 2, "lonely", {})
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):

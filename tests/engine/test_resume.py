@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import bhfl.engine.checkpoint
 import bhfl.engine.folder
@@ -25,11 +26,12 @@ import bhfl.engine.run
 import bhfl.engine.store
 from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, GroupedAvgAsymmetric, Local, ProWD
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.data import FromDatasets
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, points
-from tests.federation import fit
+from tests.federation import Client, fit
 
 ROUNDS = 6
 CLIENTS = [{"bits": bits, "count": 1} for bits in (32, 8, "ternary", "strict8")]
@@ -185,6 +187,23 @@ def test_personal_models_are_not_measured_without_their_clients(tmp_path):
         measured.validate(net(), data(), alone)
     metrics = measured.validate(net(), data(), round_path(trainer.run.checkpoints, 2))
     assert metrics["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
+
+
+def test_validation_samples_that_were_trained_on_are_told(tmp_path):
+    def split(seed: int) -> FromDatasets:
+        x, y = torch.randn(60, 6), torch.arange(60) % 3
+        return FromDatasets(TensorDataset(x, y), TensorDataset(x, y), batch_size=8, val_fraction=0.5)
+
+    options = {"default_root_dir": str(tmp_path), "accelerator": "cpu", "devices": 1, "logger": False}
+    FederatedTrainer({8: 2}, max_rounds=1, **options).fit(Client(nn.Linear(6, 3)), split(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FederatedTrainer({8: 2}, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
+        FederatedTrainer({8: 2}, seed=1, **options).test(Client(nn.Linear(6, 3)), split(0), "last")
+    with pytest.warns(
+        UserWarning, match=r"\d+ of 30 validation samples were trained on in .*version_0, whose data were"
+    ):
+        FederatedTrainer({8: 2}, seed=1, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
 
 
 def test_a_best_model_of_rounds_that_are_undone_is_gone(tmp_path):

@@ -4,6 +4,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
+import torch
 from torch import nn
 
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
@@ -60,6 +61,42 @@ def test_a_batch_that_is_a_mapping_has_as_many_examples(tmp_path):
         options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
         found.append(fit(tmp_path, clients={32: 2}, module=make, data=data, **options).timing.example_flops)
     assert found == [2 * 6 * 3] * 2
+
+
+class Sequences(Client):
+    """Pictures of 6x6 pixels as sequences of 6 steps."""
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.logits(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.logits(batch[0])
+
+    def test_step(self, batch, batch_idx):
+        self.logits(batch[0])
+
+    def logits(self, x):
+        y = self.net(x.squeeze(1))
+        return (y[0] if isinstance(y, tuple) else y)[:, -1, :4]
+
+
+ATTENTION = 4 * 6 * 6 * 6 + 2 * 6 * 6 * 6  # projections in and out, scores and values
+
+
+@pytest.mark.parametrize(
+    ("make", "multiplications"),
+    [
+        (lambda: nn.LSTM(6, 8, batch_first=True), 6 * 4 * 8 * (6 + 8)),
+        (lambda: nn.GRU(6, 8, batch_first=True), 6 * 3 * 8 * (6 + 8)),
+        (lambda: nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), ATTENTION + 2 * 6 * 6 * 12),
+    ],
+)
+def test_recurrent_layers_and_attention_take_their_time(tmp_path, make, multiplications):
+    options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
+    run = fit(tmp_path, clients={32: 2}, module=lambda: Sequences(make()), **options)
+    assert run.timing.example_flops == 2 * multiplications
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mkldnn.enabled
 
 
 def test_every_method_sees_the_same_network_and_fewer_bits_are_sooner(tmp_path):

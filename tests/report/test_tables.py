@@ -91,6 +91,16 @@ def test_rounds_of_seeds_that_stopped_early(tmp_path: Path) -> None:
     assert table.rows[0][2].text == "2 to 3"
 
 
+def test_until_without_the_baseline(timed_section: Section) -> None:
+    table, named = (until(timed_section, Goal(0.4, baseline=label)) for label in ("Elsewhere", "FedAvg"))
+    assert table is not None
+    assert named is not None
+    for row, other in zip(table.rows, named.rows, strict=True):
+        assert row[-2].text == "-"
+        assert [*row[:-2], row[-1]] == [*other[:-2], other[-1]]
+    assert table.notes[-1] == "times sooner: there is no Elsewhere here"
+
+
 def test_until(timed_section: Section) -> None:
     table = until(timed_section, Goal(0.4, baseline="FedAvg"))
     assert table is not None
