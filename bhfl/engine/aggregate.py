@@ -85,7 +85,7 @@ class Aggregator(Protocol):
         """Take one client's reconstructed update."""
 
     def reduce(self, fabric: Fabric) -> Any:
-        """Combine over processes; the same value on each of them, whatever their number."""
+        """Combine over processes, as by `bhfl.engine.records.gather`; the same value on each of them."""
 
 
 class WeightedMean:

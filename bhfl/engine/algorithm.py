@@ -80,8 +80,9 @@ class Algorithm:
     """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does differently.
 
     State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own state, never in
-    attributes of the algorithm, so checkpoints and several processes need no help from its author. Its public
-    attributes are its options: a run is resumed only with the same ones.
+    attributes of the algorithm, so checkpoints and several processes need no help from its author, but for an
+    aggregator of its own, which brings together what each process holds (`Aggregator.reduce`). Its public attributes
+    are its options: a run is resumed only with the same ones.
     """
 
     # ---- server -----------------------------------------------------------------------------------------------

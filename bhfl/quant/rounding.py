@@ -9,7 +9,7 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-_CPU_BLOCK = 1 << 17
+_CPU_BLOCK = 1 << 18
 """Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
 _DRAWN_WORDS = 1 << 14
 """Random words drawn for a tensor, at most: drawing is most of the time of stochastic rounding."""
