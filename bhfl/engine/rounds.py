@@ -266,8 +266,8 @@ class Rounds:
         """ValueError where processes have come to other results, as of an aggregator that keeps to its own clients."""
         if self.fabric.world_size == 1:
             return
-        sums: list[float] = []
-        apply_to_collection(aggregate, Tensor, lambda tensor: sums.append(float(tensor.sum(dtype=torch.float64))))
+        sums: list[str] = []  # text, because NaN is not equal to itself
+        apply_to_collection(aggregate, Tensor, lambda t: sums.append(float(t.sum(dtype=torch.float64)).hex()))
         if any(other != sums for other in gather(self.fabric, [sums])):
             raise ValueError(
                 f"{type(updates).__name__}.reduce must return the same in each of {self.fabric.world_size} processes, "
