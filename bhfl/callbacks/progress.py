@@ -85,7 +85,8 @@ class Progress:
 
 def metric_names(metrics: dict[str, Any], stage: str) -> list[str]:
     """The metrics that were measured by bit group, without stage and group."""
-    return [tag[len(stage) + 1 : -4] for tag in metrics if tag.startswith(f"{stage}/") and tag.endswith("_avg")]
+    tags = [tag for tag in metrics if tag.startswith(f"{stage}/") and tag.endswith("_avg")]
+    return [tag[len(stage) + 1 : -4] for tag in tags if f"{tag[:-4]}_min" in metrics]
 
 
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:

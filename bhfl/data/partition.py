@@ -92,16 +92,6 @@ class Partitioner(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
 
-def _labels(partitioner: Partitioner, targets: Array) -> Array:
-    """The targets, if they can be labels; ValueError for numbers that are not whole, each of which would be one."""
-    if np.issubdtype(targets.dtype, np.floating) and not (targets == np.floor(targets)).all():
-        raise ValueError(
-            f"{partitioner} needs a label for each sample, a whole number for each kind, as targets, got numbers such "
-            f"as {targets[targets != np.floor(targets)][0]:g}; IID and QuantitySkew need none"
-        )
-    return targets
-
-
 class IID(Partitioner):
     """A random split into equal parts (sizes differ by one at most)."""
 
@@ -130,8 +120,13 @@ class Dirichlet(Partitioner):
         self.max_tries = check_int("Dirichlet.max_tries", max_tries, 1)
 
     def values(self, targets: Array) -> Array:
-        """The labels; ValueError for numbers that are not whole."""
-        return _labels(self, targets)
+        """The labels; ValueError for numbers that are not whole, each of which would be one."""
+        if np.issubdtype(targets.dtype, np.floating) and (odd := targets[~(targets % 1 == 0)]).size:
+            raise ValueError(
+                f"{self} needs a label for each sample, a whole number for each kind, as targets, got numbers such "
+                f"as {odd[0]:g}; IID and QuantitySkew need none"
+            )
+        return targets
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`.

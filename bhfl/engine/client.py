@@ -140,7 +140,7 @@ class Worker:
         module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
         seed_globals(0, self.fabric.device)
         index, returned = None, Recorder()
-        with recording(module) as logged, _noted(f"while the {stage} batches were measured"):
+        with recording(module) as logged, _noted(f"while {hook}_step ran over its batches"):
             for index, batch in enumerate(self.on_device(batches)):
                 if not index:
                     getattr(module, f"on_{hook}_start")()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from bhfl.comm import PayloadError, decode, encode, float_tensors, header_bytes
@@ -266,8 +265,7 @@ class Rounds:
         """ValueError where processes have come to other results, as of an aggregator that keeps to its own clients."""
         if self.fabric.world_size == 1:
             return
-        sums: list[str] = []  # text, because NaN is not equal to itself
-        apply_to_collection(aggregate, Tensor, lambda t: sums.append(float(t.sum(dtype=torch.float64)).hex()))
+        sums = [*_sums(aggregate)]
         if any(other != sums for other in gather(self.fabric, [sums])):
             raise ValueError(
                 f"{type(updates).__name__}.reduce must return the same in each of {self.fabric.world_size} processes, "
@@ -292,3 +290,18 @@ class Rounds:
                 kept = self.store.load(client.id, following.round) or {}
                 state = self.algorithm.client_close(client, kept.get("algorithm", {}), received)
                 self.store.save(client.id, following.round, {**kept, "algorithm": state})
+
+
+def _sums(value: Any) -> Iterator[str]:
+    """The sum of each tensor in a nest of containers; as text, because NaN is not equal to itself."""
+    if isinstance(value, Tensor):
+        yield str(value.sum(dtype=torch.complex128 if value.is_complex() else torch.float64).item())
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _sums(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _sums(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _sums(getattr(value, field.name))

@@ -80,12 +80,16 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
     stored = folder / "partition.json"
     if not stored.exists():
         return
-    trained = {index for part in json.loads(stored.read_text()).get("clients", ()) for index in part}
+    try:
+        trained = {index for part in json.loads(stored.read_text())["clients"] for index in part}
+    except (ValueError, TypeError, KeyError):
+        warnings.warn(f"{stored} cannot be read: who was trained on which samples is not known", stacklevel=2)
+        return
     held = [*partition.get("val", ()), *(index for part in partition.get("client_val", ()) for index in part)]
     if known := sum(index in trained for index in held):
         warnings.warn(
-            f"{known} of {len(held)} validation samples were trained on in {folder}, whose data were split in another "
-            "way: compare the options of the data, the fleet and the seed",
+            f"{known} of {len(held)} validation samples were trained on in {folder}, if its data are the same: they "
+            "were split in another way; compare the options of the data, the fleet and the seed",
             stacklevel=2,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 import weakref
@@ -301,7 +302,7 @@ class FederatedTrainer:
         }
         check_storable(vars(self.server), "ServerState")
         monitor, mode = self.options["monitor"], self.options["mode"]
-        if "loss" in monitor and mode == "max" and self.fabric.is_global_zero:
+        if "loss" in re.split(r"[/_]", monitor) and mode == "max" and self.fabric.is_global_zero:
             warnings.warn(
                 f"trainer.monitor is {monitor} and trainer.mode max: the highest loss is the best", stacklevel=1
             )
@@ -431,7 +432,7 @@ class FederatedTrainer:
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)
-                if stage == "val" and folder:
+                if stage == "val" and folder and self.fabric.is_global_zero:
                     warn_of_known(folder, data.partition_record())
             elif fitted:
                 folder, self.server = self._run.folder, fitted.server

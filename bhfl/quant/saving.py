@@ -32,7 +32,7 @@ _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "einsum"}
 _NORMS_OF_ROWS, _NORMS_OF_CHANNELS = {"layer_norm", "rms_norm"}, {"batch_norm", "group_norm", "instance_norm"}
 _EIGHT_BITS = {
     *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("mul", "rmul", "dropout", "gelu", "silu", "mish", "elu", "celu", "glu"),
+    *("mul", "rmul", "dropout", "gelu", "silu", "mish", "celu", "glu"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
     *_NORMS_OF_ROWS,
     *_NORMS_OF_CHANNELS,
@@ -63,7 +63,8 @@ def save_in_int8() -> Iterator[None]:
     * All else is saved as it is: parameters, batches of data, losses, statistics of norms, functions that are not named
       here (recurrent ones among them), float64, what is not finite, and tensors of less than 4,096 elements.
 
-    Saving and restoring takes one to two nanoseconds an element. Compiled models save what their compiler chose.
+    Saving and restoring takes one to two nanoseconds an element. Compiled models save what their compiler chose. Like
+    the checks of autograd, it does not notice changes through ``.data``.
     """
     saving = _Saving()
     with torch.autograd.graph.saved_tensors_hooks(saving.save, lambda restore: restore()), saving:
@@ -86,7 +87,9 @@ class _Saving(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         before = self.function, self.arguments
-        self.function, self.arguments = getattr(func, "__name__", "").strip("_"), (*args, *kwargs.values())
+        custom = isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)  # of any name
+        self.function = "" if custom else getattr(func, "__name__", "").strip("_")
+        self.arguments = *args, *kwargs.values()
         try:
             return func(*args, **kwargs)
         finally:
@@ -97,7 +100,8 @@ class _Saving(TorchFunctionMode):
         if type(x) is not Tensor or x.numel() < _SMALLEST or not _has_its_elements(x):
             return _as_it_is(x)
         if x.dtype == torch.int64:
-            return _short(x)
+            given = any(_is_given(x, argument) for argument in self.tensors())
+            return _as_it_is(x) if given else _short(x)
         bits = self.bits(x) if x.dtype in _FLOATS else None
         grouping = _grouping(self.function, x)
         for form in (None, (bits, grouping)):  # what somebody holds as it is costs nothing more
@@ -120,9 +124,13 @@ class _Saving(TorchFunctionMode):
             return None if storage.expired() else restore()
         return None
 
+    def tensors(self) -> list[Tensor]:
+        """The arguments of the function of the moment that are tensors."""
+        return [argument for argument in self.arguments if isinstance(argument, Tensor)]
+
     def bits(self, x: Tensor) -> int | None:
         """In how many bits the function of the moment saves x; None for as it is."""
-        tensors = [argument for argument in self.arguments if isinstance(argument, Tensor)]
+        tensors = self.tensors()
         if isinstance(x._base, torch.nn.Parameter) or any(_is_given(x, argument) for argument in tensors):
             return None
         if self.function == "relu":
@@ -134,31 +142,37 @@ class _Saving(TorchFunctionMode):
         return 16 if self.function in _SIXTEEN_BITS else 8 if self.function in _EIGHT_BITS else None
 
 
-def _grouping(function: str, x: Tensor) -> tuple[int, int] | None:
-    """The width and the dimension of groups for `_codes`; None if they would be too small.
+def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:
+    """How elements in the order of the memory are cut into groups; None if they would be too small.
 
-    A norm divides by the deviation of a row or a channel, so that no group may hold two of these.
+    A norm divides by the deviation of a row or a channel, so that no group may hold two of these, nor two samples
+    where each has its own.
+
+    Returns:
+        The shape of a piece, ``(width,)`` or ``(height, width)``, and the dimension of it that a group runs along.
     """
-    order = _order(x)
+    order, last = _order(x), x.dim() - 1
+    if function in _NORMS_OF_CHANNELS and order[-1] == 1:
+        pixels = x.numel() // x.shape[1] if function == "batch_norm" else math.prod(x.shape[2:])
+        together = math.gcd(pixels, max(1, min(_WIDEST // x.shape[1], pixels // 64)))  # narrow columns are slow
+        height = _size(pixels // together) if order[0] == 0 else 0
+        return ((height, together * x.shape[1]), -2) if height else None
     if function in _NORMS_OF_CHANNELS:
-        if order[-1] == 1:
-            pixels = x.numel() // x.shape[1]
-            together = math.gcd(pixels, max(1, _WIDEST // x.shape[1]))  # narrow columns are slow
-            return (together * x.shape[1], 0) if pixels // together >= _NARROWEST else None
-        return _width(math.prod(x.shape[2:]))
+        width = _size(math.prod(x.shape[2:])) if order == [*range(x.dim())] else 0
+        return ((width,), -1) if width else None
     if function in _NORMS_OF_ROWS:
-        return _width(x.shape[order[-1]])
+        width = _size(x.shape[last]) if order[-1] == last else 0
+        return ((width,), -1) if width else None
     row = 1
     for i in reversed(order):
         row *= x.shape[i] if row < _WIDEST // 2 else 1
-    return _width(row) or (_WIDEST, 1)
+    return (_size(row) or _WIDEST,), -1
 
 
 @cache
-def _width(row: int) -> tuple[int, int] | None:
-    """The most elements of a group, where rows of so many are cut into groups of one size."""
-    divisors = [width for width in range(_NARROWEST, _WIDEST + 1) if row % width == 0]
-    return (divisors[-1], 1) if divisors else None
+def _size(row: int) -> int:
+    """The most elements of a group, where rows of so many are cut into groups of one size; 0 if there is no such."""
+    return max((size for size in range(_NARROWEST, _WIDEST + 1) if row % size == 0), default=0)
 
 
 def _identity(x: Tensor) -> tuple[Any, ...]:
@@ -167,7 +181,10 @@ def _identity(x: Tensor) -> tuple[Any, ...]:
 
 def _is_given(x: Tensor, argument: Tensor) -> bool:
     """Whether x is an argument that was not computed: parameters and data are there anyway."""
-    return argument.grad_fn is None and argument.data_ptr() == x.data_ptr()
+    try:
+        return argument.grad_fn is None and argument.data_ptr() == x.data_ptr()
+    except RuntimeError:  # sparse tensors and those of torch.func have no place of their own
+        return False
 
 
 def _has_its_elements(x: Tensor) -> bool:
@@ -175,6 +192,7 @@ def _has_its_elements(x: Tensor) -> bool:
     return (
         x.layout == torch.strided
         and not x.is_nested
+        and 0 not in x.stride()
         and x.untyped_storage().nbytes() >= x.numel() * x.element_size()
         and x.device.type != "meta"
     )
@@ -209,12 +227,12 @@ def _signs(x: Tensor) -> Restore:
     return lambda: back(unpack(bits, 1, count).add_(1).to(dtype))
 
 
-def _codes(x: Tensor, bits: int, width: int, dim: int) -> Restore:
-    """Affine codes from the least to the largest value of each group: of rows of a matrix (dim 1) or of columns (0)."""
+def _codes(x: Tensor, bits: int, piece: tuple[int, ...], dim: int) -> Restore:
+    """Affine codes from the least to the largest value of each group; see `_grouping`."""
     flat, back = _in_memory_order(x)
     half = 1 << (bits - 1)
     codes, dtype, grids = torch.empty_like(flat, dtype=torch.int8 if bits == 8 else torch.int16), x.dtype, []
-    for values, target in zip(_matrices(flat, width), _matrices(codes, width), strict=True):
+    for values, target in zip(_pieces(flat, piece), _pieces(codes, piece), strict=True):
         low, high = values.amin(dim, keepdim=True).float(), values.amax(dim, keepdim=True).float()
         step = (high / (2 * half - 1) - low / (2 * half - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
         middle = low + half * step
@@ -226,18 +244,19 @@ def _codes(x: Tensor, bits: int, width: int, dim: int) -> Restore:
 
     def restore() -> Tensor:
         values = torch.empty_like(codes, dtype=dtype)
-        for kept, target, (step, middle) in zip(_matrices(codes, width), _matrices(values, width), grids, strict=True):
+        for kept, target, (step, middle) in zip(_pieces(codes, piece), _pieces(values, piece), grids, strict=True):
             target.copy_(kept.float().mul_(step).add_(middle))
         return back(values)
 
     return restore
 
 
-def _matrices(flat: Tensor, width: int) -> list[Tensor]:
-    """[N] -> matrices [some rows, width], as many rows as the cache of a CPU holds; the rest of N is one row."""
-    whole = flat.numel() // width * width
-    rows = torch.split(flat[:whole].view(-1, width), max(1, block_size(flat) // width))
-    return [*rows, flat[whole:].unsqueeze(0)] if whole < flat.numel() else [*rows]
+def _pieces(flat: Tensor, piece: tuple[int, ...]) -> list[Tensor]:
+    """[N] -> some pieces at a time, as many as the cache of a CPU holds; the rest of N is a piece of its own."""
+    size = math.prod(piece)
+    whole = flat.numel() // size * size
+    pieces = torch.split(flat[:whole].view(-1, *piece), max(1, block_size(flat) // size))
+    return [*pieces, flat[whole:].unsqueeze(0)] if whole < flat.numel() else [*pieces]
 
 
 def _order(x: Tensor) -> list[int]:

@@ -415,7 +415,7 @@ def test_a_model_without_accuracy_and_data_that_break(bhfl: Command, tmp_path: P
     assert float(rows[0].split()[-1]) > 0
     code, _, err = bhfl("test", "--config", config, "--ckpt_path", "last", "--data.broken", "true")
     assert code == 3
-    assert err == "error: sensor file 37 is truncated (while the test batches were measured)\n"
+    assert err == "error: sensor file 37 is truncated (while test_step ran over its batches)\n"
 
 
 @pytest.mark.parametrize(

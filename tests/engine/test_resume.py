@@ -201,7 +201,7 @@ def test_validation_samples_that_were_trained_on_are_told(tmp_path):
         FederatedTrainer({8: 2}, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
         FederatedTrainer({8: 2}, seed=1, **options).test(Client(nn.Linear(6, 3)), split(0), "last")
     with pytest.warns(
-        UserWarning, match=r"\d+ of 30 validation samples were trained on in .*version_0, whose data were"
+        UserWarning, match=r"\d+ of 30 validation samples were trained on in .*version_0, if its data are"
     ):
         FederatedTrainer({8: 2}, seed=1, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
 

@@ -136,6 +136,16 @@ def test_the_gradient_of_a_relu_is_exact(layout: str, relu: Callable[[Tensor], T
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@torch.library.custom_op("bhfl_tests::relu", mutates_args=())
+def squared_relu(x: Tensor) -> Tensor:
+    return x.clamp(0).square()
+
+
+squared_relu.register_autograd(
+    lambda ctx, g: 2 * g * ctx.saved_tensors[0].clamp(0),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+)
+
 SENSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "a loss": lambda x: F.cross_entropy(x * 20.0, torch.arange(200) % 40),
     "logarithm": lambda x: (x * 1.0).exp().log(),
@@ -146,7 +156,9 @@ SENSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution weight": lambda x: F.conv2d(torch.ones(1, 4, 9, 9) * x[0, 0], (x * 1.0).view(200, 4, 5, 2)),
     "parameter": lambda x: nn.Parameter(torch.ones(50, 200)) @ x,
     "data": lambda x: F.linear(torch.randn(300, 40, generator=torch.Generator().manual_seed(1)), x),
-    "kinks": lambda x: F.relu6(F.leaky_relu(F.hardtanh(F.selu(F.hardswish(x * 4.0))))),
+    "kinks": lambda x: F.elu(F.relu6(F.leaky_relu(F.hardtanh(F.selu(F.hardswish(x * 4.0))))), 2.0),
+    "a function of one's own": lambda x: torch.ops.bhfl_tests.relu(x * 1.0),
+    "torch.func": lambda x: torch.vmap(torch.exp)(x * 1.0),
 }
 """Functions of a tensor of 200 rows of 40."""
 
@@ -314,6 +326,58 @@ def test_rows_and_columns_of_a_norm_have_their_own_ranges() -> None:
         found, want = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (one, other))
         found, want = (grad if x is data else grad.transpose(0, 1).flatten(1) for grad in (found, want))
         assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("memory", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3), (2, 3, 0, 1), (1, 0, 2, 3)])
+def test_samples_of_a_norm_have_their_own_ranges(memory: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    scales = torch.logspace(-3, 3, 64).view(-1, 1, 1, 1)
+    x = (torch.randn(64, 16, 8, 8) * scales).permute(memory).contiguous()
+    x = x.permute([memory.index(i) for i in range(4)]).requires_grad_()
+
+    def norms() -> list[Tensor]:
+        return [
+            F.group_norm(x * 1.0, 4, eps=1e-12),
+            F.instance_norm(x * 1.0, eps=1e-12),
+            F.layer_norm((x * 1.0).permute(0, 2, 3, 1), (16,), eps=1e-12),
+        ]
+
+    with save_in_int8():
+        lean = norms()
+    for one, other in zip(lean, norms(), strict=True):
+        weight = torch.randn_like(one)
+        found, want = (torch.autograd.grad((y * weight).sum(), x)[0].flatten(1) for y in (one, other))
+        assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1)).all()
+
+
+def test_what_was_changed_in_place_is_saved_anew() -> None:
+    x = torch.randn(100, 100, requires_grad=True)
+    with save_in_int8():
+        y = x * 1.0
+        first = (y * y).sum()
+        with torch.no_grad():
+            y.mul_(10)
+        second = (y * y).sum()
+    for result, factor in ((first, 2.0), (second, 20.0)):
+        (found,) = torch.autograd.grad(result, x, retain_graph=True)
+        torch.testing.assert_close(found, factor * x.detach(), rtol=0, atol=factor * 0.02)
+
+
+def test_given_indices_are_not_copied() -> None:
+    rows, far = torch.randn(100, 1, requires_grad=True), torch.randint(0, 100, (10_000,))
+
+    def lean() -> Tensor:
+        with save_in_int8():
+            return rows[far].sum()
+
+    assert held(lean) < 1000
+
+
+def test_sparse_products() -> None:
+    sparse, x = torch.eye(100).to_sparse().requires_grad_(), torch.randn(100, 100, requires_grad=True)
+    with save_in_int8():
+        y = torch.sparse.mm(sparse, x * 1.0).square().sum()
+    torch.testing.assert_close(torch.autograd.grad(y, x)[0], 2 * x.detach(), rtol=0, atol=0)
 
 
 def test_losses_of_probabilities() -> None:
