@@ -56,11 +56,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def matching_blocks(x: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Parts of two tensors of one shape and memory format, small enough for the cache of a CPU."""
+    """Parts of two tensors, small enough for the cache of a CPU; both are contiguous, or both channels_last."""
     if is_channels_last(x):
         x, out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-    if not x.is_contiguous():
-        return [(x, out)]
     return zip(torch.split(x.view(-1), block_size(x)), torch.split(out.view(-1), block_size(x)), strict=True)
 
 
@@ -78,13 +76,12 @@ def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Ten
     """Matching blocks of x, its scale and its result, the largest first, each small enough for the cache of a CPU."""
     if x.numel() == 0:
         return
-    size = block_size(x)
     if scale.dim() == 0:
-        for block, target in zip(torch.split(x.reshape(-1), size), torch.split(out.view(-1), size), strict=True):
+        for block, target in matching_blocks(x.reshape(-1), out.view(-1)):
             yield block, scale, target
         return
     matrix, steps, result = (tensor.reshape(len(x), -1) for tensor in (x, scale, out))
-    rows = max(1, size // matrix.shape[1])
+    rows = max(1, block_size(x) // matrix.shape[1])
     yield from zip(*(torch.split(tensor, rows) for tensor in (matrix, steps, result)), strict=True)
 
 

@@ -96,7 +96,6 @@ CASES: dict[str, dict[str, Any]] = {
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
     "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
-    "lonely": {"algorithm": LonelyAverage},
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -147,7 +146,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", sorted(CASES.keys() - {"lonely"}))
+@pytest.mark.parametrize("case", CASES)
 def test_the_number_of_processes_does_not_matter(tmp_path, case):
     one = train(tmp_path / "1", 1, case)
     assert len(one["rows"]) == 3
@@ -171,7 +170,7 @@ def refused(*args: Any) -> None:
 
 
 def test_an_aggregator_that_keeps_to_its_own_clients_is_refused(tmp_path):
-    in_processes(refused, tmp_path, 2, "lonely", {})
+    in_processes(refused, tmp_path, 2, "stateful", {"algorithm": LonelyAverage})
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):

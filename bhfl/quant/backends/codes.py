@@ -40,7 +40,7 @@ def input_codes(x: Tensor, bits: int) -> Codes:
     """The codes of :func:`bhfl.quant.fake_quantize_activations`: its result is ``whole() * scale`` to the bit.
 
     Args:
-        x: Floating, not empty; the codes have its memory format.
+        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so too.
         bits: 2..8.
     """
     low, scale = activation_range(x, (1 << bits) - 1)
