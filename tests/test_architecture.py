@@ -1,8 +1,12 @@
-"""Who may import whom, and what no code of the package may do: read from the source, nothing is run."""
+"""Who may import whom, and what no code of the package may do: read from the source, nothing is run.
+
+``python -m tests.test_architecture`` prints the picture of the rooms that CONTRIBUTING.md shows.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +78,58 @@ def test_rooms_import_only_what_they_may(name):
             if not allowed:
                 wrong.append(f"{file.relative_to(ROOT)} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def room_graph() -> dict[str, set[str]]:
+    """The rooms that each room imports, as the source has it."""
+    graph: dict[str, set[str]] = {name: set() for name in FEDERATED}
+    for file in FILES:
+        for module in imports(file):
+            top, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if top == "bhfl" and target in FEDERATED and room(file) not in ("", target):
+                graph[room(file)].add(target)
+    return graph
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """All rooms that `start` imports, directly or through others."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for name in graph[waiting.pop()] - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def picture() -> str:
+    """The rooms as a Mermaid graph; an arrow that follows from two others is left out."""
+    graph = room_graph()
+    lines = ["graph TD"]
+    for name in sorted(graph):
+        implied = set().union(*(reachable(graph, other) for other in graph[name]))
+        for target in sorted(graph[name] - implied):
+            lines.append(f"    {name} --> {target}")
+        if not graph[name]:
+            lines.append(f"    {name}")
+    return "\n".join(lines) + "\n"
+
+
+def test_no_room_imports_itself_through_others():
+    graph = room_graph()
+    assert [name for name in graph if name in reachable(graph, name)] == []
+
+
+def test_contributing_shows_the_rooms_as_they_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    shown = re.findall(r"```mermaid\n(.*?)```", text, re.S)
+    assert shown == [picture()], "CONTRIBUTING.md must show what `python -m tests.test_architecture` prints"
+
+
+def test_contributing_tells_of_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert [name for name in sorted(FEDERATED) if f"`bhfl/{name}`" not in text] == []
 
 
 def test_the_package_itself_imports_nothing():
@@ -168,3 +224,7 @@ def test_no_seed_no_thread_count_and_no_file_is_touched_by_an_import():
             calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
             wrong += [f"{file.name}: {names(c.func)}" for c in calls if names(c.func).rpartition(".")[2] in changing]
     assert not wrong
+
+
+if __name__ == "__main__":
+    print(picture(), end="")

@@ -1,0 +1,45 @@
+"""What the project says of itself: dependencies, versions known to work, licence, checks before a commit."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements() -> list[Requirement]:
+    """All direct dependencies, of the extras too."""
+    texts = list(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        texts += extra
+    return [Requirement(text) for text in texts]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_each_dependency_has_a_version_that_is_known_to_work():
+    known = constraints()
+    assert {requirement.name for requirement in requirements()} == set(known)
+    for requirement in requirements():
+        assert requirement.specifier.contains(known[requirement.name]), requirement
+
+
+def test_the_licence_is_the_one_that_the_package_names():
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in text and "Copyright 2026 The bhfl authors" in text
+
+
+def test_the_checks_before_a_commit_run_tools_and_files_that_exist():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {"ruff", "ruff-format", "mypy", "fast-tests"} == {hook["id"] for hook in hooks}
+    for hook in hooks:
+        for path in re.findall(r"tests/\S+", hook["entry"]):
+            assert (ROOT / path).exists(), path
