@@ -34,7 +34,8 @@ def test_each_dependency_has_a_version_that_is_known_to_work():
 def test_the_licence_is_the_one_that_the_package_names():
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["license"] == "Apache-2.0"
-    assert "Apache License" in text and "Copyright 2026 The bhfl authors" in text
+    assert "Apache License" in text
+    assert "Copyright 2026 The bhfl authors" in text
 
 
 def test_the_checks_before_a_commit_run_tools_and_files_that_exist():
