@@ -26,15 +26,15 @@ test-slow: install  ## the long tests too
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check bhfl tests examples
-	$(BIN)/ruff format --check bhfl tests examples
+	$(BIN)/ruff check bhfl tests examples benchmarks
+	$(BIN)/ruff format --check bhfl tests examples benchmarks
 	$(BIN)/mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m benchmarks
 
 accuracy: install  ## CIFAR-10, ResNet-8: accuracy at 8, 4 and 2 bits against float32 over three seeds (half an hour)
-	$(BIN)/python -m tests.bench.accuracy
+	$(BIN)/python -m benchmarks.accuracy
 
 effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, three seeds (hours)
 	$(BIN)/bhfl sweep configs/cifar10/sweeps/effect.yaml --jobs 2

@@ -101,9 +101,9 @@ class AnalyzingTrainer(FederatedTrainer):
         self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
     ) -> Path | None:
         """Put the server's float32 weights into the worker; the run folder that they come from, if any."""
-        from bhfl.algorithms.fedlq.significance import quantizable_layers
+        from bhfl.quant import layer_weights
 
-        quantizable_layers(model)  # refuses a model without any before the data are loaded
+        layer_weights(model)  # refuses a model without any before the data are loaded
         self._setup(model, data, "validate")
         folder = None
         if ckpt_path is not None:
@@ -119,11 +119,11 @@ class AnalyzingTrainer(FederatedTrainer):
     ) -> tuple[list[dict[str, Any]], str]:
         """The rows, and in words what they are of."""
         from bhfl.algorithms.fedlq.analysis import layer_harm, layer_rows
-        from bhfl.algorithms.fedlq.significance import quantizable_layers
         from bhfl.cli.samples import held_out
+        from bhfl.quant import layer_weights
 
         module, seed = self.rounds.worker.module, self.options["seed"]
-        layers, evaluate = quantizable_layers(module), _evaluation(self.rounds.worker)
+        layers, evaluate = layer_weights(module), _evaluation(self.rounds.worker)
         chunks, source = held_out(data, samples, seed)
         total, passes = sum(size for size, _ in chunks), 1 + len(layers) * len(probe_bits)
         widths = " and ".join(map(str, probe_bits))

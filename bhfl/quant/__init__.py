@@ -8,7 +8,7 @@
   gradient), :func:`pack`; a :class:`Quantizer` is a range rule of one's own.
 * Accuracy: ``make accuracy`` trains at float32, 8 bits in integers, 4 bits and ternary, on CIFAR-10; its table has mean
   and standard deviation over three seeds, and how far below float32 each is beside how far it may be.
-* Speed beside others: ``python -m tests.bench rivals`` runs torchao, brevitas, bitsandbytes and torch.ao in turns.
+* Speed beside others: ``python -m benchmarks rivals`` runs torchao, brevitas, bitsandbytes and torch.ao in turns.
 """
 
 from bhfl.quant.affine import AffineTensor, fake_quantize_affine, quantize_affine
@@ -19,6 +19,7 @@ from bhfl.quant.convert import (
     backend_choices,
     begin_round_,
     dequantize_,
+    layer_weights,
     quantize_,
     quantized_state,
     seed_,
@@ -68,6 +69,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_activations",
     "fake_quantize_affine",
+    "layer_weights",
     "pack",
     "packed_bytes",
     "quantize",

@@ -116,6 +116,29 @@ def backend_choices(model: nn.Module) -> dict[str, str]:
     }
 
 
+def layer_weights(model: nn.Module) -> list[str]:
+    """The names of the weights that :func:`quantize_` quantises, or has quantised, in the order of the model.
+
+    A weight that several layers share has the name of the first. A weight that is computed from others, as by a
+    parametrization, is no parameter and has no name here.
+
+    Args:
+        model: Any module, before or after :func:`quantize_`.
+
+    Raises:
+        ValueError: The model has no layer that can be quantised.
+    """
+    names: dict[int, str] = {}
+    for name, module in _without_orphans(model, list(_candidates(model))):
+        key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        weight = module._parameters.get(key)
+        if weight is not None:
+            names.setdefault(id(weight), f"{name}.{key}" if name else key)
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or attention")
+    return list(names.values())
+
+
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         swapped = own_class(module) in QUANT_CLASSES

@@ -17,6 +17,7 @@ from bhfl.quant import (
     QuantLinear,
     begin_round_,
     dequantize_,
+    layer_weights,
     quantize_,
     quantized_state,
     seed_,
@@ -261,3 +262,30 @@ def test_shadow_layers_have_nothing_to_fix_or_store(walk: Callable[[nn.Module], 
         before = [p.detach().clone() for p in model.parameters()]
         walk(model)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_layer_weights_in_order_and_shared_weights_once() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Conv1d(4, 4, 1), nn.Linear(4, 10, bias=False))
+    model[3].weight = model[0].weight
+    assert layer_weights(model) == ["0.weight", "2.weight"]
+    assert layer_weights(nn.Linear(2, 2)) == ["weight"]
+    attention = nn.TransformerEncoderLayer(4, 2, 8)
+    assert layer_weights(attention)[:2] == ["self_attn.in_proj_weight", "self_attn.out_proj.weight"]
+    with pytest.raises(
+        ValueError, match="Sequential has no quantisable layer: no Linear, Conv, Embedding or attention"
+    ):
+        layer_weights(nn.Sequential(nn.LayerNorm(4)))
+
+
+def test_layer_weights_are_those_that_quantize_swaps() -> None:
+    """A subclass is not swapped, so its weight is not listed; nor is the output of attention that stays float."""
+
+    class Scaled(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 4), Scaled(4, 4), nn.MultiheadAttention(4, 2, kdim=3), nn.Conv2d(1, 1, 1))
+    before = layer_weights(model)
+    assert before == ["0.weight", "3.weight"]
+    assert layer_weights(quantize_(model, 4)) == before
+    codes = [name for name, value in quantized_state(model).items() if isinstance(value, QuantizedTensor)]
+    assert codes == before

@@ -70,7 +70,7 @@ def layer_harm(
 
     Args:
         model: the global model.
-        layers: names of parameters, L of them, as of `quantizable_layers`.
+        layers: names of parameters, L of them, as of `bhfl.quant.layer_weights`.
         bits: widths to probe, 2..16, P of them.
         evaluate: mean loss and accuracy of the model on a chunk; nan for no accuracy.
         chunks: numbers of samples, and what `evaluate` takes.

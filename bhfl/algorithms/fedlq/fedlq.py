@@ -21,13 +21,13 @@ from bhfl.algorithms.fedlq.bound import convergence_bound
 from bhfl.algorithms.fedlq.budget import Budget, Rule, rounded_down
 from bhfl.algorithms.fedlq.mean import MixedMean
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity, Source
-from bhfl.algorithms.fedlq.significance import Probe, layer_costs, quantizable_layers, significance, variance_table
+from bhfl.algorithms.fedlq.significance import Probe, layer_costs, significance, variance_table
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.records import gather
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
-from bhfl.quant import QuantizedTensor, quantized_state
+from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 
 PLAN = ":plan"
 """What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32 [L + 1]; with
@@ -113,7 +113,7 @@ class FedLQ(Algorithm):
         """
         self._context = context
         self._now: _Now
-        found = {id(context.module.get_parameter(name)) for name in quantizable_layers(context.module)}
+        found = {id(context.module.get_parameter(name)) for name in layer_weights(context.module)}
         first: dict[int, str] = {}  # tied weights travel once, under the first of their names
         for name, tensor in context.module.state_dict(keep_vars=True).items():
             if id(tensor) in found:

@@ -60,23 +60,6 @@ class Probe:
         )
 
 
-def quantizable_layers(model: nn.Module) -> list[str]:
-    """Names of the weights that are sent quantised: of Linear, Conv, Embedding and attention, a shared weight once.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    names: dict[int, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding):
-            names.setdefault(id(module.weight), f"{name}.weight" if name else "weight")
-        elif isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            names.setdefault(id(module.in_proj_weight), f"{name}.in_proj_weight" if name else "in_proj_weight")
-    if not names:
-        raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or attention")
-    return list(names.values())
-
-
 def quantization_variance(
     x: Tensor, bits: int, *, norm: Literal["linf", "l2"] = "linf", bucket: int | None = None
 ) -> float:
@@ -140,7 +123,7 @@ def probe(
 
     Args:
         model: the global model.
-        layers: names of parameters, as of `quantizable_layers`.
+        layers: names of parameters, as of `bhfl.quant.layer_weights`.
         bits: widths to probe, 2..16; few and low, such as (2, 4), say most.
         evaluate: loss and accuracy of the model on held-out data, the same data at every call.
         metric: what harm is measured in. Accuracy on a thousand samples has a standard error of over 1 %.

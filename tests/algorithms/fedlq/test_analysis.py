@@ -8,7 +8,8 @@ from torch import nn
 
 from bhfl.algorithms.fedlq.analysis import CANDIDATES, bound_shares, layer_harm, layer_rows
 from bhfl.algorithms.fedlq.reuse import reusing
-from bhfl.algorithms.fedlq.significance import probe, quantizable_layers, quantization_variance, significance
+from bhfl.algorithms.fedlq.significance import probe, quantization_variance, significance
+from bhfl.quant import layer_weights
 
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(4, (96,), generator=torch.Generator().manual_seed(2))
@@ -45,7 +46,7 @@ def test_harm_is_that_of_plain_probing_and_the_model_is_left_as_it_was() -> None
     model = block()
     model.drop.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    layers = quantizable_layers(model)
+    layers = layer_weights(model)
     seen: list[int] = []
     harm = layer_harm(model, layers, (2, 4), lambda rows: measure(model, rows), CHUNKS, seed=3, progress=seen.append)
     plain = block()
@@ -72,7 +73,7 @@ def test_kept_outputs_change_no_bit() -> None:
     with torch.no_grad(), reusing(model) as reuse:
         assert torch.equal(model(inputs), block().eval()(inputs))
         reuse.records = False
-        for name in quantizable_layers(model):
+        for name in layer_weights(model):
             weight, answered = model.get_parameter(name), reuse.num_answered
             original = weight.clone()
             weight.mul_(1.5)
@@ -98,7 +99,7 @@ def test_nothing_is_kept_while_training_or_with_gradients() -> None:
 
 def test_rows_hold_what_their_columns_say() -> None:
     model = block()
-    harm = layer_harm(model, quantizable_layers(model), (3,), lambda rows: measure(model, rows), CHUNKS)
+    harm = layer_harm(model, layer_weights(model), (3,), lambda rows: measure(model, rows), CHUNKS)
     rows = layer_rows(model, harm, uniform_bits=6)
     assert [row["layer"] for row in rows] == ["stem.weight", "twice.weight", "head.weight"]
     stem = rows[0]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedLQ
-from bhfl.algorithms.fedlq import layer_bits, probe, quantizable_layers
+from bhfl.algorithms.fedlq import layer_bits, probe
 from bhfl.algorithms.fedlq.budget import rounded_down
 from bhfl.comm import decode, header_bytes
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.engine.rounds import Rounds
-from bhfl.quant import QuantizedTensor
+from bhfl.quant import QuantizedTensor, layer_weights
 from tests.federation import Client, Net, fake, fit, same
 
 SIZES = {"net.0.weight": 45, "net.3.weight": 1040, "net.5.weight": 52}
@@ -184,7 +184,7 @@ def test_the_server_probes_the_model_that_it_sends(tmp_path):
         ((x, y),) = data.holdout_batches()
         return float(nn.functional.cross_entropy(fresh.net(x), y)), 0.0
 
-    expected = probe(fresh, quantizable_layers(fresh), (2, 4), evaluate)
+    expected = probe(fresh, layer_weights(fresh), (2, 4), evaluate)
     assert torch.allclose(run.server.extra["probe"]["harm"], expected.harm, atol=1e-6)
     assert torch.allclose(run.server.extra["probe"]["distortion"], expected.distortion, rtol=1e-6)
 

@@ -17,12 +17,11 @@ from bhfl.algorithms.fedlq import (
     curvature,
     layer_costs,
     probe,
-    quantizable_layers,
     quantization_variance,
     significance,
     variance_table,
 )
-from bhfl.quant import quantize
+from bhfl.quant import layer_weights, quantize
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -134,7 +133,7 @@ def test_probe_quantises_one_layer_at_a_time_and_leaves_no_trace() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     addresses = {name: value.data_ptr() for name, value in model.state_dict().items()}
     flags = [module.training for module in model.modules()]
-    layers, seen = quantizable_layers(model), []
+    layers, seen = layer_weights(model), []
 
     def evaluate(probed: nn.Module) -> tuple[float, float]:
         assert not any(module.training for module in probed.modules())
@@ -168,7 +167,7 @@ def test_probe_restores_the_model_when_evaluation_fails(failing_call: int) -> No
         return 1.0, 0.5
 
     with pytest.raises(KeyboardInterrupt):
-        probe(model, quantizable_layers(model), (2, 4), evaluate, generator=generator())
+        probe(model, layer_weights(model), (2, 4), evaluate, generator=generator())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
 
@@ -200,7 +199,7 @@ def test_an_unused_layer_does_no_harm_and_gets_the_fewest_bits() -> None:
 
     torch.manual_seed(0)
     model = Unused()
-    layers = quantizable_layers(model)
+    layers = layer_weights(model)
     x = torch.randn(32, 64)
     wanted = model(x).detach()
     found = probe(model, layers, (2, 4), lambda probed: (float((probed(x) - wanted).square().mean()), 0.0))
@@ -235,19 +234,6 @@ def test_a_loss_that_is_no_number_names_the_layer() -> None:
         probe(small_model(), ["4.weight"], (2, 4), lambda _: (math.inf, 0.0))
 
 
-def test_quantizable_layers_in_order_and_shared_weights_once() -> None:
-    model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Conv1d(4, 4, 1), nn.Linear(4, 10, bias=False))
-    model[3].weight = model[0].weight
-    assert quantizable_layers(model) == ["0.weight", "2.weight"]
-    assert quantizable_layers(nn.Linear(2, 2)) == ["weight"]
-    attention = nn.TransformerEncoderLayer(4, 2, 8)
-    assert quantizable_layers(attention)[:2] == ["self_attn.in_proj_weight", "self_attn.out_proj.weight"]
-    with pytest.raises(
-        ValueError, match="Sequential has no quantisable layer: no Linear, Conv, Embedding or attention"
-    ):
-        quantizable_layers(nn.Sequential(nn.LayerNorm(4)))
-
-
 # --- curvature and significance -------------------------------------------------------------------------------------
 
 
@@ -267,7 +253,7 @@ def test_curvature_of_a_quadratic_is_found_within_ten_percent(offset: float) -> 
     model = nn.Sequential(*(nn.Linear(width, 100, bias=False) for width in (50, 100, 200)))
     wanted = [0.1, 5.0, 1.0]
     optimum = [w.detach().double() + offset * w.detach().std() * torch.randn_like(w) for w in model.parameters()]
-    found = probe(model, quantizable_layers(model), (2, 4), quadratic(optimum, wanted), generator=generator())
+    found = probe(model, layer_weights(model), (2, 4), quadratic(optimum, wanted), generator=generator())
     assert curvature(found, shrinkage=1.0).tolist() == pytest.approx(wanted, rel=0.1)
     expected = [[quantization_variance(w, bits) for bits in (2, 4)] for w in model.parameters()]
     assert found.distortion.tolist() == [pytest.approx(row, rel=0.05) for row in expected]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench.contest import contest, line
+from benchmarks.contest import contest, line
 
 
 def mask() -> None:
@@ -80,7 +80,7 @@ def turns(method: str) -> Callable[[], None]:
 def run() -> None:
     """All of them."""
     mask()
-    script = "from tests.bench.prowd import dequantize; dequantize()"
+    script = "from benchmarks.prowd import dequantize; dequantize()"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     seconds, memory = map(float, out.split()[-2:])
     line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")

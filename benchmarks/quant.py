@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from tests.bench.contest import contest, line
+from benchmarks.contest import contest, line
 
 
 class TinyViT(nn.Module):

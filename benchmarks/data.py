@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.contest import line
+from benchmarks.contest import line
 
 ARCHIVE = Path(__file__).parents[3] / "shared/data/cifar10-jpg.tar.gz"
 
@@ -31,7 +31,7 @@ def run() -> None:
         print(f"decoding CIFAR-10: skipped, no {ARCHIVE.name}")
         return
     with tempfile.TemporaryDirectory() as cache:
-        script = "from tests.bench.data import decode; decode()"
+        script = "from benchmarks.data import decode; decode()"
         environment = {**os.environ, "XDG_CACHE_HOME": cache}
         out = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment

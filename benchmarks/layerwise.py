@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from tests.bench.contest import line
+from benchmarks.contest import line
 
 WIDTHS = (2, 3, 4, 6, 8, 16, 32)
 

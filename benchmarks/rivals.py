@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.bench.contest import contest, line
-from tests.bench.quant import WideMLP
+from benchmarks.contest import contest, line
+from benchmarks.quant import WideMLP
 
 LEAD = 1.3
 """So many times faster than torchao and brevitas `auto` should be; its gradients are float32 products, as theirs."""

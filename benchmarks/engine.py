@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from tests.bench.contest import contest, line
+from benchmarks.contest import contest, line
 
 CONFIG = """
 clients: {int8: 5, float32: 5}
@@ -135,7 +135,7 @@ def memory() -> None:
     """Peak memory must not grow with the number of clients."""
     found = {}
     for clients in (10, 1000):
-        script = f"from tests.bench.engine import peak; peak({clients})"
+        script = f"from benchmarks.engine import peak; peak({clients})"
         out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         found[clients] = float(out.split()[-1])
     line("peak memory, 1,000 clients / 10 clients", found[1000] / found[10], 1.05)

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import data, engine, layerwise, prowd, quant, rivals
+from benchmarks import data, engine, layerwise, prowd, quant, rivals
 
 if __name__ == "__main__":
     parts = {"engine": engine.run, "quant": quant.run, "rivals": rivals.run, "data": data.run, "prowd": prowd.run}
