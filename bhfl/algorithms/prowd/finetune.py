@@ -1,15 +1,13 @@
-"""Fine-tuning the dequantizer inside the round loop: state in, state out, on rank 0, beside the clients if asked."""
+"""Fine-tuning the dequantizer inside the round loop: state in, state out, on rank 0."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -30,45 +28,23 @@ class FineTuning:
         make: A fresh dequantizer.
         specs: Of the low-bit groups.
         network: A float32 network of its own for distillation, and `inputs`, the server's buffer; None for neither.
-        overlap: Train in a thread while the clients train; the result is the same.
-        threads: CPU threads, as the trainer has them.
     """
 
     make: Callable[[], ProgressiveDequantizer]
     specs: Sequence[BitSpec]
     network: nn.Module | None
     inputs: Tensor | None
-    overlap: bool
-    threads: int
 
     def initial(self) -> State:
         """The identity."""
         return {"weights": self.make().state_dict(), "optimizer": None, "active": False}
 
-    def start(
+    def tune(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
-    ) -> Callable[[], tuple[State, dict[str, float]]]:
-        """Begin `steps` steps on pairs from `states`; what is returned waits for them and gives state and metrics.
-
-        Collective: rank 0 trains, and all processes get the result.
-        """
-        pending: Future[tuple[State, dict[str, float]]] | None = None
-        if self.overlap and fabric.is_global_zero:
-            executor = ThreadPoolExecutor(1)
-            pending = executor.submit(self._in_thread, fabric, state, states, steps, seed)
-            executor.shutdown(wait=False)
-
-        def finish() -> tuple[State, dict[str, float]]:
-            result = None
-            if fabric.is_global_zero:
-                result = pending.result() if pending else self.train(fabric, state, states, steps, seed)
-            return fabric.broadcast(result)  # type: ignore[return-value]
-
-        return finish
-
-    def _in_thread(self, *arguments: Any) -> tuple[State, dict[str, float]]:
-        torch.set_num_threads(self.threads)  # a new thread starts with the machine's default
-        return self.train(*arguments)
+    ) -> tuple[State, dict[str, float]]:
+        """`steps` steps on pairs from `states`, on rank 0; every process gets the state and the metrics."""
+        result = self.train(fabric, state, states, steps, seed) if fabric.is_global_zero else None
+        return fabric.broadcast(result)  # type: ignore[return-value]
 
     def train(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int

@@ -68,7 +68,6 @@ class ProWD(Algorithm):
         dequantizer_lr: Its learning rate.
         arch: Of its blocks.
         bound: Of its blocks.
-        overlap: Fine-tune while the clients train; the results are the same.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do not fit.
@@ -98,7 +97,6 @@ class ProWD(Algorithm):
         dequantizer_lr: float = 1e-3,
         arch: Arch = "conv1d",
         bound: Bound = "auto",
-        overlap: bool = False,
     ) -> None:
         mask_limit(tau, 1)
         counts = {"warmup_rounds": warmup_rounds, "period": period, "first_steps": first_steps, "steps": steps}
@@ -129,7 +127,7 @@ class ProWD(Algorithm):
         self.high_max_age = high_max_age
         self.use_dequantizer, self.ladder, self.pool_size = dequantizer, ladder, pool_size
         self.warmup_rounds, self.period, self.first_steps, self.steps = warmup_rounds, period, first_steps, steps
-        self.buffer_size, self.overlap = buffer_size, overlap
+        self.buffer_size = buffer_size
         self.block_options: dict[str, Any] = {
             "arch": arch,
             "bound": bound,
@@ -169,8 +167,6 @@ class ProWD(Algorithm):
                 [spec for spec in low if spec.weights < top],
                 network,
                 inputs,
-                self.overlap,
-                context.options["threads"],
             )
 
     def _probe(self, context: Context) -> tuple[Any, Tensor | None]:
@@ -230,7 +226,7 @@ class ProWD(Algorithm):
         return float_tensors(update) if client.group == self.top else update
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> SelectiveMean:
-        """Begin the fine-tuning that is due, and hold the round's updates."""
+        """Hold the round's updates until the fine-tuning that is due has ended."""
         move = server.extra["move"]
         fresh = move is not None and server.round - move["round"] <= self.high_max_age
         return SelectiveMean(
@@ -246,22 +242,24 @@ class ProWD(Algorithm):
         )
 
     def _raising(self, server: ServerState) -> Any:
-        """What waits for the round's fine-tuning and gives ``(raise, state, metrics)``."""
+        """What does the fine-tuning that is due and gives ``(raise, state, metrics)``; a collective."""
         tuning, state = self.tuning, server.extra["dequantizer"]
         if tuning is None:
             return lambda: (float_tensors, None, {})
-        finish = None
         since = server.round + 1 - self.warmup_rounds
-        if since >= 0 and since % self.period == 0:
-            statistics = server.buffers["statistics"]
-            buffers = statistics.get(self.top, statistics.get("all", {}))
-            states = [{**params, **buffers} for params in server.extra["pool"] or [server.params]]
-            steps = self.first_steps if since == 0 else self.steps
-            seed = RandomKeys(self.seed, server.round).integer("server")
-            finish = tuning.start(self.fabric, state, states, steps, seed)
+        due = since >= 0 and since % self.period == 0
 
         def prepare() -> Any:
-            following, metrics = finish() if finish else (state, {})
+            following = state
+            metrics: dict[str, float] = {}
+            if due:
+                statistics = server.buffers["statistics"]
+                buffers = statistics.get(self.top, statistics.get("all", {}))
+                models = server.extra["pool"] or [server.params]
+                states = [{**params, **buffers} for params in models]
+                steps = self.first_steps if since == 0 else self.steps
+                seed = RandomKeys(self.seed, server.round).integer("server")
+                following, metrics = tuning.tune(self.fabric, state, states, steps, seed)
             return tuning.chain(following) or float_tensors, following, metrics
 
         return prepare

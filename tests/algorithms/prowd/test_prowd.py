@@ -49,12 +49,6 @@ def test_is_fedavg_to_the_bit(tmp_path, algorithm, clients):
     assert same(runs[0].server.params, runs[1].server.params)
 
 
-def test_overlap_changes_nothing(tmp_path):
-    runs = [prowd(tmp_path, algorithm=ProWD(**QUICK, overlap=overlap)) for overlap in (False, True)]
-    assert same(runs[0].server.params, runs[1].server.params)
-    assert runs[0].server.extra["dequantizer"]["active"] == runs[1].server.extra["dequantizer"]["active"]
-
-
 def test_resumed_is_never_stopped(tmp_path):
     whole = prowd(tmp_path / "a", max_rounds=5)
     prowd(tmp_path / "b", max_rounds=2)
