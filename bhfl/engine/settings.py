@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,6 @@ from bhfl.engine.sampling import cohort_size
 _COUNTS = {
     "max_rounds": 1, "local_epochs": 1, "min_clients": 1, "max_failed_rounds": 0, "check_val_every_n_rounds": 1,
     "checkpoint_every_n_rounds": 1, "keep_checkpoints": 1, "num_nodes": 1, "threads": 1, "timeout_seconds": 1,
-    "seed": 0,
 }  # fmt: skip
 _OPTIONAL_COUNTS = {"num_clients": 1, "local_steps": 1, "patience": 1}
 _CHOICES = {
@@ -26,6 +27,8 @@ _CHOICES = {
 }
 _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")
 _LARGEST = 2**31
+_LARGEST_SEED = 2**32 - 1
+"""As in `lightning.seed_everything`."""
 
 FREE = (
     "max_rounds", "max_failed_rounds", "check_val_every_n_rounds", "patience", "evaluate_clients",
@@ -38,6 +41,21 @@ DATA = ("batch_size", "augment", "drop_last")
 """Attributes of a data module that shape the model, besides the split, which a resumed run has by its hash."""
 
 
+def global_seed() -> int:
+    """The number that `lightning.seed_everything` was given, in this process or in the one that started it; else 0.
+
+    Raises:
+        ValueError: The environment variable that it leaves behind was set to something else.
+    """
+    text = os.environ.get("PL_GLOBAL_SEED", "0")
+    if not re.fullmatch("[0-9]{1,10}", text) or int(text) > _LARGEST_SEED:
+        raise ValueError(
+            f"the environment variable PL_GLOBAL_SEED must be an integer from 0 to {_LARGEST_SEED:,}, got {text!r}: "
+            "unset it, or call lightning.seed_everything with a number, or give the trainer a seed"
+        )
+    return int(text)
+
+
 def check_settings(options: Mapping[str, Any]) -> None:
     """Raise one ValueError with every problem of `FederatedTrainer`'s options, one a line."""
     problems = [
@@ -45,6 +63,8 @@ def check_settings(options: Mapping[str, Any]) -> None:
         for key, low in (_COUNTS | _OPTIONAL_COUNTS).items()
         if not (key in _OPTIONAL_COUNTS and options[key] is None) and not _is_count(options[key], low)
     ]
+    if not _is_count(options["seed"], 0, _LARGEST_SEED):
+        problems.append(f"seed must be an integer from 0 to {_LARGEST_SEED:,}, got {options['seed']!r}")
     problems += [
         f"{key} must be one of {', '.join(choices)}, got {options[key]!r}"
         for key, choices in _CHOICES.items()
@@ -99,8 +119,8 @@ def _fleet_problems(options: Mapping[str, Any], problems: list[str]) -> list[str
     return found
 
 
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= _LARGEST
+def _is_count(value: Any, low: int, high: int = _LARGEST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _is_number(value: Any) -> bool:

@@ -41,7 +41,7 @@ from bhfl.engine.run import (
     warn_of_known,
 )
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
-from bhfl.engine.settings import DATA, check_settings
+from bhfl.engine.settings import DATA, check_settings, global_seed
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
@@ -91,7 +91,8 @@ class FederatedTrainer:
         patience: Stop after so many validations without a better `monitor`.
         checkpoint_every_n_rounds: Rounds between checkpoints; the last round always has one.
         keep_checkpoints: Newest checkpoints kept, beside the best.
-        seed: Of every random draw; the initial weights are the model's own.
+        seed: Of every random draw; None takes the number that `lightning.seed_everything` was given, which the initial
+            weights of a model follow, and 0 where it was not called. `options` and checkpoints hold the number itself.
         accelerator: As in Fabric.
         devices: As in Fabric; clients are dealt out to them.
         num_nodes: As in Fabric.
@@ -136,7 +137,7 @@ class FederatedTrainer:
         patience: Optional[int] = None,
         checkpoint_every_n_rounds: int = 1,
         keep_checkpoints: int = 2,
-        seed: int = 0,
+        seed: Optional[int] = None,
         accelerator: str = "auto",
         devices: Union[int, str, list[int]] = "auto",
         num_nodes: int = 1,
@@ -152,6 +153,7 @@ class FederatedTrainer:
         name: str = "bhfl",
     ) -> None:
         options = {k: v for k, v in locals().items() if k != "self"}
+        options["seed"] = global_seed() if seed is None else seed
         check_settings(options)
         self.options = options
         self.fleet = Fleet(clients)

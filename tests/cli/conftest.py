@@ -42,8 +42,7 @@ def bhfl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    for name in ("PL_GLOBAL_SEED", "JSONARGPARSE_DEPRECATION_WARNINGS"):
-        monkeypatch.setenv(name, "off")  # put back after the command has set it
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # put back after the command has set it
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def command(*args: object) -> Outcome:

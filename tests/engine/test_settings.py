@@ -18,6 +18,7 @@ from bhfl.engine.trainer import FederatedTrainer
         ({"local_steps": 0}, "local_steps must be an integer from 1"),
         ({"max_failed_rounds": -1}, "max_failed_rounds must be an integer from 0"),
         ({"seed": -1}, "seed must be an integer from 0"),
+        ({"seed": 2**32}, "seed must be an integer from 0 to 4,294,967,295, got 4294967296"),
         ({"patience": 0}, "patience must be an integer from 1"),
         ({"threads": 0}, "threads must be an integer from 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be an integer from 1"),
