@@ -1,14 +1,15 @@
 """Labelled pictures from a folder tree or an archive of one, laid out as ``train/<class>/*`` and ``test/<class>/*``.
 
 Archives are treated as hostile: nothing is ever written to disk under a name from inside, links and devices are
-refused, sizes are bounded before memory is taken, and only plain picture formats are decoded.
+refused, sizes are bounded before memory is taken, and only plain picture formats are decoded. Folders are their user's
+own: links in them are followed.
+
+A JPEG holds no checksum: damage inside one that its decoder passes over is not seen. Archives in .zip and .tar.gz have
+checksums of their own, which are checked.
 """
 
 from __future__ import annotations
 
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -20,7 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_MEMBER_BYTES = 64 * 2**20
+from bhfl.data.limits import Budget, check_member
+from bhfl.data.members import members
+from bhfl.files import walk
+
 MAX_PIXELS = 2**26
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
 REFUSED = {".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif"}
@@ -64,98 +68,80 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
         image_size: Resize all pictures to this many rows and columns (bilinear); None: they must have one size.
 
     Raises:
-        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere or differs in size, or
-            is of another format; if the archive is damaged; or if a split has no pictures or the test split a class of
-            its own.
+        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere, differs in size, is
+            there twice or is of another format; if the archive is damaged; if the pictures take more memory than there
+            is, or far more than their files could honestly hold; or if a split has no pictures or the test split a
+            class of its own.
     """
     splits = {name: _Pixels() for name in SPLITS}
     shape: tuple[int, ...] = ()
-    for name, content in _members(path):
-        split, label = _place(path, name)
-        pixels = _decode(path, name, content, image_size)
-        shape = shape or pixels.shape
-        if pixels.shape != shape:
-            raise ValueError(
-                f"image_size must be set for pictures of several sizes: {name!r} of {path} is {_size(pixels.shape)}, "
-                f"those before it {_size(shape)}"
-            )
-        splits[split].data += pixels.tobytes()
-        splits[split].classes.append(label)
+    budget = Budget(path)
+    try:
+        for name, content in _pictures(path, budget):
+            split, label = _place(path, name)
+            pixels = _decode(path, name, content, image_size, budget)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise ValueError(
+                    f"image_size must be set for pictures of several sizes: {name!r} of {path} is "
+                    f"{_size(pixels.shape)}, those before it {_size(shape)}"
+                )
+            budget.keep(pixels.nbytes)
+            splits[split].data += pixels.tobytes()
+            splits[split].classes.append(label)
+    except MemoryError as error:
+        raise ValueError(f"the pictures of {path} do not fit in memory: set image_size, or take fewer") from error
     return _assemble(path, splits, shape)
 
 
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
     """Name and content of each picture file."""
     if path.is_dir():
-        return _folder_members(path)
+        yield from _folder_pictures(path, budget)
+        return
     if not path.is_file():
         raise ValueError(f"archive must be a .tar, .tar.gz or .zip file, or root a folder, and {path} is not there")
-    return _archive_members(path)
+    budget.source(path.stat().st_size)
+    seen = set()
+    for name, content in members(path, _is_picture):
+        if PurePosixPath(name) in seen:
+            raise ValueError(f"an archive must hold each picture once, and {name!r} is twice in {path}")
+        seen.add(PurePosixPath(name))
+        yield name, content
 
 
-def _folder_members(path: Path) -> Iterator[tuple[str, bytes]]:
+def _folder_pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
     for file in picture_files(path):
-        name = file.relative_to(path).as_posix()
-        _check_size(path, name, file.stat().st_size)
+        name, size = file.relative_to(path).as_posix(), file.stat().st_size
+        check_member(path, name, size)
+        budget.source(size)
         yield name, file.read_bytes()
 
 
 def picture_files(path: Path) -> list[Path]:
-    """The picture files of a folder tree, sorted."""
-    return sorted(file for file in path.rglob("*") if _is_picture(file.name) and file.is_file())
+    """The picture files of a folder tree, sorted; folders and files behind links are among them.
 
-
-def _archive_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        raise ValueError(f"archive must be a whole, unencrypted .tar, .tar.gz or .zip, got {path}: {error}") from error
-
-
-class _BoundedTarInfo(tarfile.TarInfo):
-    """Refuses a large member at its header: tarfile itself would load the extended headers, whatever their size."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedTarInfo:
-        member = super().frombuf(buf, encoding, errors)
-        _check_size("a tar archive", member.name, member.size)
-        return member
-
-
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, "r|*", tarinfo=_BoundedTarInfo) as archive:
-        for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # or the list of all headers seen grows
-            if not (member.isfile() or member.isdir()):
-                raise ValueError(
-                    f"archive must hold files and folders only, and {member.name!r} of {path} is a link or a device"
-                )
-            if member.isfile() and _is_picture(member.name):
-                _check_size(path, member.name, member.size)  # again: an extended header can change it
-                stream = archive.extractfile(member)
-                yield member.name, stream.read() if stream else b""
-
-
-def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if not member.is_dir() and _is_picture(member.filename):
-                _check_size(path, member.filename, member.file_size)
-                with archive.open(member) as stream:
-                    yield member.filename, stream.read(MAX_MEMBER_BYTES)
+    Raises:
+        ValueError: A link leads nowhere, or what is named as a picture is no file.
+        OSError: A folder cannot be read.
+    """
+    found = []
+    for folder, folders, names in walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            file = folder / name
+            if file.is_file():
+                found += [file] if _is_picture(name) else []
+            elif _is_picture(name) or (file.is_symlink() and not name.startswith(".")):
+                what = "a link that leads nowhere" if file.is_symlink() else "no file"
+                raise ValueError(f"{path} must hold folders and pictures, and {file} is {what}")
+    return sorted(found)
 
 
 def _is_picture(name: str) -> bool:
     """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are passed over."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES | REFUSED and not path.name.startswith(".")
-
-
-def _check_size(path: Path | str, name: str, num_bytes: int) -> None:
-    if num_bytes > MAX_MEMBER_BYTES:
-        raise ValueError(
-            f"archive members must be at most {MAX_MEMBER_BYTES} bytes, and {name!r} of {path} has {num_bytes}"
-        )
 
 
 def _place(path: Path, name: str) -> tuple[str, str]:
@@ -168,7 +154,7 @@ def _place(path: Path, name: str) -> tuple[str, str]:
     return parts[-3], parts[-2]
 
 
-def _decode(path: Path, name: str, content: bytes, image_size: int | None) -> NDArray[np.uint8]:
+def _decode(path: Path, name: str, content: bytes, image_size: int | None, budget: Budget) -> NDArray[np.uint8]:
     """One picture as uint8 ``[3, H, W]``."""
     from PIL import Image
 
@@ -176,10 +162,14 @@ def _decode(path: Path, name: str, content: bytes, image_size: int | None) -> ND
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
-            pixels = _eight_bits(picture).convert("RGB")
-        if image_size is not None:
-            pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(pixels).transpose(2, 0, 1)
+            budget.decode(3 * picture.width * picture.height)
+            pixels = _eight_bits(picture)
+            pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+            if image_size is not None:
+                pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            return np.asarray(pixels).transpose(2, 0, 1)
+    except MemoryError:
+        raise
     except Exception as error:  # hostile bytes: the decoders raise whatever they like
         raise ValueError(f"picture {name!r} of {path} cannot be read: {error}") from error
 

@@ -1,6 +1,7 @@
 """Decoded picture sets on disk: written whole or not at all, checked when read, rebuilt when damaged.
 
-A cache lies beside its source, or in ``$XDG_CACHE_HOME/bhfl`` (``~/.cache/bhfl``) where that folder is read-only.
+They lie in the user's own cache folder, which nobody else can write to: ``$XDG_CACHE_HOME/bhfl``, ``~/.cache/bhfl``, or
+``~/Library/Caches/bhfl`` on macOS. When it grows beyond `MAX_CACHE_BYTES`, what was not used for longest is removed.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
+import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,15 @@ import torch
 from torch import Tensor
 
 from bhfl.data.archive import ImageTree, LabelledImages, decode_tree, picture_files
+from bhfl.files import user_path
 
-FORMAT = 1
+FORMAT = 2
 MAX_HASHED_BYTES = 2**30
+MAX_CACHE_BYTES = 16 * 2**30
+"""Of the whole cache folder; the set in use stays, whatever its size."""
 
 
-def load_tree(path: Path, image_size: int | None = None) -> ImageTree:
+def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> ImageTree:
     """The pictures under `path`, from the cache where there is a sound one; else decoded, and cached.
 
     Args:
@@ -32,34 +39,44 @@ def load_tree(path: Path, image_size: int | None = None) -> ImageTree:
     Raises:
         ValueError: See `decode_tree`.
     """
-    path = path.expanduser().absolute()
+    path = user_path(path).absolute()
     if not path.exists():
         return decode_tree(path, image_size)  # which says what is missing
-    key = hashlib.sha256(f"{FORMAT} {image_size} {_identity(path)}".encode()).hexdigest()[:16]
-    files = [folder / f"{path.name}.{key}.bhfl.pt" for folder in (path.parent, _user_folder())]
-    for file in files:
-        if (tree := _read(file, key)) is not None:
-            return tree
+    key = hashlib.sha256(f"{FORMAT} {image_size} {_identity(path)}".encode()).hexdigest()
+    file = _user_folder() / f"{key}.pt"
+    if (tree := _read(file, key)) is not None:
+        return tree
     tree = decode_tree(path, image_size)
-    for file in files:
-        if _write(file, key, tree):
-            return _read(file, key) or tree  # the file's pages are shared by the processes of a machine
-    warnings.warn(f"no folder to keep the decoded {path} in: it is decoded anew in each run", stacklevel=2)
-    return tree
+    if problem := _write(file, key, tree):
+        warnings.warn(f"{path} is decoded anew in each run, as the cache cannot be used: {problem}", stacklevel=2)
+        return tree
+    _remove_old(file)
+    return _read(file, key) or tree  # the file's pages are shared by the processes of a machine
 
 
 def _user_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhfl"
+    """Where the user's cache belongs; a relative XDG_CACHE_HOME is to be ignored."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if given.is_absolute():
+        return given / "bhfl"
+    return Path("~/Library/Caches/bhfl" if sys.platform == "darwin" else "~/.cache/bhfl").expanduser()
 
 
 def _identity(path: Path) -> str:
-    """What changes when the source does: its content where that is quick to hash, sizes and times otherwise."""
+    """What changes when the source does: the content of an archive where that is quick to hash.
+
+    Of a larger one, and of a folder, it is the place, size and times of each file: no change leaves all of them as they
+    were, for no program can set the time of the last change of a file's record (ctime).
+    """
     if path.is_file() and path.stat().st_size <= MAX_HASHED_BYTES:
         with path.open("rb") as stream:
             return _digest(iter(lambda: stream.read(2**20), b""))
     files = picture_files(path) if path.is_dir() else [path]
-    stats = ((file.relative_to(path).as_posix(), file.stat()) for file in files)
-    return _digest(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode() for name, stat in stats)
+    stats = ((os.fsencode(file), file.stat()) for file in files)
+    return _digest(
+        b"%s\0%d %d %d %d %d\n" % (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for name, s in stats
+    )
 
 
 def _digest(chunks: Iterable[Any]) -> str:
@@ -82,42 +99,84 @@ def _checksum(tree: ImageTree) -> str:
     return _digest([repr(tree.classes).encode(), *(tensor.numpy() for tensor in _tensors(tree).values())])
 
 
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
 def _read(file: Path, key: str) -> ImageTree | None:
-    """The cached set, or None if the file is missing, damaged or of another source."""
-    if not file.is_file():
-        return None
+    """The cached set, or None if the file is missing, damaged, of another source or not this user's own."""
     try:
+        if not (_is_own(file.parent.stat()) and _is_own(file.lstat()) and stat.S_ISREG(file.lstat().st_mode)):
+            return None
         stored = torch.load(str(file), mmap=True, weights_only=True)
         train = LabelledImages(stored["train_images"], stored["train_targets"])
         test = LabelledImages(stored["test_images"], stored["test_targets"])
         tree = ImageTree(stored["classes"], train, test)
-        return tree if stored["key"] == key and stored["checksum"] == _checksum(tree) else None
+        if stored["key"] != key or not _is_sound(tree) or stored["checksum"] != _checksum(tree):
+            return None
     except Exception:  # damage shows in many ways, and the answer to all of them is to rebuild
         return None
+    with suppress(OSError):
+        os.utime(file)  # what was used last is kept longest
+    return tree
 
 
-def _write(file: Path, key: str, tree: ImageTree) -> bool:
-    """Write durably: a temporary file in the same folder, flushed, then renamed. False if the folder refuses."""
+def _is_own(found: os.stat_result) -> bool:
+    """Whether a file or folder belongs to this user, and nobody else can write to it."""
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_sound(tree: ImageTree) -> bool:
+    """Whether it is what `decode_tree` could have made."""
+    if not all(isinstance(name, str) for name in tree.classes) or tree.classes != sorted(set(tree.classes)):
+        return False
+    return all(
+        split.images.dtype == torch.uint8
+        and split.images.ndim == 4
+        and split.images.shape[1:] == tree.train.images.shape[1:]
+        and split.images.shape[1] == 3
+        and split.targets.dtype == torch.int64
+        and split.targets.shape == split.images.shape[:1]
+        and len(split.targets) > 0
+        and 0 <= int(split.targets.min()) <= int(split.targets.max()) < len(tree.classes)
+        for split in (tree.train, tree.test)
+    )
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def _write(file: Path, key: str, tree: ImageTree) -> str:
+    """Write durably: a temporary file in the same folder, flushed, then renamed. What is in the way, if anything is."""
     stored = {"key": key, "classes": tree.classes, "checksum": _checksum(tree), **_tensors(tree)}
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    folder = file.parent
+    temporary = folder / f".{secrets.token_hex(8)}"
     try:
-        if file.parent == _user_folder():
-            file.parent.mkdir(parents=True, exist_ok=True)
-        if not _is_writable(file.parent):
-            return False
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.geteuid():
+            return f"{folder} belongs to another user"
+        if not folder.stat().st_mode & stat.S_IWUSR:  # which counts for the administrator as well
+            return f"{folder} is read-only"
+        folder.chmod(0o700)
         try:
-            with temporary.open("xb") as stream:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 torch.save(stored, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError):  # a full disk; torch.save reports that as a RuntimeError
-        return False
-    return True
+    except (OSError, RuntimeError) as error:  # a full disk; torch.save reports that as a RuntimeError
+        return f"{folder}: {error}"
+    return ""
 
 
-def _is_writable(folder: Path) -> bool:
-    """Whether the folder is meant to be written to: the mode bits count for the administrator as well."""
-    return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+def _remove_old(newest: Path) -> None:
+    """Remove what was not used for longest, until the folder is within its bound."""
+    with suppress(OSError):  # another process may be at the same
+        found = [(file, file.lstat()) for file in newest.parent.iterdir() if file != newest]
+        left = newest.stat().st_size
+        for file, status in sorted(found, key=lambda item: item[1].st_mtime, reverse=True):
+            left += status.st_size
+            if left > MAX_CACHE_BYTES:
+                file.unlink()

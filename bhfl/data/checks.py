@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
+
+from bhfl.files import user_path
 
 
 def check_int(key: str, value: int, minimum: int) -> int:
@@ -29,3 +33,15 @@ def check_positive(key: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{key} must be a finite number above 0, got {value!r}")
     return float(value)
+
+
+def check_path(key: str, value: str | os.PathLike[str] | None) -> Path | None:
+    """The path that a user means by `value`, see `user_path`, and None stays None; ValueError where it is none."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{key} must be a path, got {value!r}")
+    try:
+        return user_path(value)
+    except ValueError as error:
+        raise ValueError(f"{key} must be a path: {error}") from error

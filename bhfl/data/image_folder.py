@@ -8,7 +8,7 @@ from typing import Any
 
 from bhfl.data.archive import ImageTree
 from bhfl.data.cache import load_tree
-from bhfl.data.checks import check_optional_int
+from bhfl.data.checks import check_optional_int, check_path
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
 
@@ -16,14 +16,14 @@ from bhfl.data.source import TensorSource
 class ImageFolder(FederatedDataModule):
     """Pictures laid out as ``train/<class>/*`` and ``test/<class>/*``, in a folder or a .tar, .tar.gz or .zip archive.
 
-    They are decoded once, to a file beside the source (or in ``~/.cache/bhfl`` where that is read-only), and kept as
-    uint8. Classes are numbered in the order of their names.
+    They are decoded once, to a file in the user's cache folder (``~/.cache/bhfl``), and kept as uint8. Classes are
+    numbered in the order of their names.
     """
 
     def __init__(
         self,
-        archive: str | None = None,
-        root: str | None = None,
+        archive: str | Path | None = None,
+        root: str | Path | None = None,
         image_size: int | None = None,
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
@@ -42,7 +42,7 @@ class ImageFolder(FederatedDataModule):
         super().__init__(**options)
         if (archive is None) == (root is None):
             raise ValueError(f"ImageFolder must have one of archive and root, got archive={archive!r}, root={root!r}")
-        self._path = Path(archive or root or "")
+        self._path = check_path("ImageFolder.archive", archive) or check_path("ImageFolder.root", root) or Path()
         self.image_size = check_optional_int("ImageFolder.image_size", image_size, 1)
         if min(std) <= 0:
             raise ValueError(f"ImageFolder.std must be positive, got {std}")

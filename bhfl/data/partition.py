@@ -8,6 +8,7 @@ Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhfl.data.checks import check_int, check_positive
+from bhfl.data.ids import read_ids
+from bhfl.files import user_path
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -208,15 +211,15 @@ class ByColumn(Partitioner):
         Args:
             column: A group id for each training sample: a sequence or array, or the path of a .npy file of one.
         """
-        self.column = self._read(column) if isinstance(column, str) else np.asarray(column)
+        self.column = self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
         if self.column.ndim != 1:
             raise ValueError(f"ByColumn.column must have one dimension, got shape {self.column.shape}")
 
     @staticmethod
-    def _read(path: str) -> Array:
+    def _read(path: str | os.PathLike[str]) -> Array:
         try:
-            return np.asarray(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+            return read_ids(user_path(path))
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"ByColumn.column must be the path of a .npy file of ids, got {path!r}: {error}"
             ) from error

@@ -13,6 +13,7 @@ import torch
 
 from bhfl.data.archive import ImageTree
 from bhfl.data.cache import load_tree
+from bhfl.data.checks import check_path
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
 
@@ -23,7 +24,7 @@ class _Torchvision(FederatedDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __init__(self, root: str = "data", download: bool = False, **options: Any) -> None:
+    def __init__(self, root: str | Path = "data", download: bool = False, **options: Any) -> None:
         """Keep the options; nothing is read yet.
 
         Args:
@@ -34,13 +35,13 @@ class _Torchvision(FederatedDataModule):
         super().__init__(**options)
         if not isinstance(root, str | Path) or not str(root).strip():
             raise ValueError(f"data.root must be a folder, got {root!r}")
-        self.root, self.download = root, download
+        self.root, self.download = str(check_path("data.root", root)), download
 
     def prepare_data(self) -> None:
         """Download, where asked to; processes that want the same files take turns."""
         if not self.download:
             return
-        root = Path(self.root).expanduser()
+        root = Path(self.root)
         root.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if os.access(root, os.W_OK):  # where nothing can be written all has to be there
@@ -104,7 +105,7 @@ class CIFAR10(_Torchvision):
     num_classes, input_shape = 10, (3, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
-    def __init__(self, archive: str | None = None, **options: Any) -> None:
+    def __init__(self, archive: str | Path | None = None, **options: Any) -> None:
         """Keep the options; nothing is read yet.
 
         Args:
@@ -113,12 +114,12 @@ class CIFAR10(_Torchvision):
             options: `root`, `download`, and those of `FederatedDataModule`.
         """
         super().__init__(**options)
-        self.archive = archive
+        self.archive = check_path("data.archive", archive)
 
     @cached_property
     def _tree(self) -> ImageTree:
         """The decoded pictures of the archive."""
-        tree = load_tree(Path(self.archive or ""))
+        tree = load_tree(self.archive or Path())
         found = len(tree.classes), tuple(tree.train.images.shape[1:])
         if found != (self.num_classes, self.input_shape):
             raise ValueError(

@@ -1,5 +1,7 @@
+import io
 import re
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -98,6 +100,38 @@ def test_by_column_keeps_groups_whole():
     many = rng().integers(0, 50, 600)
     parts = ByColumn(many)(many, 7, rng())
     assert sum(len(np.unique(many[part])) for part in parts) == 50
+
+
+def header(count):
+    """The first bytes of a .npy file that claims `count` ids."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("count", [4, 10**13, 10**25])
+def test_a_npy_file_that_claims_more_ids_than_it_holds_takes_no_memory(count, tmp_path):
+    path = tmp_path / "writers.npy"
+    path.write_bytes(header(count) + bytes(24))
+    with pytest.raises(ValueError, match=r"ByColumn.column must be the path of a .npy file of ids, got .*writers.npy"):
+        ByColumn(str(path))
+    path.write_bytes(header(3) + bytes(24))
+    assert len(ByColumn(path).column) == 3
+
+
+def test_what_is_no_npy_file_is_one_error(tmp_path):
+    path = tmp_path / "writers.npy"
+    np.save(path, np.arange(50))
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.integers(128)] = rng.integers(256)
+        path.write_bytes(content)
+        with suppress(ValueError):
+            ByColumn(str(path))
+    np.savez(tmp_path / "several.npz", a=np.arange(3))
+    with pytest.raises(ValueError, match="it is an archive of several arrays"):
+        ByColumn(str(tmp_path / "several.npz"))
 
 
 def test_by_column_reads_a_npy_file(tmp_path):

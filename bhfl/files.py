@@ -1,0 +1,85 @@
+"""Paths as a user gives them, folders behind links, and files that come from elsewhere: read in one way everywhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a user means, by which every option and command that takes one reads it.
+
+    ``~`` is the home folder, a slash at the end means nothing, and a relative path begins in the current folder. Links
+    are left as they are: the system follows them.
+
+    Raises:
+        ValueError: It is empty, holds a zero byte, or begins with the ``~name`` of an unknown user.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise ValueError(f"a path must not be empty, got {text!r}")
+    if "\0" in text:
+        raise ValueError(f"a path cannot hold a zero byte, got {text!r}")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        raise ValueError(f"{text}: there is no such home folder; write ./{text} for a folder of that name")
+    found = Path(expanded)
+    return found.absolute() if str(found).startswith("~") else found  # ./~ means the same when it is read again
+
+
+def walk(
+    folder: Path, once: bool = False, on_error: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Like ``os.walk``, sorted and through links; a link that leads back to a folder it lies in is not followed.
+
+    Args:
+        folder: Where to begin. The caller may take names out of the list of folders, and they are not entered.
+        once: Enter a folder that several links lead to once, instead of under each of its names.
+        on_error: Called for a folder that cannot be read, which is then passed over; None raises the error.
+
+    Yields:
+        A folder, the names of the folders in it, and all its other names.
+    """
+    entered: set[tuple[int, int]] = set()
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        place, above = waiting.pop()
+        try:
+            found = place.stat()
+            with os.scandir(place) as entries:
+                kinds = {entry.name: _is_folder(entry) for entry in sorted(entries, key=lambda entry: entry.name)}
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        identity = found.st_dev, found.st_ino
+        if identity in (entered if once else above):
+            continue
+        entered.add(identity)
+        folders = [name for name, is_folder in kinds.items() if is_folder]
+        yield place, folders, [name for name, is_folder in kinds.items() if not is_folder]
+        waiting += [(place / name, above | {identity}) for name in reversed(folders)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def read_limited(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes; nothing else is opened for long, or read.
+
+    Raises:
+        OSError: It cannot be read, is a pipe or a device, or is larger.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return content
