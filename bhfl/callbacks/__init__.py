@@ -1,8 +1,7 @@
-"""Objects that a FederatedTrainer calls: any class with some of ``on_fit_start, on_client_end, on_round_end,
-on_fit_end, on_measured``, each called as ``hook(trainer, **named)`` on every process.
-"""
+"""Callbacks: what a `bhfl.engine.FederatedTrainer` tells of its run. The base of your own is `Callback`."""
 
 from bhfl.callbacks.histograms import WeightHistograms
 from bhfl.callbacks.progress import Progress
+from bhfl.engine.callback import Callback
 
-__all__ = ["Progress", "WeightHistograms"]
+__all__ = ["Callback", "Progress", "WeightHistograms"]

@@ -6,10 +6,12 @@ from typing import Any
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
+from bhfl.engine.callback import Callback
+
 _BINS = 200
 
 
-class WeightHistograms:
+class WeightHistograms(Callback):
     """Writes one histogram per weight tensor (two dimensions or more) to TensorBoard.
 
     Args:

@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from bhfl.engine.callback import Callback
 from bhfl.engine.records import Status
 
 
-class Progress:
+class Progress(Callback):
     """A progress bar over clients and rounds where the console is a terminal, one line a round where it is not.
 
     Args:

@@ -68,8 +68,11 @@ def resolve(name: Any, kind: Kind) -> type:
     if name.split(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{refusal} of the standard library")
     cls: Any = _imported(name, refusal, known)
-    if not (isinstance(cls, type) and issubclass(cls, kind.bases)):
-        raise ValueError(refusal)
+    if not isinstance(cls, type):
+        raise ValueError(f"{refusal}, which is no class")
+    if not issubclass(cls, kind.bases):
+        bases = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in kind.bases)
+        raise ValueError(f"{refusal}, which does not derive from {bases}")
     if inspect.isabstract(cls):
         raise ValueError(f"{refusal}, which is abstract")
     return cls

@@ -22,6 +22,7 @@ from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped,
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
+from bhfl.engine.callback import Callback
 from bhfl.engine.folder import durable
 from bhfl.engine.settings import check_settings
 from bhfl.engine.trainer import FederatedTrainer
@@ -98,7 +99,8 @@ class FederatedCLI(LightningCLI):
         """The trainer's own checks, before anything is built."""
         config = self.config[self.config.subcommand]
         try:
-            check_settings({**config.trainer, "clients": config.clients, "seed": config.seed_everything})
+            made_later = {"callbacks": None}  # the parser has checked their classes
+            check_settings({**config.trainer, **made_later, "clients": config.clients, "seed": config.seed_everything})
         except ValueError as error:
             raise ConfigError([self._located(line) for line in str(error).splitlines()]) from error
 
@@ -195,7 +197,7 @@ def _at(config: Any, slot: Keys) -> Any:
     return config
 
 
-class SaveConfig:
+class SaveConfig(Callback):
     """A callback that writes the parsed configuration to ``config.yaml`` of the run folder.
 
     Args:

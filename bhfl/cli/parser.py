@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Optional, Union, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 import lightning as L
 from jsonargparse import Namespace
@@ -21,6 +20,7 @@ from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.reading import ConfigError
 from bhfl.cli.schema import Checked, Instance, Section
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.callback import Callback
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.trainer import FederatedTrainer
 
@@ -34,24 +34,6 @@ OUTSIDE = ("clients", "algorithm", "seed")
 """Options of the trainer that stand at the top level."""
 _FROM_DATA = ("num_classes", "input_shape")
 """Options of the model that are attributes of the data."""
-
-
-class AnyCallback(ABC):
-    """What ``trainer.callbacks`` takes: an object with at least one of the trainer's hooks, but none of Lightning's."""
-
-    HOOKS = ("on_fit_start", "on_client_end", "on_round_end", "on_fit_end", "on_measured")
-
-    @abstractmethod
-    def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
-        """One of them."""
-
-    @classmethod
-    def __subclasshook__(cls, other: type) -> bool:
-        return not issubclass(other, L.Callback) and any(hasattr(other, hook) for hook in cls.HOOKS)
-
-
-_CALLBACKS = (AnyCallback, *(getattr(bhfl.callbacks, name) for name in bhfl.callbacks.__all__))
-"""Ours one by one, so that their short names are known."""
 
 
 class Parser(LightningArgumentParser):
@@ -85,9 +67,8 @@ def add_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--clients", type=Fleet, required=True, help="The fleet: '{8: 5, 32: 5}' is bits: count.")
     for part, (base, default) in PARTS.items():
         parser.add_subclass_arguments(base, part, required=True, fail_untyped=False, default={"class_path": default})
-    parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, skip={*OUTSIDE, "callbacks"})
+    parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, skip={*OUTSIDE})
     groups = parser.groups or {}
-    groups["trainer"].add_argument("--trainer.callbacks", type=_list_of_callbacks(), help="More callbacks.")
     for key in (*PARTS, "trainer"):
         groups[key].title = key.capitalize()
     for action in parser._actions:  # names are names: a file called cnn is no network; files are given by --config
@@ -98,15 +79,11 @@ def add_arguments(parser: LightningArgumentParser) -> None:
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
 
-def _list_of_callbacks() -> Any:
-    return Optional[list[Union[_CALLBACKS]]]  # type: ignore[valid-type]  # made at run time
-
-
 def schema(command: str) -> Section:
     """What the arguments of `add_arguments` and of the trainer's method `command` may be."""
     trainer = get_type_hints(FederatedTrainer.__init__)
     trainer = {key: hint for key, hint in trainer.items() if key not in (*OUTSIDE, "return")}
-    callback: Any = Instance(Kind("a callback", _CALLBACKS))
+    callback: Any = Instance(Kind("a callback", (Callback,)))
     trainer["callbacks"] = Optional[list[callback]]
     taken = {"clients": "is given as clients", "algorithm": "is given as algorithm"}
     taken["seed"] = "is given as seed_everything"

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +19,7 @@ from bhfl.data.checks import check_fraction, check_int, check_optional_int
 from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Split, make_split
+from bhfl.engine.hooks import Guard
 
 
 class RandomStreams(Protocol):
@@ -36,6 +38,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     A client's last batch may be smaller than the others. BatchNorm cannot train on a batch of one sample: models with
     it need `drop_last` where one may be left.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class with a method that looks like one of those above, or like Lightning's, and is none."""
+        super().__init_subclass__(**kwargs)
+        _HOOKS.check_class(cls)
 
     def __init__(
         self,
@@ -209,6 +216,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             return indices[torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples]
         labels = labels[indices.numpy()]
         return indices[torch.from_numpy(stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0)))]
+
+
+_HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)
 
 
 class FromDatasets(FederatedDataModule):

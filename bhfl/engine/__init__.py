@@ -5,14 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
+    from bhfl.engine.callback import Callback
     from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
 
-__all__ = ["Algorithm", "FederatedTrainer", "LocalRun", "TooFewClientsError"]
+_HOMES = {
+    "Algorithm": "algorithm",
+    "Callback": "callback",
+    "FederatedTrainer": "trainer",
+    "LocalRun": "algorithm",
+    "TooFewClientsError": "trainer",
+}
+__all__ = ["Algorithm", "Callback", "FederatedTrainer", "LocalRun", "TooFewClientsError"]
 
 
 def __getattr__(name: str) -> Any:
     """The names above, loaded when asked for: who wants `bhfl.engine.folder` alone waits for no torch."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "algorithm" if name in ("Algorithm", "LocalRun") else "trainer"
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
@@ -84,6 +85,13 @@ class Algorithm:
     aggregator of its own, which brings together what each process holds (`Aggregator.reduce`). Its public attributes
     are its options: a run is resumed only with the same ones.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class with a method that looks like a hook and is none."""
+        super().__init_subclass__(**kwargs)
+        ALGORITHM_HOOKS.check_class(cls)
+        if cls.server_optimizer is not None:
+            raise HookError(f"{cls.__name__}.server_optimizer is set by the trainer: give it trainer.server_optimizer")
 
     # ---- server -----------------------------------------------------------------------------------------------
 
@@ -167,3 +175,7 @@ class Algorithm:
     def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
         """The client's state after it received the round's `closing` message."""
         return state
+
+
+ALGORITHM_HOOKS = Guard(Algorithm)
+"""What an algorithm's hooks are, and the check of them."""

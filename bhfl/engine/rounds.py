@@ -19,6 +19,7 @@ from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.client import Worker
+from bhfl.engine.hooks import check_methods
 from bhfl.engine.records import ClientRecord, gather, refusal
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
@@ -96,8 +97,10 @@ class Rounds:
         """One round from `server`; its successor (the same model where too few updates were usable) and the records."""
         size = cohort_size(len(self.clients), self.options["clients_per_round"])
         cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
+        aggregator = self.algorithm.aggregator(server, self.clients)
+        check_methods(aggregator, Aggregator, f"{type(self.algorithm).__name__}.aggregator must return an Aggregator")
         totals = Totals(
-            self.algorithm.aggregator(server, self.clients),
+            aggregator,
             BufferSum(self.buffers, server),
             {**self.algorithm.expected(server), **self.travelling(server, self.groups[0])},
             min(MAX_TERM, MAX_TOTAL / len(cohort)),

@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
-
+from bhfl.engine.callback import callback_problems
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.sampling import cohort_size
 
@@ -80,12 +79,7 @@ def check_settings(options: Mapping[str, Any]) -> None:
             problems.append(f"{key} must not be empty, got {options[key]!r}")
     if isinstance(options["name"], str) and (options["name"].startswith("/") or ".." in options["name"].split("/")):
         problems.append(f"name must stay inside default_root_dir, got {options['name']!r}")
-    problems += [
-        f"callbacks[{i}] must be an object with hooks such as on_round_end(trainer, metrics), and none of Lightning's, "
-        f"got {type(callback).__name__}"
-        for i, callback in enumerate(options["callbacks"] or [])
-        if isinstance(callback, L.Callback)
-    ]
+    problems += callback_problems(options["callbacks"])
     problems += _fleet_problems(options, problems)
     if problems:
         raise ValueError("\n".join(problems))

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
-from bhfl.engine.algorithm import Algorithm, Context
+from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm, Context
 from bhfl.engine.buffers import NormPolicy
+from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
+from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import launched, make_fabric
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.rounds import Rounds
@@ -104,7 +106,7 @@ class FederatedTrainer:
         save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as integers, about a
             third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
         logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning loggers.
-        callbacks: Objects with any of the hooks ``on_fit_start, on_client_end, on_round_end, on_fit_end``.
+        callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are called in this order.
         default_root_dir: Where run folders are made.
         name: Run folders are ``<default_root_dir>/<name>/version_N``.
 
@@ -148,7 +150,7 @@ class FederatedTrainer:
         channels_last: bool = True,
         save_in_int8: bool = False,
         logger: Union[bool, Logger, list[Logger]] = True,
-        callbacks: Optional[list[Any]] = None,
+        callbacks: Optional[list[Callback]] = None,
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
@@ -160,7 +162,8 @@ class FederatedTrainer:
         self.algorithm = Algorithm() if algorithm is None else algorithm
         if not isinstance(self.algorithm, Algorithm):
             raise ValueError(f"algorithm must be an Algorithm such as FedAvg(), got {algorithm!r}")
-        self.callbacks: list[Any] = list(callbacks or [])
+        ALGORITHM_HOOKS.check(self.algorithm)
+        self.callbacks = list(callbacks or [])
         self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision, timeout_seconds)
         self.config: dict[str, Any] = {}
         """What a resumed run must agree with besides the trainer's options; the command line adds its own here."""
@@ -244,8 +247,7 @@ class FederatedTrainer:
         """Data, clients, worker and the first server state; all problems show here."""
         if not isinstance(model, L.LightningModule):
             raise ValueError(f"model must be a LightningModule, got {type(model).__name__}")
-        if not isinstance(data, FederatedData):
-            raise ValueError(f"datamodule must be a FederatedDataModule or have its methods, got {type(data).__name__}")
+        check_methods(data, FederatedData, "datamodule must be a FederatedDataModule or have its methods")
         with self.fabric.rank_zero_first(local=True):
             data.prepare_data()
         for stage in stages:
@@ -450,7 +452,4 @@ class FederatedTrainer:
         self._call("on_client_end", client=client, record=record)
 
     def _call(self, hook: str, **arguments: Any) -> None:
-        """Call `hook` of the callbacks that have it, on every process, as ``hook(trainer, **arguments)``."""
-        for callback in self.callbacks:
-            if hasattr(callback, hook):
-                getattr(callback, hook)(self, **arguments)
+        call_hook(self.callbacks, hook, self, **arguments)

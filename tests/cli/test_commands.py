@@ -14,21 +14,22 @@ from tests.cli.conftest import Command
 
 OWN = """\
 from bhfl.algorithms import FedProx
+from bhfl.engine import Callback
 
 class Mine(FedProx):
     def __init__(self, nu: float = 0.5, **options) -> None:
         super().__init__(**options)
         self.nu = nu
 
-class Stop:
+class Stop(Callback):
     def on_round_end(self, trainer, metrics):
         raise KeyboardInterrupt
 
-class Faulty:
+class Faulty(Callback):
     def on_round_end(self, trainer, metrics):
         raise RuntimeError("a bug")
 
-class Tell:
+class Tell(Callback):
     def on_fit_start(self, trainer):
         print("callbacks:", *(type(c).__name__ for c in trainer.callbacks))
         print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.options["seed"])
@@ -492,6 +493,36 @@ def test_warnings_are_one_line() -> None:
     assert exits.format_warning("client 3 failed", UserWarning, source, 7) == "warning: client 3 failed\n"
     assert exits.format_warning("old", DeprecationWarning, source, 7).startswith(f"{source}:7: DeprecationWarning: old")
     assert exits.format_warning("odd", UserWarning, "other.py", 7, "").startswith("other.py:7: UserWarning: odd")
+
+
+HOOKS = """\
+from bhfl.engine import Callback
+
+class Duck:
+    def on_round_end(self, trainer, metrics): ...
+
+class Misspelt(Callback):
+    def on_round_ended(self, trainer, metrics): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "problem"),
+    [
+        (
+            HOOKS.split("class Misspelt")[0],
+            "Duck",
+            "own_0.Duck', which does not derive from bhfl.engine.callback.Callba",
+        ),
+        (HOOKS, "Misspelt", "own_1.Misspelt': Misspelt.on_round_ended is no hook of Callback, and nothing would call"),
+    ],
+)
+def test_callbacks_that_would_not_be_called_are_refused(bhfl, tmp_path, source, name, problem):
+    module = f"own_{int(name == 'Misspelt')}"
+    (tmp_path / f"{module}.py").write_text(source)
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", f"--trainer.callbacks+={module}.{name}")
+    assert (code, problem in err) == (2, True), err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from bhfl.engine.callback import Callback
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import CLASSES, FEATURES, HandMade, Module, float_state, points
@@ -535,7 +536,7 @@ def test_a_client_sends_the_same_whatever_was_trained_before_it(tmp_path, before
         module, sent = Module(), []
         module.net.append(nn.BatchNorm1d(CLASSES))
 
-        class Spy:
+        class Spy(Callback):
             def on_client_end(self, trainer, client, record):
                 if client.id == 1:
                     sent.append((record.uplink_bytes, record.metrics, float_state(module)))  # noqa: B023

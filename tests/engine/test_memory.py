@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from bhfl.engine.callback import Callback
 from tests.engine.hand_made import HandMade, Module, points
 from tests.engine.test_resume import PROCESSES, Remembering
 from tests.federation import fit
@@ -19,7 +20,7 @@ from tests.federation import fit
 pytestmark = pytest.mark.slow
 
 
-class Meter:
+class Meter(Callback):
     """A callback that measures this process after every round."""
 
     def __init__(self) -> None:

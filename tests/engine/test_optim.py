@@ -13,6 +13,7 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from bhfl.algorithms import FedProx
+from bhfl.engine.callback import Callback
 from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import FEATURES, HandMade, Module, float_state, points
 from tests.federation import fit, same
@@ -272,7 +273,7 @@ def test_one_optimizer_and_one_scheduler_are_not_wrapped_in_lists(tmp_path):
             optimizer = SGD(self.parameters(), 0.1)
             return {"optimizer": optimizer, "lr_scheduler": step(optimizer)}
 
-    class Round:
+    class Round(Callback):
         def on_round_end(self, trainer, metrics):
             nonlocal rounds_before
             rounds_before = metrics["round"]

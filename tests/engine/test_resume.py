@@ -28,6 +28,7 @@ from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, Grou
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, points
@@ -211,7 +212,7 @@ def test_a_best_model_of_rounds_that_are_undone_is_gone(tmp_path):
         def validation_step(self, batch, batch_idx):
             self.log("val/acc", trainers[-1].server.round if trainers else 0.0)
 
-    class Watch:
+    class Watch(Callback):
         def on_fit_start(self, trainer):
             trainers.append(trainer)
 
@@ -236,7 +237,7 @@ def test_the_best_model_still_has_its_clients(tmp_path):
         def validation_step(self, batch, batch_idx):
             self.log("val/acc", -trainers[0].server.round if trainers else 0.0)
 
-    class Watch:
+    class Watch(Callback):
         def on_fit_start(self, trainer):
             trainers.append(trainer)
 

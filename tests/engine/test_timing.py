@@ -10,6 +10,7 @@ from torch import nn
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
 from bhfl.comm.network import Profile, SimulatedNetwork, Workload
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.callback import Callback
 from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import Client, fake, fit, same
@@ -193,7 +194,7 @@ def test_a_trace_must_have_every_client(tmp_path):
         fit(tmp_path, network=SimulatedNetwork(trace=str(trace)))
 
 
-class Recording:
+class Recording(Callback):
     """Keeps what became of each client."""
 
     def __init__(self):

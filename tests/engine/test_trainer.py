@@ -19,6 +19,7 @@ import bhfl.engine.rounds
 from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.engine import checkpoint
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.callback import Callback
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
 from bhfl.quant import BitSpec, QuantizedTensor
@@ -147,7 +148,7 @@ def test_runs_differ_by_their_seed_and_by_nothing_else(tmp_path):
 # ---- what travels ---------------------------------------------------------------------------------------------------
 
 
-class Records:
+class Records(Callback):
     """A callback that keeps what became of every client."""
 
     def __init__(self) -> None:
@@ -277,7 +278,7 @@ def test_too_few_usable_updates_leave_the_model_alone(tmp_path):
         def fails(self, client, round):
             return round == 1 and client > 0
 
-    class Watch:
+    class Watch(Callback):
         all: ClassVar[list] = []
 
         def on_round_end(self, trainer, metrics):
@@ -438,7 +439,7 @@ SCORES = [0.1, 0.5, 0.3, 0.4, 0.6, 0.7]
     [("max", None, 6, 6), ("max", 2, 4, 2), ("max", 3, 6, 6), ("min", 2, 3, 1), ("min", 5, 6, 1)],
 )
 def test_patience_and_the_best_model(tmp_path, mode, patience, rounds, best):
-    class Watch:
+    class Watch(Callback):
         def on_round_end(self, trainer, metrics):
             models.append(trainer.server.params)
 
@@ -603,7 +604,7 @@ def test_a_monitor_that_has_no_value_yet(tmp_path):
 # ---- running statistics ---------------------------------------------------------------------------------------------
 
 
-class Statistics:
+class Statistics(Callback):
     """A callback that keeps the running mean and the counter of every client."""
 
     def __init__(self) -> None:
@@ -710,7 +711,7 @@ def test_fedprox_pulls_the_harder_the_larger_mu(tmp_path):
 
 
 def test_callbacks_see_the_run(tmp_path):
-    class Watch:
+    class Watch(Callback):
         def on_fit_start(self, trainer):
             calls.append(("start", trainer.server.round))
 

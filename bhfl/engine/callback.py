@@ -1,0 +1,83 @@
+"""What watches a run: callbacks, whose hooks the trainer calls on every process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+
+from bhfl.engine.hooks import Guard, HookError
+
+if TYPE_CHECKING:
+    from bhfl.engine.records import ClientRecord
+    from bhfl.engine.trainer import FederatedTrainer
+    from bhfl.engine.types import Client
+
+
+class Callback:
+    """The base of all callbacks: override the hooks that you need.
+
+    Hooks are called on every process, as ``hook(trainer, **named)``: check ``trainer.fabric.is_global_zero`` before
+    anything that one process should do. They are given what the run uses, so they are not to change it.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class with a method that looks like a hook and is none."""
+        super().__init_subclass__(**kwargs)
+        _GUARD.check_class(cls)
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        """Everything is set up, a checkpoint is taken up, and no round has begun."""
+
+    def on_client_end(self, trainer: FederatedTrainer, client: Client, record: ClientRecord) -> None:
+        """A client of this process is done with its round; `record` says what became of it."""
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
+        """A round is logged and saved; `metrics` is its row of ``rounds.jsonl``."""
+
+    def on_fit_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
+        """The run is done; `metrics` are those of its test."""
+
+    def on_measured(self, trainer: FederatedTrainer, metrics: dict[str, float], stage: Literal["val", "test"]) -> None:
+        """`trainer.validate` or `trainer.test` is done."""
+
+
+_GUARD = Guard(Callback, by_name=True)
+
+
+def callback_problems(callbacks: Any) -> list[str]:
+    """What is wrong with the callbacks that a trainer was given, one a line."""
+    if callbacks is None:
+        return []
+    if not isinstance(callbacks, (list, tuple)):
+        return [f"callbacks must be a list such as [Progress()], got {callbacks!r}"]
+    problems = []
+    for i, callback in enumerate(callbacks):
+        where = f"callbacks[{i}] must be an object of a class that derives from bhfl.engine.Callback, got"
+        if isinstance(callback, L.Callback):
+            problems.append(f"{where} {type(callback).__name__} of Lightning")
+        elif isinstance(callback, type):
+            problems.append(f"{where} the class {callback.__name__}: write {callback.__name__}()")
+        elif not isinstance(callback, Callback):
+            problems.append(f"{where} {type(callback).__name__}")
+        else:
+            try:
+                _GUARD.check(callback)
+            except HookError as error:
+                problems += [f"callbacks[{i}]: {line}" for line in str(error).splitlines()]
+    return problems
+
+
+def call_hook(callbacks: Sequence[Callback], hook: str, trainer: FederatedTrainer, **arguments: Any) -> None:
+    """Call `hook` of all callbacks, as ``hook(trainer, **arguments)``.
+
+    Raises:
+        HookError: It gave a coroutine or a generator, whose body has not run.
+    """
+    for callback in callbacks:
+        result = getattr(callback, hook)(trainer, **arguments)
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            kind = type(result).__name__
+            raise HookError(f"{type(callback).__name__}.{hook} must do its work when it is called, got a {kind}")
