@@ -218,5 +218,5 @@ def _nearest(name: str, hooks: Collection[str], near: float) -> str:
             return hook
     if not (close := difflib.get_close_matches(name.lower(), sorted(hooks), n=1, cutoff=near)):
         return ""
-    words, of_hook = (set(word.strip("_").lower().split("_")) for word in (name, close[0]))
-    return "" if of_hook < words else close[0]  # a hook's name and a word more: a helper of it
+    words, meant = (set(word.strip("_").lower().split("_")) for word in (name, close[0]))
+    return "" if meant < words else close[0]  # a hook's name and a word more: a helper of it
