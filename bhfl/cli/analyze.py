@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bhfl.cli.exits import say
 from bhfl.engine.client import Worker
-from bhfl.engine.run import fitting
+from bhfl.engine.resume import fitting
 from bhfl.engine.system import computing_threads
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData

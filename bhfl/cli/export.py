@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
 from bhfl.cli.exits import say
-from bhfl.engine.run import fitting
+from bhfl.engine.resume import fitting
 from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
 from bhfl.export.card import Exported, model_card

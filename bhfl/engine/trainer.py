@@ -30,10 +30,8 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import launched, make_fabric
 from bhfl.engine.records import ClientRecord, round_metrics
-from bhfl.engine.rounds import Rounds
-from bhfl.engine.run import (
+from bhfl.engine.resume import (
     CLIENTS,
-    Run,
     contradictions,
     described,
     find_checkpoint,
@@ -42,6 +40,8 @@ from bhfl.engine.run import (
     shaping,
     warn_of_known,
 )
+from bhfl.engine.rounds import Rounds
+from bhfl.engine.run import Run
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import DATA, check_settings, global_seed
 from bhfl.engine.store import ClientStore

@@ -22,7 +22,6 @@ from torch.utils.data import TensorDataset
 
 import bhfl.engine.checkpoint
 import bhfl.engine.folder
-import bhfl.engine.run
 import bhfl.engine.store
 from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, GroupedAvgAsymmetric, Local, ProWD
 from bhfl.comm.network import SimulatedNetwork

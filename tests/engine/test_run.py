@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from bhfl.algorithms import ProWD
 from bhfl.callbacks import WeightHistograms
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.run import contradictions, described
+from bhfl.engine.resume import contradictions, described
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 

@@ -12,7 +12,7 @@ from bhfl.cli.federated_cli import WHERE, FederatedCLI
 from bhfl.cli.parser import dumped
 from bhfl.cli.reading import ConfigError, read_file
 from bhfl.cli.sweep.plan import Job
-from bhfl.engine.run import contradictions
+from bhfl.engine.resume import contradictions
 
 _ELSEWHERE = ("accelerator", "devices", "num_nodes", "strategy", "timeout_seconds", "default_root_dir", "name")
 """Options of the trainer that say where a run is computed, not what it is."""
