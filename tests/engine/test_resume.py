@@ -418,7 +418,7 @@ def test_options_that_shape_the_model_must_stay(tmp_path, change, lines):
 
 def test_options_that_shape_no_model_may_change(tmp_path, uninterrupted):
     go(tmp_path, 2)
-    watch = type("Watch", (), {"on_round_end": lambda self, trainer, metrics: None})()
+    watch = type("Watch", (Callback,), {"on_round_end": lambda self, trainer, metrics: None})()
     trainer = go(
         tmp_path, ckpt_path="last", check_val_every_n_rounds=2, keep_checkpoints=4, checkpoint_every_n_rounds=3,
         patience=50, max_failed_rounds=1, callbacks=[watch], timeout_seconds=99, evaluate_clients=False,
