@@ -47,7 +47,7 @@ def format_warning(
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that its user can mend; None for a bug, whose traceback is worth more."""
     from bhfl.engine.checkpoint import CheckpointError
-    from bhfl.engine.trainer import TooFewClientsError
+    from bhfl.engine.failures import TooFewClientsError
 
     if isinstance(error, CheckpointError):
         return BAD_CHECKPOINT

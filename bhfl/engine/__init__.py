@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
     from bhfl.engine.callback import Callback
-    from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
+    from bhfl.engine.failures import TooFewClientsError
+    from bhfl.engine.trainer import FederatedTrainer
 
 _HOMES = {
     "Algorithm": "algorithm",
     "Callback": "callback",
     "FederatedTrainer": "trainer",
     "LocalRun": "algorithm",
-    "TooFewClientsError": "trainer",
+    "TooFewClientsError": "failures",
 }
 __all__ = ["Algorithm", "Callback", "FederatedTrainer", "LocalRun", "TooFewClientsError"]
 

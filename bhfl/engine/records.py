@@ -18,6 +18,9 @@ T = TypeVar("T")
 Status = Literal["ok", "failed", "rejected", "late", "skipped"]
 """An update was folded in; training raised; the update was refused; it came after the deadline; none was sent."""
 
+NO_EXAMPLES = "the client has no examples"
+"""The reason of a client that was not asked to train."""
+
 
 @dataclass
 class ClientRecord:
@@ -41,6 +44,8 @@ class ClientRecord:
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     traceback: str = ""
+    origin: str = ""
+    """Type and line of an error that is likely to come again; see `bhfl.engine.failures.origin`."""
 
 
 def gather(fabric: Fabric, mine: list[T]) -> list[T]:

@@ -19,8 +19,9 @@ from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.client import Worker
+from bhfl.engine.failures import origin
 from bhfl.engine.hooks import check_methods
-from bhfl.engine.records import ClientRecord, gather, refusal
+from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, refusal
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
@@ -138,12 +139,12 @@ class Rounds:
             if client.num_examples:
                 keeps = self._train(server, client, totals, history, record)
             else:
-                record.status, record.reason = "rejected", "the client has no examples"
+                record.status, record.reason = "rejected", NO_EXAMPLES
         except PayloadError as error:
             record.status, record.reason = "rejected", str(error)
         except Exception as error:  # a client's failure, whatever it is, is not the round's
             record.status, record.reason = "failed", f"{type(error).__name__}: {error}"
-            record.traceback = traceback.format_exc()
+            record.traceback, record.origin = traceback.format_exc(), origin(error)
         if record.status == "ok" and any(keeps.values()):  # outside the try: a full disk is no client's failure
             self.store.save(client.id, server.round + 1, keeps)
         record.seconds = time.perf_counter() - start

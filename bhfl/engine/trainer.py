@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 import weakref
@@ -25,10 +24,13 @@ from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.evaluate import Evaluator, Stage
+from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
+from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import launched, make_fabric
+from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.resume import (
     CLIENTS,
@@ -47,10 +49,6 @@ from bhfl.engine.settings import DATA, check_settings, global_seed
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
-
-
-class TooFewClientsError(RuntimeError):
-    """No round had enough usable updates for longer than `max_failed_rounds` allows."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,8 @@ class FederatedTrainer:
 
         Raises:
             ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
-            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all.
+            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all; or an error
+                of one kind at one line stopped every client of a round.
             CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of the trainer, the
                 algorithm or the data (how they are split and batched); the command line compares the model's too.
         """
@@ -305,11 +304,7 @@ class FederatedTrainer:
             **self.config,
         }
         check_storable(vars(self.server), "ServerState")
-        monitor, mode = self.options["monitor"], self.options["mode"]
-        if "loss" in re.split(r"[/_]", monitor) and mode == "max" and self.fabric.is_global_zero:
-            warnings.warn(
-                f"trainer.monitor is {monitor} and trainer.mode max: the highest loss is the best", stacklevel=1
-            )
+        self._warn(doubt(self.options["monitor"], self.options["mode"]))
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
@@ -362,7 +357,13 @@ class FederatedTrainer:
     def _round(self) -> None:
         start, run, options = time.perf_counter(), self._run, self.options
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
-        self._survivors(records)
+        run.failed_rounds = failed_in_a_row(
+            records,
+            before=run.failed_rounds,
+            round=self.server.round,
+            options=options,
+            tell=self.fabric.is_global_zero,
+        )
         row: dict[str, Any] = {"round": self.server.round, **round_metrics(records), **self.server.metrics}
         row |= run.ledger.add(records)
         if self.timing:
@@ -373,6 +374,8 @@ class FederatedTrainer:
         validates = last or self.server.round % options["check_val_every_n_rounds"] == 0
         measured = self._evaluate(self.rounds.data, "val") if validates else {}
         row |= measured
+        if self.server.round == min(options["check_val_every_n_rounds"], options["max_rounds"]):
+            self._warn(unseen(options["monitor"], row, measured))
         seconds = self.fabric.broadcast(time.perf_counter() - start)
         run.seconds += seconds
         row |= {**run.ledger.metrics(), "time/round_s": seconds}
@@ -384,33 +387,17 @@ class FederatedTrainer:
         self._save(best, due, records)
         self._call("on_round_end", metrics=row)
 
+    def _warn(self, text: str) -> None:
+        """Say something once, where there is anything to say."""
+        if text and self.fabric.is_global_zero:
+            warnings.warn(text, stacklevel=3)
+
     def _save(self, best: bool, due: bool, records: list[ClientRecord]) -> None:
         kept = self._run.save(self.server, self._shaping, best, due)
         if kept and self.rounds.store.folder.exists():
             for record in records:
                 self.rounds.store.prune(record.client, kept)
         self.fabric.barrier()
-
-    def _survivors(self, records: list[ClientRecord]) -> None:
-        """Say what went wrong, and stop when it goes on."""
-        run, bad = self._run, [record for record in records if record.status != "ok"]
-        for record in bad[:3] if self.fabric.is_global_zero else ():
-            warnings.warn(
-                f"round {self.server.round}: client {record.client} {record.status}: {record.reason}", stacklevel=2
-            )
-        if len(bad) > 3 and self.fabric.is_global_zero:
-            warnings.warn(f"round {self.server.round}: and {len(bad) - 3} clients more; see rounds.jsonl", stacklevel=2)
-        if len(records) - len(bad) >= self.options["min_clients"]:
-            run.failed_rounds = 0
-            return
-        run.failed_rounds += 1
-        all_failed = run.failed_rounds == self.server.round >= self.options["max_rounds"]
-        if run.failed_rounds > self.options["max_failed_rounds"] or all_failed:
-            first = bad[0]
-            raise TooFewClientsError(
-                f"{run.failed_rounds} rounds in a row had fewer than min_clients={self.options['min_clients']} usable "
-                f"updates; last, client {first.client} {first.status}: {first.reason}\n{first.traceback}".rstrip()
-            )
 
     def _evaluate(self, data: FederatedData, stage: Stage) -> dict[str, float]:
         batches = data.val_batches if stage == "val" else data.test_batches

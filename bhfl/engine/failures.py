@@ -1,0 +1,83 @@
+"""What is said of clients that fail, and when a run ends because of them."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bhfl
+from bhfl.engine.records import NO_EXAMPLES, ClientRecord
+
+_OURS = str(Path(bhfl.__file__).parent)
+_TOLD = 3
+"""Failures of a round that are told one by one."""
+_PASSING = ("out of memory", "t allocate memory", "cannot allocate", "timed out", "killed by signal")
+"""Words of errors that come from the machine and may pass, where their type does not say so."""
+
+
+class TooFewClientsError(RuntimeError):
+    """Too few updates were usable for too long, or the same error would stop every client for ever."""
+
+
+def origin(error: Exception) -> str:
+    """Type and place of an error that is likely to come again: the innermost line outside `bhfl`.
+
+    An empty string for what may pass, which is want of memory, an OSError or a time-out, and for what happened in our
+    own code alone, such as a client that drops out.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (MemoryError, OSError, TimeoutError, torch.OutOfMemoryError)):
+            return ""
+        if "Timeout" in type(cause).__name__ or any(words in str(cause).lower() for words in _PASSING):
+            return ""
+        cause = cause.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(_OURS)]
+    return f"{type(error).__qualname__} at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+
+
+def failed_in_a_row(
+    records: list[ClientRecord], *, before: int, round: int, options: Mapping[str, Any], tell: bool
+) -> int:
+    """The number of rounds in a row without enough usable updates, `round` included.
+
+    Args:
+        records: Those of all clients of the round.
+        before: The number before this round.
+        round: The number of this round, from 1.
+        options: The trainer's settings.
+        tell: Whether to warn of each failure.
+
+    Raises:
+        TooFewClientsError: There are too many such rounds, or two or more clients failed, all in the same way.
+    """
+    bad = [record for record in records if record.status != "ok"]
+    for record in bad[:_TOLD] if tell else ():
+        warnings.warn(f"round {round}: client {record.client} {record.status}: {record.reason}", stacklevel=2)
+    if len(bad) > _TOLD and tell:
+        warnings.warn(f"round {round}: and {len(bad) - _TOLD} clients more; see rounds.jsonl", stacklevel=2)
+    if alike := failed_alike(records):
+        why = f"the same error in all {len(alike)} clients of round {round}"
+    elif len(records) - len(bad) >= options["min_clients"]:
+        return 0
+    elif before >= options["max_failed_rounds"] or before + 1 == round >= options["max_rounds"]:
+        rounds = f"{before + 1} rounds in a row"
+        why = f"{rounds} had fewer than min_clients={options['min_clients']} usable updates; last"
+    else:
+        return before + 1
+    first = (alike or bad)[0]
+    told = f"{why}, client {first.client} {first.status}: {first.reason}"
+    raise TooFewClientsError(f"{told}\n{first.traceback}".rstrip())
+
+
+def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:
+    """The clients of a round, if it had two or more, and all failed by an error of one type at one line; else none."""
+    asked = [record for record in records if record.reason != NO_EXAMPLES]
+    origins = {record.origin if record.status == "failed" else "" for record in asked}
+    return asked if len(asked) > 1 and len(origins) == 1 and origins != {""} else []

@@ -1,0 +1,80 @@
+"""The metric by which the best model is chosen: whether it can be the one that was meant."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_ERRORS = frozenset(
+    re.findall(
+        r"\w+",
+        "loss losses error errors err mse mae rmse mape smape msle rmsle nmse nrmse nmae mase wer cer ser eer nll bce "
+        "ce xent crossentropy ece mce perplexity ppl brier kl kld divergence fid lpips hinge hamming deviance residual "
+        "residuals regret bpc bpb bpd l1 l2 fpr fnr misclassification distance",
+    )
+)
+"""Words in the name of a metric that is better the lower it is."""
+_SCORES = frozenset(
+    re.findall(
+        r"\w+",
+        "acc accuracy f1 fbeta auc auroc auprc map ap precision recall sensitivity specificity iou miou jaccard dice "
+        "bleu rouge meteor psnr ssim r2 mcc kappa ndcg mrr correlation corrcoef pearson spearman likelihood tpr tnr",
+    )
+)
+"""Words in the name of a metric that is better the higher it is."""
+_TURNED = frozenset(re.findall(r"\w+", "neg negative minus inverse inverted reduction improvement gain"))
+"""Words that turn a metric around, so that its name does not say which way is better."""
+_PHRASES = {"negative_log_likelihood": "nll", "neg_log_likelihood": "nll", "cross_entropy": "crossentropy"}
+
+
+def doubt(monitor: str, mode: str) -> str:
+    """Why `mode` is the wrong one for `monitor`, by its name; an empty string where it may be right.
+
+    >>> doubt("val/mse_avg", "max")
+    'trainer.monitor is val/mse_avg and trainer.mode max: the highest mse is the best; set trainer.mode to min'
+    >>> doubt("val/mse_avg", "min")
+    ''
+    """
+    words = _words(monitor)
+    errors, scores = ([word for word in words if word in known] for known in (_ERRORS, _SCORES))
+    if _TURNED & {*words} or (errors and scores):
+        return ""
+    wrong, right, end = (errors, "min", "highest") if mode == "max" else (scores, "max", "lowest")
+    if not wrong:
+        return ""
+    return (
+        f"trainer.monitor is {monitor} and trainer.mode {mode}: the {end} {wrong[0]} is the best; "
+        f"set trainer.mode to {right}"
+    )
+
+
+def _words(monitor: str) -> list[str]:
+    """The words of a metric's name in lower case, ``mIoU`` whole and ``MeanSquaredError`` taken apart, no numbers."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", monitor)
+    text = re.sub(r"[^a-z0-9]+", "_", f"{monitor} {apart}".lower())
+    for phrase, word in _PHRASES.items():
+        text = text.replace(phrase, word)
+    words = [word if word in _ERRORS | _SCORES else word.rstrip("0123456789") for word in text.split("_")]
+    return ["loss" if word.endswith("loss") else word for word in words]
+
+
+def unseen(monitor: str, row: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+    """What to say where a first validation gave `monitor` no value that could be the best; else an empty string.
+
+    Args:
+        monitor: The trainer's option.
+        row: All metrics of the round.
+        measured: Those of the validation.
+    """
+    value = row.get(monitor)
+    if value is not None and not math.isfinite(value):
+        return f"trainer.monitor: {monitor} is {value}, and no best model is kept until it is a number"
+    if value is None and not measured and monitor.startswith("val/"):
+        return (
+            f"trainer.monitor: {monitor} has no value, because validation measured nothing, so no best model is kept; "
+            "give data.val_fraction and a validation_step that logs, or set trainer.monitor to train/loss and "
+            "trainer.mode to min"
+        )
+    return ""
