@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
 
 
@@ -65,9 +66,29 @@ def walk(
         waiting += [(place / name, above | {identity}) for name in reversed(folders)]
 
 
+def matching(pattern: Path) -> list[Path]:
+    """What fits a pattern with ``*``, ``?``, ``[...]``, and ``**`` for folders at any depth, behind links too."""
+    top = Path(pattern.anchor)
+    return _matching(top, pattern.relative_to(top).parts)
+
+
+def _matching(top: Path, parts: Sequence[str]) -> list[Path]:
+    """What fits the parts of a pattern below `top`; ``**`` is walked, as ``glob`` goes round in a loop of links."""
+    plain = parts[: parts.index("**")] if "**" in parts else parts
+    found = [top / name for name in glob(str(Path(*plain)), root_dir=top)] if plain else [top]
+    if len(plain) == len(parts):
+        return found
+    folders = [place for start in found for place, _, _ in walk(start, once=True, on_error=lambda error: None)]
+    return [match for folder in folders for match in _matching(folder, parts[len(plain) + 1 :])]
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is none."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+_GROWTH = 2**16
+"""Bytes by which a file may grow while it is read; a buffer of all that is allowed would take as much memory."""
 
 
 def read_limited(path: Path, most: int) -> bytes:
@@ -77,9 +98,10 @@ def read_limited(path: Path, most: int) -> bytes:
         OSError: It cannot be read, is a pipe or a device, or is larger.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
+        content = b"" if found.st_size > most else file.read(min(most, found.st_size + _GROWTH) + 1)
+    if found.st_size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content

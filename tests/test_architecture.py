@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bhfl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-SHARED = {"files"}
+SHARED = {"files", "plain"}
 """Files that every room may import; they import none."""
 FEDERATED = {"quant", "comm", "models", "data", "engine", "algorithms", "callbacks", "report", "export", "cli"}
 OURS = {

@@ -15,10 +15,8 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1 << 20
-MAX_NODES = 50_000
-"""Values of a file, those repeated by aliases counted again."""
-MAX_DEPTH = 50
+from bhfl.plain import MAX_BYTES, TooLargeError, Unfolded, check_depth
+
 _FLAGS = ("print_config", "dry_run")
 """Options that take no value."""
 
@@ -198,16 +196,16 @@ class _Reader:
         self.file = file
         self.lines: dict[Keys, int] = {}
         self.problems: list[str] = []
-        self.num_nodes = 0
+        self.size = Unfolded()
         self.values: Any = None
         self.loader = _Loader(text)
         try:
-            _check_depth(text)
+            check_depth(text, _Loader)
             node = self.loader.get_single_node()
             self.values = None if node is None else self._value(node, ())
         except yaml.YAMLError as error:
             self._syntax(error, text)
-        except _TooLargeError as error:
+        except TooLargeError as error:
             self.problems = []
             self._problem(0, f"YAML {error}")
         finally:
@@ -226,11 +224,7 @@ class _Reader:
         self._problem(number, f"not valid YAML: {what}")
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
-        self.num_nodes += 1
-        if self.num_nodes > MAX_NODES:
-            raise _TooLargeError(f"must hold at most {MAX_NODES:,} values, those repeated by aliases counted")
-        if len(keys) > MAX_DEPTH:  # an alias inside of what it stands for
-            raise _TooLargeError(_TOO_DEEP)
+        self.size.add(node, len(keys))
         self.lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, keys)
@@ -265,24 +259,3 @@ class _Reader:
         if isinstance(value, float) and not math.isfinite(value):
             self._problem(line, f"{name}numbers must be finite, got {node.value}")
         return value
-
-
-class _TooLargeError(Exception):
-    """A file that would take too much memory."""
-
-
-_TOO_DEEP = f"must be nested at most {MAX_DEPTH} deep"
-
-
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting while it is only read event by event: libyaml builds its tree by recursion in C."""
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise _TooLargeError(_TOO_DEEP)
-    except yaml.scanner.ScannerError as error:  # newer libyaml has a limit too, and looks ahead of its events
-        if "maximum nesting depth" in str(error):
-            raise _TooLargeError(_TOO_DEEP) from error
-        raise

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bhfl.report.drawing import labels, pyplot
-from bhfl.report.reading import Run, read_run, with_runs_below
+from bhfl.report.drawing import labels, plain, pyplot
+from bhfl.report.reading import Run, path_argument, read_run, with_runs_below
 
 PREFIX = "fedlq/bits_"
+_MAX_CELLS = 10**7
 _TICKS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 Bits = tuple[list[str], list[int], npt.NDArray[np.float64]]
@@ -36,6 +37,8 @@ def read(run: Run) -> Bits:
         why = f"{count} rounds without a tag {PREFIX}<parameter>" if count else "no rounds.jsonl with a round in it"
         raise ValueError(f"{run.folder}: {why}; they are written by runs of FedLQ")
     rounds = range(run.rounds[0]["round"], run.num_rounds + 1)
+    if len(tags) * len(rounds) > _MAX_CELLS:
+        raise ValueError(f"{run.folder}: {len(rounds)} rounds of {len(tags)} layers are too many for a picture")
     found = np.full((len(tags), len(rounds)), np.nan)
     for i, tag in enumerate(tags):
         for round, bits in run.series(tag).items():
@@ -59,7 +62,7 @@ def draw(runs: list[Path], out: Path) -> None:
     figure, panels = plt.subplots(1, len(runs), figsize=size, squeeze=False, layout="constrained")
     heat(panels[0], found)
     for panel, run in zip(panels[0], runs, strict=True):
-        panel.set_title("/".join(run.absolute().parts[-3:-1]), fontsize=9)
+        panel.set_title(plain("/".join(run.absolute().parts[-3:-1])), fontsize=9)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -75,7 +78,7 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
     for panel, (layers, rounds, bits) in zip(panels, found, strict=True):
         extent = (rounds[0] - 0.5, rounds[-1] + 0.5, len(layers) - 0.5, -0.5)
         image = panel.imshow(bits, norm=colours, cmap="viridis", aspect="auto", interpolation="nearest", extent=extent)
-        panel.set_yticks(range(len(layers)), labels(layers), fontsize=8)
+        panel.set_yticks(range(len(layers)), map(plain, labels(layers)), fontsize=8)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("round")
     bar = panels[0].figure.colorbar(image, ax=panels, label="mean bits of the round's clients", pad=0.02)
@@ -88,8 +91,8 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.bits", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
-    parser.add_argument("--out", type=Path, default=Path("bits.png"))
+    parser.add_argument("runs", nargs="+", type=path_argument, help="run folders, or folders that hold some")
+    parser.add_argument("--out", type=path_argument, default=Path("bits.png"))
     options = parser.parse_args(args)
     try:
         draw(with_runs_below(options.runs), options.out)

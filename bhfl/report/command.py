@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bhfl.engine.folder import durable
+from bhfl.files import user_path
 from bhfl.report.goals import Goal
 from bhfl.report.page import page
-from bhfl.report.reading import find_runs, read_run
+from bhfl.report.reading import find_runs, path_argument, read_run
 from bhfl.report.rows import sections
 from bhfl.report.tables import as_csv, console, markdown, results, until
 
@@ -20,8 +22,8 @@ or links are in tables of their own. Runs that are not finished, or damaged, are
 
 
 def write_report(
-    runs: Sequence[Path],
-    out: Path,
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
     *,
     names: Mapping[Path, str] | None = None,
     target: float | None = None,
@@ -55,6 +57,7 @@ def write_report(
         [table for table in (results(section), until(section, goal) if goal else None) if table] for section in found
     ]
     flat = [table for part in tables for table in part]
+    out = user_path(out)
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.md": "# Runs compared\n\n" + "\n\n".join(map(markdown, flat)) + "\n",
@@ -70,8 +73,12 @@ def write_report(
 def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line, write the report and print the tables; the exit code."""
     parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, folders of runs, or patterns")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the files (default: report)")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="run folders, folders of runs, or patterns"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("report"), help="folder for the files (default: report)"
+    )
     parser.add_argument("--target", type=float, help="accuracy in (0, 1): tell what it took to reach it")
     parser.add_argument("--window", type=int, default=1, help="validations whose median must reach it (default: 1)")
     parser.add_argument("--baseline", metavar="LABEL", help="row to measure speed against (default: the first)")

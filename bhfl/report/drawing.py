@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from bhfl.report.reading import printable
+
 PALETTE = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#555555", "#a6a400",
     "#b3001b", "#1f2a80", "#66a61e", "#f08a8a", "#00c2c2", "#b08fd8",
@@ -27,6 +29,11 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def plain(text: str) -> str:
+    """Text as matplotlib draws it as it is: dollars would begin a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def svg(figure: Any) -> bytes:

@@ -48,13 +48,13 @@ class Goal:
 
     def base(self, section: Section) -> Row | None:
         """The row that the others of a section are measured against; None where it has none."""
-        rows = section.finished
+        rows = section.finished if section.comparable else []
         chosen = [row for row in rows if row.label == self.baseline] if self.baseline else rows
         return chosen[0] if chosen else None
 
     def check_baseline(self, sections: Sequence[Section]) -> None:
         """Raise ValueError where no section has the baseline; the error lists the labels that there are."""
-        known = dict.fromkeys(row.label for section in sections for row in section.finished)
+        known = dict.fromkeys(row.label for s in sections if s.comparable for row in s.finished)
         if self.baseline is not None and self.baseline not in known:
             raise ValueError(
                 f"--baseline must be the label of a finished row, got {self.baseline!r}; there are {', '.join(known)}"

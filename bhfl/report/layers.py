@@ -16,6 +16,7 @@ from typing import Any
 
 from bhfl.engine.folder import durable
 from bhfl.report.drawing import labels, pyplot
+from bhfl.report.reading import path_argument
 
 Row = Mapping[str, Any]
 
@@ -194,8 +195,8 @@ def _colour(index: int, count: int) -> Any:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.layers", description=__doc__)
-    parser.add_argument("table", type=Path, help="layers.csv of bhfl analyze")
-    parser.add_argument("--out", type=Path, help="the picture; next to the table by default")
+    parser.add_argument("table", type=path_argument, help="layers.csv of bhfl analyze")
+    parser.add_argument("--out", type=path_argument, help="the picture; next to the table by default")
     options = parser.parse_args(args)
     out = options.out or options.table.with_suffix(".png")
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bhfl.report import bits, weights
-from bhfl.report.drawing import PALETTE, bare, logarithmic, pyplot, svg
+from bhfl.report.drawing import PALETTE, bare, logarithmic, plain, pyplot, svg
 from bhfl.report.goals import SIMULATED
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
@@ -82,15 +82,19 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     return Chapter(f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures)
 
 
+_NO_LINE = "No line joins the best, as the methods were not all run with the same seeds and known settings."
+
+
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
+    joined = section.comparable and len({frozenset(row.by_seed(AVERAGE)) for row in section.finished}) == 1
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
         points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
         if len(points) > 1 and any(sent for _, sent, _ in points):
-            pictures.append(Picture(axis, _scatter(points, colours, axis)))
+            pictures.append(Picture(axis, _scatter(points, colours, axis, joined)))
     about = "Test accuracy of all clients after the last round, against what a run sent. "
-    about += "The line joins methods that no other beats in both."
+    about += "The line joins methods that no other beats in both." if joined else _NO_LINE
     return Chapter("Accuracy against bytes", about, pictures)
 
 
@@ -103,7 +107,7 @@ def _weights(section: Section) -> Chapter:
             continue  # the run has none
         figure, panel = pyplot().subplots(figsize=(4.5, 3.9), layout="constrained")
         weights.ridges(panel, histograms)
-        panel.set_title(name, fontsize=9)
+        panel.set_title(plain(name), fontsize=9)
         pictures.append(Picture(row.name, svg(figure)))
     about = "Float32 weights of the largest layer, first seed; heights are roots of densities. "
     about += "Narrow peaks are the levels of low-bit clients."
@@ -203,14 +207,15 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
     return _figure(draw, [line.row.name for line in lines], x, y)
 
 
-def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str) -> bytes:
+def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str, joined: bool) -> bytes:
     def draw(axis: Any) -> None:
         front, best = [], -math.inf
         for _, sent, accuracy in sorted(points, key=lambda point: (point[1], -point[2].mean)):
             if accuracy.mean > best:
                 best = accuracy.mean
                 front.append((sent, 100 * best))
-        axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
+        if joined:
+            axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
         for row, sent, accuracy in points:
             error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
             style = {"color": colours[row.label], "label": _shown(row), "markersize": 7, "capsize": 3, "linewidth": 1.2}
@@ -224,7 +229,7 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
 
 def _shown(row: Row) -> str:
     """A name as a legend takes it: dollars would begin a formula, and an underscore hides an entry."""
-    name = row.name.replace("$", r"\$")
+    name = plain(row.name)
     return f" {name}" if name.startswith("_") else name
 
 

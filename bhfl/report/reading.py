@@ -5,18 +5,20 @@ Nothing here trusts a file: a run may be damaged, killed, or being written while
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
-import yaml
+from bhfl.files import matching, read_limited, user_path, walk
+from bhfl.plain import MAX_BYTES, read_json, read_yaml
 
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; it holds the last before its first round is done."""
@@ -24,6 +26,10 @@ METRICS = ("acc", "accuracy")
 """What a model may call its accuracy, after the stage."""
 CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")
 """Tags that count from the first round on."""
+MAX_SUMMARY_BYTES = 4 * 2**20
+MAX_ROUNDS_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 4 * 2**20
+MAX_ROUND = 2**31
 LOST = ("failed", "rejected", "late", "skipped")
 """What becomes of clients whose updates do not count."""
 
@@ -60,7 +66,7 @@ class Run:
         if not self.summary:
             total = self.max_rounds
             return f"{done} of {total} rounds" if total else f"{done} rounds"
-        return "" if done == said else f"{done} rounds in rounds.jsonl, {said} in summary.json"
+        return "" if done == said else f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
 
     @property
     def num_rounds(self) -> int:
@@ -78,7 +84,7 @@ class Run:
     def seed(self) -> int | None:
         """Of the initial weights and of every draw; None where it is not known."""
         seed = self.config.get("seed_everything")
-        return seed if isinstance(seed, int) else None
+        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     @cached_property
     def metric(self) -> str:
@@ -123,10 +129,39 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def printable(text: object) -> str:
+    r"""As text on one line that no terminal takes for a command: what cannot be printed is spelled out.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _printable(value: Any) -> Any:
+    """A value of JSON whose text is all printable, keys too."""
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def path_argument(text: str) -> Path:
+    """The path that an argument of a command means; argparse takes its error as it is."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
+def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The run folders that `paths` mean, each once: paths in their order, versions by number.
 
     Args:
@@ -137,8 +172,8 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     problems = []
-    for path in paths:
-        matches = [path] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)), key=_natural)
+    for path in map(user_path, paths):
+        matches = [path] if path.exists() else sorted(matching(path), key=_natural)
         runs = [run for match in matches for run in _runs_below(match)]
         if not runs:
             what = "no run in it" if matches else "no such folder"
@@ -152,16 +187,22 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 def with_runs_below(paths: Sequence[Path]) -> list[Path]:
     """`paths`, those that hold runs replaced by these."""
-    return [run for path in paths for run in (list(_runs_below(path)) or [path])]
+    return [run for path in map(user_path, paths) for run in (list(_runs_below(path)) or [path])]
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Runs at or below `folder`; there are none inside a run."""
-    for place, folders, files in os.walk(folder):
+    """Runs at or below `folder`, through links too; there are none inside a run."""
+    if not folder.is_dir():
+        return
+    for place, folders, files in walk(folder, once=True, on_error=_passed_over):
         if set(MARKERS) & set(files):
             folders.clear()
-            yield Path(place)
+            yield place
         folders.sort(key=_natural)
+
+
+def _passed_over(error: OSError) -> None:
+    warnings.warn(f"{printable(error.filename)} is passed over: {error.strerror}", stacklevel=2)
 
 
 def _natural(name: str | Path) -> list[tuple[str, int]]:
@@ -175,18 +216,20 @@ def _natural(name: str | Path) -> list[tuple[str, int]]:
 def read_run(folder: Path) -> Run:
     """The record of one run folder; whatever is wrong with a file is a fault of it, never an error."""
     faults: list[str] = []
-    summary = _mapping(folder / "summary.json", json.loads, faults)  # first: when it is there, all rounds are
+    summary = _mapping(
+        folder / "summary.json", read_json, MAX_SUMMARY_BYTES, faults
+    )  # first: then all rounds are there
     rounds = _rounds(folder / "rounds.jsonl", faults)
-    config = _mapping(folder / "config.yaml", _plain, faults)
+    config = _mapping(folder / "config.yaml", read_yaml, MAX_BYTES, faults)
     if not (folder / "config.yaml").exists():
         faults.append("no config.yaml: its settings are unknown")
     return Run(folder, config, rounds, summary, tuple(faults))
 
 
-def _text(path: Path, faults: list[str]) -> str | None:
+def _text(path: Path, most: int, faults: list[str]) -> str | None:
     """What a file holds; None where there is none, or none that can be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_limited(path, most).decode("utf-8", errors="replace")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -194,14 +237,14 @@ def _text(path: Path, faults: list[str]) -> str | None:
         return None
 
 
-def _mapping(path: Path, parse: Callable[[str], Any], faults: list[str]) -> dict[str, Any]:
+def _mapping(path: Path, parse: Callable[[str], Any], most: int, faults: list[str]) -> dict[str, Any]:
     """The mapping in a file; empty where there is none."""
-    text = _text(path, faults)
+    text = _text(path, most, faults)
     if text is None:
         return {}
     try:
-        found = parse(text)
-    except (ValueError, TypeError, yaml.YAMLError, RecursionError):
+        found = _printable(parse(text))
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not found:
         faults.append(f"{path.name} is damaged")
@@ -209,28 +252,42 @@ def _mapping(path: Path, parse: Callable[[str], Any], faults: list[str]) -> dict
     return found
 
 
-def _plain(text: str) -> Any:
-    """YAML as JSON would hold it: no aliases that go in circles, and keys that are text."""
-    return json.loads(json.dumps(yaml.safe_load(text), default=str))
-
-
 def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
     """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is being written."""
     rows: list[dict[str, Any]] = []
-    lines = (_text(path, faults) or "").split("\n")
+    tags: dict[str, str] = {}
+    lines = (_text(path, MAX_ROUNDS_BYTES, faults) or "").split("\n")
     for place, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not _follows(row, rows[-1] if rows else {"round": 0}):
+        row = _row(line, tags)
+        if not row or not _follows(row, rows[-1] if rows else {"round": 0}):
             faults.append(f"line {place} of {path.name} is damaged: it is read up to there")
             return rows
         rows.append(row)
     return rows
 
 
+def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
+    """The numbers of a round, nan for what is none; empty where the line has no round.
+
+    Args:
+        line: Of the file.
+        tags: As they were found to be printable; filled, so that all rows share them.
+    """
+    try:
+        found = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or not _is_round(found.get("round")):
+        return {}
+    row: dict[str, Any] = {tags.setdefault(tag, printable(tag)): number(value) for tag, value in found.items()}
+    return row | {"round": found["round"]}
+
+
+def _is_round(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_ROUND
+
+
 def _follows(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether `row` is a later round than `before`, and nothing that only grows has fallen."""
-    grows = all(number(row.get(tag, 0)) >= number(before.get(tag, 0)) for tag in CUMULATIVE)
-    return isinstance(row.get("round"), int) and row["round"] > before["round"] and grows
+    grows = all(row.get(tag, 0) >= before.get(tag, 0) for tag in CUMULATIVE)
+    return bool(row["round"] > before["round"] and grows)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bhfl.report.reading import Run, number
+from bhfl.report.reading import Run, number, printable
 from bhfl.report.settings import Options, labels, method, task, titles
 
 AVERAGE = "avg"
@@ -16,7 +16,7 @@ AVERAGE = "avg"
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds; the deviation of a single one is nan."""
+    """Mean and sample standard deviation over seeds; the deviation of a single one is nan."""
 
     mean: float
     deviation: float = math.nan
@@ -28,13 +28,6 @@ class Spread:
         finite = [value for value in values if math.isfinite(value)]
         mean = statistics.mean(finite) if finite else math.nan
         return cls(mean, statistics.stdev(finite) if len(finite) > 1 else math.nan, len(finite))
-
-    def level_with(self, best: Spread) -> bool:
-        """Whether the difference of two means is at most its own standard error, ``sqrt(s1^2/n1 + s2^2/n2)``."""
-        if math.isnan(self.deviation + best.deviation):  # one seed has no spread
-            return self.mean == best.mean
-        error = math.hypot(self.deviation / math.sqrt(self.count), best.deviation / math.sqrt(best.count))
-        return abs(best.mean - self.mean) <= error
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,11 @@ class Row:
         """On the test split; of a run that is not finished, its last validation."""
         return Spread.of([_accuracy(run, group) for run in self.runs])
 
+    def by_seed(self, group: str) -> dict[int | None, float]:
+        """The accuracies of the runs that have one, by their seeds."""
+        found = {run.seed: _accuracy(run, group) for run in self.runs}
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
     def mean(self, tag: str) -> float:
         """Of the runs' last values."""
         return Spread.of([run.last(tag) for run in self.runs]).mean
@@ -92,11 +90,13 @@ class Section:
         title: What tells it from other sections.
         rows: By first appearance; what is not finished at the end.
         notes: What a reader ought to know of its runs.
+        comparable: Whether it is known that they may be compared.
     """
 
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    comparable: bool = True
 
     @property
     def groups(self) -> list[str]:
@@ -107,13 +107,8 @@ class Section:
 
     @property
     def finished(self) -> list[Row]:
-        """The rows that are compared."""
+        """The rows of whole runs."""
         return [row for row in self.rows if row.finished]
-
-    def best(self, group: str) -> Spread | None:
-        """The highest mean accuracy of the rows that are compared."""
-        found = [spread for row in self.finished if not math.isnan((spread := row.accuracy(group)).mean)]
-        return max(found, key=lambda spread: spread.mean, default=None)
 
 
 # ---- grouping -------------------------------------------------------------------------------------------------------
@@ -121,8 +116,8 @@ class Section:
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """All runs, in sections by first appearance; runs of unknown settings come last, each with a row of its own."""
-    known = [run for run in runs if "algorithm" in method(run.config)]
-    unknown = [run for run in runs if "algorithm" not in method(run.config)]
+    known = [run for run in runs if _is_known(run)]
+    unknown = [run for run in runs if not _is_known(run)]
     tasks: list[Options] = []
     members: list[list[Run]] = []
     for run in known:
@@ -134,9 +129,15 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     names = titles([part[0].config for part in members])
     found = [_section(title, part) for title, part in zip(names, members, strict=True)]
     if unknown:
-        rows = [Row(f"{run.folder.parent.name}/{run.folder.name}", (run,)) for run in unknown]
-        found.append(Section("settings unknown", _ordered(rows), tuple(map(_note, unknown))))
+        rows = [Row(printable(f"{run.folder.parent.name}/{run.folder.name}"), (run,)) for run in unknown]
+        notes = (*map(_note, unknown), "runs of unknown settings are not compared")
+        found.append(Section("settings unknown", _ordered(rows), notes, comparable=False))
     return found
+
+
+def _is_known(run: Run) -> bool:
+    """Whether it is known what a run was told to do, so that it may be compared with others."""
+    return all(run.config.get(part) for part in ("algorithm", "clients", "data", "model")) and run.seed is not None
 
 
 def _section(title: str, runs: Sequence[Run]) -> Section:
@@ -150,7 +151,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
         finished: dict[int | None, Run] = {}
         for run in like:
             if run.finished and run.seed in finished:
-                notes.append(f"{run.folder} repeats {label} with seed {run.seed} and is left out")
+                notes.append(f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out")
             elif run.finished:
                 finished[run.seed] = run
             else:
@@ -175,7 +176,9 @@ def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _note(run: Run) -> str:
     """What is the matter with a run."""
-    return f"{run.folder}: " + "; ".join([*([f"not finished: {run.missing}"] if run.missing else []), *run.faults])
+    unknown = ["its seed is unknown"] if run.config and run.seed is None else []
+    unfinished = [f"not finished: {run.missing}"] if run.missing else []
+    return f"{printable(run.folder)}: " + "; ".join([*unfinished, *run.faults, *unknown])
 
 
 def _differences(methods: Sequence[Options], named: Sequence[str]) -> list[str]:

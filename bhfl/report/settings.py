@@ -16,6 +16,8 @@ _WHERE = {
     "data": "root archive download num_workers eval_batch_size",
 }
 """Options that say where and how a run computes and what it writes, not what: runs that differ in them are alike."""
+_FIXED = ("Digits", "FakeImages", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
+"""Data sets that are the same wherever they lie; of others, ``root`` and ``archive`` say what is learnt."""
 _METHOD = {
     "data": "batch_size augment holdout",
     "model": "optimizer lr_scheduler lr_interval label_smoothing lr learning_rate momentum weight_decay",
@@ -46,7 +48,16 @@ def _listed(key: str, names: Mapping[str, str]) -> bool:
 
 def task(config: Mapping[str, Any]) -> Options:
     """The settings that two runs must share to be compared: fleet, data, model, links."""
-    found = {key: value for key, value in flat(config).items() if not _listed(key, _WHERE)}
+    options = flat(config)
+    found = {key: value for key, value in options.items() if not _listed(key, _WHERE)}
+    if short(options.get("data", "")) not in _FIXED:
+        places = {key: options[key].rstrip("/") for key in ("data.root", "data.archive") if key in options}
+        return _learnt(found) | places
+    return _learnt(found)
+
+
+def _learnt(found: Options) -> Options:
+    """Those of `found` that are no method."""
     learnt = {k for k in found if k.partition(".")[0] in ("clients", "data", "model") and not _listed(k, _METHOD)}
     return {key: value for key, value in found.items() if key in learnt or _listed(key, _TASK)}
 

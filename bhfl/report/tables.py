@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from bhfl.report.goals import AXES, SIMULATED, Goal
+from bhfl.report.ranking import Mark, Ranking, ranking
 from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
-_LEVEL = "within the spread of the best: the means differ by at most sqrt(s1²/n1 + s2²/n2); one seed has no spread"
+_LEVEL = (
+    "within the spread of the best: the mean of the differences, seed by seed, is at most its standard error, s/√n "
+    "(s: their standard deviation, n: their number); one seed has no spread"
+)
 
 
 class Cell(NamedTuple):
     """What stands in a table, and whether it is the best of its column or level with it."""
 
     text: str
-    mark: Literal["", "best", "level"] = ""
+    mark: Mark = ""
 
 
 @dataclass(frozen=True)
@@ -40,16 +45,41 @@ class Table:
 def results(section: Section) -> Table:
     """Accuracy by bit group, what was sent, and who was lost."""
     groups, extra = section.groups, _optional(section)
-    head = ["method", "seeds", "rounds", *("average" if g == AVERAGE else g for g in groups)]
+    head = ["method", "seeds", "rounds", *map(_column, groups)]
     head += ["up MB", "down MB", "bits up", *extra]
-    rows = []
-    for row in section.rows:
-        cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row)), *(_accuracy(section, row, g) for g in groups)]
+    rows, rankings = [], {group: ranking(section, group) for group in groups}
+    for place, row in enumerate(section.rows):
+        cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
+        cells += [_accuracy(row, group, rankings[group].marks[place]) for group in groups]
         sent = [_amount(row.mean(tag)) for tag in ("comm/uplink_MB", "comm/downlink_MB")]
         cells += map(Cell, [*sent, _fixed(row.uplink_bits, 1), *(value(row) for value in extra.values())])
         rows.append(cells)
-    level = _LEVEL if len(section.finished) > 1 and groups else ""
-    return Table(section.title, head, rows, [*_legend(section), *section.notes], level)
+    level = _LEVEL if any(found.marked for found in rankings.values()) else ""
+    return Table(section.title, head, rows, [*_legend(section), *_compared(section, rankings), *section.notes], level)
+
+
+def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
+    """On how many seeds rows were compared, and which were not."""
+    notes = []
+    counts = sorted({count for found in rankings.values() for count in found.counts})
+    if counts:
+        said = str(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        notes.append(f"rows are compared seed by seed on the seeds that both have: {said}")
+    columns = {_column(group): found for group, found in rankings.items()}
+    for row in dict.fromkeys(row.label for found in columns.values() for row in found.alone):
+        notes.append(f"{row} is not compared: no other row has one of its seeds")
+    for column, found in columns.items():
+        notes += [f"{row.label} is not compared in {column}: a seed has no value" for row in found.unmeasured]
+    unclear = [column for column, found in columns.items() if not found.marked]
+    if section.comparable and unclear and len(section.finished) > 1:
+        notes.append(
+            f"no best is marked in {', '.join(unclear)}: no row can be compared with all others and is not behind"
+        )
+    return notes
+
+
+def _column(group: str) -> str:
+    return "average" if group == AVERAGE else group
 
 
 def _legend(section: Section) -> list[str]:
@@ -88,14 +118,17 @@ def until(section: Section, goal: Goal) -> Table | None:
         digits = {tag: int("MB" in tag or (tag == "rounds" and len(row.runs) > 1)) for tag in tags}
         cells += [_reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags]
         sooner = goal.times_sooner(row, base, "s" if timed else "rounds") if base else None
-        cells += [_spread(sooner, 2) if sooner else "-", _spread(_percent(row.accuracy(AVERAGE)), 1)]
+        cells += [_over_seeds(sooner, 2, row) if sooner else "-"]
+        cells += [_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row)]
         rows.append([Cell(text) for text in cells])
     median = f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
     return Table(f"Until {name}", [*head, "test acc"], rows, [
         f"until {median} of all clients reached {name}; seeds that never did are counted, not averaged",
         f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed"
         if base
-        else f"times sooner: there is no {goal.baseline} here",
+        else f"times sooner: there is no {goal.baseline} here"
+        if section.comparable
+        else "times sooner: runs of unknown settings are not compared",
     ])  # fmt: skip
 
 
@@ -106,14 +139,15 @@ def _percent(spread: Spread) -> Spread:
     return Spread(100 * spread.mean, 100 * spread.deviation, spread.count)
 
 
-def _accuracy(section: Section, row: Row, group: str) -> Cell:
-    found, best = row.accuracy(group), section.best(group)
-    text = _spread(_percent(found), 1)
-    if not row.finished:
-        return Cell(f"({text})" if text != "-" else text)
-    if best is None or len(section.finished) < 2 or text == "-" or not found.level_with(best):
-        return Cell(text)
-    return Cell(text, "best" if found.mean == best.mean else "level")
+def _accuracy(row: Row, group: str, mark: Mark) -> Cell:
+    text = _over_seeds(_percent(row.accuracy(group)), 1, row)
+    return Cell(text, mark) if row.finished or text == "-" else Cell(f"({text})")
+
+
+def _over_seeds(spread: Spread, digits: int, row: Row) -> str:
+    """``44.7 ± 1.1``, and of how many seeds where some of the row's have no value."""
+    some = 0 < spread.count < len(row.runs)
+    return _spread(spread, digits) + (f" ({spread.count} of {len(row.runs)} seeds)" if some else "")
 
 
 def _spread(spread: Spread, digits: int) -> str:
@@ -132,7 +166,9 @@ def _reached(values: Sequence[float], digits: int) -> str:
 
 
 def _fixed(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
+    if math.isnan(value):
+        return "-"
+    return f"{value:,.{digits}f}" if abs(value) < 1e12 else f"{value:.3g}"
 
 
 def _amount(value: float) -> str:
@@ -180,12 +216,17 @@ def markdown(table: Table) -> str:
     rows = [[f"{around[c.mark]}{_escaped(c.text)}{around[c.mark]}" for c in row] for row in table.rows]
     lines = [f"| {' | '.join(row)} |" for row in [list(map(_escaped, table.head)), *rows]]
     lines.insert(1, "|---|" + "---:|" * (len(table.head) - 1))
-    notes = [*table.notes, *([f"**bold**: best of its column; *italic*: {table.level}"] if table.level else [])]
+    notes = [
+        *map(_escaped, table.notes),
+        *([f"**bold**: best of its column; *italic*: {table.level}"] if table.level else []),
+    ]
     return "\n".join([f"## {_escaped(table.title)}", "", *lines, "", *(f"- {note}" for note in notes)])
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
+    """Text that is no markup, neither of Markdown nor of HTML."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|~#!])", r"\\\1", text)
 
 
 def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
@@ -196,8 +237,15 @@ def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        writer.writerow({key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in line.items()})
+        writer.writerow({key: _field(value) for key, value in line.items()})
     return text.getvalue()
+
+
+def _field(value: str | float) -> str | float:
+    """A field of the CSV: empty for nan, and text that no spreadsheet takes for a formula."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
+    return "" if math.isnan(value) else value
 
 
 def _numbers(section: Section, row: Row, groups: Sequence[str], goal: Goal | None) -> dict[str, str | float]:
@@ -208,6 +256,7 @@ def _numbers(section: Section, row: Row, groups: Sequence[str], goal: Goal | Non
     for group in groups:
         found = row.accuracy(group) if row.finished else Spread.of([])
         line |= {f"test_acc_{group}": found.mean, f"test_acc_{group}_std": found.deviation}
+        line[f"test_acc_{group}_seeds"] = found.count
         line[f"val_acc_{group}"] = row.mean(f"val/{row.runs[0].metric}_{group}")
     line |= {f"{way}_MB": row.mean(f"comm/{way}link_MB") for way in ("up", "down")}
     line |= {"bits_up": row.uplink_bits, "simulated_seconds": row.mean(SIMULATED)}

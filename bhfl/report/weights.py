@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bhfl.report.drawing import pyplot
-from bhfl.report.reading import with_runs_below
+from bhfl.report.drawing import plain, pyplot
+from bhfl.report.reading import path_argument, with_runs_below
 
 Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 """Round to (edges [B + 1], counts [B])."""
@@ -28,6 +28,9 @@ def read(run: Path) -> dict[str, Histograms]:
     """
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder")
+    for file in run.glob("*tfevents*"):
+        if not file.is_file():
+            raise ValueError(f"{file} is no file")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"histograms": 0})
@@ -68,7 +71,7 @@ def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int 
     )
     for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
         ridges(panel, histograms, num_rounds)
-        panel.set_title(f"{'/'.join(run.absolute().parts[-3:-1])}\n{name}", fontsize=9)
+        panel.set_title(f"{plain('/'.join(run.absolute().parts[-3:-1]))}\n{plain(name)}", fontsize=9)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -109,8 +112,8 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.weights", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders that hold some")
-    parser.add_argument("--out", type=Path, default=Path("weights.png"))
+    parser.add_argument("runs", nargs="+", type=path_argument, help="run folders, or folders that hold some")
+    parser.add_argument("--out", type=path_argument, default=Path("weights.png"))
     parser.add_argument("--layer", help="name of a weight tensor; the largest by default")
     options = parser.parse_args(args)
     try:

@@ -74,3 +74,15 @@ def test_a_run_without_bits(
         main([str(made_run(tmp_path, rows))])
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_rounds_that_are_far_apart_take_no_memory(tmp_path: Path) -> None:
+    rows = [{"round": 1, "fedlq/bits_a": 2.0}, {"round": 2**31, "fedlq/bits_a": 3.0}]
+    with pytest.raises(ValueError, match="are too many for a picture"):
+        read(read_run(made_run(tmp_path, rows)))
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    rows = [{"round": 1, r"fedlq/bits_$\frac{a.weight": 2.0, "fedlq/bits_b_$": 3.0}]
+    main([str(made_run(tmp_path / "x$_{" / "y", rows)), "--out", str(tmp_path / "bits.png")])
+    assert (tmp_path / "bits.png").exists()

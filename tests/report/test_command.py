@@ -1,6 +1,7 @@
 """``bhfl report``, from runs to files: whole ones, damaged ones, and those being written."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,22 @@ def test_it_starts_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "FedAvg" in done.stdout
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_one_hostile_run_does_not_keep_the_others_from_their_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for seed in (0, 1):
+        made.run(tmp_path / "runs" / f"good{seed}", made.config(seed=seed))
+    evil = {**made.config(seed=2), "algorithm": {"class_path": "<b>\x1b[31m$\\frac{", "init_args": [1]}}
+    folder = made.run(tmp_path / "runs" / os.fsdecode(b"bad\xff\n\x1b[2J"), evil)
+    (folder / "events.out.tfevents.1.x").write_bytes(bytes(range(256)) * 9)
+    odd = {"seed_everything": 3, "clients": [1], "algorithm": [1], "model": [[]], "data": 1.5, "trainer": 7}
+    (made.run(tmp_path / "runs" / "types") / "config.yaml").write_text(json.dumps(odd))
+    assert main(["~/runs/", "--out", "~/out put/ü", "--target", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    texts = [shown, *((tmp_path / "out put" / "ü" / f"report.{kind}").read_text() for kind in ("md", "csv", "html"))]
+    assert not any("\x1b" in text for text in texts)
+    assert not any("<b>" in text for text in (texts[1], texts[3]))
+    assert "FedAvg  " in shown

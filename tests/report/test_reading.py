@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,112 @@ def test_a_summary_of_other_rounds_does_not_count(tmp_path: Path) -> None:
         False,
         "2 rounds in rounds.jsonl, 3 in summary.json",
     )
+
+
+# ---- what comes from elsewhere
+
+TEN = ",".join(["*a{0}"] * 10)
+BOMBS = {
+    "aliases": "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"a{i + 1}: &a{i + 1} [{TEN.format(i)}]\n" for i in range(8)),
+    "long text": f"a: &a {'x' * 900_000}\nb: [{','.join(['*a'] * 10_000)}]\n",
+    "merged": "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{TEN.format(i)}]}}\n" for i in range(8)),
+    "sexagesimal": f"a: {':'.join(['1'] * 400_000)}\n",
+    "long number": f"a: {'9' * 800_000}\n",
+    "too long": "# " + "x" * 2**20,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_configuration_that_unfolds_to_gigabytes_takes_neither_memory_nor_time(tmp_path: Path, bomb: str) -> None:
+    folder = made.run(tmp_path / "a")
+    (folder / "config.yaml").write_text(BOMBS[bomb])
+    begun = time.monotonic()
+    tracemalloc.start()
+    try:
+        found = read_run(folder)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (found.config, len(found.faults)) == ({}, 1)
+    assert found.faults[0].startswith("config.yaml ")
+    assert peak < 100e6
+    assert time.monotonic() - begun < 20
+
+
+def test_files_beyond_their_limits_are_not_read(tmp_path: Path) -> None:
+    folder = made.run(tmp_path / "a")
+    for name in ("rounds.jsonl", "summary.json", "config.yaml"):
+        os.truncate(folder / name, 2**40)
+    assert [fault.split(":")[0] for fault in read_run(folder).faults] == [
+        "summary.json cannot be read",
+        "rounds.jsonl cannot be read",
+        "config.yaml cannot be read",
+    ]
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "summary.json", "config.yaml"])
+def test_pipes_and_devices_are_not_read(tmp_path: Path, name: str) -> None:
+    folder = made.run(tmp_path / "a")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    fault = f"{name} cannot be read: it is a pipe or a device, not a file"
+    assert read_run(folder).faults == (fault,)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    assert read_run(folder).faults == (fault,)
+
+
+@pytest.mark.parametrize("round", ["true", "1e400", str(2**31 + 1), "0", "-1", "1.5", "9" * 5000])
+def test_a_round_that_is_none(tmp_path: Path, round: str) -> None:
+    folder = made.run(tmp_path / "a")
+    (folder / "rounds.jsonl").write_text(f'{{"round": {round}}}\n')
+    assert read_run(folder).faults == ("line 1 of rounds.jsonl is damaged: it is read up to there",)
+
+
+def test_text_of_a_run_is_printable(tmp_path: Path) -> None:
+    evil = "\x1b[31mred\n\u202e\udcff"
+    folder = made.write(tmp_path / "a", made.config(), made.rows([{evil: 0.5}]))
+    text = evil.removesuffix("\udcff")  # which is no YAML
+    config = {**made.config(), "algorithm": {"class_path": text, "init_args": {text: text}}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    found = read_run(folder)
+    spelled = r"\x1b[31mred\n\u202e\udcff"
+    assert found.groups == [spelled]
+    spelled = spelled.removesuffix(r"\udcff")
+    assert found.config["algorithm"] == {"class_path": spelled, "init_args": {spelled: spelled}}
+
+
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    first, second = made.run(tmp_path / "disk" / "s0"), made.run(tmp_path / "runs" / "s1")
+    (tmp_path / "runs" / "s0").symlink_to(tmp_path / "disk" / "s0")
+    (tmp_path / "runs" / "loop").symlink_to("..")
+    (tmp_path / "runs" / "again").symlink_to("s1")
+    (tmp_path / "runs" / "nowhere").symlink_to("none")
+    wanted = {first.resolve(), second.resolve()}
+    for path in ("runs", "runs/", "runs/*", "runs/**", "**/s*", "**"):
+        assert {run.resolve() for run in find_runs([tmp_path / path])} == wanted, path
+        assert len(find_runs([f"{tmp_path}/{path}"])) == 2
+
+
+def test_two_links_to_the_same_do_not_double_the_work(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i}").mkdir()
+        for link in "ab":
+            (tmp_path / f"{i}" / link).symlink_to(tmp_path / f"{i + 1}")
+    made.run(tmp_path / "40")
+    assert len(find_runs([tmp_path / "0" / "**"])) == len(find_runs([tmp_path / "0"])) == 1
+
+
+def test_the_home_folder_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = made.run(tmp_path / "läufe [1] $x" / "a b")
+    assert find_runs(["~/läufe [1] $x/"]) == find_runs(["~/*/a b"]) == [run]
+    odd = tmp_path / os.fsdecode(b"\xff\xfe")
+    made.run(odd)
+    assert find_runs([odd]) == [odd]
+
+
+def test_an_empty_path_is_no_folder() -> None:
+    with pytest.raises(ValueError, match="a path must not be empty"):
+        find_runs([""])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.report.ranking import ranking
 from bhfl.report.reading import Run, find_runs, read_run
 from bhfl.report.rows import Row, Section, Spread, sections
 from tests.report import made
@@ -80,7 +81,7 @@ def test_what_is_not_finished_has_a_row_of_its_own_at_the_end(tmp_path: Path) ->
         ("FedAvg, seed 0", False),
     ]
     assert section.rows[-1].accuracy("int8").mean == 0.8  # of the last validation
-    assert section.best("int8") == section.rows[0].accuracy("int8")  # and so it is no rival
+    assert ranking(section, "int8").marks == ["", "", ""]  # it is no rival, and those two have no seed in common
     assert section.notes == (f"{tmp_path}/a: not finished: 3 of 9 rounds",)
 
 
@@ -93,6 +94,31 @@ def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None
     assert [section.title for section in found] == ["Digits, IID, cnn, 5 x int8, 5 x float32", "settings unknown"]
     assert [row.name for row in found[1].rows] == ["named/x", "named/y"]
     assert found[1].notes[0] == f"{tmp_path}/named/x: no config.yaml: its settings are unknown"
+    assert found[1].notes[-1] == "runs of unknown settings are not compared"
+
+
+@pytest.mark.parametrize("part", ["clients", "data", "model", "algorithm", "seed_everything"])
+def test_what_is_not_known_in_part_is_not_compared(tmp_path: Path, part: str) -> None:
+    for name in ("x", "y"):
+        made.run(tmp_path / name, {key: value for key, value in made.config().items() if key != part})
+    (section,) = read(tmp_path)
+    assert (section.title, section.comparable, len(section.rows)) == ("settings unknown", False, 2)
+
+
+def test_a_seed_that_is_true_is_none(tmp_path: Path) -> None:
+    made.run(tmp_path / "x", {**made.config(), "seed_everything": True})
+    (section,) = read(tmp_path)
+    assert section.notes[0] == f"{tmp_path}/x: its seed is unknown"
+
+
+def test_pictures_of_other_folders_are_other_data(tmp_path: Path) -> None:
+    for i, root in enumerate(("flowers", "birds", "birds/")):
+        data = {"class_path": "bhfl.data.ImageFolder", "init_args": {"root": root}}
+        made.run(tmp_path / f"{i}", {**made.config(seed=i), "data": data})
+    assert [(section.title, len(section.rows[0].runs)) for section in read(tmp_path)] == [
+        ("root=flowers", 1),
+        ("root=birds", 2),
+    ]
 
 
 def test_training_that_differs_between_algorithms_is_noted(tmp_path: Path) -> None:
@@ -115,22 +141,8 @@ def test_spread_of_one_and_of_none() -> None:
     assert (none.count, math.isnan(none.mean)) == (0, True)
 
 
-@pytest.mark.parametrize(
-    ("value", "level"),
-    [
-        (Spread(0.5, 0.1, 4), True),
-        (Spread(0.5 - 0.0707, 0.1, 4), True),  # sqrt(0.1^2 / 4 + 0.1^2 / 4) is 0.07071
-        (Spread(0.5 - 0.0708, 0.1, 4), False),
-        (Spread(0.49), False),  # one seed tells nothing of its spread
-        (Spread(0.5), True),
-    ],
-)
-def test_level_is_within_the_error_of_the_difference(value: Spread, level: bool) -> None:
-    assert value.level_with(Spread(0.5, 0.1, 4)) is level
-
-
 def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
     run = Run(tmp_path, made.config(), [{"round": 1, "val/loss": 1.0}], {"rounds": 1, "metrics": {"test/loss": 1.0}})
     (section,) = sections([run])
-    assert (section.groups, section.best("int8")) == ([], None)
+    assert (section.groups, ranking(section, "int8").marks) == ([], [""])
     assert math.isnan(Row("x", (run,)).accuracy("int8").mean)

@@ -21,7 +21,7 @@ def section(tmp_path: Path) -> Section:
     """FedAvg and ProWD over two seeds, ProWD clearly the better for int8, and a run that is not finished."""
     for seed, shift in ((0, -0.01), (1, 0.01)):
         made.run(tmp_path / f"a{seed}", made.config("FedAvg", seed), (0.5 + shift, 0.8 + shift))
-        made.run(tmp_path / f"b{seed}", made.config("ProWD", seed), (0.7 + shift, 0.795 + shift))
+        made.run(tmp_path / f"b{seed}", made.config("ProWD", seed), (0.7 + shift, 0.795 - shift))
     made.run(tmp_path / "c", made.config("Local", max_rounds=8), (0.9, 0.9), finished=False, up=0, down=0)
     (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
     return found
@@ -32,23 +32,58 @@ def test_console(section: Section) -> None:
     assert lines[0] == "Digits, IID, cnn, 5 x int8, 5 x float32"
     assert " ".join(lines[2].split()) == "method seeds rounds int8 float32 average up MB down MB bits up"
     assert lines[4] == "FedAvg              2       3  50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4    3.00     6.00     16.0"
-    assert lines[5] == "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 1.4*   3.00     6.00     16.0"
+    assert lines[5] == "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 0.0*   3.00     6.00     16.0"
     assert " ".join(lines[6].split()) == "Local, seed 0 seed 0 3 of 8 (90.0) (90.0) (90.0) 0.00 0.00 -"
     assert lines[1] == lines[3] == lines[7] == "-" * len(lines[4])
     assert any(line.endswith("/c: not finished: 3 of 8 rounds") for line in lines)
+    assert "rows are compared seed by seed on the seeds that both have: 2" in lines
     assert lines[-1].startswith("*: best of its column; ~: within the spread")
+    assert "at most its standard error" in lines[-1]
 
 
 def test_markdown(section: Section) -> None:
     lines = markdown(results(section)).splitlines()
     assert lines[2] == "| method | seeds | rounds | int8 | float32 | average | up MB | down MB | bits up |"
     assert lines[3] == "|---|" + "---:|" * 8
-    assert lines[5] == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 1.4** | 3.00 | 6.00 | 16.0 |"
+    assert lines[5] == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 0.0** | 3.00 | 6.00 | 16.0 |"
 
 
 def test_markdown_escapes_what_would_be_markup() -> None:
     lines = markdown(Table("a|b_c", ["x"], [[Cell("1*2")]])).splitlines()
     assert lines == ["## a\\|b\\_c", "", "| x |", "|---|", "| 1\\*2 |"]
+
+
+def test_markdown_is_no_html_and_no_link() -> None:
+    evil = "<script>alert(1)</script> [x](javascript:1) `c` ![i](u) &lt;"
+    text = markdown(Table(evil, ["x"], [[Cell(evil)]], [evil]))
+    assert "<" not in text
+    assert "\\[x\\](javascript:1) \\`c\\` \\!\\[i\\](u) &amp;lt;" in text.splitlines()[-1]
+
+
+def test_no_field_of_the_csv_is_a_formula(tmp_path: Path) -> None:
+    folder = made.run(tmp_path / "=cmd" / "version_0")
+    (folder / "config.yaml").unlink()
+    (line,) = csv.DictReader(io.StringIO(as_csv(sections([read_run(folder)]))))
+    assert line["method"] == "'=cmd/version_0"
+
+
+def test_numbers_of_any_size_stay_short(tmp_path: Path) -> None:
+    made.run(tmp_path / "a", **{"comm/uplink_MB": [1e299, 1e299, 1e299]})
+    (row,) = results(sections([read_run(tmp_path / "a")])[0]).rows
+    assert all(len(cell.text) < 20 for cell in row)
+
+
+def test_a_seed_without_a_value_is_told(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        made.run(tmp_path / f"a{seed}", made.config(seed=seed))
+        made.run(tmp_path / f"b{seed}", made.config("Local", seed=seed), (0.1, 0.1))
+    text = (tmp_path / "a1" / "summary.json").read_text()
+    (tmp_path / "a1" / "summary.json").write_text(text.replace('"test/acc_int8": 0.8', '"test/acc_int8": NaN'))
+    (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
+    table = results(found)
+    assert [row[3] for row in table.rows] == [Cell("80.0 (1 of 2 seeds)"), Cell("10.0 ± 0.0")]
+    assert table.rows[0][4] == Cell("90.0 ± 0.0", "best")
+    assert "FedAvg is not compared in int8: a seed has no value" in table.notes
 
 
 def test_csv(section: Section) -> None:
