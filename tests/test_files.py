@@ -73,16 +73,15 @@ def test_many_links_to_the_same_are_quick_where_each_counts_once(tmp_path: Path)
     assert len(names(tmp_path / "0", once=True)) == 1
 
 
-def test_a_tree_deeper_than_recursion_goes(tmp_path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        for _ in range(1200):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(here)
+def test_a_tree_deeper_than_recursion_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
     assert sum(1 for _ in walk(tmp_path)) > 1000
+    for _ in range(1200):  # pytest cannot remove it
+        os.chdir("..")
+        os.rmdir("d")
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
