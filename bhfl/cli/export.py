@@ -11,11 +11,12 @@ from typing import Any, Union
 import lightning as L
 import torch
 import yaml
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
+from bhfl.cli.example import example_of
 from bhfl.cli.exits import say
+from bhfl.cli.hints import clipped
+from bhfl.engine.client import Worker
 from bhfl.engine.resume import fitting
 from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
@@ -96,7 +97,7 @@ class ExportingTrainer(AnalyzingTrainer):
             worker.load(tensors, spec)
             sizes = {f"{group}.safetensors": save_quantized(worker.module, folder / f"{group}.safetensors")}
             if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
-                sizes.update(_onnx(worker.module, data, folder / f"{group}.onnx"))
+                sizes.update(_onnx(worker, data, folder / f"{group}.onnx"))
             for file, size in sizes.items():
                 print(f"{folder / file}  {size:,} bytes, {size / float_bytes:.3f} of float32")
                 yield Exported(group, file, size, float_bytes, accuracies.get(group))
@@ -141,14 +142,14 @@ class ExportingTrainer(AnalyzingTrainer):
         return model_card(title, files, measured, facts, yaml.safe_dump(config, sort_keys=False), loading)
 
 
-def _onnx(module: L.LightningModule, data: FederatedData, path: Path) -> dict[str, int]:
+def _onnx(worker: Worker, data: FederatedData, path: Path) -> dict[str, int]:
     """Name and size of the ONNX file; none where the model or its input is nothing that the exporter takes."""
-    leaves = [leaf for leaf in tree_leaves(next(iter(data.test_batches()), None)) if isinstance(leaf, Tensor)]
-    module.fabric = None  # which cannot be copied
     try:
-        return {path.name: export_onnx(module, leaves[0][:2].cpu(), path)}
-    except (torch.onnx.OnnxExporterError, ImportError, IndexError, NotImplementedError) as error:
-        say(f"note: {path.name} is not written: {' '.join(str(error).split())[:200]}")
+        example = example_of(worker, data)
+        worker.module.fabric = None  # which cannot be copied
+        return {path.name: export_onnx(worker.module, example, path)}
+    except (ValueError, ImportError) as error:
+        say(f"note: {path.name} is not written: {clipped(' '.join(str(error).split()))}")
         return {}
 
 

@@ -15,12 +15,14 @@ images each, none met such a value in an MLP, a CNN and a ResNet-8 with BatchNor
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bhfl.export.extras import EXTRAS, needed, replacing
 from bhfl.quant import QuantLayer
@@ -31,19 +33,22 @@ WIDEST = 8
 """Bits that the int8 and uint8 of a graph hold; fewer fit too."""
 
 
-def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: str | Path) -> int:
+def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
     """Write a model with Quant* layers, as it computes in evaluation, as one ONNX file.
 
     Args:
         model: Not changed. Its layers must have weights and activations of at most 8 bits, or of 32; these stay float.
-        example: Inputs of ``forward``. Only their shapes and kinds count, and the first dimension is left open.
+        example: What ``forward`` is called with: a tensor, or a tuple of all its positional arguments, which may be
+            containers of tensors too. Only shapes and kinds count. The first dimension of the first tensor is left
+            open, and so is that of all others of the same length.
         path: Written whole or not at all.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: A layer has 9 to 16 bits; the message names it.
+        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, this cannot take the example, or PyTorch
+            cannot export it; the message names the cause.
         ImportError: Without the extra ``onnx``, or with torch before 2.8.
     """
     for module in EXTRAS["onnx"]:
@@ -51,8 +56,17 @@ def export_onnx(model: nn.Module, example: Tensor | tuple[Tensor, ...], path: st
     if not hasattr(torch.onnx, "ops"):
         raise ImportError(f"ONNX graphs with nodes of our choice need torch 2.8 or later, got {torch.__version__}")
     _check_widths(model)
-    inputs = tuple(_several(x) for x in (example if isinstance(example, tuple) else (example,)))
-    program = _program(_rewritten(model), inputs)
+    given = example if isinstance(example, tuple) else (example,)
+    inputs = tree_map(partial(_example, rows=_rows(given)), given)
+    shapes = _open_batch(model, inputs)
+    model = _evaluating(model)
+    try:
+        model(*inputs)  # where that fails, its own error says more than the exporter's
+        program = _program(_rewritten(model), inputs, shapes)
+    except Exception as error:
+        undefined = isinstance(error, NotImplementedError) and '"forward"' in str(error)
+        why = "it has no forward, which is what the file computes: define it" if undefined else _cause(error)
+        raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
     with replacing(path) as temporary:
         program.save(temporary, external_data=False)
     return Path(path).stat().st_size
@@ -66,17 +80,61 @@ def _check_widths(model: nn.Module) -> None:
                     raise ValueError(f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}")
 
 
-def _several(x: Tensor) -> Tensor:
-    """An example in float32 of at least two rows: the exporter takes a dimension of 1 for a constant."""
+def _rows(inputs: Any) -> int | None:
+    """The length of the first tensor that has any dimension: the number of samples."""
+    return next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), None)
+
+
+def _example(x: Any, rows: int | None) -> Any:
+    """A tensor of an example in float32 and of two samples: the exporter takes a dimension of 1 for a constant."""
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach().cpu()
     x = x.float() if x.is_floating_point() else x
-    return torch.cat([x, x]) if x.dim() and len(x) == 1 else x
+    if not x.dim() or len(x) != rows or rows > 1:
+        return x
+    return torch.cat([x, x]) if rows else x.new_zeros(2, *x.shape[1:])
+
+
+def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """For each argument of ``forward`` which dimensions of its tensors are open, in the form of the argument."""
+    name = type(model).__name__
+    rows = _rows(inputs)
+    if rows is None:
+        raise ValueError(f"{name} cannot be exported to ONNX: the example holds no tensor with a dimension of samples")
+    signature = inspect.signature(model.forward)
+    try:
+        arguments = signature.bind(*inputs).arguments
+    except TypeError as error:
+        raise ValueError(f"forward{signature} of {name} cannot take an example of {len(inputs)}: {error}") from error
+
+    def dimensions(x: Any) -> dict[int, Any] | None:
+        batched = isinstance(x, Tensor) and x.dim() and len(x) == rows
+        return {0: torch.export.Dim.DYNAMIC} if batched else None
+
+    return {key: tree_map(dimensions, value) for key, value in arguments.items()}
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause of an error, with its kind."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _evaluating(model: nn.Module) -> nn.Module:
+    """A float32 copy in evaluation mode on the CPU."""
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(f"{type(model).__name__} cannot be exported, because it cannot be copied: {error}") from error
+    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model  # which the exporter needs around a layer
+    return model.float().cpu().eval()
 
 
 def _rewritten(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, whose layers say in nodes of ONNX what they compute."""
-    model = copy.deepcopy(model)
-    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model  # which the exporter needs around a layer
-    model = model.float().cpu().eval()
+    """The model, whose layers now say in nodes of ONNX what they compute."""
     for layer in model.modules():
         if isinstance(layer, QuantLayer) and not layer.spec.is_float:
             layer.backend = "fake"
@@ -110,10 +168,9 @@ def _node(op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor,
 
 
 @torch.no_grad()
-def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    open_batch = tuple({0: torch.export.Dim.DYNAMIC} if x.dim() else None for x in inputs)
+def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: dict[str, Any]) -> Any:
     program: Any = torch.onnx.export(
-        model, inputs, dynamo=True, dynamic_shapes=open_batch, output_names=["output"], verbose=False
+        model, (*inputs, {}), dynamo=True, dynamic_shapes=shapes, output_names=["output"], verbose=False
     )
     for node in program.model.graph.all_nodes():  # notes of the exporter: paths on this machine, and half of the file
         node.metadata_props.clear()

@@ -87,6 +87,65 @@ def test_onnx_of_a_best_checkpoint_in_a_chosen_folder(bhfl: Command, tmp_path: P
     assert torch.allclose(output, model(x), atol=1e-5)
 
 
+LABEL_FIRST = """
+import lightning as L, torch
+from torch.nn import functional as F
+from bhfl.data import FromDatasets
+from torch.utils.data import TensorDataset
+
+class Data(FromDatasets):
+    def __init__(self):
+        points = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+        both = TensorDataset(torch.arange(40) % 3, points, torch.zeros(40, 0))  # with an empty input
+        super().__init__(both, both, targets=torch.arange(40) % 3, num_classes=3)
+
+class Silent(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale = torch.nn.Linear(5, 3), torch.nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("empty", torch.zeros(0))
+    def logits(self, x):
+        return self.net(x) * self.scale
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.logits(batch[1]), batch[0])
+    def validation_step(self, batch, batch_idx):
+        self.log("val/acc", (self.logits(batch[1]).argmax(1) == batch[0]).float().mean())
+    test_step = validation_step
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Model(Silent):
+    def forward(self, x):
+        return self.net(x) * self.scale
+    def logits(self, x):
+        return self(x)
+"""
+
+
+@pytest.mark.parametrize("model", ["Model", "Silent"])
+def test_onnx_of_batches_with_the_label_first(model: str, bhfl: Command, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+    (tmp_path / "label_first.py").write_text(LABEL_FIRST)
+    own = [
+        "--model",
+        f"label_first.{model}",
+        "--data",
+        "label_first.Data",
+        "--clients",
+        "{8: 2}",
+        "--trainer.name",
+        "own",
+    ]
+    assert bhfl("fit", *own, "--trainer.max_rounds", "1", "--trainer.threads", "1").code == 0
+    run = tmp_path / "runs" / "own" / "version_0"
+    code, _, err = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last")
+    assert code == 0
+    assert (run / "export" / "int8.safetensors").exists()
+    assert (run / "export" / "int8.onnx").exists() == (model == "Model")
+    told = "int8.onnx is not written: Silent cannot be exported to ONNX: it has no forward, which"
+    assert (told in err) == (model == "Silent")
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [

@@ -155,6 +155,130 @@ def test_a_layer_alone_and_examples_of_another_dtype(dtype, tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), layer.float()(x).detach())
 
 
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+
+class Several(Base):
+    def forward(self, *inputs):
+        return sum(self.layer(x) for x in inputs)
+
+
+class FirstAndRest(Base):
+    def forward(self, first, *rest):
+        return self.layer(first) - sum(self.layer(x) for x in rest)
+
+
+class Scaled(Base):
+    def forward(self, x, scale, mask=None):
+        return self.layer(x) * scale if mask is None else self.layer(x) * scale * mask
+
+
+class OfDict(Base):
+    def forward(self, batch):
+        return self.layer(batch["x"]) + batch["y"][0]
+
+
+class WithEmpty(Base):
+    """Layers without an input or an output, an empty buffer, and scalars."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing_in, self.nothing_out = nn.Linear(0, 3), nn.Linear(5, 0)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("empty", torch.zeros(0))
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x):
+        return torch.cat([self.layer(x) * self.scale + self.nothing_in(x[:, :0]), self.nothing_out(x)], 1)
+
+
+ROWS = torch.linspace(-1, 1, 20).view(4, 5)
+EXAMPLES = {
+    "several": (Several, (ROWS, -ROWS), (2, 5)),
+    "one of several": (Several, (ROWS,), (2, 5)),
+    "first and rest": (FirstAndRest, (ROWS, ROWS.square(), -ROWS), (2, 5)),
+    "a scalar": (Scaled, (ROWS, torch.tensor(0.5)), None),
+    "an optional one": (Scaled, (ROWS, torch.tensor(0.5), torch.ones(4, 1)), None),
+    "a dict": (OfDict, ({"x": ROWS, "y": (torch.ones(3),)},), None),
+    "empty layers": (WithEmpty, (ROWS,), (2, 5)),
+}
+
+
+def flat(value):
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@torch.no_grad()
+def test_every_form_of_forward(name, tmp_path):
+    cls, example, shape = EXAMPLES[name]
+    torch.manual_seed(0)
+    model = quantize_(cls().eval(), 8)
+    assert export_onnx(model, example, tmp_path / "a.onnx") == (tmp_path / "a.onnx").stat().st_size
+    session = opened(tmp_path / "a.onnx")
+    names = [value.name for value in session.get_inputs()]
+    given = example if shape is None else tuple(torch.randn(7, *shape[1:]) for _ in example)  # another batch size
+    feeds = dict(zip(names, [leaf.numpy() for leaf in flat(given)], strict=True))
+    (found,) = session.run(None, feeds)
+    torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-5)
+
+
+def test_an_example_of_one_row_or_of_none_leaves_the_batch_open(tmp_path):
+    model = quantize_(nn.Sequential(nn.Linear(5, 3)), 8)
+    for example in (ROWS[:1], ROWS[:0]):
+        export_onnx(model, example, tmp_path / "a.onnx")
+        torch.testing.assert_close(run(tmp_path / "a.onnx", ROWS), model(ROWS).detach(), atol=1e-5, rtol=1e-5)
+
+
+class Locked(Base):
+    """Holds what cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = __import__("threading").Lock()
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Counting(Base):
+    """Its result depends on the number of rows in a way that no graph holds."""
+
+    def forward(self, x):
+        return self.layer(x) * int(x.sum().item())
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "cause"),
+    [
+        (Base(), (ROWS,), r"Base cannot be exported to ONNX: it has no forward, which .*: define it"),
+        (Scaled(), (ROWS,), r"forward\(x, scale, mask=None\) of Scaled cannot take an example of 1: missing .*'scale'"),
+        (nn.Sequential(nn.Linear(5, 3)), torch.arange(4), r"Sequential cannot be exported to ONNX: RuntimeError: mat1"),
+        (nn.Sequential(nn.Linear(5, 3)), torch.tensor(1.0), r"the example holds no tensor with a dimension of samples"),
+        (nn.Sequential(nn.Linear(5, 3)), (), r"the example holds no tensor with a dimension of samples"),
+        (Locked(), (ROWS,), r"Locked cannot be exported, because it cannot be copied: cannot pickle"),
+        (Counting(), (ROWS,), r"Counting cannot be exported to ONNX: "),
+    ],
+    ids=["no forward", "too few", "labels", "scalar", "nothing", "locked", "counting"],
+)
+def test_what_cannot_be_exported_is_told_by_its_cause_in_one_line(model, example, cause, tmp_path):
+    with pytest.raises(ValueError, match=cause) as told:
+        export_onnx(quantize_(model, 8), example, tmp_path / "a.onnx")
+    assert len(str(told.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_forward_is_exported_once_it_has_one(tmp_path):
+    class Defined(Base):
+        def forward(self, x):
+            return self.layer(x)
+
+    assert export_onnx(quantize_(Defined(), 8), ROWS, tmp_path / "a.onnx")
+
+
 def test_what_is_refused(tmp_path, monkeypatch):
     model = quantize_(nn.Sequential(nn.Linear(4, 2)), {"weights": 8, "activations": 12})
     with pytest.raises(ValueError, match="layer '0': activations must have at most 8 bits, or 32, got 12"):
