@@ -20,6 +20,7 @@ from bhfl.engine.resume import fitting
 from bhfl.engine.system import computing_threads
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
+from bhfl.files import user_path
 from bhfl.quant import BitSpec
 
 ACCURACIES = ("acc", "accuracy")
@@ -137,16 +138,21 @@ class AnalyzingTrainer(FederatedTrainer):
 
     def _analysis_folder(self, out: Union[str, Path, None], run: Path | None) -> Path:
         """The folder to write to, made."""
-        root = Path(self.options["default_root_dir"]) / self.options["name"]
-        free = (root / f"analysis_{n}" for n in count() if not (root / f"analysis_{n}").exists())
-        folder = Path(out) if out is not None else run / "analysis" if run is not None else next(free)
+        free = (place for n in count() if not (place := self._root / f"analysis_{n}").exists())
+        folder = user_path(out) if out is not None else run / "analysis" if run is not None else next(free)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
 
 def blank(**folders: Union[str, Path, None]) -> list[str]:
     """What is wrong with names of folders, which may be unset: an empty one would be the working folder."""
-    return [f"{key} must name a folder, got {str(name)!r}" for key, name in folders.items() if name == ""]
+    problems = []
+    for key, name in folders.items():
+        try:
+            _ = name is None or user_path(name)
+        except ValueError as error:
+            problems.append(f"{key} must name a folder, got {str(name)!r}" + (f": {error}" if name else ""))
+    return problems
 
 
 def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:

@@ -22,6 +22,7 @@ from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
 from bhfl.export.card import Exported, model_card
 from bhfl.export.extras import installed
+from bhfl.files import user_path
 
 CARD = "README.md"
 
@@ -62,7 +63,7 @@ class ExportingTrainer(AnalyzingTrainer):
                 raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
             run, state = self.find_checkpoint(ckpt_path or "last")
             self.server = fitting(state, self.server)
-            folder = Path(out) if out is not None else (run or self._root) / "export"
+            folder = user_path(out) if out is not None else (run or self._root) / "export"
             folder.mkdir(parents=True, exist_ok=True)
             measured, accuracies = self._accuracies(run, json.loads(state["run"]["history"]))
             files = list(self._files(folder, datamodule, accuracies))

@@ -19,7 +19,7 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema
-from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help
+from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_paths
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
@@ -50,7 +50,7 @@ class FederatedCLI(LightningCLI):
             save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
             trainer_class=ExportingTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
-            args=list(args),
+            args=with_plain_paths(args),
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -158,7 +158,8 @@ class FederatedCLI(LightningCLI):
         which = arguments["ckpt_path"]
         if which is None and subcommand not in ("fit", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
-        folders = [Path(layer.file).parent for layer in self.layers if layer.file]
+        files = [Path(layer.file) for layer in self.layers if layer.file]
+        folders = [place for file in files for place in (file.resolve().parent, file.parent)]  # it may be a link
         runs = [folder for folder in folders if (folder / "checkpoints").is_dir()]
         if runs and which in ("last", "best"):
             arguments["ckpt_path"] = runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"

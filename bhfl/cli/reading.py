@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bhfl.files import user_path
 from bhfl.plain import MAX_BYTES, TooLargeError, Unfolded, check_depth
 
+_CONFIG = ("--config", "-c")
 _FLAGS = ("print_config", "dry_run")
 """Options that take no value."""
 
@@ -137,15 +138,21 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     Raises:
         ConfigError: With every problem of the file.
     """
-    if not path or not Path(path).is_file():
-        raise ConfigError([f"{what} must be a YAML file, and there is no file {path or ''!r}"])
     try:
-        size = Path(path).stat().st_size
+        file = user_path(path or "")
+        if not file.is_file():
+            raise ConfigError([f"{what} must be a YAML file, and there is no file {path!r}"])
+        size = file.stat().st_size
         if size > MAX_BYTES:
             raise ConfigError([f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"])
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"{what} must be a YAML file, and there is no file {path or ''!r}: {error}"]) from error
+    except OSError as error:
+        raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
+    path = str(file)
     reader = _Reader(text, path)
     layer = Layer(reader.values, path, reader.lines)
     problems = reader.problems
@@ -155,6 +162,18 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     if problems:
         raise ConfigError(problems)
     return layer
+
+
+def with_plain_paths(args: Sequence[str]) -> list[str]:
+    """`args` with the files of ``--config`` as `user_path` reads them, for a parser with rules of its own."""
+    found = list(args)
+    for i, word in enumerate(found):
+        name, equals, value = word.partition("=")
+        if name in _CONFIG and equals:
+            found[i] = f"{name}={user_path(value)}"
+        elif i > 0 and found[i - 1] in _CONFIG and not _is_option(word):
+            found[i] = str(user_path(word))
+    return found
 
 
 def read_text(text: str) -> Any:

@@ -15,6 +15,7 @@ from bhfl.engine.folder import newest_run
 from bhfl.engine.server_optimizer import describe
 from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
+from bhfl.files import user_path
 
 CLIENTS = "clients"
 """Folder of a run folder: what its clients keep between rounds."""
@@ -39,11 +40,18 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
         return folder, _load(folder, str(path))
     if "://" in str(path):
         raise CheckpointError(f"ckpt_path must be a local path, got {path}")
-    path = Path(path)
+    try:
+        path = user_path(path)
+    except ValueError as error:
+        raise CheckpointError(f"ckpt_path must be a local path: {error}") from error
     if path.is_dir():
         return path, _load(path, "last")
-    folder = path.parent.parent if path.parent.name == "checkpoints" else None
-    return folder, checkpoint.load(path)
+    return _run_of(path) or _run_of(path.resolve()), checkpoint.load(path)
+
+
+def _run_of(file: Path) -> Path | None:
+    """The run folder that a checkpoint lies in."""
+    return file.parent.parent if file.parent.name == "checkpoints" else None
 
 
 def need_clients(folder: Path | None, state: Mapping[str, Any]) -> None:

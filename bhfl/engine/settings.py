@@ -11,6 +11,7 @@ from typing import Any
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.sampling import cohort_size
+from bhfl.files import user_path
 
 _COUNTS = {
     "max_rounds": 1, "local_epochs": 1, "min_clients": 1, "max_failed_rounds": 0, "check_val_every_n_rounds": 1,
@@ -74,7 +75,8 @@ def check_settings(options: Mapping[str, Any]) -> None:
     clip = options["gradient_clip_val"]
     if clip is not None and not (_is_number(clip) and 0 < clip < math.inf):
         problems.append(f"gradient_clip_val must be positive and finite, got {clip!r}")
-    for key in ("default_root_dir", "name", "monitor"):
+    problems += _folder_problems(options["default_root_dir"])
+    for key in ("name", "monitor"):
         if not isinstance(options[key], str) or not options[key].strip():
             problems.append(f"{key} must not be empty, got {options[key]!r}")
     if isinstance(options["name"], str) and (options["name"].startswith("/") or ".." in options["name"].split("/")):
@@ -83,6 +85,16 @@ def check_settings(options: Mapping[str, Any]) -> None:
     problems += _fleet_problems(options, problems)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _folder_problems(value: Any) -> list[str]:
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        return [f"default_root_dir must not be empty, got {value!r}"]
+    try:
+        user_path(value)
+    except ValueError as error:
+        return [f"default_root_dir must be a folder: {error}"]
+    return []
 
 
 def _fleet_problems(options: Mapping[str, Any], problems: list[str]) -> list[str]:

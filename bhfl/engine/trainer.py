@@ -49,6 +49,7 @@ from bhfl.engine.settings import DATA, check_settings, global_seed
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
+from bhfl.files import user_path
 
 
 @dataclass(frozen=True)
@@ -319,7 +320,7 @@ class FederatedTrainer:
     @property
     def _root(self) -> Path:
         """Where the folders of this trainer's runs are."""
-        return Path(self.options["default_root_dir"], self.options["name"])
+        return user_path(self.options["default_root_dir"]) / str(self.options["name"])
 
     def find_checkpoint(self, ckpt_path: Union[str, Path]) -> tuple[Path | None, dict[str, Any]]:
         """The run folder and the state that `ckpt_path` means.

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bhfl.files import user_path
+
 EXTRAS = {"export": ("safetensors",), "onnx": ("onnx", "onnxscript")}
 """The modules that each extra brings, as far as this folder imports them."""
 
@@ -30,7 +32,7 @@ def needed(module: str, extra: str) -> Any:
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Where to write a file that is to be `path`, whole or not at all."""
-    path = Path(path)
+    path = user_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

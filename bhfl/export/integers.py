@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.export.extras import needed, replacing
+from bhfl.files import user_path
 from bhfl.quant import BitSpec, QuantizedTensor, QuantLayer, pack, quantize_, quantized_state, unpack
 from bhfl.quant.spec import FLOAT_BITS
 
@@ -58,7 +59,7 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     metadata = {"format": FORMAT, "version": VERSION, **{key: json.dumps(value) for key, value in notes.items()}}
     with replacing(path) as temporary:
         save_file(_flat(stored), temporary, metadata)
-    return Path(path).stat().st_size
+    return user_path(path).stat().st_size
 
 
 def _flat(state: Tensors) -> dict[str, Tensor]:
@@ -232,7 +233,7 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     safetensors = needed("safetensors", "export")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(user_path(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise QuantizedFileError(f"{path}: not a readable safetensors file ({error})") from error

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bhfl.export.extras import EXTRAS, needed, replacing
+from bhfl.files import user_path
 from bhfl.quant import QuantLayer
 from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS
@@ -69,7 +70,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
     with replacing(path) as temporary:
         program.save(temporary, external_data=False)
-    return Path(path).stat().st_size
+    return user_path(path).stat().st_size
 
 
 def _check_widths(model: nn.Module) -> None:

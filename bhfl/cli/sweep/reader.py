@@ -12,6 +12,7 @@ from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.cli.sweep.matrix import EACH, Matrix, Tune
 from bhfl.cli.sweep.options import OPTION, Option, leaves, reserved
+from bhfl.files import user_path
 
 KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -72,7 +73,11 @@ class _Reader:
         if not isinstance(path, str):
             self.problem((*keys, "config"), f"must be the method's configuration file, got {shown(path)}")
             return ""
-        found = Path(self.layer.file).parent / path
+        try:
+            found = Path(self.layer.file).parent / user_path(path)
+        except ValueError as error:
+            self.problem((*keys, "config"), f"must be the method's configuration file: {error}")
+            return ""
         if not found.is_file():
             self.problem((*keys, "config"), f"must be a YAML file, and there is no file {str(found)!r}")
         return str(found)

@@ -11,6 +11,7 @@ from typing import Any
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
 from bhfl.cli.sweep.options import OPTION, Option, reserved
+from bhfl.files import user_path
 
 HELP = """usage: bhfl sweep MATRIX.yaml [--option value ...]
 
@@ -135,7 +136,7 @@ def _seeds(text: str) -> list[int]:
 def _folder(text: str) -> Path:
     if not text.strip():
         raise ValueError
-    return Path(text)
+    return user_path(text)
 
 
 _OWN: dict[str, tuple[Callable[[str], Any], str]] = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
+from bhfl.files import user_path
 
 # A budget spent to the last byte must not be late because a sum of floats rounds up.
 _TOLERANCE = 1e-9
@@ -98,7 +99,7 @@ class SimulatedNetwork:
         self,
         profiles: str | dict[str, float] | None = None,
         custom_profiles: dict[str, Profile] | None = None,
-        trace: str | None = None,
+        trace: str | Path | None = None,
         seed: int = 0,
         deadline_seconds: float | None = None,
         shared_uplink: bool = False,
@@ -109,7 +110,7 @@ class SimulatedNetwork:
         self.options |= {f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()}
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
-        if trace is not None and not Path(trace).is_file():
+        if trace is not None and not user_path(trace).is_file():
             raise FileNotFoundError(f"trace must name a file, got {trace!r}")
         if seed < 0:
             raise ValueError(f"seed must be >= 0, got {seed}")

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from bhfl.comm.network.links import Link
+from bhfl.files import user_path
 
 REQUIRED = ("client", "round", "uplink_bps", "downlink_bps")
 OPTIONAL = ("latency_s", "compute_flops")
@@ -25,7 +26,7 @@ class TraceLinks:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+        self._path = user_path(path)
         self._links = _read(self._path)
         self._num_clients = 1 + max(client for client, _ in self._links)
         self._rounds = sorted({round_index for _, round_index in self._links})
