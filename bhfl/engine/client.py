@@ -21,6 +21,7 @@ from bhfl.engine.recorder import Recorder, recording, tag_of
 from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, save_in_int8, seed_, set_spec_, store_
+from bhfl.quant.layers import takes_low_bits
 
 _RETURNED = "the loss that training_step returned"
 _UNCALLED = (
@@ -57,7 +58,7 @@ class Worker:
     def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings) -> None:
         self.fabric, self.settings = fabric, settings
         check_module(module, settings.gradient_clip_val)
-        self.module: L.LightningModule = quantize_(module, BitSpec())
+        self.module: L.LightningModule = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
         fabric.to_device(self.module)
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
         for parameter in self.module.parameters() if settings.channels_last else ():

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bhfl.quant.attention import can_be_quantized, guard_fused_kernels_
 from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import QuantizedTensor
-from bhfl.quant.layers import QUANT_CLASSES, QuantLayer, check_layer
+from bhfl.quant.layers import QUANT_CLASSES, QuantLayer, check_layer, takes_low_bits
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.spec import FLOAT_BITS, BitSpec
 
@@ -58,7 +58,7 @@ def quantize_(
     if not chosen and not spec.is_float:
         raise ValueError(
             f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, nn.Conv1d, nn.Conv2d, "
-            "nn.ConvTranspose2d, nn.Embedding or nn.MultiheadAttention that filter_fn keeps"
+            f"nn.ConvTranspose2d, nn.Embedding or nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
         )
     for name, module in chosen:  # all checks before any change
         try:
@@ -132,7 +132,7 @@ def layer_weights(model: nn.Module) -> list[str]:
     for name, module in _without_orphans(model, list(_candidates(model))):
         key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
         weight = module._parameters.get(key)
-        if weight is not None:
+        if weight is not None and takes_low_bits(module):
             names.setdefault(id(weight), f"{name}.{key}" if name else key)
     if not names:
         raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or attention")

@@ -277,13 +277,18 @@ def describe_backend(layer: QuantLayer) -> str:
     return layer.backend if chosen == layer.backend else f"{layer.backend} ({chosen})"
 
 
-def check_layer(layer: nn.Module, spec: BitSpec) -> None:
-    """ValueError if a layer cannot take a spec.
+def takes_low_bits(layer: nn.Module) -> bool:
+    """Whether a layer can take low bits: every one but some kinds of ``nn.Embedding``.
 
-    That is an ``nn.Embedding`` with ``sparse`` (the gradient of a quantised table is dense) or with ``max_norm`` (which
-    would rewrite the quantised table in forward).
+    These are those with ``sparse`` (the gradient of a quantised table is dense) or with ``max_norm`` (which would
+    rewrite the quantised table in forward).
     """
-    if isinstance(layer, nn.Embedding) and not spec.is_float and (layer.sparse or layer.max_norm is not None):
+    return not isinstance(layer, nn.Embedding) or not (layer.sparse or layer.max_norm is not None)
+
+
+def check_layer(layer: nn.Module, spec: BitSpec) -> None:
+    """ValueError if a layer cannot take a spec."""
+    if not spec.is_float and not takes_low_bits(layer):
         raise ValueError("an Embedding with sparse=True or max_norm cannot be quantised: leave it out with filter_fn")
 
 
