@@ -20,6 +20,7 @@ from bhfl.quant.functional import (
     quantize_backward,
     quantize_with_gradient,
 )
+from bhfl.quant.memory_format import contiguous, layer_needs_contiguous
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.ranges import bounded_scale, fan_in, wage_alpha, wage_scale, wage_shift, weight_scale
 from bhfl.quant.rounding import levels
@@ -230,6 +231,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] -> the same with out_channels."""
+        if layer_needs_contiguous(self):
+            x, weight = contiguous(x), contiguous(weight)
         y: Tensor = self._conv_forward(x, weight, self.bias)
         return y
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bhfl.quant.backends.codes import Codes
 from bhfl.quant.backends.linear import int_mm, int_mm_fault, row_sums, scaled, too_long, weight_sums
+from bhfl.quant.memory_format import contiguous, needs_contiguous
 
 Pair = tuple[int, int]
 _UNFOLDED_BYTES = 1 << 22
@@ -120,6 +121,8 @@ class Conv:
     def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
         """Gradients of x and w, where needed, by convolutions of floats of one dtype."""
         geometry: tuple[Any, ...] = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        if needs_contiguous(w.shape, self.stride):
+            g, x, w = contiguous(g), contiguous(x), contiguous(w)
         found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, x, w, None, *geometry, (*need, False))
         return found[:2]
 
