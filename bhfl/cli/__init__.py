@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
+from bhfl.cli.current_folder import find_in_current_folder
 from bhfl.cli.hints import suggestion
 
 COMMANDS = {
@@ -80,8 +81,7 @@ def _run(args: list[str]) -> int:
         return BAD_CONFIG
     warnings.formatwarning = format_warning
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes, after all that is installed
+    find_in_current_folder()
     try:
         if args[0] == "sweep":
             from bhfl.cli.sweep.command import sweep

@@ -11,6 +11,7 @@ import threading
 import time
 
 from bhfl.cli import main
+from bhfl.cli.current_folder import forget_start_folder
 
 PATIENCE_SECONDS = 10.0
 
@@ -25,5 +26,6 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    forget_start_folder()
     threading.Thread(target=end_with_parent, daemon=True).start()
     main()

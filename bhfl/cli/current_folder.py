@@ -1,0 +1,68 @@
+"""The user's own classes in the current folder: found for a ``class_path`` and by each other, and by nobody else.
+
+Many packages try whether another one is there (``tabulate``, ``pynvml``, ``ruamel``). With the current folder on
+``sys.path`` such a trial would run a file of that name, which came with somebody's data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import FrameType, ModuleType
+
+_NAMED = {("bhfl", "_imported"), ("jsonargparse", "import_object")}
+"""Package and function of those who import what a configuration names."""
+
+
+class CurrentFolder(MetaPathFinder):
+    """Finds modules in a folder after all others, for names of a configuration and for modules found here before.
+
+    Args:
+        folder: Where the user's own modules are.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.found: set[str] = set()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module's spec; None for one that is not here, or not to be looked for here."""
+        if path is not None or not self._asked_by_the_user():
+            return None
+        spec = PathFinder.find_spec(name, [self.folder], target)
+        if spec is not None:
+            self.found.add(name)
+        return spec
+
+    def _asked_by_the_user(self) -> bool:
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and _is_of_import(frame):
+            frame = frame.f_back
+        if frame is None:
+            return False
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        return package in self.found or (package, frame.f_code.co_name) in _NAMED
+
+
+def _is_of_import(frame: FrameType) -> bool:
+    """Whether Python's own import is at work there."""
+    name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return name in ("importlib", "_frozen_importlib", "_frozen_importlib_external")
+
+
+def find_in_current_folder() -> None:
+    """Find the user's own modules in the folder that is the current one now, unless Python does so already."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, CurrentFolder)]
+    if os.getcwd() not in sys.path:
+        sys.meta_path.append(CurrentFolder(os.getcwd()))
+
+
+def forget_start_folder() -> None:
+    """Take back that ``python -m`` puts the current folder before all that is installed."""
+    if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
+        del sys.path[0]
