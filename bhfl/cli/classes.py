@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Optional, get_origin, get_type_hints
+
+from jsonargparse.typing import get_registered_type
 
 from bhfl.cli.hints import shown, suggestion
 
@@ -47,8 +50,9 @@ def is_component(hint: Any) -> bool:
     """Whether `hint` is a class whose objects are spelled out by class_path, and not a number, a date or the like."""
     if not isinstance(hint, type) or get_origin(hint) is not None:
         return False
-    ours_or_theirs = hint.__module__.partition(".")[0] not in sys.stdlib_module_names
-    return ours_or_theirs and not issubclass(hint, (int, float, str, Enum))
+    if hint.__module__.partition(".")[0] in sys.stdlib_module_names or getattr(hint, "_is_protocol", False):
+        return False
+    return not issubclass(hint, (int, float, str, tuple, dict, Enum)) and get_registered_type(hint) is None
 
 
 def resolve(name: Any, kind: Kind) -> type:
@@ -67,7 +71,7 @@ def resolve(name: Any, kind: Kind) -> type:
         raise ValueError(refusal + suggestion(name, known))
     if name.split(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"{refusal} of the standard library")
-    cls: Any = _imported(name, refusal, known)
+    cls: Any = _found(name, refusal, known)
     if not isinstance(cls, type):
         raise ValueError(f"{refusal}, which is no class")
     if not issubclass(cls, kind.bases):
@@ -78,12 +82,58 @@ def resolve(name: Any, kind: Kind) -> type:
     return cls
 
 
-def _imported(path: str, refusal: str, known: dict[str, type]) -> Any:
+def names_one(kind: Kind, path: str) -> bool:
+    """Whether the dotted `path` is that of an object of `kind`, such as ``torch.float32``, and not of a class."""
+    if "." not in path or path.split(".")[0] in sys.stdlib_module_names:
+        return False
+    try:
+        return isinstance(imported(path), kind.bases)
+    except ValueError:
+        return False  # which is told where it is resolved
+
+
+def _found(path: str, refusal: str, known: dict[str, type]) -> Any:
+    try:
+        return imported(path)
+    except ValueError as error:
+        raise ValueError(f"{refusal}: {error}{suggestion(path.rpartition('.')[2], known, others=False)}") from error
+
+
+def imported(path: str) -> Any:
+    """What the dotted `path` means: something of a module, or of a class in one.
+
+    Raises:
+        ValueError: There is none, or its module cannot be imported, for whatever reason.
+    """
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name == module and "." in module:
+            return _inside(module, name, error)
+        raise ValueError(str(error)) from error
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{refusal}: {error}{suggestion(name, known, others=False)}") from error
+        raise ValueError(str(error)) from error
+    except SystemExit as error:
+        raise ValueError(f"importing {module} ends the process: {_place(error)} calls exit") from error
+    except Exception as error:
+        raise ValueError(f"{module} cannot be imported: {type(error).__name__}: {error} ({_place(error)})") from error
+
+
+def _inside(cls: str, name: str, error: Exception) -> Any:
+    """What is called `name` in a class; `error` says that it is no module."""
+    try:
+        return getattr(imported(cls), name)
+    except (ValueError, AttributeError):
+        raise ValueError(str(error)) from error
+
+
+def _place(error: BaseException) -> str:
+    """The file and line where a module went wrong."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _subclasses(base: type) -> list[type]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -16,9 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
+from bhfl.cli.classes import imported
 from bhfl.cli.exits import by_data, original, raised_by, say
 from bhfl.cli.export import ExportingTrainer
-from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema
+from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema, taken_from_data
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_paths
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
@@ -87,9 +87,12 @@ class FederatedCLI(LightningCLI):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
-        self._parser(args[0]).amend = partial(take_own_defaults, named=checker.named)  # type: ignore[attr-defined]
+        parser_of_command: Any = self._parser(args[0])
+        parser_of_command.amend = partial(take_own_defaults, named=checker.named)
         self.config = parser.parse_args(args)
-        take_own_defaults(self.config[self.config.subcommand], checker.named)
+        config = self.config[self.config.subcommand]
+        take_own_defaults(config, checker.named)
+        parser_of_command.taken_from_data = taken_from_data(imported(config.model.class_path))
         self._check_settings()
 
     def _parse_ckpt_path(self) -> None:
@@ -179,8 +182,7 @@ def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) 
         place = _at(config, slot)
         if not isinstance(place, Namespace) or not isinstance(place.get("init_args"), Namespace):
             continue
-        module, _, name = place.class_path.rpartition(".")
-        own = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        own = inspect.signature(imported(place.class_path)).parameters
         for option, value in vars(place.init_args).items():
             default = own[option].default if option in own else value
             plain = isinstance(default, (bool, int, float, str))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
+from copy import deepcopy
 from typing import Any, Optional, get_type_hints
 
 import lightning as L
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, _loaders_dumpers, set_dumper, set_loader
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -17,8 +20,10 @@ import bhfl.data
 import bhfl.models
 from bhfl.cli.classes import Kind
 from bhfl.cli.export import ExportingTrainer
-from bhfl.cli.reading import ConfigError
-from bhfl.cli.schema import Checked, Instance, Section
+from bhfl.cli.hints import shown
+from bhfl.cli.reading import ConfigError, Layer, read_text
+from bhfl.cli.scalars import plain, written
+from bhfl.cli.schema import Checked, Checker, Instance, Section
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
 from bhfl.engine.fleet import Fleet
@@ -41,25 +46,78 @@ class Parser(LightningArgumentParser):
 
     Attributes:
         amend: Changes a parsed configuration before it is dumped.
+        taken_from_data: What the chosen model takes from the data.
     """
 
     amend: Callable[[Namespace], None] | None = None
+    taken_from_data: Collection[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "bhfl", "allow_abbrev": False, **kwargs})
 
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
-        """The configuration as YAML, amended."""
+        """The configuration as YAML that reads back as it is, amended.
+
+        Defaults that no YAML can say (functions without a name, objects, infinity) are left out: the class that has
+        them takes them again. jsonargparse calls this for each object inside, too.
+
+        Raises:
+            ConfigError: A value that was given cannot be read back.
+        """
         cfg = cfg.clone()
         if self.amend is not None:
             self.amend(cfg)
-        return super().dump(cfg, *args, **kwargs)  # type: ignore[no-any-return]
+        for action in self._actions:
+            if action.dest not in cfg or reads_back(action, cfg[action.dest]):
+                continue
+            value = cfg.pop(action.dest)
+            if not _same(value, action.default):
+                why = "cannot be written to config.yaml so that it reads back; use another value or type hint"
+                raise ConfigError([f"{action.dest}: {shown(value)} {why}"])
+        text: str = super().dump(cfg, *args, **kwargs)
+        read_text(text)
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own error."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise ConfigError([core(message)]) from ex
+
+
+def reads_back(action: Any, value: Any) -> bool:
+    """Whether the value of an argument is still the same after it was written and read."""
+    hint = getattr(action, "_typehint", None)
+    if hint is None or value is None or type(value) in (bool, int) or (type(value) is str and hint is str):
+        return True  # nothing can go wrong
+    if _holds_objects(value):
+        return True  # whose options are asked for one by one
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=hint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it cannot be written is what is asked here
+        try:
+            config = Namespace(x=deepcopy(value))  # type: ignore[no-untyped-call]  # deep: lists are changed in place
+            values = read_text(parser.dump(config))
+            problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
+            found = None if problems else parser.parse_object(values).x
+        except (ConfigError, ArgumentError, yaml.YAMLError, TypeError, ValueError):
+            return False
+    return _same(found, value)
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether there is an object in `value`, as jsonargparse spells it before it is made."""
+    if isinstance(value, Namespace):
+        return True
+    if isinstance(value, dict):
+        return "class_path" in value or any(map(_holds_objects, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_holds_objects, value))
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two values are written alike, their kinds included: 1.0 is not 1, nor is a tuple a list."""
+    return first is second or (type(first) is type(second) and repr(first) == repr(second))
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:
@@ -76,7 +134,26 @@ def add_arguments(parser: LightningArgumentParser) -> None:
             vars(action)["_enable_path"] = False
             action.sub_add_kwargs["sub_configs"] = False
     for name in _FROM_DATA:
-        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        compute = _asked_of_data(name, parser)
+        parser.link_arguments("data", f"model.init_args.{name}", compute_fn=compute, apply_on="instantiate")
+
+
+def _asked_of_data(name: str, parser: LightningArgumentParser) -> Callable[[Any], Any]:
+    """What gives the data's `name` to a model that takes it; of others' data nobody asks what they may not have."""
+
+    def asked(data: Any) -> Any:
+        wanted: Collection[str] = parser.taken_from_data  # type: ignore[attr-defined]
+        return getattr(data, name) if name in wanted else None
+
+    asked.__name__ = f"data.{name}"
+    return asked
+
+
+def taken_from_data(model: type) -> list[str]:
+    """The arguments of a model's constructor that are attributes of the data."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(model, fail_untyped=False, sub_configs=False)
+    return [name for name in _FROM_DATA if name in parser.get_defaults(skip_validation=True)]
 
 
 def schema(command: str) -> Section:
@@ -119,3 +196,6 @@ def core(message: str) -> str:
 
 
 register_type(Fleet, Fleet.to_config, Fleet, (ValueError, TypeError))
+set_dumper("yaml", written)
+set_loader("yaml", plain, (yaml.YAMLError,))
+vars(_loaders_dumpers)["yaml_load"] = plain  # jsonargparse reads texts again and again, partly past its loaders

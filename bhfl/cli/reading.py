@@ -14,8 +14,10 @@ from typing import Any
 
 import yaml
 
+from bhfl.cli.hints import shown
+from bhfl.cli.scalars import UNAMBIGUOUS, Loader
 from bhfl.files import user_path
-from bhfl.plain import MAX_BYTES, TooLargeError, Unfolded, check_depth
+from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth
 
 _CONFIG = ("--config", "-c")
 _FLAGS = ("print_config", "dry_run")
@@ -88,6 +90,8 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
             elif name == "":
                 raise ConfigError([f"{value!r} is no option; options begin with --, such as --trainer.max_rounds 5"])
             elif value is not None and name not in _FLAGS:
+                if why := unusable(value):
+                    raise ConfigError([f"--{name} {why}"])
                 layers.append(Layer(nested(name, Text(value))))
         except ConfigError as error:
             problems += error.problems
@@ -188,22 +192,6 @@ def read_text(text: str) -> Any:
     return reader.values
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Resolves plain scalars as jsonargparse does: dates are text, and 1e-3 is a number."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own name and form
-        first: [(tag, rule) for tag, rule in rules if not tag.endswith((":timestamp", ":float"))]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_FLOAT = r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?i:{_FLOAT})$"), list("-+0123456789."))
-
-_UNAMBIGUOUS = {
-    "bool": (re.compile("(?i:true|false)"), "true or false"),
-    "int": (re.compile("[-+]?(0|[1-9][0-9]*)"), "decimal digits alone"),
-}
 _ANYTHING = re.compile("(?s).*")
 _KINDS = ("bool", "int", "float", "null", "str")
 
@@ -217,9 +205,9 @@ class _Reader:
         self.problems: list[str] = []
         self.size = Unfolded()
         self.values: Any = None
-        self.loader = _Loader(text)
+        self.loader = Loader(text)
         try:
-            check_depth(text, _Loader)
+            check_depth(text, Loader)
             node = self.loader.get_single_node()
             self.values = None if node is None else self._value(node, ())
         except yaml.YAMLError as error:
@@ -270,11 +258,31 @@ class _Reader:
         if not isinstance(node, yaml.ScalarNode) or kind not in _KINDS:
             self._problem(line, f"{name}the YAML tag {node.tag} is not allowed")
             return None
-        rule, remedy = _UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
+        rule, remedy = UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
         if not rule.fullmatch(node.value):
             self._problem(line, f"{name}{node.value} is read in different ways: write {remedy}, or quotes around text")
+            return None
+        if kind == "str" and (why := unusable(node.value)):
+            self._problem(line, f"{name}{why}")
             return None
         value = self.loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
             self._problem(line, f"{name}numbers must be finite, got {node.value}")
         return value
+
+
+def unusable(text: str) -> str:
+    """Why `text` can be no value, neither as it is nor as YAML; empty if it can."""
+    if "\0" in text:
+        return "must not hold the character NUL"
+    if re.search("[\ud800-\udfff]", text):
+        return f"must be valid UTF-8, got {shown(text)}"
+    if len(text) <= MAX_DEPTH:
+        return ""
+    try:
+        check_depth(text, Loader)
+    except TooLargeError as error:
+        return str(error)
+    except yaml.YAMLError:  # then it is no YAML, but text
+        pass
+    return ""

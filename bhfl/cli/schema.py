@@ -7,9 +7,9 @@ what a hint asks for, and imports the module of any ``class_path`` before it ref
 from __future__ import annotations
 
 import collections.abc
-import importlib
 import math
 import os
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
-from bhfl.cli.classes import Kind, is_component, parameters, resolve
+from bhfl.cli.classes import Kind, imported, is_component, names_one, parameters, resolve
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 
@@ -102,7 +102,8 @@ class Checker:
         if inside:
             return inside[0]
         words = " or ".join(dict.fromkeys(map(described, choices)))
-        known = [str(word) for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
+        known = [word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
+        known = [word for word in known if isinstance(word, str)]
         near = suggestion(value, known, others=False) if isinstance(value, str) else ""
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
 
@@ -116,15 +117,17 @@ class Checker:
         if origin in _PLAIN:
             return [] if _is_plain(origin, value) else None
         if origin is Literal:
-            return [] if any(value == choice and type(value) is type(choice) for choice in args) else None
+            return [] if _is_choice(args, value) else None
         if origin in _LISTS:
             if isinstance(value, dict) and not self._layer.file:  # --list.option: of its last item
                 return []
-            return self._items(args[0] if args else Any, value, keys) if isinstance(value, list) else None
+            return self._items(hint, value, keys) if isinstance(value, list) else None
         if origin in _MAPPINGS:
             return [] if isinstance(value, dict) else None
         instance = instance_of(hint)
-        if instance is None:
+        if is_callable(hint) and isinstance(value, str) and "." in value:
+            return self._callable(instance, value, keys)
+        if instance is None:  # a kind of value that jsonargparse alone knows
             return [] if not is_path(hint) or isinstance(value, str) else None
         return self._object(instance, value, keys) if isinstance(value, (str, dict)) else None
 
@@ -136,7 +139,16 @@ class Checker:
         return []
 
     def _items(self, hint: Any, values: list[Any], keys: Keys) -> list[str]:
-        return [problem for i, item in enumerate(values) for problem in self._value(hint, item, (*keys, f"[{i}]"))]
+        """Problems of the items of a list, each of which has a hint of its own in a tuple."""
+        args = get_args(hint) or (Any,)
+        if get_origin(hint) is not tuple or args[-1] is Ellipsis:
+            args = args[:1] * len(values)
+        if len(args) != len(values):
+            return self._problem(keys, f"must be a list of {len(args)} items, got {shown(values)}")
+        problems = []
+        for i, (each, item) in enumerate(zip(args, values, strict=True)):
+            problems += self._value(each, item, (*keys, f"[{i}]"))
+        return problems
 
     def _section(self, section: Section, values: dict[Any, Any], keys: Keys) -> list[str]:
         problems = []
@@ -156,7 +168,7 @@ class Checker:
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
         """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either part left out."""
         if isinstance(value, str):
-            return self._choose(hint.kind, value, keys, keys)
+            return [] if names_one(hint.kind, value) else self._choose(hint.kind, value, keys, keys)
         spelled_out = "class_path" in value or "init_args" in value
         if spelled_out and (beside := [key for key in value if key not in ("class_path", "init_args")]):
             return self._problem((*keys, beside[0]), "must stand under init_args")
@@ -174,6 +186,18 @@ class Checker:
         section = Section(fields, taken, f" of {cls.__name__}" if cls else "")
         return problems + self._value(section, arguments, inner)
 
+    def _callable(self, instance: Instance | None, path: str, keys: Keys) -> list[str]:
+        """Problems of a dotted name where functions may be meant as well as classes."""
+        if path.split(".")[0] not in sys.stdlib_module_names:
+            try:
+                found = imported(path)
+            except ValueError as error:
+                what = instance.kind if instance else "a function or class"
+                return self._problem(keys, f"must name {what}, got {shown(path)}: {error}")
+            if callable(found) and not isinstance(found, type):
+                return []
+        return [] if instance is None else self._object(instance, path, keys)
+
     def _choose(self, kind: Kind, name: Any, keys: Keys, name_keys: Keys) -> list[str]:
         slot, before = _slot(keys), self.classes.get(_slot(keys))
         self.named[slot] = self._given.setdefault(slot, set())
@@ -190,8 +214,7 @@ class Checker:
         """Take the classes of a complete configuration."""
         if isinstance(value, Mapping):
             if "class_path" in value:
-                module, _, name = value["class_path"].rpartition(".")
-                self.classes[_slot(keys)] = getattr(importlib.import_module(module), name)
+                self.classes[_slot(keys)] = imported(value["class_path"])
             for key, item in value.items():
                 self._remember(item, (*keys, key))
 
@@ -221,7 +244,7 @@ def described(hint: Any) -> str:
     if origin in _PLAIN:
         return _PLAIN[origin]
     if origin is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
+        return f"one of {', '.join(_spelled(choice) for choice in get_args(hint))}"
     if origin in _LISTS:
         return "a list"
     if origin in _MAPPINGS or isinstance(hint, Section):
@@ -230,13 +253,23 @@ def described(hint: Any) -> str:
     return f"{instance.kind} (class_path and init_args)" if instance else "a path"
 
 
+def _spelled(choice: Any) -> str:
+    return choice if isinstance(choice, str) else getattr(choice, "name", shown(choice))
+
+
 def instance_of(hint: Any) -> Instance | None:
     """What object `hint` asks for, if any: of the class that it is, or that a callable returns."""
     if isinstance(hint, Instance):
         return hint
-    if get_origin(hint) is collections.abc.Callable:
-        hint = next((choice for choice in alternatives(get_args(hint)[-1]) if is_component(choice)), None)
+    if is_callable(hint):
+        returned = alternatives(get_args(hint)[-1]) if get_args(hint) else []
+        hint = next((choice for choice in returned if is_component(choice) and choice is not Tensor), None)
     return Instance(Kind.of(hint)) if is_component(hint) else None
+
+
+def is_callable(hint: Any) -> bool:
+    """Whether `hint` asks for a function, or for what makes an object."""
+    return collections.abc.Callable in (hint, get_origin(hint)) or hint is Callable
 
 
 def is_path(hint: Any) -> bool:
@@ -247,6 +280,12 @@ def is_path(hint: Any) -> bool:
 def accepts_text(hint: Any) -> bool:
     """Whether plain text can be a value of `hint`."""
     return hint is str or hint is Any or is_path(hint) or get_origin(hint) is Literal or instance_of(hint) is not None
+
+
+def _is_choice(choices: tuple[Any, ...], value: Any) -> bool:
+    """Whether `value` is one of them; members of an enum are chosen by name, which jsonargparse looks up."""
+    plain = [choice for choice in choices if type(choice) in _PLAIN]
+    return len(plain) < len(choices) or any(value == choice and type(value) is type(choice) for choice in plain)
 
 
 def _is_plain(kind: type, value: Any) -> bool:

@@ -251,8 +251,13 @@ class FromDatasets(FederatedDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return int(self._train.targets.max()) + 1 if self._num_classes is None else self._num_classes
+        """Number of classes; ValueError if it was not given and the targets are no numbers."""
+        if self._num_classes is not None:
+            return self._num_classes
+        targets = self._train.targets
+        if targets.dtype.kind not in "iufb" or not targets.size:
+            raise ValueError(f"data.num_classes must be given for targets that are no numbers, got {targets.dtype}")
+        return int(targets.max()) + 1
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -138,8 +138,11 @@ class LoaderSource:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of the first input."""
+        """Shape of the first input; ValueError if samples are no pairs that begin with it."""
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
+        if not isinstance(sample, (tuple, list, Tensor, np.ndarray)) or not len(sample):
+            what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
+            raise ValueError(f"{what} for a model that takes input_shape from the data, got a {type(sample).__name__}")
         return tuple(np.shape(sample[0]))
 
     def batches(

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from bhfl.cli.reading import Layer
+from bhfl.cli.scalars import written
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\+?")
 _RESERVED = {
@@ -41,7 +40,7 @@ class Option:
         """The argument of ``bhfl fit``."""
         text = self.value
         if not isinstance(text, str):
-            text = yaml.safe_dump([text], default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+            text = written([text], flow=True).strip()[1:-1]
         return f"--{self.key}={text}"
 
 
