@@ -74,12 +74,12 @@ def _run(args: list[str]) -> int:
     from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, format_warning, report
     from bhfl.cli.reading import ConfigError, read_layers
 
+    warnings.formatwarning = format_warning
     if args[0] in APART:
         return int(import_module(f"bhfl.{args[0]}.command").main(args[1:]))
     if args[0] not in COMMANDS:
         report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS | APART)}"])
         return BAD_CONFIG
-    warnings.formatwarning = format_warning
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
     find_in_current_folder()
     try:

@@ -22,9 +22,11 @@ from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
 from bhfl.export.card import Exported, model_card
 from bhfl.export.extras import installed
-from bhfl.files import user_path
+from bhfl.files import read_limited, user_path
+from bhfl.plain import read_json
 
 CARD = "README.md"
+_MAX_SUMMARY_BYTES = 4 * 2**20
 
 
 class ExportingTrainer(AnalyzingTrainer):
@@ -105,7 +107,7 @@ class ExportingTrainer(AnalyzingTrainer):
 
     def _accuracies(self, run: Path | None, history: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
         """What split the accuracies of this very state were measured on, and these by group."""
-        summary = json.loads(path.read_text()) if run and (path := run / "summary.json").is_file() else {}
+        summary = _summary(run / "summary.json") if run else {}
         if summary.get("rounds") == self.server.round:
             stage, metrics = "test", summary["metrics"]
         else:
@@ -114,7 +116,7 @@ class ExportingTrainer(AnalyzingTrainer):
             client.group: metrics[tag]
             for client in self.clients
             for name in reversed(ACCURACIES)
-            if (tag := f"{stage}/{name}_{client.group}") in metrics
+            if isinstance(metrics.get(tag := f"{stage}/{name}_{client.group}"), (int, float))
         }
         return {"test": "test split", "val": "validation split"}[stage], found
 
@@ -141,6 +143,20 @@ class ExportingTrainer(AnalyzingTrainer):
         title = f"{self.options['name']}: {type(model).__name__}, {self.server.round} rounds of {facts['Method']}"
         loading = _loading(model, data, self.config.get("model", {}).get("init_args", {}), files[0].file)
         return model_card(title, files, measured, facts, yaml.safe_dump(config, sort_keys=False), loading)
+
+
+def _summary(path: Path) -> Mapping[str, Any]:
+    """What a run came to; empty where there is no such file, or none that can be read, which is told."""
+    if not path.is_file():
+        return {}
+    try:
+        found = read_json(read_limited(path, _MAX_SUMMARY_BYTES))
+        if not (isinstance(found, dict) and isinstance(found.get("metrics"), dict)):
+            raise ValueError("it has no metrics")
+    except (OSError, ValueError) as error:
+        say(f"note: {path} cannot be read, so the card tells what the validation split had: {error}")
+        return {}
+    return found
 
 
 def _onnx(worker: Worker, data: FederatedData, path: Path) -> dict[str, int]:

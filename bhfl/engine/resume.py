@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import is_dataclass
@@ -15,10 +14,13 @@ from bhfl.engine.folder import newest_run
 from bhfl.engine.server_optimizer import describe
 from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
-from bhfl.files import user_path
+from bhfl.files import read_limited, user_path
+from bhfl.plain import read_json
 
 CLIENTS = "clients"
 """Folder of a run folder: what its clients keep between rounds."""
+
+_MAX_RECORD_BYTES = 2**30
 
 
 def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -80,8 +82,9 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
     if not stored.exists():
         return
     try:
-        trained = {index for part in json.loads(stored.read_text())["clients"] for index in part}
-    except (ValueError, TypeError, KeyError):
+        record = read_json(read_limited(stored, _MAX_RECORD_BYTES))
+        trained = {index for part in record["clients"] for index in part}
+    except (OSError, ValueError, TypeError, KeyError):
         warnings.warn(f"{stored} cannot be read: who was trained on which samples is not known", stacklevel=2)
         return
     held = [*partition.get("val", ()), *(index for part in partition.get("client_val", ()) for index in part)]

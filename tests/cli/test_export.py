@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bhfl.cli.export import _summary
+from bhfl.engine.resume import warn_of_known
 from bhfl.export import load_quantized, restore_
 from bhfl.models import Classifier
 from bhfl.quant import QuantizedTensor
@@ -168,3 +170,22 @@ def test_statistics_that_stay_with_clients(bhfl: Command, tmp_path: Path) -> Non
     assert outcome.code == 2
     assert "export needs running statistics, and with trainer.norm local they stay with clients" in outcome.err
     assert not (config.parent / "export").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", '{"rounds": 2}', '{"metrics": 1}', "\udcff"])
+def test_a_summary_that_cannot_be_read_is_told_and_left_out(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "summary.json"
+    assert _summary(path) == {}
+    assert capsys.readouterr().err == ""
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert _summary(path) == {}
+    assert f"note: {path} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"clients": 1}'])
+def test_a_record_of_the_split_that_cannot_be_read_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "partition.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"partition.json cannot be read: who was trained on which samples"):
+        warn_of_known(tmp_path, {"val": [1]})
