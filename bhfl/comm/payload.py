@@ -32,8 +32,8 @@ def encode(tensors: Tensors) -> bytes:
     _require_little_endian()
     entries = [_describe(name, value) for name, value in tensors.items()]
     header = wire.write_header(entries)
-    plain = (_buffer(_plain_part(tensors[entry.name])) for entry in wire.wider_first(entries))
-    codes = (_buffer(_packed(name, q)) for name, q in tensors.items() if isinstance(q, QuantizedTensor))
+    plain = (row_major(_plain_part(tensors[entry.name])) for entry in wire.wider_first(entries))
+    codes = (row_major(_packed(name, q)) for name, q in tensors.items() if isinstance(q, QuantizedTensor))
     parts = [memoryview(header), *plain, *codes]
     crc = 0
     for part in parts:
@@ -151,9 +151,10 @@ def _plain_part(value: Tensor | QuantizedTensor) -> Tensor:
     return value.scale if isinstance(value, QuantizedTensor) else value
 
 
-def _buffer(tensor: Tensor) -> memoryview:
+def row_major(tensor: Tensor) -> memoryview:
     """The row-major bytes of a tensor: of its own memory where that is row-major and on the CPU, else of a copy."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
+    flat = tensor.detach().cpu().contiguous()
+    flat = flat.as_strided((flat.numel(),), (1,))  # a view may keep a stride of its own where there is one element
     return flat.view(torch.uint8).numpy().data
 
 

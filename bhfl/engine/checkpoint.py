@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bhfl.comm.payload import row_major
 from bhfl.engine.folder import durable
 
 FORMAT = 2
@@ -32,7 +33,7 @@ def digest(state: Any) -> str:
 def _update(sha: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        sha.update(row_major(value))
     elif isinstance(value, Mapping):
         sha.update(f"dict {len(value)}".encode())
         for key, item in value.items():

@@ -234,3 +234,11 @@ def test_tensors_on_a_gpu_encode_as_on_the_cpu() -> None:
             for name, value in tensors.items()
         }
         assert encode(there) == encode(tensors)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 3)])
+def test_a_part_of_a_larger_tensor_travels_whatever_its_strides(shape) -> None:
+    part = torch.randn(5, 9, 3).as_strided(shape, (7,) * len(shape))
+    received = decode(encode({"part": part, "codes": QuantizedTensor(part.to(torch.int8), part.abs().amax(), 4)}))
+    assert torch.equal(received["part"], part)
+    assert torch.equal(received["codes"].codes, part.to(torch.int8))

@@ -38,6 +38,14 @@ def test_digest_sees_every_kind_of_change():
     assert len({digest(value) for value in changed}) == 7
 
 
+def test_a_part_of_a_larger_tensor_is_kept_whatever_its_strides(tmp_path):
+    part = torch.randn(5, 9)[:1, 0]
+    assert part.stride() == (9,)
+    save(tmp_path / "a.ckpt", {"part": part})
+    assert torch.equal(load(tmp_path / "a.ckpt")["part"], part)
+    assert digest(part) == digest(part.clone())
+
+
 def test_truncated_files_are_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path, state())
