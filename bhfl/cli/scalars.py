@@ -74,7 +74,7 @@ def plain(text: str) -> Any:
         yaml.YAMLError: It is no YAML.
     """
     try:
-        value = yaml.load(text, Loader=_PlainLoader)
+        value = _PlainLoader(text).get_single_data()
     except (ValueError, KeyError, AttributeError) as error:  # a number of too many digits, or text under a tag
         raise yaml.YAMLError(str(error)) from error
     return text if value is None and text.strip().lower() not in ("null", "~") else value
