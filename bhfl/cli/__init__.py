@@ -7,13 +7,10 @@ updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a trac
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
-from importlib import import_module
-
-from bhfl.cli.current_folder import find_in_current_folder
-from bhfl.cli.hints import suggestion
+from types import FrameType
 
 COMMANDS = {
     "fit": "train one model over a fleet of clients, then test it",
@@ -53,50 +50,97 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command, and leave with its exit code.
 
     Args:
-        args: The command and its options; those of the process by default.
+        args: The command and its options. By default those of the process, whose signals are then heard from here on.
 
     Raises:
         SystemExit: Always.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    if args is not None:
+        raise SystemExit(_main(list(args)))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _end_at_once)  # what hears them later takes a moment to load
+    from bhfl.engine.ending import Signals, end_with_parent
+
+    signals = Signals(command=True)
+    signals.listen()
+    end_with_parent()
+    code = 1
+    try:
+        code = _main(sys.argv[1:])
+    finally:
+        signals.code = code
+    raise SystemExit(code)
+
+
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal.Signals(signum)]
+        os.write(2, f"error: {how} while starting; nothing new is saved\n".encode())
+    os._exit(128 + signum)
+
+
+def _main(args: list[str]) -> int:
+    from bhfl.engine.ending import LOST, STANDING, LostProcessError, Terminated, speaks_of_others
+
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
-        raise SystemExit(0)
+        return 0
     if args[0] == "--version":
         from bhfl import __version__
 
         print(f"bhfl {__version__}")
-        raise SystemExit(0)
-    raise SystemExit(_run(args))
+        return 0
+    STANDING.begin("the same command goes on" if args[0] == "sweep" else "nothing new is saved")
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        code, line = 128 + signal.SIGINT, STANDING.farewell(signal.SIGINT)
+    except Terminated:
+        code, line = 128 + signal.SIGTERM, STANDING.farewell(signal.SIGTERM)
+    except LostProcessError as error:
+        code, line = LOST, STANDING.last_line(str(error), speaks_of_others())
+    if line:
+        print(line, file=sys.stderr)
+    return code
 
 
 def _run(args: list[str]) -> int:
-    from bhfl.cli.exits import BAD_CONFIG, INTERRUPTED, exit_code, format_warning, report
+    import warnings
+    from importlib import import_module
+
+    from bhfl.cli.current_folder import find_in_current_folder
+    from bhfl.cli.exits import BAD_CONFIG, exit_code, format_warning, report
+    from bhfl.cli.hints import suggestion
     from bhfl.cli.reading import ConfigError, read_layers
+    from bhfl.engine.ending import LostProcessError, ended_in_order, no_exit_of_others
 
     warnings.formatwarning = format_warning
     if args[0] in APART:
-        return int(import_module(f"bhfl.{args[0]}.command").main(args[1:]))
+        command = import_module(f"bhfl.{args[0]}.command")
+        with ended_in_order(deaf=False):
+            return int(command.main(args[1:]))
     if args[0] not in COMMANDS:
         report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS | APART)}"])
         return BAD_CONFIG
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of sockets that end, which is told in one line
     find_in_current_folder()
     try:
-        if args[0] == "sweep":
-            from bhfl.cli.sweep.command import sweep
+        with no_exit_of_others():
+            if args[0] == "sweep":
+                from bhfl.cli.sweep.command import sweep
 
-            return sweep(args[1:])
-        layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
-        from bhfl.cli.federated_cli import FederatedCLI
+                return sweep(args[1:])
+            layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
+            from bhfl.cli.federated_cli import FederatedCLI
 
-        FederatedCLI(args, layers)
+            FederatedCLI(args, layers)
     except ConfigError as error:
         report(error.problems)
         return BAD_CONFIG
-    except KeyboardInterrupt:
-        report(["interrupted; --ckpt_path last goes on from the last checkpoint, if there is one"])
-        return INTERRUPTED
+    except LostProcessError:
+        raise
     except Exception as error:
         code = exit_code(error)
         if code is None:

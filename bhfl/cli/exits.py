@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
@@ -10,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bhfl.cli.hints import clipped
+from bhfl.engine.ending import speaks
 
-BAD_CONFIG, BAD_DATA, BAD_CHECKPOINT, TOO_FEW_CLIENTS, INTERRUPTED = 2, 3, 4, 5, 130
+BAD_CONFIG, BAD_DATA, BAD_CHECKPOINT, TOO_FEW_CLIENTS = 2, 3, 4, 5
 MAX_PROBLEMS = 20
 
 _SOURCE = str(Path(__file__).parents[1])
@@ -28,7 +28,7 @@ def report(problems: Sequence[str]) -> None:
 
 def say(text: str) -> None:
     """Print `text` to stderr, from the first process of a machine alone."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if speaks():
         print(text, file=sys.stderr)
 
 
@@ -47,12 +47,15 @@ def format_warning(
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that its user can mend; None for a bug, whose traceback is worth more."""
     from bhfl.engine.checkpoint import CheckpointError
+    from bhfl.engine.ending import ExitCalledError
     from bhfl.engine.failures import TooFewClientsError
 
     if isinstance(error, CheckpointError):
         return BAD_CHECKPOINT
     if isinstance(error, TooFewClientsError):
         return TOO_FEW_CLIENTS
+    if isinstance(error, ExitCalledError):
+        return BAD_DATA if error.__cause__ and by_data(error.__cause__) else BAD_CONFIG
     if isinstance(error, (ValueError, OSError)) and by_data(error):
         return BAD_DATA
     if isinstance(error, OSError) or (isinstance(error, ValueError) and raised_by(error) == "bhfl"):

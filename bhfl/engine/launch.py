@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
+from subprocess import Popen
 from typing import Any, Union
 
+import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from bhfl.engine.system import computing_threads, exit_on_sigterm, keep_freed_memory, stop
+from bhfl.engine.ending import PARENT, STANDING, LostProcessError, end_with_parent, ended_in_order, no_exit_of_others
+from bhfl.engine.system import computing_threads, keep_freed_memory, stop
+from bhfl.engine.watch import Watch
 
 
 def make_fabric(
@@ -52,29 +60,107 @@ def _strategy(
     return strategy
 
 
+_at_work = threading.RLock()
+_watch: Watch | None = None
+"""Of this process, from its first launch on: the processes stay the same."""
+_children: list[Popen[bytes]] = []
+
+
 @contextmanager
-def launched(fabric: Fabric, threads: int, *, again: bool) -> Iterator[None]:
+def launched(fabric: Fabric, threads: int, timeout_seconds: float, *, again: bool) -> Iterator[None]:
     """The processes, their threads and memory; children are stopped when this process leaves early.
 
     Args:
         fabric: Whose processes are launched.
         threads: CPU threads of each.
+        timeout_seconds: How long a process waits for another.
         again: They have been launched before.
+
+    Raises:
+        ValueError: Another thread of this process trains, or the processes are not those that were asked for.
+        LostProcessError: Another process has died, frozen or failed.
+        ExitCalledError: Code in the block called `sys.exit`.
     """
     with ExitStack() as stack:
-        stack.enter_context(exit_on_sigterm())
+        if not _at_work.acquire(blocking=False):
+            raise ValueError(
+                "another thread trains in this process, and both would draw from the same random generators: "
+                "train one after the other, or start a process for each"
+            )
+        stack.callback(_at_work.release)
+        stack.enter_context(ended_in_order(deaf=fabric.world_size > 1))
+        stack.callback(_stop_children)
         if not again:
-            fabric.launch()
-        stack.callback(_stop_children, fabric)
+            _launch(fabric, timeout_seconds)
+        if _watch:
+            stack.enter_context(_watch.together())
+        stack.enter_context(no_exit_of_others(allowed=()))
         stack.enter_context(computing_threads(threads))
         stack.enter_context(isolate_rng(include_cuda=fabric.device.type == "cuda"))
         keep_freed_memory()
         yield
 
 
-def _stop_children(fabric: Fabric) -> None:
+def _launch(fabric: Fabric, timeout_seconds: float) -> None:
+    end_with_parent()
+    _check_processes(fabric)
+    strategy = fabric.strategy
+    if isinstance(strategy, DDPStrategy) and fabric.world_size > 1 and not torch.distributed.is_initialized():
+        connect = strategy.setup_environment
+
+        def meet_and_connect() -> None:  # when Lightning has started what it starts
+            with _meet(strategy, timeout_seconds).explained():
+                connect()
+
+        strategy.setup_environment = meet_and_connect  # type: ignore[method-assign]
+        os.environ[PARENT] = str(os.getpid())
+    fabric.launch()
+
+
+def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:
+    """Wait for the other processes where signals are heard, which torch is deaf to while it waits."""
+    global _watch
+    os.environ.pop(PARENT, None)
+    started = getattr(strategy.launcher, "procs", [])
+    _children[:] = started
+    started.clear()  # else Lightning kills this process when it sees one of them end
+    STANDING.last_acts.append(partial(stop, _children, 1.0))
+    cluster = strategy.cluster_environment
+    assert cluster
+    address = (cluster.main_address, cluster.main_port)
+    _watch = Watch(strategy.global_rank, strategy.world_size, address, timeout_seconds, _children)
+    _watch.meet()
+    return _watch
+
+
+def in_turns(fabric: Fabric, act: Callable[[], object]) -> None:
+    """Call `act` in the first process of each machine, and then in the others, which find what that has fetched."""
+    first = fabric.local_rank == 0
+    for turn in (first, not first):
+        if turn:
+            act()
+        fabric.barrier()
+
+
+def _check_processes(fabric: Fabric) -> None:
+    """ValueError where the launcher has started another number of processes than the trainer is to use."""
+    if _watch or torch.distributed.is_initialized():  # they work together already
+        return
+    for name in _SIZES:
+        size = os.environ.get(name, "") if name != "SLURM_NTASKS" or SLURMEnvironment.detect() else ""
+        if size.isdecimal() and int(size) > 1 and int(size) != fabric.world_size:
+            raise ValueError(
+                f"{name} says that {size} processes were started, and trainer.devices x trainer.num_nodes is "
+                f"{fabric.world_size}: several whole runs would be trained; set trainer.devices to the processes of a "
+                f"node and trainer.num_nodes to the nodes, or unset {name} if this process is to train alone"
+            )
+
+
+_SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables in which torchrun, SLURM, Open MPI and MPICH say how many processes they have started."""
+
+
+def _stop_children() -> None:
     """Where this process leaves early: none of its children stays behind."""
-    if sys.exc_info()[0] is not None:
-        children = getattr(fabric.strategy.launcher, "procs", [])
-        processes, children[:] = list(children), []  # Lightning's observer kills us when it sees one end
-        stop(processes)
+    if (why := sys.exc_info()[0]) is not None:
+        stop(_children, 1.0 if issubclass(why, LostProcessError) else 3.0)

@@ -19,6 +19,7 @@ from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.client import Worker
+from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.failures import origin
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, refusal
@@ -109,9 +110,11 @@ class Rounds:
         self._sent = None
         mine = []
         for client in cohort[self.fabric.global_rank :: self.fabric.world_size]:
+            STANDING.at(f"training client {client.id} in round {server.round + 1}")
             record = self._client(server, client, totals, history)
             on_client(client, record)
             mine.append(record)
+        STANDING.at(f"combining round {server.round + 1}")
         records = sorted(gather(self.fabric, mine), key=lambda record: record.client)
         if sum(record.status == "ok" for record in records) < self.options["min_clients"]:
             for record in mine:
@@ -142,7 +145,9 @@ class Rounds:
                 record.status, record.reason = "rejected", NO_EXAMPLES
         except PayloadError as error:
             record.status, record.reason = "rejected", str(error)
-        except Exception as error:  # a client's failure, whatever it is, is not the round's
+        except Terminated:
+            raise
+        except (Exception, SystemExit) as error:  # a client's failure, whatever it is, is not the round's
             record.status, record.reason = "failed", f"{type(error).__name__}: {error}"
             record.traceback, record.origin = traceback.format_exc(), origin(error)
         if record.status == "ok" and any(keeps.values()):  # outside the try: a full disk is no client's failure

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from subprocess import Popen, TimeoutExpired
-from types import FrameType
 
 import torch
 
@@ -48,20 +45,3 @@ def stop(processes: Sequence[Popen[bytes]], patience_seconds: float = 3.0) -> No
         except TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into ``SystemExit(143)``, so that files are closed and child processes stopped."""
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

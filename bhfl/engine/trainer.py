@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import warnings
 import weakref
@@ -23,13 +24,14 @@ from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
 from bhfl.engine.hooks import check_methods
-from bhfl.engine.launch import launched, make_fabric
+from bhfl.engine.launch import in_turns, launched, make_fabric
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.resume import (
@@ -239,7 +241,8 @@ class FederatedTrainer:
 
     @contextmanager
     def _machine(self) -> Iterator[None]:
-        with launched(self.fabric, self.options["threads"], again=self._launched):
+        options = self.options
+        with launched(self.fabric, options["threads"], options["timeout_seconds"], again=self._launched):
             self._launched = True
             yield
 
@@ -248,8 +251,9 @@ class FederatedTrainer:
         if not isinstance(model, L.LightningModule):
             raise ValueError(f"model must be a LightningModule, got {type(model).__name__}")
         check_methods(data, FederatedData, "datamodule must be a FederatedDataModule or have its methods")
-        with self.fabric.rank_zero_first(local=True):
-            data.prepare_data()
+        STANDING.at("preparing the data")
+        in_turns(self.fabric, data.prepare_data)
+        STANDING.at("setting up")
         for stage in stages:
             data.setup(stage)
         specs = self.fleet.specs(self.options["num_clients"])
@@ -295,6 +299,7 @@ class FederatedTrainer:
 
     def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
         """Find or make the run folder, take up a checkpoint's state, open the logs."""
+        STANDING.at("opening the run folder")
         partition = data.partition_record()
         self._shaping = {
             "trainer": shaping(self.options),
@@ -357,6 +362,7 @@ class FederatedTrainer:
 
     def _round(self) -> None:
         start, run, options = time.perf_counter(), self._run, self.options
+        STANDING.at(f"beginning round {self.server.round + 1}")
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
         run.failed_rounds = failed_in_a_row(
             records,
@@ -395,12 +401,15 @@ class FederatedTrainer:
 
     def _save(self, best: bool, due: bool, records: list[ClientRecord]) -> None:
         kept = self._run.save(self.server, self._shaping, best, due)
+        if due:
+            STANDING.saved = f"--ckpt_path {shlex.quote(str(self._run.folder))} goes on from round {self.server.round}"
         if kept and self.rounds.store.folder.exists():
             for record in records:
                 self.rounds.store.prune(record.client, kept)
         self.fabric.barrier()
 
     def _evaluate(self, data: FederatedData, stage: Stage) -> dict[str, float]:
+        STANDING.at("validating" if stage == "val" else "testing")
         batches = data.val_batches if stage == "val" else data.test_batches
         return self.evaluator(self.server, batches, stage, self._kept)
 

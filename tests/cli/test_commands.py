@@ -530,9 +530,9 @@ def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
     code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_interrupt.Stop")
     assert (code, err) == (
         130,
-        "error: interrupted; --ckpt_path last goes on from the last checkpoint, if there is one\n",
+        "error: interrupted while validating; --ckpt_path runs/tiny/version_0 goes on from round 1\n",
     )
-    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last").code == 0
+    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "runs/tiny/version_0").code == 0
 
 
 def test_a_bug_shows_its_traceback(bhfl: Command, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bhfl.cli.exits import INTERRUPTED, report
+from bhfl.cli.exits import report
 from bhfl.cli.hints import suggestion
 from bhfl.cli.reading import ConfigError, asks_help
 from bhfl.cli.sweep.matrix import Matrix
 from bhfl.cli.sweep.reader import read_matrix
 from bhfl.cli.sweep.request import HELP, Request, read_request
+from bhfl.engine.ending import ended_in_order
 
 if TYPE_CHECKING:
     from bhfl.cli.sweep.plan import Plan
@@ -31,24 +32,16 @@ def sweep(args: Sequence[str]) -> int:
     if asks_help(args):
         print(HELP, end="")
         return 0
-    try:
-        return _sweep(read_request(args), begun)
-    except KeyboardInterrupt:
-        report(["interrupted; the same command goes on"])
-        return INTERRUPTED
-
-
-def _sweep(request: Request, begun: float) -> int:
+    request = read_request(args)
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     _check_only(request.only, matrix)
     from bhfl.cli.sweep.plan import Plan
-    from bhfl.engine.system import exit_on_sigterm  # loads torch
 
     plan = Plan(matrix, request.root / matrix.name, request.only)
     if request.dry_run:
         _list(plan)
         return 0
-    with exit_on_sigterm():
+    with ended_in_order(deaf=False):
         return _run(plan, request, begun)
 
 
