@@ -24,7 +24,7 @@ class TooFewClientsError(RuntimeError):
     """Too few updates were usable for too long, or the same error would stop every client for ever."""
 
 
-def origin(error: Exception) -> str:
+def origin(error: BaseException) -> str:
     """Type and place of an error that is likely to come again: the innermost line outside `bhfl`.
 
     An empty string for what may pass, which is want of memory, an OSError or a time-out, and for what happened in our

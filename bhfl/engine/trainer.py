@@ -24,6 +24,7 @@ from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.common import check_common_folder, check_same_options
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
@@ -309,10 +310,12 @@ class FederatedTrainer:
             "partition": partition.get("sha256"),
             **self.config,
         }
+        check_same_options(self.fabric, self._shaping)
         check_storable(vars(self.server), "ServerState")
         self._warn(doubt(self.options["monitor"], self.options["mode"]))
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
+        check_common_folder(self.fabric, folder)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
         self.rounds.store = ClientStore(self.run.clients)
         if state is not None:
@@ -429,7 +432,8 @@ class FederatedTrainer:
             self._setup(model, data, "validate" if stage == "val" else "test")
             folder = None
             if ckpt_path is not None:
-                folder, state = self.find_checkpoint(ckpt_path)
+                found = self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
+                folder, state = self.fabric.broadcast(found)
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client:
                     need_clients(folder, state)

@@ -1,0 +1,66 @@
+"""What all processes of a run must have in common: its options, and its folder."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from bhfl.engine.records import gather
+from bhfl.engine.resume import contradictions
+
+
+def check_same_options(fabric: Fabric, options: Mapping[str, Any]) -> None:
+    """Compare the options that shape the model with those of rank 0.
+
+    Raises:
+        ValueError: Those of a process differ; on all processes, with the first differences.
+    """
+    if fabric.world_size == 1:
+        return
+    differences = contradictions(fabric.broadcast(options), options)
+    for rank, found in enumerate(gather(fabric, [differences])):
+        if found:
+            listed = ", ".join(found[:5])
+            raise ValueError(
+                f"all processes must be started with the same options, got others in rank {rank} (rank 0 -> rank "
+                f"{rank}): {listed}"
+            )
+
+
+def check_common_folder(fabric: Fabric, folder: Path) -> None:
+    """Prove that all processes see one and the same run folder, because each keeps its clients' state there.
+
+    Args:
+        fabric: Of all processes.
+        folder: The run folder, which rank 0 has made or found.
+
+    Raises:
+        ValueError: Some do not; on all processes.
+    """
+    if fabric.world_size == 1:
+        return
+    token: str = fabric.broadcast(secrets.token_hex(16))
+    mark = folder / f".{token}.tmp"
+    try:
+        if fabric.is_global_zero:
+            mark.touch(exist_ok=False)
+        fabric.barrier()
+        blind = [rank for rank, sees in enumerate(gather(fabric, [mark.exists()])) if not sees]
+    finally:
+        if fabric.is_global_zero:
+            mark.unlink(missing_ok=True)
+    if not blind:
+        return
+    if fabric.is_global_zero:
+        for made in (folder / "checkpoints", folder):
+            with suppress(OSError):  # it holds something: an earlier run
+                made.rmdir()
+    raise ValueError(
+        f"all processes must share the run folder {folder}, got ranks {', '.join(map(str, blind))} that do not see "
+        "what rank 0 writes there: set trainer.default_root_dir to a folder that all nodes have in common"
+    )

@@ -1,0 +1,94 @@
+"""Signals at any moment end a command with the right code and one line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bhfl.engine.ending import ExitCalledError, Terminated, no_exit_of_others
+
+SCRIPT = """
+import atexit, os, signal, sys, time
+import bhfl.cli
+from bhfl.engine import ending
+
+ending.PATIENCE_SECONDS = 0.3
+me, how = os.getpid(), int(sys.argv[1])
+
+def at_once(args):
+    os.kill(me, how)
+    time.sleep(10)
+
+def in_order(args):
+    with ending.ended_in_order(deaf=False):
+        try:
+            at_once(args)
+        finally:
+            print("closed", flush=True)
+
+def twice(args):
+    with ending.ended_in_order(deaf=False):
+        try:
+            at_once(args)
+        finally:
+            at_once(args)
+
+def swallowed(args):
+    with ending.ended_in_order(deaf=False):
+        while True:
+            try:
+                at_once(args)
+            except BaseException:
+                time.sleep(10)
+
+def afterwards(args):
+    atexit.register(os.kill, me, how)
+    return 0
+
+def after_an_interrupt(args):
+    atexit.register(os.kill, me, how)
+    at_once(args)
+
+bhfl.cli._run = globals()[sys.argv[2]]
+bhfl.cli.main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("case", ["at_once", "in_order", "twice", "swallowed", "afterwards", "after_an_interrupt"])
+def test_a_signal(how, case):
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(int(how)), case], capture_output=True, text=True, timeout=60
+    )
+    said = f"error: {'interrupted' if how == signal.SIGINT else 'terminated'} while starting; nothing new is saved\n"
+    code = 128 + how
+    if case == "afterwards":  # the command is done
+        said, code = "", 0
+    assert (process.returncode, process.stderr) == (code, said)
+    assert process.stdout == ("closed\n" if case == "in_order" else "")
+
+
+EXITING = "import sys\n\n\ndef leave():\n    sys.exit(0)\n"
+
+
+def test_an_exit_in_the_middle_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exiting.py").write_text(EXITING)
+    monkeypatch.syspath_prepend(tmp_path)
+    import exiting  # type: ignore[import-not-found]
+
+    told = r"sys.exit\(0\) was called in .*exiting.py, line 5, in leave"
+    with pytest.raises(ExitCalledError, match=told), no_exit_of_others():
+        exiting.leave()
+
+
+def test_our_own_exits_pass(tmp_path):
+    from argparse import ArgumentParser
+
+    with pytest.raises(SystemExit), no_exit_of_others():
+        ArgumentParser().parse_args(["--help"])
+    with pytest.raises(Terminated), no_exit_of_others(allowed=()):
+        raise Terminated
