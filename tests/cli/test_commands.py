@@ -578,3 +578,43 @@ def test_sigterm_ends_with_143(bhfl: Command, tmp_path: Path) -> None:
                 break
         process.stdout.read()
     assert process.returncode == 143
+
+
+EXITING = """
+import sys
+from bhfl.algorithms import FedAvg
+from bhfl.data import FakeImages
+from bhfl.engine import Callback
+
+class Client(FedAvg):
+    def uplink(self, run):
+        if run.client.id == 0:
+            raise SystemExit(0)
+        return super().uplink(run)
+
+class Server(FedAvg):
+    def summarize(self, server, row):
+        sys.exit(0)
+
+class Data(FakeImages):
+    def setup(self, stage):
+        sys.exit(0)
+
+class Stop(Callback):
+    def on_round_end(self, trainer, metrics):
+        sys.exit()
+"""
+
+
+def test_sys_exit_is_a_failure(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_exits.py").write_text(EXITING)
+    with pytest.warns(UserWarning, match="client 0 failed: SystemExit: 0"):
+        assert bhfl("fit", "--config", "tiny.yaml", "--algorithm", "own_exits.Client").code == 0
+    for code, *options in (
+        (2, "--algorithm", "own_exits.Server"),
+        (2, "--trainer.callbacks+=own_exits.Stop"),
+        (3, "--data", "own_exits.Data"),
+    ):
+        found, _, err = bhfl("fit", "--config", "tiny.yaml", *options)
+        assert (found, "must not be left in its middle" in err) == (code, True), (options, err)
+        assert "Traceback" not in err
