@@ -15,7 +15,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.formats import Layout
 from bhfl.engine.optim import LocalOptimizers, lend_
 from bhfl.engine.recorder import Recorder, recording, tag_of
 from bhfl.engine.sampling import seed_globals
@@ -41,7 +43,6 @@ class LocalSettings:
     lr_schedule: Literal["continue", "restart"] = "continue"
     """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins anew."""
     gradient_clip_val: float | None = None
-    channels_last: bool = True
     save_in_int8: bool = False
     """Clients with activations of up to 8 bits keep what backward needs so too, see `bhfl.quant.save_in_int8`."""
 
@@ -61,8 +62,7 @@ class Worker:
         self.module: L.LightningModule = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
         fabric.to_device(self.module)
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
-        for parameter in self.module.parameters() if settings.channels_last else ():
-            parameter.data = _channels_last(parameter.data)
+        self.layout = Layout(self.module)
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
         saved = self.module.state_dict()
         if extra := [name for name, value in saved.items() if not isinstance(value, Tensor)]:
@@ -141,7 +141,7 @@ class Worker:
         module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
         seed_globals(0, self.fabric.device)
         index, returned = None, Recorder()
-        with recording(module) as logged, _noted(f"while {hook}_step ran over its batches"):
+        with recording(module) as logged, self._noted(hook):
             for index, batch in enumerate(self.on_device(batches)):
                 if not index:
                     getattr(module, f"on_{hook}_start")()
@@ -159,22 +159,22 @@ class Worker:
         means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
+    @contextmanager
+    def _noted(self, hook: str) -> Iterator[None]:
+        """Say of an error where it happened, and what to do where that is known."""
+        try:
+            yield
+        except Exception as error:
+            hint = advice(error, self.layout.channels_last)
+            error.add_note(f"(while {hook}_step ran over its batches{hint})")
+            raise
+
     def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches moved to this process's device, images in the memory format asked for."""
         for batch in batches:
             batch = self.fabric.to_device(self.module.on_before_batch_transfer(batch, 0))
             batch = self.module.on_after_batch_transfer(batch, 0)
-            yield _channels_last(batch) if self.settings.channels_last else batch
-
-
-@contextmanager
-def _noted(where: str) -> Iterator[None]:
-    """Say of an error where it happened."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"({where})")
-        raise
+            yield self.layout.batch(batch)
 
 
 def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> None:
@@ -301,11 +301,3 @@ def _loss(output: Any, automatic: bool) -> Any:
             f"training_step returned a dict without 'loss', with {', '.join(map(repr, output)) or 'nothing'}"
         )
     return output.get("loss")
-
-
-def _channels_last(batch: Any) -> Any:
-    if isinstance(batch, Tensor) and batch.ndim == 4:
-        return batch.contiguous(memory_format=torch.channels_last)
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_channels_last(item) for item in batch)
-    return batch

@@ -58,6 +58,7 @@ class Evaluator:
         """
         fabric = self.worker.fabric
         tasks = list(self._tasks(server, client_state))
+        self.worker.layout.take_(server.channels_last)
         mine = []
         for index in range(fabric.global_rank, len(tasks), fabric.world_size):
             task = tasks[index]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bhfl.comm import PayloadError, decode, encode, float_tensors, header_bytes
+from bhfl.engine.advice import advice
 from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
@@ -97,6 +98,7 @@ class Rounds:
         self, server: ServerState, history: list[dict[str, Any]], on_client: Callable[[Client, ClientRecord], None]
     ) -> tuple[ServerState, list[ClientRecord]]:
         """One round from `server`; its successor (the same model where too few updates were usable) and the records."""
+        self.worker.layout.take_(server.channels_last)
         size = cohort_size(len(self.clients), self.options["clients_per_round"])
         cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
         aggregator = self.algorithm.aggregator(server, self.clients)
@@ -128,6 +130,7 @@ class Rounds:
     def release(self, server: ServerState) -> None:
         """Give the module back to its owner, with the global model in it."""
         group = next((client.group for client in self.clients if client.spec.is_float), self.groups[0])
+        self.worker.layout.take_(False)
         self.worker.release({**server.params, **self.buffers.of(server, group)})
 
     # ---- one client ---------------------------------------------------------------------------------------------
@@ -148,7 +151,8 @@ class Rounds:
         except Terminated:
             raise
         except (Exception, SystemExit) as error:  # a client's failure, whatever it is, is not the round's
-            record.status, record.reason = "failed", f"{type(error).__name__}: {error}"
+            hint = advice(error, self.worker.layout.channels_last)
+            record.status, record.reason = "failed", f"{type(error).__name__}: {error}{hint}"
             record.traceback, record.origin = traceback.format_exc(), origin(error)
         if record.status == "ok" and any(keeps.values()):  # outside the try: a full disk is no client's failure
             self.store.save(client.id, server.round + 1, keeps)
@@ -268,6 +272,7 @@ class Rounds:
                 name, got = type(self.algorithm).__name__, type(following).__name__
                 raise ValueError(f"{name}.server_update must return a ServerState, got {got}")
         following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
+        following = replace(following, channels_last=server.channels_last)
         return self.fabric.broadcast(following)
 
     def _check_agreement(self, aggregate: Any, updates: Aggregator) -> None:

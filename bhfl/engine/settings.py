@@ -72,6 +72,8 @@ def check_settings(options: Mapping[str, Any]) -> None:
     ]
     if str(options["precision"]) not in _PRECISIONS:
         problems.append(f"precision must be one of {', '.join(_PRECISIONS)}, got {options['precision']!r}")
+    if not isinstance(options["channels_last"], bool) and options["channels_last"] != "auto":
+        problems.append(f"channels_last must be auto, true or false, got {options['channels_last']!r}")
     clip = options["gradient_clip_val"]
     if clip is not None and not (_is_number(clip) and 0 < clip < math.inf):
         problems.append(f"gradient_clip_val must be positive and finite, got {clip!r}")

@@ -51,6 +51,8 @@ class ServerState:
     """Numbers that the algorithm wants logged for the round that made this state."""
     participants: list[int] = field(default_factory=list)
     """The engine's: ids of the clients whose updates made this state."""
+    channels_last: bool = False
+    """The engine's: whether images and convolution weights lie in channels_last, as decided before the first round."""
     buffers: dict[str, Any] = field(default_factory=dict)
     """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`)."""
 

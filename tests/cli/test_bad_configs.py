@@ -150,8 +150,16 @@ FILES = {
         "trainer: {channels_last: yes}\n",
         ["bad.yaml:1: trainer.channels_last: yes is read in different ways: write true or false"],
     ),
-    "bool-text": ("trainer: {channels_last: 'on'}\n", ["trainer.channels_last must be true or false, got 'on'"]),
-    "bool-int": ("trainer: {channels_last: 1}\n", ["trainer.channels_last must be true or false, got 1"]),
+    "bool-text": ("trainer: {save_in_int8: 'on'}\n", ["trainer.save_in_int8 must be true or false, got 'on'"]),
+    "bool-int": ("trainer: {save_in_int8: 1}\n", ["trainer.save_in_int8 must be true or false, got 1"]),
+    "bool-or-word": (
+        "trainer: {channels_last: 'on'}\n",
+        ["trainer.channels_last must be true or false or one of auto, got 'on'"],
+    ),
+    "bool-or-word-int": (
+        "trainer: {channels_last: 1}\n",
+        ["trainer.channels_last must be true or false or one of auto, got 1"],
+    ),
     "float-inf": (
         "trainer: {gradient_clip_val: .inf}\n",
         ["trainer.gradient_clip_val: numbers must be finite, got .inf"],

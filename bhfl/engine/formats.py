@@ -1,0 +1,284 @@
+"""The memory format of images and convolution weights: tried on a copy of the model, decided once by one process."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bhfl.engine.recorder import recording
+from bhfl.engine.sampling import RandomKeys, seed_globals
+from bhfl.engine.types import Client, FederatedData, ServerState
+from bhfl.quant.memory_format import contiguous, has_usual_strides, layer_needs_contiguous, needs_contiguous
+
+if TYPE_CHECKING:
+    from bhfl.engine.client import Worker
+
+Wanted = Union[bool, Literal["auto"]]
+
+_TOLERANCE = 0.1
+"""Gradients that differ by more than this share are other gradients; orders of summation differ by far less."""
+_NOISE = 0.01
+"""Gradients smaller than this share of the largest are compared with that share: they may be rounding alone."""
+
+
+class Layout:
+    """The memory format of a module's weights and images, which can be taken and given back.
+
+    Convolutions that crash in channels_last stay contiguous, their inputs too.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.channels_last = module, False
+        self._changed: list[nn.Parameter] = []
+        self._hooks: list[Any] = []
+
+    def take_(self, channels_last: bool) -> None:
+        """Lay the weights out so; what was changed before is changed back."""
+        if channels_last == self.channels_last:
+            return
+        self.channels_last = channels_last
+        if not channels_last:
+            for parameter in self._changed:
+                parameter.data = parameter.data.contiguous()
+            for hook in self._hooks:
+                hook.remove()
+            self._changed, self._hooks = [], []
+            return
+        for parameter in self.module.parameters():
+            if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                self._changed.append(parameter)
+        for layer in self.module.modules():
+            if layer_needs_contiguous(layer):
+                self._hooks.append(layer.register_forward_pre_hook(_contiguous_inputs, prepend=True))
+                for parameter in layer.parameters(recurse=False):
+                    parameter.data = contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
+
+    def batch(self, batch: Any) -> Any:
+        """A batch whose images are laid out so."""
+        return _channels_last(batch) if self.channels_last else batch
+
+
+def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(contiguous(x) if isinstance(x, Tensor) and x.dim() in (3, 4) else x for x in inputs)
+
+
+def _channels_last(batch: Any) -> Any:
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return batch.contiguous(memory_format=torch.channels_last)
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)(_channels_last(item) for item in batch)
+    return batch
+
+
+def with_format(
+    server: ServerState, options: Mapping[str, Any], worker: Worker, clients: Iterable[Client], data: FederatedData
+) -> ServerState:
+    """A first server state with the memory format that its run takes; see `agree_on_format`.
+
+    Args:
+        server: Before the first round.
+        options: The trainer's options.
+        worker: This process's module.
+        clients: The fleet; the first of those with the most examples gives a batch.
+        data: Already split.
+    """
+
+    def first() -> Any:
+        client = max(clients, key=lambda client: client.num_examples)
+        batches = data.client_batches(client.id, RandomKeys(options["seed"], 0, client.id), 0)
+        return next(iter(worker.on_device(batches)))
+
+    chosen = agree_on_format(options["channels_last"], worker.module, worker.fabric, first)
+    return replace(server, channels_last=chosen)
+
+
+def agree_on_format(wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]) -> bool:
+    """Whether a run keeps images in channels_last: the first process tries it, and all take its word.
+
+    Neither the module nor any random stream is touched.
+
+    Args:
+        wanted: ``trainer.channels_last``.
+        module: The model, contiguous.
+        fabric: Gives device and precision, and carries the word.
+        first: Gives a training batch on the device.
+
+    Raises:
+        ValueError: It is wanted, and the module cannot take it.
+    """
+    verdict = _verdict(wanted, module, fabric, first) if fabric.is_global_zero else None
+    chosen, why = fabric.broadcast(verdict)  # type: ignore[misc]
+    if why and wanted is True:
+        raise ValueError(
+            f"trainer.channels_last: true does not fit {type(module).__name__}: {why}; set trainer.channels_last to "
+            "auto or false"
+        )
+    if why and fabric.is_global_zero:
+        warnings.warn(f"trainer.channels_last: auto takes contiguous images, which can be slower: {why}", stacklevel=2)
+    return bool(chosen)
+
+
+def _verdict(wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]) -> tuple[bool, str]:
+    """Whether it is taken, and why not where that is to be said: an error in both formats is not the format's."""
+    if wanted is False or not any(parameter.ndim == 4 for parameter in module.parameters()):
+        return wanted is True, ""  # nothing to gain
+    with isolate_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            batch = first()
+            trials = {last: _tried(module, fabric, batch, last) for last in (False, True)}
+        except Exception as error:  # the data's, or no copy can be made: the run itself shows what it comes to
+            why = f"{type(module).__name__} cannot be tried ({_line(error)})" if wanted == "auto" else ""
+            return wanted is True, why
+        for step, fault in trials[True].errors.items():
+            if step not in trials[False].errors:
+                return False, f"{step} fails on images in channels_last ({_line(fault)}), and does not on others"
+        if wanted is True or trials[True].errors:
+            return wanted is True, ""
+        if not _same(trials):  # dropout draws other masks in another format
+            trials = {last: _tried(module, fabric, batch, last, as_evaluated=True) for last in (False, True)}
+        same = _same(trials)
+        return same, "" if same else "training_step computes other gradients from images in channels_last"
+
+
+@dataclass
+class _Trial:
+    """What became of one batch."""
+
+    errors: dict[str, Exception] = field(default_factory=dict)
+    """By the step that raised."""
+    loss: float | None = None
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+def _tried(
+    module: L.LightningModule, fabric: Fabric, batch: Any, channels_last: bool, as_evaluated: bool = False
+) -> _Trial:
+    """One step of training, and one of each evaluation, of a copy of the module.
+
+    Args:
+        module: Copied.
+        fabric: Gives device and precision.
+        batch: Copied.
+        channels_last: The format to try.
+        as_evaluated: Train in evaluation mode, without dropout: its draws depend on the format.
+    """
+    trial, tried = _Trial(), copy.deepcopy(module, {id(fabric): fabric})
+    vars(tried).pop("forward", None)  # of a compiled module: it is bound to the original
+    layout = Layout(tried)
+    layout.take_(channels_last)
+    steps = {
+        name: getattr(tried, name)
+        for name in ("training_step", "validation_step", "test_step")
+        if getattr(type(tried), name) is not getattr(L.LightningModule, name)
+    }
+    for name, step in steps.items():
+        training = name == "training_step"
+        if as_evaluated and not training:
+            continue
+        if not training or as_evaluated:
+            tried.eval()
+        seed_globals(0, fabric.device)
+        try:
+            with recording(tried), fabric.autocast(), torch.set_grad_enabled(training), _NoCrash():  # type: ignore[no-untyped-call]
+                images = layout.batch(copy.deepcopy(batch))
+                _train(tried, step, images, trial) if training else step(images, 0)
+        except Exception as error:
+            trial.errors[name] = error
+    return trial
+
+
+def _train(module: L.LightningModule, step: Callable[[Any, int], Any], batch: Any, trial: _Trial) -> None:
+    """A training step, backward and the optimisers' steps; a module that optimises by itself does so."""
+    configured: Any = module.configure_optimizers()
+    optimizers = _optimizers(configured)
+    if not module.automatic_optimization:
+        with _optimised_by_itself(module, optimizers):
+            step(batch, 0)
+        return
+    output = step(batch, 0)
+    loss = output.get("loss") if isinstance(output, dict) else output
+    if loss is None:
+        return
+    with torch.autocast(loss.device.type, enabled=False):
+        loss.backward()
+    trial.loss = float(loss.detach())
+    trial.gradients = [p.grad.detach().clone() for p in module.parameters() if p.grad is not None]
+    for optimizer in optimizers:
+        optimizer.step(lambda: loss.detach())
+
+
+def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
+    """All optimisers in what ``configure_optimizers`` returned."""
+    if isinstance(configured, torch.optim.Optimizer):
+        return [configured]
+    if isinstance(configured, dict):
+        return _optimizers(configured.get("optimizer"))
+    found = []
+    for item in configured if isinstance(configured, (list, tuple)) else ():
+        found += _optimizers(item)
+    return found
+
+
+@contextmanager
+def _optimised_by_itself(module: L.LightningModule, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """What a module that optimises manually calls, on plain optimisers."""
+    lent: dict[str, Any] = {
+        "optimizers": lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
+        "lr_schedulers": lambda: None,
+        "manual_backward": lambda loss, *arguments, **options: loss.backward(*arguments, **options),
+        "toggle_optimizer": lambda *_: None,
+        "untoggle_optimizer": lambda *_: None,
+        "clip_gradients": lambda *_, **__: None,
+    }
+    vars(module).update(lent)
+    try:
+        yield
+    finally:
+        for name in lent:
+            vars(module).pop(name)
+
+
+class _NoCrash(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises before a convolution that would crash, where no layer of torch's has seen to its operands."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        strided = func is torch.ops.aten.convolution.default and needs_contiguous(args[1].shape, args[3])
+        if strided and any(x.stride(-3) == 1 and not has_usual_strides(x) for x in args[:2]):
+            raise RuntimeError("a strided 1x1 convolution of fewer than 8 channels crashes in this format")
+        return func(*args, **(kwargs or {}))
+
+
+def _same(trials: dict[bool, _Trial]) -> bool:
+    """Whether both formats came to the same loss and gradients, but for rounding."""
+    plain, last = trials[False], trials[True]
+    if plain.loss is None or last.loss is None:
+        return plain.loss is last.loss
+    sizes = [float(g.norm()) for g in plain.gradients]
+    least = _NOISE * max(sizes, default=0.0)
+    close = len(plain.gradients) == len(last.gradients) and all(
+        not float((a - b).norm()) > _TOLERANCE * max(size, least)
+        for a, b, size in zip(plain.gradients, last.gradients, sizes, strict=True)
+    )
+    return close and not abs(plain.loss - last.loss) > _TOLERANCE * abs(plain.loss)
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, with its kind."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}"
