@@ -1,9 +1,10 @@
 # `make` alone prints the targets. Everything is set up on first use, in .venv.
 PYTHON ?= python3
+MINUTES ?= 20
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench accuracy effect fedlq table paper tensorboard clean
+.PHONY: help install demo test test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +25,9 @@ test: install  ## lint, types, and the tests that end in minutes
 
 test-slow: install  ## the long tests too
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+soak: install  ## kills, mutations, lost processes, signals and full disks by chance, MINUTES=20 of them
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check bhfl tests examples benchmarks
