@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import torch
 import bhfl
 from bhfl.engine.records import NO_EXAMPLES, ClientRecord
 
-_OURS = str(Path(bhfl.__file__).parent)
+_OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
 _TOLD = 3
 """Failures of a round that are told one by one."""
 _PASSING = ("out of memory", "t allocate memory", "cannot allocate", "timed out", "killed by signal")

@@ -99,6 +99,14 @@ def test_what_may_pass_is_waited_for(tmp_path, error):
         train(tmp_path, lambda: Failing(error), max_failed_rounds=1)
 
 
+def test_a_file_beside_the_package_with_a_longer_name_is_a_user_s(tmp_path, monkeypatch):
+    import bhfl.engine.failures as failures
+
+    monkeypatch.setattr(failures, "_OURS", failures._OURS.replace("bhfl/", "test/"))  # as tests/ is beside it
+    with pytest.raises(TooFewClientsError, match=r"the same error in all 3 clients"):
+        train(tmp_path, lambda: Failing(TypeError("no")))
+
+
 class Different(FedAvg):
     """Clients whose errors are of different kinds, come from different lines, or come to some alone."""
 
