@@ -12,7 +12,7 @@ from bhfl.engine.system import stop
 
 RUN = (sys.executable, "-m", "bhfl.cli.sweep.child")
 """What runs the arguments of a job."""
-STOP_SECONDS = 20.0
+STOP_SECONDS = 10.0
 """For a run to end in order."""
 _LAST_LINES = 8
 

@@ -45,7 +45,9 @@ class Runner:
             while time.monotonic() < until:
                 for job, code in self.processes.ended():
                     self._end(job, code)
-                while len(self.processes.running) < self.num_jobs and (next_job := self._next()):
+                while len(self.processes.running) < self.num_jobs and time.monotonic() < until:
+                    if not (next_job := self._next()):
+                        break
                     self.processes.start(next_job)
                 if not self.processes.running:
                     return

@@ -85,6 +85,17 @@ def test_help(bhfl: Command) -> None:
     assert out.startswith("usage: bhfl sweep MATRIX.yaml [--option value ...]\n")
 
 
+def test_runs_are_stopped_early_enough_to_end_within_the_minutes(
+    bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr("bhfl.cli.sweep.runner.Runner.run", lambda self, until: left.append(until - time.monotonic()))
+    bhfl("sweep", "m.yaml", "--minutes", "1")
+    bhfl("sweep", "m.yaml", "--minutes", "9")
+    assert 0 < left[0] <= 54
+    assert 500 < left[1] <= 520
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
