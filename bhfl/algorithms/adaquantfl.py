@@ -60,6 +60,10 @@ class AdaQuantFL(DifferenceAlgorithm):
         """As the server says."""
         return int(run.message[BITS])
 
+    def bits_asked(self, server: ServerState) -> int:
+        """As it was sent."""
+        return int(server.extra["bits"])
+
     def uplink(self, run: LocalRun) -> Tensors:
         """Quantised differences, and the loss.
 
@@ -88,7 +92,8 @@ class AdaQuantFL(DifferenceAlgorithm):
         """The step, and the bits of the next round."""
         loss = float(aggregate.pop(LOSS))
         first = loss if server.extra["first_loss"] is None else server.extra["first_loss"]
-        levels = math.ceil(math.sqrt(max(1.0, first / loss)) * (2 ** (self.bits - 1) - 1)) if loss > 0 else 2**15
+        growth = math.sqrt(max(1.0, first / loss)) if loss > 0 else math.inf
+        levels = math.ceil(min(growth * (2 ** (self.bits - 1) - 1), 2**15))
         bits = min(self.max_bits, 1 + math.ceil(math.log2(levels + 1)))
         extra = {**server.extra, "bits": bits, "first_loss": first}
         metrics = {"adaquantfl/bits": float(server.extra["bits"])}

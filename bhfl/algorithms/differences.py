@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -48,6 +49,7 @@ def qsgd(x: Tensor, bits: int, norm: Norm, generator: torch.Generator, by_row: b
     rows = x.float().reshape(x.shape[0] if by_row else 1, -1)
     length = torch.linalg.vector_norm(rows, dim=1)
     scale = torch.where(length > 0, length / (2 ** (bits - 1) - 1), torch.ones_like(length))
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # a subnormal scale has no reciprocal
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
 
 
@@ -81,6 +83,10 @@ class DifferenceAlgorithm(Algorithm):
         """Bits of a client's differences in this round."""
         return self.bits
 
+    def bits_asked(self, server: ServerState) -> int:
+        """The same, as the server knows it."""
+        return self.bits
+
     def uplink(self, run: LocalRun) -> Tensors:
         """Differences of weights at their bits, float32 values of the rest."""
         values = run.module.state_dict()
@@ -95,22 +101,36 @@ class DifferenceAlgorithm(Algorithm):
 
     def expected(self, server: ServerState) -> Params:
         """The shapes of values and buckets."""
-        parts = {name: buckets(name, server.params[name], self.bucket_size) for name in self.quantised(server.params)}
-        return {**server.params, **{key: part for named in parts.values() for key, part in named.items()}}
+        return {**server.params, **self._parts(server)}
+
+    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
+        """All buckets, at the bits of differences."""
+        return dict.fromkeys(self._parts(server), (self.bits_asked(server),))
+
+    def _parts(self, server: ServerState) -> Params:
+        """The buckets of what travels as differences."""
+        parts: Params = {}
+        for name in self.quantised(server.params):
+            parts |= buckets(name, server.params[name], self.bucket_size)
+        return parts
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step with `server_lr`."""
         difference = self.mean_difference(server.params, aggregate)
-        stepped = {name: server.params[name] - self.server_lr * difference[name] for name in server.params}
+        stepped = {name: server.params[name] - self.server_lr * step for name, step in difference.items()}
         if self.server_lr == 1:
             quantised = self.quantised(server.params)
             stepped |= {name: value for name, value in aggregate.items() if name not in quantised}
         return self.apply_mean(server, stepped)
 
     def mean_difference(self, params: Params, aggregate: Params) -> Params:
-        """``mean_i Q(w_t - w_i)`` of all tensors."""
+        """``mean_i Q(w_t - w_i)`` of all tensors that clients send."""
         quantised = self.quantised(params)
-        return {name: aggregate[name] if name in quantised else params[name] - aggregate[name] for name in params}
+        return {
+            name: aggregate[name] if name in quantised else value - aggregate[name]
+            for name, value in params.items()
+            if name in aggregate
+        }
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Params:
         """Differences and values in float32, in the shapes of the model."""
@@ -120,6 +140,6 @@ class DifferenceAlgorithm(Algorithm):
         """An update with its buckets joined, in the shapes of `params`."""
         tensors = float_tensors(update)
         for name in self.quantised(params):
-            parts = [tensors[key].reshape(-1) for key in (name, name + REST) if key in tensors]
-            tensors[name] = torch.cat(parts).view(params[name].shape)
-        return {name: tensors[name] for name in params}
+            if parts := [tensors[key].reshape(-1) for key in (name, name + REST) if key in tensors]:
+                tensors[name] = torch.cat(parts).view(params[name].shape)
+        return {name: tensors[name] for name in params if name in tensors}

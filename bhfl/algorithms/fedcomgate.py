@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.engine.algorithm import Context, LocalRun
+from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
@@ -101,8 +101,8 @@ class FedCOMGATE(DifferenceAlgorithm):
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad -= delta_i``."""
         for name, parameter, _ in run.parameters():
-            if parameter.grad is not None and TRACKED + name in run.state:
-                parameter.grad.sub_(run.state[TRACKED + name].to(parameter.device))
+            if TRACKED + name in run.state:
+                add_to_gradient_(parameter, run.state[TRACKED + name], -1)
 
     def uplink(self, run: LocalRun) -> Tensors:
         """FedCOM's, and a copy kept: the very tensor that was sent enters the tracking."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.algorithm import Algorithm, LocalRun, add_to_gradient_
 
 
 class FedProx(Algorithm):
@@ -46,5 +46,4 @@ class FedProx(Algorithm):
         """``grad += mu * (w - w_received)``."""
         if self.mu:
             for _, parameter, received in run.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - received, alpha=self.mu)
+                add_to_gradient_(parameter, parameter.detach() - received, self.mu)

@@ -46,8 +46,8 @@ class GroupedAvg(Algorithm):
         """Each group's new model; the server optimiser has a state for each."""
         models, states = dict(server.extra["models"]), dict(server.extra.get("states", {}))
         for group, mean in aggregate.items():
-            own = ServerState(models[group], extra={"server_optimizer": states.get(group)})
-            stepped = self.apply_mean(own, mean)
+            own = {**server.extra, "server_optimizer": states.get(group)}
+            stepped = self.apply_mean(replace(server, params=models[group], extra=own), mean)
             models[group], states[group] = stepped.params, stepped.extra["server_optimizer"]
         extra = {**server.extra, "models": models, "states": states}
         return replace(server, params=models[server.extra["groups"][-1]], extra=extra)

@@ -30,7 +30,8 @@ class WeightHistograms(Callback):
         """Write the histograms of this round."""
         if not self.every_n_rounds or metrics["round"] % self.every_n_rounds:
             return
-        weights = {name: tensor for name, tensor in trainer.server.params.items() if tensor.ndim >= 2}
+        params = trainer.server.params
+        weights = {name: tensor for name, tensor in params.items() if tensor.ndim >= 2 and tensor.numel()}
 
         def write(logger: Logger) -> None:
             if isinstance(logger, TensorBoardLogger):

@@ -95,7 +95,8 @@ class ExportingTrainer(AnalyzingTrainer):
             say("note: no ONNX file is written: pip install 'bhfl[onnx]'")
         groups = {client.group: client.spec for client in self.clients}
         for group, spec in groups.items():
-            tensors = {**self.algorithm.group_params(self.server, group), **buffers.of(self.server, group)}
+            given = {**self.algorithm.group_params(self.server, group), **buffers.of(self.server, group)}
+            tensors = self.rounds.own.whole(self.server, given)
             float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
             worker.load(tensors, spec)
             sizes = {f"{group}.safetensors": save_quantized(worker.module, folder / f"{group}.safetensors")}

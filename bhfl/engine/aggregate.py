@@ -7,12 +7,15 @@ summation, Demmel and Nguyen 2013). Exact sums commute, so 1, 2 or 4 processes g
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from bhfl.engine.handed import ReturnError
 from bhfl.engine.types import Client, Params
 
 _UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
@@ -52,6 +55,14 @@ class ExactSum:
         return total
 
 
+def check_terms(values: Tensor, weight: float) -> None:
+    """ValueError unless every ``weight * value`` is finite and small enough for exact sums; one pass."""
+    if values.numel():
+        low, high = (float(bound) for bound in torch.aminmax(values))
+        if not weight * max(high, -low) < MAX_TERM or math.isnan(high):
+            raise ValueError("it has a value that is not finite or too large to average")
+
+
 def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
     """Sum of a CPU tensor over all processes, back on the CPU."""
     if fabric.world_size == 1 or not tensor.numel():
@@ -69,7 +80,21 @@ class Flattener:
         self.numel = sum(self.sizes)
 
     def flatten(self, params: Params) -> Tensor:
-        """Float [numel]; `params` must hold the names of `like`."""
+        """Float [numel].
+
+        Raises:
+            ReturnError: `params` lacks a tensor of `like`, or has one of another shape.
+        """
+        if not isinstance(params, Mapping):
+            raise ReturnError(f"must be a dict of tensors by name, got {type(params).__name__}")
+        for name, shape in self.shapes.items():
+            value = params.get(name)
+            if not isinstance(value, Tensor):
+                raise ReturnError(
+                    f"{name!r} must be a tensor, " + ("is missing" if value is None else f"got {value!r}")
+                )
+            if value.shape != shape:
+                raise ReturnError(f"{name!r} must have shape {tuple(shape)}, got {tuple(value.shape)}")
         return torch.cat([params[name].reshape(-1) for name in self.shapes]) if self.shapes else torch.zeros(0)
 
     def unflatten(self, flat: Tensor) -> Params:
@@ -97,8 +122,14 @@ class WeightedMean:
         self.weight = torch.zeros((), dtype=torch.float64)
 
     def add(self, update: Params, client: Client) -> None:
-        """Fold `update` in with the client's weight."""
-        self.sum.add(self.flattener.flatten(update), client.weight)
+        """Fold `update` in with the client's weight.
+
+        Raises:
+            ValueError: It has a value that is not finite, or too large for the sum to be exact; nothing was added.
+        """
+        flat = self.flattener.flatten(update)
+        check_terms(flat, client.weight)
+        self.sum.add(flat, client.weight)
         self.weight += client.weight
 
     def reduce(self, fabric: Fabric) -> Params | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
@@ -77,6 +79,18 @@ class LocalRun:
                 yield name, parameter, self.received[name]
 
 
+def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:
+    """Add ``alpha * value`` to the gradient of a parameter, for `Algorithm.client_gradients_`.
+
+    A sparse gradient becomes a dense one. A parameter without a gradient, which the loss does not reach, stays so.
+    """
+    if parameter.grad is None:
+        return
+    if parameter.grad.layout != torch.strided:
+        parameter.grad = parameter.grad.to_dense()
+    parameter.grad.add_(value.to(parameter.grad.device), alpha=alpha)
+
+
 class Algorithm:
     """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does differently.
 
@@ -109,12 +123,26 @@ class Algorithm:
         return {}
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """What `client` is sent at the start of a round. Return the same object for clients that are sent the same."""
+        """What `client` is sent at the start of a round. Return the same object for clients that are sent the same.
+
+        A tensor of the model that neither this sends nor `receive` makes is the client's own: it goes on from its value
+        at the end of the client's last round, and begins as in the first model.
+        """
         return server.params
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
-        """Names, shapes and kinds that every uplink must have; an update that differs is rejected."""
+        """Names, shapes and dtypes that every uplink must have; an update that differs is rejected."""
         return server.params
+
+    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
+        """Bits at which `client` may send tensors as codes, by name; other codes are rejected, plain values never.
+
+        Args:
+            server: The state of the round.
+            client: Who sends.
+            layers: Names of the weights that low-bit clients compute with as codes.
+        """
+        return dict.fromkeys(layers, (client.spec.weights,)) if client.spec.weights < 32 else {}
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
         """A decoded uplink as the aggregator takes it; by default linear dequantisation to float32."""
@@ -129,9 +157,19 @@ class Algorithm:
         return self.apply_mean(server, aggregate)
 
     def apply_mean(self, server: ServerState, mean: Params) -> ServerState:
-        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean`` leads."""
+        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean`` leads.
+
+        Tensors that clients are not asked for may be missing in `mean`: they stay as they are.
+
+        Raises:
+            ValueError: `mean` lacks one that clients are asked for, or has other shapes than the model.
+        """
+        hook = f"{name_of(self, 'apply_mean')}(mean)"
+        check_tensors(hook, mean, server.params)
+        if missing := (self.expected(server).keys() & server.params.keys()) - mean.keys():
+            raise ReturnError(f"{hook} must hold every tensor that clients send, {min(missing)!r} is missing")
         if self.server_optimizer is None:
-            return replace(server, params=mean)
+            return replace(server, params={**server.params, **mean})
         params, state = self.server_optimizer.step(server.params, mean, server.extra.get("server_optimizer"))
         return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
 
@@ -144,7 +182,11 @@ class Algorithm:
         return {}
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on."""
+        """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on.
+
+        Leave out what is the clients' own (see `downlink`), and the group's value is the mean over its clients' models;
+        otherwise the model is measured with the server's value of it.
+        """
         return server.params
 
     # ---- client -----------------------------------------------------------------------------------------------

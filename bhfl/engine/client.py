@@ -64,9 +64,16 @@ class Worker:
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
         self.layout = Layout(self.module)
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
+        self.parameters = dict(module.named_parameters())
+        self.trained = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
+        self.layers = list(module.modules())
+        self.known = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+        self.empty = {
+            name: {leaf for leaf, buffer in layer._buffers.items() if buffer is None}
+            for name, layer in module.named_modules()
+        }
+        self.num_buffers = self._count_buffers()
         saved = self.module.state_dict()
-        if extra := [name for name, value in saved.items() if not isinstance(value, Tensor)]:
-            raise ValueError(f"the model's state_dict must hold tensors only, got others: {', '.join(extra[:5])}")
         transient = {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name not in saved}
         self.transient: dict[str, Tensor] = fabric.broadcast(transient)  # those of rank 0, as the weights are
         names_of: dict[int, str] = {}
@@ -82,20 +89,48 @@ class Worker:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
-        """Make the module a client of `spec` with these weights; buffers that are never saved begin anew."""
+        """Make the module a client of `spec` with these weights; buffers that are never saved begin anew.
+
+        Whatever a client before it did to parameters and buffers is undone, so that nothing goes from one to the next.
+        """
         set_spec_(self.module, spec)
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad = self.trained[name]
         own = self.module.state_dict()
         for name, value in tensors.items():
-            own[name].copy_(value)
+            self._put(name, own.get(name), value)
         for name, value in self.transient.items():
             owner, _, leaf = name.rpartition(".")
-            layer, first = self.module.get_submodule(owner), value.to(self.fabric.device)
-            buffer = getattr(layer, leaf)
-            if buffer.shape == first.shape:
-                buffer.copy_(first)  # in place: others may hold it too
-            else:  # a client has registered another
-                setattr(layer, leaf, first.clone())
+            self._put(name, getattr(self.module.get_submodule(owner), leaf, None), value)
+        if self._count_buffers() != self.num_buffers:
+            self._drop_new_buffers()
         begin_round_(self.module)
+
+    def _count_buffers(self) -> int:
+        return sum(buffer is not None for layer in self.layers for buffer in layer._buffers.values())
+
+    def _drop_new_buffers(self) -> None:
+        """Take away what a client has registered, which the next one would go on with."""
+        new = [name for name, _ in self.module.named_buffers(remove_duplicate=False) if name not in self.known]
+        for name in new:
+            owner, _, leaf = name.rpartition(".")
+            layer = self.module.get_submodule(owner)
+            if leaf in self.empty.get(owner, ()):
+                setattr(layer, leaf, None)
+            else:
+                delattr(layer, leaf)
+
+    def _put(self, name: str, here: Tensor | None, value: Tensor) -> None:
+        """Give a tensor of the module its value: in place, as others may hold it too, unless a client replaced it."""
+        alike = here is not None and (here.shape, here.dtype, here.layout) == (value.shape, value.dtype, torch.strided)
+        if here is not None and alike:
+            here.copy_(value)
+            return
+        owner, _, leaf = name.rpartition(".")
+        fresh = value.to(self.fabric.device, copy=True)
+        if name in self.parameters:
+            fresh, self.parameters[name].data = self.parameters[name], fresh
+        setattr(self.module.get_submodule(owner), leaf, fresh)
 
     def release(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the module an ordinary one again, with these weights."""

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bhfl.engine.algorithm import Algorithm
-from bhfl.engine.buffers import Buffers
-from bhfl.engine.client import Worker
+from bhfl.engine.own import Own
 from bhfl.engine.records import gather
+from bhfl.engine.rounds import Rounds
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec
 
@@ -39,25 +38,23 @@ class Evaluator:
     are, and a user's `validation_step`, hooks and torchmetrics work as they are.
     """
 
-    def __init__(self, worker: Worker, algorithm: Algorithm, buffers: Buffers, clients: list[Client]) -> None:
-        self.worker, self.algorithm, self.buffers, self.clients = worker, algorithm, buffers, clients
-        self.groups = {client.group: client.spec for client in clients}
-        self.by_client = not algorithm.communicates or bool(buffers.policy == "local" and buffers.statistics)
-        """Whether clients have models of their own, or parts of them."""
-        self.shares = {g: sum(c.group == g for c in clients) / len(clients) for g in self.groups}
+    def __init__(self, rounds: Rounds) -> None:
+        self.rounds, self.worker, self.clients = rounds, rounds.worker, rounds.clients
+        self.groups = {client.group: client.spec for client in self.clients}
+        self.shares = {g: sum(c.group == g for c in self.clients) / len(self.clients) for g in self.groups}
 
     def __call__(
         self,
         server: ServerState,
         batches: Callable[[], Iterable[Any]],
         stage: Stage,
-        client_state: Callable[[Client], Mapping[str, Tensor]],
+        kept: Callable[[Client], Mapping[str, Any]],
     ) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model), ``val/acc_<group>``,
         ``val/acc_avg`` (weighted by the groups' numbers of clients), ``val/acc_min``.
         """
         fabric = self.worker.fabric
-        tasks = list(self._tasks(server, client_state))
+        tasks = list(self._tasks(server, kept))
         self.worker.layout.take_(server.channels_last)
         mine = []
         for index in range(fabric.global_rank, len(tasks), fabric.world_size):
@@ -69,17 +66,26 @@ class Evaluator:
             results.setdefault(key, []).append(metrics)
         return self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
 
-    def _tasks(self, server: ServerState, client_state: Callable[[Client], Mapping[str, Tensor]]) -> Iterator[Task]:
+    def by_client(self, server: ServerState) -> bool:
+        """Whether the model of any group is not whole without what its clients keep."""
+        return any(self.rounds.own.missing(self._of_group(server, group)) for group in self.groups)
+
+    def _of_group(self, server: ServerState, group: str) -> Params:
+        """The model of a group, without what is its clients' own."""
+        return {**self.rounds.hooks.group_params(server, group), **self.rounds.buffers.of(server, group)}
+
+    def _tasks(self, server: ServerState, kept: Callable[[Client], Mapping[str, Any]]) -> Iterator[Task]:
+        own = self.rounds.own
         for group, spec in self.groups.items():
-            params, buffers = self.algorithm.group_params(server, group), self.buffers.of(server, group)
-            if not self.by_client:
-                yield Task(group, spec, partial(_joined, params, buffers))
+            given = self._of_group(server, group)
+            if not own.missing(given):
+                yield Task(group, spec, partial(own.whole, server, given))
                 continue
             for client in (client for client in self.clients if client.group == group):
-                yield Task(group, spec, partial(_joined, params, buffers, partial(client_state, client)))
-        if self.algorithm.communicates and not any(spec.is_float for spec in self.groups.values()):
-            buffers = self.buffers.of(server, next(iter(self.groups)))
-            yield Task(GLOBAL, BitSpec(), partial(_joined, server.params, buffers))
+                yield Task(group, spec, partial(_with_own, own, server, given, partial(kept, client)))
+        if self.rounds.algorithm.communicates and not any(spec.is_float for spec in self.groups.values()):
+            buffers = self.rounds.buffers.of(server, next(iter(self.groups)))
+            yield Task(GLOBAL, BitSpec(), partial(own.whole, server, {**server.params, **buffers}))
 
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
         overall = results.pop(GLOBAL, None)
@@ -87,7 +93,7 @@ class Evaluator:
         for name in next(iter(results.values()), {}):
             values = {group: result[name] for group, result in results.items()}
             floating = next((values[g] for g, spec in self.groups.items() if spec.is_float), math.nan)
-            if self.algorithm.communicates:
+            if self.rounds.algorithm.communicates:
                 metrics[f"{stage}/{name}"] = overall[name] if overall else floating
             metrics.update({f"{stage}/{name}_{group}": value for group, value in values.items()})
             metrics[f"{stage}/{name}_avg"] = sum(self.shares[group] * value for group, value in values.items())
@@ -95,8 +101,8 @@ class Evaluator:
         return metrics
 
 
-def _joined(params: Params, buffers: Params, own: Callable[[], Mapping[str, Tensor]] | None = None) -> Params:
-    return {**params, **buffers, **(own() if own else {})}
+def _with_own(own: Own, server: ServerState, given: Params, kept: Callable[[], Mapping[str, Any]]) -> Params:
+    return own.whole(server, given, kept())
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -80,5 +80,5 @@ def failed_in_a_row(
 def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:
     """The clients of a round, if it had two or more, and all failed by an error of one type at one line; else none."""
     asked = [record for record in records if record.reason != NO_EXAMPLES]
-    origins = {record.origin if record.status == "failed" else "" for record in asked}
+    origins = {record.origin for record in asked}
     return asked if len(asked) > 1 and len(origins) == 1 and origins != {""} else []

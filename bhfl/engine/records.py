@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
@@ -9,11 +10,10 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from lightning.fabric import Fabric
 
-from bhfl.engine.types import Client, Params
-from bhfl.quant import QuantizedTensor
-
 T = TypeVar("T")
 
+_FAR = 1000.0
+"""Times the median of a round at which an update is told of."""
 
 Status = Literal["ok", "failed", "rejected", "late", "skipped"]
 """An update was folded in; training raised; the update was refused; it came after the deadline; none was sent."""
@@ -43,9 +43,13 @@ class ClientRecord:
     """Examples trained on, each as often as it was seen."""
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    largest: float = 0.0
+    """The largest magnitude in its update."""
     traceback: str = ""
     origin: str = ""
     """Type and line of an error that is likely to come again; see `bhfl.engine.failures.origin`."""
+    broken_hook: bool = False
+    """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
 
 
 def gather(fabric: Fabric, mine: list[T]) -> list[T]:
@@ -57,43 +61,6 @@ def gather(fabric: Fabric, mine: list[T]) -> list[T]:
     return [item for part in parts for item in part]
 
 
-def refusal(
-    update: Mapping[str, torch.Tensor | QuantizedTensor], expected: Params, client: Client, limit: float
-) -> str:
-    """Why a decoded update must not enter an average, or an empty string.
-
-    Args:
-        update: As decoded.
-        expected: Names and shapes that it must have.
-        client: Who sent it.
-        limit: Bound on ``weight * |value|``.
-    """
-    if not 0 < client.weight < float("inf"):
-        return f"weight must be positive and finite, got {client.weight}"
-    if missing := expected.keys() - update.keys():
-        return f"{sorted(missing)[0]} is missing"
-    if unknown := update.keys() - expected.keys():
-        return f"{sorted(unknown)[0]} was not asked for"
-    for name, value in update.items():
-        content = value.codes if isinstance(value, QuantizedTensor) else value
-        if content.shape != expected[name].shape:
-            return f"{name} must have shape {tuple(expected[name].shape)}, got {tuple(content.shape)}"
-        if isinstance(value, torch.Tensor) and value.is_floating_point() != expected[name].is_floating_point():
-            return f"{name} must be {expected[name].dtype}, got {value.dtype}"
-        if not client.weight * _largest(value) < limit:  # also true for NaN
-            return f"{name} holds a value that is not finite or too large to average"
-    return ""
-
-
-def _largest(value: torch.Tensor | QuantizedTensor) -> float:
-    if isinstance(value, QuantizedTensor):
-        return float(value.scale.max()) * (2 ** (value.bits - 1) - 1) if value.scale.numel() else 0.0
-    if not value.numel() or not value.is_floating_point():
-        return 0.0
-    low, high = torch.aminmax(value)
-    return float(torch.maximum(high, -low))
-
-
 def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients, counts."""
     ok = [record for record in records if record.status == "ok"]
@@ -103,6 +70,20 @@ def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
         total = sum(record.weight for record in having)
         metrics[name] = sum(record.weight * record.metrics[name] for record in having) / total
     return metrics
+
+
+def outliers(records: list[ClientRecord]) -> str:
+    """Which updates of a round were so much larger than the others that the mean is theirs, or an empty string."""
+    ok = [record for record in records if record.status == "ok"]
+    usual = statistics.median_low(record.largest for record in ok) if ok else 0.0
+    far = [record for record in ok if record.largest > _FAR * usual > 0]
+    if not far:
+        return ""
+    worst = max(far, key=lambda record: record.largest)
+    return (
+        f"client {worst.client} sent values up to {worst.largest:.3g}, the median client up to {usual:.3g}: "
+        f"the mean is its own ({len(far)} of {len(ok)} clients are so far off); no bound of updates is built in"
+    )
 
 
 class Ledger:

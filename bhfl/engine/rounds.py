@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,16 +20,20 @@ from bhfl.engine.advice import advice
 from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
+from bhfl.engine.checked import CheckedHooks
 from bhfl.engine.client import Worker
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.failures import origin
+from bhfl.engine.handed import ReturnError, ServerReturnError, check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
-from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, refusal
+from bhfl.engine.own import KEPT, Own
+from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, outliers
+from bhfl.engine.refusal import Asked, RefusedError, admit
 from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
-from bhfl.quant import BitSpec, set_spec_
+from bhfl.quant import BitSpec, layer_weights, set_spec_
 
 
 @dataclass
@@ -37,10 +42,10 @@ class Totals:
 
     updates: Aggregator
     buffers: BufferSum
-    expected: Params
-    """Names, shapes and kinds that an uplink must have."""
-    limit: float
-    """Bound on ``weight * |value|`` of one update, so that all sums stay exact."""
+    asked: Asked
+    """What the updates must be."""
+    own: set[str] = field(default_factory=set)
+    """Tensors without which a client's round began."""
 
 
 class Rounds:
@@ -77,22 +82,26 @@ class Rounds:
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
             set_spec_(worker.module, spec)  # raises now, not in the first client, where the model cannot take it
         self.groups = list(dict.fromkeys(client.group for client in clients))
-        self.buffers = Buffers(worker.module, worker.state(), options["norm"], self.groups)
+        state = worker.state()
+        self.buffers = Buffers(worker.module, state, options["norm"], self.groups)
+        self.names = frozenset(state)
+        self.layers = [] if all(client.spec.weights == 32 for client in clients) else layer_weights(worker.module)
+        self.own: Own  # set when the first model is known
         self.store: ClientStore  # set when the run folder is known
         self._sent: tuple[Any, str, bytes, dict[str, Tensor]] | None = None
 
     def init_server(self) -> ServerState:
         """The state before the first round: the worker's weights, as rank 0 has them."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.worker.state().items()}
-        wrong = [f"{n} is {t.dtype}" for n, t in state.items() if t.is_floating_point() and t.dtype != torch.float32]
-        if wrong:
-            raise ValueError(
-                f"the model's floating parameters and buffers must be float32, got: {', '.join(wrong[:5])}"
-            )
         params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
-        server = ServerState(params, buffers=self.buffers.init(state))
+        server = ServerState(params, buffers={**self.buffers.init(state), "first": {}})
         server = replace(server, extra=self.algorithm.init_server(params, self.clients))
-        return self.fabric.broadcast(server)
+        check_server(name_of(self.algorithm, "init_server"), server, server)
+        server = self.fabric.broadcast(server)
+        first = {**server.params, **self.buffers.of(server, self.groups[0])}
+        self.own = Own(first, [name for name in first if self._stays(name)])
+        self.hooks = CheckedHooks(self.algorithm, self.own.first)
+        return server
 
     def run(
         self, server: ServerState, history: list[dict[str, Any]], on_client: Callable[[Client, ClientRecord], None]
@@ -101,14 +110,7 @@ class Rounds:
         self.worker.layout.take_(server.channels_last)
         size = cohort_size(len(self.clients), self.options["clients_per_round"])
         cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
-        aggregator = self.algorithm.aggregator(server, self.clients)
-        check_methods(aggregator, Aggregator, f"{type(self.algorithm).__name__}.aggregator must return an Aggregator")
-        totals = Totals(
-            aggregator,
-            BufferSum(self.buffers, server),
-            {**self.algorithm.expected(server), **self.travelling(server, self.groups[0])},
-            min(MAX_TERM, MAX_TOTAL / len(cohort)),
-        )
+        totals = self._totals(server, min(MAX_TERM, MAX_TOTAL / len(cohort)))
         self._sent = None
         mine = []
         for client in cohort[self.fabric.global_rank :: self.fabric.world_size]:
@@ -118,6 +120,9 @@ class Rounds:
             mine.append(record)
         STANDING.at(f"combining round {server.round + 1}")
         records = sorted(gather(self.fabric, mine), key=lambda record: record.client)
+        asked = [record for record in records if record.reason != NO_EXAMPLES]
+        if asked and all(record.broken_hook for record in asked):
+            raise ServerReturnError(asked[0].reason)
         if sum(record.status == "ok" for record in records) < self.options["min_clients"]:
             for record in mine:
                 self.store.forget(record.client, server.round + 1)
@@ -125,7 +130,30 @@ class Rounds:
             return replace(server, round=server.round + 1, metrics={}), records
         following = self._combine(server, totals, [record.client for record in records if record.status == "ok"])
         self._close(following, records)
+        if self.fabric.is_global_zero:
+            self._tell(server, following, records)
         return following, records
+
+    def _tell(self, server: ServerState, following: ServerState, records: list[ClientRecord]) -> None:
+        """Warn of updates that nothing refuses and that outweigh all others, and of tensors that nobody measures."""
+        if far := outliers(records):
+            warnings.warn(f"round {following.round}: {far}", stacklevel=2)
+        new = following.buffers["first"].keys() - server.buffers["first"].keys() - self.own.always
+        if left := [name for name in new if name in self.algorithm.group_params(following, self.groups[0])]:
+            warnings.warn(
+                f"{min(left)} ({len(left)} tensors) is not sent to clients, which go on with their own, but the model "
+                f"that is measured has the server's: where {self.hooks.name('group_params')} leaves it out too, each "
+                "client's own model is measured",
+                stacklevel=2,
+            )
+
+    def _totals(self, server: ServerState, limit: float) -> Totals:
+        """What this round's updates are to be, and what they are folded into."""
+        aggregator, expected = self.algorithm.aggregator(server, self.clients), self.hooks.expected(server)
+        check_methods(aggregator, Aggregator, f"{self.hooks.name('aggregator')} must return an Aggregator")
+        travelling = self.travelling(server, self.groups[0])
+        counters = {name: tensor for name, tensor in travelling.items() if name in self.buffers.counters}
+        return Totals(aggregator, BufferSum(self.buffers, server), Asked({**expected, **travelling}, counters, limit))
 
     def release(self, server: ServerState) -> None:
         """Give the module back to its owner, with the global model in it."""
@@ -146,7 +174,13 @@ class Rounds:
                 keeps = self._train(server, client, totals, history, record)
             else:
                 record.status, record.reason = "rejected", NO_EXAMPLES
-        except PayloadError as error:
+        except ServerReturnError:
+            raise
+        except ReturnError as error:
+            record.status, record.reason, record.broken_hook = "rejected", str(error), True
+        except (PayloadError, RefusedError) as error:
+            if isinstance(error.__cause__, Exception):
+                record.traceback, record.origin = traceback.format_exc(), origin(error.__cause__)
             record.status, record.reason = "rejected", str(error)
         except Terminated:
             raise
@@ -171,28 +205,35 @@ class Rounds:
         kept = self.store.load(client.id, server.round) or {}
         payload, received = self._downlink(server, client)
         record.downlink_bytes, record.header_bytes = len(payload), header_bytes(payload) if payload else 0
-        run = self._local_run(server, client, received, kept, record.downlink_bytes)
+        state = self.fabric.to_device(kept.get("algorithm")) or self.hooks.init_client(client, received)
+        given = self.hooks.receive(received, state)
+        missing = self.own.missing(given)
+        totals.own.update(missing)
+        start = self.fabric.to_device(self.own.whole(server, given, kept))
+        run = self._local_run(server, client, start, received, state, record.downlink_bytes)
         self.worker.train(self.algorithm, run, self.data, history)
         record.num_examples = run.num_examples
         if self.options["evaluate_clients"]:
-            own = self.worker.evaluate(self.data.client_val_batches(client.id) or self.data.val_batches(), "val")
-            run.metrics.update({f"val/{name}_local_{client.group}": value for name, value in own.items()})
-        staying = {n: t.cpu().clone() for n, t in self.worker.state().items() if self._stays(n)}
+            found = self.worker.evaluate(self.data.client_val_batches(client.id) or self.data.val_batches(), "val")
+            run.metrics.update({f"val/{name}_local_{client.group}": value for name, value in found.items()})
+        own: Params = {}
+        if names := dict.fromkeys([*missing, *kept.get(KEPT, {})]):
+            values = self.worker.state()
+            own = {name: values[name].cpu().clone() for name in names}
         record.metrics = run.metrics
         if self.algorithm.communicates:
             self._receive(server, run, totals, record)
-        return {"algorithm": run.state, "staying": staying}
+        return {"algorithm": run.state, KEPT: own}
 
     def _local_run(
         self,
         server: ServerState,
         client: Client,
+        start: Params,
         received: dict[str, Tensor],
-        kept: dict[str, Any],
+        state: dict[str, Tensor],
         downlink_bytes: int,
     ) -> LocalRun:
-        state = self.fabric.to_device(kept.get("algorithm")) or self.algorithm.init_client(client, received)
-        start = {**self.algorithm.receive(received, state), **kept.get("staying", self._staying(server, client))}
         rng = RandomKeys(self.options["seed"], server.round, client.id)
         link = self.timing.link(server.round, client) if self.timing else None
         return LocalRun(
@@ -219,12 +260,10 @@ class Rounds:
             record.status, record.reason = "late", f"its update would have arrived after {after:.3g} s"
             return
         update = decode(payload)
-        record.reason = refusal(update, totals.expected, client, totals.limit)
-        if record.reason:
-            record.status = "rejected"
-            return
+        coded = self.algorithm.coded(server, client, self.layers)
+        record.largest = admit(update, totals.asked, coded, client)
         weights = {n: v for n, v in update.items() if not self.buffers.owns(n)}
-        totals.updates.add(self.algorithm.reconstruct(weights, client, server), client)  # first: it may refuse
+        self.hooks.fold(weights, client, server, totals.updates)  # first: it may refuse
         totals.buffers.add(float_tensors({n: v for n, v in update.items() if self.buffers.owns(n)}), client)
 
     def _downlink(self, server: ServerState, client: Client) -> tuple[bytes, dict[str, Tensor]]:
@@ -234,15 +273,20 @@ class Rounds:
         tensors = self.algorithm.downlink(server, client)
         group = client.group if self.buffers.policy == "group" else ""
         if self._sent is None or self._sent[0] is not tensors or self._sent[1] != group:
+            self.hooks.check_downlink(tensors, server)
             payload = encode({**tensors, **self.travelling(server, client.group)})
             self._sent = (tensors, group, payload, self.fabric.to_device(float_tensors(decode(payload))))
         return self._sent[2:]
 
     def _uplink(self, run: LocalRun) -> bytes | None:
-        update = self.algorithm.uplink(run)
+        update = self.hooks.uplink(run)
         if update is None:
             return None
-        return encode({n: v for n, v in update.items() if n not in self.worker.tied and not self._stays(n)})
+        away = {n: v for n, v in update.items() if n not in self.worker.tied and n not in self.own.always}
+        try:
+            return encode(away)
+        except PayloadError as error:
+            raise PayloadError(f"{self.hooks.name('uplink')}: {error}") from None
 
     def _stays(self, name: str) -> bool:
         """Whether a tensor of the model never leaves its client."""
@@ -252,25 +296,18 @@ class Rounds:
         """The buffers that go with the parameters of a bit group, both ways."""
         return {n: tensor for n, tensor in self.buffers.of(server, group).items() if not self._stays(n)}
 
-    def _staying(self, server: ServerState, client: Client) -> Params:
-        """What a client that has kept nothing yet begins with."""
-        first = {**server.params, **self.buffers.of(server, client.group)}
-        return {name: tensor for name, tensor in first.items() if self._stays(name)}
-
     # ---- the server ---------------------------------------------------------------------------------------------
 
     def _combine(self, server: ServerState, totals: Totals, participants: list[int]) -> ServerState:
         aggregate = totals.updates.reduce(self.fabric)
         self._check_agreement(aggregate, totals.updates)
         buffers = totals.buffers.reduce(self.fabric)
+        left_out = {name for names in gather(self.fabric, [sorted(totals.own)]) for name in names}
         following = replace(server, metrics={})
         if self.fabric.is_global_zero and self.algorithm.communicates:
-            following = self.algorithm.server_update(
-                following, aggregate, RandomKeys(self.options["seed"], server.round)
-            )
-            if not isinstance(following, ServerState):
-                name, got = type(self.algorithm).__name__, type(following).__name__
-                raise ValueError(f"{name}.server_update must return a ServerState, got {got}")
+            rng = RandomKeys(self.options["seed"], server.round)
+            following = self.hooks.server_update(following, aggregate, totals.updates, rng)
+        buffers["first"] = self.own.following(server, left_out)
         following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
         following = replace(following, channels_last=server.channels_last)
         return self.fabric.broadcast(following)
@@ -279,7 +316,7 @@ class Rounds:
         """ValueError where processes have come to other results, as of an aggregator that keeps to its own clients."""
         if self.fabric.world_size == 1:
             return
-        sums = [*_sums(aggregate)]
+        sums = _sums(aggregate)
         if any(other != sums for other in gather(self.fabric, [sums])):
             raise ValueError(
                 f"{type(updates).__name__}.reduce must return the same in each of {self.fabric.world_size} processes, "
@@ -288,7 +325,7 @@ class Rounds:
 
     def _close(self, following: ServerState, records: list[ClientRecord]) -> None:
         """Send the clients that took part what closes the round, where the algorithm has anything to say."""
-        message = self.algorithm.closing(following)
+        message = self.hooks.closing(following)
         if message is None:
             return
         payload = encode(message)
@@ -302,20 +339,11 @@ class Rounds:
             if record.rank == self.fabric.global_rank:
                 client = self.clients[record.client]
                 kept = self.store.load(client.id, following.round) or {}
-                state = self.algorithm.client_close(client, kept.get("algorithm", {}), received)
+                state = self.hooks.client_close(client, kept.get("algorithm", {}), received)
                 self.store.save(client.id, following.round, {**kept, "algorithm": state})
 
 
-def _sums(value: Any) -> Iterator[str]:
+def _sums(value: Any) -> list[str]:
     """The sum of each tensor in a nest of containers; as text, because NaN is not equal to itself."""
-    if isinstance(value, Tensor):
-        yield str(value.sum(dtype=torch.complex128 if value.is_complex() else torch.float64).item())
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _sums(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _sums(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _sums(getattr(value, field.name))
+    wide = ((tensor, torch.complex128 if tensor.is_complex() else torch.float64) for _, tensor in tensors_in(value))
+    return [str(tensor.sum(dtype=dtype).item()) for tensor, dtype in wide]

@@ -34,17 +34,20 @@ class ServerOptimizer:
     def step(
         self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """One step from `params` with ``params - mean`` for gradient; the new params and optimiser state."""
+        """One step from `params` with ``params - mean`` for gradient; the new params and optimiser state.
+
+        Where `mean` lacks a tensor, it stays as it is.
+        """
         weights = {name: nn.Parameter(tensor.clone()) for name, tensor in params.items() if name in self.trained}
         optimizer = self.make(list(weights.values()))
         if state is not None:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         for name, weight in weights.items():
-            weight.grad = params[name] - mean[name]
+            weight.grad = params[name] - mean[name] if name in mean else None  # torch's optimisers pass over it
         optimizer.step()
         stepped = {name: weight.detach() for name, weight in weights.items()}
-        return {name: stepped.get(name, mean[name]) for name in params}, optimizer.state_dict()["state"]
+        return {**params, **mean, **stepped}, optimizer.state_dict()["state"]
 
 
 class Yogi(Optimizer):

@@ -15,7 +15,6 @@ from typing import Any, Literal, Optional, Union
 import lightning as L
 from lightning.fabric.loggers import Logger
 from lightning.fabric.strategies import Strategy
-from torch import Tensor
 
 from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
@@ -50,6 +49,7 @@ from bhfl.engine.rounds import Rounds
 from bhfl.engine.run import Run
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import DATA, check_settings, global_seed
+from bhfl.engine.state import check_state
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
@@ -271,6 +271,7 @@ class FederatedTrainer:
         network, keys = self.options["network"], LocalSettings.__dataclass_fields__
         self.timing = Timing(network, self.clients, self.options) if network else None
         model.configure_model()
+        check_state(model)
         self.algorithm.server_optimizer = self._server_optimizer(model)
         self.algorithm.setup(
             Context(
@@ -282,8 +283,8 @@ class FederatedTrainer:
             self._check_validation(data)
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
-        self.evaluator = Evaluator(worker, self.algorithm, self.rounds.buffers, self.clients)
         self.server = replace(self.rounds.init_server(), channels_last=self.options["channels_last"] is True)
+        self.evaluator = Evaluator(self.rounds)
 
     def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
         make = self.options["server_optimizer"]
@@ -420,10 +421,9 @@ class FederatedTrainer:
         batches = data.val_batches if stage == "val" else data.test_batches
         return self.evaluator(self.server, batches, stage, self._kept)
 
-    def _kept(self, client: Client) -> Mapping[str, Tensor]:
-        """What a client keeps to itself of its model."""
-        kept: dict[str, dict[str, Tensor]] = self.rounds.store.load(client.id, self.server.round) or {}
-        return kept.get("staying", {})
+    def _kept(self, client: Client) -> Mapping[str, Any]:
+        """What a client keeps between rounds."""
+        return self.rounds.store.load(client.id, self.server.round) or {}
 
     def _measure(
         self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None], stage: Stage
@@ -439,7 +439,7 @@ class FederatedTrainer:
                 found = self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
                 folder, state = self.fabric.broadcast(found)
                 self.server = fitting(state, self.server)
-                if self.evaluator.by_client:
+                if self.evaluator.by_client(self.server):
                     need_clients(folder, state)
                 if stage == "val" and folder and self.fabric.is_global_zero:
                     warn_of_known(folder, data.partition_record())

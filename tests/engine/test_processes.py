@@ -83,6 +83,28 @@ class Unlucky(Algorithm):
         return update
 
 
+class OwnParts(Algorithm):
+    """FedAvg that leaves the last layer with the clients, and measures each client's own."""
+
+    def body(self, server):
+        return {name: tensor for name, tensor in server.params.items() if not name.startswith("net.4")}
+
+    def downlink(self, server, client):
+        return self.body(server)
+
+    def expected(self, server):
+        return self.body(server)
+
+    def aggregator(self, server, clients):
+        return WeightedMean(self.body(server))
+
+    def group_params(self, server, group):
+        return self.body(server)
+
+    def uplink(self, run):
+        return {name: value for name, value in super().uplink(run).items() if not name.startswith("net.4")}
+
+
 CASES: dict[str, dict[str, Any]] = {
     "stateful": {"algorithm": Remembering},
     "local": {"algorithm": Remembering, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
@@ -96,6 +118,7 @@ CASES: dict[str, dict[str, Any]] = {
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
     "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
+    "own parts": {"algorithm": OwnParts, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -158,6 +181,7 @@ def test_the_number_of_processes_does_not_matter(tmp_path, case):
         "prowd",
         "prowd by group",
         "fedlq",
+        "own parts",
     ):  # seven clients, and one, on four processes
         assert train(tmp_path / "4", 4, case) == one
 

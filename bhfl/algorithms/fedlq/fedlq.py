@@ -7,7 +7,7 @@ accuracy lost, with a convergence bound behind it. The rest is the design of thi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Union
 
@@ -28,6 +28,9 @@ from bhfl.engine.records import gather
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
+
+_MOST_CURVED = 1e30
+"""Above it a curvature is no finite float32, or its product with a variance none."""
 
 PLAN = ":plan"
 """What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32 [L + 1]; with
@@ -118,7 +121,9 @@ class FedLQ(Algorithm):
         for name, tensor in context.module.state_dict(keep_vars=True).items():
             if id(tensor) in found:
                 first.setdefault(id(tensor), name)
-        self.layers = list(first.values())
+        self.layers = [name for name in first.values() if context.module.get_parameter(name).numel()]
+        if not self.layers:
+            raise ValueError("FedLQ needs a layer with weights: all that can be quantised are empty")
         self.sizes = [context.module.get_parameter(name).numel() for name in self.layers]
         for client in context.clients:
             if not self._candidates(client):
@@ -143,7 +148,7 @@ class FedLQ(Algorithm):
         """Probe, in rounds where the server is to; and settle the round's deadline."""
         probe = self.sensitivity.begin_round(self._context, server, self.layers)
         curvature = self.sensitivity.curvature(probe, len(self.layers))
-        plan = torch.cat([curvature.float(), torch.zeros(1)])
+        plan = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
         layers, others, down = self._traffic(server, clients[0].group, plan)
         timing, round = self._context.timing, server.round
         examples = {client.id: self._examples(client, round) for client in timing.cohort(round)} if timing else {}
@@ -159,6 +164,7 @@ class FedLQ(Algorithm):
         allocation = self._plan(server, client)
         self._now.infeasible[client.id] = not allocation.feasible
         bits = allocation.bits if allocation.feasible or self.infeasible == "late" else (0,) * len(self.layers)
+        self._now.bits[client.id] = bits
         return {**server.params, PLAN: torch.tensor(bits, dtype=torch.uint8)}
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
@@ -247,8 +253,26 @@ class FedLQ(Algorithm):
         """The model, and what clients measure in rounds where they probe."""
         return {**server.params, **self.sensitivity.expected(server.round, len(self.layers))}
 
+    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
+        """The layers, at the bits that were planned for each, or at any that the client can choose."""
+        chosen: dict[str, tuple[int, ...]]
+        if self.plan == "server":
+            bits = dict(zip(self.layers, self._now.bits[client.id], strict=True))
+            chosen = {name: (width,) if width < 32 else () for name, width in bits.items()}
+        else:
+            allowed = tuple(bits for bits in self._candidates(client) if bits < 32)
+            chosen = {name: allowed for name in self.layers}
+        return {**super().coded(server, client, layers), **chosen}
+
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Tensors:
-        """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are values too."""
+        """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are values too.
+
+        Raises:
+            ValueError: The harm that the client measured is negative.
+        """
+        harm = update.get(HARM)
+        if isinstance(harm, Tensor) and harm.numel() and float(harm.min()) < 0:
+            raise ValueError(f"{HARM} must be at least 0, got {float(harm.min()):.4g}")
         return update if self.payload == "delta" else float_tensors(update)
 
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
@@ -274,9 +298,13 @@ class FedLQ(Algorithm):
         server can see, for both the gradients' variance and the clients' heterogeneity, so that each is charged in
         full; and the smoothness is the largest for which the theorem holds at this step size, ``1 / (8 eta K)``.
         """
-        needed = ("fedlq/lr_sum", "fedlq/step_squared", "fedlq/move_squared", "train/loss")
-        if not all(math.isfinite(metrics.get(tag, math.nan)) for tag in needed) or not metrics["fedlq/lr_sum"]:
+        variances = [f"fedlq/variance_{name}" for name in self.layers]
+        needed = ("fedlq/lr_sum", "fedlq/steps", "fedlq/step_squared", "fedlq/move_squared", "train/loss", *variances)
+        known = {tag: metrics.get(tag, math.nan) for tag in needed}
+        if not all(math.isfinite(value) for value in known.values()) or not metrics["fedlq/lr_sum"] > 0:
             return {}  # the round came to nothing, or its model to no numbers
+        if any(known[tag] < 0 for tag in variances):
+            return {}  # a client's own report, which nothing enters but this
         travelled, steps = metrics["fedlq/lr_sum"], max(1, round(metrics["fedlq/steps"]))
         dispersion = max(0.0, metrics["fedlq/move_squared"] - metrics["fedlq/step_squared"]) / travelled**2
         bound = convergence_bound(
@@ -287,7 +315,7 @@ class FedLQ(Algorithm):
             learning_rate=travelled / steps,
             local_steps=steps,
             num_rounds=self._context.options["max_rounds"],
-            variances=[[metrics[f"fedlq/variance_{name}"] for name in self.layers]] * int(metrics["clients/ok"]),
+            variances=[[known[tag] for tag in variances]] * int(metrics["clients/ok"]),
         )
         by_layer = zip(self.layers, bound.quantisation_per_layer, strict=True)
         return {
@@ -304,6 +332,8 @@ class _Now:
         self.probe, self.curvature, self.deadline, self.downlink = probe, curvature, deadline, downlink
         self.infeasible: dict[int, bool] = {}
         """By client, where the server plans."""
+        self.bits: dict[int, Sequence[int]] = {}
+        """Of each layer, by client, where the server plans."""
 
 
 class _Fold(MixedMean):
@@ -314,9 +344,9 @@ class _Fold(MixedMean):
         self.harms: list[tuple[int, float, Tensor]] = []
 
     def add(self, update: Tensors, client: Client) -> None:
+        super().add(update, client)
         if HARM in update:
             self.harms.append((client.id, client.weight, float_tensors(update)[HARM]))
-        super().add(update, client)
 
     def reduce(self, fabric: Fabric) -> Any:
         return super().reduce(fabric), sorted(gather(fabric, self.harms), key=lambda harm: harm[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,8 +40,11 @@ class LowMove:
 
 
 def count(square: float, coarse: float) -> float:
-    """What a move of mean square m counts, ``m / (m + coarse)``, in 1024ths: sums of these are exact."""
-    return round(1024 * square / (square + coarse)) / 1024
+    """What a move of mean square m counts, ``m / (m + coarse)``, in 1024ths: sums of these are exact.
+
+    The square of a move in steps of a grid that is all zero, whose scale is the smallest, may be infinite.
+    """
+    return 1.0 if square == math.inf else round(1024 * square / (square + coarse)) / 1024
 
 
 class MoveReader:

@@ -1,0 +1,128 @@
+"""An algorithm's hooks, each held to what it may return before anything goes on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bhfl.comm import Tensors
+from bhfl.engine.aggregate import Aggregator
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.handed import (
+    ReturnError,
+    ServerReturnError,
+    check_aggregate,
+    check_kept,
+    check_metrics,
+    check_server,
+    check_tensors,
+    name_of,
+)
+from bhfl.engine.refusal import RefusedError
+from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.types import Client, Params, ServerState
+
+
+class CheckedHooks:
+    """Calls the hooks of an algorithm.
+
+    What is wrong with what a hook of the server half returns ends the run, as `ServerReturnError`; what is wrong in the
+    client half, or with one client's update, is that client's.
+
+    Args:
+        algorithm: Its hooks.
+        model: The first model, by name, for the names, shapes and dtypes of its tensors.
+    """
+
+    def __init__(self, algorithm: Algorithm, model: Mapping[str, Tensor]) -> None:
+        self.algorithm, self.model = algorithm, model
+        self.receives = type(algorithm).receive is not Algorithm.receive
+
+    def name(self, hook: str) -> str:
+        """What errors call a hook."""
+        return name_of(self.algorithm, hook)
+
+    # ---- server -----------------------------------------------------------------------------------------------
+
+    def expected(self, server: ServerState) -> Mapping[str, Tensor]:
+        """What an update must be."""
+        expected = self.algorithm.expected(server)
+        check_tensors(self.name("expected"), expected)
+        return expected
+
+    def check_downlink(self, tensors: Any, server: ServerState) -> None:
+        """ServerReturnError unless it can be sent, and is of the model where clients take it for that."""
+        hook = self.name("downlink")
+        try:
+            check_tensors(hook, tensors, codes=True)
+            model = {name: value for name, value in tensors.items() if not self.receives or name in server.params}
+            check_tensors(hook, model, self.model, codes=True, known=server.params)
+        except ReturnError as error:
+            raise ServerReturnError(str(error)) from None
+
+    def fold(self, update: Tensors, client: Client, server: ServerState, updates: Aggregator) -> None:
+        """Add one client's update to the round's; whatever is raised by it rejects this client alone."""
+        hook, mine = self.name("reconstruct"), type(self.algorithm).reconstruct is not Algorithm.reconstruct
+        try:
+            reconstructed = self.algorithm.reconstruct(update, client, server)
+            hook = f"{hook}: {name_of(updates, 'add')}" if mine else name_of(updates, "add")
+            updates.add(reconstructed, client)
+        except ReturnError as error:  # what was reconstructed is of another kind than what is added up
+            raise ReturnError(f"{hook}: {error}") from None
+        except Exception as error:
+            raise RefusedError(f"{hook} raised {type(error).__name__}: {error}") from error
+
+    def server_update(self, server: ServerState, aggregate: Any, updates: Aggregator, rng: RandomKeys) -> ServerState:
+        """The state with the new model, from what the aggregator `updates` came to."""
+        check_aggregate(name_of(updates, "reduce"), aggregate, server.params)
+        following = self.algorithm.server_update(server, aggregate, rng)
+        check_server(self.name("server_update"), following, server)
+        return following
+
+    def closing(self, server: ServerState) -> Tensors | None:
+        """What closes a round."""
+        message = self.algorithm.closing(server)
+        if message is not None:
+            check_tensors(self.name("closing"), message, codes=True)
+        return message
+
+    def group_params(self, server: ServerState, group: str) -> Params:
+        """The model of a group, without what its clients have of their own."""
+        params, hook = self.algorithm.group_params(server, group), self.name("group_params")
+        check_tensors(hook, params, server.params, known=server.params)
+        dropped = server.params.keys() - params.keys()
+        if server.round and (lost := dropped - server.buffers["first"].keys()):
+            raise ReturnError(f"{hook} must return {min(lost)!r}, which no client has of its own")
+        return params
+
+    # ---- client -----------------------------------------------------------------------------------------------
+
+    def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
+        """What a client keeps, at first."""
+        state = self.algorithm.init_client(client, received)
+        check_kept(self.name("init_client"), state)
+        return state
+
+    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+        """The tensors of the model that a client makes of a downlink."""
+        given = self.algorithm.receive(received, state)
+        if self.receives:
+            check_tensors(self.name("receive"), given, self.model, known=received)
+        return given
+
+    def uplink(self, run: LocalRun) -> Tensors | None:
+        """What a client sends."""
+        update, hook = self.algorithm.uplink(run), self.name("uplink")
+        if update is not None and not isinstance(update, Mapping):
+            raise ReturnError(f"{hook} must return a dict of tensors by name, or None, got {type(update).__name__}")
+        check_metrics(f"{hook} must leave in run.metrics", run.metrics)
+        check_kept(f"run.state after {hook}", run.state)
+        return update
+
+    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+        """A client's state after it received `closing`."""
+        kept = self.algorithm.client_close(client, state, closing)
+        check_kept(self.name("client_close"), kept)
+        return kept

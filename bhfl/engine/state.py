@@ -1,0 +1,80 @@
+"""What the state of a model must be to travel between server and clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_COUNTERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+"""Integer tensors travel as they are, and the server takes their maximum."""
+_OR_KEEP = "or register_buffer(..., persistent=False), where each client begins anew with it"
+
+# Each rule, with what to do where it is broken.
+_TENSORS = ("the model's state_dict must hold tensors only, got others", "keep them in other attributes")
+_VALUES = (
+    "the model's parameters and buffers must have values, got",
+    "run one batch through a model with lazy layers first; for one on meta, to_empty(device='cpu') and its weights",
+)
+_FLOAT = ("the model's floating parameters and buffers must be float32, got", f"call .float() on it, {_OR_KEEP}")
+_INTEGER = (
+    "the model's integer buffers must be int8, int16, int32, int64, uint8 or bool, got",
+    f"store them as int64, {_OR_KEEP}",
+)
+_REAL = (
+    "the model's parameters and buffers must be real, got",
+    f"store torch.view_as_real(...) and compute with torch.view_as_complex(...), {_OR_KEEP}",
+)
+_DENSE = ("the model's parameters and buffers must be dense, got", f"store to_dense(), {_OR_KEEP}")
+_FLAT = ("the model's parameters and buffers must not be nested tensors, got", "store a padded tensor and its lengths")
+_PLAIN = ("the model must not be quantised by torch, got", "give the float model: bhfl quantises it for each client")
+
+
+def check_state(model: nn.Module) -> None:
+    """Refuse a model whose state could not be sent, averaged and given back to the bit; it is left as it is.
+
+    Raises:
+        ValueError: With every rule that is broken, a line each: the tensors, their kinds, and what to do.
+    """
+    broken: dict[tuple[str, str], list[str]] = {}
+    saved = model.state_dict(keep_vars=True)
+    for name, value in saved.items():
+        if (rule := _broken(value)) is not None:
+            broken.setdefault(rule, []).append(name if rule is _TENSORS else f"{name} is {_kind(value)}")
+    for name, buffer in model.named_buffers():
+        if name not in saved and (rule := _broken(buffer)) in (_VALUES, _FLAT):  # others need not be sent
+            broken.setdefault(rule, []).append(f"{name} is {_kind(buffer)}")
+    if broken:
+        lines = [f"{rule}: {', '.join(names[:5])}; {remedy}" for (rule, remedy), names in broken.items()]
+        raise ValueError("\n".join(lines))
+
+
+def _broken(value: Any) -> tuple[str, str] | None:
+    """The rule that a value of a state breaks."""
+    if not isinstance(value, Tensor):
+        return _TENSORS
+    if is_lazy(value) or value.is_meta:
+        return _VALUES
+    if value.is_quantized:
+        return _PLAIN
+    if value.is_nested:
+        return _FLAT
+    if value.layout != torch.strided:
+        return _DENSE
+    if value.is_complex():
+        return _REAL
+    if value.is_floating_point():
+        return None if value.dtype == torch.float32 else _FLOAT
+    return None if value.dtype in _COUNTERS else _INTEGER
+
+
+def _kind(value: Tensor) -> str:
+    if is_lazy(value):
+        return "not initialised"
+    if value.is_meta:
+        return "on meta"
+    if value.is_nested:
+        return "nested"
+    return str(value.dtype) if value.layout == torch.strided else f"{value.dtype}, {value.layout}"
