@@ -1,13 +1,19 @@
-"""Paths as a user gives them, folders behind links, and files that come from elsewhere: read in one way everywhere."""
+"""Paths as a user gives them, folders behind links, files from elsewhere, and the one way to write a whole file."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
+from typing import IO
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk, a quota or a limit of file sizes says that leaves no room."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -105,3 +111,71 @@ def read_limited(path: Path, most: int) -> bytes:
     if found.st_size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[IO[bytes]]:
+    """Write `path` so that it is the old file or the new one whatever happens: temporary file, fsync, rename, fsync.
+
+    A link at `path` is replaced, not followed, and so is a hard link: what it shared its content with stays as it was.
+
+    Raises:
+        OSError: It cannot be written, naming `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with naming(path):
+        try:
+            with open(temporary, "xb") as file:  # x: a file of its own, and through no link
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Where a library that opens files by name is to write what becomes `path`, whole or not at all: see `durable`."""
+    path = user_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    with durable(path) as file:
+        yield Path(file.name)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make an OSError while `path` is written name it, and say what to do where there is no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # else it has a text of its own
+            error.filename, error.filename2 = str(path), None
+        if error.errno in FULL:
+            error.add_note("(make room there; --ckpt_path last goes on from a run's last checkpoint)")
+        raise
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file that is there, durably; a link in its place is not followed.
+
+    Raises:
+        OSError: It cannot be written, or is not there, naming `path`.
+    """
+    with naming(path), open(path, "ab", opener=_existing) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT | os.O_NOFOLLOW)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bhfl.cli.exits import say
 from bhfl.engine.client import Worker
+from bhfl.engine.folder import subfolder
 from bhfl.engine.resume import fitting
 from bhfl.engine.system import computing_threads
 from bhfl.engine.trainer import FederatedTrainer
@@ -138,8 +139,10 @@ class AnalyzingTrainer(FederatedTrainer):
 
     def _analysis_folder(self, out: Union[str, Path, None], run: Path | None) -> Path:
         """The folder to write to, made."""
+        if out is None and run is not None:
+            return subfolder(run, "analysis")
         free = (place for n in count() if not (place := self._root / f"analysis_{n}").exists())
-        folder = user_path(out) if out is not None else run / "analysis" if run is not None else next(free)
+        folder = user_path(out) if out is not None else next(free)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

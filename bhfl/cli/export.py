@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -17,12 +16,13 @@ from bhfl.cli.example import example_of
 from bhfl.cli.exits import say
 from bhfl.cli.hints import clipped
 from bhfl.engine.client import Worker
+from bhfl.engine.folder import subfolder
 from bhfl.engine.resume import fitting
 from bhfl.engine.types import FederatedData
 from bhfl.export import export_onnx, save_quantized
 from bhfl.export.card import Exported, model_card
 from bhfl.export.extras import installed
-from bhfl.files import read_limited, user_path
+from bhfl.files import durable, read_limited, user_path
 from bhfl.plain import read_json
 
 CARD = "README.md"
@@ -65,12 +65,16 @@ class ExportingTrainer(AnalyzingTrainer):
                 raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
             run, state = self.find_checkpoint(ckpt_path or "last")
             self.server = fitting(state, self.server)
-            folder = user_path(out) if out is not None else (run or self._root) / "export"
-            folder.mkdir(parents=True, exist_ok=True)
-            measured, accuracies = self._accuracies(run, json.loads(state["run"]["history"]))
+            if out is not None or run is None:
+                folder = user_path(out) if out is not None else self._root / "export"
+                folder.mkdir(parents=True, exist_ok=True)
+            else:
+                folder = subfolder(run, "export")
+            measured, accuracies = self._accuracies(run, state["run"]["history"])
             files = list(self._files(folder, datamodule, accuracies))
             self.rounds.release(self.server)
-        (folder / CARD).write_text(self._card(files, measured, model, datamodule, state["run"]["ledger"]))
+        with durable(folder / CARD) as file:
+            file.write(self._card(files, measured, model, datamodule, state["run"]["ledger"]).encode())
         print(folder / CARD)
         return [*(folder / file.file for file in files), folder / CARD]
 
@@ -109,7 +113,7 @@ class ExportingTrainer(AnalyzingTrainer):
     def _accuracies(self, run: Path | None, history: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
         """What split the accuracies of this very state were measured on, and these by group."""
         summary = _summary(run / "summary.json") if run else {}
-        if summary.get("rounds") == self.server.round:
+        if summary.get("rounds") == self.server.round and "failed" not in summary:
             stage, metrics = "test", summary["metrics"]
         else:
             stage, metrics = "val", next((row for row in history if row["round"] == self.server.round), {})

@@ -23,9 +23,9 @@ from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_pat
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
-from bhfl.engine.folder import durable
 from bhfl.engine.settings import check_settings
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.files import durable
 
 WHERE = ("root", "archive", "download", "num_workers")
 """Options of a data module that say where the data are, not what they are: a run may be resumed with others."""

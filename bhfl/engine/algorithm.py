@@ -119,7 +119,7 @@ class Algorithm:
         """See what the run is made of, before any work is done; ValueError where this method cannot run with it."""
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
-        """The first `ServerState.extra`."""
+        """The first `ServerState.extra`; every later one has its keys too, with values of the same kinds."""
         return {}
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:

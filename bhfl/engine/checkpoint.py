@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
+import os
 import warnings
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,23 @@ import torch
 from torch import Tensor
 
 from bhfl.comm.payload import row_major
-from bhfl.engine.folder import durable
+from bhfl.engine.folder import round_checkpoints
+from bhfl.files import durable
 
-FORMAT = 2
+FORMAT = 3
+MAX_DEPTH = 64
+"""Containers in containers; more are refused, because they would exhaust Python's stack."""
+MAX_INT_BITS = 8192
+"""Of a whole number: Python refuses to print much larger ones."""
+MAX_GROWTH = 64
+"""Bytes that a file may stand for, for each of its own: a file can name one tensor many times."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, of another format or of another run."""
+
+
+# ---- what can be kept -----------------------------------------------------------------------------------------------
 
 
 def digest(state: Any) -> str:
@@ -47,61 +61,166 @@ def _update(sha: Any, value: Any) -> None:
         sha.update(f"{type(value).__name__} {value!r}".encode())
 
 
-def check_storable(value: Any, name: str) -> None:
+class _RefusedError(Exception):
+    """What cannot be kept, and the way to it, from the inside out."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.way: list[str] = []
+
+
+def check_storable(value: Any, name: str, most_bytes: float = math.inf) -> None:
     """Refuse what could not be read again: a checkpoint is loaded without executing anything.
 
     Args:
-        value: To be saved.
+        value: To be saved, or just read.
         name: It is called in the error.
+        most_bytes: That all values and names may take together, each counted as often as it is reached.
 
     Raises:
         CheckpointError: Naming the entry.
     """
-    if type(value) in (dict, OrderedDict):
+    try:
+        _spend(value, most_bytes, 0)
+    except _RefusedError as refused:
+        raise CheckpointError(f"{name}{''.join(reversed(refused.way))} {refused}") from None
+
+
+def _spend(value: Any, room: float, depth: int) -> float:
+    """What is left of `room` after `value`."""
+    if depth > MAX_DEPTH:
+        raise _RefusedError(f"must be nested at most {MAX_DEPTH} deep")
+    kind = type(value)
+    if kind in (dict, OrderedDict):
         for key, item in value.items():
-            check_storable(key, f"a key of {name}")
-            check_storable(item, f"{name}[{key!r}]")
-    elif type(value) in (list, tuple, torch.Size):
+            room = _spend_in(key, item, _spend_in(key, key, room, depth), depth)
+    elif kind in (list, tuple, torch.Size):
         for i, item in enumerate(value):
-            check_storable(item, f"{name}[{i}]")
-    elif not isinstance(value, Tensor) and type(value) not in (bool, int, float, str, type(None)):
-        raise CheckpointError(
-            f"{name} must be a tensor, a number, text, None, or a dict or list of these to be kept in a checkpoint, "
-            f"got {type(value).__name__}"
+            room = _spend_in(i, item, room, depth)
+    elif isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise _RefusedError(f"must be a dense tensor with values to be kept in a checkpoint, got {value.layout}")
+        room -= value.numel() * value.element_size()
+    elif kind is str:
+        room -= len(value)
+    elif kind is int and value.bit_length() > MAX_INT_BITS:
+        raise _RefusedError(f"must be a whole number of at most {MAX_INT_BITS} bits")
+    elif kind not in (bool, int, float, type(None)):
+        raise _RefusedError(
+            "must be a tensor, a number, text, None, or a dict or list of these to be kept in a checkpoint, "
+            f"got {kind.__name__}"
         )
+    if room < 1:
+        raise _RefusedError("stands for more than its file can hold")
+    return room - 1
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def _spend_in(place: Any, value: Any, room: float, depth: int) -> float:
+    try:
+        return _spend(value, room, depth + 1)
+    except _RefusedError as refused:
+        refused.way.append(f"[{place!r:.60}]" if isinstance(place, (str, int)) else f"[a {type(place).__name__}]")
+        raise
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, state: dict[str, Any]) -> str:
     """Write `state` with its format number and digest; the old file or the whole new one, whatever happens.
+
+    Returns:
+        The digest.
 
     Raises:
         CheckpointError: It holds what `load` would refuse.
+        OSError: It cannot be written, naming `path`.
     """
     for name, value in state.items():
         check_storable(value, name)
+    sha256 = digest(state)
     with durable(path) as file:
-        torch.save({"format": FORMAT, "sha256": digest(state), "state": state}, file)
+        try:
+            torch.save({"format": FORMAT, "sha256": sha256, "state": state}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, which torch may turn into an error of its own
+                raise error.__context__ from None
+            raise
+    return sha256
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     """The state saved at `path`. Only tensors and plain values are read: nothing in the file is executed.
+
+    Args:
+        path: Of the file.
+        expected: The digest that it must have, where it is known from elsewhere.
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
+    content = _read(path, expected)
+    check_storable(content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size)
+    try:
+        found = digest(content["state"])
+        state: dict[str, Any] = copy.deepcopy(content["state"])  # in memory of its own: the file may be replaced
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
+    if found != content["sha256"]:
+        raise CheckpointError(f"{path}: damaged, its content does not match its SHA-256")
+    return state
+
+
+def check_is(path: Path, expected: str) -> None:
+    """Make sure that the file at `path` claims to have this digest; whether it has, `load` tells, and reads all of it.
+
+    Raises:
+        CheckpointError: Naming the file and what is wrong with it.
+    """
+    _read(path, expected)
+
+
+def _read(path: Path, expected: str | None) -> dict[str, Any]:
+    """A file's content; its tensors are read from disk when they are used."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise CheckpointError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {found!r}")
-    if digest(content.get("state")) != content.get("sha256"):
-        raise CheckpointError(f"{path}: damaged, its content does not match its SHA-256")
-    state: dict[str, Any] = content["state"]
-    return state
+        raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if type(found) is not int or found != FORMAT:
+        told = found if type(found) is int else None
+        raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {told}")
+    if not isinstance(content.get("state"), dict) or not isinstance(content.get("sha256"), str):
+        raise CheckpointError(f"{path}: not a readable checkpoint: it holds no state with its SHA-256")
+    if expected is not None and content["sha256"] != expected:
+        raise CheckpointError(f"{path}: another file than the one that was saved here: its SHA-256 differs")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what would unpack to more than it is: `torch.save` packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > os.path.getsize(path):
+        raise zipfile.BadZipFile("its parts are larger than the file")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be read, without what torch advises: to load it unsafely."""
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is cut off, or another kind of file"
+    if isinstance(error, OSError):
+        return error.strerror or "it cannot be read"
+    if type(error).__name__ == "UnpicklingError":
+        return "it is damaged, or holds what is neither a tensor nor a plain value, and such things are never loaded"
+    return f"it is damaged ({type(error).__name__})"
+
+
+# ---- folders of checkpoints -----------------------------------------------------------------------------------------
 
 
 def round_path(folder: Path, round: int) -> Path:
@@ -109,39 +228,35 @@ def round_path(folder: Path, round: int) -> Path:
     return folder / f"round={round:05d}.ckpt"
 
 
-def load_last(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of `folder` that is whole; each damaged one before it costs a warning.
+def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> dict[str, Any]:
+    """The newest checkpoint of `folder` that `read` takes; each one before it that it refuses costs a warning.
 
     Raises:
         CheckpointError: There is none.
     """
-    paths = sorted(folder.glob("round=*.ckpt"), reverse=True)
+    paths = list(reversed(round_checkpoints(folder).values()))
     for path in paths:
         try:
-            return load(path)
+            return read(path)
         except CheckpointError as error:
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
     raise CheckpointError(f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else ""))
 
 
-def rewind(folder: Path, round: int) -> None:
+def rewind(folder: Path, round: int, read: Callable[[Path], dict[str, Any]]) -> None:
     """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for its own."""
-    for path in folder.glob("round=*.ckpt"):
-        if _round(path) > round:
+    for number, path in round_checkpoints(folder).items():
+        if number > round:
             path.unlink()
     best = folder / "best.ckpt"
     with suppress(CheckpointError):  # a missing or damaged one passes for nothing
-        if load(best)["server"]["round"] > round:
+        if read(best)["server"]["round"] > round:
             best.unlink()
-
-
-def _round(path: Path) -> int:
-    return int(path.stem.split("=")[1])
 
 
 def prune(folder: Path, keep: int) -> list[int]:
     """Remove all but the `keep` newest round checkpoints; the rounds that are kept."""
-    paths = sorted(folder.glob("round=*.ckpt"))
-    for path in paths[:-keep]:
-        path.unlink()
-    return [_round(path) for path in paths[-keep:]]
+    found = round_checkpoints(folder)
+    for round in list(found)[:-keep]:
+        found.pop(round).unlink()
+    return list(found)

@@ -8,17 +8,18 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.folder import newest_run
+from bhfl.engine.contents import lost_key, read_state
+from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.server_optimizer import describe
 from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
-
-CLIENTS = "clients"
-"""Folder of a run folder: what its clients keep between rounds."""
 
 _MAX_RECORD_BYTES = 2**30
 
@@ -36,7 +37,7 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
     if not str(path).strip():
         raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {str(path)!r}")
     if str(path) in ("last", "best"):
-        folder = root if (root / "checkpoints").is_dir() else newest_run(root)
+        folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
             raise CheckpointError(f"ckpt_path: {path}: no run with a checkpoint under {root}")
         return folder, _load(folder, str(path))
@@ -48,27 +49,12 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
         raise CheckpointError(f"ckpt_path must be a local path: {error}") from error
     if path.is_dir():
         return path, _load(path, "last")
-    return _run_of(path) or _run_of(path.resolve()), checkpoint.load(path)
+    return _run_of(path) or _run_of(path.resolve()), read_state(path)
 
 
 def _run_of(file: Path) -> Path | None:
     """The run folder that a checkpoint lies in."""
-    return file.parent.parent if file.parent.name == "checkpoints" else None
-
-
-def need_clients(folder: Path | None, state: Mapping[str, Any]) -> None:
-    """Make sure that what the clients of a checkpoint's run keep is there too.
-
-    Args:
-        folder: The run folder, None for a checkpoint file outside any.
-        state: Of the checkpoint.
-
-    Raises:
-        CheckpointError: It is not.
-    """
-    if state["clients_keep_state"] and not (folder and (folder / CLIENTS).is_dir()):
-        place = f"there is no {folder / CLIENTS}" if folder else "the file lies in no run folder"
-        raise CheckpointError(f"clients of this run keep state of their own, which the checkpoint lacks: {place}")
+    return file.parent.parent if file.parent.name == CHECKPOINTS else None
 
 
 def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
@@ -97,13 +83,13 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
 
 
 def _load(folder: Path, which: str) -> dict[str, Any]:
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / CHECKPOINTS
     if which == "last":
-        return checkpoint.load_last(checkpoints)
+        return checkpoint.load_last(checkpoints, read_state)
     if not (checkpoints / "best.ckpt").exists():
         why = "its best round is not kept, or the monitored metric has had no value"
         raise CheckpointError(f"{folder} has no best model: {why}; use last")
-    return checkpoint.load(checkpoints / "best.ckpt")
+    return read_state(checkpoints / "best.ckpt")
 
 
 def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
@@ -113,18 +99,37 @@ def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
         CheckpointError: It has other tensors, or no running statistics of a group that needs them.
     """
     loaded = ServerState(**state["server"])
-    ours, theirs = ({n: tuple(t.shape) for n, t in server.params.items()} for server in (fresh, loaded))
-    for name in [*ours, *theirs]:
-        here, there = ours.get(name, "absent"), theirs.get(name, "absent")
-        if here != there:
-            raise CheckpointError(f"the checkpoint is of another model: {name} is {there} there and {here} here")
+    _same(fresh.params, loaded.params)
+    if fresh.buffers.keys() != loaded.buffers.keys():
+        raise CheckpointError(f"the checkpoint must have buffers of {', '.join(fresh.buffers)}, got others")
+    _same(fresh.buffers["counters"], loaded.buffers["counters"])
+    whole = {**fresh.params, **fresh.buffers["counters"]}
+    for group in fresh.buffers["statistics"].values():
+        whole |= group
+    _same({name: whole[name] for name in loaded.buffers["first"] if name in whole}, loaded.buffers["first"])
     statistics = loaded.buffers["statistics"]
     for group, first in fresh.buffers["statistics"].items():
         if first and group not in statistics:
             known = ", ".join(statistics)
             raise CheckpointError(f"the checkpoint has running statistics of {known}, got clients of {group}")
-        statistics.setdefault(group, first)
+        _same(first, statistics.setdefault(group, first))
+    if problem := lost_key(loaded.extra, fresh.extra):
+        raise CheckpointError(f"the checkpoint is of another algorithm, or of a wrong content: {problem}")
     return loaded
+
+
+def _same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint's tensors `there` that differ in name, shape or kind from those of the model `here`."""
+    ours, theirs = ({name: _told(tensor) for name, tensor in tensors.items()} for tensors in (here, there))
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            mine, its = ours.get(name, "absent"), theirs.get(name, "absent")
+            raise CheckpointError(f"the checkpoint is of another model: {name} is {its} there and {mine} here")
+
+
+def _told(tensor: Tensor) -> str:
+    kind = "" if tensor.dtype == torch.float32 else f" of {tensor.dtype}"
+    return f"{tuple(tensor.shape)}{kind}"
 
 
 def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

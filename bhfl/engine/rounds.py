@@ -21,6 +21,7 @@ from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.checked import CheckedHooks
+from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client import Worker
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.failures import origin
@@ -130,6 +131,7 @@ class Rounds:
             return replace(server, round=server.round + 1, metrics={}), records
         following = self._combine(server, totals, [record.client for record in records if record.status == "ok"])
         self._close(following, records)
+        self.store.share(self.fabric)
         if self.fabric.is_global_zero:
             self._tell(server, following, records)
         return following, records
@@ -174,7 +176,7 @@ class Rounds:
                 keeps = self._train(server, client, totals, history, record)
             else:
                 record.status, record.reason = "rejected", NO_EXAMPLES
-        except ServerReturnError:
+        except (CheckpointError, ServerReturnError):  # no failure of the client's: what it had kept is not there
             raise
         except ReturnError as error:
             record.status, record.reason, record.broken_hook = "rejected", str(error), True

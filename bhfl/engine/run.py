@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,11 +18,25 @@ from lightning.fabric.loggers import Logger
 import bhfl
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.folder import RoundsFile, claim, write_json
+from bhfl.engine.contents import read_state
+from bhfl.engine.folder import (
+    CHECKPOINTS,
+    CLIENTS,
+    SUMMARY,
+    RoundsFile,
+    claim,
+    find_link,
+    remove_unfinished,
+    write_json,
+)
+from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
-from bhfl.engine.resume import CLIENTS
+from bhfl.engine.store import ClientStore
 from bhfl.engine.types import ServerState
+
+MAX_FAILED = 2000
+"""Characters that ``summary.json`` keeps of an error."""
 
 
 class Run:
@@ -37,16 +51,17 @@ class Run:
     def __init__(self, options: Mapping[str, Any], folder: Path, writes: bool) -> None:
         self.options, self.folder, self.writes = options, folder, writes
         self.rows = RoundsFile(folder / "rounds.jsonl")
-        self.checkpoints = folder / "checkpoints"
-        self.clients = folder / CLIENTS
+        self.checkpoints = folder / CHECKPOINTS
+        self.store = ClientStore(folder / CLIENTS)
         self.history: list[dict[str, Any]] = []
+        self._packed = PackedHistory()
         self.ledger = Ledger()
         self.best: float | None = None
         self.best_round = 0
         self.failed_rounds = 0
         self.seconds = 0.0
         self._loggers = Loggers(options["logger"], folder)
-        self._claim: IO[str] | None = None
+        self._claim: IO[bytes] | None = None
 
     # ---- beginning and resuming -------------------------------------------------------------------------------
 
@@ -55,10 +70,10 @@ class Run:
         return {
             "server": vars(server),
             "run": {
-                "history": json.dumps(self.history), "ledger": self.ledger.by_group, "best": self.best,
+                "history": self._packed.tensor(), "ledger": self.ledger.by_group, "best": self.best,
                 "best_round": self.best_round, "failed_rounds": self.failed_rounds, "seconds": self.seconds,
             },
-            "clients_keep_state": self.clients.is_dir(),
+            "clients": self.store.table(),
             "config": dict(config),
             "threads": torch.get_num_threads(),
             "version": bhfl.__version__,
@@ -67,7 +82,8 @@ class Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         run = state["run"]
-        self.history = json.loads(run["history"])
+        self.store = ClientStore(self.store.folder, state["clients"])
+        self.history = [{sys.intern(tag): value for tag, value in row.items()} for row in run["history"]]
         self.ledger = Ledger(run["ledger"])
         self.best, self.best_round = run["best"], run["best_round"]
         self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
@@ -82,21 +98,28 @@ class Run:
         """Write the JSON files `records` and open the loggers; what came after the restored round is dropped.
 
         Raises:
-            CheckpointError: Another process is training in this folder.
+            CheckpointError: Another process is training in this folder, or a link lies in it.
         """
         if not self.writes:
             return
+        if link := find_link(self.folder):
+            raise CheckpointError(
+                f"{link} is a symbolic link, and inside a run folder none is followed when something is written: "
+                "put what it leads to in its place, or remove it"
+            )
         try:
             self._claim = claim(self.folder)
         except BlockingIOError as error:
             raise CheckpointError(str(error)) from error
-        for path in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            path.unlink()
+        remove_unfinished(self.folder)
+        (self.folder / SUMMARY).unlink(missing_ok=True)  # of an end that is none any more
+        self.store.rewind(server.round)
+        checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
         write_json(self.folder / "env.json", _environment(self.options))
-        self.rows.truncate(server.round)
-        checkpoint.rewind(self.checkpoints, server.round)
+        self.rows.rewrite(self.history)
+        self._packed.extend(self.history)
         self._loggers.begin(self.history)
 
     # ---- one round ----------------------------------------------------------------------------------------------
@@ -106,6 +129,7 @@ class Run:
         self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
         if self.writes:
             self.rows.append(row)
+            self._packed.append(row)
             self._loggers.log(row)
 
     @property
@@ -157,15 +181,28 @@ class Run:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
         return [*checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]), self.best_round]
 
-    def finish(self, rounds: int, metrics: Mapping[str, float]) -> None:
-        """Write ``summary.json``: what so many rounds came to, the metrics of the test first."""
-        summary = {
-            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": rounds, "seconds": self.seconds,
-            "simulated_seconds": self.history[-1].get("time/simulated_s") if self.history else None,
+    def finish(self, metrics: Mapping[str, float], failed: Exception | None = None) -> None:
+        """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with what the run failed.
+
+        Args:
+            metrics: Of the test; none of a run that failed.
+            failed: What ended it before its end.
+        """
+        last = self.history[-1] if self.history else {"round": 0}
+        summary: dict[str, Any] = {
+            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": last["round"], "seconds": self.seconds,
+            "simulated_seconds": last.get("time/simulated_s"),
             "best": {"monitor": self.options["monitor"], "value": self.best, "round": self.best_round},
         }  # fmt: skip
+        if failed:
+            summary["failed"] = f"{type(failed).__name__}: {failed}"[:MAX_FAILED]
         if self.writes:
-            write_json(self.folder / "summary.json", summary)
+            write_json(self.folder / SUMMARY, summary)
+
+    def fail(self, error: Exception) -> None:
+        """Write what the rounds came to all the same; where that fails too, `error` says more."""
+        with suppress(OSError):
+            self.finish({}, error)
 
     def close(self) -> None:
         """Flush and close the loggers, and leave the folder to others."""

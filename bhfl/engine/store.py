@@ -1,13 +1,27 @@
-"""What stateful clients keep between rounds: on disk, one file a client and version, never all in memory."""
+"""What stateful clients keep between rounds: on disk, one file a client and version, never all in memory.
+
+Which versions there are, and their digests, is known apart from the files and kept in the run's checkpoints: a file
+that is gone, or is another one, is missed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
 from bhfl.engine import checkpoint
+from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.contents import DIGEST_BYTES, check_kept
+from bhfl.engine.folder import CLIENTS
+from bhfl.engine.records import gather
+
+_FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
 
 
 class ClientStore:
@@ -15,16 +29,23 @@ class ClientStore:
 
     Args:
         folder: Made when the first state is written. Processes on several machines must share it.
+        table: Of a checkpoint, see `table`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, table: Mapping[str, Tensor] | None = None) -> None:
         self.folder = folder
+        self.known: dict[int, dict[int, str]] = {}
+        """Client to round to digest, of all versions that a round or a later one may ask for."""
+        self._new: list[tuple[int, int, str]] = []
+        if table is not None:
+            rows = zip(table["ids"].tolist(), table["rounds"].tolist(), table["sha256"].numpy(), strict=True)
+            self.known = {client: {round: row.tobytes().hex()} for client, round, row in rows}
 
     def _versions(self, client: int) -> list[tuple[int, Path]]:
         if not (shard := self._shard(client)).is_dir():  # much faster than to search it
             return []
-        found = shard.glob(f"client={client}-round=*.pt")
-        return sorted((int(re.findall(r"\d+", path.name)[1]), path) for path in found)
+        found = ((_FILE.fullmatch(path.name), path) for path in shard.glob(f"client={client}-round=*.pt"))
+        return sorted((int(match[1]), path) for match, path in found if match)
 
     def _shard(self, client: int) -> Path:
         return self.folder / f"{client // 100:04d}"
@@ -33,19 +54,42 @@ class ClientStore:
         return self._shard(client) / f"client={client}-round={round:05d}.pt"
 
     def load(self, client: int, round: int) -> dict[str, Any] | None:
-        """The newest state saved at or before `round` rounds; None where the client has none yet."""
-        versions = [path for version, path in self._versions(client) if version <= round]
-        return checkpoint.load(versions[-1]) if versions else None
+        """The newest state saved at or before `round` rounds; None where the client has none yet.
+
+        Raises:
+            CheckpointError: Its file is gone, damaged or another one, naming it.
+        """
+        versions = [version for version in self.known.get(client, ()) if version <= round]
+        if not versions:
+            return None
+        newest = max(versions)
+        path = self._found(client, newest)
+        state = checkpoint.load(path, self.known[client][newest])
+        check_kept(state, path)
+        return state
 
     def save(self, client: int, round: int, state: dict[str, Any]) -> None:
         """Keep `state` as of `round` finished rounds."""
         path = self._path(client, round)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, state)
+        for folder in (self.folder, path.parent):  # but not the run folder: one that has vanished is an error
+            folder.mkdir(exist_ok=True)
+        self._new.append((client, round, checkpoint.save(path, state)))
+        self._know(*self._new[-1])
+
+    def _know(self, client: int, round: int, sha256: str) -> None:
+        self.known.setdefault(client, {})[round] = sha256
 
     def forget(self, client: int, round: int) -> None:
         """Drop the state of `round`: its round came to nothing."""
         self._path(client, round).unlink(missing_ok=True)
+        self.known.get(client, {}).pop(round, None)
+        self._new = [new for new in self._new if new[:2] != (client, round)]
+
+    def share(self, fabric: Fabric) -> None:
+        """Tell the other processes what this one has saved, so that each of them can train any client next."""
+        for client, round, sha256 in gather(fabric, self._new):
+            self.known[client] = {round: sha256}
+        self._new = []
 
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
@@ -54,9 +98,63 @@ class ClientStore:
         for version, path in versions:
             if version not in asked and version < max(rounds):
                 path.unlink()
+                self.known.get(client, {}).pop(version, None)
 
     def rewind(self, round: int) -> None:
         """Drop versions written after `round` by a run that was killed before its checkpoint."""
         for path in self.folder.glob("*/client=*-round=*.pt"):
-            if int(re.findall(r"\d+", path.name)[1]) > round:
+            if (match := _FILE.fullmatch(path.name)) and int(match[1]) > round:
                 path.unlink()
+        for versions in self.known.values():
+            for version in [version for version in versions if version > round]:
+                del versions[version]
+
+    # ---- what a checkpoint needs ----------------------------------------------------------------------------------
+
+    def table(self) -> dict[str, Tensor]:
+        """The newest version of each client and its digest: `ids` and `rounds`, int64, and `sha256`, uint8 n x 32."""
+        newest = {client: max(versions) for client, versions in sorted(self.known.items()) if versions}
+        digests = b"".join(bytes.fromhex(self.known[client][round]) for client, round in newest.items())
+        sha256 = torch.frombuffer(bytearray(digests), dtype=torch.uint8) if digests else torch.zeros(0).byte()
+        return {
+            "ids": torch.tensor(list(newest), dtype=torch.int64),
+            "rounds": torch.tensor(list(newest.values()), dtype=torch.int64),
+            "sha256": sha256.view(-1, DIGEST_BYTES),
+        }
+
+    def check(self) -> None:
+        """Make sure that all that the checkpoint lists is there; contents are compared when they are used.
+
+        Raises:
+            CheckpointError: A file is gone or another one, naming it.
+        """
+        for client, versions in self.known.items():
+            for round in versions:
+                checkpoint.check_is(self._found(client, round), self.known[client][round])
+
+    def _found(self, client: int, round: int) -> Path:
+        path = self._path(client, round)
+        if not path.is_file():
+            raise CheckpointError(
+                f"clients of this run keep state of their own, which the checkpoint lacks: there is no {path}"
+            )
+        return path
+
+
+def client_store(folder: Path | None, state: Mapping[str, Any]) -> ClientStore:
+    """What the clients of a checkpoint's run keep, which must be there.
+
+    Args:
+        folder: The run folder, None for a checkpoint file outside any.
+        state: Of the checkpoint.
+
+    Raises:
+        CheckpointError: Some of it is not.
+    """
+    if folder is None and len(state["clients"]["ids"]):
+        raise CheckpointError(
+            "clients of this run keep state of their own, which the checkpoint lacks: the file lies in no run folder"
+        )
+    store = ClientStore((folder or Path()) / CLIENTS, state["clients"])
+    store.check()
+    return store

@@ -24,6 +24,7 @@ from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.common import check_common_folder, check_same_options
+from bhfl.engine.contents import lost_key
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
@@ -36,12 +37,10 @@ from bhfl.engine.launch import in_turns, launched, make_fabric
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.resume import (
-    CLIENTS,
     contradictions,
     described,
     find_checkpoint,
     fitting,
-    need_clients,
     shaping,
     warn_of_known,
 )
@@ -50,7 +49,7 @@ from bhfl.engine.run import Run
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import DATA, check_settings, global_seed
 from bhfl.engine.state import check_state
-from bhfl.engine.store import ClientStore
+from bhfl.engine.store import ClientStore, client_store
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
@@ -219,9 +218,12 @@ class FederatedTrainer:
                 while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
                     self._round()
                 metrics = self._evaluate(datamodule, "test")
+            except Exception as error:
+                self._run.fail(error)
+                raise
             finally:
                 self._run.close()
-            self._run.finish(self.server.round, metrics)
+            self._run.finish(metrics)
             self._call("on_fit_end", metrics=metrics)
             self.rounds.release(self.server)
             self._fitted = Fitted(weakref.ref(model), digest(model.state_dict()), self.server)
@@ -317,17 +319,16 @@ class FederatedTrainer:
         }
         check_same_options(self.fabric, self._shaping)
         check_storable(vars(self.server), "ServerState")
+        self._extra = self.server.extra
         self._warn(doubt(self.options["monitor"], self.options["mode"]))
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         check_common_folder(self.fabric, folder)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
-        self.rounds.store = ClientStore(self.run.clients)
         if state is not None:
             self._resume(state)
+        self.rounds.store = self.run.store
         self.run.begin(self.server, {"partition": partition})
-        if state is not None and self.fabric.is_global_zero:  # only now: the folder is this process's
-            self.rounds.store.rewind(self.server.round)
         self.fabric.barrier()
 
     @property
@@ -354,7 +355,7 @@ class FederatedTrainer:
         if differences:
             listed = "\n  ".join(differences)
             raise CheckpointError(f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}")
-        need_clients(folder, state)
+        client_store(folder, state)  # all of it is there
         return folder or new_run(self._root), state
 
     def _resume(self, state: Mapping[str, Any]) -> None:
@@ -372,6 +373,8 @@ class FederatedTrainer:
         start, run, options = time.perf_counter(), self._run, self.options
         STANDING.at(f"beginning round {self.server.round + 1}")
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
+        if problem := lost_key(self.server.extra, self._extra):
+            raise ValueError(f"{type(self.algorithm).__name__}.server_update: {problem}")
         run.failed_rounds = failed_in_a_row(
             records,
             before=run.failed_rounds,
@@ -434,18 +437,17 @@ class FederatedTrainer:
         fitted = self._fitted if self._fitted and self._fitted.is_of(model) else None
         with self._machine():
             self._setup(model, data, "validate" if stage == "val" else "test")
-            folder = None
+            self.rounds.store = ClientStore(Path("nowhere"))
             if ckpt_path is not None:
                 found = self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
                 folder, state = self.fabric.broadcast(found)
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client(self.server):
-                    need_clients(folder, state)
+                    self.rounds.store = client_store(folder, state)
                 if stage == "val" and folder and self.fabric.is_global_zero:
                     warn_of_known(folder, data.partition_record())
             elif fitted:
-                folder, self.server = self._run.folder, fitted.server
-            self.rounds.store = ClientStore((folder or Path("nowhere")) / CLIENTS)
+                self.rounds.store, self.server = self._run.store, fitted.server
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)
             self.rounds.release(self.server)

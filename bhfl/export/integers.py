@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bhfl.export.extras import needed, replacing
-from bhfl.files import user_path
+from bhfl.export.extras import needed
+from bhfl.files import replacing, user_path
 from bhfl.quant import BitSpec, QuantizedTensor, QuantLayer, pack, quantize_, quantized_state, unpack
 from bhfl.quant.spec import FLOAT_BITS
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bhfl.export.extras import EXTRAS, needed, replacing
-from bhfl.files import user_path
+from bhfl.export.extras import EXTRAS, needed
+from bhfl.files import replacing, user_path
 from bhfl.quant import QuantLayer
 from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bhfl.engine.folder import durable
-from bhfl.files import user_path
+from bhfl.files import durable, user_path
 from bhfl.report.goals import Goal
 from bhfl.report.page import page
 from bhfl.report.reading import find_runs, path_argument, read_run

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bhfl.engine.folder import durable
+from bhfl.files import durable
 from bhfl.report.drawing import labels, pyplot
 from bhfl.report.reading import path_argument
 

@@ -66,6 +66,8 @@ class Run:
         if not self.summary:
             total = self.max_rounds
             return f"{done} of {total} rounds" if total else f"{done} rounds"
+        if failed := self.summary.get("failed"):
+            return f"after {done} rounds, {str(failed).splitlines()[0]:.200}"
         return "" if done == said else f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
 
     @property

@@ -2,13 +2,18 @@
 
 import os
 import random
+import resource
+import sys
+import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from bhfl.engine import checkpoint, folder
+from bhfl import files
+from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, digest, load, load_last, prune, round_path, save
 from bhfl.engine.store import ClientStore
 
@@ -90,9 +95,9 @@ def test_a_folder_or_nothing_in_its_place(tmp_path):
 def test_another_format_and_plain_tensors(tmp_path):
     torch.save({"format": 99, "state": {}}, tmp_path / "a.ckpt")
     torch.save(torch.zeros(2), tmp_path / "b.ckpt")
-    with pytest.raises(CheckpointError, match="format must be 2, got 99"):
+    with pytest.raises(CheckpointError, match="format must be 3, got 99"):
         load(tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match="format must be 2, got None"):
+    with pytest.raises(CheckpointError, match="format must be 3, got None"):
         load(tmp_path / "b.ckpt")
 
 
@@ -146,7 +151,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, st
     if step == "write":
         monkeypatch.setattr(checkpoint.torch, "save", full)
     else:
-        monkeypatch.setattr(folder.os, step, full)
+        monkeypatch.setattr(files.os, step, full)
     with pytest.raises(OSError, match="No space left"):
         save(path, state(2))
     assert path.read_bytes() == before
@@ -167,3 +172,181 @@ def test_client_store_versions(tmp_path):
     store.prune(7, [3])
     assert store.load(7, 2) is None
     assert store.load(7, 3)["round"] == 3
+
+
+# ---- from elsewhere --------------------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> dict:
+    value: dict = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def forged(path: Path, value: object) -> None:
+    """A file that `save` would not write, with a digest where there is one."""
+    sys.setrecursionlimit(100_000)
+    try:
+        torch.save({"format": checkpoint.FORMAT, "sha256": "0" * 64, "state": value}, path)
+    finally:
+        sys.setrecursionlimit(1000)
+
+
+@pytest.mark.parametrize("depth", [70, 5000])
+def test_what_is_nested_too_deep_is_neither_written_nor_read(tmp_path, depth):
+    with pytest.raises(CheckpointError, match="must be nested at most 64 deep"):
+        save(tmp_path / "a.ckpt", {"state": nested(depth)})
+    assert not list(tmp_path.iterdir())
+    forged(tmp_path / "a.ckpt", nested(depth))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: not a readable checkpoint"):
+        load(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("value", [[], None, "text", 5, torch.zeros(2), [{"server": {}}]])
+def test_a_state_is_a_mapping(tmp_path, value):
+    forged(tmp_path / "a.ckpt", value)
+    with pytest.raises(CheckpointError, match="it holds no state with its SHA-256"):
+        load(tmp_path / "a.ckpt")
+
+
+def doubled(times: int) -> list:
+    """Two of two of two: a hundred bytes for each doubling."""
+    value: list = [torch.zeros(50)]
+    for _ in range(times):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": torch.zeros(1).expand(10**12)},
+        {"a": [torch.zeros(10**5)] * 10**5},
+        {"a": doubled(60)},
+        {"a": ["x" * 10**5] * 10**5},
+    ],
+)
+def test_what_stands_for_more_than_its_file_holds_is_not_read(tmp_path, value):
+    forged(tmp_path / "a.ckpt", value)
+    assert (tmp_path / "a.ckpt").stat().st_size < 10**6
+    start = time.perf_counter()
+    with pytest.raises(CheckpointError, match="stands for more than its file can hold"):
+        load(tmp_path / "a.ckpt")
+    assert time.perf_counter() - start < 5
+
+
+def test_a_packed_archive_is_not_unpacked(tmp_path):
+    save(tmp_path / "a.ckpt", {"a": torch.zeros(10**6)})
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as source,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in source.infolist():
+            packed.writestr(member.filename, source.read(member))
+    with pytest.raises(CheckpointError, match="it is cut off, or another kind of file"):
+        load(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": {1, 2}}, {"a": 3j}, {"a": torch.float32}, {"a": torch.zeros(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")}, {"a": 1 << 9000}, {"a": Evil(Path("canary"))}, {"a": b"bytes"},
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_value_is_neither_written_nor_read(tmp_path, value):
+    with pytest.raises(CheckpointError, match=r"^a must be"):
+        save(tmp_path / "a.ckpt", value)
+    forged(tmp_path / "b.ckpt", value)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint") as error:
+        load(tmp_path / "b.ckpt")
+    assert not {"weights_only", "\x1b", "unsafe"} & {*str(error.value).split()}
+    assert "torch" not in str(error.value).replace("torch.s", "")
+
+
+def test_the_entry_that_cannot_be_kept_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"^server\['extra'\]\['list'\]\[1\] must be a tensor, .* got set"):
+        save(tmp_path / "a.ckpt", {"server": {"extra": {"list": [1, set()]}}})
+
+
+def test_what_is_read_does_not_change_with_the_file(tmp_path):
+    save(tmp_path / "a.ckpt", state())
+    loaded = load(tmp_path / "a.ckpt")
+    with open(tmp_path / "a.ckpt", "r+b") as file:
+        file.write(b"\0" * 5000)
+    assert digest(loaded) == digest(state())
+
+
+def test_tensors_that_share_memory_still_do(tmp_path):
+    whole = torch.arange(6.0)
+    save(tmp_path / "a.ckpt", {"a": whole, "b": whole[2:4], "c": {"d": whole}})
+    loaded = load(tmp_path / "a.ckpt")
+    loaded["a"][2] = 9
+    assert loaded["b"].tolist() == [9, 3]
+    assert loaded["c"]["d"][2] == 9
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        for numbers in (3000, 5000, 10**6):  # torch turns it into errors of its own at some places
+            with pytest.raises(OSError, match=r"File too large: .*a\.ckpt") as error:
+                save(tmp_path / "a.ckpt", {"a": torch.zeros(numbers), "b": torch.zeros(numbers)})
+            assert error.value.__notes__ == ["(make room there; --ckpt_path last goes on from a run's last checkpoint)"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_temporary_file_is_written_through_no_link(tmp_path, monkeypatch):
+    (tmp_path / "notes").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * size)
+    (tmp_path / ".a.ckpt.00000000.tmp").symlink_to(tmp_path / "notes")
+    with pytest.raises(FileExistsError, match=r"a\.ckpt"):
+        save(tmp_path / "a.ckpt", state())
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "a.ckpt").symlink_to(tmp_path / "notes")
+    save(tmp_path / "a.ckpt", state())
+    assert digest(load(tmp_path / "a.ckpt")) == digest(state())
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+# ---- what clients keep -----------------------------------------------------------------------------------------------
+
+
+def test_what_clients_keep_is_missed(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    for client in (3, 170):
+        for round in (2, 4):
+            store.save(client, round, {"algorithm": {"round": round}})
+    table = store.table()
+    assert [table[key].tolist() for key in ("ids", "rounds")] == [[3, 170], [4, 4]]
+    path = tmp_path / "clients" / "0000" / "client=3-round=00004.pt"
+    ClientStore(tmp_path / "clients", table).check()
+    good = path.read_bytes()
+    other = path.with_name("client=3-round=00002.pt")
+    for damage, message in {
+        path.unlink: r"there is no .*client=3-round=00004\.pt",
+        lambda: path.write_bytes(other.read_bytes()): r"client=3-round=00004\.pt: another file than the one",
+        lambda: path.write_bytes(b"cut"): r"client=3-round=00004\.pt: not a readable checkpoint",
+    }.items():
+        damage()
+        again = ClientStore(tmp_path / "clients", table)
+        for use in (again.check, lambda store=again: store.load(3, 4)):
+            with pytest.raises(CheckpointError, match=message):
+                use()
+        assert again.load(170, 4) == {"algorithm": {"round": 4}}
+        path.write_bytes(good)
+    assert ClientStore(tmp_path / "clients", table).load(3, 4) == {"algorithm": {"round": 4}}
+    assert ClientStore(tmp_path / "clients").load(3, 4) is None  # of a run that knows nothing of it
+
+
+def test_a_run_folder_that_has_vanished_is_not_made_again(tmp_path):
+    with pytest.raises(FileNotFoundError, match="version_0/clients"):
+        ClientStore(tmp_path / "version_0" / "clients").save(0, 1, {})

@@ -23,12 +23,14 @@ from torch.utils.data import TensorDataset
 import bhfl.engine.checkpoint
 import bhfl.engine.folder
 import bhfl.engine.store
+import bhfl.files
 from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, GroupedAvgAsymmetric, Local, ProWD
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
+from bhfl.engine.history import unpack
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import Client, fit
@@ -94,9 +96,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     run = folder / "bhfl" / "version_0"
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     state = load(round_path(run / "checkpoints", ROUNDS))
-    history = [
-        {k: v for k, v in row.items() if not k.startswith("time/")} for row in json.loads(state["run"]["history"])
-    ]
+    history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in unpack(state["run"]["history"])]
     newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
     summary = json.loads((run / "summary.json").read_text())
     return {
@@ -262,7 +262,7 @@ def resume_or_begin(folder: Path, kill_at: str = "", count: int = 0, **options: 
     """In a process of its own: go on from the last checkpoint if there is one; at the `count`-th `kill_at`, die."""
     if kill_at:
         module, name = kill_at.rsplit(".", 1)
-        owner = {"folder": bhfl.engine.folder, "checkpoint": bhfl.engine.checkpoint, "os": bhfl.engine.folder.os}
+        owner = {"files": bhfl.files, "checkpoint": bhfl.engine.checkpoint, "os": bhfl.files.os}
         owner |= {"RoundsFile": bhfl.engine.folder.RoundsFile, "ClientStore": bhfl.engine.store.ClientStore}
         die_at(owner[module], name.removesuffix("+"), count, after=name.endswith("+"))
     checkpoints = folder / "bhfl" / "version_0" / "checkpoints"
@@ -298,16 +298,16 @@ def in_process(folder: Path, seconds: float | None = None, **arguments: Any) -> 
 
 
 DEADLY = [
-    "folder.open", "os.fsync", "os.replace", "os.replace+", "checkpoint.digest", "checkpoint.prune",
+    "files.open", "os.fsync", "os.replace", "os.replace+", "checkpoint.digest", "checkpoint.prune",
     "RoundsFile.append", "RoundsFile.append+",
-    "ClientStore.save", "ClientStore.save+", "ClientStore.prune+", "RoundsFile.truncate+",
+    "ClientStore.save", "ClientStore.save+", "ClientStore.prune+", "RoundsFile.rewrite+",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kill_at", DEADLY)
 def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
     rng = random.Random(kill_at)
-    count = 1 if "truncate" in kill_at else rng.randrange(4, 7) if "prune" in kill_at else rng.randrange(5, 30)
+    count = 1 if "rewrite" in kill_at else rng.randrange(4, 7) if "prune" in kill_at else rng.randrange(5, 30)
     if kill_at.startswith("RoundsFile.append"):
         count = rng.randrange(2, ROUNDS)
     assert in_process(tmp_path, kill_at=kill_at, count=count) == -signal.SIGKILL

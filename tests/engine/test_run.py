@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 import subprocess
 import sys
 
@@ -10,10 +12,13 @@ import pytest
 from lightning.fabric.loggers.logger import Logger
 from torch.utils.tensorboard import SummaryWriter
 
-from bhfl.algorithms import ProWD
+from bhfl.algorithms import FedCOMGATE, ProWD
 from bhfl.callbacks import WeightHistograms
+from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.folder import read_summary
 from bhfl.engine.resume import contradictions, described
+from bhfl.report.reading import read_run
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
@@ -42,6 +47,10 @@ class Full(Logger):
         self._write()
 
 
+def rounds_of(trainer):
+    return [json.loads(line)["round"] for line in trainer.run.rows.path.read_text().splitlines()]
+
+
 def run(folder, *loggers):
     data = HandMade([points(6)])
     return fit(folder, None, {32: 1}, Module, data, monitor="train/loss", mode="min", logger=list(loggers))
@@ -54,7 +63,7 @@ def test_a_logger_that_cannot_write_stops_no_run(tmp_path, calls):
         trainer = run(tmp_path / "a", full, fine)
     assert len([w for w in warned if "left out" in str(w.message)]) == 1
     assert (full.steps, fine.steps, fine.calls) == ([1, 2, 3][:calls], [1, 2, 3], 5)
-    assert [row["round"] for row in trainer.run.rows.read()] == [1, 2, 3]
+    assert rounds_of(trainer) == [1, 2, 3]
     assert (trainer.run.folder / "summary.json").exists()
     assert same(trainer.server.params, run(tmp_path / "b").server.params)
 
@@ -67,7 +76,7 @@ def test_histograms_that_cannot_be_written_stop_no_run(tmp_path, monkeypatch):
     options = {"monitor": "train/loss", "mode": "min", "logger": True, "callbacks": [WeightHistograms()]}
     with pytest.warns(UserWarning, match="TensorBoardLogger is left out from now on: .*No space left on device"):
         trainer = fit(tmp_path, None, {32: 1}, Module, HandMade([points(6)]), **options)
-    assert [row["round"] for row in trainer.run.rows.read()] == [1, 2, 3]
+    assert rounds_of(trainer) == [1, 2, 3]
 
 
 def test_a_folder_in_which_another_process_trains(tmp_path):
@@ -103,3 +112,107 @@ def go_on(folder):
 def test_options_that_are_lists_are_told_apart():
     found = contradictions(*({"algorithm": described(ProWD(ladder=ladder))} for ladder in ([2, 32], [2, 8, 32])))
     assert found == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
+
+
+# ---- how a run ends -------------------------------------------------------------------------------------------------
+
+
+class Broken(Module):
+    """A model whose test fails, or whose validation does from some round on."""
+
+    def __init__(self, where: str = "test") -> None:
+        super().__init__()
+        self.where, self.calls = where, 0
+
+    def test_step(self, batch, batch_idx):
+        if self.where == "test":
+            raise KeyError("no such label")
+
+    def validation_step(self, batch, batch_idx):
+        self.calls += 1
+        if self.where == "validation" and self.calls > 2:
+            raise RuntimeError("nothing to see")
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("where", "rounds", "failed"),
+    [("test", 3, "KeyError: 'no such label'"), ("validation", 2, "RuntimeError: nothing")],
+)
+def test_what_a_run_came_to_is_written_with_what_failed(tmp_path, where, rounds, failed):
+    data = HandMade([points(6)], held_out=points(4))
+    options = {"clients": {32: 1}, "data": data, "monitor": "train/loss", "mode": "min"}
+    with pytest.raises((KeyError, RuntimeError)):
+        fit(tmp_path, module=lambda: Broken(where), **options)
+    folder = tmp_path / "bhfl" / "version_0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["failed"].startswith(failed)
+    assert summary["rounds"] == rounds
+    assert summary["metrics"] == {}
+    assert summary["bytes"]["float32"]["uplink_bytes"] > 0
+    assert read_summary(folder) is None
+    assert read_run(folder).finished is False
+    assert read_run(folder).missing.startswith(f"after {rounds} rounds, {failed}")
+    trainer = fit(tmp_path, module=lambda: Broken("nowhere"), ckpt_path="last", **options)
+    assert "failed" not in read_summary(trainer.run.folder)
+
+
+def test_no_summary_of_an_end_that_is_none_any_more(tmp_path):
+    folder = run(tmp_path).run.folder
+    assert (folder / "summary.json").exists()
+
+    class Stop(Callback):
+        def on_fit_start(self, trainer):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss", mode="min",
+            callbacks=[Stop()], max_rounds=5)  # fmt: skip
+    assert not (folder / "summary.json").exists()
+
+
+# ---- what clients keep ----------------------------------------------------------------------------------------------
+
+
+def gate(folder, rounds, ckpt_path=None, **options):
+    settings = {"max_rounds": rounds, "monitor": "train/loss", "mode": "min", **options}
+    data = HandMade([points(6), points(6, seed=1)])
+    return fit(folder, FedCOMGATE(4, allow_inexact=True), {8: 1, 32: 1}, Module, data, ckpt_path, **settings)
+
+
+def test_a_resumed_run_misses_what_its_clients_kept(tmp_path):
+    run = gate(tmp_path, 4).run
+    path = run.folder / "clients" / "0000" / "client=0-round=00004.pt"
+    good, other = path.read_bytes(), path.with_name("client=1-round=00004.pt").read_bytes()
+    for content in (None, other, good[:-100]):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="client=0-round=00004"):
+            gate(tmp_path, 5, "last")
+    path.write_bytes(good)
+    assert gate(tmp_path, 5, "last").server.round == 5
+
+
+def test_a_bit_that_changed_in_what_a_client_kept_ends_the_run_by_name(tmp_path):
+    path = gate(tmp_path, 2).run.folder / "clients" / "0000" / "client=1-round=00002.pt"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"data/0") + 100] ^= 1  # in the numbers of the first tensor
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"client=1-round=00002\.pt: damaged"):
+        gate(tmp_path, 3, "last")
+
+
+def test_a_folder_that_vanishes_in_a_run_is_named(tmp_path):
+    class Vanish(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_round_end(self, trainer, metrics):
+            shutil.rmtree(trainer.run.folder / self.name)
+
+    with pytest.raises(CheckpointError, match=r"there is no .*client=0-round=00001\.pt"):
+        gate(tmp_path / "a", 3, callbacks=[Vanish("clients")])
+    for name, error in {"": "version_0", "checkpoints": "checkpoints"}.items():
+        with pytest.raises(OSError, match=error):
+            fit(tmp_path / f"b{name}", None, {32: 1}, Module, HandMade([points(6)]), callbacks=[Vanish(name)],
+                monitor="train/loss", mode="min")  # fmt: skip
+    assert not list(tmp_path.glob("b/bhfl/version_0/*"))

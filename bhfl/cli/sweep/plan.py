@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bhfl.cli.reading import Layer, nested, read_file
 from bhfl.cli.sweep.matrix import EACH, Matrix
 from bhfl.cli.sweep.options import Option
-from bhfl.engine.folder import RoundsFile, newest_run
+from bhfl.engine.folder import RoundsFile, newest_run, read_summary
 
 TRIALS = "_tuning"
 """Folder of the runs that tune; names of settings and methods begin with a letter or digit."""
@@ -55,7 +55,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether the newest run has come to its end."""
-        return (run := self.run) is not None and (run / "summary.json").exists()
+        return (run := self.run) is not None and read_summary(run) is not None
 
     @property
     def args(self) -> list[str]:

@@ -1,0 +1,226 @@
+"""What a run's checkpoint must hold. Its digest tells damage; this tells a whole file of another or of a wrong content.
+
+What it cannot tell is a wrong value of the right kind: a SHA-256 is no signature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhfl.engine.checkpoint import CheckpointError, load
+from bhfl.engine.history import unpack
+
+Check = Callable[[Any, str], None]
+"""Raises a CheckpointError about a value, which it calls by the given name."""
+
+LARGEST = 2**63
+DIGEST_BYTES = 32
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state in a run's checkpoint, each part of the kind that a run writes; its history unpacked, as rows.
+
+    Raises:
+        CheckpointError: It cannot be read, or is of another content, naming the file and the first wrong entry.
+    """
+    state = load(path)
+    try:
+        return check_contents(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
+
+
+def check_contents(state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` with its history unpacked; CheckpointError naming the first entry that no run writes."""
+    _record(_STATE)(state, "")
+    run, rounds = state["run"], state["server"]["round"]
+    history = unpack(run["history"])
+    if [row.get("round") for row in history] != list(range(1, rounds + 1)):
+        raise CheckpointError(f"its history must have one row for each of {rounds} rounds, got {len(history)} rows")
+    if run["best_round"] > rounds or (run["best"] is None) != (run["best_round"] == 0):
+        raise CheckpointError(f"run.best_round must be a round with run.best, got {run['best_round']}")
+    _check_clients(state["clients"], rounds)
+    return {**state, "run": {**run, "history": history}}
+
+
+def check_kept(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse what is no state of a client.
+
+    Raises:
+        CheckpointError: Naming the file `path`, from which it comes, and the entry.
+    """
+    for key, part in {"algorithm": _mapping, "staying": _each(_tensor)}.items():
+        part(state.get(key, {}), f"{path}: {key}")
+
+
+def lost_key(extra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """What `extra`, which an algorithm keeps on the server, lacks of what its `init_server` made; empty if nothing.
+
+    A resumed run finds out here, not by an error in the middle of a round.
+
+    Args:
+        extra: `ServerState.extra`, made by `server_update` or read from a checkpoint.
+        first: What `init_server` returned.
+    """
+    for key, made in first.items():
+        if key not in extra:
+            return f"ServerState.extra must keep every key that init_server made, and {key!r} is gone"
+        kinds = next((kinds for kinds in _ALIKE if isinstance(made, kinds)), (object,))
+        if not isinstance(extra[key], kinds):
+            was, now = type(made).__name__, type(extra[key]).__name__
+            return f"ServerState.extra[{key!r}] must stay of the kind that init_server made, {was}, and is {now}"
+    return ""
+
+
+_ALIKE: tuple[tuple[type, ...], ...] = ((int, float, Tensor), (str,), (list, tuple), (Mapping,))
+"""Kinds that may take each other's place; None may become anything."""
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------------
+
+
+def _refuse(name: str, rule: str, value: Any) -> None:
+    told = f"{value!r:.60}" if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+    raise CheckpointError(f"{name or 'it'} must be {rule}, got {told}")
+
+
+def _record(parts: Mapping[str, Check]) -> Check:
+    """A mapping with these keys and no others."""
+
+    def check(value: Any, name: str) -> None:
+        _mapping(value, name)
+        if value.keys() != parts.keys():
+            odd = ", ".join(sorted(f"{key!r:.60}" for key in value.keys() ^ parts.keys()))
+            raise CheckpointError(f"{name or 'it'} must hold {', '.join(parts)}: {odd} is missing or unknown")
+        for key, part in parts.items():
+            part(value[key], f"{name}.{key}" if name else key)
+
+    return check
+
+
+def _each(part: Check) -> Check:
+    """A mapping from text to values that pass `part`."""
+
+    def check(value: Any, name: str) -> None:
+        _mapping(value, name)
+        for key, item in value.items():
+            part(item, f"{name}[{key!r:.60}]")
+
+    return check
+
+
+def _mapping(value: Any, name: str) -> None:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        _refuse(name, "a mapping of names", value)
+
+
+def _tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        _refuse(name, "a tensor", value)
+
+
+def _number(value: Any, name: str) -> None:
+    if not isinstance(value, (int, float)):
+        _refuse(name, "a number", value)
+
+
+def _flag(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        _refuse(name, "true or false", value)
+
+
+def _count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+        _refuse(name, "a whole number from 0", value)
+
+
+def _seconds(value: Any, name: str) -> None:
+    _number(value, name)
+    if not 0 <= value < math.inf:
+        _refuse(name, "finite and not negative", value)
+
+
+def _best(value: Any, name: str) -> None:
+    if value is None:
+        return
+    _number(value, name)
+    if not abs(value) < math.inf:
+        _refuse(name, "finite", value)
+
+
+def _buffers(value: Any, name: str) -> None:
+    _mapping(value, name)
+    for key, part in value.items():
+        (_each(_each(_tensor)) if key == "statistics" else _each(_tensor))(part, f"{name}.{key:.60}")
+
+
+def _ids(value: Any, name: str) -> None:
+    if not isinstance(value, list):
+        _refuse(name, "a list of clients", value)
+    for client in value:
+        _count(client, name)
+
+
+def _plain(value: Any, name: str) -> None:
+    """Text, numbers, and lists and mappings of them."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for item in items:
+        _plain(item, name)
+    if isinstance(value, Tensor):
+        _refuse(name, "options without tensors", value)
+
+
+def _options(value: Any, name: str) -> None:
+    _mapping(value, name)
+    _plain(value, name)
+
+
+def _text(value: Any, name: str) -> None:
+    if not isinstance(value, str):
+        _refuse(name, "text", value)
+
+
+_STATE: dict[str, Check] = {
+    "server": _record(
+        {
+            "params": _each(_tensor),
+            "round": _count,
+            "extra": _mapping,
+            "metrics": _each(_number),
+            "participants": _ids,
+            "buffers": _buffers,
+            "channels_last": _flag,
+        }
+    ),
+    "run": _record(
+        {
+            "history": _tensor,
+            "ledger": _each(_record(dict.fromkeys(("uplink_bytes", "downlink_bytes", "header_bytes"), _count))),
+            "best": _best,
+            "best_round": _count,
+            "failed_rounds": _count,
+            "seconds": _seconds,
+        }
+    ),
+    "clients": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
+    "config": _options,
+    "threads": _count,
+    "version": _text,
+}
+
+
+def _check_clients(clients: Mapping[str, Tensor], rounds: int) -> None:
+    """The table of what clients keep: see `ClientStore.table`."""
+    ids, versions, digests = clients["ids"], clients["rounds"], clients["sha256"]
+    kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in (ids, versions, digests)]
+    n = ids.numel()
+    if kinds != [(torch.int64, (n,)), (torch.int64, (n,)), (torch.uint8, (n, DIGEST_BYTES))]:
+        raise CheckpointError("clients must be a table of ids, rounds and sha256, which it is not")
+    if len(set(ids.tolist())) != n or (n and (ids.min() < 0 or versions.min() < 1 or versions.max() > rounds)):
+        raise CheckpointError(f"clients must hold each client once, with a round from 1 to {rounds}")
