@@ -1,0 +1,56 @@
+"""Another process of a run, as it was last heard of."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from subprocess import Popen
+from typing import Any
+
+GRACE_SECONDS = 2.0
+"""For the main thread to end by itself when another process has; and for silence beyond the time-out."""
+
+
+class Peer:
+    """Another process, as it was last heard of.
+
+    Args:
+        rank: Its rank.
+        child: The process itself, where this one has started it.
+    """
+
+    def __init__(self, rank: int, child: Popen[bytes] | None = None) -> None:
+        self.rank, self.child = rank, child
+        self.place = ""
+        self.doing = "starting"
+        self.error = ""
+        self.left = False
+        """It has finished what the processes do together."""
+        self.heard: float | None = None
+        self.gone = False
+        self.socket: socket.socket | None = None
+        self.unread = b""
+
+    def take(self, said: dict[str, Any]) -> None:
+        """Take note of what it says."""
+        self.heard = time.monotonic()
+        self.place = f" ({str(said['place'])[:100]})"
+        self.doing, self.error, self.left = str(said["doing"])[:200], str(said["error"])[:400], said["left"] is True
+
+    def fault(self, silence_seconds: float) -> str:
+        """What is wrong with it, as a sentence without its subject; empty if nothing is."""
+        code = self.child.poll() if self.child else None
+        if self.error:
+            return f"failed while {self.doing}: {self.error}"
+        if self.left:
+            return ""
+        if code is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+            return f"{how} while {self.doing}"
+        silent = 0.0 if self.heard is None else time.monotonic() - self.heard
+        if self.gone and not (self.child and silent < GRACE_SECONDS):
+            return f"has ended without a word while {self.doing}"
+        if silent > silence_seconds:
+            return f"has not been heard of for {silent:.0f} s, since it was {self.doing}"
+        return ""
