@@ -95,6 +95,7 @@ class ExportingTrainer(AnalyzingTrainer):
     def _files(self, folder: Path, data: FederatedData, accuracies: Mapping[str, float]) -> Iterator[Exported]:
         """The files, each written and told of on the console."""
         worker, buffers = self.rounds.worker, self.rounds.buffers
+        worker.layout.take_(self.server.channels_last)
         if not (onnx := installed("onnx")):
             say("note: no ONNX file is written: pip install 'bhfl[onnx]'")
         groups = {client.group: client.spec for client in self.clients}
@@ -102,7 +103,7 @@ class ExportingTrainer(AnalyzingTrainer):
             given = {**self.algorithm.group_params(self.server, group), **buffers.of(self.server, group)}
             tensors = self.rounds.own.whole(self.server, given)
             float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
-            worker.load(tensors, spec)
+            worker.load_global(tensors, spec)
             sizes = {f"{group}.safetensors": save_quantized(worker.module, folder / f"{group}.safetensors")}
             if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
                 sizes.update(_onnx(worker, data, folder / f"{group}.onnx"))

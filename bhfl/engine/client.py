@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -63,6 +63,8 @@ class Worker:
         fabric.to_device(self.module)
         self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
         self.layout = Layout(self.module)
+        self.reestimate_: Callable[[Worker], None] | None = None
+        """Gives a global model that is evaluated the BatchNorm statistics of its width; None to keep the clients'."""
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
         self.parameters = dict(module.named_parameters())
         self.trained = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
@@ -132,9 +134,16 @@ class Worker:
             fresh, self.parameters[name].data = self.parameters[name], fresh
         setattr(self.module.get_submodule(owner), leaf, fresh)
 
+    def load_global(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
+        """Make the module the global model at `spec`, as it is evaluated and handed on."""
+        self.load(tensors, spec)
+        if self.reestimate_ is not None:
+            self.reestimate_(self)
+
     def release(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the module an ordinary one again, with these weights."""
-        self.load(tensors, BitSpec())
+        self.load_global(tensors, BitSpec())
+        self.layout.take_(False)
         dequantize_(self._train_mode()).fabric = None
 
     def _train_mode(self) -> L.LightningModule:

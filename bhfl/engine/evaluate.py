@@ -59,7 +59,7 @@ class Evaluator:
         mine = []
         for index in range(fabric.global_rank, len(tasks), fabric.world_size):
             task = tasks[index]
-            self.worker.load(task.tensors(), task.spec)
+            self.worker.load_global(task.tensors(), task.spec)
             mine.append((index, task.key, self.worker.evaluate(batches(), stage)))
         results: dict[str, list[dict[str, float]]] = {}
         for _, key, metrics in sorted(gather(fabric, mine), key=lambda result: result[0]):

@@ -160,7 +160,6 @@ class Rounds:
     def release(self, server: ServerState) -> None:
         """Give the module back to its owner, with the global model in it."""
         group = next((client.group for client in self.clients if client.spec.is_float), self.groups[0])
-        self.worker.layout.take_(False)
         self.worker.release({**server.params, **self.buffers.of(server, group)})
 
     # ---- one client ---------------------------------------------------------------------------------------------

@@ -72,6 +72,9 @@ def check_settings(options: Mapping[str, Any]) -> None:
     ]
     if str(options["precision"]) not in _PRECISIONS:
         problems.append(f"precision must be one of {', '.join(_PRECISIONS)}, got {options['precision']!r}")
+    for key in ("save_in_int8", "reestimate_norm"):
+        if not isinstance(options[key], bool):
+            problems.append(f"{key} must be true or false, got {options[key]!r}")
     if not isinstance(options["channels_last"], bool) and options["channels_last"] != "auto":
         problems.append(f"channels_last must be auto, true or false, got {options['channels_last']!r}")
     clip = options["gradient_clip_val"]

@@ -31,11 +31,13 @@ from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
+from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.records import ClientRecord, round_metrics
+from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import (
     contradictions,
     described,
@@ -108,6 +110,8 @@ class FederatedTrainer:
             a copy of the model before the first round, and takes it where the results are the same.
         save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as integers, about a
             third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
+        reestimate_norm: Evaluate the global model with BatchNorm statistics of its own at each width, from the samples
+            of ``data.holdout``; the server's seconds for it are in ``time/round_s``.
         logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning loggers.
         callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are called in this order.
         default_root_dir: Where run folders are made.
@@ -152,6 +156,7 @@ class FederatedTrainer:
         timeout_seconds: int = 600,
         channels_last: Union[bool, Literal["auto"]] = "auto",
         save_in_int8: bool = False,
+        reestimate_norm: bool = False,
         logger: Union[bool, Logger, list[Logger]] = True,
         callbacks: Optional[list[Callback]] = None,
         default_root_dir: str = "runs",
@@ -203,6 +208,8 @@ class FederatedTrainer:
         with self._machine():
             self._fitted = None
             self._setup(model, datamodule, "fit", "test")
+            if self.fabric.is_global_zero:
+                forewarn(self.rounds.worker.module, self.clients, datamodule, self.options)
             if self.timing:
                 self.timing.measure_(self.rounds.worker, datamodule)
                 smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
@@ -284,6 +291,8 @@ class FederatedTrainer:
         if "fit" in stages:
             self._check_validation(data)
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
+        if self.options["reestimate_norm"]:
+            worker.reestimate_ = reestimation(model, data, self.algorithm, self.options["norm"])
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
         self.server = replace(self.rounds.init_server(), channels_last=self.options["channels_last"] is True)
         self.evaluator = Evaluator(self.rounds)

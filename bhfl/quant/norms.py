@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: Model, batches: Iterable[Any]) -> Model:
+def reestimate_batchnorm_(model: Model, batches: Iterable[Any], step: Callable[[Any], object] | None = None) -> Model:
     """Replace the running statistics of all BatchNorm layers by those of the activations of some batches.
 
     Rounding the weights moves the mean and the variance of what a BatchNorm layer sees; a model that is evaluated at a
@@ -23,6 +23,7 @@ def reestimate_batchnorm_(model: Model, batches: Iterable[Any]) -> Model:
     Args:
         model: Called with each batch, with its BatchNorm layers in training mode and everything else as in evaluation.
         batches: Inputs of the model; of a tuple or list the first item, as ``torch.optim.swa_utils.update_bn`` does.
+        step: Called with each batch in place of the model, which it calls itself.
 
     Returns:
         The model; as it was where it has no BatchNorm layers with running statistics.
@@ -43,7 +44,10 @@ def reestimate_batchnorm_(model: Model, batches: Iterable[Any]) -> Model:
     try:
         _start_(model, norms)
         for batch in chain([first], waiting):
-            model(batch[0] if isinstance(batch, tuple | list) else batch)
+            if step is not None:
+                step(batch)
+            else:
+                model(batch[0] if isinstance(batch, tuple | list) else batch)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -1,0 +1,88 @@
+"""What is told before the first round, because it trains on without an error and to little effect."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bhfl.engine.types import Client, FederatedData
+from bhfl.quant import layer_weights
+
+_SHARE = 0.5
+"""Low-bit groups of which a smaller share of the weights is at their bits are told of."""
+_LEFT = 0.5
+"""BatchNorm that keeps more than this of its first statistics after a client's round is told of."""
+_NAMED = 5
+
+
+def forewarn(module: nn.Module, clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any]) -> None:
+    """Warn of low-bit groups that compute in float32 for the most part, and of BatchNorm that hardly moves.
+
+    Args:
+        module: The model, whose layers are swapped already.
+        clients: The fleet.
+        data: Already split.
+        options: The trainer's options.
+    """
+    clients = list(clients)
+    if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
+        for group in bits if (told := _mostly_float(module)) else ():
+            warnings.warn(f"{group} clients {told}", stacklevel=2)
+    if told := "" if options["reestimate_norm"] else _slow_norms(module, _most_steps(clients, data, options)):
+        warnings.warn(told, stacklevel=2)
+
+
+def _mostly_float(module: nn.Module) -> str:
+    """Which layers stay float32 at any bits; empty where most weights do not."""
+    low = set(layer_weights(module))
+    sizes: dict[str, int] = {}
+    total = quantised = 0
+    for name, parameter in module.named_parameters():
+        total += parameter.numel()
+        if name in low:
+            quantised += parameter.numel()
+            continue
+        owner = name.rpartition(".")[0]
+        kind = type(module.get_submodule(owner)).__name__.removeprefix("Quant")
+        key = f"{owner or name} ({kind})"
+        sizes[key] = sizes.get(key, 0) + parameter.numel()
+    if quantised >= _SHARE * total:
+        return ""
+    largest = sorted(sizes, key=lambda key: -sizes[key])
+    named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
+    return (
+        f"hold {quantised / total:.0%} of the model's weights at their bits, the rest stays float32: {named}; "
+        "layers of torch's own classes Linear, Conv, Embedding and MultiheadAttention are quantised"
+    )
+
+
+def _most_steps(clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any]) -> int:
+    """Optimiser steps of the client that makes the most of them in a round."""
+    if options["local_steps"] is not None:
+        return int(options["local_steps"])
+    batches = [data.num_batches(client.id) for client in clients if client.num_examples]
+    return int(options["local_epochs"]) * max(batches, default=0)
+
+
+def _slow_norms(module: nn.Module, steps: int) -> str:
+    """The BatchNorm whose running statistics move least in a round, where that is little; else an empty string."""
+    slow = [
+        (norm.momentum, name)
+        for name, norm in module.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.training and norm.momentum is not None
+    ]
+    if not slow or not steps:
+        return ""
+    momentum, name = min(slow)
+    left = (1 - momentum) ** steps
+    if left <= _LEFT:
+        return ""
+    return (
+        f"BatchNorm {name} has momentum {momentum:g}: after the {steps} steps of a round {left:.0%} of its first "
+        "statistics are left, which evaluation then uses; give it a momentum of "
+        f"{1 - 0.1 ** (1 / steps):.2g} or more, or set trainer.reestimate_norm: true and data.holdout"
+    )

@@ -1,0 +1,78 @@
+"""`trainer.reestimate_norm`: BatchNorm statistics of the global model at each width, from samples of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.recorder import Recorder, recording
+from bhfl.engine.sampling import seed_globals
+from bhfl.engine.types import FederatedData
+from bhfl.quant import reestimate_batchnorm_
+
+if TYPE_CHECKING:
+    from bhfl.engine.client import Worker
+
+
+def reestimation(
+    module: L.LightningModule, data: FederatedData, algorithm: Algorithm, norm: str
+) -> Callable[[Worker], None]:
+    """What gives a worker's model the statistics of its own activations on ``data.holdout``.
+
+    A function of the weights, the width and the samples alone: whoever evaluates, tests or exports a model comes to the
+    same statistics. What clients train with is left alone.
+
+    Args:
+        module: The model.
+        data: Already split.
+        algorithm: Tells whether there is a global model.
+        norm: ``trainer.norm``.
+
+    Raises:
+        ValueError: There are no such samples, layers, evaluation steps, or no global statistics.
+    """
+    where = "trainer.reestimate_norm: true"
+    name = type(module).__name__
+    if not any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in module.modules()):
+        raise ValueError(f"{where} needs BatchNorm layers with running statistics, and {name} has none: leave it out")
+    if not algorithm.communicates:
+        raise ValueError(f"{where} needs a global model, and {type(algorithm).__name__} keeps none: leave it out")
+    if norm == "local":
+        raise ValueError(
+            f"{where} needs statistics of the server's, and with trainer.norm: local each client has its own"
+        )
+    batches = getattr(data, "holdout_batches", None)
+    if batches is None or next(iter(batches()), None) is None:
+        raise ValueError(f"{where} needs samples that no client has: set data.holdout, e.g. to 256")
+    steps = [
+        step
+        for step in ("validation_step", "test_step")
+        if getattr(type(module), step) is not getattr(L.LightningModule, step)
+    ]
+    if not steps:
+        raise ValueError(f"{where} evaluates on data.holdout by validation_step, which {name} must define")
+
+    def reestimate_(worker: Worker) -> None:
+        def step(batch: Any) -> None:
+            with worker.fabric.autocast():
+                getattr(worker.module, steps[0])(batch, 0)
+
+        seed_globals(0, worker.fabric.device)
+        with recording(worker.module):
+            reestimate_batchnorm_(worker.module, worker.on_device(_of_several(batches)), step)
+
+    return reestimate_
+
+
+def _of_several(batches: Callable[[], Any]) -> Iterator[Any]:
+    """Without a last batch of one sample, which BatchNorm cannot take, unless it is the only batch."""
+    recorder, first = Recorder(), True
+    for batch in batches():
+        recorder.observe(batch)
+        if first or recorder.batch_size > 1:
+            yield batch
+        first = False
