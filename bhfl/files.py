@@ -159,7 +159,9 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None:  # else it has a text of its own
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            if error.filename2 is not None:  # of a rename, whose two names say less
+                del error.filename2
         if error.errno in FULL:
             error.add_note("(make room there; --ckpt_path last goes on from a run's last checkpoint)")
         raise
@@ -177,5 +179,10 @@ def append(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open` that follows no link at the end of the path."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def _existing(path: str, flags: int) -> int:
-    return os.open(path, flags & ~os.O_CREAT | os.O_NOFOLLOW)
+    return no_link(path, flags & ~os.O_CREAT)

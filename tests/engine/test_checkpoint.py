@@ -294,6 +294,7 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path):
         for numbers in (3000, 5000, 10**6):  # torch turns it into errors of its own at some places
             with pytest.raises(OSError, match=r"File too large: .*a\.ckpt") as error:
                 save(tmp_path / "a.ckpt", {"a": torch.zeros(numbers), "b": torch.zeros(numbers)})
+            assert str(error.value) == f"[Errno 27] File too large: '{tmp_path / 'a.ckpt'}'"
             assert error.value.__notes__ == ["(make room there; --ckpt_path last goes on from a run's last checkpoint)"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -350,3 +351,11 @@ def test_what_clients_keep_is_missed(tmp_path):
 def test_a_run_folder_that_has_vanished_is_not_made_again(tmp_path):
     with pytest.raises(FileNotFoundError, match="version_0/clients"):
         ClientStore(tmp_path / "version_0" / "clients").save(0, 1, {})
+
+
+def test_a_place_that_cannot_be_taken_is_named_alone(tmp_path):
+    (tmp_path / "a.ckpt").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        save(tmp_path / "a.ckpt", state())
+    assert str(error.value) == f"[Errno 21] Is a directory: '{tmp_path / 'a.ckpt'}'"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]

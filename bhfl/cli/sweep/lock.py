@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bhfl.cli.reading import ConfigError
+from bhfl.files import no_link
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def locked(folder: Path) -> Iterator[int]:
         ConfigError: A sweep is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".sweep.lock", "a+") as sweep, open(folder / ".runs.lock", "a") as runs:
+    locks = (folder / ".sweep.lock", folder / ".runs.lock")
+    with open(locks[0], "a+", opener=no_link) as sweep, open(locks[1], "a", opener=no_link) as runs:
         try:
             fcntl.flock(sweep, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
