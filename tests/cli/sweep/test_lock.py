@@ -1,12 +1,51 @@
-"""The locks of a sweep overwrite nothing that they are linked to."""
+"""Two sweeps never work in one folder."""
 
-from __future__ import annotations
-
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bhfl.cli.reading import ConfigError
 from bhfl.cli.sweep.lock import locked
+
+
+def test_the_second_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path / "m"):
+        message = f"{tmp_path / 'm'}: another sweep is at work here, process {os.getpid()}"
+        with pytest.raises(ConfigError, match=message), locked(tmp_path / "m"):
+            pass
+    with locked(tmp_path / "m"):
+        pass
+
+
+def test_the_next_waits_for_runs_that_are_left(tmp_path: Path) -> None:
+    with locked(tmp_path) as lock:
+        left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock])
+    assert left.poll() is None
+    with locked(tmp_path):
+        assert left.wait(5) == 0
+
+
+def test_a_run_ends_with_its_sweep(tmp_path: Path) -> None:
+    code = (
+        "import threading, time\n"
+        "from bhfl.cli.sweep.child import end_with_parent\n"
+        "threading.Thread(target=end_with_parent, daemon=True).start()\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"begun\n"
+    time.sleep(0.2)
+    assert child.poll() is None
+    child.stdin.close()
+    assert child.wait(10) == -15
+    child.stdout.close()
 
 
 @pytest.mark.parametrize("name", [".sweep.lock", ".runs.lock"])
