@@ -92,7 +92,7 @@ def test_a_server_update_is_held_to_the_model(tmp_path, fault):
         run(tmp_path, Mine())
 
 
-@pytest.mark.parametrize("fault", [transpose, spoil, double, whole_numbers, sparse, array, add], ids=str)
+@pytest.mark.parametrize("fault", [transpose, spoil, double, whole_numbers, sparse, array, add])
 def test_so_are_the_models_of_groups_and_what_is_sent_down(tmp_path, fault):
     class Measured(Algorithm):
         def group_params(self, server, group):
@@ -110,7 +110,7 @@ def test_so_are_the_models_of_groups_and_what_is_sent_down(tmp_path, fault):
         run(tmp_path / "b", Sent())
 
 
-@pytest.mark.parametrize("fault", [transpose, spoil, double, array, add], ids=str)
+@pytest.mark.parametrize("fault", [transpose, spoil, double, array, add])
 def test_so_is_what_clients_make_of_a_downlink(tmp_path, fault):
     class Mine(Algorithm):
         def receive(self, received, state):
@@ -166,7 +166,7 @@ def test_what_an_aggregator_comes_to_is_held_to_the_model(tmp_path, fault, messa
         run(tmp_path, Mine())
 
 
-@pytest.mark.parametrize("fault", [drop, rename, transpose, array], ids=str)
+@pytest.mark.parametrize("fault", [drop, rename, transpose, array])
 def test_a_reconstruction_that_fits_no_model_is_told_at_once(tmp_path, fault):
     class Mine(Algorithm):
         def reconstruct(self, update, client, server):
