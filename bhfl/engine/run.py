@@ -117,7 +117,8 @@ class Run:
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
-        write_json(self.folder / "env.json", _environment(self.options))
+        environment = {**_environment(self.options), "channels_last": server.channels_last}
+        write_json(self.folder / "env.json", environment)
         self.rows.rewrite(self.history)
         self._packed.extend(self.history)
         self._loggers.begin(self.history)

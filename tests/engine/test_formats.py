@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import warnings
@@ -292,6 +293,7 @@ def test_what_was_decided_holds_for_resumed_runs_and_tests(tmp_path, monkeypatch
     assert same(resumed.server.params, whole.server.params)
     tester = FederatedTrainer({8: 2, 32: 2}, logger=False, default_root_dir=str(tmp_path / "part"), devices=1)
     tester.test(Client(), fake(), ckpt_path="last")
+    assert json.loads((resumed.run.folder / "env.json").read_text())["channels_last"] is True
     assert tester.server.channels_last is True
 
 
