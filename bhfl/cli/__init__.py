@@ -110,7 +110,7 @@ def _run(args: list[str]) -> int:
     from importlib import import_module
 
     from bhfl.cli.current_folder import find_in_current_folder
-    from bhfl.cli.exits import BAD_CONFIG, exit_code, format_warning, report
+    from bhfl.cli.exits import BAD_CONFIG, exit_code, format_warning, report, told
     from bhfl.cli.hints import suggestion
     from bhfl.cli.reading import ConfigError, read_layers
     from bhfl.engine.ending import LostProcessError, ended_in_order, no_exit_of_others
@@ -145,6 +145,6 @@ def _run(args: list[str]) -> int:
         code = exit_code(error)
         if code is None:
             raise
-        report([" ".join([str(error), *getattr(error, "__notes__", [])])])
+        report([told(error)])
         return code
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 import warnings
@@ -56,11 +57,29 @@ def exit_code(error: Exception) -> int | None:
         return TOO_FEW_CLIENTS
     if isinstance(error, ExitCalledError):
         return BAD_DATA if error.__cause__ and by_data(error.__cause__) else BAD_CONFIG
-    if isinstance(error, (ValueError, OSError)) and by_data(error):
+    if (isinstance(error, (ValueError, OSError)) or too_large(error)) and by_data(error):
         return BAD_DATA
     if isinstance(error, OSError) or (isinstance(error, ValueError) and raised_by(error) == "bhfl"):
         return BAD_CONFIG
     return None
+
+
+def too_large(error: BaseException) -> bool:
+    """Whether an array was asked for that no memory, or no index, is large enough for."""
+    words = "array is too big|[Mm]aximum allowed (dimension|size) exceeded"  # of NumPy, whose error is a ValueError
+    if isinstance(error, (RuntimeError, TypeError, OverflowError)):
+        words = "allocate|out of memory|[Oo]verflow|too large"
+    elif not isinstance(error, ValueError):
+        return isinstance(error, MemoryError)
+    return bool(re.search(words, str(error)))
+
+
+def told(error: BaseException) -> str:
+    """What an error says, with its notes, and what helps where memory was short."""
+    text, notes = str(error), getattr(error, "__notes__", [])
+    if too_large(error):  # in one line: torch adds where it was in its own code
+        text, notes = text.partition("\n")[0], [*notes, "(smaller sizes of model, data or batch need less memory)"]
+    return " ".join([text, *notes])
 
 
 def by_data(error: BaseException) -> bool:

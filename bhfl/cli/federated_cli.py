@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.classes import imported
-from bhfl.cli.exits import by_data, original, raised_by, say
+from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema, taken_from_data
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_paths
@@ -128,11 +128,11 @@ class FederatedCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             cause = original(error)
-            refused = isinstance(cause, (ValueError, OSError)) or raised_by(cause) == "lightning"
+            refused = isinstance(cause, (ValueError, OSError)) or raised_by(cause) == "lightning" or too_large(cause)
             if by_data(cause) or not refused:
                 raise cause from None
-            told = [core(str(cause))] if raised_by(cause) == "jsonargparse" else str(cause).splitlines()
-            raise ConfigError(told) from cause
+            problems = [core(str(cause))] if raised_by(cause) == "jsonargparse" else told(cause).splitlines()
+            raise ConfigError(problems) from cause
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the options that stand outside its section, and our callbacks before the user's."""

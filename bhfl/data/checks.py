@@ -8,11 +8,16 @@ from pathlib import Path
 
 from bhfl.files import user_path
 
+LARGEST = 2**31
+"""Of all counts and sizes; their products may still be more than a machine has."""
 
-def check_int(key: str, value: int, minimum: int) -> int:
-    """`value` if it is an integer of at least `minimum`; ValueError otherwise."""
+
+def check_int(key: str, value: int, minimum: int, maximum: int = LARGEST) -> int:
+    """`value` if it is an integer from `minimum` to `maximum`; ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{key} must be an integer of at least {minimum}, got {value!r}")
+    if value > maximum:
+        raise ValueError(f"{key} must be at most {maximum:,}, got {value!r}")
     return value
 
 

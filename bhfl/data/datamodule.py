@@ -87,7 +87,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         self.holdout = check_int("data.holdout", holdout, 0)
         self.max_train_samples = check_optional_int("data.max_train_samples", max_train_samples, 1)
         self.max_eval_samples = check_optional_int("data.max_eval_samples", max_eval_samples, 1)
-        self.num_workers = check_int("data.num_workers", num_workers, 0)
+        self.num_workers = check_int("data.num_workers", num_workers, 0, 1024)
         self.augment, self.drop_last = augment, drop_last
         self._split: Split | None = None
 

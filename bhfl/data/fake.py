@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from bhfl.data.checks import check_int
 from bhfl.data.datamodule import FederatedDataModule
+from bhfl.data.limits import memory_bytes
 from bhfl.data.source import TensorSource
 
 
@@ -47,7 +49,13 @@ class FakeImages(FederatedDataModule):
         self.num_test = check_int("FakeImages.num_test", num_test, 1)
         self._shape = tuple(shape)
         self._num_classes = check_int("FakeImages.num_classes", num_classes, 1)
-        self.seed = check_int("FakeImages.seed", seed, 0)
+        self.seed = check_int("FakeImages.seed", seed, 0, 2**62 - 1)
+        pictures = 2 * max(num_train, num_test) + num_classes  # while they are made, each stands in memory twice
+        if (size := pictures * (math.prod(shape) + 8)) > (most := memory_bytes() // 2):
+            raise ValueError(
+                f"FakeImages must take at most half of this machine's memory, {most:,} bytes, got {size:,}: "
+                "give smaller num_train, num_test, num_classes or shape"
+            )
 
     @property
     def num_classes(self) -> int:

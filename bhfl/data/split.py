@@ -71,7 +71,7 @@ def make_split(
     check_int("num_clients", num_clients, 1)
     if targets.ndim != 1:
         raise ValueError(f"targets must have one dimension for a split, got shape {targets.shape}; pass targets=")
-    streams = np.random.SeedSequence(check_int("seed", seed, 0)).spawn(5)
+    streams = np.random.SeedSequence(check_int("seed", seed, 0, 2**63 - 1)).spawn(5)
     rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(np.random.default_rng, streams)
     values = partition.values(targets)
     pool = stratified_sample(targets, min(len(targets), max_samples or len(targets)), rng_subset)

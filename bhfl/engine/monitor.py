@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _ERRORS = frozenset(
@@ -48,6 +49,31 @@ def doubt(monitor: str, mode: str) -> str:
         f"trainer.monitor is {monitor} and trainer.mode {mode}: the {end} {wrong[0]} is the best; "
         f"set trainer.mode to {right}"
     )
+
+
+def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
+    """Refuse a metric that validation will not log, where that is known before it runs.
+
+    A class says so by ``validation_metrics``, names without ``val/``; of its subclasses, which may log others, nothing
+    is known.
+
+    Args:
+        monitor: The trainer's option.
+        model: The module.
+        groups: Labels of the bit groups.
+
+    Raises:
+        ValueError: It is none of what the model logs.
+    """
+    known = vars(type(model)).get("validation_metrics")
+    if known is None or not monitor.startswith("val/"):
+        return
+    ends = ["", "_avg", "_min", *(f"_{group}" for group in groups), *(f"_local_{group}" for group in groups)]
+    tags = [f"val/{name}{end}" for name in known for end in ends]
+    if monitor not in tags:
+        near = difflib.get_close_matches(monitor, tags, 1)
+        more = f"; did you mean {near[0]!r}?" if near else f"; {type(model).__name__} logs {', '.join(known)}"
+        raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}{more}")
 
 
 def _words(monitor: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -15,9 +16,32 @@ from lightning.pytorch.core.optimizer import (
 )
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bhfl.engine.recorder import tag_of
+
+
+def check_optimizers(module: L.LightningModule) -> None:
+    """Make the optimisers once, before any work: what torch refuses would fail every client of every round.
+
+    Other errors are left to the first client, for which alone the module has all that it may ask for.
+
+    Raises:
+        ValueError: In torch's words.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimisers have made no step
+            configured: Any = module.configure_optimizers()
+            _, schedulers, _ = _configure_optimizers(configured) if configured else ([], [], None)
+            for schedule in _configure_schedulers_manual_opt(schedulers):
+                if isinstance(schedule.scheduler, LRScheduler) and not schedule.reduce_on_plateau:
+                    schedule.scheduler.step()
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if str(frames[-1].f_globals.get("__name__", "")).startswith("torch.optim"):
+            name = f"{type(module).__name__}.configure_optimizers"
+            raise ValueError(f"{name} asks for what torch refuses: {type(error).__name__}: {error}") from error
 
 
 class LocalOptimizers:

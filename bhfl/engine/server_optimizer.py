@@ -18,6 +18,19 @@ def describe(make: OptimizerCallable) -> dict[str, Any]:
     return {"class": type(optimizer).__name__, **{name: repr(value) for name, value in optimizer.defaults.items()}}
 
 
+def unusable(make: OptimizerCallable) -> str:
+    """Why an optimiser cannot be used, told by one step on a single weight; empty if it can."""
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    try:
+        make([weight]).step()
+    except TypeError as error:
+        return f"{error}; the server's step has no closure, as LBFGS needs one"
+    except Exception as error:  # its own words, whatever their kind
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 class ServerOptimizer:
     """Steps any torch optimiser on means of client weights; its state comes in and goes out, none stays here.
 

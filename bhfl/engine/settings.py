@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.sampling import cohort_size
+from bhfl.engine.server_optimizer import unusable
 from bhfl.files import user_path
 
 _COUNTS = {
@@ -27,6 +29,10 @@ _CHOICES = {
 }
 _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")
 _LARGEST = 2**31
+_LONGEST_PART, _LONGEST_PATH = 255, 3000
+"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside of a run folder."""
+_A_CPU = 16
+"""Threads, or processes, for each CPU at most: far more than help, and far fewer than crash a machine."""
 _LARGEST_SEED = 2**32 - 1
 """As in `lightning.seed_everything`."""
 
@@ -82,8 +88,8 @@ def check_settings(options: Mapping[str, Any]) -> None:
         problems.append(f"gradient_clip_val must be positive and finite, got {clip!r}")
     problems += _folder_problems(options["default_root_dir"])
     for key in ("name", "monitor"):
-        if not isinstance(options[key], str) or not options[key].strip():
-            problems.append(f"{key} must not be empty, got {options[key]!r}")
+        problems += _text_problems(key, options[key])
+    problems += _machine_problems(options)
     if isinstance(options["name"], str) and (options["name"].startswith("/") or ".." in options["name"].split("/")):
         problems.append(f"name must stay inside default_root_dir, got {options['name']!r}")
     problems += callback_problems(options["callbacks"])
@@ -99,7 +105,33 @@ def _folder_problems(value: Any) -> list[str]:
         user_path(value)
     except ValueError as error:
         return [f"default_root_dir must be a folder: {error}"]
+    return _text_problems("default_root_dir", str(value))
+
+
+def _text_problems(key: str, text: Any) -> list[str]:
+    """Problems of an option that is text: empty, or no name that a file system takes."""
+    if not isinstance(text, str) or not text.strip():
+        return [f"{key} must not be empty, got {text!r}"]
+    if not text.isprintable() and re.search("[\0\ud800-\udfff]", text):
+        return [f"{key} must be text without NUL that UTF-8 can write, got {text!r}"]
+    parts = text.encode().split(b"/")
+    if key != "monitor" and (len(text.encode()) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_PART):
+        longest = f"{_LONGEST_PATH} bytes, and {_LONGEST_PART} between two slashes"
+        return [f"{key} must have at most {longest}, got {len(text.encode())} bytes that begin with {text[:20]!r}"]
     return []
+
+
+def _machine_problems(options: Mapping[str, Any]) -> list[str]:
+    """Problems of what only this machine can tell, or a trial."""
+    found, most = [], _A_CPU * (os.cpu_count() or 1)
+    processes = str(options["devices"]) if options["accelerator"] in ("auto", "cpu") else ""
+    numbers = {"threads": options["threads"], "devices": int(processes) if processes.isdecimal() else 1}
+    for key, number in numbers.items():
+        if _is_count(number, 1, sys.maxsize) and number > most:
+            found.append(f"{key} must be at most {most}, {_A_CPU} for each CPU here, got {number}")
+    if callable(make := options.get("server_optimizer")) and (why := unusable(make)):
+        found.append(f"server_optimizer cannot be used: {why}")
+    return found
 
 
 def _fleet_problems(options: Mapping[str, Any], problems: list[str]) -> list[str]:

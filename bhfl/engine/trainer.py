@@ -35,7 +35,8 @@ from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
-from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.monitor import check_monitor, doubt, unseen
+from bhfl.engine.optim import check_optimizers
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import (
@@ -289,6 +290,8 @@ class FederatedTrainer:
             )
         )  # fmt: skip
         if "fit" in stages:
+            check_optimizers(model)
+            check_monitor(self.options["monitor"], model, {client.group for client in self.clients})
             self._check_validation(data)
         worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
         if self.options["reestimate_norm"]:

@@ -42,6 +42,9 @@ class Classifier(L.LightningModule):
         ValueError: if an argument breaks its rule.
     """
 
+    validation_metrics = ("loss", "acc")
+    """What `validation_step` of this very class logs after ``val/``."""
+
     def __init__(
         self,
         net: str | nn.Module = "cnn",

@@ -13,6 +13,8 @@ RangeRule = str
 Granularity = Literal["tensor", "channel"]
 
 FLOAT_BITS = 32
+LONGEST_NAME = 100
+"""Bytes of a name in UTF-8: names of files are made of it."""
 _WIDTHS = ("weights", "activations", "errors", "gradients", "storage")
 
 
@@ -51,6 +53,8 @@ class BitSpec:
         _check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
             raise ValueError(f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}")
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise ValueError(f"BitSpec.name must have at most {LONGEST_NAME} bytes, got {self.name[:20]!r} ...")
         self._check_combination()
 
     def _check_combination(self) -> None:

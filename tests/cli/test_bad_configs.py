@@ -177,6 +177,8 @@ FILES = {
     "choice": ("trainer: {sampling: stratifed}\n", ["one of stratified, uniform, got 'stratifed'", "'stratified'"]),
     "precision": ("trainer: {precision: 8}\n", ["trainer.precision must be one of 32", "got 8"]),
     "text-empty": ("trainer: {name: ''}\n", ["trainer.name must not be empty"]),
+    "text-nul": ('trainer: {name: "a\\0b"}\n', ["bad.yaml:1: trainer.name: must not hold the character NUL"]),
+    "root-nul": ('trainer: {default_root_dir: "a\\0b"}\n', ["bad.yaml:1: trainer.default_root_dir: must not hold"]),
     "text-number": ("trainer: {default_root_dir: 123}\n", ["trainer.default_root_dir must be text, got 123"]),
     "section-null": ("trainer: null\n", ["trainer must be a mapping, got null"]),
     "section-list": ("trainer: [max_rounds]\n", ["trainer must be a mapping, got ['max_rounds']"]),
@@ -236,6 +238,48 @@ OPTIONS = {
     "duplicate": (["--clients", "{8: 5, 8: 3}"], ["--clients cannot be used: 8 is given twice"]),
     "fleet": (["--clients", "{1: 5}"], ["clients[0]: bits must be 2..16 or 32, got 1"]),
     "section": (["--trainer", "tiny.yaml"], ["--trainer must be a mapping, got 'tiny.yaml'"]),
+    "server-lr": (
+        ["--trainer.server_optimizer", "torch.optim.Adam", "--trainer.server_optimizer.lr", "-1"],
+        ["server_optimizer cannot be used", "Invalid learning rate: -1.0"],
+    ),
+    "server-betas": (
+        ["--trainer.server_optimizer", "torch.optim.Adam", "--trainer.server_optimizer.betas", "[2, 2]"],
+        ["server_optimizer cannot be used", "Invalid beta parameter"],
+    ),
+    "server-closure": (
+        ["--trainer.server_optimizer", "torch.optim.LBFGS"],
+        ["server_optimizer cannot be used", "'closure'"],
+    ),
+    "server-sparse": (["--trainer.server_optimizer", "torch.optim.SparseAdam"], ["does not support dense gradients"]),
+    "optimizer-lr": (["--model.optimizer.lr", "-0.1"], ["Classifier.configure_optimizers", "learning rate: -0.1"]),
+    "optimizer-momentum": (["--model.optimizer.momentum", "-1"], ["Invalid momentum value: -1.0"]),
+    "optimizer-betas": (["--model.optimizer", "Adam", "--model.optimizer.betas", "[2, 2]"], ["Invalid beta"]),
+    "scheduler": (
+        ["--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "0"],
+        ["Classifier.configure_optimizers asks for what torch refuses", "modulo by zero"],
+    ),
+    "batch-size-huge": (["--data.batch_size", "9" * 20], ["data.batch_size must be at most 2,147,483,648"]),
+    "num-train-huge": (["--data.num_train", "100000000000"], ["FakeImages.num_train must be at most 2,147,483,648"]),
+    "data-seed-huge": (["--data.seed", "1" + "0" * 23], ["FakeImages.seed must be at most"]),
+    "workers-huge": (["--data.num_workers", "100000"], ["data.num_workers must be at most 1,024, got 100000"]),
+    "shape-huge": (["--data.shape", "[100000, 100000, 100000]"], ["FakeImages must take at most half", "memory"]),
+    "shape-product": (["--data.shape", "[1, 2000000000, 2000000000]"], ["FakeImages must take at most half"]),
+    "num-train-too": (["--data.num_train", "2000000000"], ["give smaller num_train, num_test, num_classes or shape"]),
+    "num-classes-huge": (["--data.num_classes", "2000000000"], ["FakeImages must take at most half"]),
+    "hidden-huge": (["--model.net_kwargs", "{hidden: [2000000000, 2000000000]}"], ["need less memory"]),
+    "monitor": (["--trainer.monitor", "val/nonsense"], ["must be a logged metric, got 'val/nonsense'"]),
+    "monitor-group": (["--trainer.monitor", "val/acc_int4"], ["got 'val/acc_int4'; did you mean 'val/acc_int8'?"]),
+    "name-long": (["--trainer.name", "n" * 300], ["--trainer.name must have at most", "255 between two slashes"]),
+    "name-long-utf8": (["--trainer.name", "é" * 200], ["--trainer.name must have at most", "got 400 bytes"]),
+    "name-deep": (["--trainer.name", "/".join(["a" * 200] * 25)], ["--trainer.name must have at most 3000 bytes"]),
+    "root-long": (["--trainer.default_root_dir", "n" * 300], ["--trainer.default_root_dir must have at most"]),
+    "name-no-utf8": (["--trainer.name", "\udcff"], ["--trainer.name must be valid UTF-8, got '\\udcff'"]),
+    "group-name-long": (
+        ["--clients", f"[{{bits: {{weights: 4, name: {'n' * 101}}}, count: 2}}]"],
+        ["clients[0]: BitSpec.name must have at most 100 bytes"],
+    ),
+    "threads": (["--trainer.threads", "100000"], ["--trainer.threads must be at most", "got 100000"]),
+    "devices": (["--trainer.devices", "100000"], ["--trainer.devices must be at most", "got 100000"]),
     "ambiguous": (["--trainer.logger", "CSVLogger"], ["trainer.logger", "Multiple subclasses with name CSVLogger"]),
     "required": (
         ["--trainer.logger", "lightning.fabric.loggers.CSVLogger"],
@@ -281,6 +325,28 @@ def test_a_module_of_the_standard_library_is_not_even_imported(bhfl: Command) ->
     sys.modules.pop("this", None)
     assert bhfl("fit", "--config", "tiny.yaml", "--algorithm", "this.s").code == 2
     assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("def f(:", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "importing MODULE ends the process"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("raise RuntimeError('not here')", "RuntimeError: not here"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--algorithm", "--trainer.callbacks+", "--model.optimizer"])
+def test_a_module_that_cannot_be_imported(bhfl: Command, tmp_path: Path, source: str, why: str, option: str) -> None:
+    module = f"own_broken_{abs(hash((source, option)))}"
+    (tmp_path / f"{module}.py").write_text(source)
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", f"{option}={module}.Mine")
+    assert code == 2
+    assert why.replace("MODULE", module) in err
+    assert f"{module}.py, line 1" in err or "No module" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_all_problems_come_at_once(bhfl: Command, tmp_path: Path) -> None:

@@ -445,10 +445,12 @@ def test_too_few_clients(bhfl: Command) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:round 1. client")
-def test_a_run_without_a_usable_round_fails(bhfl: Command) -> None:
-    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--model.optimizer.lr", "-1", "--trainer.max_rounds", "1")
+def test_a_run_without_a_usable_round_fails(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_never.py").write_text(FAILING.replace("if run.client.id == 1", "if True"))
+    words = ("--algorithm", "own_never.Failing", "--trainer.max_rounds", "1")
+    code, _, err = bhfl("fit", "--config", "tiny.yaml", *words)
     assert code == 5
-    assert "Invalid learning rate: -1.0" in err
+    assert "RuntimeError: out of order" in err
 
 
 def test_patience_without_validation(bhfl: Command, tmp_path: Path) -> None:

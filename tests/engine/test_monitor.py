@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 
-from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.monitor import check_monitor, doubt, unseen
+from bhfl.models import Classifier
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
 
@@ -91,3 +92,23 @@ def test_a_metric_that_is_no_number_is_told_at_the_first_validation(tmp_path, ev
 def test_values_that_are_seen_need_no_word():
     assert unseen("val/acc_avg", {"val/acc_avg": 0.0}, {"acc_avg": 0.0}) == ""
     assert unseen("train/loss", {}, {}) == ""
+
+
+@pytest.mark.parametrize("tag", ["val/nonsense", "val/acc_int4", "val/accuracy", "val/", "val/f1_avg"])
+def test_a_metric_that_a_classifier_never_logs_is_refused_before_any_round(tag: str) -> None:
+    with pytest.raises(ValueError, match=f"trainer.monitor must be a logged metric, got '{tag}'; "):
+        check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
+
+
+@pytest.mark.parametrize("tag", ["val/acc", "val/acc_avg", "val/loss_min", "val/acc_int8", "val/acc_local_int8"])
+def test_what_it_logs_is_taken(tag: str) -> None:
+    check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
+
+
+def test_nothing_is_known_of_other_classes_and_other_metrics() -> None:
+    class Mine(Classifier):
+        """May log what it likes."""
+
+    check_monitor("val/f1", Mine("mlp"), ["int8"])
+    check_monitor("val/f1", Module(), ["int8"])
+    check_monitor("train/anything", Classifier("mlp"), ["int8"])

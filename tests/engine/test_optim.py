@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bhfl.algorithms import FedProx
 from bhfl.engine.callback import Callback
+from bhfl.engine.optim import check_optimizers
 from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import FEATURES, HandMade, Module, float_state, points
 from tests.federation import fit, same
@@ -312,3 +313,38 @@ def test_what_manual_modules_cannot_have(tmp_path):
 def test_what_cannot_be_trained_with(tmp_path, configure, message):
     with pytest.raises(TooFewClientsError, match=message):
         rates(tmp_path, configure)
+
+
+class Asking(L.LightningModule):
+    """A client whose optimisers are made by a function of the test."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net, self.make = nn.Linear(1, 1), make
+
+    def configure_optimizers(self):
+        return self.make(self)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda m: torch.optim.SGD(m.parameters(), -1.0), "ValueError: Invalid learning rate: -1.0"),
+        (lambda m: torch.optim.SGD(m.parameters(), 1.0, momentum=-1), "Invalid momentum value: -1"),
+        (lambda m: torch.optim.SGD([], 1.0), "optimizer got an empty parameter list"),
+        (lambda m: torch.optim.SGD(m.parameters(), "x"), "TypeError"),
+        (
+            lambda m: [[s := torch.optim.SGD(m.parameters(), 1.0)], [torch.optim.lr_scheduler.StepLR(s, 0)]],
+            "ZeroDivisionError",
+        ),
+    ],
+)
+def test_what_torch_refuses_is_told_at_set_up(make, why):
+    with pytest.raises(ValueError, match=f"Asking.configure_optimizers asks for what torch refuses: .*{why}"):
+        check_optimizers(Asking(make))
+
+
+def test_what_only_a_client_can_ask_for_is_left_to_it():
+    check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0 / m.trainer.max_epochs)))
+    check_optimizers(Asking(lambda m: None))
+    check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
 
 from bhfl.engine.trainer import FederatedTrainer
@@ -21,6 +22,14 @@ from bhfl.engine.trainer import FederatedTrainer
         ({"seed": 2**32}, "seed must be an integer from 0 to 4,294,967,295, got 4294967296"),
         ({"patience": 0}, "patience must be an integer from 1"),
         ({"threads": 0}, "threads must be an integer from 1"),
+        ({"threads": 10**5}, "threads must be at most .* 16 for each CPU here, got 100000"),
+        ({"devices": "100000", "accelerator": "cpu"}, "devices must be at most .* 16 for each CPU here, got 100000"),
+        ({"name": "a\0b"}, r"name must be text without NUL that UTF-8 can write, got 'a\\x00b'"),
+        ({"name": "a\ud800"}, "name must be text without NUL that UTF-8 can write"),
+        ({"name": "a/" + "b" * 256}, "name must have at most 3000 bytes, and 255 between two slashes, got 258 bytes"),
+        ({"default_root_dir": "é" * 128}, "default_root_dir must have at most .* got 256 bytes"),
+        ({"server_optimizer": lambda p: torch.optim.SGD(p, -1)}, "server_optimizer cannot be used: .* rate: -1"),
+        ({"server_optimizer": torch.optim.LBFGS}, "server_optimizer cannot be used: .*closure"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be an integer from 1"),
         ({"sampling": "random"}, "sampling must be one of stratified, uniform, got 'random'"),
         ({"lr_schedule": "go on"}, "lr_schedule must be one of continue, restart"),
