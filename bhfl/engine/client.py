@@ -20,6 +20,7 @@ from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.formats import Layout
 from bhfl.engine.optim import LocalOptimizers, lend_
 from bhfl.engine.recorder import Recorder, recording, tag_of
+from bhfl.engine.registered import Registered
 from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, save_in_int8, seed_, set_spec_, store_
@@ -66,15 +67,7 @@ class Worker:
         self.reestimate_: Callable[[Worker], None] | None = None
         """Gives a global model that is evaluated the BatchNorm statistics of its width; None to keep the clients'."""
         self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
-        self.parameters = dict(module.named_parameters())
-        self.trained = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
-        self.layers = list(module.modules())
-        self.known = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-        self.empty = {
-            name: {leaf for leaf, buffer in layer._buffers.items() if buffer is None}
-            for name, layer in module.named_modules()
-        }
-        self.num_buffers = self._count_buffers()
+        self.registered = Registered(module, fabric.device)
         saved = self.module.state_dict()
         transient = {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name not in saved}
         self.transient: dict[str, Tensor] = fabric.broadcast(transient)  # those of rank 0, as the weights are
@@ -96,43 +89,15 @@ class Worker:
         Whatever a client before it did to parameters and buffers is undone, so that nothing goes from one to the next.
         """
         set_spec_(self.module, spec)
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad = self.trained[name]
+        self.registered.train_as_lent()
         own = self.module.state_dict()
         for name, value in tensors.items():
-            self._put(name, own.get(name), value)
+            self.registered.put(name, own.get(name), value)
         for name, value in self.transient.items():
             owner, _, leaf = name.rpartition(".")
-            self._put(name, getattr(self.module.get_submodule(owner), leaf, None), value)
-        if self._count_buffers() != self.num_buffers:
-            self._drop_new_buffers()
+            self.registered.put(name, getattr(self.module.get_submodule(owner), leaf, None), value)
+        self.registered.drop_new()
         begin_round_(self.module)
-
-    def _count_buffers(self) -> int:
-        return sum(buffer is not None for layer in self.layers for buffer in layer._buffers.values())
-
-    def _drop_new_buffers(self) -> None:
-        """Take away what a client has registered, which the next one would go on with."""
-        new = [name for name, _ in self.module.named_buffers(remove_duplicate=False) if name not in self.known]
-        for name in new:
-            owner, _, leaf = name.rpartition(".")
-            layer = self.module.get_submodule(owner)
-            if leaf in self.empty.get(owner, ()):
-                setattr(layer, leaf, None)
-            else:
-                delattr(layer, leaf)
-
-    def _put(self, name: str, here: Tensor | None, value: Tensor) -> None:
-        """Give a tensor of the module its value: in place, as others may hold it too, unless a client replaced it."""
-        alike = here is not None and (here.shape, here.dtype, here.layout) == (value.shape, value.dtype, torch.strided)
-        if here is not None and alike:
-            here.copy_(value)
-            return
-        owner, _, leaf = name.rpartition(".")
-        fresh = value.to(self.fabric.device, copy=True)
-        if name in self.parameters:
-            fresh, self.parameters[name].data = self.parameters[name], fresh
-        setattr(self.module.get_submodule(owner), leaf, fresh)
 
     def load_global(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
         """Make the module the global model at `spec`, as it is evaluated and handed on."""

@@ -256,9 +256,13 @@ def test_a_client_begins_with_the_tensors_of_the_first_whatever_the_one_before_d
         return made[-1]
 
     data = HandMade([points(4, i) for i in range(3)])
-    trainer = fit(tmp_path, None, {32: 3}, module, data, max_rounds=1, monitor="train/loss", mode="min")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer = fit(tmp_path, None, {32: 3}, module, data, max_rounds=1, monitor="train/loss", mode="min")
     first, *others = made[0].seen
     assert len(others) == 2
     assert others == [first, first]
     assert trainer.run.history[0]["clients/ok"] == (2 if change in ("resize", "save", "drop") else 3)
     assert made[0].window.shape == (2,)
+    taken = ["extra was registered while a client trained" in str(warning.message) for warning in told]
+    assert any(taken) == (change in ("register", "save"))
