@@ -68,9 +68,14 @@ class Parser(LightningArgumentParser):
         if self.amend is not None:
             self.amend(cfg)
         for action in self._actions:
-            if action.dest not in cfg or reads_back(action, cfg[action.dest]):
+            if action.dest not in cfg:
                 continue
-            value = cfg.pop(action.dest)
+            value = cfg[action.dest]
+            if reads_back(action, value):
+                if isinstance(value, (set, frozenset)):  # whose order is another one in each process
+                    cfg[action.dest] = sorted(value, key=repr)
+                continue
+            del cfg[action.dest]
             if not _same(value, action.default):
                 why = "cannot be written to config.yaml so that it reads back; use another value or type hint"
                 raise ConfigError([f"{action.dest}: {shown(value)} {why}"])
@@ -117,7 +122,15 @@ def _holds_objects(value: Any) -> bool:
 
 def _same(first: Any, second: Any) -> bool:
     """Whether two values are written alike, their kinds included: 1.0 is not 1, nor is a tuple a list."""
-    return first is second or (type(first) is type(second) and repr(first) == repr(second))
+    if first is second or type(first) is not type(second):
+        return first is second
+    if isinstance(first, (set, frozenset)):
+        return sorted(map(repr, first)) == sorted(map(repr, second))
+    if isinstance(first, dict):
+        return _same(list(first.items()), list(second.items()))
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return repr(first) == repr(second)
 
 
 def add_arguments(parser: LightningArgumentParser) -> None:

@@ -105,7 +105,8 @@ class FederatedTrainer:
         num_nodes: As in Fabric.
         strategy: ``auto``, ``ddp``, or a Fabric `DDPStrategy`: processes that meet in collectives.
         precision: As in Fabric; mixed precisions and 32-true.
-        threads: CPU threads of each process. Results depend on it in the last bits, so it never depends on `devices`.
+        threads: CPU threads of each process, at most 16 for each CPU. Results depend on it in the last bits, so
+            it never depends on `devices`.
         timeout_seconds: How long a process waits for another before the run fails.
         channels_last: Keep images and convolution weights in channels-last order, which is faster. ``auto`` tries it on
             a copy of the model before the first round, and takes it where the results are the same.
