@@ -68,10 +68,10 @@ class AnalyzingTrainer(FederatedTrainer):
         """
         self._check_analysis(samples, probe_bits, uniform_bits, threads, out)
         threads = threads or torch.get_num_threads()
-        with self._machine(), computing_threads(threads):
-            folder = self._load_server(model, datamodule, ckpt_path)
+        with self._machine(), computing_threads(threads), self._lent(model, datamodule) as module:
+            folder = self._load_server(module, datamodule, ckpt_path)
             rows, title = self._analyze(datamodule, samples, probe_bits, uniform_bits, threads)
-            self.rounds.release(self.server)
+            self._loan.tear_down("validate")
         _write(rows, self._analysis_folder(out, folder), title)
         return rows
 

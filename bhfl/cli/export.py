@@ -59,8 +59,8 @@ class ExportingTrainer(AnalyzingTrainer):
             CheckpointError: `ckpt_path` cannot be used.
         """
         self._check_export(ckpt_path, out)
-        with self._machine():
-            self._setup(model, datamodule, "test")
+        with self._machine(), self._lent(model, datamodule) as module:
+            self._setup(module, datamodule, "test")
             if self.rounds.buffers.policy == "local" and self.rounds.buffers.statistics:
                 raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
             run, state = self.find_checkpoint(ckpt_path or "last")
@@ -72,9 +72,9 @@ class ExportingTrainer(AnalyzingTrainer):
                 folder = subfolder(run, "export")
             measured, accuracies = self._accuracies(run, state["run"]["history"])
             files = list(self._files(folder, datamodule, accuracies))
-            self.rounds.release(self.server)
+            self._loan.tear_down("test")
         with durable(folder / CARD) as file:
-            file.write(self._card(files, measured, model, datamodule, state["run"]["ledger"]).encode())
+            file.write(self._card(files, measured, module, datamodule, state["run"]["ledger"]).encode())
         print(folder / CARD)
         return [*(folder / file.file for file in files), folder / CARD]
 
@@ -169,7 +169,6 @@ def _onnx(worker: Worker, data: FederatedData, path: Path) -> dict[str, int]:
     """Name and size of the ONNX file; none where the model or its input is nothing that the exporter takes."""
     try:
         example = example_of(worker, data)
-        worker.module.fabric = None  # which cannot be copied
         return {path.name: export_onnx(worker.module, example, path)}
     except (ValueError, ImportError) as error:
         say(f"note: {path.name} is not written: {clipped(' '.join(str(error).split()))}")

@@ -15,6 +15,7 @@ from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
+from bhfl.engine.module_hooks import call_step
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
@@ -71,6 +72,10 @@ class LocalRun:
     """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Numbers to be averaged over the cohort and logged."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it out."""
+        return call_step(self.module.training_step, batch, batch_idx)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """(name, parameter, the received value) of every trainable parameter that the server sent."""
@@ -205,7 +210,7 @@ class Algorithm:
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
         """The local loss; by default the module's own `training_step`."""
-        return run.module.training_step(batch, batch_idx)
+        return run.training_step(batch, batch_idx)
 
     def client_gradients_(self, run: LocalRun) -> None:
         """Change the gradients in place, after backward and before clipping and the optimiser's step."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -18,20 +17,17 @@ from torch import Tensor
 from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.formats import Layout
-from bhfl.engine.optim import LocalOptimizers, lend_
-from bhfl.engine.recorder import Recorder, recording, tag_of
+from bhfl.engine.module_hooks import Transfer, call_step, overrides
+from bhfl.engine.module_trainer import Place
+from bhfl.engine.recorder import Recorder, recording
 from bhfl.engine.registered import Registered
 from bhfl.engine.sampling import seed_globals
+from bhfl.engine.training import Training
 from bhfl.engine.types import FederatedData
-from bhfl.quant import BitSpec, begin_round_, dequantize_, quantize_, save_in_int8, seed_, set_spec_, store_
+from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_
 from bhfl.quant.layers import takes_low_bits
 
-_RETURNED = "the loss that training_step returned"
-_UNCALLED = (
-    "setup", "teardown", "configure_callbacks", "on_fit_start", "on_fit_end", "on_train_start", "on_train_end",
-    "transfer_batch_to_device", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
-    "configure_gradient_clipping", "on_save_checkpoint", "on_load_checkpoint",
-)  # fmt: skip
+_UNCALLED = ("configure_callbacks", "configure_sharded_model", "on_save_checkpoint", "on_load_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -53,16 +49,17 @@ class Worker:
 
     Args:
         module: The user's LightningModule; its layers are swapped for quantised ones in place, parameters shared.
-        fabric: For device, precision and backward.
+        fabric: Gives the device and the precision.
         settings: See `LocalSettings`.
+        place: Where in the run the module is; `self.trainer` tells the module of it.
     """
 
-    def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings) -> None:
-        self.fabric, self.settings = fabric, settings
+    def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings, place: Place) -> None:
+        self.fabric, self.settings, self.place = fabric, settings, place
         check_module(module, settings.gradient_clip_val)
         self.module: L.LightningModule = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
         fabric.to_device(self.module)
-        self.module.fabric = fabric  # manual_backward and optimizers() of manually optimised modules go through it
+        self._transfer = Transfer(module, place.data, fabric.device)
         self.layout = Layout(self.module)
         self.reestimate_: Callable[[Worker], None] | None = None
         """Gives a global model that is evaluated the BatchNorm statistics of its width; None to keep the clients'."""
@@ -105,12 +102,6 @@ class Worker:
         if self.reestimate_ is not None:
             self.reestimate_(self)
 
-    def release(self, tensors: Mapping[str, Tensor]) -> None:
-        """Make the module an ordinary one again, with these weights."""
-        self.load_global(tensors, BitSpec())
-        self.layout.take_(False)
-        dequantize_(self._train_mode()).fabric = None
-
     def _train_mode(self) -> L.LightningModule:
         """The module in training mode, but for those layers that its owner handed over in evaluation mode."""
         self.module.train()
@@ -133,12 +124,13 @@ class Worker:
         seed_(module, generator)
         try:
             with recording(module) as recorder:
-                training = _Training(self, algorithm, run, recorder, generator, history)
+                training = Training(self, algorithm, run, recorder, generator, history)
                 training.train(data)
             run.metrics.update(training.metrics())
         finally:  # nothing is left for the next client, and no memory is held until it comes
             module.zero_grad()
-            lend_(module, self.fabric, [], [])
+            self.place.lend([], [])
+            self.place.change_gradients, self.place.without_loss = None, False
         return run
 
     @torch.no_grad()
@@ -147,26 +139,43 @@ class Worker:
 
         Names come without the stage: ``val_acc``, ``val/acc`` and ``acc`` are all ``acc``.
         """
-        module, hook = self.module.eval(), {"val": "validation", "test": "test"}[stage]
+        hook = {"val": "validation", "test": "test"}[stage]
         seed_globals(0, self.fabric.device)
-        index, returned = None, Recorder()
-        with recording(module) as logged, self._noted(hook):
-            for index, batch in enumerate(self.on_device(batches)):
-                if not index:
-                    getattr(module, f"on_{hook}_start")()
-                    getattr(module, f"on_{hook}_epoch_start")()
-                getattr(module, f"on_{hook}_batch_start")(batch, index)
-                logged.observe(batch)
-                returned.observe(batch)
-                with self.fabric.autocast():
-                    output = getattr(module, f"{hook}_step")(batch, index)
-                returned.log_dict(_numbers(output))
-                getattr(module, f"on_{hook}_batch_end")(output, batch, index)
-            if index is not None:
-                getattr(module, f"on_{hook}_epoch_end")()
-                getattr(module, f"on_{hook}_end")()
+        returned = Recorder()
+        with recording(self.module) as logged, self.place.evaluating(stage), self._noted(hook):
+            self._evaluate(hook, batches, logged, returned)
         means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
+
+    def _evaluate(self, hook: str, batches: Iterable[Any], logged: Recorder, returned: Recorder) -> None:
+        """Lightning's hooks around each batch of a pass, and around the pass if it has any batch."""
+        module = self.module
+
+        def call(name: str, *arguments: Any) -> None:
+            getattr(module, f"on_{hook}_{name}")(*arguments)
+
+        index = None
+        for index, batch in enumerate(batches):
+            if not index:
+                self._train_mode()
+                for name in ("model_eval", "start", "epoch_start"):
+                    call(name)
+            (batch,) = self.on_device([batch])
+            call("batch_start", batch, index)
+            logged.observe(batch)
+            returned.observe(batch)
+            with self.fabric.autocast():
+                output = call_step(getattr(module, f"{hook}_step"), batch, index)
+            returned.log_dict(_numbers(output))
+            call("batch_end", output, batch, index)
+        if index is not None:
+            with logged.epoch_end():
+                call("epoch_end")
+            call("end")
+            if overrides(module, f"on_{hook}_model_train", L.LightningModule):
+                call("model_train")
+            else:
+                self._train_mode()
 
     @contextmanager
     def _noted(self, hook: str) -> Iterator[None]:
@@ -181,9 +190,7 @@ class Worker:
     def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches moved to this process's device, images in the memory format asked for."""
         for batch in batches:
-            batch = self.fabric.to_device(self.module.on_before_batch_transfer(batch, 0))
-            batch = self.module.on_after_batch_transfer(batch, 0)
-            yield self.layout.batch(batch)
+            yield self.layout.batch(self._transfer(batch))
 
 
 def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> None:
@@ -208,105 +215,3 @@ def _numbers(output: Any) -> dict[str, Any]:
         return {"loss": output} if output.numel() == 1 else {}
     items = output.items() if isinstance(output, Mapping) else ()
     return {k: v for k, v in items if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)}
-
-
-@dataclass
-class _Training:
-    """The local steps of one client in one round."""
-
-    worker: Worker
-    algorithm: Algorithm
-    run: LocalRun
-    recorder: Recorder
-    generator: torch.Generator
-    history: Sequence[Mapping[str, Any]]
-    last: dict[str, Any] = field(default_factory=dict)
-
-    def metrics(self) -> dict[str, float]:
-        """What was logged, by tag; a loss that the module logs itself is preferred to the one it returned."""
-        means = self.recorder.means()
-        loss = {"train/loss": means.pop(_RETURNED)} if _RETURNED in means else {}
-        return loss | {tag_of(name): mean for name, mean in means.items()}
-
-    def train(self, data: FederatedData) -> None:
-        settings, module, run = self.worker.settings, self.run.module, self.run
-        epochs, steps = settings.local_epochs, settings.local_steps
-        continued = settings.lr_schedule == "continue"
-        rounds = run.round if continued else 0
-        num_batches = data.num_batches(run.client.id)
-        planned = steps or epochs * num_batches
-        self.limit = self.algorithm.num_steps(run, planned)
-        if not self.limit:
-            raise RuntimeError("dropped out: it made no step")
-        position = {"epoch": rounds * math.ceil(planned / max(num_batches, 1)), "step": rounds * planned}
-        self.optimizers = LocalOptimizers(module, self.worker.fabric, position, self.history if continued else None)
-        lend_(module, self.worker.fabric, self.optimizers.wrapped, self.optimizers.schedules)
-        epoch = 0
-        while run.num_steps < self.limit:
-            self.epoch(data.client_batches(run.client.id, run.rng, epoch))
-            epoch += 1
-            self.optimizers.advance("epoch", epoch, self.metrics)
-        if module.automatic_optimization and not self.last:
-            raise ValueError("training_step returned no loss for any batch")
-
-    def epoch(self, batches: Iterable[Any]) -> None:
-        module, run = self.run.module, self.run
-        before = run.num_steps
-        module.on_train_epoch_start()
-        for index, batch in enumerate(self.worker.on_device(batches)):
-            if run.num_steps == self.limit:
-                break
-            self.batch(batch, index)
-        if run.num_steps == before:
-            raise ValueError(f"client {run.client.id} has no training batch")
-        module.on_train_epoch_end()
-
-    def batch(self, batch: Any, index: int) -> None:
-        module, run = self.run.module, self.run
-        self.recorder.observe(batch)
-        module.on_train_batch_start(batch, index)
-        run.lr_sum += self.optimizers.lr
-        run.num_steps += 1
-        run.num_examples += self.recorder.batch_size
-        with self.worker.fabric.autocast(), self.saving():
-            output = self.algorithm.client_loss(run, batch, index)
-        loss = _loss(output, module.automatic_optimization)
-        if loss is not None:
-            self.last = {"train/loss": torch.as_tensor(loss).detach()}
-            self.recorder.log(_RETURNED, loss)
-            if module.automatic_optimization:
-                self.step(loss)
-        if run.client.spec.storage < 32:  # a walk over all layers, for nothing otherwise
-            store_(module, self.generator)
-        module.on_train_batch_end(output, batch, index)
-        self.optimizers.advance("step", run.num_steps, lambda: self.last)
-
-    def saving(self) -> AbstractContextManager[None]:
-        lean = self.worker.settings.save_in_int8 and self.run.client.spec.activations <= 8
-        return save_in_int8() if lean else nullcontext()
-
-    def step(self, loss: Tensor) -> None:
-        module, fabric, clip = self.run.module, self.worker.fabric, self.worker.settings.gradient_clip_val
-        optimizer = self.optimizers.wrapped[0]
-        module.on_before_zero_grad(self.optimizers.raw[0])
-        optimizer.zero_grad()
-        module.on_before_backward(loss)
-        fabric.backward(loss)
-        module.on_after_backward()
-        fabric.strategy.precision.unscale_gradients(self.optimizers.raw[0])
-        self.algorithm.client_gradients_(self.run)
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
-        module.on_before_optimizer_step(self.optimizers.raw[0])
-        optimizer.step()
-
-
-def _loss(output: Any, automatic: bool) -> Any:
-    """The loss in what `training_step` returned."""
-    if not isinstance(output, Mapping):
-        return output
-    if automatic and "loss" not in output:
-        raise ValueError(
-            f"training_step returned a dict without 'loss', with {', '.join(map(repr, output)) or 'nothing'}"
-        )
-    return output.get("loss")

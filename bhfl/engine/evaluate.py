@@ -54,6 +54,7 @@ class Evaluator:
         ``val/acc_avg`` (weighted by the groups' numbers of clients), ``val/acc_min``.
         """
         fabric = self.worker.fabric
+        self.worker.place.begin(server.round)
         tasks = list(self._tasks(server, kept))
         self.worker.layout.take_(server.channels_last)
         mine = []

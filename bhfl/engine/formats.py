@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bhfl.engine.module_hooks import call_step
 from bhfl.engine.recorder import recording
 from bhfl.engine.sampling import RandomKeys, seed_globals
 from bhfl.engine.types import Client, FederatedData, ServerState
@@ -197,21 +198,21 @@ def _tried(
         try:
             with recording(tried), fabric.autocast(), torch.set_grad_enabled(training), _NoCrash():  # type: ignore[no-untyped-call]
                 images = layout.batch(copy.deepcopy(batch))
-                _train(tried, step, images, trial) if training else step(images, 0)
+                _train(tried, step, images, trial) if training else call_step(step, images, 0)
         except Exception as error:
             trial.errors[name] = error
     return trial
 
 
-def _train(module: L.LightningModule, step: Callable[[Any, int], Any], batch: Any, trial: _Trial) -> None:
+def _train(module: L.LightningModule, step: Callable[..., Any], batch: Any, trial: _Trial) -> None:
     """A training step, backward and the optimisers' steps; a module that optimises by itself does so."""
     configured: Any = module.configure_optimizers()
     optimizers = _optimizers(configured)
     if not module.automatic_optimization:
         with _optimised_by_itself(module, optimizers):
-            step(batch, 0)
+            call_step(step, batch, 0)
         return
-    output = step(batch, 0)
+    output = call_step(step, batch, 0)
     loss = output.get("loss") if isinstance(output, dict) else output
     if loss is None:
         return

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
-from lightning.fabric import Fabric
 from lightning.pytorch.core.optimizer import (
+    LightningOptimizer,
     _configure_optimizers,
     _configure_schedulers_automatic_opt,
     _configure_schedulers_manual_opt,
@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from bhfl.engine.module_hooks import overrides
+from bhfl.engine.module_trainer import Place
 from bhfl.engine.recorder import tag_of
 
 
@@ -45,13 +47,11 @@ def check_optimizers(module: L.LightningModule) -> None:
 
 
 class LocalOptimizers:
-    """A client's fresh optimisers for one round, with their schedules at the right place.
+    """A client's fresh optimisers for one round, with their schedules at the right place, lent to the module.
 
     Args:
         module: The client; its `configure_optimizers` is called once.
-        fabric: For the precision plugin's optimiser step.
-        position: Learning-rate steps done before this round, by interval: ``{"epoch": ..., "step": ...}``. Zero for
-            schedules that restart each round.
+        place: Where in the run it is.
         history: The server's metrics, a row for each past round: ReduceLROnPlateau takes one step a round on them.
             None for schedules that restart: it then steps on what the client itself logs.
 
@@ -62,8 +62,7 @@ class LocalOptimizers:
     def __init__(
         self,
         module: L.LightningModule,
-        fabric: Fabric,
-        position: Mapping[str, int],
+        place: Place,
         history: Sequence[Mapping[str, Any]] | None,
     ) -> None:
         configured: Any = module.configure_optimizers()
@@ -82,67 +81,82 @@ class LocalOptimizers:
         else:
             self.schedules = _configure_schedulers_manual_opt(schedulers)
         self.raw: list[Optimizer] = raw
-        wrapped = fabric.setup_optimizers(*raw)
-        self.wrapped = list(wrapped) if isinstance(wrapped, tuple) else [wrapped]
-        self.position, self.continued = position, history is not None
+        self.module, self.place, self.continued = module, place, history is not None
         self.automatic = module.automatic_optimization
+        self.position = {
+            "epoch": place.round * place.planned_epochs if self.continued else 0,
+            "step": place.round * place.planned_steps if self.continued else 0,
+        }
+        """Learning-rate steps done before this round, by interval; none where schedules restart in each round."""
+        strategy = module.trainer.strategy
+        lent = [LightningOptimizer._to_lightning_optimizer(optimizer, strategy) for optimizer in raw]
+        place.lend(lent, self.schedules)
+        for optimizer in lent if not self.automatic else ():
+            optimizer._on_after_step = place.count
         for schedule in self.schedules:
             if schedule.reduce_on_plateau:
-                _replay(schedule, history or ())
+                self._replay(schedule, history or ())
             elif not isinstance(schedule.scheduler, ReduceLROnPlateau):  # a manual one steps on what its module likes
-                _fast_forward(schedule, position)
+                self._fast_forward(schedule)
 
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group of the first optimiser."""
         return float(self.raw[0].param_groups[0]["lr"])
 
-    def advance(self, interval: Literal["step", "epoch"], done: int, metrics: Callable[[], Mapping[str, Any]]) -> None:
-        """Step the schedules of `interval`, of which `done` have now passed this round; manual ones step themselves.
+    def advance(self, interval: Literal["step", "epoch"], done: int) -> None:
+        """Step the schedules of `interval`, of which `done` have now passed this round; manual ones step themselves."""
+        for schedule in self._due(interval, done):
+            if not schedule.reduce_on_plateau:
+                self.module.lr_scheduler_step(schedule.scheduler, None)
+
+    def advance_plateaus(
+        self, interval: Literal["step", "epoch"], done: int, metrics: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        """The same for ReduceLROnPlateau, which waits for what the batch or the epoch logged.
 
         Raises:
-            ValueError: ReduceLROnPlateau monitors a value that the client did not log.
+            ValueError: It monitors a value that the client did not log.
         """
-        for schedule in self.schedules if self.automatic else ():
-            if schedule.interval != interval or (self.position[interval] + done) % schedule.frequency:
-                continue
-            scheduler: Any = schedule.scheduler
+        for schedule in self._due(interval, done) if not self.continued else ():
             if not schedule.reduce_on_plateau:
-                scheduler.step()
-            elif self.continued:
                 continue
-            elif (monitor := tag_of(schedule.monitor or "")) in (logged := metrics()):
-                scheduler.step(logged[monitor])
+            if (monitor := tag_of(schedule.monitor or "")) in (logged := metrics()):
+                self.module.lr_scheduler_step(schedule.scheduler, logged[monitor])
             elif schedule.strict:
                 raise ValueError(
                     f"ReduceLROnPlateau monitors {monitor!r}, which the client did not log; "
                     f"logged: {', '.join(sorted(logged)) or 'nothing'}"
                 )
 
+    def _due(self, interval: str, done: int) -> list[LRSchedulerConfig]:
+        if not self.schedules or not self.automatic:
+            return []
+        passed = self.position[interval] + done
+        return [s for s in self.schedules if s.interval == interval and not passed % s.frequency]
 
-def lend_(module: L.LightningModule, fabric: Fabric, optimizers: list[Any], schedules: list[LRSchedulerConfig]) -> None:
-    """Let the module's `optimizers()`, `lr_schedulers()` and `toggle_optimizer()` find these."""
-    module._fabric_optimizers = optimizers
-    fabric.optimizers, fabric.lr_scheduler_configs = optimizers, schedules  # type: ignore[attr-defined]
+    def _fast_forward(self, schedule: LRSchedulerConfig) -> None:
+        """Bring a fresh schedule to where the rounds before have left it, by the very steps they made."""
+        scheduler: Any = schedule.scheduler
+        own = self.automatic and overrides(self.module, "lr_scheduler_step", L.LightningModule)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for done in range(self.position[schedule.interval] // schedule.frequency):
+                if not own:
+                    scheduler.step()
+                    continue
+                with self.place.as_it_was(schedule.interval, (done + 1) * schedule.frequency):
+                    self.module.lr_scheduler_step(scheduler, None)
 
-
-def _replay(schedule: LRSchedulerConfig, history: Sequence[Mapping[str, Any]]) -> None:
-    """Step ReduceLROnPlateau once for each past round that logged what it monitors."""
-    monitor = tag_of(schedule.monitor or "")
-    values = [row[monitor] for row in history if monitor in row]
-    stage = monitor.partition("/")[0] + "/"
-    known = sorted({tag for row in history for tag in row if tag.startswith(stage)}) if not values else []
-    if known and schedule.strict:  # where none is known there was no validation yet
-        raise ValueError(f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: {', '.join(known)}")
-    scheduler: Any = schedule.scheduler
-    for value in values:
-        scheduler.step(value)
-
-
-def _fast_forward(schedule: LRSchedulerConfig, position: Mapping[str, int]) -> None:
-    """Bring a fresh schedule to where the rounds before have left it, by the very steps they made."""
-    scheduler: Any = schedule.scheduler
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        for _ in range(position[schedule.interval] // schedule.frequency):
-            scheduler.step()
+    def _replay(self, schedule: LRSchedulerConfig, history: Sequence[Mapping[str, Any]]) -> None:
+        """Step ReduceLROnPlateau once for each past round that logged what it monitors."""
+        monitor = tag_of(schedule.monitor or "")
+        values = [row[monitor] for row in history if monitor in row]
+        stage = monitor.partition("/")[0] + "/"
+        known = sorted({tag for row in history for tag in row if tag.startswith(stage)}) if not values else []
+        if known and schedule.strict:  # where none is known there was no validation yet
+            raise ValueError(
+                f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: {', '.join(known)}"
+            )
+        for value in values:
+            self.module.lr_scheduler_step(schedule.scheduler, value)

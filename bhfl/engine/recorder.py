@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
 import lightning as L
@@ -19,57 +20,108 @@ _COMBINE: dict[str, Callable[[Any, Any], Any]] = {"mean": operator.add, "sum": o
 class Recorder:
     """Means of logged values, weighted by batch size, in float64 and in the order they came; torchmetrics apart.
 
-    ``reduce_fx`` may also be sum, min or max, by name or as torch's or Python's function.
+    ``reduce_fx`` may also be sum, min or max, by name or as torch's or Python's function. A metric object is computed
+    at the end of each epoch and begins anew with the next; several epochs are averaged by their examples.
     """
 
     def __init__(self) -> None:
         self.batch_size = 1
+        self._examples = 0
+        self._epochs: dict[str, list[tuple[float, int]]] = {}
+        self._computed: list[Metric] = []
         self._sums: dict[str, Any] = {}
         self._weights: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
 
     def log(
-        self, name: str, value: Any, *_: Any, batch_size: int | None = None, reduce_fx: Any = "mean", **__: Any
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
-        """`LightningModule.log`: a number, a one-element tensor, or a Metric (computed at the end).
+        """`LightningModule.log`: a number, a one-element tensor, or a Metric; the other options change nothing here.
 
         Raises:
-            ValueError: The tensor has several elements, or `reduce_fx` is another function.
+            ValueError: It is something else, or `reduce_fx` is another function.
         """
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
+        if not isinstance(value, (torch.Tensor, Number)):
+            raise ValueError(
+                f"self.log({name!r}, ...) needs a number, a tensor or a metric, got {type(value).__name__}"
+            )
         if isinstance(value, torch.Tensor) and value.numel() != 1:
             raise ValueError(f"self.log({name!r}, ...) needs one value, got a tensor of shape {tuple(value.shape)}")
         how = getattr(reduce_fx, "__name__", reduce_fx)
         if how not in _COMBINE:
             raise ValueError(f"self.log({name!r}, ...): reduce_fx must be mean, sum, min or max, got {reduce_fx!r}")
-        number = value.detach().double() if isinstance(value, torch.Tensor) else float(value)  # no wait for the device
+        number = value.detach().double() if isinstance(value, torch.Tensor) else float(value)  # type: ignore[arg-type]  # no wait for the device
         weight = float(batch_size or self.batch_size) if how == "mean" else 1.0
         first = name not in self._sums
         self._sums[name] = weight * number if first else _COMBINE[how](self._sums[name], weight * number)
         self._weights[name] = weight if first or how != "mean" else self._weights[name] + weight
 
-    def log_dict(self, dictionary: Mapping[str, Any], *_: Any, **options: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, Any], *flags: Any, **options: Any) -> None:
         """`LightningModule.log_dict`."""
         for name, value in dictionary.items():
-            self.log(name, value, **options)
+            self.log(name, value, *flags, **options)
 
     def observe(self, batch: Any) -> None:
         """Take the batch size of `batch` for the values logged until the next one; 1 where it has no tensor."""
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
         if isinstance(first, torch.Tensor) and first.ndim:
             self.batch_size = len(first)
-            return
-        try:
-            self.batch_size = extract_batch_size(batch)
-        except MisconfigurationException:
-            self.batch_size = 1
+        else:
+            try:
+                self.batch_size = extract_batch_size(batch)
+            except MisconfigurationException:
+                self.batch_size = 1
+        self._examples += self.batch_size
+
+    @contextmanager
+    def epoch_end(self) -> Iterator[None]:
+        """Around the hook at the end of an epoch: what was logged before it is computed first, for it may reset it."""
+        values = self._compute()
+        self._metrics.clear()
+        yield
+        values |= self._compute()
+        self._metrics.clear()
+        for name, value in values.items():
+            self._epochs.setdefault(name, []).append((value, max(1, self._examples)))
+
+    def begin_epoch(self) -> None:
+        """Let the metric objects of the epoch before begin anew."""
+        for metric in self._computed:
+            metric.reset()
+        self._computed.clear()
+        self._examples = 0
+
+    def _compute(self) -> dict[str, float]:
+        self._computed += self._metrics.values()
+        return {name: _one_value(name, metric.compute()) for name, metric in self._metrics.items()}
 
     def means(self) -> dict[str, float]:
         """Name to mean, metric objects computed."""
         means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
-        return means | {name: _one_value(name, metric.compute()) for name, metric in self._metrics.items()}
+        for name, epochs in self._epochs.items():
+            means[name] = epochs[0][0] if len(epochs) == 1 else _weighted(epochs)
+        return means | self._compute()
+
+
+def _weighted(values: Sequence[tuple[float, int]]) -> float:
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
 
 
 def _one_value(name: str, value: Any) -> float:

@@ -9,6 +9,7 @@ import lightning as L
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.module_hooks import call_step
 from bhfl.engine.recorder import Recorder, recording
 from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
@@ -59,7 +60,7 @@ def reestimation(
     def reestimate_(worker: Worker) -> None:
         def step(batch: Any) -> None:
             with worker.fabric.autocast():
-                getattr(worker.module, steps[0])(batch, 0)
+                call_step(getattr(worker.module, steps[0]), batch, 0)
 
         seed_globals(0, worker.fabric.device)
         with recording(worker.module):

@@ -113,6 +113,7 @@ class Rounds:
         cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
         totals = self._totals(server, min(MAX_TERM, MAX_TOTAL / len(cohort)))
         self._sent = None
+        self.worker.place.begin(server.round)
         mine = []
         for client in cohort[self.fabric.global_rank :: self.fabric.world_size]:
             STANDING.at(f"training client {client.id} in round {server.round + 1}")
@@ -120,6 +121,7 @@ class Rounds:
             on_client(client, record)
             mine.append(record)
         STANDING.at(f"combining round {server.round + 1}")
+        self.worker.place.begin(server.round)
         records = sorted(gather(self.fabric, mine), key=lambda record: record.client)
         asked = [record for record in records if record.reason != NO_EXAMPLES]
         if asked and all(record.broken_hook for record in asked):
@@ -158,9 +160,14 @@ class Rounds:
         return Totals(aggregator, BufferSum(self.buffers, server), Asked({**expected, **travelling}, counters, limit))
 
     def release(self, server: ServerState) -> None:
-        """Give the module back to its owner, with the global model in it."""
+        """Make the module ready to be given back to its owner, with the global model in it."""
+        self.load(server)
+        self.worker.layout.take_(False)
+
+    def load(self, server: ServerState) -> None:
+        """Put the global model into the module, in float32."""
         group = next((client.group for client in self.clients if client.spec.is_float), self.groups[0])
-        self.worker.release({**server.params, **self.buffers.of(server, group)})
+        self.worker.load_global({**server.params, **self.buffers.of(server, group)}, BitSpec())
 
     # ---- one client ---------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
+from bhfl.engine.loan import Loan
+from bhfl.engine.module_trainer import Place
 from bhfl.engine.monitor import check_monitor, doubt, unseen
 from bhfl.engine.optim import check_optimizers
 from bhfl.engine.records import ClientRecord, round_metrics
@@ -207,36 +209,46 @@ class FederatedTrainer:
             CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of the trainer, the
                 algorithm or the data (how they are split and batched); the command line compares the model's too.
         """
+        self._fitted = None
         with self._machine():
-            self._fitted = None
-            self._setup(model, datamodule, "fit", "test")
-            if self.fabric.is_global_zero:
-                forewarn(self.rounds.worker.module, self.clients, datamodule, self.options)
-            if self.timing:
-                self.timing.measure_(self.rounds.worker, datamodule)
-                smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
-                self.timing.check_deadline(smallest, datamodule)
-            if ckpt_path is None:  # a resumed run keeps to what it was begun with
-                self.server = with_format(self.server, self.options, self.rounds.worker, self.clients, datamodule)
-            self._begin(datamodule, ckpt_path)
-            if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
-                done, wanted = self.server.round, self.options["max_rounds"]
-                warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
-            self._call("on_fit_start")
-            try:
-                while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
-                    self._round()
-                metrics = self._evaluate(datamodule, "test")
-            except Exception as error:
-                self._run.fail(error)
-                raise
-            finally:
-                self._run.close()
-            self._run.finish(metrics)
-            self._call("on_fit_end", metrics=metrics)
-            self.rounds.release(self.server)
-            self._fitted = Fitted(weakref.ref(model), digest(model.state_dict()), self.server)
+            with self._lent(model, datamodule) as module:
+                metrics = self._fit(module, datamodule, ckpt_path)
+                self._run.finish(metrics)
+                self._call("on_fit_end", metrics=metrics)
+            self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), self.server)
         return self.server
+
+    def _fit(
+        self, module: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
+    ) -> dict[str, float]:
+        """All rounds; the metrics of the test."""
+        self._setup(module, data, "fit", "test")
+        if self.fabric.is_global_zero:
+            forewarn(self.rounds.worker.module, self.clients, data, self.options)
+        if self.timing:
+            self.timing.measure_(self.rounds.worker, data)
+            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
+            self.timing.check_deadline(smallest, data)
+        if ckpt_path is None:  # a resumed run keeps to what it was begun with
+            self.server = with_format(self.server, self.options, self.rounds.worker, self.clients, data)
+        self._begin(data, ckpt_path)
+        if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
+            done, wanted = self.server.round, self.options["max_rounds"]
+            warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
+        self._call("on_fit_start")
+        try:
+            while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
+                self._round()
+            self.rounds.load(self.server)
+            module.on_fit_end()
+            metrics = self._evaluate(data, "test")
+            self._loan.tear_down("fit", "test")
+        except Exception as error:
+            self._run.fail(error)
+            raise
+        finally:
+            self._run.close()
+        return metrics
 
     def validate(
         self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
@@ -262,13 +274,23 @@ class FederatedTrainer:
             self._launched = True
             yield
 
+    @contextmanager
+    def _lent(self, model: L.LightningModule, data: FederatedData) -> Iterator[L.LightningModule]:
+        """The module of `model`, which is given back whatever happens, with the last server state if there is one."""
+        self._loan = Loan(model, data)
+        try:
+            yield self._loan.module
+        finally:
+            self._loan.give_back()
+
     def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
-        if not isinstance(model, L.LightningModule):
-            raise ValueError(f"model must be a LightningModule, got {type(model).__name__}")
         check_methods(data, FederatedData, "datamodule must be a FederatedDataModule or have its methods")
+        place = self.place = Place(data, self.options, {"fit": "train", "validate": "val"}.get(stages[0], stages[0]))
+        self._loan.attach(place, self.fabric)
         STANDING.at("preparing the data")
         in_turns(self.fabric, data.prepare_data)
+        in_turns(self.fabric, model.prepare_data)
         STANDING.at("setting up")
         for stage in stages:
             data.setup(stage)
@@ -281,6 +303,9 @@ class FederatedTrainer:
         ]
         network, keys = self.options["network"], LocalSettings.__dataclass_fields__
         self.timing = Timing(network, self.clients, self.options) if network else None
+        place.clients = self.clients
+        for stage in stages:
+            model.setup(stage=stage)
         model.configure_model()
         check_state(model)
         self.algorithm.server_optimizer = self._server_optimizer(model)
@@ -294,12 +319,17 @@ class FederatedTrainer:
             check_optimizers(model)
             check_monitor(self.options["monitor"], model, {client.group for client in self.clients})
             self._check_validation(data)
-        worker = Worker(model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}))
+        worker = Worker(
+            model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}), place
+        )
         if self.options["reestimate_norm"]:
             worker.reestimate_ = reestimation(model, data, self.algorithm, self.options["norm"])
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
-        self.server = replace(self.rounds.init_server(), channels_last=self.options["channels_last"] is True)
         self.evaluator = Evaluator(self.rounds)
+        if "fit" in stages:
+            model.on_fit_start()
+        self.server = replace(self.rounds.init_server(), channels_last=self.options["channels_last"] is True)
+        self._loan.weights = lambda: self.rounds.release(self.server)
 
     def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
         make = self.options["server_optimizer"]
@@ -342,6 +372,7 @@ class FederatedTrainer:
             self._resume(state)
         self.rounds.store = self.run.store
         self.run.begin(self.server, {"partition": partition})
+        self.place.open(self.run.folder, self.run.loggers)
         self.fabric.barrier()
 
     @property
@@ -444,12 +475,13 @@ class FederatedTrainer:
     def _measure(
         self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None], stage: Stage
     ) -> dict[str, float]:
-        step = {"val": "validation_step", "test": "test_step"}[stage]
-        if getattr(type(model), step, None) is getattr(L.LightningModule, step):
-            raise ValueError(f"{type(model).__name__} must define {step} to be measured")
-        fitted = self._fitted if self._fitted and self._fitted.is_of(model) else None
-        with self._machine():
-            self._setup(model, data, "validate" if stage == "val" else "test")
+        name = "validate" if stage == "val" else "test"
+        with self._machine(), self._lent(model, data) as module:
+            step = {"val": "validation_step", "test": "test_step"}[stage]
+            if getattr(type(module), step, None) is getattr(L.LightningModule, step):
+                raise ValueError(f"{type(module).__name__} must define {step} to be measured")
+            fitted = self._fitted if self._fitted and self._fitted.is_of(module) else None
+            self._setup(module, data, name)
             self.rounds.store = ClientStore(Path("nowhere"))
             if ckpt_path is not None:
                 found = self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
@@ -463,7 +495,7 @@ class FederatedTrainer:
                 self.rounds.store, self.server = self._run.store, fitted.server
             metrics = self._evaluate(data, stage)
             self._call("on_measured", metrics=metrics, stage=stage)
-            self.rounds.release(self.server)
+            self._loan.tear_down(name)
         return metrics
 
     # ---- callbacks ----------------------------------------------------------------------------------------------

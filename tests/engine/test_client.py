@@ -183,11 +183,17 @@ def test_hooks_are_called_in_the_order_of_lightning(tmp_path):
         "on_after_backward", "on_before_optimizer_step", "on_train_batch_end",
     ]  # fmt: skip
     validation = [
-        *transfer, "on_validation_start", "on_validation_epoch_start", "on_validation_batch_start", "validation_step",
-        "on_validation_batch_end", "on_validation_epoch_end", "on_validation_end",
+        "on_validation_model_eval", "on_validation_start", "on_validation_epoch_start", *transfer,
+        "on_validation_batch_start", "validation_step", "on_validation_batch_end", "on_validation_epoch_end",
+        "on_validation_end",
     ]  # fmt: skip
-    expected = ["configure_model", "on_train_epoch_start", *batch, *batch, "on_train_epoch_end", *validation]
-    assert module.calls[: len(expected)] == expected
+    training = ["on_train_start", "on_train_epoch_start", *batch, *batch, "on_train_epoch_end", "on_train_end"]
+    called = [name for name in module.calls if not name.endswith("_model_train")]  # looked up, and not overridden
+    called = [
+        name for name, before in zip(called, ["", *called], strict=False) if name != before
+    ]  # looked at, then called
+    expected = ["configure_model", "on_fit_start", *training, *validation, "on_fit_end"]
+    assert called[called.index("configure_model") :][: len(expected)] == expected
 
 
 def test_batches_pass_through_the_transfer_hooks(tmp_path):
@@ -205,15 +211,19 @@ def test_batches_pass_through_the_transfer_hooks(tmp_path):
 
 
 def test_hooks_that_are_not_called_are_named(tmp_path):
-    class Warmed(Module):
-        def optimizer_step(self, *args, **kwargs): ...
+    class Kept(Module):
+        def on_save_checkpoint(self, checkpoint): ...
+
+        def configure_callbacks(self):
+            return []
 
         def setup(self, stage): ...
 
     with pytest.warns(
-        UserWarning, match=r"Warmed overrides setup, optimizer_step, which federated clients do not call"
+        UserWarning,
+        match=r"Kept overrides configure_callbacks, on_save_checkpoint, which federated clients do not call",
     ):
-        train(tmp_path, Warmed())
+        train(tmp_path, Kept())
 
 
 def test_layers_made_in_configure_model(tmp_path):
@@ -507,7 +517,8 @@ def test_gradients_are_clipped_together_and_those_of_the_optimizer_only(tmp_path
         def configure_optimizers(self):
             return torch.optim.SGD(self.net[0].parameters(), 0.1)  # net[2] gathers gradients for ever
 
-        def on_before_optimizer_step(self, optimizer):
+        def configure_gradient_clipping(self, optimizer, **options):
+            super().configure_gradient_clipping(optimizer, **options)
             self.norms.append(torch.cat([p.grad.flatten() for p in self.net[0].parameters()]).norm().item())
 
     free, bound = Clipped(), Clipped()

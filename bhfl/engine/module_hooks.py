@@ -1,0 +1,79 @@
+"""How hooks of a LightningModule and a data module are called: with the arguments they take, and on their owner."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import lightning as L
+import torch
+
+_TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+def overrides(thing: Any, hook: str, base: type) -> bool:
+    """Whether `thing` has a `hook` of its own, by its class or as an attribute, besides that of `base`."""
+    own = hook in getattr(thing, "__dict__", {}) or getattr(type(thing), hook, None) is not getattr(base, hook, None)
+    return own and callable(getattr(thing, hook, None))
+
+
+def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
+    """Call ``training_step``, ``validation_step`` or ``test_step`` with as many arguments as it takes.
+
+    ``batch_idx`` may be left out, as in Lightning, and a ``dataloader_idx`` is 0.
+    """
+    bound = inspect.ismethod(step)
+    return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in _more(_function(step), bound)))
+
+
+def _function(step: Callable[..., Any]) -> Callable[..., Any]:
+    return getattr(step, "__func__", step)
+
+
+@lru_cache(maxsize=256)
+def _more(step: Callable[..., Any], bound: bool) -> tuple[str, ...]:
+    """What a step takes by position besides the batch, and itself where it is `bound`; asked once of each function."""
+    kinds = inspect.Parameter
+    parameters = list(inspect.signature(step).parameters.values())
+    by_position = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    more = by_position[1 + bound :]
+    if not more:
+        return ("batch_idx",) if any(p.kind is kinds.VAR_POSITIONAL for p in parameters) else ()
+    first = "dataloader_idx" if more[0].name == "dataloader_idx" else "batch_idx"
+    return (first, *("dataloader_idx" for p in more[1:] if p.default is kinds.empty))
+
+
+class Transfer:
+    """Brings batches to the device through Lightning's three hooks: the data module's where it overrides them.
+
+    Args:
+        module: Owner of the hooks that the data module leaves alone.
+        data: Any data object; a hook may be missing from it.
+        device: Where the batches go.
+    """
+
+    def __init__(self, module: L.LightningModule, data: Any, device: torch.device) -> None:
+        self.device = device
+        self._before, self._move, self._after = (_owner(module, data, hook) for hook in _TRANSFER)
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch on the device."""
+        batch = self._before.on_before_batch_transfer(batch, 0)
+        batch = self._move.transfer_batch_to_device(batch, self.device, 0)
+        return self._after.on_after_batch_transfer(batch, 0)
+
+
+def _owner(module: L.LightningModule, data: Any, hook: str) -> Any:
+    """Whose `hook` is called: the data module's where it overrides it, else the module's."""
+    if not overrides(data, hook, L.LightningDataModule):
+        return module
+    if overrides(module, hook, L.LightningModule):
+        warnings.warn(
+            f"{type(module).__name__} and {type(data).__name__} both override {hook}: that of the data module is "
+            "called, as in Lightning",
+            stacklevel=2,
+        )
+    return data

@@ -1,0 +1,328 @@
+"""What a client finds as `self.trainer`: Lightning's names for where it is in the run, and nothing that half works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import Logger
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from bhfl.engine.types import Client, FederatedData
+
+
+class Place:
+    """Where in the run this process's module is. All that a module is told is a function of the round and the client.
+
+    Args:
+        data: The data of the run.
+        options: The trainer's options.
+        stage: What is being set up: ``train``, ``val`` or ``test``.
+    """
+
+    def __init__(self, data: FederatedData, options: Mapping[str, Any], stage: str) -> None:
+        self.data, self.options, self.stage = data, options, stage
+        self.clients: Sequence[Client] = ()
+        """The fleet, once the data are split."""
+        self.loggers: list[Any] = _without_a_run(options["logger"])
+        self.folder: Path | None = None
+        self.change_gradients: Callable[[], None] | None = None
+        """Called between backward and clipping."""
+        self.without_loss = False
+        """Whether the training step computed last returned no loss, so that there is nothing to step on."""
+        self.lend([], [])
+        self.begin(0)
+
+    def begin(self, round: int, client: Client | None = None) -> None:
+        """Go to the start of a client's round, or between the clients: there it counts what the largest of them does.
+
+        Args:
+            round: Rounds finished.
+            client: Who trains now, None where nobody does.
+        """
+        self.round, self.client = round, client
+        self.epoch = self.step = 0
+        """Epochs finished and optimiser steps taken in this round."""
+
+    def open(self, folder: Path, loggers: Sequence[Any]) -> None:
+        """Take the run folder, and its loggers where this process writes any."""
+        self.folder, self.loggers = folder, list(loggers) or self.loggers
+
+    def lend(self, optimizers: Sequence[LightningOptimizer], schedules: Sequence[LRSchedulerConfig]) -> None:
+        """Let the module find these by `optimizers()`, `lr_schedulers()` and `toggle_optimizer()`; empty for none."""
+        self.optimizers, self.schedules = list(optimizers), list(schedules)
+
+    def count(self) -> None:
+        """One optimiser step more."""
+        self.step += 1
+
+    @contextmanager
+    def evaluating(self, stage: str) -> Iterator[None]:
+        """Say that the module is being validated or tested."""
+        before, self.stage = self.stage, stage
+        try:
+            yield
+        finally:
+            self.stage = before
+
+    @contextmanager
+    def as_it_was(self, interval: str, done: int) -> Iterator[None]:
+        """Stand where so many steps, or epochs, of the client were done, in whatever round that was."""
+        before = self.round, self.epoch, self.step
+        batches = max(1, self.num_batches)
+        self.round = 0
+        self.epoch, self.step = (done - 1, done * batches) if interval == "epoch" else ((done - 1) // batches, done)
+        try:
+            yield
+        finally:
+            self.round, self.epoch, self.step = before
+
+    @property
+    def num_batches(self) -> int:
+        """Training batches in a local epoch."""
+        if self.client is not None:
+            return self.data.num_batches(self.client.id)
+        return max((self.data.num_batches(client.id) for client in self.clients), default=0)
+
+    @property
+    def planned_epochs(self) -> int:
+        """Local epochs of a round, the last of which may be cut short."""
+        steps: int | None = self.options["local_steps"]
+        return int(self.options["local_epochs"]) if steps is None else math.ceil(steps / max(self.num_batches, 1))
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimiser steps of a round."""
+        steps: int | None = self.options["local_steps"]
+        return int(self.options["local_epochs"]) * self.num_batches if steps is None else steps
+
+
+def _without_a_run(chosen: Any) -> list[Any]:
+    """The loggers of a module where no run folder is open, or in another process than the first, which writes."""
+    if isinstance(chosen, (bool, type(None))):
+        return [DummyLogger()] if chosen else []
+    return [chosen] if isinstance(chosen, Logger) else list(chosen)
+
+
+class _Kept:
+    """An object that has what is kept of one of Lightning's; anything else is refused by name."""
+
+    _name = ""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        kept = sorted(kept for kept in {*dir(type(self)), *vars(self)} if not kept.startswith("_"))
+        raise AttributeError(f"{self._name}.{name} is not kept for federated clients; there is: {', '.join(kept)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self._name}.{name} cannot be set by a federated client")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self  # a module that copies itself copies no data and no fleet
+
+
+class LocalStrategy(_Kept):
+    """One device and one process, which is what a client has: backward, and the optimiser's step around its closure.
+
+    Args:
+        module: The client.
+        place: Where in the run it is.
+        fabric: Gives the device and the gradient scaler.
+    """
+
+    _name = "self.trainer.strategy"
+    _place: Place
+    _precision: Any
+    lightning_module: L.LightningModule
+    root_device: torch.device
+
+    def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
+        vars(self).update(
+            lightning_module=module, root_device=fabric.device, _place=place, _precision=fabric.strategy.precision
+        )
+
+    @property
+    def _lightning_optimizers(self) -> list[LightningOptimizer]:
+        return self._place.optimizers
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """The tensor itself: a client is alone."""
+        return tensor
+
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The value itself: a client is alone."""
+        return tensor
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """The object itself: a client is alone."""
+        return obj
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for nobody: a client is alone."""
+
+    def backward(self, loss: Tensor, optimizer: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Run backward between its hooks; the loss is scaled first where the precision needs it."""
+        module, scaler = self.lightning_module, self._scaler
+        if scaler is not None:
+            loss = scaler.scale(loss)
+        module.on_before_backward(loss)
+        module.backward(loss, *args, **kwargs)
+        module.on_after_backward()
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
+        """One step of an optimiser, whose closure computes the gradients."""
+        scaler = self._scaler
+        if scaler is None:
+            return optimizer.step(closure=partial(self._closed, optimizer, closure), **kwargs)
+        if isinstance(optimizer, LBFGS):
+            raise ValueError("LBFGS cannot train under trainer.precision 16-mixed: take bf16-mixed or 32-true")
+        closure()
+        if self._place.without_loss:
+            return None
+        changed = self._place.change_gradients or self._place.options["gradient_clip_val"]
+        if changed or not getattr(optimizer, "_step_supports_amp_scaling", False):
+            self._precision.unscale_gradients(optimizer)
+        self._before_step(optimizer)
+        output = scaler.step(optimizer, **kwargs)
+        scaler.update()
+        return output
+
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self._precision, "scaler", None)
+
+    def _closed(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
+        result = closure()
+        if not self._place.without_loss:
+            self._before_step(optimizer)
+        return result
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        """What follows the gradients: the algorithm's changes of them, the module's hook, and clipping."""
+        module, place = self.lightning_module, self._place
+        if place.change_gradients is not None:
+            place.change_gradients()
+        module.on_before_optimizer_step(optimizer)
+        if module.automatic_optimization:
+            clip = place.options["gradient_clip_val"]
+            module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=None)
+
+
+class ModuleTrainer(_Kept):
+    """`self.trainer` of a client, and of a data module: what is here is right, and anything else is an error.
+
+    A client is a training of its own on one device: it is global zero, rank 0 of 1, in whatever process it runs.
+
+    Args:
+        module: This process's module.
+        place: Where in the run it is.
+        fabric: Gives device, precision and gradient scaler.
+    """
+
+    _name = "self.trainer"
+    _place: Place
+    _results = None  # of Lightning's `log` outside its hooks, which then says so
+    accumulate_grad_batches = 1
+    barebones = fast_dev_run = sanity_checking = predicting = False
+    gradient_clip_algorithm = progress_bar_callback = None
+    is_global_zero = True
+    global_rank = local_rank = node_rank = 0
+    num_devices = num_nodes = world_size = 1
+
+    def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
+        options = place.options
+        kept: dict[str, Any] = {"_place": place, "lightning_module": module, "model": module, "datamodule": place.data}
+        kept |= {"strategy": LocalStrategy(module, place, fabric), "precision_plugin": Precision()}
+        kept |= {"precision": str(options["precision"]), "gradient_clip_val": options["gradient_clip_val"]}
+        steps: int | None = options["local_steps"]
+        kept["max_steps"] = -1 if steps is None else options["max_rounds"] * steps
+        vars(self).update(kept, default_root_dir=str(options["default_root_dir"]))
+
+    @property
+    def current_epoch(self) -> int:
+        """Rounds finished times the planned local epochs, and the epochs of this round."""
+        place = self._place
+        done = place.round * place.planned_epochs + place.epoch
+        return max(0, done - 1) if self.validating else done  # Lightning validates inside its epochs
+
+    @property
+    def global_step(self) -> int:
+        """Rounds finished times the planned steps, and the steps of this round.
+
+        Each of several optimisers, which need manual optimisation, counts its own steps, as in Lightning.
+        """
+        place = self._place
+        return place.round * place.planned_steps * max(1, len(place.optimizers)) + place.step
+
+    @property
+    def max_epochs(self) -> int:
+        """Local epochs of a client that takes part in every round."""
+        return int(self._place.options["max_rounds"]) * self._place.planned_epochs
+
+    @property
+    def num_training_batches(self) -> int:
+        """Batches in a local epoch of this client."""
+        return self._place.num_batches
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """Steps of this client if it takes part in every round."""
+        return int(self._place.options["max_rounds"]) * self._place.planned_steps
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimisers of the client that trains now."""
+        return [optimizer.optimizer for optimizer in self._place.optimizers]
+
+    @property
+    def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
+        """The schedules of the client that trains now."""
+        return self._place.schedules
+
+    @property
+    def training(self) -> bool:
+        """Whether the module trains, or is being set up for it."""
+        return self._place.stage == "train"
+
+    @property
+    def validating(self) -> bool:
+        """Whether the module is being validated."""
+        return self._place.stage == "val"
+
+    @property
+    def testing(self) -> bool:
+        """Whether the module is being tested."""
+        return self._place.stage == "test"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether the module is being validated or tested."""
+        return self._place.stage != "train"
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The run's loggers; what other processes than the first give them is not written."""
+        return self._place.loggers
+
+    @property
+    def logger(self) -> Any:
+        """The first of the loggers, None where there is none."""
+        return self._place.loggers[0] if self._place.loggers else None
+
+    @property
+    def log_dir(self) -> str | None:
+        """The run folder, None where there is none."""
+        return None if self._place.folder is None else str(self._place.folder)

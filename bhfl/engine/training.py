@@ -1,0 +1,226 @@
+"""The local steps of one client in one round, hook by hook as `lightning.Trainer` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.optim import LocalOptimizers
+from bhfl.engine.recorder import Recorder, tag_of
+from bhfl.engine.types import FederatedData
+from bhfl.quant import save_in_int8, store_
+
+if TYPE_CHECKING:
+    from bhfl.engine.client import Worker
+
+_RETURNED = "the loss that training_step returned"
+
+
+class Training:
+    """The local steps of one client in one round.
+
+    A client's round is a slice of one long training: `self.current_epoch` and `self.global_step` go on over its rounds,
+    and so do schedules. Hooks come in Lightning's order, with its arguments. In each round ``configure_optimizers``,
+    ``on_train_start``, the epochs and ``on_train_end`` are called; in each process once a run ``prepare_data``,
+    ``setup``, ``configure_model``, ``on_fit_start``, and at its end ``on_fit_end`` and ``teardown``.
+
+    What is not as under `lightning.Trainer`:
+
+    * ``configure_optimizers`` is called once more at set-up, to see whether torch takes what it asks for.
+    * Validation comes after the round, on the server's model, not inside an epoch.
+    * ``configure_callbacks``, ``on_save_checkpoint`` and ``on_load_checkpoint`` are not called, with a warning.
+    * `self.trainer` has what `bhfl.engine.module_trainer.ModuleTrainer` has; anything else is an error by name.
+    * Where ``training_step`` returned nothing there is no step: ``on_before_optimizer_step`` and
+      ``configure_gradient_clipping`` are not called.
+    * A schedule's ``frequency`` counts steps over all rounds, not anew in each epoch; ReduceLROnPlateau that goes on
+      over rounds steps on the server's metrics. An overridden ``lr_scheduler_step`` is called at the start of a round
+      for the steps of the rounds before, because its schedules begin anew with each client.
+    * Values that are logged are averaged over the round, whatever ``on_step`` and ``on_epoch`` say.
+    * An algorithm's ``client_gradients_`` comes right before ``on_before_optimizer_step``.
+
+    Args:
+        worker: This process's module.
+        algorithm: Its client half.
+        run: The client's work.
+        recorder: Takes what the module logs.
+        generator: Draws for layers that are stored at low bits.
+        history: The server's metrics, a row for each past round.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        algorithm: Algorithm,
+        run: LocalRun,
+        recorder: Recorder,
+        generator: torch.Generator,
+        history: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.worker, self.algorithm, self.run, self.recorder = worker, algorithm, run, recorder
+        self.generator, self.history = generator, history
+        self.module, self.place = run.module, worker.place
+        self.last: dict[str, Any] = {}
+        """The loss of the last step."""
+        self.outputs: dict[str, Any] | None = None
+        self.batches = 0
+        """Batches that on_train_batch_start was called with."""
+        self.ended = False
+        """Whether this epoch has come to its last batch."""
+        lean = worker.settings.save_in_int8 and run.client.spec.activations <= 8
+        self.saving: Callable[[], AbstractContextManager[None]] = save_in_int8 if lean else nullcontext
+
+    def metrics(self) -> dict[str, float]:
+        """What was logged, by tag; a loss that the module logs itself is preferred to the one it returned."""
+        means = self.recorder.means()
+        loss = {"train/loss": means.pop(_RETURNED)} if _RETURNED in means else {}
+        return loss | {tag_of(name): mean for name, mean in means.items()}
+
+    def train(self, data: FederatedData) -> None:
+        """All local epochs, or steps.
+
+        Raises:
+            RuntimeError: The client makes no step.
+            ValueError: It has no batch, or the module returned no loss.
+        """
+        settings, module, run, place = self.worker.settings, self.module, self.run, self.place
+        place.begin(run.round, run.client)
+        self.limit = self.algorithm.num_steps(run, place.planned_steps)
+        if not self.limit:
+            raise RuntimeError("dropped out: it made no step")
+        continued = settings.lr_schedule == "continue"
+        self.optimizers = LocalOptimizers(module, place, self.history if continued else None)
+        if type(self.algorithm).client_gradients_ is not Algorithm.client_gradients_:
+            place.change_gradients = lambda: self.algorithm.client_gradients_(run)
+        module.on_train_start()
+        by_steps = settings.local_steps is not None
+        for epoch in count() if by_steps else range(-(-self.limit // max(1, place.num_batches))):
+            before = run.num_steps
+            self.epoch(epoch, data.client_batches(run.client.id, run.rng, epoch))
+            if run.num_steps == self.limit or (by_steps and run.num_steps == before):
+                break
+        module.on_train_end()
+        if not run.num_steps:
+            raise RuntimeError("made no step: on_train_batch_start ended each epoch before its first")
+        if module.automatic_optimization and not self.last:
+            raise ValueError("training_step returned no loss for any batch")
+
+    def epoch(self, epoch: int, batches: Iterable[Any]) -> None:
+        """One pass over the client's data, which its last step or the module itself may cut short."""
+        module, run = self.module, self.run
+        self.ended = False
+        index = -1
+        self.recorder.begin_epoch()
+        module.on_train_epoch_start()
+        for index, batch in enumerate(self.worker.on_device(islice(batches, self.limit - run.num_steps))):
+            self.ended = index + 1 == self.place.num_batches
+            if not self.batch(batch, index, epoch):
+                break
+        if index < 0:
+            raise ValueError(f"client {run.client.id} has no training batch")
+        if not self.ended and run.num_steps < self.limit:  # fewer batches came than the data had said
+            self.optimizers.advance("epoch", epoch + 1)
+        with self.recorder.epoch_end():
+            module.on_train_epoch_end()
+        self.optimizers.advance_plateaus("epoch", epoch + 1, self.metrics)
+        self.place.epoch += 1
+
+    def batch(self, batch: Any, index: int, epoch: int) -> bool:
+        """One batch with its hooks; False where ``on_train_batch_start`` ended the epoch before it."""
+        module = self.module
+        self.recorder.observe(batch)
+        goes_on = module.on_train_batch_start(batch, index) != -1
+        self.ended = self.ended or not goes_on
+        self.batches += 1
+        outputs = self.step(batch, index) if goes_on else {}
+        self.optimizers.advance("step", self.batches)
+        if self.ended:
+            self.optimizers.advance("epoch", epoch + 1)
+        if goes_on:
+            module.on_train_batch_end(outputs, batch, index)
+            self.optimizers.advance_plateaus("step", self.batches, lambda: self.last)
+        return goes_on
+
+    def step(self, batch: Any, index: int) -> dict[str, Any]:
+        """One training step; what ``on_train_batch_end`` is told of it."""
+        module, run = self.module, self.run
+        automatic, rate = module.automatic_optimization, self.optimizers.lr
+        run.num_steps += 1
+        run.num_examples += self.recorder.batch_size
+        if automatic:
+            self.optimise(batch, index)
+            rate = self.optimizers.lr  # an overridden optimizer_step may have set it
+        else:
+            self.compute(batch, index)
+        outputs, self.outputs = self.outputs, None
+        assert outputs is not None
+        run.lr_sum += rate
+        if "loss" in outputs:
+            self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
+            self.recorder.log(_RETURNED, outputs["loss"])
+        if run.client.spec.storage < 32:  # a walk over all layers, for nothing otherwise
+            store_(module, self.generator)
+        return outputs
+
+    def optimise(self, batch: Any, index: int) -> None:
+        """One step of the optimiser through the module's own ``optimizer_step``, as Lightning takes it."""
+        module, place = self.module, self.place
+        closure = partial(self.closure, batch, index)
+        module.optimizer_step(module.current_epoch, index, place.optimizers[0], closure)
+        if self.outputs is None:
+            raise ValueError(
+                f"{type(module).__name__}.optimizer_step or its optimizer never called the closure, which computes the "
+                "gradients: hand it on, as optimizer.step(closure=optimizer_closure)"
+            )
+        place.count()
+
+    @torch.enable_grad()
+    def closure(self, batch: Any, index: int) -> Tensor | None:
+        """The loss of a batch, detached, and its gradients; an optimiser may ask several times."""
+        module, optimizer = self.module, self.optimizers.raw[0]
+        loss = self.compute(batch, index)
+        module.on_before_zero_grad(optimizer)
+        module.optimizer_zero_grad(module.current_epoch, index, optimizer)
+        self.place.without_loss = loss is None
+        if loss is None:
+            return None
+        module.trainer.strategy.backward(loss, optimizer)
+        assert self.outputs is not None
+        return self.outputs["loss"]  # type: ignore[no-any-return]
+
+    def compute(self, batch: Any, index: int) -> Any:
+        """Run the algorithm's loss and keep what came of it; the loss itself."""
+        with self.worker.fabric.autocast(), self.saving():
+            output = self.algorithm.client_loss(self.run, batch, index)
+        self.outputs = outputs_of(output, self.module.automatic_optimization)
+        return output["loss"] if isinstance(output, Mapping) and "loss" in output else output
+
+
+def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
+    """What ``training_step`` returned, as ``on_train_batch_end`` gets it: a dict with the loss detached.
+
+    Raises:
+        ValueError: It is nothing that Lightning takes.
+    """
+    if output is None:
+        return {}
+    if isinstance(output, Tensor):
+        return {"loss": output.detach().clone()}
+    if not isinstance(output, Mapping):
+        raise ValueError(f"training_step must return a tensor, a dict or None, got {type(output).__name__}")
+    if not automatic:
+        loss = output.get("loss")
+        return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
+    if not isinstance(output.get("loss"), Tensor):
+        raise ValueError(
+            f"training_step returned a dict without 'loss', with {', '.join(map(repr, output)) or 'nothing'}"
+            if output.get("loss") is None
+            else f"the loss that training_step returned must be a tensor, got {type(output['loss']).__name__}"
+        )
+    return {**output, "loss": output["loss"].detach().clone()}
