@@ -72,5 +72,5 @@ class Loan:
             for layer, training in self._modes:
                 layer.training = training
             for parameter, requires_grad in self._trained:
-                parameter.requires_grad_(requires_grad)
+                parameter.requires_grad = requires_grad  # by attribute: a lazy parameter has no more yet
             module.zero_grad()
