@@ -19,7 +19,9 @@ _LEFT = 0.5
 _NAMED = 5
 
 
-def forewarn(module: nn.Module, clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any]) -> None:
+def forewarn(
+    module: nn.Module, clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any], *, fresh: bool
+) -> None:
     """Warn of low-bit groups that compute in float32 for the most part, and of BatchNorm that hardly moves.
 
     Args:
@@ -27,12 +29,14 @@ def forewarn(module: nn.Module, clients: Iterable[Client], data: FederatedData, 
         clients: The fleet.
         data: Already split.
         options: The trainer's options.
+        fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its clients.
     """
     clients = list(clients)
     if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
         for group in bits if (told := _mostly_float(module)) else ():
             warnings.warn(f"{group} clients {told}", stacklevel=2)
-    if told := "" if options["reestimate_norm"] else _slow_norms(module, _most_steps(clients, data, options)):
+    arriving = fresh and not options["reestimate_norm"]
+    if told := _slow_norms(module, _most_steps(clients, data, options)) if arriving else "":
         warnings.warn(told, stacklevel=2)
 
 

@@ -30,14 +30,14 @@ class Own(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.zeros(40, 8)), nn.Parameter(torch.zeros(40))
 
 
-def told(model, *bits, batches=10, **options):
+def told(model, *bits, batches=10, fresh=True, **options):
     data = fake(8 * batches, val_fraction=0.0)
     data.federate(1, 0)
     quantize_(model, BitSpec())
     fleet = [Member(i, BitSpec.parse(b), 8 * batches) for i, b in enumerate(bits)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        forewarn(model, [fleet[0], *fleet[1:]] if batches else fleet, Batches(batches), {**OPTIONS, **options})
+        forewarn(model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh)
     return [str(warning.message) for warning in caught]
 
 
@@ -94,6 +94,12 @@ def test_norms_that_hardly_move_in_a_round_are_told_of(momentum, batches, option
     if is_told:
         assert found[0].startswith(f"BatchNorm 1 has momentum {momentum:g}: after the")
         assert "trainer.reestimate_norm: true and data.holdout" in found[0]
+
+
+def test_a_resumed_run_has_the_statistics_of_its_clients():
+    slow = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.01))
+    assert told(slow, 32)
+    assert not told(slow, 32, fresh=False)
 
 
 def test_the_momentum_that_the_message_gives_is_enough():
