@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -17,12 +18,21 @@ _SHARE = 0.5
 _LEFT = 0.5
 """BatchNorm that keeps more than this of its first statistics after a client's round is told of."""
 _NAMED = 5
+_GRAPHS = 4
+"""What `torch.compile` makes of a forward at one bit-width: full and last batches, in training and in evaluation."""
 
 
 def forewarn(
-    module: nn.Module, clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any], *, fresh: bool
+    module: nn.Module,
+    clients: Iterable[Client],
+    data: FederatedData,
+    options: Mapping[str, Any],
+    *,
+    fresh: bool,
+    compiled: bool,
 ) -> None:
-    """Warn of low-bit groups that compute in float32 for the most part, and of BatchNorm that hardly moves.
+    """Warn of low-bit groups that compute in float32 for the most part, of BatchNorm that hardly moves, and of more
+    bit-widths than a compiled model has graphs for.
 
     Args:
         module: The model, whose layers are swapped already.
@@ -30,6 +40,7 @@ def forewarn(
         data: Already split.
         options: The trainer's options.
         fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its clients.
+        compiled: The forward of the model is compiled.
     """
     clients = list(clients)
     if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
@@ -38,6 +49,20 @@ def forewarn(
     arriving = fresh and not options["reestimate_norm"]
     if told := _slow_norms(module, _most_steps(clients, data, options)) if arriving else "":
         warnings.warn(told, stacklevel=2)
+    if told := _too_many_graphs(len({client.spec for client in clients})) if compiled else "":
+        warnings.warn(told, stacklevel=2)
+
+
+def _too_many_graphs(num_specs: int) -> str:
+    """That the compiler gives up at so many bit-widths, which it then does with a log of its own alone, if it does."""
+    config: Any = torch._dynamo.config
+    wanted = _GRAPHS * num_specs
+    if wanted <= config.recompile_limit:
+        return ""
+    return (
+        f"the model is compiled anew for each of {num_specs} bit-widths, up to {wanted} times, and torch runs it "
+        f"uncompiled after {config.recompile_limit}: set torch._dynamo.config.recompile_limit = {wanted} before the run"
+    )
 
 
 def _mostly_float(module: nn.Module) -> str:

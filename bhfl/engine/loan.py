@@ -35,11 +35,12 @@ class Loan:
         self._modes = [(layer, layer.training) for layer in module.modules()]
         self._trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._attached = module._trainer, module.fabric
-        self._compiled = module is not model
+        self.compiled = module is not model
+        """Whether the module's forward is compiled."""
         module.fabric = None
         if isinstance(data, L.LightningDataModule):
             self._trainer_of_data = data.trainer
-        if self._compiled:
+        if self.compiled:
             module.forward = model.dynamo_ctx(module.forward)  # type: ignore[method-assign]
 
     def attach(self, place: Place, fabric: Fabric) -> None:
@@ -67,7 +68,7 @@ class Loan:
             module.trainer, module.fabric = self._attached
             if isinstance(self.data, L.LightningDataModule):
                 self.data.trainer = self._trainer_of_data
-            if self._compiled:
+            if self.compiled:
                 del module.forward
             for layer, training in self._modes:
                 layer.training = training

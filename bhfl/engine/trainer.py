@@ -224,7 +224,14 @@ class FederatedTrainer:
         """All rounds; the metrics of the test."""
         self._setup(module, data, "fit", "test")
         if self.fabric.is_global_zero:
-            forewarn(self.rounds.worker.module, self.clients, data, self.options, fresh=ckpt_path is None)
+            forewarn(
+                self.rounds.worker.module,
+                self.clients,
+                data,
+                self.options,
+                fresh=ckpt_path is None,
+                compiled=self._loan.compiled,
+            )
         if self.timing:
             self.timing.measure_(self.rounds.worker, data)
             smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.types import Client as Member
@@ -30,14 +31,14 @@ class Own(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.zeros(40, 8)), nn.Parameter(torch.zeros(40))
 
 
-def told(model, *bits, batches=10, fresh=True, **options):
+def told(model, *bits, batches=10, fresh=True, compiled=False, **options):
     data = fake(8 * batches, val_fraction=0.0)
     data.federate(1, 0)
     quantize_(model, BitSpec())
     fleet = [Member(i, BitSpec.parse(b), 8 * batches) for i, b in enumerate(bits)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        forewarn(model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh)
+        forewarn(model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh, compiled=compiled)
     return [str(warning.message) for warning in caught]
 
 
@@ -123,3 +124,40 @@ def test_a_fit_tells_before_its_first_round(tmp_path):
 
     with pytest.warns(UserWarning, match=r"int8 clients hold .*lstm \(LSTM\)"):
         fit(tmp_path, module=Mostly, max_rounds=1)
+
+
+def test_more_bit_widths_than_the_compiler_has_graphs_for_are_told():
+    (told_of,) = told(nn.Linear(4, 4), 2, 3, 4, 4, 8, 32, compiled=True)
+    assert told_of.startswith("the model is compiled anew for each of 5 bit-widths, up to 20 times")
+    assert told_of.endswith("set torch._dynamo.config.recompile_limit = 20 before the run")
+    assert not told(nn.Linear(4, 4), 8, 32, compiled=True)
+    assert not told(nn.Linear(4, 4), 2, 3, 4, 8, 32)
+
+
+@pytest.mark.slow
+def test_the_limit_of_the_compiler_that_is_told_is_enough(tmp_path, monkeypatch):
+    class Compilable(Client):
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def uncompiled():
+        """How many forwards the compiler gave up."""
+        torch._dynamo.reset()
+        counters.clear()
+        model = torch.compile(Compilable(), backend="eager")
+        fit(tmp_path, clients=dict.fromkeys((2, 3, 4, 6, 8), 1), module=lambda: model, data=fake(60), max_rounds=2)
+        return counters["frames"]["total"] - counters["frames"]["ok"]
+
+    with pytest.warns(UserWarning, match=r"anew for each of 5 bit-widths.*recompile_limit = 20 before the run"):
+        assert uncompiled()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 20)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*recompile_limit")
+        assert not uncompiled()
+    torch._dynamo.reset()
