@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -47,6 +49,10 @@ FATES: dict[str, Callable[[], object]] = {
     "gone": lambda: os._exit(0),
     "faulty": _raise,
 }
+
+
+class EarlyError(RuntimeError):
+    """A rank ended before the point was reached."""
 
 
 @dataclass
@@ -97,10 +103,12 @@ def rank_of(folder: Path, rank: int, port: int, args: list[str], point: str, fat
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, of those that the system gives to nobody else in the meantime."""
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def left_alone(
@@ -129,6 +137,9 @@ def left_alone(
         for rank in ranks:
             rank.start()
         while not (folder / "mark").exists():
+            if not all(rank.is_alive() for rank in ranks) and not (folder / "mark").exists():
+                said = [path.read_text() for path in sorted(folder.glob("rank*.txt"))]
+                raise EarlyError("\n".join(said))
             time.sleep(0.02)
         begun, other = time.monotonic(), ranks[1 - victim]
         if how:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 import warnings
@@ -27,6 +28,7 @@ def main() -> int:
     seed = secrets.randbelow(10**6) * 1000 if options.seed is None else options.seed
     print(f"seed {seed}, {options.minutes:g} minutes: {options.only}", flush=True)
     warnings.simplefilter("ignore")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # of the runs too, which warn at every resume
     campaigns = [Campaign(name, CAMPAIGNS[name]) for name in options.only.split(",")]
     return soak(campaigns, options.minutes, seed, once=options.once)
 
