@@ -5,11 +5,13 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
-from lightning.fabric import Fabric
 from torch import nn
 
 from bhfl.cli.example import example_of
 from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.loan import Loan
+from bhfl.engine.module_trainer import Place
+from bhfl.engine.trainer import FederatedTrainer
 
 X, Y = torch.randn(6, 5), torch.arange(6) % 3
 
@@ -52,7 +54,10 @@ class Data:
 
 
 def example(module, data):
-    return example_of(Worker(module, Fabric(accelerator="cpu", devices=1), LocalSettings()), data)
+    trainer = FederatedTrainer(clients={32: 1}, logger=False, devices=1)
+    place = Place(data, trainer.options, "test")
+    Loan(module, data).attach(place, trainer.fabric)
+    return example_of(Worker(module, trainer.fabric, LocalSettings(), place), data)
 
 
 @pytest.mark.parametrize(
