@@ -122,6 +122,11 @@ class Worker:
         seed_globals(run.rng.integer("dropout"), self.fabric.device)
         generator = run.rng.torch("quant_train", device=self.fabric.device)
         seed_(module, generator)
+        precision: Any = self.fabric.strategy.precision
+        if (
+            getattr(precision, "scaler", None) is not None
+        ):  # its scale, and a step that it was in, are the last client's
+            precision.scaler = torch.amp.GradScaler(self.fabric.device.type)
         try:
             with recording(module) as recorder:
                 training = Training(self, algorithm, run, recorder, generator, history)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.types import Client, FederatedData
-from bhfl.quant import layer_weights
+from bhfl.quant import BitSpec, layer_weights
 
 _SHARE = 0.5
 """Low-bit groups of which a smaller share of the weights is at their bits are told of."""
@@ -40,7 +41,7 @@ def forewarn(
         data: Already split.
         options: The trainer's options.
         fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its clients.
-        compiled: The forward of the model is compiled.
+        compiled: The model is compiled, or a part of it; see `is_compiled`.
     """
     clients = list(clients)
     if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
@@ -49,12 +50,22 @@ def forewarn(
     arriving = fresh and not options["reestimate_norm"]
     if told := _slow_norms(module, _most_steps(clients, data, options)) if arriving else "":
         warnings.warn(told, stacklevel=2)
-    if told := _too_many_graphs(len({client.spec for client in clients})) if compiled else "":
+    if told := _too_many_graphs(len({client.spec for client in clients} | {BitSpec()})) if compiled else "":
         warnings.warn(told, stacklevel=2)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` was called on a model that is lent, or on a part of it, or ``compile()`` of either."""
+    return any(
+        isinstance(part, OptimizedModule)
+        or getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        for part in module.modules()
+    )
+
+
 def _too_many_graphs(num_specs: int) -> str:
-    """That the compiler gives up at so many bit-widths, which it then does with a log of its own alone, if it does."""
+    """That the compiler gives up at so many bit-widths, the server's float32 among them; it says so in a log alone."""
     config: Any = torch._dynamo.config
     wanted = _GRAPHS * num_specs
     if wanted <= config.recompile_limit:

@@ -181,6 +181,7 @@ def _tried(
     """
     trial, tried = _Trial(), copy.deepcopy(module, {id(fabric): fabric})
     vars(tried).pop("forward", None)  # of a compiled module: it is bound to the original
+    tried.trainer = module._trainer  # which Lightning leaves out of copies
     layout = Layout(tried)
     layout.take_(channels_last)
     steps = {

@@ -35,12 +35,11 @@ class Loan:
         self._modes = [(layer, layer.training) for layer in module.modules()]
         self._trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
         self._attached = module._trainer, module.fabric
-        self.compiled = module is not model
-        """Whether the module's forward is compiled."""
+        self._compiled = module is not model
         module.fabric = None
         if isinstance(data, L.LightningDataModule):
             self._trainer_of_data = data.trainer
-        if self.compiled:
+        if self._compiled:
             module.forward = model.dynamo_ctx(module.forward)  # type: ignore[method-assign]
 
     def attach(self, place: Place, fabric: Fabric) -> None:
@@ -68,7 +67,7 @@ class Loan:
             module.trainer, module.fabric = self._attached
             if isinstance(self.data, L.LightningDataModule):
                 self.data.trainer = self._trainer_of_data
-            if self.compiled:
+            if self._compiled:
                 del module.forward
             for layer, training in self._modes:
                 layer.training = training

@@ -130,9 +130,6 @@ class _Kept:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self._name}.{name} cannot be set by a federated client")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self  # a module that copies itself copies no data and no fleet
-
 
 class LocalStrategy(_Kept):
     """One device and one process, which is what a client has: backward, and the optimiser's step around its closure.

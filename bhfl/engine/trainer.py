@@ -31,7 +31,7 @@ from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.folder import new_run
-from bhfl.engine.forewarn import forewarn
+from bhfl.engine.forewarn import forewarn, is_compiled
 from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
@@ -230,7 +230,7 @@ class FederatedTrainer:
                 data,
                 self.options,
                 fresh=ckpt_path is None,
-                compiled=self._loan.compiled,
+                compiled=is_compiled(module),
             )
         if self.timing:
             self.timing.measure_(self.rounds.worker, data)

@@ -135,7 +135,7 @@ def test_more_bit_widths_than_the_compiler_has_graphs_for_are_told():
 
 
 @pytest.mark.slow
-def test_the_limit_of_the_compiler_that_is_told_is_enough(tmp_path, monkeypatch):
+def test_the_limit_of_the_compiler_that_is_told_is_enough(tmp_path):
     class Compilable(Client):
         def forward(self, x):
             return self.net(x)
@@ -154,10 +154,9 @@ def test_the_limit_of_the_compiler_that_is_told_is_enough(tmp_path, monkeypatch)
         fit(tmp_path, clients=dict.fromkeys((2, 3, 4, 6, 8), 1), module=lambda: model, data=fake(60), max_rounds=2)
         return counters["frames"]["total"] - counters["frames"]["ok"]
 
-    with pytest.warns(UserWarning, match=r"anew for each of 5 bit-widths.*recompile_limit = 20 before the run"):
+    with pytest.warns(UserWarning, match=r"anew for each of 6 bit-widths.*recompile_limit = 24 before the run"):
         assert uncompiled()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 20)
-    with warnings.catch_warnings():
+    with torch._dynamo.config.patch(recompile_limit=24), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*recompile_limit")
         assert not uncompiled()
     torch._dynamo.reset()

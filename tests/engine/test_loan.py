@@ -225,3 +225,71 @@ def test_gradients_of_an_algorithm_reach_a_closure(tmp_path):
     torch.manual_seed(0)
     assert same(*found)
     assert not same(found[0], trainer(tmp_path, max_rounds=1).fit(Module(), data()).params)
+
+
+# ---- compiled models ------------------------------------------------------------------------------------------------
+
+
+class Forward(Lent):
+    """Goes through its own forward, which is what `torch.compile` compiles."""
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Backend:
+    """Compiles nothing, and counts how often it is asked to."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        self.graphs += 1
+        return graph
+
+
+def test_a_compiled_model_is_unwrapped_and_trained_compiled(tmp_path):
+    torch._dynamo.reset()
+    backend, plain = Backend(), Forward()
+    module = Forward()
+    module.load_state_dict(plain.state_dict())
+    federated = trainer(tmp_path / "compiled", max_rounds=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(module, backend=backend)
+        reached = federated.fit(compiled, data()).params
+    assert backend.graphs > 0
+    assert same(reached, trainer(tmp_path / "plain", max_rounds=1).fit(plain, data()).params)
+    measured = federated.test(compiled, data())
+    assert measured == federated.test(module, data())
+    check_usable(module, None)
+
+
+def test_what_wraps_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="model must be a LightningModule, got Linear"):
+        trainer(tmp_path).fit(torch.compile(nn.Linear(2, 2)), data())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [True, False], ids=["a part", "the whole"])
+def test_a_fleet_of_too_many_widths_for_the_compiler_is_told_how_to_raise_its_limit(tmp_path, part):
+    torch._dynamo.reset()
+    module = Forward()
+    model: Any = module
+    if part:
+        module.net = torch.compile(module.net, backend=Backend())
+    else:
+        model = torch.compile(module, backend=Backend())
+    fleet = {bits: 1 for bits in (3, 5, 7)}
+    many = HandMade([points(8, seed) for seed in range(3)], held_out=points(5, seed=2))
+    federated = FederatedTrainer(fleet, max_rounds=1, logger=False, devices=1, default_root_dir=str(tmp_path))
+    told = r"compiled anew for each of 4 bit-widths.* set torch\._dynamo\.config\.recompile_limit = 16 before"
+    with torch._dynamo.config.patch(recompile_limit=8), pytest.warns(UserWarning, match=told):
+        federated.fit(model, many)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=16), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        federated.fit(model, many)
+    assert not [each for each in seen if "is compiled" in str(each.message)]
