@@ -17,7 +17,7 @@ from torch import Tensor
 from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.formats import Layout
-from bhfl.engine.module_hooks import Transfer, call_step, overrides
+from bhfl.engine.module_hooks import Transfer, call_batch_hook, call_step, overrides
 from bhfl.engine.module_trainer import Place
 from bhfl.engine.recorder import Recorder, recording
 from bhfl.engine.registered import Registered
@@ -156,8 +156,8 @@ class Worker:
         """Lightning's hooks around each batch of a pass, and around the pass if it has any batch."""
         module = self.module
 
-        def call(name: str, *arguments: Any) -> None:
-            getattr(module, f"on_{hook}_{name}")(*arguments)
+        def call(name: str) -> None:
+            getattr(module, f"on_{hook}_{name}")()
 
         index = None
         for index, batch in enumerate(batches):
@@ -166,13 +166,13 @@ class Worker:
                 for name in ("model_eval", "start", "epoch_start"):
                     call(name)
             (batch,) = self.on_device([batch])
-            call("batch_start", batch, index)
+            call_batch_hook(getattr(module, f"on_{hook}_batch_start"), batch, index)
             logged.observe(batch)
             returned.observe(batch)
             with self.fabric.autocast():
                 output = call_step(getattr(module, f"{hook}_step"), batch, index)
             returned.log_dict(_numbers(output))
-            call("batch_end", output, batch, index)
+            call_batch_hook(getattr(module, f"on_{hook}_batch_end"), output, batch, index)
         if index is not None:
             with logged.epoch_end():
                 call("epoch_end")

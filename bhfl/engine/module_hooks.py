@@ -29,6 +29,34 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
     return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in _more(_function(step), bound)))
 
 
+def call_batch_hook(hook: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a hook around a batch of an evaluation; a ``dataloader_idx`` that it insists on is 0."""
+    insists = _insists(_function(hook), len(arguments) + inspect.ismethod(hook))
+    return hook(*arguments, 0) if insists else hook(*arguments)
+
+
+@lru_cache(maxsize=256)
+def _insists(hook: Callable[..., Any], given: int) -> bool:
+    """Whether a hook has one more argument than are given, without a default."""
+    more = list(inspect.signature(hook).parameters.values())[given : given + 1]
+    return any(p.name == "dataloader_idx" and p.default is inspect.Parameter.empty for p in more)
+
+
+def check_trainable(module: L.LightningModule) -> None:
+    """Say before any work what a module must have to be trained.
+
+    Raises:
+        ValueError: It defines no training_step or no configure_optimizers, or its step takes Lightning's iterator.
+    """
+    name = type(module).__name__
+    if missing := [h for h in ("training_step", "configure_optimizers") if not overrides(module, h, L.LightningModule)]:
+        raise ValueError(f"{name} must define {' and '.join(missing)} to be trained")
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            f"{name}.training_step takes dataloader_iter, and federated clients have none: take batch and batch_idx"
+        )
+
+
 def _function(step: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(step, "__func__", step)
 

@@ -36,6 +36,7 @@ from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
 from bhfl.engine.loan import Loan
+from bhfl.engine.module_hooks import check_trainable
 from bhfl.engine.module_trainer import Place
 from bhfl.engine.monitor import check_monitor, doubt, unseen
 from bhfl.engine.optim import check_optimizers
@@ -293,6 +294,8 @@ class FederatedTrainer:
     def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
         check_methods(data, FederatedData, "datamodule must be a FederatedDataModule or have its methods")
+        if "fit" in stages:
+            check_trainable(model)
         place = self.place = Place(data, self.options, {"fit": "train", "validate": "val"}.get(stages[0], stages[0]))
         self._loan.attach(place, self.fabric)
         STANDING.at("preparing the data")

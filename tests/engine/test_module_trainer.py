@@ -483,3 +483,49 @@ def test_lbfgs_and_gradient_scaling_do_not_go_together(tmp_path):
     federated.fabric.strategy._precision = MixedPrecision("16-mixed", "cpu")
     with pytest.raises(TooFewClientsError, match=r"LBFGS cannot train under trainer\.precision 16-mixed"):
         federated.fit(Limited(), data())
+
+
+# ---- what is refused, and what is put up with -----------------------------------------------------------------------
+
+
+class WithoutStep(L.LightningModule):
+    """Cannot be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(FEATURES, CLASSES)
+
+
+class Iterating(Module):
+    def training_step(self, dataloader_iter):
+        return super().training_step(*next(dataloader_iter)[:2])
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (WithoutStep, "WithoutStep must define training_step and configure_optimizers to be trained"),
+        (Iterating, r"Iterating\.training_step takes dataloader_iter, .*: take batch and batch_idx"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(tmp_path, cls, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(cls(), data())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_index_of_the_dataloader_that_is_insisted_on_is_zero(tmp_path):
+    class Insisting(Module):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            seen.append(dataloader_idx)
+            super().validation_step(batch, batch_idx)
+
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx):
+            seen.append(dataloader_idx)
+
+        def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx):
+            seen.append(dataloader_idx)
+
+    seen: list[int] = []
+    trainer(tmp_path, max_rounds=1).fit(Insisting(), data())
+    assert seen == [0, 0, 0]
