@@ -13,8 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bhfl.algorithms import FedProx
+from bhfl.cli.export import ExportingTrainer
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
+from bhfl.engine.forewarn import is_compiled
+from bhfl.engine.loan import Loan
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.quant import QuantLinear
 from tests.engine.hand_made import CLASSES, FEATURES, HandMade, Module, float_state, points
@@ -71,10 +74,11 @@ class Refusing(Algorithm):
 
 class Failing(Callback):
     def __init__(self, hook: str) -> None:
-        def fail(*_: Any, **__: Any) -> None:
-            raise RuntimeError("on purpose")
+        setattr(self, hook, self.fail)
 
-        setattr(self, hook, fail)
+    @staticmethod
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("on purpose")
 
 
 class WithNumber(Lent):
@@ -166,6 +170,23 @@ def test_a_model_comes_back_from_being_measured(tmp_path, command):
     with pytest.raises(RuntimeError, match="on purpose"):
         getattr(trainer(tmp_path), command)(module, data())
     check_usable(module, before)
+
+
+def test_a_model_comes_back_from_a_failing_analysis_and_a_failing_export(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
+    options = {"max_rounds": 1, "logger": False, "devices": 1, "default_root_dir": str(tmp_path)}
+    federated, module = ExportingTrainer({"ternary": 1, 32: 1}, **options), Lent()
+    federated.fit(module, data())
+    reached = {**float_state(module), **federated.server.params}
+    monkeypatch.setattr("bhfl.cli.export.save_quantized", Failing.fail)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        federated.export(module, data(), ckpt_path="last")
+    check_usable(module, reached)
+    failing = InValidation()
+    before = float_state(failing)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        federated.analyze(failing, data())
+    check_usable(failing, before)
 
 
 def test_a_second_fit_works_after_one_that_failed(tmp_path):
@@ -273,23 +294,11 @@ def test_what_wraps_something_else_is_refused(tmp_path):
         trainer(tmp_path).fit(torch.compile(nn.Linear(2, 2)), data())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("part", [True, False], ids=["a part", "the whole"])
-def test_a_fleet_of_too_many_widths_for_the_compiler_is_told_how_to_raise_its_limit(tmp_path, part):
-    torch._dynamo.reset()
-    module = Forward()
-    model: Any = module
-    if part:
-        module.net = torch.compile(module.net, backend=Backend())
-    else:
-        model = torch.compile(module, backend=Backend())
-    fleet = {bits: 1 for bits in (3, 5, 7)}
-    many = HandMade([points(8, seed) for seed in range(3)], held_out=points(5, seed=2))
-    federated = FederatedTrainer(fleet, max_rounds=1, logger=False, devices=1, default_root_dir=str(tmp_path))
-    told = r"compiled anew for each of 4 bit-widths.* set torch\._dynamo\.config\.recompile_limit = 16 before"
-    with torch._dynamo.config.patch(recompile_limit=8), pytest.warns(UserWarning, match=told):
-        federated.fit(model, many)
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=16), warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        federated.fit(model, many)
-    assert not [each for each in seen if "is compiled" in str(each.message)]
+def test_a_compiled_part_counts_as_compiled(tmp_path):
+    part, itself, whole, plain = (Forward() for _ in range(4))
+    part.net = torch.compile(part.net, backend=Backend())
+    itself.compile(backend=Backend())
+    loan = Loan(torch.compile(whole, backend=Backend()), data())
+    assert [is_compiled(module) for module in (part, itself, whole, plain)] == [True, True, True, False]
+    loan.give_back()
+    assert not is_compiled(whole)
