@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.interrupts import hear_interrupts
+
+hear_interrupts()
+
 
 @pytest.fixture(autouse=True)
 def _seed_of_lightning_is_put_back() -> Iterator[None]:

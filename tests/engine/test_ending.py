@@ -18,7 +18,6 @@ from bhfl.engine import ending
 
 ending.PATIENCE_SECONDS = 0.3
 me, how = os.getpid(), int(sys.argv[1])
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 def at_once(args):
     os.kill(me, how)

@@ -8,6 +8,7 @@ import secrets
 import sys
 import warnings
 
+from tests.interrupts import hear_interrupts
 from tests.soak import endings, kills, mutated
 from tests.soak.schedule import Campaign, soak
 
@@ -27,6 +28,7 @@ def main() -> int:
         parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
     seed = secrets.randbelow(10**6) * 1000 if options.seed is None else options.seed
     print(f"seed {seed}, {options.minutes:g} minutes: {options.only}", flush=True)
+    hear_interrupts()
     warnings.simplefilter("ignore")
     os.environ["PYTHONWARNINGS"] = "ignore"  # of the runs too, which warn at every resume
     campaigns = [Campaign(name, CAMPAIGNS[name]) for name in options.only.split(",")]
