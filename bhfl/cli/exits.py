@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bhfl.cli.hints import clipped
@@ -30,7 +31,8 @@ def report(problems: Sequence[str]) -> None:
 def say(text: str) -> None:
     """Print `text` to stderr, from the first process of a machine alone."""
     if speaks():
-        print(text, file=sys.stderr)
+        with suppress(OSError):  # the disk of a log may be full, and the exit code is still to be told
+            print(text, file=sys.stderr)
 
 
 def format_warning(

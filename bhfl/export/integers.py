@@ -199,7 +199,11 @@ def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
             layer.weight_step.copy_(scale)
         else:
             layer.fixed_scale = scale
-        if not torch.equal(layer.quantized_weight().codes.cpu(), value.codes):
+        try:
+            codes = layer.quantized_weight().codes
+        except ValueError as error:
+            raise QuantizedFileError(f"{path}: {name} holds no numbers: {error}") from error
+        if not torch.equal(codes.cpu(), value.codes):
             raise QuantizedFileError(f"{path}: {name} is tied to a weight of other codes: restore with quantized=False")
 
 

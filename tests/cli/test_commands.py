@@ -620,3 +620,14 @@ def test_sys_exit_is_a_failure(bhfl: Command, tmp_path: Path) -> None:
         found, _, err = bhfl("fit", "--config", "tiny.yaml", *options)
         assert (found, "must not be left in its middle" in err) == (code, True), (options, err)
         assert "Traceback" not in err
+
+
+def test_what_cannot_be_said_leaves_the_exit_code(monkeypatch):
+    """The log that stderr goes to may lie on the full disk of which it is to tell."""
+
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exits.sys, "stderr", Full())
+    exits.report(["no space"])

@@ -217,3 +217,13 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     with pytest.raises(ImportError, match=r"pip install 'bhfl\[export\]'"):
         load_quantized(tmp_path / "a.safetensors")
+
+
+def test_scales_beyond_all_numbers_are_no_checkpoint(tmp_path):
+    """The file holds finite scales; the weights that they make are not."""
+    state = quantized_state(quantize_(nn.Linear(6, 3), 4))
+    codes = state["weight"]
+    state["weight"] = QuantizedTensor(codes.codes, torch.full_like(codes.scale, 3e38), codes.bits)
+    save_quantized(state, tmp_path / "a.safetensors")
+    with pytest.raises(QuantizedFileError, match=r"a\.safetensors: weight holds no numbers"):
+        restore_(quantize_(nn.Linear(6, 3), 4), tmp_path / "a.safetensors")
