@@ -27,7 +27,7 @@ def test_none_is_missed():
     assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
     assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
     assert len(CONFIGS) == 26
-    assert {path.stem for path in MATRICES} == {"demo", "effect", "fedlq", "table", "paper"}
+    assert {path.stem for path in MATRICES} == {"demo", "norms", "effect", "fedlq", "table", "paper"}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from torch import Tensor
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.contents import lost_key
 from bhfl.engine.handed import (
     ReturnError,
     ServerReturnError,
@@ -34,10 +35,11 @@ class CheckedHooks:
     Args:
         algorithm: Its hooks.
         model: The first model, by name, for the names, shapes and dtypes of its tensors.
+        extra: The first `ServerState.extra`, for its keys and the kinds of what they hold.
     """
 
-    def __init__(self, algorithm: Algorithm, model: Mapping[str, Tensor]) -> None:
-        self.algorithm, self.model = algorithm, model
+    def __init__(self, algorithm: Algorithm, model: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
+        self.algorithm, self.model, self.extra = algorithm, model, extra
         self.receives = type(algorithm).receive is not Algorithm.receive
 
     def name(self, hook: str) -> str:
@@ -79,6 +81,8 @@ class CheckedHooks:
         check_aggregate(name_of(updates, "reduce"), aggregate, server.params)
         following = self.algorithm.server_update(server, aggregate, rng)
         check_server(self.name("server_update"), following, server)
+        if problem := lost_key(following.extra, self.extra):
+            raise ReturnError(f"{self.name('server_update')}: {problem}")
         return following
 
     def closing(self, server: ServerState) -> Tensors | None:

@@ -101,7 +101,7 @@ class Rounds:
         server = self.fabric.broadcast(server)
         first = {**server.params, **self.buffers.of(server, self.groups[0])}
         self.own = Own(first, [name for name in first if self._stays(name)])
-        self.hooks = CheckedHooks(self.algorithm, self.own.first)
+        self.hooks = CheckedHooks(self.algorithm, self.own.first, server.extra)
         return server
 
     def run(

@@ -24,7 +24,6 @@ from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client import LocalSettings, Worker
 from bhfl.engine.common import check_common_folder, check_same_options
-from bhfl.engine.contents import lost_key
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
@@ -219,45 +218,6 @@ class FederatedTrainer:
             self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), self.server)
         return self.server
 
-    def _fit(
-        self, module: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
-    ) -> dict[str, float]:
-        """All rounds; the metrics of the test."""
-        self._setup(module, data, "fit", "test")
-        if self.fabric.is_global_zero:
-            forewarn(
-                self.rounds.worker.module,
-                self.clients,
-                data,
-                self.options,
-                fresh=ckpt_path is None,
-                compiled=is_compiled(module),
-            )
-        if self.timing:
-            self.timing.measure_(self.rounds.worker, data)
-            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
-            self.timing.check_deadline(smallest, data)
-        if ckpt_path is None:  # a resumed run keeps to what it was begun with
-            self.server = with_format(self.server, self.options, self.rounds.worker, self.clients, data)
-        self._begin(data, ckpt_path)
-        if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
-            done, wanted = self.server.round, self.options["max_rounds"]
-            warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
-        self._call("on_fit_start")
-        try:
-            while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
-                self._round()
-            self.rounds.load(self.server)
-            module.on_fit_end()
-            metrics = self._evaluate(data, "test")
-            self._loan.tear_down("fit", "test")
-        except Exception as error:
-            self._run.fail(error)
-            raise
-        finally:
-            self._run.close()
-        return metrics
-
     def validate(
         self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
     ) -> dict[str, float]:
@@ -372,14 +332,14 @@ class FederatedTrainer:
         }
         check_same_options(self.fabric, self._shaping)
         check_storable(vars(self.server), "ServerState")
-        self._extra = self.server.extra
         self._warn(doubt(self.options["monitor"], self.options["mode"]))
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         check_common_folder(self.fabric, folder)
         self.run = Run(self.options, folder, self.fabric.is_global_zero)
         if state is not None:
-            self._resume(state)
+            self.server = fitting(state, self.server)
+            self._run.restore(state)
         self.rounds.store = self.run.store
         self.run.begin(self.server, {"partition": partition})
         self.place.open(self.run.folder, self.run.loggers)
@@ -412,11 +372,46 @@ class FederatedTrainer:
         client_store(folder, state)  # all of it is there
         return folder or new_run(self._root), state
 
-    def _resume(self, state: Mapping[str, Any]) -> None:
-        self.server = fitting(state, self.server)
-        self._run.restore(state)
-
     # ---- rounds -------------------------------------------------------------------------------------------------
+
+    def _fit(
+        self, module: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
+    ) -> dict[str, float]:
+        """All rounds; the metrics of the test."""
+        self._setup(module, data, "fit", "test")
+        if self.fabric.is_global_zero:
+            forewarn(
+                self.rounds.worker.module,
+                self.clients,
+                data,
+                self.options,
+                fresh=ckpt_path is None,
+                compiled=is_compiled(module),
+            )
+        if self.timing:
+            self.timing.measure_(self.rounds.worker, data)
+            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
+            self.timing.check_deadline(smallest, data)
+        if ckpt_path is None:  # a resumed run keeps to what it was begun with
+            self.server = with_format(self.server, self.options, self.rounds.worker, self.clients, data)
+        self._begin(data, ckpt_path)
+        if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
+            done, wanted = self.server.round, self.options["max_rounds"]
+            warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
+        self._call("on_fit_start")
+        try:
+            while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
+                self._round()
+            self.rounds.load(self.server)
+            module.on_fit_end()
+            metrics = self._evaluate(data, "test")
+            self._loan.tear_down("fit", "test")
+        except Exception as error:
+            self._run.fail(error)
+            raise
+        finally:
+            self._run.close()
+        return metrics
 
     @property
     def _run(self) -> Run:
@@ -427,8 +422,6 @@ class FederatedTrainer:
         start, run, options = time.perf_counter(), self._run, self.options
         STANDING.at(f"beginning round {self.server.round + 1}")
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
-        if problem := lost_key(self.server.extra, self._extra):
-            raise ValueError(f"{type(self.algorithm).__name__}.server_update: {problem}")
         run.failed_rounds = failed_in_a_row(
             records,
             before=run.failed_rounds,
