@@ -1,11 +1,19 @@
-"""`make bench`: figures as ratios of runs that took turns, each beside what it should be at most."""
+"""`make bench`: figures as ratios of runs that took turns, each beside what it should be at
+most.
+"""
 
 import sys
 
 from benchmarks import data, engine, layerwise, prowd, quant, rivals
 
 if __name__ == "__main__":
-    parts = {"engine": engine.run, "quant": quant.run, "rivals": rivals.run, "data": data.run, "prowd": prowd.run}
+    parts = {
+        "engine": engine.run,
+        "quant": quant.run,
+        "rivals": rivals.run,
+        "data": data.run,
+        "prowd": prowd.run,
+    }
     parts["fedlq"] = layerwise.run
     for name in sys.argv[1:] or parts:
         parts[name]()

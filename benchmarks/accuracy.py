@@ -1,7 +1,8 @@
-"""`make accuracy`: what bits cost in accuracy, ResNet-8 on all of CIFAR-10, trained centrally by a plain loop.
+"""`make accuracy`: what bits cost in accuracy, ResNet-8 on all of CIFAR-10, trained centrally by a
+plain loop.
 
-Every variant has BatchNorm, the same batches and the same schedule: SGD with momentum, a cosine to zero, random crops
-and mirror images. A finished run is one line of JSON, and is not repeated.
+Every variant has BatchNorm, the same batches and the same schedule: SGD with momentum, a cosine to
+zero, random crops and mirror images. A finished run is one line of JSON, and is not repeated.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ VARIANTS: dict[str, tuple[Any, str, float]] = {
     "4 bits": (4, "fake", 1.5),
     "ternary": ("ternary", "fake", 5.0),
 }
-"""Bits of all layers, how they compute, and the points of accuracy below float32 that are aimed at, at most."""
+"""Bits of all layers, how they compute, and the points of accuracy below float32 that are aimed at,
+at most.
+"""
 
 ENDS = ("stem.0", "head.2")
 """The first and the last layer, which have at least 8 bits, as is usual."""
 
-BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 128, 0.1, 0.9, 5e-4
+BATCH = 128
+LEARNING_RATE = 0.1
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
 EVALUATION_BATCH = 500
 
 
@@ -65,7 +71,11 @@ class Run:
         losses = list(self.steps(model, train))
         seconds = time.thread_time() - start
         tail = losses[-len(losses) // self.epochs :]
-        found = {"accuracy": accuracy(model, test), "loss": sum(tail) / len(tail), "seconds": seconds}
+        found = {
+            "accuracy": accuracy(model, test),
+            "loss": sum(tail) / len(tail),
+            "seconds": seconds,
+        }
         return {**asdict(self), **found}
 
     def model(self) -> nn.Module:
@@ -80,7 +90,9 @@ class Run:
     def steps(self, model: nn.Module, train: TensorSource) -> Iterator[float]:
         """Train; the loss of each batch."""
         model.train()
-        optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.SGD(
+            model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
         total = self.epochs * -(-self.images // BATCH)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         for images, labels in self.batches(train):
@@ -107,15 +119,21 @@ def accuracy(model: nn.Module, test: TensorSource) -> float:
     """Share of right answers on the test split."""
     model.eval()
     right = 0
-    for images, labels in test.batches(torch.arange(len(test)), EVALUATION_BATCH, torch.Generator()):
-        right += int((model(images.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum())
+    for images, labels in test.batches(
+        torch.arange(len(test)), EVALUATION_BATCH, torch.Generator()
+    ):
+        right += int(
+            (model(images.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum()
+        )
     return right / len(test)
 
 
 def finished(file: Path) -> dict[Run, dict[str, Any]]:
     """The records of the file by their runs."""
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {Run(*(row[key] for key in ("variant", "seed", "epochs", "images"))): row for row in rows}
+    return {
+        Run(*(row[key] for key in ("variant", "seed", "epochs", "images"))): row for row in rows
+    }
 
 
 def train_all(runs: list[Run], file: Path, archive: str, jobs: int) -> None:
@@ -133,11 +151,23 @@ def train_all(runs: list[Run], file: Path, archive: str, jobs: int) -> None:
 def table(runs: list[Run], records: dict[Run, dict[str, Any]]) -> str:
     """Test accuracy in per cent, mean and standard deviation over seeds, as Markdown."""
     rows = [["variant", "seeds", "test accuracy", "below float32", "aim", "CPU s an epoch"]]
-    found = {name: [records[run] for run in runs if run.variant == name and run in records] for name in VARIANTS}
-    means = {name: 100 * sum(one["accuracy"] for one in some) / len(some) for name, some in found.items() if some}
+    found = {
+        name: [records[run] for run in runs if run.variant == name and run in records]
+        for name in VARIANTS
+    }
+    means = {
+        name: 100 * sum(one["accuracy"] for one in some) / len(some)
+        for name, some in found.items()
+        if some
+    }
     for name, mean in means.items():
         below = f"{means['float32'] - mean:.2f}" if "float32" in means else "-"
-        cells = [name, f"{len(found[name])}", spread([100 * one["accuracy"] for one in found[name]]), below]
+        cells = [
+            name,
+            f"{len(found[name])}",
+            spread([100 * one["accuracy"] for one in found[name]]),
+            below,
+        ]
         epoch = statistics.mean(one["seconds"] / one["epochs"] for one in found[name])
         rows.append([*cells, f"{VARIANTS[name][2]:g}", f"{epoch:.0f}"])
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
@@ -153,16 +183,24 @@ def spread(values: Sequence[float]) -> str:
 def main() -> None:
     """Train what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--archive", default="../shared/data/cifar10-jpg.tar.gz", help="pictures of CIFAR-10")
-    parser.add_argument("--file", type=Path, default=Path("runs/accuracy.jsonl"), help="one line a finished run")
+    parser.add_argument(
+        "--archive", default="../shared/data/cifar10-jpg.tar.gz", help="pictures of CIFAR-10"
+    )
+    parser.add_argument(
+        "--file", type=Path, default=Path("runs/accuracy.jsonl"), help="one line a finished run"
+    )
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=[*VARIANTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--images", type=int, default=50_000, help="training images, at most 50,000")
+    parser.add_argument(
+        "--images", type=int, default=50_000, help="training images, at most 50,000"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     options = parser.parse_args()
     runs = [
-        Run(variant, seed, options.epochs, options.images) for seed in options.seeds for variant in options.variants
+        Run(variant, seed, options.epochs, options.images)
+        for seed in options.seeds
+        for variant in options.variants
     ]
     train_all(runs, options.file, options.archive, options.jobs)
     print(table(runs, finished(options.file)))

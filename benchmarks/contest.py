@@ -1,4 +1,6 @@
-"""Contestants in processes of their own, taking turns, so that a noisy machine slows all of them alike."""
+"""Contestants in processes of their own, taking turns, so that a noisy machine slows all of them
+alike.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,24 @@ def _serve(pipe: Connection, factory: Factory, arguments: tuple[Any, ...], clock
 
 
 def contest(
-    contestants: dict[str, tuple[Factory, tuple[Any, ...]]], turns: int, clock: Clock = time.perf_counter
+    contestants: dict[str, tuple[Factory, tuple[Any, ...]]],
+    turns: int,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds a turn of each contestant, over `turns` interleaved turns, each right after one that is not timed.
+    """Median seconds a turn of each contestant, over `turns` interleaved turns, each right after
+    one that is not timed.
 
-    Contestants of one thread may take `time.thread_time`, which does not count what others do on the machine.
+    Contestants of one thread may take `time.thread_time`, which does not count what others do on
+    the machine.
     """
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     for name, (factory, arguments) in contestants.items():
         pipes[name], theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, factory, arguments, clock), daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, factory, arguments, clock), daemon=True
+        )
         process.start()
         theirs.close()  # or a contestant that dies would be waited for without end
         processes.append(process)
@@ -56,5 +64,9 @@ def contest(
 
 def line(what: str, value: float, bound: float | None, unit: str = "") -> None:
     """Print one figure beside what it should be at most."""
-    verdict = "" if bound is None else f"   at most {bound:g}{unit}   {'ok' if value <= bound else 'MISSED'}"
+    verdict = (
+        ""
+        if bound is None
+        else f"   at most {bound:g}{unit}   {'ok' if value <= bound else 'MISSED'}"
+    )
     print(f"{what:<72} {value:>8.3f}{unit}{verdict}", flush=True)

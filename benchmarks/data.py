@@ -34,6 +34,10 @@ def run() -> None:
         script = "from benchmarks.data import decode; decode()"
         environment = {**os.environ, "XDG_CACHE_HOME": cache}
         out = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         line("decode 60,000 JPEGs of CIFAR-10", float(out.stdout.split()[-1]), 20, " s")

@@ -21,7 +21,7 @@ clients: {int8: 5, float32: 5}
 algorithm: FedAvg
 model: {class_path: Classifier, init_args: {net: cnn}}
 data: {class_path: FakeImages, init_args: {num_train: 5000, num_test: 200, shape: [3, 32, 32], batch_size: 50}}
-"""
+"""  # noqa: E501
 
 
 def _trainer(clients: int, images: int, folder: str):
@@ -31,7 +31,11 @@ def _trainer(clients: int, images: int, folder: str):
 
     torch.manual_seed(0)
     data = FakeImages(
-        num_train=clients * images, num_test=10, shape=(3, 32, 32), batch_size=min(50, images), val_fraction=0.0
+        num_train=clients * images,
+        num_test=10,
+        shape=(3, 32, 32),
+        batch_size=min(50, images),
+        val_fraction=0.0,
     )
     trainer = FederatedTrainer({32: clients}, default_root_dir=folder, logger=False, devices=1)
     return trainer, Classifier("cnn", input_shape=(3, 32, 32)), data
@@ -57,7 +61,9 @@ def engine(clients: int, images: int) -> Callable[[], None]:
 
 
 def bare(clients: int, images: int, stock: bool) -> Callable[[], None]:
-    """The loop that a researcher writes: load, train, add up, divide. `stock`: contiguous, allocator untuned."""
+    """The loop that a researcher writes: load, train, add up, divide. `stock`: contiguous,
+    allocator untuned.
+    """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.models import Classifier
 
@@ -81,7 +87,9 @@ def bare(clients: int, images: int, stock: bool) -> Callable[[], None]:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
             for chosen in torch.randperm(images).split(batch):
                 x = pixels[client][chosen].to(torch.float32).div_(255).sub_(0.5).div_(0.25)
-                loss = F.cross_entropy(model(x.contiguous(memory_format=layout)), labels[client][chosen])
+                loss = F.cross_entropy(
+                    model(x.contiguous(memory_format=layout)), labels[client][chosen]
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -103,7 +111,9 @@ def rounds() -> None:
         seconds = contest(entries, turns)
         what = f"round of {clients:,} clients x {images:,} images: engine / bare loop"
         line(f"{what}, same settings", seconds["engine"] / seconds["bare"], bound)
-        line(f"{what}, stock", seconds["engine"] / seconds["stock"], 0.90 if clients == 10 else None)
+        line(
+            f"{what}, stock", seconds["engine"] / seconds["stock"], 0.90 if clients == 10 else None
+        )
 
 
 def processes() -> None:
@@ -114,7 +124,16 @@ def processes() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 config = Path(folder) / "config.yaml"
                 config.write_text(CONFIG)
-                command = [sys.executable, "-m", "bhfl", "fit", "--config", str(config), "--trainer.max_rounds", "4"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "bhfl",
+                    "fit",
+                    "--config",
+                    str(config),
+                    "--trainer.max_rounds",
+                    "4",
+                ]
                 command += ["--trainer.devices", str(devices), "--trainer.default_root_dir", folder]
                 subprocess.run(command, check=True, capture_output=True)
                 rows = (Path(folder) / "bhfl/version_0/rounds.jsonl").read_text().splitlines()
@@ -123,7 +142,9 @@ def processes() -> None:
 
 
 def peak(clients: int) -> None:
-    """Train one round of `clients` clients on 10,000 images in all; prints the process's peak memory in MiB."""
+    """Train one round of `clients` clients on 10,000 images in all; prints the process's peak
+    memory in MiB.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trainer, model, data = _trainer(clients, 10_000 // clients, folder)
         trainer.options["max_rounds"] = 1
@@ -136,7 +157,9 @@ def memory() -> None:
     found = {}
     for clients in (10, 1000):
         script = f"from benchmarks.engine import peak; peak({clients})"
-        out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
         found[clients] = float(out.split()[-1])
     line("peak memory, 1,000 clients / 10 clients", found[1000] / found[10], 1.05)
 
@@ -145,7 +168,16 @@ def start_up() -> None:
     """CPU seconds from the command to the end of a run of one tiny round."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path("configs/digits/fedavg.yaml").resolve()
-        command = [sys.executable, "-m", "bhfl", "fit", "--config", str(config), "--trainer.max_rounds", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "bhfl",
+            "fit",
+            "--config",
+            str(config),
+            "--trainer.max_rounds",
+            "1",
+        ]
         command += ["--trainer.local_steps", "1", "--trainer.default_root_dir", folder]
         found = []
         for _ in range(3):

@@ -33,7 +33,9 @@ def mask() -> None:
 
 
 def dequantize() -> None:
-    """ResNet-18 through three steps of a ladder, in a process of its own; prints seconds and MiB above the model."""
+    """ResNet-18 through three steps of a ladder, in a process of its own; prints seconds and MiB
+    above the model.
+    """
     from bhfl.algorithms.prowd import ProgressiveDequantizer
     from bhfl.models import build
     from bhfl.quant import quantize_, quantized_state
@@ -81,7 +83,9 @@ def run() -> None:
     """All of them."""
     mask()
     script = "from benchmarks.prowd import dequantize; dequantize()"
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
     seconds, memory = map(float, out.split()[-2:])
     line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")
     line("    memory above the model", memory, 500, " MiB")

@@ -18,25 +18,33 @@ from benchmarks.contest import contest, line
 
 
 class TinyViT(nn.Module):
-    """A vision transformer of width 192 and depth 6 on patches of 4x4 pixels, of which torch has none so small."""
+    """A vision transformer of width 192 and depth 6 on patches of 4x4 pixels, of which torch has
+    none so small.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 192, 4, 4)
         self.place = nn.Parameter(torch.randn(64, 192) / 50)
-        blocks = (nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True) for _ in range(6))
+        blocks = (
+            nn.TransformerEncoderLayer(192, 3, 768, 0.0, "gelu", batch_first=True) for _ in range(6)
+        )
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(192, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.place).mean(1))
+        return self.head(
+            self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.place).mean(1)
+        )
 
 
 class WideMLP(nn.Sequential):
     """Two hidden layers of 1024 units."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())
+        super().__init__(
+            nn.Flatten(), nn.Linear(3072, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()
+        )
         self.append(nn.Linear(1024, 10))
 
 
@@ -71,7 +79,9 @@ def step(
     bfloat16: bool = False,
     lean: bool = False,
 ) -> Callable[[], None]:
-    """Training steps of a network, its weights and activations at `bits`; lean: within ``save_in_int8``."""
+    """Training steps of a network, its weights and activations at `bits`; lean: within
+    ``save_in_int8``.
+    """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, save_in_int8, seed_
 
@@ -87,7 +97,10 @@ def step(
 
     def turn() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), save_in_int8() if lean else nullcontext():
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+            save_in_int8() if lean else nullcontext(),
+        ):
             loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
@@ -96,7 +109,9 @@ def step(
 
 
 def linear(backend: str, threads: int = 1) -> Callable[[], None]:
-    """Ten times forward and backward of one layer, 512x1024x1024; the backend "float32" is ``nn.Linear``."""
+    """Ten times forward and backward of one layer, 512x1024x1024; the backend "float32" is
+    ``nn.Linear``.
+    """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, seed_
 
@@ -131,12 +146,18 @@ def backends(threads: int, turns: int = 7) -> None:
         contestants = {backend: (step, (8, name, backend, threads)) for backend in bounds}
         contestants |= {"float32": (step, (32, name, "fake", threads))}
         contestants |= {"bfloat16": (step, (32, name, "fake", threads, True))}
-        contestants |= {"auto-integer, save_in_int8": (step, (8, name, "auto-integer", threads, False, True))}
+        contestants |= {
+            "auto-integer, save_in_int8": (step, (8, name, "auto-integer", threads, False, True))
+        }
         seconds = contest(contestants, turns)
         for backend in contestants:
             if backend != "float32":
                 ratio = seconds[backend] / seconds["float32"]
-                line(f"{name}, {threads} threads: {backend} / float32 step", ratio, bounds.get(backend))
+                line(
+                    f"{name}, {threads} threads: {backend} / float32 step",
+                    ratio,
+                    bounds.get(backend),
+                )
     names = ("float32", "fake", "int8", "int8-bfloat16", "integer")
     seconds = contest({backend: (linear, (backend, threads)) for backend in names}, turns)
     for backend in names[1:]:
@@ -146,19 +167,30 @@ def backends(threads: int, turns: int = 7) -> None:
 
 
 def kept_for_backward() -> None:
-    """Bytes of activations held from the forward to the backward pass, the fully integer step against float32."""
+    """Bytes of activations held from the forward to the backward pass, the fully integer step
+    against float32.
+    """
     from bhfl.quant import QuantLayer, quantize_, save_in_int8, seed_
 
     def held(model: nn.Module, x: torch.Tensor, lean: bool = False) -> int:
         saving = save_in_int8() if lean else nullcontext()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found, saving:
             y = model(x.clone())
-        codes = sum(m.weight.numel() for m in model.modules() if isinstance(m, QuantLayer) and m.backend == "integer")
+        codes = sum(
+            m.weight.numel()
+            for m in model.modules()
+            if isinstance(m, QuantLayer) and m.backend == "integer"
+        )
         return sum(event.self_cpu_memory_usage for event in found.key_averages()) - codes - y.nbytes
 
     networks = {name: network(name) for name in BOUNDS}
-    for name, (model, batch) in {"convolution": (nn.Conv2d(64, 64, 3, padding=1), 32), **networks}.items():
-        x = torch.randn(batch, 64 if name == "convolution" else 3, 32, 32).to(memory_format=torch.channels_last)
+    for name, (model, batch) in {
+        "convolution": (nn.Conv2d(64, 64, 3, padding=1), 32),
+        **networks,
+    }.items():
+        x = torch.randn(batch, 64 if name == "convolution" else 3, 32, 32).to(
+            memory_format=torch.channels_last
+        )
         whole = held(model.to(memory_format=torch.channels_last), x)
         seed_(quantize_(model, 8, backend="integer"), torch.Generator())
         bound = 0.35 if name == "convolution" else None
@@ -179,8 +211,18 @@ def codes() -> None:
         half, dtype = 1 << (bits - 1), torch.int8 if bits <= 8 else torch.int16
         values = torch.randint(-half, half, (num_codes,), dtype=dtype)
         packed, bound = pack(values, bits), 0.1 if bits in (1, 2, 4) else 0.65
-        line(f"pack a code of {bits} bits", _nanoseconds(partial(pack, values, bits), num_codes), bound, " ns")
-        line("    unpack it", _nanoseconds(partial(unpack, packed, bits, num_codes), num_codes), bound, " ns")
+        line(
+            f"pack a code of {bits} bits",
+            _nanoseconds(partial(pack, values, bits), num_codes),
+            bound,
+            " ns",
+        )
+        line(
+            "    unpack it",
+            _nanoseconds(partial(unpack, packed, bits, num_codes), num_codes),
+            bound,
+            " ns",
+        )
 
 
 def _nanoseconds(work: Callable[[], object], count: int, turns: int = 15) -> float:
@@ -214,8 +256,15 @@ def uplink() -> None:
             save() if name == "save" else encode(quantized_state(model))
             found.append(time.perf_counter() - start)
     for bits in ("8", "4"):
-        line(f"quantise, pack and encode ResNet-18 at {bits} bits", 1e3 * min(seconds[bits]), 25, " ms")
-        line("    / torch.save of the float32 model", min(seconds[bits]) / min(seconds["save"]), 1.5)
+        line(
+            f"quantise, pack and encode ResNet-18 at {bits} bits",
+            1e3 * min(seconds[bits]),
+            25,
+            " ms",
+        )
+        line(
+            "    / torch.save of the float32 model", min(seconds[bits]) / min(seconds["save"]), 1.5
+        )
 
 
 def run() -> None:

@@ -1,8 +1,10 @@
-"""Our layers against those of torchao, brevitas, bitsandbytes and torch itself: a training step of the same network.
+"""Our layers against those of torchao, brevitas, bitsandbytes and torch itself: a training step of
+the same network.
 
-All have 8-bit weights and activations. torchao takes a range for each row of activations and brevitas a learned one,
-torch a moving average and we that of the batch; each is what its package offers for training, in its steady state.
-A rival is measured on the networks all of whose layers it has.
+All have 8-bit weights and activations. torchao takes a range for each row of activations and
+brevitas a learned one, torch a moving average and we that of the batch; each is what its package
+offers for training, in its steady state. A rival is measured on the networks all of whose layers it
+has.
 """
 
 from __future__ import annotations
@@ -19,18 +21,26 @@ from benchmarks.contest import contest, line
 from benchmarks.quant import WideMLP
 
 LEAD = 1.3
-"""So many times faster than torchao and brevitas `auto` should be; its gradients are float32 products, as theirs."""
+"""So many times faster than torchao and brevitas `auto` should be; its gradients are float32
+products, as theirs.
+"""
 
 
 class Attention(nn.Module):
-    """Self-attention of plain linear layers: the module of torch hides its own from who swaps layers."""
+    """Self-attention of plain linear layers: the module of torch hides its own from who swaps
+    layers.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, 2))
+        q, k, v = (
+            t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, 2)
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -59,7 +69,9 @@ class ViT(nn.Module):
         self.head = nn.Linear(192, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.blocks(self.patches(F.unfold(x, 4, stride=4).transpose(1, 2))).mean(1))
+        return self.head(
+            self.blocks(self.patches(F.unfold(x, 4, stride=4).transpose(1, 2))).mean(1)
+        )
 
 
 BATCH = {"mlp-1024": 512, "vit": 32, "cnn": 128, "resnet8": 128}
@@ -76,7 +88,9 @@ def network(name: str) -> nn.Module:
 Swap = Callable[[nn.Module], None]
 
 
-def swapped(model: nn.Module, twins: dict[type[nn.Module], Callable[[nn.Module], nn.Module]]) -> None:
+def swapped(
+    model: nn.Module, twins: dict[type[nn.Module], Callable[[nn.Module], nn.Module]]
+) -> None:
     """Put a twin in the place of each layer of a class."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -97,11 +111,15 @@ def torchao(model: nn.Module) -> None:
 
     activations = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
     weights = IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
-    quantize_(model, QATConfig(activation_config=activations, weight_config=weights, step="prepare"))
+    quantize_(
+        model, QATConfig(activation_config=activations, weight_config=weights, step="prepare")
+    )
 
 
 def brevitas(model: nn.Module) -> None:
-    """Its defaults for 8 bits; the scales of activations are learned, after two steps of statistics instead of 300."""
+    """Its defaults for 8 bits; the scales of activations are learned, after two steps of statistics
+    instead of 300.
+    """
     from brevitas.nn import QuantConv2d, QuantLinear
     from brevitas.quant import Int8ActPerTensorFloat
 
@@ -109,7 +127,9 @@ def brevitas(model: nn.Module) -> None:
     swapped(
         model,
         {
-            nn.Linear: lambda m: QuantLinear(m.in_features, m.out_features, m.bias is not None, **options),
+            nn.Linear: lambda m: QuantLinear(
+                m.in_features, m.out_features, m.bias is not None, **options
+            ),
             nn.Conv2d: lambda m: QuantConv2d(
                 m.in_channels, m.out_channels, *geometry(m), bias=m.bias is not None, **options
             ),
@@ -121,7 +141,10 @@ def bitsandbytes(model: nn.Module) -> None:
     """``Linear8bitLt`` as it is for training."""
     from bitsandbytes.nn import Linear8bitLt
 
-    swapped(model, {nn.Linear: lambda m: Linear8bitLt(m.in_features, m.out_features, m.bias is not None)})
+    swapped(
+        model,
+        {nn.Linear: lambda m: Linear8bitLt(m.in_features, m.out_features, m.bias is not None)},
+    )
 
 
 def fake_quantize(model: nn.Module) -> None:
@@ -137,9 +160,13 @@ def fake_quantize(model: nn.Module) -> None:
     swapped(
         model,
         {
-            nn.Linear: lambda m: before(qat.Linear(m.in_features, m.out_features, m.bias is not None, config)),
+            nn.Linear: lambda m: before(
+                qat.Linear(m.in_features, m.out_features, m.bias is not None, config)
+            ),
             nn.Conv2d: lambda m: before(
-                qat.Conv2d(m.in_channels, m.out_channels, *geometry(m), m.bias is not None, qconfig=config)
+                qat.Conv2d(
+                    m.in_channels, m.out_channels, *geometry(m), m.bias is not None, qconfig=config
+                )
             ),
         },
     )
@@ -151,7 +178,9 @@ RIVALS: dict[str, tuple[Swap, str, tuple[str, ...]]] = {
     "bitsandbytes": (bitsandbytes, "bitsandbytes", ("mlp-1024",)),
     "torch.ao": (fake_quantize, "torch", ("mlp-1024", "vit", "cnn", "resnet8")),
 }
-"""How to swap the layers, the package that this needs, and the networks. bitsandbytes fails on sequences on a CPU."""
+"""How to swap the layers, the package that this needs, and the networks. bitsandbytes fails on
+sequences on a CPU.
+"""
 
 
 def step(name: str, which: str) -> Callable[[], None]:
@@ -189,7 +218,11 @@ def run(turns: int = 9) -> None:
     for rival in missing:
         print(f"{rival}: skipped, pip install {RIVALS[rival][1]}")
     for name in BATCH:
-        rivals = [rival for rival, (_, _, names) in RIVALS.items() if name in names and rival not in missing]
+        rivals = [
+            rival
+            for rival, (_, _, names) in RIVALS.items()
+            if name in names and rival not in missing
+        ]
         ours = ("fake", "int8", "auto", "auto-bfloat16", "auto-integer")
         contestants = {which: (step, (name, which)) for which in ("float32", *ours, *rivals)}
         seconds = contest(contestants, turns, time.thread_time)

@@ -1,4 +1,6 @@
-"""Paths as a user gives them, folders behind links, files from elsewhere, and the one way to write a whole file."""
+"""Paths as a user gives them, folders behind links, files from elsewhere, and the one way to write
+a whole file.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def user_path(path: str | os.PathLike[str]) -> Path:
     """The path that a user means, by which every option and command that takes one reads it.
 
-    ``~`` is the home folder, a slash at the end means nothing, and a relative path begins in the current folder. Links
-    are left as they are: the system follows them.
+    ``~`` is the home folder, a slash at the end means nothing, and a relative path begins in the
+    current folder. Links are left as they are: the system follows them.
 
     Raises:
         ValueError: It is empty, holds a zero byte, or begins with the ``~name`` of an unknown user.
@@ -32,20 +34,26 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"a path cannot hold a zero byte, got {text!r}")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
-        raise ValueError(f"{text}: there is no such home folder; write ./{text} for a folder of that name")
+        raise ValueError(
+            f"{text}: there is no such home folder; write ./{text} for a folder of that name"
+        )
     found = Path(expanded)
-    return found.absolute() if str(found).startswith("~") else found  # ./~ means the same when it is read again
+    # ./~ means the same when it is read again
+    return found.absolute() if str(found).startswith("~") else found
 
 
 def walk(
     folder: Path, once: bool = False, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like ``os.walk``, sorted and through links; a link that leads back to a folder it lies in is not followed.
+    """Like ``os.walk``, sorted and through links; a link that leads back to a folder it lies in is
+    not followed.
 
     Args:
-        folder: Where to begin. The caller may take names out of the list of folders, and they are not entered.
+        folder: Where to begin. The caller may take names out of the list of folders, and they are
+            not entered.
         once: Enter a folder that several links lead to once, instead of under each of its names.
-        on_error: Called for a folder that cannot be read, which is then passed over; None raises the error.
+        on_error: Called for a folder that cannot be read, which is then passed over; None raises
+            the error.
 
     Yields:
         A folder, the names of the folders in it, and all its other names.
@@ -57,7 +65,10 @@ def walk(
         try:
             found = place.stat()
             with os.scandir(place) as entries:
-                kinds = {entry.name: _is_folder(entry) for entry in sorted(entries, key=lambda entry: entry.name)}
+                kinds = {
+                    entry.name: _is_folder(entry)
+                    for entry in sorted(entries, key=lambda entry: entry.name)
+                }
         except OSError as error:
             if on_error is None:
                 raise
@@ -73,18 +84,26 @@ def walk(
 
 
 def matching(pattern: Path) -> list[Path]:
-    """What fits a pattern with ``*``, ``?``, ``[...]``, and ``**`` for folders at any depth, behind links too."""
+    """What fits a pattern with ``*``, ``?``, ``[...]``, and ``**`` for folders at any depth, behind
+    links too.
+    """
     top = Path(pattern.anchor)
     return _matching(top, pattern.relative_to(top).parts)
 
 
 def _matching(top: Path, parts: Sequence[str]) -> list[Path]:
-    """What fits the parts of a pattern below `top`; ``**`` is walked, as ``glob`` goes round in a loop of links."""
+    """What fits the parts of a pattern below `top`; ``**`` is walked, as ``glob`` goes round in a
+    loop of links.
+    """
     plain = parts[: parts.index("**")] if "**" in parts else parts
     found = [top / name for name in glob(str(Path(*plain)), root_dir=top)] if plain else [top]
     if len(plain) == len(parts):
         return found
-    folders = [place for start in found for place, _, _ in walk(start, once=True, on_error=lambda error: None)]
+    folders = [
+        place
+        for start in found
+        for place, _, _ in walk(start, once=True, on_error=lambda error: None)
+    ]
     return [match for folder in folders for match in _matching(folder, parts[len(plain) + 1 :])]
 
 
@@ -94,11 +113,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 _GROWTH = 2**16
-"""Bytes by which a file may grow while it is read; a buffer of all that is allowed would take as much memory."""
+"""Bytes by which a file may grow while it is read; a buffer of all that is allowed would take as
+much memory.
+"""
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes; nothing else is opened for long, or read.
+    """The content of a regular file of at most `most` bytes; nothing else is opened for long, or
+    read.
 
     Raises:
         OSError: It cannot be read, is a pipe or a device, or is larger.
@@ -113,14 +135,16 @@ def read_limited(path: Path, most: int) -> bytes:
     return content
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def durable(path: Path) -> Iterator[IO[bytes]]:
-    """Write `path` so that it is the old file or the new one whatever happens: temporary file, fsync, rename, fsync.
+    """Write `path` so that it is the old file or the new one whatever happens: temporary file,
+    fsync, rename, fsync.
 
-    A link at `path` is replaced, not followed, and so is a hard link: what it shared its content with stays as it was.
+    A link at `path` is replaced, not followed, and so is a hard link: what it shared its content
+    with stays as it was.
 
     Raises:
         OSError: It cannot be written, naming `path`.
@@ -144,7 +168,9 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Where a library that opens files by name is to write what becomes `path`, whole or not at all: see `durable`."""
+    """Where a library that opens files by name is to write what becomes `path`, whole or not at
+    all: see `durable`.
+    """
     path = user_path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -154,7 +180,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an OSError while `path` is written name it, and say what to do where there is no room for it."""
+    """Make an OSError while `path` is written name it, and say what to do where there is no room
+    for it.
+    """
     try:
         yield
     except OSError as error:
@@ -163,7 +191,9 @@ def naming(path: Path) -> Iterator[None]:
             if error.filename2 is not None:  # of a rename, whose two names say less
                 del error.filename2
         if error.errno in FULL:
-            error.add_note("(make room there; --ckpt_path last goes on from a run's last checkpoint)")
+            error.add_note(
+                "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
+            )
         raise
 
 

@@ -1,4 +1,6 @@
-"""YAML and JSON that may come from elsewhere, as plain values: no text of a few bytes may unfold to gigabytes."""
+"""YAML and JSON that may come from elsewhere, as plain values: no text of a few bytes may unfold to
+gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Unfolded:
         self.values = self.characters = 0
 
     def add(self, node: yaml.Node, depth: int) -> None:
-        """Count a node that stands `depth` deep; aliases may lead to it again, and inside of itself.
+        """Count a node that stands `depth` deep; aliases may lead to it again, and inside of
+        itself.
 
         Raises:
             TooLargeError: It is one too many, or too deep.
@@ -39,9 +42,13 @@ class Unfolded:
         self.values += 1
         self.characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self.values > MAX_NODES:
-            raise TooLargeError(f"must hold at most {MAX_NODES:,} values, those repeated by aliases counted")
+            raise TooLargeError(
+                f"must hold at most {MAX_NODES:,} values, those repeated by aliases counted"
+            )
         if self.characters > MAX_BYTES:
-            raise TooLargeError(f"must hold at most {MAX_BYTES:,} characters, those repeated by aliases counted")
+            raise TooLargeError(
+                f"must hold at most {MAX_BYTES:,} characters, those repeated by aliases counted"
+            )
         if depth > MAX_DEPTH:
             raise TooLargeError(_TOO_DEEP)
         if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > MAX_SCALAR:
@@ -49,7 +56,8 @@ class Unfolded:
 
 
 def check_depth(text: str, loader: Any = _Loader) -> None:
-    """Refuse deep nesting while it is only read event by event: libyaml builds its tree by recursion in C.
+    """Refuse deep nesting while it is only read event by event: libyaml builds its tree by
+    recursion in C.
 
     Raises:
         TooLargeError: It is nested too deep.
@@ -58,17 +66,22 @@ def check_depth(text: str, loader: Any = _Loader) -> None:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+                event, yaml.CollectionEndEvent
+            )
             if depth > MAX_DEPTH:
                 raise TooLargeError(_TOO_DEEP)
-    except yaml.scanner.ScannerError as error:  # newer libyaml has a limit too, and looks ahead of its events
+    except (
+        yaml.scanner.ScannerError
+    ) as error:  # newer libyaml has a limit too, and looks ahead of its events
         if "maximum nesting depth" in str(error):
             raise TooLargeError(_TOO_DEEP) from error
         raise
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text, as JSON would hold it: keys are text, and nothing stands in two places at once.
+    """The value of a YAML text, as JSON would hold it: keys are text, and nothing stands in two
+    places at once.
 
     Raises:
         ValueError: It is no YAML, would unfold to too much, or holds what JSON cannot.

@@ -1,6 +1,8 @@
-"""Quantised layers under a plain ``lightning.Trainer``: torchvision's ResNet-18 with 8-bit weights and activations.
+"""Quantised layers under a plain ``lightning.Trainer``: torchvision's ResNet-18 with 8-bit weights
+and activations.
 
-``python examples/resnet18_trainer.py`` trains on random images, in seconds on a CPU; put your own data set there.
+``python examples/resnet18_trainer.py`` trains on random images, in seconds on a CPU; put your own
+data set there.
 """
 
 from pathlib import Path
@@ -36,19 +38,27 @@ class ImageClassifier(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
-def main(file: Path = Path("resnet18-int8.safetensors"), num_images: int = 64, epochs: int = 1) -> ImageClassifier:
-    """Train, save the integers, load them into a fresh network and see that it computes the same."""
+def main(
+    file: Path = Path("resnet18-int8.safetensors"), num_images: int = 64, epochs: int = 1
+) -> ImageClassifier:
+    """Train, save the integers, load them into a fresh network and see that it computes the
+    same.
+    """
     network = resnet18(num_classes=10)
-    quantize_(network, 8, lambda name, _: name not in ("conv1", "fc"))  # the first and the last layer stay float
+    # the first and the last layer stay float
+    quantize_(network, 8, lambda name, _: name not in ("conv1", "fc"))
     model = ImageClassifier(network)
 
     images = FakeData(num_images, (3, 32, 32), num_classes=10, transform=ToTensor())
-    trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False
+    )
     trainer.fit(model, DataLoader(images, batch_size=16, shuffle=True))
 
     num_bytes = save_quantized(network, file)
     print(
-        f"{file}: {num_bytes:,} bytes, {num_bytes / (4 * sum(p.numel() for p in network.parameters())):.2f} of float32"
+        f"{file}: {num_bytes:,} bytes, "
+        f"{num_bytes / (4 * sum(p.numel() for p in network.parameters())):.2f} of float32"
     )
     again = restore_(resnet18(num_classes=10), file)
     x = torch.rand(2, 3, 32, 32)

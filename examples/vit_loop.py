@@ -1,6 +1,8 @@
-"""Quantised layers in a plain PyTorch loop: a small vision transformer of torchvision, down to ternary weights.
+"""Quantised layers in a plain PyTorch loop: a small vision transformer of torchvision, down to
+ternary weights.
 
-``python examples/vit_loop.py`` learns to tell in which quarter of an image the bright spot is, in seconds on a CPU.
+``python examples/vit_loop.py`` learns to tell in which quarter of an image the bright spot is, in
+seconds on a CPU.
 """
 
 import torch
@@ -41,7 +43,13 @@ def main(steps: int = 200) -> dict[str, float]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     model = VisionTransformer(
-        image_size=16, patch_size=4, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=4
+        image_size=16,
+        patch_size=4,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        mlp_dim=64,
+        num_classes=4,
     )
     nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero
 

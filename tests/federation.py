@@ -23,15 +23,21 @@ class Net(nn.Sequential):
 
     def __init__(self, batch_norm: bool = False) -> None:
         layers = [nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5)] if batch_norm else [nn.Conv2d(1, 5, 3)]
-        super().__init__(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(80, 13), nn.ReLU(), nn.Linear(13, CLASSES))
+        super().__init__(
+            *layers, nn.ReLU(), nn.Flatten(), nn.Linear(80, 13), nn.ReLU(), nn.Linear(13, CLASSES)
+        )
 
 
 class Client(L.LightningModule):
     """A client as a user would write it."""
 
-    def __init__(self, net: nn.Module | None = None, lr: float = 0.05, momentum: float = 0.9) -> None:
+    def __init__(
+        self, net: nn.Module | None = None, lr: float = 0.05, momentum: float = 0.9
+    ) -> None:
         super().__init__()
-        self.net, self.lr, self.momentum = net or Net(), lr, momentum
+        self.net = net or Net()
+        self.lr = lr
+        self.momentum = momentum
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         x, y = batch
@@ -60,8 +66,16 @@ def fit(
     ckpt_path: str | None = None,
     **options: Any,
 ) -> FederatedTrainer:
-    """A finished run of three rounds, unless `options` say otherwise; the trainer holds what came of it."""
-    settings = {"max_rounds": 3, "logger": False, "default_root_dir": str(folder), "devices": 1, **options}
+    """A finished run of three rounds, unless `options` say otherwise; the trainer holds what came
+    of it.
+    """
+    settings = {
+        "max_rounds": 3,
+        "logger": False,
+        "default_root_dir": str(folder),
+        "devices": 1,
+        **options,
+    }
     trainer = FederatedTrainer(clients or {8: 2, 32: 2}, algorithm, **settings)
     torch.manual_seed(0)
     trainer.fit(module(), data or fake(), ckpt_path=ckpt_path)
@@ -76,4 +90,6 @@ def fake(num_train: int = 96, **options: Any) -> FakeImages:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Equal names and equal bits."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

@@ -1,4 +1,5 @@
-"""Who may import whom, and what no code of the package may do: read from the source, nothing is run.
+"""Who may import whom, and what no code of the package may do: read from the source, nothing is
+run.
 
 ``python -m tests.test_architecture`` prints the picture of the rooms that CONTRIBUTING.md shows.
 """
@@ -19,7 +20,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 SHARED = {"files", "plain"}
 """Files that every room may import; they import none."""
-FEDERATED = {"quant", "comm", "models", "data", "engine", "algorithms", "callbacks", "report", "export", "cli"}
+FEDERATED = {
+    "quant",
+    "comm",
+    "models",
+    "data",
+    "engine",
+    "algorithms",
+    "callbacks",
+    "report",
+    "export",
+    "cli",
+}
 OURS = {
     "quant": set(),
     "comm": {"quant"},
@@ -43,7 +55,9 @@ OTHERS = {
 
 
 def room(file: Path) -> str:
-    """The folder or file right under bhfl that `file` belongs to; empty for bhfl/__init__.py and its like."""
+    """The folder or file right under bhfl that `file` belongs to; empty for bhfl/__init__.py and
+    its like.
+    """
     first = file.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py") if not first.startswith("__") else ""
 
@@ -76,7 +90,9 @@ def test_rooms_import_only_what_they_may(name):
                 target = rest.partition(".")[0]
                 allowed = target in OURS[name] | {name} or target not in FEDERATED
             else:
-                allowed = name not in OTHERS or top in OTHERS[name] or top in sys.stdlib_module_names
+                allowed = (
+                    name not in OTHERS or top in OTHERS[name] or top in sys.stdlib_module_names
+                )
             if not allowed:
                 wrong.append(f"{file.relative_to(ROOT)} imports {module}")
     assert not wrong, "\n".join(wrong)
@@ -126,7 +142,9 @@ def test_no_room_imports_itself_through_others():
 def test_contributing_shows_the_rooms_as_they_are():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     shown = re.findall(r"```mermaid\n(.*?)```", text, re.S)
-    assert shown == [picture()], "CONTRIBUTING.md must show what `python -m tests.test_architecture` prints"
+    assert shown == [picture()], (
+        "CONTRIBUTING.md must show what `python -m tests.test_architecture` prints"
+    )
 
 
 def test_contributing_tells_of_every_room():
@@ -136,7 +154,9 @@ def test_contributing_tells_of_every_room():
 
 @pytest.mark.parametrize("name", sorted(SHARED))
 def test_shared_files_import_no_room(name):
-    assert not [module for module in imports(PACKAGE / f"{name}.py") if module.partition(".")[0] == "bhfl"]
+    assert not [
+        module for module in imports(PACKAGE / f"{name}.py") if module.partition(".")[0] == "bhfl"
+    ]
 
 
 def test_the_package_itself_imports_nothing():
@@ -154,13 +174,21 @@ def names(node: ast.AST) -> str:
 
 def keyword(call: ast.Call, name: str) -> object:
     """The constant given for a keyword, or None."""
-    return next((k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)), None)
+    return next(
+        (
+            k.value.value
+            for k in call.keywords
+            if k.arg == name and isinstance(k.value, ast.Constant)
+        ),
+        None,
+    )
 
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-    "torch.hub.load", "torch.jit.load", "runpy.run_path", "runpy.run_module",
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load",
+    "yaml.unsafe_load", "yaml.full_load", "torch.hub.load", "torch.jit.load", "runpy.run_path",
+    "runpy.run_module",
 }  # fmt: skip
 
 
@@ -169,7 +197,11 @@ def dangers(source: str) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
             found += [module for module in modules if module.partition(".")[0] in FORBIDDEN_MODULES]
         if not isinstance(node, ast.Call):
             continue
@@ -178,7 +210,10 @@ def dangers(source: str) -> list[str]:
             found.append(called)
         if called == "torch.load" and keyword(node, "weights_only") is not True:
             found.append("torch.load without weights_only=True")
-        if called in ("np.load", "numpy.load") and keyword(node, "allow_pickle") not in (None, False):
+        if called in ("np.load", "numpy.load") and keyword(node, "allow_pickle") not in (
+            None,
+            False,
+        ):
             found.append("np.load with allow_pickle")
         if keyword(node, "shell") is True:
             found.append("shell=True")
@@ -194,9 +229,10 @@ def test_nothing_can_run_code_that_came_with_data():
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from pickle import loads", "import dill.source", "eval('1')", "exec('1')", "torch.load(f)",
-        "torch.load(f, weights_only=False)", "yaml.load(f, Loader=L)", "subprocess.run('ls', shell=True)",
-        "np.load(f, allow_pickle=True)", "os.system('ls')", "Class.load(f, weights_only=False)",
+        "import pickle", "from pickle import loads", "import dill.source", "eval('1')", "exec('1')",
+        "torch.load(f)", "torch.load(f, weights_only=False)", "yaml.load(f, Loader=L)",
+        "subprocess.run('ls', shell=True)", "np.load(f, allow_pickle=True)", "os.system('ls')",
+        "Class.load(f, weights_only=False)",
     ],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):
@@ -205,7 +241,13 @@ def test_the_search_finds_what_it_looks_for(source):
 
 @pytest.mark.parametrize(
     "source",
-    ["torch.load(f, weights_only=True)", "yaml.safe_load(f)", "module.eval()", "np.load(f)", "re.compile('a')"],
+    [
+        "torch.load(f, weights_only=True)",
+        "yaml.safe_load(f)",
+        "module.eval()",
+        "np.load(f)",
+        "re.compile('a')",
+    ],
 )
 def test_the_search_finds_nothing_else(source):
     assert not dangers(source)
@@ -229,7 +271,11 @@ def test_no_seed_no_thread_count_and_no_file_is_touched_by_an_import():
             if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 continue
             calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
-            wrong += [f"{file.name}: {names(c.func)}" for c in calls if names(c.func).rpartition(".")[2] in changing]
+            wrong += [
+                f"{file.name}: {names(c.func)}"
+                for c in calls
+                if names(c.func).rpartition(".")[2] in changing
+            ]
     assert not wrong
 
 

@@ -21,13 +21,20 @@ MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 
 def test_none_is_missed():
     methods = {
-        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped", "grouped_asymmetric", "prowd",
-        "prowd_delta", "adaquantfl", "fedlq", "fedlq_delta",
+        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped",
+        "grouped_asymmetric", "prowd", "prowd_delta", "adaquantfl", "fedlq", "fedlq_delta",
     }  # fmt: skip
     assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
     assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
     assert len(CONFIGS) == 26
-    assert {path.stem for path in MATRICES} == {"demo", "norms", "effect", "fedlq", "table", "paper"}
+    assert {path.stem for path in MATRICES} == {
+        "demo",
+        "norms",
+        "effect",
+        "fedlq",
+        "table",
+        "paper",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +46,9 @@ def pictures(tmp_path_factory) -> Path:
             for name in range(10):
                 for i in range(count):
                     buffer = io.BytesIO()
-                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "JPEG")
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+                        buffer, "JPEG"
+                    )
                     member = tarfile.TarInfo(f"{split}/{name}/{i:04d}.jpg")
                     member.size = buffer.tell()
                     buffer.seek(0)
@@ -54,12 +63,29 @@ def run(*arguments: str) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[f"{path.parent.name}/{path.stem}" for path in CONFIGS])
+@pytest.mark.parametrize(
+    "path", CONFIGS, ids=[f"{path.parent.name}/{path.stem}" for path in CONFIGS]
+)
 def test_runs_a_round(path, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    short = ["--trainer.max_rounds", "1", "--trainer.local_steps", "2", "--trainer.default_root_dir", str(tmp_path)]
-    archive = ["--data.archive", str(pictures), "--data.holdout", "128"] if path.parent.name == "cifar10" else []
-    prowd = ["--algorithm.first_steps", "2", "--algorithm.warmup_rounds", "1"] if path.stem == "prowd" else []
+    short = [
+        "--trainer.max_rounds",
+        "1",
+        "--trainer.local_steps",
+        "2",
+        "--trainer.default_root_dir",
+        str(tmp_path),
+    ]
+    archive = (
+        ["--data.archive", str(pictures), "--data.holdout", "128"]
+        if path.parent.name == "cifar10"
+        else []
+    )
+    prowd = (
+        ["--algorithm.first_steps", "2", "--algorithm.warmup_rounds", "1"]
+        if path.stem == "prowd"
+        else []
+    )
     output = run("fit", "--config", str(path), *short, *archive, *prowd)
     assert "rounds in" in output
     assert len(list(tmp_path.glob("*/version_0/summary.json"))) == 1
@@ -78,7 +104,9 @@ def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     plan = Plan(read_matrix(str(path)), tmp_path)
     tune, seed = plan.matrix.tune, plan.matrix.seeds[0]
     setting, method = next(iter(plan.matrix.settings)), next(iter(plan.matrix.methods))
-    cells = [c for c in plan.cells if c.seed == seed and (c.setting == setting or c.method == method)]
+    cells = [
+        c for c in plan.cells if c.seed == seed and (c.setting == setting or c.method == method)
+    ]
     configs = Configs(machine=False)
     configs.check([plan.job(cell, tune.values[0] if tune else None) for cell in cells])
     if tune:

@@ -25,7 +25,9 @@ def test_what_a_user_means(given: str | Path, meant: str, monkeypatch: pytest.Mo
     assert str(user_path(given)) == meant
 
 
-def test_a_folder_called_as_the_home_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_called_as_the_home_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert user_path("./~") == user_path(user_path("./~")) == tmp_path / "~"
 
@@ -45,7 +47,11 @@ def test_what_is_no_path(given: str, why: str) -> None:
 
 
 def names(folder: Path, once: bool = False) -> list[str]:
-    return [str(place.relative_to(folder) / name) for place, _, files in walk(folder, once) for name in files]
+    return [
+        str(place.relative_to(folder) / name)
+        for place, _, files in walk(folder, once)
+        for name in files
+    ]
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What the project says of itself: dependencies, versions known to work, licence, checks before a commit."""
+"""What the project says of itself: dependencies, versions known to work, licence, checks before a
+commit.
+"""
 
 import re
 import tomllib

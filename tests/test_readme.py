@@ -1,4 +1,6 @@
-"""README says what is so: its configuration is the shipped one, its Python runs, its files exist."""
+"""README says what is so: its configuration is the shipped one, its Python runs, its files
+exist.
+"""
 
 import re
 from pathlib import Path
@@ -16,7 +18,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_its_configuration_is_the_demos():
-    assert yaml.safe_load(blocks("yaml")[0]) == yaml.safe_load((ROOT / "configs/digits/fedavg.yaml").read_text())
+    assert yaml.safe_load(blocks("yaml")[0]) == yaml.safe_load(
+        (ROOT / "configs/digits/fedavg.yaml").read_text()
+    )
 
 
 def test_its_federated_example_runs(tmp_path, monkeypatch, capsys):
@@ -28,7 +32,10 @@ def test_its_federated_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_its_layers_example_runs():
     model = torch.nn.Sequential(torch.nn.Linear(8, 4))
-    exec(next(block for block in blocks("python") if "quantized_state(model)" in block), {"model": model})
+    exec(
+        next(block for block in blocks("python") if "quantized_state(model)" in block),
+        {"model": model},
+    )
     assert type(model[0]) is torch.nn.Linear
     assert len(model[0].weight.unique()) <= 3
 
@@ -39,11 +46,16 @@ def test_its_algorithm_is_fedprox(tmp_path):
 
     names: dict = {}
     exec(next(block for block in blocks("python") if "class FedProx" in block), names)
-    runs = [fit(tmp_path, algorithm, max_rounds=1) for algorithm in (names["FedProx"](0.1), FedProx(0.1))]
+    runs = [
+        fit(tmp_path, algorithm, max_rounds=1)
+        for algorithm in (names["FedProx"](0.1), FedProx(0.1))
+    ]
     assert same(runs[0].server.params, runs[1].server.params)
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:bhfl|configs)/[\w/]+\.(?:py|yaml))`", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`((?:bhfl|configs)/[\w/]+\.(?:py|yaml))`", README)))
+)
 def test_the_files_it_names_exist(path):
     assert (ROOT / path).is_file()
 

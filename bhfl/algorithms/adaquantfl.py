@@ -1,4 +1,6 @@
-"""AdaQuantFL. Jhunjhunwala, Gadhikar, Joshi, Eldar, ICASSP 2021, https://arxiv.org/abs/2102.04487."""
+"""AdaQuantFL. Jhunjhunwala, Gadhikar, Joshi, Eldar, ICASSP 2021,
+https://arxiv.org/abs/2102.04487.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,12 @@ BITS, LOSS = ":bits", ":loss"
 
 
 class AdaQuantFL(DifferenceAlgorithm):
-    """FedPAQ with bits that grow as the loss falls: ``s_t = ceil(sqrt(F_0 / F_t) * s_0)`` levels, the same for all.
+    """FedPAQ with bits that grow as the loss falls: ``s_t = ceil(sqrt(F_0 / F_t) * s_0)`` levels,
+    the same for all.
 
-    Coarse differences at first, while large steps forgive them, and finer ones later. The loss is the clients' mean
-    training loss of the round before; the levels are rounded up to those that the next whole number of bits has.
+    Coarse differences at first, while large steps forgive them, and finer ones later. The loss is
+    the clients' mean training loss of the round before; the levels are rounded up to those that the
+    next whole number of bits has.
 
     Args:
         bits: In the first rounds, ``s_0 = 2**(bits-1) - 1``.
@@ -38,7 +42,9 @@ class AdaQuantFL(DifferenceAlgorithm):
     def __init__(self, bits: int = 2, max_bits: int = 16, norm: Norm = "linf") -> None:
         super().__init__(bits, norm, None, server_lr=1.0)
         if not (isinstance(max_bits, int) and bits <= max_bits <= 16):
-            raise ValueError(f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}")
+            raise ValueError(
+                f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"
+            )
         self.max_bits = max_bits
         self._sent: tuple[ServerState, Tensors] | None = None
 
@@ -71,7 +77,9 @@ class AdaQuantFL(DifferenceAlgorithm):
             ValueError: There is no training loss.
         """
         if "train/loss" not in run.metrics:
-            raise ValueError("AdaQuantFL follows the training loss: training_step must return or log it")
+            raise ValueError(
+                "AdaQuantFL follows the training loss: training_step must return or log it"
+            )
         return {**super().uplink(run), LOSS: torch.tensor(run.metrics["train/loss"])}
 
     def expected(self, server: ServerState) -> Params:

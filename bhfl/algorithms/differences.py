@@ -23,7 +23,8 @@ REST = ":rest"
 
 
 def buckets(name: str, x: Tensor, size: int | None) -> dict[str, Tensor]:
-    """`x` as buckets of `size` consecutive entries: ``[numel // size, size]`` by `name`, and what is left over.
+    """`x` as buckets of `size` consecutive entries: ``[numel // size, size]`` by `name`, and what
+    is left over.
 
     A tensor that one bucket holds is returned as it is.
     """
@@ -34,8 +35,11 @@ def buckets(name: str, x: Tensor, size: int | None) -> dict[str, Tensor]:
     return parts if whole == x.numel() else {**parts, name + REST: flat[whole:].view(1, -1)}
 
 
-def qsgd(x: Tensor, bits: int, norm: Norm, generator: torch.Generator, by_row: bool = False) -> QuantizedTensor:
-    """The unbiased QSGD quantiser (Alistarh et al. 2017): ``sign(x) * M * xi / s`` with ``s = 2**(bits-1) - 1``.
+def qsgd(
+    x: Tensor, bits: int, norm: Norm, generator: torch.Generator, by_row: bool = False
+) -> QuantizedTensor:
+    """The unbiased QSGD quantiser (Alistarh et al. 2017): ``sign(x) * M * xi / s`` with ``s =
+    2**(bits-1) - 1``.
 
     Args:
         x: Float tensor, any shape.
@@ -54,30 +58,40 @@ def qsgd(x: Tensor, bits: int, norm: Norm, generator: torch.Generator, by_row: b
 
 
 class DifferenceAlgorithm(Algorithm):
-    """Clients send ``Q(w_t - w_i)``, the server steps ``w_{t+1} = w_t - gamma * mean_i Q(w_t - w_i)``.
+    """Clients send ``Q(w_t - w_i)``, the server steps ``w_{t+1} = w_t - gamma * mean_i Q(w_t -
+    w_i)``.
 
-    Weights (two dimensions or more) travel as quantised differences; everything else as float32 values, because
-    ``w_t - gamma * (w_t - mean w_i)`` is the same step without rounding. At 32 bits the weights travel as values too,
-    so that a lossless method with ``gamma = 1`` is FedAvg to the bit.
+    Weights (two dimensions or more) travel as quantised differences; everything else as float32
+    values, because ``w_t - gamma * (w_t - mean w_i)`` is the same step without rounding. At 32 bits
+    the weights travel as values too, so that a lossless method with ``gamma = 1`` is FedAvg to the
+    bit.
     """
 
     def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
         name = type(self).__name__
-        if bits != 32 and not (isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 16):
+        if bits != 32 and not (
+            isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 16
+        ):
             raise ValueError(f"{name}.bits must be 2..16 or 32, got {bits!r}")
         if norm not in ("linf", "l2"):
             raise ValueError(f"{name}.norm must be linf or l2, got {norm!r}")
         if bucket_size is not None and bucket_size < 1:
             raise ValueError(
-                f"{name}.bucket_size must be at least 1, or null for one bucket a tensor, got {bucket_size}"
+                f"{name}.bucket_size must be at least 1, or null for one bucket a tensor, got "
+                f"{bucket_size}"
             )
         if not 0 < server_lr < math.inf:
             raise ValueError(f"{name}.server_lr must be positive and finite, got {server_lr}")
-        self.bits, self.norm, self.bucket_size, self.server_lr = bits, norm, bucket_size, server_lr
+        self.bits = bits
+        self.norm = norm
+        self.bucket_size = bucket_size
+        self.server_lr = server_lr
 
     def quantised(self, params: Params) -> list[str]:
         """Names of the tensors that travel as quantised differences."""
-        return [name for name, tensor in params.items() if tensor.ndim >= 2] if self.bits < 32 else []
+        return (
+            [name for name, tensor in params.items() if tensor.ndim >= 2] if self.bits < 32 else []
+        )
 
     def bits_of(self, run: LocalRun) -> int:
         """Bits of a client's differences in this round."""
@@ -96,14 +110,18 @@ class DifferenceAlgorithm(Algorithm):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)
             by_row = parts[name] is not difference
-            update |= {key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()}
+            update |= {
+                key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()
+            }
         return update
 
     def expected(self, server: ServerState) -> Params:
         """The shapes of values and buckets."""
         return {**server.params, **self._parts(server)}
 
-    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
+    def coded(
+        self, server: ServerState, client: Client, layers: list[str]
+    ) -> Mapping[str, Collection[int]]:
         """All buckets, at the bits of differences."""
         return dict.fromkeys(self._parts(server), (self.bits_asked(server),))
 
@@ -117,7 +135,9 @@ class DifferenceAlgorithm(Algorithm):
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step with `server_lr`."""
         difference = self.mean_difference(server.params, aggregate)
-        stepped = {name: server.params[name] - self.server_lr * step for name, step in difference.items()}
+        stepped = {
+            name: server.params[name] - self.server_lr * step for name, step in difference.items()
+        }
         if self.server_lr == 1:
             quantised = self.quantised(server.params)
             stepped |= {name: value for name, value in aggregate.items() if name not in quantised}

@@ -10,8 +10,8 @@ from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 class FedCOM(DifferenceAlgorithm):
     """FedPAQ with a server step: ``w_{t+1} = w_t - gamma * mean_i Q(w_t - w_i)``.
 
-    The paper divides differences by the client's learning rate before quantising and multiplies after; the quantiser
-    is positively homogeneous, so the two cancel.
+    The paper divides differences by the client's learning rate before quantising and multiplies
+    after; the quantiser is positively homogeneous, so the two cancel.
 
     Args:
         bits: Of a quantised difference; 32 sends float32.
@@ -24,6 +24,10 @@ class FedCOM(DifferenceAlgorithm):
     """
 
     def __init__(
-        self, bits: int = 8, server_lr: float = 1.0, norm: Norm = "linf", bucket_size: Optional[int] = None
+        self,
+        bits: int = 8,
+        server_lr: float = 1.0,
+        norm: Norm = "linf",
+        bucket_size: Optional[int] = None,
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)

@@ -13,30 +13,34 @@ from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
-TRACKED, OWN, START = "tracked/", "own/", "start/"
+TRACKED = "tracked/"
+OWN = "own/"
+START = "start/"
 _NOTHING: Tensors = {}
 
 
 class FedCOMGATE(DifferenceAlgorithm):
-    """FedCOM with local gradient tracking: clients descend along ``g - delta_i``, and after the round
+    """FedCOM with local gradient tracking: clients descend along ``g - delta_i``, and after the
+    round
 
     ``delta_i += (Q(w_t - w_i) - mean_j Q(w_t - w_j)) / sum of the round's learning rates``.
 
-    The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser does; with the
-    exact one every quantisation error stays in them for ever. The mean goes down in float32. A client
-    that was there in the last round rebuilds the model from it and is sent nothing else, so that with full
-    participation a round costs one float32 model down.
+    The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser
+    does; with the exact one every quantisation error stays in them for ever. The mean goes down in
+    float32. A client that was there in the last round rebuilds the model from it and is sent
+    nothing else, so that with full participation a round costs one float32 model down.
 
     Args:
         bits: Of a quantised difference; 32 sends float32.
         server_lr: ``gamma``.
         norm: ``linf`` or ``l2``.
         bucket_size: Entries that share a norm; null for one bucket a tensor.
-        allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers of steps, for
-            which the correction is only approximate.
+        allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers
+            of steps, for which the correction is only approximate.
 
     Raises:
-        ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not as above.
+        ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not
+            as above.
     """
 
     def __init__(
@@ -53,24 +57,31 @@ class FedCOMGATE(DifferenceAlgorithm):
     def setup(self, context: Context) -> None:
         """Plain SGD and equal numbers of local steps, or `allow_inexact`."""
         if self.server_optimizer is not None:
-            raise ValueError("FedCOMGATE makes its own server step: trainer.server_optimizer must be null")
+            raise ValueError(
+                "FedCOMGATE makes its own server step: trainer.server_optimizer must be null"
+            )
         if self.allow_inexact:
             return
         for optimizer in _optimizers(context.module):
-            if type(optimizer) is not torch.optim.SGD or any(g["momentum"] for g in optimizer.param_groups):
+            if type(optimizer) is not torch.optim.SGD or any(
+                g["momentum"] for g in optimizer.param_groups
+            ):
                 momentum = [g.get("momentum") for g in optimizer.param_groups]
                 raise ValueError(
-                    f"FedCOMGATE needs torch.optim.SGD without momentum, got {type(optimizer).__name__} with momentum "
-                    f"{momentum[0]}; set allow_inexact: true to run it nevertheless"
+                    "FedCOMGATE needs torch.optim.SGD without momentum, got "
+                    f"{type(optimizer).__name__} with momentum {momentum[0]}; set allow_inexact: "
+                    "true to run it nevertheless"
                 )
-        steps = {context.data.num_batches(client.id) for client in context.clients if client.num_examples}
+        steps = {
+            context.data.num_batches(client.id) for client in context.clients if client.num_examples
+        }
         if context.options["local_steps"] is None and len(steps) > 1:
             raise ValueError(
-                f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} batches a client; "
-                "set trainer.local_steps, or allow_inexact: true"
+                f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} "
+                "batches a client; set trainer.local_steps, or allow_inexact: true"
             )
 
-    # ---- server -----------------------------------------------------------------------------------------------
+    # ---- server ----------------------------------------------------------------------------------
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """Nothing to rebuild from yet."""
@@ -91,11 +102,15 @@ class FedCOMGATE(DifferenceAlgorithm):
         mean: Params = server.extra["mean"]
         return mean
 
-    # ---- client -----------------------------------------------------------------------------------------------
+    # ---- client ----------------------------------------------------------------------------------
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
         """The weights that were sent, else those rebuilt."""
-        rebuilt = {name.removeprefix(START): tensor for name, tensor in state.items() if name.startswith(START)}
+        rebuilt = {
+            name.removeprefix(START): tensor
+            for name, tensor in state.items()
+            if name.startswith(START)
+        }
         return {**rebuilt, **received}
 
     def client_gradients_(self, run: LocalRun) -> None:
@@ -118,12 +133,20 @@ class FedCOMGATE(DifferenceAlgorithm):
         floating = {name: tensor for name, tensor in start.items() if tensor.is_floating_point()}
         return self.mean_difference(floating, self.join(update, floating))
 
-    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+    def client_close(
+        self, client: Client, state: dict[str, Tensor], closing: Params
+    ) -> dict[str, Tensor]:
         """Track, unless nothing could have moved, and rebuild the model."""
         following: dict[str, Tensor] = {}
         for name, mean in closing.items():
-            correction = (state[OWN + name] - mean) / state["lr_sum"] if state["lr_sum"] else torch.zeros_like(mean)
-            following[TRACKED + name] = state.get(TRACKED + name, torch.zeros_like(mean)) + correction.float()
+            correction = (
+                (state[OWN + name] - mean) / state["lr_sum"]
+                if state["lr_sum"]
+                else torch.zeros_like(mean)
+            )
+            following[TRACKED + name] = (
+                state.get(TRACKED + name, torch.zeros_like(mean)) + correction.float()
+            )
             following[START + name] = _step(state[START + name], mean, self.server_lr)
         return following
 

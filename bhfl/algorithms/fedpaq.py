@@ -10,8 +10,9 @@ from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 class FedPAQ(DifferenceAlgorithm):
     """Periodic averaging with quantised differences: ``w_{t+1} = w_t - mean_i Q(w_t - w_i)``.
 
-    The paper's quantiser takes the l2 norm of the whole vector, which drowns deep networks in noise even at 8 bits
-    (relative variance 5.3 for a million entries); the largest magnitude of each tensor is the default here.
+    The paper's quantiser takes the l2 norm of the whole vector, which drowns deep networks in noise
+    even at 8 bits (relative variance 5.3 for a million entries); the largest magnitude of each
+    tensor is the default here.
 
     Args:
         bits: Of a quantised difference; 32 sends float32 and is FedAvg to the bit.
@@ -22,5 +23,7 @@ class FedPAQ(DifferenceAlgorithm):
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, bits: int = 8, norm: Norm = "linf", bucket_size: Optional[int] = None) -> None:
+    def __init__(
+        self, bits: int = 8, norm: Norm = "linf", bucket_size: Optional[int] = None
+    ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr=1.0)

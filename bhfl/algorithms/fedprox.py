@@ -11,12 +11,14 @@ from bhfl.engine.algorithm import Algorithm, LocalRun, add_to_gradient_
 class FedProx(Algorithm):
     """FedAvg with a proximal term: each client minimises ``F_i(w) + mu/2 * ||w - w_received||^2``.
 
-    Stragglers are drawn anew in each round, from streams of their own, so that methods can be compared on the same
-    ones; a straggler makes a uniform number of the planned steps. FedProx keeps its partial work; the comparison with
-    FedAvg in the paper drops it (``mu: 0, stragglers: drop``).
+    Stragglers are drawn anew in each round, from streams of their own, so that methods can be
+    compared on the same ones; a straggler makes a uniform number of the planned steps. FedProx
+    keeps its partial work; the comparison with FedAvg in the paper drops it (``mu: 0, stragglers:
+    drop``).
 
     Args:
-        mu: Weight of the term; 0 is FedAvg to the bit. The paper tunes it over {0.001, 0.01, 0.1, 1}.
+        mu: Weight of the term; 0 is FedAvg to the bit. The paper tunes it over {0.001, 0.01, 0.1,
+            1}.
         straggler_fraction: Probability that a client is a straggler in a round, in [0, 1].
         stragglers: ``keep`` their partial work, or ``drop`` them.
 
@@ -25,15 +27,22 @@ class FedProx(Algorithm):
     """
 
     def __init__(
-        self, mu: float = 0.01, straggler_fraction: float = 0.0, stragglers: Literal["keep", "drop"] = "keep"
+        self,
+        mu: float = 0.01,
+        straggler_fraction: float = 0.0,
+        stragglers: Literal["keep", "drop"] = "keep",
     ) -> None:
         if not 0 <= mu < math.inf:
             raise ValueError(f"FedProx.mu must be >= 0 and finite, got {mu}")
         if not 0 <= straggler_fraction <= 1:
-            raise ValueError(f"FedProx.straggler_fraction must be in [0, 1], got {straggler_fraction}")
+            raise ValueError(
+                f"FedProx.straggler_fraction must be in [0, 1], got {straggler_fraction}"
+            )
         if stragglers not in ("keep", "drop"):
             raise ValueError(f"FedProx.stragglers must be keep or drop, got {stragglers!r}")
-        self.mu, self.straggler_fraction, self.stragglers = mu, straggler_fraction, stragglers
+        self.mu = mu
+        self.straggler_fraction = straggler_fraction
+        self.stragglers = stragglers
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
         """All planned steps, a straggler's part of them, or none."""

@@ -1,4 +1,6 @@
-"""GroupedAvg and GroupedAvg-Asymmetric: one global model per bit-width (baselines of ProWD, Yoon et al. 2022)."""
+"""GroupedAvg and GroupedAvg-Asymmetric: one global model per bit-width (baselines of ProWD, Yoon et
+al. 2022).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from bhfl.quant import BitSpec
 
 
 class GroupedAvg(Algorithm):
-    """FedAvg inside each bit group: groups never mix, a group without a client in the round keeps its model.
+    """FedAvg inside each bit group: groups never mix, a group without a client in the round keeps
+    its model.
 
     `ServerState.params` is the model of the group with the most bits.
     """
@@ -21,17 +24,24 @@ class GroupedAvg(Algorithm):
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
         ranks = {client.group: precision(client.spec) for client in clients}
-        return {"groups": sorted(ranks, key=lambda g: ranks[g]), "models": dict.fromkeys(ranks, params)}
+        return {
+            "groups": sorted(ranks, key=lambda g: ranks[g]),
+            "models": dict.fromkeys(ranks, params),
+        }
 
     def downlink(self, server: ServerState, client: Client) -> Params:
         """The model of the client's group."""
         return self.group_params(server, client.group)
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        """The model of `group`; ValueError if there is none, as in a checkpoint of another fleet."""
+        """The model of `group`; ValueError if there is none, as in a checkpoint of another
+        fleet.
+        """
         models: dict[str, Params] = server.extra["models"]
         if group not in models:
-            raise ValueError(f"clients must be of {', '.join(models)}, the groups that have a model, got {group}")
+            raise ValueError(
+                f"clients must be of {', '.join(models)}, the groups that have a model, got {group}"
+            )
         return models[group]
 
     def sources(self, server: ServerState, group: str) -> list[str]:
@@ -40,9 +50,13 @@ class GroupedAvg(Algorithm):
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
         """One mean a group, each of the updates of its sources."""
-        return _RoutedMeans(server.params, {g: self.sources(server, g) for g in server.extra["groups"]})
+        return _RoutedMeans(
+            server.params, {g: self.sources(server, g) for g in server.extra["groups"]}
+        )
 
-    def server_update(self, server: ServerState, aggregate: dict[str, Params], rng: RandomKeys) -> ServerState:
+    def server_update(
+        self, server: ServerState, aggregate: dict[str, Params], rng: RandomKeys
+    ) -> ServerState:
         """Each group's new model; the server optimiser has a state for each."""
         models, states = dict(server.extra["models"]), dict(server.extra.get("states", {}))
         for group, mean in aggregate.items():
@@ -54,13 +68,14 @@ class GroupedAvg(Algorithm):
 
 
 class GroupedAvgAsymmetric(GroupedAvg):
-    """GroupedAvg in which knowledge flows from high bits to low: a group also averages in those above it.
+    """GroupedAvg in which knowledge flows from high bits to low: a group also averages in those
+    above it.
 
     The name is the ProWD paper's; its rule is inferred (no public text gives it).
 
     Args:
-        rule: ``ge``: a group averages all clients with at least its bits; ``all``: every group but the highest
-            averages all clients. The highest averages only its own.
+        rule: ``ge``: a group averages all clients with at least its bits; ``all``: every group but
+            the highest averages all clients. The highest averages only its own.
 
     Raises:
         ValueError: `rule` is neither.
@@ -94,4 +109,9 @@ class _RoutedMeans(GroupedMean):
 
 def precision(spec: BitSpec) -> tuple[int, int, int, str]:
     """Sorts specs from the lowest to the highest precision: weights first, then the rest."""
-    return spec.weights, spec.activations, min(spec.errors, spec.gradients, spec.storage), spec.label
+    return (
+        spec.weights,
+        spec.activations,
+        min(spec.errors, spec.gradients, spec.storage),
+        spec.label,
+    )

@@ -11,7 +11,8 @@ from bhfl.engine.types import ServerState
 
 
 class Local(Algorithm):
-    """Every client trains its own model at its own bits and sends nothing; all start from the same weights.
+    """Every client trains its own model at its own bits and sends nothing; all start from the same
+    weights.
 
     A group's accuracy is the mean over its clients' models.
     """

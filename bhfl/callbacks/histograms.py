@@ -1,4 +1,6 @@
-"""Histograms of the global model's weights, where the collapse of float32 weights onto low-bit levels shows."""
+"""Histograms of the global model's weights, where the collapse of float32 weights onto low-bit
+levels shows.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,15 @@ class WeightHistograms(Callback):
         if not self.every_n_rounds or metrics["round"] % self.every_n_rounds:
             return
         params = trainer.server.params
-        weights = {name: tensor for name, tensor in params.items() if tensor.ndim >= 2 and tensor.numel()}
+        weights = {
+            name: tensor for name, tensor in params.items() if tensor.ndim >= 2 and tensor.numel()
+        }
 
         def write(logger: Logger) -> None:
             if isinstance(logger, TensorBoardLogger):
                 for name, tensor in weights.items():
-                    logger.experiment.add_histogram(f"weights/{name}", tensor, metrics["round"], bins=_BINS)
+                    logger.experiment.add_histogram(
+                        f"weights/{name}", tensor, metrics["round"], bins=_BINS
+                    )
 
         trainer.run.each_logger(write)

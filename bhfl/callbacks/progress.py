@@ -1,4 +1,6 @@
-"""What a run says on the console: a bar on a terminal, plain lines elsewhere, and a table at the end."""
+"""What a run says on the console: a bar on a terminal, plain lines elsewhere, and a table at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from bhfl.engine.records import Status
 
 
 class Progress(Callback):
-    """A progress bar over clients and rounds where the console is a terminal, one line a round where it is not.
+    """A progress bar over clients and rounds where the console is a terminal, one line a round
+    where it is not.
 
     Args:
-        metric: The metric shown by bit group in each round, without its stage: ``acc`` for ``val/acc_<group>``. That of
-            `trainer.monitor` stands in where it is not logged; the table at the end has all.
+        metric: The metric shown by bit group in each round, without its stage: ``acc`` for
+            ``val/acc_<group>``. That of `trainer.monitor` stands in where it is not logged; the
+            table at the end has all.
     """
 
     def __init__(self, metric: str = "acc") -> None:
@@ -29,16 +33,22 @@ class Progress(Callback):
         if not trainer.fabric.is_global_zero:
             return
         processes = trainer.fabric.world_size
-        fleet = ", ".join(f"{n} x {group}" for group, n in Counter(c.group for c in trainer.clients).items())
+        fleet = ", ".join(
+            f"{n} x {group}" for group, n in Counter(c.group for c in trainer.clients).items()
+        )
         size = sum(tensor.numel() for tensor in trainer.server.params.values())
         print(
-            f"{type(trainer.algorithm).__name__}: {len(trainer.clients)} clients ({fleet}), {size:,} parameters, "
-            f"{processes} process{'es' * (processes > 1)} on {trainer.fabric.device.type}"
+            f"{type(trainer.algorithm).__name__}: {len(trainer.clients)} clients ({fleet}), "
+            f"{size:,} parameters, {processes} process{'es' * (processes > 1)} on "
+            f"{trainer.fabric.device.type}"
         )
         print(f"logs and checkpoints: {trainer.run.folder}", flush=True)
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=trainer.options["max_rounds"], initial=trainer.server.round, unit="round", dynamic_ncols=True
+                total=trainer.options["max_rounds"],
+                initial=trainer.server.round,
+                unit="round",
+                dynamic_ncols=True,
             )
 
     def on_client_end(self, trainer: Any, client: Any, record: Any) -> None:
@@ -52,21 +62,30 @@ class Progress(Callback):
             return
         figures = {"loss": metrics.get("train/loss")}
         names = metric_names(metrics, "val")
-        monitored = trainer.options["monitor"].removeprefix("val/").removesuffix("_avg").removesuffix("_min")
+        monitored = (
+            trainer.options["monitor"]
+            .removeprefix("val/")
+            .removesuffix("_avg")
+            .removesuffix("_min")
+        )
         name = next((name for name in (self.metric, monitored) if name in names), self.metric)
         label = "" if name == self.metric else f" {name}"
-        figures |= {group + label: metrics.get(f"val/{name}_{group}") for group in trainer.evaluator.groups}
+        figures |= {
+            group + label: metrics.get(f"val/{name}_{group}") for group in trainer.evaluator.groups
+        }
         shown = {name: value for name, value in figures.items() if value is not None}
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
+            self._bar.set_postfix(
+                {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False
+            )
             self._bar.update()
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         up, down = (_megabytes(metrics[f"comm/{way}_MB"]) for way in ("uplink", "downlink"))
         total = trainer.options["max_rounds"]
         print(
-            f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} MB  "
-            f"{metrics['time/round_s']:.1f} s",
+            f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
+            f"MB  {metrics['time/round_s']:.1f} s",
             flush=True,
         )
 
@@ -91,13 +110,17 @@ def metric_names(metrics: dict[str, Any], stage: str) -> list[str]:
 
 
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
-    """What was measured of each bit group and of all clients, `metric` first and in per cent, with the bytes really
-    sent where a run has been.
+    """What was measured of each bit group and of all clients, `metric` first and in per cent, with
+    the bytes really sent where a run has been.
     """
     ledger = trainer.run.ledger if trainer.run is not None else None
     counts = Counter(client.group for client in trainer.clients)
-    names = sorted(metric_names(metrics, stage) or [metric], key=lambda name: (name != metric, name))
-    head = ["group", "clients", *(f"{stage} {name}" for name in names)] + (["up MB", "down MB"] if ledger else [])
+    names = sorted(
+        metric_names(metrics, stage) or [metric], key=lambda name: (name != metric, name)
+    )
+    head = ["group", "clients", *(f"{stage} {name}" for name in names)] + (
+        ["up MB", "down MB"] if ledger else []
+    )
 
     def measured(group: str) -> list[str]:
         return [_figure(metrics.get(f"{stage}/{name}_{group}"), name == metric) for name in names]
@@ -107,7 +130,9 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         row = [group, str(count), *measured(group)]
         if ledger:
             sent = ledger.by_group.get(group, {})
-            row += [_megabytes(sent.get(key, 0) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
+            row += [
+                _megabytes(sent.get(key, 0) / 1e6) for key in ("uplink_bytes", "downlink_bytes")
+            ]
         rows.append(row)
     total = ["all", str(sum(counts.values())), *measured("avg")]
     if ledger:
@@ -117,15 +142,23 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
         history = trainer.run.history
-        text.append(f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the payloads")
+        text.append(
+            f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the "
+            "payloads"
+        )
         text += [*_lost(history), *_notes(history[-1] if history else {})]
     return "\n".join(text)
 
 
 def _lost(history: list[dict[str, Any]]) -> list[str]:
     """How many clients' rounds came to nothing, where any did."""
-    totals = {status: sum(int(row.get(f"clients/{status}", 0)) for row in history) for status in get_args(Status)}
-    told = ", ".join(f"{count} {status}" for status, count in totals.items() if count and status != "ok")
+    totals = {
+        status: sum(int(row.get(f"clients/{status}", 0)) for row in history)
+        for status in get_args(Status)
+    }
+    told = ", ".join(
+        f"{count} {status}" for status, count in totals.items() if count and status != "ok"
+    )
     return [f"of {sum(totals.values())} updates {told}; rounds.jsonl says why"] if told else []
 
 
@@ -152,6 +185,11 @@ def _figure(value: float | None, percent: bool) -> str:
 def _align(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
         for row in rows
     ]

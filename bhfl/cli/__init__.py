@@ -1,7 +1,8 @@
 """The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``.
 
-Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few clients had usable
-updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a traceback.
+Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few
+clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a
+traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ COMMANDS = {
     "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
 }
 APART = {"report": "compare runs: tables, CSV and one page with all pictures"}
-"""Commands with options of their own: each is ``main`` of the module ``bhfl.<name>.command``, which loads no torch."""
+"""Commands with options of their own: each is ``main`` of the module ``bhfl.<name>.command``, which
+loads no torch.
+"""
 
 HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
 
@@ -43,14 +46,15 @@ examples:
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
   bhfl sweep configs/digits/sweeps/demo.yaml --jobs 2                     several methods over seeds, and a report
   bhfl report runs --target 0.9                                           all runs side by side
-"""
+"""  # noqa: E501
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command, and leave with its exit code.
 
     Args:
-        args: The command and its options. By default those of the process, whose signals are then heard from here on.
+        args: The command and its options. By default those of the process, whose signals are then
+            heard from here on.
 
     Raises:
         SystemExit: Always.
@@ -124,7 +128,8 @@ def _run(args: list[str]) -> int:
         report([f"{args[0]!r} is no command{suggestion(args[0], COMMANDS | APART)}"])
         return BAD_CONFIG
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of sockets that end, which is told in one line
+    # of sockets that end, which is told in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     find_in_current_folder()
     try:
         with no_exit_of_others():

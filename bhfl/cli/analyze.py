@@ -42,19 +42,24 @@ class AnalyzingTrainer(FederatedTrainer):
         uniform_bits: int = 4,
         threads: Optional[int] = None,
     ) -> list[dict[str, Any]]:
-        """What each layer saves when it is quantised, and what quantising it alone costs: a table, CSV and picture.
+        """What each layer saves when it is quantised, and what quantising it alone costs: a table,
+        CSV and picture.
 
-        Of the server's float32 weights, in one process, on samples held out for the server (``data.holdout``) or else
-        on the validation split. Writes ``layers.csv`` and, where matplotlib is installed, ``layers.png``.
+        Of the server's float32 weights, in one process, on samples held out for the server
+        (``data.holdout``) or else on the validation split. Writes ``layers.csv`` and, where
+        matplotlib is installed, ``layers.png``.
 
         Args:
-            model: Any LightningModule whose validation_step logs a loss, and an accuracy where it has one.
+            model: Any LightningModule whose validation_step logs a loss, and an accuracy where it
+                has one.
             datamodule: As for `fit`.
-            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this `name`.
-            out: Folder to write to; by default ``analysis`` in the checkpoint's run folder, or a new folder
-                ``<default_root_dir>/<name>/analysis_N``.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
+                `name`.
+            out: Folder to write to; by default ``analysis`` in the checkpoint's run folder, or a
+                new folder ``<default_root_dir>/<name>/analysis_N``.
             samples: Held-out samples used at most.
-            probe_bits: Widths at which each layer is quantised and the model evaluated, one pass a layer and width.
+            probe_bits: Widths at which each layer is quantised and the model evaluated, one pass a
+                layer and width.
             uniform_bits: Width of all layers for their shares of the convergence bound.
             threads: CPU threads, in place of ``trainer.threads``; all cores by default.
 
@@ -62,8 +67,8 @@ class AnalyzingTrainer(FederatedTrainer):
             The rows, one a layer; see `bhfl.algorithms.fedlq.analysis` for the columns.
 
         Raises:
-            ValueError: An option is out of its range, the model has no layer to quantise or logs no loss, the algorithm
-                keeps no global model, or there are no samples.
+            ValueError: An option is out of its range, the model has no layer to quantise or logs no
+                loss, the algorithm keeps no global model, or there are no samples.
             CheckpointError: `ckpt_path` cannot be used.
         """
         self._check_analysis(samples, probe_bits, uniform_bits, threads, out)
@@ -87,22 +92,36 @@ class AnalyzingTrainer(FederatedTrainer):
         widths = list(probe_bits)
         counts = {"samples": samples, "threads": 1 if threads is None else threads}
         problems = blank(out=out)
-        problems += [f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1]
-        if not widths or len(set(widths)) < len(widths) or not all(2 <= bits <= 16 for bits in widths):
-            problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")
+        problems += [
+            f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1
+        ]
+        if (
+            not widths
+            or len(set(widths)) < len(widths)
+            or not all(2 <= bits <= 16 for bits in widths)
+        ):
+            problems.append(
+                f"probe_bits must be one or more distinct widths of 2..16, got {widths}"
+            )
         if not 2 <= uniform_bits <= 16:
             problems.append(f"uniform_bits must be 2..16, got {uniform_bits}")
         if not self.algorithm.communicates:
-            problems.append(f"analyze needs a global model, and {type(self.algorithm).__name__} keeps none")
+            problems.append(
+                f"analyze needs a global model, and {type(self.algorithm).__name__} keeps none"
+            )
         if self.fabric.world_size > 1:
-            problems.append(f"analyze runs in one process: devices must be 1, got {self.options['devices']!r}")
+            problems.append(
+                f"analyze runs in one process: devices must be 1, got {self.options['devices']!r}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
 
     def _load_server(
         self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
     ) -> Path | None:
-        """Put the server's float32 weights into the worker; the run folder that they come from, if any."""
+        """Put the server's float32 weights into the worker; the run folder that they come from, if
+        any.
+        """
         from bhfl.quant import layer_weights
 
         layer_weights(model)  # refuses a model without any before the data are loaded
@@ -117,7 +136,12 @@ class AnalyzingTrainer(FederatedTrainer):
         return folder
 
     def _analyze(
-        self, data: FederatedData, samples: int, probe_bits: Sequence[int], uniform_bits: int, threads: int
+        self,
+        data: FederatedData,
+        samples: int,
+        probe_bits: Sequence[int],
+        uniform_bits: int,
+        threads: int,
     ) -> tuple[list[dict[str, Any]], str]:
         """The rows, and in words what they are of."""
         from bhfl.algorithms.fedlq.analysis import layer_harm, layer_rows
@@ -129,9 +153,14 @@ class AnalyzingTrainer(FederatedTrainer):
         chunks, source = held_out(data, samples, seed)
         total, passes = sum(size for size, _ in chunks), 1 + len(layers) * len(probe_bits)
         widths = " and ".join(map(str, probe_bits))
-        print(f"{len(layers)} layers, each alone at {widths} bits, on {total:,} samples of {source}", flush=True)
+        print(
+            f"{len(layers)} layers, each alone at {widths} bits, on {total:,} samples of {source}",
+            flush=True,
+        )
         with _progress(total * passes, threads) as advance:
-            harm = layer_harm(module, layers, probe_bits, evaluate, chunks, seed=seed, progress=advance)
+            harm = layer_harm(
+                module, layers, probe_bits, evaluate, chunks, seed=seed, progress=advance
+            )
         rows = layer_rows(module, harm, uniform_bits=uniform_bits)
         accuracy = "" if math.isnan(harm.accuracy) else f", accuracy {100 * harm.accuracy:.2f} %"
         model = f"{type(module).__name__} after {self.server.round} rounds"
@@ -148,13 +177,17 @@ class AnalyzingTrainer(FederatedTrainer):
 
 
 def blank(**folders: Union[str, Path, None]) -> list[str]:
-    """What is wrong with names of folders, which may be unset: an empty one would be the working folder."""
+    """What is wrong with names of folders, which may be unset: an empty one would be the working
+    folder.
+    """
     problems = []
     for key, name in folders.items():
         try:
             _ = name is None or user_path(name)
         except ValueError as error:
-            problems.append(f"{key} must name a folder, got {str(name)!r}" + (f": {error}" if name else ""))
+            problems.append(
+                f"{key} must name a folder, got {str(name)!r}" + (f": {error}" if name else "")
+            )
     return problems
 
 
@@ -165,8 +198,13 @@ def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:
         metrics = worker.evaluate([batch], "val")
         if "loss" not in metrics:
             module, found = type(worker.module).__name__, ", ".join(metrics) or "nothing"
-            raise ValueError(f"analyze needs a loss: {module}.validation_step must log val/loss, and gives {found}")
-        return metrics["loss"], next((metrics[name] for name in ACCURACIES if name in metrics), math.nan)
+            raise ValueError(
+                f"analyze needs a loss: {module}.validation_step must log val/loss, and gives "
+                f"{found}"
+            )
+        return metrics["loss"], next(
+            (metrics[name] for name in ACCURACIES if name in metrics), math.nan
+        )
 
     return evaluate
 
@@ -176,7 +214,9 @@ def _progress(num_images: int, threads: int) -> Iterator[Callable[[int], object]
     """A bar over samples on stderr; where that is no terminal, it is written again but seldom."""
     seldom = 0.1 if sys.stderr.isatty() else 15.0
     words = f"{threads} thread{'s' * (threads > 1)}"
-    with tqdm(total=num_images, desc=words, unit=" samples", unit_scale=True, mininterval=seldom) as bar:
+    with tqdm(
+        total=num_images, desc=words, unit=" samples", unit_scale=True, mininterval=seldom
+    ) as bar:
         yield bar.update
 
 

@@ -43,16 +43,27 @@ class Kind:
     def known(self) -> dict[str, type]:
         """Those that are loaded and can be made, by short name."""
         loaded = [cls for base in self.bases for cls in _subclasses(base)]
-        return {c.__name__: c for c in loaded if not inspect.isabstract(c) and not c.__name__.startswith("_")}
+        return {
+            c.__name__: c
+            for c in loaded
+            if not inspect.isabstract(c) and not c.__name__.startswith("_")
+        }
 
 
 def is_component(hint: Any) -> bool:
-    """Whether `hint` is a class whose objects are spelled out by class_path, and not a number, a date or the like."""
+    """Whether `hint` is a class whose objects are spelled out by class_path, and not a number, a
+    date or the like.
+    """
     if not isinstance(hint, type) or get_origin(hint) is not None:
         return False
-    if hint.__module__.partition(".")[0] in sys.stdlib_module_names or getattr(hint, "_is_protocol", False):
+    if hint.__module__.partition(".")[0] in sys.stdlib_module_names or getattr(
+        hint, "_is_protocol", False
+    ):
         return False
-    return not issubclass(hint, (int, float, str, tuple, dict, Enum)) and get_registered_type(hint) is None
+    return (
+        not issubclass(hint, (int, float, str, tuple, dict, Enum))
+        and get_registered_type(hint) is None
+    )
 
 
 def resolve(name: Any, kind: Kind) -> type:
@@ -83,7 +94,9 @@ def resolve(name: Any, kind: Kind) -> type:
 
 
 def names_one(kind: Kind, path: str) -> bool:
-    """Whether the dotted `path` is that of an object of `kind`, such as ``torch.float32``, and not of a class."""
+    """Whether the dotted `path` is that of an object of `kind`, such as ``torch.float32``, and not
+    of a class.
+    """
     if "." not in path or path.split(".")[0] in sys.stdlib_module_names:
         return False
     try:
@@ -96,7 +109,9 @@ def _found(path: str, refusal: str, known: dict[str, type]) -> Any:
     try:
         return imported(path)
     except ValueError as error:
-        raise ValueError(f"{refusal}: {error}{suggestion(path.rpartition('.')[2], known, others=False)}") from error
+        raise ValueError(
+            f"{refusal}: {error}{suggestion(path.rpartition('.')[2], known, others=False)}"
+        ) from error
 
 
 def imported(path: str) -> Any:
@@ -115,9 +130,13 @@ def imported(path: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(str(error)) from error
     except SystemExit as error:
-        raise ValueError(f"importing {module} ends the process: {_place(error)} calls exit") from error
+        raise ValueError(
+            f"importing {module} ends the process: {_place(error)} calls exit"
+        ) from error
     except Exception as error:
-        raise ValueError(f"{module} cannot be imported: {type(error).__name__}: {error} ({_place(error)})") from error
+        raise ValueError(
+            f"{module} cannot be imported: {type(error).__name__}: {error} ({_place(error)})"
+        ) from error
 
 
 def _inside(cls: str, name: str, error: Exception) -> Any:
@@ -142,7 +161,8 @@ def _subclasses(base: type) -> list[type]:
 
 
 def parameters(cls: type) -> tuple[dict[str, Any], bool]:
-    """Names and type hints of what ``cls(...)`` takes, and whether it takes more that cannot be told.
+    """Names and type hints of what ``cls(...)`` takes, and whether it takes more that cannot be
+    told.
 
     ``**options`` are followed to the constructors of the bases.
     """
@@ -161,7 +181,9 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
         for parameter in given:
             if parameter.kind not in variable:
                 hint = hints.get(parameter.name, Any)
-                found.setdefault(parameter.name, Optional[hint] if parameter.default is None else hint)
+                found.setdefault(
+                    parameter.name, Optional[hint] if parameter.default is None else hint
+                )
         passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in given)
         if not passes_on:
             return found, False

@@ -1,7 +1,9 @@
-"""The user's own classes in the current folder: found for a ``class_path`` and by each other, and by nobody else.
+"""The user's own classes in the current folder: found for a ``class_path`` and by each other, and
+by nobody else.
 
-Many packages try whether another one is there (``tabulate``, ``pynvml``, ``ruamel``). With the current folder on
-``sys.path`` such a trial would run a file of that name, which came with somebody's data.
+Many packages try whether another one is there (``tabulate``, ``pynvml``, ``ruamel``). With the
+current folder on ``sys.path`` such a trial would run a file of that name, which came with
+somebody's data.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _NAMED = {("bhfl", "imported"), ("jsonargparse", "import_object")}
 
 
 class CurrentFolder(MetaPathFinder):
-    """Finds modules in a folder after all others, for names of a configuration and for modules found here before.
+    """Finds modules in a folder after all others, for names of a configuration and for modules
+    found here before.
 
     Args:
         folder: Where the user's own modules are.
@@ -56,7 +59,9 @@ def _is_of_import(frame: FrameType) -> bool:
 
 
 def find_in_current_folder() -> None:
-    """Find the user's own modules in the folder that is the current one now, unless Python does so already."""
+    """Find the user's own modules in the folder that is the current one now, unless Python does so
+    already.
+    """
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, CurrentFolder)]
     if os.getcwd() not in sys.path:
         sys.meta_path.append(CurrentFolder(os.getcwd()))

@@ -13,7 +13,10 @@ from pathlib import Path
 from bhfl.cli.hints import clipped
 from bhfl.engine.ending import speaks
 
-BAD_CONFIG, BAD_DATA, BAD_CHECKPOINT, TOO_FEW_CLIENTS = 2, 3, 4, 5
+BAD_CONFIG = 2
+BAD_DATA = 3
+BAD_CHECKPOINT = 4
+TOO_FEW_CLIENTS = 5
 MAX_PROBLEMS = 20
 
 _SOURCE = str(Path(__file__).parents[1])
@@ -31,12 +34,17 @@ def report(problems: Sequence[str]) -> None:
 def say(text: str) -> None:
     """Print `text` to stderr, from the first process of a machine alone."""
     if speaks():
-        with suppress(OSError):  # the disk of a log may be full, and the exit code is still to be told
+        # the disk of a log may be full, and the exit code is still to be told
+        with suppress(OSError):
             print(text, file=sys.stderr)
 
 
 def format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
 ) -> str:
     """Our own warnings as one line for users; others as ever, with the place in the code.
 
@@ -48,7 +56,9 @@ def format_warning(
 
 
 def exit_code(error: Exception) -> int | None:
-    """The exit code of an error that its user can mend; None for a bug, whose traceback is worth more."""
+    """The exit code of an error that its user can mend; None for a bug, whose traceback is worth
+    more.
+    """
     from bhfl.engine.checkpoint import CheckpointError
     from bhfl.engine.ending import ExitCalledError
     from bhfl.engine.failures import TooFewClientsError
@@ -68,7 +78,8 @@ def exit_code(error: Exception) -> int | None:
 
 def too_large(error: BaseException) -> bool:
     """Whether an array was asked for that no memory, or no index, is large enough for."""
-    words = "array is too big|[Mm]aximum allowed (dimension|size) exceeded"  # of NumPy, whose error is a ValueError
+    # of NumPy, whose error is a ValueError
+    words = "array is too big|[Mm]aximum allowed (dimension|size) exceeded"
     if isinstance(error, (RuntimeError, TypeError, OverflowError)):
         words = "allocate|out of memory|[Oo]verflow|too large"
     elif not isinstance(error, ValueError):
@@ -80,12 +91,15 @@ def told(error: BaseException) -> str:
     """What an error says, with its notes, and what helps where memory was short."""
     text, notes = str(error), getattr(error, "__notes__", [])
     if too_large(error):  # in one line: torch adds where it was in its own code
-        text, notes = text.partition("\n")[0], [*notes, "(smaller sizes of model, data or batch need less memory)"]
+        text = text.partition("\n")[0]
+        notes = [*notes, "(smaller sizes of model, data or batch need less memory)"]
     return " ".join([text, *notes])
 
 
 def by_data(error: BaseException) -> bool:
-    """Whether a data module, or its source, was at work at `error`; its constructor takes options, not data."""
+    """Whether a data module, or its source, was at work at `error`; its constructor takes options,
+    not data.
+    """
     from bhfl.data import FederatedDataModule
     from bhfl.data.source import LoaderSource, TensorSource
 
@@ -97,14 +111,21 @@ def by_data(error: BaseException) -> bool:
 
 
 def raised_by(error: BaseException) -> str:
-    """The package whose code raised `error`: bhfl raises ValueError for what its user can mend, and nothing else."""
+    """The package whose code raised `error`: bhfl raises ValueError for what its user can mend, and
+    nothing else.
+    """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
 
 
 def original(error: BaseException) -> BaseException:
-    """The error that jsonargparse wrapped while it built an object, or `error` itself where it only has its own."""
+    """The error that jsonargparse wrapped while it built an object, or `error` itself where it only
+    has its own.
+    """
     wrapped = error
-    while raised_by(error) == "jsonargparse" and (inner := error.__cause__ or error.__context__) is not None:
+    while (
+        raised_by(error) == "jsonargparse"
+        and (inner := error.__cause__ or error.__context__) is not None
+    ):
         error = inner
     return wrapped if raised_by(error) == "jsonargparse" else error

@@ -1,4 +1,6 @@
-"""``bhfl export``: the global model of a checkpoint at each bit-width of its fleet, as files for others."""
+"""``bhfl export``: the global model of a checkpoint at each bit-width of its fleet, as files for
+others.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,15 @@ class ExportingTrainer(AnalyzingTrainer):
     ) -> list[Path]:
         """Write the model of a checkpoint as each bit group runs it, with a model card.
 
-        For each group ``<group>.safetensors`` (see `bhfl.export.restore_`); for those with 8-bit weights
-        ``<group>.onnx`` too, where the extra ``onnx`` is installed; and ``README.md``, which says what they are and
-        how to load them.
+        For each group ``<group>.safetensors`` (see `bhfl.export.restore_`); for those with 8-bit
+        weights ``<group>.onnx`` too, where the extra ``onnx`` is installed; and ``README.md``,
+        which says what they are and how to load them.
 
         Args:
             model: The LightningModule that the run trained.
             datamodule: As for `fit`; it gives the inputs from which ONNX takes its shapes.
-            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this `name`.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
+                `name`.
             out: Folder to write to; by default ``export`` in the checkpoint's run folder.
 
         Returns:
@@ -62,7 +65,10 @@ class ExportingTrainer(AnalyzingTrainer):
         with self._machine(), self._lent(model, datamodule) as module:
             self._setup(module, datamodule, "test")
             if self.rounds.buffers.policy == "local" and self.rounds.buffers.statistics:
-                raise ValueError("export needs running statistics, and with trainer.norm local they stay with clients")
+                raise ValueError(
+                    "export needs running statistics, and with trainer.norm local they stay with "
+                    "clients"
+                )
             run, state = self.find_checkpoint(ckpt_path or "last")
             self.server = fitting(state, self.server)
             if out is not None or run is None:
@@ -74,7 +80,9 @@ class ExportingTrainer(AnalyzingTrainer):
             files = list(self._files(folder, datamodule, accuracies))
             self._loan.tear_down("test")
         with durable(folder / CARD) as file:
-            file.write(self._card(files, measured, module, datamodule, state["run"]["ledger"]).encode())
+            file.write(
+                self._card(files, measured, module, datamodule, state["run"]["ledger"]).encode()
+            )
         print(folder / CARD)
         return [*(folder / file.file for file in files), folder / CARD]
 
@@ -82,17 +90,25 @@ class ExportingTrainer(AnalyzingTrainer):
         """Raise one ValueError with every problem, one a line."""
         problems = blank(out=out)
         if not ckpt_path:
-            problems.append("export needs a checkpoint: --ckpt_path last, best, a run folder or a file")
+            problems.append(
+                "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"
+            )
         if not self.algorithm.communicates:
-            problems.append(f"export needs a global model, and {type(self.algorithm).__name__} keeps none")
+            problems.append(
+                f"export needs a global model, and {type(self.algorithm).__name__} keeps none"
+            )
         if self.fabric.world_size > 1:
-            problems.append(f"export runs in one process: devices must be 1, got {self.options['devices']!r}")
+            problems.append(
+                f"export runs in one process: devices must be 1, got {self.options['devices']!r}"
+            )
         if not installed("export"):
             problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
         if problems:
             raise ValueError("\n".join(problems))
 
-    def _files(self, folder: Path, data: FederatedData, accuracies: Mapping[str, float]) -> Iterator[Exported]:
+    def _files(
+        self, folder: Path, data: FederatedData, accuracies: Mapping[str, float]
+    ) -> Iterator[Exported]:
         """The files, each written and told of on the console."""
         worker, buffers = self.rounds.worker, self.rounds.buffers
         worker.layout.take_(self.server.channels_last)
@@ -100,24 +116,34 @@ class ExportingTrainer(AnalyzingTrainer):
             say("note: no ONNX file is written: pip install 'bhfl[onnx]'")
         groups = {client.group: client.spec for client in self.clients}
         for group, spec in groups.items():
-            given = {**self.algorithm.group_params(self.server, group), **buffers.of(self.server, group)}
+            given = {
+                **self.algorithm.group_params(self.server, group),
+                **buffers.of(self.server, group),
+            }
             tensors = self.rounds.own.whole(self.server, given)
             float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
             worker.load_global(tensors, spec)
-            sizes = {f"{group}.safetensors": save_quantized(worker.module, folder / f"{group}.safetensors")}
+            sizes = {
+                f"{group}.safetensors": save_quantized(
+                    worker.module, folder / f"{group}.safetensors"
+                )
+            }
             if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
                 sizes.update(_onnx(worker, data, folder / f"{group}.onnx"))
             for file, size in sizes.items():
                 print(f"{folder / file}  {size:,} bytes, {size / float_bytes:.3f} of float32")
                 yield Exported(group, file, size, float_bytes, accuracies.get(group))
 
-    def _accuracies(self, run: Path | None, history: list[dict[str, Any]]) -> tuple[str, dict[str, float]]:
+    def _accuracies(
+        self, run: Path | None, history: list[dict[str, Any]]
+    ) -> tuple[str, dict[str, float]]:
         """What split the accuracies of this very state were measured on, and these by group."""
         summary = _summary(run / "summary.json") if run else {}
         if summary.get("rounds") == self.server.round and "failed" not in summary:
             stage, metrics = "test", summary["metrics"]
         else:
-            stage, metrics = "val", next((row for row in history if row["round"] == self.server.round), {})
+            stage = "val"
+            metrics = next((row for row in history if row["round"] == self.server.round), {})
         found = {
             client.group: metrics[tag]
             for client in self.clients
@@ -135,9 +161,15 @@ class ExportingTrainer(AnalyzingTrainer):
         ledger: Mapping[str, Mapping[str, int]],
     ) -> str:
         config = {"clients": self.fleet.to_config(), **self.config}
-        sent = {way: sum(row.get(f"{way}_bytes", 0) for row in ledger.values()) for way in ("uplink", "downlink")}
+        sent = {
+            way: sum(row.get(f"{way}_bytes", 0) for row in ledger.values())
+            for way in ("uplink", "downlink")
+        }
         facts = {
-            "Data": f"{type(data).__name__}, {sum(client.num_examples for client in self.clients):,} training samples",
+            "Data": (
+                f"{type(data).__name__}, "
+                f"{sum(client.num_examples for client in self.clients):,} training samples"
+            ),
             "Clients": ", ".join(
                 f"{sum(client.group == group for client in self.clients)} of {group}"
                 for group in dict.fromkeys(client.group for client in self.clients)
@@ -146,13 +178,22 @@ class ExportingTrainer(AnalyzingTrainer):
             "Rounds": f"{self.server.round}, seed {self.options['seed']}",
             "Sent": f"{sent['uplink']:,} bytes up, {sent['downlink']:,} bytes down",
         }
-        title = f"{self.options['name']}: {type(model).__name__}, {self.server.round} rounds of {facts['Method']}"
-        loading = _loading(model, data, self.config.get("model", {}).get("init_args", {}), files[0].file)
-        return model_card(title, files, measured, facts, yaml.safe_dump(config, sort_keys=False), loading)
+        title = (
+            f"{self.options['name']}: {type(model).__name__}, "
+            f"{self.server.round} rounds of {facts['Method']}"
+        )
+        loading = _loading(
+            model, data, self.config.get("model", {}).get("init_args", {}), files[0].file
+        )
+        return model_card(
+            title, files, measured, facts, yaml.safe_dump(config, sort_keys=False), loading
+        )
 
 
 def _summary(path: Path) -> Mapping[str, Any]:
-    """What a run came to; empty where there is no such file, or none that can be read, which is told."""
+    """What a run came to; empty where there is no such file, or none that can be read, which is
+    told.
+    """
     if not path.is_file():
         return {}
     try:
@@ -160,13 +201,17 @@ def _summary(path: Path) -> Mapping[str, Any]:
         if not (isinstance(found, dict) and isinstance(found.get("metrics"), dict)):
             raise ValueError("it has no metrics")
     except (OSError, ValueError) as error:
-        say(f"note: {path} cannot be read, so the card tells what the validation split had: {error}")
+        say(
+            f"note: {path} cannot be read, so the card tells what the validation split had: {error}"
+        )
         return {}
     return found
 
 
 def _onnx(worker: Worker, data: FederatedData, path: Path) -> dict[str, int]:
-    """Name and size of the ONNX file; none where the model or its input is nothing that the exporter takes."""
+    """Name and size of the ONNX file; none where the model or its input is nothing that the
+    exporter takes.
+    """
     try:
         example = example_of(worker, data)
         return {path.name: export_onnx(worker.module, example, path)}
@@ -175,10 +220,18 @@ def _onnx(worker: Worker, data: FederatedData, path: Path) -> dict[str, int]:
         return {}
 
 
-def _loading(model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str) -> str:
-    """Code that makes the model again and loads a file into it; what only training needs is left out."""
+def _loading(
+    model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str
+) -> str:
+    """Code that makes the model again and loads a file into it; what only training needs is left
+    out.
+    """
     accepted = inspect.signature(type(model)).parameters
-    values = {key: value for key, value in given.items() if key in accepted and value != accepted[key].default}
+    values = {
+        key: value
+        for key, value in given.items()
+        if key in accepted and value != accepted[key].default
+    }
     for key in ("num_classes", "input_shape"):
         if key in accepted and hasattr(data, key):
             values[key] = getattr(data, key)
@@ -187,10 +240,13 @@ def _loading(model: L.LightningModule, data: FederatedData, given: Mapping[str, 
         if not (isinstance(value, dict) and "class_path" in value):
             arguments.append(f"{key}={value!r}")
         elif isinstance(made := getattr(model, key, None), torch.nn.Module):
-            own = ", ".join(f"{name}={option!r}" for name, option in value.get("init_args", {}).items())
+            own = ", ".join(
+                f"{name}={option!r}" for name, option in value.get("init_args", {}).items()
+            )
             arguments.append(f"{key}={type(made).__name__}({own})")
             imports.add(_home(type(made)))
-    name, lines = type(model).__name__, "\n".join(sorted({"from bhfl.export import restore_", *imports}))
+    name = type(model).__name__
+    lines = "\n".join(sorted({"from bhfl.export import restore_", *imports}))
     return f"""
 {lines}
 

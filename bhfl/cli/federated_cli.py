@@ -1,4 +1,6 @@
-"""LightningCLI over `FederatedTrainer`: one parser for files and options, checked before anything is built."""
+"""LightningCLI over `FederatedTrainer`: one parser for files and options, checked before anything
+is built.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.classes import imported
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.export import ExportingTrainer
-from bhfl.cli.parser import OUTSIDE, PARTS, Parser, add_arguments, core, dumped, schema, taken_from_data
+from bhfl.cli.parser import (
+    OUTSIDE,
+    PARTS,
+    Parser,
+    add_arguments,
+    core,
+    dumped,
+    schema,
+    taken_from_data,
+)
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_paths
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
@@ -28,7 +39,9 @@ from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import durable
 
 WHERE = ("root", "archive", "download", "num_workers")
-"""Options of a data module that say where the data are, not what they are: a run may be resumed with others."""
+"""Options of a data module that say where the data are, not what they are: a run may be resumed
+with others.
+"""
 
 
 class FederatedCLI(LightningCLI):
@@ -55,23 +68,32 @@ class FederatedCLI(LightningCLI):
             load_from_checkpoint_support=False,
         )
 
-    # ---- the parser -----------------------------------------------------------------------------------------------
+    # ---- the parser ------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # theirs is static, and called on self
-        """The command, whose parser alone is worth the time, and those of its arguments that are built here."""
+        """The command, whose parser alone is worth the time, and those of its arguments that are
+        built here.
+        """
         return {self.command: {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose output begins with our version."""
         return super().init_parser(**{"dump_header": [f"bhfl {bhfl.__version__}"], **kwargs})
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
         usage = f"bhfl {subcommand} [--config FILE ...] [--option value ...]"
         return super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "usage": usage})
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed."""
-        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the initial weights and the run.")
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="Seed of the initial weights and the run.",
+        )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The rest: LightningCLI's own version takes only a `Trainer`."""
@@ -96,54 +118,84 @@ class FederatedCLI(LightningCLI):
         self._check_settings()
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing is taken from a checkpoint: what is typed holds, and the trainer lists contradictions."""
+        """Nothing is taken from a checkpoint: what is typed holds, and the trainer lists
+        contradictions.
+        """
 
     def _check_settings(self) -> None:
         """The trainer's own checks, before anything is built."""
         config = self.config[self.config.subcommand]
         try:
             made_later = {"callbacks": None}  # the parser has checked their classes
-            check_settings({**config.trainer, **made_later, "clients": config.clients, "seed": config.seed_everything})
+            check_settings(
+                {
+                    **config.trainer,
+                    **made_later,
+                    "clients": config.clients,
+                    "seed": config.seed_everything,
+                }
+            )
         except ValueError as error:
             raise ConfigError([self._located(line) for line in str(error).splitlines()]) from error
 
     def _located(self, problem: str) -> str:
-        """A problem of the trainer, with the name that its option has here and where it was given."""
+        """A problem of the trainer, with the name that its option has here and where it was
+        given.
+        """
         key = problem.split(" ")[0]
         keys: Keys = ("seed_everything",) if key == "seed" else ("trainer", key)
-        if key != "seed" and (key in OUTSIDE or key not in inspect.signature(FederatedTrainer).parameters):
+        if key != "seed" and (
+            key in OUTSIDE or key not in inspect.signature(FederatedTrainer).parameters
+        ):
             return problem
         names = [layer.place(keys) + layer.name(keys) for layer in self.layers if layer.gives(keys)]
         return (names or [".".join(keys)])[-1] + problem.removeprefix(key)
 
-    # ---- building and running -------------------------------------------------------------------------------------
+    # ---- building and running --------------------------------------------------------------------
 
     def _set_seed(self) -> None:
         """Seed the global generators, from which modules draw their initial weights."""
         L.seed_everything(self._get(self.config, "seed_everything"), verbose=False)
 
     def instantiate_classes(self) -> None:
-        """Build data, model, algorithm and trainer; what they refuse is a problem of the configuration."""
+        """Build data, model, algorithm and trainer; what they refuse is a problem of the
+        configuration.
+        """
         try:
             super().instantiate_classes()
         except Exception as error:
             cause = original(error)
-            refused = isinstance(cause, (ValueError, OSError)) or raised_by(cause) == "lightning" or too_large(cause)
+            refused = (
+                isinstance(cause, (ValueError, OSError))
+                or raised_by(cause) == "lightning"
+                or too_large(cause)
+            )
             if by_data(cause) or not refused:
                 raise cause from None
-            problems = [core(str(cause))] if raised_by(cause) == "jsonargparse" else told(cause).splitlines()
+            problems = (
+                [core(str(cause))]
+                if raised_by(cause) == "jsonargparse"
+                else told(cause).splitlines()
+            )
             raise ConfigError(problems) from cause
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer, with the options that stand outside its section, and our callbacks before the user's."""
+        """The trainer, with the options that stand outside its section, and our callbacks before
+        the user's.
+        """
         init = self.config_init[self.subcommand]
         given = init.trainer.callbacks or []
         ours = [cls() for cls in (Progress, WeightHistograms) if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
         if self.command in ("analyze", "export"):  # whatever a run's configuration says
             devices = init.trainer.devices
-            init.trainer.devices, init.trainer.num_nodes = devices[:1] if isinstance(devices, list) else 1, 1
-        outside = {"clients": init.clients, "algorithm": init.algorithm, "seed": init.seed_everything}
+            init.trainer.devices = devices[:1] if isinstance(devices, list) else 1
+            init.trainer.num_nodes = 1
+        outside = {
+            "clients": init.clients,
+            "algorithm": init.algorithm,
+            "seed": init.seed_everything,
+        }
         trainer: Any = super().instantiate_trainer(**outside, **kwargs)
         trainer.config = self._shaping()
         return trainer
@@ -156,21 +208,27 @@ class FederatedCLI(LightningCLI):
         return {part: config[part] for part in PARTS}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """The arguments of the trainer's method; ``last`` and ``best`` mean the run whose ``config.yaml`` is used."""
+        """The arguments of the trainer's method; ``last`` and ``best`` mean the run whose
+        ``config.yaml`` is used.
+        """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         which = arguments["ckpt_path"]
         if which is None and subcommand not in ("fit", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
         files = [Path(layer.file) for layer in self.layers if layer.file]
-        folders = [place for file in files for place in (file.resolve().parent, file.parent)]  # it may be a link
+        # it may be a link
+        folders = [place for file in files for place in (file.resolve().parent, file.parent)]
         runs = [folder for folder in folders if (folder / "checkpoints").is_dir()]
         if runs and which in ("last", "best"):
-            arguments["ckpt_path"] = runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"
+            arguments["ckpt_path"] = (
+                runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"
+            )
         return arguments
 
 
 def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) -> None:
-    """Undo what jsonargparse hands on to a class that was named from the one that its place has by default.
+    """Undo what jsonargparse hands on to a class that was named from the one that its place has by
+    default.
 
     A momentum would go to every SGD, a learning rate to every optimiser.
 
@@ -191,9 +249,15 @@ def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) 
 
 
 def _at(config: Any, slot: Keys) -> Any:
-    """What stands at `slot` of a parsed configuration; None in lists, whose items have no class by default."""
+    """What stands at `slot` of a parsed configuration; None in lists, whose items have no class by
+    default.
+    """
     for key in slot:
-        inner = config.get("init_args") if isinstance(config, Namespace) and key not in config else config
+        inner = (
+            config.get("init_args")
+            if isinstance(config, Namespace) and key not in config
+            else config
+        )
         if not isinstance(inner, Namespace) or key not in inner:
             return None
         config = inner[key]

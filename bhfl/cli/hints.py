@@ -31,7 +31,11 @@ def suggestion(word: str, known: Iterable[str], others: bool = True) -> str:
 
 def shown(value: object, longest: int = 60) -> str:
     """`value` as in a configuration, its middle left out where it is long."""
-    text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, (bool, type(None))) else repr(value)
+    text = (
+        {None: "null", True: "true", False: "false"}[value]
+        if isinstance(value, (bool, type(None)))
+        else repr(value)
+    )
     return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
 
 

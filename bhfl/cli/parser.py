@@ -1,4 +1,6 @@
-"""What a configuration may hold: as arguments of the parser, and as the schema that it is checked against first."""
+"""What a configuration may hold: as arguments of the parser, and as the schema that it is checked
+against first.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from typing import Any, Optional, get_type_hints
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, _loaders_dumpers, set_dumper, set_loader
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    _loaders_dumpers,
+    set_dumper,
+    set_loader,
+)
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -58,8 +67,9 @@ class Parser(LightningArgumentParser):
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
         """The configuration as YAML that reads back as it is, amended.
 
-        Defaults that no YAML can say (functions without a name, objects, infinity) are left out: the class that has
-        them takes them again. jsonargparse calls this for each object inside, too.
+        Defaults that no YAML can say (functions without a name, objects, infinity) are left out:
+        the class that has them takes them again. jsonargparse calls this for each object inside,
+        too.
 
         Raises:
             ConfigError: A value that was given cannot be read back.
@@ -72,19 +82,25 @@ class Parser(LightningArgumentParser):
                 continue
             value = cfg[action.dest]
             if reads_back(action, value):
-                if isinstance(value, (set, frozenset)):  # whose order is another one in each process
+                # whose order is another one in each process
+                if isinstance(value, (set, frozenset)):
                     cfg[action.dest] = sorted(value, key=repr)
                 continue
             del cfg[action.dest]
             if not _same(value, action.default):
-                why = "cannot be written to config.yaml so that it reads back; use another value or type hint"
+                why = (
+                    "cannot be written to config.yaml so that it reads back; "
+                    "use another value or type hint"
+                )
                 raise ConfigError([f"{action.dest}: {shown(value)} {why}"])
         text: str = super().dump(cfg, *args, **kwargs)
         read_text(text)
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own error."""
+        """Raise what is wrong; of the parsers that it makes itself, jsonargparse wants its own
+        error.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         raise ConfigError([core(message)]) from ex
@@ -93,7 +109,12 @@ class Parser(LightningArgumentParser):
 def reads_back(action: Any, value: Any) -> bool:
     """Whether the value of an argument is still the same after it was written and read."""
     hint = getattr(action, "_typehint", None)
-    if hint is None or value is None or type(value) in (bool, int) or (type(value) is str and hint is str):
+    if (
+        hint is None
+        or value is None
+        or type(value) in (bool, int)
+        or (type(value) is str and hint is str)
+    ):
         return True  # nothing can go wrong
     if _holds_objects(value):
         return True  # whose options are asked for one by one
@@ -121,7 +142,9 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Whether two values are written alike, their kinds included: 1.0 is not 1, nor is a tuple a list."""
+    """Whether two values are written alike, their kinds included: 1.0 is not 1, nor is a tuple a
+    list.
+    """
     if first is second or type(first) is not type(second):
         return first is second
     if isinstance(first, (set, frozenset)):
@@ -135,24 +158,33 @@ def _same(first: Any, second: Any) -> bool:
 
 def add_arguments(parser: LightningArgumentParser) -> None:
     """The arguments of every command."""
-    parser.add_argument("--clients", type=Fleet, required=True, help="The fleet: '{8: 5, 32: 5}' is bits: count.")
+    parser.add_argument(
+        "--clients", type=Fleet, required=True, help="The fleet: '{8: 5, 32: 5}' is bits: count."
+    )
     for part, (base, default) in PARTS.items():
-        parser.add_subclass_arguments(base, part, required=True, fail_untyped=False, default={"class_path": default})
+        parser.add_subclass_arguments(
+            base, part, required=True, fail_untyped=False, default={"class_path": default}
+        )
     parser.add_class_arguments(FederatedTrainer, "trainer", instantiate=False, skip={*OUTSIDE})
     groups = parser.groups or {}
     for key in (*PARTS, "trainer"):
         groups[key].title = key.capitalize()
-    for action in parser._actions:  # names are names: a file called cnn is no network; files are given by --config
+    # names are names: a file called cnn is no network; files are given by --config
+    for action in parser._actions:
         if hasattr(action, "sub_add_kwargs"):
             vars(action)["_enable_path"] = False
             action.sub_add_kwargs["sub_configs"] = False
     for name in _FROM_DATA:
         compute = _asked_of_data(name, parser)
-        parser.link_arguments("data", f"model.init_args.{name}", compute_fn=compute, apply_on="instantiate")
+        parser.link_arguments(
+            "data", f"model.init_args.{name}", compute_fn=compute, apply_on="instantiate"
+        )
 
 
 def _asked_of_data(name: str, parser: LightningArgumentParser) -> Callable[[Any], Any]:
-    """What gives the data's `name` to a model that takes it; of others' data nobody asks what they may not have."""
+    """What gives the data's `name` to a model that takes it; of others' data nobody asks what they
+    may not have.
+    """
 
     def asked(data: Any) -> Any:
         wanted: Collection[str] = parser.taken_from_data  # type: ignore[attr-defined]
@@ -184,7 +216,9 @@ def schema(command: str) -> Section:
             "seed_everything": int,
             "clients": Checked(Fleet),
             "algorithm": Instance(Kind("an algorithm", (Algorithm,))),
-            "model": Instance(Kind.of(L.LightningModule), dict.fromkeys(_FROM_DATA, "is taken from the data")),
+            "model": Instance(
+                Kind.of(L.LightningModule), dict.fromkeys(_FROM_DATA, "is taken from the data")
+            ),
             "data": Instance(Kind.of(bhfl.data.FederatedDataModule)),
             "trainer": Section(trainer, taken),
             **own,
@@ -193,7 +227,9 @@ def schema(command: str) -> Section:
 
 
 def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
-    """`config` as YAML that parses to it again; what checkpoint it began from is not part of a configuration."""
+    """`config` as YAML that parses to it again; what checkpoint it began from is not part of a
+    configuration.
+    """
     config = config.clone()
     config.pop("ckpt_path", None)
     text: str = parser.dump(config, skip_none=False)
@@ -202,7 +238,10 @@ def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
 
 def core(message: str) -> str:
     """The core of jsonargparse's account of every alternative that a value does not fit."""
-    noise = "Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Expected a "
+    noise = (
+        "Does not validate|Subtypes:|Errors:|Given value|"
+        "Problem with given class_path|- Expected a "
+    )
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if not re.match(f"(- )?({noise})", line)]
     return re.sub(r'(- )?Parser key "([\w.]+)":', r"\2:", " ".join(telling or lines))
@@ -211,4 +250,5 @@ def core(message: str) -> str:
 register_type(Fleet, Fleet.to_config, Fleet, (ValueError, TypeError))
 set_dumper("yaml", written)
 set_loader("yaml", plain, (yaml.YAMLError,))
-vars(_loaders_dumpers)["yaml_load"] = plain  # jsonargparse reads texts again and again, partly past its loaders
+# jsonargparse reads texts again and again, partly past its loaders
+vars(_loaders_dumpers)["yaml_load"] = plain

@@ -1,7 +1,9 @@
-"""What the user wrote, as plain values with their lines: YAML files and the options of the command line.
+"""What the user wrote, as plain values with their lines: YAML files and the options of the command
+line.
 
-A file is refused where two readers could take it differently: a key given twice, ``yes`` for true, ``010`` for eight,
-tabs, tags, merge keys, infinities. This module needs PyYAML alone: such slips are answered before torch is loaded.
+A file is refused where two readers could take it differently: a key given twice, ``yes`` for true,
+``010`` for eight, tabs, tags, merge keys, infinities. This module needs PyYAML alone: such slips
+are answered before torch is loaded.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Layer:
     lines: dict[Keys, int] = field(default_factory=dict)
 
     def name(self, keys: Keys) -> str:
-        """What messages call the value at `keys`: ``data.batch_size``, or ``--data.batch_size`` where it was typed."""
+        """What messages call the value at `keys`: ``data.batch_size``, or ``--data.batch_size``
+        where it was typed.
+        """
         return dotted(keys) if self.file else f"--{dotted(keys)}"
 
     def place(self, keys: Keys) -> str:
@@ -88,7 +92,12 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
             if name == "config":
                 layers.append(read_file(value))
             elif name == "":
-                raise ConfigError([f"{value!r} is no option; options begin with --, such as --trainer.max_rounds 5"])
+                raise ConfigError(
+                    [
+                        f"{value!r} is no option; options begin with --, "
+                        "such as --trainer.max_rounds 5"
+                    ]
+                )
             elif value is not None and name not in _FLAGS:
                 if why := unusable(value):
                     raise ConfigError([f"--{name} {why}"])
@@ -106,7 +115,9 @@ def asks_help(args: Sequence[str]) -> bool:
 
 
 def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """``(name, value)`` of each option; no name for an argument that is none, no value where none is given."""
+    """``(name, value)`` of each option; no name for an argument that is none, no value where none
+    is given.
+    """
     rest = list(args)
     while rest:
         word = rest.pop(0)
@@ -148,12 +159,16 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
             raise ConfigError([f"{what} must be a YAML file, and there is no file {path!r}"])
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise ConfigError([f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"])
+            raise ConfigError(
+                [f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"]
+            )
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
     except ValueError as error:
-        raise ConfigError([f"{what} must be a YAML file, and there is no file {path or ''!r}: {error}"]) from error
+        raise ConfigError(
+            [f"{what} must be a YAML file, and there is no file {path or ''!r}: {error}"]
+        ) from error
     except OSError as error:
         raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
     path = str(file)
@@ -162,14 +177,19 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     problems = reader.problems
     if not problems and not isinstance(layer.values, dict):
         given = "is empty" if layer.values is None else f"holds {type(layer.values).__name__}"
-        problems = [f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; {path} {given}"]
+        problems = [
+            f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; "
+            f"{path} {given}"
+        ]
     if problems:
         raise ConfigError(problems)
     return layer
 
 
 def with_plain_paths(args: Sequence[str]) -> list[str]:
-    """`args` with the files of ``--config`` as `user_path` reads them, for a parser with rules of its own."""
+    """`args` with the files of ``--config`` as `user_path` reads them, for a parser with rules of
+    its own.
+    """
     found = list(args)
     for i, word in enumerate(found):
         name, equals, value = word.partition("=")
@@ -260,7 +280,11 @@ class _Reader:
             return None
         rule, remedy = UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
         if not rule.fullmatch(node.value):
-            self._problem(line, f"{name}{node.value} is read in different ways: write {remedy}, or quotes around text")
+            self._problem(
+                line,
+                f"{name}{node.value} is read in different ways: "
+                f"write {remedy}, or quotes around text",
+            )
             return None
         if kind == "str" and (why := unusable(node.value)):
             self._problem(line, f"{name}{why}")

@@ -14,24 +14,33 @@ from bhfl.engine.recorder import Recorder
 from bhfl.engine.types import FederatedData
 
 CHUNK = 128
-"""Samples evaluated at once: as fast as larger batches, and the activations kept for reuse stay small."""
+"""Samples evaluated at once: as fast as larger batches, and the activations kept for reuse stay
+small.
+"""
 
 Chunk = tuple[int, Any]
 """A number of samples, and the batch of them."""
 
 
 def held_out(data: FederatedData, num_samples: int, seed: int) -> tuple[list[Chunk], str]:
-    """At most `num_samples` of those kept for the server, or else of the validation split, and which these are.
+    """At most `num_samples` of those kept for the server, or else of the validation split, and
+    which these are.
 
     Raises:
         ValueError: There are none.
     """
     holdout = data.holdout_batches() if isinstance(data, FederatedDataModule) else []
-    for source, batches in (("data.holdout", holdout), ("the validation split", _validation(data, num_samples))):
+    for source, batches in (
+        ("data.holdout", holdout),
+        ("the validation split", _validation(data, num_samples)),
+    ):
         chunks = pick(batches, num_samples, seed)
         if chunks:
             return chunks, source
-    raise ValueError("analyze needs samples held out of training: data.holdout or data.val_fraction must be above 0")
+    raise ValueError(
+        "analyze needs samples held out of training: data.holdout or data.val_fraction must be "
+        "above 0"
+    )
 
 
 def _validation(data: FederatedData, num_samples: int) -> Iterable[Any]:
@@ -49,15 +58,23 @@ def _validation(data: FederatedData, num_samples: int) -> Iterable[Any]:
 def pick(batches: Iterable[Any], num_samples: int, seed: int) -> list[Chunk]:
     """`num_samples` of all samples drawn at random, in chunks, or all where there are fewer.
 
-    Batches that are not made of tensors with one row a sample are taken whole, until there are enough.
+    Batches that are not made of tensors with one row a sample are taken whole, until there are
+    enough.
     """
     flat = [tree_flatten(batch) for batch in batches]
-    columns = _columns([leaves for leaves, _ in flat]) if len({str(spec) for _, spec in flat}) == 1 else None
+    columns = (
+        _columns([leaves for leaves, _ in flat])
+        if len({str(spec) for _, spec in flat}) == 1
+        else None
+    )
     if columns is None:
         return _whole([tree_unflatten(leaves, spec) for leaves, spec in flat], num_samples)
     order = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(seed))
     rows = torch.split(order[:num_samples].sort().values, CHUNK)
-    return [(len(some), tree_unflatten([column[some] for column in columns], flat[0][1])) for some in rows]
+    return [
+        (len(some), tree_unflatten([column[some] for column in columns], flat[0][1]))
+        for some in rows
+    ]
 
 
 def _columns(batches: list[list[Any]]) -> list[Tensor] | None:

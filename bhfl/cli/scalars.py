@@ -1,8 +1,8 @@
 """Which text without quotes is a number, a truth value or null, for reading and for writing.
 
-Readers of YAML disagree about ``1e3``, ``1_0``, ``+.5``, ``1:30`` or ``on``. Here is the union of what PyYAML,
-jsonargparse and YAML 1.2 take for anything but text: of such text, the reader takes what all mean alike and refuses the
-rest, and the writer puts all of it in quotes.
+Readers of YAML disagree about ``1e3``, ``1_0``, ``+.5``, ``1:30`` or ``on``. Here is the union of
+what PyYAML, jsonargparse and YAML 1.2 take for anything but text: of such text, the reader takes
+what all mean alike and refuses the rest, and the writer puts all of it in quotes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ _NUMBERS = (
     r"[-+]?\.(?i:inf)",
     r"\.(?i:nan)",
 )
-_FLOAT = ("tag:yaml.org,2002:float", re.compile(f"(?:{'|'.join(_NUMBERS)})$"), list("-+0123456789."))
+_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(f"(?:{'|'.join(_NUMBERS)})$"),
+    list("-+0123456789."),
+)
 
 _PLAIN_NUMBERS = (
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?",
@@ -55,7 +59,8 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None  # line breaks, which PyYAML writes as they are
+    # line breaks, which PyYAML writes as they are
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -63,19 +68,28 @@ Loader.add_implicit_resolver(*_FLOAT)
 _Dumper.add_implicit_resolver(*_FLOAT)
 _Dumper.add_representer(str, _represent_text)
 for _kind, (_rule, _) in UNAMBIGUOUS.items():
-    _PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_rule.pattern})$"), None)
-_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(?:~|null|Null|NULL|)$"), None)
+    _PlainLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_rule.pattern})$"), None
+    )
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile("(?:~|null|Null|NULL|)$"), None
+)
 
 
 def plain(text: str) -> Any:
-    """The value of `text` as YAML: text itself wherever readers could disagree, and where it is a mere comment.
+    """The value of `text` as YAML: text itself wherever readers could disagree, and where it is a
+    mere comment.
 
     Raises:
         yaml.YAMLError: It is no YAML.
     """
     try:
         value = _PlainLoader(text).get_single_data()
-    except (ValueError, KeyError, AttributeError) as error:  # a number of too many digits, or text under a tag
+    except (
+        ValueError,
+        KeyError,
+        AttributeError,
+    ) as error:  # a number of too many digits, or text under a tag
         raise yaml.YAMLError(str(error)) from error
     return text if value is None and text.strip().lower() not in ("null", "~") else value
 
@@ -87,6 +101,11 @@ def written(values: Any, flow: bool = False) -> str:
         yaml.YAMLError: They hold what YAML cannot say.
     """
     width = 10**6 if flow else 80
-    options = {"default_flow_style": flow, "allow_unicode": True, "sort_keys": False, "width": width}
+    options = {
+        "default_flow_style": flow,
+        "allow_unicode": True,
+        "sort_keys": False,
+        "width": width,
+    }
     text: str = yaml.dump(values, Dumper=_Dumper, **options)
     return text

@@ -1,7 +1,8 @@
 """Checks of what the user wrote against the type hints of the constructors that will take it.
 
-jsonargparse would do part of this, but stops at the first problem, suggests no names, turns 10.0, "10" and null into
-what a hint asks for, and imports the module of any ``class_path`` before it refuses the class.
+jsonargparse would do part of this, but stops at the first problem, suggests no names, turns 10.0,
+"10" and null into what a hint asks for, and imports the module of any ``class_path`` before it
+refuses the class.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from bhfl.cli.classes import Kind, imported, is_component, names_one, parameters
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 
-_PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_PLAIN = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
 _LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -49,14 +56,17 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """A hint for an object of a class, and the keys of its constructor that are not the user's to set."""
+    """A hint for an object of a class, and the keys of its constructor that are not the user's to
+    set.
+    """
 
     kind: Kind
     reserved: Mapping[str, str] = field(default_factory=dict)
 
 
 class Checker:
-    """Checks layers one after the other; a class chosen in one layer holds for the options given in later ones.
+    """Checks layers one after the other; a class chosen in one layer holds for the options given in
+    later ones.
 
     Args:
         schema: Of the whole configuration.
@@ -94,7 +104,9 @@ class Checker:
         return self._one_of(alternatives(hint), loaded, keys)
 
     def _one_of(self, choices: list[Any], value: Any, keys: Keys) -> list[str]:
-        """Problems of `value` where it fits none of the `choices`: those inside it, if it looks like one of them."""
+        """Problems of `value` where it fits none of the `choices`: those inside it, if it looks
+        like one of them.
+        """
         attempts = [self._fit(choice, value, keys) for choice in choices]
         if [] in attempts:
             return []
@@ -102,7 +114,9 @@ class Checker:
         if inside:
             return inside[0]
         words = " or ".join(dict.fromkeys(map(described, choices)))
-        known = [word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
+        known = [
+            word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)
+        ]
         known = [word for word in known if isinstance(word, str)]
         near = suggestion(value, known, others=False) if isinstance(value, str) else ""
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
@@ -152,32 +166,43 @@ class Checker:
 
     def _section(self, section: Section, values: dict[Any, Any], keys: Keys) -> list[str]:
         problems = []
-        late = sorted(values.items(), key=lambda pair: isinstance(section.fields.get(pair[0]), Checked))
-        for key, item in late:  # what is checked may be known by the names that the modules of classes register
+        late = sorted(
+            values.items(), key=lambda pair: isinstance(section.fields.get(pair[0]), Checked)
+        )
+        # what is checked may be known by the names that the modules of classes register
+        for key, item in late:
             if key in section.reserved:
                 problems += self._problem((*keys, key), section.reserved[key])
             elif key in section.fields:
                 problems += self._value(section.fields[key], item, (*keys, key))
             else:
-                inner = {f"{name}.{key}" for name, hint in section.fields.items() if _holds(hint, key)}
+                inner = {
+                    f"{name}.{key}" for name, hint in section.fields.items() if _holds(hint, key)
+                }
                 near = suggestion(str(key), inner or section.fields)
                 unknown = f"is no option{section.owner}{near}"
                 problems += self._problem((*keys, key), unknown)
         return problems
 
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
-        """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either part left out."""
+        """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either
+        part left out.
+        """
         if isinstance(value, str):
             return [] if names_one(hint.kind, value) else self._choose(hint.kind, value, keys, keys)
         spelled_out = "class_path" in value or "init_args" in value
-        if spelled_out and (beside := [key for key in value if key not in ("class_path", "init_args")]):
+        if spelled_out and (
+            beside := [key for key in value if key not in ("class_path", "init_args")]
+        ):
             return self._problem((*keys, beside[0]), "must stand under init_args")
         problems = []
         if "class_path" in value:
             problems = self._choose(hint.kind, value["class_path"], keys, (*keys, "class_path"))
         cls = self.classes.get(_slot(keys)) or hint.kind.only()
         fields, is_open = parameters(cls) if cls is not None else ({}, True)
-        arguments, inner = (value.get("init_args") or {}, (*keys, "init_args")) if spelled_out else (value, keys)
+        arguments, inner = (
+            (value.get("init_args") or {}, (*keys, "init_args")) if spelled_out else (value, keys)
+        )
         if isinstance(arguments, dict):
             self._given.setdefault(_slot(keys), set()).update(arguments)
         if is_open:  # jsonargparse reads the source of such constructors
@@ -207,7 +232,9 @@ class Checker:
             self.classes[slot] = None
             return self._problem(name_keys, str(error))
         if self.classes[slot] is not before:  # what its options are by default is not known here
-            self.classes = {k: cls for k, cls in self.classes.items() if k == slot or k[: len(slot)] != slot}
+            self.classes = {
+                k: cls for k, cls in self.classes.items() if k == slot or k[: len(slot)] != slot
+            }
         return []
 
     def _remember(self, value: Any, keys: Keys) -> None:
@@ -233,7 +260,8 @@ def alternatives(hint: Any) -> list[Any]:
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     if get_origin(hint) in (Union, types.UnionType):
-        members = (member for member in get_args(hint) if member is not Tensor)  # float | Tensor: nobody writes tensors
+        # float | Tensor: nobody writes tensors
+        members = (member for member in get_args(hint) if member is not Tensor)
         return [choice for member in members for choice in alternatives(member)]
     return [type(None) if hint is None else hint]
 
@@ -263,7 +291,9 @@ def instance_of(hint: Any) -> Instance | None:
         return hint
     if is_callable(hint):
         returned = alternatives(get_args(hint)[-1]) if get_args(hint) else []
-        hint = next((choice for choice in returned if is_component(choice) and choice is not Tensor), None)
+        hint = next(
+            (choice for choice in returned if is_component(choice) and choice is not Tensor), None
+        )
     return Instance(Kind.of(hint)) if is_component(hint) else None
 
 
@@ -279,16 +309,28 @@ def is_path(hint: Any) -> bool:
 
 def accepts_text(hint: Any) -> bool:
     """Whether plain text can be a value of `hint`."""
-    return hint is str or hint is Any or is_path(hint) or get_origin(hint) is Literal or instance_of(hint) is not None
+    return (
+        hint is str
+        or hint is Any
+        or is_path(hint)
+        or get_origin(hint) is Literal
+        or instance_of(hint) is not None
+    )
 
 
 def _is_choice(choices: tuple[Any, ...], value: Any) -> bool:
-    """Whether `value` is one of them; members of an enum are chosen by name, which jsonargparse looks up."""
+    """Whether `value` is one of them; members of an enum are chosen by name, which jsonargparse
+    looks up.
+    """
     plain = [choice for choice in choices if type(choice) in _PLAIN]
-    return len(plain) < len(choices) or any(value == choice and type(value) is type(choice) for choice in plain)
+    return len(plain) < len(choices) or any(
+        value == choice and type(value) is type(choice) for choice in plain
+    )
 
 
 def _is_plain(kind: type, value: Any) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

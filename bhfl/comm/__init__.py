@@ -3,4 +3,12 @@
 from bhfl.comm.payload import Tensors, decode, encode, encoded_bytes, float_tensors, header_bytes
 from bhfl.comm.wire import PayloadError
 
-__all__ = ["PayloadError", "Tensors", "decode", "encode", "encoded_bytes", "float_tensors", "header_bytes"]
+__all__ = [
+    "PayloadError",
+    "Tensors",
+    "decode",
+    "encode",
+    "encoded_bytes",
+    "float_tensors",
+    "header_bytes",
+]

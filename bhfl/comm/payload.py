@@ -1,4 +1,6 @@
-"""Models to bytes and back. ``len(encode(tensors))`` is what a message costs, and nothing else is."""
+"""Models to bytes and back. ``len(encode(tensors))`` is what a message costs, and nothing else
+is.
+"""
 
 import sys
 import zlib
@@ -23,8 +25,9 @@ def encode(tensors: Tensors) -> bytes:
     """The payload of some tensors; the format is described in :mod:`bhfl.comm.wire`.
 
     Args:
-        tensors: Dense tensors of any shape, strides and device, in a dtype of ``wire.DTYPES``, and quantised ones.
-            The order is kept. Values that are not finite are allowed, except as scales.
+        tensors: Dense tensors of any shape, strides and device, in a dtype of ``wire.DTYPES``, and
+            quantised ones. The order is kept. Values that are not finite are allowed, except as
+            scales.
 
     Raises:
         PayloadError: A tensor or a name is nothing that :func:`decode` would accept.
@@ -33,7 +36,9 @@ def encode(tensors: Tensors) -> bytes:
     entries = [_describe(name, value) for name, value in tensors.items()]
     header = wire.write_header(entries)
     plain = (row_major(_plain_part(tensors[entry.name])) for entry in wire.wider_first(entries))
-    codes = (row_major(_packed(name, q)) for name, q in tensors.items() if isinstance(q, QuantizedTensor))
+    codes = (
+        row_major(_packed(name, q)) for name, q in tensors.items() if isinstance(q, QuantizedTensor)
+    )
     parts = [memoryview(header), *plain, *codes]
     crc = 0
     for part in parts:
@@ -42,7 +47,8 @@ def encode(tensors: Tensors) -> bytes:
 
 
 def encoded_bytes(tensors: Tensors) -> int:
-    """``len(encode(tensors))`` without the work: of quantised tensors only the shape and the width matter.
+    """``len(encode(tensors))`` without the work: of quantised tensors only the shape and the width
+    matter.
 
     Raises:
         PayloadError: As of :func:`encode`, for names and dtypes.
@@ -52,16 +58,19 @@ def encoded_bytes(tensors: Tensors) -> int:
     return len(wire.write_header(entries)) + content + wire.CRC_BYTES
 
 
-def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES) -> dict[str, Tensor | QuantizedTensor]:
+def decode(
+    data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES
+) -> dict[str, Tensor | QuantizedTensor]:
     """The tensors of a payload, bit for bit, on the CPU.
 
     Args:
-        data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and no size that they
-            claim is believed before it agrees with their length.
+        data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
+            no size that they claim is believed before it agrees with their length.
         max_bytes: Longer payloads are refused unread.
 
     Returns:
-        The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with `data`.
+        The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with
+        `data`.
 
     Raises:
         PayloadError: `data` is not exactly one well-formed payload.
@@ -87,7 +96,8 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES) 
 
 
 def header_bytes(data: bytes | bytearray | memoryview) -> int:
-    """Bytes of a payload that are not tensor content: magic, version, names, shapes and the checksum.
+    """Bytes of a payload that are not tensor content: magic, version, names, shapes and the
+    checksum.
 
     Raises:
         PayloadError: `data` does not start as a payload does. The rest of it is not read.
@@ -98,12 +108,16 @@ def header_bytes(data: bytes | bytearray | memoryview) -> int:
 
 def float_tensors(tensors: Tensors) -> dict[str, Tensor]:
     """Quantised tensors as the float32 they stand for; all others as they are."""
-    return {name: t.dequantize() if isinstance(t, QuantizedTensor) else t for name, t in tensors.items()}
+    return {
+        name: t.dequantize() if isinstance(t, QuantizedTensor) else t for name, t in tensors.items()
+    }
 
 
 def _require_little_endian() -> None:
     if sys.byteorder != "little":
-        raise PayloadError(f"payloads hold memory as little-endian machines do, got a {sys.byteorder}-endian one")
+        raise PayloadError(
+            f"payloads hold memory as little-endian machines do, got a {sys.byteorder}-endian one"
+        )
 
 
 def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
@@ -112,8 +126,8 @@ def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
         return Entry(name, kind, value.bits, tuple(value.codes.shape))
     if value.layout != torch.strided or value.is_meta or value.dtype not in wire.KINDS:
         raise PayloadError(
-            f"tensor {name!r}: must be a dense tensor with memory, of {', '.join(map(str, wire.KINDS))},"
-            f" got {value.dtype}, {value.layout}, {value.device}"
+            f"tensor {name!r}: must be a dense tensor with memory, of "
+            f"{', '.join(map(str, wire.KINDS))}, got {value.dtype}, {value.layout}, {value.device}"
         )
     return Entry(name, wire.KINDS[value.dtype], 0, tuple(value.shape))
 
@@ -122,28 +136,35 @@ def _packed(name: str, value: QuantizedTensor) -> Tensor:
     """The packed codes, once codes and scales are what :func:`decode` would give back."""
     codes, scale = value.codes, value.scale
     if codes.dtype != (dtype := code_dtype(value.bits)):
-        raise PayloadError(f"tensor {name!r}: codes of {value.bits} bits must be {dtype}, got {codes.dtype}")
+        raise PayloadError(
+            f"tensor {name!r}: codes of {value.bits} bits must be {dtype}, got {codes.dtype}"
+        )
     if scale.dtype != torch.float32 or scale.shape not in ((), codes.shape[:1]):
         raise PayloadError(
-            f"tensor {name!r}: scale must be float32, 0-dim or one a channel of codes {tuple(codes.shape)},"
-            f" got {scale.dtype} {tuple(scale.shape)}"
+            f"tensor {name!r}: scale must be float32, 0-dim or one a channel of codes "
+            f"{tuple(codes.shape)}, got {scale.dtype} {tuple(scale.shape)}"
         )
     _check_values(name, value)
     return pack(codes, value.bits)
 
 
 def _check_values(name: str, value: QuantizedTensor) -> None:
-    """Refuse values outside the range of a scale or of the codes; the comparisons are also false for NaN."""
+    """Refuse values outside the range of a scale or of the codes; the comparisons are also false
+    for NaN.
+    """
     if value.scale.numel():
         low, high = (float(bound) for bound in torch.aminmax(value.scale))
         if not 0 <= low <= high < float("inf"):
-            raise PayloadError(f"tensor {name!r}: scale must be finite and at least 0, got {low}..{high}")
+            raise PayloadError(
+                f"tensor {name!r}: scale must be finite and at least 0, got {low}..{high}"
+            )
     if value.codes.numel():
         limit = 2 ** (value.bits - 1) - 1
         low, high = (int(bound) for bound in torch.aminmax(value.codes))
         if not -limit <= low <= high <= limit:
             raise PayloadError(
-                f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got {low}..{high}"
+                f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got "
+                f"{low}..{high}"
             )
 
 
@@ -152,9 +173,12 @@ def _plain_part(value: Tensor | QuantizedTensor) -> Tensor:
 
 
 def row_major(tensor: Tensor) -> memoryview:
-    """The row-major bytes of a tensor: of its own memory where that is row-major and on the CPU, else of a copy."""
+    """The row-major bytes of a tensor: of its own memory where that is row-major and on the CPU,
+    else of a copy.
+    """
     flat = tensor.detach().cpu().contiguous()
-    flat = flat.as_strided((flat.numel(),), (1,))  # a view may keep a stride of its own where there is one element
+    # a view may keep a stride of its own where there is one element
+    flat = flat.as_strided((flat.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data
 
 
@@ -165,11 +189,15 @@ def _read_plain(content: bytearray, offset: int, entry: Entry) -> Tensor:
     return _over(content, offset, dtype, count).view(entry.plain_shape)
 
 
-def _read_quantized(content: bytearray, offset: int, entry: Entry, scale: Tensor) -> QuantizedTensor:
+def _read_quantized(
+    content: bytearray, offset: int, entry: Entry, scale: Tensor
+) -> QuantizedTensor:
     size = entry.code_bytes
     if size and content[offset + size - 1] >> (8 - (8 * size - entry.numel * entry.bits)):
         raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
-    codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel).view(entry.shape)
+    codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel).view(
+        entry.shape
+    )
     value = QuantizedTensor(codes, scale, entry.bits)
     _check_values(entry.name, value)
     return value

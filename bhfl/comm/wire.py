@@ -1,20 +1,25 @@
-"""The byte format of a payload, version 1: a header that describes every tensor, the content, a checksum.
+"""The byte format of a payload, version 1: a header that describes every tensor, the content, a
+checksum.
 
-Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in bytes::
+Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in
+bytes::
 
-    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 size of prelude and table
-    table     per tensor: 1 kind | 1 bits | 1 number of dimensions | 2 size of the name | name, UTF-8 | 4 per dimension
-    content   plain tensors and scales, wider dtypes first and in table order within a width; then packed codes, in
-              table order. Row-major, without padding: where the content starts aligned, every plain tensor is aligned.
-              Codes lie as in bhfl.quant.packing; the bits of a last byte that no code fills are 0.
+    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 size of prelude and table table
+    per tensor: 1 kind | 1 bits | 1 number of dimensions | 2 size of the name | name, UTF-8 | 4 per
+    dimension content   plain tensors and scales, wider dtypes first and in table order within a
+    width; then packed codes, in
+              table order. Row-major, without padding: where the content starts aligned, every plain
+              tensor is aligned. Codes lie as in bhfl.quant.packing; the bits of a last byte that no
+              code fills are 0.
     CRC-32    4, of everything before it (zlib)
 
-A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of 2..16 bits and
-float32 scales. ``n`` plain values take ``n * itemsize`` bytes; ``n`` codes of ``b`` bits with ``s`` scales take
-``ceil(n * b / 8) + 4 * s``. Tensors have one encoding only: a payload that is accepted encodes again to the same bytes.
+A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of
+2..16 bits and float32 scales. ``n`` plain values take ``n * itemsize`` bytes; ``n`` codes of ``b``
+bits with ``s`` scales take ``ceil(n * b / 8) + 4 * s``. Tensors have one encoding only: a payload
+that is accepted encodes again to the same bytes.
 
-A CRC finds accidents. It is no authentication: whoever changes a payload can compute it anew, so nothing in a header is
-believed before it agrees with the length of the payload.
+A CRC finds accidents. It is no authentication: whoever changes a payload can compute it anew, so
+nothing in a header is believed before it agrees with the length of the payload.
 """
 
 import math
@@ -138,7 +143,8 @@ def _write_row(entry: Entry) -> bytes:
 
 
 def read_header(data: memoryview) -> tuple[list[Entry], int]:
-    """The table of a payload and where its content starts, with every size checked against the bytes at hand.
+    """The table of a payload and where its content starts, with every size checked against the
+    bytes at hand.
 
     Args:
         data: A whole payload, as unsigned bytes.
@@ -149,11 +155,15 @@ def read_header(data: memoryview) -> tuple[list[Entry], int]:
     num_tensors, size = read_prelude(data)
     stored = int.from_bytes(data[-CRC_BYTES:], "little")
     if (computed := zlib.crc32(data[:-CRC_BYTES])) != stored:
-        raise PayloadError(f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}")
+        raise PayloadError(
+            f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}"
+        )
     entries = _read_table(bytes(data[:size]), num_tensors)
     content = sum(entry.plain_bytes + entry.code_bytes for entry in entries)
     if size + content + CRC_BYTES != len(data):
-        raise PayloadError(f"payload must be {size + content + CRC_BYTES} bytes by its header, got {len(data)}")
+        raise PayloadError(
+            f"payload must be {size + content + CRC_BYTES} bytes by its header, got {len(data)}"
+        )
     return entries, size
 
 
@@ -161,10 +171,13 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
     """Number of tensors, and bytes of prelude and table.
 
     Raises:
-        PayloadError: The prelude is short, foreign, of another version, or claims more than the payload has.
+        PayloadError: The prelude is short, foreign, of another version, or claims more than the
+            payload has.
     """
     if len(data) < _PRELUDE.size + CRC_BYTES:
-        raise PayloadError(f"payload must be at least {_PRELUDE.size + CRC_BYTES} bytes, got {len(data)}")
+        raise PayloadError(
+            f"payload must be at least {_PRELUDE.size + CRC_BYTES} bytes, got {len(data)}"
+        )
     magic, version, num_tensors, size = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         raise PayloadError(f"payload must start with {MAGIC!r}, got {magic!r}")
@@ -174,7 +187,8 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {num_tensors}")
     if not _PRELUDE.size <= size <= min(MAX_HEADER_BYTES, len(data) - CRC_BYTES):
         raise PayloadError(
-            f"payload header must be at most {MAX_HEADER_BYTES} bytes and inside the payload, got {size}"
+            f"payload header must be at most {MAX_HEADER_BYTES} bytes and inside the payload, got "
+            f"{size}"
         )
     return num_tensors, size
 
@@ -196,14 +210,18 @@ def _read_row(header: bytes, offset: int) -> tuple[Entry, int]:
     """The row at `offset` and where the next one starts."""
     start = offset + _ROW.size
     if start > len(header):
-        raise PayloadError(f"payload header ends inside its table: it must have a row at byte {offset}")
+        raise PayloadError(
+            f"payload header ends inside its table: it must have a row at byte {offset}"
+        )
     kind, bits, num_dims, name_bytes = _ROW.unpack_from(header, offset)
     if name_bytes > MAX_NAME_BYTES:
         raise PayloadError(f"tensor name must be at most {MAX_NAME_BYTES} bytes, got {name_bytes}")
     dims = start + name_bytes
     end = dims + 4 * num_dims
     if end > len(header):
-        raise PayloadError(f"payload header ends inside its table: the row at byte {offset} must end at {end}")
+        raise PayloadError(
+            f"payload header ends inside its table: the row at byte {offset} must end at {end}"
+        )
     try:
         name = header[start:dims].decode()
     except UnicodeDecodeError as error:
@@ -218,17 +236,26 @@ def _check_row(entry: Entry) -> None:
     name, kind, bits, shape = entry
     if kind not in DTYPES and kind not in (ONE_SCALE, CHANNEL_SCALES):
         raise PayloadError(
-            f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got {kind}"
+            f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got "
+            f"{kind}"
         )
     if kind in DTYPES and bits:
         raise PayloadError(f"tensor {name!r}: bits must be 0 where nothing is packed, got {bits}")
     if kind not in DTYPES and bits not in CODE_BITS:
-        raise PayloadError(f"tensor {name!r}: bits must be {CODE_BITS.start}..{CODE_BITS.stop - 1}, got {bits}")
+        raise PayloadError(
+            f"tensor {name!r}: bits must be {CODE_BITS.start}..{CODE_BITS.stop - 1}, got {bits}"
+        )
     if len(shape) > MAX_DIMS:
-        raise PayloadError(f"tensor {name!r}: dimensions must be at most {MAX_DIMS}, got {len(shape)}")
+        raise PayloadError(
+            f"tensor {name!r}: dimensions must be at most {MAX_DIMS}, got {len(shape)}"
+        )
     if kind == CHANNEL_SCALES and not shape:
-        raise PayloadError(f"tensor {name!r}: one scale a channel needs at least 1 dimension, got none")
+        raise PayloadError(
+            f"tensor {name!r}: one scale a channel needs at least 1 dimension, got none"
+        )
     if max(shape, default=0) > MAX_DIM:
-        raise PayloadError(f"tensor {name!r}: a dimension must be at most {MAX_DIM}, got {max(shape)}")
+        raise PayloadError(
+            f"tensor {name!r}: a dimension must be at most {MAX_DIM}, got {max(shape)}"
+        )
     if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
         raise PayloadError(f"tensor {name!r}: shape must multiply to less than 2**63, got {shape}")

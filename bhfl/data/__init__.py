@@ -1,6 +1,7 @@
 """Data sets, and how they are split among clients.
 
-Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 while they are kept and float32 in batches.
+Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 while they are kept and float32
+in batches.
 """
 
 from bhfl.data.datamodule import FederatedDataModule, FromDatasets

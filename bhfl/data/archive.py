@@ -1,11 +1,12 @@
-"""Labelled pictures from a folder tree or an archive of one, laid out as ``train/<class>/*`` and ``test/<class>/*``.
+"""Labelled pictures from a folder tree or an archive of one, laid out as ``train/<class>/*`` and
+``test/<class>/*``.
 
-Archives are treated as hostile: nothing is ever written to disk under a name from inside, links and devices are
-refused, sizes are bounded before memory is taken, and only plain picture formats are decoded. Folders are their user's
-own: links in them are followed.
+Archives are treated as hostile: nothing is ever written to disk under a name from inside, links and
+devices are refused, sizes are bounded before memory is taken, and only plain picture formats are
+decoded. Folders are their user's own: links in them are followed.
 
-A JPEG holds no checksum: damage inside one that its decoder passes over is not seen. Archives in .zip and .tar.gz have
-checksums of their own, which are checked.
+A JPEG holds no checksum: damage inside one that its decoder passes over is not seen. Archives in
+.zip and .tar.gz have checksums of their own, which are checked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from bhfl.files import walk
 MAX_PIXELS = 2**26
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
 REFUSED = {".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif"}
-"""Pictures in formats that are not decoded: refused, because to pass over them like texts would lose them."""
+"""Pictures in formats that are not decoded: refused, because to pass over them like texts would
+lose them.
+"""
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 SPLITS = ("train", "test")
 
@@ -65,13 +68,14 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
 
     Args:
         path: A .zip, a .tar with any compression, or a folder.
-        image_size: Resize all pictures to this many rows and columns (bilinear); None: they must have one size.
+        image_size: Resize all pictures to this many rows and columns (bilinear); None: they must
+            have one size.
 
     Raises:
-        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere, differs in size, is
-            there twice or is of another format; if the archive is damaged; if the pictures take more memory than there
-            is, or far more than their files could honestly hold; or if a split has no pictures or the test split a
-            class of its own.
+        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere,
+            differs in size, is there twice or is of another format; if the archive is damaged; if
+            the pictures take more memory than there is, or far more than their files could honestly
+            hold; or if a split has no pictures or the test split a class of its own.
     """
     splits = {name: _Pixels() for name in SPLITS}
     shape: tuple[int, ...] = ()
@@ -90,7 +94,9 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
             splits[split].data += pixels.tobytes()
             splits[split].classes.append(label)
     except MemoryError as error:
-        raise ValueError(f"the pictures of {path} do not fit in memory: set image_size, or take fewer") from error
+        raise ValueError(
+            f"the pictures of {path} do not fit in memory: set image_size, or take fewer"
+        ) from error
     return _assemble(path, splits, shape)
 
 
@@ -100,12 +106,17 @@ def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
         yield from _folder_pictures(path, budget)
         return
     if not path.is_file():
-        raise ValueError(f"archive must be a .tar, .tar.gz or .zip file, or root a folder, and {path} is not there")
+        raise ValueError(
+            f"archive must be a .tar, .tar.gz or .zip file, or root a folder, and {path} is not "
+            "there"
+        )
     budget.source(path.stat().st_size)
     seen = set()
     for name, content in members(path, _is_picture):
         if PurePosixPath(name) in seen:
-            raise ValueError(f"an archive must hold each picture once, and {name!r} is twice in {path}")
+            raise ValueError(
+                f"an archive must hold each picture once, and {name!r} is twice in {path}"
+            )
         seen.add(PurePosixPath(name))
         yield name, content
 
@@ -139,7 +150,9 @@ def picture_files(path: Path) -> list[Path]:
 
 
 def _is_picture(name: str) -> bool:
-    """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are passed over."""
+    """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are
+    passed over.
+    """
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES | REFUSED and not path.name.startswith(".")
 
@@ -148,20 +161,28 @@ def _place(path: Path, name: str) -> tuple[str, str]:
     """Split and class of a picture, from its path."""
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).suffix.lower() in REFUSED:
-        raise ValueError(f"pictures must be {', '.join(sorted(SUFFIXES))}, and {name!r} of {path} is not")
+        raise ValueError(
+            f"pictures must be {', '.join(sorted(SUFFIXES))}, and {name!r} of {path} is not"
+        )
     if len(parts) < 3 or parts[-3] not in SPLITS:
-        raise ValueError(f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not")
+        raise ValueError(
+            f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not"
+        )
     return parts[-3], parts[-2]
 
 
-def _decode(path: Path, name: str, content: bytes, image_size: int | None, budget: Budget) -> NDArray[np.uint8]:
+def _decode(
+    path: Path, name: str, content: bytes, image_size: int | None, budget: Budget
+) -> NDArray[np.uint8]:
     """One picture as uint8 ``[3, H, W]``."""
     from PIL import Image
 
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+                raise ValueError(
+                    f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
+                )
             budget.decode(3 * picture.width * picture.height)
             pixels = _eight_bits(picture)
             pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
@@ -175,7 +196,9 @@ def _decode(path: Path, name: str, content: bytes, image_size: int | None, budge
 
 
 def _eight_bits(picture: Any) -> Any:
-    """A picture of at most 8 bits a channel: of 16 bits the higher ones, which Pillow would clip."""
+    """A picture of at most 8 bits a channel: of 16 bits the higher ones, which Pillow would
+    clip.
+    """
     from PIL import Image
 
     if picture.mode.startswith("I;16"):
@@ -193,7 +216,9 @@ def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) ->
     classes = sorted(set(splits["train"].classes))
     unknown = sorted(set(splits["test"].classes) - set(classes))
     if unknown:
-        raise ValueError(f"classes of test/ must be among those of train/, and {unknown[0]!r} of {path} is not")
+        raise ValueError(
+            f"classes of test/ must be among those of train/, and {unknown[0]!r} of {path} is not"
+        )
     number = {label: i for i, label in enumerate(classes)}
     train, test = (
         LabelledImages(

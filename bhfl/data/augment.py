@@ -17,7 +17,8 @@ PADDING = 4
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad by four zeros on each side, crop at random to the old size, mirror every other picture on average.
+    """Pad by four zeros on each side, crop at random to the old size, mirror every other picture on
+    average.
 
     Args:
         images: ``[B, C, H, W]``, any dtype; left as it is.
@@ -29,7 +30,8 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     size, _, height, width = images.shape
     row, column = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
     mirrored = torch.randint(2, (size, 1, 1, 1), generator=generator, dtype=torch.bool)
-    windows = pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 9, 9, H, W]
+    # [B, C, 9, 9, H, W]
+    windows = pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     crops = windows[torch.arange(size), :, row, column]
     return torch.where(mirrored, crops.flip(-1), crops)
 

@@ -1,7 +1,9 @@
-"""Decoded picture sets on disk: written whole or not at all, checked when read, rebuilt when damaged.
+"""Decoded picture sets on disk: written whole or not at all, checked when read, rebuilt when
+damaged.
 
-They lie in the user's own cache folder, which nobody else can write to: ``$XDG_CACHE_HOME/bhfl``, ``~/.cache/bhfl``, or
-``~/Library/Caches/bhfl`` on macOS. When it grows beyond `MAX_CACHE_BYTES`, what was not used for longest is removed.
+They lie in the user's own cache folder, which nobody else can write to: ``$XDG_CACHE_HOME/bhfl``,
+``~/.cache/bhfl``, or ``~/Library/Caches/bhfl`` on macOS. When it grows beyond `MAX_CACHE_BYTES`,
+what was not used for longest is removed.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ MAX_CACHE_BYTES = 16 * 2**30
 
 
 def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> ImageTree:
-    """The pictures under `path`, from the cache where there is a sound one; else decoded, and cached.
+    """The pictures under `path`, from the cache where there is a sound one; else decoded, and
+    cached.
 
     Args:
         path: A folder or an archive, see `decode_tree`.
@@ -48,7 +51,10 @@ def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> Im
         return tree
     tree = decode_tree(path, image_size)
     if problem := _write(file, key, tree):
-        warnings.warn(f"{path} is decoded anew in each run, as the cache cannot be used: {problem}", stacklevel=2)
+        warnings.warn(
+            f"{path} is decoded anew in each run, as the cache cannot be used: {problem}",
+            stacklevel=2,
+        )
         return tree
     _remove_old(file)
     return _read(file, key) or tree  # the file's pages are shared by the processes of a machine
@@ -59,14 +65,17 @@ def _user_folder() -> Path:
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if given.is_absolute():
         return given / "bhfl"
-    return Path("~/Library/Caches/bhfl" if sys.platform == "darwin" else "~/.cache/bhfl").expanduser()
+    return Path(
+        "~/Library/Caches/bhfl" if sys.platform == "darwin" else "~/.cache/bhfl"
+    ).expanduser()
 
 
 def _identity(path: Path) -> str:
     """What changes when the source does: the content of an archive where that is quick to hash.
 
-    Of a larger one, and of a folder, it is the place, size and times of each file: no change leaves all of them as they
-    were, for no program can set the time of the last change of a file's record (ctime).
+    Of a larger one, and of a folder, it is the place, size and times of each file: no change leaves
+    all of them as they were, for no program can set the time of the last change of a file's record
+    (ctime).
     """
     if path.is_file() and path.stat().st_size <= MAX_HASHED_BYTES:
         with path.open("rb") as stream:
@@ -74,7 +83,8 @@ def _identity(path: Path) -> str:
     files = picture_files(path) if path.is_dir() else [path]
     stats = ((os.fsencode(file), file.stat()) for file in files)
     return _digest(
-        b"%s\0%d %d %d %d %d\n" % (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        b"%s\0%d %d %d %d %d\n"
+        % (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
         for name, s in stats
     )
 
@@ -96,16 +106,24 @@ def _tensors(tree: ImageTree) -> dict[str, Tensor]:
 
 
 def _checksum(tree: ImageTree) -> str:
-    return _digest([repr(tree.classes).encode(), *(tensor.numpy() for tensor in _tensors(tree).values())])
+    return _digest(
+        [repr(tree.classes).encode(), *(tensor.numpy() for tensor in _tensors(tree).values())]
+    )
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def _read(file: Path, key: str) -> ImageTree | None:
-    """The cached set, or None if the file is missing, damaged, of another source or not this user's own."""
+    """The cached set, or None if the file is missing, damaged, of another source or not this user's
+    own.
+    """
     try:
-        if not (_is_own(file.parent.stat()) and _is_own(file.lstat()) and stat.S_ISREG(file.lstat().st_mode)):
+        if not (
+            _is_own(file.parent.stat())
+            and _is_own(file.lstat())
+            and stat.S_ISREG(file.lstat().st_mode)
+        ):
             return None
         stored = torch.load(str(file), mmap=True, weights_only=True)
         train = LabelledImages(stored["train_images"], stored["train_targets"])
@@ -127,7 +145,9 @@ def _is_own(found: os.stat_result) -> bool:
 
 def _is_sound(tree: ImageTree) -> bool:
     """Whether it is what `decode_tree` could have made."""
-    if not all(isinstance(name, str) for name in tree.classes) or tree.classes != sorted(set(tree.classes)):
+    if not all(isinstance(name, str) for name in tree.classes) or tree.classes != sorted(
+        set(tree.classes)
+    ):
         return False
     return all(
         split.images.dtype == torch.uint8
@@ -142,11 +162,13 @@ def _is_sound(tree: ImageTree) -> bool:
     )
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def _write(file: Path, key: str, tree: ImageTree) -> str:
-    """Write durably: a temporary file in the same folder, flushed, then renamed. What is in the way, if anything is."""
+    """Write durably: a temporary file in the same folder, flushed, then renamed. What is in the
+    way, if anything is.
+    """
     stored = {"key": key, "classes": tree.classes, "checksum": _checksum(tree), **_tensors(tree)}
     folder = file.parent
     temporary = folder / f".{secrets.token_hex(8)}"
@@ -159,14 +181,19 @@ def _write(file: Path, key: str, tree: ImageTree) -> str:
             return f"{folder} is read-only"
         folder.chmod(0o700)
         try:
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            with open(
+                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+            ) as stream:
                 torch.save(stored, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # a full disk; torch.save reports that as a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a full disk; torch.save reports that as a RuntimeError
         return f"{folder}: {error}"
     return ""
 

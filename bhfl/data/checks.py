@@ -41,7 +41,9 @@ def check_positive(key: str, value: float) -> float:
 
 
 def check_path(key: str, value: str | os.PathLike[str] | None) -> Path | None:
-    """The path that a user means by `value`, see `user_path`, and None stays None; ValueError where it is none."""
+    """The path that a user means by `value`, see `user_path`, and None stays None; ValueError where
+    it is none.
+    """
     if value is None:
         return None
     if not isinstance(value, str | os.PathLike):

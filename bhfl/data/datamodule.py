@@ -32,15 +32,17 @@ class RandomStreams(Protocol):
 class FederatedDataModule(L.LightningDataModule, ABC):
     """Splits a map-style data set with targets among clients and hands out batches.
 
-    Subclasses say how the two splits are loaded (`load`) and what they look like (`num_classes`, `input_shape`).
-    Call order: `prepare_data`, `setup`, `federate`, then any of the batches.
+    Subclasses say how the two splits are loaded (`load`) and what they look like (`num_classes`,
+    `input_shape`). Call order: `prepare_data`, `setup`, `federate`, then any of the batches.
 
-    A client's last batch may be smaller than the others. BatchNorm cannot train on a batch of one sample: models with
-    it need `drop_last` where one may be left.
+    A client's last batch may be smaller than the others. BatchNorm cannot train on a batch of one
+    sample: models with it need `drop_last` where one may be left.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class with a method that looks like one of those above, or like Lightning's, and is none."""
+        """Refuse a class with a method that looks like one of those above, or like Lightning's, and
+        is none.
+        """
         super().__init_subclass__(**kwargs)
         _HOOKS.check_class(cls)
 
@@ -66,19 +68,26 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             batch_size: Samples in a training batch.
             eval_batch_size: Samples in a validation or test batch.
             val_fraction: Part of the training split held out for global validation, in [0, 1).
-            client_val_fraction: Part of each client's samples held out for its own validation, in [0, 1).
+            client_val_fraction: Part of each client's samples held out for its own validation, in
+                [0, 1).
             holdout: Training samples kept from all clients, for the server.
-            max_train_samples: Use a random subset of at most this many training samples, with the label mix of all.
+            max_train_samples: Use a random subset of at most this many training samples, with the
+                label mix of all.
             max_eval_samples: At most this many samples in validation, and in testing.
-            num_workers: Worker processes, for data sets that are not tensors; the batches do not depend on it.
-            augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random mirror image).
-            drop_last: Leave a client's last batch of an epoch out where it is smaller than the others.
+            num_workers: Worker processes, for data sets that are not tensors; the batches do not
+                depend on it.
+            augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random
+                mirror image).
+            drop_last: Leave a client's last batch of an epoch out where it is smaller than the
+                others.
         """
         super().__init__()
         if not isinstance(partition, Partitioner):
             raise ValueError(f"data.partition must be a Partitioner, got {partition!r}")
         if augment not in AUGMENTATIONS:
-            raise ValueError(f"data.augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
+            raise ValueError(
+                f"data.augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}"
+            )
         self.partition = partition
         self.batch_size = check_int("data.batch_size", batch_size, 1)
         self.eval_batch_size = check_int("data.eval_batch_size", eval_batch_size, 1)
@@ -122,11 +131,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         source = self._test if stage == "test" else self._train
         if self.augment != "none" and len(source.input_shape) != 3:
             raise ValueError(
-                f"data.augment must be none for inputs of shape {source.input_shape}, got {self.augment!r}"
+                f"data.augment must be none for inputs of shape {source.input_shape}, got "
+                f"{self.augment!r}"
             )
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
-        """Split the training set among clients; a function of the options, `num_clients` and `seed`.
+        """Split the training set among clients; a function of the options, `num_clients` and
+        `seed`.
 
         Returns:
             Training samples of each client.
@@ -136,7 +147,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         """
         targets = self._train.targets
         if len(targets) != len(self._train):
-            raise ValueError(f"targets must be one for each of {len(self._train)} samples, got {len(targets)}")
+            raise ValueError(
+                f"targets must be one for each of {len(self._train)} samples, got {len(targets)}"
+            )
         self._split = make_split(
             targets,
             self.partition,
@@ -153,15 +166,20 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     def split(self) -> Split:
         """The split that `federate` made; RuntimeError before that."""
         if self._split is None:
-            raise RuntimeError("call federate(num_clients, seed) before asking for the split or its batches")
+            raise RuntimeError(
+                "call federate(num_clients, seed) before asking for the split or its batches"
+            )
         return self._split
 
     def partition_record(self) -> dict[str, Any]:
-        """The split as JSON-able values: scheme, seed, sha256 and the sorted indices (see `Split.record`)."""
+        """The split as JSON-able values: scheme, seed, sha256 and the sorted indices (see
+        `Split.record`).
+        """
         return self.split.record()
 
     def client_batches(self, client_id: int, rng: RandomStreams, epoch: int) -> Iterable[Any]:
-        """One local epoch of a client's training batches, shuffled and augmented by draws from `rng` alone.
+        """One local epoch of a client's training batches, shuffled and augmented by draws from
+        `rng` alone.
 
         Args:
             client_id: Position in the fleet, from 0.
@@ -172,7 +190,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         used = min(len(members), self.num_batches(client_id) * self.batch_size)
         order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))[:used]
         generator = rng.torch("augment", epoch)
-        return self._train.batches(members[order], self.batch_size, generator, AUGMENTATIONS[self.augment])
+        return self._train.batches(
+            members[order], self.batch_size, generator, AUGMENTATIONS[self.augment]
+        )
 
     def num_batches(self, client_id: int) -> int:
         """Training batches in one local epoch of a client."""
@@ -185,12 +205,16 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return self._eval_batches(self._train, held) if len(held) else None
 
     def val_batches(self) -> Iterable[Any]:
-        """Batches of the global validation samples, held out of the training split; empty if `val_fraction` is 0."""
+        """Batches of the global validation samples, held out of the training split; empty if
+        `val_fraction` is 0.
+        """
         return self._eval_batches(self._train, self._subset(self._train, self.split.val))
 
     def test_batches(self) -> Iterable[Any]:
         """Batches of the test split; with `max_eval_samples`, of the same subset in every run."""
-        return self._eval_batches(self._test, self._subset(self._test, torch.arange(len(self._test))))
+        return self._eval_batches(
+            self._test, self._subset(self._test, torch.arange(len(self._test)))
+        )
 
     def holdout_batches(self) -> Iterable[Any]:
         """Batches of the samples kept for the server, not augmented."""
@@ -205,7 +229,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return source.batches(indices, self.eval_batch_size, torch.Generator())
 
     def _subset(self, source: Source, indices: Tensor) -> Tensor:
-        """At most `max_eval_samples` of them, with their label mix; evenly spaced where nobody knows their labels."""
+        """At most `max_eval_samples` of them, with their label mix; evenly spaced where nobody
+        knows their labels.
+        """
         if self.max_eval_samples is None or len(indices) <= self.max_eval_samples:
             return indices
         try:
@@ -213,9 +239,15 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         except ValueError:
             labels = None
         if labels is None or labels.ndim != 1:
-            return indices[torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples]
+            return indices[
+                torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples
+            ]
         labels = labels[indices.numpy()]
-        return indices[torch.from_numpy(stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0)))]
+        return indices[
+            torch.from_numpy(
+                stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0))
+            )
+        ]
 
 
 _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)
@@ -224,7 +256,8 @@ _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), n
 class FromDatasets(FederatedDataModule):
     """Any pair of map-style datasets of (input, target).
 
-    Two tensors in a `TensorDataset` take the fast path; everything else goes through a `DataLoader`.
+    Two tensors in a `TensorDataset` take the fast path; everything else goes through a
+    `DataLoader`.
     """
 
     def __init__(
@@ -240,13 +273,17 @@ class FromDatasets(FederatedDataModule):
         Args:
             train: Training split.
             test: Test split.
-            targets: The label of each training sample, for the split; None to take the dataset's `targets`, `labels`
-                or `y` (of a `Subset`, those of its samples). Batches hold what the dataset gives.
+            targets: The label of each training sample, for the split; None to take the dataset's
+                `targets`, `labels` or `y` (of a `Subset`, those of its samples). Batches hold what
+                the dataset gives.
             num_classes: Number of classes; None for the largest training target plus one.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
-        self._sources = (as_source(test, None, self.num_workers), as_source(train, targets, self.num_workers))
+        self._sources = (
+            as_source(test, None, self.num_workers),
+            as_source(train, targets, self.num_workers),
+        )
         self._num_classes = check_optional_int("data.num_classes", num_classes, 1)
 
     @property
@@ -256,7 +293,10 @@ class FromDatasets(FederatedDataModule):
             return self._num_classes
         targets = self._train.targets
         if targets.dtype.kind not in "iufb" or not targets.size:
-            raise ValueError(f"data.num_classes must be given for targets that are no numbers, got {targets.dtype}")
+            raise ValueError(
+                "data.num_classes must be given for targets that are no numbers, got "
+                f"{targets.dtype}"
+            )
         return int(targets.max()) + 1
 
     @property

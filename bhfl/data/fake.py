@@ -16,7 +16,8 @@ from bhfl.data.source import TensorSource
 
 
 class FakeImages(FederatedDataModule):
-    """uint8 pictures that can be learned: a coarse pattern of the class plus noise of the same strength.
+    """uint8 pictures that can be learned: a coarse pattern of the class plus noise of the same
+    strength.
 
     A function of the arguments only; the classes are equally frequent.
     """
@@ -50,11 +51,12 @@ class FakeImages(FederatedDataModule):
         self._shape = tuple(shape)
         self._num_classes = check_int("FakeImages.num_classes", num_classes, 1)
         self.seed = check_int("FakeImages.seed", seed, 0, 2**62 - 1)
-        pictures = 2 * max(num_train, num_test) + num_classes  # while they are made, each stands in memory twice
+        # while they are made, each stands in memory twice
+        pictures = 2 * max(num_train, num_test) + num_classes
         if (size := pictures * (math.prod(shape) + 8)) > (most := memory_bytes() // 2):
             raise ValueError(
-                f"FakeImages must take at most half of this machine's memory, {most:,} bytes, got {size:,}: "
-                "give smaller num_train, num_test, num_classes or shape"
+                f"FakeImages must take at most half of this machine's memory, {most:,} bytes, got "
+                f"{size:,}: give smaller num_train, num_test, num_classes or shape"
             )
 
     @property

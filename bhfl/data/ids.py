@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 
 def read_ids(path: str | os.PathLike[str]) -> NDArray[Any]:
-    """The array in a .npy file, mapped before it is read, so that what a file merely claims takes no memory.
+    """The array in a .npy file, mapped before it is read, so that what a file merely claims takes
+    no memory.
 
     Raises:
         OSError: The file cannot be read.

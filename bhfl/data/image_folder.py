@@ -14,10 +14,11 @@ from bhfl.data.source import TensorSource
 
 
 class ImageFolder(FederatedDataModule):
-    """Pictures laid out as ``train/<class>/*`` and ``test/<class>/*``, in a folder or a .tar, .tar.gz or .zip archive.
+    """Pictures laid out as ``train/<class>/*`` and ``test/<class>/*``, in a folder or a .tar,
+    .tar.gz or .zip archive.
 
-    They are decoded once, to a file in the user's cache folder (``~/.cache/bhfl``), and kept as uint8. Classes are
-    numbered in the order of their names.
+    They are decoded once, to a file in the user's cache folder (``~/.cache/bhfl``), and kept as
+    uint8. Classes are numbered in the order of their names.
     """
 
     def __init__(
@@ -34,15 +35,23 @@ class ImageFolder(FederatedDataModule):
         Args:
             archive: Archive file. Give this or `root`.
             root: Folder that holds `train` and `test`.
-            image_size: Resize all pictures to this many rows and columns; needed where they differ in size.
+            image_size: Resize all pictures to this many rows and columns; needed where they differ
+                in size.
             mean: Mean of red, green and blue in [0, 1]; those of ImageNet by default.
             std: Standard deviations of the same.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
         if (archive is None) == (root is None):
-            raise ValueError(f"ImageFolder must have one of archive and root, got archive={archive!r}, root={root!r}")
-        self._path = check_path("ImageFolder.archive", archive) or check_path("ImageFolder.root", root) or Path()
+            raise ValueError(
+                f"ImageFolder must have one of archive and root, got archive={archive!r}, "
+                f"root={root!r}"
+            )
+        self._path = (
+            check_path("ImageFolder.archive", archive)
+            or check_path("ImageFolder.root", root)
+            or Path()
+        )
         self.image_size = check_optional_int("ImageFolder.image_size", image_size, 1)
         if min(std) <= 0:
             raise ValueError(f"ImageFolder.std must be positive, got {std}")

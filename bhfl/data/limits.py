@@ -8,13 +8,16 @@ from pathlib import Path
 MAX_MEMBER_BYTES = 64 * 2**20
 """Of one file in an archive or folder."""
 MAX_RATIO = 1000
-"""Decoded bytes for each byte of the source. Photographs take about 10, drawings 100; a bomb takes a million."""
+"""Decoded bytes for each byte of the source. Photographs take about 10, drawings 100; a bomb takes
+a million.
+"""
 MIN_DECODED_BYTES = 64 * 2**20
 """What any source may decode to, however small it is."""
 
 
 class Budget:
-    """Counts what a source decodes to and what is kept of it, and refuses too much before it takes memory.
+    """Counts what a source decodes to and what is kept of it, and refuses too much before it takes
+    memory.
 
     Args:
         path: Of the source, for messages.
@@ -39,8 +42,9 @@ class Budget:
         most = max(MIN_DECODED_BYTES, MAX_RATIO * self.source_bytes)
         if self.decoded_bytes > most:
             raise ValueError(
-                f"pictures of {self.source_bytes:,} bytes must decode to at most {most:,}, and with this one it would "
-                f"be {self.decoded_bytes:,}: no true set of pictures is packed so tight"
+                f"pictures of {self.source_bytes:,} bytes must decode to at most {most:,}, and "
+                f"with this one it would be {self.decoded_bytes:,}: no true set of pictures is "
+                "packed so tight"
             )
 
     def keep(self, num_bytes: int) -> None:
@@ -52,8 +56,8 @@ class Budget:
         self.kept_bytes += num_bytes
         if self.kept_bytes > self.most_kept:
             raise ValueError(
-                f"the decoded pictures of {self.path} must take at most half of this machine's memory, "
-                f"{self.most_kept:,} bytes: set image_size, or take fewer pictures"
+                f"the decoded pictures of {self.path} must take at most half of this machine's "
+                f"memory, {self.most_kept:,} bytes: set image_size, or take fewer pictures"
             )
 
 
@@ -66,5 +70,6 @@ def check_member(path: Path | str, name: str, num_bytes: int) -> None:
     """Raise ValueError for a file that is too large to be a picture."""
     if num_bytes > MAX_MEMBER_BYTES:
         raise ValueError(
-            f"archive members must be at most {MAX_MEMBER_BYTES} bytes, and {name!r} of {path} has {num_bytes}"
+            f"archive members must be at most {MAX_MEMBER_BYTES} bytes, and {name!r} of {path} has "
+            f"{num_bytes}"
         )

@@ -1,7 +1,7 @@
 """The files in a .tar or .zip archive, one after the other, from the first byte to the last.
 
-tarfile takes an archive that is cut, or whose headers are damaged, for one that ends there; here each must end as the
-format says, and its checksums must agree.
+tarfile takes an archive that is cut, or whose headers are damaged, for one that ends there; here
+each must end as the format says, and its checksums must agree.
 """
 
 from __future__ import annotations
@@ -33,28 +33,45 @@ _EXTENSIONS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 MAX_EXTENSION_BYTES = 2**20
-"""Of a header that only tells the long name and the like of the next member: it is kept in memory."""
+"""Of a header that only tells the long name and the like of the next member: it is kept in memory.
+"""
 _ZIP = (b"PK\3\4", b"PK\5\6")
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+)
 
 
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file whose name is `wanted`, in the archive's order.
 
     Raises:
-        ValueError: The archive is damaged, cut or encrypted, holds a link, a device or too large a file, or unpacks to
-            far more than it could honestly hold.
+        ValueError: The archive is damaged, cut or encrypted, holds a link, a device or too large a
+            file, or unpacks to far more than it could honestly hold.
     """
     try:
         with open(path, "rb") as file:
             first = file.read(6)
-        yield from _zip_members(path, wanted) if first.startswith(_ZIP) else _tar_members(path, first, wanted)
+        yield from (
+            _zip_members(path, wanted)
+            if first.startswith(_ZIP)
+            else _tar_members(path, first, wanted)
+        )
     except _DAMAGE as error:
-        raise ValueError(f"archive must be a whole, unencrypted .tar, .tar.gz or .zip, got {path}: {error}") from error
+        raise ValueError(
+            f"archive must be a whole, unencrypted .tar, .tar.gz or .zip, got {path}: {error}"
+        ) from error
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Refuses a large member at its header, which tarfile would load first, and a header that is cut or damaged."""
+    """Refuses a large member at its header, which tarfile would load first, and a header that is
+    cut or damaged.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
@@ -63,34 +80,49 @@ class _StrictTarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # as it should be
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"it is cut or damaged at the header of a member ({error})") from error
+            raise tarfile.ReadError(
+                f"it is cut or damaged at the header of a member ({error})"
+            ) from error
         check_member("a tar archive", member.name, member.size)
         if member.type in _EXTENSIONS and member.size > MAX_EXTENSION_BYTES:
-            raise tarfile.ReadError(f"an extended header has {member.size} bytes, more than {MAX_EXTENSION_BYTES}")
+            raise tarfile.ReadError(
+                f"an extended header has {member.size} bytes, more than {MAX_EXTENSION_BYTES}"
+            )
         return member
 
 
-def _tar_members(path: Path, first: bytes, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def _tar_members(
+    path: Path, first: bytes, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
     opener = next((opener for magic, opener in _OPENERS.items() if first.startswith(magic)), open)
     most = max(MIN_DECODED_BYTES, MAX_RATIO * path.stat().st_size)
-    with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive:
+    with (
+        opener(path, "rb") as stream,
+        tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
+    ):
         for member in archive:
             archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]  # or all that were seen grow
             if not (member.isfile() or member.isdir()):
                 raise ValueError(
-                    f"archive must hold files and folders only, and {member.name!r} of {path} is a link or a device"
+                    f"archive must hold files and folders only, and {member.name!r} of {path} is a "
+                    "link or a device"
                 )
             if archive.offset > most:
-                raise ValueError(f"archive must unpack to at most {most:,} bytes, and {path} has more")
+                raise ValueError(
+                    f"archive must unpack to at most {most:,} bytes, and {path} has more"
+                )
             if member.isfile() and wanted(member.name):
-                check_member(path, member.name, member.size)  # again: an extended header can change it
+                # again: an extended header can change it
+                check_member(path, member.name, member.size)
                 content = archive.extractfile(member)
                 yield member.name, content.read() if content else b""
         _check_rest(cast("IO[bytes]", archive.fileobj))
 
 
 def _check_rest(stream: IO[bytes]) -> None:
-    """Read on after the mark of the end: zeros alone may follow, and a compressed stream must end in order."""
+    """Read on after the mark of the end: zeros alone may follow, and a compressed stream must end
+    in order.
+    """
     while chunk := stream.read(2**16):
         if chunk.strip(b"\0"):
             raise tarfile.ReadError("there is more after the mark of its end")

@@ -1,7 +1,7 @@
 """How the training samples are shared out among the clients.
 
-A partitioner is a pure function of (labels, number of clients, NumPy generator). It assigns an owner to every sample,
-so that each sample is with exactly one client by construction.
+A partitioner is a pure function of (labels, number of clients, NumPy generator). It assigns an
+owner to every sample, so that each sample is with exactly one client by construction.
 
 Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
 """
@@ -33,7 +33,8 @@ def label_order(labels: Array, rng: np.random.Generator) -> Indices:
 def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> Indices:
     """`count` positions, sorted; each label gets its share of them, rounded up or down.
 
-    Systematic sampling: evenly spaced places, from a random start, along the samples laid out label by label.
+    Systematic sampling: evenly spaced places, from a random start, along the samples laid out label
+    by label.
     """
     if count == 0:
         return np.empty(0, np.int64)
@@ -63,23 +64,28 @@ class Partitioner(ABC):
             rng: Source of all draws.
 
         Raises:
-            ValueError: If there are too few samples for every client to have `min_size`, or `assign` returns something
-                else than an owner of each sample.
+            ValueError: If there are too few samples for every client to have `min_size`, or
+                `assign` returns something else than an owner of each sample.
         """
         check_int("num_clients", num_clients, 1)
         most = len(labels) // self.min_size
         if num_clients > most:
             raise ValueError(
-                f"num_clients must be at most {most} for {self} to give each client {self.min_size} "
-                f"of {len(labels)} samples, got {num_clients}"
+                f"num_clients must be at most {most} for {self} to give each client "
+                f"{self.min_size} of {len(labels)} samples, got {num_clients}"
             )
         owners = np.asarray(self.assign(labels, num_clients, rng))
         if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
             found = f"{owners.dtype} {list(owners.shape)}"
-            raise ValueError(f"{type(self).__name__}.assign must return integers [{len(labels)}], got {found}")
+            raise ValueError(
+                f"{type(self).__name__}.assign must return integers [{len(labels)}], got {found}"
+            )
         if len(owners) and not 0 <= owners.min() <= owners.max() < num_clients:
             found = f"{owners.min()} to {owners.max()}"
-            raise ValueError(f"{type(self).__name__}.assign must return clients 0 to {num_clients - 1}, got {found}")
+            raise ValueError(
+                f"{type(self).__name__}.assign must return clients 0 to {num_clients - 1}, got "
+                f"{found}"
+            )
         sizes = np.bincount(owners, minlength=num_clients)
         return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
 
@@ -88,11 +94,16 @@ class Partitioner(ABC):
         """The client, 0 to `num_clients` - 1, of each sample."""
 
     def values(self, targets: Array) -> Array:
-        """What the split looks at, one value for each of the data set's `targets`: by default these themselves."""
+        """What the split looks at, one value for each of the data set's `targets`: by default these
+        themselves.
+        """
         return targets
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        return (
+            f"{type(self).__name__}"
+            f"({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        )
 
 
 class IID(Partitioner):
@@ -106,8 +117,9 @@ class IID(Partitioner):
 class Dirichlet(Partitioner):
     """Label skew: each label's samples are shared out in proportions drawn from Dir(alpha).
 
-    A client that already holds n/K samples draws no more, which keeps the sizes near each other: the scheme of
-    Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4, with its reference code's size rule.
+    A client that already holds n/K samples draws no more, which keeps the sizes near each other:
+    the scheme of Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4, with its
+    reference code's size rule.
     """
 
     def __init__(self, alpha: float = 0.5, min_size: int = 1, max_tries: int = 100) -> None:
@@ -126,8 +138,8 @@ class Dirichlet(Partitioner):
         """The labels; ValueError for numbers that are not whole, each of which would be one."""
         if np.issubdtype(targets.dtype, np.floating) and (odd := targets[~(targets % 1 == 0)]).size:
             raise ValueError(
-                f"{self} needs a label for each sample, a whole number for each kind, as targets, got numbers such "
-                f"as {odd[0]:g}; IID and QuantitySkew need none"
+                f"{self} needs a label for each sample, a whole number for each kind, as targets, "
+                f"got numbers such as {odd[0]:g}; IID and QuantitySkew need none"
             )
         return targets
 
@@ -142,8 +154,9 @@ class Dirichlet(Partitioner):
             if np.bincount(owners, minlength=num_clients).min() >= self.min_size:
                 return owners
         raise ValueError(
-            f"partition must give each of {num_clients} clients {self.min_size} of {len(labels)} samples, and no draw "
-            f"of {self} did; raise alpha or max_tries, or lower min_size or num_clients"
+            f"partition must give each of {num_clients} clients {self.min_size} of {len(labels)} "
+            f"samples, and no draw of {self} did; raise alpha or max_tries, or lower min_size or "
+            "num_clients"
         )
 
     def _draw(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
@@ -151,7 +164,8 @@ class Dirichlet(Partitioner):
         sizes = np.zeros(num_clients, np.int64)
         counts = np.unique(labels, return_counts=True)[1]
         groups = np.split(label_order(labels, rng), np.cumsum(counts)[:-1])
-        for label in rng.permutation(len(groups)):  # in random order: the size rule would favour the first ones
+        # in random order: the size rule would favour the first ones
+        for label in rng.permutation(len(groups)):
             below = np.flatnonzero(sizes * num_clients < len(labels))
             parts = _cut(counts[label], rng.dirichlet(np.full(len(below), self.alpha)))
             owners[groups[label]] = np.repeat(below, parts)
@@ -160,7 +174,9 @@ class Dirichlet(Partitioner):
 
 
 class Shards(Partitioner):
-    """Samples sorted by label, cut into equal shards, a few shards to each client (McMahan et al. 2017, section 3)."""
+    """Samples sorted by label, cut into equal shards, a few shards to each client (McMahan et al.
+    2017, section 3).
+    """
 
     def __init__(self, shards_per_client: int = 2) -> None:
         """Check and keep the options.
@@ -168,19 +184,25 @@ class Shards(Partitioner):
         Args:
             shards_per_client: Shards of a client: about the number of labels that it sees.
         """
-        self.shards_per_client = self.min_size = check_int("Shards.shards_per_client", shards_per_client, 1)
+        self.shards_per_client = self.min_size = check_int(
+            "Shards.shards_per_client", shards_per_client, 1
+        )
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`."""
         num_shards = num_clients * self.shards_per_client
         owner_of_shard = rng.permutation(num_shards) % num_clients
         owners = np.empty(len(labels), np.int64)
-        owners[label_order(labels, rng)] = owner_of_shard[np.arange(len(labels)) * num_shards // len(labels)]
+        owners[label_order(labels, rng)] = owner_of_shard[
+            np.arange(len(labels)) * num_shards // len(labels)
+        ]
         return owners
 
 
 class QuantitySkew(Partitioner):
-    """Equal label mix, unequal sizes: `min_size` for each client, the rest in proportions drawn from Dir(alpha)."""
+    """Equal label mix, unequal sizes: `min_size` for each client, the rest in proportions drawn
+    from Dir(alpha).
+    """
 
     def __init__(self, alpha: float = 0.5, min_size: int = 1) -> None:
         """Check and keep the options.
@@ -202,18 +224,24 @@ class QuantitySkew(Partitioner):
 class ByColumn(Partitioner):
     """A natural split: samples with the same group id (a writer, a device) stay with one client.
 
-    With as many groups as clients, client i is the i-th group in sorted order; with more, the groups are dealt out.
+    With as many groups as clients, client i is the i-th group in sorted order; with more, the
+    groups are dealt out.
     """
 
     def __init__(self, column: str | Sequence[int]) -> None:
         """Keep the group ids.
 
         Args:
-            column: A group id for each training sample: a sequence or array, or the path of a .npy file of one.
+            column: A group id for each training sample: a sequence or array, or the path of a .npy
+                file of one.
         """
-        self.column = self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
+        self.column = (
+            self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
+        )
         if self.column.ndim != 1:
-            raise ValueError(f"ByColumn.column must have one dimension, got shape {self.column.shape}")
+            raise ValueError(
+                f"ByColumn.column must have one dimension, got shape {self.column.shape}"
+            )
 
     @staticmethod
     def _read(path: str | os.PathLike[str]) -> Array:
@@ -232,7 +260,8 @@ class ByColumn(Partitioner):
         """
         if len(self.column) != len(targets):
             raise ValueError(
-                f"ByColumn.column must have one id for each of {len(targets)} samples, got {len(self.column)}"
+                f"ByColumn.column must have one id for each of {len(targets)} samples, got "
+                f"{len(self.column)}"
             )
         return self.column
 
@@ -245,10 +274,12 @@ class ByColumn(Partitioner):
         groups, group_of_sample = np.unique(labels, return_inverse=True)
         if len(groups) < num_clients:
             raise ValueError(
-                f"num_clients must be at most {len(groups)}, the number of groups among {len(labels)} samples that are "
-                f"left for clients, got {num_clients}"
+                f"num_clients must be at most {len(groups)}, the number of groups among "
+                f"{len(labels)} samples that are left for clients, got {num_clients}"
             )
-        order = np.arange(num_clients) if len(groups) == num_clients else rng.permutation(len(groups))
+        order = (
+            np.arange(num_clients) if len(groups) == num_clients else rng.permutation(len(groups))
+        )
         owner_of_group: Indices = order % num_clients
         return owner_of_group[group_of_sample]
 

@@ -1,4 +1,6 @@
-"""Where batches come from: tensors that are indexed directly, or any map-style dataset through a DataLoader."""
+"""Where batches come from: tensors that are indexed directly, or any map-style dataset through a
+DataLoader.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,14 @@ class Source(Protocol):
         """Shape of one input."""
 
     def batches(
-        self, indices: Tensor, batch_size: int, generator: torch.Generator, augment: Augmentation | None = None
+        self,
+        indices: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        augment: Augmentation | None = None,
     ) -> Iterator[Any]:
-        """The samples at `indices`, in that order, `batch_size` at a time; the last batch may be smaller.
+        """The samples at `indices`, in that order, `batch_size` at a time; the last batch may be
+        smaller.
 
         Args:
             indices: int64 positions, ``[m]``.
@@ -43,12 +50,16 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """Inputs and targets that are tensors: a batch is one `index_select`, then float32, then normalised.
+    """Inputs and targets that are tensors: a batch is one `index_select`, then float32, then
+    normalised.
 
-    uint8 inputs are divided by 255 first; inputs of other integer types (tokens) are handed on as they are.
+    uint8 inputs are divided by 255 first; inputs of other integer types (tokens) are handed on as
+    they are.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> None:
         """Keep both tensors (no copy).
 
         Args:
@@ -58,7 +69,9 @@ class TensorSource:
             std: Standard deviation of each channel; () for one.
         """
         if len(inputs) != len(targets):
-            raise ValueError(f"targets must be as many as the {len(inputs)} inputs, got {len(targets)}")
+            raise ValueError(
+                f"targets must be as many as the {len(inputs)} inputs, got {len(targets)}"
+            )
         self.inputs, self.labels = inputs, targets
         self.targets: Array = targets.numpy()
         channels = (-1, *[1] * (inputs.dim() - 2))
@@ -76,7 +89,11 @@ class TensorSource:
         return tuple(self.inputs.shape[1:])
 
     def batches(
-        self, indices: Tensor, batch_size: int, generator: torch.Generator, augment: Augmentation | None = None
+        self,
+        indices: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        augment: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Source.batches`; the tensors are new ones."""
         for chunk in torch.split(indices, batch_size) if len(indices) else ():
@@ -94,8 +111,8 @@ class TensorSource:
 class _KeyedSamples(Dataset[Any]):
     """Chosen samples of a dataset, each read under a seed of its own.
 
-    Random transforms draw from the global generators; seeding these for each sample, and putting them back, makes the
-    samples independent of the number of workers and of all that ran before.
+    Random transforms draw from the global generators; seeding these for each sample, and putting
+    them back, makes the samples independent of the number of workers and of all that ran before.
     """
 
     def __init__(self, dataset: Dataset[Any], indices: Tensor, generator: torch.Generator) -> None:
@@ -115,7 +132,9 @@ class _KeyedSamples(Dataset[Any]):
 
 
 class LoaderSource:
-    """Any map-style dataset of (input, target) pairs, through a DataLoader with optional workers."""
+    """Any map-style dataset of (input, target) pairs, through a DataLoader with optional
+    workers.
+    """
 
     def __init__(self, dataset: Dataset[Any], targets: Any = None, num_workers: int = 0) -> None:
         """Keep the dataset.
@@ -142,16 +161,25 @@ class LoaderSource:
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
         if not isinstance(sample, (tuple, list, Tensor, np.ndarray)) or not len(sample):
             what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
-            raise ValueError(f"{what} for a model that takes input_shape from the data, got a {type(sample).__name__}")
+            raise ValueError(
+                f"{what} for a model that takes input_shape from the data, got a "
+                f"{type(sample).__name__}"
+            )
         return tuple(np.shape(sample[0]))
 
     def batches(
-        self, indices: Tensor, batch_size: int, generator: torch.Generator, augment: Augmentation | None = None
+        self,
+        indices: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        augment: Augmentation | None = None,
     ) -> Iterator[Any]:
         """See `Source.batches`."""
         samples = _KeyedSamples(self.dataset, indices, generator)
         # its own generator: the loader draws a seed for its workers, by default from the global one
-        loader = DataLoader(samples, batch_size, num_workers=self.num_workers, generator=torch.Generator())
+        loader = DataLoader(
+            samples, batch_size, num_workers=self.num_workers, generator=torch.Generator()
+        )
         for batch in loader:
             if augment is None:
                 yield batch
@@ -161,14 +189,19 @@ class LoaderSource:
 
 
 def _find_targets(dataset: Dataset[Any]) -> Any:
-    """The `targets`, `labels` or `y` of a dataset, or of that which it is a subset of; ValueError where it has none."""
+    """The `targets`, `labels` or `y` of a dataset, or of that which it is a subset of; ValueError
+    where it has none.
+    """
     if isinstance(dataset, Subset):
         return np.asarray(_find_targets(dataset.dataset))[np.asarray(dataset.indices)]
     for name in ("targets", "labels", "y"):
         found = getattr(dataset, name, None)
         if found is not None:
             return found
-    raise ValueError(f"targets must be given for a {type(dataset).__name__}, which has no .targets, .labels or .y")
+    raise ValueError(
+        f"targets must be given for a {type(dataset).__name__}, which has no .targets, .labels or "
+        ".y"
+    )
 
 
 def as_source(dataset: Dataset[Any] | Source, targets: Any = None, num_workers: int = 0) -> Source:

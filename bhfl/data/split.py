@@ -33,7 +33,9 @@ class Split:
     """Samples kept for the server, with no client."""
 
     def record(self) -> dict[str, Any]:
-        """The split as JSON-able values; `sha256` is that of the four index lists as compact JSON with sorted keys."""
+        """The split as JSON-able values; `sha256` is that of the four index lists as compact JSON
+        with sorted keys.
+        """
         lists = {
             "clients": [part.tolist() for part in self.clients],
             "client_val": [part.tolist() for part in self.client_val],
@@ -62,22 +64,29 @@ def make_split(
 ) -> Split:
     """Split a training set; a function of its arguments only.
 
-    In this order: a subset of at most `max_samples`, of it `val_fraction` for global validation, then `holdout`
-    samples for the server (these three keep the label mix), and the rest to the clients. Each has its own stream.
+    In this order: a subset of at most `max_samples`, of it `val_fraction` for global validation,
+    then `holdout` samples for the server (these three keep the label mix), and the rest to the
+    clients. Each has its own stream.
 
     Raises:
         ValueError: If the samples do not suffice for this.
     """
     check_int("num_clients", num_clients, 1)
     if targets.ndim != 1:
-        raise ValueError(f"targets must have one dimension for a split, got shape {targets.shape}; pass targets=")
+        raise ValueError(
+            f"targets must have one dimension for a split, got shape {targets.shape}; pass targets="
+        )
     streams = np.random.SeedSequence(check_int("seed", seed, 0, 2**63 - 1)).spawn(5)
-    rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(np.random.default_rng, streams)
+    rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(
+        np.random.default_rng, streams
+    )
     values = partition.values(targets)
     pool = stratified_sample(targets, min(len(targets), max_samples or len(targets)), rng_subset)
     val, pool = _take(targets, pool, round(val_fraction * len(pool)), rng_val)
     if holdout >= len(pool):
-        raise ValueError(f"holdout must be below the {len(pool)} samples left after validation, got {holdout}")
+        raise ValueError(
+            f"holdout must be below the {len(pool)} samples left after validation, got {holdout}"
+        )
     kept, pool = _take(targets, pool, holdout, rng_holdout)
     parts = [pool[part] for part in partition(values[pool], num_clients, rng_clients)]
     pairs = [_divide(part, client_val_fraction, rng_client_val) for part in parts]
@@ -91,14 +100,20 @@ def make_split(
     )
 
 
-def _take(targets: Array, pool: Indices, count: int, rng: np.random.Generator) -> tuple[Indices, Indices]:
+def _take(
+    targets: Array, pool: Indices, count: int, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
     """`count` of the pool with its label mix, and what is left."""
     chosen = stratified_sample(targets[pool], count, rng)
     return pool[chosen], np.delete(pool, chosen)
 
 
-def _divide(part: Indices, val_fraction: float, rng: np.random.Generator) -> tuple[Indices, Indices]:
-    """A client's samples as (training, validation); the latter rounded down, so that training never is empty."""
+def _divide(
+    part: Indices, val_fraction: float, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """A client's samples as (training, validation); the latter rounded down, so that training never
+    is empty.
+    """
     shuffled = rng.permutation(part)
     num_val = int(val_fraction * len(part))
     return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])

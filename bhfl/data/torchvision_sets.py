@@ -109,8 +109,8 @@ class CIFAR10(_Torchvision):
         """Keep the options; nothing is read yet.
 
         Args:
-            archive: An archive (or folder) of the set as pictures, laid out as for `ImageFolder`; read instead of
-                torchvision's files in `root`.
+            archive: An archive (or folder) of the set as pictures, laid out as for `ImageFolder`;
+                read instead of torchvision's files in `root`.
             options: `root`, `download`, and those of `FederatedDataModule`.
         """
         super().__init__(**options)
@@ -123,8 +123,8 @@ class CIFAR10(_Torchvision):
         found = len(tree.classes), tuple(tree.train.images.shape[1:])
         if found != (self.num_classes, self.input_shape):
             raise ValueError(
-                f"data.archive must hold {self.num_classes} classes of {self.input_shape} pictures, "
-                f"got {found[0]} of {found[1]} in {self.archive}"
+                f"data.archive must hold {self.num_classes} classes of {self.input_shape} "
+                f"pictures, got {found[0]} of {found[1]} in {self.archive}"
             )
         return tree
 
@@ -158,7 +158,9 @@ class CIFAR100(_Torchvision):
 
 
 class SVHN(_Torchvision):
-    """House numbers: 73,257 + 26,032 colour pictures of 32x32 in 10 classes (torchvision reads them with scipy)."""
+    """House numbers: 73,257 + 26,032 colour pictures of 32x32 in 10 classes (torchvision reads them
+    with scipy).
+    """
 
     num_classes, input_shape = 10, (3, 32, 32)
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)

@@ -20,7 +20,9 @@ __all__ = ["Algorithm", "Callback", "FederatedTrainer", "LocalRun", "TooFewClien
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, loaded when asked for: who wants `bhfl.engine.folder` alone waits for no torch."""
+    """The names above, loaded when asked for: who wants `bhfl.engine.folder` alone waits for no
+    torch.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

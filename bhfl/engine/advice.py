@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 def advice(error: BaseException, channels_last: bool) -> str:
-    """What a user can do about an error in a step of the model, to be put after its message; empty where unknown.
+    """What a user can do about an error in a step of the model, to be put after its message; empty
+    where unknown.
 
     Args:
         error: Of the model's own step.
@@ -13,8 +14,8 @@ def advice(error: BaseException, channels_last: bool) -> str:
     text = str(error)
     if "Expected more than 1 value per channel when training" in text:
         return (
-            "; BatchNorm cannot train on a batch of one sample: data.drop_last: true leaves small last batches out, "
-            "where data.batch_size is at least 2 and each client has 2 samples"
+            "; BatchNorm cannot train on a batch of one sample: data.drop_last: true leaves small "
+            "last batches out, where data.batch_size is at least 2 and each client has 2 samples"
         )
     formats = ("view size is not compatible", "is_contiguous", "contiguous(", "channels_last")
     if channels_last and any(words in text for words in formats):

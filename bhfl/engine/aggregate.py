@@ -1,8 +1,10 @@
-"""Streaming means whose result does not depend on the order of the clients nor on the number of processes.
+"""Streaming means whose result does not depend on the order of the clients nor on the number of
+processes.
 
-Float sums depend on their order. `ExactSum` therefore splits every float64 term into three parts, each a multiple of
-its own power of two and small enough that all sums of such parts are exact in float64 (the idea of reproducible
-summation, Demmel and Nguyen 2013). Exact sums commute, so 1, 2 or 4 processes give the same bits by construction.
+Float sums depend on their order. `ExactSum` therefore splits every float64 term into three parts,
+each a multiple of its own power of two and small enough that all sums of such parts are exact in
+float64 (the idea of reproducible summation, Demmel and Nguyen 2013). Exact sums commute, so 1, 2 or
+4 processes give the same bits by construction.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from bhfl.engine.handed import ReturnError
 from bhfl.engine.types import Client, Params
 
 _UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
-"""The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum exact."""
+"""The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum
+exact.
+"""
 MAX_TERM = 2.0**35
 """Bound on one |weight * value|: a larger update is refused before it is added."""
 MAX_TOTAL = 2.0**36
@@ -27,19 +31,24 @@ _CHUNK = 1 << 16
 
 
 class ExactSum:
-    """A sum of float vectors of `numel` entries, exact to 2^-85, independent of order; 24 bytes an entry."""
+    """A sum of float vectors of `numel` entries, exact to 2^-85, independent of order; 24 bytes an
+    entry.
+    """
 
     def __init__(self, numel: int) -> None:
         self.parts = torch.zeros(3, numel, dtype=torch.float64)
 
     def add(self, values: Tensor, weight: float | Tensor = 1.0) -> None:
-        """Add ``weight * values``; `values` float [numel] on the CPU, `weight` a number or a float [numel]."""
+        """Add ``weight * values``; `values` float [numel] on the CPU, `weight` a number or a float
+        [numel].
+        """
         for start in range(0, values.numel(), _CHUNK):
             stop = start + _CHUNK
             factor = weight[start:stop] if isinstance(weight, Tensor) else weight
             rest = values[start:stop].to(torch.float64) * factor
             for part, unit in zip(self.parts[:, start:stop], _UNITS, strict=True):
-                magic = 1.5 * 2.0**52 * unit  # adding it rounds to multiples of `unit`, subtracting keeps them
+                # adding it rounds to multiples of `unit`, subtracting keeps them
+                magic = 1.5 * 2.0**52 * unit
                 rounded = (rest + magic).sub_(magic)
                 part.add_(rounded)
                 rest.sub_(rounded)
@@ -56,7 +65,9 @@ class ExactSum:
 
 
 def check_terms(values: Tensor, weight: float) -> None:
-    """ValueError unless every ``weight * value`` is finite and small enough for exact sums; one pass."""
+    """ValueError unless every ``weight * value`` is finite and small enough for exact sums; one
+    pass.
+    """
     if values.numel():
         low, high = (float(bound) for bound in torch.aminmax(values))
         if not weight * max(high, -low) < MAX_TERM or math.isnan(high):
@@ -91,26 +102,40 @@ class Flattener:
             value = params.get(name)
             if not isinstance(value, Tensor):
                 raise ReturnError(
-                    f"{name!r} must be a tensor, " + ("is missing" if value is None else f"got {value!r}")
+                    f"{name!r} must be a tensor, "
+                    + ("is missing" if value is None else f"got {value!r}")
                 )
             if value.shape != shape:
-                raise ReturnError(f"{name!r} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-        return torch.cat([params[name].reshape(-1) for name in self.shapes]) if self.shapes else torch.zeros(0)
+                raise ReturnError(
+                    f"{name!r} must have shape {tuple(shape)}, got {tuple(value.shape)}"
+                )
+        return (
+            torch.cat([params[name].reshape(-1) for name in self.shapes])
+            if self.shapes
+            else torch.zeros(0)
+        )
 
     def unflatten(self, flat: Tensor) -> Params:
         """The inverse; views of one float32 vector."""
         pieces = torch.split(flat.to(torch.float32), self.sizes)
-        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+        return {
+            name: piece.view(shape)
+            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
+        }
 
 
 class Aggregator(Protocol):
-    """What an algorithm folds a round's updates into: `add` streams on this process, `reduce` ends the round."""
+    """What an algorithm folds a round's updates into: `add` streams on this process, `reduce` ends
+    the round.
+    """
 
     def add(self, update: Any, client: Client) -> None:
         """Take one client's reconstructed update."""
 
     def reduce(self, fabric: Fabric) -> Any:
-        """Combine over processes, as by `bhfl.engine.records.gather`; the same value on each of them."""
+        """Combine over processes, as by `bhfl.engine.records.gather`; the same value on each of
+        them.
+        """
 
 
 class WeightedMean:
@@ -125,7 +150,8 @@ class WeightedMean:
         """Fold `update` in with the client's weight.
 
         Raises:
-            ValueError: It has a value that is not finite, or too large for the sum to be exact; nothing was added.
+            ValueError: It has a value that is not finite, or too large for the sum to be exact;
+                nothing was added.
         """
         flat = self.flattener.flatten(update)
         check_terms(flat, client.weight)
@@ -140,7 +166,9 @@ class WeightedMean:
 
 
 class GroupedMean:
-    """One `WeightedMean` per bit group; groups are fixed up front, so that all processes reduce the same shapes."""
+    """One `WeightedMean` per bit group; groups are fixed up front, so that all processes reduce the
+    same shapes.
+    """
 
     def __init__(self, like: Params, groups: list[str]) -> None:
         self.means = {group: WeightedMean(like) for group in groups}

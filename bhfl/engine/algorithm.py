@@ -1,4 +1,6 @@
-"""What an algorithm's author writes: hooks, each defaulting to FedAvg's, client half and server half in one class."""
+"""What an algorithm's author writes: hooks, each defaulting to FedAvg's, client half and server
+half in one class.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,11 @@ class Context:
     options: Mapping[str, Any]
     """Of the trainer."""
     worker: Callable[[], Worker]
-    """This process's module, once the run is set up; idle before and after the clients of a round."""
+    """This process's module, once the run is set up; idle before and after the clients of a round.
+    """
     buffers: Callable[[ServerState, str], Params]
-    """The norm statistics and counters that travel with the parameters of a bit group, both ways."""
+    """The norm statistics and counters that travel with the parameters of a bit group, both ways.
+    """
     timing: Timing | None
     """The simulated network, where there is one."""
 
@@ -56,10 +60,14 @@ class LocalRun:
     message: Params
     """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
     state: dict[str, Tensor]
-    """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its entries."""
+    """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its
+    entries.
+    """
     rng: RandomKeys
     evaluate: Callable[[int], dict[str, float]]
-    """The module's validation metrics, as it stands, on so many of the client's own training examples, in batches."""
+    """The module's validation metrics, as it stands, on so many of the client's own training
+    examples, in batches.
+    """
     link: ClientLink | None = None
     """Of the client in this round, where a network is simulated."""
     downlink_bytes: int = 0
@@ -74,11 +82,15 @@ class LocalRun:
     """Numbers to be averaged over the cohort and logged."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it out."""
+        """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it
+        out.
+        """
         return call_step(self.module.training_step, batch, batch_idx)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """(name, parameter, the received value) of every trainable parameter that the server sent."""
+        """(name, parameter, the received value) of every trainable parameter that the server
+        sent.
+        """
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad and name in self.received:
                 yield name, parameter, self.received[name]
@@ -87,7 +99,8 @@ class LocalRun:
 def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:
     """Add ``alpha * value`` to the gradient of a parameter, for `Algorithm.client_gradients_`.
 
-    A sparse gradient becomes a dense one. A parameter without a gradient, which the loss does not reach, stays so.
+    A sparse gradient becomes a dense one. A parameter without a gradient, which the loss does not
+    reach, stays so.
     """
     if parameter.grad is None:
         return
@@ -97,12 +110,14 @@ def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0)
 
 
 class Algorithm:
-    """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does differently.
+    """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does
+    differently.
 
-    State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own state, never in
-    attributes of the algorithm, so checkpoints and several processes need no help from its author, but for an
-    aggregator of its own, which brings together what each process holds (`Aggregator.reduce`). Its public attributes
-    are its options: a run is resumed only with the same ones.
+    State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own
+    state, never in attributes of the algorithm, so checkpoints and several processes need no help
+    from its author, but for an aggregator of its own, which brings together what each process holds
+    (`Aggregator.reduce`). Its public attributes are its options: a run is resumed only with the
+    same ones.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -110,37 +125,53 @@ class Algorithm:
         super().__init_subclass__(**kwargs)
         ALGORITHM_HOOKS.check_class(cls)
         if cls.server_optimizer is not None:
-            raise HookError(f"{cls.__name__}.server_optimizer is set by the trainer: give it trainer.server_optimizer")
+            raise HookError(
+                f"{cls.__name__}.server_optimizer is set by the trainer: give it "
+                "trainer.server_optimizer"
+            )
 
-    # ---- server -----------------------------------------------------------------------------------------------
+    # ---- server ----------------------------------------------------------------------------------
 
     communicates: bool = True
-    """False for clients that train alone: nothing is sent, and each keeps its own model between rounds."""
+    """False for clients that train alone: nothing is sent, and each keeps its own model between
+    rounds.
+    """
 
     server_optimizer: ServerOptimizer | None = None
     """Set by the trainer; `apply_mean` goes through it."""
 
     def setup(self, context: Context) -> None:
-        """See what the run is made of, before any work is done; ValueError where this method cannot run with it."""
+        """See what the run is made of, before any work is done; ValueError where this method cannot
+        run with it.
+        """
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
-        """The first `ServerState.extra`; every later one has its keys too, with values of the same kinds."""
+        """The first `ServerState.extra`; every later one has its keys too, with values of the same
+        kinds.
+        """
         return {}
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """What `client` is sent at the start of a round. Return the same object for clients that are sent the same.
+        """What `client` is sent at the start of a round. Return the same object for clients that
+        are sent the same.
 
-        A tensor of the model that neither this sends nor `receive` makes is the client's own: it goes on from its value
-        at the end of the client's last round, and begins as in the first model.
+        A tensor of the model that neither this sends nor `receive` makes is the client's own: it
+        goes on from its value at the end of the client's last round, and begins as in the first
+        model.
         """
         return server.params
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
-        """Names, shapes and dtypes that every uplink must have; an update that differs is rejected."""
+        """Names, shapes and dtypes that every uplink must have; an update that differs is
+        rejected.
+        """
         return server.params
 
-    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
-        """Bits at which `client` may send tensors as codes, by name; other codes are rejected, plain values never.
+    def coded(
+        self, server: ServerState, client: Client, layers: list[str]
+    ) -> Mapping[str, Collection[int]]:
+        """Bits at which `client` may send tensors as codes, by name; other codes are rejected,
+        plain values never.
 
         Args:
             server: The state of the round.
@@ -150,7 +181,9 @@ class Algorithm:
         return dict.fromkeys(layers, (client.spec.weights,)) if client.spec.weights < 32 else {}
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
-        """A decoded uplink as the aggregator takes it; by default linear dequantisation to float32."""
+        """A decoded uplink as the aggregator takes it; by default linear dequantisation to
+        float32.
+        """
         return float_tensors(update)
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
@@ -162,24 +195,32 @@ class Algorithm:
         return self.apply_mean(server, aggregate)
 
     def apply_mean(self, server: ServerState, mean: Params) -> ServerState:
-        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean`` leads.
+        """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean``
+        leads.
 
         Tensors that clients are not asked for may be missing in `mean`: they stay as they are.
 
         Raises:
-            ValueError: `mean` lacks one that clients are asked for, or has other shapes than the model.
+            ValueError: `mean` lacks one that clients are asked for, or has other shapes than the
+                model.
         """
         hook = f"{name_of(self, 'apply_mean')}(mean)"
         check_tensors(hook, mean, server.params)
         if missing := (self.expected(server).keys() & server.params.keys()) - mean.keys():
-            raise ReturnError(f"{hook} must hold every tensor that clients send, {min(missing)!r} is missing")
+            raise ReturnError(
+                f"{hook} must hold every tensor that clients send, {min(missing)!r} is missing"
+            )
         if self.server_optimizer is None:
             return replace(server, params={**server.params, **mean})
-        params, state = self.server_optimizer.step(server.params, mean, server.extra.get("server_optimizer"))
+        params, state = self.server_optimizer.step(
+            server.params, mean, server.extra.get("server_optimizer")
+        )
         return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
 
     def closing(self, server: ServerState) -> Tensors | None:
-        """What the clients of the round are sent when it has ended, besides the next downlink; None for nothing."""
+        """What the clients of the round are sent when it has ended, besides the next downlink; None
+        for nothing.
+        """
         return None
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -189,12 +230,12 @@ class Algorithm:
     def group_params(self, server: ServerState, group: str) -> Params:
         """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on.
 
-        Leave out what is the clients' own (see `downlink`), and the group's value is the mean over its clients' models;
-        otherwise the model is measured with the server's value of it.
+        Leave out what is the clients' own (see `downlink`), and the group's value is the mean over
+        its clients' models; otherwise the model is measured with the server's value of it.
         """
         return server.params
 
-    # ---- client -----------------------------------------------------------------------------------------------
+    # ---- client ----------------------------------------------------------------------------------
 
     def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
         """What the client keeps between rounds, at its first round; empty for stateless clients."""
@@ -205,7 +246,9 @@ class Algorithm:
         return received
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
-        """Optimiser steps that the client makes of the `planned` ones; 0 for a client that drops out."""
+        """Optimiser steps that the client makes of the `planned` ones; 0 for a client that drops
+        out.
+        """
         return planned
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
@@ -213,13 +256,19 @@ class Algorithm:
         return run.training_step(batch, batch_idx)
 
     def client_gradients_(self, run: LocalRun) -> None:
-        """Change the gradients in place, after backward and before clipping and the optimiser's step."""
+        """Change the gradients in place, after backward and before clipping and the optimiser's
+        step.
+        """
 
     def uplink(self, run: LocalRun) -> Tensors | None:
-        """What the client sends: by default its weights as it computes with them, at its own bits; None for nothing."""
+        """What the client sends: by default its weights as it computes with them, at its own bits;
+        None for nothing.
+        """
         return quantized_state(run.module)
 
-    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+    def client_close(
+        self, client: Client, state: dict[str, Tensor], closing: Params
+    ) -> dict[str, Tensor]:
         """The client's state after it received the round's `closing` message."""
         return state
 

@@ -1,4 +1,6 @@
-"""Buffers that are not the algorithm's business: running statistics of normalisation layers, and integer counters."""
+"""Buffers that are not the algorithm's business: running statistics of normalisation layers, and
+integer counters.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ NormPolicy = Literal["average", "local", "group"]
 
 
 class Buffers:
-    """What becomes of running means and variances, and of integer buffers, when clients' models are combined.
+    """What becomes of running means and variances, and of integer buffers, when clients' models are
+    combined.
 
     Statistics of activations differ by bit-width, so their policy is explicit: ``average`` over all
     clients, ``group`` inside each bit group, ``local`` never leaves the client. Counters such as
@@ -30,13 +33,17 @@ class Buffers:
         groups: Labels of the fleet's bit groups.
     """
 
-    def __init__(self, module: nn.Module, state: Mapping[str, Tensor], policy: NormPolicy, groups: list[str]) -> None:
+    def __init__(
+        self, module: nn.Module, state: Mapping[str, Tensor], policy: NormPolicy, groups: list[str]
+    ) -> None:
         self.policy = policy
         self.groups = groups if policy == "group" else ["all"]
         named = module.named_modules(remove_duplicate=False)
         owners = {name: layer for name, layer in named if isinstance(layer, _NormBase)}
         self.statistics = [
-            key for key in state if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
+            key
+            for key in state
+            if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
         ]
         self.counters = [key for key, tensor in state.items() if not tensor.is_floating_point()]
 
@@ -53,8 +60,12 @@ class Buffers:
         }
 
     def of(self, server: ServerState, group: str) -> Params:
-        """The buffers that `group` runs with; under ``local``, those of a client that has not trained yet."""
-        statistics: Params = server.buffers["statistics"][group if self.policy == "group" else "all"]
+        """The buffers that `group` runs with; under ``local``, those of a client that has not
+        trained yet.
+        """
+        statistics: Params = server.buffers["statistics"][
+            group if self.policy == "group" else "all"
+        ]
         return {**statistics, **server.buffers["counters"]}
 
     def sent(self, name: str) -> bool:
@@ -67,7 +78,9 @@ class BufferSum:
 
     def __init__(self, buffers: Buffers, server: ServerState) -> None:
         self.buffers, self.server = buffers, server
-        like = next(iter(server.buffers["statistics"].values())) if buffers.policy != "local" else {}
+        like = (
+            next(iter(server.buffers["statistics"].values())) if buffers.policy != "local" else {}
+        )
         self.means = GroupedMean(like, buffers.groups)
         self.maxima = {name: tensor.clone() for name, tensor in server.buffers["counters"].items()}
 
@@ -79,7 +92,9 @@ class BufferSum:
             self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
 
     def reduce(self, fabric: Fabric) -> dict[str, Any]:
-        """The new `ServerState.buffers`; a group without a client keeps what it had, as all do under ``local``."""
+        """The new `ServerState.buffers`; a group without a client keeps what it had, as all do
+        under ``local``.
+        """
         statistics = dict(self.server.buffers["statistics"])
         if self.buffers.policy != "local":
             statistics.update(self.means.reduce(fabric))

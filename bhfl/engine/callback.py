@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Callback:
     """The base of all callbacks: override the hooks that you need.
 
-    Hooks are called on every process, as ``hook(trainer, **named)``: check ``trainer.fabric.is_global_zero`` before
-    anything that one process should do. They are given what the run uses, so they are not to change it.
+    Hooks are called on every process, as ``hook(trainer, **named)``: check
+    ``trainer.fabric.is_global_zero`` before anything that one process should do. They are given
+    what the run uses, so they are not to change it.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -31,7 +32,9 @@ class Callback:
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Everything is set up, a checkpoint is taken up, and no round has begun."""
 
-    def on_client_end(self, trainer: FederatedTrainer, client: Client, record: ClientRecord) -> None:
+    def on_client_end(
+        self, trainer: FederatedTrainer, client: Client, record: ClientRecord
+    ) -> None:
         """A client of this process is done with its round; `record` says what became of it."""
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
@@ -40,7 +43,9 @@ class Callback:
     def on_fit_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
         """The run is done; `metrics` are those of its test."""
 
-    def on_measured(self, trainer: FederatedTrainer, metrics: dict[str, float], stage: Literal["val", "test"]) -> None:
+    def on_measured(
+        self, trainer: FederatedTrainer, metrics: dict[str, float], stage: Literal["val", "test"]
+    ) -> None:
         """`trainer.validate` or `trainer.test` is done."""
 
 
@@ -55,7 +60,10 @@ def callback_problems(callbacks: Any) -> list[str]:
         return [f"callbacks must be a list such as [Progress()], got {callbacks!r}"]
     problems = []
     for i, callback in enumerate(callbacks):
-        where = f"callbacks[{i}] must be an object of a class that derives from bhfl.engine.Callback, got"
+        where = (
+            f"callbacks[{i}] must be an object of a class that derives from "
+            "bhfl.engine.Callback, got"
+        )
         if isinstance(callback, L.Callback):
             problems.append(f"{where} {type(callback).__name__} of Lightning")
         elif isinstance(callback, type):
@@ -70,7 +78,9 @@ def callback_problems(callbacks: Any) -> list[str]:
     return problems
 
 
-def call_hook(callbacks: Sequence[Callback], hook: str, trainer: FederatedTrainer, **arguments: Any) -> None:
+def call_hook(
+    callbacks: Sequence[Callback], hook: str, trainer: FederatedTrainer, **arguments: Any
+) -> None:
     """Call `hook` of all callbacks, as ``hook(trainer, **arguments)``.
 
     Raises:
@@ -80,4 +90,6 @@ def call_hook(callbacks: Sequence[Callback], hook: str, trainer: FederatedTraine
         result = getattr(callback, hook)(trainer, **arguments)
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
             kind = type(result).__name__
-            raise HookError(f"{type(callback).__name__}.{hook} must do its work when it is called, got a {kind}")
+            raise HookError(
+                f"{type(callback).__name__}.{hook} must do its work when it is called, got a {kind}"
+            )

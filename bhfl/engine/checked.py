@@ -29,8 +29,8 @@ from bhfl.engine.types import Client, Params, ServerState
 class CheckedHooks:
     """Calls the hooks of an algorithm.
 
-    What is wrong with what a hook of the server half returns ends the run, as `ServerReturnError`; what is wrong in the
-    client half, or with one client's update, is that client's.
+    What is wrong with what a hook of the server half returns ends the run, as `ServerReturnError`;
+    what is wrong in the client half, or with one client's update, is that client's.
 
     Args:
         algorithm: Its hooks.
@@ -38,15 +38,19 @@ class CheckedHooks:
         extra: The first `ServerState.extra`, for its keys and the kinds of what they hold.
     """
 
-    def __init__(self, algorithm: Algorithm, model: Mapping[str, Tensor], extra: Mapping[str, Any]) -> None:
-        self.algorithm, self.model, self.extra = algorithm, model, extra
+    def __init__(
+        self, algorithm: Algorithm, model: Mapping[str, Tensor], extra: Mapping[str, Any]
+    ) -> None:
+        self.algorithm = algorithm
+        self.model = model
+        self.extra = extra
         self.receives = type(algorithm).receive is not Algorithm.receive
 
     def name(self, hook: str) -> str:
         """What errors call a hook."""
         return name_of(self.algorithm, hook)
 
-    # ---- server -----------------------------------------------------------------------------------------------
+    # ---- server ----------------------------------------------------------------------------------
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
         """What an update must be."""
@@ -55,28 +59,43 @@ class CheckedHooks:
         return expected
 
     def check_downlink(self, tensors: Any, server: ServerState) -> None:
-        """ServerReturnError unless it can be sent, and is of the model where clients take it for that."""
+        """ServerReturnError unless it can be sent, and is of the model where clients take it for
+        that.
+        """
         hook = self.name("downlink")
         try:
             check_tensors(hook, tensors, codes=True)
-            model = {name: value for name, value in tensors.items() if not self.receives or name in server.params}
+            model = {
+                name: value
+                for name, value in tensors.items()
+                if not self.receives or name in server.params
+            }
             check_tensors(hook, model, self.model, codes=True, known=server.params)
         except ReturnError as error:
             raise ServerReturnError(str(error)) from None
 
-    def fold(self, update: Tensors, client: Client, server: ServerState, updates: Aggregator) -> None:
-        """Add one client's update to the round's; whatever is raised by it rejects this client alone."""
-        hook, mine = self.name("reconstruct"), type(self.algorithm).reconstruct is not Algorithm.reconstruct
+    def fold(
+        self, update: Tensors, client: Client, server: ServerState, updates: Aggregator
+    ) -> None:
+        """Add one client's update to the round's; whatever is raised by it rejects this client
+        alone.
+        """
+        hook = self.name("reconstruct")
+        mine = type(self.algorithm).reconstruct is not Algorithm.reconstruct
         try:
             reconstructed = self.algorithm.reconstruct(update, client, server)
             hook = f"{hook}: {name_of(updates, 'add')}" if mine else name_of(updates, "add")
             updates.add(reconstructed, client)
-        except ReturnError as error:  # what was reconstructed is of another kind than what is added up
+        except (
+            ReturnError
+        ) as error:  # what was reconstructed is of another kind than what is added up
             raise ReturnError(f"{hook}: {error}") from None
         except Exception as error:
             raise RefusedError(f"{hook} raised {type(error).__name__}: {error}") from error
 
-    def server_update(self, server: ServerState, aggregate: Any, updates: Aggregator, rng: RandomKeys) -> ServerState:
+    def server_update(
+        self, server: ServerState, aggregate: Any, updates: Aggregator, rng: RandomKeys
+    ) -> ServerState:
         """The state with the new model, from what the aggregator `updates` came to."""
         check_aggregate(name_of(updates, "reduce"), aggregate, server.params)
         following = self.algorithm.server_update(server, aggregate, rng)
@@ -101,7 +120,7 @@ class CheckedHooks:
             raise ReturnError(f"{hook} must return {min(lost)!r}, which no client has of its own")
         return params
 
-    # ---- client -----------------------------------------------------------------------------------------------
+    # ---- client ----------------------------------------------------------------------------------
 
     def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
         """What a client keeps, at first."""
@@ -120,12 +139,17 @@ class CheckedHooks:
         """What a client sends."""
         update, hook = self.algorithm.uplink(run), self.name("uplink")
         if update is not None and not isinstance(update, Mapping):
-            raise ReturnError(f"{hook} must return a dict of tensors by name, or None, got {type(update).__name__}")
+            raise ReturnError(
+                f"{hook} must return a dict of tensors by name, or None, got "
+                f"{type(update).__name__}"
+            )
         check_metrics(f"{hook} must leave in run.metrics", run.metrics)
         check_kept(f"run.state after {hook}", run.state)
         return update
 
-    def client_close(self, client: Client, state: dict[str, Tensor], closing: Params) -> dict[str, Tensor]:
+    def client_close(
+        self, client: Client, state: dict[str, Tensor], closing: Params
+    ) -> dict[str, Tensor]:
         """A client's state after it received `closing`."""
         kept = self.algorithm.client_close(client, state, closing)
         check_kept(self.name("client_close"), kept)

@@ -34,11 +34,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint that is missing, damaged, of another format or of another run."""
 
 
-# ---- what can be kept -----------------------------------------------------------------------------------------------
+# ---- what can be kept ----------------------------------------------------------------------------
 
 
 def digest(state: Any) -> str:
-    """SHA-256 of nested dicts, lists, tensors, numbers and strings: equal exactly where the content is."""
+    """SHA-256 of nested dicts, lists, tensors, numbers and strings: equal exactly where the content
+    is.
+    """
     sha = hashlib.sha256()
     _update(sha, state)
     return sha.hexdigest()
@@ -75,7 +77,8 @@ def check_storable(value: Any, name: str, most_bytes: float = math.inf) -> None:
     Args:
         value: To be saved, or just read.
         name: It is called in the error.
-        most_bytes: That all values and names may take together, each counted as often as it is reached.
+        most_bytes: That all values and names may take together, each counted as often as it is
+            reached.
 
     Raises:
         CheckpointError: Naming the entry.
@@ -99,7 +102,9 @@ def _spend(value: Any, room: float, depth: int) -> float:
             room = _spend_in(i, item, room, depth)
     elif isinstance(value, Tensor):
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise _RefusedError(f"must be a dense tensor with values to be kept in a checkpoint, got {value.layout}")
+            raise _RefusedError(
+                f"must be a dense tensor with values to be kept in a checkpoint, got {value.layout}"
+            )
         room -= value.numel() * value.element_size()
     elif kind is str:
         room -= len(value)
@@ -107,8 +112,8 @@ def _spend(value: Any, room: float, depth: int) -> float:
         raise _RefusedError(f"must be a whole number of at most {MAX_INT_BITS} bits")
     elif kind not in (bool, int, float, type(None)):
         raise _RefusedError(
-            "must be a tensor, a number, text, None, or a dict or list of these to be kept in a checkpoint, "
-            f"got {kind.__name__}"
+            "must be a tensor, a number, text, None, or a dict or list of these to be kept in a "
+            f"checkpoint, got {kind.__name__}"
         )
     if room < 1:
         raise _RefusedError("stands for more than its file can hold")
@@ -119,15 +124,18 @@ def _spend_in(place: Any, value: Any, room: float, depth: int) -> float:
     try:
         return _spend(value, room, depth + 1)
     except _RefusedError as refused:
-        refused.way.append(f"[{place!r:.60}]" if isinstance(place, (str, int)) else f"[a {type(place).__name__}]")
+        refused.way.append(
+            f"[{place!r:.60}]" if isinstance(place, (str, int)) else f"[a {type(place).__name__}]"
+        )
         raise
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def save(path: Path, state: dict[str, Any]) -> str:
-    """Write `state` with its format number and digest; the old file or the whole new one, whatever happens.
+    """Write `state` with its format number and digest; the old file or the whole new one, whatever
+    happens.
 
     Returns:
         The digest.
@@ -143,14 +151,16 @@ def save(path: Path, state: dict[str, Any]) -> str:
         try:
             torch.save({"format": FORMAT, "sha256": sha256, "state": state}, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # a full disk, which torch may turn into an error of its own
+            # a full disk, which torch may turn into an error of its own
+            if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
     return sha256
 
 
 def load(path: Path, expected: str | None = None) -> dict[str, Any]:
-    """The state saved at `path`. Only tensors and plain values are read: nothing in the file is executed.
+    """The state saved at `path`. Only tensors and plain values are read: nothing in the file is
+    executed.
 
     Args:
         path: Of the file.
@@ -160,10 +170,13 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
         CheckpointError: Naming the file and what is wrong with it.
     """
     content = _read(path, expected)
-    check_storable(content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size)
+    check_storable(
+        content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size
+    )
     try:
         found = digest(content["state"])
-        state: dict[str, Any] = copy.deepcopy(content["state"])  # in memory of its own: the file may be replaced
+        # in memory of its own: the file may be replaced
+        state: dict[str, Any] = copy.deepcopy(content["state"])
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
     if found != content["sha256"]:
@@ -172,7 +185,8 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
 
 
 def check_is(path: Path, expected: str) -> None:
-    """Make sure that the file at `path` claims to have this digest; whether it has, `load` tells, and reads all of it.
+    """Make sure that the file at `path` claims to have this digest; whether it has, `load` tells,
+    and reads all of it.
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
@@ -194,9 +208,13 @@ def _read(path: Path, expected: str | None) -> dict[str, Any]:
         told = found if type(found) is int else None
         raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {told}")
     if not isinstance(content.get("state"), dict) or not isinstance(content.get("sha256"), str):
-        raise CheckpointError(f"{path}: not a readable checkpoint: it holds no state with its SHA-256")
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: it holds no state with its SHA-256"
+        )
     if expected is not None and content["sha256"] != expected:
-        raise CheckpointError(f"{path}: another file than the one that was saved here: its SHA-256 differs")
+        raise CheckpointError(
+            f"{path}: another file than the one that was saved here: its SHA-256 differs"
+        )
     return content
 
 
@@ -216,11 +234,14 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return error.strerror or "it cannot be read"
     if type(error).__name__ == "UnpicklingError":
-        return "it is damaged, or holds what is neither a tensor nor a plain value, and such things are never loaded"
+        return (
+            "it is damaged, or holds what is neither a tensor nor a plain value, "
+            "and such things are never loaded"
+        )
     return f"it is damaged ({type(error).__name__})"
 
 
-# ---- folders of checkpoints -----------------------------------------------------------------------------------------
+# ---- folders of checkpoints ----------------------------------------------------------------------
 
 
 def round_path(folder: Path, round: int) -> Path:
@@ -229,7 +250,8 @@ def round_path(folder: Path, round: int) -> Path:
 
 
 def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> dict[str, Any]:
-    """The newest checkpoint of `folder` that `read` takes; each one before it that it refuses costs a warning.
+    """The newest checkpoint of `folder` that `read` takes; each one before it that it refuses costs
+    a warning.
 
     Raises:
         CheckpointError: There is none.
@@ -240,11 +262,15 @@ def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> di
             return read(path)
         except CheckpointError as error:
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
-    raise CheckpointError(f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else ""))
+    raise CheckpointError(
+        f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else "")
+    )
 
 
 def rewind(folder: Path, round: int, read: Callable[[Path], dict[str, Any]]) -> None:
-    """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for its own."""
+    """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for
+    its own.
+    """
     for number, path in round_checkpoints(folder).items():
         if number > round:
             path.unlink()

@@ -1,4 +1,6 @@
-"""One worker module a process, lent to one client after the other: load, train, hand back; load, evaluate."""
+"""One worker module a process, lent to one client after the other: load, train, hand back; load,
+evaluate.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_
 from bhfl.quant.layers import takes_low_bits
 
-_UNCALLED = ("configure_callbacks", "configure_sharded_model", "on_save_checkpoint", "on_load_checkpoint")
+_UNCALLED = (
+    "configure_callbacks",
+    "configure_sharded_model",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
 
 
 @dataclass(frozen=True)
@@ -38,36 +45,56 @@ class LocalSettings:
     local_steps: int | None = None
     """Optimiser steps, over as many epochs as they take; overrides `local_epochs`."""
     lr_schedule: Literal["continue", "restart"] = "continue"
-    """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins anew."""
+    """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins
+    anew.
+    """
     gradient_clip_val: float | None = None
     save_in_int8: bool = False
-    """Clients with activations of up to 8 bits keep what backward needs so too, see `bhfl.quant.save_in_int8`."""
+    """Clients with activations of up to 8 bits keep what backward needs so too, see
+    `bhfl.quant.save_in_int8`.
+    """
 
 
 class Worker:
     """The one module of this process and what it takes to train and evaluate it as any client.
 
     Args:
-        module: The user's LightningModule; its layers are swapped for quantised ones in place, parameters shared.
+        module: The user's LightningModule; its layers are swapped for quantised ones in place,
+            parameters shared.
         fabric: Gives the device and the precision.
         settings: See `LocalSettings`.
         place: Where in the run the module is; `self.trainer` tells the module of it.
     """
 
-    def __init__(self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings, place: Place) -> None:
-        self.fabric, self.settings, self.place = fabric, settings, place
+    def __init__(
+        self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings, place: Place
+    ) -> None:
+        self.fabric = fabric
+        self.settings = settings
+        self.place = place
         check_module(module, settings.gradient_clip_val)
-        self.module: L.LightningModule = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
+        self.module: L.LightningModule = quantize_(
+            module, BitSpec(), lambda _, layer: takes_low_bits(layer)
+        )
         fabric.to_device(self.module)
         self._transfer = Transfer(module, place.data, fabric.device)
         self.layout = Layout(self.module)
         self.reestimate_: Callable[[Worker], None] | None = None
-        """Gives a global model that is evaluated the BatchNorm statistics of its width; None to keep the clients'."""
-        self.frozen = [layer for layer in module.modules() if not layer.training] if module.training else []
+        """Gives a global model that is evaluated the BatchNorm statistics of its width; None to
+        keep the clients'.
+        """
+        self.frozen = (
+            [layer for layer in module.modules() if not layer.training] if module.training else []
+        )
         self.registered = Registered(module, fabric.device)
         saved = self.module.state_dict()
-        transient = {name: buffer.cpu().clone() for name, buffer in module.named_buffers() if name not in saved}
-        self.transient: dict[str, Tensor] = fabric.broadcast(transient)  # those of rank 0, as the weights are
+        transient = {
+            name: buffer.cpu().clone()
+            for name, buffer in module.named_buffers()
+            if name not in saved
+        }
+        # those of rank 0, as the weights are
+        self.transient: dict[str, Tensor] = fabric.broadcast(transient)
         names_of: dict[int, str] = {}
         self.tied = {
             name: first
@@ -77,13 +104,19 @@ class Worker:
 
     def state(self) -> dict[str, Tensor]:
         """The module's state by name, tied tensors once."""
-        return {name: tensor for name, tensor in self.module.state_dict().items() if name not in self.tied}
+        return {
+            name: tensor
+            for name, tensor in self.module.state_dict().items()
+            if name not in self.tied
+        }
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
-        """Make the module a client of `spec` with these weights; buffers that are never saved begin anew.
+        """Make the module a client of `spec` with these weights; buffers that are never saved begin
+        anew.
 
-        Whatever a client before it did to parameters and buffers is undone, so that nothing goes from one to the next.
+        Whatever a client before it did to parameters and buffers is undone, so that nothing goes
+        from one to the next.
         """
         set_spec_(self.module, spec)
         self.registered.train_as_lent()
@@ -103,7 +136,9 @@ class Worker:
             self.reestimate_(self)
 
     def _train_mode(self) -> L.LightningModule:
-        """The module in training mode, but for those layers that its owner handed over in evaluation mode."""
+        """The module in training mode, but for those layers that its owner handed over in
+        evaluation mode.
+        """
         self.module.train()
         for layer in self.frozen:
             layer.training = False
@@ -116,7 +151,9 @@ class Worker:
         data: FederatedData,
         history: Sequence[Mapping[str, Any]],
     ) -> LocalRun:
-        """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and of logged values."""
+        """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and
+        of logged values.
+        """
         self.load(run.received, run.client.spec)
         module = self._train_mode()
         seed_globals(run.rng.integer("dropout"), self.fabric.device)
@@ -140,7 +177,8 @@ class Worker:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], stage: Literal["val", "test"]) -> dict[str, float]:
-        """Means over `batches` of what the module's validation or test step logs or returns, as the module stands.
+        """Means over `batches` of what the module's validation or test step logs or returns, as the
+        module stands.
 
         Names come without the stage: ``val_acc``, ``val/acc`` and ``acc`` are all ``acc``.
         """
@@ -152,8 +190,12 @@ class Worker:
         means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
-    def _evaluate(self, hook: str, batches: Iterable[Any], logged: Recorder, returned: Recorder) -> None:
-        """Lightning's hooks around each batch of a pass, and around the pass if it has any batch."""
+    def _evaluate(
+        self, hook: str, batches: Iterable[Any], logged: Recorder, returned: Recorder
+    ) -> None:
+        """Lightning's hooks around each batch of a pass, and around the pass if it has any
+        batch.
+        """
         module = self.module
 
         def call(name: str) -> None:
@@ -206,12 +248,20 @@ def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> 
     """
     if gradient_clip_val is not None and not module.automatic_optimization:
         raise ValueError(
-            "gradient_clip_val needs automatic optimization: call self.clip_gradients(...) in training_step instead"
+            "gradient_clip_val needs automatic optimization: call self.clip_gradients(...) in "
+            "training_step instead"
         )
-    ignored = [name for name in _UNCALLED if getattr(type(module), name) is not getattr(L.LightningModule, name)]
+    ignored = [
+        name
+        for name in _UNCALLED
+        if getattr(type(module), name) is not getattr(L.LightningModule, name)
+    ]
     if ignored:
         name = type(module).__name__
-        warnings.warn(f"{name} overrides {', '.join(ignored)}, which federated clients do not call", stacklevel=2)
+        warnings.warn(
+            f"{name} overrides {', '.join(ignored)}, which federated clients do not call",
+            stacklevel=2,
+        )
 
 
 def _numbers(output: Any) -> dict[str, Any]:
@@ -219,4 +269,8 @@ def _numbers(output: Any) -> dict[str, Any]:
     if isinstance(output, Tensor):
         return {"loss": output} if output.numel() == 1 else {}
     items = output.items() if isinstance(output, Mapping) else ()
-    return {k: v for k, v in items if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)}
+    return {
+        k: v
+        for k, v in items
+        if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)
+    }

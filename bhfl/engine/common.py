@@ -27,13 +27,14 @@ def check_same_options(fabric: Fabric, options: Mapping[str, Any]) -> None:
         if found:
             listed = ", ".join(found[:5])
             raise ValueError(
-                f"all processes must be started with the same options, got others in rank {rank} (rank 0 -> rank "
-                f"{rank}): {listed}"
+                f"all processes must be started with the same options, got others in rank {rank} "
+                f"(rank 0 -> rank {rank}): {listed}"
             )
 
 
 def check_common_folder(fabric: Fabric, folder: Path) -> None:
-    """Prove that all processes see one and the same run folder, because each keeps its clients' state there.
+    """Prove that all processes see one and the same run folder, because each keeps its clients'
+    state there.
 
     Args:
         fabric: Of all processes.
@@ -61,6 +62,7 @@ def check_common_folder(fabric: Fabric, folder: Path) -> None:
             with suppress(OSError):  # it holds something: an earlier run
                 made.rmdir()
     raise ValueError(
-        f"all processes must share the run folder {folder}, got ranks {', '.join(map(str, blind))} that do not see "
-        "what rank 0 writes there: set trainer.default_root_dir to a folder that all nodes have in common"
+        f"all processes must share the run folder {folder}, got ranks {', '.join(map(str, blind))} "
+        "that do not see what rank 0 writes there: set trainer.default_root_dir to a folder that "
+        "all nodes have in common"
     )

@@ -1,4 +1,5 @@
-"""What a run's checkpoint must hold. Its digest tells damage; this tells a whole file of another or of a wrong content.
+"""What a run's checkpoint must hold. Its digest tells damage; this tells a whole file of another or
+of a wrong content.
 
 What it cannot tell is a wrong value of the right kind: a SHA-256 is no signature.
 """
@@ -24,10 +25,12 @@ DIGEST_BYTES = 32
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state in a run's checkpoint, each part of the kind that a run writes; its history unpacked, as rows.
+    """The state in a run's checkpoint, each part of the kind that a run writes; its history
+    unpacked, as rows.
 
     Raises:
-        CheckpointError: It cannot be read, or is of another content, naming the file and the first wrong entry.
+        CheckpointError: It cannot be read, or is of another content, naming the file and the first
+            wrong entry.
     """
     state = load(path)
     try:
@@ -37,14 +40,20 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_contents(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` with its history unpacked; CheckpointError naming the first entry that no run writes."""
+    """`state` with its history unpacked; CheckpointError naming the first entry that no run
+    writes.
+    """
     _record(_STATE)(state, "")
     run, rounds = state["run"], state["server"]["round"]
     history = unpack(run["history"])
     if [row.get("round") for row in history] != list(range(1, rounds + 1)):
-        raise CheckpointError(f"its history must have one row for each of {rounds} rounds, got {len(history)} rows")
+        raise CheckpointError(
+            f"its history must have one row for each of {rounds} rounds, got {len(history)} rows"
+        )
     if run["best_round"] > rounds or (run["best"] is None) != (run["best_round"] == 0):
-        raise CheckpointError(f"run.best_round must be a round with run.best, got {run['best_round']}")
+        raise CheckpointError(
+            f"run.best_round must be a round with run.best, got {run['best_round']}"
+        )
     _check_clients(state["clients"], rounds)
     return {**state, "run": {**run, "history": history}}
 
@@ -60,7 +69,8 @@ def check_kept(state: Mapping[str, Any], path: Path) -> None:
 
 
 def lost_key(extra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    """What `extra`, which an algorithm keeps on the server, lacks of what its `init_server` made; empty if nothing.
+    """What `extra`, which an algorithm keeps on the server, lacks of what its `init_server` made;
+    empty if nothing.
 
     A resumed run finds out here, not by an error in the middle of a round.
 
@@ -70,11 +80,16 @@ def lost_key(extra: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     """
     for key, made in first.items():
         if key not in extra:
-            return f"ServerState.extra must keep every key that init_server made, and {key!r} is gone"
+            return (
+                f"ServerState.extra must keep every key that init_server made, and {key!r} is gone"
+            )
         kinds = next((kinds for kinds in _ALIKE if isinstance(made, kinds)), (object,))
         if not isinstance(extra[key], kinds):
             was, now = type(made).__name__, type(extra[key]).__name__
-            return f"ServerState.extra[{key!r}] must stay of the kind that init_server made, {was}, and is {now}"
+            return (
+                f"ServerState.extra[{key!r}] must stay of the kind that init_server "
+                f"made, {was}, and is {now}"
+            )
     return ""
 
 
@@ -82,11 +97,15 @@ _ALIKE: tuple[tuple[type, ...], ...] = ((int, float, Tensor), (str,), (list, tup
 """Kinds that may take each other's place; None may become anything."""
 
 
-# ---- the parts ------------------------------------------------------------------------------------------------------
+# ---- the parts -----------------------------------------------------------------------------------
 
 
 def _refuse(name: str, rule: str, value: Any) -> None:
-    told = f"{value!r:.60}" if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+    told = (
+        f"{value!r:.60}"
+        if isinstance(value, (bool, int, float, str, type(None)))
+        else type(value).__name__
+    )
     raise CheckpointError(f"{name or 'it'} must be {rule}, got {told}")
 
 
@@ -97,7 +116,9 @@ def _record(parts: Mapping[str, Check]) -> Check:
         _mapping(value, name)
         if value.keys() != parts.keys():
             odd = ", ".join(sorted(f"{key!r:.60}" for key in value.keys() ^ parts.keys()))
-            raise CheckpointError(f"{name or 'it'} must hold {', '.join(parts)}: {odd} is missing or unknown")
+            raise CheckpointError(
+                f"{name or 'it'} must hold {', '.join(parts)}: {odd} is missing or unknown"
+            )
         for key, part in parts.items():
             part(value[key], f"{name}.{key}" if name else key)
 
@@ -157,7 +178,9 @@ def _best(value: Any, name: str) -> None:
 def _buffers(value: Any, name: str) -> None:
     _mapping(value, name)
     for key, part in value.items():
-        (_each(_each(_tensor)) if key == "statistics" else _each(_tensor))(part, f"{name}.{key:.60}")
+        (_each(_each(_tensor)) if key == "statistics" else _each(_tensor))(
+            part, f"{name}.{key:.60}"
+        )
 
 
 def _ids(value: Any, name: str) -> None:
@@ -169,7 +192,13 @@ def _ids(value: Any, name: str) -> None:
 
 def _plain(value: Any, name: str) -> None:
     """Text, numbers, and lists and mappings of them."""
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    items = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, (list, tuple))
+        else ()
+    )
     for item in items:
         _plain(item, name)
     if isinstance(value, Tensor):
@@ -201,7 +230,9 @@ _STATE: dict[str, Check] = {
     "run": _record(
         {
             "history": _tensor,
-            "ledger": _each(_record(dict.fromkeys(("uplink_bytes", "downlink_bytes", "header_bytes"), _count))),
+            "ledger": _each(
+                _record(dict.fromkeys(("uplink_bytes", "downlink_bytes", "header_bytes"), _count))
+            ),
             "best": _best,
             "best_round": _count,
             "failed_rounds": _count,
@@ -217,10 +248,16 @@ _STATE: dict[str, Check] = {
 
 def _check_clients(clients: Mapping[str, Tensor], rounds: int) -> None:
     """The table of what clients keep: see `ClientStore.table`."""
-    ids, versions, digests = clients["ids"], clients["rounds"], clients["sha256"]
+    ids = clients["ids"]
+    versions = clients["rounds"]
+    digests = clients["sha256"]
     kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in (ids, versions, digests)]
     n = ids.numel()
     if kinds != [(torch.int64, (n,)), (torch.int64, (n,)), (torch.uint8, (n, DIGEST_BYTES))]:
         raise CheckpointError("clients must be a table of ids, rounds and sha256, which it is not")
-    if len(set(ids.tolist())) != n or (n and (ids.min() < 0 or versions.min() < 1 or versions.max() > rounds)):
-        raise CheckpointError(f"clients must hold each client once, with a round from 1 to {rounds}")
+    if len(set(ids.tolist())) != n or (
+        n and (ids.min() < 0 or versions.min() < 1 or versions.max() > rounds)
+    ):
+        raise CheckpointError(
+            f"clients must hold each client once, with a round from 1 to {rounds}"
+        )

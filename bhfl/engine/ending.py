@@ -1,8 +1,9 @@
-"""How a process ends before its time: with one line on what is saved and the right exit code, at any moment.
+"""How a process ends before its time: with one line on what is saved and the right exit code, at
+any moment.
 
-Python runs the handler of a signal in the main thread, between two instructions: while that thread waits inside a
-library, as for another process, nothing is heard. A second thread therefore listens too, and ends the process when the
-main thread does not.
+Python runs the handler of a signal in the main thread, between two instructions: while that thread
+waits inside a library, as for another process, nothing is heard. A second thread therefore listens
+too, and ends the process when the main thread does not.
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ class Terminated(SystemExit):
 
 
 class ExitCalledError(ValueError):
-    """Code that bhfl called, such as a data set, called `sys.exit`; a run that it cuts short is not done."""
+    """Code that bhfl called, such as a data set, called `sys.exit`; a run that it cuts short is not
+    done.
+    """
 
 
 @contextmanager
-def no_exit_of_others(allowed: Collection[str] = ("bhfl", "argparse", "jsonargparse")) -> Iterator[None]:
-    """Turn a SystemExit from the block into an error, because it would pass for the end of a command that is done.
+def no_exit_of_others(
+    allowed: Collection[str] = ("bhfl", "argparse", "jsonargparse"),
+) -> Iterator[None]:
+    """Turn a SystemExit from the block into an error, because it would pass for the end of a
+    command that is done.
 
     Args:
         allowed: Packages that may call `sys.exit`, as parsers do after a help text.
@@ -66,8 +72,9 @@ def no_exit_of_others(allowed: Collection[str] = ("bhfl", "argparse", "jsonargpa
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ExitCalledError(
-            f"sys.exit({error.code!r}) was called in {place.filename}, line {place.lineno}, in {place.name}: a command "
-            "must not be left in its middle, as if it were done; raise an error there"
+            f"sys.exit({error.code!r}) was called in {place.filename}, line {place.lineno}, in "
+            f"{place.name}: a command must not be left in its middle, as if it were done; raise an "
+            "error there"
         ) from error
 
 
@@ -86,7 +93,9 @@ class Standing:
 
     def begin(self, saved: str) -> None:
         """A command begins."""
-        self.doing, self.saved, self._said = "starting", saved, False
+        self.doing = "starting"
+        self.saved = saved
+        self._said = False
 
     def last_line(self, why: str, speaks: bool) -> str:
         """What is said before the end; empty where it is said already, or by another process.
@@ -119,12 +128,15 @@ def speaks() -> bool:
 
 
 PARENT = "BHFL_PARENT"
-"""Environment variable: the process id of the one that is about to start the others of a machine."""
+"""Environment variable: the process id of the one that is about to start the others of a machine.
+"""
 
 
 @cache
 def parent() -> int | None:
-    """The process that has started this one to share a run, if one has; not what that passes on to its own children."""
+    """The process that has started this one to share a run, if one has; not what that passes on to
+    its own children.
+    """
     value = os.environ.pop(PARENT, "")
     return int(value) if value.isdecimal() and int(value) != os.getpid() else None
 
@@ -146,7 +158,12 @@ def _wait_for_parent() -> None:
     while os.getppid() == parent():
         time.sleep(0.5)
     time.sleep(PATIENCE_SECONDS)  # others may know more of it
-    end_now(LOST, STANDING.last_line("the process that started this one has ended without a word", speaks_of_others()))
+    end_now(
+        LOST,
+        STANDING.last_line(
+            "the process that started this one has ended without a word", speaks_of_others()
+        ),
+    )
 
 
 def end_now(code: int, line: str = "") -> NoReturn:
@@ -175,17 +192,20 @@ def _flush() -> None:
 
 
 class Signals:
-    """SIGINT and SIGTERM as `KeyboardInterrupt` and `Terminated` in the main thread, or else the end of the process.
+    """SIGINT and SIGTERM as `KeyboardInterrupt` and `Terminated` in the main thread, or else the
+    end of the process.
 
     Args:
-        command: The process runs one command, and ends whatever the main thread makes of a signal. Else a user's own
-            code may go on after it, and the process is ended only where the main thread hears nothing.
+        command: The process runs one command, and ends whatever the main thread makes of a signal.
+            Else a user's own code may go on after it, and the process is ended only where the main
+            thread hears nothing.
     """
 
     def __init__(self, command: bool) -> None:
         self.command = command
         self.in_order = not command
-        """Whether there is anything to put in order on the way out; else the process ends at once."""
+        """Whether there is anything to put in order on the way out; else the process ends at once.
+        """
         self.code: int | None = None
         """The exit code, once the command is done: from then on a signal changes nothing."""
         self._first = 0
@@ -267,7 +287,9 @@ _listening: Signals | None = None
 
 @cache
 def _forget_in_forks() -> None:
-    """Let forked processes, such as those of a DataLoader, have the signals as they are by default."""
+    """Let forked processes, such as those of a DataLoader, have the signals as they are by
+    default.
+    """
 
     def forget() -> None:
         if _listening:
@@ -278,10 +300,12 @@ def _forget_in_forks() -> None:
 
 @contextmanager
 def ended_in_order(deaf: bool) -> Iterator[None]:
-    """Let a signal raise `KeyboardInterrupt` or `Terminated` in the block, so that it can close what it has opened.
+    """Let a signal raise `KeyboardInterrupt` or `Terminated` in the block, so that it can close
+    what it has opened.
 
     Args:
-        deaf: The main thread may wait inside a library, where it hears no signal: it has `PATIENCE_SECONDS`.
+        deaf: The main thread may wait inside a library, where it hears no signal: it has
+            `PATIENCE_SECONDS`.
     """
     if _listening:
         before, _listening.in_order = _listening.in_order, True

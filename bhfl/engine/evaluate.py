@@ -32,16 +32,22 @@ class Task:
 
 
 class Evaluator:
-    """Evaluates a server state over its fleet; passes are spread over the processes, each done whole by one.
+    """Evaluates a server state over its fleet; passes are spread over the processes, each done
+    whole by one.
 
-    A pass is never split: dynamic activation ranges and metric states then do not depend on how many processes there
-    are, and a user's `validation_step`, hooks and torchmetrics work as they are.
+    A pass is never split: dynamic activation ranges and metric states then do not depend on how
+    many processes there are, and a user's `validation_step`, hooks and torchmetrics work as they
+    are.
     """
 
     def __init__(self, rounds: Rounds) -> None:
-        self.rounds, self.worker, self.clients = rounds, rounds.worker, rounds.clients
+        self.rounds = rounds
+        self.worker = rounds.worker
+        self.clients = rounds.clients
         self.groups = {client.group: client.spec for client in self.clients}
-        self.shares = {g: sum(c.group == g for c in self.clients) / len(self.clients) for g in self.groups}
+        self.shares = {
+            g: sum(c.group == g for c in self.clients) / len(self.clients) for g in self.groups
+        }
 
     def __call__(
         self,
@@ -50,8 +56,9 @@ class Evaluator:
         stage: Stage,
         kept: Callable[[Client], Mapping[str, Any]],
     ) -> dict[str, float]:
-        """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model), ``val/acc_<group>``,
-        ``val/acc_avg`` (weighted by the groups' numbers of clients), ``val/acc_min``.
+        """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
+        ``val/acc_<group>``, ``val/acc_avg`` (weighted by the groups' numbers of clients),
+        ``val/acc_min``.
         """
         fabric = self.worker.fabric
         self.worker.place.begin(server.round)
@@ -73,9 +80,14 @@ class Evaluator:
 
     def _of_group(self, server: ServerState, group: str) -> Params:
         """The model of a group, without what is its clients' own."""
-        return {**self.rounds.hooks.group_params(server, group), **self.rounds.buffers.of(server, group)}
+        return {
+            **self.rounds.hooks.group_params(server, group),
+            **self.rounds.buffers.of(server, group),
+        }
 
-    def _tasks(self, server: ServerState, kept: Callable[[Client], Mapping[str, Any]]) -> Iterator[Task]:
+    def _tasks(
+        self, server: ServerState, kept: Callable[[Client], Mapping[str, Any]]
+    ) -> Iterator[Task]:
         own = self.rounds.own
         for group, spec in self.groups.items():
             given = self._of_group(server, group)
@@ -83,8 +95,12 @@ class Evaluator:
                 yield Task(group, spec, partial(own.whole, server, given))
                 continue
             for client in (client for client in self.clients if client.group == group):
-                yield Task(group, spec, partial(_with_own, own, server, given, partial(kept, client)))
-        if self.rounds.algorithm.communicates and not any(spec.is_float for spec in self.groups.values()):
+                yield Task(
+                    group, spec, partial(_with_own, own, server, given, partial(kept, client))
+                )
+        if self.rounds.algorithm.communicates and not any(
+            spec.is_float for spec in self.groups.values()
+        ):
             buffers = self.rounds.buffers.of(server, next(iter(self.groups)))
             yield Task(GLOBAL, BitSpec(), partial(own.whole, server, {**server.params, **buffers}))
 
@@ -93,16 +109,22 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for name in next(iter(results.values()), {}):
             values = {group: result[name] for group, result in results.items()}
-            floating = next((values[g] for g, spec in self.groups.items() if spec.is_float), math.nan)
+            floating = next(
+                (values[g] for g, spec in self.groups.items() if spec.is_float), math.nan
+            )
             if self.rounds.algorithm.communicates:
                 metrics[f"{stage}/{name}"] = overall[name] if overall else floating
             metrics.update({f"{stage}/{name}_{group}": value for group, value in values.items()})
-            metrics[f"{stage}/{name}_avg"] = sum(self.shares[group] * value for group, value in values.items())
+            metrics[f"{stage}/{name}_avg"] = sum(
+                self.shares[group] * value for group, value in values.items()
+            )
             metrics[f"{stage}/{name}_min"] = min(values.values())
         return metrics
 
 
-def _with_own(own: Own, server: ServerState, given: Params, kept: Callable[[], Mapping[str, Any]]) -> Params:
+def _with_own(
+    own: Own, server: ServerState, given: Params, kept: Callable[[], Mapping[str, Any]]
+) -> Params:
     return own.whole(server, given, kept())
 
 

@@ -17,30 +17,44 @@ from bhfl.engine.records import NO_EXAMPLES, ClientRecord
 _OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
 _TOLD = 3
 """Failures of a round that are told one by one."""
-_PASSING = ("out of memory", "t allocate memory", "cannot allocate", "timed out", "killed by signal")
+_PASSING = (
+    "out of memory",
+    "t allocate memory",
+    "cannot allocate",
+    "timed out",
+    "killed by signal",
+)
 """Words of errors that come from the machine and may pass, where their type does not say so."""
 
 
 class TooFewClientsError(RuntimeError):
-    """Too few updates were usable for too long, or the same error would stop every client for ever."""
+    """Too few updates were usable for too long, or the same error would stop every client for
+    ever.
+    """
 
 
 def origin(error: BaseException) -> str:
     """Type and place of an error that is likely to come again: the innermost line outside `bhfl`.
 
-    An empty string for what may pass, which is want of memory, an OSError or a time-out, and for what happened in our
-    own code alone, such as a client that drops out.
+    An empty string for what may pass, which is want of memory, an OSError or a time-out, and for
+    what happened in our own code alone, such as a client that drops out.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (MemoryError, OSError, TimeoutError, torch.OutOfMemoryError)):
             return ""
-        if "Timeout" in type(cause).__name__ or any(words in str(cause).lower() for words in _PASSING):
+        if "Timeout" in type(cause).__name__ or any(
+            words in str(cause).lower() for words in _PASSING
+        ):
             return ""
         cause = cause.__cause__
     frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if not frame.filename.startswith(_OURS)]
-    return f"{type(error).__qualname__} at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+    return (
+        f"{type(error).__qualname__} at {outside[-1].filename}:{outside[-1].lineno}"
+        if outside
+        else ""
+    )
 
 
 def failed_in_a_row(
@@ -56,13 +70,18 @@ def failed_in_a_row(
         tell: Whether to warn of each failure.
 
     Raises:
-        TooFewClientsError: There are too many such rounds, or two or more clients failed, all in the same way.
+        TooFewClientsError: There are too many such rounds, or two or more clients failed, all in
+            the same way.
     """
     bad = [record for record in records if record.status != "ok"]
     for record in bad[:_TOLD] if tell else ():
-        warnings.warn(f"round {round}: client {record.client} {record.status}: {record.reason}", stacklevel=2)
+        warnings.warn(
+            f"round {round}: client {record.client} {record.status}: {record.reason}", stacklevel=2
+        )
     if len(bad) > _TOLD and tell:
-        warnings.warn(f"round {round}: and {len(bad) - _TOLD} clients more; see rounds.jsonl", stacklevel=2)
+        warnings.warn(
+            f"round {round}: and {len(bad) - _TOLD} clients more; see rounds.jsonl", stacklevel=2
+        )
     if alike := failed_alike(records):
         why = f"the same error in all {len(alike)} clients of round {round}"
     elif len(records) - len(bad) >= options["min_clients"]:
@@ -78,7 +97,9 @@ def failed_in_a_row(
 
 
 def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:
-    """The clients of a round, if it had two or more, and all failed by an error of one type at one line; else none."""
+    """The clients of a round, if it had two or more, and all failed by an error of one type at one
+    line; else none.
+    """
     asked = [record for record in records if record.reason != NO_EXAMPLES]
     origins = {record.origin for record in asked}
     return asked if len(asked) > 1 and len(origins) == 1 and origins != {""} else []

@@ -53,23 +53,42 @@ class Fleet:
         counts = [group.count or 0 for group in self.groups]
         if self.by_fraction:
             if num_clients is None:
-                raise ValueError("clients are given by fraction: num_clients must say how many there are, got None")
-            counts = _largest_remainder([group.fraction or 0.0 for group in self.groups], num_clients)
+                raise ValueError(
+                    "clients are given by fraction: num_clients must say how many there are, got "
+                    "None"
+                )
+            counts = _largest_remainder(
+                [group.fraction or 0.0 for group in self.groups], num_clients
+            )
             for group, count in zip(self.groups, counts, strict=True):
                 if not count:
                     share = f"a fraction of {group.fraction:g}"
-                    raise ValueError(f"clients: {share} must be at least one of {num_clients} clients, got 0")
+                    raise ValueError(
+                        f"clients: {share} must be at least one of {num_clients} clients, got 0"
+                    )
         elif num_clients is not None and num_clients != sum(counts):
-            raise ValueError(f"num_clients must be {sum(counts)}, the sum of the counts in clients, got {num_clients}")
-        return [group.bits for group, count in zip(self.groups, counts, strict=True) for _ in range(count)]
+            raise ValueError(
+                f"num_clients must be {sum(counts)}, the sum of the counts in clients, got "
+                f"{num_clients}"
+            )
+        return [
+            group.bits
+            for group, count in zip(self.groups, counts, strict=True)
+            for _ in range(count)
+        ]
 
     def to_config(self) -> Any:
-        """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and lists."""
+        """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and
+        lists.
+        """
         spelled = [_spell(group.bits) for group in self.groups]
         if not self.by_fraction and all(isinstance(bits, str) for bits in spelled):
             return {bits: group.count for bits, group in zip(spelled, self.groups, strict=True)}
         size = "fraction" if self.by_fraction else "count"
-        return [{"bits": b, size: getattr(group, size)} for b, group in zip(spelled, self.groups, strict=True)]
+        return [
+            {"bits": b, size: getattr(group, size)}
+            for b, group in zip(spelled, self.groups, strict=True)
+        ]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fleet) and other.groups == self.groups
@@ -87,7 +106,9 @@ def _spell(spec: BitSpec) -> str | dict[str, Any]:
     except ValueError:
         pass
     default = BitSpec()
-    return {f.name: v for f in fields(spec) if (v := getattr(spec, f.name)) != getattr(default, f.name)}
+    return {
+        f.name: v for f in fields(spec) if (v := getattr(spec, f.name)) != getattr(default, f.name)
+    }
 
 
 def _parse(value: Any) -> list[Group]:
@@ -96,7 +117,9 @@ def _parse(value: Any) -> list[Group]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         entries = list(value)
     else:
-        raise ValueError(f"clients must be a mapping such as {{8: 5, 32: 5}} or a list of groups, got {value!r}")
+        raise ValueError(
+            f"clients must be a mapping such as {{8: 5, 32: 5}} or a list of groups, got {value!r}"
+        )
     if not entries:
         raise ValueError(f"clients must hold at least one group, got {value!r}")
     groups: list[Group] = []
@@ -119,16 +142,23 @@ def _parse_group(entry: Any) -> Group:
     for key in entry:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
-            raise ValueError(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else f"; known: {known}"))
+            raise ValueError(
+                f"unknown key {key!r}"
+                + (f", did you mean {near[0]!r}?" if near else f"; known: {known}")
+            )
     if "bits" not in entry:
         raise ValueError(f"bits is missing in {dict(entry)!r}")
     count, fraction = entry.get("count"), entry.get("fraction")
     if (count is None) == (fraction is None):
         raise ValueError(f"needs either count or fraction, got {dict(entry)!r}")
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**7):
+    if count is not None and (
+        isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**7
+    ):
         raise ValueError(f"count must be an integer from 1 to 10,000,000, got {count!r}")
     if fraction is not None and (
-        isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1
+        isinstance(fraction, bool)
+        or not isinstance(fraction, (int, float))
+        or not 0 < fraction <= 1
     ):
         raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
     return Group(bits=BitSpec.parse(entry["bits"]), count=count, fraction=fraction)
@@ -139,7 +169,9 @@ def _across(groups: list[Group]) -> list[str]:
     problems = []
     if any(g.count is None for g in groups) and any(g.fraction is None for g in groups):
         problems.append("clients must all have a count or all have a fraction, got a mix")
-    elif groups[0].fraction is not None and not math.isclose(total := sum(g.fraction or 0 for g in groups), 1.0):
+    elif groups[0].fraction is not None and not math.isclose(
+        total := sum(g.fraction or 0 for g in groups), 1.0
+    ):
         problems.append(f"clients: fractions must sum to 1, got {total:g}")
     labels = [group.bits.label for group in groups]
     for label in sorted({label for label in labels if labels.count(label) > 1}):

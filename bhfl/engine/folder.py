@@ -1,4 +1,5 @@
-"""The run folder: ``<root>/<name>/version_N`` with everything a run leaves behind, each file whole or absent.
+"""The run folder: ``<root>/<name>/version_N`` with everything a run leaves behind, each file whole
+or absent.
 
 The folder itself may be behind a link; inside it no link is followed when something is written.
 """
@@ -30,14 +31,17 @@ _ROUND = re.compile(r"round=(\d+)\.ckpt")
 
 
 def new_run(root: Path) -> Path:
-    """Create ``root/version_N`` with the lowest N above all that exist; two runs at once never get the same.
+    """Create ``root/version_N`` with the lowest N above all that exist; two runs at once never get
+    the same.
 
     Raises:
         OSError: The folder cannot be made or written, naming it.
     """
     root.mkdir(parents=True, exist_ok=True)
     while True:
-        versions = [int(m[1]) for p in root.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))]
+        versions = [
+            int(m[1]) for p in root.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))
+        ]
         path = root / f"version_{max(versions, default=-1) + 1}"
         try:
             path.mkdir()
@@ -48,22 +52,31 @@ def new_run(root: Path) -> Path:
 
 
 def claim(folder: Path) -> IO[bytes]:
-    """Keep other processes out of a run folder until the returned file is closed, or this process ends in any way.
+    """Keep other processes out of a run folder until the returned file is closed, or this process
+    ends in any way.
 
     Raises:
-        BlockingIOError: Another process has claimed it, naming both; or its ``.lock`` is no lock of ours.
+        BlockingIOError: Another process has claimed it, naming both; or its ``.lock`` is no lock of
+            ours.
         OSError: ``.lock`` is a link, or cannot be written.
     """
     path = folder / ".lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
-        owner = os.read(descriptor, 30) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b"no file"
-        if not re.fullmatch(rb"\d{0,20}", owner):  # another file under this name, as by a hard link, is left as it is
-            raise BlockingIOError(f"{path} is no lock of a run: remove it, if nobody needs what it holds")
+        owner = (
+            os.read(descriptor, 30) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b"no file"
+        )
+        # another file under this name, as by a hard link, is left as it is
+        if not re.fullmatch(rb"\d{0,20}", owner):
+            raise BlockingIOError(
+                f"{path} is no lock of a run: remove it, if nobody needs what it holds"
+            )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(f"{folder}: process {owner.decode() or '?'} is training here") from None
+            raise BlockingIOError(
+                f"{folder}: process {owner.decode() or '?'} is training here"
+            ) from None
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except BaseException:
@@ -73,7 +86,9 @@ def claim(folder: Path) -> IO[bytes]:
 
 
 def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What lies at the top of a run folder, and at any depth in the folders of checkpoints and clients."""
+    """What lies at the top of a run folder, and at any depth in the folders of checkpoints and
+    clients.
+    """
     with os.scandir(folder) as entries:
         found = list(entries)
     yield from found
@@ -98,7 +113,11 @@ def find_link(folder: Path) -> Path | None:
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote."""
     for entry in own_entries(folder):
-        if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
+        if (
+            entry.name.startswith(".")
+            and entry.name.endswith(".tmp")
+            and entry.is_file(follow_symlinks=False)
+        ):
             os.unlink(entry.path)
 
 
@@ -110,19 +129,29 @@ def subfolder(run: Path, name: str) -> Path:
     """
     path = run / name
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "a link in a run folder is not followed: remove it, or name a folder by --out", path)
+        raise OSError(
+            errno.ELOOP,
+            "a link in a run folder is not followed: remove it, or name a folder by --out",
+            path,
+        )
     path.mkdir(exist_ok=True)
     return path
 
 
 def round_checkpoints(folder: Path) -> dict[int, Path]:
-    """The files ``round=N.ckpt`` of a folder of checkpoints by N, the newest last; other names are left alone."""
-    found = ((m, path) for path in folder.glob("round=*.ckpt") if (m := _ROUND.fullmatch(path.name)))
+    """The files ``round=N.ckpt`` of a folder of checkpoints by N, the newest last; other names are
+    left alone.
+    """
+    found = (
+        (m, path) for path in folder.glob("round=*.ckpt") if (m := _ROUND.fullmatch(path.name))
+    )
     return dict(sorted((int(m[1]), path) for m, path in found if path.is_file()))
 
 
 def newest_run(root: Path) -> Path | None:
-    """The ``version_N`` with the highest N that holds the checkpoint of a round, if any: ``best.ckpt`` comes before."""
+    """The ``version_N`` with the highest N that holds the checkpoint of a round, if any:
+    ``best.ckpt`` comes before.
+    """
     folders = (p for p in root.glob("version_*") if re.fullmatch(r"version_\d+", p.name))
     runs = [p for p in folders if round_checkpoints(p / CHECKPOINTS)]
     return max(runs, key=lambda p: int(p.name[8:]), default=None)
@@ -135,7 +164,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """``summary.json`` of a run; None where it has not come to its end, failed there, or the file cannot be read."""
+    """``summary.json`` of a run; None where it has not come to its end, failed there, or the file
+    cannot be read.
+    """
     try:
         found = read_json(read_limited(run / SUMMARY, MAX_SUMMARY_BYTES))
     except (OSError, ValueError):
@@ -144,7 +175,9 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 class RoundsFile:
-    """``rounds.jsonl``: one line of JSON a round, on disk when it is written, so that it is valid after a kill."""
+    """``rounds.jsonl``: one line of JSON a round, on disk when it is written, so that it is valid
+    after a kill.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,6 @@
-"""What is told before the first round, because it trains on without an error and to little effect."""
+"""What is told before the first round, because it trains on without an error and to little
+effect.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _LEFT = 0.5
 """BatchNorm that keeps more than this of its first statistics after a client's round is told of."""
 _NAMED = 5
 _GRAPHS = 4
-"""What `torch.compile` makes of a forward at one bit-width: full and last batches, in training and in evaluation."""
+"""What `torch.compile` makes of a forward at one bit-width: full and last batches, in training and
+in evaluation.
+"""
 
 
 def forewarn(
@@ -32,15 +36,16 @@ def forewarn(
     fresh: bool,
     compiled: bool,
 ) -> None:
-    """Warn of low-bit groups that compute in float32 for the most part, of BatchNorm that hardly moves, and of more
-    bit-widths than a compiled model has graphs for.
+    """Warn of low-bit groups that compute in float32 for the most part, of BatchNorm that hardly
+    moves, and of more bit-widths than a compiled model has graphs for.
 
     Args:
         module: The model, whose layers are swapped already.
         clients: The fleet.
         data: Already split.
         options: The trainer's options.
-        fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its clients.
+        fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its
+            clients.
         compiled: The model is compiled, or a part of it; see `is_compiled`.
     """
     clients = list(clients)
@@ -50,12 +55,18 @@ def forewarn(
     arriving = fresh and not options["reestimate_norm"]
     if told := _slow_norms(module, _most_steps(clients, data, options)) if arriving else "":
         warnings.warn(told, stacklevel=2)
-    if told := _too_many_graphs(len({client.spec for client in clients} | {BitSpec()})) if compiled else "":
+    if (
+        told := _too_many_graphs(len({client.spec for client in clients} | {BitSpec()}))
+        if compiled
+        else ""
+    ):
         warnings.warn(told, stacklevel=2)
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` was called on a model that is lent, or on a part of it, or ``compile()`` of either."""
+    """Whether `torch.compile` was called on a model that is lent, or on a part of it, or
+    ``compile()`` of either.
+    """
     return any(
         isinstance(part, OptimizedModule)
         or getattr(part, "_compiled_call_impl", None) is not None
@@ -65,14 +76,17 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def _too_many_graphs(num_specs: int) -> str:
-    """That the compiler gives up at so many bit-widths, the server's float32 among them; it says so in a log alone."""
+    """That the compiler gives up at so many bit-widths, the server's float32 among them; it says so
+    in a log alone.
+    """
     config: Any = torch._dynamo.config
     wanted = _GRAPHS * num_specs
     if wanted <= config.recompile_limit:
         return ""
     return (
-        f"the model is compiled anew for each of {num_specs} bit-widths, up to {wanted} times, and torch runs it "
-        f"uncompiled after {config.recompile_limit}: set torch._dynamo.config.recompile_limit = {wanted} before the run"
+        f"the model is compiled anew for each of {num_specs} bit-widths, up to {wanted} times, and "
+        f"torch runs it uncompiled after {config.recompile_limit}: set "
+        f"torch._dynamo.config.recompile_limit = {wanted} before the run"
     )
 
 
@@ -93,10 +107,13 @@ def _mostly_float(module: nn.Module) -> str:
     if quantised >= _SHARE * total:
         return ""
     largest = sorted(sizes, key=lambda key: -sizes[key])
-    named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
+    named = ", ".join(largest[:_NAMED]) + (
+        f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else ""
+    )
     return (
-        f"hold {quantised / total:.0%} of the model's weights at their bits, the rest stays float32: {named}; "
-        "layers of torch's own classes Linear, Conv, Embedding and MultiheadAttention are quantised"
+        f"hold {quantised / total:.0%} of the model's weights at their bits, the rest stays "
+        f"float32: {named}; layers of torch's own classes Linear, Conv, Embedding and "
+        "MultiheadAttention are quantised"
     )
 
 
@@ -109,11 +126,16 @@ def _most_steps(clients: Iterable[Client], data: FederatedData, options: Mapping
 
 
 def _slow_norms(module: nn.Module, steps: int) -> str:
-    """The BatchNorm whose running statistics move least in a round, where that is little; else an empty string."""
+    """The BatchNorm whose running statistics move least in a round, where that is little; else an
+    empty string.
+    """
     slow = [
         (norm.momentum, name)
         for name, norm in module.named_modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.training and norm.momentum is not None
+        if isinstance(norm, _BatchNorm)
+        and norm.track_running_stats
+        and norm.training
+        and norm.momentum is not None
     ]
     if not slow or not steps:
         return ""
@@ -122,7 +144,8 @@ def _slow_norms(module: nn.Module, steps: int) -> str:
     if left <= _LEFT:
         return ""
     return (
-        f"BatchNorm {name} has momentum {momentum:g}: after the {steps} steps of a round {left:.0%} of its first "
-        "statistics are left, which evaluation then uses; give it a momentum of "
-        f"{1 - 0.1 ** (1 / steps):.2g} or more, or set trainer.reestimate_norm: true and data.holdout"
+        f"BatchNorm {name} has momentum {momentum:g}: after the {steps} steps of a round "
+        f"{left:.0%} of its first statistics are left, which evaluation then uses; give it a "
+        f"momentum of {1 - 0.1 ** (1 / steps):.2g} or more, or set trainer.reestimate_norm: true "
+        "and data.holdout"
     )

@@ -1,4 +1,6 @@
-"""The memory format of images and convolution weights: tried on a copy of the model, decided once by one process."""
+"""The memory format of images and convolution weights: tried on a copy of the model, decided once
+by one process.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from bhfl.engine.module_hooks import call_step
 from bhfl.engine.recorder import recording
 from bhfl.engine.sampling import RandomKeys, seed_globals
 from bhfl.engine.types import Client, FederatedData, ServerState
-from bhfl.quant.memory_format import contiguous, has_usual_strides, layer_needs_contiguous, needs_contiguous
+from bhfl.quant.memory_format import (
+    contiguous,
+    has_usual_strides,
+    layer_needs_contiguous,
+    needs_contiguous,
+)
 
 if TYPE_CHECKING:
     from bhfl.engine.client import Worker
@@ -28,9 +35,13 @@ if TYPE_CHECKING:
 Wanted = Union[bool, Literal["auto"]]
 
 _TOLERANCE = 0.1
-"""Gradients that differ by more than this share are other gradients; orders of summation differ by far less."""
+"""Gradients that differ by more than this share are other gradients; orders of summation differ by
+far less.
+"""
 _NOISE = 0.01
-"""Gradients smaller than this share of the largest are compared with that share: they may be rounding alone."""
+"""Gradients smaller than this share of the largest are compared with that share: they may be
+rounding alone.
+"""
 
 
 class Layout:
@@ -60,14 +71,20 @@ class Layout:
             self._changed, self._hooks = [], []
             return
         for parameter in self.module.parameters():
-            if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
+            if parameter.ndim == 4 and not parameter.is_contiguous(
+                memory_format=torch.channels_last
+            ):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
                 self._changed.append(parameter)
         for layer in self.module.modules():
             if layer_needs_contiguous(layer):
-                self._hooks.append(layer.register_forward_pre_hook(_contiguous_inputs, prepend=True))
+                self._hooks.append(
+                    layer.register_forward_pre_hook(_contiguous_inputs, prepend=True)
+                )
                 for parameter in layer.parameters(recurse=False):
-                    parameter.data = contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
+                    parameter.data = (
+                        contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
+                    )
 
     def batch(self, batch: Any) -> Any:
         """A batch whose images are laid out so."""
@@ -75,7 +92,9 @@ class Layout:
 
 
 def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(contiguous(x) if isinstance(x, Tensor) and x.dim() in (3, 4) else x for x in inputs)
+    return tuple(
+        contiguous(x) if isinstance(x, Tensor) and x.dim() in (3, 4) else x for x in inputs
+    )
 
 
 def _channels_last(batch: Any) -> Any:
@@ -87,7 +106,11 @@ def _channels_last(batch: Any) -> Any:
 
 
 def with_format(
-    server: ServerState, options: Mapping[str, Any], worker: Worker, clients: Iterable[Client], data: FederatedData
+    server: ServerState,
+    options: Mapping[str, Any],
+    worker: Worker,
+    clients: Iterable[Client],
+    data: FederatedData,
 ) -> ServerState:
     """A first server state with the memory format that its run takes; see `agree_on_format`.
 
@@ -108,8 +131,11 @@ def with_format(
     return replace(server, channels_last=chosen)
 
 
-def agree_on_format(wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]) -> bool:
-    """Whether a run keeps images in channels_last: the first process tries it, and all take its word.
+def agree_on_format(
+    wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]
+) -> bool:
+    """Whether a run keeps images in channels_last: the first process tries it, and all take its
+    word.
 
     Neither the module nor any random stream is touched.
 
@@ -126,16 +152,23 @@ def agree_on_format(wanted: Wanted, module: L.LightningModule, fabric: Fabric, f
     chosen, why = fabric.broadcast(verdict)  # type: ignore[misc]
     if why and wanted is True:
         raise ValueError(
-            f"trainer.channels_last: true does not fit {type(module).__name__}: {why}; set trainer.channels_last to "
-            "auto or false"
+            f"trainer.channels_last: true does not fit {type(module).__name__}: {why}; set "
+            "trainer.channels_last to auto or false"
         )
     if why and fabric.is_global_zero:
-        warnings.warn(f"trainer.channels_last: auto takes contiguous images, which can be slower: {why}", stacklevel=2)
+        warnings.warn(
+            f"trainer.channels_last: auto takes contiguous images, which can be slower: {why}",
+            stacklevel=2,
+        )
     return bool(chosen)
 
 
-def _verdict(wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]) -> tuple[bool, str]:
-    """Whether it is taken, and why not where that is to be said: an error in both formats is not the format's."""
+def _verdict(
+    wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: Callable[[], Any]
+) -> tuple[bool, str]:
+    """Whether it is taken, and why not where that is to be said: an error in both formats is not
+    the format's.
+    """
     if wanted is False or not any(parameter.ndim == 4 for parameter in module.parameters()):
         return wanted is True, ""  # nothing to gain
     with isolate_rng(), warnings.catch_warnings():
@@ -143,18 +176,34 @@ def _verdict(wanted: Wanted, module: L.LightningModule, fabric: Fabric, first: C
         try:
             batch = first()
             trials = {last: _tried(module, fabric, batch, last) for last in (False, True)}
-        except Exception as error:  # the data's, or no copy can be made: the run itself shows what it comes to
-            why = f"{type(module).__name__} cannot be tried ({_line(error)})" if wanted == "auto" else ""
+        except (
+            Exception
+        ) as error:  # the data's, or no copy can be made: the run itself shows what it comes to
+            why = (
+                f"{type(module).__name__} cannot be tried ({_line(error)})"
+                if wanted == "auto"
+                else ""
+            )
             return wanted is True, why
         for step, fault in trials[True].errors.items():
             if step not in trials[False].errors:
-                return False, f"{step} fails on images in channels_last ({_line(fault)}), and does not on others"
+                return (
+                    False,
+                    f"{step} fails on images in channels_last ({_line(fault)}), "
+                    "and does not on others",
+                )
         if wanted is True or trials[True].errors:
             return wanted is True, ""
         if not _same(trials):  # dropout draws other masks in another format
-            trials = {last: _tried(module, fabric, batch, last, as_evaluated=True) for last in (False, True)}
+            trials = {
+                last: _tried(module, fabric, batch, last, as_evaluated=True)
+                for last in (False, True)
+            }
         same = _same(trials)
-        return same, "" if same else "training_step computes other gradients from images in channels_last"
+        return (
+            same,
+            "" if same else "training_step computes other gradients from images in channels_last",
+        )
 
 
 @dataclass
@@ -168,7 +217,11 @@ class _Trial:
 
 
 def _tried(
-    module: L.LightningModule, fabric: Fabric, batch: Any, channels_last: bool, as_evaluated: bool = False
+    module: L.LightningModule,
+    fabric: Fabric,
+    batch: Any,
+    channels_last: bool,
+    as_evaluated: bool = False,
 ) -> _Trial:
     """One step of training, and one of each evaluation, of a copy of the module.
 
@@ -206,7 +259,9 @@ def _tried(
 
 
 def _train(module: L.LightningModule, step: Callable[..., Any], batch: Any, trial: _Trial) -> None:
-    """A training step, backward and the optimisers' steps; a module that optimises by itself does so."""
+    """A training step, backward and the optimisers' steps; a module that optimises by itself does
+    so.
+    """
     configured: Any = module.configure_optimizers()
     optimizers = _optimizers(configured)
     if not module.automatic_optimization:
@@ -238,7 +293,9 @@ def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
 
 
 @contextmanager
-def _optimised_by_itself(module: L.LightningModule, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+def _optimised_by_itself(
+    module: L.LightningModule, optimizers: list[torch.optim.Optimizer]
+) -> Iterator[None]:
     """What a module that optimises manually calls, on plain optimisers."""
     lent: dict[str, Any] = {
         "optimizers": lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
@@ -257,12 +314,18 @@ def _optimised_by_itself(module: L.LightningModule, optimizers: list[torch.optim
 
 
 class _NoCrash(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises before a convolution that would crash, where no layer of torch's has seen to its operands."""
+    """Raises before a convolution that would crash, where no layer of torch's has seen to its
+    operands.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        strided = func is torch.ops.aten.convolution.default and needs_contiguous(args[1].shape, args[3])
+        strided = func is torch.ops.aten.convolution.default and needs_contiguous(
+            args[1].shape, args[3]
+        )
         if strided and any(x.stride(-3) == 1 and not has_usual_strides(x) for x in args[:2]):
-            raise RuntimeError("a strided 1x1 convolution of fewer than 8 channels crashes in this format")
+            raise RuntimeError(
+                "a strided 1x1 convolution of fewer than 8 channels crashes in this format"
+            )
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,6 @@
-"""Whether what a hook of an algorithm hands over can be used; where it cannot, an error that names the hook."""
+"""Whether what a hook of an algorithm hands over can be used; where it cannot, an error that names
+the hook.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from bhfl.quant import QuantizedTensor
 
 
 class ReturnError(ValueError):
-    """A hook returned what cannot be used; the message names class, hook, tensor, rule and value."""
+    """A hook returned what cannot be used; the message names class, hook, tensor, rule and
+    value.
+    """
 
 
 class ServerReturnError(ReturnError):
@@ -43,25 +47,33 @@ def check_tensors(
     Args:
         hook: What the error calls it, such as ``FedAvg.server_update``.
         returned: What it returned.
-        like: Tensors that have the names, shapes and dtypes that are allowed, for finite values; None allows any.
+        like: Tensors that have the names, shapes and dtypes that are allowed, for finite values;
+            None allows any.
         whole: Whether every name of `like` must be there.
         codes: Whether quantised tensors are allowed.
-        known: Tensors that were held to all this before; the very same objects are not looked at again.
+        known: Tensors that were held to all this before; the very same objects are not looked at
+            again.
 
     Raises:
         ReturnError: Naming the first tensor that is wrong.
     """
     if not isinstance(returned, Mapping):
-        raise ReturnError(f"{hook} must return a dict of tensors by name, got {type(returned).__name__}")
+        raise ReturnError(
+            f"{hook} must return a dict of tensors by name, got {type(returned).__name__}"
+        )
     if like is not None and whole and (missing := [name for name in like if name not in returned]):
         others = [name for name in returned if name not in like]
         instead = f"; got {others[0]!r}, which the model does not have" if others else ""
-        raise ReturnError(f"{hook} must return every tensor of the model, {missing[0]!r} is missing{instead}")
+        raise ReturnError(
+            f"{hook} must return every tensor of the model, {missing[0]!r} is missing{instead}"
+        )
     for name, value in returned.items():
         if not isinstance(name, str):
             raise ReturnError(f"{hook} must return tensors by name, got the name {name!r}")
         if like is not None and name not in like:
-            raise ReturnError(f"{hook} must return tensors of the model, got {name!r}, which it does not have")
+            raise ReturnError(
+                f"{hook} must return tensors of the model, got {name!r}, which it does not have"
+            )
         if isinstance(value, QuantizedTensor) and codes:
             _check_shape(hook, name, value.codes, like)  # `encode` checks the rest
         elif known is None or known.get(name) is not value:
@@ -74,13 +86,19 @@ def _check_kind(hook: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise ReturnError(f"{hook}: {name!r} must be a tensor, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_meta or value.dtype not in KINDS:
-        kind = "a tensor without memory (meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
-        raise ReturnError(f"{hook}: {name!r} must be a dense tensor of a kind that can be sent, got {kind}")
+        kind = (
+            "a tensor without memory (meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
+        )
+        raise ReturnError(
+            f"{hook}: {name!r} must be a dense tensor of a kind that can be sent, got {kind}"
+        )
 
 
 def _check_shape(hook: str, name: str, value: Tensor, like: Mapping[str, Tensor] | None) -> None:
     if like is not None and value.shape != like[name].shape:
-        raise ReturnError(f"{hook}: {name!r} must have shape {tuple(like[name].shape)}, got {tuple(value.shape)}")
+        raise ReturnError(
+            f"{hook}: {name!r} must have shape {tuple(like[name].shape)}, got {tuple(value.shape)}"
+        )
 
 
 def _check_values(hook: str, name: str, value: Tensor, like: Mapping[str, Tensor] | None) -> None:
@@ -105,7 +123,8 @@ def check_aggregate(hook: str, aggregate: Any, params: Mapping[str, Tensor]) -> 
 
     Args:
         hook: What the error calls it.
-        aggregate: A nest of containers; where it is a dict of tensors, those with a name of the model have its shapes.
+        aggregate: A nest of containers; where it is a dict of tensors, those with a name of the
+            model have its shapes.
         params: The model.
 
     Raises:
@@ -115,7 +134,8 @@ def check_aggregate(hook: str, aggregate: Any, params: Mapping[str, Tensor]) -> 
         for name, value in aggregate.items():
             if isinstance(value, Tensor) and name in params and value.shape != params[name].shape:
                 raise ReturnError(
-                    f"{hook}: {name!r} must have shape {tuple(params[name].shape)}, got {tuple(value.shape)}"
+                    f"{hook}: {name!r} must have shape {tuple(params[name].shape)}, got "
+                    f"{tuple(value.shape)}"
                 )
     for path, value in tensors_in(aggregate):
         if value.layout == torch.strided and not is_finite(value):
@@ -148,7 +168,8 @@ def check_server(hook: str, returned: Any, before: ServerState) -> None:
     check_tensors(hook, returned.params, before.params, whole=True, known=before.params)
     if not isinstance(returned.extra, dict):
         raise ReturnError(
-            f"{hook} must return a ServerState whose extra is a dict, got {type(returned.extra).__name__}"
+            f"{hook} must return a ServerState whose extra is a dict, got "
+            f"{type(returned.extra).__name__}"
         )
     check_metrics(f"{hook} must return a ServerState whose metrics are", returned.metrics)
 
@@ -163,7 +184,9 @@ def check_metrics(rule: str, metrics: Any) -> None:
 
 
 def check_kept(hook: str, state: Any) -> None:
-    """ReturnError unless a hook returned what a client can keep: tensors and plain values by name."""
+    """ReturnError unless a hook returned what a client can keep: tensors and plain values by
+    name.
+    """
     if not isinstance(state, dict):
         raise ReturnError(f"{hook} must be a dict of tensors, got {type(state).__name__}")
     try:

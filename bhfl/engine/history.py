@@ -1,8 +1,10 @@
-"""The rows of all rounds as a checkpoint keeps them: their names once, every value exact, compressed as they come.
+"""The rows of all rounds as a checkpoint keeps them: their names once, every value exact,
+compressed as they come.
 
-The text is lines of JSON: one for each set of names that is new, ``{"keys": [NAME or place of a known NAME, ...]}``,
-and one for each row, ``[number of its set of names, value, ...]``. Numbers are written as Python prints them, which
-reads back to the same bits; integers, truth values, null and text stay apart.
+The text is lines of JSON: one for each set of names that is new, ``{"keys": [NAME or place of a
+known NAME, ...]}``, and one for each row, ``[number of its set of names, value, ...]``. Numbers are
+written as Python prints them, which reads back to the same bits; integers, truth values, null and
+text stay apart.
 """
 
 from __future__ import annotations
@@ -19,15 +21,21 @@ from bhfl.engine.checkpoint import CheckpointError
 
 LEVEL = 6
 MAX_TEXT = 2**25
-"""Bytes of text that are read from any history; what they stand for takes up to some twenty times as many in memory."""
+"""Bytes of text that are read from any history; what they stand for takes up to some twenty times
+as many in memory.
+"""
 MAX_GROWTH = 128
-"""Bytes of text that are read beyond these for each of the history's own: rows that hardly change take so little."""
+"""Bytes of text that are read beyond these for each of the history's own: rows that hardly change
+take so little.
+"""
 ROW_BYTES = 12
 """Of text, that the row itself counts for."""
 
 
 class PackedHistory:
-    """Packs rows one by one, so that a round's checkpoint costs no more for all the rounds before."""
+    """Packs rows one by one, so that a round's checkpoint costs no more for all the rounds
+    before.
+    """
 
     def __init__(self) -> None:
         self._stream = zlib.compressobj(LEVEL)
@@ -51,11 +59,15 @@ class PackedHistory:
             self.append(row)
 
     def _write(self, line: Any) -> None:
-        self._packed += self._stream.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._packed += self._stream.compress(
+            json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        )
 
     def tensor(self) -> Tensor:
         """All rows so far, uint8."""
-        return torch.frombuffer(bytearray(self._packed + self._stream.copy().flush()), dtype=torch.uint8)
+        return torch.frombuffer(
+            bytearray(self._packed + self._stream.copy().flush()), dtype=torch.uint8
+        )
 
 
 def unpack(packed: Any) -> list[dict[str, Any]]:
@@ -84,7 +96,9 @@ def unpack(packed: Any) -> list[dict[str, Any]]:
 
 
 def _lines(packed: bytes) -> Iterator[bytes]:
-    """The lines of compressed text, decompressed piece by piece; CheckpointError beyond the limit."""
+    """The lines of compressed text, decompressed piece by piece; CheckpointError beyond the
+    limit.
+    """
     stream, left = zlib.decompressobj(), MAX_TEXT + MAX_GROWTH * len(packed)
     begun = bytearray()
     while not stream.eof:
@@ -92,7 +106,9 @@ def _lines(packed: bytes) -> Iterator[bytes]:
         packed = stream.unconsumed_tail
         left -= len(piece) + ROW_BYTES * piece.count(b"\n")
         if left < 0:
-            raise CheckpointError(f"its history is larger than {MAX_TEXT:,} bytes and {MAX_GROWTH} times its own size")
+            raise CheckpointError(
+                f"its history is larger than {MAX_TEXT:,} bytes and {MAX_GROWTH} times its own size"
+            )
         if not piece and not packed and not stream.eof:
             raise ValueError("it is cut off")
         *whole, rest = piece.split(b"\n")

@@ -1,8 +1,10 @@
-"""The guard of hooks, the methods that the engine calls: one that is misspelt would never be called, in silence.
+"""The guard of hooks, the methods that the engine calls: one that is misspelt would never be
+called, in silence.
 
-A hook is known by its name alone, so a class that overrides nothing because of a wrong letter is the class that it
-derives from. What looks like a hook and is none is therefore refused when a class is made, and so is a hook that
-cannot take what it is called with, or that gives a coroutine or a generator whose body never runs.
+A hook is known by its name alone, so a class that overrides nothing because of a wrong letter is
+the class that it derives from. What looks like a hook and is none is therefore refused when a class
+is made, and so is a hook that cannot take what it is called with, or that gives a coroutine or a
+generator whose body never runs.
 """
 
 from __future__ import annotations
@@ -14,30 +16,44 @@ from functools import cached_property, partial, partialmethod
 from typing import Any
 
 _NEAR = 0.84
-"""Likeness of two names, from 0 to 1, above which one is taken for the other misspelt: aggregate and aggregator."""
+"""Likeness of two names, from 0 to 1, above which one is taken for the other misspelt: aggregate
+and aggregator.
+"""
 
 
 class HookError(TypeError, ValueError):
-    """A class or object whose hooks cannot be used; as Python's own a TypeError, as all bad input a ValueError."""
+    """A class or object whose hooks cannot be used; as Python's own a TypeError, as all bad input a
+    ValueError.
+    """
 
 
 class Guard:
     """What the hooks of a base class are, and the check of classes that derive from it.
 
     Args:
-        base: The class whose public methods are hooks; those that our own classes add to it are hooks too.
+        base: The class whose public methods are hooks; those that our own classes add to it are
+            hooks too.
         others: Bases of it that are not ours, whose public methods are hooks as well.
         by_name: Whether the arguments of a hook after the first are given by their names.
         near: Likeness above which a name is taken for that of a hook, misspelt.
     """
 
     def __init__(
-        self, base: type, *, others: Collection[type] = (), by_name: bool = False, near: float = _NEAR
+        self,
+        base: type,
+        *,
+        others: Collection[type] = (),
+        by_name: bool = False,
+        near: float = _NEAR,
     ) -> None:
-        self.base, self.others, self.by_name, self.near = base, others, by_name, near
+        self.base = base
+        self.others = others
+        self.by_name = by_name
+        self.near = near
 
     def check_class(self, cls: type) -> None:
-        """Check all that `cls` and the classes between it and the base define, and what is mixed in.
+        """Check all that `cls` and the classes between it and the base define, and what is mixed
+        in.
 
         Raises:
             HookError: With every problem, one a line.
@@ -47,7 +63,8 @@ class Guard:
             raise HookError("\n".join(dict.fromkeys(problems)))
 
     def check(self, thing: Any) -> None:
-        """Check an object: its class, which may have been changed since it was made, and its own attributes.
+        """Check an object: its class, which may have been changed since it was made, and its own
+        attributes.
 
         Raises:
             HookError: With every problem, one a line.
@@ -55,7 +72,11 @@ class Guard:
         if not issubclass(type(thing), self.base):
             return  # a double, which answers to whatever it is called
         self.check_class(type(thing))
-        own = {name: value for name, value in getattr(thing, "__dict__", {}).items() if not name.startswith("_")}
+        own = {
+            name: value
+            for name, value in getattr(thing, "__dict__", {}).items()
+            if not name.startswith("_")
+        }
         known, owner = self._known(type(thing).__mro__), type(thing).__name__
         problems = []
         for name, value in own.items():
@@ -76,11 +97,14 @@ class Guard:
             if issubclass(mixin, self.base) or mixin in self.base.__mro__:
                 continue
             own = {**vars(mixin), **own}
-            hidden = vars(mixin).keys() & known.keys() - vars(made).keys() if mixin in after_base else ()
+            hidden = (
+                vars(mixin).keys() & known.keys() - vars(made).keys() if mixin in after_base else ()
+            )
             for name in sorted(hidden):
                 yield (
-                    f"{mixin.__name__}.{name} would never be called: in {made.__name__} it comes after "
-                    f"{self.base.__name__}.{name}; name {mixin.__name__} first among the bases"
+                    f"{mixin.__name__}.{name} would never be called: in {made.__name__} it comes "
+                    f"after {self.base.__name__}.{name}; name {mixin.__name__} first among the "
+                    "bases"
                 )
         for name, raw in own.items():
             if name in known:
@@ -89,8 +113,14 @@ class Guard:
                 yield from self._unknown(made.__name__, name, raw, own, known)
 
     def _known(self, classes: Sequence[type]) -> dict[str, Any]:
-        """The public attributes of the base and of our own `classes` that derive from it: hooks, and others."""
-        ours = [cls for cls in classes if issubclass(cls, self.base) and cls.__module__.partition(".")[0] == "bhfl"]
+        """The public attributes of the base and of our own `classes` that derive from it: hooks,
+        and others.
+        """
+        ours = [
+            cls
+            for cls in classes
+            if issubclass(cls, self.base) and cls.__module__.partition(".")[0] == "bhfl"
+        ]
         known: dict[str, Any] = {}
         for cls in self.others:
             known |= {name: raw for name, raw in vars(cls).items() if inspect.isfunction(raw)}
@@ -104,19 +134,26 @@ class Guard:
             wrong = inspect.isfunction(raw) and not isinstance(known, (property, cached_property))
             return [f"{where} must be a value such as {known!r}, got a method"] if wrong else []
         if inspect.isdatadescriptor(raw) or isinstance(raw, cached_property):
-            return [f"{where} must be a method, because it is called as a hook, got a {type(raw).__name__}"]
+            return [
+                f"{where} must be a method, because it is called as a hook, "
+                f"got a {type(raw).__name__}"
+            ]
         if not hasattr(raw, "__get__"):
             return call_problems(where, raw, known, self.by_name)
         try:
             bound = raw.__get__(made, made)  # any object does: it is not called
-        except Exception:  # a descriptor that wants an instance shows what it is when it is asked by one
+        except (
+            Exception
+        ):  # a descriptor that wants an instance shows what it is when it is asked by one
             return []
         return call_problems(where, bound, known, self.by_name)
 
     def _unknown(
         self, owner: str, name: str, value: Any, own: Mapping[str, Any], known: Mapping[str, Any]
     ) -> list[str]:
-        """The problem of a name that is no hook but looks like one; the hook itself beside it makes it a helper."""
+        """The problem of a name that is no hook but looks like one; the hook itself beside it makes
+        it a helper.
+        """
         method = _is_method(value)
         alike = {hook for hook, raw in known.items() if inspect.isroutine(raw) == method}
         if isinstance(value, (property, cached_property, type)):
@@ -127,12 +164,14 @@ class Guard:
         hooks = ", ".join(hook for hook, raw in known.items() if inspect.isroutine(raw))
         told = f"did you mean {near}?" if near else f"hooks are {hooks}."
         return [
-            f"{owner}.{name} is no hook of {self.base.__name__}, and nothing would call or read it; {told} "
-            f"A helper of your own may be called _{name.strip('_')}"
+            f"{owner}.{name} is no hook of {self.base.__name__}, and nothing would call or read "
+            f"it; {told} A helper of your own may be called _{name.strip('_')}"
         ]
 
 
-def call_problems(where: str, hook: Any, known: Callable[..., Any], by_name: bool = False) -> list[str]:
+def call_problems(
+    where: str, hook: Any, known: Callable[..., Any], by_name: bool = False
+) -> list[str]:
     """Why `hook` cannot be called as `known`, a method of its base class, is.
 
     Args:
@@ -147,24 +186,34 @@ def call_problems(where: str, hook: Any, known: Callable[..., Any], by_name: boo
     given, named = (names[:1], names[1:]) if by_name else (names, [])
     function = getattr(hook, "__func__", hook) if inspect.ismethod(hook) else hook
     try:
-        signature = inspect.signature(function, follow_wrapped=False)  # who wraps it may give it more
+        # who wraps it may give it more
+        signature = inspect.signature(function, follow_wrapped=False)
     except (ValueError, TypeError):
         return []  # written in C
     try:
         signature.bind(*["self"][: inspect.ismethod(hook)], *given, **dict.fromkeys(named))
     except TypeError as error:
-        has = ", ".join(str(one.replace(annotation=one.empty)) for one in signature.parameters.values())
+        has = ", ".join(
+            str(one.replace(annotation=one.empty)) for one in signature.parameters.values()
+        )
         call = ", ".join([*given, *(f"{name}=..." for name in named)])
         return [f"{where}({has}) cannot be called as a hook is, with ({call}): {error}"]
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return [f"{where} must be an ordinary function, got an async one, whose body nobody would run"]
-    if inspect.isgeneratorfunction(function) and "Iter" not in str(inspect.signature(known).return_annotation):
-        return [f"{where} must be an ordinary function, got a generator, whose body nobody would run"]
+        return [
+            f"{where} must be an ordinary function, got an async one, whose body nobody would run"
+        ]
+    if inspect.isgeneratorfunction(function) and "Iter" not in str(
+        inspect.signature(known).return_annotation
+    ):
+        return [
+            f"{where} must be an ordinary function, got a generator, whose body nobody would run"
+        ]
     return []
 
 
 def check_methods(thing: Any, protocol: type, what: str) -> None:
-    """Check that an object of any class has the methods of `protocol`, and that they can be called as these.
+    """Check that an object of any class has the methods of `protocol`, and that they can be called
+    as these.
 
     Args:
         thing: The object.
@@ -180,8 +229,11 @@ def check_methods(thing: Any, protocol: type, what: str) -> None:
         if name.startswith("_"):
             continue
         hook = getattr(thing, name, None)
-        if hook is None or getattr(hook, "__func__", None) is known:  # not its own, but that of the protocol
-            near = _nearest(name, {n for n in dir(thing) if not n.startswith("_")} - set(vars(protocol)), _NEAR)
+        # not its own, but that of the protocol
+        if hook is None or getattr(hook, "__func__", None) is known:
+            near = _nearest(
+                name, {n for n in dir(thing) if not n.startswith("_")} - set(vars(protocol)), _NEAR
+            )
             meant = f", has {near}" if near else ""
             problems.append(f"{owner} lacks {name}({', '.join(_arguments(known))}){meant}")
         else:
@@ -200,11 +252,14 @@ def _arguments(method: Callable[..., Any]) -> list[str]:
 
 def _is_method(value: Any) -> bool:
     """Whether something in a class or an object was meant to be called."""
-    return inspect.isroutine(value) or isinstance(value, (partial, partialmethod, staticmethod, classmethod))
+    return inspect.isroutine(value) or isinstance(
+        value, (partial, partialmethod, staticmethod, classmethod)
+    )
 
 
 def _nearest(name: str, hooks: Collection[str], near: float) -> str:
-    """The hook that `name` is in other letters, another order or with a slip; an empty string for a name of its own.
+    """The hook that `name` is in other letters, another order or with a slip; an empty string for a
+    name of its own.
 
     >>> _nearest("client_gradients", {"client_gradients_"}, 0.84)
     'client_gradients_'

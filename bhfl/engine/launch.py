@@ -18,7 +18,14 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from bhfl.engine.ending import PARENT, STANDING, LostProcessError, end_with_parent, ended_in_order, no_exit_of_others
+from bhfl.engine.ending import (
+    PARENT,
+    STANDING,
+    LostProcessError,
+    end_with_parent,
+    ended_in_order,
+    no_exit_of_others,
+)
 from bhfl.engine.system import computing_threads, keep_freed_memory, stop
 from bhfl.engine.watch import Watch
 
@@ -67,7 +74,9 @@ _children: list[Popen[bytes]] = []
 
 
 @contextmanager
-def launched(fabric: Fabric, threads: int, timeout_seconds: float, *, again: bool) -> Iterator[None]:
+def launched(
+    fabric: Fabric, threads: int, timeout_seconds: float, *, again: bool
+) -> Iterator[None]:
     """The processes, their threads and memory; children are stopped when this process leaves early.
 
     Args:
@@ -77,15 +86,16 @@ def launched(fabric: Fabric, threads: int, timeout_seconds: float, *, again: boo
         again: They have been launched before.
 
     Raises:
-        ValueError: Another thread of this process trains, or the processes are not those that were asked for.
+        ValueError: Another thread of this process trains, or the processes are not those that were
+            asked for.
         LostProcessError: Another process has died, frozen or failed.
         ExitCalledError: Code in the block called `sys.exit`.
     """
     with ExitStack() as stack:
         if not _at_work.acquire(blocking=False):
             raise ValueError(
-                "another thread trains in this process, and both would draw from the same random generators: "
-                "train one after the other, or start a process for each"
+                "another thread trains in this process, and both would draw from the same random "
+                "generators: train one after the other, or start a process for each"
             )
         stack.callback(_at_work.release)
         stack.enter_context(ended_in_order(deaf=fabric.world_size > 1))
@@ -105,7 +115,11 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
     end_with_parent()
     _check_processes(fabric)
     strategy = fabric.strategy
-    if isinstance(strategy, DDPStrategy) and fabric.world_size > 1 and not torch.distributed.is_initialized():
+    if (
+        isinstance(strategy, DDPStrategy)
+        and fabric.world_size > 1
+        and not torch.distributed.is_initialized()
+    ):
         connect = strategy.setup_environment
 
         def meet_and_connect() -> None:  # when Lightning has started what it starts
@@ -118,7 +132,9 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
 
 
 def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:
-    """Wait for the other processes where signals are heard, which torch is deaf to while it waits."""
+    """Wait for the other processes where signals are heard, which torch is deaf to while it
+    waits.
+    """
     global _watch
     os.environ.pop(PARENT, None)
     started = getattr(strategy.launcher, "procs", [])
@@ -134,7 +150,9 @@ def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:
 
 
 def in_turns(fabric: Fabric, act: Callable[[], object]) -> None:
-    """Call `act` in the first process of each machine, and then in the others, which find what that has fetched."""
+    """Call `act` in the first process of each machine, and then in the others, which find what that
+    has fetched.
+    """
     first = fabric.local_rank == 0
     for turn in (first, not first):
         if turn:
@@ -143,21 +161,28 @@ def in_turns(fabric: Fabric, act: Callable[[], object]) -> None:
 
 
 def _check_processes(fabric: Fabric) -> None:
-    """ValueError where the launcher has started another number of processes than the trainer is to use."""
+    """ValueError where the launcher has started another number of processes than the trainer is to
+    use.
+    """
     if _watch or torch.distributed.is_initialized():  # they work together already
         return
     for name in _SIZES:
-        size = os.environ.get(name, "") if name != "SLURM_NTASKS" or SLURMEnvironment.detect() else ""
+        size = (
+            os.environ.get(name, "") if name != "SLURM_NTASKS" or SLURMEnvironment.detect() else ""
+        )
         if size.isdecimal() and int(size) > 1 and int(size) != fabric.world_size:
             raise ValueError(
-                f"{name} says that {size} processes were started, and trainer.devices x trainer.num_nodes is "
-                f"{fabric.world_size}: several whole runs would be trained; set trainer.devices to the processes of a "
-                f"node and trainer.num_nodes to the nodes, or unset {name} if this process is to train alone"
+                f"{name} says that {size} processes were started, and trainer.devices x "
+                f"trainer.num_nodes is {fabric.world_size}: several whole runs would be trained; "
+                "set trainer.devices to the processes of a node and trainer.num_nodes to the "
+                f"nodes, or unset {name} if this process is to train alone"
             )
 
 
 _SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Environment variables in which torchrun, SLURM, Open MPI and MPICH say how many processes they have started."""
+"""Environment variables in which torchrun, SLURM, Open MPI and MPICH say how many processes they
+have started.
+"""
 
 
 def _stop_children() -> None:

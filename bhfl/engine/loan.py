@@ -1,4 +1,6 @@
-"""A user's module is lent to a run, and comes back as it was, but for its weights, however the run ends."""
+"""A user's module is lent to a run, and comes back as it was, but for its weights, however the run
+ends.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ class Loan:
     """A module while a trainer has it, and what is needed to give it back.
 
     Args:
-        model: A LightningModule, or what `torch.compile` made of one: its `forward` then stays compiled while it is
-            lent, and its steps run as they are written.
+        model: A LightningModule, or what `torch.compile` made of one: its `forward` then stays
+            compiled while it is lent, and its steps run as they are written.
         data: The data module, which is told of the same `trainer`.
 
     Raises:
@@ -50,14 +52,18 @@ class Loan:
             self.data.trainer = trainer
 
     def tear_down(self, *stages: str) -> None:
-        """Call ``teardown`` of the data module and the module for each of the stages that they were set up for."""
+        """Call ``teardown`` of the data module and the module for each of the stages that they were
+        set up for.
+        """
         for stage in stages:
             if isinstance(self.data, L.LightningDataModule):
                 self.data.teardown(stage)
             self.module.teardown(stage=stage)
 
     def give_back(self) -> None:
-        """Float layers with the last weights, modes and `requires_grad` as they were lent, attached to nothing."""
+        """Float layers with the last weights, modes and `requires_grad` as they were lent, attached
+        to nothing.
+        """
         module = self.module
         try:
             if self.weights is not None:
@@ -72,5 +78,6 @@ class Loan:
             for layer, training in self._modes:
                 layer.training = training
             for parameter, requires_grad in self._trained:
-                parameter.requires_grad = requires_grad  # by attribute: a lazy parameter has no more yet
+                # by attribute: a lazy parameter has no more yet
+                parameter.requires_grad = requires_grad
             module.zero_grad()

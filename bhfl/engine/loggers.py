@@ -1,4 +1,6 @@
-"""The loggers of a run. Its curves are worth no run: a logger that cannot write is left out, which is said once."""
+"""The loggers of a run. Its curves are worth no run: a logger that cannot write is left out, which
+is said once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Loggers:
     """The loggers that still write.
 
     Args:
-        chosen: The trainer's option: True for TensorBoard and CSV in the run folder, False, or any loggers.
+        chosen: The trainer's option: True for TensorBoard and CSV in the run folder, False, or any
+            loggers.
         folder: The run folder.
     """
 
@@ -30,11 +33,16 @@ class Loggers:
     def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Open the loggers, after the rounds of `history`."""
         if self.chosen is not True:
-            self.active = [self.chosen] if isinstance(self.chosen, Logger) else list(self.chosen or [])
+            self.active = (
+                [self.chosen] if isinstance(self.chosen, Logger) else list(self.chosen or [])
+            )
             return
         step = history[-1]["round"] + 1 if history else None
         tensorboard = TensorBoardLogger(self.folder, name="", version="", purge_step=step)
-        self.active = [tensorboard, CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1)]
+        self.active = [
+            tensorboard,
+            CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1),
+        ]
         self.each(lambda logger: self._begin(logger, history))
 
     def _begin(self, logger: Logger, history: Sequence[Mapping[str, Any]]) -> None:
@@ -44,7 +52,8 @@ class Loggers:
         if isinstance(logger, CSVLogger):
             (self.folder / "metrics.csv").unlink(missing_ok=True)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Experiment logs directory")  # the folder is ours to share
+                # the folder is ours to share
+                warnings.filterwarnings("ignore", message="Experiment logs directory")
                 _ = logger.experiment
             for row in history:  # it begins a new file: give it the rounds before
                 logger.log_metrics(scalars(row), step=row["round"])
@@ -54,14 +63,19 @@ class Loggers:
         self.each(lambda logger: _log(logger, row))
 
     def each(self, action: Callable[[Logger], object]) -> None:
-        """Call `action` with every logger; one that fails is left out from then on, with a warning."""
+        """Call `action` with every logger; one that fails is left out from then on, with a
+        warning.
+        """
         for logger in list(self.active):
             try:
                 action(logger)
-            except Exception as error:  # of any kind: Lightning and others turn a full disk into errors of their own
+            # of any kind: Lightning and others turn a full disk into errors of their own
+            except Exception as error:
                 self.active.remove(logger)
                 name, reason = type(logger).__name__, self._reason(logger, error)
-                warnings.warn(f"{name} is left out from now on: {reason}; rounds.jsonl goes on", stacklevel=3)
+                warnings.warn(
+                    f"{name} is left out from now on: {reason}; rounds.jsonl goes on", stacklevel=3
+                )
 
     def _reason(self, logger: Logger, error: Exception) -> str:
         """What went wrong, in words that name the file where the disk is to blame."""
@@ -83,8 +97,9 @@ class Loggers:
 def sort_before_now(folder: Path) -> None:
     """Name TensorBoard's event files in `folder` so that one that is begun now is read after them.
 
-    TensorBoard reads event files in the order of their names, which begin with the time. Where the clock went back, or
-    the last file was begun in this very second, all get the numbers from 0 on for a time.
+    TensorBoard reads event files in the order of their names, which begin with the time. Where the
+    clock went back, or the last file was begun in this very second, all get the numbers from 0 on
+    for a time.
     """
     files = sorted((path.name, path) for path in folder.iterdir() if EVENTS.fullmatch(path.name))
     if not files or int(EVENTS.fullmatch(files[-1][0])[1]) < int(time.time()):  # type: ignore[index]
@@ -95,10 +110,13 @@ def sort_before_now(folder: Path) -> None:
 
 def scalars(row: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a row: what has a tag and is a number."""
-    return {tag: value for tag, value in row.items() if "/" in tag and isinstance(value, (int, float))}
+    return {
+        tag: value for tag, value in row.items() if "/" in tag and isinstance(value, (int, float))
+    }
 
 
 def _log(logger: Logger, row: Mapping[str, Any]) -> None:
     logger.log_metrics(scalars(row), step=row["round"])
     if isinstance(logger, TensorBoardLogger):
-        logger.experiment.flush()  # a thread of its own writes: what it still holds would be lost in a kill
+        # a thread of its own writes: what it still holds would be lost in a kill
+        logger.experiment.flush()

@@ -1,4 +1,6 @@
-"""How hooks of a LightningModule and a data module are called: with the arguments they take, and on their owner."""
+"""How hooks of a LightningModule and a data module are called: with the arguments they take, and on
+their owner.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,25 @@ _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_b
 
 
 def overrides(thing: Any, hook: str, base: type) -> bool:
-    """Whether `thing` has a `hook` of its own, by its class or as an attribute, besides that of `base`."""
-    own = hook in getattr(thing, "__dict__", {}) or getattr(type(thing), hook, None) is not getattr(base, hook, None)
+    """Whether `thing` has a `hook` of its own, by its class or as an attribute, besides that of
+    `base`.
+    """
+    own = hook in getattr(thing, "__dict__", {}) or getattr(type(thing), hook, None) is not getattr(
+        base, hook, None
+    )
     return own and callable(getattr(thing, hook, None))
 
 
 def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
-    """Call ``training_step``, ``validation_step`` or ``test_step`` with as many arguments as it takes.
+    """Call ``training_step``, ``validation_step`` or ``test_step`` with as many arguments as it
+    takes.
 
     ``batch_idx`` may be left out, as in Lightning, and a ``dataloader_idx`` is 0.
     """
     bound = inspect.ismethod(step)
-    return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in _more(_function(step), bound)))
+    return step(
+        batch, *(batch_idx if name == "batch_idx" else 0 for name in _more(_function(step), bound))
+    )
 
 
 def call_batch_hook(hook: Callable[..., Any], *arguments: Any) -> Any:
@@ -46,14 +55,20 @@ def check_trainable(module: L.LightningModule) -> None:
     """Say before any work what a module must have to be trained.
 
     Raises:
-        ValueError: It defines no training_step or no configure_optimizers, or its step takes Lightning's iterator.
+        ValueError: It defines no training_step or no configure_optimizers, or its step takes
+            Lightning's iterator.
     """
     name = type(module).__name__
-    if missing := [h for h in ("training_step", "configure_optimizers") if not overrides(module, h, L.LightningModule)]:
+    if missing := [
+        h
+        for h in ("training_step", "configure_optimizers")
+        if not overrides(module, h, L.LightningModule)
+    ]:
         raise ValueError(f"{name} must define {' and '.join(missing)} to be trained")
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(
-            f"{name}.training_step takes dataloader_iter, and federated clients have none: take batch and batch_idx"
+            f"{name}.training_step takes dataloader_iter, and federated clients have none: take "
+            "batch and batch_idx"
         )
 
 
@@ -63,10 +78,14 @@ def _function(step: Callable[..., Any]) -> Callable[..., Any]:
 
 @lru_cache(maxsize=256)
 def _more(step: Callable[..., Any], bound: bool) -> tuple[str, ...]:
-    """What a step takes by position besides the batch, and itself where it is `bound`; asked once of each function."""
+    """What a step takes by position besides the batch, and itself where it is `bound`; asked once
+    of each function.
+    """
     kinds = inspect.Parameter
     parameters = list(inspect.signature(step).parameters.values())
-    by_position = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    by_position = [
+        p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    ]
     more = by_position[1 + bound :]
     if not more:
         return ("batch_idx",) if any(p.kind is kinds.VAR_POSITIONAL for p in parameters) else ()
@@ -75,7 +94,8 @@ def _more(step: Callable[..., Any], bound: bool) -> tuple[str, ...]:
 
 
 class Transfer:
-    """Brings batches to the device through Lightning's three hooks: the data module's where it overrides them.
+    """Brings batches to the device through Lightning's three hooks: the data module's where it
+    overrides them.
 
     Args:
         module: Owner of the hooks that the data module leaves alone.
@@ -100,8 +120,8 @@ def _owner(module: L.LightningModule, data: Any, hook: str) -> Any:
         return module
     if overrides(module, hook, L.LightningModule):
         warnings.warn(
-            f"{type(module).__name__} and {type(data).__name__} both override {hook}: that of the data module is "
-            "called, as in Lightning",
+            f"{type(module).__name__} and {type(data).__name__} both override {hook}: that of the "
+            "data module is called, as in Lightning",
             stacklevel=2,
         )
     return data

@@ -1,4 +1,6 @@
-"""What a client finds as `self.trainer`: Lightning's names for where it is in the run, and nothing that half works."""
+"""What a client finds as `self.trainer`: Lightning's names for where it is in the run, and nothing
+that half works.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from bhfl.engine.types import Client, FederatedData
 
 
 class Place:
-    """Where in the run this process's module is. All that a module is told is a function of the round and the client.
+    """Where in the run this process's module is. All that a module is told is a function of the
+    round and the client.
 
     Args:
         data: The data of the run.
@@ -33,7 +36,9 @@ class Place:
     """
 
     def __init__(self, data: FederatedData, options: Mapping[str, Any], stage: str) -> None:
-        self.data, self.options, self.stage = data, options, stage
+        self.data = data
+        self.options = options
+        self.stage = stage
         self.clients: Sequence[Client] = ()
         """The fleet, once the data are split."""
         self.loggers: list[Any] = _without_a_run(options["logger"])
@@ -41,12 +46,15 @@ class Place:
         self.change_gradients: Callable[[], None] | None = None
         """Called between backward and clipping."""
         self.without_loss = False
-        """Whether the training step computed last returned no loss, so that there is nothing to step on."""
+        """Whether the training step computed last returned no loss, so that there is nothing to
+        step on.
+        """
         self.lend([], [])
         self.begin(0)
 
     def begin(self, round: int, client: Client | None = None) -> None:
-        """Go to the start of a client's round, or between the clients: there it counts what the largest of them does.
+        """Go to the start of a client's round, or between the clients: there it counts what the
+        largest of them does.
 
         Args:
             round: Rounds finished.
@@ -60,8 +68,12 @@ class Place:
         """Take the run folder, and its loggers where this process writes any."""
         self.folder, self.loggers = folder, list(loggers) or self.loggers
 
-    def lend(self, optimizers: Sequence[LightningOptimizer], schedules: Sequence[LRSchedulerConfig]) -> None:
-        """Let the module find these by `optimizers()`, `lr_schedulers()` and `toggle_optimizer()`; empty for none."""
+    def lend(
+        self, optimizers: Sequence[LightningOptimizer], schedules: Sequence[LRSchedulerConfig]
+    ) -> None:
+        """Let the module find these by `optimizers()`, `lr_schedulers()` and `toggle_optimizer()`;
+        empty for none.
+        """
         self.optimizers, self.schedules = list(optimizers), list(schedules)
 
     def count(self) -> None:
@@ -79,11 +91,15 @@ class Place:
 
     @contextmanager
     def as_it_was(self, interval: str, done: int) -> Iterator[None]:
-        """Stand where so many steps, or epochs, of the client were done, in whatever round that was."""
+        """Stand where so many steps, or epochs, of the client were done, in whatever round that
+        was.
+        """
         before = self.round, self.epoch, self.step
         batches = max(1, self.num_batches)
         self.round = 0
-        self.epoch, self.step = (done - 1, done * batches) if interval == "epoch" else ((done - 1) // batches, done)
+        self.epoch, self.step = (
+            (done - 1, done * batches) if interval == "epoch" else ((done - 1) // batches, done)
+        )
         try:
             yield
         finally:
@@ -100,7 +116,11 @@ class Place:
     def planned_epochs(self) -> int:
         """Local epochs of a round, the last of which may be cut short."""
         steps: int | None = self.options["local_steps"]
-        return int(self.options["local_epochs"]) if steps is None else math.ceil(steps / max(self.num_batches, 1))
+        return (
+            int(self.options["local_epochs"])
+            if steps is None
+            else math.ceil(steps / max(self.num_batches, 1))
+        )
 
     @property
     def planned_steps(self) -> int:
@@ -110,7 +130,9 @@ class Place:
 
 
 def _without_a_run(chosen: Any) -> list[Any]:
-    """The loggers of a module where no run folder is open, or in another process than the first, which writes."""
+    """The loggers of a module where no run folder is open, or in another process than the first,
+    which writes.
+    """
     if isinstance(chosen, (bool, type(None))):
         return [DummyLogger()] if chosen else []
     return [chosen] if isinstance(chosen, Logger) else list(chosen)
@@ -125,14 +147,17 @@ class _Kept:
         if name.startswith("__"):
             raise AttributeError(name)
         kept = sorted(kept for kept in {*dir(type(self)), *vars(self)} if not kept.startswith("_"))
-        raise AttributeError(f"{self._name}.{name} is not kept for federated clients; there is: {', '.join(kept)}")
+        raise AttributeError(
+            f"{self._name}.{name} is not kept for federated clients; there is: {', '.join(kept)}"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self._name}.{name} cannot be set by a federated client")
 
 
 class LocalStrategy(_Kept):
-    """One device and one process, which is what a client has: backward, and the optimiser's step around its closure.
+    """One device and one process, which is what a client has: backward, and the optimiser's step
+    around its closure.
 
     Args:
         module: The client.
@@ -148,7 +173,10 @@ class LocalStrategy(_Kept):
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
         vars(self).update(
-            lightning_module=module, root_device=fabric.device, _place=place, _precision=fabric.strategy.precision
+            lightning_module=module,
+            root_device=fabric.device,
+            _place=place,
+            _precision=fabric.strategy.precision,
         )
 
     @property
@@ -179,13 +207,17 @@ class LocalStrategy(_Kept):
         module.backward(loss, *args, **kwargs)
         module.on_after_backward()
 
-    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any) -> Any:
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
         """One step of an optimiser, whose closure computes the gradients."""
         scaler = self._scaler
         if scaler is None:
             return optimizer.step(closure=partial(self._closed, optimizer, closure), **kwargs)
         if isinstance(optimizer, LBFGS):
-            raise ValueError("LBFGS cannot train under trainer.precision 16-mixed: take bf16-mixed or 32-true")
+            raise ValueError(
+                "LBFGS cannot train under trainer.precision 16-mixed: take bf16-mixed or 32-true"
+            )
         closure()
         if self._place.without_loss:
             return None
@@ -208,20 +240,26 @@ class LocalStrategy(_Kept):
         return result
 
     def _before_step(self, optimizer: Optimizer) -> None:
-        """What follows the gradients: the algorithm's changes of them, the module's hook, and clipping."""
+        """What follows the gradients: the algorithm's changes of them, the module's hook, and
+        clipping.
+        """
         module, place = self.lightning_module, self._place
         if place.change_gradients is not None:
             place.change_gradients()
         module.on_before_optimizer_step(optimizer)
         if module.automatic_optimization:
             clip = place.options["gradient_clip_val"]
-            module.configure_gradient_clipping(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=None)
+            module.configure_gradient_clipping(
+                optimizer, gradient_clip_val=clip, gradient_clip_algorithm=None
+            )
 
 
 class ModuleTrainer(_Kept):
-    """`self.trainer` of a client, and of a data module: what is here is right, and anything else is an error.
+    """`self.trainer` of a client, and of a data module: what is here is right, and anything else is
+    an error.
 
-    A client is a training of its own on one device: it is global zero, rank 0 of 1, in whatever process it runs.
+    A client is a training of its own on one device: it is global zero, rank 0 of 1, in whatever
+    process it runs.
 
     Args:
         module: This process's module.
@@ -241,9 +279,17 @@ class ModuleTrainer(_Kept):
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
         options = place.options
-        kept: dict[str, Any] = {"_place": place, "lightning_module": module, "model": module, "datamodule": place.data}
+        kept: dict[str, Any] = {
+            "_place": place,
+            "lightning_module": module,
+            "model": module,
+            "datamodule": place.data,
+        }
         kept |= {"strategy": LocalStrategy(module, place, fabric), "precision_plugin": Precision()}
-        kept |= {"precision": str(options["precision"]), "gradient_clip_val": options["gradient_clip_val"]}
+        kept |= {
+            "precision": str(options["precision"]),
+            "gradient_clip_val": options["gradient_clip_val"],
+        }
         steps: int | None = options["local_steps"]
         kept["max_steps"] = -1 if steps is None else options["max_rounds"] * steps
         vars(self).update(kept, default_root_dir=str(options["default_root_dir"]))
@@ -253,13 +299,15 @@ class ModuleTrainer(_Kept):
         """Rounds finished times the planned local epochs, and the epochs of this round."""
         place = self._place
         done = place.round * place.planned_epochs + place.epoch
-        return max(0, done - 1) if self.validating else done  # Lightning validates inside its epochs
+        # Lightning validates inside its epochs
+        return max(0, done - 1) if self.validating else done
 
     @property
     def global_step(self) -> int:
         """Rounds finished times the planned steps, and the steps of this round.
 
-        Each of several optimisers, which need manual optimisation, counts its own steps, as in Lightning.
+        Each of several optimisers, which need manual optimisation, counts its own steps, as in
+        Lightning.
         """
         place = self._place
         return place.round * place.planned_steps * max(1, len(place.optimizers)) + place.step

@@ -11,33 +11,41 @@ from typing import Any
 _ERRORS = frozenset(
     re.findall(
         r"\w+",
-        "loss losses error errors err mse mae rmse mape smape msle rmsle nmse nrmse nmae mase wer cer ser eer nll bce "
-        "ce xent crossentropy ece mce perplexity ppl brier kl kld divergence fid lpips hinge hamming deviance residual "
-        "residuals regret bpc bpb bpd l1 l2 fpr fnr misclassification distance",
+        "loss losses error errors err mse mae rmse mape smape msle rmsle nmse nrmse nmae mase wer "
+        "cer ser eer nll bce ce xent crossentropy ece mce perplexity ppl brier kl kld divergence "
+        "fid lpips hinge hamming deviance residual residuals regret bpc bpb bpd l1 l2 fpr fnr "
+        "misclassification distance",
     )
 )
 """Words in the name of a metric that is better the lower it is."""
 _SCORES = frozenset(
     re.findall(
         r"\w+",
-        "acc accuracy f1 fbeta auc auroc auprc map ap precision recall sensitivity specificity iou miou jaccard dice "
-        "bleu rouge meteor psnr ssim r2 mcc kappa ndcg mrr correlation corrcoef pearson spearman likelihood tpr tnr",
+        "acc accuracy f1 fbeta auc auroc auprc map ap precision recall sensitivity specificity iou "
+        "miou jaccard dice bleu rouge meteor psnr ssim r2 mcc kappa ndcg mrr correlation corrcoef "
+        "pearson spearman likelihood tpr tnr",
     )
 )
 """Words in the name of a metric that is better the higher it is."""
-_TURNED = frozenset(re.findall(r"\w+", "neg negative minus inverse inverted reduction improvement gain"))
+_TURNED = frozenset(
+    re.findall(r"\w+", "neg negative minus inverse inverted reduction improvement gain")
+)
 """Words that turn a metric around, so that its name does not say which way is better."""
-_PHRASES = {"negative_log_likelihood": "nll", "neg_log_likelihood": "nll", "cross_entropy": "crossentropy"}
+_PHRASES = {
+    "negative_log_likelihood": "nll",
+    "neg_log_likelihood": "nll",
+    "cross_entropy": "crossentropy",
+}
 
 
 def doubt(monitor: str, mode: str) -> str:
-    """Why `mode` is the wrong one for `monitor`, by its name; an empty string where it may be right.
+    """Why `mode` is the wrong one for `monitor`, by its name; empty where it may be right.
 
     >>> doubt("val/mse_avg", "max")
     'trainer.monitor is val/mse_avg and trainer.mode max: the highest mse is the best; set trainer.mode to min'
     >>> doubt("val/mse_avg", "min")
     ''
-    """
+    """  # noqa: E501
     words = _words(monitor)
     errors, scores = ([word for word in words if word in known] for known in (_ERRORS, _SCORES))
     if _TURNED & {*words} or (errors and scores):
@@ -54,8 +62,8 @@ def doubt(monitor: str, mode: str) -> str:
 def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     """Refuse a metric that validation will not log, where that is known before it runs.
 
-    A class says so by ``validation_metrics``, names without ``val/``; of its subclasses, which may log others, nothing
-    is known.
+    A class says so by ``validation_metrics``, names without ``val/``; of its subclasses, which may
+    log others, nothing is known.
 
     Args:
         monitor: The trainer's option.
@@ -68,26 +76,41 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     known = vars(type(model)).get("validation_metrics")
     if known is None or not monitor.startswith("val/"):
         return
-    ends = ["", "_avg", "_min", *(f"_{group}" for group in groups), *(f"_local_{group}" for group in groups)]
+    ends = [
+        "",
+        "_avg",
+        "_min",
+        *(f"_{group}" for group in groups),
+        *(f"_local_{group}" for group in groups),
+    ]
     tags = [f"val/{name}{end}" for name in known for end in ends]
     if monitor not in tags:
         near = difflib.get_close_matches(monitor, tags, 1)
-        more = f"; did you mean {near[0]!r}?" if near else f"; {type(model).__name__} logs {', '.join(known)}"
+        more = (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else f"; {type(model).__name__} logs {', '.join(known)}"
+        )
         raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}{more}")
 
 
 def _words(monitor: str) -> list[str]:
-    """The words of a metric's name in lower case, ``mIoU`` whole and ``MeanSquaredError`` taken apart, no numbers."""
+    """The words of a metric's name in lower case, ``mIoU`` whole and ``MeanSquaredError`` taken
+    apart, no numbers.
+    """
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", monitor)
     text = re.sub(r"[^a-z0-9]+", "_", f"{monitor} {apart}".lower())
     for phrase, word in _PHRASES.items():
         text = text.replace(phrase, word)
-    words = [word if word in _ERRORS | _SCORES else word.rstrip("0123456789") for word in text.split("_")]
+    words = [
+        word if word in _ERRORS | _SCORES else word.rstrip("0123456789") for word in text.split("_")
+    ]
     return ["loss" if word.endswith("loss") else word for word in words]
 
 
 def unseen(monitor: str, row: Mapping[str, Any], measured: Mapping[str, float]) -> str:
-    """What to say where a first validation gave `monitor` no value that could be the best; else an empty string.
+    """What to say where a first validation gave `monitor` no value that could be the best; else an
+    empty string.
 
     Args:
         monitor: The trainer's option.
@@ -96,11 +119,13 @@ def unseen(monitor: str, row: Mapping[str, Any], measured: Mapping[str, float]) 
     """
     value = row.get(monitor)
     if value is not None and not math.isfinite(value):
-        return f"trainer.monitor: {monitor} is {value}, and no best model is kept until it is a number"
+        return (
+            f"trainer.monitor: {monitor} is {value}, and no best model is kept until it is a number"
+        )
     if value is None and not measured and monitor.startswith("val/"):
         return (
-            f"trainer.monitor: {monitor} has no value, because validation measured nothing, so no best model is kept; "
-            "give data.val_fraction and a validation_step that logs, or set trainer.monitor to train/loss and "
-            "trainer.mode to min"
+            f"trainer.monitor: {monitor} has no value, because validation measured nothing, so no "
+            "best model is kept; give data.val_fraction and a validation_step that logs, or set "
+            "trainer.monitor to train/loss and trainer.mode to min"
         )
     return ""

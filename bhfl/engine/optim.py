@@ -1,4 +1,6 @@
-"""`configure_optimizers` in all its return forms, and learning-rate schedules that go on over rounds."""
+"""`configure_optimizers` in all its return forms, and learning-rate schedules that go on over
+rounds.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ from bhfl.engine.recorder import tag_of
 
 
 def check_optimizers(module: L.LightningModule) -> None:
-    """Make the optimisers once, before any work: what torch refuses would fail every client of every round.
+    """Make the optimisers once, before any work: what torch refuses would fail every client of
+    every round.
 
-    Other errors are left to the first client, for which alone the module has all that it may ask for.
+    Other errors are left to the first client, for which alone the module has all that it may ask
+    for.
 
     Raises:
         ValueError: In torch's words.
@@ -43,17 +47,21 @@ def check_optimizers(module: L.LightningModule) -> None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if str(frames[-1].f_globals.get("__name__", "")).startswith("torch.optim"):
             name = f"{type(module).__name__}.configure_optimizers"
-            raise ValueError(f"{name} asks for what torch refuses: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
+            ) from error
 
 
 class LocalOptimizers:
-    """A client's fresh optimisers for one round, with their schedules at the right place, lent to the module.
+    """A client's fresh optimisers for one round, with their schedules at the right place, lent to
+    the module.
 
     Args:
         module: The client; its `configure_optimizers` is called once.
         place: Where in the run it is.
-        history: The server's metrics, a row for each past round: ReduceLROnPlateau takes one step a round on them.
-            None for schedules that restart: it then steps on what the client itself logs.
+        history: The server's metrics, a row for each past round: ReduceLROnPlateau takes one step a
+            round on them. None for schedules that restart: it then steps on what the client itself
+            logs.
 
     Raises:
         ValueError: `configure_optimizers` returned no optimiser.
@@ -66,37 +74,49 @@ class LocalOptimizers:
         history: Sequence[Mapping[str, Any]] | None,
     ) -> None:
         configured: Any = module.configure_optimizers()
-        raw, schedulers, monitor = _configure_optimizers(configured) if configured else ([], [], None)
+        raw, schedulers, monitor = (
+            _configure_optimizers(configured) if configured else ([], [], None)
+        )
         if not raw:
             raise ValueError(
-                f"{type(module).__name__}.configure_optimizers must return an optimizer, got {configured!r}"
+                f"{type(module).__name__}.configure_optimizers must return an optimizer, got "
+                f"{configured!r}"
             )
         if module.automatic_optimization:
             if len(raw) != 1:
                 raise ValueError(
-                    f"{type(module).__name__}.configure_optimizers returned {len(raw)} optimizers: several need manual "
-                    "optimization (self.automatic_optimization = False), as in Lightning"
+                    f"{type(module).__name__}.configure_optimizers returned {len(raw)} optimizers: "
+                    "several need manual optimization (self.automatic_optimization = False), as in "
+                    "Lightning"
                 )
             self.schedules = _configure_schedulers_automatic_opt(schedulers, monitor)
         else:
             self.schedules = _configure_schedulers_manual_opt(schedulers)
         self.raw: list[Optimizer] = raw
-        self.module, self.place, self.continued = module, place, history is not None
+        self.module = module
+        self.place = place
+        self.continued = history is not None
         self.automatic = module.automatic_optimization
         self.position = {
             "epoch": place.round * place.planned_epochs if self.continued else 0,
             "step": place.round * place.planned_steps if self.continued else 0,
         }
-        """Learning-rate steps done before this round, by interval; none where schedules restart in each round."""
+        """Learning-rate steps done before this round, by interval; none where schedules restart in
+        each round.
+        """
         strategy = module.trainer.strategy
-        lent = [LightningOptimizer._to_lightning_optimizer(optimizer, strategy) for optimizer in raw]
+        lent = [
+            LightningOptimizer._to_lightning_optimizer(optimizer, strategy) for optimizer in raw
+        ]
         place.lend(lent, self.schedules)
         for optimizer in lent if not self.automatic else ():
             optimizer._on_after_step = place.count
         for schedule in self.schedules:
             if schedule.reduce_on_plateau:
                 self._replay(schedule, history or ())
-            elif not isinstance(schedule.scheduler, ReduceLROnPlateau):  # a manual one steps on what its module likes
+            elif not isinstance(
+                schedule.scheduler, ReduceLROnPlateau
+            ):  # a manual one steps on what its module likes
                 self._fast_forward(schedule)
 
     @property
@@ -105,13 +125,18 @@ class LocalOptimizers:
         return float(self.raw[0].param_groups[0]["lr"])
 
     def advance(self, interval: Literal["step", "epoch"], done: int) -> None:
-        """Step the schedules of `interval`, of which `done` have now passed this round; manual ones step themselves."""
+        """Step the schedules of `interval`, of which `done` have now passed this round; manual ones
+        step themselves.
+        """
         for schedule in self._due(interval, done):
             if not schedule.reduce_on_plateau:
                 self.module.lr_scheduler_step(schedule.scheduler, None)
 
     def advance_plateaus(
-        self, interval: Literal["step", "epoch"], done: int, metrics: Callable[[], Mapping[str, Any]]
+        self,
+        interval: Literal["step", "epoch"],
+        done: int,
+        metrics: Callable[[], Mapping[str, Any]],
     ) -> None:
         """The same for ReduceLROnPlateau, which waits for what the batch or the epoch logged.
 
@@ -136,7 +161,9 @@ class LocalOptimizers:
         return [s for s in self.schedules if s.interval == interval and not passed % s.frequency]
 
     def _fast_forward(self, schedule: LRSchedulerConfig) -> None:
-        """Bring a fresh schedule to where the rounds before have left it, by the very steps they made."""
+        """Bring a fresh schedule to where the rounds before have left it, by the very steps they
+        made.
+        """
         scheduler: Any = schedule.scheduler
         own = self.automatic and overrides(self.module, "lr_scheduler_step", L.LightningModule)
         with warnings.catch_warnings():
@@ -153,10 +180,15 @@ class LocalOptimizers:
         monitor = tag_of(schedule.monitor or "")
         values = [row[monitor] for row in history if monitor in row]
         stage = monitor.partition("/")[0] + "/"
-        known = sorted({tag for row in history for tag in row if tag.startswith(stage)}) if not values else []
+        known = (
+            sorted({tag for row in history for tag in row if tag.startswith(stage)})
+            if not values
+            else []
+        )
         if known and schedule.strict:  # where none is known there was no validation yet
             raise ValueError(
-                f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: {', '.join(known)}"
+                f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: "
+                f"{', '.join(known)}"
             )
         for value in values:
             self.module.lr_scheduler_step(schedule.scheduler, value)

@@ -16,9 +16,10 @@ KEPT = "staying"
 class Own:
     """Where a client takes from what it is not sent: from what it kept, else from the first model.
 
-    A tensor becomes a client's own when a round begins without it. From then on the client keeps its value at the end
-    of every round. What any client has of its own is known to all processes and checkpoints, with the value that it
-    had in the first model (``ServerState.buffers["first"]``), so that clients of later rounds begin with that too.
+    A tensor becomes a client's own when a round begins without it. From then on the client keeps
+    its value at the end of every round. What any client has of its own is known to all processes
+    and checkpoints, with the value that it had in the first model
+    (``ServerState.buffers["first"]``), so that clients of later rounds begin with that too.
 
     Args:
         first: The whole first model, the same on every process; copied.
@@ -33,7 +34,9 @@ class Own:
         """Names of the tensors that `given` lacks, or that never travel."""
         return [name for name in self.first if name not in given or name in self.always]
 
-    def whole(self, server: ServerState, given: Params, kept: Mapping[str, Any] | None = None) -> Params:
+    def whole(
+        self, server: ServerState, given: Params, kept: Mapping[str, Any] | None = None
+    ) -> Params:
         """The whole model of a client.
 
         Args:

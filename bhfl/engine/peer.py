@@ -9,7 +9,9 @@ from subprocess import Popen
 from typing import Any
 
 GRACE_SECONDS = 2.0
-"""For the main thread to end by itself when another process has; and for silence beyond the time-out."""
+"""For the main thread to end by itself when another process has; and for silence beyond the
+time-out.
+"""
 
 
 class Peer:
@@ -36,7 +38,9 @@ class Peer:
         """Take note of what it says."""
         self.heard = time.monotonic()
         self.place = f" ({str(said['place'])[:100]})"
-        self.doing, self.error, self.left = str(said["doing"])[:200], str(said["error"])[:400], said["left"] is True
+        self.doing = str(said["doing"])[:200]
+        self.error = str(said["error"])[:400]
+        self.left = said["left"] is True
 
     def fault(self, silence_seconds: float) -> str:
         """What is wrong with it, as a sentence without its subject; empty if nothing is."""
@@ -46,7 +50,11 @@ class Peer:
         if self.left:
             return ""
         if code is not None:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
+            how = (
+                f"was ended by {signal.Signals(-code).name}"
+                if code < 0
+                else f"has ended with exit code {code}"
+            )
             return f"{how} while {self.doing}"
         silent = 0.0 if self.heard is None else time.monotonic() - self.heard
         if self.gone and not (self.child and silent < GRACE_SECONDS):

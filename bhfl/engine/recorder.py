@@ -1,4 +1,6 @@
-"""What a LightningModule logs while no Trainer is attached: values are kept, and averaged over their batches."""
+"""What a LightningModule logs while no Trainer is attached: values are kept, and averaged over
+their batches.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,21 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torchmetrics import Metric
 
-_COMBINE: dict[str, Callable[[Any, Any], Any]] = {"mean": operator.add, "sum": operator.add, "min": min, "max": max}
+_COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+    "mean": operator.add,
+    "sum": operator.add,
+    "min": min,
+    "max": max,
+}
 
 
 class Recorder:
-    """Means of logged values, weighted by batch size, in float64 and in the order they came; torchmetrics apart.
+    """Means of logged values, weighted by batch size, in float64 and in the order they came;
+    torchmetrics apart.
 
-    ``reduce_fx`` may also be sum, min or max, by name or as torch's or Python's function. A metric object is computed
-    at the end of each epoch and begins anew with the next; several epochs are averaged by their examples.
+    ``reduce_fx`` may also be sum, min or max, by name or as torch's or Python's function. A metric
+    object is computed at the end of each epoch and begins anew with the next; several epochs are
+    averaged by their examples.
     """
 
     def __init__(self) -> None:
@@ -50,7 +59,8 @@ class Recorder:
         metric_attribute: str | None = None,
         rank_zero_only: bool = False,
     ) -> None:
-        """`LightningModule.log`: a number, a one-element tensor, or a Metric; the other options change nothing here.
+        """`LightningModule.log`: a number, a one-element tensor, or a Metric; the other options
+        change nothing here.
 
         Raises:
             ValueError: It is something else, or `reduce_fx` is another function.
@@ -60,17 +70,26 @@ class Recorder:
             return
         if not isinstance(value, (torch.Tensor, Number)):
             raise ValueError(
-                f"self.log({name!r}, ...) needs a number, a tensor or a metric, got {type(value).__name__}"
+                f"self.log({name!r}, ...) needs a number, a tensor or a metric, got "
+                f"{type(value).__name__}"
             )
         if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise ValueError(f"self.log({name!r}, ...) needs one value, got a tensor of shape {tuple(value.shape)}")
+            raise ValueError(
+                f"self.log({name!r}, ...) needs one value, got a tensor of shape "
+                f"{tuple(value.shape)}"
+            )
         how = getattr(reduce_fx, "__name__", reduce_fx)
         if how not in _COMBINE:
-            raise ValueError(f"self.log({name!r}, ...): reduce_fx must be mean, sum, min or max, got {reduce_fx!r}")
+            raise ValueError(
+                f"self.log({name!r}, ...): reduce_fx must be mean, sum, min or max, got "
+                f"{reduce_fx!r}"
+            )
         number = value.detach().double() if isinstance(value, torch.Tensor) else float(value)  # type: ignore[arg-type]  # no wait for the device
         weight = float(batch_size or self.batch_size) if how == "mean" else 1.0
         first = name not in self._sums
-        self._sums[name] = weight * number if first else _COMBINE[how](self._sums[name], weight * number)
+        self._sums[name] = (
+            weight * number if first else _COMBINE[how](self._sums[name], weight * number)
+        )
         self._weights[name] = weight if first or how != "mean" else self._weights[name] + weight
 
     def log_dict(self, dictionary: Mapping[str, Any], *flags: Any, **options: Any) -> None:
@@ -79,7 +98,9 @@ class Recorder:
             self.log(name, value, *flags, **options)
 
     def observe(self, batch: Any) -> None:
-        """Take the batch size of `batch` for the values logged until the next one; 1 where it has no tensor."""
+        """Take the batch size of `batch` for the values logged until the next one; 1 where it has
+        no tensor.
+        """
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
         if isinstance(first, torch.Tensor) and first.ndim:
             self.batch_size = len(first)
@@ -92,7 +113,9 @@ class Recorder:
 
     @contextmanager
     def epoch_end(self) -> Iterator[None]:
-        """Around the hook at the end of an epoch: what was logged before it is computed first, for it may reset it."""
+        """Around the hook at the end of an epoch: what was logged before it is computed first, for
+        it may reset it.
+        """
         values = self._compute()
         self._metrics.clear()
         yield
@@ -132,7 +155,9 @@ def _one_value(name: str, value: Any) -> float:
 
 
 def tag_of(name: str) -> str:
-    """The run's tag for what a module logs as `name`: ``val_loss`` is ``val/loss``, ``acc`` is ``train/acc``."""
+    """The run's tag for what a module logs as `name`: ``val_loss`` is ``val/loss``, ``acc`` is
+    ``train/acc``.
+    """
     stage, _, rest = name.replace("_", "/", 1).partition("/")
     return f"{stage}/{rest}" if stage in ("train", "val", "test") and rest else f"train/{name}"
 

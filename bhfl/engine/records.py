@@ -16,7 +16,9 @@ _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 
 Status = Literal["ok", "failed", "rejected", "late", "skipped"]
-"""An update was folded in; training raised; the update was refused; it came after the deadline; none was sent."""
+"""An update was folded in; training raised; the update was refused; it came after the deadline;
+none was sent.
+"""
 
 NO_EXAMPLES = "the client has no examples"
 """The reason of a client that was not asked to train."""
@@ -62,9 +64,14 @@ def gather(fabric: Fabric, mine: list[T]) -> list[T]:
 
 
 def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
-    """The round's tags that follow from its records: `train/loss` and other means over clients, counts."""
+    """The round's tags that follow from its records: `train/loss` and other means over clients,
+    counts.
+    """
     ok = [record for record in records if record.status == "ok"]
-    metrics = {f"clients/{status}": float(sum(r.status == status for r in records)) for status in get_args(Status)}
+    metrics = {
+        f"clients/{status}": float(sum(r.status == status for r in records))
+        for status in get_args(Status)
+    }
     for name in dict.fromkeys(name for record in ok for name in record.metrics):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)
@@ -73,7 +80,9 @@ def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
 
 
 def outliers(records: list[ClientRecord]) -> str:
-    """Which updates of a round were so much larger than the others that the mean is theirs, or an empty string."""
+    """Which updates of a round were so much larger than the others that the mean is theirs, or an
+    empty string.
+    """
     ok = [record for record in records if record.status == "ok"]
     usual = statistics.median_low(record.largest for record in ok) if ok else 0.0
     far = [record for record in ok if record.largest > _FAR * usual > 0]
@@ -81,13 +90,16 @@ def outliers(records: list[ClientRecord]) -> str:
         return ""
     worst = max(far, key=lambda record: record.largest)
     return (
-        f"client {worst.client} sent values up to {worst.largest:.3g}, the median client up to {usual:.3g}: "
-        f"the mean is its own ({len(far)} of {len(ok)} clients are so far off); no bound of updates is built in"
+        f"client {worst.client} sent values up to {worst.largest:.3g}, the median client up to "
+        f"{usual:.3g}: the mean is its own ({len(far)} of {len(ok)} clients are so far off); no "
+        "bound of updates is built in"
     )
 
 
 class Ledger:
-    """Bytes up and down since the first round, by bit group; the only source of communication figures."""
+    """Bytes up and down since the first round, by bit group; the only source of communication
+    figures.
+    """
 
     def __init__(self, state: Mapping[str, Mapping[str, int]] | None = None) -> None:
         self.by_group: dict[str, dict[str, int]] = {g: dict(b) for g, b in (state or {}).items()}

@@ -1,4 +1,6 @@
-"""`trainer.reestimate_norm`: BatchNorm statistics of the global model at each width, from samples of the server."""
+"""`trainer.reestimate_norm`: BatchNorm statistics of the global model at each width, from samples
+of the server.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ def reestimation(
 ) -> Callable[[Worker], None]:
     """What gives a worker's model the statistics of its own activations on ``data.holdout``.
 
-    A function of the weights, the width and the samples alone: whoever evaluates, tests or exports a model comes to the
-    same statistics. What clients train with is left alone.
+    A function of the weights, the width and the samples alone: whoever evaluates, tests or exports
+    a model comes to the same statistics. What clients train with is left alone.
 
     Args:
         module: The model.
@@ -38,13 +40,21 @@ def reestimation(
     """
     where = "trainer.reestimate_norm: true"
     name = type(module).__name__
-    if not any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in module.modules()):
-        raise ValueError(f"{where} needs BatchNorm layers with running statistics, and {name} has none: leave it out")
+    if not any(
+        isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in module.modules()
+    ):
+        raise ValueError(
+            f"{where} needs BatchNorm layers with running statistics, and {name} has none: leave "
+            "it out"
+        )
     if not algorithm.communicates:
-        raise ValueError(f"{where} needs a global model, and {type(algorithm).__name__} keeps none: leave it out")
+        raise ValueError(
+            f"{where} needs a global model, and {type(algorithm).__name__} keeps none: leave it out"
+        )
     if norm == "local":
         raise ValueError(
-            f"{where} needs statistics of the server's, and with trainer.norm: local each client has its own"
+            f"{where} needs statistics of the server's, and with trainer.norm: local each client "
+            "has its own"
         )
     batches = getattr(data, "holdout_batches", None)
     if batches is None or next(iter(batches()), None) is None:
@@ -55,7 +65,9 @@ def reestimation(
         if getattr(type(module), step) is not getattr(L.LightningModule, step)
     ]
     if not steps:
-        raise ValueError(f"{where} evaluates on data.holdout by validation_step, which {name} must define")
+        raise ValueError(
+            f"{where} evaluates on data.holdout by validation_step, which {name} must define"
+        )
 
     def reestimate_(worker: Worker) -> None:
         def step(batch: Any) -> None:
@@ -70,7 +82,9 @@ def reestimation(
 
 
 def _of_several(batches: Callable[[], Any]) -> Iterator[Any]:
-    """Without a last batch of one sample, which BatchNorm cannot take, unless it is the only batch."""
+    """Without a last batch of one sample, which BatchNorm cannot take, unless it is the only
+    batch.
+    """
     recorder, first = Recorder(), True
     for batch in batches():
         recorder.observe(batch)

@@ -13,7 +13,9 @@ from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-"""Scales below it are subnormal, and quotients by them are infinite; that of an all-zero tensor is just this."""
+"""Scales below it are subnormal, and quotients by them are infinite; that of an all-zero tensor is
+just this.
+"""
 _MAX_BATCHES = 1 << 20
 """Batches that a client can have counted in a round."""
 _MAX_COUNT = 1 << 40
@@ -47,7 +49,8 @@ def admit(
     Args:
         update: As decoded.
         asked: What all clients of the round were asked for.
-        coded: Bits at which this client was to send tensors as codes, by name; any other must come as plain values.
+        coded: Bits at which this client was to send tensors as codes, by name; any other must come
+            as plain values.
         client: Who sent it.
 
     Raises:
@@ -75,12 +78,18 @@ def admit(
 
 
 def _range(name: str, value: Tensor | QuantizedTensor, like: Tensor) -> tuple[float, float]:
-    """Lowest and highest value of a tensor of the shape and kind that was asked for; 0 and 0 for integers."""
+    """Lowest and highest value of a tensor of the shape and kind that was asked for; 0 and 0 for
+    integers.
+    """
     content = value.codes if isinstance(value, QuantizedTensor) else value
     if content.shape != like.shape:
-        raise RefusedError(f"{name} must have shape {tuple(like.shape)}, got {tuple(content.shape)}")
+        raise RefusedError(
+            f"{name} must have shape {tuple(like.shape)}, got {tuple(content.shape)}"
+        )
     if isinstance(value, QuantizedTensor):
-        reach = float(value.scale.max()) * (2 ** (value.bits - 1) - 1) if value.scale.numel() else 0.0
+        reach = (
+            float(value.scale.max()) * (2 ** (value.bits - 1) - 1) if value.scale.numel() else 0.0
+        )
         return -reach, reach
     if value.dtype != like.dtype:
         raise RefusedError(f"{name} must be {like.dtype}, got {value.dtype}")
@@ -98,14 +107,20 @@ def _check_codes(name: str, value: QuantizedTensor, bits: Collection[int]) -> No
         asked = " or ".join(map(str, sorted(bits)))
         raise RefusedError(f"{name} must come as codes of {asked} bits, got {value.bits} bits")
     if value.scale.numel() and (least := float(value.scale.min())) < _SMALLEST_SCALE:
-        raise RefusedError(f"{name} must have scales of at least {_SMALLEST_SCALE:.4g}, got {least:.4g}")
+        raise RefusedError(
+            f"{name} must have scales of at least {_SMALLEST_SCALE:.4g}, got {least:.4g}"
+        )
 
 
 def _check_count(name: str, value: Tensor, counted: Tensor) -> None:
-    """Refuse a counter that has grown by more than a round can add; one that is lower changes no maximum."""
+    """Refuse a counter that has grown by more than a round can add; one that is lower changes no
+    maximum.
+    """
     if not value.numel() or torch.equal(value, counted):
         return
     most = _MAX_BATCHES if name.rpartition(".")[2] == "num_batches_tracked" else _MAX_COUNT
     highest, before = int(value.max()), int(counted.max())
     if highest - before > most:
-        raise RefusedError(f"{name} must have grown by at most {most} in a round, got {highest} after {before}")
+        raise RefusedError(
+            f"{name} must have grown by at most {most} in a round, got {highest} after {before}"
+        )

@@ -1,4 +1,6 @@
-"""The parameters and buffers that a module has registered: what a client does to them ends with it."""
+"""The parameters and buffers that a module has registered: what a client does to them ends with
+it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class Registered:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
         self.parameters = dict(module.named_parameters())
-        self.trained = {name: parameter.requires_grad for name, parameter in self.parameters.items()}
+        self.trained = {
+            name: parameter.requires_grad for name, parameter in self.parameters.items()
+        }
         self.layers = list(module.modules())
         self.buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
         self.empty = {
@@ -34,14 +38,19 @@ class Registered:
             parameter.requires_grad = self.trained[name]
 
     def put(self, name: str, here: Tensor | None, value: Tensor) -> None:
-        """Give a tensor its value: in place, as others may hold it too, unless a client has replaced it.
+        """Give a tensor its value: in place, as others may hold it too, unless a client has
+        replaced it.
 
         Args:
             name: The tensor's.
             here: What the module has by this name now.
             value: Dense or not, on any device.
         """
-        alike = here is not None and (here.shape, here.dtype, here.layout) == (value.shape, value.dtype, torch.strided)
+        alike = here is not None and (here.shape, here.dtype, here.layout) == (
+            value.shape,
+            value.dtype,
+            torch.strided,
+        )
         if here is not None and alike:
             here.copy_(value)
             return
@@ -52,10 +61,16 @@ class Registered:
         setattr(self.module.get_submodule(owner), leaf, fresh)
 
     def drop_new(self) -> None:
-        """Take away the buffers that a client has registered, which the next one would go on with."""
+        """Take away the buffers that a client has registered, which the next one would go on
+        with.
+        """
         if self._count() == self.num_buffers:
             return
-        for name in [name for name, _ in self.module.named_buffers(remove_duplicate=False) if name not in self.buffers]:
+        for name in [
+            name
+            for name, _ in self.module.named_buffers(remove_duplicate=False)
+            if name not in self.buffers
+        ]:
             owner, _, leaf = name.rpartition(".")
             layer = self.module.get_submodule(owner)
             if leaf in self.empty.get(owner, ()):
@@ -63,10 +78,12 @@ class Registered:
                 continue
             delattr(layer, leaf)
             warnings.warn(
-                f"{name} was registered while a client trained, and is taken away before the next one begins: register "
-                "it in __init__, with None for a value that clients find out",
+                f"{name} was registered while a client trained, and is taken away before the next "
+                "one begins: register it in __init__, with None for a value that clients find out",
                 stacklevel=2,
             )
 
     def _count(self) -> int:
-        return sum(buffer is not None for layer in self.layers for buffer in layer._buffers.values())
+        return sum(
+            buffer is not None for layer in self.layers for buffer in layer._buffers.values()
+        )

@@ -35,7 +35,9 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
         CheckpointError: There is none, or it is unusable.
     """
     if not str(path).strip():
-        raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {str(path)!r}")
+        raise CheckpointError(
+            f"ckpt_path must be last, best, a run folder or a file, got {str(path)!r}"
+        )
     if str(path) in ("last", "best"):
         folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
@@ -58,7 +60,8 @@ def _run_of(file: Path) -> Path | None:
 
 
 def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
-    """Warn if a run's clients were trained on what now is to be validation samples, because its data were split else.
+    """Warn if a run's clients were trained on what now is to be validation samples, because its
+    data were split else.
 
     Args:
         folder: The run folder.
@@ -71,13 +74,19 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
         record = read_json(read_limited(stored, _MAX_RECORD_BYTES))
         trained = {index for part in record["clients"] for index in part}
     except (OSError, ValueError, TypeError, KeyError):
-        warnings.warn(f"{stored} cannot be read: who was trained on which samples is not known", stacklevel=2)
+        warnings.warn(
+            f"{stored} cannot be read: who was trained on which samples is not known", stacklevel=2
+        )
         return
-    held = [*partition.get("val", ()), *(index for part in partition.get("client_val", ()) for index in part)]
+    held = [
+        *partition.get("val", ()),
+        *(index for part in partition.get("client_val", ()) for index in part),
+    ]
     if known := sum(index in trained for index in held):
         warnings.warn(
-            f"{known} of {len(held)} validation samples were trained on in {folder}, if its data are the same: they "
-            "were split in another way; compare the options of the data, the fleet and the seed",
+            f"{known} of {len(held)} validation samples were trained on in {folder}, if its data "
+            "are the same: they were split in another way; compare the options of the data, the "
+            "fleet and the seed",
             stacklevel=2,
         )
 
@@ -101,30 +110,45 @@ def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
     loaded = ServerState(**state["server"])
     _same(fresh.params, loaded.params)
     if fresh.buffers.keys() != loaded.buffers.keys():
-        raise CheckpointError(f"the checkpoint must have buffers of {', '.join(fresh.buffers)}, got others")
+        raise CheckpointError(
+            f"the checkpoint must have buffers of {', '.join(fresh.buffers)}, got others"
+        )
     _same(fresh.buffers["counters"], loaded.buffers["counters"])
     whole = {**fresh.params, **fresh.buffers["counters"]}
     for group in fresh.buffers["statistics"].values():
         whole |= group
-    _same({name: whole[name] for name in loaded.buffers["first"] if name in whole}, loaded.buffers["first"])
+    _same(
+        {name: whole[name] for name in loaded.buffers["first"] if name in whole},
+        loaded.buffers["first"],
+    )
     statistics = loaded.buffers["statistics"]
     for group, first in fresh.buffers["statistics"].items():
         if first and group not in statistics:
             known = ", ".join(statistics)
-            raise CheckpointError(f"the checkpoint has running statistics of {known}, got clients of {group}")
+            raise CheckpointError(
+                f"the checkpoint has running statistics of {known}, got clients of {group}"
+            )
         _same(first, statistics.setdefault(group, first))
     if problem := lost_key(loaded.extra, fresh.extra):
-        raise CheckpointError(f"the checkpoint is of another algorithm, or of a wrong content: {problem}")
+        raise CheckpointError(
+            f"the checkpoint is of another algorithm, or of a wrong content: {problem}"
+        )
     return loaded
 
 
 def _same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint's tensors `there` that differ in name, shape or kind from those of the model `here`."""
-    ours, theirs = ({name: _told(tensor) for name, tensor in tensors.items()} for tensors in (here, there))
+    """Refuse a checkpoint's tensors `there` that differ in name, shape or kind from those of the
+    model `here`.
+    """
+    ours, theirs = (
+        {name: _told(tensor) for name, tensor in tensors.items()} for tensors in (here, there)
+    )
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             mine, its = ours.get(name, "absent"), theirs.get(name, "absent")
-            raise CheckpointError(f"the checkpoint is of another model: {name} is {its} there and {mine} here")
+            raise CheckpointError(
+                f"the checkpoint is of another model: {name} is {its} there and {mine} here"
+            )
 
 
 def _told(tensor: Tensor) -> str:
@@ -133,7 +157,9 @@ def _told(tensor: Tensor) -> str:
 
 
 def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options whose values differ between a checkpoint and the run that is to go on from it, as ``key: old -> new``."""
+    """Options whose values differ between a checkpoint and the run that is to go on from it, as
+    ``key: old -> new``.
+    """
     old, new = _flat(stored), _flat(now)
     return [
         f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
@@ -144,7 +170,9 @@ def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that shape the model, as plain values."""
-    shaped = {key: value for key, value in options.items() if key not in (*FREE, "clients", "algorithm")}
+    shaped = {
+        key: value for key, value in options.items() if key not in (*FREE, "clients", "algorithm")
+    }
     make, network = shaped.pop("server_optimizer"), shaped.pop("network")
     return {
         **shaped,
@@ -154,7 +182,9 @@ def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(thing: Any) -> dict[str, Any]:
-    """The class of an object and its public attributes that are plain values, in dicts and dataclasses too."""
+    """The class of an object and its public attributes that are plain values, in dicts and
+    dataclasses too.
+    """
     return {"class": type(thing).__name__, **_plain(vars(thing))}
 
 

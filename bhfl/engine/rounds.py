@@ -75,25 +75,36 @@ class Rounds:
             and type(algorithm).client_gradients_ != Algorithm.client_gradients_
         ):
             raise ValueError(
-                f"{type(algorithm).__name__} changes gradients, which needs automatic optimization; "
-                f"{type(worker.module).__name__} optimises manually"
+                f"{type(algorithm).__name__} changes gradients, which needs automatic "
+                f"optimization; {type(worker.module).__name__} optimises manually"
             )
-        self.worker, self.algorithm, self.clients, self.data, self.options = worker, algorithm, clients, data, options
+        self.worker = worker
+        self.algorithm = algorithm
+        self.clients = clients
+        self.data = data
+        self.options = options
         self.fabric, self.timing = worker.fabric, timing
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
-            set_spec_(worker.module, spec)  # raises now, not in the first client, where the model cannot take it
+            # raises now, not in the first client, where the model cannot take it
+            set_spec_(worker.module, spec)
         self.groups = list(dict.fromkeys(client.group for client in clients))
         state = worker.state()
         self.buffers = Buffers(worker.module, state, options["norm"], self.groups)
         self.names = frozenset(state)
-        self.layers = [] if all(client.spec.weights == 32 for client in clients) else layer_weights(worker.module)
+        self.layers = (
+            []
+            if all(client.spec.weights == 32 for client in clients)
+            else layer_weights(worker.module)
+        )
         self.own: Own  # set when the first model is known
         self.store: ClientStore  # set when the run folder is known
         self._sent: tuple[Any, str, bytes, dict[str, Tensor]] | None = None
 
     def init_server(self) -> ServerState:
         """The state before the first round: the worker's weights, as rank 0 has them."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in self.worker.state().items()}
+        state = {
+            name: tensor.detach().cpu().clone() for name, tensor in self.worker.state().items()
+        }
         params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
         server = ServerState(params, buffers={**self.buffers.init(state), "first": {}})
         server = replace(server, extra=self.algorithm.init_server(params, self.clients))
@@ -105,12 +116,19 @@ class Rounds:
         return server
 
     def run(
-        self, server: ServerState, history: list[dict[str, Any]], on_client: Callable[[Client, ClientRecord], None]
+        self,
+        server: ServerState,
+        history: list[dict[str, Any]],
+        on_client: Callable[[Client, ClientRecord], None],
     ) -> tuple[ServerState, list[ClientRecord]]:
-        """One round from `server`; its successor (the same model where too few updates were usable) and the records."""
+        """One round from `server`; its successor (the same model where too few updates were usable)
+        and the records.
+        """
         self.worker.layout.take_(server.channels_last)
         size = cohort_size(len(self.clients), self.options["clients_per_round"])
-        cohort = sample_cohort(self.clients, size, self.options["seed"], server.round, self.options["sampling"])
+        cohort = sample_cohort(
+            self.clients, size, self.options["seed"], server.round, self.options["sampling"]
+        )
         totals = self._totals(server, min(MAX_TERM, MAX_TOTAL / len(cohort)))
         self._sent = None
         self.worker.place.begin(server.round)
@@ -131,33 +149,51 @@ class Rounds:
                 self.store.forget(record.client, server.round + 1)
             self.fabric.barrier()  # before another process trains one of these clients
             return replace(server, round=server.round + 1, metrics={}), records
-        following = self._combine(server, totals, [record.client for record in records if record.status == "ok"])
+        following = self._combine(
+            server, totals, [record.client for record in records if record.status == "ok"]
+        )
         self._close(following, records)
         self.store.share(self.fabric)
         if self.fabric.is_global_zero:
             self._tell(server, following, records)
         return following, records
 
-    def _tell(self, server: ServerState, following: ServerState, records: list[ClientRecord]) -> None:
-        """Warn of updates that nothing refuses and that outweigh all others, and of tensors that nobody measures."""
+    def _tell(
+        self, server: ServerState, following: ServerState, records: list[ClientRecord]
+    ) -> None:
+        """Warn of updates that nothing refuses and that outweigh all others, and of tensors that
+        nobody measures.
+        """
         if far := outliers(records):
             warnings.warn(f"round {following.round}: {far}", stacklevel=2)
         new = following.buffers["first"].keys() - server.buffers["first"].keys() - self.own.always
-        if left := [name for name in new if name in self.algorithm.group_params(following, self.groups[0])]:
+        if left := [
+            name for name in new if name in self.algorithm.group_params(following, self.groups[0])
+        ]:
             warnings.warn(
-                f"{min(left)} ({len(left)} tensors) is not sent to clients, which go on with their own, but the model "
-                f"that is measured has the server's: where {self.hooks.name('group_params')} leaves it out too, each "
-                "client's own model is measured",
+                f"{min(left)} ({len(left)} tensors) is not sent to clients, which go on with their "
+                "own, but the model that is measured has the server's: where "
+                f"{self.hooks.name('group_params')} leaves it out too, each client's own model is "
+                "measured",
                 stacklevel=2,
             )
 
     def _totals(self, server: ServerState, limit: float) -> Totals:
         """What this round's updates are to be, and what they are folded into."""
-        aggregator, expected = self.algorithm.aggregator(server, self.clients), self.hooks.expected(server)
-        check_methods(aggregator, Aggregator, f"{self.hooks.name('aggregator')} must return an Aggregator")
+        aggregator = self.algorithm.aggregator(server, self.clients)
+        expected = self.hooks.expected(server)
+        check_methods(
+            aggregator, Aggregator, f"{self.hooks.name('aggregator')} must return an Aggregator"
+        )
         travelling = self.travelling(server, self.groups[0])
-        counters = {name: tensor for name, tensor in travelling.items() if name in self.buffers.counters}
-        return Totals(aggregator, BufferSum(self.buffers, server), Asked({**expected, **travelling}, counters, limit))
+        counters = {
+            name: tensor for name, tensor in travelling.items() if name in self.buffers.counters
+        }
+        return Totals(
+            aggregator,
+            BufferSum(self.buffers, server),
+            Asked({**expected, **travelling}, counters, limit),
+        )
 
     def release(self, server: ServerState) -> None:
         """Make the module ready to be given back to its owner, with the global model in it."""
@@ -166,10 +202,12 @@ class Rounds:
 
     def load(self, server: ServerState) -> None:
         """Put the global model into the module, in float32."""
-        group = next((client.group for client in self.clients if client.spec.is_float), self.groups[0])
+        group = next(
+            (client.group for client in self.clients if client.spec.is_float), self.groups[0]
+        )
         self.worker.load_global({**server.params, **self.buffers.of(server, group)}, BitSpec())
 
-    # ---- one client ---------------------------------------------------------------------------------------------
+    # ---- one client ------------------------------------------------------------------------------
 
     def _client(
         self, server: ServerState, client: Client, totals: Totals, history: list[dict[str, Any]]
@@ -182,21 +220,30 @@ class Rounds:
                 keeps = self._train(server, client, totals, history, record)
             else:
                 record.status, record.reason = "rejected", NO_EXAMPLES
-        except (CheckpointError, ServerReturnError):  # no failure of the client's: what it had kept is not there
+        except (
+            CheckpointError,
+            ServerReturnError,
+        ):  # no failure of the client's: what it had kept is not there
             raise
         except ReturnError as error:
-            record.status, record.reason, record.broken_hook = "rejected", str(error), True
+            record.status = "rejected"
+            record.reason = str(error)
+            record.broken_hook = True
         except (PayloadError, RefusedError) as error:
             if isinstance(error.__cause__, Exception):
                 record.traceback, record.origin = traceback.format_exc(), origin(error.__cause__)
             record.status, record.reason = "rejected", str(error)
         except Terminated:
             raise
-        except (Exception, SystemExit) as error:  # a client's failure, whatever it is, is not the round's
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a client's failure, whatever it is, is not the round's
             hint = advice(error, self.worker.layout.channels_last)
             record.status, record.reason = "failed", f"{type(error).__name__}: {error}{hint}"
             record.traceback, record.origin = traceback.format_exc(), origin(error)
-        if record.status == "ok" and any(keeps.values()):  # outside the try: a full disk is no client's failure
+        # outside the try: a full disk is no client's failure
+        if record.status == "ok" and any(keeps.values()):
             self.store.save(client.id, server.round + 1, keeps)
         record.seconds = time.perf_counter() - start
         return record
@@ -212,8 +259,11 @@ class Rounds:
         """All of a client's round; what it is to keep."""
         kept = self.store.load(client.id, server.round) or {}
         payload, received = self._downlink(server, client)
-        record.downlink_bytes, record.header_bytes = len(payload), header_bytes(payload) if payload else 0
-        state = self.fabric.to_device(kept.get("algorithm")) or self.hooks.init_client(client, received)
+        record.downlink_bytes = len(payload)
+        record.header_bytes = header_bytes(payload) if payload else 0
+        state = self.fabric.to_device(kept.get("algorithm")) or self.hooks.init_client(
+            client, received
+        )
         given = self.hooks.receive(received, state)
         missing = self.own.missing(given)
         totals.own.update(missing)
@@ -222,8 +272,12 @@ class Rounds:
         self.worker.train(self.algorithm, run, self.data, history)
         record.num_examples = run.num_examples
         if self.options["evaluate_clients"]:
-            found = self.worker.evaluate(self.data.client_val_batches(client.id) or self.data.val_batches(), "val")
-            run.metrics.update({f"val/{name}_local_{client.group}": value for name, value in found.items()})
+            found = self.worker.evaluate(
+                self.data.client_val_batches(client.id) or self.data.val_batches(), "val"
+            )
+            run.metrics.update(
+                {f"val/{name}_local_{client.group}": value for name, value in found.items()}
+            )
         own: Params = {}
         if names := dict.fromkeys([*missing, *kept.get(KEPT, {})]):
             values = self.worker.state()
@@ -250,12 +304,17 @@ class Rounds:
         )  # fmt: skip
 
     def _on_own_data(self, client: Client, rng: RandomKeys, num_examples: int) -> dict[str, float]:
-        """Validation metrics of the module on some of a client's training examples, the same at every call."""
-        batches, size = self.data.client_batches(client.id, rng, 0), self.data.num_batches(client.id)
+        """Validation metrics of the module on some of a client's training examples, the same at
+        every call.
+        """
+        batches = self.data.client_batches(client.id, rng, 0)
+        size = self.data.num_batches(client.id)
         per_batch = math.ceil(client.num_examples / size)
         return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")
 
-    def _receive(self, server: ServerState, run: LocalRun, totals: Totals, record: ClientRecord) -> None:
+    def _receive(
+        self, server: ServerState, run: LocalRun, totals: Totals, record: ClientRecord
+    ) -> None:
         """An uplink, and the server's side of it: measure, decode, check, fold in."""
         payload, client = self._uplink(run), run.client
         record.num_examples = run.num_examples
@@ -264,18 +323,25 @@ class Rounds:
             return
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
-        if run.link and (after := run.link.late_after(run.downlink_bytes, len(payload), run.num_examples)):
-            record.status, record.reason = "late", f"its update would have arrived after {after:.3g} s"
+        if run.link and (
+            after := run.link.late_after(run.downlink_bytes, len(payload), run.num_examples)
+        ):
+            record.status = "late"
+            record.reason = f"its update would have arrived after {after:.3g} s"
             return
         update = decode(payload)
         coded = self.algorithm.coded(server, client, self.layers)
         record.largest = admit(update, totals.asked, coded, client)
         weights = {n: v for n, v in update.items() if not self.buffers.owns(n)}
         self.hooks.fold(weights, client, server, totals.updates)  # first: it may refuse
-        totals.buffers.add(float_tensors({n: v for n, v in update.items() if self.buffers.owns(n)}), client)
+        totals.buffers.add(
+            float_tensors({n: v for n, v in update.items() if self.buffers.owns(n)}), client
+        )
 
     def _downlink(self, server: ServerState, client: Client) -> tuple[bytes, dict[str, Tensor]]:
-        """The bytes a client is sent and what it decodes from them; the last message is not encoded again."""
+        """The bytes a client is sent and what it decodes from them; the last message is not encoded
+        again.
+        """
         if not self.algorithm.communicates:
             return b"", {}
         tensors = self.algorithm.downlink(server, client)
@@ -283,14 +349,23 @@ class Rounds:
         if self._sent is None or self._sent[0] is not tensors or self._sent[1] != group:
             self.hooks.check_downlink(tensors, server)
             payload = encode({**tensors, **self.travelling(server, client.group)})
-            self._sent = (tensors, group, payload, self.fabric.to_device(float_tensors(decode(payload))))
+            self._sent = (
+                tensors,
+                group,
+                payload,
+                self.fabric.to_device(float_tensors(decode(payload))),
+            )
         return self._sent[2:]
 
     def _uplink(self, run: LocalRun) -> bytes | None:
         update = self.hooks.uplink(run)
         if update is None:
             return None
-        away = {n: v for n, v in update.items() if n not in self.worker.tied and n not in self.own.always}
+        away = {
+            n: v
+            for n, v in update.items()
+            if n not in self.worker.tied and n not in self.own.always
+        }
         try:
             return encode(away)
         except PayloadError as error:
@@ -298,13 +373,17 @@ class Rounds:
 
     def _stays(self, name: str) -> bool:
         """Whether a tensor of the model never leaves its client."""
-        return not self.algorithm.communicates or (self.buffers.owns(name) and not self.buffers.sent(name))
+        return not self.algorithm.communicates or (
+            self.buffers.owns(name) and not self.buffers.sent(name)
+        )
 
     def travelling(self, server: ServerState, group: str) -> Params:
         """The buffers that go with the parameters of a bit group, both ways."""
-        return {n: tensor for n, tensor in self.buffers.of(server, group).items() if not self._stays(n)}
+        return {
+            n: tensor for n, tensor in self.buffers.of(server, group).items() if not self._stays(n)
+        }
 
-    # ---- the server ---------------------------------------------------------------------------------------------
+    # ---- the server ------------------------------------------------------------------------------
 
     def _combine(self, server: ServerState, totals: Totals, participants: list[int]) -> ServerState:
         aggregate = totals.updates.reduce(self.fabric)
@@ -316,23 +395,30 @@ class Rounds:
             rng = RandomKeys(self.options["seed"], server.round)
             following = self.hooks.server_update(following, aggregate, totals.updates, rng)
         buffers["first"] = self.own.following(server, left_out)
-        following = replace(following, round=server.round + 1, buffers=buffers, participants=participants)
+        following = replace(
+            following, round=server.round + 1, buffers=buffers, participants=participants
+        )
         following = replace(following, channels_last=server.channels_last)
         return self.fabric.broadcast(following)
 
     def _check_agreement(self, aggregate: Any, updates: Aggregator) -> None:
-        """ValueError where processes have come to other results, as of an aggregator that keeps to its own clients."""
+        """ValueError where processes have come to other results, as of an aggregator that keeps to
+        its own clients.
+        """
         if self.fabric.world_size == 1:
             return
         sums = _sums(aggregate)
         if any(other != sums for other in gather(self.fabric, [sums])):
             raise ValueError(
-                f"{type(updates).__name__}.reduce must return the same in each of {self.fabric.world_size} processes, "
-                "got different values: bring together what each holds, as bhfl.engine.records.gather does"
+                f"{type(updates).__name__}.reduce must return the same in each of "
+                f"{self.fabric.world_size} processes, got different values: bring together what "
+                "each holds, as bhfl.engine.records.gather does"
             )
 
     def _close(self, following: ServerState, records: list[ClientRecord]) -> None:
-        """Send the clients that took part what closes the round, where the algorithm has anything to say."""
+        """Send the clients that took part what closes the round, where the algorithm has anything
+        to say.
+        """
         message = self.hooks.closing(following)
         if message is None:
             return
@@ -352,6 +438,11 @@ class Rounds:
 
 
 def _sums(value: Any) -> list[str]:
-    """The sum of each tensor in a nest of containers; as text, because NaN is not equal to itself."""
-    wide = ((tensor, torch.complex128 if tensor.is_complex() else torch.float64) for _, tensor in tensors_in(value))
+    """The sum of each tensor in a nest of containers; as text, because NaN is not equal to
+    itself.
+    """
+    wide = (
+        (tensor, torch.complex128 if tensor.is_complex() else torch.float64)
+        for _, tensor in tensors_in(value)
+    )
     return [str(tensor.sum(dtype=dtype).item()) for tensor, dtype in wide]

@@ -49,7 +49,9 @@ class Run:
     """
 
     def __init__(self, options: Mapping[str, Any], folder: Path, writes: bool) -> None:
-        self.options, self.folder, self.writes = options, folder, writes
+        self.options = options
+        self.folder = folder
+        self.writes = writes
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
@@ -63,7 +65,7 @@ class Run:
         self._loggers = Loggers(options["logger"], folder)
         self._claim: IO[bytes] | None = None
 
-    # ---- beginning and resuming -------------------------------------------------------------------------------
+    # ---- beginning and resuming ------------------------------------------------------------------
 
     def state(self, server: ServerState, config: Mapping[str, Any]) -> dict[str, Any]:
         """All that a resumed run needs."""
@@ -71,7 +73,8 @@ class Run:
             "server": vars(server),
             "run": {
                 "history": self._packed.tensor(), "ledger": self.ledger.by_group, "best": self.best,
-                "best_round": self.best_round, "failed_rounds": self.failed_rounds, "seconds": self.seconds,
+                "best_round": self.best_round, "failed_rounds": self.failed_rounds,
+                "seconds": self.seconds,
             },
             "clients": self.store.table(),
             "config": dict(config),
@@ -83,19 +86,22 @@ class Run:
         """Go on from `state`."""
         run = state["run"]
         self.store = ClientStore(self.store.folder, state["clients"])
-        self.history = [{sys.intern(tag): value for tag, value in row.items()} for row in run["history"]]
+        self.history = [
+            {sys.intern(tag): value for tag, value in row.items()} for row in run["history"]
+        ]
         self.ledger = Ledger(run["ledger"])
         self.best, self.best_round = run["best"], run["best_round"]
         self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
         if state["threads"] != self.options["threads"]:
             warnings.warn(
-                f"the run was computed with threads: {state['threads']}, now {self.options['threads']}: "
-                "the last bits of its results will differ",
+                f"the run was computed with threads: {state['threads']}, now "
+                f"{self.options['threads']}: the last bits of its results will differ",
                 stacklevel=2,
             )
 
     def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
-        """Write the JSON files `records` and open the loggers; what came after the restored round is dropped.
+        """Write the JSON files `records` and open the loggers; what came after the restored round
+        is dropped.
 
         Raises:
             CheckpointError: Another process is training in this folder, or a link lies in it.
@@ -104,8 +110,8 @@ class Run:
             return
         if link := find_link(self.folder):
             raise CheckpointError(
-                f"{link} is a symbolic link, and inside a run folder none is followed when something is written: "
-                "put what it leads to in its place, or remove it"
+                f"{link} is a symbolic link, and inside a run folder none is followed when "
+                "something is written: put what it leads to in its place, or remove it"
             )
         try:
             self._claim = claim(self.folder)
@@ -123,11 +129,14 @@ class Run:
         self._packed.extend(self.history)
         self._loggers.begin(self.history)
 
-    # ---- one round ----------------------------------------------------------------------------------------------
+    # ---- one round -------------------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
-        """Take the row of a finished round: metrics by tag, and what is not a number for ``rounds.jsonl`` alone."""
-        self.history.append({sys.intern(tag): value for tag, value in row.items()})  # one string a tag, not a round
+        """Take the row of a finished round: metrics by tag, and what is not a number for
+        ``rounds.jsonl`` alone.
+        """
+        # one string a tag, not a round
+        self.history.append({sys.intern(tag): value for tag, value in row.items()})
         if self.writes:
             self.rows.append(row)
             self._packed.append(row)
@@ -139,7 +148,9 @@ class Run:
         return self._loggers.active
 
     def each_logger(self, action: Callable[[Logger], object]) -> None:
-        """Call `action` with every logger; one that cannot write is left out from then on, with a warning."""
+        """Call `action` with every logger; one that cannot write is left out from then on, with a
+        warning.
+        """
         self._loggers.each(action)
 
     def improved(self, row: Mapping[str, Any], complete: bool) -> bool:
@@ -147,7 +158,8 @@ class Run:
 
         Args:
             row: Metrics of a round.
-            complete: Whether clients trained, and the result was validated if that is what logs the metric.
+            complete: Whether clients trained, and the result was validated if that is what logs the
+                metric.
 
         Raises:
             ValueError: It is not logged; the error lists what is.
@@ -157,9 +169,13 @@ class Run:
             if not complete:
                 return False
             tags = ", ".join(sorted(scalars(row)))
-            raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}; logged: {tags}")
+            raise ValueError(
+                f"trainer.monitor must be a logged metric, got {monitor!r}; logged: {tags}"
+            )
         value = row[monitor]
-        better = self.best is None or (value > self.best if self.options["mode"] == "max" else value < self.best)
+        better = self.best is None or (
+            value > self.best if self.options["mode"] == "max" else value < self.best
+        )
         if better and math.isfinite(value):
             self.best, self.best_round = value, row["round"]
             return True
@@ -168,11 +184,19 @@ class Run:
     @property
     def out_of_patience(self) -> bool:
         """Whether `patience` validations have passed without a better monitored metric."""
-        later = [row for row in self.history if row["round"] > self.best_round and self.options["monitor"] in row]
+        later = [
+            row
+            for row in self.history
+            if row["round"] > self.best_round and self.options["monitor"] in row
+        ]
         return self.options["patience"] is not None and len(later) >= self.options["patience"]
 
-    def save(self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool) -> list[int]:
-        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best one's too."""
+    def save(
+        self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool
+    ) -> list[int]:
+        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best one's
+        too.
+        """
         if not self.writes or not (best or last):
             return []
         state = self.state(server, config)
@@ -180,10 +204,14 @@ class Run:
             checkpoint.save(self.checkpoints / "best.ckpt", state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
-        return [*checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]), self.best_round]
+        return [
+            *checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]),
+            self.best_round,
+        ]
 
     def finish(self, metrics: Mapping[str, float], failed: Exception | None = None) -> None:
-        """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with what the run failed.
+        """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with
+        what the run failed.
 
         Args:
             metrics: Of the test; none of a run that failed.
@@ -191,9 +219,11 @@ class Run:
         """
         last = self.history[-1] if self.history else {"round": 0}
         summary: dict[str, Any] = {
-            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": last["round"], "seconds": self.seconds,
-            "simulated_seconds": last.get("time/simulated_s"),
-            "best": {"monitor": self.options["monitor"], "value": self.best, "round": self.best_round},
+            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": last["round"],
+            "seconds": self.seconds, "simulated_seconds": last.get("time/simulated_s"),
+            "best": {
+                "monitor": self.options["monitor"], "value": self.best, "round": self.best_round,
+            },
         }  # fmt: skip
         if failed:
             summary["failed"] = f"{type(failed).__name__}: {failed}"[:MAX_FAILED]

@@ -1,4 +1,6 @@
-"""Randomness and cohorts as pure functions: the same draws whatever ran before, and on whichever process."""
+"""Randomness and cohorts as pure functions: the same draws whatever ran before, and on whichever
+process.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +15,38 @@ if TYPE_CHECKING:
     from bhfl.engine.types import Client
 
 PURPOSES = (
-    "sample", "shuffle", "augment", "dropout", "quant_up", "quant_down", "quant_train", "bandwidth", "compute",
-    "partition", "server", "straggler",
+    "sample", "shuffle", "augment", "dropout", "quant_up", "quant_down", "quant_train", "bandwidth",
+    "compute", "partition", "server", "straggler",
 )  # fmt: skip
 """Names of the streams. Appending one leaves the draws of all others as they are."""
 
 
 class RandomKeys:
-    """The random streams of one (seed, round, client): a generator for each purpose, none shared, none global.
+    """The random streams of one (seed, round, client): a generator for each purpose, none shared,
+    none global.
 
-    A method that draws more from one stream never shifts another, so two methods see the same data order.
+    A method that draws more from one stream never shifts another, so two methods see the same data
+    order.
     """
 
     def __init__(self, seed: int, round: int = 0, client: int = 0) -> None:
-        self.seed, self.round, self.client = seed, round, client
+        self.seed = seed
+        self.round = round
+        self.client = client
 
     def _sequence(self, purpose: str, extra: tuple[int, ...]) -> np.random.SeedSequence:
         key = (PURPOSES.index(purpose), self.round, self.client, *extra)
         return np.random.SeedSequence(self.seed, spawn_key=key)
 
     def numpy(self, purpose: str, *extra: int) -> np.random.Generator:
-        """A NumPy generator for `purpose` (one of `PURPOSES`); `extra` tells several of one purpose apart."""
+        """A NumPy generator for `purpose` (one of `PURPOSES`); `extra` tells several of one purpose
+        apart.
+        """
         return np.random.default_rng(self._sequence(purpose, extra))
 
-    def torch(self, purpose: str, *extra: int, device: torch.device | str = "cpu") -> torch.Generator:
+    def torch(
+        self, purpose: str, *extra: int, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
         """A torch generator on `device` for `purpose`; `extra` as in `numpy`."""
         return torch.Generator(device).manual_seed(self.integer(purpose, *extra))
 
@@ -46,7 +56,9 @@ class RandomKeys:
 
 
 def seed_globals(seed: int, device: torch.device) -> None:
-    """Seed the global generators: dropout and much user code draw from them. The trainer puts them back at its end."""
+    """Seed the global generators: dropout and much user code draw from them. The trainer puts them
+    back at its end.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if device.type == "cpu":
@@ -56,7 +68,9 @@ def seed_globals(seed: int, device: torch.device) -> None:
 
 
 def cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
-    """Clients in a round: a count, a fraction of the fleet rounded to the nearest and at least one, or all (None)."""
+    """Clients in a round: a count, a fraction of the fleet rounded to the nearest and at least one,
+    or all (None).
+    """
     if clients_per_round is None:
         return num_clients
     if isinstance(clients_per_round, float):
@@ -65,12 +79,17 @@ def cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
 
 
 def sample_cohort(
-    clients: Sequence[Client], size: int, seed: int, round: int, sampling: Literal["stratified", "uniform"]
+    clients: Sequence[Client],
+    size: int,
+    seed: int,
+    round: int,
+    sampling: Literal["stratified", "uniform"],
 ) -> list[Client]:
-    """The clients of one round, without replacement, in the order of their ids: a function of (seed, round).
+    """The clients of one round, without replacement, in the order of their ids: a function of
+    (seed, round).
 
-    `stratified` shares the places out among the bit groups in proportion to their sizes, at least one each while
-    places last (largest remainder); `uniform` draws from the whole fleet.
+    `stratified` shares the places out among the bit groups in proportion to their sizes, at least
+    one each while places last (largest remainder); `uniform` draws from the whole fleet.
     """
     rng = RandomKeys(seed, round).numpy("sample")
     if size >= len(clients):
@@ -91,7 +110,9 @@ def sample_cohort(
 
 
 def _share_out(size: int, group_sizes: list[int], rng: np.random.Generator) -> list[int]:
-    """`size` places over groups: one each first (a random choice where there are too few), the rest by quota."""
+    """`size` places over groups: one each first (a random choice where there are too few), the rest
+    by quota.
+    """
     if size < len(group_sizes):
         places = [0] * len(group_sizes)
         for i in rng.choice(len(group_sizes), size, replace=False):
@@ -102,7 +123,9 @@ def _share_out(size: int, group_sizes: list[int], rng: np.random.Generator) -> l
     places = [min(max(1, int(q)), n) for q, n in zip(quotas, group_sizes, strict=True)]
     while sum(places) != size:
         step = 1 if sum(places) < size else -1
-        movable = [i for i, n in enumerate(group_sizes) if (places[i] < n if step > 0 else places[i] > 1)]
+        movable = [
+            i for i, n in enumerate(group_sizes) if (places[i] < n if step > 0 else places[i] > 1)
+        ]
         i = max(movable, key=lambda i: step * (quotas[i] - places[i]))
         places[i] += step
     return places

@@ -1,4 +1,6 @@
-"""Server optimisers: a torch optimiser on the pseudo-gradient ``w_t - mean`` (Reddi et al. 2021, arXiv 2003.00295)."""
+"""Server optimisers: a torch optimiser on the pseudo-gradient ``w_t - mean`` (Reddi et al. 2021,
+arXiv 2003.00295).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,14 @@ OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def describe(make: OptimizerCallable) -> dict[str, Any]:
-    """An optimiser's class and hyper-parameters as plain values, to tell whether two are the same."""
+    """An optimiser's class and hyper-parameters as plain values, to tell whether two are the
+    same.
+    """
     optimizer = make([nn.Parameter(torch.zeros(1))])
-    return {"class": type(optimizer).__name__, **{name: repr(value) for name, value in optimizer.defaults.items()}}
+    return {
+        "class": type(optimizer).__name__,
+        **{name: repr(value) for name, value in optimizer.defaults.items()},
+    }
 
 
 def unusable(make: OptimizerCallable) -> str:
@@ -32,13 +39,16 @@ def unusable(make: OptimizerCallable) -> str:
 
 
 class ServerOptimizer:
-    """Steps any torch optimiser on means of client weights; its state comes in and goes out, none stays here.
+    """Steps any torch optimiser on means of client weights; its state comes in and goes out, none
+    stays here.
 
     FedAvgM is ``torch.optim.SGD`` with momentum, FedAdam ``torch.optim.Adam``, FedYogi `Yogi`.
 
     Args:
-        make: From parameters to an optimiser, as ``lambda params: torch.optim.Adam(params, lr=0.01)``.
-        trained: Names of the tensors that it steps on; the others, as frozen weights and buffers, take the mean.
+        make: From parameters to an optimiser, as ``lambda params: torch.optim.Adam(params,
+            lr=0.01)``.
+        trained: Names of the tensors that it steps on; the others, as frozen weights and buffers,
+            take the mean.
     """
 
     def __init__(self, make: OptimizerCallable, trained: Collection[str]) -> None:
@@ -47,24 +57,31 @@ class ServerOptimizer:
     def step(
         self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """One step from `params` with ``params - mean`` for gradient; the new params and optimiser state.
+        """One step from `params` with ``params - mean`` for gradient; the new params and optimiser
+        state.
 
         Where `mean` lacks a tensor, it stays as it is.
         """
-        weights = {name: nn.Parameter(tensor.clone()) for name, tensor in params.items() if name in self.trained}
+        weights = {
+            name: nn.Parameter(tensor.clone())
+            for name, tensor in params.items()
+            if name in self.trained
+        }
         optimizer = self.make(list(weights.values()))
         if state is not None:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         for name, weight in weights.items():
-            weight.grad = params[name] - mean[name] if name in mean else None  # torch's optimisers pass over it
+            # torch's optimisers pass over it
+            weight.grad = params[name] - mean[name] if name in mean else None
         optimizer.step()
         stepped = {name: weight.detach() for name, weight in weights.items()}
         return {**params, **mean, **stepped}, optimizer.state_dict()["state"]
 
 
 class Yogi(Optimizer):
-    """Adam with an additive second moment: ``v -= (1 - beta2) * sign(v - g^2) * g^2`` (Zaheer et al. 2018).
+    """Adam with an additive second moment: ``v -= (1 - beta2) * sign(v - g^2) * g^2`` (Zaheer et
+    al. 2018).
 
     Args:
         params: As for any torch optimiser.
@@ -84,7 +101,9 @@ class Yogi(Optimizer):
         eps: float = 1e-3,
     ) -> None:
         if not lr > 0 or not eps > 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"Yogi needs lr > 0, eps > 0 and betas in [0, 1), got {lr}, {eps}, {betas}")
+            raise ValueError(
+                f"Yogi needs lr > 0, eps > 0 and betas in [0, 1), got {lr}, {eps}, {betas}"
+            )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -95,16 +114,30 @@ class Yogi(Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     self._update(
-                        weight, weight.grad, self.state[weight], **{k: group[k] for k in ("lr", "betas", "eps")}
+                        weight,
+                        weight.grad,
+                        self.state[weight],
+                        **{k: group[k] for k in ("lr", "betas", "eps")},
                     )
         return loss
 
     def _update(
-        self, weight: Tensor, grad: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], eps: float
+        self,
+        weight: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
     ) -> None:
         if not state:
-            state["mean"], state["square"] = torch.zeros_like(weight), torch.full_like(weight, eps**2)
-        mean, square, squared = state["mean"], state["square"], grad.square()
+            state["mean"], state["square"] = (
+                torch.zeros_like(weight),
+                torch.full_like(weight, eps**2),
+            )
+        mean = state["mean"]
+        square = state["square"]
+        squared = grad.square()
         mean.lerp_(grad, 1 - betas[0])
         square.addcmul_(torch.sign(square - squared), squared, value=betas[1] - 1)
         weight.addcdiv_(mean, square.sqrt().add_(eps), value=-lr)

@@ -1,4 +1,6 @@
-"""The options of `FederatedTrainer`, checked one by one and against each other before any work is done."""
+"""The options of `FederatedTrainer`, checked one by one and against each other before any work is
+done.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from bhfl.engine.server_optimizer import unusable
 from bhfl.files import user_path
 
 _COUNTS = {
-    "max_rounds": 1, "local_epochs": 1, "min_clients": 1, "max_failed_rounds": 0, "check_val_every_n_rounds": 1,
-    "checkpoint_every_n_rounds": 1, "keep_checkpoints": 1, "num_nodes": 1, "threads": 1, "timeout_seconds": 1,
+    "max_rounds": 1, "local_epochs": 1, "min_clients": 1, "max_failed_rounds": 0,
+    "check_val_every_n_rounds": 1, "checkpoint_every_n_rounds": 1, "keep_checkpoints": 1,
+    "num_nodes": 1, "threads": 1, "timeout_seconds": 1,
 }  # fmt: skip
 _OPTIONAL_COUNTS = {"num_clients": 1, "local_steps": 1, "patience": 1}
 _CHOICES = {
@@ -30,25 +33,34 @@ _CHOICES = {
 _PRECISIONS = ("32", "32-true", "16-mixed", "bf16-mixed")
 _LARGEST = 2**31
 _LONGEST_PART, _LONGEST_PATH = 255, 3000
-"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside of a run folder."""
+"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside
+of a run folder.
+"""
 _A_CPU = 16
-"""Threads, or processes, for each CPU at most: far more than help, and far fewer than crash a machine."""
+"""Threads, or processes, for each CPU at most: far more than help, and far fewer than crash a
+machine.
+"""
 _LARGEST_SEED = 2**32 - 1
 """As in `lightning.seed_everything`."""
 
 FREE = (
     "max_rounds", "max_failed_rounds", "check_val_every_n_rounds", "patience", "evaluate_clients",
-    "checkpoint_every_n_rounds", "keep_checkpoints", "accelerator", "devices", "num_nodes", "strategy", "threads",
-    "timeout_seconds", "logger", "callbacks", "default_root_dir", "name",
+    "checkpoint_every_n_rounds", "keep_checkpoints", "accelerator", "devices", "num_nodes",
+    "strategy", "threads", "timeout_seconds", "logger", "callbacks", "default_root_dir", "name",
 )  # fmt: skip
-"""Options that may differ when a run is resumed: they shape neither the model nor what is its best one."""
+"""Options that may differ when a run is resumed: they shape neither the model nor what is its best
+one.
+"""
 
 DATA = ("batch_size", "augment", "drop_last")
-"""Attributes of a data module that shape the model, besides the split, which a resumed run has by its hash."""
+"""Attributes of a data module that shape the model, besides the split, which a resumed run has by
+its hash.
+"""
 
 
 def global_seed() -> int:
-    """The number that `lightning.seed_everything` was given, in this process or in the one that started it; else 0.
+    """The number that `lightning.seed_everything` was given, in this process or in the one that
+    started it; else 0.
 
     Raises:
         ValueError: The environment variable that it leaves behind was set to something else.
@@ -56,8 +68,9 @@ def global_seed() -> int:
     text = os.environ.get("PL_GLOBAL_SEED", "0")
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) > _LARGEST_SEED:
         raise ValueError(
-            f"the environment variable PL_GLOBAL_SEED must be an integer from 0 to {_LARGEST_SEED:,}, got {text!r}: "
-            "unset it, or call lightning.seed_everything with a number, or give the trainer a seed"
+            "the environment variable PL_GLOBAL_SEED must be an integer from 0 to "
+            f"{_LARGEST_SEED:,}, got {text!r}: unset it, or call lightning.seed_everything with a "
+            "number, or give the trainer a seed"
         )
     return int(text)
 
@@ -67,22 +80,29 @@ def check_settings(options: Mapping[str, Any]) -> None:
     problems = [
         f"{key} must be an integer from {low} to {_LARGEST:,}, got {options[key]!r}"
         for key, low in (_COUNTS | _OPTIONAL_COUNTS).items()
-        if not (key in _OPTIONAL_COUNTS and options[key] is None) and not _is_count(options[key], low)
+        if not (key in _OPTIONAL_COUNTS and options[key] is None)
+        and not _is_count(options[key], low)
     ]
     if not _is_count(options["seed"], 0, _LARGEST_SEED):
-        problems.append(f"seed must be an integer from 0 to {_LARGEST_SEED:,}, got {options['seed']!r}")
+        problems.append(
+            f"seed must be an integer from 0 to {_LARGEST_SEED:,}, got {options['seed']!r}"
+        )
     problems += [
         f"{key} must be one of {', '.join(choices)}, got {options[key]!r}"
         for key, choices in _CHOICES.items()
         if options[key] not in choices
     ]
     if str(options["precision"]) not in _PRECISIONS:
-        problems.append(f"precision must be one of {', '.join(_PRECISIONS)}, got {options['precision']!r}")
+        problems.append(
+            f"precision must be one of {', '.join(_PRECISIONS)}, got {options['precision']!r}"
+        )
     for key in ("save_in_int8", "reestimate_norm"):
         if not isinstance(options[key], bool):
             problems.append(f"{key} must be true or false, got {options[key]!r}")
     if not isinstance(options["channels_last"], bool) and options["channels_last"] != "auto":
-        problems.append(f"channels_last must be auto, true or false, got {options['channels_last']!r}")
+        problems.append(
+            f"channels_last must be auto, true or false, got {options['channels_last']!r}"
+        )
     clip = options["gradient_clip_val"]
     if clip is not None and not (_is_number(clip) and 0 < clip < math.inf):
         problems.append(f"gradient_clip_val must be positive and finite, got {clip!r}")
@@ -90,7 +110,9 @@ def check_settings(options: Mapping[str, Any]) -> None:
     for key in ("name", "monitor"):
         problems += _text_problems(key, options[key])
     problems += _machine_problems(options)
-    if isinstance(options["name"], str) and (options["name"].startswith("/") or ".." in options["name"].split("/")):
+    if isinstance(options["name"], str) and (
+        options["name"].startswith("/") or ".." in options["name"].split("/")
+    ):
         problems.append(f"name must stay inside default_root_dir, got {options['name']!r}")
     problems += callback_problems(options["callbacks"])
     problems += _fleet_problems(options, problems)
@@ -115,9 +137,14 @@ def _text_problems(key: str, text: Any) -> list[str]:
     if not text.isprintable() and re.search("[\0\ud800-\udfff]", text):
         return [f"{key} must be text without NUL that UTF-8 can write, got {text!r}"]
     parts = text.encode().split(b"/")
-    if key != "monitor" and (len(text.encode()) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_PART):
+    if key != "monitor" and (
+        len(text.encode()) > _LONGEST_PATH or max(map(len, parts)) > _LONGEST_PART
+    ):
         longest = f"{_LONGEST_PATH} bytes, and {_LONGEST_PART} between two slashes"
-        return [f"{key} must have at most {longest}, got {len(text.encode())} bytes that begin with {text[:20]!r}"]
+        return [
+            f"{key} must have at most {longest}, "
+            f"got {len(text.encode())} bytes that begin with {text[:20]!r}"
+        ]
     return []
 
 
@@ -125,7 +152,10 @@ def _machine_problems(options: Mapping[str, Any]) -> list[str]:
     """Problems of what only this machine can tell, or a trial."""
     found, most = [], _A_CPU * (os.cpu_count() or 1)
     processes = str(options["devices"]) if options["accelerator"] in ("auto", "cpu") else ""
-    numbers = {"threads": options["threads"], "devices": int(processes) if processes.isdecimal() else 1}
+    numbers = {
+        "threads": options["threads"],
+        "devices": int(processes) if processes.isdecimal() else 1,
+    }
     for key, number in numbers.items():
         if _is_count(number, 1, sys.maxsize) and number > most:
             found.append(f"{key} must be at most {most}, {_A_CPU} for each CPU here, got {number}")
@@ -154,10 +184,13 @@ def _fleet_problems(options: Mapping[str, Any], problems: list[str]) -> list[str
     size = cohort_size(total, cohort)
     found = []
     if size > total:
-        found.append(f"clients_per_round must be at most {total}, the number of clients, got {cohort!r}")
+        found.append(
+            f"clients_per_round must be at most {total}, the number of clients, got {cohort!r}"
+        )
     if options["min_clients"] > min(size, total):
         found.append(
-            f"min_clients must be at most {min(size, total)}, the clients of a round, got {options['min_clients']}"
+            f"min_clients must be at most {min(size, total)}, the clients of a round, got "
+            f"{options['min_clients']}"
         )
     return found
 

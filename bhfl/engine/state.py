@@ -13,12 +13,19 @@ _COUNTERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, tor
 _OR_KEEP = "or register_buffer(..., persistent=False), where each client begins anew with it"
 
 # Each rule, with what to do where it is broken.
-_TENSORS = ("the model's state_dict must hold tensors only, got others", "keep them in other attributes")
+_TENSORS = (
+    "the model's state_dict must hold tensors only, got others",
+    "keep them in other attributes",
+)
 _VALUES = (
     "the model's parameters and buffers must have values, got",
-    "run one batch through a model with lazy layers first; for one on meta, to_empty(device='cpu') and its weights",
+    "run one batch through a model with lazy layers first; "
+    "for one on meta, to_empty(device='cpu') and its weights",
 )
-_FLOAT = ("the model's floating parameters and buffers must be float32, got", f"call .float() on it, {_OR_KEEP}")
+_FLOAT = (
+    "the model's floating parameters and buffers must be float32, got",
+    f"call .float() on it, {_OR_KEEP}",
+)
 _INTEGER = (
     "the model's integer buffers must be int8, int16, int32, int64, uint8 or bool, got",
     f"store them as int64, {_OR_KEEP}",
@@ -28,26 +35,39 @@ _REAL = (
     f"store torch.view_as_real(...) and compute with torch.view_as_complex(...), {_OR_KEEP}",
 )
 _DENSE = ("the model's parameters and buffers must be dense, got", f"store to_dense(), {_OR_KEEP}")
-_FLAT = ("the model's parameters and buffers must not be nested tensors, got", "store a padded tensor and its lengths")
-_PLAIN = ("the model must not be quantised by torch, got", "give the float model: bhfl quantises it for each client")
+_FLAT = (
+    "the model's parameters and buffers must not be nested tensors, got",
+    "store a padded tensor and its lengths",
+)
+_PLAIN = (
+    "the model must not be quantised by torch, got",
+    "give the float model: bhfl quantises it for each client",
+)
 
 
 def check_state(model: nn.Module) -> None:
-    """Refuse a model whose state could not be sent, averaged and given back to the bit; it is left as it is.
+    """Refuse a model whose state could not be sent, averaged and given back to the bit; it is left
+    as it is.
 
     Raises:
-        ValueError: With every rule that is broken, a line each: the tensors, their kinds, and what to do.
+        ValueError: With every rule that is broken, a line each: the tensors, their kinds, and what
+            to do.
     """
     broken: dict[tuple[str, str], list[str]] = {}
     saved = model.state_dict(keep_vars=True)
     for name, value in saved.items():
         if (rule := _broken(value)) is not None:
-            broken.setdefault(rule, []).append(name if rule is _TENSORS else f"{name} is {_kind(value)}")
+            broken.setdefault(rule, []).append(
+                name if rule is _TENSORS else f"{name} is {_kind(value)}"
+            )
     for name, buffer in model.named_buffers():
-        if name not in saved and (rule := _broken(buffer)) in (_VALUES, _FLAT):  # others need not be sent
+        # others need not be sent
+        if name not in saved and (rule := _broken(buffer)) in (_VALUES, _FLAT):
             broken.setdefault(rule, []).append(f"{name} is {_kind(buffer)}")
     if broken:
-        lines = [f"{rule}: {', '.join(names[:5])}; {remedy}" for (rule, remedy), names in broken.items()]
+        lines = [
+            f"{rule}: {', '.join(names[:5])}; {remedy}" for (rule, remedy), names in broken.items()
+        ]
         raise ValueError("\n".join(lines))
 
 

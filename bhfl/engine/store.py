@@ -1,7 +1,8 @@
-"""What stateful clients keep between rounds: on disk, one file a client and version, never all in memory.
+"""What stateful clients keep between rounds: on disk, one file a client and version, never all in
+memory.
 
-Which versions there are, and their digests, is known apart from the files and kept in the run's checkpoints: a file
-that is gone, or is another one, is missed.
+Which versions there are, and their digests, is known apart from the files and kept in the run's
+checkpoints: a file that is gone, or is another one, is missed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
 
 
 class ClientStore:
-    """State by (client, round). A version is never overwritten, so a resumed run finds what its round had.
+    """State by (client, round). A version is never overwritten, so a resumed run finds what its
+    round had.
 
     Args:
         folder: Made when the first state is written. Processes on several machines must share it.
@@ -38,13 +40,20 @@ class ClientStore:
         """Client to round to digest, of all versions that a round or a later one may ask for."""
         self._new: list[tuple[int, int, str]] = []
         if table is not None:
-            rows = zip(table["ids"].tolist(), table["rounds"].tolist(), table["sha256"].numpy(), strict=True)
+            rows = zip(
+                table["ids"].tolist(),
+                table["rounds"].tolist(),
+                table["sha256"].numpy(),
+                strict=True,
+            )
             self.known = {client: {round: row.tobytes().hex()} for client, round, row in rows}
 
     def _versions(self, client: int) -> list[tuple[int, Path]]:
         if not (shard := self._shard(client)).is_dir():  # much faster than to search it
             return []
-        found = ((_FILE.fullmatch(path.name), path) for path in shard.glob(f"client={client}-round=*.pt"))
+        found = (
+            (_FILE.fullmatch(path.name), path) for path in shard.glob(f"client={client}-round=*.pt")
+        )
         return sorted((int(match[1]), path) for match, path in found if match)
 
     def _shard(self, client: int) -> Path:
@@ -71,7 +80,8 @@ class ClientStore:
     def save(self, client: int, round: int, state: dict[str, Any]) -> None:
         """Keep `state` as of `round` finished rounds."""
         path = self._path(client, round)
-        for folder in (self.folder, path.parent):  # but not the run folder: one that has vanished is an error
+        # but not the run folder: one that has vanished is an error
+        for folder in (self.folder, path.parent):
             folder.mkdir(exist_ok=True)
         self._new.append((client, round, checkpoint.save(path, state)))
         self._know(*self._new[-1])
@@ -86,7 +96,9 @@ class ClientStore:
         self._new = [new for new in self._new if new[:2] != (client, round)]
 
     def share(self, fabric: Fabric) -> None:
-        """Tell the other processes what this one has saved, so that each of them can train any client next."""
+        """Tell the other processes what this one has saved, so that each of them can train any
+        client next.
+        """
         for client, round, sha256 in gather(fabric, self._new):
             self.known[client] = {round: sha256}
         self._new = []
@@ -94,7 +106,10 @@ class ClientStore:
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
         versions = self._versions(client)
-        asked = {max((version for version, _ in versions if version <= round), default=0) for round in rounds}
+        asked = {
+            max((version for version, _ in versions if version <= round), default=0)
+            for round in rounds
+        }
         for version, path in versions:
             if version not in asked and version < max(rounds):
                 path.unlink()
@@ -109,13 +124,23 @@ class ClientStore:
             for version in [version for version in versions if version > round]:
                 del versions[version]
 
-    # ---- what a checkpoint needs ----------------------------------------------------------------------------------
+    # ---- what a checkpoint needs -----------------------------------------------------------------
 
     def table(self) -> dict[str, Tensor]:
-        """The newest version of each client and its digest: `ids` and `rounds`, int64, and `sha256`, uint8 n x 32."""
-        newest = {client: max(versions) for client, versions in sorted(self.known.items()) if versions}
-        digests = b"".join(bytes.fromhex(self.known[client][round]) for client, round in newest.items())
-        sha256 = torch.frombuffer(bytearray(digests), dtype=torch.uint8) if digests else torch.zeros(0).byte()
+        """The newest version of each client and its digest: `ids` and `rounds`, int64, and
+        `sha256`, uint8 n x 32.
+        """
+        newest = {
+            client: max(versions) for client, versions in sorted(self.known.items()) if versions
+        }
+        digests = b"".join(
+            bytes.fromhex(self.known[client][round]) for client, round in newest.items()
+        )
+        sha256 = (
+            torch.frombuffer(bytearray(digests), dtype=torch.uint8)
+            if digests
+            else torch.zeros(0).byte()
+        )
         return {
             "ids": torch.tensor(list(newest), dtype=torch.int64),
             "rounds": torch.tensor(list(newest.values()), dtype=torch.int64),
@@ -123,7 +148,8 @@ class ClientStore:
         }
 
     def check(self) -> None:
-        """Make sure that all that the checkpoint lists is there; contents are compared when they are used.
+        """Make sure that all that the checkpoint lists is there; contents are compared when they
+        are used.
 
         Raises:
             CheckpointError: A file is gone or another one, naming it.
@@ -136,7 +162,8 @@ class ClientStore:
         path = self._path(client, round)
         if not path.is_file():
             raise CheckpointError(
-                f"clients of this run keep state of their own, which the checkpoint lacks: there is no {path}"
+                "clients of this run keep state of their own, which the checkpoint lacks: there "
+                f"is no {path}"
             )
         return path
 
@@ -153,7 +180,8 @@ def client_store(folder: Path | None, state: Mapping[str, Any]) -> ClientStore:
     """
     if folder is None and len(state["clients"]["ids"]):
         raise CheckpointError(
-            "clients of this run keep state of their own, which the checkpoint lacks: the file lies in no run folder"
+            "clients of this run keep state of their own, which the checkpoint lacks: the file "
+            "lies in no run folder"
         )
     store = ClientStore((folder or Path()) / CLIENTS, state["clients"])
     store.check()

@@ -16,7 +16,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 
 @contextmanager
 def computing_threads(count: int) -> Iterator[None]:
-    """Compute with `count` CPU threads: sums inside a layer depend on it, so it must not depend on the launch."""
+    """Compute with `count` CPU threads: sums inside a layer depend on it, so it must not depend on
+    the launch.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -26,16 +28,24 @@ def computing_threads(count: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: giving it back and faulting it in again costs up to 40% of a CPU step."""
+    """Let glibc keep freed memory: giving it back and faulting it in again costs up to 40% of a CPU
+    step.
+    """
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            for option, value in ((_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 1 << 26), (_M_MMAP_THRESHOLD, 1 << 30)):
+            for option, value in (
+                (_M_TRIM_THRESHOLD, 1 << 30),
+                (_M_TOP_PAD, 1 << 26),
+                (_M_MMAP_THRESHOLD, 1 << 30),
+            ):
                 libc.mallopt(option, value)
 
 
 def stop(processes: Sequence[Popen[bytes]], patience_seconds: float = 3.0) -> None:
-    """End child processes: by SIGTERM, and by SIGKILL those that wait in a collective and cannot hear it."""
+    """End child processes: by SIGTERM, and by SIGKILL those that wait in a collective and cannot
+    hear it.
+    """
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + patience_seconds

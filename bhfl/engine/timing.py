@@ -1,4 +1,6 @@
-"""What a run would have taken on a simulated network: from measured bytes and counted FLOPs to seconds."""
+"""What a run would have taken on a simulated network: from measured bytes and counted FLOPs to
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,13 @@ class Timing:
         ValueError: The network's trace has too few clients.
     """
 
-    def __init__(self, network: SimulatedNetwork, clients: Sequence[Client], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: SimulatedNetwork, clients: Sequence[Client], options: Mapping[str, Any]
+    ) -> None:
         network.link(0, len(clients) - 1)
-        self.network, self.clients, self.options = network, clients, options
+        self.network = network
+        self.clients = clients
+        self.options = options
         self.example_flops = 0.0
         """Of one forward pass of one example."""
 
@@ -51,27 +57,37 @@ class Timing:
         client = next((client for client in self.clients if client.num_examples), None)
         if client is None:
             return
-        batch = next(iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0)))
+        batch = next(
+            iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0))
+        )
         with _without_fused_kernels(), FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
         recorder = Recorder()
         recorder.observe(batch)
         self.example_flops = counter.get_total_flops() / recorder.batch_size
-        takes_time = any(math.isfinite(self.network.link(0, client.id).compute_flops) for client in self.clients)
+        takes_time = any(
+            math.isfinite(self.network.link(0, client.id).compute_flops) for client in self.clients
+        )
         if takes_time and not self.example_flops:
             name = type(worker.module).__name__
             raise ValueError(
-                f"trainer.network counts the FLOPs of {name}.validation_step, which computes nothing: define it, or "
-                "give devices no compute_flops"
+                f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
+                "nothing: define it, or give devices no compute_flops"
             )
 
     def cohort(self, round: int) -> list[Client]:
         """The clients of a round."""
         size = cohort_size(len(self.clients), self.options["clients_per_round"])
-        return sample_cohort(self.clients, size, self.options["seed"], round, self.options["sampling"])
+        return sample_cohort(
+            self.clients, size, self.options["seed"], round, self.options["sampling"]
+        )
 
-    def workload(self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int) -> Workload:
-        """What a client does in a round in which it trains on `num_examples`, each counted as often as it is seen."""
+    def workload(
+        self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int
+    ) -> Workload:
+        """What a client does in a round in which it trains on `num_examples`, each counted as often
+        as it is seen.
+        """
         return Workload(
             client=client.id,
             download_bytes=download_bytes,
@@ -93,46 +109,66 @@ class Timing:
         """Refuse a deadline that no client can meet.
 
         Raises:
-            ValueError: In round 0 all would still be at work when it comes, however little they sent.
+            ValueError: In round 0 all would still be at work when it comes, however little they
+                sent.
         """
         able = [client for client in self.clients if client.num_examples]
-        idle = [self.workload(client, download_bytes, 0, self.planned(client, data)) for client in able]
+        idle = [
+            self.workload(client, download_bytes, 0, self.planned(client, data)) for client in able
+        ]
         fastest = min(self.network.client_time(0, work).seconds for work in idle)
         if self.network.is_late(fastest):
             raise ValueError(
-                f"network.deadline_seconds={self.network.deadline_seconds:g} is met by no client: the fastest has "
-                f"received {download_bytes} bytes and trained after {fastest:.3g} s"
+                f"network.deadline_seconds={self.network.deadline_seconds:g} is met by no client: "
+                f"the fastest has received {download_bytes} bytes and trained after {fastest:.3g} s"
             )
 
     def link(self, round: int, client: Client) -> ClientLink:
         """What a client knows of its link in a round."""
         return ClientLink(self, round, client, len(self.cohort(round)))
 
-    def metrics(self, round: int, records: Sequence[ClientRecord], seconds_before: float) -> dict[str, float]:
+    def metrics(
+        self, round: int, records: Sequence[ClientRecord], seconds_before: float
+    ) -> dict[str, float]:
         """``time/simulated_round_s`` of a finished round and ``time/simulated_s`` of all.
 
         A client that failed is known to have, and waited for by nobody.
         """
         works = [
-            self.workload(self.clients[r.client], r.downlink_bytes - r.closing_bytes, r.uplink_bytes, r.num_examples)
+            self.workload(
+                self.clients[r.client],
+                r.downlink_bytes - r.closing_bytes,
+                r.uplink_bytes,
+                r.num_examples,
+            )
             for r in records
             if r.status != "failed"
         ]
         seconds = self.network.round_time(round, works, len(records)).seconds if works else 0.0
-        closings = [Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0) for r in records]
-        seconds += max((self.network.client_time(round, work).seconds for work in closings), default=0.0)
+        closings = [
+            Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0)
+            for r in records
+        ]
+        seconds += max(
+            (self.network.client_time(round, work).seconds for work in closings), default=0.0
+        )
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
 
 
 @contextmanager
 def _without_fused_kernels() -> Iterator[None]:
-    """Recurrent layers and attention by products one by one: those in one kernel are not counted."""
+    """Recurrent layers and attention by products one by one: those in one kernel are not
+    counted.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():  # of what setting the flags back says of other devices
             warnings.filterwarnings("ignore", "TF32 acceleration")
-            flags = torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False)
+            flags = (
+                torch.backends.mkldnn.flags(enabled=False),
+                torch.backends.cudnn.flags(enabled=False),
+            )
             with flags[0], flags[1], sdpa_kernel(SDPBackend.MATH):
                 yield
     finally:
@@ -149,14 +185,21 @@ class ClientLink:
     num_participants: int
 
     def late_after(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float | None:
-        """Seconds that an upload which misses the deadline takes from the start of the round; None for one in time."""
+        """Seconds that an upload which misses the deadline takes from the start of the round; None
+        for one in time.
+        """
         work = self.timing.workload(self.client, download_bytes, upload_bytes, num_examples)
         network = self.timing.network
         seconds = network.client_time(self.round, work, self.num_participants).seconds
         return seconds if network.is_late(seconds) else None
 
     def budget_bytes(self, download_bytes: int, num_examples: int, deadline_seconds: float) -> int:
-        """Bytes that it can still send before a deadline, when it has downloaded and trained; 0 if it is too late."""
+        """Bytes that it can still send before a deadline, when it has downloaded and trained; 0 if
+        it is too late.
+        """
         work = self.timing.workload(self.client, download_bytes, 0, num_examples)
         network = self.timing.network
-        return network.uplink_budget_bits(self.round, work, deadline_seconds, self.num_participants) // 8
+        return (
+            network.uplink_budget_bits(self.round, work, deadline_seconds, self.num_participants)
+            // 8
+        )

@@ -77,47 +77,60 @@ class FederatedTrainer:
     """Trains one model over a fleet of clients of different bit-widths.
 
     Args:
-        clients: The fleet, e.g. ``{8: 5, 32: 5}`` or ``[{bits: ternary, fraction: 0.5}, {bits: 32, fraction: 0.5}]``.
+        clients: The fleet, e.g. ``{8: 5, 32: 5}`` or ``[{bits: ternary, fraction: 0.5}, {bits: 32,
+            fraction: 0.5}]``.
         algorithm: How updates are made and combined; FedAvg by default.
         num_clients: Size of a fleet given by fractions.
         max_rounds: Rounds in all, those before a resume included.
         clients_per_round: Cohort: a count, a fraction of the fleet (a float), or all.
-        sampling: ``stratified``: every bit group takes part in each round; ``uniform``: drawn from the whole fleet.
+        sampling: ``stratified``: every bit group takes part in each round; ``uniform``: drawn from
+            the whole fleet.
         local_epochs: Passes of a client over its data in a round.
         local_steps: Optimiser steps of a client in a round instead of `local_epochs`.
-        lr_schedule: ``continue``: schedulers go on over rounds; ``restart``: they begin anew in each.
+        lr_schedule: ``continue``: schedulers go on over rounds; ``restart``: they begin anew in
+            each.
         gradient_clip_val: Largest L2 norm of a client's gradients.
         weights: Of clients in averages: their numbers of ``samples``, or ``uniform``.
-        server_optimizer: A torch optimiser for the server's step on ``w_t - mean``; None takes the mean itself.
-        network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its deadline.
-        norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or ``local``.
+        server_optimizer: A torch optimiser for the server's step on ``w_t - mean``; None takes the
+            mean itself.
+        network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its
+            deadline.
+        norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or
+            ``local``.
         min_clients: Fewer usable updates than this, and the round is skipped.
-        max_failed_rounds: Skipped rounds in a row that are put up with; one more, and the run stops with an error.
-        evaluate_clients: Also measure the clients' own models after local training (``val/acc_local_<group>``).
+        max_failed_rounds: Skipped rounds in a row that are put up with; one more, and the run stops
+            with an error.
+        evaluate_clients: Also measure the clients' own models after local training
+            (``val/acc_local_<group>``).
         check_val_every_n_rounds: Rounds between validations; the last round is always validated.
         monitor: Logged metric by which the best model is chosen.
         mode: Whether `monitor` is better at its ``max`` or ``min``.
         patience: Stop after so many validations without a better `monitor`.
         checkpoint_every_n_rounds: Rounds between checkpoints; the last round always has one.
         keep_checkpoints: Newest checkpoints kept, beside the best.
-        seed: Of every random draw; None takes the number that `lightning.seed_everything` was given, which the initial
-            weights of a model follow, and 0 where it was not called. `options` and checkpoints hold the number itself.
+        seed: Of every random draw; None takes the number that `lightning.seed_everything` was
+            given, which the initial weights of a model follow, and 0 where it was not called.
+            `options` and checkpoints hold the number itself.
         accelerator: As in Fabric.
         devices: As in Fabric; clients are dealt out to them.
         num_nodes: As in Fabric.
         strategy: ``auto``, ``ddp``, or a Fabric `DDPStrategy`: processes that meet in collectives.
         precision: As in Fabric; mixed precisions and 32-true.
-        threads: CPU threads of each process, at most 16 for each CPU. Results depend on it in the last bits, so
-            it never depends on `devices`.
+        threads: CPU threads of each process, at most 16 for each CPU. Results depend on it in the
+            last bits, so it never depends on `devices`.
         timeout_seconds: How long a process waits for another before the run fails.
-        channels_last: Keep images and convolution weights in channels-last order, which is faster. ``auto`` tries it on
-            a copy of the model before the first round, and takes it where the results are the same.
-        save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as integers, about a
-            third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
-        reestimate_norm: Evaluate the global model with BatchNorm statistics of its own at each width, from the samples
-            of ``data.holdout``; the server's seconds for it are in ``time/round_s``.
-        logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning loggers.
-        callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are called in this order.
+        channels_last: Keep images and convolution weights in channels-last order, which is faster.
+            ``auto`` tries it on a copy of the model before the first round, and takes it where the
+            results are the same.
+        save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as
+            integers, about a third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
+        reestimate_norm: Evaluate the global model with BatchNorm statistics of its own at each
+            width, from the samples of ``data.holdout``; the server's seconds for it are in
+            ``time/round_s``.
+        logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning
+            loggers.
+        callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are
+            called in this order.
         default_root_dir: Where run folders are made.
         name: Run folders are ``<default_root_dir>/<name>/version_N``.
 
@@ -176,9 +189,13 @@ class FederatedTrainer:
             raise ValueError(f"algorithm must be an Algorithm such as FedAvg(), got {algorithm!r}")
         ALGORITHM_HOOKS.check(self.algorithm)
         self.callbacks = list(callbacks or [])
-        self.fabric = make_fabric(accelerator, devices, num_nodes, strategy, precision, timeout_seconds)
+        self.fabric = make_fabric(
+            accelerator, devices, num_nodes, strategy, precision, timeout_seconds
+        )
         self.config: dict[str, Any] = {}
-        """What a resumed run must agree with besides the trainer's options; the command line adds its own here."""
+        """What a resumed run must agree with besides the trainer's options; the command line adds
+        its own here.
+        """
         self._shaping: dict[str, Any] = {}
         self.clients: list[Client] = []
         self.server = ServerState({})
@@ -186,28 +203,36 @@ class FederatedTrainer:
         self._fitted: Fitted | None = None
         self._launched = False
 
-    # ---- what users call --------------------------------------------------------------------------------------
+    # ---- what users call -------------------------------------------------------------------------
 
     def fit(
-        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
     ) -> ServerState:
         """Train `model` over the fleet, its data split by `datamodule`, and test the result.
 
         Args:
-            model: Any LightningModule. Its layers are swapped for quantised ones in place, its parameters kept.
-            datamodule: A `bhfl.data.FederatedDataModule`, or any object with the methods of `FederatedData`.
-            ckpt_path: Go on from a checkpoint, a run folder, or ``last`` of the newest run of this `name`.
+            model: Any LightningModule. Its layers are swapped for quantised ones in place, its
+                parameters kept.
+            datamodule: A `bhfl.data.FederatedDataModule`, or any object with the methods of
+                `FederatedData`.
+            ckpt_path: Go on from a checkpoint, a run folder, or ``last`` of the newest run of this
+                `name`.
 
         Returns:
-            The last server state, whose float32 weights are in `model` too. `run` holds the folder, the history of
-            metrics and the ledger.
+            The last server state, whose float32 weights are in `model` too. `run` holds the folder,
+            the history of metrics and the ledger.
 
         Raises:
-            ValueError: The data cannot be split, or the model, algorithm and fleet do not fit together.
-            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at all; or an error
-                of one kind at one line stopped every client of a round.
-            CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of the trainer, the
-                algorithm or the data (how they are split and batched); the command line compares the model's too.
+            ValueError: The data cannot be split, or the model, algorithm and fleet do not fit
+                together.
+            TooFewClientsError: No usable round for more than `max_failed_rounds` rounds, or none at
+                all; or an error of one kind at one line stopped every client of a round.
+            CheckpointError: `ckpt_path` cannot be used, or belongs to a run with other options of
+                the trainer, the algorithm or the data (how they are split and batched); the command
+                line compares the model's too.
         """
         self._fitted = None
         with self._machine():
@@ -219,32 +244,45 @@ class FederatedTrainer:
         return self.server
 
     def validate(
-        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
     ) -> dict[str, float]:
         """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group.
 
-        A model as `fit` left it is measured with all that its run came to: each group's or client's own model too.
+        A model as `fit` left it is measured with all that its run came to: each group's or client's
+        own model too.
         """
         return self._measure(model, datamodule, ckpt_path, "val")
 
     def test(
-        self, model: L.LightningModule, datamodule: FederatedData, ckpt_path: Union[str, Path, None] = None
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
     ) -> dict[str, float]:
-        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group; see `validate`."""
+        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group; see
+        `validate`.
+        """
         return self._measure(model, datamodule, ckpt_path, "test")
 
-    # ---- setting up ---------------------------------------------------------------------------------------------
+    # ---- setting up ------------------------------------------------------------------------------
 
     @contextmanager
     def _machine(self) -> Iterator[None]:
         options = self.options
-        with launched(self.fabric, options["threads"], options["timeout_seconds"], again=self._launched):
+        with launched(
+            self.fabric, options["threads"], options["timeout_seconds"], again=self._launched
+        ):
             self._launched = True
             yield
 
     @contextmanager
     def _lent(self, model: L.LightningModule, data: FederatedData) -> Iterator[L.LightningModule]:
-        """The module of `model`, which is given back whatever happens, with the last server state if there is one."""
+        """The module of `model`, which is given back whatever happens, with the last server state
+        if there is one.
+        """
         self._loan = Loan(model, data)
         try:
             yield self._loan.module
@@ -253,10 +291,14 @@ class FederatedTrainer:
 
     def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
-        check_methods(data, FederatedData, "datamodule must be a FederatedDataModule or have its methods")
+        check_methods(
+            data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
+        )
         if "fit" in stages:
             check_trainable(model)
-        place = self.place = Place(data, self.options, {"fit": "train", "validate": "val"}.get(stages[0], stages[0]))
+        place = self.place = Place(
+            data, self.options, {"fit": "train", "validate": "val"}.get(stages[0], stages[0])
+        )
         self._loan.attach(place, self.fabric)
         STANDING.at("preparing the data")
         in_turns(self.fabric, data.prepare_data)
@@ -281,8 +323,10 @@ class FederatedTrainer:
         self.algorithm.server_optimizer = self._server_optimizer(model)
         self.algorithm.setup(
             Context(
-                self.clients, model, data, self.fabric, self.options, worker=lambda: self.rounds.worker,
-                buffers=lambda server, group: self.rounds.travelling(server, group), timing=self.timing,
+                self.clients, model, data, self.fabric, self.options,
+                worker=lambda: self.rounds.worker,
+                buffers=lambda server, group: self.rounds.travelling(server, group),
+                timing=self.timing,
             )
         )  # fmt: skip
         if "fit" in stages:
@@ -290,7 +334,10 @@ class FederatedTrainer:
             check_monitor(self.options["monitor"], model, {client.group for client in self.clients})
             self._check_validation(data)
         worker = Worker(
-            model, self.fabric, LocalSettings(**{k: v for k, v in self.options.items() if k in keys}), place
+            model,
+            self.fabric,
+            LocalSettings(**{k: v for k, v in self.options.items() if k in keys}),
+            place,
         )
         if self.options["reestimate_norm"]:
             worker.reestimate_ = reestimation(model, data, self.algorithm, self.options["norm"])
@@ -298,15 +345,23 @@ class FederatedTrainer:
         self.evaluator = Evaluator(self.rounds)
         if "fit" in stages:
             model.on_fit_start()
-        self.server = replace(self.rounds.init_server(), channels_last=self.options["channels_last"] is True)
+        self.server = replace(
+            self.rounds.init_server(), channels_last=self.options["channels_last"] is True
+        )
         self._loan.weights = lambda: self.rounds.release(self.server)
 
     def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
         make = self.options["server_optimizer"]
         if make and not self.algorithm.communicates:
             name = type(self.algorithm).__name__
-            raise ValueError(f"trainer.server_optimizer needs a model of the server's, and {name} has none")
-        return ServerOptimizer(make, {n for n, p in model.named_parameters() if p.requires_grad}) if make else None
+            raise ValueError(
+                f"trainer.server_optimizer needs a model of the server's, and {name} has none"
+            )
+        return (
+            ServerOptimizer(make, {n for n, p in model.named_parameters() if p.requires_grad})
+            if make
+            else None
+        )
 
     def _check_validation(self, data: FederatedData) -> None:
         """Refuse options that need validation samples where there are none."""
@@ -315,7 +370,9 @@ class FederatedTrainer:
         options, missing = self.options, "needs validation samples, and the data have none"
         if options["patience"] is not None and options["monitor"].startswith("val/"):
             raise ValueError(f"trainer.patience {missing}; got {options['patience']}")
-        if options["evaluate_clients"] and not any(data.client_val_batches(client.id) for client in self.clients):
+        if options["evaluate_clients"] and not any(
+            data.client_val_batches(client.id) for client in self.clients
+        ):
             raise ValueError(f"trainer.evaluate_clients {missing}; got True")
 
     def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
@@ -324,7 +381,9 @@ class FederatedTrainer:
         partition = data.partition_record()
         self._shaping = {
             "trainer": shaping(self.options),
-            "clients": str(self.fleet.to_config()),  # as text, because the order of the groups counts
+            "clients": str(
+                self.fleet.to_config()
+            ),  # as text, because the order of the groups counts
             "algorithm": described(self.algorithm),
             "data": {key: getattr(data, key, None) for key in DATA},
             "partition": partition.get("sha256"),
@@ -353,7 +412,8 @@ class FederatedTrainer:
     def find_checkpoint(self, ckpt_path: Union[str, Path]) -> tuple[Path | None, dict[str, Any]]:
         """The run folder and the state that `ckpt_path` means.
 
-        ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its `name` before it has any.
+        ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its
+        `name` before it has any.
 
         Raises:
             CheckpointError: There is none, or it is unusable.
@@ -368,11 +428,13 @@ class FederatedTrainer:
         differences = contradictions(state["config"], self._shaping)
         if differences:
             listed = "\n  ".join(differences)
-            raise CheckpointError(f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}")
+            raise CheckpointError(
+                f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}"
+            )
         client_store(folder, state)  # all of it is there
         return folder or new_run(self._root), state
 
-    # ---- rounds -------------------------------------------------------------------------------------------------
+    # ---- rounds ----------------------------------------------------------------------------------
 
     def _fit(
         self, module: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
@@ -393,11 +455,16 @@ class FederatedTrainer:
             smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
             self.timing.check_deadline(smallest, data)
         if ckpt_path is None:  # a resumed run keeps to what it was begun with
-            self.server = with_format(self.server, self.options, self.rounds.worker, self.clients, data)
+            self.server = with_format(
+                self.server, self.options, self.rounds.worker, self.clients, data
+            )
         self._begin(data, ckpt_path)
         if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
             done, wanted = self.server.round, self.options["max_rounds"]
-            warnings.warn(f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}", stacklevel=1)
+            warnings.warn(
+                f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}",
+                stacklevel=1,
+            )
         self._call("on_fit_start")
         try:
             while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
@@ -419,7 +486,9 @@ class FederatedTrainer:
         return self.run
 
     def _round(self) -> None:
-        start, run, options = time.perf_counter(), self._run, self.options
+        start = time.perf_counter()
+        run = self._run
+        options = self.options
         STANDING.at(f"beginning round {self.server.round + 1}")
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
         run.failed_rounds = failed_in_a_row(
@@ -429,7 +498,11 @@ class FederatedTrainer:
             options=options,
             tell=self.fabric.is_global_zero,
         )
-        row: dict[str, Any] = {"round": self.server.round, **round_metrics(records), **self.server.metrics}
+        row: dict[str, Any] = {
+            "round": self.server.round,
+            **round_metrics(records),
+            **self.server.metrics,
+        }
         row |= run.ledger.add(records)
         if self.timing:
             before = run.history[-1]["time/simulated_s"] if run.history else 0.0
@@ -444,11 +517,17 @@ class FederatedTrainer:
         seconds = self.fabric.broadcast(time.perf_counter() - start)
         run.seconds += seconds
         row |= {**run.ledger.metrics(), "time/round_s": seconds}
-        row["problems"] = [f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"]
+        row["problems"] = [
+            f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
+        ]
         run.log(row)
         complete = measured or not options["monitor"].startswith("val/")
         best = run.improved(row, complete=bool(complete and row["clients/ok"]))
-        due = last or run.out_of_patience or self.server.round % options["checkpoint_every_n_rounds"] == 0
+        due = (
+            last
+            or run.out_of_patience
+            or self.server.round % options["checkpoint_every_n_rounds"] == 0
+        )
         self._save(best, due, records)
         self._call("on_round_end", metrics=row)
 
@@ -460,7 +539,10 @@ class FederatedTrainer:
     def _save(self, best: bool, due: bool, records: list[ClientRecord]) -> None:
         kept = self._run.save(self.server, self._shaping, best, due)
         if due:
-            STANDING.saved = f"--ckpt_path {shlex.quote(str(self._run.folder))} goes on from round {self.server.round}"
+            STANDING.saved = (
+                f"--ckpt_path {shlex.quote(str(self._run.folder))} goes on from "
+                f"round {self.server.round}"
+            )
         if kept and self.rounds.store.folder.exists():
             for record in records:
                 self.rounds.store.prune(record.client, kept)
@@ -476,7 +558,11 @@ class FederatedTrainer:
         return self.rounds.store.load(client.id, self.server.round) or {}
 
     def _measure(
-        self, model: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None], stage: Stage
+        self,
+        model: L.LightningModule,
+        data: FederatedData,
+        ckpt_path: Union[str, Path, None],
+        stage: Stage,
     ) -> dict[str, float]:
         name = "validate" if stage == "val" else "test"
         with self._machine(), self._lent(model, data) as module:
@@ -487,7 +573,9 @@ class FederatedTrainer:
             self._setup(module, data, name)
             self.rounds.store = ClientStore(Path("nowhere"))
             if ckpt_path is not None:
-                found = self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
+                found = (
+                    self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
+                )
                 folder, state = self.fabric.broadcast(found)
                 self.server = fitting(state, self.server)
                 if self.evaluator.by_client(self.server):
@@ -501,7 +589,7 @@ class FederatedTrainer:
             self._loan.tear_down(name)
         return metrics
 
-    # ---- callbacks ----------------------------------------------------------------------------------------------
+    # ---- callbacks -------------------------------------------------------------------------------
 
     def _on_client(self, client: Client, record: ClientRecord) -> None:
         self._call("on_client_end", client=client, record=record)

@@ -26,22 +26,27 @@ _RETURNED = "the loss that training_step returned"
 class Training:
     """The local steps of one client in one round.
 
-    A client's round is a slice of one long training: `self.current_epoch` and `self.global_step` go on over its rounds,
-    and so do schedules. Hooks come in Lightning's order, with its arguments. In each round ``configure_optimizers``,
-    ``on_train_start``, the epochs and ``on_train_end`` are called; in each process once a run ``prepare_data``,
-    ``setup``, ``configure_model``, ``on_fit_start``, and at its end ``on_fit_end`` and ``teardown``.
+    A client's round is a slice of one long training: `self.current_epoch` and `self.global_step` go
+    on over its rounds, and so do schedules. Hooks come in Lightning's order, with its arguments. In
+    each round ``configure_optimizers``, ``on_train_start``, the epochs and ``on_train_end`` are
+    called; in each process once a run ``prepare_data``, ``setup``, ``configure_model``,
+    ``on_fit_start``, and at its end ``on_fit_end`` and ``teardown``.
 
     What is not as under `lightning.Trainer`:
 
-    * ``configure_optimizers`` is called once more at set-up, to see whether torch takes what it asks for.
+    * ``configure_optimizers`` is called once more at set-up, to see whether torch takes what it
+      asks for.
     * Validation comes after the round, on the server's model, not inside an epoch.
-    * ``configure_callbacks``, ``on_save_checkpoint`` and ``on_load_checkpoint`` are not called, with a warning.
-    * `self.trainer` has what `bhfl.engine.module_trainer.ModuleTrainer` has; anything else is an error by name.
+    * ``configure_callbacks``, ``on_save_checkpoint`` and ``on_load_checkpoint`` are not called,
+      with a warning.
+    * `self.trainer` has what `bhfl.engine.module_trainer.ModuleTrainer` has; anything else is an
+      error by name.
     * Where ``training_step`` returned nothing there is no step: ``on_before_optimizer_step`` and
       ``configure_gradient_clipping`` are not called.
-    * A schedule's ``frequency`` counts steps over all rounds, not anew in each epoch; ReduceLROnPlateau that goes on
-      over rounds steps on the server's metrics. An overridden ``lr_scheduler_step`` is called at the start of a round
-      for the steps of the rounds before, because its schedules begin anew with each client.
+    * A schedule's ``frequency`` counts steps over all rounds, not anew in each epoch;
+      ReduceLROnPlateau that goes on over rounds steps on the server's metrics. An overridden
+      ``lr_scheduler_step`` is called at the start of a round for the steps of the rounds before,
+      because its schedules begin anew with each client.
     * Values that are logged are averaged over the round, whatever ``on_step`` and ``on_epoch`` say.
     * An algorithm's ``client_gradients_`` comes right before ``on_before_optimizer_step``.
 
@@ -63,7 +68,10 @@ class Training:
         generator: torch.Generator,
         history: Sequence[Mapping[str, Any]],
     ) -> None:
-        self.worker, self.algorithm, self.run, self.recorder = worker, algorithm, run, recorder
+        self.worker = worker
+        self.algorithm = algorithm
+        self.run = run
+        self.recorder = recorder
         self.generator, self.history = generator, history
         self.module, self.place = run.module, worker.place
         self.last: dict[str, Any] = {}
@@ -74,10 +82,14 @@ class Training:
         self.ended = False
         """Whether this epoch has come to its last batch."""
         lean = worker.settings.save_in_int8 and run.client.spec.activations <= 8
-        self.saving: Callable[[], AbstractContextManager[None]] = save_in_int8 if lean else nullcontext
+        self.saving: Callable[[], AbstractContextManager[None]] = (
+            save_in_int8 if lean else nullcontext
+        )
 
     def metrics(self) -> dict[str, float]:
-        """What was logged, by tag; a loss that the module logs itself is preferred to the one it returned."""
+        """What was logged, by tag; a loss that the module logs itself is preferred to the one it
+        returned.
+        """
         means = self.recorder.means()
         loss = {"train/loss": means.pop(_RETURNED)} if _RETURNED in means else {}
         return loss | {tag_of(name): mean for name, mean in means.items()}
@@ -89,7 +101,10 @@ class Training:
             RuntimeError: The client makes no step.
             ValueError: It has no batch, or the module returned no loss.
         """
-        settings, module, run, place = self.worker.settings, self.module, self.run, self.place
+        settings = self.worker.settings
+        module = self.module
+        run = self.run
+        place = self.place
         place.begin(run.round, run.client)
         self.limit = self.algorithm.num_steps(run, place.planned_steps)
         if not self.limit:
@@ -107,24 +122,31 @@ class Training:
                 break
         module.on_train_end()
         if not run.num_steps:
-            raise RuntimeError("made no step: on_train_batch_start ended each epoch before its first")
+            raise RuntimeError(
+                "made no step: on_train_batch_start ended each epoch before its first"
+            )
         if module.automatic_optimization and not self.last:
             raise ValueError("training_step returned no loss for any batch")
 
     def epoch(self, epoch: int, batches: Iterable[Any]) -> None:
-        """One pass over the client's data, which its last step or the module itself may cut short."""
+        """One pass over the client's data, which its last step or the module itself may cut
+        short.
+        """
         module, run = self.module, self.run
         self.ended = False
         index = -1
         self.recorder.begin_epoch()
         module.on_train_epoch_start()
-        for index, batch in enumerate(self.worker.on_device(islice(batches, self.limit - run.num_steps))):
+        for index, batch in enumerate(
+            self.worker.on_device(islice(batches, self.limit - run.num_steps))
+        ):
             self.ended = index + 1 == self.place.num_batches
             if not self.batch(batch, index, epoch):
                 break
         if index < 0:
             raise ValueError(f"client {run.client.id} has no training batch")
-        if not self.ended and run.num_steps < self.limit:  # fewer batches came than the data had said
+        # fewer batches came than the data had said
+        if not self.ended and run.num_steps < self.limit:
             self.optimizers.advance("epoch", epoch + 1)
         with self.recorder.epoch_end():
             module.on_train_epoch_end()
@@ -132,7 +154,9 @@ class Training:
         self.place.epoch += 1
 
     def batch(self, batch: Any, index: int, epoch: int) -> bool:
-        """One batch with its hooks; False where ``on_train_batch_start`` ended the epoch before it."""
+        """One batch with its hooks; False where ``on_train_batch_start`` ended the epoch before
+        it.
+        """
         module = self.module
         self.recorder.observe(batch)
         goes_on = module.on_train_batch_start(batch, index) != -1
@@ -169,14 +193,17 @@ class Training:
         return outputs
 
     def optimise(self, batch: Any, index: int) -> None:
-        """One step of the optimiser through the module's own ``optimizer_step``, as Lightning takes it."""
+        """One step of the optimiser through the module's own ``optimizer_step``, as Lightning takes
+        it.
+        """
         module, place = self.module, self.place
         closure = partial(self.closure, batch, index)
         module.optimizer_step(module.current_epoch, index, place.optimizers[0], closure)
         if self.outputs is None:
             raise ValueError(
-                f"{type(module).__name__}.optimizer_step or its optimizer never called the closure, which computes the "
-                "gradients: hand it on, as optimizer.step(closure=optimizer_closure)"
+                f"{type(module).__name__}.optimizer_step or its optimizer never called the "
+                "closure, which computes the gradients: hand it on, as "
+                "optimizer.step(closure=optimizer_closure)"
             )
         place.count()
 
@@ -203,7 +230,8 @@ class Training:
 
 
 def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
-    """What ``training_step`` returned, as ``on_train_batch_end`` gets it: a dict with the loss detached.
+    """What ``training_step`` returned, as ``on_train_batch_end`` gets it: a dict with the loss
+    detached.
 
     Raises:
         ValueError: It is nothing that Lightning takes.
@@ -213,14 +241,18 @@ def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
     if isinstance(output, Tensor):
         return {"loss": output.detach().clone()}
     if not isinstance(output, Mapping):
-        raise ValueError(f"training_step must return a tensor, a dict or None, got {type(output).__name__}")
+        raise ValueError(
+            f"training_step must return a tensor, a dict or None, got {type(output).__name__}"
+        )
     if not automatic:
         loss = output.get("loss")
         return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
     if not isinstance(output.get("loss"), Tensor):
         raise ValueError(
-            f"training_step returned a dict without 'loss', with {', '.join(map(repr, output)) or 'nothing'}"
+            "training_step returned a dict without 'loss', with "
+            f"{', '.join(map(repr, output)) or 'nothing'}"
             if output.get("loss") is None
-            else f"the loss that training_step returned must be a tensor, got {type(output['loss']).__name__}"
+            else "the loss that training_step returned must be a tensor, "
+            f"got {type(output['loss']).__name__}"
         )
     return {**output, "loss": output["loss"].detach().clone()}

@@ -1,4 +1,6 @@
-"""The words of this folder: a client, the server's state, and what the engine asks of a data module."""
+"""The words of this folder: a client, the server's state, and what the engine asks of a data
+module.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from bhfl.engine.sampling import RandomKeys
 from bhfl.quant import BitSpec, QuantizedTensor
 
 Params = dict[str, Tensor]
-"""State-dict names to float32 tensors: every floating entry of the model but the running statistics of norm layers."""
+"""State-dict names to float32 tensors: every floating entry of the model but the running statistics
+of norm layers.
+"""
 
 Tensors = Mapping[str, Tensor | QuantizedTensor]
 """What a payload holds: float tensors, and codes with their scales."""
@@ -52,9 +56,12 @@ class ServerState:
     participants: list[int] = field(default_factory=list)
     """The engine's: ids of the clients whose updates made this state."""
     channels_last: bool = False
-    """The engine's: whether images and convolution weights lie in channels_last, as decided before the first round."""
+    """The engine's: whether images and convolution weights lie in channels_last, as decided before
+    the first round.
+    """
     buffers: dict[str, Any] = field(default_factory=dict)
-    """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`)."""
+    """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`).
+    """
 
 
 @runtime_checkable
@@ -68,7 +75,9 @@ class FederatedData(Protocol):
         """Load the data; called by every process."""
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
-        """Split the training set; the numbers of examples, one a client. ValueError where it cannot be split."""
+        """Split the training set; the numbers of examples, one a client. ValueError where it cannot
+        be split.
+        """
 
     def partition_record(self) -> dict[str, Any]:
         """The split as JSON-able values, with its hash, for the run folder."""

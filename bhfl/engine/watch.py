@@ -1,8 +1,9 @@
-"""Processes that look after each other: one that dies or freezes ends the others, with one line that names it.
+"""Processes that look after each other: one that dies or freezes ends the others, with one line
+that names it.
 
-Each process has a thread with a connection to that of rank 0, over which both say twice a second what they are doing.
-The end of a connection is known at once, silence after a while, whatever the main threads wait for meanwhile. Nothing
-but short lines of JSON goes over these connections.
+Each process has a thread with a connection to that of rank 0, over which both say twice a second
+what they are doing. The end of a connection is known at once, silence after a while, whatever the
+main threads wait for meanwhile. Nothing but short lines of JSON goes over these connections.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
-from bhfl.engine.ending import LOST, STANDING, LostProcessError, Terminated, end_now, speaks_of_others
+from bhfl.engine.ending import (
+    LOST,
+    STANDING,
+    LostProcessError,
+    Terminated,
+    end_now,
+    speaks_of_others,
+)
 from bhfl.engine.peer import GRACE_SECONDS, Peer
 
 BEAT_SECONDS = 0.5
@@ -49,7 +57,9 @@ class Watch:
         timeout_seconds: float,
         children: Sequence[Popen[bytes]] = (),
     ) -> None:
-        self.rank, self.num_processes, self.address = rank, num_processes, address
+        self.rank = rank
+        self.num_processes = num_processes
+        self.address = address
         self.timeout_seconds = timeout_seconds
         others = range(1, num_processes) if rank == 0 else [0]
         started = {rank + 1 + i: child for i, child in enumerate(children)}
@@ -67,7 +77,7 @@ class Watch:
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
 
-    # ---- for the main thread --------------------------------------------------------------------------------------
+    # ---- for the main thread ---------------------------------------------------------------------
 
     def meet(self) -> None:
         """Wait until all processes are there.
@@ -85,7 +95,8 @@ class Watch:
         while not self._met.wait(0.1):
             self._check(deadline)
         if self.rank == 0:
-            if not _agent_has_the_port():  # now that nobody else listens there: torch's, which the others will look for
+            # now that nobody else listens there: torch's, which the others will look for
+            if not _agent_has_the_port():
                 self._store = self._torch_store(serves=True)
             self._go = True
             self._speak()
@@ -102,7 +113,8 @@ class Watch:
         """What is done in the block needs all processes.
 
         Raises:
-            LostProcessError: Another one has ended, frozen or failed, as far as the main thread notices it.
+            LostProcessError: Another one has ended, frozen or failed, as far as the main thread
+                notices it.
         """
         self._inside, self._error = True, ""
         try:
@@ -121,7 +133,9 @@ class Watch:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Where a collective of torch fails in the block, say why: which process has not come to it."""
+        """Where a collective of torch fails in the block, say why: which process has not come to
+        it.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -138,26 +152,33 @@ class Watch:
         self._look(GRACE_SECONDS)
         if self.lost:
             return
-        others = [peer for peer in self.peers.values() if peer.doing != STANDING.doing] or [*self.peers.values()]
+        others = [peer for peer in self.peers.values() if peer.doing != STANDING.doing] or [
+            *self.peers.values()
+        ]
         who, was = "another process", ""
         if len(others) == 1:
             who, was = self._name(others[0]), f", since it was {others[0].doing}"
         if "time" in str(error).lower():
             self._lose(f"{who} has not answered within {self.timeout_seconds:g} s{was}")
         else:
-            self._lose(f"{who} cannot be reached while {STANDING.doing}: {str(error).splitlines()[0]}")
+            self._lose(
+                f"{who} cannot be reached while {STANDING.doing}: {str(error).splitlines()[0]}"
+            )
 
     def _missing(self) -> str:
         where = f"{self.address[0]}:{self.address[1]} within {self.timeout_seconds:g} s"
         if self.rank and self.peers[0].heard is not None:
-            return f"not all processes have come to {where}: {self._name(self.peers[0])} is {self.peers[0].doing}"
+            return (
+                f"not all processes have come to {where}: "
+                f"{self._name(self.peers[0])} is {self.peers[0].doing}"
+            )
         missing = [self._name(peer) for peer in self.peers.values() if peer.heard is None]
         return f"{' and '.join(missing)} did not come to {where}, where the processes meet"
 
     def _name(self, peer: Peer) -> str:
         return f"rank {peer.rank} of {self.num_processes}{peer.place}"
 
-    # ---- the thread -----------------------------------------------------------------------------------------------
+    # ---- the thread ------------------------------------------------------------------------------
 
     def _run(self, port: int) -> None:
         if self.rank:
@@ -182,7 +203,9 @@ class Watch:
                 (here, 0 if _agent_has_the_port() else port), backlog=self.num_processes
             )
         except OSError as error:
-            raise OSError(f"processes cannot meet at {host}:{port}: {error}; set MASTER_PORT to a free port") from error
+            raise OSError(
+                f"processes cannot meet at {host}:{port}: {error}; set MASTER_PORT to a free port"
+            ) from error
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         found: int = self._listener.getsockname()[1]
@@ -202,7 +225,9 @@ class Watch:
 
     def _torch_store(self, serves: bool) -> TCPStore:
         wait = timedelta(seconds=self.timeout_seconds)
-        return TCPStore(*self.address, None, serves, wait, wait_for_workers=False, multi_tenant=True)
+        return TCPStore(
+            *self.address, None, serves, wait, wait_for_workers=False, multi_tenant=True
+        )
 
     def _connect(self, port: int) -> None:
         """Find rank 0, however long it takes: the main thread has a deadline."""
@@ -268,8 +293,10 @@ class Watch:
 
     def _speak(self) -> None:
         words = {
-            "rank": self.rank, "of": self.num_processes, "place": f"process {os.getpid()} on {socket.gethostname()}",
-            "doing": STANDING.doing, "error": self._error, "left": not self._inside, "lost": self.lost, "go": self._go,
+            "rank": self.rank, "of": self.num_processes,
+            "place": f"process {os.getpid()} on {socket.gethostname()}",
+            "doing": STANDING.doing, "error": self._error, "left": not self._inside,
+            "lost": self.lost, "go": self._go,
         }  # fmt: skip
         line = json.dumps(words).encode() + b"\n"
         with self._speaking:
@@ -296,7 +323,9 @@ class Watch:
         self._speak()
 
     def _forget(self) -> None:
-        """In a forked process, such as one of a DataLoader: the connections end with their owner."""
+        """In a forked process, such as one of a DataLoader: the connections end with their
+        owner.
+        """
         STANDING.on_change = None
         for peer in self.peers.values():
             if peer.socket:
@@ -304,17 +333,23 @@ class Watch:
 
 
 def _agent_has_the_port() -> bool:
-    """Whether torchrun's agent serves a store at the address at which processes would else find rank 0."""
+    """Whether torchrun's agent serves a store at the address at which processes would else find
+    rank 0.
+    """
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _key() -> str:
-    """Where the port of rank 0 stands in the agent's store, which outlives the processes that it starts again."""
+    """Where the port of rank 0 stands in the agent's store, which outlives the processes that it
+    starts again.
+    """
     return f"bhfl/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _of_a_collective(error: RuntimeError) -> bool:
-    """Whether `error` was raised by a collective of torch, as when the other side of a connection has gone."""
+    """Whether `error` was raised by a collective of torch, as when the other side of a connection
+    has gone.
+    """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
     return isinstance(error, DistError) or module.startswith("torch.distributed")

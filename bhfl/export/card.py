@@ -1,4 +1,6 @@
-"""The model card that lies beside exported files: what they are, where they come from and how to load them."""
+"""The model card that lies beside exported files: what they are, where they come from and how to
+load them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ class Exported:
 
 
 def model_card(
-    title: str, files: Sequence[Exported], measured: str, facts: Mapping[str, str], config: str, loading: str
+    title: str,
+    files: Sequence[Exported],
+    measured: str,
+    facts: Mapping[str, str],
+    config: str,
+    loading: str,
 ) -> str:
     """A card in Markdown.
 
@@ -62,10 +69,11 @@ as the clients of one group run it.
 `restore_(model, file, quantized=False)` gives a plain float model with the same weights, and
 `bhfl.export.load_quantized(file)` the integers themselves. For readers in other languages, the head of
 `bhfl/quant/packing.py` says how codes of other than 8 bits lie in bytes: in planes, not one behind another.
-{onnx}"""
+{onnx}"""  # noqa: E501
 
 
-_ONNX = """An ONNX file runs under onnxruntime, without bhfl or torch. Like the layers in torch it takes the
+_ONNX = """\
+An ONNX file runs under onnxruntime, without bhfl or torch. Like the layers in torch it takes the
 range of activations from the batch at hand.
 """
 

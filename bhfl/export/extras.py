@@ -20,4 +20,6 @@ def needed(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} cannot be imported ({error}): pip install 'bhfl[{extra}]'") from error
+        raise ImportError(
+            f"{module} cannot be imported ({error}): pip install 'bhfl[{extra}]'"
+        ) from error

@@ -1,9 +1,11 @@
-"""Integer checkpoints: a safetensors file of packed codes, their scales, and the rest of a model as it is.
+"""Integer checkpoints: a safetensors file of packed codes, their scales, and the rest of a model as
+it is.
 
-A quantised tensor ``name`` of n codes is ``name.codes``, uint8 [ceil(n * bits / 8)] as :mod:`bhfl.quant.packing` lays
-them out, and ``name.scale``, float32, 0-dim or [C]. The metadata of the file are ``format``, ``version`` and, as
-JSON, ``codes`` (name: [bits, *shape]), ``ties`` (name: the name under which the same tensor is stored) and ``specs``
-(layer: the fields of its BitSpec). Any reader of safetensors opens such a file; none executes anything in it.
+A quantised tensor ``name`` of n codes is ``name.codes``, uint8 [ceil(n * bits / 8)] as
+:mod:`bhfl.quant.packing` lays them out, and ``name.scale``, float32, 0-dim or [C]. The metadata of
+the file are ``format``, ``version`` and, as JSON, ``codes`` (name: [bits, *shape]), ``ties`` (name:
+the name under which the same tensor is stored) and ``specs`` (layer: the fields of its BitSpec).
+Any reader of safetensors opens such a file; none executes anything in it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from torch import Tensor, nn
 
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
-from bhfl.quant import BitSpec, QuantizedTensor, QuantLayer, pack, quantize_, quantized_state, unpack
+from bhfl.quant import (
+    BitSpec,
+    QuantizedTensor,
+    QuantLayer,
+    pack,
+    quantize_,
+    quantized_state,
+    unpack,
+)
 from bhfl.quant.spec import FLOAT_BITS
 
 FORMAT, VERSION = "bhfl.integers", "1"
@@ -38,15 +48,17 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     """Write an integer checkpoint: at b bits about b/32 of the float32 file.
 
     Args:
-        model: A model with Quant* layers, whose weights are saved as the codes that forward computes with, tied ones
-            once, together with the specs of the layers; or a state as :func:`bhfl.quant.quantized_state` gives it.
+        model: A model with Quant* layers, whose weights are saved as the codes that forward
+            computes with, tied ones once, together with the specs of the layers; or a state as
+            :func:`bhfl.quant.quantized_state` gives it.
         path: Written whole or not at all.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: A weight has NaN or infinity, an entry is no tensor, or two tensors would have one name in the file.
+        ValueError: A weight has NaN or infinity, an entry is no tensor, or two tensors would have
+            one name in the file.
         OSError: It cannot be written.
         ImportError: Without the extra ``export``.
     """
@@ -54,16 +66,30 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     state: Tensors = quantized_state(model) if isinstance(model, nn.Module) else model
     ties = _ties(model, state) if isinstance(model, nn.Module) else {}
     stored = {name: value for name, value in state.items() if name not in ties}
-    codes = {name: [q.bits, *q.codes.shape] for name, q in stored.items() if isinstance(q, QuantizedTensor)}
-    notes = {"codes": codes, "ties": ties, "specs": _specs(model) if isinstance(model, nn.Module) else {}}
-    metadata = {"format": FORMAT, "version": VERSION, **{key: json.dumps(value) for key, value in notes.items()}}
+    codes = {
+        name: [q.bits, *q.codes.shape]
+        for name, q in stored.items()
+        if isinstance(q, QuantizedTensor)
+    }
+    notes = {
+        "codes": codes,
+        "ties": ties,
+        "specs": _specs(model) if isinstance(model, nn.Module) else {},
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        **{key: json.dumps(value) for key, value in notes.items()},
+    }
     with replacing(path) as temporary:
         save_file(_flat(stored), temporary, metadata)
     return user_path(path).stat().st_size
 
 
 def _flat(state: Tensors) -> dict[str, Tensor]:
-    """The tensors of the file; each with memory of its own, because safetensors refuses any other."""
+    """The tensors of the file; each with memory of its own, because safetensors refuses any
+    other.
+    """
     flat: dict[str, Tensor] = {}
     for name, value in state.items():
         parts = {name: value}
@@ -73,23 +99,29 @@ def _flat(state: Tensors) -> dict[str, Tensor]:
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{part} must be a tensor, got {type(tensor).__name__}")
             if part in flat:
-                raise ValueError(f"{part} is the name of two tensors: one of them must be called otherwise")
+                raise ValueError(
+                    f"{part} is the name of two tensors: one of them must be called otherwise"
+                )
             flat[part] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return flat
 
 
 def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
-    """Of tensors with several names, the later names and the first; those quantised in several ways are apart."""
+    """Of tensors with several names, the later names and the first; those quantised in several ways
+    are apart.
+    """
     first: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     pairs = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
     ties = {name: other for name, other in pairs.items() if name != other}
     for name, other in ties.items():
-        both = isinstance(state[name], QuantizedTensor) and isinstance(state[other], QuantizedTensor)
+        both = isinstance(state[name], QuantizedTensor) and isinstance(
+            state[other], QuantizedTensor
+        )
         if both and not _same(state[name], state[other]):
             warnings.warn(
-                f"{other} and {name} are one tensor with two sets of codes: restore_ takes the file with "
-                "quantized=False alone",
+                f"{other} and {name} are one tensor with two sets of codes: restore_ takes the "
+                "file with quantized=False alone",
                 stacklevel=3,
             )
     return {name: other for name, other in ties.items() if _same(state[name], state[other])}
@@ -105,7 +137,11 @@ def _same(one: Tensor | QuantizedTensor, other: Tensor | QuantizedTensor) -> boo
 def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
     default = BitSpec()
     return {
-        name: {f.name: v for f in fields(BitSpec) if (v := getattr(layer.spec, f.name)) != getattr(default, f.name)}
+        name: {
+            f.name: v
+            for f in fields(BitSpec)
+            if (v := getattr(layer.spec, f.name)) != getattr(default, f.name)
+        }
         for name, layer in model.named_modules()
         if isinstance(layer, QuantLayer)
     }
@@ -114,7 +150,8 @@ def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
 def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:
     """The state of an integer checkpoint, bit for bit as it was saved, on the CPU.
 
-    Nothing in the file is executed, and no size that it claims is believed before it agrees with the bytes at hand.
+    Nothing in the file is executed, and no size that it claims is believed before it agrees with
+    the bytes at hand.
 
     Raises:
         QuantizedFileError: The file is no such checkpoint; the message says why.
@@ -125,20 +162,26 @@ def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:
 
 
 def float_state(state: Tensors) -> dict[str, Tensor]:
-    """A state for ``load_state_dict`` of a float model: quantised tensors become the float32 values they stand for."""
-    return {name: v.dequantize() if isinstance(v, QuantizedTensor) else v for name, v in state.items()}
+    """A state for ``load_state_dict`` of a float model: quantised tensors become the float32 values
+    they stand for.
+    """
+    return {
+        name: v.dequantize() if isinstance(v, QuantizedTensor) else v for name, v in state.items()
+    }
 
 
 def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model:
-    """Put an integer checkpoint into a model of the same architecture, float or quantised, in place.
+    """Put an integer checkpoint into a model of the same architecture, float or quantised, in
+    place.
 
     Args:
         model: Changed in place.
         path: Of :func:`save_quantized`.
-        quantized: Swap the layers that were quantised when the file was saved, with their specs, and fix the scales of
-            the file, so that forward computes with its codes, until the weights are trained or the weights or the spec
-            are set anew. A file of a bare state holds no specs: quantise the model first. False only sets the float
-            values of the weights: a float model then computes with what was saved, with float activations.
+        quantized: Swap the layers that were quantised when the file was saved, with their specs,
+            and fix the scales of the file, so that forward computes with its codes, until the
+            weights are trained or the weights or the spec are set anew. A file of a bare state
+            holds no specs: quantise the model first. False only sets the float values of the
+            weights: a float model then computes with what was saved, with float activations.
 
     Returns:
         The model.
@@ -153,7 +196,8 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
         _quantize_as_saved_(model, specs, path)
     model.load_state_dict(float_state(state))
     plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    model.load_state_dict(plain, strict=False)  # again, where a quantised weight is tied to one that is not
+    # again, where a quantised weight is tied to one that is not
+    model.load_state_dict(plain, strict=False)
     if quantized:
         _fix_scales_(model, state, path)
     return model
@@ -161,11 +205,16 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
 
 def _check_fits(model: nn.Module, state: Tensors, path: str | Path) -> None:
     here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    there = {name: tuple((v.codes if isinstance(v, QuantizedTensor) else v).shape) for name, v in state.items()}
+    there = {
+        name: tuple((v.codes if isinstance(v, QuantizedTensor) else v).shape)
+        for name, v in state.items()
+    }
     for name in [*here, *there]:
         ours, theirs = here.get(name, "absent"), there.get(name, "absent")
         if ours != theirs:
-            raise QuantizedFileError(f"{path}: of another model: {name} is {theirs} there and {ours} here")
+            raise QuantizedFileError(
+                f"{path}: of another model: {name} is {theirs} there and {ours} here"
+            )
 
 
 def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Path) -> None:
@@ -174,12 +223,16 @@ def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Pat
             spec = BitSpec.parse(given)
             quantize_(model, spec, lambda name, _, layer=layer: name == layer)  # type: ignore[misc]
         except (TypeError, ValueError) as error:
-            raise QuantizedFileError(f"{path}: layer {layer!r} cannot be quantised as it was: {error}") from error
+            raise QuantizedFileError(
+                f"{path}: layer {layer!r} cannot be quantised as it was: {error}"
+            ) from error
 
 
 @torch.no_grad()
 def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
-    """``round(codes * scale / scale)`` is the codes again, whatever the rule that once found the scale."""
+    """``round(codes * scale / scale)`` is the codes again, whatever the rule that once found the
+    scale.
+    """
     layers = {
         f"{name}.{layer.weight_key}".removeprefix("."): layer
         for name, layer in model.named_modules(remove_duplicate=False)
@@ -204,10 +257,12 @@ def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
         except ValueError as error:
             raise QuantizedFileError(f"{path}: {name} holds no numbers: {error}") from error
         if not torch.equal(codes.cpu(), value.codes):
-            raise QuantizedFileError(f"{path}: {name} is tied to a weight of other codes: restore with quantized=False")
+            raise QuantizedFileError(
+                f"{path}: {name} is tied to a weight of other codes: restore with quantized=False"
+            )
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[str, Any]]:
@@ -215,7 +270,8 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
     tensors, metadata = _read(path)
     if (found := (metadata.get("format"), metadata.get("version"))) != (FORMAT, VERSION):
         raise QuantizedFileError(
-            f"{path}: format must be {FORMAT!r}, version {VERSION!r}, got {found[0]!r}, {found[1]!r}"
+            f"{path}: format must be {FORMAT!r}, version {VERSION!r}, got {found[0]!r}, "
+            f"{found[1]!r}"
         )
     codes, ties, specs = (_json(path, metadata, key) for key in ("codes", "ties", "specs"))
     state: dict[str, Tensor | QuantizedTensor] = {}
@@ -229,7 +285,9 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
             raise QuantizedFileError(f"{path}: {name} is there twice, as codes and as it is")
     for name, first in ties.items():
         if name in state or not isinstance(first, str) or first not in state:
-            raise QuantizedFileError(f"{path}: {name} must be tied to a tensor of the file, got {first!r}")
+            raise QuantizedFileError(
+                f"{path}: {name} must be tied to a tensor of the file, got {first!r}"
+            )
         state[name] = state[first]
     return state, specs
 
@@ -249,13 +307,19 @@ def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> dict[str, 
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise QuantizedFileError(f"{path}: metadata {key!r} must be a JSON object, got {metadata.get(key, '')[:80]!r}")
+        raise QuantizedFileError(
+            f"{path}: metadata {key!r} must be a JSON object, got {metadata.get(key, '')[:80]!r}"
+        )
     return value
 
 
 def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedTensor:
     """Take codes and scale out of `tensors`; ValueError where they are not what they say."""
-    if not isinstance(row, list) or not row or not all(type(size) is int and size >= 0 for size in row):
+    if (
+        not isinstance(row, list)
+        or not row
+        or not all(type(size) is int and size >= 0 for size in row)
+    ):
         raise ValueError(f"must be described by [bits, *shape], got {row!r}")
     bits, shape = row[0], row[1:]
     if not 2 <= bits <= 16:
@@ -264,10 +328,15 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
     if packed is None or scale is None:
         raise ValueError("its codes or its scale are missing")
     if scale.dtype != torch.float32 or list(scale.shape) not in ([], shape[:1]):
-        raise ValueError(f"scale must be float32, [] or {shape[:1]}, got {scale.dtype} {list(scale.shape)}")
+        raise ValueError(
+            f"scale must be float32, [] or {shape[:1]}, got {scale.dtype} {list(scale.shape)}"
+        )
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite")
     codes = unpack(packed, bits, math.prod(shape)).view(shape)
     if codes.numel() and codes.amin() == -(1 << (bits - 1)):
-        raise ValueError(f"codes of {bits} bits must be at least {1 - (1 << (bits - 1))}, got {int(codes.amin())}")
+        raise ValueError(
+            f"codes of {bits} bits must be at least {1 - (1 << (bits - 1))}, got "
+            f"{int(codes.amin())}"
+        )
     return QuantizedTensor(codes, scale, bits)

@@ -1,15 +1,17 @@
 """ONNX graphs with QuantizeLinear and DequantizeLinear nodes, of models of up to 8 bits.
 
-Weights are int8 initializers behind a DequantizeLinear: a quarter of the float32 file, the codes that forward computes
-with. Activations are quantised to uint8 with the range of the very tensor, as the layers do it in torch: it is no
-constant from a calibration set but a few scalar nodes of the graph, by the same float operations in the same order, so
-that the same input gives the same codes to the bit. QuantizeLinear divides where torch multiplies by the reciprocal;
-therefore the product is a node of its own, and QuantizeLinear has the scale 1. Like in torch, the range is that of all
+Weights are int8 initializers behind a DequantizeLinear: a quarter of the float32 file, the codes
+that forward computes with. Activations are quantised to uint8 with the range of the very tensor, as
+the layers do it in torch: it is no constant from a calibration set but a few scalar nodes of the
+graph, by the same float operations in the same order, so that the same input gives the same codes
+to the bit. QuantizeLinear divides where torch multiplies by the reciprocal; therefore the product
+is a node of its own, and QuantizeLinear has the scale 1. Like in torch, the range is that of all
 that is computed at once: an image may get other codes in another batch.
 
-onnxruntime adds the terms of products and norms in another order than torch. Outputs agree within 1e-5 all the same,
-but where that moves the last bit of a value right between two codes: the next layer then gets the other one. Of 200
-images each, none met such a value in an MLP, a CNN and a ResNet-8 with BatchNorm, and 3 did in one with GroupNorm.
+onnxruntime adds the terms of products and norms in another order than torch. Outputs agree within
+1e-5 all the same, but where that moves the last bit of a value right between two codes: the next
+layer then gets the other one. Of 200 images each, none met such a value in an MLP, a CNN and a
+ResNet-8 with BatchNorm, and 3 did in one with GroupNorm.
 """
 
 from __future__ import annotations
@@ -38,24 +40,28 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
     """Write a model with Quant* layers, as it computes in evaluation, as one ONNX file.
 
     Args:
-        model: Not changed. Its layers must have weights and activations of at most 8 bits, or of 32; these stay float.
-        example: What ``forward`` is called with: a tensor, or a tuple of all its positional arguments, which may be
-            containers of tensors too. Only shapes and kinds count. The first dimension of the first tensor is left
-            open, and so is that of all others of the same length.
+        model: Not changed. Its layers must have weights and activations of at most 8 bits, or of
+            32; these stay float.
+        example: What ``forward`` is called with: a tensor, or a tuple of all its positional
+            arguments, which may be containers of tensors too. Only shapes and kinds count. The
+            first dimension of the first tensor is left open, and so is that of all others of the
+            same length.
         path: Written whole or not at all.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, this cannot take the example, or PyTorch
-            cannot export it; the message names the cause.
+        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, this cannot take the
+            example, or PyTorch cannot export it; the message names the cause.
         ImportError: Without the extra ``onnx``, or with torch before 2.8.
     """
     for module in EXTRAS["onnx"]:
         needed(module, "onnx")
     if not hasattr(torch.onnx, "ops"):
-        raise ImportError(f"ONNX graphs with nodes of our choice need torch 2.8 or later, got {torch.__version__}")
+        raise ImportError(
+            f"ONNX graphs with nodes of our choice need torch 2.8 or later, got {torch.__version__}"
+        )
     _check_widths(model)
     given = example if isinstance(example, tuple) else (example,)
     inputs = tree_map(partial(_example, rows=_rows(given)), given)
@@ -66,7 +72,11 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
         program = _program(_rewritten(model), inputs, shapes)
     except Exception as error:
         undefined = isinstance(error, NotImplementedError) and '"forward"' in str(error)
-        why = "it has no forward, which is what the file computes: define it" if undefined else _cause(error)
+        why = (
+            "it has no forward, which is what the file computes: define it"
+            if undefined
+            else _cause(error)
+        )
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
     with replacing(path) as temporary:
         program.save(temporary, external_data=False)
@@ -78,16 +88,22 @@ def _check_widths(model: nn.Module) -> None:
         if isinstance(layer, QuantLayer):
             for key in ("weights", "activations"):
                 if WIDEST < (bits := getattr(layer.spec, key)) < FLOAT_BITS:
-                    raise ValueError(f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}")
+                    raise ValueError(
+                        f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}"
+                    )
 
 
 def _rows(inputs: Any) -> int | None:
     """The length of the first tensor that has any dimension: the number of samples."""
-    return next((len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), None)
+    return next(
+        (len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), None
+    )
 
 
 def _example(x: Any, rows: int | None) -> Any:
-    """A tensor of an example in float32 and of two samples: the exporter takes a dimension of 1 for a constant."""
+    """A tensor of an example in float32 and of two samples: the exporter takes a dimension of 1 for
+    a constant.
+    """
     if not isinstance(x, Tensor):
         return x
     x = x.detach().cpu()
@@ -98,16 +114,23 @@ def _example(x: Any, rows: int | None) -> Any:
 
 
 def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """For each argument of ``forward`` which dimensions of its tensors are open, in the form of the argument."""
+    """For each argument of ``forward`` which dimensions of its tensors are open, in the form of the
+    argument.
+    """
     name = type(model).__name__
     rows = _rows(inputs)
     if rows is None:
-        raise ValueError(f"{name} cannot be exported to ONNX: the example holds no tensor with a dimension of samples")
+        raise ValueError(
+            f"{name} cannot be exported to ONNX: the example holds no tensor with a dimension of "
+            "samples"
+        )
     signature = inspect.signature(model.forward)
     try:
         arguments = signature.bind(*inputs).arguments
     except TypeError as error:
-        raise ValueError(f"forward{signature} of {name} cannot take an example of {len(inputs)}: {error}") from error
+        raise ValueError(
+            f"forward{signature} of {name} cannot take an example of {len(inputs)}: {error}"
+        ) from error
 
     def dimensions(x: Any) -> dict[int, Any] | None:
         batched = isinstance(x, Tensor) and x.dim() and len(x) == rows
@@ -129,8 +152,11 @@ def _evaluating(model: nn.Module) -> nn.Module:
     try:
         model = copy.deepcopy(model)
     except Exception as error:
-        raise ValueError(f"{type(model).__name__} cannot be exported, because it cannot be copied: {error}") from error
-    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model  # which the exporter needs around a layer
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported, because it cannot be copied: {error}"
+        ) from error
+    # which the exporter needs around a layer
+    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model
     return model.float().cpu().eval()
 
 
@@ -150,7 +176,9 @@ def _rewritten(model: nn.Module) -> nn.Module:
 
 
 def _input_nodes(x: Tensor, steps: int) -> Tensor:
-    """What :func:`bhfl.quant.fake_quantize_activations` does, with a zero point, because the codes are unsigned."""
+    """What :func:`bhfl.quant.fake_quantize_activations` does, with a zero point, because the codes
+    are unsigned.
+    """
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = affine_scale(low, high, steps)
     inverse = scale.reciprocal()
@@ -161,19 +189,29 @@ def _input_nodes(x: Tensor, steps: int) -> Tensor:
 
 def _weight_nodes(layer: Any) -> Tensor:
     codes, scale = layer.weight_codes, layer.weight_scale
-    return _node("DequantizeLinear", (codes, scale), torch.float32, codes, axis=0 if scale.dim() else 1)
+    return _node(
+        "DequantizeLinear", (codes, scale), torch.float32, codes, axis=0 if scale.dim() else 1
+    )
 
 
-def _node(op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor, axis: int = 1) -> Tensor:
+def _node(
+    op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor, axis: int = 1
+) -> Tensor:
     return torch.onnx.ops.symbolic(op, inputs, {"axis": axis}, dtype=dtype, shape=like.shape)
 
 
 @torch.no_grad()
 def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: dict[str, Any]) -> Any:
     program: Any = torch.onnx.export(
-        model, (*inputs, {}), dynamo=True, dynamic_shapes=shapes, output_names=["output"], verbose=False
+        model,
+        (*inputs, {}),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        output_names=["output"],
+        verbose=False,
     )
-    for node in program.model.graph.all_nodes():  # notes of the exporter: paths on this machine, and half of the file
+    # notes of the exporter: paths on this machine, and half of the file
+    for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
             value.metadata_props.clear()

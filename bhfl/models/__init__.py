@@ -1,7 +1,7 @@
 """Networks for images, and the ready-made client `Classifier`.
 
-Shapes in this package: ``B`` images of a batch, ``C`` channels, ``H`` x ``W`` pixels, ``K`` classes.
-Every network maps float ``[B, C, H, W]`` to logits ``[B, K]``.
+Shapes in this package: ``B`` images of a batch, ``C`` channels, ``H`` x ``W`` pixels, ``K``
+classes. Every network maps float ``[B, C, H, W]`` to logits ``[B, K]``.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Classifier` when it is first asked for: the networks alone need no Lightning (seconds to import)."""
+    """Import `Classifier` when it is first asked for: the networks alone need no Lightning (seconds
+    to import).
+    """
     if name == "Classifier":
         from bhfl.models.classifier import Classifier
 

@@ -22,19 +22,22 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(L.LightningModule):
     """Trains a network on the cross-entropy of (images ``[B, C, H, W]``, labels ``[B]``) batches.
 
-    It knows nothing of federated learning: ``lightning.Trainer`` runs it as it is. Validation logs "val/loss" and
-    "val/acc", testing "test/loss" and "test/acc": cross-entropy without smoothing, and the fraction of right answers.
+    It knows nothing of federated learning: ``lightning.Trainer`` runs it as it is. Validation logs
+    "val/loss" and "val/acc", testing "test/loss" and "test/acc": cross-entropy without smoothing,
+    and the fraction of right answers.
 
     Args:
-        net: name of a network (see `bhfl.models.build`), or a module from images to logits, which is used as it is:
-            the next four arguments are for named networks alone.
+        net: name of a network (see `bhfl.models.build`), or a module from images to logits, which
+            is used as it is: the next four arguments are for named networks alone.
         num_classes: K.
         input_shape: (C, H, W) of one image.
         net_kwargs: more arguments of the named network, such as ``{"width": 24}`` for vgg7.
-        norm: normalisation of the named network: "group", "batch", "none", or unset for its own default.
+        norm: normalisation of the named network: "group", "batch", "none", or unset for its own
+            default.
         optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the scheduler from the optimizer; none by default. A ``ReduceLROnPlateau`` follows its
-            ``monitor`` where it has one (Lightning's has), else "val/loss".
+        lr_scheduler: makes the scheduler from the optimizer; none by default. A
+            ``ReduceLROnPlateau`` follows its ``monitor`` where it has one (Lightning's has), else
+            "val/loss".
         lr_interval: whether the scheduler advances every "epoch" or every "step".
         label_smoothing: share of each training label spread over all classes, in [0, 1).
 
@@ -52,24 +55,36 @@ class Classifier(L.LightningModule):
         input_shape: InputShape = (1, 8, 8),
         net_kwargs: dict[str, Any] | None = None,
         norm: Norm | None = None,
-        # A lambda rather than a function: jsonargparse reads its source, so `--optimizer.lr` alone can be changed.
-        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
+        # A lambda rather than a function: jsonargparse reads its source, so `--optimizer.lr` alone
+        # can be changed.
+        optimizer: OptimizerCallable = lambda params: torch.optim.SGD(
+            params, lr=0.05, momentum=0.9
+        ),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if isinstance(net, nn.Module) and (net_kwargs or norm):
-            raise ValueError(f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}")
-        if reserved := sorted({"name", "num_classes", "input_shape", "norm"} & set(net_kwargs or ())):
             raise ValueError(
-                f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got {net_kwargs}"
+                f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
+            )
+        if reserved := sorted(
+            {"name", "num_classes", "input_shape", "norm"} & set(net_kwargs or ())
+        ):
+            raise ValueError(
+                f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
+                f"{net_kwargs}"
             )
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        self.net = net if isinstance(net, nn.Module) else build(net, num_classes, input_shape, norm, **net_kwargs or {})
+        self.net = (
+            net
+            if isinstance(net, nn.Module)
+            else build(net, num_classes, input_shape, norm, **net_kwargs or {})
+        )
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval

@@ -26,18 +26,22 @@ TORCHVISION = "torchvision.models"
 PREFIX = "torchvision/"
 
 
-def build(name: str, num_classes: int, input_shape: InputShape, norm: Norm | None = None, **options: Any) -> nn.Module:
-    """Build a network with fresh weights, drawn from torch's global generator; nothing is ever downloaded.
+def build(
+    name: str, num_classes: int, input_shape: InputShape, norm: Norm | None = None, **options: Any
+) -> nn.Module:
+    """Build a network with fresh weights, drawn from torch's global generator; nothing is ever
+    downloaded.
 
     Args:
-        name: one of `NETWORKS`, or a classifier of ``torchvision.models``: "torchvision/resnet18", or bare where we
-            have none of that name, "mobilenet_v3_small". Upper and lower case are the same.
+        name: one of `NETWORKS`, or a classifier of ``torchvision.models``: "torchvision/resnet18",
+            or bare where we have none of that name, "mobilenet_v3_small". Upper and lower case are
+            the same.
         num_classes: K.
         input_shape: (C, H, W); torchvision's classifiers take C = 3.
-        norm: "group", "batch" or "none"; unset keeps what the network has. In torchvision's networks it replaces the
-            batch normalisation.
-        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of torchvision/vit_b_16,
-            which is that of the input by default.
+        norm: "group", "batch" or "none"; unset keeps what the network has. In torchvision's
+            networks it replaces the batch normalisation.
+        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of
+            torchvision/vit_b_16, which is that of the input by default.
 
     Raises:
         ValueError: if the name, an option or a size is wrong.
@@ -78,7 +82,8 @@ def _build_torchvision(
     check_arguments(num_classes, input_shape)
     if input_shape[0] != 3:
         raise ValueError(f"input_shape must have 3 channels for {PREFIX}{name}, got {input_shape}")
-    if name in ("googlenet", "inception_v3"):  # one tensor of logits in training too, and no warning about the init
+    # one tensor of logits in training too, and no warning about the init
+    if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True, **options}
     if name.startswith("vit_"):
         options = {"image_size": input_shape[1], **options}
@@ -96,11 +101,15 @@ def _build_torchvision(
 
 @torch.no_grad()
 def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None:
-    """ValueError for an input that is too small or of another shape than the network is made for."""
+    """ValueError for an input that is too small or of another shape than the network is made
+    for.
+    """
     try:
         network.eval()(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ValueError(f"{PREFIX}{name} cannot take input_shape {input_shape}: {error}") from error
+        raise ValueError(
+            f"{PREFIX}{name} cannot take input_shape {input_shape}: {error}"
+        ) from error
     network.train()
 
 
@@ -112,19 +121,25 @@ def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
         if isinstance(child, nn.BatchNorm2d)
     ]
     if not found:
-        raise ValueError(f"norm must be unset for {PREFIX}{name}, which has no batch normalisation, got {norm!r}")
+        raise ValueError(
+            f"norm must be unset for {PREFIX}{name}, which has no batch normalisation, got {norm!r}"
+        )
     if norm != "batch":
         for parent, key, channels in found:
             setattr(parent, key, norm2d(norm, channels))
 
 
 def _torchvision_names() -> list[str]:
-    models = import_module(TORCHVISION)  # when first asked for: it takes seconds, and our networks need none of it
-    return list(models.list_models(module=models))  # of this module alone: no detectors, no quantised copies
+    # when first asked for: it takes seconds, and our networks need none of it
+    models = import_module(TORCHVISION)
+    # of this module alone: no detectors, no quantised copies
+    return list(models.list_models(module=models))
 
 
 def _unknown_name(name: str, torchvision_names: list[str]) -> str:
     candidates = [*NETWORKS, *torchvision_names, *(PREFIX + known for known in torchvision_names)]
     near = difflib.get_close_matches(name.lower(), candidates, n=3)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    return f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
+    return (
+        f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
+    )

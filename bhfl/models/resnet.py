@@ -1,11 +1,21 @@
-"""Residual networks for small images (He et al. 2016), with a 3x3 stem and no pooling before the last layer."""
+"""Residual networks for small images (He et al. 2016), with a 3x3 stem and no pooling before the
+last layer.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bhfl.models.blocks import InputShape, Norm, check_arguments, conv2d, conv_unit, init_he_, norm2d
+from bhfl.models.blocks import (
+    InputShape,
+    Norm,
+    check_arguments,
+    conv2d,
+    conv_unit,
+    init_he_,
+    norm2d,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -32,7 +42,9 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
+        """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, ceil(H / stride), ceil(W /
+        stride)]``.
+        """
         residual: Tensor = self.relu(self.norm1(self.conv1(maps)))
         residual = self.norm2(self.conv2(residual))
         output: Tensor = self.relu(residual + self.shortcut(maps))
@@ -42,8 +54,9 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Stages of residual blocks; every stage after the first halves the image.
 
-    The residual branches start at 1 / sqrt(number of blocks) of their usual size, so that what they add up to does not
-    grow with their number: the deeper networks bear the learning rates of the shallow ones, and train without any norm.
+    The residual branches start at 1 / sqrt(number of blocks) of their usual size, so that what they
+    add up to does not grow with their number: the deeper networks bear the learning rates of the
+    shallow ones, and train without any norm.
 
     Args:
         num_classes: K.
@@ -54,7 +67,12 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, input_shape: InputShape, widths: Sequence[int], blocks: int, norm: Norm = "group"
+        self,
+        num_classes: int,
+        input_shape: InputShape,
+        widths: Sequence[int],
+        blocks: int,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         check_arguments(num_classes, input_shape)
@@ -66,7 +84,9 @@ class ResNet(nn.Module):
                 layers.append(ResidualBlock(channels, width, 2 if stage and not block else 1, norm))
                 channels = width
         self.blocks = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
+        )
         init_he_(self)
         for layer in layers:
             _scale_branch_(layer, len(layers) ** -0.5)
@@ -84,21 +104,27 @@ def _scale_branch_(block: ResidualBlock, factor: float) -> None:
 
 
 class ResNet8(ResNet):
-    """The 8-layer residual network of small devices: 16, 32 and 64 channels, 78,042 parameters for 3x32x32."""
+    """The 8-layer residual network of small devices: 16, 32 and 64 channels, 78,042 parameters for
+    3x32x32.
+    """
 
     def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
         super().__init__(num_classes, input_shape, (16, 32, 64), 1, norm)
 
 
 class ResNet20(ResNet):
-    """The CIFAR network of He et al. 2016, section 4.2, n = 3, with projection shortcuts: 272,474 parameters."""
+    """The CIFAR network of He et al. 2016, section 4.2, n = 3, with projection shortcuts: 272,474
+    parameters.
+    """
 
     def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
         super().__init__(num_classes, input_shape, (16, 32, 64), 3, norm)
 
 
 class ResNet18(ResNet):
-    """ResNet-18 (He et al. 2016, table 1) with a 3x3 stem for small images: 11,173,962 parameters for 3x32x32."""
+    """ResNet-18 (He et al. 2016, table 1) with a 3x3 stem for small images: 11,173,962 parameters
+    for 3x32x32.
+    """
 
     def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
         super().__init__(num_classes, input_shape, (64, 128, 256, 512), 2, norm)

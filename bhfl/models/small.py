@@ -10,7 +10,8 @@ from bhfl.models.blocks import InputShape, Norm, check_arguments, conv_unit, dro
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU layers; the default is the "2NN" of FedAvg (McMahan et al. 2017, section 3).
+    """Fully connected ReLU layers; the default is the "2NN" of FedAvg (McMahan et al. 2017, section
+    3).
 
     Args:
         num_classes: K.
@@ -20,7 +21,11 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, input_shape: InputShape, hidden: Sequence[int] = (200, 200), dropout: float = 0.0
+        self,
+        num_classes: int,
+        input_shape: InputShape,
+        hidden: Sequence[int] = (200, 200),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_arguments(num_classes, (1, 1, 1))
@@ -42,7 +47,8 @@ class MLP(nn.Module):
 
 
 class LeNet(nn.Module):
-    """A LeNet-5 (LeCun et al. 1998) with ReLU, max pooling, and padded convolutions, so that 8x8 digits fit.
+    """A LeNet-5 (LeCun et al. 1998) with ReLU, max pooling, and padded convolutions, so that 8x8
+    digits fit.
 
     Args:
         num_classes: K.
@@ -55,7 +61,10 @@ class LeNet(nn.Module):
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
         self.features = nn.Sequential(
-            *conv_unit(channels, 6, 5, norm), nn.MaxPool2d(2), *conv_unit(6, 16, 5, norm), nn.MaxPool2d(2)
+            *conv_unit(channels, 6, 5, norm),
+            nn.MaxPool2d(2),
+            *conv_unit(6, 16, 5, norm),
+            nn.MaxPool2d(2),
         )
         self.head = nn.Sequential(
             nn.Flatten(),
@@ -76,8 +85,8 @@ class LeNet(nn.Module):
 class CNN(nn.Module):
     """Two 3x3 convolutions (32 and 64 channels), each pooled, and one hidden layer of 128 units.
 
-    The shape of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and head: 545,098 parameters for
-    10 classes of 3x32x32, 53,002 for 1x8x8 digits.
+    The shape of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and head:
+    545,098 parameters for 10 classes of 3x32x32, 53,002 for 1x8x8 digits.
 
     Args:
         num_classes: K.
@@ -86,12 +95,17 @@ class CNN(nn.Module):
         dropout: probability of zeroing a hidden unit in training.
     """
 
-    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "none", dropout: float = 0.0) -> None:
+    def __init__(
+        self, num_classes: int, input_shape: InputShape, norm: Norm = "none", dropout: float = 0.0
+    ) -> None:
         super().__init__()
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
         self.features = nn.Sequential(
-            *conv_unit(channels, 32, 3, norm), nn.MaxPool2d(2), *conv_unit(32, 64, 3, norm), nn.MaxPool2d(2)
+            *conv_unit(channels, 32, 3, norm),
+            nn.MaxPool2d(2),
+            *conv_unit(32, 64, 3, norm),
+            nn.MaxPool2d(2),
         )
         self.head = nn.Sequential(
             nn.Flatten(),

@@ -11,8 +11,8 @@ class VGG7(nn.Module):
     Args:
         num_classes: K.
         input_shape: (C, H, W), at least 8x8 pixels.
-        width: w, the channels of the first two convolutions. 128 is full scale: 12,973,440 weights for 10 classes of
-            3x32x32. 24 is a size for a CPU.
+        width: w, the channels of the first two convolutions. 128 is full scale: 12,973,440 weights
+            for 10 classes of 3x32x32. 24 is a size for a CPU.
         norm: normalisation after each convolution; WAGE has none.
         dropout: probability of zeroing a hidden unit in training.
     """
@@ -32,7 +32,9 @@ class VGG7(nn.Module):
         channels, image_height, image_width = input_shape
         layers: list[nn.Module] = []
         for out_channels in (width, 2 * width, 4 * width):
-            layers += conv_unit(channels, out_channels, 3, norm) + conv_unit(out_channels, out_channels, 3, norm)
+            layers += conv_unit(channels, out_channels, 3, norm) + conv_unit(
+                out_channels, out_channels, 3, norm
+            )
             layers.append(nn.MaxPool2d(2))
             channels = out_channels
         self.features = nn.Sequential(*layers)

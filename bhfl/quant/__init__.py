@@ -1,14 +1,18 @@
-"""Quantisation of tensors and layers at any width; needs torch only, and knows nothing of federated learning.
+"""Quantisation of tensors and layers at any width; needs torch only, and knows nothing of federated
+learning.
 
-* Layers: :func:`quantize_` swaps them in place, :func:`set_spec_` moves them to other bits, :func:`dequantize_` gives
-  plain ones back, :func:`quantized_state` the integers. A :class:`BitSpec` says which numbers they compute with.
-* Speed: :func:`set_backend_` says how they compute, never with what codes; :func:`backend_choices` what really runs,
-  :func:`tune` measures this machine.
-* Tensors: :func:`quantize` (symmetric), :func:`quantize_affine`, :func:`fake_quantize` (with a straight-through
-  gradient), :func:`pack`; a :class:`Quantizer` is a range rule of one's own.
-* Accuracy: ``make accuracy`` trains at float32, 8 bits in integers, 4 bits and ternary, on CIFAR-10; its table has mean
-  and standard deviation over three seeds, and how far below float32 each is beside how far it may be.
-* Speed beside others: ``python -m benchmarks rivals`` runs torchao, brevitas, bitsandbytes and torch.ao in turns.
+* Layers: :func:`quantize_` swaps them in place, :func:`set_spec_` moves them to other bits,
+  :func:`dequantize_` gives plain ones back, :func:`quantized_state` the integers. A
+  :class:`BitSpec` says which numbers they compute with.
+* Speed: :func:`set_backend_` says how they compute, never with what codes; :func:`backend_choices`
+  what really runs, :func:`tune` measures this machine.
+* Tensors: :func:`quantize` (symmetric), :func:`quantize_affine`, :func:`fake_quantize` (with a
+  straight-through gradient), :func:`pack`; a :class:`Quantizer` is a range rule of one's own.
+* Accuracy: ``make accuracy`` trains at float32, 8 bits in integers, 4 bits and ternary, on
+  CIFAR-10; its table has mean and standard deviation over three seeds, and how far below float32
+  each is beside how far it may be.
+* Speed beside others: ``python -m benchmarks rivals`` runs torchao, brevitas, bitsandbytes and
+  torch.ao in turns.
 """
 
 from bhfl.quant.affine import AffineTensor, fake_quantize_affine, quantize_affine

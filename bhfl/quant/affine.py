@@ -1,6 +1,7 @@
 """Affine quantisation: unsigned codes with a zero point, for tensors whose range is not symmetric.
 
-Shapes: x is any shape; scale and zero point are 0-dim, or [C] with C == x.shape[0]. Zero is a value of every grid.
+Shapes: x is any shape; scale and zero point are 0-dim, or [C] with C == x.shape[0]. Zero is a value
+of every grid.
 """
 
 from dataclasses import dataclass
@@ -36,46 +37,67 @@ class AffineTensor:
     bits: int
 
     def dequantize(self) -> Tensor:
-        """The float32 values, in the shape of the codes; the grid ends with the largest finite one."""
+        """The float32 values, in the shape of the codes; the grid ends with the largest finite
+        one.
+        """
         ndim = self.codes.dim()
-        values = (self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)) * per_slice(self.scale, ndim)
+        values = (self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)) * per_slice(
+            self.scale, ndim
+        )
         return values.clamp_(-_MAX, _MAX)
 
 
 @torch.no_grad()
 def quantize_affine(
-    x: Tensor, bits: int, *, granularity: Granularity = "tensor", generator: torch.Generator | None = None
+    x: Tensor,
+    bits: int,
+    *,
+    granularity: Granularity = "tensor",
+    generator: torch.Generator | None = None,
 ) -> AffineTensor:
-    """Affine quantisation with the range of this very tensor, widened to include zero; nothing is clipped.
+    """Affine quantisation with the range of this very tensor, widened to include zero; nothing is
+    clipped.
 
     Args:
         x: A finite floating tensor.
         bits: 2..16.
         granularity: One range for the tensor, or one for each slice of dimension 0.
-        generator: Stochastic rounding, unbiased, on a grid of one step less; without one: nearest, the values of
-            :func:`bhfl.quant.fake_quantize_activations` for granularity "tensor".
+        generator: Stochastic rounding, unbiased, on a grid of one step less; without one: nearest,
+            the values of :func:`bhfl.quant.fake_quantize_activations` for granularity "tensor".
 
     Raises:
-        ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a scalar.
+        ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a
+            scalar.
     """
     levels(bits)
     check_floating(x)
     check_finite(x)
     lowest, scale = _range(x, (1 << bits) - (1 if generator is None else 2), granularity)
     if (scale > _HUGE).any():
-        part = quantize_affine(x.float() * 2**-20, bits, granularity=granularity, generator=generator)
-        return AffineTensor(part.codes, (part.scale * 2**20).clamp_(max=_MAX), part.zero_point, bits)
+        part = quantize_affine(
+            x.float() * 2**-20, bits, granularity=granularity, generator=generator
+        )
+        return AffineTensor(
+            part.codes, (part.scale * 2**20).clamp_(max=_MAX), part.zero_point, bits
+        )
     exact = lowest * scale.reciprocal()
     zero_point = -(exact.round() if generator is None else exact.floor()).to(torch.int32)
-    codes = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator).add_(per_slice(zero_point, x.dim()))
+    codes = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator).add_(
+        per_slice(zero_point, x.dim())
+    )
     codes = codes.clamp_(0, (1 << bits) - 1)
     return AffineTensor(codes.to(torch.uint8) if bits <= 8 else codes, scale, zero_point, bits)
 
 
 def fake_quantize_affine(
-    x: Tensor, bits: int, *, granularity: Granularity = "tensor", generator: torch.Generator | None = None
+    x: Tensor,
+    bits: int,
+    *,
+    granularity: Granularity = "tensor",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``quantize_affine(...).dequantize()`` in the dtype of x, with the identity as its gradient; x itself at 32 bits.
+    """``quantize_affine(...).dequantize()`` in the dtype of x, with the identity as its gradient; x
+    itself at 32 bits.
 
     Args:
         x: As in :func:`quantize_affine`.
@@ -90,8 +112,14 @@ def fake_quantize_affine(
 
 class _FakeQuantizeAffine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: int, granularity: Granularity, generator: torch.Generator | None) -> Tensor:
-        return quantize_affine(x, bits, granularity=granularity, generator=generator).dequantize().to(x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, bits: int, granularity: Granularity, generator: torch.Generator | None
+    ) -> Tensor:
+        return (
+            quantize_affine(x, bits, granularity=granularity, generator=generator)
+            .dequantize()
+            .to(x.dtype)
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -102,7 +130,9 @@ def _range(x: Tensor, steps: int, granularity: Granularity) -> tuple[Tensor, Ten
     """The lowest value and the scale."""
     check_granularity(granularity)
     if granularity == "channel" and x.dim() == 0:
-        raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
+        raise ValueError(
+            "granularity 'channel' needs a tensor of at least one dimension, got a scalar"
+        )
     groups = (x if granularity == "channel" else x.unsqueeze(0)).detach().float().unsqueeze(-1)
     zeros = groups.new_zeros(len(groups))
     dims = tuple(range(1, groups.dim()))

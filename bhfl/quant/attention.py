@@ -1,4 +1,5 @@
-"""Multi-head attention with quantised projections, and the fused kernels of torch that would step over them.
+"""Multi-head attention with quantised projections, and the fused kernels of torch that would step
+over them.
 
 Legend: B batch, H heads, L length of query, S length of key and value, E embed_dim.
 """
@@ -21,10 +22,11 @@ class QuantAttentionOutput(QuantLinear, NonDynamicallyQuantizableLinear):
 
 
 class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with quantised projections; products of queries, keys and values stay float.
+    """``nn.MultiheadAttention`` with quantised projections; products of queries, keys and values
+    stay float.
 
-    The three input projections share one weight, ``in_proj_weight``, and so its scale. Where query, key and value are
-    not the same tensor, each distinct one passes through all of it.
+    The three input projections share one weight, ``in_proj_weight``, and so its scale. Where query,
+    key and value are not the same tensor, each distinct one passes through all of it.
     """
 
     weight_key = "in_proj_weight"
@@ -55,7 +57,10 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As the parent; ``is_causal`` is a hint, and needs the mask that it speaks of."""
-        if not any(isinstance(part, QuantLayer) and not part.spec.is_float for part in (self, self.out_proj)):
+        if not any(
+            isinstance(part, QuantLayer) and not part.spec.is_float
+            for part in (self, self.out_proj)
+        ):
             masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
         if is_causal and attn_mask is None:
@@ -96,7 +101,9 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, H, L, D], [B, H, S, D] twice -> [B, H, L, D], and the weights [B, H, L, S] if they are wanted."""
+    """[B, H, L, D], [B, H, S, D] twice -> [B, H, L, D], and the weights [B, H, L, S] if they are
+    wanted.
+    """
     if not need_weights:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
@@ -104,12 +111,18 @@ def _attend(
     return weights @ v, weights
 
 
-def _merged_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """What is added to the scores, broadcasting to [B, H, L, S]; boolean masks are True where nothing may be seen."""
+def _merged_mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor
+) -> Tensor | None:
+    """What is added to the scores, broadcasting to [B, H, L, S]; boolean masks are True where
+    nothing may be seen.
+    """
     masks = []
     if attn_mask is not None:  # [L, S] or [B * H, L, S]
         masks.append(
-            _additive(attn_mask, q).view(-1, *(q.shape[1:2] if attn_mask.dim() == 3 else (1,)), *attn_mask.shape[-2:])
+            _additive(attn_mask, q).view(
+                -1, *(q.shape[1:2] if attn_mask.dim() == 3 else (1,)), *attn_mask.shape[-2:]
+            )
         )
     if key_padding_mask is not None:  # [B, S] or [S]
         masks.append(_additive(key_padding_mask, q).view(-1, 1, 1, k.shape[2]))
@@ -137,21 +150,31 @@ def can_be_quantized(attention: nn.Module) -> bool:
 QUANT_CLASSES[nn.MultiheadAttention] = QuantMultiheadAttention
 QUANT_CLASSES[NonDynamicallyQuantizableLinear] = QuantAttentionOutput
 FLOAT_CLASSES.update(
-    {QuantMultiheadAttention: nn.MultiheadAttention, QuantAttentionOutput: NonDynamicallyQuantizableLinear}
+    {
+        QuantMultiheadAttention: nn.MultiheadAttention,
+        QuantAttentionOutput: NonDynamicallyQuantizableLinear,
+    }
 )
 
 
 def guard_fused_kernels_(model: nn.Module) -> None:
-    """Keep ``nn.TransformerEncoderLayer`` from its kernel for inference, which reads the weights and calls no layer.
+    """Keep ``nn.TransformerEncoderLayer`` from its kernel for inference, which reads the weights
+    and calls no layer.
 
     Only where something inside is quantised: at float32 the kernel stays what it was.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
-            name = "use_nested_tensor" if isinstance(module, nn.TransformerEncoder) else "activation_relu_or_gelu"
+            name = (
+                "use_nested_tensor"
+                if isinstance(module, nn.TransformerEncoder)
+                else "activation_relu_or_gelu"
+            )
             saved: dict[str, Any] = vars(module).setdefault("_before_quantization", {})
             saved.setdefault(name, getattr(module, name, 0))
-            quantized = any(isinstance(m, QuantLayer) and not m.spec.is_float for m in module.modules())
+            quantized = any(
+                isinstance(m, QuantLayer) and not m.spec.is_float for m in module.modules()
+            )
             setattr(module, name, 0 if quantized else saved[name])
             if not quantized:
                 del module.__dict__["_before_quantization"]

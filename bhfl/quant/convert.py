@@ -1,4 +1,6 @@
-"""Walks over a model: swap its layers, move them to another spec, read their codes, keep them on their grid."""
+"""Walks over a model: swap its layers, move them to another spec, read their codes, keep them on
+their grid.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -24,26 +26,30 @@ def quantize_(
     *,
     backend: str | None = None,
 ) -> Model:
-    """Swap the classes of the layers of a model in place: parameters, keys, hooks, ties and storage stay.
+    """Swap the classes of the layers of a model in place: parameters, keys, hooks, ties and storage
+    stay.
 
-    Exactly ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.Embedding`` and
-    ``nn.MultiheadAttention`` (with its output projection; not with ``kdim``, ``vdim``, ``add_bias_kv`` or
-    ``add_zero_attn``) are swapped, with parametrizations or without, and layers swapped before take the new spec.
-    Subclasses are left alone, because nobody knows what else they do with their weight. The fused kernels by which
-    ``nn.TransformerEncoderLayer`` steps over its layers in evaluation are switched off while it holds quantised ones.
+    Exactly ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.Embedding``
+    and ``nn.MultiheadAttention`` (with its output projection; not with ``kdim``, ``vdim``,
+    ``add_bias_kv`` or ``add_zero_attn``) are swapped, with parametrizations or without, and layers
+    swapped before take the new spec. Subclasses are left alone, because nobody knows what else they
+    do with their weight. The fused kernels by which ``nn.TransformerEncoderLayer`` steps over its
+    layers in evaluation are switched off while it holds quantised ones.
 
     Args:
         model: Changed in place.
-        spec: A :class:`BitSpec`, or what :meth:`BitSpec.parse` takes: ``8``, ``"ternary"``, ``{"weights": 4}``.
+        spec: A :class:`BitSpec`, or what :meth:`BitSpec.parse` takes: ``8``, ``"ternary"``,
+            ``{"weights": 4}``.
         filter_fn: Called with the name and the module of each candidate; False leaves it out.
-        backend: How the layers compute, see :func:`set_backend_`; None keeps what they have, at first ``"fake"``.
+        backend: How the layers compute, see :func:`set_backend_`; None keeps what they have, at
+            first ``"fake"``.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: The spec or the backend is none, a layer cannot be quantised (the message names it), or none is left
-            to quantise.
+        ValueError: The spec or the backend is none, a layer cannot be quantised (the message names
+            it), or none is left to quantise.
         ImportError: The backend needs a package that cannot be imported.
     """
     spec = BitSpec.parse(spec)
@@ -51,14 +57,20 @@ def quantize_(
         raise ValueError(f"quantize_ needs a module, got {type(model).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise ValueError(
-            f"filter_fn must be a function of name and module, got {filter_fn!r}; backend= names a backend"
+            f"filter_fn must be a function of name and module, got {filter_fn!r}; backend= names a "
+            "backend"
         )
-    chosen = [(name, module) for name, module in _candidates(model) if filter_fn is None or filter_fn(name, module)]
+    chosen = [
+        (name, module)
+        for name, module in _candidates(model)
+        if filter_fn is None or filter_fn(name, module)
+    ]
     chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
         raise ValueError(
-            f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, nn.Conv1d, nn.Conv2d, "
-            f"nn.ConvTranspose2d, nn.Embedding or nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
+            f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, "
+            "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or "
+            f"nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
         )
     for name, module in chosen:  # all checks before any change
         try:
@@ -77,39 +89,52 @@ def quantize_(
     return model
 
 
-def set_backend_(model: Model, backend: str, filter_fn: Callable[[str, nn.Module], bool] | None = None) -> Model:
+def set_backend_(
+    model: Model, backend: str, filter_fn: Callable[[str, nn.Module], bool] | None = None
+) -> Model:
     """Change how the Quant* layers of a model compute; bits, keys, storage and codes stay.
 
     * ``fake``: float products of values on their grids. Any width, any layer.
-    * ``int8``: products of int8 codes forward, the same codes as fake; gradients by float products. Up to 8 bits.
+    * ``int8``: products of int8 codes forward, the same codes as fake; gradients by float products.
+      Up to 8 bits.
     * ``int8-bfloat16``: the same with gradients by bfloat16 products.
-    * ``integer``: both gradients by int8 products too, errors rounded stochastically (see :func:`seed_`).
+    * ``integer``: both gradients by int8 products too, errors rounded stochastically (see
+      :func:`seed_`).
     * ``bitsandbytes``: linear layers of 8 bits with granularity "channel" by that package.
-    * ``auto``, ``auto-bfloat16``, ``auto-integer``: int8, int8-bfloat16 or integer for the layers that are faster by
-      it, fake for the others; see :func:`backend_choices` and :func:`tune`.
+    * ``auto``, ``auto-bfloat16``, ``auto-integer``: int8, int8-bfloat16 or integer for the layers
+      that are faster by it, fake for the others; see :func:`backend_choices` and :func:`tune`.
 
-    A layer that a backend cannot compute is computed by fake, and a :class:`BackendWarning` says so once.
+    A layer that a backend cannot compute is computed by fake, and a :class:`BackendWarning` says so
+    once.
 
     Args:
         model: Changed in place.
         backend: One of the names above.
-        filter_fn: Called with the name and the module of each Quant* layer; False leaves it as it is.
+        filter_fn: Called with the name and the module of each Quant* layer; False leaves it as it
+            is.
 
     Raises:
         ValueError: An unknown backend, or the model has no Quant* layers that filter_fn keeps.
         ImportError: The backend needs a package that cannot be imported.
     """
     get_backend(backend).require()
-    layers = [layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)]
+    layers = [
+        layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)
+    ]
     if not layers:
-        raise ValueError(f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ first")
+        raise ValueError(
+            f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ "
+            "first"
+        )
     for layer in layers:
         layer.backend = backend
     return model
 
 
 def backend_choices(model: nn.Module) -> dict[str, str]:
-    """The backend that really computes each Quant* layer, by the name of the layer: what auto chose, what fell back."""
+    """The backend that really computes each Quant* layer, by the name of the layer: what auto
+    chose, what fell back.
+    """
     return {
         name: "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
         for name, layer in _quant_layers(model)
@@ -117,10 +142,11 @@ def backend_choices(model: nn.Module) -> dict[str, str]:
 
 
 def layer_weights(model: nn.Module) -> list[str]:
-    """The names of the weights that :func:`quantize_` quantises, or has quantised, in the order of the model.
+    """The names of the weights that :func:`quantize_` quantises, or has quantised, in the order of
+    the model.
 
-    A weight that several layers share has the name of the first. A weight that is computed from others, as by a
-    parametrization, is no parameter and has no name here.
+    A weight that several layers share has the name of the first. A weight that is computed from
+    others, as by a parametrization, is no parameter and has no name here.
 
     Args:
         model: Any module, before or after :func:`quantize_`.
@@ -135,7 +161,10 @@ def layer_weights(model: nn.Module) -> list[str]:
         if weight is not None and takes_low_bits(module):
             names.setdefault(id(weight), f"{name}.{key}" if name else key)
     if not names:
-        raise ValueError(f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or attention")
+        raise ValueError(
+            f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or "
+            "attention"
+        )
     return list(names.values())
 
 
@@ -148,8 +177,12 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _without_orphans(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Leave out the output projections of attention that is float, which reads their weight and never calls them."""
+def _without_orphans(
+    model: nn.Module, chosen: list[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Leave out the output projections of attention that is float, which reads their weight and
+    never calls them.
+    """
     floats = {
         id(module.out_proj)
         for module in model.modules()
@@ -161,7 +194,8 @@ def _without_orphans(model: nn.Module, chosen: list[tuple[str, nn.Module]]) -> l
 
 
 def set_spec_(model: Model, spec: SpecLike) -> Model:
-    """Move all Quant* layers of a model to another spec; an optimiser made before knows nothing of a new lsq step.
+    """Move all Quant* layers of a model to another spec; an optimiser made before knows nothing of
+    a new lsq step.
 
     Raises:
         ValueError: The spec is none, or the model has no Quant* layers to hold it.
@@ -171,16 +205,21 @@ def set_spec_(model: Model, spec: SpecLike) -> Model:
 
 @torch.no_grad()
 def dequantize_(model: Model) -> Model:
-    """Back to plain float layers, in place; the weights become the values that forward computed with.
+    """Back to plain float layers, in place; the weights become the values that forward computed
+    with.
 
     Raises:
-        ValueError: A quantised weight has parametrizations, which compute it anew: remove them first.
+        ValueError: A quantised weight has parametrizations, which compute it anew: remove them
+            first.
     """
     layers = [layer for _, layer in _quant_layers(model)]
     for layer in layers:
         if layer.spec.weights < FLOAT_BITS:
             refuse_parametrized(layer, "dequantize_")
-    values = [layer.quantized_weight().dequantize() if layer.spec.weights < FLOAT_BITS else None for layer in layers]
+    values = [
+        layer.quantized_weight().dequantize() if layer.spec.weights < FLOAT_BITS else None
+        for layer in layers
+    ]
     for layer, value in zip(layers, values, strict=True):
         if value is not None:
             layer.weight.copy_(value)
@@ -193,9 +232,9 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
     """The state dict of a model, in its order and with its keys, with codes for quantised weights.
 
     Returns:
-        For the weight of each Quant* layer with ``spec.weights < 32`` the :class:`QuantizedTensor` that its forward
-        computes with, whose ``dequantize()`` equals it to the bit in a float32 model; anything else as it is, detached
-        and not cloned.
+        For the weight of each Quant* layer with ``spec.weights < 32`` the :class:`QuantizedTensor`
+        that its forward computes with, whose ``dequantize()`` equals it to the bit in a float32
+        model; anything else as it is, detached and not cloned.
 
     Raises:
         ValueError: A weight has NaN or infinity; the message names it.
@@ -214,8 +253,8 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
 def begin_round_(model: nn.Module) -> None:
     """Fix from the weights just loaded what lasts for a round.
 
-    That is the grid of strict layers, on which their weights are put (to nearest), and the start of learned steps.
-    Layers with float32 shadow weights have nothing to fix.
+    That is the grid of strict layers, on which their weights are put (to nearest), and the start of
+    learned steps. Layers with float32 shadow weights have nothing to fix.
     """
     layers = [layer for _, layer in _quant_layers(model)]
     for layer in layers:  # all ranges before any projection: tied layers then share one grid
@@ -225,7 +264,8 @@ def begin_round_(model: nn.Module) -> None:
 
 
 def store_(model: nn.Module, generator: torch.Generator) -> None:
-    """After each optimiser step: put the weights of strict layers back on their grid by stochastic rounding.
+    """After each optimiser step: put the weights of strict layers back on their grid by stochastic
+    rounding.
 
     Raises:
         ValueError: :func:`begin_round_` has not fixed the grid since the weights were loaded.
@@ -235,18 +275,23 @@ def store_(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def seed_(model: nn.Module, generator: torch.Generator) -> None:
-    """Set the generator that stochastic rounding of errors and gradients draws from, in all Quant* layers.
+    """Set the generator that stochastic rounding of errors and gradients draws from, in all Quant*
+    layers.
 
     Raises:
         ValueError: It is no ``torch.Generator``.
     """
     if not isinstance(generator, torch.Generator):
-        raise ValueError(f"seed_ needs a torch.Generator, as torch.Generator().manual_seed(0), got {generator!r}")
+        raise ValueError(
+            f"seed_ needs a torch.Generator, as torch.Generator().manual_seed(0), got {generator!r}"
+        )
     for _, layer in _quant_layers(model):
         layer.generator = generator
 
 
-def _quant_layers(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, QuantLayer]]:
+def _quant_layers(
+    model: nn.Module, remove_duplicate: bool = True
+) -> Iterator[tuple[str, QuantLayer]]:
     for name, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, QuantLayer):
             yield name, module

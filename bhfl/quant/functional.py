@@ -1,6 +1,7 @@
 """Quantisers as functions: a tensor becomes codes and a scale, or the float values that these mean.
 
-Shapes: x is any shape; a scale is float32, 0-dim or [C] with C == x.shape[0]; n = 2**(bits-1) - 1 is the largest code.
+Shapes: x is any shape; a scale is float32, 0-dim or [C] with C == x.shape[0]; n = 2**(bits-1) - 1
+is the largest code.
 """
 
 import math
@@ -57,18 +58,26 @@ def quantize(
         x: A finite floating tensor.
         bits: 2..16.
         range_rule: How the scale is found, see :func:`weight_scale`; unused where a scale is given.
-        granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a scale is given.
+        granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a
+            scale is given.
         scale: Positive; used as it is, and values beyond n * scale are clipped.
-        generator: Stochastic rounding, unbiased to 2**-14 of a step: ``E[dequantize()] == x`` where nothing is clipped,
-            and values of the grid are reproduced exactly. Without one: nearest, ties to even.
+        generator: Stochastic rounding, unbiased to 2**-14 of a step: ``E[dequantize()] == x`` where
+            nothing is clipped, and values of the grid are reproduced exactly. Without one: nearest,
+            ties to even.
 
     Raises:
-        ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has another shape.
+        ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has
+            another shape.
     """
     limit = levels(bits)
     check_floating(x)
-    found = scale is None and range_rule != "wage"  # from x, and finite only where x is: smaller to check
-    scale = weight_scale(x, bits, range_rule, granularity) if scale is None else _checked_scale(scale, x)
+    # from x, and finite only where x is: smaller to check
+    found = scale is None and range_rule != "wage"
+    scale = (
+        weight_scale(x, bits, range_rule, granularity)
+        if scale is None
+        else _checked_scale(scale, x)
+    )
     check_finite(scale if found else x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
@@ -83,12 +92,16 @@ def check_floating(x: Tensor) -> None:
 def check_finite(x: Tensor) -> None:
     """ValueError for a tensor that has NaN or infinity."""
     if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
-        raise ValueError("quantize needs finite values, got NaN or infinity: has the training diverged?")
+        raise ValueError(
+            "quantize needs finite values, got NaN or infinity: has the training diverged?"
+        )
 
 
 def _checked_scale(scale: Tensor, x: Tensor) -> Tensor:
     if scale.dim() and scale.shape != x.shape[:1]:
-        raise ValueError(f"scale must be 0-dim or [{', '.join(map(str, x.shape[:1]))}], got {list(scale.shape)}")
+        raise ValueError(
+            f"scale must be 0-dim or [{', '.join(map(str, x.shape[:1]))}], got {list(scale.shape)}"
+        )
     return scale.to(x.device, torch.float32)
 
 
@@ -103,12 +116,14 @@ def fake_quantize(
 ) -> Tensor:
     """``quantize(...).dequantize()`` to the bit, with a straight-through gradient.
 
-    The gradient of x is the identity; where the rule clips (mse, lsq, a registered one, a given scale) it is 0 for
-    clipped values. A scale that requires a gradient gets that of learned step size quantisation (Esser et al. 2020,
-    equations 3 and 5). wage passes every gradient, as Wu et al. 2018 do: clipping is the business of its storage.
+    The gradient of x is the identity; where the rule clips (mse, lsq, a registered one, a given
+    scale) it is 0 for clipped values. A scale that requires a gradient gets that of learned step
+    size quantisation (Esser et al. 2020, equations 3 and 5). wage passes every gradient, as Wu et
+    al. 2018 do: clipping is the business of its storage.
 
     Args:
-        x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no device has to wait.
+        x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no
+            device has to wait.
         bits: 2..16, or 32 to return x itself.
         range_rule: As in :func:`quantize`.
         granularity: As in :func:`quantize`.
@@ -147,8 +162,9 @@ def quantize_with_gradient(
         scale: As in :func:`quantize`.
 
     Returns:
-        A stand-in for the values, without memory of its own: what they get as gradient, it passes on to x and to the
-        scale as :func:`fake_quantize` does; int8 codes in the shape of x; the scale, float32, 0-dim or [C].
+        A stand-in for the values, without memory of its own: what they get as gradient, it passes
+        on to x and to the scale as :func:`fake_quantize` does; int8 codes in the shape of x; the
+        scale, float32, 0-dim or [C].
     """
     scale, clipped = _rule(x, bits, range_rule, granularity, scale)
     stand_in, codes = _QuantizeWithGradient.apply(x, scale, levels(bits), clipped)
@@ -168,13 +184,18 @@ def _rule(
 class _FakeQuantize(torch.autograd.Function):
     """Nothing is saved where nothing can be clipped; in place from the first product on.
 
-    Compiled, it ends in an operation that gives a new tensor: torch 2.11 loses the gradient of a forward whose result
-    was returned by an operation in place, or by a cast that changes nothing.
+    Compiled, it ends in an operation that gives a new tensor: torch 2.11 loses the gradient of a
+    forward whose result was returned by an operation in place, or by a cast that changes nothing.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, limit: int, clips: bool, generator: torch.Generator | None
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        limit: int,
+        clips: bool,
+        generator: torch.Generator | None,
     ) -> Tensor:
         ctx.limit, ctx.clips = limit, clips
         if clips:
@@ -185,7 +206,8 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
         values = codes.mul_(step)
-        values = values.add(0.0) if torch.compiler.is_compiling() else values.add_(0.0)  # codes know no negative zero
+        # codes know no negative zero
+        values = values.add(0.0) if torch.compiler.is_compiling() else values.add_(0.0)
         return values if values.dtype == x.dtype else values.to(x.dtype)
 
     @staticmethod
@@ -195,7 +217,8 @@ class _FakeQuantize(torch.autograd.Function):
             return grad, None, None, None, None
         x, scale = ctx.saved_tensors
         exact = x.float() * per_slice(scale, x.dim()).reciprocal()
-        if not ctx.needs_input_grad[1]:  # what rounds to n is not clipped, as in torch.fake_quantize; n is odd
+        # what rounds to n is not clipped, as in torch.fake_quantize; n is odd
+        if not ctx.needs_input_grad[1]:
             return exact.abs_().lt_(ctx.limit + 0.5).mul_(grad).to(x.dtype), None, None, None, None
         inside = exact.abs() < ctx.limit
         slope = exact.round().clamp_(-ctx.limit, ctx.limit).sub_(exact.mul_(inside)).mul_(grad)
@@ -223,12 +246,14 @@ class _QuantizeWithGradient(_FakeQuantize):
 
 
 def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
-    """Unsigned affine quantisation with the range of this very tensor, and the identity as its gradient.
+    """Unsigned affine quantisation with the range of this very tensor, and the identity as its
+    gradient.
 
-    ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) / (2**bits - 1)``. The
-    range includes zero, which is therefore exact (a padded border stays a border). The zero point cancels in the float
-    value and is never formed. The scale is wider by 2**-20, so that rounding both ends cannot need one code more, and
-    nothing has to be clipped or saved. Within half a step of the largest value of its dtype that grid ends in infinity.
+    ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) /
+    (2**bits - 1)``. The range includes zero, which is therefore exact (a padded border stays a
+    border). The zero point cancels in the float value and is never formed. The scale is wider by
+    2**-20, so that rounding both ends cannot need one code more, and nothing has to be clipped or
+    saved. Within half a step of the largest value of its dtype that grid ends in infinity.
 
     Args:
         x: Any floating tensor; empty and constant ones too.
@@ -247,13 +272,17 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
 
 
 def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The lowest value, at most 0, and the scale of :func:`fake_quantize_activations` for ``steps + 1`` codes."""
+    """The lowest value, at most 0, and the scale of :func:`fake_quantize_activations` for ``steps +
+    1`` codes.
+    """
     low, high = x.amin().float().clamp_(max=0), x.amax().float().clamp_(min=0)
     return low, affine_scale(low, high, steps)
 
 
 def affine_scale(low: Tensor, high: Tensor, steps: int) -> Tensor:
-    """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one code more."""
+    """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one
+    code more.
+    """
     widened = (1 + 2**-20) / steps
     return (high * widened).sub_(low * widened).clamp_(min=torch.finfo(torch.float32).tiny)
 
@@ -263,7 +292,8 @@ class _FakeQuantizeActivations(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
         _, scale = activation_range(x, steps)
         codes = (x.float() * scale.reciprocal()).round_()
-        values = codes.mul(scale) if torch.compiler.is_compiling() else codes.mul_(scale)  # see _FakeQuantize
+        # see _FakeQuantize
+        values = codes.mul(scale) if torch.compiler.is_compiling() else codes.mul_(scale)
         return values if values.dtype == x.dtype else values.to(x.dtype)
 
     @staticmethod
@@ -275,9 +305,11 @@ class _FakeQuantizeActivations(torch.autograd.Function):
 def quantize_backward(
     grad: Tensor, bits: int, generator: torch.Generator, *, range_rule: RangeRule = "absmax"
 ) -> Tensor:
-    """A gradient on a grid of its own range, rounded stochastically: to nearest, small gradients would all be lost.
+    """A gradient on a grid of its own range, rounded stochastically: to nearest, small gradients
+    would all be lost.
 
-    The largest value of the grid is ``max|grad|``; with range rule wage the step is ``2**(1-bits) * wage_shift(grad)``.
+    The largest value of the grid is ``max|grad|``; with range rule wage the step is ``2**(1-bits) *
+    wage_shift(grad)``.
 
     Args:
         grad: Any floating tensor.

@@ -1,7 +1,8 @@
-"""Layers that compute with quantised weights and activations, on the float parameters of the layers they replace.
+"""Layers that compute with quantised weights and activations, on the float parameters of the layers
+they replace.
 
-A float ``state_dict`` loads into them and theirs into the float layers: parameters keep their names and nothing else is
-saved. With a float32 spec each is its parent to the bit.
+A float ``state_dict`` loads into them and theirs into the float layers: parameters keep their names
+and nothing else is saved. With a float32 spec each is its parent to the bit.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,14 @@ from bhfl.quant.functional import (
 )
 from bhfl.quant.memory_format import contiguous, layer_needs_contiguous
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
-from bhfl.quant.ranges import bounded_scale, fan_in, wage_alpha, wage_scale, wage_shift, weight_scale
+from bhfl.quant.ranges import (
+    bounded_scale,
+    fan_in,
+    wage_alpha,
+    wage_scale,
+    wage_shift,
+    weight_scale,
+)
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
 
@@ -32,12 +40,12 @@ class QuantLayer(nn.Module):
 
     Under ``torch.nn.utils.parametrize`` it quantises the weight that the parametrizations give.
 
-    Attributes:
-        spec: The bits; changed by :meth:`set_spec_`.
-        backend: The name of the way to compute, see :mod:`bhfl.quant.backends`; it outlives a change of the spec.
-        generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
-        weight_step: The learned step of range rule lsq, else None: a parameter, but never in the state dict.
-        fixed_scale: Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`. Other
+    Attributes: spec: The bits; changed by :meth:`set_spec_`. backend: The name of the way to
+        compute, see :mod:`bhfl.quant.backends`; it outlives a change of the spec. generator: Source
+        of stochastic rounding in backward; see :func:`bhfl.quant.seed_`. weight_step: The learned
+        step of range rule lsq, else None: a parameter, but never in the state dict. fixed_scale:
+        Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`.
+        Other
             weights: that of restored codes, until they are trained.
         storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
     """
@@ -58,13 +66,19 @@ class QuantLayer(nn.Module):
         self.set_spec_(PRESETS["float32"])
 
     def set_spec_(self, spec: BitSpec) -> None:
-        """Take another spec; forgets fixed ranges, and starts a learned step from the weights (frozen as they are)."""
+        """Take another spec; forgets fixed ranges, and starts a learned step from the weights
+        (frozen as they are).
+        """
         self.spec = spec
         self.generator = getattr(self, "generator", None)
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("storage_scale", None, persistent=False)
         learned = spec.range_rule == "lsq"
-        step = nn.Parameter(self._range(spec.weights), requires_grad=self.weight.requires_grad) if learned else None
+        step = (
+            nn.Parameter(self._range(spec.weights), requires_grad=self.weight.requires_grad)
+            if learned
+            else None
+        )
         self.register_parameter("weight_step", step)
 
     def to_float_(self) -> None:
@@ -76,7 +90,9 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def fix_range_(self) -> None:
-        """Derive what lasts for a round from the present weights: the strict scales, the start of a learned step."""
+        """Derive what lasts for a round from the present weights: the strict scales, the start of a
+        learned step.
+        """
         if self.weight_step is not None:
             self.weight_step.copy_(self._range(self.spec.weights))
         if self.spec.storage < FLOAT_BITS:
@@ -91,17 +107,28 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def store_(self, generator: torch.Generator | None) -> None:
-        """Put strict weights on the storage grid: stochastically, or to nearest without a generator."""
+        """Put strict weights on the storage grid: stochastically, or to nearest without a
+        generator.
+        """
         if self.spec.storage == FLOAT_BITS:
             return
         if self.storage_scale is None:
-            raise ValueError(f"store_ of {self.spec.label!r} weights needs their range: call begin_round_(model) first")
+            raise ValueError(
+                f"store_ of {self.spec.label!r} weights needs their range: call "
+                "begin_round_(model) first"
+            )
         refuse_parametrized(self, "store_")
-        self.weight.copy_(fake_quantize(self.weight, self.spec.storage, scale=self.storage_scale, generator=generator))
+        self.weight.copy_(
+            fake_quantize(
+                self.weight, self.spec.storage, scale=self.storage_scale, generator=generator
+            )
+        )
 
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedTensor:
-        """The codes that forward computes with; ValueError if the weights are float32 or not finite."""
+        """The codes that forward computes with; ValueError if the weights are float32 or not
+        finite.
+        """
         if self.spec.weights == FLOAT_BITS:
             raise ValueError("quantized_weight needs BitSpec.weights of 2..16, got 32")
         return quantize(self.weight, self.spec.weights, **self._weight_rule())
@@ -112,7 +139,11 @@ class QuantLayer(nn.Module):
         scale = self.fixed_scale
         if self.weight_step is not None:
             scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
-        return {"range_rule": self.spec.range_rule, "granularity": self.spec.granularity, "scale": scale}
+        return {
+            "range_rule": self.spec.range_rule,
+            "granularity": self.spec.granularity,
+            "scale": scale,
+        }
 
     def _is_trained(self) -> bool:
         return self.training and torch.is_grad_enabled() and self.weight.requires_grad
@@ -124,7 +155,9 @@ class QuantLayer(nn.Module):
         return self._forward_output(get_backend(self.backend).forward(self, input))
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """What the parent computes with such an input and weight, and with the bias of the layer."""
+        """What the parent computes with such an input and weight, and with the bias of the
+        layer.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no product of an input and a weight")
 
     def forward_input(self, x: Tensor) -> Tensor:
@@ -139,13 +172,18 @@ class QuantLayer(nn.Module):
         return self._with_gradient_hook(weight)
 
     def forward_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a weight of up to 8 bits: a stand-in that takes its gradient, its int8 codes, and their scale."""
-        stand_in, codes, scale = quantize_with_gradient(self.weight, self.spec.weights, **self._weight_rule())
+        """Of a weight of up to 8 bits: a stand-in that takes its gradient, its int8 codes, and
+        their scale.
+        """
+        stand_in, codes, scale = quantize_with_gradient(
+            self.weight, self.spec.weights, **self._weight_rule()
+        )
         return self._with_gradient_hook(stand_in), codes, scale
 
     def _with_gradient_hook(self, weight: Tensor) -> Tensor:
         if self.spec.gradients < FLOAT_BITS and weight.requires_grad and torch.is_grad_enabled():
-            weight = weight.view_as(weight)  # the hook belongs to this forward pass, not to the parameter
+            # the hook belongs to this forward pass, not to the parameter
+            weight = weight.view_as(weight)
             weight.register_hook(self._gradient_hook(self._quantize_gradient))  # type: ignore[no-untyped-call]
         return weight
 
@@ -154,24 +192,36 @@ class QuantLayer(nn.Module):
             y.register_hook(self._gradient_hook(self._quantize_error))  # type: ignore[no-untyped-call]
         return y
 
-    def _gradient_hook(self, quantize_with: Callable[[Tensor, torch.Generator], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _gradient_hook(
+        self, quantize_with: Callable[[Tensor, torch.Generator], Tensor]
+    ) -> Callable[[Tensor], Tensor]:
         generator = self.required_generator()
         return lambda grad: quantize_with(grad, generator)
 
     def required_generator(self) -> torch.Generator:
         """The generator; ValueError without one."""
         if self.generator is None:
-            what = repr(self.spec.label) if self.backend == "fake" else f"{self.spec.label!r} by {self.backend!r}"
-            raise ValueError(f"{what} rounds stochastically in backward: call seed_(model, generator) before training")
+            what = (
+                repr(self.spec.label)
+                if self.backend == "fake"
+                else f"{self.spec.label!r} by {self.backend!r}"
+            )
+            raise ValueError(
+                f"{what} rounds stochastically in backward: call seed_(model, generator) before "
+                "training"
+            )
         return self.generator
 
     def _quantize_error(self, error: Tensor, generator: torch.Generator) -> Tensor:
-        return quantize_backward(error, self.spec.errors, generator, range_rule=self.spec.range_rule)
+        return quantize_backward(
+            error, self.spec.errors, generator, range_rule=self.spec.range_rule
+        )
 
     def _quantize_gradient(self, grad: Tensor, generator: torch.Generator) -> Tensor:
         """A gradient on its own grid; that of WAGE is normalised only, and rounded by the storage.
 
-        Plain SGD with learning rate ``2**(1-storage) * lr`` then takes the steps of Wu et al. 2018 with their ``lr``.
+        Plain SGD with learning rate ``2**(1-storage) * lr`` then takes the steps of Wu et al. 2018
+        with their ``lr``.
         """
         if self.spec.range_rule == "wage":
             return grad / (wage_shift(grad) * wage_alpha(fan_in(self.weight), self.spec.weights))
@@ -182,7 +232,9 @@ class QuantLayer(nn.Module):
         text = f"{super().extra_repr()}, spec={self.spec.label}"
         return text if self.backend == "fake" else f"{text}, backend={describe_backend(self)}"
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(f"{prefix}weight_step", None)
 
@@ -198,7 +250,8 @@ class QuantLayer(nn.Module):
     ) -> None:
         """Other weights make fixed ranges void; a learned step starts again from them.
 
-        Parametrizations load after their layer: :func:`bhfl.quant.begin_round_` starts a step from what they give.
+        Parametrizations load after their layer: :func:`bhfl.quant.begin_round_` starts a step from
+        what they give.
         """
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -238,18 +291,24 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
 
 class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with quantised input and weight; "channel" means its inputs, which are dimension 0."""
+    """``nn.ConvTranspose2d`` with quantised input and weight; "channel" means its inputs, which are
+    dimension 0.
+    """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """[N, C, H, W] or [C, H, W] -> the same with out_channels; always by fake."""
         if self.spec.is_float:
             return nn.ConvTranspose2d.forward(self, input, output_size)
         get_backend(self.backend).report(self)
-        stride, padding, kernel, dilation = map(_list, (self.stride, self.padding, self.kernel_size, self.dilation))
+        stride, padding, kernel, dilation = map(
+            _list, (self.stride, self.padding, self.kernel_size, self.dilation)
+        )
         extra = self._output_padding(input, output_size, stride, padding, kernel, 2, dilation)
         geometry: tuple[Any, ...] = (stride, padding, extra, self.groups, dilation)
         return self._forward_output(
-            F.conv_transpose2d(self.forward_input(input), self.forward_weight(), self.bias, *geometry)
+            F.conv_transpose2d(
+                self.forward_input(input), self.forward_weight(), self.bias, *geometry
+            )
         )
 
 
@@ -270,12 +329,19 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
         if self.spec.is_float:  # the parent knows of max_norm and sparse gradients
             return nn.Embedding.forward(self, input)
         get_backend(self.backend).report(self)
-        y = F.embedding(input, self.forward_weight(), self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+        y = F.embedding(
+            input,
+            self.forward_weight(),
+            self.padding_idx,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+        )
         return self._forward_output(y)
 
 
 def describe_backend(layer: QuantLayer) -> str:
-    """The backend of a layer, and in brackets the one that computes it where that is another: ``auto (int8)``."""
+    """The backend of a layer, and in brackets the one that computes it where that is another:
+    ``auto (int8)``.
+    """
     chosen = "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
     return layer.backend if chosen == layer.backend else f"{layer.backend} ({chosen})"
 
@@ -283,8 +349,8 @@ def describe_backend(layer: QuantLayer) -> str:
 def takes_low_bits(layer: nn.Module) -> bool:
     """Whether a layer can take low bits: every one but some kinds of ``nn.Embedding``.
 
-    These are those with ``sparse`` (the gradient of a quantised table is dense) or with ``max_norm`` (which would
-    rewrite the quantised table in forward).
+    These are those with ``sparse`` (the gradient of a quantised table is dense) or with
+    ``max_norm`` (which would rewrite the quantised table in forward).
     """
     return not isinstance(layer, nn.Embedding) or not (layer.sparse or layer.max_norm is not None)
 
@@ -292,7 +358,10 @@ def takes_low_bits(layer: nn.Module) -> bool:
 def check_layer(layer: nn.Module, spec: BitSpec) -> None:
     """ValueError if a layer cannot take a spec."""
     if not spec.is_float and not takes_low_bits(layer):
-        raise ValueError("an Embedding with sparse=True or max_norm cannot be quantised: leave it out with filter_fn")
+        raise ValueError(
+            "an Embedding with sparse=True or max_norm cannot be quantised: leave it out with "
+            "filter_fn"
+        )
 
 
 QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
@@ -302,4 +371,6 @@ QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
     nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Embedding: QuantEmbedding,
 }
-FLOAT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {quant: plain for plain, quant in QUANT_CLASSES.items()}
+FLOAT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    quant: plain for plain, quant in QUANT_CLASSES.items()
+}

@@ -1,7 +1,9 @@
-"""Convolutions that must not see channels_last images: oneDNN writes past its workspace for them, or dies.
+"""Convolutions that must not see channels_last images: oneDNN writes past its workspace for them,
+or dies.
 
-Known of its kernels for CPUs with AVX2 and no AVX-512, in the gradient of the weight: kernel 1x1, any stride but 1, and
-fewer than 8 input channels. Either operand in channels_last is enough, and the gradient follows the forward pass.
+Known of its kernels for CPUs with AVX2 and no AVX-512, in the gradient of the weight: kernel 1x1,
+any stride but 1, and fewer than 8 input channels. Either operand in channels_last is enough, and
+the gradient follows the forward pass.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,12 @@ _LANES = 8
 
 
 def needs_contiguous(weight: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether a convolution with a weight of shape [O, C/G, R, S] and such strides must not see channels_last."""
-    return len(weight) == 4 and tuple(weight[2:]) == (1, 1) and weight[1] < _LANES and max(stride) > 1
+    """Whether a convolution with a weight of shape [O, C/G, R, S] and such strides must not see
+    channels_last.
+    """
+    return (
+        len(weight) == 4 and tuple(weight[2:]) == (1, 1) and weight[1] < _LANES and max(stride) > 1
+    )
 
 
 def layer_needs_contiguous(layer: nn.Module) -> bool:
@@ -27,7 +33,9 @@ def layer_needs_contiguous(layer: nn.Module) -> bool:
 
 
 def has_usual_strides(x: Tensor) -> bool:
-    """Whether x [..., C, H, W] lies in the usual order; where a size is 1, torch goes by the strides alone."""
+    """Whether x [..., C, H, W] lies in the usual order; where a size is 1, torch goes by the
+    strides alone.
+    """
     height, width = x.shape[-2:]
     return x.is_contiguous() and x.stride()[-3:] == (height * width, width, 1)
 

@@ -13,16 +13,22 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: Model, batches: Iterable[Any], step: Callable[[Any], object] | None = None) -> Model:
-    """Replace the running statistics of all BatchNorm layers by those of the activations of some batches.
+def reestimate_batchnorm_(
+    model: Model, batches: Iterable[Any], step: Callable[[Any], object] | None = None
+) -> Model:
+    """Replace the running statistics of all BatchNorm layers by those of the activations of some
+    batches.
 
-    Rounding the weights moves the mean and the variance of what a BatchNorm layer sees; a model that is evaluated at a
-    width it was not trained at needs the statistics of that width. The result is the mean over the batches, whatever
-    the momentum, and weights, modes, hooks and momenta are as before.
+    Rounding the weights moves the mean and the variance of what a BatchNorm layer sees; a model
+    that is evaluated at a width it was not trained at needs the statistics of that width. The
+    result is the mean over the batches, whatever the momentum, and weights, modes, hooks and
+    momenta are as before.
 
     Args:
-        model: Called with each batch, with its BatchNorm layers in training mode and everything else as in evaluation.
-        batches: Inputs of the model; of a tuple or list the first item, as ``torch.optim.swa_utils.update_bn`` does.
+        model: Called with each batch, with its BatchNorm layers in training mode and everything
+            else as in evaluation.
+        batches: Inputs of the model; of a tuple or list the first item, as
+            ``torch.optim.swa_utils.update_bn`` does.
         step: Called with each batch in place of the model, which it calls itself.
 
     Returns:
@@ -31,7 +37,11 @@ def reestimate_batchnorm_(model: Model, batches: Iterable[Any], step: Callable[[
     Raises:
         ValueError: There are no batches.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     if not norms:
         return model
     modes = {module: module.training for module in model.modules()}

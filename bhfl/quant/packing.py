@@ -1,10 +1,11 @@
 """Codes of 1..16 bits <-> bytes: n codes of b bits take exactly ``ceil(n*b/8)`` bytes.
 
-Layout, the same on every host: beyond 8 bits first the low bytes of all codes, then their high parts as codes of
-``b - 8`` bits. Up to 8 bits, the first ``n // 8 * 8`` codes lie in planes, one for each power of two in b (the largest
-first, which holds the lowest bits): in a plane of width f, byte i holds the f bits of the codes i, i + L, i + 2L, ...
-from its lowest bit upwards, L the number of bytes of the plane; so every step is one operation on contiguous bytes. The
-last ``n % 8`` codes follow as one little-endian integer, code j in its bits ``j*b`` to ``(j+1)*b - 1``.
+Layout, the same on every host: beyond 8 bits first the low bytes of all codes, then their high
+parts as codes of ``b - 8`` bits. Up to 8 bits, the first ``n // 8 * 8`` codes lie in planes, one
+for each power of two in b (the largest first, which holds the lowest bits): in a plane of width f,
+byte i holds the f bits of the codes i, i + L, i + 2L, ... from its lowest bit upwards, L the number
+of bytes of the plane; so every step is one operation on contiguous bytes. The last ``n % 8`` codes
+follow as one little-endian integer, code j in its bits ``j*b`` to ``(j+1)*b - 1``.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Signed codes to bytes.
 
     Args:
-        codes: int8 or int16, any shape, any device, in ``[-2**(bits-1), 2**(bits-1) - 1]`` (with one bit: -1 and 0).
+        codes: int8 or int16, any shape, any device, in ``[-2**(bits-1), 2**(bits-1) - 1]`` (with
+            one bit: -1 and 0).
         bits: 1..16; codes of more than 8 bits must be int16.
 
     Returns:
@@ -41,7 +43,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     size = packed_bytes(codes.numel(), bits)
     if codes.dtype != torch.int16 and (codes.dtype != torch.int8 or bits > 8):
-        raise ValueError(f"codes of {bits} bits must be {'int8 or ' if bits <= 8 else ''}int16, got {codes.dtype}")
+        raise ValueError(
+            f"codes of {bits} bits must be {'int8 or ' if bits <= 8 else ''}int16, got "
+            f"{codes.dtype}"
+        )
     _check_codes(codes, bits)
     out = torch.empty(size, dtype=torch.uint8, device=codes.device)
     flat = codes.reshape(-1)
@@ -70,7 +75,8 @@ def unpack(data: Tensor, bits: int, numel: int) -> Tensor:
     size = packed_bytes(numel, bits)
     if data.dtype != torch.uint8 or data.shape != (size,):
         raise ValueError(
-            f"{numel} codes of {bits} bits are uint8 of shape [{size}], got {data.dtype} of shape {list(data.shape)}"
+            f"{numel} codes of {bits} bits are uint8 of shape [{size}], got {data.dtype} of shape "
+            f"{list(data.shape)}"
         )
     if bits <= 8:
         return _sign_extended(_unpack_planes(data, bits, numel), bits)
@@ -83,7 +89,9 @@ def _check_codes(codes: Tensor, bits: int) -> None:
     if codes.numel() and bits != codes.element_size() * 8:
         low, high = torch.stack([codes.amin(), codes.amax()]).tolist()
         if low < least or high > most:
-            raise ValueError(f"codes of {bits} bits must be in [{least}, {most}], got values in [{low}, {high}]")
+            raise ValueError(
+                f"codes of {bits} bits must be in [{least}, {most}], got values in [{low}, {high}]"
+            )
 
 
 def _planes(bits: int) -> Iterator[tuple[int, int]]:
@@ -116,7 +124,9 @@ def _pack_planes(codes: Tensor, bits: int, out: Tensor) -> None:
             else:
                 plane.bitwise_or_(part.mul_(1 << (j * width)))  # faster than a shift
     if head < codes.numel():
-        tail = sum((code & ((1 << bits) - 1)) << (j * bits) for j, code in enumerate(codes[head:].tolist()))
+        tail = sum(
+            (code & ((1 << bits) - 1)) << (j * bits) for j, code in enumerate(codes[head:].tolist())
+        )
         stored = tail.to_bytes(out.numel() - head * bits // 8, "little")
         out[head * bits // 8 :] = torch.tensor(list(stored), dtype=torch.uint8, device=out.device)
 
@@ -128,9 +138,9 @@ def _unpack_planes(data: Tensor, bits: int, numel: int) -> Tensor:
     for first, width, offset, length in _plane_chunks(head, bits):
         plane = data[offset : offset + length]
         for j, chunk in enumerate(out[:head].view(-1, max(length, 1))):
-            part = torch.bitwise_right_shift(plane, j * width, out=None if first else chunk).bitwise_and_(
-                (1 << width) - 1
-            )
+            part = torch.bitwise_right_shift(
+                plane, j * width, out=None if first else chunk
+            ).bitwise_and_((1 << width) - 1)
             if first:
                 chunk.bitwise_or_(part.mul_(1 << first))
     if head < numel:

@@ -1,4 +1,6 @@
-"""Classes of modules under ``torch.nn.utils.parametrize``, which gives each module a class of its own."""
+"""Classes of modules under ``torch.nn.utils.parametrize``, which gives each module a class of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 def become_(module: nn.Module, cls: type[nn.Module]) -> None:
     """Change the class of a module; parametrizations stay."""
     if is_parametrized(module):
-        members = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        members = {
+            name: value
+            for name, value in vars(type(module)).items()
+            if name not in ("__dict__", "__weakref__")
+        }
         cls = type(f"Parametrized{cls.__name__}", (cls,), members)
     module.__class__ = cls
 
@@ -23,6 +29,12 @@ def refuse_parametrized(module: nn.Module, what: str) -> None:
     """ValueError for a module whose weight is computed from others, which cannot be set."""
     key = getattr(module, "weight_key", "weight")
     if is_parametrized(module, key):
-        raise ValueError(f"{what} must set the weight, but it is parametrized: call remove_parametrizations first")
+        raise ValueError(
+            f"{what} must set the weight, but it is parametrized: call remove_parametrizations "
+            "first"
+        )
     if key not in module._parameters:
-        raise ValueError(f"{what} must set the weight, but a hook computes it, as pruning does: remove that first")
+        raise ValueError(
+            f"{what} must set the weight, but a hook computes it, as pruning does: remove that "
+            "first"
+        )

@@ -11,7 +11,8 @@ BUILT_IN = ("absmax", "mse", "lsq", "pow2", "wage")
 
 
 class Quantizer(ABC):
-    """A rule of one's own for the scale of the grid; codes, gradients, packing and payloads follow from the scale.
+    """A rule of one's own for the scale of the grid; codes, gradients, packing and payloads follow
+    from the scale.
 
     >>> from bhfl.quant import BitSpec, Quantizer, quantize_, register_quantizer
     >>> from bhfl.quant.rounding import levels
@@ -43,7 +44,8 @@ class Quantizer(ABC):
         """The step of the grid of each group.
 
         Args:
-            x: Float32 [G, N], G groups with a scale each: one, or one for each output channel; not empty.
+            x: Float32 [G, N], G groups with a scale each: one, or one for each output channel; not
+                empty.
             bits: 2..16; the largest code is ``2**(bits-1) - 1``.
 
         Returns:
@@ -56,7 +58,8 @@ Class = TypeVar("Class", bound=type[Quantizer])
 
 
 def register_quantizer(quantizer: Class) -> Class:
-    """Make a class of :class:`Quantizer` known to :class:`BitSpec` by its name; in every process that uses it.
+    """Make a class of :class:`Quantizer` known to :class:`BitSpec` by its name; in every process
+    that uses it.
 
     Raises:
         ValueError: The class is no Quantizer, or its name is no lower-case word, or is taken.
@@ -68,7 +71,8 @@ def register_quantizer(quantizer: Class) -> Class:
         raise ValueError(f"{quantizer.__name__}.name must be a lower-case word, got {name!r}")
     if name in known_rules():
         raise ValueError(
-            f"{quantizer.__name__}.name must not be taken, got {name!r}; taken: {', '.join(known_rules())}"
+            f"{quantizer.__name__}.name must not be taken, got {name!r}; taken: "
+            f"{', '.join(known_rules())}"
         )
     REGISTERED[name] = quantizer()
     return quantizer
@@ -81,7 +85,9 @@ def known_rules() -> tuple[str, ...]:
 
 def clips(range_rule: str) -> bool:
     """Whether values may lie beyond the largest code of a rule."""
-    return range_rule in ("mse", "lsq") or (range_rule in REGISTERED and REGISTERED[range_rule].clips)
+    return range_rule in ("mse", "lsq") or (
+        range_rule in REGISTERED and REGISTERED[range_rule].clips
+    )
 
 
 def group_scale(range_rule: str, x: Tensor, bits: int) -> Tensor:
@@ -89,5 +95,7 @@ def group_scale(range_rule: str, x: Tensor, bits: int) -> Tensor:
     scale = REGISTERED[range_rule].scale(x, bits)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
         shape = list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__
-        raise ValueError(f"the scale of range rule {range_rule!r} must be a tensor [{len(x)}], got {shape}")
+        raise ValueError(
+            f"the scale of range rule {range_rule!r} must be a tensor [{len(x)}], got {shape}"
+        )
     return scale.float()

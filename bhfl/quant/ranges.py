@@ -1,7 +1,7 @@
 """Range rules: the scale (step of the grid) with which a tensor is quantised.
 
-Shapes: a scale is float32, 0-dim with granularity "tensor" and [C] with "channel", C the size of dimension 0.
-n is the largest code, ``2**(bits-1) - 1``.
+Shapes: a scale is float32, 0-dim with granularity "tensor" and [C] with "channel", C the size of
+dimension 0. n is the largest code, ``2**(bits-1) - 1``.
 """
 
 import math
@@ -22,15 +22,20 @@ _SURE = 1 - 1e-5
 """A gain within the rounding error of a float32 sum is no gain."""
 
 
-def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granularity: Granularity = "tensor") -> Tensor:
-    """The scale of a tensor by a range rule; never zero, so that an all-zero tensor keeps its zeros.
+def weight_scale(
+    x: Tensor, bits: int, range_rule: RangeRule = "absmax", granularity: Granularity = "tensor"
+) -> Tensor:
+    """The scale of a tensor by a range rule; never zero, so that an all-zero tensor keeps its
+    zeros.
 
     * absmax: ``max|x| / n``; nothing is clipped.
     * pow2: ``2**ceil(log2 max|x|) / n``; nothing is clipped.
-    * mse: the scale with the least squared error found by a search, never worse than absmax. With 2 bits this is close
-      to ternary weight networks (Li et al. 2016).
-    * lsq: the starting step of learned step size quantisation, ``2 mean|x| / sqrt(n)`` (Esser et al. 2020).
-    * wage: the constant ``2**(1-bits) / wage_alpha(fan_in, bits)``, fan_in the size of a slice of dimension 0.
+    * mse: the scale with the least squared error found by a search, never worse than absmax. With 2
+      bits this is close to ternary weight networks (Li et al. 2016).
+    * lsq: the starting step of learned step size quantisation, ``2 mean|x| / sqrt(n)`` (Esser et
+      al. 2020).
+    * wage: the constant ``2**(1-bits) / wage_alpha(fan_in, bits)``, fan_in the size of a slice of
+      dimension 0.
 
     Args:
         x: A floating tensor of any shape; at least one dimension with granularity "channel".
@@ -39,14 +44,19 @@ def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granula
         granularity: One scale for the tensor, or one for each slice of dimension 0.
 
     Raises:
-        ValueError: Bits out of range, an unknown rule or granularity, or "channel" of a tensor without dimensions.
+        ValueError: Bits out of range, an unknown rule or granularity, or "channel" of a tensor
+            without dimensions.
     """
     levels(bits)
     check_granularity(granularity)
     if range_rule not in known_rules():
-        raise ValueError(f"range_rule must be one of {', '.join(known_rules())}, got {range_rule!r}")
+        raise ValueError(
+            f"range_rule must be one of {', '.join(known_rules())}, got {range_rule!r}"
+        )
     if granularity == "channel" and x.dim() == 0:
-        raise ValueError("granularity 'channel' needs a tensor of at least one dimension, got a scalar")
+        raise ValueError(
+            "granularity 'channel' needs a tensor of at least one dimension, got a scalar"
+        )
     if range_rule == "wage":
         return wage_scale(x, bits, bits)
     values = x.detach().float().unsqueeze(-1)
@@ -58,7 +68,9 @@ def weight_scale(x: Tensor, bits: int, range_rule: RangeRule = "absmax", granula
 def check_granularity(granularity: str) -> None:
     """ValueError for any other word than tensor and channel."""
     if granularity not in get_args(Granularity):
-        raise ValueError(f"granularity must be one of {', '.join(get_args(Granularity))}, got {granularity!r}")
+        raise ValueError(
+            f"granularity must be one of {', '.join(get_args(Granularity))}, got {granularity!r}"
+        )
 
 
 def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:
@@ -74,10 +86,14 @@ def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:
         scale = bounded_scale(mean * (2 / math.sqrt(limit)), limit)
     elif range_rule == "pow2":
         mantissa, exponent = torch.frexp(largest)
-        scale = bounded_scale(_power_of_two(exponent - (mantissa == 0.5).to(exponent.dtype)) / limit, limit)
+        scale = bounded_scale(
+            _power_of_two(exponent - (mantissa == 0.5).to(exponent.dtype)) / limit, limit
+        )
     else:
         scale = bounded_scale(largest / limit, limit)
-        scale = _least_squares_scale(x, scale, limit) if range_rule == "mse" and x.numel() else scale
+        scale = (
+            _least_squares_scale(x, scale, limit) if range_rule == "mse" and x.numel() else scale
+        )
     return scale + (largest - largest)  # 0, or NaN
 
 
@@ -95,7 +111,9 @@ def _sum_groups(x: Tensor, first: int) -> Tensor:
 
 
 def bounded_scale(scale: Tensor, limit: int) -> Tensor:
-    """A scale whose reciprocal and whose largest grid value are finite: subnormal and near-maximal tensors too."""
+    """A scale whose reciprocal and whose largest grid value are finite: subnormal and near-maximal
+    tensors too.
+    """
     info = torch.finfo(torch.float32)
     return scale.clamp(info.tiny, info.max * (1 - info.eps) / limit)
 
@@ -103,14 +121,19 @@ def bounded_scale(scale: Tensor, limit: int) -> Tensor:
 def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     """[G, ...], the absmax scale [G] -> the scale [G] with the least squared error that is found.
 
-    A geometric grid of scales is tried on a strided sample, the best is polished by alternating between the codes and
-    their least-squares scale, and the result stands where it beats absmax on all elements.
+    A geometric grid of scales is tried on a strided sample, the best is polished by alternating
+    between the codes and their least-squares scale, and the result stands where it beats absmax on
+    all elements.
     """
-    unit = _power_of_two(-torch.frexp(widest)[1])  # exact, and keeps squares from overflow and underflow
+    # exact, and keeps squares from overflow and underflow
+    unit = _power_of_two(-torch.frexp(widest)[1])
     start = widest * unit
     sample = _strided_sample(x) * unit.unsqueeze(1)
-    candidates = start * torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)  # 1 ... 0.006 of absmax
-    scale = candidates.gather(0, _squared_error(sample, candidates, limit).argmin(0, keepdim=True)).squeeze(0)
+    # 1 ... 0.006 of absmax
+    candidates = start * torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)
+    scale = candidates.gather(
+        0, _squared_error(sample, candidates, limit).argmin(0, keepdim=True)
+    ).squeeze(0)
     for _ in range(4):
         codes = (sample / scale.unsqueeze(1)).round_().clamp_(-limit, limit)
         fitted = (sample * codes).sum(1) / codes.square().sum(1)
@@ -122,7 +145,8 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
 def _strided_sample(x: Tensor) -> Tensor:
     """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout.
 
-    The stride shares no factor with the sizes, so that all taps of a kernel and all columns of a matrix are seen.
+    The stride shares no factor with the sizes, so that all taps of a kernel and all columns of a
+    matrix are seen.
     """
     size = x[0].numel()
     stride = min(math.ceil(x.numel() / _SAMPLE), max(size // _GROUP_SAMPLE, 1))
@@ -140,8 +164,13 @@ def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor)
         rows = torch.split(x, max(1, size // max(x[0, :1].numel(), 1)), dim=1)
         return torch.stack([_squared_error(part * unit, scale, limit) for part in rows]).sum(0)
     num_groups = max(1, size // x[0].numel())
-    parts = zip(*(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (unit, 0), (scale, 1))), strict=True)
-    return torch.cat([_squared_error(part * units, steps, limit) for part, units, steps in parts], 1)
+    parts = zip(
+        *(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (unit, 0), (scale, 1))),
+        strict=True,
+    )
+    return torch.cat(
+        [_squared_error(part * units, steps, limit) for part, units, steps in parts], 1
+    )
 
 
 def _squared_error(x: Tensor, scale: Tensor, limit: int) -> Tensor:
@@ -152,9 +181,11 @@ def _squared_error(x: Tensor, scale: Tensor, limit: int) -> Tensor:
 
 
 def wage_alpha(num_inputs: int, bits: int) -> float:
-    """The layer factor of WAGE, ``max(2**round(log2(1.5 * 2**(1-bits) / L)), 1)`` with ``L = sqrt(6 / num_inputs)``.
+    """The layer factor of WAGE, ``max(2**round(log2(1.5 * 2**(1-bits) / L)), 1)`` with ``L = sqrt(6
+    / num_inputs)``.
 
-    Source: Wu et al. 2018, "Training and inference with integers in deep neural networks", equations 8 and 9.
+    Source: Wu et al. 2018, "Training and inference with integers in deep neural networks",
+    equations 8 and 9.
     """
     widest = 1.5 * 2.0 ** (1 - bits) / math.sqrt(6 / max(num_inputs, 1))
     return float(max(2.0 ** round(math.log2(widest)), 1.0))
@@ -163,10 +194,13 @@ def wage_alpha(num_inputs: int, bits: int) -> float:
 def wage_scale(weight: Tensor, bits: int, weight_bits: int) -> Tensor:
     """The grid of WAGE in units of what the layer multiplies with, ``2**(1-bits) / alpha``: 0-dim.
 
-    WAGE keeps weights in [-1, 1] and divides them by alpha in the layer; here the weight is the quotient itself, so
-    that clients of any width hold weights of one meaning. alpha depends on the bits of the forward weights only.
+    WAGE keeps weights in [-1, 1] and divides them by alpha in the layer; here the weight is the
+    quotient itself, so that clients of any width hold weights of one meaning. alpha depends on the
+    bits of the forward weights only.
     """
-    return torch.full((), 2.0 ** (1 - bits) / wage_alpha(fan_in(weight), weight_bits), device=weight.device)
+    return torch.full(
+        (), 2.0 ** (1 - bits) / wage_alpha(fan_in(weight), weight_bits), device=weight.device
+    )
 
 
 def fan_in(weight: Tensor) -> int:
@@ -175,10 +209,14 @@ def fan_in(weight: Tensor) -> int:
 
 
 def wage_shift(x: Tensor) -> Tensor:
-    """``2**round(log2 max|x|)``, 0-dim (Wu et al. 2018, equation 5), at least 2**-100; 1/2 if x is zero or empty."""
+    """``2**round(log2 max|x|)``, 0-dim (Wu et al. 2018, equation 5), at least 2**-100; 1/2 if x is
+    zero or empty.
+    """
     largest = _absmax(x.float().view(1, *x.shape, 1)).squeeze(0)
     mantissa, exponent = torch.frexp(largest)
-    shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).to(exponent.dtype)).clamp_(min=2.0**-100)
+    shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).to(exponent.dtype)).clamp_(
+        min=2.0**-100
+    )
     return torch.where(largest.isfinite(), shift, largest)
 
 

@@ -20,46 +20,69 @@ _NARROW = 127
 
 
 def levels(bits: int) -> int:
-    """The largest code of a symmetric grid, ``n = 2**(bits-1) - 1``; ValueError unless bits is 2..16."""
+    """The largest code of a symmetric grid, ``n = 2**(bits-1) - 1``; ValueError unless bits is
+    2..16.
+    """
     if type(bits) is not int or not 2 <= bits <= 16:
         raise ValueError(f"bits must be 2..16, got {bits!r}")
     return (1 << (bits - 1)) - 1
 
 
 def per_slice(scale: Tensor, ndim: int) -> Tensor:
-    """A scale shaped to broadcast over the trailing dimensions of a tensor of ``ndim`` dimensions."""
+    """A scale shaped to broadcast over the trailing dimensions of a tensor of ``ndim``
+    dimensions.
+    """
     return scale if scale.dim() == 0 else scale.view(-1, *[1] * (ndim - 1))
 
 
 def grid_codes(
-    x: Tensor, scale: Tensor, limit: int, dtype: torch.dtype, generator: torch.Generator | None = None
+    x: Tensor,
+    scale: Tensor,
+    limit: int,
+    dtype: torch.dtype,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Codes of float32 ``x`` in ``[-limit, limit]``: nearest (ties to even), or stochastic where a generator is given.
+    """Codes of float32 ``x`` in ``[-limit, limit]``: nearest (ties to even), or stochastic where a
+    generator is given.
 
-    The stochastic kind is unbiased to 2**-14 of a step and reproduces values of the grid. Its codes depend on the
-    generator and on values, never on the memory layout of ``x``; the nearest ones are laid out as ``x``.
+    The stochastic kind is unbiased to 2**-14 of a step and reproduces values of the grid. Its codes
+    depend on the generator and on values, never on the memory layout of ``x``; the nearest ones are
+    laid out as ``x``.
     """
     if generator is None and is_channels_last(x):
-        return grid_codes(x.permute(0, 2, 3, 1), scale, limit, dtype).permute(0, 3, 1, 2)  # in the order of the memory
+        # in the order of the memory
+        return grid_codes(x.permute(0, 2, 3, 1), scale, limit, dtype).permute(0, 3, 1, 2)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     blocks = list(_blocks(x, scale, out))
     sizes = [block.numel() for block, _, _ in blocks]
     noises = repeat(None) if generator is None else _noises(sizes, generator)
     for (block, step, target), noise in zip(blocks, noises, strict=False):
-        target.copy_(nearest(block, step, limit) if noise is None else _stochastic(block, step, limit, noise))
+        target.copy_(
+            nearest(block, step, limit) if noise is None else _stochastic(block, step, limit, noise)
+        )
     return out
 
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether an image or a weight lies in this order and not in the usual one."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
 
 
 def matching_blocks(x: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Parts of two tensors, small enough for the cache of a CPU; both are contiguous, or both channels_last."""
+    """Parts of two tensors, small enough for the cache of a CPU; both are contiguous, or both
+    channels_last.
+    """
     if is_channels_last(x):
         x, out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-    return zip(torch.split(x.view(-1), block_size(x)), torch.split(out.view(-1), block_size(x)), strict=True)
+    return zip(
+        torch.split(x.view(-1), block_size(x)),
+        torch.split(out.view(-1), block_size(x)),
+        strict=True,
+    )
 
 
 def nearest(x: Tensor, scale: Tensor, limit: int) -> Tensor:
@@ -73,7 +96,9 @@ def block_size(x: Tensor) -> int:
 
 
 def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Matching blocks of x, its scale and its result, the largest first, each small enough for the cache of a CPU."""
+    """Matching blocks of x, its scale and its result, the largest first, each small enough for the
+    cache of a CPU.
+    """
     if x.numel() == 0:
         return
     if scale.dim() == 0:
@@ -86,10 +111,12 @@ def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Ten
 
 
 def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
-    """Round up with the probability of the fraction, in float codes; E[code * scale] == x inside the range.
+    """Round up with the probability of the fraction, in float codes; E[code * scale] == x inside
+    the range.
 
-    The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so that such a value
-    is reproduced whatever the noise; ``x / scale + noise`` would move it now and then, by its rounding error.
+    The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so
+    that such a value is reproduced whatever the noise; ``x / scale + noise`` would move it now and
+    then, by its rounding error.
     """
     inverse, noise = scale.reciprocal(), noise.view(x.shape).to(x.device, torch.float32)
     if limit <= _NARROW:
@@ -100,10 +127,12 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
 
 
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
-    """For each block of up to ``sizes[0]`` elements, uniform int16 noise; two come from each 32-bit word.
+    """For each block of up to ``sizes[0]`` elements, uniform int16 noise; two come from each 32-bit
+    word.
 
-    Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads each bit over the
-    higher ones, and combines each half with its neighbour: a tenth of the time of drawing, without a pattern.
+    Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads
+    each bit over the higher ones, and combines each half with its neighbour: a tenth of the time of
+    drawing, without a pattern.
     """
     needed = sizes[0] // 2 + 1 if sizes else 0
     words = _words(min(needed, _DRAWN_WORDS), generator)

@@ -1,7 +1,9 @@
-"""Fewer bytes from the forward to the backward pass: what autograd saves of activations, in integers.
+"""Fewer bytes from the forward to the backward pass: what autograd saves of activations, in
+integers.
 
-Layers computed in integers keep int8 codes of their input anyway. What norms, attention and activation functions
-between them save is float32, and in most networks more; this is for it, and for float layers too.
+Layers computed in integers keep int8 codes of their input anyway. What norms, attention and
+activation functions between them save is float32, and in most networks more; this is for it, and
+for float layers too.
 """
 
 from __future__ import annotations
@@ -25,22 +27,37 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST = 1 << 12
 """Tensors of fewer elements are saved as they are: encoding them takes longer than it is worth."""
 _WIDEST, _NARROWEST = 256, 16
-"""Elements behind one another in memory that have a range of their own: at most, and at least where rows matter."""
+"""Elements behind one another in memory that have a range of their own: at most, and at least where
+rows matter.
+"""
 
 _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "einsum"}
 """Functions of which all operands are saved in 8 bits."""
-_NORMS_OF_ROWS, _NORMS_OF_CHANNELS = {"layer_norm", "rms_norm"}, {"batch_norm", "group_norm", "instance_norm"}
+_NORMS_OF_ROWS = {"layer_norm", "rms_norm"}
+_NORMS_OF_CHANNELS = {"batch_norm", "group_norm", "instance_norm"}
 _EIGHT_BITS = {
-    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *(
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+    ),
     *("mul", "rmul", "dropout", "gelu", "silu", "mish", "celu", "glu"),
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
     *_NORMS_OF_ROWS,
     *_NORMS_OF_CHANNELS,
 }
-"""Functions whose input is saved in 8 bits. Their gradients vary as it does; those of others divide by it, take its
-exponential, jump as those of leaky ReLUs do, or vanish where a probability is close to 1."""
+"""Functions whose input is saved in 8 bits. Their gradients vary as it does; those of others divide
+by it, take its exponential, jump as those of leaky ReLUs do, or vanish where a probability is close
+to 1.
+"""
 _SIXTEEN_BITS = {"multi_head_attention_forward", "scaled_dot_product_attention"}
-"""Functions whose inputs and results are saved in 16 bits: they take the exponential of products of them."""
+"""Functions whose inputs and results are saved in 16 bits: they take the exponential of products of
+them.
+"""
 
 Restore = Callable[[], Tensor]
 
@@ -49,22 +66,25 @@ Restore = Callable[[], Tensor]
 def save_in_int8() -> Iterator[None]:
     """Within, most of what autograd saves of activations takes a quarter of float32 or less.
 
-    For the forward pass in training, as ``torch.autograd.graph.save_on_cpu``; its results stay what they are::
+    For the forward pass in training, as ``torch.autograd.graph.save_on_cpu``; its results stay what
+    they are::
 
         with save_in_int8():
             loss = F.cross_entropy(model(x), y)
         loss.backward()
 
     * Of a ReLU one bit an element is saved; its gradient is exact.
-    * Inputs of layers, products, norms, pooling and smooth activation functions become codes of 8 bits, rounded to
-      nearest, with a range for each 256 elements or fewer, or each channel (after Chen et al. 2021, "ActNN"); those of
-      attention codes of 16 bits. What is computed from them backward is off by about half a step of these ranges.
+    * Inputs of layers, products, norms, pooling and smooth activation functions become codes of 8
+      bits, rounded to nearest, with a range for each 256 elements or fewer, or each channel (after
+      Chen et al. 2021, "ActNN"); those of attention codes of 16 bits. What is computed from them
+      backward is off by about half a step of these ranges.
     * Indices, as those of pooling, become int16 where they fit; their gradient is exact.
-    * All else is saved as it is: parameters, batches of data, losses, statistics of norms, functions that are not named
-      here (recurrent ones among them), float64, what is not finite, and tensors of less than 4,096 elements.
+    * All else is saved as it is: parameters, batches of data, losses, statistics of norms,
+      functions that are not named here (recurrent ones among them), float64, what is not finite,
+      and tensors of less than 4,096 elements.
 
-    Saving and restoring takes one to two nanoseconds an element. Compiled models save what their compiler chose. Like
-    the checks of autograd, it does not notice changes through ``.data``.
+    Saving and restoring takes one to two nanoseconds an element. Compiled models save what their
+    compiler chose. Like the checks of autograd, it does not notice changes through ``.data``.
     """
     saving = _Saving()
     with torch.autograd.graph.saved_tensors_hooks(saving.save, lambda restore: restore()), saving:
@@ -72,7 +92,9 @@ def save_in_int8() -> Iterator[None]:
 
 
 class _Saving(TorchFunctionMode):
-    """A hook is not told who saves the tensor that it is given: functions are noticed on their way."""
+    """A hook is not told who saves the tensor that it is given: functions are noticed on their
+    way.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,13 +103,18 @@ class _Saving(TorchFunctionMode):
         self.saved: dict[Any, tuple[Any, weakref.ref[Restore]]] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         before = self.function, self.arguments
-        custom = isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)  # of any name
+        # of any name
+        custom = isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
         self.function = "" if custom else getattr(func, "__name__", "").strip("_")
         self.arguments = *args, *kwargs.values()
         try:
@@ -96,7 +123,9 @@ class _Saving(TorchFunctionMode):
             self.function, self.arguments = before
 
     def save(self, x: Tensor) -> Restore:
-        """Something that holds less than a tensor and gives it back; the same for all who save the same."""
+        """Something that holds less than a tensor and gives it back; the same for all who save the
+        same.
+        """
         if type(x) is not Tensor or x.numel() < _SMALLEST or not _has_its_elements(x):
             return _as_it_is(x)
         if x.dtype == torch.int64:
@@ -109,7 +138,9 @@ class _Saving(TorchFunctionMode):
                 return restore
         if bits is None or grouping is None:
             return self.remember(x, None, _as_it_is(x))
-        return self.remember(x, (bits, grouping), _signs(x) if bits == 1 else _codes(x, bits, *grouping))
+        return self.remember(
+            x, (bits, grouping), _signs(x) if bits == 1 else _codes(x, bits, *grouping)
+        )
 
     def remember(self, x: Tensor, form: Any, restore: Restore) -> Restore:
         """Know it again for as long as x and a graph with it exist."""
@@ -131,7 +162,9 @@ class _Saving(TorchFunctionMode):
     def bits(self, x: Tensor) -> int | None:
         """In how many bits the function of the moment saves x; None for as it is."""
         tensors = self.tensors()
-        if isinstance(x._base, torch.nn.Parameter) or any(_is_given(x, argument) for argument in tensors):
+        if isinstance(x._base, torch.nn.Parameter) or any(
+            _is_given(x, argument) for argument in tensors
+        ):
             return None
         if self.function == "relu":
             return 1
@@ -145,16 +178,18 @@ class _Saving(TorchFunctionMode):
 def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:
     """How elements in the order of the memory are cut into groups; None if they would be too small.
 
-    A norm divides by the deviation of a row or a channel, so that no group may hold two of these, nor two samples
-    where each has its own.
+    A norm divides by the deviation of a row or a channel, so that no group may hold two of these,
+    nor two samples where each has its own.
 
     Returns:
-        The shape of a piece, ``(width,)`` or ``(height, width)``, and the dimension of it that a group runs along.
+        The shape of a piece, ``(width,)`` or ``(height, width)``, and the dimension of it that a
+        group runs along.
     """
     order, last = _order(x), x.dim() - 1
     if function in _NORMS_OF_CHANNELS and order[-1] == 1:
         pixels = x.numel() // x.shape[1] if function == "batch_norm" else math.prod(x.shape[2:])
-        together = math.gcd(pixels, max(1, min(_WIDEST // x.shape[1], pixels // 64)))  # narrow columns are slow
+        # narrow columns are slow
+        together = math.gcd(pixels, max(1, min(_WIDEST // x.shape[1], pixels // 64)))
         height = _size(pixels // together) if order[0] == 0 else 0
         return ((height, together * x.shape[1]), -2) if height else None
     if function in _NORMS_OF_CHANNELS:
@@ -171,7 +206,9 @@ def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:
 
 @cache
 def _size(row: int) -> int:
-    """The most elements of a group, where rows of so many are cut into groups of one size; 0 if there is no such."""
+    """The most elements of a group, where rows of so many are cut into groups of one size; 0 if
+    there is no such.
+    """
     return max((size for size in range(_NARROWEST, _WIDEST + 1) if row % size == 0), default=0)
 
 
@@ -205,7 +242,8 @@ def _as_it_is(x: Tensor) -> Restore:
     def restore() -> Tensor:
         if kept._version != version:
             raise RuntimeError(
-                f"a tensor of shape {list(kept.shape)} that backward needs was changed in place after it was saved"
+                f"a tensor of shape {list(kept.shape)} that backward needs was changed in place "
+                "after it was saved"
             )
         return kept
 
@@ -221,9 +259,13 @@ def _short(x: Tensor) -> Restore:
 
 
 def _signs(x: Tensor) -> Restore:
-    """Of the result of a ReLU, of which its gradient asks only where it is positive: 1 there, 0 elsewhere."""
+    """Of the result of a ReLU, of which its gradient asks only where it is positive: 1 there, 0
+    elsewhere.
+    """
     flat, back = _in_memory_order(x)
-    bits, count, dtype = pack((flat <= 0).view(torch.int8).neg_(), 1), x.numel(), x.dtype
+    bits = pack((flat <= 0).view(torch.int8).neg_(), 1)
+    count = x.numel()
+    dtype = x.dtype
     return lambda: back(unpack(bits, 1, count).add_(1).to(dtype))
 
 
@@ -231,20 +273,28 @@ def _codes(x: Tensor, bits: int, piece: tuple[int, ...], dim: int) -> Restore:
     """Affine codes from the least to the largest value of each group; see `_grouping`."""
     flat, back = _in_memory_order(x)
     half = 1 << (bits - 1)
-    codes, dtype, grids = torch.empty_like(flat, dtype=torch.int8 if bits == 8 else torch.int16), x.dtype, []
+    codes = torch.empty_like(flat, dtype=torch.int8 if bits == 8 else torch.int16)
+    dtype = x.dtype
+    grids = []
     for values, target in zip(_pieces(flat, piece), _pieces(codes, piece), strict=True):
         low, high = values.amin(dim, keepdim=True).float(), values.amax(dim, keepdim=True).float()
-        step = (high / (2 * half - 1) - low / (2 * half - 1)).clamp_(min=torch.finfo(torch.float32).tiny)
+        step = (high / (2 * half - 1) - low / (2 * half - 1)).clamp_(
+            min=torch.finfo(torch.float32).tiny
+        )
         middle = low + half * step
         if not torch.isfinite(middle).all():
             return _as_it_is(x)
         inverse = step.reciprocal()
-        target.copy_((values.float() * inverse).sub_(middle * inverse).round_().clamp_(-half, half - 1))
+        target.copy_(
+            (values.float() * inverse).sub_(middle * inverse).round_().clamp_(-half, half - 1)
+        )
         grids.append((step, middle))
 
     def restore() -> Tensor:
         values = torch.empty_like(codes, dtype=dtype)
-        for kept, target, (step, middle) in zip(_pieces(codes, piece), _pieces(values, piece), grids, strict=True):
+        for kept, target, (step, middle) in zip(
+            _pieces(codes, piece), _pieces(values, piece), grids, strict=True
+        ):
             target.copy_(kept.float().mul_(step).add_(middle))
         return back(values)
 
@@ -252,7 +302,9 @@ def _codes(x: Tensor, bits: int, piece: tuple[int, ...], dim: int) -> Restore:
 
 
 def _pieces(flat: Tensor, piece: tuple[int, ...]) -> list[Tensor]:
-    """[N] -> some pieces at a time, as many as the cache of a CPU holds; the rest of N is a piece of its own."""
+    """[N] -> some pieces at a time, as many as the cache of a CPU holds; the rest of N is a piece
+    of its own.
+    """
     size = math.prod(piece)
     whole = flat.numel() // size * size
     pieces = torch.split(flat[:whole].view(-1, *piece), max(1, block_size(flat) // size))
@@ -265,7 +317,9 @@ def _order(x: Tensor) -> list[int]:
 
 
 def _in_memory_order(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The elements as they lie in memory, [N], and the way back from such a vector to the shape of x."""
+    """The elements as they lie in memory, [N], and the way back from such a vector to the shape of
+    x.
+    """
     order = _order(x)
     there = x.detach().permute(order)
     shape, inverse = there.shape, [order.index(i) for i in range(x.dim())]

@@ -22,19 +22,19 @@ _WIDTHS = ("weights", "activations", "errors", "gradients", "storage")
 class BitSpec:
     """Bits of everything a client computes with; 32 means float32, untouched.
 
-    Attributes:
-        weights: Bits of the weights in the forward pass, 2..16 or 32.
-        activations: Bits of the input of each layer, 2..16 or 32.
-        errors: Bits of the back-propagated error at the output of each layer, 2..16 or 32.
-        gradients: Bits of the gradient of each weight, 2..16 or 32.
-        storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow weights inside the round;
+    Attributes: weights: Bits of the weights in the forward pass, 2..16 or 32. activations: Bits of
+        the input of each layer, 2..16 or 32. errors: Bits of the back-propagated error at the
+        output of each layer, 2..16 or 32. gradients: Bits of the gradient of each weight, 2..16 or
+        32. storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow
+        weights inside the round;
             fewer bits mean that only codes exist (strict), and must be at least ``weights``.
         range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
         granularity: One scale for the tensor, or one for each output channel (dimension 0).
         name: What metrics call this spec; not part of its identity.
 
     Raises:
-        ValueError: A width is not 2..16 or 32, a rule is unknown, or the parts contradict each other.
+        ValueError: A width is not 2..16 or 32, a rule is unknown, or the parts contradict each
+            other.
     """
 
     weights: int = FLOAT_BITS
@@ -52,25 +52,35 @@ class BitSpec:
         _check_choice("BitSpec.range_rule", self.range_rule, known_rules())
         _check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
-            raise ValueError(f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}")
+            raise ValueError(
+                f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}"
+            )
         if len(self.name.encode()) > LONGEST_NAME:
-            raise ValueError(f"BitSpec.name must have at most {LONGEST_NAME} bytes, got {self.name[:20]!r} ...")
+            raise ValueError(
+                f"BitSpec.name must have at most {LONGEST_NAME} bytes, got {self.name[:20]!r} ..."
+            )
         self._check_combination()
 
     def _check_combination(self) -> None:
         rules = (self.range_rule, self.granularity)
         if self.weights == FLOAT_BITS and rules != ("absmax", "tensor"):
             raise ValueError(
-                f"BitSpec.range_rule and granularity must be left out with weights=32 (nothing to scale), got {rules}"
+                "BitSpec.range_rule and granularity must be left out with weights=32 (nothing to "
+                f"scale), got {rules}"
             )
         if self.storage < self.weights:
-            raise ValueError(f"BitSpec.storage must be at least weights={self.weights}, got {self.storage}")
+            raise ValueError(
+                f"BitSpec.storage must be at least weights={self.weights}, got {self.storage}"
+            )
         if self.storage < FLOAT_BITS and self.range_rule == "lsq":
             raise ValueError(
-                f"BitSpec.storage must be 32 with range_rule='lsq' (its grid moves in the round), got {self.storage}"
+                "BitSpec.storage must be 32 with range_rule='lsq' (its grid moves in the round), "
+                f"got {self.storage}"
             )
         if self.granularity == "channel" and self.range_rule == "wage":
-            raise ValueError("BitSpec.granularity must be 'tensor' with range_rule='wage', got 'channel'")
+            raise ValueError(
+                "BitSpec.granularity must be 'tensor' with range_rule='wage', got 'channel'"
+            )
 
     @property
     def is_float(self) -> bool:
@@ -79,7 +89,8 @@ class BitSpec:
 
     @property
     def label(self) -> str:
-        """A tag for metrics: the name, else the preset this spec equals, else the widths; distinct specs differ.
+        """A tag for metrics: the name, else the preset this spec equals, else the widths; distinct
+        specs differ.
 
         >>> BitSpec(weights=4, activations=8, granularity="channel").label
         'w4a8-channel'
@@ -89,7 +100,11 @@ class BitSpec:
         for preset in (*PRESETS.values(), *map(_integer, range(2, 17))):
             if self == preset:
                 return preset.name
-        widths = "".join(f"{key[0]}{getattr(self, key)}" for key in _WIDTHS[2:] if getattr(self, key) < FLOAT_BITS)
+        widths = "".join(
+            f"{key[0]}{getattr(self, key)}"
+            for key in _WIDTHS[2:]
+            if getattr(self, key) < FLOAT_BITS
+        )
         rule = "" if self.range_rule == "absmax" else f"-{self.range_rule}"
         per_channel = "" if self.granularity == "tensor" else "-channel"
         return f"w{self.weights}a{self.activations}{widths}{rule}{per_channel}"
@@ -99,8 +114,8 @@ class BitSpec:
         """The spec that a value of a configuration file means.
 
         Args:
-            value: A spec; a width (``8``, ``"8"``); the name of a preset (``"ternary"``) or ``"int<bits>"``;
-                or a mapping of the fields of this class.
+            value: A spec; a width (``8``, ``"8"``); the name of a preset (``"ternary"``) or
+                ``"int<bits>"``; or a mapping of the fields of this class.
 
         Raises:
             ValueError: The value means no spec; the message names the nearest one that does.
@@ -118,7 +133,9 @@ class BitSpec:
         known = [f.name for f in fields(cls)]
         for key in value:
             if key not in known:
-                raise ValueError(f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}")
+                raise ValueError(
+                    f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}"
+                )
         return cls(**value)
 
 
@@ -130,7 +147,9 @@ def _check_bits(key: str, bits: object) -> None:
 
 def _check_choice(key: str, value: object, choices: Iterable[str]) -> None:
     if value not in (known := list(choices)):
-        raise ValueError(f"{key} must be one of {', '.join(known)}, got {value!r}{_hint(value, known)}")
+        raise ValueError(
+            f"{key} must be one of {', '.join(known)}, got {value!r}{_hint(value, known)}"
+        )
 
 
 def _hint(value: object, known: Iterable[str]) -> str:
@@ -139,10 +158,14 @@ def _hint(value: object, known: Iterable[str]) -> str:
 
 
 def _integer(bits: int) -> BitSpec:
-    """Training at one width; below 6 bits absmax would round most weights to zero, and activations keep 8 bits."""
+    """Training at one width; below 6 bits absmax would round most weights to zero, and activations
+    keep 8 bits.
+    """
     if bits >= 6:
         return BitSpec(weights=bits, activations=bits, name=f"int{bits}")
-    return BitSpec(weights=bits, activations=8, range_rule="mse", name="ternary" if bits == 2 else f"int{bits}")
+    return BitSpec(
+        weights=bits, activations=8, range_rule="mse", name="ternary" if bits == 2 else f"int{bits}"
+    )
 
 
 PRESETS: dict[str, BitSpec] = {
@@ -151,7 +174,13 @@ PRESETS: dict[str, BitSpec] = {
         BitSpec(name="float32"),
         *map(_integer, (16, 12, 8, 6, 4, 3, 2)),
         BitSpec(
-            weights=2, activations=8, errors=8, gradients=8, storage=8, range_rule="wage", name="wage2888"
+            weights=2,
+            activations=8,
+            errors=8,
+            gradients=8,
+            storage=8,
+            range_rule="wage",
+            name="wage2888",
         ),  # Wu et al. 2018, "Training and inference with integers in deep neural networks"
         BitSpec(weights=8, activations=8, errors=8, gradients=8, storage=8, name="strict8"),
     )
@@ -169,4 +198,6 @@ def _from_name(name: str) -> BitSpec:
         return PRESETS[name]
     if match := re.fullmatch(r"[0-9]+|int(?:[2-9]|1[0-6])", name):
         return _from_bits(int(match[0].removeprefix("int")))
-    raise ValueError(f"unknown preset {name!r}{_hint(name, PRESETS)}; presets: {', '.join(PRESETS)}")
+    raise ValueError(
+        f"unknown preset {name!r}{_hint(name, PRESETS)}; presets: {', '.join(PRESETS)}"
+    )

@@ -1,7 +1,9 @@
-"""The bits that FedLQ gave each layer in each round, as a picture: ``python -m bhfl.report.bits RUN [RUN ...]``.
+"""The bits that FedLQ gave each layer in each round, as a picture: ``python -m bhfl.report.bits RUN
+[RUN ...]``.
 
-Read from ``rounds.jsonl`` of finished or running runs, whose tags ``fedlq/bits_<parameter>`` hold the mean bits over
-the round's clients. One panel a run: layers from the input down, rounds to the right.
+Read from ``rounds.jsonl`` of finished or running runs, whose tags ``fedlq/bits_<parameter>`` hold
+the mean bits over the round's clients. One panel a run: layers from the input down, rounds to the
+right.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _MAX_CELLS = 10**7
 _TICKS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
 Bits = tuple[list[str], list[int], npt.NDArray[np.float64]]
-"""Layers in the model's order, rounds, and mean bits ``[layers, rounds]``, nan where a round has none."""
+"""Layers in the model's order, rounds, and mean bits ``[layers, rounds]``, nan where a round has
+none.
+"""
 
 
 def read(run: Run) -> Bits:
@@ -34,11 +38,17 @@ def read(run: Run) -> Bits:
     tags = dict.fromkeys(tag for row in run.rounds for tag in row if tag.startswith(PREFIX))
     if not tags:
         count = len(run.rounds)
-        why = f"{count} rounds without a tag {PREFIX}<parameter>" if count else "no rounds.jsonl with a round in it"
+        why = (
+            f"{count} rounds without a tag {PREFIX}<parameter>"
+            if count
+            else "no rounds.jsonl with a round in it"
+        )
         raise ValueError(f"{run.folder}: {why}; they are written by runs of FedLQ")
     rounds = range(run.rounds[0]["round"], run.num_rounds + 1)
     if len(tags) * len(rounds) > _MAX_CELLS:
-        raise ValueError(f"{run.folder}: {len(rounds)} rounds of {len(tags)} layers are too many for a picture")
+        raise ValueError(
+            f"{run.folder}: {len(rounds)} rounds of {len(tags)} layers are too many for a picture"
+        )
     found = np.full((len(tags), len(rounds)), np.nan)
     for i, tag in enumerate(tags):
         for round, bits in run.series(tag).items():
@@ -77,11 +87,20 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
     image: Any = None
     for panel, (layers, rounds, bits) in zip(panels, found, strict=True):
         extent = (rounds[0] - 0.5, rounds[-1] + 0.5, len(layers) - 0.5, -0.5)
-        image = panel.imshow(bits, norm=colours, cmap="viridis", aspect="auto", interpolation="nearest", extent=extent)
+        image = panel.imshow(
+            bits,
+            norm=colours,
+            cmap="viridis",
+            aspect="auto",
+            interpolation="nearest",
+            extent=extent,
+        )
         panel.set_yticks(range(len(layers)), map(plain, labels(layers)), fontsize=8)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel("round")
-    bar = panels[0].figure.colorbar(image, ax=panels, label="mean bits of the round's clients", pad=0.02)
+    bar = panels[0].figure.colorbar(
+        image, ax=panels, label="mean bits of the round's clients", pad=0.02
+    )
     ticks = [tick for tick in _TICKS if low <= tick <= high]
     ticks = ticks if len(ticks) > 1 else sorted({low, high})
     bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
@@ -91,7 +110,9 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.bits", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=path_argument, help="run folders, or folders that hold some")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, help="run folders, or folders that hold some"
+    )
     parser.add_argument("--out", type=path_argument, default=Path("bits.png"))
     options = parser.parse_args(args)
     try:

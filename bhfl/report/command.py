@@ -17,7 +17,7 @@ from bhfl.report.tables import as_csv, console, markdown, results, until
 
 _ABOUT = """Compare runs: a table on the console, and report.md, report.csv and report.html (one file with all pictures,
 which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models
-or links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""
+or links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""  # noqa: E501
 
 
 def write_report(
@@ -34,10 +34,12 @@ def write_report(
     Args:
         runs: Run folders, folders that hold some, or patterns.
         out: Folder for the files; made where there is none.
-        names: What to call the methods of run folders, where it tells them apart; by default their algorithms.
+        names: What to call the methods of run folders, where it tells them apart; by default their
+            algorithms.
         target: Accuracy in (0, 1): adds what it took to reach it.
         window: Successive validations whose median has to reach it.
-        baseline: Label of the row that speed is measured against; the first of each table by default.
+        baseline: Label of the row that speed is measured against; the first of each table by
+            default.
 
     Returns:
         The tables, for the console.
@@ -47,13 +49,22 @@ def write_report(
         OSError: `out` cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):
-        raise ValueError(f"--window and --baseline need --target, got --window {window} and --baseline {baseline}")
+        raise ValueError(
+            f"--window and --baseline need --target, got --window {window} and --baseline "
+            f"{baseline}"
+        )
     goal = Goal(target, window, baseline) if target is not None else None
-    found = sections([replace(read_run(folder), name=(names or {}).get(folder, "")) for folder in find_runs(runs)])
+    found = sections(
+        [
+            replace(read_run(folder), name=(names or {}).get(folder, ""))
+            for folder in find_runs(runs)
+        ]
+    )
     if goal:
         goal.check_baseline(found)
     tables = [
-        [table for table in (results(section), until(section, goal) if goal else None) if table] for section in found
+        [table for table in (results(section), until(section, goal) if goal else None) if table]
+        for section in found
     ]
     flat = [table for part in tables for table in part]
     out = user_path(out)
@@ -73,14 +84,27 @@ def main(args: Sequence[str] | None = None) -> int:
     """Parse the command line, write the report and print the tables; the exit code."""
     parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
     parser.add_argument(
-        "runs", nargs="+", type=path_argument, metavar="RUN", help="run folders, folders of runs, or patterns"
+        "runs",
+        nargs="+",
+        type=path_argument,
+        metavar="RUN",
+        help="run folders, folders of runs, or patterns",
     )
     parser.add_argument(
-        "--out", type=path_argument, default=Path("report"), help="folder for the files (default: report)"
+        "--out",
+        type=path_argument,
+        default=Path("report"),
+        help="folder for the files (default: report)",
     )
-    parser.add_argument("--target", type=float, help="accuracy in (0, 1): tell what it took to reach it")
-    parser.add_argument("--window", type=int, default=1, help="validations whose median must reach it (default: 1)")
-    parser.add_argument("--baseline", metavar="LABEL", help="row to measure speed against (default: the first)")
+    parser.add_argument(
+        "--target", type=float, help="accuracy in (0, 1): tell what it took to reach it"
+    )
+    parser.add_argument(
+        "--window", type=int, default=1, help="validations whose median must reach it (default: 1)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="LABEL", help="row to measure speed against (default: the first)"
+    )
     options = vars(parser.parse_args(args))
     try:
         text = write_report(options.pop("runs"), options.pop("out"), **options)

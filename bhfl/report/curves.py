@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 
-def time_to_accuracy(times: Sequence[float], accuracies: Sequence[float], target: float, window: int = 1) -> float:
-    """The first of `times` at which the median of the last `window` accuracies has reached `target`.
+def time_to_accuracy(
+    times: Sequence[float], accuracies: Sequence[float], target: float, window: int = 1
+) -> float:
+    """The first of `times` at which the median of the last `window` accuracies has reached
+    `target`.
 
     Args:
         times: cumulative seconds at each evaluation, never falling.
         accuracies: of the same evaluations; any metric that grows.
         target: what to reach.
-        window: evaluations in the median; 1: the accuracy itself. Not reached before there are that many.
+        window: evaluations in the median; 1: the accuracy itself. Not reached before there are that
+            many.
 
     Returns:
         Seconds, or infinity when the target is never reached (quote no speed-up then).
@@ -43,7 +47,10 @@ def bytes_to_accuracy(
 
 def _check(times: Sequence[float], accuracies: Sequence[float], window: int) -> None:
     if len(times) != len(accuracies):
-        raise ValueError(f"times and accuracies must have the same length, got {len(times)} and {len(accuracies)}")
+        raise ValueError(
+            f"times and accuracies must have the same length, got {len(times)} and "
+            f"{len(accuracies)}"
+        )
     if any(later < earlier for earlier, later in pairwise(times)):
         raise ValueError("times must be cumulative: they must not fall")
     if window < 1:

@@ -1,4 +1,6 @@
-"""What the pictures have in common; matplotlib is optional, and loaded when the first one is drawn."""
+"""What the pictures have in common; matplotlib is optional, and loaded when the first one is
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from typing import Any
 from bhfl.report.reading import printable
 
 PALETTE = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b", "#555555", "#a6a400",
-    "#b3001b", "#1f2a80", "#66a61e", "#f08a8a", "#00c2c2", "#b08fd8",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#8c564b",
+    "#555555", "#a6a400", "#b3001b", "#1f2a80", "#66a61e", "#f08a8a", "#00c2c2", "#b08fd8",
 )  # fmt: skip
-"""Colours of methods; the first of them, after Okabe and Ito, can be told apart by colour-blind eyes too."""
+"""Colours of methods; the first of them, after Okabe and Ito, can be told apart by colour-blind
+eyes too.
+"""
 
 
 def pyplot() -> Any:
@@ -54,7 +58,9 @@ def bare(axis: Any) -> None:
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic axis of x with plain numbers at 1, 2, 5, 10, ..., which do not run into each other."""
+    """A logarithmic axis of x with plain numbers at 1, 2, 5, 10, ..., which do not run into each
+    other.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_xscale("log")

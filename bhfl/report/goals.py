@@ -1,4 +1,6 @@
-"""How soon the runs of a row reached an accuracy: seconds on simulated links, rounds and megabytes."""
+"""How soon the runs of a row reached an accuracy: seconds on simulated links, rounds and
+megabytes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Goal:
     Args:
         target: Accuracy of all clients on the validation split, in (0, 1).
         window: Successive validations whose median has to reach it.
-        baseline: The label of the row that others are measured against; the first row of a section by default.
+        baseline: The label of the row that others are measured against; the first row of a section
+            by default.
 
     Raises:
         ValueError: `target` or `window` is out of range.
@@ -39,12 +42,16 @@ class Goal:
             raise ValueError(f"--window must be at least 1, got {self.window}")
 
     def reached(self, run: Run, axis: str) -> float:
-        """How much of `axis` `run` needed; infinite where it never got there, nan where it has no such tag."""
+        """How much of `axis` `run` needed; infinite where it never got there, nan where it has no
+        such tag.
+        """
         accuracies = run.series(f"val/{run.metric}_{AVERAGE}")
         passed = run.series(AXES[axis])
         if not accuracies.keys() <= passed.keys():
             return math.nan
-        return time_to_accuracy([passed[r] for r in accuracies], list(accuracies.values()), self.target, self.window)
+        return time_to_accuracy(
+            [passed[r] for r in accuracies], list(accuracies.values()), self.target, self.window
+        )
 
     def base(self, section: Section) -> Row | None:
         """The row that the others of a section are measured against; None where it has none."""
@@ -53,19 +60,26 @@ class Goal:
         return chosen[0] if chosen else None
 
     def check_baseline(self, sections: Sequence[Section]) -> None:
-        """Raise ValueError where no section has the baseline; the error lists the labels that there are."""
+        """Raise ValueError where no section has the baseline; the error lists the labels that there
+        are.
+        """
         known = dict.fromkeys(row.label for s in sections if s.comparable for row in s.finished)
         if self.baseline is not None and self.baseline not in known:
             raise ValueError(
-                f"--baseline must be the label of a finished row, got {self.baseline!r}; there are {', '.join(known)}"
+                f"--baseline must be the label of a finished row, got {self.baseline!r}; there are "
+                f"{', '.join(known)}"
             )
 
     def times_sooner(self, row: Row, base: Row, axis: str) -> Spread | None:
-        """How many times sooner than `base`, over the seeds that both have; None where one of them never got there."""
+        """How many times sooner than `base`, over the seeds that both have; None where one of them
+        never got there.
+        """
         own, other = ({run.seed: self.reached(run, axis) for run in r.runs} for r in (row, base))
         both = [seed for seed in own if seed in other]
         if not both or not all(
-            math.isfinite(found[seed]) and found[seed] > 0 for seed in both for found in (own, other)
+            math.isfinite(found[seed]) and found[seed] > 0
+            for seed in both
+            for found in (own, other)
         ):
             return None
         return Spread.of([other[seed] / own[seed] for seed in both])

@@ -1,7 +1,8 @@
-"""What ``bhfl analyze`` found, layer by layer: console tables, CSV and picture. A picture is drawn again from a CSV by
-``python -m bhfl.report.layers layers.csv``.
+"""What ``bhfl analyze`` found, layer by layer: console tables, CSV and picture. A picture is drawn
+again from a CSV by ``python -m bhfl.report.layers layers.csv``.
 
-The columns are those of `bhfl.algorithms.fedlq.analysis`; ``name_<bits>`` is one column for each width.
+The columns are those of `bhfl.algorithms.fedlq.analysis`; ``name_<bits>`` is one column for each
+width.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ def widths(rows: Sequence[Row], column: str) -> list[int]:
     return [int(match[1]) for key in rows[0] if (match := re.fullmatch(rf"{column}_(\d+)", key))]
 
 
-# ---- text -----------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Two tables: what quantising each layer costs, then what it saves and its variance at every width."""
+    """Two tables: what quantising each layer costs, then what it saves and its variance at every
+    width.
+    """
     names = labels([row["layer"] for row in rows])
     probed, bits = widths(rows, "loss_increase"), widths(rows, "saved_bytes")
     has_accuracy, share = bool(widths(rows, "accuracy_drop")), widths(rows, "bound_share")[0]
@@ -46,18 +49,24 @@ def table(rows: Sequence[Row]) -> str:
     harm = [[*head, "significance", "curvature", f"bound@{share}"]]
     cost = [["layer", *(f"kB@{b}" for b in bits), *(f"V@{b}" for b in bits)]]
     for name, row in zip(names, rows, strict=True):
-        cells = [name, f"{row['parameters']:,}", *(f"{row[f'loss_increase_{b}']:+.4f}" for b in probed)]
+        cells = [
+            name,
+            f"{row['parameters']:,}",
+            *(f"{row[f'loss_increase_{b}']:+.4f}" for b in probed),
+        ]
         cells += [f"{100 * row[f'accuracy_drop_{b}']:+.1f}" for b in probed] if has_accuracy else []
         share_of_bound = f"{100 * row[f'bound_share_{share}']:.1f} %"
-        harm.append([*cells, f"{row['significance']:.3g}", f"{row['curvature']:.3g}", share_of_bound])
+        harm.append(
+            [*cells, f"{row['significance']:.3g}", f"{row['curvature']:.3g}", share_of_bound]
+        )
         saved = [f"{row[f'saved_bytes_{b}'] / 1e3:,.1f}" for b in bits]
         cost.append([name, *saved, *(f"{row[f'variance_{b}']:.1e}" for b in bits)])
     accuracy = ", acc -@b: accuracy lost in points" if has_accuracy else ""
     legend = (
         f"loss +@b: loss gained with this layer alone at b bits{accuracy}\n"
-        f"significance: share of the harm by share of the memory; bound@{share}: share of the bound's quantisation term"
-        f" with all layers at {share} bits\nkB@b: bytes saved at b bits against float32, in 1,000; V@b: variance of "
-        "stochastic rounding to b bits"
+        f"significance: share of the harm by share of the memory; bound@{share}: share of the "
+        f"bound's quantisation term with all layers at {share} bits\nkB@b: bytes saved at b bits "
+        "against float32, in 1,000; V@b: variance of stochastic rounding to b bits"
     )
     return "\n\n".join(["\n".join(_align(harm)), "\n".join(_align(cost)), legend])
 
@@ -67,7 +76,8 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.rjust(size) if i else cell.ljust(size) for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
+            cell.rjust(size) if i else cell.ljust(size)
+            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
         )
         for row in rows
     ]
@@ -93,19 +103,25 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     try:
-        rows = [{key: value if key == "layer" else float(value) for key, value in line.items()} for line in lines]
+        rows = [
+            {key: value if key == "layer" else float(value) for key, value in line.items()}
+            for line in lines
+        ]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: every column but the layer must hold numbers: {error}") from error
+        raise ValueError(
+            f"{path}: every column but the layer must hold numbers: {error}"
+        ) from error
     if not rows or not {"layer", "parameters", "significance"} <= rows[0].keys():
         raise ValueError(f"{path}: no table of layers; they are written by bhfl analyze")
     return rows
 
 
-# ---- picture --------------------------------------------------------------------------------------------------------
+# ---- picture -------------------------------------------------------------------------------------
 
 
 def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
-    """Memory saved and loss and accuracy lost by layer, significance, and the bound's quantisation term against bits.
+    """Memory saved and loss and accuracy lost by layer, significance, and the bound's quantisation
+    term against bits.
 
     Raises:
         ImportError: matplotlib is not installed; the message says what to install.
@@ -116,7 +132,10 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
     figure = plt.figure(figsize=(2.2 + 3.3 * (len(panels) + 1), height + 3.6), layout="constrained")
     grid = figure.add_gridspec(2, len(panels) + 1, height_ratios=[height, 3.1])
     first = figure.add_subplot(grid[0, 0])
-    axes = [first, *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, len(panels) + 1))]
+    axes = [
+        first,
+        *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, len(panels) + 1)),
+    ]
     for axis, (column, factor, caption) in zip(axes, panels, strict=False):
         _bars(axis, rows, column, factor)
         axis.set_title(caption, fontsize=9)
@@ -158,7 +177,9 @@ def _significance(axis: Any, rows: Sequence[Row]) -> None:
             axis.plot([1, value], [place, place], color=colour, linewidth=2)
             axis.plot(value, place, "o", color=colour, markersize=5)
         else:
-            axis.text(low * 1.1, place, "no harm", fontsize=7, color=colour, verticalalignment="center")
+            axis.text(
+                low * 1.1, place, "no harm", fontsize=7, color=colour, verticalalignment="center"
+            )
     axis.axvline(1, color="black", linewidth=0.6)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
@@ -173,18 +194,24 @@ def _bound(figure: Any, axis: Any, rows: Sequence[Row]) -> None:
     bits = widths(rows, "variance")
     for depth, row in enumerate(rows):
         values = [row[f"variance_{b}"] or float("nan") for b in bits]
-        axis.plot(bits, values, color=_colour(depth, len(rows)), linewidth=0.9, marker=".", markersize=3)
+        axis.plot(
+            bits, values, color=_colour(depth, len(rows)), linewidth=0.9, marker=".", markersize=3
+        )
     total = [sum(row[f"variance_{b}"] for row in rows) or float("nan") for b in bits]
     axis.plot(bits, total, color="black", linewidth=2, marker="o", markersize=4, label="all layers")
     axis.set_yscale("log")
     axis.set_xticks(bits)
     axis.set_xlabel("bits of every layer")
     axis.set_ylabel(r"in units of $2L\,\Sigma_i p_i^2 \,/\, (\eta K)$", fontsize=8)
-    axis.set_title("quantisation term of the convergence bound, weights sent, by layer and in all", fontsize=9)
+    axis.set_title(
+        "quantisation term of the convergence bound, weights sent, by layer and in all", fontsize=9
+    )
     axis.grid(linewidth=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), ax=axis, pad=0.01, ticks=[0, 1])
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(0, 1), "viridis"), ax=axis, pad=0.01, ticks=[0, 1]
+    )
     bar.ax.set_yticklabels(["first layer", "last layer"], fontsize=7)
 
 
@@ -196,7 +223,9 @@ def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.layers", description=__doc__)
     parser.add_argument("table", type=path_argument, help="layers.csv of bhfl analyze")
-    parser.add_argument("--out", type=path_argument, help="the picture; next to the table by default")
+    parser.add_argument(
+        "--out", type=path_argument, help="the picture; next to the table by default"
+    )
     options = parser.parse_args(args)
     out = options.out or options.table.with_suffix(".png")
     try:

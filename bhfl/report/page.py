@@ -1,4 +1,6 @@
-"""The report as one HTML file: tables and pictures, nothing that is loaded from elsewhere, and no script."""
+"""The report as one HTML file: tables and pictures, nothing that is loaded from elsewhere, and no
+script.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ figcaption { font-size: .88rem; font-weight: 600; text-align: center; overflow-w
 img { display: block; width: 100%; height: auto; max-width: 560px; margin: 0 auto; }
 @media (max-width: 600px) { main { padding: 16px 8px 40px; } section { padding: 14px 10px; border-radius: 6px; } }
 @media print { body, section { background: #fff; border: 0; } figure { break-inside: avoid; } }
-"""
+"""  # noqa: E501
 
 
 def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
@@ -75,12 +77,15 @@ def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
 </main>
 </body>
 </html>
-"""
+"""  # noqa: E501
 
 
 def _contents(sections: Sequence[Section]) -> str:
     """Links to the sections where there are several."""
-    links = "".join(f'<li><a href="#s{i}">{escape(section.title)}</a></li>' for i, section in enumerate(sections))
+    links = "".join(
+        f'<li><a href="#s{i}">{escape(section.title)}</a></li>'
+        for i, section in enumerate(sections)
+    )
     return f"<nav><ul>{links}</ul></nav>" if len(sections) > 1 else ""
 
 
@@ -97,14 +102,22 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = [f'<td class="{cell.mark}">' if cell.mark else "<td>" for cell in row]
         rows += (
-            "<tr>" + "".join(f"{tag}{escape(cell.text)}</td>" for tag, cell in zip(cells, row, strict=True)) + "</tr>"
+            "<tr>"
+            + "".join(
+                f"{tag}{escape(cell.text)}</td>" for tag, cell in zip(cells, row, strict=True)
+            )
+            + "</tr>"
         )
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     if table.level:
-        best, level = (f'<span class="{mark}">{text}</span>' for mark, text in (("best", "bold"), ("level", "pale")))
+        best, level = (
+            f'<span class="{mark}">{text}</span>'
+            for mark, text in (("best", "bold"), ("level", "pale"))
+        )
         notes += f"<li>{best}: best of its column; {level}: {escape(table.level)}</li>"
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
         f'<ul class="notes">{notes}</ul>'
     )
 
@@ -118,4 +131,7 @@ def _chapter(chapter: Chapter) -> str:
 def _figure(chapter: str, picture: Picture) -> str:
     source = "data:image/svg+xml;base64," + base64.b64encode(picture.svg).decode()
     alt = escape(f"{chapter}: {picture.title}", quote=True)
-    return f'<figure><figcaption>{escape(picture.title)}</figcaption><img alt="{alt}" src="{source}"></figure>'
+    return (
+        f"<figure><figcaption>{escape(picture.title)}</figcaption>"
+        f'<img alt="{alt}" src="{source}"></figure>'
+    )

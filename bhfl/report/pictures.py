@@ -1,4 +1,6 @@
-"""The report's pictures: a method has the same colour in all of them, and legends stand below the data."""
+"""The report's pictures: a method has the same colour in all of them, and legends stand below the
+data.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
     return [part for part in parts if part.pictures]
 
 
-# ---- chapters -------------------------------------------------------------------------------------------------------
+# ---- chapters ------------------------------------------------------------------------------------
 
 
 def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
@@ -79,15 +81,23 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
         if any(line.x[-1] for line in lines):
             pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
-    return Chapter(f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures)
+    return Chapter(
+        f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures
+    )
 
 
-_NO_LINE = "No line joins the best, as the methods were not all run with the same seeds and known settings."
+_NO_LINE = (
+    "No line joins the best, as the methods were not all run with the same "
+    "seeds and known settings."
+)
 
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
-    joined = section.comparable and len({frozenset(row.by_seed(AVERAGE)) for row in section.finished}) == 1
+    joined = (
+        section.comparable
+        and len({frozenset(row.by_seed(AVERAGE)) for row in section.finished}) == 1
+    )
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
         points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
@@ -115,15 +125,25 @@ def _weights(section: Section) -> Chapter:
 
 
 def _prowd(section: Section, colours: Colours) -> Chapter:
-    names = {"prowd/mask_keep": "share of entries kept", "prowd/cosine": "cosine with the high-bit move"}
+    names = {
+        "prowd/mask_keep": "share of entries kept",
+        "prowd/cosine": "cosine with the high-bit move",
+    }
     pictures = _series(section, colours, names)
-    return Chapter("ProWD: what its mask keeps", "Of low-bit clients' entries, all layers together.", pictures)
+    return Chapter(
+        "ProWD: what its mask keeps", "Of low-bit clients' entries, all layers together.", pictures
+    )
 
 
 def _dequantizer(section: Section, colours: Colours) -> Chapter:
     names = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
-    pictures = _series(section, colours, names, beside={"dequantizer/recon": "dequantizer/recon_identity"})
-    about = "In the rounds in which it was trained; dotted: the loss of the identity, which changes nothing."
+    pictures = _series(
+        section, colours, names, beside={"dequantizer/recon": "dequantizer/recon_identity"}
+    )
+    about = (
+        "In the rounds in which it was trained; "
+        "dotted: the loss of the identity, which changes nothing."
+    )
     return Chapter("ProWD: the dequantizer", about, pictures)
 
 
@@ -138,11 +158,15 @@ def _bits(section: Section) -> Chapter:
         figure, panel = pyplot().subplots(figsize=(4.5, height), layout="constrained")
         bits.heat([panel], [found])
         pictures.append(Picture(row.name, svg(figure)))
-    return Chapter("FedLQ: bits by layer and round", "First seed; layers from the input down.", pictures)
+    return Chapter(
+        "FedLQ: bits by layer and round", "First seed; layers from the input down.", pictures
+    )
 
 
 def _lost(section: Section, colours: Colours) -> Chapter:
-    names = {f"clients/{s}": s for s in LOST if any(row.total(f"clients/{s}") for row in section.rows)}
+    names = {
+        f"clients/{s}": s for s in LOST if any(row.total(f"clients/{s}") for row in section.rows)
+    }
     pictures = _series(section, colours, names, axis="clients")
     return Chapter("Clients whose updates did not count", "By round, mean over seeds.", pictures)
 
@@ -154,7 +178,9 @@ def _series(
     beside: Mapping[str, str] | None = None,
     axis: str = "",
 ) -> list[Picture]:
-    """A picture for each tag that has data, with a second tag dotted beside it where there is one."""
+    """A picture for each tag that has data, with a second tag dotted beside it where there is
+    one.
+    """
     pictures = []
     for tag, name in names.items():
         lines = _lines(section, tag, "round")
@@ -165,7 +191,7 @@ def _series(
     return pictures
 
 
-# ---- drawing --------------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------
 
 
 def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line]:
@@ -178,23 +204,38 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
         spreads = [Spread.of([scale * y[round] for y in ys]) for round in rounds]
         means = [Spread.of([x[round] for x in xs]).mean for round in rounds]
         if rounds:
-            lines.append(Line(row, means, [s.mean for s in spreads], [s.deviation for s in spreads]))
+            lines.append(
+                Line(row, means, [s.mean for s in spreads], [s.deviation for s in spreads])
+            )
     return lines
 
 
-def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Sequence[Line] = ()) -> bytes:
+def _curves(
+    lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Sequence[Line] = ()
+) -> bytes:
     def draw(axis: Any) -> None:
         for i, line in enumerate(lines):
             colour, finished = colours[line.row.label], line.row.finished
-            thin = 1.0 + (1.0 - i / len(lines)) * finished  # one that hides another is the thinner one
+            # one that hides another is the thinner one
+            thin = 1.0 + (1.0 - i / len(lines)) * finished
             few = ".o"[len(line.x) < 3] if len(line.x) < 30 else ""
             style = {"linestyle": "-" if finished else "--", "linewidth": thin, "marker": few}
             axis.plot(line.x, line.y, color=colour, markersize=4, label=_shown(line.row), **style)
             if not math.isnan(line.deviation[0]):
-                low, high = ([v + k * d for v, d in zip(line.y, line.deviation, strict=True)] for k in (-1, 1))
+                low, high = (
+                    [v + k * d for v, d in zip(line.y, line.deviation, strict=True)]
+                    for k in (-1, 1)
+                )
                 axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
         for line in dotted:
-            axis.plot(line.x, line.y, color=colours[line.row.label], linestyle=":", marker="x", markersize=4)
+            axis.plot(
+                line.x,
+                line.y,
+                color=colours[line.row.label],
+                linestyle=":",
+                marker="x",
+                markersize=4,
+            )
         ends = [line.x[-1] for line in lines if line.x[-1] > 0]
         axis.ticklabel_format(axis="y", useOffset=False)
         if y.endswith("%"):
@@ -207,7 +248,9 @@ def _curves(lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Seq
     return _figure(draw, [line.row.name for line in lines], x, y)
 
 
-def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str, joined: bool) -> bytes:
+def _scatter(
+    points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str, joined: bool
+) -> bytes:
     def draw(axis: Any) -> None:
         front, best = [], -math.inf
         for _, sent, accuracy in sorted(points, key=lambda point: (point[1], -point[2].mean)):
@@ -218,7 +261,13 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
             axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
         for row, sent, accuracy in points:
             error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-            style = {"color": colours[row.label], "label": _shown(row), "markersize": 7, "capsize": 3, "linewidth": 1.2}
+            style = {
+                "color": colours[row.label],
+                "label": _shown(row),
+                "markersize": 7,
+                "capsize": 3,
+                "linewidth": 1.2,
+            }
             axis.errorbar(sent, 100 * accuracy.mean, error, fmt="o", **style)
         ends = [sent for _, sent, _ in points]
         if min(ends) > 0 and max(ends) > _WIDE * min(ends):
@@ -228,7 +277,9 @@ def _scatter(points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: s
 
 
 def _shown(row: Row) -> str:
-    """A name as a legend takes it: dollars would begin a formula, and an underscore hides an entry."""
+    """A name as a legend takes it: dollars would begin a formula, and an underscore hides an
+    entry.
+    """
     name = plain(row.name)
     return f" {name}" if name.startswith("_") else name
 

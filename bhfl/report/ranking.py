@@ -1,6 +1,7 @@
 """Which rows are best in a column: two rows are compared on the seeds that both have, seed by seed.
 
-Means over other seeds say nothing here: a seed decides the initial weights and the partition, and one may be easier.
+Means over other seeds say nothing here: a seed decides the initial weights and the partition, and
+one may be easier.
 """
 
 from __future__ import annotations
@@ -42,23 +43,35 @@ class Ranking:
 def ranking(section: Section, group: str) -> Ranking:
     """Rank the rows of a section by their test accuracy of a bit group.
 
-    The best rows are those that no row leads, each compared with all others; where rows share too few seeds to tell, or
-    lead each other in a circle, there is none. A row is level with the best where the mean of their differences is at
-    most its standard error.
+    The best rows are those that no row leads, each compared with all others; where rows share too
+    few seeds to tell, or lead each other in a circle, there is none. A row is level with the best
+    where the mean of their differences is at most its standard error.
     """
     rows, marks = section.rows, ["" for _ in section.rows]
-    values = {i: row.by_seed(group) for i, row in enumerate(rows) if row.finished and section.comparable}
+    values = {
+        i: row.by_seed(group) for i, row in enumerate(rows) if row.finished and section.comparable
+    }
     whole = {i: found for i, found in values.items() if len(found) == len(rows[i].runs)}
     unmeasured = [rows[i] for i, found in values.items() if found and i not in whole]
-    compared = {i: a for i, a in whole.items() if any(a.keys() & b.keys() for j, b in whole.items() if j != i)}
+    compared = {
+        i: a
+        for i, a in whole.items()
+        if any(a.keys() & b.keys() for j, b in whole.items() if j != i)
+    }
     alone = [rows[i] for i in whole if i not in compared and len(whole) > 1]
-    best = [i for i, own in compared.items() if all(_leads(own, other) for other in compared.values())]
+    best = [
+        i for i, own in compared.items() if all(_leads(own, other) for other in compared.values())
+    ]
     others = {i: found for i, found in compared.items() if i not in best} if best else {}
     for i in best:
         marks[i] = "best"
     for i, found in others.items():
         marks[i] = "level" if _level(compared[best[0]], found) else ""
-    counts = [len(compared[best[0]].keys() & found.keys()) for i, found in compared.items() if best and i != best[0]]
+    counts = [
+        len(compared[best[0]].keys() & found.keys())
+        for i, found in compared.items()
+        if best and i != best[0]
+    ]
     return Ranking(marks, counts, unmeasured, alone)  # type: ignore[arg-type]  # they are Marks
 
 
@@ -73,7 +86,9 @@ def _leads(own: BySeed, other: BySeed) -> bool:
 
 
 def _level(best: BySeed, other: BySeed) -> bool:
-    """Whether the mean of the differences is at most its standard error, ``s / sqrt(n)``; one seed has none."""
+    """Whether the mean of the differences is at most its standard error, ``s / sqrt(n)``; one seed
+    has none.
+    """
     found = _differences(best, other)
     if len(found) < 2:
         return found == [0]

@@ -1,4 +1,5 @@
-"""Run folders as records: what each was told to do, what it logged, what came of it, and what is wrong with its files.
+"""Run folders as records: what each was told to do, what it logged, what came of it, and what is
+wrong with its files.
 
 Nothing here trusts a file: a run may be damaged, killed, or being written while it is read.
 """
@@ -68,7 +69,11 @@ class Run:
             return f"{done} of {total} rounds" if total else f"{done} rounds"
         if failed := self.summary.get("failed"):
             return f"after {done} rounds, {str(failed).splitlines()[0]:.200}"
-        return "" if done == said else f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
+        return (
+            ""
+            if done == said
+            else f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
+        )
 
     @property
     def num_rounds(self) -> int:
@@ -105,10 +110,14 @@ class Run:
     def groups(self) -> list[str]:
         """Its bit groups, in the fleet's order."""
         prefix = f"val/{self.metric}_"
-        tags = dict.fromkeys(tag.removeprefix(prefix) for row in self.rounds for tag in row if tag.startswith(prefix))
+        tags = dict.fromkeys(
+            tag.removeprefix(prefix) for row in self.rounds for tag in row if tag.startswith(prefix)
+        )
         counted = self.summary.get("bytes")
         known = counted if isinstance(counted, Mapping) else tags
-        return [g for g in tags if g in known and g not in ("avg", "min") and not g.startswith("local_")]
+        return [
+            g for g in tags if g in known and g not in ("avg", "min") and not g.startswith("local_")
+        ]
 
     def series(self, tag: str) -> dict[int, float]:
         """Round to value, where a round has a finite one."""
@@ -132,7 +141,8 @@ def number(value: Any) -> float:
 
 
 def printable(text: object) -> str:
-    r"""As text on one line that no terminal takes for a command: what cannot be printed is spelled out.
+    r"""As text on one line that no terminal takes for a command: what cannot be printed is spelled
+    out.
 
     >>> printable("red \x1b[31m")
     'red \\x1b[31m'
@@ -160,14 +170,15 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-# ---- folders --------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """The run folders that `paths` mean, each once: paths in their order, versions by number.
 
     Args:
-        paths: Run folders, folders that hold run folders at any depth, and patterns such as ``runs/digits-*``.
+        paths: Run folders, folders that hold run folders at any depth, and patterns such as
+            ``runs/digits-*``.
 
     Raises:
         ValueError: Some hold no run; all of them, one a line.
@@ -179,11 +190,16 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
         runs = [run for match in matches for run in _runs_below(match)]
         if not runs:
             what = "no run in it" if matches else "no such folder"
-            problems.append(f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold some")
+            problems.append(
+                f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold "
+                "some"
+            )
         for run in runs:
             found.setdefault(run.resolve(), run)
     if problems or not paths:
-        raise ValueError("\n".join(problems) or "RUN is missing: a run folder, or one that holds some")
+        raise ValueError(
+            "\n".join(problems) or "RUN is missing: a run folder, or one that holds some"
+        )
     return list(found.values())
 
 
@@ -212,11 +228,13 @@ def _natural(name: str | Path) -> list[tuple[str, int]]:
     return [(text, int(part or 0)) for text, part in re.findall(r"(\D*)(\d*)", str(name))]
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def read_run(folder: Path) -> Run:
-    """The record of one run folder; whatever is wrong with a file is a fault of it, never an error."""
+    """The record of one run folder; whatever is wrong with a file is a fault of it, never an
+    error.
+    """
     faults: list[str] = []
     summary = _mapping(
         folder / "summary.json", read_json, MAX_SUMMARY_BYTES, faults
@@ -239,7 +257,9 @@ def _text(path: Path, most: int, faults: list[str]) -> str | None:
         return None
 
 
-def _mapping(path: Path, parse: Callable[[str], Any], most: int, faults: list[str]) -> dict[str, Any]:
+def _mapping(
+    path: Path, parse: Callable[[str], Any], most: int, faults: list[str]
+) -> dict[str, Any]:
     """The mapping in a file; empty where there is none."""
     text = _text(path, most, faults)
     if text is None:
@@ -255,7 +275,9 @@ def _mapping(path: Path, parse: Callable[[str], Any], most: int, faults: list[st
 
 
 def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
-    """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is being written."""
+    """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is
+    being written.
+    """
     rows: list[dict[str, Any]] = []
     tags: dict[str, str] = {}
     lines = (_text(path, MAX_ROUNDS_BYTES, faults) or "").split("\n")
@@ -281,7 +303,9 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
         return {}
     if not isinstance(found, dict) or not _is_round(found.get("round")):
         return {}
-    row: dict[str, Any] = {tags.setdefault(tag, printable(tag)): number(value) for tag, value in found.items()}
+    row: dict[str, Any] = {
+        tags.setdefault(tag, printable(tag)): number(value) for tag, value in found.items()
+    }
     return row | {"round": found["round"]}
 
 

@@ -1,4 +1,6 @@
-"""Runs in tables: those that may be compared share a section, those that differ only in seed share a row."""
+"""Runs in tables: those that may be compared share a section, those that differ only in seed share
+a row.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ class Row:
 
     @property
     def uplink_bits(self) -> float:
-        """Bits that a weight took on its way up, everything included, where it came down as float32; nan without."""
+        """Bits that a weight took on its way up, everything included, where it came down as
+        float32; nan without.
+        """
         up, down = (self.total(key) for key in ("uplink_bytes", "downlink_bytes"))
         return 32 * up / down if down else math.nan
 
@@ -102,7 +106,11 @@ class Section:
     def groups(self) -> list[str]:
         """Bit groups, and the average where there are several."""
         runs = [run for row in self.rows for run in row.runs]
-        found = list(dict.fromkeys(g for run in runs if run.finished or not self.finished for g in run.groups))
+        found = list(
+            dict.fromkeys(
+                g for run in runs if run.finished or not self.finished for g in run.groups
+            )
+        )
         return [*found, AVERAGE] if len(found) > 1 else found
 
     @property
@@ -111,11 +119,13 @@ class Section:
         return [row for row in self.rows if row.finished]
 
 
-# ---- grouping -------------------------------------------------------------------------------------------------------
+# ---- grouping ------------------------------------------------------------------------------------
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """All runs, in sections by first appearance; runs of unknown settings come last, each with a row of its own."""
+    """All runs, in sections by first appearance; runs of unknown settings come last, each with a
+    row of its own.
+    """
     known = [run for run in runs if _is_known(run)]
     unknown = [run for run in runs if not _is_known(run)]
     tasks: list[Options] = []
@@ -129,7 +139,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     names = titles([part[0].config for part in members])
     found = [_section(title, part) for title, part in zip(names, members, strict=True)]
     if unknown:
-        rows = [Row(printable(f"{run.folder.parent.name}/{run.folder.name}"), (run,)) for run in unknown]
+        rows = [
+            Row(printable(f"{run.folder.parent.name}/{run.folder.name}"), (run,)) for run in unknown
+        ]
         notes = (*map(_note, unknown), "runs of unknown settings are not compared")
         found.append(Section("settings unknown", _ordered(rows), notes, comparable=False))
     return found
@@ -137,7 +149,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def _is_known(run: Run) -> bool:
     """Whether it is known what a run was told to do, so that it may be compared with others."""
-    return all(run.config.get(part) for part in ("algorithm", "clients", "data", "model")) and run.seed is not None
+    return (
+        all(run.config.get(part) for part in ("algorithm", "clients", "data", "model"))
+        and run.seed is not None
+    )
 
 
 def _section(title: str, runs: Sequence[Run]) -> Section:
@@ -145,13 +160,19 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
     for run in runs:
         if (own := method(run.config)) not in methods:
             methods.append(own)
-    rows, notes, named = [], [], _names(methods, runs)
+    rows = []
+    notes = []
+    named = _names(methods, runs)
     for options, label in zip(methods, named, strict=True):
-        like = sorted((run for run in runs if method(run.config) == options), key=lambda run: run.seed or 0)
+        like = sorted(
+            (run for run in runs if method(run.config) == options), key=lambda run: run.seed or 0
+        )
         finished: dict[int | None, Run] = {}
         for run in like:
             if run.finished and run.seed in finished:
-                notes.append(f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out")
+                notes.append(
+                    f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out"
+                )
             elif run.finished:
                 finished[run.seed] = run
             else:
@@ -163,7 +184,9 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
 
 
 def _names(methods: Sequence[Options], runs: Sequence[Run]) -> list[str]:
-    """What the methods' runs are called, if every method has one name of its own; else what their options say."""
+    """What the methods' runs are called, if every method has one name of its own; else what their
+    options say.
+    """
     given = [{run.name for run in runs if method(run.config) == options} for options in methods]
     alone = all(len(names) == 1 for names in given)
     names = [next(iter(names)) for names in given] if alone else [""]
@@ -182,8 +205,12 @@ def _note(run: Run) -> str:
 
 
 def _differences(methods: Sequence[Options], named: Sequence[str]) -> list[str]:
-    """Options of training, not of the algorithms, that differ between rows and that no label tells."""
-    keys = dict.fromkeys(key for options in methods for key in options if not key.startswith("algorithm"))
+    """Options of training, not of the algorithms, that differ between rows and that no label
+    tells.
+    """
+    keys = dict.fromkeys(
+        key for options in methods for key in options if not key.startswith("algorithm")
+    )
     notes = []
     for key in keys:
         values = dict.fromkeys(options.get(key, "none") for options in methods)

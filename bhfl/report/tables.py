@@ -16,8 +16,8 @@ from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
 _LEVEL = (
-    "within the spread of the best: the mean of the differences, seed by seed, is at most its standard error, s/√n "
-    "(s: their standard deviation, n: their number); one seed has no spread"
+    "within the spread of the best: the mean of the differences, seed by seed, is at most its "
+    "standard error, s/√n (s: their standard deviation, n: their number); one seed has no spread"
 )
 
 
@@ -30,7 +30,9 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a head, rows of cells, the notes below, and when a figure is level with the best of its column."""
+    """A title, a head, rows of cells, the notes below, and when a figure is level with the best of
+    its column.
+    """
 
     title: str
     head: Sequence[str]
@@ -39,7 +41,7 @@ class Table:
     level: str = ""
 
 
-# ---- contents -------------------------------------------------------------------------------------------------------
+# ---- contents ------------------------------------------------------------------------------------
 
 
 def results(section: Section) -> Table:
@@ -52,10 +54,18 @@ def results(section: Section) -> Table:
         cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
         cells += [_accuracy(row, group, rankings[group].marks[place]) for group in groups]
         sent = [_amount(row.mean(tag)) for tag in ("comm/uplink_MB", "comm/downlink_MB")]
-        cells += map(Cell, [*sent, _fixed(row.uplink_bits, 1), *(value(row) for value in extra.values())])
+        cells += map(
+            Cell, [*sent, _fixed(row.uplink_bits, 1), *(value(row) for value in extra.values())]
+        )
         rows.append(cells)
     level = _LEVEL if any(found.marked for found in rankings.values()) else ""
-    return Table(section.title, head, rows, [*_legend(section), *_compared(section, rankings), *section.notes], level)
+    return Table(
+        section.title,
+        head,
+        rows,
+        [*_legend(section), *_compared(section, rankings), *section.notes],
+        level,
+    )
 
 
 def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
@@ -69,11 +79,15 @@ def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
     for row in dict.fromkeys(row.label for found in columns.values() for row in found.alone):
         notes.append(f"{row} is not compared: no other row has one of its seeds")
     for column, found in columns.items():
-        notes += [f"{row.label} is not compared in {column}: a seed has no value" for row in found.unmeasured]
+        notes += [
+            f"{row.label} is not compared in {column}: a seed has no value"
+            for row in found.unmeasured
+        ]
     unclear = [column for column, found in columns.items() if not found.marked]
     if section.comparable and unclear and len(section.finished) > 1:
         notes.append(
-            f"no best is marked in {', '.join(unclear)}: no row can be compared with all others and is not behind"
+            f"no best is marked in {', '.join(unclear)}: no row can be compared with all others "
+            "and is not behind"
         )
     return notes
 
@@ -84,11 +98,19 @@ def _column(group: str) -> str:
 
 def _legend(section: Section) -> list[str]:
     """How to read the table, as far as it needs it."""
-    notes = ["test accuracy in per cent after the last round, mean ± standard deviation over seeds; MB = 10^6 bytes"]
+    notes = [
+        "test accuracy in per cent after the last round, mean ± standard deviation over seeds; "
+        "MB = 10^6 bytes"
+    ]
     if any(not math.isnan(row.uplink_bits) for row in section.rows):
-        notes.append("bits up: 32 x MB up / MB down, all included: bits of a weight that came down as float32")
+        notes.append(
+            "bits up: 32 x MB up / MB down, all included: bits of a weight that came down as "
+            "float32"
+        )
     if len(section.finished) < len(section.rows):
-        notes.append("(in parentheses): last validation of a run that is not finished; it is not compared")
+        notes.append(
+            "(in parentheses): last validation of a run that is not finished; it is not compared"
+        )
     return notes
 
 
@@ -111,19 +133,29 @@ def until(section: Section, goal: Goal) -> Table | None:
     runs = [run for row in section.finished for run in row.runs]
     tags = [tag for tag in AXES if not all(math.isnan(goal.reached(run, tag)) for run in runs)]
     timed, name = "s" in tags, f"{100 * goal.target:g} %"
-    head = ["method", *(["s a round"] if timed else []), *(f"{tag} to {name}" for tag in tags), "times sooner"]
+    head = [
+        "method",
+        *(["s a round"] if timed else []),
+        *(f"{tag} to {name}" for tag in tags),
+        "times sooner",
+    ]
     rows = []
     for row in section.finished:
         cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
         digits = {tag: int("MB" in tag or (tag == "rounds" and len(row.runs) > 1)) for tag in tags}
-        cells += [_reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags]
+        cells += [
+            _reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags
+        ]
         sooner = goal.times_sooner(row, base, "s" if timed else "rounds") if base else None
         cells += [_over_seeds(sooner, 2, row) if sooner else "-"]
         cells += [_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row)]
         rows.append([Cell(text) for text in cells])
-    median = f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
+    median = (
+        f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
+    )
     return Table(f"Until {name}", [*head, "test acc"], rows, [
-        f"until {median} of all clients reached {name}; seeds that never did are counted, not averaged",
+        f"until {median} of all clients reached {name}; "
+        "seeds that never did are counted, not averaged",
         f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed"
         if base
         else f"times sooner: there is no {goal.baseline} here"
@@ -132,7 +164,7 @@ def until(section: Section, goal: Goal) -> Table | None:
     ])  # fmt: skip
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------
+# ---- cells ---------------------------------------------------------------------------------------
 
 
 def _percent(spread: Spread) -> Spread:
@@ -190,7 +222,7 @@ def _rounds(row: Row) -> str:
     return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-# ---- forms ----------------------------------------------------------------------------------------------------------
+# ---- forms ---------------------------------------------------------------------------------------
 
 _MARKS = {"": "", "best": "*", "level": "~"}
 
@@ -200,11 +232,17 @@ def console(table: Table) -> str:
     marked = {i for row in table.rows for i, cell in enumerate(row) if cell.mark}
     lines = [[f"{h} " if i in marked else h for i, h in enumerate(table.head)]]
     lines += [
-        [cell.text + (_MARKS[cell.mark] or " ") if i in marked else cell.text for i, cell in enumerate(row)]
+        [
+            cell.text + (_MARKS[cell.mark] or " ") if i in marked else cell.text
+            for i, cell in enumerate(row)
+        ]
         for row in table.rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    body = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines]
+    body = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in lines
+    ]
     rule = "-" * max(map(len, body))
     legend = [f"*: best of its column; ~: {table.level}"] if table.level else []
     return "\n".join([table.title, rule, body[0], rule, *body[1:], rule, *table.notes, *legend])
@@ -213,14 +251,18 @@ def console(table: Table) -> str:
 def markdown(table: Table) -> str:
     """A table whose best figures are bold, and those level with them italic."""
     around = {"": "", "best": "**", "level": "*"}
-    rows = [[f"{around[c.mark]}{_escaped(c.text)}{around[c.mark]}" for c in row] for row in table.rows]
+    rows = [
+        [f"{around[c.mark]}{_escaped(c.text)}{around[c.mark]}" for c in row] for row in table.rows
+    ]
     lines = [f"| {' | '.join(row)} |" for row in [list(map(_escaped, table.head)), *rows]]
     lines.insert(1, "|---|" + "---:|" * (len(table.head) - 1))
     notes = [
         *map(_escaped, table.notes),
         *([f"**bold**: best of its column; *italic*: {table.level}"] if table.level else []),
     ]
-    return "\n".join([f"## {_escaped(table.title)}", "", *lines, "", *(f"- {note}" for note in notes)])
+    return "\n".join(
+        [f"## {_escaped(table.title)}", "", *lines, "", *(f"- {note}" for note in notes)]
+    )
 
 
 def _escaped(text: str) -> str:
@@ -248,9 +290,12 @@ def _field(value: str | float) -> str | float:
     return "" if math.isnan(value) else value
 
 
-def _numbers(section: Section, row: Row, groups: Sequence[str], goal: Goal | None) -> dict[str, str | float]:
+def _numbers(
+    section: Section, row: Row, groups: Sequence[str], goal: Goal | None
+) -> dict[str, str | float]:
     line: dict[str, str | float] = {
-        "settings": section.title, "method": row.label, "state": "finished" if row.finished else "not finished",
+        "settings": section.title, "method": row.label,
+        "state": "finished" if row.finished else "not finished",
         "seeds": " ".join(str(run.seed) for run in row.runs), "rounds": row.mean("round"),
     }  # fmt: skip
     for group in groups:
@@ -260,7 +305,9 @@ def _numbers(section: Section, row: Row, groups: Sequence[str], goal: Goal | Non
         line[f"val_acc_{group}"] = row.mean(f"val/{row.runs[0].metric}_{group}")
     line |= {f"{way}_MB": row.mean(f"comm/{way}link_MB") for way in ("up", "down")}
     line |= {"bits_up": row.uplink_bits, "simulated_seconds": row.mean(SIMULATED)}
-    line |= {"seconds": row.total("time/round_s")} | {status: row.total(f"clients/{status}") for status in LOST}
+    line |= {"seconds": row.total("time/round_s")} | {
+        status: row.total(f"clients/{status}") for status in LOST
+    }
     return line | (_until_numbers(row, goal) if goal else {})
 
 

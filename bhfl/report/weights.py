@@ -1,7 +1,9 @@
-"""Histograms of the global float32 weights over rounds, as a picture: ``python -m bhfl.report.weights RUN [RUN ...]``.
+"""Histograms of the global float32 weights over rounds, as a picture: ``python -m
+bhfl.report.weights RUN [RUN ...]``.
 
-Under naive averaging they collapse onto the levels of the low-bit clients; what was written to TensorBoard while a run
-went on (`bhfl.callbacks.WeightHistograms`) is read back and drawn, one panel a run.
+Under naive averaging they collapse onto the levels of the low-bit clients; what was written to
+TensorBoard while a run went on (`bhfl.callbacks.WeightHistograms`) is read back and drawn, one
+panel a run.
 """
 
 from __future__ import annotations
@@ -40,9 +42,14 @@ def read(run: Path) -> dict[str, Histograms]:
         for event in events.Histograms(tag):
             value = event.histogram_value
             edges = np.array([value.min, *value.bucket_limit])
-            found.setdefault(tag.removeprefix("weights/"), {})[event.step] = (edges, np.array(value.bucket))
+            found.setdefault(tag.removeprefix("weights/"), {})[event.step] = (
+                edges,
+                np.array(value.bucket),
+            )
     if not found:
-        raise ValueError(f"{run}: no weight histograms; they are written by the callback WeightHistograms")
+        raise ValueError(
+            f"{run}: no weight histograms; they are written by the callback WeightHistograms"
+        )
     return found
 
 
@@ -51,14 +58,17 @@ def density(
 ) -> npt.NDArray[np.float64]:
     """The histogram's density at `x`, with area one."""
     widths = np.diff(edges)
-    heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0) / max(counts.sum(), 1)
+    heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0) / max(
+        counts.sum(), 1
+    )
     bins = np.searchsorted(edges, x, side="right") - 1
     inside = (bins >= 0) & (bins < len(counts))
     return np.where(inside, heights[np.clip(bins, 0, len(counts) - 1)], 0.0)
 
 
 def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int = 8) -> None:
-    """Draw `num_rounds` rounds of one weight tensor of each run, the largest by default, and save the picture.
+    """Draw `num_rounds` rounds of one weight tensor of each run, the largest by default, and save
+    the picture.
 
     Raises:
         ValueError: A run has no histograms, or not of `layer`.
@@ -71,7 +81,9 @@ def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int 
     )
     for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
         ridges(panel, histograms, num_rounds)
-        panel.set_title(f"{plain('/'.join(run.absolute().parts[-3:-1]))}\n{plain(name)}", fontsize=9)
+        panel.set_title(
+            f"{plain('/'.join(run.absolute().parts[-3:-1]))}\n{plain(name)}", fontsize=9
+        )
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -94,7 +106,9 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
     rounds = sorted(histograms)
     shown = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
     reach = max(
-        np.abs((0.5 * (edges[1:] + edges[:-1]))[np.cumsum(counts) <= 0.998 * counts.sum()]).max(initial=1e-12)
+        np.abs((0.5 * (edges[1:] + edges[:-1]))[np.cumsum(counts) <= 0.998 * counts.sum()]).max(
+            initial=1e-12
+        )
         for edges, counts in histograms.values()
     )
     x = np.linspace(-reach, reach, 400)
@@ -103,7 +117,8 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
         y = height + 1.6 * y / max(y.max(), 1e-12)
         colour = pyplot().get_cmap("viridis")(height / max(len(shown) - 1, 1))
         style = {"color": colour, "alpha": 0.8, "zorder": len(shown) - height, "linewidth": 0.6}
-        panel.fill_between(x, height, y, rasterized=True, **style)  # as paths they would be most of a report
+        # as paths they would be most of a report
+        panel.fill_between(x, height, y, rasterized=True, **style)
     panel.set_yticks(range(len(shown)), [f"round {round}" for round in shown], fontsize=8)
     panel.set_xlabel("weight")
     panel.spines[["top", "right", "left"]].set_visible(False)
@@ -112,7 +127,9 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(prog="python -m bhfl.report.weights", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=path_argument, help="run folders, or folders that hold some")
+    parser.add_argument(
+        "runs", nargs="+", type=path_argument, help="run folders, or folders that hold some"
+    )
     parser.add_argument("--out", type=path_argument, default=Path("weights.png"))
     parser.add_argument("--layer", help="name of a weight tensor; the largest by default")
     options = parser.parse_args(args)

@@ -13,7 +13,9 @@ QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 
 
 def error(trainer, data):
-    return float((trainer.server.params["weight"].double() - data.optimum()).norm() / data.optimum().norm())
+    return float(
+        (trainer.server.params["weight"].double() - data.optimum()).norm() / data.optimum().norm()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,12 @@ def test_deltas_sum_to_zero(tmp_path, clients_per_round):
 
 
 def test_lossless_gate_is_scaffold(tmp_path):
-    """SCAFFOLD option II, written down independently: c_i = mean gradient of the round, c = mean of the c_i."""
-    data, lr, steps = Data(4), 0.05, 10
+    """SCAFFOLD option II, written down independently: c_i = mean gradient of the round, c = mean of
+    the c_i.
+    """
+    data = Data(4)
+    lr = 0.05
+    steps = 10
     run = fit(tmp_path, FedCOMGATE(32), {32: 4}, Module, data, max_rounds=20, **QUIET)
     w = torch.zeros_like(data.t[0], dtype=torch.float64)
     c_i, c = [torch.zeros_like(w) for _ in range(4)], torch.zeros_like(w)
@@ -60,27 +66,41 @@ def test_lossless_gate_is_scaffold(tmp_path):
                 y = y - lr * (g - c_i[i] + c)
             ends.append(y)
             gradients.append(total / steps)
-        w, c_i, c = torch.stack(ends).mean(0), gradients, torch.stack(gradients).mean(0)
+        w = torch.stack(ends).mean(0)
+        c_i = gradients
+        c = torch.stack(gradients).mean(0)
     assert (run.server.params["weight"].double() - w).abs().max() < 1e-6
 
 
 def test_a_round_without_a_learning_rate_tracks_nothing(tmp_path):
-    run = fit(tmp_path, FedCOMGATE(4), {32: 4}, lambda: Module(lr=0.0), Data(4), max_rounds=2, **QUIET)
+    run = fit(
+        tmp_path, FedCOMGATE(4), {32: 4}, lambda: Module(lr=0.0), Data(4), max_rounds=2, **QUIET
+    )
     state = run.rounds.store.load(0, 99)["algorithm"]
     assert not state["tracked/weight"].any()
     assert not run.server.params["weight"].any()
 
 
 def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
-    run = fit(tmp_path, FedCOMGATE(4, server_lr=0.7), {8: 2, 32: 2}, lambda: Client(momentum=0.0), local_steps=2)
+    run = fit(
+        tmp_path,
+        FedCOMGATE(4, server_lr=0.7),
+        {8: 2, 32: 2},
+        lambda: Client(momentum=0.0),
+        local_steps=2,
+    )
     for client in range(4):
         state = run.rounds.store.load(client, 3)["algorithm"]
-        rebuilt = {name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")}
+        rebuilt = {
+            name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")
+        }
         assert same(rebuilt, run.server.params)
 
 
 def test_full_participation_costs_one_float32_model_down_a_round(tmp_path):
-    run = fit(tmp_path, FedCOMGATE(4), {32: 3}, lambda: Client(momentum=0.0), local_steps=2, max_rounds=4)
+    run = fit(
+        tmp_path, FedCOMGATE(4), {32: 3}, lambda: Client(momentum=0.0), local_steps=2, max_rounds=4
+    )
     size = 4 * sum(tensor.numel() for tensor in run.server.params.values())
     down = [row["downlink_bytes"] for row in run.run.history]
     headers = down[1] - 3 * size
@@ -90,20 +110,26 @@ def test_full_participation_costs_one_float32_model_down_a_round(tmp_path):
 
 
 def test_bytes_of_partial_participation_are_the_formula(tmp_path):
-    """Who comes new is sent the model, and all of the round its mean difference: biases are tracked as weights are."""
+    """Who comes new is sent the model, and all of the round its mean difference: biases are tracked
+    as weights are.
+    """
     options = {"clients_per_round": 2, "local_steps": 2, "max_rounds": 5}
     run = fit(tmp_path, FedCOMGATE(4), {32: 4}, lambda: Client(momentum=0.0), **options)
     weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
     rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
     up = sum((4 * d + 7) // 8 + 4 for d in weights) + 4 * rest
-    model, before, wanted = 4 * (sum(weights) + rest), set(), []
+    model = 4 * (sum(weights) + rest)
+    before = set()
+    wanted = []
     for round in range(5):
         cohort = {c.id for c in sample_cohort(run.clients, 2, 0, round, "stratified")}
         wanted.append(2 * up + 2 * model + len(cohort - before) * model)
         before = cohort
     assert len(set(wanted)) > 1
     rows = run.run.history
-    assert [row["uplink_bytes"] + row["downlink_bytes"] - row["header_bytes"] for row in rows] == wanted
+    assert [
+        row["uplink_bytes"] + row["downlink_bytes"] - row["header_bytes"] for row in rows
+    ] == wanted
 
 
 @pytest.mark.parametrize(
@@ -115,7 +141,12 @@ def test_bytes_of_partial_participation_are_the_formula(tmp_path):
             {"local_steps": 2},
             "FedCOMGATE needs torch.optim.SGD without momentum, got SGD with momentum 0.9",
         ),
-        (lambda: Client(momentum=0.0), fake(66), {}, "FedCOMGATE needs equal numbers of local steps, got"),
+        (
+            lambda: Client(momentum=0.0),
+            fake(66),
+            {},
+            "FedCOMGATE needs equal numbers of local steps, got",
+        ),
     ],
 )
 def test_what_it_cannot_run_with(tmp_path, module, data, options, message):

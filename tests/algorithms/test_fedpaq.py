@@ -81,7 +81,9 @@ def test_one_scale_a_bucket():
     assert torch.allclose(q.scale * 7, torch.tensor([8**0.5, 100 * 8**0.5]))
 
 
-@pytest.mark.parametrize(("bucket", "bits"), [(None, 4), (None, 8), (7, 3), (80, 4)])  # a row of net.3 has 80
+@pytest.mark.parametrize(
+    ("bucket", "bits"), [(None, 4), (None, 8), (7, 3), (80, 4)]
+)  # a row of net.3 has 80
 def test_uplink_bytes_are_the_formula(tmp_path, bucket, bits):
     run = fit(tmp_path, FedPAQ(bits, bucket_size=bucket), {8: 1, 32: 2}, max_rounds=1)
     content = 0
@@ -101,7 +103,10 @@ def test_uplink_bytes_are_the_formula(tmp_path, bucket, bits):
 
 
 def test_a_server_step_of_a_half_goes_half_the_way(tmp_path):
-    whole, half = (fit(tmp_path, FedCOM(32, server_lr=lr), max_rounds=1, weights="uniform") for lr in (1.0, 0.5))
+    whole, half = (
+        fit(tmp_path, FedCOM(32, server_lr=lr), max_rounds=1, weights="uniform")
+        for lr in (1.0, 0.5)
+    )
     start = fit(tmp_path, FedCOM(32, server_lr=1e-30), max_rounds=1).server.params
     for name, value in whole.server.params.items():
         assert torch.allclose(half.server.params[name], (value + start[name]) / 2, atol=1e-6)
@@ -115,7 +120,10 @@ def test_a_server_step_of_a_half_goes_half_the_way(tmp_path):
         (lambda: FedPAQ(norm="l1"), "FedPAQ.norm must be linf or l2, got 'l1'"),
         (lambda: FedPAQ(bucket_size=0), "FedPAQ.bucket_size must be at least 1"),
         (lambda: FedCOM(server_lr=0), "FedCOM.server_lr must be positive and finite, got 0"),
-        (lambda: FedCOM(server_lr=float("inf")), "FedCOM.server_lr must be positive and finite, got inf"),
+        (
+            lambda: FedCOM(server_lr=float("inf")),
+            "FedCOM.server_lr must be positive and finite, got inf",
+        ),
     ],
 )
 def test_bad_arguments(make, message):

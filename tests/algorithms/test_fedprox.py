@@ -12,7 +12,15 @@ QUIET = {"check_val_every_n_rounds": 1000, "checkpoint_every_n_rounds": 1000}
 
 def distance(tmp_path, mu):
     data = Data(1, steps=200)
-    run = fit(tmp_path, FedProx(mu), {32: 1}, lambda: Module(lr=1 / (mu + 1.5)), data, max_rounds=1, **QUIET)
+    run = fit(
+        tmp_path,
+        FedProx(mu),
+        {32: 1},
+        lambda: Module(lr=1 / (mu + 1.5)),
+        data,
+        max_rounds=1,
+        **QUIET,
+    )
     return float(run.server.params["weight"].norm()), run.server.params["weight"], data
 
 

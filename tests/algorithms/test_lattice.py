@@ -31,11 +31,16 @@ EQUAL = [
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "clients"), [row[1:] for row in EQUAL], ids=[row[0] for row in EQUAL])
+@pytest.mark.parametrize(
+    ("first", "second", "clients"), [row[1:] for row in EQUAL], ids=[row[0] for row in EQUAL]
+)
 def test_equal_to_the_bit(tmp_path, first, second, clients):
     runs = [fit(tmp_path, algorithm, clients) for algorithm in (first, second)]
     assert same(runs[0].server.params, runs[1].server.params)
-    rows = [[{k: v for k, v in row.items() if "time" not in k} for row in run.run.history] for run in runs]
+    rows = [
+        [{k: v for k, v in row.items() if "time" not in k} for row in run.run.history]
+        for run in runs
+    ]
     assert rows[0] == rows[1]
 
 
@@ -47,7 +52,12 @@ def test_equal_to_the_bit(tmp_path, first, second, clients):
         (FedLQ("delta", [8], average_bits=8, shrinkage=0.0), FedPAQ(8)),
         (AdaQuantFL(4, max_bits=4), FedPAQ(4)),
     ],
-    ids=["FedLQ without a limit is FedAvg", "so is FedLQ-delta", "FedLQ-delta of one width is FedPAQ", "AdaQuantFL"],
+    ids=[
+        "FedLQ without a limit is FedAvg",
+        "so is FedLQ-delta",
+        "FedLQ-delta of one width is FedPAQ",
+        "AdaQuantFL",
+    ],
 )
 def test_the_same_model_with_other_bytes(tmp_path, first, second):
     runs = [fit(tmp_path, algorithm, FLOATS) for algorithm in (first, second)]
@@ -62,8 +72,13 @@ def test_gate_of_identical_clients_is_fedcom(tmp_path):
         data.client_batches = lambda client, rng, epoch, d=data: type(d).client_batches(
             d, 0, _of_client_zero(rng), epoch
         )
-        runs.append(fit(tmp_path, algorithm, {32: 2}, lambda: Client(momentum=0.0), data, norm="average"))
-    assert all(_close(runs[0].server.params[name], runs[1].server.params[name]) for name in runs[0].server.params)
+        runs.append(
+            fit(tmp_path, algorithm, {32: 2}, lambda: Client(momentum=0.0), data, norm="average")
+        )
+    assert all(
+        _close(runs[0].server.params[name], runs[1].server.params[name])
+        for name in runs[0].server.params
+    )
     state = runs[0].rounds.store.load(0, 3)["algorithm"]
     tracked = [tensor for name, tensor in state.items() if name.startswith("tracked/")]
     assert tracked
@@ -81,13 +96,18 @@ def _close(a, b):
 
 
 def test_every_client_its_own_group_is_local_training(tmp_path):
-    """Twenty-five bits of difference do not matter here: groups of one, each at a width of its own."""
+    """Twenty-five bits of difference do not matter here: groups of one, each at a width of its
+    own.
+    """
     clients = {16: 1, 12: 1, 32: 1}
     grouped, local = (
-        fit(tmp_path, algorithm, clients, evaluate_clients=False) for algorithm in (GroupedAvg(), Local())
+        fit(tmp_path, algorithm, clients, evaluate_clients=False)
+        for algorithm in (GroupedAvg(), Local())
     )
     kept = local.rounds.store.load(2, 3)["staying"]
-    assert same(grouped.server.extra["models"]["float32"], {n: kept[n] for n in grouped.server.params})
+    assert same(
+        grouped.server.extra["models"]["float32"], {n: kept[n] for n in grouped.server.params}
+    )
     assert local.run.ledger.total("uplink_bytes") == local.run.ledger.total("downlink_bytes") == 0
 
 

@@ -30,19 +30,26 @@ class Outcome(NamedTuple):
 
     @property
     def problems(self) -> list[str]:
-        return [line.removeprefix("error: ") for line in self.err.splitlines() if line.startswith("error: ")]
+        return [
+            line.removeprefix("error: ")
+            for line in self.err.splitlines()
+            if line.startswith("error: ")
+        ]
 
 
 Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def bhfl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def bhfl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
     """``bhfl("fit", "--config", "tiny.yaml")`` in a folder that holds ``tiny.yaml`` alone."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # put back after the command has set it
+    # put back after the command has set it
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def command(*args: object) -> Outcome:

@@ -42,7 +42,9 @@ def layers(path: Path) -> list[dict[str, Any]]:
 def test_a_run_s_model_is_analysed_into_its_folder(bhfl: Command, tmp_path: Path) -> None:
     assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1").code == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
-    code, out, err = bhfl("analyze", "--config", run / "config.yaml", "--ckpt_path", "best", "--probe_bits", "[3]")
+    code, out, err = bhfl(
+        "analyze", "--config", run / "config.yaml", "--ckpt_path", "best", "--probe_bits", "[3]"
+    )
     assert code == 0
     assert "on 24 samples of the validation split" in out
     assert "Classifier after 1 rounds: loss" in out
@@ -51,14 +53,18 @@ def test_a_run_s_model_is_analysed_into_its_folder(bhfl: Command, tmp_path: Path
     rows = layers(run / "analysis")
     assert len(rows) > 1
     assert "loss_increase_3" in rows[0]
-    assert f"\n{Path('runs/tiny/version_0/analysis/layers.png')}\n" in out or str(run / "analysis/layers.png") in out
+    assert (
+        f"\n{Path('runs/tiny/version_0/analysis/layers.png')}\n" in out
+        or str(run / "analysis/layers.png") in out
+    )
     assert (run / "analysis" / "layers.png").stat().st_size > 10_000
 
 
 def test_untrained_weights_on_the_server_s_samples(bhfl: Command, tmp_path: Path) -> None:
     args = ("--config", "tiny.yaml", "--data.holdout", "20", "--samples", "16", "--threads", "1")
     for number in range(2):
-        code, out, err = bhfl("analyze", *args, "--trainer.devices", "2")  # one process all the same
+        # one process all the same
+        code, out, err = bhfl("analyze", *args, "--trainer.devices", "2")
         assert code == 0
         assert "on 16 samples of data.holdout" in out
         assert "these weights are untrained" in err
@@ -72,7 +78,9 @@ def test_without_matplotlib_the_table_is_still_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     (tmp_path / "own_loss.py").write_text(OWN)
-    code, _, err = bhfl("analyze", "--config", "tiny.yaml", "--model", "own_loss.LossOnly", "--out", "here")
+    code, _, err = bhfl(
+        "analyze", "--config", "tiny.yaml", "--model", "own_loss.LossOnly", "--out", "here"
+    )
     assert code == 0
     assert "note: no picture is drawn: pictures need matplotlib: pip install 'bhfl[plots]'" in err
     assert "accuracy_drop_2" not in layers(tmp_path / "here")[0]
@@ -83,7 +91,10 @@ def test_without_matplotlib_the_table_is_still_written(
     ("args", "problem"),
     [
         (["--samples", "0"], "samples must be at least 1, got 0"),
-        (["--probe_bits", "[2, 2]"], "probe_bits must be one or more distinct widths of 2..16, got [2, 2]"),
+        (
+            ["--probe_bits", "[2, 2]"],
+            "probe_bits must be one or more distinct widths of 2..16, got [2, 2]",
+        ),
         (["--uniform_bits", "32"], "uniform_bits must be 2..16, got 32"),
         (["--probe_bit", "[2]"], "--probe_bit is no option; did you mean 'probe_bits'?"),
         (["--algorithm", "Local"], "analyze needs a global model, and Local keeps none"),
@@ -92,7 +103,9 @@ def test_without_matplotlib_the_table_is_still_written(
         (["--model", "own_bad.NoLayer"], "NoLayer has no quantisable layer"),
     ],
 )
-def test_what_cannot_be_analysed(bhfl: Command, tmp_path: Path, args: list[str], problem: str) -> None:
+def test_what_cannot_be_analysed(
+    bhfl: Command, tmp_path: Path, args: list[str], problem: str
+) -> None:
     (tmp_path / "own_bad.py").write_text(OWN)
     outcome = bhfl("analyze", "--config", "tiny.yaml", *args)
     assert outcome.code == 2
@@ -102,7 +115,11 @@ def test_what_cannot_be_analysed(bhfl: Command, tmp_path: Path, args: list[str],
 
 
 def test_options_of_analyze_are_none_of_fit(bhfl: Command) -> None:
-    assert bhfl("fit", "--config", "tiny.yaml", "--samples", "5").problems[0].startswith("--samples is no option")
+    assert (
+        bhfl("fit", "--config", "tiny.yaml", "--samples", "5")
+        .problems[0]
+        .startswith("--samples is no option")
+    )
 
 
 def test_samples_are_drawn_from_all_batches_and_odd_batches_taken_whole() -> None:

@@ -1,4 +1,6 @@
-"""Configurations that must be refused: exit code 2, a message that names the key and the rule, nothing written."""
+"""Configurations that must be refused: exit code 2, a message that names the key and the rule,
+nothing written.
+"""
 
 import sys
 from pathlib import Path
@@ -18,33 +20,63 @@ FILES = {
     "unknown-alias": ("trainer: *base\n", ["bad.yaml:1", "undefined alias"]),
     "two-documents": ("algorithm: FedAvg\n---\nalgorithm: FedProx\n", ["another document"]),
     "control-character": ("algorithm: \x01\n", ["not valid YAML"]),
-    "python-tag": ("algorithm: !!python/object/apply:os.system [touch pwned]\n", ["tag", "os.system", "not allowed"]),
-    "merge-key": ("a: &a {x: 1}\ntrainer: {<<: *a}\n", ["bad.yaml:2: trainer: the YAML tag", "merge is not allowed"]),
-    "duplicate": ("algorithm: FedAvg\nalgorithm: FedProx\n", ["bad.yaml:2", "algorithm is given twice"]),
-    "duplicate-nested": ("trainer: {max_rounds: 3, max_rounds: 4}\n", ["trainer.max_rounds is given twice"]),
+    "python-tag": (
+        "algorithm: !!python/object/apply:os.system [touch pwned]\n",
+        ["tag", "os.system", "not allowed"],
+    ),
+    "merge-key": (
+        "a: &a {x: 1}\ntrainer: {<<: *a}\n",
+        ["bad.yaml:2: trainer: the YAML tag", "merge is not allowed"],
+    ),
+    "duplicate": (
+        "algorithm: FedAvg\nalgorithm: FedProx\n",
+        ["bad.yaml:2", "algorithm is given twice"],
+    ),
+    "duplicate-nested": (
+        "trainer: {max_rounds: 3, max_rounds: 4}\n",
+        ["trainer.max_rounds is given twice"],
+    ),
     "too-long": ("# " + "x" * (1 << 20) + "\n", ["at most 1,048,576 bytes"]),
     "alias-bomb": (
         "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
-        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+        + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n"
+            for a, b in zip("abcdefg", "bcdefgh", strict=True)
+        ),
         ["at most 50,000 values"],
     ),
     "endless-alias": ("trainer: &a {x: *a}\n", ["nested at most 50 deep"]),
     "deep": ("algorithm: " + "[" * 500_000 + "\n", ["nested at most 50 deep"]),
     # ---- unknown keys
-    "key": ("algoritm: FedProx\n", ["bad.yaml:1: algoritm is no option", "did you mean 'algorithm'?"]),
+    "key": (
+        "algoritm: FedProx\n",
+        ["bad.yaml:1: algoritm is no option", "did you mean 'algorithm'?"],
+    ),
     "key-far": ("zzz: 1\n", ["zzz is no option", "known: algorithm"]),
     "key-command": ("fit: {trainer: {max_rounds: 3}}\n", ["fit is no option"]),
     "key-number": ("1: 2\n", ["1 is no option"]),
-    "trainer-key": ("trainer: {max_ronds: 3}\n", ["trainer.max_ronds is no option", "'max_rounds'"]),
+    "trainer-key": (
+        "trainer: {max_ronds: 3}\n",
+        ["trainer.max_ronds is no option", "'max_rounds'"],
+    ),
     "trainer-seed": ("trainer: {seed: 3}\n", ["trainer.seed is given as seed_everything"]),
     "trainer-clients": ("trainer: {clients: {8: 3}}\n", ["trainer.clients is given as clients"]),
-    "trainer-algorithm": ("trainer: {algorithm: FedAvg}\n", ["trainer.algorithm is given as algorithm"]),
+    "trainer-algorithm": (
+        "trainer: {algorithm: FedAvg}\n",
+        ["trainer.algorithm is given as algorithm"],
+    ),
     "init-arg": (
         "algorithm: {class_path: FedProx, init_args: {muu: 1}}\n",
         ["algorithm.muu is no option of FedProx", "did you mean 'mu'?"],
     ),
-    "init-arg-inherited": ("data: {init_args: {bach_size: 8}}\n", ["data.bach_size", "FakeImages", "'batch_size'"]),
-    "init-arg-short": ("data: {bach_size: 8}\n", ["data.bach_size is no option of FakeImages", "'batch_size'"]),
+    "init-arg-inherited": (
+        "data: {init_args: {bach_size: 8}}\n",
+        ["data.bach_size", "FakeImages", "'batch_size'"],
+    ),
+    "init-arg-short": (
+        "data: {bach_size: 8}\n",
+        ["data.bach_size is no option of FakeImages", "'batch_size'"],
+    ),
     "init-arg-nested": (
         "data: {init_args: {partition: {class_path: Dirichlet, init_args: {aplha: 1}}}}\n",
         ["data.partition.aplha is no option of Dirichlet", "'alpha'"],
@@ -53,11 +85,26 @@ FILES = {
         "algorithm: {class_path: FedAvg, init_args: {mu: 1}}\n",
         ["algorithm.mu is no option of FedAvg"],
     ),
-    "init-arg-outside": ("data: {class_path: Digits, batch_size: 8}\n", ["data.batch_size must stand under init_args"]),
-    "network-key": ("trainer: {network: {profile: wifi}}\n", ["trainer.network.profile is no option", "'profiles'"]),
-    "network-value": ("trainer: {network: {seed: soon}}\n", ["trainer.network.seed must be an integer, got 'soon'"]),
-    "network-profile": ("trainer: {network: {profiles: wify}}\n", ["profiles must be of iot, phone-4g", "got 'wify'"]),
-    "network-deadline": ("trainer: {network: {deadline_seconds: 0}}\n", ["deadline_seconds must be finite and > 0"]),
+    "init-arg-outside": (
+        "data: {class_path: Digits, batch_size: 8}\n",
+        ["data.batch_size must stand under init_args"],
+    ),
+    "network-key": (
+        "trainer: {network: {profile: wifi}}\n",
+        ["trainer.network.profile is no option", "'profiles'"],
+    ),
+    "network-value": (
+        "trainer: {network: {seed: soon}}\n",
+        ["trainer.network.seed must be an integer, got 'soon'"],
+    ),
+    "network-profile": (
+        "trainer: {network: {profiles: wify}}\n",
+        ["profiles must be of iot, phone-4g", "got 'wify'"],
+    ),
+    "network-deadline": (
+        "trainer: {network: {deadline_seconds: 0}}\n",
+        ["deadline_seconds must be finite and > 0"],
+    ),
     "candidates": (
         "algorithm: {class_path: FedLQ, init_args: {candidates: []}}\n",
         ["candidates must name at least one bit-width, got none"],
@@ -66,40 +113,89 @@ FILES = {
         "algorithm: {class_path: FedLQ, init_args: {average_bits: -1}}\n",
         ["FedLQ.average_bits must be > 0, got -1"],
     ),
-    "optimizer-key": ("model: {init_args: {optimizer: {init_args: {momntum: 1}}}}\n", ["momntum", "SGD", "'momentum'"]),
-    "linked": ("model: {init_args: {num_classes: 7}}\n", ["model.num_classes is taken from the data"]),
+    "optimizer-key": (
+        "model: {init_args: {optimizer: {init_args: {momntum: 1}}}}\n",
+        ["momntum", "SGD", "'momentum'"],
+    ),
+    "linked": (
+        "model: {init_args: {num_classes: 7}}\n",
+        ["model.num_classes is taken from the data"],
+    ),
     # ---- classes
-    "class": ("algorithm: FedPorx\n", ["algorithm must name an algorithm, got 'FedPorx'", "did you mean 'FedProx'?"]),
+    "class": (
+        "algorithm: FedPorx\n",
+        ["algorithm must name an algorithm, got 'FedPorx'", "did you mean 'FedProx'?"],
+    ),
     "class-case": ("algorithm: fedprox\n", ["got 'fedprox'", "did you mean 'FedProx'?"]),
-    "class-data": ("data: Didgits\n", ["data must name a FederatedDataModule, got 'Didgits'", "'Digits'"]),
-    "class-nested": ("data: {partition: Dirichelt}\n", ["data.partition must name a Partitioner", "'Dirichlet'"]),
-    "class-callable": ("model: {optimizer: SDG}\n", ["model.optimizer must name an Optimizer", "'SGD'"]),
+    "class-data": (
+        "data: Didgits\n",
+        ["data must name a FederatedDataModule, got 'Didgits'", "'Digits'"],
+    ),
+    "class-nested": (
+        "data: {partition: Dirichelt}\n",
+        ["data.partition must name a Partitioner", "'Dirichlet'"],
+    ),
+    "class-callable": (
+        "model: {optimizer: SDG}\n",
+        ["model.optimizer must name an Optimizer", "'SGD'"],
+    ),
     "class-union": (
         "trainer: {logger: TensorBordLogger}\n",
         ["trainer.logger must name a Logger", "'TensorBoardLogger'"],
     ),
-    "class-list": ("trainer: {callbacks: [WeightHistogram]}\n", ["trainer.callbacks[0]", "'WeightHistograms'"]),
-    "class-path": ("algorithm: bhfl.algorithms.FedPorx\n", ["'bhfl.algorithms.FedPorx'", "did you mean 'FedProx'?"]),
+    "class-list": (
+        "trainer: {callbacks: [WeightHistogram]}\n",
+        ["trainer.callbacks[0]", "'WeightHistograms'"],
+    ),
+    "class-path": (
+        "algorithm: bhfl.algorithms.FedPorx\n",
+        ["'bhfl.algorithms.FedPorx'", "did you mean 'FedProx'?"],
+    ),
     "class-module": ("algorithm: no_such_module.Mine\n", ["No module named 'no_such_module'"]),
     "class-relative": ("algorithm: ..Mine\n", ["algorithm must name an algorithm, got '..Mine'"]),
     "class-stdlib": ("algorithm: os.system\n", ["'os.system' of the standard library"]),
     "class-popen": (
         "data: {class_path: subprocess.Popen, init_args: {args: [touch, pwned]}}\n",
-        ["data.class_path must name a FederatedDataModule", "'subprocess.Popen' of the standard library"],
+        [
+            "data.class_path must name a FederatedDataModule",
+            "'subprocess.Popen' of the standard library",
+        ],
     ),
     "class-popen-callback": (
-        "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, pwned]}}]}\n",
+        "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, "
+        "pwned]}}]}\n",
         ["trainer.callbacks[0].class_path must name a callback", "'subprocess.Popen'"],
     ),
-    "class-wrong": ("algorithm: torch.nn.Linear\n", ["algorithm must name an algorithm, got 'torch.nn.Linear'"]),
-    "class-function": ("algorithm: torch.save\n", ["algorithm must name an algorithm, got 'torch.save'"]),
-    "class-callback": ("trainer: {callbacks: [torch.nn.Linear]}\n", ["must name a callback, got 'torch.nn.Linear'"]),
-    "class-abstract": ("data: bhfl.data.FederatedDataModule\n", ["'bhfl.data.FederatedDataModule', which is abstract"]),
-    "class-number": ("algorithm: {class_path: 3}\n", ["algorithm.class_path must name an algorithm, got 3"]),
+    "class-wrong": (
+        "algorithm: torch.nn.Linear\n",
+        ["algorithm must name an algorithm, got 'torch.nn.Linear'"],
+    ),
+    "class-function": (
+        "algorithm: torch.save\n",
+        ["algorithm must name an algorithm, got 'torch.save'"],
+    ),
+    "class-callback": (
+        "trainer: {callbacks: [torch.nn.Linear]}\n",
+        ["must name a callback, got 'torch.nn.Linear'"],
+    ),
+    "class-abstract": (
+        "data: bhfl.data.FederatedDataModule\n",
+        ["'bhfl.data.FederatedDataModule', which is abstract"],
+    ),
+    "class-number": (
+        "algorithm: {class_path: 3}\n",
+        ["algorithm.class_path must name an algorithm, got 3"],
+    ),
     "class-null": ("algorithm: null\n", ["algorithm must be an algorithm", "got null"]),
-    "class-items": ("model: [Classifier]\n", ["model must be a LightningModule", "got ['Classifier']"]),
+    "class-items": (
+        "model: [Classifier]\n",
+        ["model must be a LightningModule", "got ['Classifier']"],
+    ),
     # ---- the fleet
-    "clients-null": ("clients: null\n", ["clients must be a mapping such as {8: 5, 32: 5}", "got None"]),
+    "clients-null": (
+        "clients: null\n",
+        ["clients must be a mapping such as {8: 5, 32: 5}", "got None"],
+    ),
     "clients-number": ("clients: 8\n", ["clients must be a mapping", "got 8"]),
     "clients-none": ("clients: []\n", ["clients must hold at least one group"]),
     "bits-0": ("clients: {0: 5}\n", ["bad.yaml:1: clients[0]: bits must be 2..16 or 32, got 0"]),
@@ -111,47 +207,101 @@ FILES = {
     "bits-name": ("clients: {ternray: 5}\n", ["'ternray'", "did you mean 'ternary'?"]),
     "bits-twice": ("clients: {8: 5, int8: 3}\n", ["int8 is given more than once"]),
     "count-0": ("clients: {8: 0}\n", ["count must be an integer from 1 to 10,000,000, got 0"]),
-    "count-huge": ("clients: {8: 100000000000000000000000000}\n", ["count must be an integer from 1 to 10,000,000"]),
+    "count-huge": (
+        "clients: {8: 100000000000000000000000000}\n",
+        ["count must be an integer from 1 to 10,000,000"],
+    ),
     "count-float": ("clients: {8: 5.0}\n", ["count must be an integer", "got 5.0"]),
     "count-bool": ("clients: {8: true}\n", ["count must be an integer", "got True"]),
     "count-missing": ("clients: [{bits: 8}]\n", ["needs either count or fraction"]),
-    "count-and-fraction": ("clients: [{bits: 8, count: 2, fraction: 1.0}]\n", ["needs either count or fraction"]),
-    "group-key": ("clients: [{bits: 8, cuont: 2}]\n", ["unknown key 'cuont'", "did you mean 'count'?"]),
-    "fraction-high": ("clients: [{bits: 8, fraction: 1.5}]\n", ["fraction must be in (0, 1], got 1.5"]),
-    "fraction-low": ("clients: [{bits: 8, fraction: -0.1}]\n", ["fraction must be in (0, 1], got -0.1"]),
-    "fraction-percent": ("clients: [{bits: 8, fraction: 50%}]\n", ["fraction must be in (0, 1], got '50%'"]),
+    "count-and-fraction": (
+        "clients: [{bits: 8, count: 2, fraction: 1.0}]\n",
+        ["needs either count or fraction"],
+    ),
+    "group-key": (
+        "clients: [{bits: 8, cuont: 2}]\n",
+        ["unknown key 'cuont'", "did you mean 'count'?"],
+    ),
+    "fraction-high": (
+        "clients: [{bits: 8, fraction: 1.5}]\n",
+        ["fraction must be in (0, 1], got 1.5"],
+    ),
+    "fraction-low": (
+        "clients: [{bits: 8, fraction: -0.1}]\n",
+        ["fraction must be in (0, 1], got -0.1"],
+    ),
+    "fraction-percent": (
+        "clients: [{bits: 8, fraction: 50%}]\n",
+        ["fraction must be in (0, 1], got '50%'"],
+    ),
     "fractions-sum": (
         "clients: [{bits: 8, fraction: 0.5}, {bits: 32, fraction: 0.4}]\n",
         ["clients: fractions must sum to 1, got 0.9"],
     ),
-    "fraction-of-what": ("clients: [{bits: 8, fraction: 1.0}]\n", ["num_clients must say how many there are"]),
+    "fraction-of-what": (
+        "clients: [{bits: 8, fraction: 1.0}]\n",
+        ["num_clients must say how many there are"],
+    ),
     # ---- values
-    "int-0": ("trainer: {max_rounds: 0}\n", ["bad.yaml:1: trainer.max_rounds must be an integer from 1", "got 0"]),
-    "int-negative": ("trainer: {max_rounds: -1}\n", ["trainer.max_rounds must be an integer from 1", "got -1"]),
+    "int-0": (
+        "trainer: {max_rounds: 0}\n",
+        ["bad.yaml:1: trainer.max_rounds must be an integer from 1", "got 0"],
+    ),
+    "int-negative": (
+        "trainer: {max_rounds: -1}\n",
+        ["trainer.max_rounds must be an integer from 1", "got -1"],
+    ),
     "int-huge": (
         "trainer: {max_rounds: 99999999999999999999999999}\n",
         ["trainer.max_rounds must be an integer from 1"],
     ),
-    "int-null": ("trainer: {max_rounds: null}\n", ["trainer.max_rounds must be an integer, got null"]),
-    "int-bool": ("trainer: {max_rounds: true}\n", ["trainer.max_rounds must be an integer, got true"]),
-    "int-text": ("trainer: {max_rounds: '10'}\n", ["trainer.max_rounds must be an integer, got '10'"]),
-    "int-float": ("trainer: {max_rounds: 10.0}\n", ["trainer.max_rounds must be an integer, got 10.0"]),
-    "int-exponent": ("trainer: {max_rounds: 1e3}\n", ["trainer.max_rounds must be an integer, got 1000.0"]),
+    "int-null": (
+        "trainer: {max_rounds: null}\n",
+        ["trainer.max_rounds must be an integer, got null"],
+    ),
+    "int-bool": (
+        "trainer: {max_rounds: true}\n",
+        ["trainer.max_rounds must be an integer, got true"],
+    ),
+    "int-text": (
+        "trainer: {max_rounds: '10'}\n",
+        ["trainer.max_rounds must be an integer, got '10'"],
+    ),
+    "int-float": (
+        "trainer: {max_rounds: 10.0}\n",
+        ["trainer.max_rounds must be an integer, got 10.0"],
+    ),
+    "int-exponent": (
+        "trainer: {max_rounds: 1e3}\n",
+        ["trainer.max_rounds must be an integer, got 1000.0"],
+    ),
     "int-underscore": (
         "trainer: {max_rounds: 1_000}\n",
         ["trainer.max_rounds: 1_000 is read in different ways", "decimal digits"],
     ),
     "int-octal": ("trainer: {max_rounds: 010}\n", ["010 is read in different ways"]),
     "int-sexagesimal": ("trainer: {max_rounds: 1:30}\n", ["1:30 is read in different ways"]),
-    "int-list": ("trainer: {max_rounds: [3]}\n", ["trainer.max_rounds must be an integer, got [3]"]),
-    "seed-negative": ("seed_everything: -1\n", ["seed_everything must be an integer from 0", "got -1"]),
+    "int-list": (
+        "trainer: {max_rounds: [3]}\n",
+        ["trainer.max_rounds must be an integer, got [3]"],
+    ),
+    "seed-negative": (
+        "seed_everything: -1\n",
+        ["seed_everything must be an integer from 0", "got -1"],
+    ),
     "seed-bool": ("seed_everything: true\n", ["seed_everything must be an integer, got true"]),
     "bool-yes": (
         "trainer: {channels_last: yes}\n",
         ["bad.yaml:1: trainer.channels_last: yes is read in different ways: write true or false"],
     ),
-    "bool-text": ("trainer: {save_in_int8: 'on'}\n", ["trainer.save_in_int8 must be true or false, got 'on'"]),
-    "bool-int": ("trainer: {save_in_int8: 1}\n", ["trainer.save_in_int8 must be true or false, got 1"]),
+    "bool-text": (
+        "trainer: {save_in_int8: 'on'}\n",
+        ["trainer.save_in_int8 must be true or false, got 'on'"],
+    ),
+    "bool-int": (
+        "trainer: {save_in_int8: 1}\n",
+        ["trainer.save_in_int8 must be true or false, got 1"],
+    ),
     "bool-or-word": (
         "trainer: {channels_last: 'on'}\n",
         ["trainer.channels_last must be true or false or one of auto, got 'on'"],
@@ -168,18 +318,36 @@ FILES = {
         "algorithm: {class_path: FedProx, init_args: {mu: .nan}}\n",
         ["algorithm.mu: numbers must be finite, got .nan"],
     ),
-    "float-overflow": ("model: {optimizer: {class_path: SGD, init_args: {lr: 1e999}}}\n", ["finite, got 1e999"]),
+    "float-overflow": (
+        "model: {optimizer: {class_path: SGD, init_args: {lr: 1e999}}}\n",
+        ["finite, got 1e999"],
+    ),
     "float-list": (
         "model: {optimizer: {class_path: SGD, init_args: {lr: [0.1, 0.01]}}}\n",
         ["model.optimizer.lr must be a number, got [0.1, 0.01]"],
     ),
-    "float-zero": ("trainer: {gradient_clip_val: 0.0}\n", ["trainer.gradient_clip_val must be positive and finite"]),
-    "choice": ("trainer: {sampling: stratifed}\n", ["one of stratified, uniform, got 'stratifed'", "'stratified'"]),
+    "float-zero": (
+        "trainer: {gradient_clip_val: 0.0}\n",
+        ["trainer.gradient_clip_val must be positive and finite"],
+    ),
+    "choice": (
+        "trainer: {sampling: stratifed}\n",
+        ["one of stratified, uniform, got 'stratifed'", "'stratified'"],
+    ),
     "precision": ("trainer: {precision: 8}\n", ["trainer.precision must be one of 32", "got 8"]),
     "text-empty": ("trainer: {name: ''}\n", ["trainer.name must not be empty"]),
-    "text-nul": ('trainer: {name: "a\\0b"}\n', ["bad.yaml:1: trainer.name: must not hold the character NUL"]),
-    "root-nul": ('trainer: {default_root_dir: "a\\0b"}\n', ["bad.yaml:1: trainer.default_root_dir: must not hold"]),
-    "text-number": ("trainer: {default_root_dir: 123}\n", ["trainer.default_root_dir must be text, got 123"]),
+    "text-nul": (
+        'trainer: {name: "a\\0b"}\n',
+        ["bad.yaml:1: trainer.name: must not hold the character NUL"],
+    ),
+    "root-nul": (
+        'trainer: {default_root_dir: "a\\0b"}\n',
+        ["bad.yaml:1: trainer.default_root_dir: must not hold"],
+    ),
+    "text-number": (
+        "trainer: {default_root_dir: 123}\n",
+        ["trainer.default_root_dir must be text, got 123"],
+    ),
     "section-null": ("trainer: null\n", ["trainer must be a mapping, got null"]),
     "section-list": ("trainer: [max_rounds]\n", ["trainer must be a mapping, got ['max_rounds']"]),
     "list-item": ("trainer: {devices: [a]}\n", ["trainer.devices[0] must be an integer, got 'a'"]),
@@ -187,20 +355,38 @@ FILES = {
     "size-null": ("data: {batch_size: null}\n", ["data.batch_size must be an integer, got null"]),
     "shape-text": ("data: {shape: 8x8}\n", ["data.shape must be a list, got '8x8'"]),
     # ---- values that only the constructors know
-    "cohort": ("trainer: {clients_per_round: 5}\n", ["trainer.clients_per_round must be at most 4", "got 5"]),
+    "cohort": (
+        "trainer: {clients_per_round: 5}\n",
+        ["trainer.clients_per_round must be at most 4", "got 5"],
+    ),
     "cohort-fraction": (
         "trainer: {clients_per_round: 1.5}\n",
         ["trainer.clients_per_round must be a count, or a fraction"],
     ),
-    "min-clients": ("trainer: {min_clients: 9}\n", ["trainer.min_clients must be at most 4", "got 9"]),
-    "num-clients": ("trainer: {num_clients: 9}\n", ["trainer.num_clients must be 4, the sum of the counts", "got 9"]),
-    "batch-size": ("data: {batch_size: 0}\n", ["data.batch_size must be an integer of at least 1, got 0"]),
-    "val-fraction": ("data: {val_fraction: 1.0}\n", ["data.val_fraction must be at least 0 and below 1, got 1.0"]),
+    "min-clients": (
+        "trainer: {min_clients: 9}\n",
+        ["trainer.min_clients must be at most 4", "got 9"],
+    ),
+    "num-clients": (
+        "trainer: {num_clients: 9}\n",
+        ["trainer.num_clients must be 4, the sum of the counts", "got 9"],
+    ),
+    "batch-size": (
+        "data: {batch_size: 0}\n",
+        ["data.batch_size must be an integer of at least 1, got 0"],
+    ),
+    "val-fraction": (
+        "data: {val_fraction: 1.0}\n",
+        ["data.val_fraction must be at least 0 and below 1, got 1.0"],
+    ),
     "alpha": (
         "data: {partition: {class_path: Dirichlet, init_args: {alpha: 0}}}\n",
         ["Dirichlet.alpha must be a finite number above 0, got 0"],
     ),
-    "mu": ("algorithm: {class_path: FedProx, init_args: {mu: -1.0}}\n", ["FedProx.mu must be >= 0 and finite, got -1"]),
+    "mu": (
+        "algorithm: {class_path: FedProx, init_args: {mu: -1.0}}\n",
+        ["FedProx.mu must be >= 0 and finite, got -1"],
+    ),
     "net": ("model: {net: cnnn}\n", ["net must be one of mlp", "did you mean cnn"]),
     "column": (
         "data: {partition: {class_path: ByColumn, init_args: {column: nope.npy}}}\n",
@@ -212,28 +398,70 @@ FILES = {
 
 OPTIONS = {
     "key": (["--algoritm", "FedProx"], ["--algoritm is no option", "did you mean 'algorithm'?"]),
-    "nested": (["--trainer.max_ronds=3"], ["--trainer.max_ronds is no option", "did you mean 'max_rounds'?"]),
-    "group-abbreviated": (["--train.max_rounds", "3"], ["--train is no option", "did you mean 'trainer'?"]),
-    "abbreviated": (["--trainer.max_r", "3"], ["--trainer.max_r is no option", "did you mean 'max_rounds'?"]),
-    "init-arg": (["--data.bach_size", "8"], ["--data.bach_size is no option of FakeImages", "'batch_size'"]),
-    "init-arg-long": (["--data.init_args.bach_size", "8"], ["--data.bach_size is no option", "'batch_size'"]),
-    "init-arg-of-new": (["--data", "Digits", "--data.shape", "[1]"], ["--data.shape is no option of Digits"]),
+    "nested": (
+        ["--trainer.max_ronds=3"],
+        ["--trainer.max_ronds is no option", "did you mean 'max_rounds'?"],
+    ),
+    "group-abbreviated": (
+        ["--train.max_rounds", "3"],
+        ["--train is no option", "did you mean 'trainer'?"],
+    ),
+    "abbreviated": (
+        ["--trainer.max_r", "3"],
+        ["--trainer.max_r is no option", "did you mean 'max_rounds'?"],
+    ),
+    "init-arg": (
+        ["--data.bach_size", "8"],
+        ["--data.bach_size is no option of FakeImages", "'batch_size'"],
+    ),
+    "init-arg-long": (
+        ["--data.init_args.bach_size", "8"],
+        ["--data.bach_size is no option", "'batch_size'"],
+    ),
+    "init-arg-of-new": (
+        ["--data", "Digits", "--data.shape", "[1]"],
+        ["--data.shape is no option of Digits"],
+    ),
     "class": (["--algorithm=FedPorx"], ["--algorithm must name an algorithm", "'FedProx'"]),
-    "callback": (["--trainer.callbacks+=os.system"], ["must name a callback, got 'os.system' of the standard library"]),
+    "callback": (
+        ["--trainer.callbacks+=os.system"],
+        ["must name a callback, got 'os.system' of the standard library"],
+    ),
     "positional": (["foo"], ["'foo' is no option; options begin with --"]),
     "short": (["-x"], ["'-x' is no option"]),
     "valueless": (["--trainer.max_rounds"], ["--trainer.max_rounds", "expected one argument"]),
-    "config-missing": (["--config", "nope.yaml"], ["--config must be a YAML file", "no file 'nope.yaml'"]),
+    "config-missing": (
+        ["--config", "nope.yaml"],
+        ["--config must be a YAML file", "no file 'nope.yaml'"],
+    ),
     "config-folder": (["--config", "."], ["--config must be a YAML file", "no file '.'"]),
     "config-inline": (["--config", "{trainer: {max_rounds: 3}}"], ["--config must be a YAML file"]),
     "config-nothing": (["--config"], ["--config must be a YAML file"]),
-    "int-float": (["--trainer.max_rounds", "10.0"], ["--trainer.max_rounds must be an integer, got 10.0"]),
-    "int-quoted": (["--trainer.max_rounds", "'10'"], ["--trainer.max_rounds must be an integer, got '10'"]),
-    "int-null": (["--trainer.max_rounds", "null"], ["--trainer.max_rounds must be an integer, got null"]),
+    "int-float": (
+        ["--trainer.max_rounds", "10.0"],
+        ["--trainer.max_rounds must be an integer, got 10.0"],
+    ),
+    "int-quoted": (
+        ["--trainer.max_rounds", "'10'"],
+        ["--trainer.max_rounds must be an integer, got '10'"],
+    ),
+    "int-null": (
+        ["--trainer.max_rounds", "null"],
+        ["--trainer.max_rounds must be an integer, got null"],
+    ),
     "seed": (["--seed_everything", "1.5"], ["--seed_everything must be an integer, got 1.5"]),
-    "float-text": (["--model.optimizer.lr", "inf"], ["--model.optimizer.lr must be a number, got 'inf'"]),
-    "float-inf": (["--model.optimizer.lr", ".inf"], ["--model.optimizer.lr", "numbers must be finite"]),
-    "bool": (["--trainer.channels_last", "yes"], ["--trainer.channels_last", "write true or false"]),
+    "float-text": (
+        ["--model.optimizer.lr", "inf"],
+        ["--model.optimizer.lr must be a number, got 'inf'"],
+    ),
+    "float-inf": (
+        ["--model.optimizer.lr", ".inf"],
+        ["--model.optimizer.lr", "numbers must be finite"],
+    ),
+    "bool": (
+        ["--trainer.channels_last", "yes"],
+        ["--trainer.channels_last", "write true or false"],
+    ),
     "yaml": (["--clients", "{8: 5"], ["--clients cannot be used: not valid YAML"]),
     "duplicate": (["--clients", "{8: 5, 8: 3}"], ["--clients cannot be used: 8 is given twice"]),
     "fleet": (["--clients", "{1: 5}"], ["clients[0]: bits must be 2..16 or 32, got 1"]),
@@ -243,44 +471,117 @@ OPTIONS = {
         ["server_optimizer cannot be used", "Invalid learning rate: -1.0"],
     ),
     "server-betas": (
-        ["--trainer.server_optimizer", "torch.optim.Adam", "--trainer.server_optimizer.betas", "[2, 2]"],
+        [
+            "--trainer.server_optimizer",
+            "torch.optim.Adam",
+            "--trainer.server_optimizer.betas",
+            "[2, 2]",
+        ],
         ["server_optimizer cannot be used", "Invalid beta parameter"],
     ),
     "server-closure": (
         ["--trainer.server_optimizer", "torch.optim.LBFGS"],
         ["server_optimizer cannot be used", "'closure'"],
     ),
-    "server-sparse": (["--trainer.server_optimizer", "torch.optim.SparseAdam"], ["does not support dense gradients"]),
-    "optimizer-lr": (["--model.optimizer.lr", "-0.1"], ["Classifier.configure_optimizers", "learning rate: -0.1"]),
+    "server-sparse": (
+        ["--trainer.server_optimizer", "torch.optim.SparseAdam"],
+        ["does not support dense gradients"],
+    ),
+    "optimizer-lr": (
+        ["--model.optimizer.lr", "-0.1"],
+        ["Classifier.configure_optimizers", "learning rate: -0.1"],
+    ),
     "optimizer-momentum": (["--model.optimizer.momentum", "-1"], ["Invalid momentum value: -1.0"]),
-    "optimizer-betas": (["--model.optimizer", "Adam", "--model.optimizer.betas", "[2, 2]"], ["Invalid beta"]),
+    "optimizer-betas": (
+        ["--model.optimizer", "Adam", "--model.optimizer.betas", "[2, 2]"],
+        ["Invalid beta"],
+    ),
     "scheduler": (
-        ["--model.lr_scheduler", "torch.optim.lr_scheduler.StepLR", "--model.lr_scheduler.step_size", "0"],
+        [
+            "--model.lr_scheduler",
+            "torch.optim.lr_scheduler.StepLR",
+            "--model.lr_scheduler.step_size",
+            "0",
+        ],
         ["Classifier.configure_optimizers asks for what torch refuses", "modulo by zero"],
     ),
-    "batch-size-huge": (["--data.batch_size", "9" * 20], ["data.batch_size must be at most 2,147,483,648"]),
-    "num-train-huge": (["--data.num_train", "100000000000"], ["FakeImages.num_train must be at most 2,147,483,648"]),
+    "batch-size-huge": (
+        ["--data.batch_size", "9" * 20],
+        ["data.batch_size must be at most 2,147,483,648"],
+    ),
+    "num-train-huge": (
+        ["--data.num_train", "100000000000"],
+        ["FakeImages.num_train must be at most 2,147,483,648"],
+    ),
     "data-seed-huge": (["--data.seed", "1" + "0" * 23], ["FakeImages.seed must be at most"]),
-    "workers-huge": (["--data.num_workers", "100000"], ["data.num_workers must be at most 1,024, got 100000"]),
-    "shape-huge": (["--data.shape", "[100000, 100000, 100000]"], ["FakeImages must take at most half", "memory"]),
-    "shape-product": (["--data.shape", "[1, 2000000000, 2000000000]"], ["FakeImages must take at most half"]),
-    "num-train-too": (["--data.num_train", "2000000000"], ["give smaller num_train, num_test, num_classes or shape"]),
-    "num-classes-huge": (["--data.num_classes", "2000000000"], ["FakeImages must take at most half"]),
-    "hidden-huge": (["--model.net_kwargs", "{hidden: [2000000000, 2000000000]}"], ["need less memory"]),
-    "monitor": (["--trainer.monitor", "val/nonsense"], ["must be a logged metric, got 'val/nonsense'"]),
-    "monitor-group": (["--trainer.monitor", "val/acc_int4"], ["got 'val/acc_int4'; did you mean 'val/acc_int8'?"]),
-    "name-long": (["--trainer.name", "n" * 300], ["--trainer.name must have at most", "255 between two slashes"]),
-    "name-long-utf8": (["--trainer.name", "é" * 200], ["--trainer.name must have at most", "got 400 bytes"]),
-    "name-deep": (["--trainer.name", "/".join(["a" * 200] * 25)], ["--trainer.name must have at most 3000 bytes"]),
-    "root-long": (["--trainer.default_root_dir", "n" * 300], ["--trainer.default_root_dir must have at most"]),
-    "name-no-utf8": (["--trainer.name", "\udcff"], ["--trainer.name must be valid UTF-8, got '\\udcff'"]),
+    "workers-huge": (
+        ["--data.num_workers", "100000"],
+        ["data.num_workers must be at most 1,024, got 100000"],
+    ),
+    "shape-huge": (
+        ["--data.shape", "[100000, 100000, 100000]"],
+        ["FakeImages must take at most half", "memory"],
+    ),
+    "shape-product": (
+        ["--data.shape", "[1, 2000000000, 2000000000]"],
+        ["FakeImages must take at most half"],
+    ),
+    "num-train-too": (
+        ["--data.num_train", "2000000000"],
+        ["give smaller num_train, num_test, num_classes or shape"],
+    ),
+    "num-classes-huge": (
+        ["--data.num_classes", "2000000000"],
+        ["FakeImages must take at most half"],
+    ),
+    "hidden-huge": (
+        ["--model.net_kwargs", "{hidden: [2000000000, 2000000000]}"],
+        ["need less memory"],
+    ),
+    "monitor": (
+        ["--trainer.monitor", "val/nonsense"],
+        ["must be a logged metric, got 'val/nonsense'"],
+    ),
+    "monitor-group": (
+        ["--trainer.monitor", "val/acc_int4"],
+        ["got 'val/acc_int4'; did you mean 'val/acc_int8'?"],
+    ),
+    "name-long": (
+        ["--trainer.name", "n" * 300],
+        ["--trainer.name must have at most", "255 between two slashes"],
+    ),
+    "name-long-utf8": (
+        ["--trainer.name", "é" * 200],
+        ["--trainer.name must have at most", "got 400 bytes"],
+    ),
+    "name-deep": (
+        ["--trainer.name", "/".join(["a" * 200] * 25)],
+        ["--trainer.name must have at most 3000 bytes"],
+    ),
+    "root-long": (
+        ["--trainer.default_root_dir", "n" * 300],
+        ["--trainer.default_root_dir must have at most"],
+    ),
+    "name-no-utf8": (
+        ["--trainer.name", "\udcff"],
+        ["--trainer.name must be valid UTF-8, got '\\udcff'"],
+    ),
     "group-name-long": (
         ["--clients", f"[{{bits: {{weights: 4, name: {'n' * 101}}}, count: 2}}]"],
         ["clients[0]: BitSpec.name must have at most 100 bytes"],
     ),
-    "threads": (["--trainer.threads", "100000"], ["--trainer.threads must be at most", "got 100000"]),
-    "devices": (["--trainer.devices", "100000"], ["--trainer.devices must be at most", "got 100000"]),
-    "ambiguous": (["--trainer.logger", "CSVLogger"], ["trainer.logger", "Multiple subclasses with name CSVLogger"]),
+    "threads": (
+        ["--trainer.threads", "100000"],
+        ["--trainer.threads must be at most", "got 100000"],
+    ),
+    "devices": (
+        ["--trainer.devices", "100000"],
+        ["--trainer.devices must be at most", "got 100000"],
+    ),
+    "ambiguous": (
+        ["--trainer.logger", "CSVLogger"],
+        ["trainer.logger", "Multiple subclasses with name CSVLogger"],
+    ),
     "required": (
         ["--trainer.logger", "lightning.fabric.loggers.CSVLogger"],
         ["trainer.logger", "root_dir", "required"],
@@ -298,7 +599,9 @@ def check(code: int, err: str, expected: list[str], folder: Path, before: set[Pa
 
 
 @pytest.mark.parametrize(("text", "expected"), FILES.values(), ids=FILES.keys())
-def test_a_bad_file_is_refused(bhfl: Command, tmp_path: Path, text: str, expected: list[str]) -> None:
+def test_a_bad_file_is_refused(
+    bhfl: Command, tmp_path: Path, text: str, expected: list[str]
+) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     before = set(tmp_path.rglob("*"))
     code, _, err = bhfl("fit", "--config", "tiny.yaml", "--config", "bad.yaml")
@@ -306,14 +609,18 @@ def test_a_bad_file_is_refused(bhfl: Command, tmp_path: Path, text: str, expecte
 
 
 @pytest.mark.parametrize(("args", "expected"), OPTIONS.values(), ids=OPTIONS.keys())
-def test_a_bad_option_is_refused(bhfl: Command, tmp_path: Path, args: list[str], expected: list[str]) -> None:
+def test_a_bad_option_is_refused(
+    bhfl: Command, tmp_path: Path, args: list[str], expected: list[str]
+) -> None:
     before = set(tmp_path.rglob("*"))
     code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
     check(code, err, expected, tmp_path, before)
 
 
 @pytest.mark.parametrize("name", ["tab", "alias-bomb", "class-popen-callback"])
-def test_a_bad_file_is_refused_by_the_real_command(real_bhfl: Command, tmp_path: Path, name: str) -> None:
+def test_a_bad_file_is_refused_by_the_real_command(
+    real_bhfl: Command, tmp_path: Path, name: str
+) -> None:
     text, expected = FILES[name]
     (tmp_path / "bad.yaml").write_text(text)
     before = set(tmp_path.rglob("*"))
@@ -338,7 +645,9 @@ def test_a_module_of_the_standard_library_is_not_even_imported(bhfl: Command) ->
     ],
 )
 @pytest.mark.parametrize("option", ["--algorithm", "--trainer.callbacks+", "--model.optimizer"])
-def test_a_module_that_cannot_be_imported(bhfl: Command, tmp_path: Path, source: str, why: str, option: str) -> None:
+def test_a_module_that_cannot_be_imported(
+    bhfl: Command, tmp_path: Path, source: str, why: str, option: str
+) -> None:
     module = f"own_broken_{abs(hash((source, option)))}"
     (tmp_path / f"{module}.py").write_text(source)
     code, _, err = bhfl("fit", "--config", "tiny.yaml", f"{option}={module}.Mine")
@@ -365,8 +674,13 @@ def test_all_problems_come_at_once(bhfl: Command, tmp_path: Path) -> None:
 
 
 def test_problems_of_the_trainer_come_at_once(bhfl: Command) -> None:
-    problems = bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds=0", "--trainer.patience=0").problems
-    assert [problem.split(" must ")[0] for problem in problems] == ["--trainer.max_rounds", "--trainer.patience"]
+    problems = bhfl(
+        "fit", "--config", "tiny.yaml", "--trainer.max_rounds=0", "--trainer.patience=0"
+    ).problems
+    assert [problem.split(" must ")[0] for problem in problems] == [
+        "--trainer.max_rounds",
+        "--trainer.patience",
+    ]
 
 
 def test_very_many_problems_are_counted(bhfl: Command, tmp_path: Path) -> None:
@@ -385,6 +699,8 @@ def test_an_unknown_command_is_refused(bhfl: Command) -> None:
     assert bhfl("reprot").problems == ["'reprot' is no command; did you mean 'report'?"]
 
 
-def test_other_processes_of_a_run_stay_silent(bhfl: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_of_a_run_stay_silent(
+    bhfl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert bhfl("fit", "--config", "nope.yaml") == (2, "", "")

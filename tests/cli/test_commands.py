@@ -33,7 +33,7 @@ class Tell(Callback):
     def on_fit_start(self, trainer):
         print("callbacks:", *(type(c).__name__ for c in trainer.callbacks))
         print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.options["seed"])
-"""
+"""  # noqa: E501
 
 FAILING = """\
 from bhfl.algorithms import FedAvg
@@ -53,12 +53,15 @@ def run(bhfl: Command, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "tiny" / "version_0"
 
 
-def test_a_run_of_the_command_line_is_reported_by_it(bhfl: Command, run: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_command_line_is_reported_by_it(
+    bhfl: Command, run: Path, tmp_path: Path
+) -> None:
     code, out, err = bhfl("report", "runs", "--target", "0.01")
     assert (code, err) == (0, "")
     assert out.startswith("FakeImages, IID, mlp, 2 x int8, 2 x float32\n")
     assert "\nFedAvg " in out
-    assert (tmp_path / "report" / "report.html").read_text().count("<img") == 10  # with the weights of the run
+    # with the weights of the run
+    assert (tmp_path / "report" / "report.html").read_text().count("<img") == 10
     assert bhfl("report", "nowhere").problems[0].startswith("nowhere: no such folder")
 
 
@@ -110,12 +113,24 @@ def test_help_of_a_class(bhfl: Command) -> None:
 
 
 def test_later_layers_win(bhfl: Command, tmp_path: Path) -> None:
-    (tmp_path / "more.yaml").write_text("trainer: {max_rounds: 5, patience: 3}\ndata: {batch_size: 8}\n")
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {max_rounds: 5, patience: 3}\ndata: {batch_size: 8}\n"
+    )
     config = parsed(
-        bhfl, "--config", "tiny.yaml", "--trainer.patience", "9", "--config", "more.yaml", "--trainer.max_rounds=7"
+        bhfl,
+        "--config",
+        "tiny.yaml",
+        "--trainer.patience",
+        "9",
+        "--config",
+        "more.yaml",
+        "--trainer.max_rounds=7",
     )
     assert (config["trainer"]["max_rounds"], config["trainer"]["patience"]) == (7, 3)
-    assert (config["data"]["init_args"]["batch_size"], config["data"]["init_args"]["num_train"]) == (8, 96)
+    assert (
+        config["data"]["init_args"]["batch_size"],
+        config["data"]["init_args"]["num_train"],
+    ) == (8, 96)
 
 
 def test_short_forms(bhfl: Command) -> None:
@@ -123,7 +138,14 @@ def test_short_forms(bhfl: Command) -> None:
         bhfl,
         *("--clients", "{ternary: 3, 4: 3, 32: 4}"),
         *("--algorithm", "FedProx", "--algorithm.mu", "0.5"),
-        *("--data", "CIFAR10", "--data.archive", "x.tar", "--data.partition=Dirichlet", "--data.partition.alpha=0.1"),
+        *(
+            "--data",
+            "CIFAR10",
+            "--data.archive",
+            "x.tar",
+            "--data.partition=Dirichlet",
+            "--data.partition.alpha=0.1",
+        ),
         *("--model.optimizer", "Adam", "--model.optimizer.lr", "0.01"),
         *("--trainer.callbacks+=WeightHistograms", "--trainer.callbacks.every_n_rounds=5"),
     )
@@ -152,21 +174,39 @@ def test_a_named_class_has_its_own_defaults(bhfl: Command, tmp_path: Path) -> No
     assert {"name": "SGD", "lr": 0.2, "momentum": 0.0}.items() <= plain.items()
     later = optimizer("--config", "sgd.yaml", "--model.optimizer.momentum", "0.5")
     assert later == {**plain, "momentum": 0.5}
-    assert optimizer("--model.optimizer.lr", "0.3", "--model.optimizer", "SGD") == {**plain, "lr": 0.3}
+    assert optimizer("--model.optimizer.lr", "0.3", "--model.optimizer", "SGD") == {
+        **plain,
+        "lr": 0.3,
+    }
     again = optimizer("--config", "sgd.yaml", "--model.optimizer", "torch.optim.SGD")
     assert again == plain
     (tmp_path / "none.yaml").write_text("trainer: {server_optimizer: null}")
-    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.server_optimizer", "SGD", "--config", "none.yaml").code == 0
+    assert (
+        bhfl(
+            "fit",
+            "--config",
+            "tiny.yaml",
+            "--trainer.server_optimizer",
+            "SGD",
+            "--config",
+            "none.yaml",
+        ).code
+        == 0
+    )
     plateau = ("--model.lr_scheduler", "torch.optim.lr_scheduler.ReduceLROnPlateau")
     assert (
-        parsed(bhfl, "--config", "tiny.yaml", *plateau)["model"]["init_args"]["lr_scheduler"]["init_args"]["mode"]
+        parsed(bhfl, "--config", "tiny.yaml", *plateau)["model"]["init_args"]["lr_scheduler"][
+            "init_args"
+        ]["mode"]
         == "min"
     )
 
 
 @pytest.mark.parametrize(("word", "tau"), [("500", 500), ("1", 1), ("1.0", 1.0), ("0.25", 0.25)])
 def test_a_share_is_a_float_and_a_count_is_not(bhfl: Command, word: str, tau: float) -> None:
-    found = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.tau={word}")["algorithm"]["init_args"]["tau"]
+    found = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.tau={word}")["algorithm"]["init_args"][
+        "tau"
+    ]
     assert (type(found), found) == (type(tau), tau)
 
 
@@ -178,7 +218,9 @@ def test_a_fleet_by_fractions(bhfl: Command) -> None:
 
 def test_defaults_are_complete(bhfl: Command) -> None:
     config = parsed(bhfl)
-    classes = [config[part]["class_path"].rpartition(".")[2] for part in ("algorithm", "model", "data")]
+    classes = [
+        config[part]["class_path"].rpartition(".")[2] for part in ("algorithm", "model", "data")
+    ]
     assert classes == ["FedAvg", "Classifier", "Digits"]
     assert config["seed_everything"] == 0
     assert not {"clients", "algorithm", "seed"} & config["trainer"].keys()
@@ -195,7 +237,12 @@ def test_a_printed_configuration_parses_to_itself(bhfl: Command, tmp_path: Path)
 
 
 def test_fit_trains_and_keeps_its_configuration(bhfl: Command, run: Path, tmp_path: Path) -> None:
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "summary.json", "rounds.jsonl", "checkpoints"}
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "summary.json",
+        "rounds.jsonl",
+        "checkpoints",
+    }
     again = parsed(bhfl, "--config", run / "config.yaml")
     assert again == parsed(bhfl, "--config", "tiny.yaml")
     assert "ckpt_path" not in yaml.safe_load((run / "config.yaml").read_text())
@@ -235,34 +282,59 @@ def test_measuring_untrained_weights_is_said(bhfl: Command) -> None:
 
 def test_last_means_the_run_whose_configuration_is_used(bhfl: Command, run: Path) -> None:
     assert bhfl("fit", "--config", "tiny.yaml").code == 0  # a newer run
-    args = ("fit", "--config", run / "config.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3")
+    args = (
+        "fit",
+        "--config",
+        run / "config.yaml",
+        "--ckpt_path",
+        "last",
+        "--trainer.max_rounds",
+        "3",
+    )
     assert bhfl(*args).code == 0
     assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
     assert len((run.with_name("version_1") / "rounds.jsonl").read_text().splitlines()) == 2
 
 
 def test_last_means_the_newest_run_otherwise(bhfl: Command, run: Path) -> None:
-    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3").code == 0
+    assert (
+        bhfl(
+            "fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3"
+        ).code
+        == 0
+    )
     assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_run_killed_before_the_checkpoint_of_its_first_round_is_passed_over(bhfl: Command, run: Path) -> None:
+def test_a_run_killed_before_the_checkpoint_of_its_first_round_is_passed_over(
+    bhfl: Command, run: Path
+) -> None:
     """``best.ckpt`` is written before it."""
     (run.with_name("version_1") / "checkpoints").mkdir(parents=True)
     (run.with_name("version_1") / "checkpoints" / "best.ckpt").write_bytes(
         (run / "checkpoints" / "best.ckpt").read_bytes()
     )
-    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3").code == 0
+    assert (
+        bhfl(
+            "fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_rounds", "3"
+        ).code
+        == 0
+    )
     assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_seed_decides_the_run(bhfl: Command, tmp_path: Path) -> None:
     for seed in (1, 1, 2):
-        assert bhfl("fit", "--config", "tiny.yaml", "--seed_everything", seed, "--trainer.max_rounds=1").code == 0
+        assert (
+            bhfl(
+                "fit", "--config", "tiny.yaml", "--seed_everything", seed, "--trainer.max_rounds=1"
+            ).code
+            == 0
+        )
     one, same, other = (
-        torch.load(tmp_path / f"runs/tiny/version_{i}/checkpoints/round=00001.ckpt", weights_only=True)["state"][
-            "server"
-        ]["params"]
+        torch.load(
+            tmp_path / f"runs/tiny/version_{i}/checkpoints/round=00001.ckpt", weights_only=True
+        )["state"]["server"]["params"]
         for i in range(3)
     )
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -272,8 +344,9 @@ def test_the_seed_decides_the_run(bhfl: Command, tmp_path: Path) -> None:
 def test_own_classes_beside_the_configuration(bhfl: Command, tmp_path: Path) -> None:
     (tmp_path / "own_classes.py").write_text(OWN)
     code, out, err = bhfl(
-        "fit", "--config", "tiny.yaml", "--algorithm", "own_classes.Mine", "--algorithm.nu=0.1", "--algorithm.mu=0.2",
-        "--trainer.callbacks+=own_classes.Tell", "--trainer.callbacks+=Progress", "--seed_everything=7",
+        "fit", "--config", "tiny.yaml", "--algorithm", "own_classes.Mine", "--algorithm.nu=0.1",
+        "--algorithm.mu=0.2", "--trainer.callbacks+=own_classes.Tell",
+        "--trainer.callbacks+=Progress", "--seed_everything=7",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "callbacks: WeightHistograms Tell Progress SaveConfig" in out
@@ -320,10 +393,12 @@ data:
     train: {class_path: own_sets.Blobs, init_args: {n: 90}}
     test: {class_path: own_sets.Blobs, init_args: {n: 30, seed: 1}}
 trainer: {max_rounds: 1, name: vectors, accelerator: cpu}
-"""
+"""  # noqa: E501
 
 
-def test_own_data_sets_and_quantisers_in_a_file(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_data_sets_and_quantisers_in_a_file(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(quantizers.REGISTERED, "half_range", None)  # so that it is gone afterwards
     del quantizers.REGISTERED["half_range"]
     (tmp_path / "own_sets.py").write_text(DATASETS)
@@ -345,7 +420,14 @@ def test_a_logger_whose_package_is_missing_is_told(bhfl: Command) -> None:
 
 def test_other_options_than_the_checkpoint_s_are_listed(bhfl: Command, run: Path) -> None:
     code, _, err = bhfl(
-        "fit", "--config", "tiny.yaml", "--ckpt_path", run, "--algorithm", "FedProx", "--data.batch_size=4"
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--ckpt_path",
+        run,
+        "--algorithm",
+        "FedProx",
+        "--data.batch_size=4",
     )
     assert code == 4
     assert "algorithm.class_path: 'bhfl.algorithms.FedAvg' -> 'bhfl.algorithms.FedProx'" in err
@@ -354,13 +436,21 @@ def test_other_options_than_the_checkpoint_s_are_listed(bhfl: Command, run: Path
 
 
 def test_where_the_data_are_may_change(bhfl: Command, run: Path) -> None:
-    assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", run, "--data.num_workers=1").code == 0
+    assert (
+        bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", run, "--data.num_workers=1").code == 0
+    )
 
 
 def test_unusable_checkpoints(bhfl: Command, run: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.ckpt").write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:500])
-    for path, message in (("nope.ckpt", "no such"), ("torn.ckpt", "torn.ckpt"), ("last", "no run with a checkpoint")):
-        code, _, err = bhfl("test", "--config", "tiny.yaml", "--trainer.name", "other", "--ckpt_path", path)
+    for path, message in (
+        ("nope.ckpt", "no such"),
+        ("torn.ckpt", "torn.ckpt"),
+        ("last", "no run with a checkpoint"),
+    ):
+        code, _, err = bhfl(
+            "test", "--config", "tiny.yaml", "--trainer.name", "other", "--ckpt_path", path
+        )
         assert code == 4
         assert err.startswith("error: ")
         assert message in err
@@ -400,10 +490,20 @@ class Data(FromDatasets):
 
 def test_a_model_without_accuracy_and_data_that_break(bhfl: Command, tmp_path: Path) -> None:
     (tmp_path / "loss_only.py").write_text(LOSS_ONLY)
-    options = ["--model", "loss_only.Regression", "--data", "loss_only.Data", "--clients", "{8: 1, 32: 1}"]
+    options = [
+        "--model",
+        "loss_only.Regression",
+        "--data",
+        "loss_only.Data",
+        "--clients",
+        "{8: 1, 32: 1}",
+    ]
     options += ["--model.net", "mlp", "--trainer.name", "own"]
     monitor = ["--trainer.monitor", "val/loss_avg"]
-    with pytest.warns(UserWarning, match="monitor is val/loss_avg and trainer.mode max: the highest loss is the best"):
+    with pytest.warns(
+        UserWarning,
+        match="monitor is val/loss_avg and trainer.mode max: the highest loss is the best",
+    ):
         code, out, _ = bhfl("fit", *options, *monitor, "--trainer.max_rounds", "1")
     assert code == 0
     assert "  int8 loss " in out
@@ -438,7 +538,14 @@ def test_unusable_data(bhfl: Command, tmp_path: Path, args: list[str], message: 
 
 @pytest.mark.filterwarnings("ignore:round 1. client")
 def test_too_few_clients(bhfl: Command) -> None:
-    args = ("--model.optimizer.lr", "1e30", "--trainer.max_failed_rounds", "0", "--trainer.local_epochs", "4")
+    args = (
+        "--model.optimizer.lr",
+        "1e30",
+        "--trainer.max_failed_rounds",
+        "0",
+        "--trainer.local_epochs",
+        "4",
+    )
     code, _, err = bhfl("fit", "--config", "tiny.yaml", *args)
     assert code == 5
     assert err.startswith("error: 1 rounds in a row had fewer than min_clients=1 usable updates")
@@ -454,14 +561,29 @@ def test_a_run_without_a_usable_round_fails(bhfl: Command, tmp_path: Path) -> No
 
 
 def test_patience_without_validation(bhfl: Command, tmp_path: Path) -> None:
-    code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.patience", "1", "--data.val_fraction", "0")
-    assert (code, err) == (2, "error: trainer.patience needs validation samples, and the data have none; got 1\n")
+    code, _, err = bhfl(
+        "fit", "--config", "tiny.yaml", "--trainer.patience", "1", "--data.val_fraction", "0"
+    )
+    assert (code, err) == (
+        2,
+        "error: trainer.patience needs validation samples, and the data have none; got 1\n",
+    )
     assert not (tmp_path / "runs").exists()
 
 
 def test_patience_with_the_loss_of_training(bhfl: Command) -> None:
     words = ("--trainer.patience=1", "--trainer.monitor=train/loss", "--trainer.mode=min")
-    assert bhfl("fit", "--config", "tiny.yaml", "--data.val_fraction=0", "--trainer.max_rounds=1", *words).code == 0
+    assert (
+        bhfl(
+            "fit",
+            "--config",
+            "tiny.yaml",
+            "--data.val_fraction=0",
+            "--trainer.max_rounds=1",
+            *words,
+        ).code
+        == 0
+    )
 
 
 def test_a_file_of_the_name_of_a_network_is_no_network(bhfl: Command, tmp_path: Path) -> None:
@@ -492,9 +614,16 @@ def test_empty_words_name_nothing(bhfl: Command, run: Path, command: str) -> Non
 
 def test_warnings_are_one_line() -> None:
     source = str(Path(exits.__file__).parents[1] / "engine" / "trainer.py")
-    assert exits.format_warning("client 3 failed", UserWarning, source, 7) == "warning: client 3 failed\n"
-    assert exits.format_warning("old", DeprecationWarning, source, 7).startswith(f"{source}:7: DeprecationWarning: old")
-    assert exits.format_warning("odd", UserWarning, "other.py", 7, "").startswith("other.py:7: UserWarning: odd")
+    assert (
+        exits.format_warning("client 3 failed", UserWarning, source, 7)
+        == "warning: client 3 failed\n"
+    )
+    assert exits.format_warning("old", DeprecationWarning, source, 7).startswith(
+        f"{source}:7: DeprecationWarning: old"
+    )
+    assert exits.format_warning("odd", UserWarning, "other.py", 7, "").startswith(
+        "other.py:7: UserWarning: odd"
+    )
 
 
 HOOKS = """\
@@ -516,7 +645,12 @@ class Misspelt(Callback):
             "Duck",
             "own_0.Duck', which does not derive from bhfl.engine.callback.Callba",
         ),
-        (HOOKS, "Misspelt", "own_1.Misspelt': Misspelt.on_round_ended is no hook of Callback, and nothing would call"),
+        (
+            HOOKS,
+            "Misspelt",
+            "own_1.Misspelt': Misspelt.on_round_ended is no hook of Callback, "
+            "and nothing would call",
+        ),
     ],
 )
 def test_callbacks_that_would_not_be_called_are_refused(bhfl, tmp_path, source, name, problem):
@@ -532,7 +666,8 @@ def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
     code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_interrupt.Stop")
     assert (code, err) == (
         130,
-        "error: interrupted while validating; --ckpt_path runs/tiny/version_0 goes on from round 1\n",
+        "error: interrupted while validating; "
+        "--ckpt_path runs/tiny/version_0 goes on from round 1\n",
     )
     assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "runs/tiny/version_0").code == 0
 
@@ -562,7 +697,9 @@ def test_two_processes_say_and_write_everything_once(real_bhfl: Command, tmp_pat
     assert code == 0
     assert out.count("logs and checkpoints: runs/tiny/version_0") == 1
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["version_0"]
-    code, _, err = real_bhfl("fit", "--config", "tiny.yaml", "--trainer.devices", "2", "--data.num_train", "4")
+    code, _, err = real_bhfl(
+        "fit", "--config", "tiny.yaml", "--trainer.devices", "2", "--data.num_train", "4"
+    )
     assert code == 3
     assert err.count("error: ") == 1
 
@@ -571,8 +708,19 @@ def test_two_processes_say_and_write_everything_once(real_bhfl: Command, tmp_pat
 def test_sigterm_ends_with_143(bhfl: Command, tmp_path: Path) -> None:
     """Only the exit code: what a resumed run equals is the engine's to test."""
     source = Path(sys.modules["bhfl"].__file__ or "").parents[1]
-    words = [sys.executable, "-m", "bhfl", "fit", "--config", "tiny.yaml", "--trainer.max_rounds", "100000"]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, env={"PYTHONPATH": str(source)}) as process:
+    words = [
+        sys.executable,
+        "-m",
+        "bhfl",
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--trainer.max_rounds",
+        "100000",
+    ]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, env={"PYTHONPATH": str(source)}
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(b"round"):

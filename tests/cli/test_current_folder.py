@@ -1,4 +1,6 @@
-"""Modules in the current folder: the user's own are found, and none that somebody else looks for."""
+"""Modules in the current folder: the user's own are found, and none that somebody else looks
+for.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from bhfl.cli.current_folder import CurrentFolder, find_in_current_folder, forge
 from tests.cli.conftest import TINY, Command
 
 MODULES = {
-    "mine_model.py": "import mine_helpers\nfrom bhfl.algorithms import FedAvg\n\n\nclass Mine(FedAvg):\n"
-    "    helper = mine_helpers.VALUE\n\n    def later(self):\n        from mine_package.inner import VALUE\n\n"
-    "        return VALUE\n",
+    "mine_model.py": "import mine_helpers\nfrom bhfl.algorithms import FedAvg\n\n\n"
+    "class Mine(FedAvg):\n    helper = mine_helpers.VALUE\n\n"
+    "    def later(self):\n        from mine_package.inner import VALUE\n\n        return VALUE\n",
     "mine_helpers.py": "VALUE = 7\n",
     "mine_package/__init__.py": "",
     "mine_package/inner.py": "from mine_package import deep\n\nVALUE = deep.VALUE\n",
@@ -83,7 +85,9 @@ def test_only_one_folder_is_looked_at(folder: Path, monkeypatch: pytest.MonkeyPa
         own("mine_model.Mine")
 
 
-def test_the_folder_that_python_m_puts_first_is_taken_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_python_m_puts_first_is_taken_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [str(folder), "/elsewhere"])
     forget_start_folder()
     forget_start_folder()

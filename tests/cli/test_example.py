@@ -21,7 +21,10 @@ class Module(L.LightningModule):
 
     def __init__(self, unpack, stage="test", part=False):
         super().__init__()
-        self.net, self.unpack, self.stage, self.part = nn.Linear(5, 3), unpack, stage, part
+        self.net = nn.Linear(5, 3)
+        self.unpack = unpack
+        self.stage = stage
+        self.part = part
 
     def forward(self, x, scale=1.0):
         return self.net(x) * scale
@@ -108,5 +111,7 @@ def test_a_step_that_calls_no_layer():
     class Idle(Module):
         def step(self, batch): ...
 
-    with pytest.raises(ValueError, match="neither test_step nor validation_step of Idle calls any layer"):
+    with pytest.raises(
+        ValueError, match="neither test_step nor validation_step of Idle calls any layer"
+    ):
         example(Idle(None), Data([[X, Y]]))

@@ -16,9 +16,14 @@ from tests.cli.conftest import Command
 pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
 
 
-def test_a_run_s_model_at_each_width(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_s_model_at_each_width(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
-    assert bhfl("fit", "--config", "tiny.yaml", "--clients", "{ternary: 1, int8: 2, float32: 1}").code == 0
+    assert (
+        bhfl("fit", "--config", "tiny.yaml", "--clients", "{ternary: 1, int8: 2, float32: 1}").code
+        == 0
+    )
     run = tmp_path / "runs" / "tiny" / "version_0"
     code, out, err = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last")
     assert code == 0
@@ -26,7 +31,9 @@ def test_a_run_s_model_at_each_width(bhfl: Command, tmp_path: Path, monkeypatch:
     names = ["README.md", "float32.safetensors", "int8.safetensors", "ternary.safetensors"]
     assert sorted(path.name for path in (run / "export").iterdir()) == names
     assert all(name in out for name in names)
-    state = torch.load(run / "checkpoints" / "round=00002.ckpt", weights_only=True)["state"]["server"]["params"]
+    state = torch.load(run / "checkpoints" / "round=00002.ckpt", weights_only=True)["state"][
+        "server"
+    ]["params"]
     for group, bits in (("ternary", 2), ("int8", 8)):
         loaded = load_quantized(run / "export" / f"{group}.safetensors")
         assert {q.bits for q in loaded.values() if isinstance(q, QuantizedTensor)} == {bits}
@@ -56,14 +63,18 @@ class Flat(nn.Sequential):
 """
 
 
-def test_the_card_makes_an_own_network_again(bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_makes_an_own_network_again(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
     (tmp_path / "own_net.py").write_text(OWN)
     own = ("--model.net=own_net.Flat", "--model.net.hidden=5")
     assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *own).code == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     assert bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last").code == 0
-    snippet = re.search(r"```python\n(.*?)```", (run / "export" / "README.md").read_text(), re.DOTALL)
+    snippet = re.search(
+        r"```python\n(.*?)```", (run / "export" / "README.md").read_text(), re.DOTALL
+    )
     monkeypatch.chdir(run / "export")
     names: dict[str, object] = {}
     exec(snippet[1], names)
@@ -78,7 +89,9 @@ def test_onnx_of_a_best_checkpoint_in_a_chosen_folder(bhfl: Command, tmp_path: P
     assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1").code == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     (run / "summary.json").unlink()  # as of a run that was killed
-    code, out, _ = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "best", "--out", "here")
+    code, out, _ = bhfl(
+        "export", "--config", run / "config.yaml", "--ckpt_path", "best", "--out", "here"
+    )
     assert code == 0
     assert "here/int8.onnx" in out
     assert "accuracy (validation split)" in (tmp_path / "here" / "README.md").read_text()
@@ -121,7 +134,7 @@ class Model(Silent):
         return self.net(x) * self.scale
     def logits(self, x):
         return self(x)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("model", ["Model", "Silent"])
@@ -152,10 +165,15 @@ def test_onnx_of_batches_with_the_label_first(model: str, bhfl: Command, tmp_pat
     ("args", "problem"),
     [
         ([], "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"),
-        (["--ckpt_path", "last", "--algorithm", "Local"], "export needs a global model, and Local keeps none"),
+        (
+            ["--ckpt_path", "last", "--algorithm", "Local"],
+            "export needs a global model, and Local keeps none",
+        ),
     ],
 )
-def test_what_cannot_be_exported(args: list[str], problem: str, bhfl: Command, tmp_path: Path) -> None:
+def test_what_cannot_be_exported(
+    args: list[str], problem: str, bhfl: Command, tmp_path: Path
+) -> None:
     outcome = bhfl("export", "--config", "tiny.yaml", *args)
     assert outcome.code == 2
     assert outcome.problems == [problem]
@@ -168,11 +186,16 @@ def test_statistics_that_stay_with_clients(bhfl: Command, tmp_path: Path) -> Non
     config = tmp_path / "runs" / "tiny" / "version_0" / "config.yaml"
     outcome = bhfl("export", "--config", config, "--ckpt_path", "last")
     assert outcome.code == 2
-    assert "export needs running statistics, and with trainer.norm local they stay with clients" in outcome.err
+    assert (
+        "export needs running statistics, and with trainer.norm local they stay with clients"
+        in outcome.err
+    )
     assert not (config.parent / "export").exists()
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", '{"rounds": 2}', '{"metrics": 1}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[1]", "{", '{"rounds": 2}', '{"metrics": 1}', "\udcff"]
+)
 def test_a_summary_that_cannot_be_read_is_told_and_left_out(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,5 +210,7 @@ def test_a_summary_that_cannot_be_read_is_told_and_left_out(
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"clients": 1}'])
 def test_a_record_of_the_split_that_cannot_be_read_is_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "partition.json").write_text(text)
-    with pytest.warns(UserWarning, match=r"partition.json cannot be read: who was trained on which samples"):
+    with pytest.warns(
+        UserWarning, match=r"partition.json cannot be read: who was trained on which samples"
+    ):
         warn_of_known(tmp_path, {"val": [1]})

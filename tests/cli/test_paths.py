@@ -1,4 +1,6 @@
-"""All options that take a path take it alike: ``~``, relative, links, a slash at the end, spaces, other alphabets."""
+"""All options that take a path take it alike: ``~``, relative, links, a slash at the end, spaces,
+other alphabets.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,20 @@ FORMS = [f"~/{FOLDER}", f"{FOLDER}", f"./{FOLDER}/", "~/link/", "link", f"link/.
 @pytest.mark.parametrize("form", FORMS)
 def test_configurations_matrices_and_roots(home: Path, form: str) -> None:
     (home / FOLDER / "c.yaml").write_text(TINY)
-    (home / FOLDER / "m.yaml").write_text("seeds: [0]\nmethods: {A: {config: c.yaml}, B: {config: ~/link/c.yaml}}\n")
+    (home / FOLDER / "m.yaml").write_text(
+        "seeds: [0]\nmethods: {A: {config: c.yaml}, B: {config: ~/link/c.yaml}}\n"
+    )
     assert read_file(f"{form}/c.yaml").values["trainer"]["name"] == "tiny"
     assert [Path(file).resolve() for file in read_matrix(f"{form}/m.yaml").configs.values()] == [
         home / FOLDER / "c.yaml"
     ] * 2
     assert read_request(["m.yaml", "--root", form]).root.resolve() == home / FOLDER
     for args in (["--config", form], [f"--config={form}"], ["-c", form]):
-        (word,) = [word.removeprefix("--config=") for word in with_plain_paths(args) if word not in ("--config", "-c")]
+        (word,) = [
+            word.removeprefix("--config=")
+            for word in with_plain_paths(args)
+            if word not in ("--config", "-c")
+        ]
         assert not word.startswith("~")
         assert Path(word).resolve() == home / FOLDER
 
@@ -56,10 +64,15 @@ def test_data_traces_and_exports(home: Path, form: str) -> None:
     place = home / FOLDER
     np.save(place / "ids.npy", np.arange(3))
     (place / "links.csv").write_text("client,round,uplink_bps,downlink_bps\n0,1,1e6,1e6\n")
-    assert len(ByColumn(f"{form}/ids.npy").column) == len(ByColumn(Path(form) / "ids.npy").column) == 3
+    assert (
+        len(ByColumn(f"{form}/ids.npy").column) == len(ByColumn(Path(form) / "ids.npy").column) == 3
+    )
     SimulatedNetwork(trace=f"{form}/links.csv")
     for data in (ImageFolder(root=form), CIFAR10(archive=form)):
-        with pytest.raises(ValueError, match=r"a b ü must hold pictures in train/|link must hold pictures in train/"):
+        with pytest.raises(
+            ValueError,
+            match=r"a b ü must hold pictures in train/|link must hold pictures in train/",
+        ):
             data.prepare_data()
     assert Path(CIFAR10(root=form).root).resolve() == place
     assert save_quantized({}, f"{form}/x.safetensors") > 0
@@ -106,7 +119,15 @@ def test_what_is_no_path_is_refused_everywhere(home: Path, form: str) -> None:
 def test_a_run_from_the_home_folder(bhfl: Command, home: Path) -> None:
     (home / FOLDER / "c.yaml").write_text(TINY)
     os.symlink(home / FOLDER / "c.yaml", home / "c-link.yaml")
-    done = bhfl("fit", "--config", "~/c-link.yaml", "--trainer.default_root_dir", "~/link/", "--trainer.max_rounds", 1)
+    done = bhfl(
+        "fit",
+        "--config",
+        "~/c-link.yaml",
+        "--trainer.default_root_dir",
+        "~/link/",
+        "--trainer.max_rounds",
+        1,
+    )
     assert done.code == 0, done.err
     run = home / FOLDER / "tiny" / "version_0"
     assert (run / "summary.json").exists()
@@ -114,7 +135,14 @@ def test_a_run_from_the_home_folder(bhfl: Command, home: Path) -> None:
     os.symlink(run / "config.yaml", home / "again.yaml")
     done = bhfl("test", "--config=~/again.yaml", "--ckpt_path", "last")
     assert done.code == 0, done.err
-    done = bhfl("analyze", "--config=~/again.yaml", "--ckpt_path", "~/link/tiny/version_0/", "--out", "~/out put")
+    done = bhfl(
+        "analyze",
+        "--config=~/again.yaml",
+        "--ckpt_path",
+        "~/link/tiny/version_0/",
+        "--out",
+        "~/out put",
+    )
     assert done.code == 0, done.err
     assert (home / "out put" / "layers.csv").exists()
     assert sorted(path.name for path in home.iterdir() if path.name.startswith("~")) == []

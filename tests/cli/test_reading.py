@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.cli.reading import ConfigError, Text, asks_help, options, read_file, read_layers, read_text
+from bhfl.cli.reading import (
+    ConfigError,
+    Text,
+    asks_help,
+    options,
+    read_file,
+    read_layers,
+    read_text,
+)
 
 PLAIN = {
     "{a: 1, b: -2, c: +3}": {"a": 1, "b": -2, "c": 3},
@@ -21,7 +29,21 @@ def test_plain_values(text: str, value: object) -> None:
     assert read_text(text) == value
 
 
-AMBIGUOUS = ["yes", "NO", "on", "Off", "0x1F", "0b1", "012", "1_0", "1:30", "!!set {a}", "=", ".NaN", "{<<: {a: 1}}"]
+AMBIGUOUS = [
+    "yes",
+    "NO",
+    "on",
+    "Off",
+    "0x1F",
+    "0b1",
+    "012",
+    "1_0",
+    "1:30",
+    "!!set {a}",
+    "=",
+    ".NaN",
+    "{<<: {a: 1}}",
+]
 
 
 @pytest.mark.parametrize("text", AMBIGUOUS)
@@ -38,8 +60,17 @@ def test_lines_are_those_of_the_keys(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("x:\n  a: 1\n  b:\n  - 3\n  - c: 4\n")
     layer = read_file(str(path))
-    places = {(): 1, ("x", "a"): 2, ("x", "b"): 3, ("x", "b", "[0]"): 4, ("x", "b", "[1]", "c"): 5, ("x", "zzz"): 1}
-    assert {keys: layer.place(keys) for keys in places} == {keys: f"{path}:{line}: " for keys, line in places.items()}
+    places = {
+        (): 1,
+        ("x", "a"): 2,
+        ("x", "b"): 3,
+        ("x", "b", "[0]"): 4,
+        ("x", "b", "[1]", "c"): 5,
+        ("x", "zzz"): 1,
+    }
+    assert {keys: layer.place(keys) for keys in places} == {
+        keys: f"{path}:{line}: " for keys, line in places.items()
+    }
 
 
 def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
@@ -58,8 +89,14 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 def test_options_become_layers_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("seed_everything: 3\n")
-    layers = read_layers(["--x.y", "-1", "-c", str(tmp_path / "a.yaml"), "--x.list+=b", "--print_config", "--flag"])
-    assert [layer.values for layer in layers] == [{"x": {"y": "-1"}}, {"seed_everything": 3}, {"x": {"list": ["b"]}}]
+    layers = read_layers(
+        ["--x.y", "-1", "-c", str(tmp_path / "a.yaml"), "--x.list+=b", "--print_config", "--flag"]
+    )
+    assert [layer.values for layer in layers] == [
+        {"x": {"y": "-1"}},
+        {"seed_everything": 3},
+        {"x": {"list": ["b"]}},
+    ]
     assert isinstance(layers[0].values["x"]["y"], Text)
     assert layers[0].gives(("x", "y"))
     assert not layers[0].gives(("x", "y", "z"))
@@ -68,7 +105,11 @@ def test_options_become_layers_in_their_order(tmp_path: Path) -> None:
 
 
 def test_values_may_hold_equals_signs_and_spaces() -> None:
-    assert list(options(["--a=b=c", "--clients", "{8: 5}", "--a="])) == [("a", "b=c"), ("clients", "{8: 5}"), ("a", "")]
+    assert list(options(["--a=b=c", "--clients", "{8: 5}", "--a="])) == [
+        ("a", "b=c"),
+        ("clients", "{8: 5}"),
+        ("a", ""),
+    ]
     assert list(options(["--flag", "-c", "a", "--", "--a", "-1"])) == [
         ("flag", None),
         ("config", "a"),
@@ -77,7 +118,9 @@ def test_values_may_hold_equals_signs_and_spaces() -> None:
     ]
 
 
-@pytest.mark.parametrize("word", ["--help", "-h", "--data.help", "--trainer.callbacks.help=Progress"])
+@pytest.mark.parametrize(
+    "word", ["--help", "-h", "--data.help", "--trainer.callbacks.help=Progress"]
+)
 def test_help_is_asked_for(word: str) -> None:
     assert asks_help(["--config", "a", word])
     assert read_layers([word, "nonsense"]) == []

@@ -19,14 +19,16 @@ from bhfl.cli.schema import Checker, Section
 from tests.cli.conftest import Command
 
 TEXTS = [
-    "1e3", "7e12345", "+.5", "-1e3", "1_0e2", "._", "0x10", "0b1", "012", "08", "0o7", "on", "yes", "No", "null", "~",
-    "Null", "2024-01-01", ".inf", "-.INF", ".nan", "1:30", "1:30.5", "=", "<<", "", " ", "  a ", "a: b", "a #b", "#",
-    "'", '"', "[1", "[1, 2]", "{a", "{a: 1}", "*a", "&a", "!x", "!!int x", "!!timestamp x", "!!bool x", "- a", "? a",
-    "%", "@", "`", "|", "é", "𝔘", "a\nb", "a\n", "\n", "\t", "a\tb", "\u2028", "\x85", "\ufeff", "\x01", "12e", "²",
-    "٣", "-", "--", "9" * 5000, "NaN", "True", "x" * 300, "a  b" * 60, "{a, b}", "a:", "1.10", "[" * 40,
+    "1e3", "7e12345", "+.5", "-1e3", "1_0e2", "._", "0x10", "0b1", "012", "08", "0o7", "on", "yes",
+    "No", "null", "~", "Null", "2024-01-01", ".inf", "-.INF", ".nan", "1:30", "1:30.5", "=", "<<",
+    "", " ", "  a ", "a: b", "a #b", "#", "'", '"', "[1", "[1, 2]", "{a", "{a: 1}", "*a", "&a",
+    "!x", "!!int x", "!!timestamp x", "!!bool x", "- a", "? a", "%", "@", "`", "|", "é", "𝔘",
+    "a\nb", "a\n", "\n", "\t", "a\tb", "\u2028", "\x85", "\ufeff", "\x01", "12e", "²", "٣", "-",
+    "--", "9" * 5000, "NaN", "True", "x" * 300, "a  b" * 60, "{a, b}", "a:", "1.10", "[" * 40,
 ]  # fmt: skip
 texts = st.one_of(
-    st.sampled_from(TEXTS[:-3]), st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+    st.sampled_from(TEXTS[:-3]),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
 )
 
 
@@ -101,7 +103,11 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return same(list(first.items()), list(second.items()))
     if isinstance(first, (list, tuple)):
-        return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
+        return (
+            type(first) is type(second)
+            and len(first) == len(second)
+            and all(map(same, first, second))
+        )
     return repr(first) == repr(second)
 
 
@@ -131,7 +137,8 @@ def test_no_reader_takes_written_text_for_something_else(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "why"), [
-    ("[" * 60, "nested at most 50 deep"), ("a\0b", "NUL"), ("\udcff", "valid UTF-8"), ("- " * 60 + "a", "50 deep"),
+    ("[" * 60, "nested at most 50 deep"), ("a\0b", "NUL"), ("\udcff", "valid UTF-8"),
+    ("- " * 60 + "a", "50 deep"),
 ])  # fmt: skip
 def test_text_that_nothing_could_read_is_refused(text: str, why: str) -> None:
     from bhfl.cli.reading import read_layers
@@ -176,7 +183,7 @@ class Mine(FedAvg):
         unknown: "NoSuch" = None, cls: type[nn.Module] = nn.ReLU,
     ) -> None:
         self.all = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-"""
+"""  # noqa: E501
 
 
 def algorithm(bhfl: Command, *args: object) -> tuple[dict[str, Any], str]:
@@ -189,17 +196,24 @@ def algorithm(bhfl: Command, *args: object) -> tuple[dict[str, Any], str]:
 
     words = ["fit", "--config", "tiny.yaml", *map(str, args)]
     built = Built(words, read_layers(words[1:]))
-    saved = next(callback for callback in built.trainer.callbacks if isinstance(callback, cli.SaveConfig))
+    saved = next(
+        callback for callback in built.trainer.callbacks if isinstance(callback, cli.SaveConfig)
+    )
     return built.trainer.algorithm.all, saved.text
 
 
-def test_defaults_of_every_kind_are_read_back_or_left_to_the_class(bhfl: Command, tmp_path: Path) -> None:
+def test_defaults_of_every_kind_are_read_back_or_left_to_the_class(
+    bhfl: Command, tmp_path: Path
+) -> None:
     (tmp_path / "own_hints.py").write_text(OWN)
-    assert bhfl("fit", "--algorithm", "own_hints.Mine", "--print_config").code == 0  # and finds the module
+    # and finds the module
+    assert bhfl("fit", "--algorithm", "own_hints.Mine", "--print_config").code == 0
     given, text = algorithm(bhfl, "--algorithm", "own_hints.Mine")
     (tmp_path / "again.yaml").write_text(text)
     again, same_text = algorithm(bhfl, "--config", "again.yaml")
-    assert {key: repr(value) for key, value in again.items()} == {key: repr(value) for key, value in given.items()}
+    assert {key: repr(value) for key, value in again.items()} == {
+        key: repr(value) for key, value in given.items()
+    }
     assert same_text == text
     kept = yaml.safe_load(text)["algorithm"]["init_args"]
     assert {"function", "pair", "pairs", "text", "path", "options", "kind"} <= kept.keys()
@@ -209,18 +223,25 @@ def test_defaults_of_every_kind_are_read_back_or_left_to_the_class(bhfl: Command
 def test_values_of_every_kind_that_are_given_are_read_back(bhfl: Command, tmp_path: Path) -> None:
     (tmp_path / "own_values.py").write_text(OWN)
     values = {
-        "function": "torch.nn.functional.nll_loss", "maybe": "math.sqrt", "typed": "own_values.own", "pair": [7, "1e3"],
-        "pairs": [["on", 2], ["#", 3]], "infinite": 0.5, "ends": [-1, 1e-7], "kind": "torch.float16", "text": "on",
-        "switch": True, "number": "x: y", "many": [{"a": 5}, {}], "path": "~/a b", "cls": "torch.nn.GELU",
-        "module": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 2}},
+        "function": "torch.nn.functional.nll_loss", "maybe": "math.sqrt", "typed": "own_values.own",
+        "pair": [7, "1e3"], "pairs": [["on", 2], ["#", 3]], "infinite": 0.5, "ends": [-1, 1e-7],
+        "kind": "torch.float16", "text": "on", "switch": True, "number": "x: y",
+        "many": [{"a": 5}, {}], "path": "~/a b", "cls": "torch.nn.GELU",
+        "module": {
+            "class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 2},
+        },
         "whole": {"a": [1, "0x10"], "b": None}, "options": {"a": 3},
     }  # fmt: skip
-    (tmp_path / "given.yaml").write_text(written({"algorithm": {"class_path": "own_values.Mine", "init_args": values}}))
+    (tmp_path / "given.yaml").write_text(
+        written({"algorithm": {"class_path": "own_values.Mine", "init_args": values}})
+    )
     assert bhfl("fit", "--config", "given.yaml", "--print_config").code == 0
     given, text = algorithm(bhfl, "--config", "given.yaml")
     (tmp_path / "again.yaml").write_text(text)
     again, same_text = algorithm(bhfl, "--config", "again.yaml")
-    assert {key: repr(value) for key, value in again.items()} == {key: repr(value) for key, value in given.items()}
+    assert {key: repr(value) for key, value in again.items()} == {
+        key: repr(value) for key, value in given.items()
+    }
     assert same_text == text
     assert (given["pair"], given["pairs"]) == ((7, "1e3"), [("on", 2), ("#", 3)])
     assert given["whole"] == {"a": (1, "0x10"), "b": None}
@@ -232,7 +253,9 @@ def test_a_class_inside_a_class(bhfl: Command, tmp_path: Path) -> None:
     assert (code, "class_path: own_nested.Outer.Inner" in out) == (0, True)
 
 
-@pytest.mark.parametrize("name", ["1e3", "7e12345", "+.5", "-1e3", "1_0e2", "on", "2024-01-01", "1:30"])
+@pytest.mark.parametrize(
+    "name", ["1e3", "7e12345", "+.5", "-1e3", "1_0e2", "on", "2024-01-01", "1:30"]
+)
 def test_names_like_numbers(bhfl: Command, tmp_path: Path, name: str) -> None:
     code, out, _ = bhfl("fit", "--config", "tiny.yaml", f"--trainer.name={name}", "--print_config")
     assert code == 0
@@ -268,7 +291,7 @@ class Asks(L.LightningModule):
 
 class Model(Asks):
     def __init__(self): super().__init__()
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("words", ["true", "false"])
@@ -284,4 +307,6 @@ def test_a_model_is_given_what_it_takes_alone(bhfl: Command, tmp_path: Path, wor
     code, _, err = bhfl("fit", "--config", "asked.yaml", "--model", f"own_asked_{words}.Asks")
     assert code in (2, 3)
     assert "Traceback" not in err
-    assert ("num_classes must be given for targets that are no numbers" if words == "true" else "dict") in err
+    assert (
+        "num_classes must be given for targets that are no numbers" if words == "true" else "dict"
+    ) in err

@@ -29,28 +29,37 @@ def problems(hint: Any, value: Any, defaults: Mapping[str, Any] | None = None) -
 
 
 FITS = [
-    (int, 3), (float, 3), (float, 0.5), (bool, True), (str, "a"), (None, None), (Any, [1, {"a": None}]),
-    (Optional[int], None), (int | None, 4), (Union[int, str, list[int]], [1, 2]), (Annotated[int, "count"], 3),
-    (Literal["a", "b"], "a"), (Literal[1, 2], 2), (list[int], []), (tuple[int, ...], [1, 2]), (Iterable[str], ["a"]),
-    (dict[str, int], {"a": 1}), (Mapping[str, Any], {}), (Path, "a/b"), (Union[float, torch.Tensor], 0.1),
-    (Partitioner, "IID"), (Partitioner, "bhfl.data.partition.Dirichlet"), (Partitioner, {"class_path": "Dirichlet"}),
-    (Partitioner, {"class_path": "Dirichlet", "init_args": {"alpha": 1}}), (OptimizerCallable, "SGD"),
-    (OptimizerCallable, {"class_path": "torch.optim.SGD", "init_args": {"lr": 1}}), (Union[str, nn.Module], "cnn"),
-    (timedelta, "0:01:00"), (Colour, "RED"), (PositiveInt, 3), (type[int], "int"), (TypeVar("T"), 3), (bytes, "a"),
+    (int, 3), (float, 3), (float, 0.5), (bool, True), (str, "a"), (None, None),
+    (Any, [1, {"a": None}]), (Optional[int], None), (int | None, 4),
+    (Union[int, str, list[int]], [1, 2]), (Annotated[int, "count"], 3), (Literal["a", "b"], "a"),
+    (Literal[1, 2], 2), (list[int], []), (tuple[int, ...], [1, 2]), (Iterable[str], ["a"]),
+    (dict[str, int], {"a": 1}), (Mapping[str, Any], {}), (Path, "a/b"),
+    (Union[float, torch.Tensor], 0.1), (Partitioner, "IID"),
+    (Partitioner, "bhfl.data.partition.Dirichlet"), (Partitioner, {"class_path": "Dirichlet"}),
+    (Partitioner, {"class_path": "Dirichlet", "init_args": {"alpha": 1}}),
+    (OptimizerCallable, "SGD"),
+    (OptimizerCallable, {"class_path": "torch.optim.SGD", "init_args": {"lr": 1}}),
+    (Union[str, nn.Module], "cnn"), (timedelta, "0:01:00"), (Colour, "RED"), (PositiveInt, 3),
+    (type[int], "int"), (TypeVar("T"), 3), (bytes, "a"),
 ]  # fmt: skip
 
 MISFITS = [
-    (int, 3.0, "an integer, got 3.0"), (int, True, "an integer, got true"), (int, "3", "an integer, got '3'"),
-    (int, None, "an integer, got null"), (float, "x", "a number, got 'x'"), (float, False, "a number, got false"),
-    (float, float("inf"), "a number, got inf"), (bool, 1, "true or false, got 1"), (str, 3, "text, got 3"),
-    (Optional[int], "a", "an integer or null, got 'a'"), (Literal["aa", "bb"], "ab", "one of aa, bb, got 'ab'"),
+    (int, 3.0, "an integer, got 3.0"), (int, True, "an integer, got true"),
+    (int, "3", "an integer, got '3'"), (int, None, "an integer, got null"),
+    (float, "x", "a number, got 'x'"), (float, False, "a number, got false"),
+    (float, float("inf"), "a number, got inf"), (bool, 1, "true or false, got 1"),
+    (str, 3, "text, got 3"), (Optional[int], "a", "an integer or null, got 'a'"),
+    (Literal["aa", "bb"], "ab", "one of aa, bb, got 'ab'"),
     (Literal[1], True, "one of 1, got true"), (list[int], 3, "a list, got 3"),
-    (dict[str, int], [], "a mapping, got []"),
-    (list[int], ["a"], "x[0] must be an integer"), (Path, 3, "a path, got 3"),
-    (Union[float, torch.Tensor], "a", "a number, got 'a'"),
-    (Partitioner, 3, "a Partitioner (class_path and init_args), got 3"), (Partitioner, "Iid", "did you mean 'IID'?"),
+    (dict[str, int], [], "a mapping, got []"), (list[int], ["a"], "x[0] must be an integer"),
+    (Path, 3, "a path, got 3"), (Union[float, torch.Tensor], "a", "a number, got 'a'"),
+    (Partitioner, 3, "a Partitioner (class_path and init_args), got 3"),
+    (Partitioner, "Iid", "did you mean 'IID'?"),
     (Partitioner, {"class_path": "IID", "init_args": {"a": 1}}, "x.a is no option of IID"),
-    (OptimizerCallable, {"class_path": "SGD", "init_args": {"lr": "x"}}, "x.lr must be a number, got 'x'"),
+    (
+        OptimizerCallable, {"class_path": "SGD", "init_args": {"lr": "x"}},
+        "x.lr must be a number, got 'x'",
+    ),
 ]  # fmt: skip
 
 
@@ -66,9 +75,10 @@ def test_values_that_do_not(hint: Any, value: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("hint", "text", "fits"), [
-    (int, "3", True), (int, "'3'", False), (str, "3", True), (str, "yes", True), (bool, "true", True),
-    (bool, "yes", False), (list[int], "[1, 2]", True), (Optional[int], "null", True), (int, "null", False),
-    (Partitioner, "IID", True), (Partitioner, "{class_path: Dirichlet, init_args: {alpha: x}}", False),
+    (int, "3", True), (int, "'3'", False), (str, "3", True), (str, "yes", True),
+    (bool, "true", True), (bool, "yes", False), (list[int], "[1, 2]", True),
+    (Optional[int], "null", True), (int, "null", False), (Partitioner, "IID", True),
+    (Partitioner, "{class_path: Dirichlet, init_args: {alpha: x}}", False),
     (Literal["a"], "a", True), (float, "nan", False),
 ])  # fmt: skip
 def test_typed_values(hint: Any, text: str, fits: bool) -> None:
@@ -87,7 +97,9 @@ def test_a_class_holds_for_later_layers() -> None:
 
 def test_options_of_an_unknown_class_are_left_to_the_parser() -> None:
     checker = Checker(Section({"data": Partitioner}), {"data": {"class_path": "bhfl.data.IID"}})
-    assert len(checker(Layer({"data": {"class_path": "Nope", "init_args": {"alpha": 1}}}, "f"))) == 1
+    assert (
+        len(checker(Layer({"data": {"class_path": "Nope", "init_args": {"alpha": 1}}}, "f"))) == 1
+    )
 
 
 def test_parameters_follow_options_to_the_bases() -> None:

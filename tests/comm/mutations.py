@@ -19,18 +19,26 @@ DTYPES += [torch.int8, torch.int16, torch.int32, torch.int64]
 EXTREMES = [0, 1, 7, 255, 2**15, 2**16 - 1, 2**16, 2**20, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
 
 
-def random_codes(shape: tuple[int, ...], bits: int, generator: torch.Generator, channel: bool) -> QuantizedTensor:
+def random_codes(
+    shape: tuple[int, ...], bits: int, generator: torch.Generator, channel: bool
+) -> QuantizedTensor:
     limit = 2 ** (bits - 1) - 1
     dtype = torch.int8 if bits <= 8 else torch.int16
     codes = torch.randint(-limit, limit + 1, shape, generator=generator).to(dtype)
-    return QuantizedTensor(codes, torch.rand(shape[:1] if channel else (), generator=generator), bits)
+    return QuantizedTensor(
+        codes, torch.rand(shape[:1] if channel else (), generator=generator), bits
+    )
 
 
 def corpus() -> list[Tensors]:
     """Small models that between them use every kind of tensor."""
     generator = torch.Generator().manual_seed(0)
-    plain = {str(dtype): torch.randint(0, 2, (3, 5), generator=generator).to(dtype) for dtype in DTYPES}
-    codes = {f"w{bits}": random_codes((3, 7), bits, generator, bits % 2 == 0) for bits in range(2, 17)}
+    plain = {
+        str(dtype): torch.randint(0, 2, (3, 5), generator=generator).to(dtype) for dtype in DTYPES
+    }
+    codes = {
+        f"w{bits}": random_codes((3, 7), bits, generator, bits % 2 == 0) for bits in range(2, 17)
+    }
     layer = {
         "conv.weight": random_codes((4, 3, 3, 3), 4, generator, True),
         "conv.bias": torch.randn(4, generator=generator),
@@ -56,10 +64,19 @@ def rows(body: bytes) -> Rows:
 
 
 def one_row(
-    name: bytes, kind: int, bits: int, shape: tuple[int, ...], content: bytes = b"", num_tensors: int = 1
+    name: bytes,
+    kind: int,
+    bits: int,
+    shape: tuple[int, ...],
+    content: bytes = b"",
+    num_tensors: int = 1,
 ) -> bytes:
     """A payload of one tensor, as its sender says; repeated for more."""
-    row = struct.pack("<BBBH", kind, bits, len(shape), len(name)) + name + struct.pack(f"<{len(shape)}I", *shape)
+    row = (
+        struct.pack("<BBBH", kind, bits, len(shape), len(name))
+        + name
+        + struct.pack(f"<{len(shape)}I", *shape)
+    )
     prelude = struct.pack("<4sIII", b"BHFL", 1, num_tensors, 16 + num_tensors * len(row))
     return sealed(prelude + num_tensors * row + num_tensors * content)
 
@@ -86,14 +103,19 @@ def lie(rng: random.Random, payload: bytes) -> bytes:
     """A structured lie with the checksum computed anew."""
     body = bytearray(payload[:-4])
     table = rows(body)
-    choices: list[Callable[[random.Random, bytearray, Rows], bytes]] = [_prelude, _content, _section]
+    choices: list[Callable[[random.Random, bytearray, Rows], bytes]] = [
+        _prelude,
+        _content,
+        _section,
+    ]
     choices += [_row, _shape, _name, _twice, _whole] if table else [_whole]
     return sealed(rng.choice(choices)(rng, body, table))
 
 
 def _prelude(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     value = rng.choice([*EXTREMES, len(body), len(body) - 1, 17])
-    struct.pack_into("<I", body, rng.choice([4, 8, 12]), value)  # version (255 among them), tensors, header size
+    # version (255 among them), tensors, header size
+    struct.pack_into("<I", body, rng.choice([4, 8, 12]), value)
     return bytes(body)
 
 
@@ -113,7 +135,8 @@ def _section(rng: random.Random, body: bytearray, table: Rows) -> bytes:
 
 def _row(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, _, _ = rng.choice(table)
-    body[start + rng.randrange(3)] = rng.choice([*range(18), 31, 32, 33, 34, 64, 128, 255])  # kind, bits, dimensions
+    # kind, bits, dimensions
+    body[start + rng.randrange(3)] = rng.choice([*range(18), 31, 32, 33, 34, 64, 128, 255])
     return bytes(body)
 
 
@@ -121,14 +144,20 @@ def _shape(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, name_bytes, num_dims = rng.choice(table)
     for dim in range(num_dims):
         if rng.random() < 0.6:
-            struct.pack_into("<I", body, start + 5 + name_bytes + 4 * dim, rng.choice([*EXTREMES, rng.randrange(64)]))
+            struct.pack_into(
+                "<I",
+                body,
+                start + 5 + name_bytes + 4 * dim,
+                rng.choice([*EXTREMES, rng.randrange(64)]),
+            )
     return bytes(body)
 
 
 def _name(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, name_bytes, _ = rng.choice(table)
     if rng.random() < 0.5 and name_bytes:
-        body[start + 5 + rng.randrange(name_bytes)] = rng.choice([0x80, 0xC0, 0xED, 0xFF])  # no UTF-8
+        # no UTF-8
+        body[start + 5 + rng.randrange(name_bytes)] = rng.choice([0x80, 0xC0, 0xED, 0xFF])
     else:
         struct.pack_into("<H", body, start + 3, rng.choice([0, 1, 511, 512, 513, 2**15, 2**16 - 1]))
     return bytes(body)
@@ -144,11 +173,15 @@ def _whole(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     """A well-formed header of any figures, over content that has little to do with it."""
     shape = tuple(rng.choice([*EXTREMES, 2, 3]) for _ in range(rng.choice([0, 1, 2, 4, 8, 9])))
     kind, bits = rng.choice([*range(12), 32, 33]), rng.choice([0, 0, *range(18), 32, 255])
-    return one_row(b"w" * rng.choice([0, 3, 512, 513]), kind, bits, shape, rng.randbytes(rng.randrange(40)))[:-4]
+    return one_row(
+        b"w" * rng.choice([0, 3, 512, 513]), kind, bits, shape, rng.randbytes(rng.randrange(40))
+    )[:-4]
 
 
 def mutations(number: int, seed: int) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(the payload as it was, what became of it, whether its checksum was computed anew), `number` times."""
+    """(the payload as it was, what became of it, whether its checksum was computed anew), `number`
+    times.
+    """
     rng = random.Random(seed)
     payloads = [encode(tensors) for tensors in corpus()]
     for _ in range(number):

@@ -1,4 +1,6 @@
-"""Simulated seconds: the arithmetic by hand, the draws by key, and what a configuration can get wrong."""
+"""Simulated seconds: the arithmetic by hand, the draws by key, and what a configuration can get
+wrong.
+"""
 
 import math
 from typing import Any
@@ -16,7 +18,13 @@ from bhfl.comm.network import (
 )
 
 STEADY = Profile(
-    uplink_bps=8e6, downlink_bps=3.2e7, latency_seconds=0.5, compute_flops=1e9, spread=0, jitter=0, compute_jitter=0
+    uplink_bps=8e6,
+    downlink_bps=3.2e7,
+    latency_seconds=0.5,
+    compute_flops=1e9,
+    spread=0,
+    jitter=0,
+    compute_jitter=0,
 )
 WORK = {"download_bytes": 4_000_000, "upload_bytes": 1_000_000, "flops": 2e9}
 MIXED = {"phone-4g": 0.6, "wifi": 0.4}
@@ -31,13 +39,17 @@ def fleet(num_clients: int, **changes: Any) -> list[Workload]:
     return [Workload(client=client, **(WORK | changes)) for client in range(num_clients)]
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def test_a_round_by_hand() -> None:
     found = steady(server_seconds=0.25).round_time(0, fleet(3))
     client = found.clients[1]
-    assert (client.download_seconds, client.compute_seconds, client.upload_seconds) == (1.5, 2.0, 1.5)
+    assert (client.download_seconds, client.compute_seconds, client.upload_seconds) == (
+        1.5,
+        2.0,
+        1.5,
+    )
     assert client.seconds == 5.0
     assert found.seconds == 5.25
     assert found.late == frozenset()
@@ -54,10 +66,14 @@ def test_a_round_lasts_as_long_as_its_slowest_participant() -> None:
 
 def test_halving_the_bandwidth_doubles_a_round_of_pure_transfer() -> None:
     rates = [
-        Profile(uplink_bps=8e6 / half, downlink_bps=3.2e7 / half, latency_seconds=0.0, compute_jitter=0)
+        Profile(
+            uplink_bps=8e6 / half, downlink_bps=3.2e7 / half, latency_seconds=0.0, compute_jitter=0
+        )
         for half in (1, 2)
     ]
-    full, halved = (SimulatedNetwork("x", {"x": rate}).round_time(1, fleet(5)).seconds for rate in rates)
+    full, halved = (
+        SimulatedNetwork("x", {"x": rate}).round_time(1, fleet(5)).seconds for rate in rates
+    )
     assert halved == pytest.approx(2 * full)
 
 
@@ -66,7 +82,10 @@ def test_halving_the_bandwidth_doubles_a_round_of_pure_transfer() -> None:
 def test_fewer_bytes_never_take_longer(fewer: int, more: int, round_index: int) -> None:
     network = SimulatedNetwork(MIXED)
     less, much = sorted((fewer, more))
-    short, long = (network.round_time(round_index, fleet(4, upload_bytes=size)).seconds for size in (less, much))
+    short, long = (
+        network.round_time(round_index, fleet(4, upload_bytes=size)).seconds
+        for size in (less, much)
+    )
     assert short <= long
 
 
@@ -82,7 +101,7 @@ def test_low_bits_compute_faster_only_when_asked() -> None:
     assert steady(low_bit_speedup=True).round_time(0, work).clients[0].compute_seconds == 2.0 / 8
 
 
-# --- deadlines and budgets ------------------------------------------------------------------------------------------
+# --- deadlines and budgets ------------------------------------------------------------------------
 
 
 def test_the_deadline_ends_the_round_and_names_the_late() -> None:
@@ -103,12 +122,15 @@ def test_nothing_to_send_takes_no_time() -> None:
 
 @given(st.integers(0, 100), st.floats(0.5, 60), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_a_budget_spent_to_the_last_byte_is_in_time(round_index: int, deadline: float, shared: bool) -> None:
+def test_a_budget_spent_to_the_last_byte_is_in_time(
+    round_index: int, deadline: float, shared: bool
+) -> None:
     network = SimulatedNetwork(MIXED, shared_uplink=shared, deadline_seconds=deadline)
     work = fleet(3, flops=1e9, download_bytes=100_000)
     budgets = [network.uplink_budget_bits(round_index, one, deadline, len(work)) for one in work]
     spent = [
-        Workload(client=i, upload_bytes=bits // 8, download_bytes=100_000, flops=1e9) for i, bits in enumerate(budgets)
+        Workload(client=i, upload_bytes=bits // 8, download_bytes=100_000, flops=1e9)
+        for i, bits in enumerate(budgets)
     ]
     times = network.client_times(round_index, spent)
     if all(budgets):
@@ -135,15 +157,20 @@ def test_the_quantile_deadline_is_met_by_that_share() -> None:
 
 def test_the_quantile_deadline_knows_who_else_shares_the_uplink() -> None:
     network = steady(shared_uplink=True)
-    assert network.quantile_deadline(0, fleet(2), 1.0, 4) == network.round_time(0, fleet(2), 4).seconds
-    assert network.quantile_deadline(0, fleet(2), 1.0, 4) > network.quantile_deadline(0, fleet(2), 1.0)
+    assert (
+        network.quantile_deadline(0, fleet(2), 1.0, 4) == network.round_time(0, fleet(2), 4).seconds
+    )
+    assert network.quantile_deadline(0, fleet(2), 1.0, 4) > network.quantile_deadline(
+        0, fleet(2), 1.0
+    )
 
 
-# --- draws ----------------------------------------------------------------------------------------------------------
+# --- draws ----------------------------------------------------------------------------------------
 
 
 def test_draws_depend_on_seed_round_and_client_alone() -> None:
-    first, second = SimulatedNetwork(MIXED, seed=5), SimulatedNetwork(MIXED, seed=5, deadline_seconds=9.0)
+    first = SimulatedNetwork(MIXED, seed=5)
+    second = SimulatedNetwork(MIXED, seed=5, deadline_seconds=9.0)
     np.random.seed(0)
     forward = [first.link(r, c) for r in range(4) for c in range(4)]
     backward = [second.link(r, c) for r in reversed(range(4)) for c in reversed(range(4))]
@@ -156,7 +183,14 @@ def test_draws_depend_on_seed_round_and_client_alone() -> None:
 
 
 def test_medians_spreads_and_shares_are_those_of_the_profiles() -> None:
-    profile = Profile(uplink_bps=1e6, downlink_bps=4e6, compute_flops=1e9, spread=0.5, jitter=0.2, compute_jitter=0.3)
+    profile = Profile(
+        uplink_bps=1e6,
+        downlink_bps=4e6,
+        compute_flops=1e9,
+        spread=0.5,
+        jitter=0.2,
+        compute_jitter=0.3,
+    )
     network = SimulatedNetwork("x", {"x": profile})
     links = [network.link(1, client) for client in range(3000)]
     logs = np.log([link.uplink_bps / 1e6 for link in links])
@@ -169,31 +203,39 @@ def test_medians_spreads_and_shares_are_those_of_the_profiles() -> None:
     assert of_one.std() == pytest.approx(0.2, rel=0.1)
     assert len({network.link(round_index, 0).compute_flops for round_index in range(5)}) == 1
     latencies = [SimulatedNetwork(MIXED).link(0, client).latency_seconds for client in range(2000)]
-    assert np.mean([latency == PROFILES["phone-4g"].latency_seconds for latency in latencies]) == pytest.approx(
-        0.6, abs=0.05
-    )
+    assert np.mean(
+        [latency == PROFILES["phone-4g"].latency_seconds for latency in latencies]
+    ) == pytest.approx(0.6, abs=0.05)
 
 
 def test_uniform_factors_stay_in_their_range() -> None:
-    profile = Profile(uplink_bps=1e6, downlink_bps=1e6, spread=0.5, jitter=0, distribution="uniform")
+    profile = Profile(
+        uplink_bps=1e6, downlink_bps=1e6, spread=0.5, jitter=0, distribution="uniform"
+    )
     network = SimulatedNetwork("x", {"x": profile})
     rates = [network.link(0, client).uplink_bps for client in range(2000)]
     assert 0.5e6 <= min(rates) < 0.51e6
     assert 1.49e6 < max(rates) <= 1.5e6
 
 
-# --- configuration --------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profiles": "phone-9g"}, "profiles must be of iot, phone-4g, phone-5g, wifi, ethernet, got 'phone-9g'"),
+        (
+            {"profiles": "phone-9g"},
+            "profiles must be of iot, phone-4g, phone-5g, wifi, ethernet, got 'phone-9g'",
+        ),
         ({"profiles": {}}, "profiles must name at least one profile, got none"),
         ({"profiles": {"wifi": 0.7, "iot": 0.4}}, "profiles: shares must sum to 1, got 1.1"),
         ({"profiles": {"wifi": 0.0}}, "profiles[wifi] must be a share > 0, got 0.0"),
         ({"profiles": {"wifi": math.nan}}, "profiles[wifi] must be a share > 0, got nan"),
-        ({"profiles": "wifi", "trace": "a.csv"}, "trace=a.csv replaces profiles and custom_profiles: leave them out"),
+        (
+            {"profiles": "wifi", "trace": "a.csv"},
+            "trace=a.csv replaces profiles and custom_profiles: leave them out",
+        ),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"deadline_seconds": 0.0}, "deadline_seconds must be finite and > 0, got 0.0"),
         ({"deadline_seconds": math.inf}, "deadline_seconds must be finite and > 0, got inf"),
@@ -213,7 +255,10 @@ def test_network_errors(options: dict[str, Any], message: str) -> None:
         ({"downlink_bps": math.nan}, "Profile.downlink_bps must be > 0, got nan"),
         ({"latency_seconds": -1.0}, "Profile.latency_seconds must be finite and >= 0, got -1.0"),
         ({"spread": math.inf}, "Profile.spread must be finite and >= 0, got inf"),
-        ({"distribution": "cauchy"}, "Profile.distribution must be lognormal or uniform, got 'cauchy'"),
+        (
+            {"distribution": "cauchy"},
+            "Profile.distribution must be lognormal or uniform, got 'cauchy'",
+        ),
         (
             {"distribution": "uniform", "spread": 1.0},
             "Profile.spread and jitter must be < 1 when uniform, got 1.0, 0.2",

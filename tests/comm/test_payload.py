@@ -50,7 +50,9 @@ def plain(draw: st.DrawFn) -> Tensor:
     """Any bit pattern of any dtype."""
     dtype, shape = draw(st.sampled_from(DTYPES)), draw(SHAPES)
     size = math.prod(shape) * dtype.itemsize
-    content = draw(st.lists(st.integers(0, 1 if dtype == torch.bool else 255), min_size=size, max_size=size))
+    content = draw(
+        st.lists(st.integers(0, 1 if dtype == torch.bool else 255), min_size=size, max_size=size)
+    )
     return torch.tensor(content, dtype=torch.uint8).view(dtype).view(shape)
 
 
@@ -58,7 +60,9 @@ def plain(draw: st.DrawFn) -> Tensor:
 def quantized(draw: st.DrawFn) -> QuantizedTensor:
     shape = draw(SHAPES)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    return random_codes(shape, draw(st.integers(2, 16)), generator, channel=bool(shape) and draw(st.booleans()))
+    return random_codes(
+        shape, draw(st.integers(2, 16)), generator, channel=bool(shape) and draw(st.booleans())
+    )
 
 
 @given(st.dictionaries(st.text(max_size=20), plain() | quantized(), max_size=6))
@@ -67,7 +71,9 @@ def test_round_trip_and_size_of_anything(tensors: Tensors) -> None:
     payload = encode(tensors)
     assert len(payload) == header_bytes(payload) + sum(map(content_bytes, tensors.values()))
     assert header_bytes(payload) == 20 + sum(
-        5 + len(name.encode()) + 4 * (value.codes if isinstance(value, QuantizedTensor) else value).ndim
+        5
+        + len(name.encode())
+        + 4 * (value.codes if isinstance(value, QuantizedTensor) else value).ndim
         for name, value in tensors.items()
     )
 
@@ -82,7 +88,9 @@ def test_every_code_of_every_width(bits: int, channel: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3), (1, 2, 3, 1, 2, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3), (1, 2, 3, 1, 2, 1, 1, 2)]
+)
 def test_every_dtype_in_every_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert_round_trip({"x": torch.ones(shape).to(dtype)})
 
@@ -101,18 +109,24 @@ def test_content_is_row_major_whatever_the_strides() -> None:
     }
     assert encode(views) == encode({name: view.contiguous() for name, view in views.items()})
     codes = random_codes((4, 6, 2), 5, torch.Generator().manual_seed(0), channel=False)
-    assert_round_trip({**views, "codes": QuantizedTensor(codes.codes.permute(2, 0, 1), codes.scale, 5)})
+    assert_round_trip(
+        {**views, "codes": QuantizedTensor(codes.codes.permute(2, 0, 1), codes.scale, 5)}
+    )
 
 
 def test_parameters_buffers_and_tied_weights() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
     model[2].bias = model[0].bias
-    assert_round_trip({name: value.detach() for name, value in model.state_dict(keep_vars=True).items()})
+    assert_round_trip(
+        {name: value.detach() for name, value in model.state_dict(keep_vars=True).items()}
+    )
     assert encode(model.state_dict(keep_vars=True)) == encode(model.state_dict())
 
 
 def test_decoded_tensors_are_writable_and_own_their_memory() -> None:
-    payload = bytearray(encode({"a": torch.ones(5), "b": torch.ones(5), "q": quantize(torch.ones(16), 8)}))
+    payload = bytearray(
+        encode({"a": torch.ones(5), "b": torch.ones(5), "q": quantize(torch.ones(16), 8)})
+    )
     before = bytes(payload)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -123,7 +137,8 @@ def test_decoded_tensors_are_writable_and_own_their_memory() -> None:
     payload[:] = bytes(len(payload))
     assert torch.equal(tensors["b"], torch.ones(5))
     assert torch.equal(tensors["q"].scale, quantize(torch.ones(16), 8).scale)
-    assert tensors["b"].untyped_storage().nbytes() == 20  # saving one tensor does not save the message
+    # saving one tensor does not save the message
+    assert tensors["b"].untyped_storage().nbytes() == 20
 
 
 def test_plain_tensors_are_aligned_whatever_travels_with_them() -> None:
@@ -133,7 +148,9 @@ def test_plain_tensors_are_aligned_whatever_travels_with_them() -> None:
             assert plain_part.data_ptr() % plain_part.element_size() == 0
 
 
-@pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview, lambda payload: memoryview(payload).cast("B", (4, 10))])
+@pytest.mark.parametrize(
+    "wrap", [bytes, bytearray, memoryview, lambda payload: memoryview(payload).cast("B", (4, 10))]
+)
 def test_any_buffer_is_read(wrap: type[bytes]) -> None:
     payload = encode({"abc": torch.ones(2)})
     assert len(payload) == 40
@@ -167,7 +184,9 @@ GOLDEN = bytes.fromhex(
 
 def test_golden_bytes() -> None:
     tensors = {
-        "w": QuantizedTensor(torch.tensor([[1, -2, 3], [-4, 5, -7]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4),
+        "w": QuantizedTensor(
+            torch.tensor([[1, -2, 3], [-4, 5, -7]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4
+        ),
         "b": torch.tensor([1.0, -1.5]),
         "n": torch.tensor(258),
         "β": torch.tensor([True, False]),
@@ -178,7 +197,9 @@ def test_golden_bytes() -> None:
 
 
 def resnet18(bits: int) -> dict[str, Tensor | QuantizedTensor]:
-    """The state of a torchvision ResNet-18; convolutions and the last layer with a scale per channel below 32 bits."""
+    """The state of a torchvision ResNet-18; convolutions and the last layer with a scale per
+    channel below 32 bits.
+    """
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor | QuantizedTensor] = {}
 
@@ -239,6 +260,8 @@ def test_tensors_on_a_gpu_encode_as_on_the_cpu() -> None:
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 3)])
 def test_a_part_of_a_larger_tensor_travels_whatever_its_strides(shape) -> None:
     part = torch.randn(5, 9, 3).as_strided(shape, (7,) * len(shape))
-    received = decode(encode({"part": part, "codes": QuantizedTensor(part.to(torch.int8), part.abs().amax(), 4)}))
+    received = decode(
+        encode({"part": part, "codes": QuantizedTensor(part.to(torch.int8), part.abs().amax(), 4)})
+    )
     assert torch.equal(received["part"], part)
     assert torch.equal(received["codes"].codes, part.to(torch.int8))

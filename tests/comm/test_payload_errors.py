@@ -19,25 +19,52 @@ ONE = torch.tensor(1.0)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.ones(2, dtype=torch.complex64), "must be a dense tensor with memory, of torch.float32"),
+        (
+            torch.ones(2, dtype=torch.complex64),
+            "must be a dense tensor with memory, of torch.float32",
+        ),
         (torch.ones(2).to_sparse(), "got torch.float32, torch.sparse_coo, cpu"),
         (torch.ones(2, device="meta"), "got torch.float32, torch.strided, meta"),
         (torch.ones([1] * 9), "dimensions must be at most 8, got 9"),
         (torch.empty(2**32, 0), "a dimension must be at most 4294967295, got 4294967296"),
         (QuantizedTensor(ONES, ONE, 1), "bits must be 2..16, got 1"),
         (QuantizedTensor(ONES, ONE, 17), "bits must be 2..16, got 17"),
-        (QuantizedTensor(ONES.short(), ONE, 8), "codes of 8 bits must be torch.int8, got torch.int16"),
+        (
+            QuantizedTensor(ONES.short(), ONE, 8),
+            "codes of 8 bits must be torch.int8, got torch.int16",
+        ),
         (QuantizedTensor(ONES, ONE, 9), "codes of 9 bits must be torch.int16, got torch.int8"),
         (QuantizedTensor(ONES, ONE.double(), 8), "scale must be float32, 0-dim or one a channel"),
-        (QuantizedTensor(ONES, torch.ones(2), 8), r"one a channel of codes \(3,\), got torch.float32 \(2,\)"),
-        (QuantizedTensor(ONES, torch.ones(3, 1), 8), r"one a channel of codes \(3,\), got torch.float32 \(3, 1\)"),
-        (QuantizedTensor(ONES[0], torch.ones(1), 8), "one scale a channel needs at least 1 dimension, got none"),
-        (QuantizedTensor(ONES, ONE * math.nan, 8), "scale must be finite and at least 0, got nan..nan"),
-        (QuantizedTensor(ONES, ONE * math.inf, 8), "scale must be finite and at least 0, got inf..inf"),
-        (QuantizedTensor(ONES, -torch.arange(3.0), 8), r"scale must be finite and at least 0, got -2.0..-?0.0"),
+        (
+            QuantizedTensor(ONES, torch.ones(2), 8),
+            r"one a channel of codes \(3,\), got torch.float32 \(2,\)",
+        ),
+        (
+            QuantizedTensor(ONES, torch.ones(3, 1), 8),
+            r"one a channel of codes \(3,\), got torch.float32 \(3, 1\)",
+        ),
+        (
+            QuantizedTensor(ONES[0], torch.ones(1), 8),
+            "one scale a channel needs at least 1 dimension, got none",
+        ),
+        (
+            QuantizedTensor(ONES, ONE * math.nan, 8),
+            "scale must be finite and at least 0, got nan..nan",
+        ),
+        (
+            QuantizedTensor(ONES, ONE * math.inf, 8),
+            "scale must be finite and at least 0, got inf..inf",
+        ),
+        (
+            QuantizedTensor(ONES, -torch.arange(3.0), 8),
+            r"scale must be finite and at least 0, got -2.0..-?0.0",
+        ),
         (QuantizedTensor(-2 * ONES, ONE, 2), r"codes of 2 bits must be in -1..1, got -2..-2"),
         (QuantizedTensor(8 * ONES, ONE, 4), r"codes of 4 bits must be in -7..7, got 8..8"),
-        (QuantizedTensor(-128 * ONES, ONE, 8), r"codes of 8 bits must be in -127..127, got -128..-128"),
+        (
+            QuantizedTensor(-128 * ONES, ONE, 8),
+            r"codes of 8 bits must be in -127..127, got -128..-128",
+        ),
     ],
 )
 def test_encode_refuses_what_decode_would(value: Tensor | QuantizedTensor, message: str) -> None:
@@ -47,14 +74,22 @@ def test_encode_refuses_what_decode_would(value: Tensor | QuantizedTensor, messa
 
 def test_encode_refuses_names_and_numbers_beyond_the_format() -> None:
     one = torch.ones(())
-    with pytest.raises(PayloadError, match=r"tensor name must be encodable as UTF-8, got '\\ud800'"):
+    with pytest.raises(
+        PayloadError, match=r"tensor name must be encodable as UTF-8, got '\\ud800'"
+    ):
         encode({"\ud800": one})
     with pytest.raises(PayloadError, match=r"tensor name must be at most 512 bytes, got 514"):
         encode({"ä" * 257: one})
-    assert list(decode(encode({"ä" * 256: one, "": one, "a\0b\n": one}))) == ["ä" * 256, "", "a\0b\n"]
+    assert list(decode(encode({"ä" * 256: one, "": one, "a\0b\n": one}))) == [
+        "ä" * 256,
+        "",
+        "a\0b\n",
+    ]
     with pytest.raises(PayloadError, match=r"payload must hold at most 65536 tensors, got 65537"):
         encode(dict.fromkeys(map(str, range(65_537)), one))
-    with pytest.raises(PayloadError, match=r"payload header must be at most 1048576 bytes, got 1137416"):
+    with pytest.raises(
+        PayloadError, match=r"payload header must be at most 1048576 bytes, got 1137416"
+    ):
         encode({f"{i:0512}": one for i in range(2_200)})
 
 
@@ -67,37 +102,88 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         (b"", "payload must be at least 20 bytes, got 0"),
         (BODY, "payload is damaged: its CRC-32 must be [0-9a-f]{8}, got [0-9a-f]{8}"),
         (sealed(b"PK\3\4" + BODY[4:]), r"payload must start with b'BHFL', got b'PK\\x03\\x04'"),
-        (sealed(BODY[:4] + struct.pack("<I", 255) + BODY[8:]), "payload version must be 1, got 255"),
-        (sealed(BODY[:8] + b"\xff" * 4 + BODY[12:]), "payload must hold at most 65536 tensors, got 4294967295"),
+        (
+            sealed(BODY[:4] + struct.pack("<I", 255) + BODY[8:]),
+            "payload version must be 1, got 255",
+        ),
+        (
+            sealed(BODY[:8] + b"\xff" * 4 + BODY[12:]),
+            "payload must hold at most 65536 tensors, got 4294967295",
+        ),
         (
             sealed(BODY[:12] + b"\xff" * 4 + BODY[16:]),
             "header must be at most 1048576 bytes and inside the payload, got 4",
         ),
-        (sealed(BODY[:12] + b"\x0f\0\0\0" + BODY[16:]), "header must be at most 1048576 bytes and inside the payload"),
-        (sealed(BODY[:12] + b"\x1b\0\0\0" + BODY[16:]), "payload header must be 26 bytes by its table, got 27"),
-        (sealed(BODY[:8] + b"\2" + BODY[9:]), "ends inside its table: it must have a row at byte 26"),
-        (sealed(BODY[:18] + b"\3" + BODY[19:]), "ends inside its table: the row at byte 16 must end at 34"),
+        (
+            sealed(BODY[:12] + b"\x0f\0\0\0" + BODY[16:]),
+            "header must be at most 1048576 bytes and inside the payload",
+        ),
+        (
+            sealed(BODY[:12] + b"\x1b\0\0\0" + BODY[16:]),
+            "payload header must be 26 bytes by its table, got 27",
+        ),
+        (
+            sealed(BODY[:8] + b"\2" + BODY[9:]),
+            "ends inside its table: it must have a row at byte 26",
+        ),
+        (
+            sealed(BODY[:18] + b"\3" + BODY[19:]),
+            "ends inside its table: the row at byte 16 must end at 34",
+        ),
         (sealed(BODY[:-1]), "payload must be 42 bytes by its header, got 41"),
         (sealed(BODY + b"\0"), "payload must be 42 bytes by its header, got 43"),
-        (one_row(b"w", 1, 0, (2**32 - 1,)), "payload must be 17179869210 bytes by its header, got 30"),
-        (one_row(b"w", 1, 0, (2**31, 2**31)), "payload must be 18446744073709551650 bytes by its header, got 34"),
-        (one_row(b"w", 33, 2, (2**31, 2**31, 1)), "payload must be 11529215[0-9]* bytes by its header"),
-        (one_row(b"w", 1, 0, (2**32 - 1,) * 8), r"tensor 'w': shape must multiply to less than 2\*\*63"),
-        (one_row(b"w", 1, 0, (2**32 - 1, 2**32 - 1, 0)), r"tensor 'w': shape must multiply to less than 2\*\*63"),
+        (
+            one_row(b"w", 1, 0, (2**32 - 1,)),
+            "payload must be 17179869210 bytes by its header, got 30",
+        ),
+        (
+            one_row(b"w", 1, 0, (2**31, 2**31)),
+            "payload must be 18446744073709551650 bytes by its header, got 34",
+        ),
+        (
+            one_row(b"w", 33, 2, (2**31, 2**31, 1)),
+            "payload must be 11529215[0-9]* bytes by its header",
+        ),
+        (
+            one_row(b"w", 1, 0, (2**32 - 1,) * 8),
+            r"tensor 'w': shape must multiply to less than 2\*\*63",
+        ),
+        (
+            one_row(b"w", 1, 0, (2**32 - 1, 2**32 - 1, 0)),
+            r"tensor 'w': shape must multiply to less than 2\*\*63",
+        ),
         (one_row(b"w", 1, 0, (0,) * 9), "tensor 'w': dimensions must be at most 8, got 9"),
         (one_row(b"w", 0, 0, ()), "tensor 'w': kind must be 1..10, 32 or 33, got 0"),
-        (one_row(b"w", 1, 8, (1,), bytes(4)), "tensor 'w': bits must be 0 where nothing is packed, got 8"),
+        (
+            one_row(b"w", 1, 8, (1,), bytes(4)),
+            "tensor 'w': bits must be 0 where nothing is packed, got 8",
+        ),
         (one_row(b"w", 32, 17, (1,), bytes(7)), "tensor 'w': bits must be 2..16, got 17"),
-        (one_row(b"w", 33, 8, (), bytes(5)), "tensor 'w': one scale a channel needs at least 1 dimension"),
+        (
+            one_row(b"w", 33, 8, (), bytes(5)),
+            "tensor 'w': one scale a channel needs at least 1 dimension",
+        ),
         (one_row(b"w", 1, 0, (0,), num_tensors=2), "tensor names must be unique, got 'w' twice"),
         (one_row(b"\xff", 1, 0, (0,)), r"tensor name must be UTF-8, got b'\\xff'"),
         (one_row(b"\xed\xa0\x80", 1, 0, (0,)), "tensor name must be UTF-8"),
         (one_row(b"w" * 513, 1, 0, (0,)), "tensor name must be at most 512 bytes, got 513"),
         (one_row(b"w", 10, 0, (2,), b"\1\2"), "tensor 'w': a bool must be a byte of 0 or 1"),
-        (one_row(b"w", 32, 2, (3,), bytes(4) + b"\x40"), "tensor 'w': the bits after its last code must be 0"),
-        (one_row(b"w", 32, 4, (2,), bytes(4) + b"\x81"), "tensor 'w': codes of 4 bits must be in -7..7, got -8..1"),
-        (one_row(b"w", 32, 4, (2,), struct.pack("<f", math.nan) + b"\0"), "tensor 'w': scale must be finite"),
-        (one_row(b"w", 32, 4, (2,), struct.pack("<f", -1.0) + b"\0"), "tensor 'w': scale must be finite"),
+        (
+            one_row(b"w", 32, 2, (3,), bytes(4) + b"\x40"),
+            "tensor 'w': the bits after its last code must be 0",
+        ),
+        (
+            one_row(b"w", 32, 4, (2,), bytes(4) + b"\x81"),
+            "tensor 'w': codes of 4 bits must be in -7..7, got -8..1",
+        ),
+        (
+            one_row(b"w", 32, 4, (2,), struct.pack("<f", math.nan) + b"\0"),
+            "tensor 'w': scale must be finite",
+        ),
+        (
+            one_row(b"w", 32, 4, (2,), struct.pack("<f", -1.0) + b"\0"),
+            "tensor 'w': scale must be finite",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -42,13 +42,17 @@ for payload in samples:
     except PayloadError:
         pass
 print("and was never met")
-"""
+"""  # noqa: E501
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to know and limit the address space")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="needs Linux to know and limit the address space"
+)
 def test_lies_allocate_nothing_under_a_limit() -> None:
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_A_LIMIT], cwd=root, capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.splitlines() == ["the limit holds", "and was never met"], done.stderr
 
 

@@ -21,7 +21,9 @@ def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "xdg" / "bhfl"
 
 
-def picture(seed: int, size: tuple[int, int] = (6, 5), kind: str = "PNG", mode: str = "RGB") -> bytes:
+def picture(
+    seed: int, size: tuple[int, int] = (6, 5), kind: str = "PNG", mode: str = "RGB"
+) -> bytes:
     """An encoded picture of random pixels, `size` as (columns, rows)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -33,7 +35,12 @@ def picture(seed: int, size: tuple[int, int] = (6, 5), kind: str = "PNG", mode: 
 def files() -> Files:
     """Two classes, three training pictures and one test picture of each."""
     counts = {"train": 3, "test": 1}
-    names = [f"{split}/{label}/{i}.png" for split in counts for label in ("cat", "dog") for i in range(counts[split])]
+    names = [
+        f"{split}/{label}/{i}.png"
+        for split in counts
+        for label in ("cat", "dog")
+        for i in range(counts[split])
+    ]
     return {name: picture(seed) for seed, name in enumerate(names)}
 
 

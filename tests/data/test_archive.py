@@ -41,7 +41,12 @@ def test_sixteen_bits_of_grey_become_eight(tmp_path, pack):
     ramp = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
     stream = io.BytesIO()
     Image.fromarray(ramp).save(stream, "PNG")
-    tree = decode_tree(pack(tmp_path / "a.zip", {f"{split}/a/0.png": stream.getvalue() for split in ("train", "test")}))
+    tree = decode_tree(
+        pack(
+            tmp_path / "a.zip",
+            {f"{split}/a/0.png": stream.getvalue() for split in ("train", "test")},
+        )
+    )
     assert tree.train.images[0, 0].flatten().tolist() == list(range(0, 256, 4))
 
 
@@ -49,7 +54,8 @@ def test_image_size_resizes(tmp_path, files, picture, pack):
     files["train/dog/9.png"] = picture(9, size=(9, 9))
     path = pack(tmp_path / "a.tar", files)
     with pytest.raises(
-        ValueError, match=r"image_size must be set .*'train/dog/9.png' of .* is 9x9, those before it 5x6"
+        ValueError,
+        match=r"image_size must be set .*'train/dog/9.png' of .* is 9x9, those before it 5x6",
     ):
         decode_tree(path)
     assert decode_tree(path, 4).train.images.shape == (7, 3, 4, 4)
@@ -58,7 +64,9 @@ def test_image_size_resizes(tmp_path, files, picture, pack):
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.zip", "folder"])
 def test_pictures_in_other_formats_are_refused_not_passed_over(name, tmp_path, files, pack):
     path = pack(tmp_path / name, files | {"train/bird/0.TIF": b"", "train/bird/._1.tif": b""})
-    with pytest.raises(ValueError, match=r"pictures must be .bmp, .*, and 'train/bird/0.TIF' of .* is not"):
+    with pytest.raises(
+        ValueError, match=r"pictures must be .bmp, .*, and 'train/bird/0.TIF' of .* is not"
+    ):
         decode_tree(path)
 
 
@@ -76,7 +84,9 @@ def test_truncated_picture_is_named(tmp_path, files, picture, pack):
         decode_tree(pack(tmp_path / "a.tar", files))
 
 
-def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, files, pack, monkeypatch):
+def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path, files, pack, monkeypatch
+):
     monkeypatch.setattr(archive, "MAX_PIXELS", 29)
     with pytest.raises(ValueError, match=r"cannot be read: it has 6 x 5 pixels, more than 29"):
         decode_tree(pack(tmp_path / "a.tar", files))
@@ -86,7 +96,9 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_pat
 def test_large_members_are_refused(name, tmp_path, files, pack, monkeypatch):
     path = pack(tmp_path / name, files)
     monkeypatch.setattr(limits, "MAX_MEMBER_BYTES", 100)
-    with pytest.raises(ValueError, match=r"archive members must be at most 100 bytes, and .* has 1\d\d"):
+    with pytest.raises(
+        ValueError, match=r"archive members must be at most 100 bytes, and .* has 1\d\d"
+    ):
         decode_tree(path)
 
 
@@ -99,13 +111,18 @@ def test_a_header_that_announces_much_is_refused_unread(kind, tmp_path):
         decode_tree(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_are_refused(kind, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as stream:
         member = tarfile.TarInfo("train/cat/0.png")
         member.type, member.linkname = kind, "/etc/passwd"
         stream.addfile(member)
-    with pytest.raises(ValueError, match=r"files and folders only, and 'train/cat/0.png' of .* is a link or a device"):
+    with pytest.raises(
+        ValueError,
+        match=r"files and folders only, and 'train/cat/0.png' of .* is a link or a device",
+    ):
         decode_tree(tmp_path / "a.tar")
 
 
@@ -129,7 +146,10 @@ def test_a_cut_archive_is_an_error(name, tmp_path, files, pack):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cat/0.png": None}, r"pictures must lie in train/<class>/ or test/<class>/, and 'cat/0.png'"),
+        (
+            {"cat/0.png": None},
+            r"pictures must lie in train/<class>/ or test/<class>/, and 'cat/0.png'",
+        ),
         ({"test/bird/0.png": None}, "classes of test/ must be among those of train/, and 'bird'"),
     ],
 )
@@ -147,7 +167,10 @@ def test_both_splits_are_needed(split, tmp_path, files, pack):
 
 
 def test_a_missing_archive_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"archive must be a .tar, .tar.gz or .zip file, or root a folder, and .* not"):
+    with pytest.raises(
+        ValueError,
+        match=r"archive must be a .tar, .tar.gz or .zip file, or root a folder, and .* not",
+    ):
         decode_tree(tmp_path / "none.tar")
 
 
@@ -172,7 +195,9 @@ def test_a_damaged_header_is_not_the_end(damage, tmp_path, files, pack):
     path = pack(tmp_path / "a.tar", files)
     content = bytearray(path.read_bytes())
     place = content.index(b"train/dog/0.png")
-    content[place : place + 512] = bytes(512) if damage == "zeros" else b"x" + content[place + 1 : place + 512]
+    content[place : place + 512] = (
+        bytes(512) if damage == "zeros" else b"x" + content[place + 1 : place + 512]
+    )
     path.write_bytes(content)
     with pytest.raises(ValueError, match="archive must be a whole"):
         decode_tree(path)
@@ -201,7 +226,9 @@ def test_compressed_in_several_pieces(tmp_path, files, pack):
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, files, picture, pack):
-    inner = pack(tmp_path / "inner.zip", {f"{split}/owl/0.png": picture(0) for split in ("train", "test")})
+    inner = pack(
+        tmp_path / "inner.zip", {f"{split}/owl/0.png": picture(0) for split in ("train", "test")}
+    )
     path = pack(tmp_path / "a.tar", {**files, "inner.zip": inner.read_bytes()})
     assert decode_tree(path).classes == ["cat", "dog"]
 
@@ -227,7 +254,9 @@ def test_a_picture_that_is_there_twice_is_refused(name, tmp_path, files, picture
             member = tarfile.TarInfo("./train/cat/0.png")
             member.size = len(again)
             stream.addfile(member, io.BytesIO(again))
-    with pytest.raises(ValueError, match=r"must hold each picture once, and './train/cat/0.png' is twice"):
+    with pytest.raises(
+        ValueError, match=r"must hold each picture once, and './train/cat/0.png' is twice"
+    ):
         decode_tree(path)
 
 
@@ -236,11 +265,15 @@ def test_a_picture_that_is_there_twice_is_refused(name, tmp_path, files, picture
 
 @pytest.mark.parametrize("image_size", [None, 8])
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "folder"])
-def test_a_picture_that_its_source_cannot_hold_is_refused_at_its_header(name, image_size, tmp_path, files, pack):
+def test_a_picture_that_its_source_cannot_hold_is_refused_at_its_header(
+    name, image_size, tmp_path, files, pack
+):
     black = io.BytesIO()
     Image.new("L", (5000, 5000)).save(black, "PNG")
     path = pack(tmp_path / name, files | {"train/cat/0.png": black.getvalue()})
-    with pytest.raises(ValueError, match=r"train/cat/0.png.* must decode to at most 67,108,864, and .* be 75,0"):
+    with pytest.raises(
+        ValueError, match=r"train/cat/0.png.* must decode to at most 67,108,864, and .* be 75,0"
+    ):
         decode_tree(path, image_size)
 
 
@@ -250,15 +283,20 @@ def test_many_small_bombs_count_together(tmp_path, files, pack, monkeypatch):
     black = io.BytesIO()
     Image.new("L", (40, 40)).save(black, "PNG")
     path = pack(
-        tmp_path / "a.zip", {f"{split}/a/{i}.png": black.getvalue() for split in ("train", "test") for i in "01"}
+        tmp_path / "a.zip",
+        {f"{split}/a/{i}.png": black.getvalue() for split in ("train", "test") for i in "01"},
     )
-    with pytest.raises(ValueError, match=r"'test/a/0.png' .* must decode to at most 10,000, and .* be 14,400"):
+    with pytest.raises(
+        ValueError, match=r"'test/a/0.png' .* must decode to at most 10,000, and .* be 14,400"
+    ):
         decode_tree(path)
 
 
 def test_no_more_is_kept_than_half_of_the_memory(tmp_path, files, pack, monkeypatch):
     monkeypatch.setattr(limits, "memory_bytes", lambda: 700)
-    with pytest.raises(ValueError, match=r"at most half of this machine's memory, 350 bytes: set image_size"):
+    with pytest.raises(
+        ValueError, match=r"at most half of this machine's memory, 350 bytes: set image_size"
+    ):
         decode_tree(pack(tmp_path / "a.zip", files))
     assert len(decode_tree(tmp_path / "a.zip", 3).train.targets) == 6
 
@@ -287,7 +325,9 @@ def test_links_in_a_folder_are_followed(tmp_path, files, picture, pack):
     for split in ("train", "test"):
         pack(tmp_path / "elsewhere", {f"{split}/owl/0.png": picture(3)})
         (root / split / "owl").symlink_to(tmp_path / "elsewhere" / split / "owl")
-    (root / "train" / "cat" / "link.png").symlink_to(tmp_path / "elsewhere" / "train" / "owl" / "0.png")
+    (root / "train" / "cat" / "link.png").symlink_to(
+        tmp_path / "elsewhere" / "train" / "owl" / "0.png"
+    )
     (root / "train" / "cat" / "loop").symlink_to(root)
     tree = decode_tree(root)
     assert tree.classes == ["cat", "dog", "owl"]

@@ -25,7 +25,9 @@ def test_each_picture_becomes_one_of_its_crops_and_all_occur():
 def test_the_generator_decides_and_the_input_stays():
     batch = torch.rand(20, 1, 8, 8)
     before = batch.clone()
-    first, second, other = (crop_flip(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, second, other = (
+        crop_flip(batch, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(batch, before)

@@ -44,7 +44,9 @@ def test_pictures_are_decoded_once_into_the_folder_of_the_user(source, decoded, 
     assert cached(user_cache)[0].stat().st_mode & 0o777 == 0o600
 
 
-def test_a_folder_is_cached_and_read_again_when_it_changes(tmp_path, files, pack, picture, decoded, user_cache):
+def test_a_folder_is_cached_and_read_again_when_it_changes(
+    tmp_path, files, pack, picture, decoded, user_cache
+):
     root = pack(tmp_path / "folder", files)
     load_tree(root)
     assert len(cached(user_cache)) == 1
@@ -54,7 +56,9 @@ def test_a_folder_is_cached_and_read_again_when_it_changes(tmp_path, files, pack
     assert len(load_tree(root).train.targets) == 7
 
 
-def test_a_changed_archive_is_decoded_again_whatever_its_time(source, files, pack, picture, decoded):
+def test_a_changed_archive_is_decoded_again_whatever_its_time(
+    source, files, pack, picture, decoded
+):
     stat = source.stat()
     load_tree(source)
     pack(source, {**files, "train/cat/new.png": picture(5)})
@@ -175,7 +179,10 @@ def planted(file, **changes):
         {"train_images": torch.zeros(6, 3, 5, 6, 1)},
         {"train_images": torch.zeros(6, 3, 5, 6)},
         {"test_images": torch.zeros(2, 3, 9, 9, dtype=torch.uint8)},
-        {"test_images": torch.zeros(0, 3, 5, 6, dtype=torch.uint8), "test_targets": torch.zeros(0, dtype=torch.int64)},
+        {
+            "test_images": torch.zeros(0, 3, 5, 6, dtype=torch.uint8),
+            "test_targets": torch.zeros(0, dtype=torch.int64),
+        },
         {"classes": ["dog", "cat"]},
         {"classes": ["cat", "cat"]},
         {"classes": [1, 2]},
@@ -257,12 +264,17 @@ def test_two_folders_that_look_alike_are_two_sets(tmp_path, files, pack, picture
 
 def test_names_that_are_no_text_are_fine(tmp_path, files, pack):
     name = os.fsdecode(b"\xff\xfe")
-    root = pack(tmp_path / "folder", {place.replace("dog", name): content for place, content in files.items()})
+    root = pack(
+        tmp_path / "folder",
+        {place.replace("dog", name): content for place, content in files.items()},
+    )
     assert load_tree(root).classes == load_tree(root).classes == ["cat", name]
 
 
 @pytest.mark.parametrize("given", [None, "", "relative"])
-@pytest.mark.parametrize(("platform", "place"), [("linux", ".cache/bhfl"), ("darwin", "Library/Caches/bhfl")])
+@pytest.mark.parametrize(
+    ("platform", "place"), [("linux", ".cache/bhfl"), ("darwin", "Library/Caches/bhfl")]
+)
 def test_the_default_user_folder(monkeypatch, tmp_path, platform, place, given):
     monkeypatch.delenv("XDG_CACHE_HOME")
     if given is not None:

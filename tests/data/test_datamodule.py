@@ -31,12 +31,24 @@ def same(first, second):
     ("options", "message"),
     [
         ({"batch_size": 0}, "data.batch_size must be an integer of at least 1, got 0"),
-        ({"eval_batch_size": 2.5}, "data.eval_batch_size must be an integer of at least 1, got 2.5"),
+        (
+            {"eval_batch_size": 2.5},
+            "data.eval_batch_size must be an integer of at least 1, got 2.5",
+        ),
         ({"val_fraction": 1.0}, "data.val_fraction must be at least 0 and below 1, got 1.0"),
-        ({"val_fraction": float("nan")}, "data.val_fraction must be at least 0 and below 1, got nan"),
-        ({"client_val_fraction": -0.1}, "data.client_val_fraction must be at least 0 and below 1, got -0.1"),
+        (
+            {"val_fraction": float("nan")},
+            "data.val_fraction must be at least 0 and below 1, got nan",
+        ),
+        (
+            {"client_val_fraction": -0.1},
+            "data.client_val_fraction must be at least 0 and below 1, got -0.1",
+        ),
         ({"holdout": -1}, "data.holdout must be an integer of at least 0, got -1"),
-        ({"max_train_samples": 0}, "data.max_train_samples must be an integer of at least 1, got 0"),
+        (
+            {"max_train_samples": 0},
+            "data.max_train_samples must be an integer of at least 1, got 0",
+        ),
         ({"max_eval_samples": 0}, "data.max_eval_samples must be an integer of at least 1, got 0"),
         ({"num_workers": None}, "data.num_workers must be an integer of at least 0, got None"),
         ({"augment": "mixup"}, "data.augment must be one of none, crop_flip, got 'mixup'"),
@@ -102,7 +114,9 @@ def test_a_small_last_batch_can_be_left_out_but_never_the_only_one(batch_size, l
 
 
 def test_augmentation_changes_pictures_but_not_the_order():
-    plain, changed = (joined(ready(augment=a).client_batches(0, RandomKeys(0), 0)) for a in ("none", "crop_flip"))
+    plain, changed = (
+        joined(ready(augment=a).client_batches(0, RandomKeys(0), 0)) for a in ("none", "crop_flip")
+    )
     assert torch.equal(plain[1], changed[1])
     assert not torch.equal(plain[0], changed[0])
 
@@ -151,7 +165,9 @@ class Pictures(Dataset):
 
 
 def test_any_map_style_dataset_will_do():
-    data = FromDatasets(Pictures(40), Pictures(12), batch_size=8, augment="crop_flip", max_eval_samples=4)
+    data = FromDatasets(
+        Pictures(40), Pictures(12), batch_size=8, augment="crop_flip", max_eval_samples=4
+    )
     assert (data.num_classes, data.input_shape) == (4, (1, 8, 8))
     data.setup("fit")
     assert data.federate(2, 0) == [18, 18]
@@ -195,7 +211,9 @@ def test_tokens_kept_for_the_server_stay_integers():
 
 def test_augment_needs_pictures():
     pair = TensorDataset(torch.rand(20, 3), torch.arange(20))
-    with pytest.raises(ValueError, match=r"data.augment must be none for inputs of shape \(3,\), got 'crop_flip'"):
+    with pytest.raises(
+        ValueError, match=r"data.augment must be none for inputs of shape \(3,\), got 'crop_flip'"
+    ):
         FromDatasets(pair, pair, augment="crop_flip").setup("fit")
 
 
@@ -207,10 +225,16 @@ def test_num_classes_is_checked():
 
 def test_importing_the_package_loads_no_data_library():
     code = (
-        "import sys, lightning; before = set(sys.modules); import bhfl.data; new = set(sys.modules) - before;"
-        "print([name for name in ('torchvision', 'sklearn', 'PIL') if name in new])"
+        "import sys, lightning; before = set(sys.modules); import bhfl.data; new = "
+        "set(sys.modules) - before;print([name for name in ('torchvision', 'sklearn', 'PIL') if "
+        "name in new])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 def test_options_can_be_typed_on_a_command_line():
@@ -219,11 +243,18 @@ def test_options_can_be_typed_on_a_command_line():
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FederatedDataModule, "data")
-    typed = ["--data=CIFAR10", "--data.archive=a.tar", "--data.batch_size=7", "--data.partition=Dirichlet"]
+    typed = [
+        "--data=CIFAR10",
+        "--data.archive=a.tar",
+        "--data.batch_size=7",
+        "--data.partition=Dirichlet",
+    ]
     options = parser.parse_args([*typed, "--data.partition.alpha=0.1"]).data.init_args
     assert (options.archive, options.root, options.batch_size) == ("a.tar", "data", 7)
     assert options.partition.init_args.alpha == 0.1
-    column = parser.parse_args(["--data=Digits", "--data.partition=ByColumn", "--data.partition.column=[1, 0]"])
+    column = parser.parse_args(
+        ["--data=Digits", "--data.partition=ByColumn", "--data.partition.column=[1, 0]"]
+    )
     assert column.data.init_args.partition.init_args.column == [1, 0]
     default = parser.parse_args(["--data=bhfl.data.Digits"]).data.init_args
     assert default.partition.class_path == "bhfl.data.IID"

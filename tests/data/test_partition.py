@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards, stratified_sample
+from bhfl.data.partition import (
+    IID,
+    ByColumn,
+    Dirichlet,
+    Partitioner,
+    QuantitySkew,
+    Shards,
+    stratified_sample,
+)
 
 LABELS = np.arange(1797) % 10
 PARTITIONERS = [IID(), Dirichlet(0.3), Dirichlet(100.0), Shards(2), QuantitySkew(0.5, min_size=2)]
@@ -21,7 +29,10 @@ def rng(seed=0):
 @pytest.mark.parametrize("partition", PARTITIONERS, ids=repr)
 @settings(max_examples=25, deadline=None)
 @given(
-    num_clients=st.integers(1, 8), num_classes=st.integers(1, 12), size=st.integers(200, 400), seed=st.integers(0, 99)
+    num_clients=st.integers(1, 8),
+    num_classes=st.integers(1, 12),
+    size=st.integers(200, 400),
+    seed=st.integers(0, 99),
 )
 def test_every_sample_is_with_exactly_one_client(partition, num_clients, num_classes, size, seed):
     labels = rng(seed).integers(0, num_classes, size)
@@ -63,7 +74,9 @@ def test_dirichlet_retries_until_the_smallest_client_is_large_enough():
     assert smallest(1) < 30 <= smallest(30)
 
 
-@pytest.mark.parametrize(("min_size", "message"), [(10, "num_clients must be at most 179 .* got 500"), (1, "no draw")])
+@pytest.mark.parametrize(
+    ("min_size", "message"), [(10, "num_clients must be at most 179 .* got 500"), (1, "no draw")]
+)
 def test_impossible_dirichlet_ends_soon_with_an_error(min_size, message):
     start = time.perf_counter()
     with pytest.raises(ValueError, match=message):
@@ -71,7 +84,9 @@ def test_impossible_dirichlet_ends_soon_with_an_error(min_size, message):
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("partition", [IID(), Dirichlet(1000.0), Shards(2), QuantitySkew(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    "partition", [IID(), Dirichlet(1000.0), Shards(2), QuantitySkew(0.5)], ids=repr
+)
 def test_fifty_thousand_samples_over_ten_thousand_clients(partition):
     start = time.perf_counter()
     parts = partition(np.arange(50_000) % 10, 10_000, rng())
@@ -96,7 +111,11 @@ def test_quantity_skew_keeps_the_label_mix_and_the_minimum():
 
 def test_by_column_keeps_groups_whole():
     groups = np.array([30, 10, 20, 10, 30, 30])
-    assert [part.tolist() for part in ByColumn(groups)(groups, 3, rng())] == [[1, 3], [2], [0, 4, 5]]
+    assert [part.tolist() for part in ByColumn(groups)(groups, 3, rng())] == [
+        [1, 3],
+        [2],
+        [0, 4, 5],
+    ]
     many = rng().integers(0, 50, 600)
     parts = ByColumn(many)(many, 7, rng())
     assert sum(len(np.unique(many[part])) for part in parts) == 50
@@ -105,7 +124,9 @@ def test_by_column_keeps_groups_whole():
 def header(count):
     """The first bytes of a .npy file that claims `count` ids."""
     stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(stream, {"descr": "<i8", "fortran_order": False, "shape": (count,)})
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "<i8", "fortran_order": False, "shape": (count,)}
+    )
     return stream.getvalue()
 
 
@@ -113,7 +134,10 @@ def header(count):
 def test_a_npy_file_that_claims_more_ids_than_it_holds_takes_no_memory(count, tmp_path):
     path = tmp_path / "writers.npy"
     path.write_bytes(header(count) + bytes(24))
-    with pytest.raises(ValueError, match=r"ByColumn.column must be the path of a .npy file of ids, got .*writers.npy"):
+    with pytest.raises(
+        ValueError,
+        match=r"ByColumn.column must be the path of a .npy file of ids, got .*writers.npy",
+    ):
         ByColumn(str(path))
     path.write_bytes(header(3) + bytes(24))
     assert len(ByColumn(path).column) == 3
@@ -143,23 +167,45 @@ def test_by_column_reads_a_npy_file(tmp_path):
     ("make", "message"),
     [
         (lambda: Dirichlet(0), "Dirichlet.alpha must be a finite number above 0, got 0"),
-        (lambda: Dirichlet(float("inf")), "Dirichlet.alpha must be a finite number above 0, got inf"),
-        (lambda: Dirichlet(float("nan")), "Dirichlet.alpha must be a finite number above 0, got nan"),
-        (lambda: Dirichlet(min_size=0), "Dirichlet.min_size must be an integer of at least 1, got 0"),
-        (lambda: Dirichlet(max_tries=True), "Dirichlet.max_tries must be an integer of at least 1, got True"),
+        (
+            lambda: Dirichlet(float("inf")),
+            "Dirichlet.alpha must be a finite number above 0, got inf",
+        ),
+        (
+            lambda: Dirichlet(float("nan")),
+            "Dirichlet.alpha must be a finite number above 0, got nan",
+        ),
+        (
+            lambda: Dirichlet(min_size=0),
+            "Dirichlet.min_size must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: Dirichlet(max_tries=True),
+            "Dirichlet.max_tries must be an integer of at least 1, got True",
+        ),
         (lambda: Shards(0), "Shards.shards_per_client must be an integer of at least 1, got 0"),
         (lambda: QuantitySkew(-1), "QuantitySkew.alpha must be a finite number above 0, got -1"),
-        (lambda: QuantitySkew(min_size=1.5), "QuantitySkew.min_size must be an integer of at least 1, got 1.5"),
+        (
+            lambda: QuantitySkew(min_size=1.5),
+            "QuantitySkew.min_size must be an integer of at least 1, got 1.5",
+        ),
         (lambda: ByColumn([[1]]), "ByColumn.column must have one dimension, got shape (1, 1)"),
-        (lambda: ByColumn("no.npy"), "ByColumn.column must be the path of a .npy file of ids, got 'no.npy'"),
-        (lambda: ByColumn([1, 2]).values(np.zeros(3)), "ByColumn.column must have one id for each of 3 samples, got 2"),
+        (
+            lambda: ByColumn("no.npy"),
+            "ByColumn.column must be the path of a .npy file of ids, got 'no.npy'",
+        ),
+        (
+            lambda: ByColumn([1, 2]).values(np.zeros(3)),
+            "ByColumn.column must have one id for each of 3 samples, got 2",
+        ),
         (
             lambda: ByColumn([0, 1])(np.array([0, 1, 1]), 3, rng()),
             "num_clients must be at most 2, the number of groups",
         ),
         (
             lambda: Dirichlet(0.3).values(np.array([1.0, 0.25])),
-            "needs a label for each sample, a whole number for each kind, as targets, got numbers such as 0.25; IID",
+            "needs a label for each sample, a whole number for each kind, as targets, "
+            "got numbers such as 0.25; IID",
         ),
         (lambda: IID()(LABELS, 0, rng()), "num_clients must be an integer of at least 1, got 0"),
         (lambda: IID()(LABELS, 1798, rng()), "num_clients must be at most 1797 for IID()"),
@@ -172,7 +218,12 @@ def test_errors_name_key_rule_and_value(make, message):
 
 
 @settings(max_examples=50, deadline=None)
-@given(size=st.integers(1, 300), count=st.integers(0, 300), num_classes=st.integers(1, 10), seed=st.integers(0, 99))
+@given(
+    size=st.integers(1, 300),
+    count=st.integers(0, 300),
+    num_classes=st.integers(1, 10),
+    seed=st.integers(0, 99),
+)
 def test_stratified_sample_gives_each_label_its_share(size, count, num_classes, seed):
     count = min(count, size)
     labels = rng(seed).integers(0, num_classes, size)

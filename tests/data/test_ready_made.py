@@ -69,18 +69,24 @@ def test_a_missing_set_says_what_to_do(kind, tmp_path):
     data = kind(root=str(tmp_path))
     data.prepare_data()
     with pytest.raises(
-        ValueError, match=rf"data.root must hold torchvision's files of {kind.__name__}, and .*download"
+        ValueError,
+        match=rf"data.root must hold torchvision's files of {kind.__name__}, and .*download",
     ):
         data.setup("fit")
 
 
-@pytest.mark.parametrize("error", [OSError("no\nnetwork"), RuntimeError("no\nnetwork"), ValueError("no\nnetwork")])
+@pytest.mark.parametrize(
+    "error", [OSError("no\nnetwork"), RuntimeError("no\nnetwork"), ValueError("no\nnetwork")]
+)
 def test_a_failed_download_names_the_set_and_the_folder(error, tmp_path, monkeypatch):
     def offline(root, **options):
         raise error
 
     monkeypatch.setattr("torchvision.datasets.MNIST", offline)
-    message = f"data.download: torchvision's files of MNIST cannot be fetched to '{tmp_path}' (no network)"
+    message = (
+        "data.download: torchvision's files of MNIST cannot be fetched to "
+        f"'{tmp_path}' (no network)"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         MNIST(root=str(tmp_path), download=True).prepare_data()
 
@@ -98,7 +104,9 @@ def test_the_error_of_cifar10_names_the_archive(tmp_path):
 
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(
+        size.to_bytes(4, "big") for size in array.shape
+    )
     path.write_bytes(header + array.tobytes())
     path.with_name(path.name + ".gz").write_bytes(gzip.compress(b""))
 
@@ -126,7 +134,9 @@ def test_grey_sets_are_read_through_torchvision(kind, tmp_path):
         (SVHN, (6, 3, 32, 32), "labels", {"split": "train"}),
     ],
 )
-def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, monkeypatch, tmp_path):
+def test_colour_sets_are_brought_to_channels_first(
+    kind, shape, name, option, monkeypatch, tmp_path
+):
     from torchvision import datasets
 
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -135,7 +145,8 @@ def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, mo
     def stub(root, **options):
         calls.append((root, options))
         if options["download"]:
-            with open(tmp_path / ".bhfl.lock") as lock, pytest.raises(BlockingIOError):  # others wait
+            # others wait
+            with open(tmp_path / ".bhfl.lock") as lock, pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return SimpleNamespace(data=pixels, **{name: list(range(6))})
 
@@ -151,9 +162,13 @@ def test_colour_sets_are_brought_to_channels_first(kind, shape, name, option, mo
     assert source.labels.tolist() == list(range(6))
 
 
-@pytest.mark.parametrize(("key", "name"), [("archive", "a.tar.gz"), ("archive", "a.zip"), ("root", "folder")])
+@pytest.mark.parametrize(
+    ("key", "name"), [("archive", "a.tar.gz"), ("archive", "a.zip"), ("root", "folder")]
+)
 def test_image_folder(key, name, tmp_path, files, pack):
-    data = ImageFolder(**{key: str(pack(tmp_path / name, files))}, image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    data = ImageFolder(
+        **{key: str(pack(tmp_path / name, files))}, image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3
+    )
     assert (data.num_classes, data.input_shape) == (2, (3, 8, 8))
     data.prepare_data()
     data.setup("fit")
@@ -165,16 +180,24 @@ def test_image_folder(key, name, tmp_path, files, pack):
 
 
 def test_image_folder_checks_its_options():
-    with pytest.raises(ValueError, match="must have one of archive and root, got archive=None, root=None"):
+    with pytest.raises(
+        ValueError, match="must have one of archive and root, got archive=None, root=None"
+    ):
         ImageFolder()
-    with pytest.raises(ValueError, match="must have one of archive and root, got archive='a', root='b'"):
+    with pytest.raises(
+        ValueError, match="must have one of archive and root, got archive='a', root='b'"
+    ):
         ImageFolder(archive="a", root="b")
     with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
         ImageFolder(archive="a", image_size=0)
 
 
 def test_cifar10_reads_an_archive_of_pictures(tmp_path, picture, pack):
-    files = {f"{split}/{name}/0.jpg": picture(0, (32, 32), "JPEG") for split in ("train", "test") for name in CLASSES}
+    files = {
+        f"{split}/{name}/0.jpg": picture(0, (32, 32), "JPEG")
+        for split in ("train", "test")
+        for name in CLASSES
+    }
     data = CIFAR10(archive=str(pack(tmp_path / "c.tar", files)))
     data.prepare_data()
     data.setup("fit")
@@ -187,7 +210,8 @@ def test_cifar10_reads_an_archive_of_pictures(tmp_path, picture, pack):
 def test_cifar10_refuses_an_archive_of_something_else(tmp_path, files, pack):
     data = CIFAR10(archive=str(pack(tmp_path / "c.tar", files)))
     with pytest.raises(
-        ValueError, match=r"data.archive must hold 10 classes of \(3, 32, 32\) pictures, got 2 of \(3, 5"
+        ValueError,
+        match=r"data.archive must hold 10 classes of \(3, 32, 32\) pictures, got 2 of \(3, 5",
     ):
         data.setup("fit")
 

@@ -8,7 +8,9 @@ from torch.utils.data import Dataset, TensorDataset
 from bhfl.data.augment import crop_flip
 from bhfl.data.source import LoaderSource, TensorSource, as_source
 
-IMAGES = torch.randint(256, (10, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    256, (10, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 TARGETS = torch.arange(10) % 3
 ORDER = torch.tensor([9, 2, 2, 0, 5])
 
@@ -38,7 +40,9 @@ def batches(source, augment=None, seed=1):
 
 def equal(first, second):
     return len(first) == len(second) and all(
-        torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(first, second, strict=True)
+        for a, b in zip(x, y, strict=True)
     )
 
 
@@ -48,7 +52,9 @@ def test_tensor_batches_are_indexed_scaled_and_normalised():
     assert [len(targets) for _, targets in found] == [2, 2, 1]
     inputs, targets = (torch.cat(part) for part in zip(*found, strict=True))
     assert inputs.dtype == torch.float32
-    torch.testing.assert_close(inputs, (IMAGES[ORDER] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    torch.testing.assert_close(
+        inputs, (IMAGES[ORDER] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    )
     assert torch.equal(targets, TARGETS[ORDER])
 
 
@@ -89,7 +95,9 @@ def test_both_paths_give_the_same_batches():
 
 @pytest.mark.parametrize("augment", [None, crop_flip])
 def test_batches_do_not_depend_on_the_number_of_workers(augment):
-    alone, one, two = (batches(LoaderSource(Pairs(noisy=True), num_workers=n), augment) for n in (0, 1, 2))
+    alone, one, two = (
+        batches(LoaderSource(Pairs(noisy=True), num_workers=n), augment) for n in (0, 1, 2)
+    )
     assert equal(alone, one)
     assert equal(alone, two)
     assert not equal(alone, batches(LoaderSource(Pairs(noisy=True)), augment, seed=2))
@@ -121,7 +129,10 @@ def test_targets_of_tensors_and_explicit_ones():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"targets must be given for a Pairs, which has no \.targets, \.labels or \.y"):
+    with pytest.raises(
+        ValueError,
+        match=r"targets must be given for a Pairs, which has no \.targets, \.labels or \.y",
+    ):
         _ = as_source(Pairs()).targets
     with pytest.raises(ValueError, match="targets must be as many as the 10 inputs, got 3"):
         TensorSource(IMAGES, TARGETS[:3])

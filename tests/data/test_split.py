@@ -27,7 +27,10 @@ def test_parts_are_disjoint_sorted_and_cover_all():
     assert torch.equal(everything(parts).sort().values, torch.arange(1000))
     assert (len(parts.val), len(parts.holdout)) == (100, 30)
     assert torch.bincount(torch.from_numpy(TARGETS)[parts.val]).tolist() == [10] * 10
-    assert all(torch.equal(part, part.sort().values) for part in (*parts.clients, *parts.client_val, parts.val))
+    assert all(
+        torch.equal(part, part.sort().values)
+        for part in (*parts.clients, *parts.client_val, parts.val)
+    )
     for train, held in zip(parts.clients, parts.client_val, strict=True):
         assert len(held) == int(0.2 * (len(train) + len(held)))
 
@@ -43,7 +46,10 @@ def test_record_is_json_and_its_hash_can_be_checked():
     lists = {key: record[key] for key in ("clients", "client_val", "val", "holdout")}
     text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
     assert hashlib.sha256(text.encode()).hexdigest() == record["sha256"]
-    assert (record["scheme"], record["seed"]) == ("Dirichlet(alpha=0.5, min_size=1, max_tries=100)", 5)
+    assert (record["scheme"], record["seed"]) == (
+        "Dirichlet(alpha=0.5, min_size=1, max_tries=100)",
+        5,
+    )
 
 
 def test_subset_keeps_the_label_mix_and_is_a_cap():

@@ -19,11 +19,14 @@ Points = tuple[Tensor, Tensor]
 def points(count: int, seed: int = 0) -> Points:
     """Inputs ``[count, FEATURES]`` and labels ``[count]``."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, FEATURES, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
+    return torch.randn(count, FEATURES, generator=generator), torch.randint(
+        CLASSES, (count,), generator=generator
+    )
 
 
 class HandMade:
-    """A data module that is no LightningDataModule: it has the methods of `FederatedData`, and nothing else.
+    """A data module that is no LightningDataModule: it has the methods of `FederatedData`, and
+    nothing else.
 
     Args:
         clients: The samples of each client.
@@ -33,9 +36,16 @@ class HandMade:
     """
 
     def __init__(
-        self, clients: Sequence[Points], batch_size: int = 4, held_out: Points | None = None, shuffle: bool = False
+        self,
+        clients: Sequence[Points],
+        batch_size: int = 4,
+        held_out: Points | None = None,
+        shuffle: bool = False,
     ) -> None:
-        self.clients, self.batch_size, self.held_out, self.shuffle = list(clients), batch_size, held_out, shuffle
+        self.clients = list(clients)
+        self.batch_size = batch_size
+        self.held_out = held_out
+        self.shuffle = shuffle
 
     def prepare_data(self) -> None: ...
 
@@ -48,7 +58,12 @@ class HandMade:
 
     def partition_record(self) -> dict[str, Any]:
         content = b"".join(labels.numpy().tobytes() for _, labels in self.clients)
-        return {"scheme": "hand-made", "seed": 0, "sha256": hashlib.sha256(content).hexdigest(), "clients": []}
+        return {
+            "scheme": "hand-made",
+            "seed": 0,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "clients": [],
+        }
 
     def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Points]:
         inputs, labels = self.clients[client_id]

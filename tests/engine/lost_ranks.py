@@ -1,4 +1,6 @@
-"""Runs of two ranks, of which one meets a fate at a named point: for tests, and for campaigns of many."""
+"""Runs of two ranks, of which one meets a fate at a named point: for tests, and for campaigns of
+many.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +70,12 @@ class End:
 def arguments(folder: Path, timeout_seconds: int, *more: str) -> list[str]:
     """The command of each rank."""
     return [
-        "bhfl", "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "24",
-        "--data.num_test", "8", "--data.shape", "[1, 8, 8]", "--trainer.accelerator", "cpu",
-        "--trainer.max_rounds", "100000", "--trainer.logger", "false", "--trainer.devices", "2",
-        "--trainer.timeout_seconds", str(timeout_seconds), "--trainer.default_root_dir", str(folder), *more,
+        "bhfl", "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages",
+        "--data.num_train", "24", "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
+        "--trainer.accelerator", "cpu", "--trainer.max_rounds", "100000",
+        "--trainer.logger", "false", "--trainer.devices", "2",
+        "--trainer.timeout_seconds", str(timeout_seconds),
+        "--trainer.default_root_dir", str(folder), *more,
     ]  # fmt: skip
 
 
@@ -90,7 +94,13 @@ def meet_fate(point: str, fate: str, mark: Path) -> None:
 
 def rank_of(folder: Path, rank: int, port: int, args: list[str], point: str, fate: str) -> None:
     """One process, as a cluster would start it."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+    }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 1}
     os.environ |= {name: str(value) for name, value in names.items()}
     output = os.open(folder / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -103,7 +113,9 @@ def rank_of(folder: Path, rank: int, port: int, args: list[str], point: str, fat
 
 
 def free_port() -> int:
-    """A port that nobody listens at, of those that the system gives to nobody else in the meantime."""
+    """A port that nobody listens at, of those that the system gives to nobody else in the
+    meantime.
+    """
     while True:
         port = secrets.choice(range(20_000, 32_000))
         with socket.socket() as probe, suppress(OSError):
@@ -112,9 +124,16 @@ def free_port() -> int:
 
 
 def left_alone(
-    processes: BaseContext, folder: Path, victim: int, point: str, fate: str, timeout_seconds: int, how: int = 0
+    processes: BaseContext,
+    folder: Path,
+    victim: int,
+    point: str,
+    fate: str,
+    timeout_seconds: int,
+    how: int = 0,
 ) -> End:
-    """Start two ranks, of which `victim` meets its `fate` at `point`, and wait for the other one's end.
+    """Start two ranks, of which `victim` meets its `fate` at `point`, and wait for the other one's
+    end.
 
     Args:
         processes: Starts them.
@@ -147,7 +166,9 @@ def left_alone(
             os.kill(other.pid, how)
             begun = time.monotonic()
         other.join(3 * timeout_seconds + 20)
-        return End(other.exitcode, time.monotonic() - begun, (folder / f"rank{1 - victim}.txt").read_text())
+        return End(
+            other.exitcode, time.monotonic() - begun, (folder / f"rank{1 - victim}.txt").read_text()
+        )
     finally:
         for rank in ranks:
             rank.kill()

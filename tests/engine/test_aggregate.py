@@ -103,7 +103,10 @@ def test_groups_never_mix():
     mean.add({"w": torch.tensor([1.0])}, client(0, bits=8))
     mean.add({"w": torch.tensor([5.0])}, client(1, bits=32))
     reduced = mean.reduce(OneProcess())
-    assert {group: params["w"].item() for group, params in reduced.items()} == {"int8": 1.0, "float32": 5.0}
+    assert {group: params["w"].item() for group, params in reduced.items()} == {
+        "int8": 1.0,
+        "float32": 5.0,
+    }
 
 
 @pytest.mark.parametrize("shapes", [[], [()], [(0,), (3, 2)], [(2, 3), (4,), ()]])

@@ -32,7 +32,11 @@ def test_a_callback_that_overrides_nothing_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("callbacks", "problem"),
     [
-        ([Duck()], r"callbacks\[0\] must be an object of a class that derives from bhfl.engine.Callback, got Duck"),
+        (
+            [Duck()],
+            r"callbacks\[0\] must be an object of a class that derives from "
+            "bhfl.engine.Callback, got Duck",
+        ),
         (
             [Progress(), L.pytorch.callbacks.EarlyStopping("x")],
             r"callbacks\[1\] must be .* got EarlyStopping of Lightning",
@@ -45,7 +49,8 @@ def test_a_callback_that_overrides_nothing_changes_nothing(tmp_path):
 def test_what_is_no_callback_is_refused(callbacks, problem):
     with pytest.raises(ValueError, match=problem):
         trainer(callbacks=callbacks)
-    assert trainer(callbacks=[Derived(), Progress(), WeightHistograms()])  # what the messages advise
+    # what the messages advise
+    assert trainer(callbacks=[Derived(), Progress(), WeightHistograms()])
 
 
 def test_hooks_that_were_planted_later_are_checked_too():
@@ -68,5 +73,7 @@ def test_a_hook_that_only_hands_out_a_coroutine_is_refused_when_it_is_called(tmp
         def on_fit_start(self, trainer):
             yield "never"
 
-    with pytest.raises(HookError, match=r"Late.on_fit_start must do its work when it is called, got a generator"):
+    with pytest.raises(
+        HookError, match=r"Late.on_fit_start must do its work when it is called, got a generator"
+    ):
         fit(tmp_path, callbacks=[Late()])

@@ -20,7 +20,11 @@ from bhfl.engine.store import ClientStore
 
 def state(seed: int = 0) -> dict:
     generator = torch.Generator().manual_seed(seed)
-    tensors = {"w": torch.randn(7, 5, generator=generator), "n": torch.tensor(3), "e": torch.zeros(0)}
+    tensors = {
+        "w": torch.randn(7, 5, generator=generator),
+        "n": torch.tensor(3),
+        "e": torch.zeros(0),
+    }
     return {"round": seed, "params": tensors, "extra": {"list": [1, 2.5, "x", None, True]}}
 
 
@@ -64,7 +68,9 @@ def test_truncated_files_are_refused(tmp_path):
 def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
     path = tmp_path / "a.ckpt"
     save(path, state())
-    data, rng, expected = path.read_bytes(), random.Random(0), digest(state())
+    data = path.read_bytes()
+    rng = random.Random(0)
+    expected = digest(state())
     refused = 0
     for _ in range(300):
         broken = bytearray(data)
@@ -136,7 +142,11 @@ def test_prune_keeps_the_newest(tmp_path):
         save(round_path(tmp_path, round), state())
     save(tmp_path / "best.ckpt", state())
     assert prune(tmp_path, 2) == [9, 10]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "round=00009.ckpt", "round=00010.ckpt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.ckpt",
+        "round=00009.ckpt",
+        "round=00010.ckpt",
+    ]
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
@@ -174,7 +184,7 @@ def test_client_store_versions(tmp_path):
     assert store.load(7, 3)["round"] == 3
 
 
-# ---- from elsewhere --------------------------------------------------------------------------------------------------
+# ---- from elsewhere ------------------------------------------------------------------------------
 
 
 def nested(depth: int) -> dict:
@@ -252,7 +262,8 @@ def test_a_packed_archive_is_not_unpacked(tmp_path):
     "value",
     [
         {"a": {1, 2}}, {"a": 3j}, {"a": torch.float32}, {"a": torch.zeros(2).to_sparse()},
-        {"a": torch.zeros(2, device="meta")}, {"a": 1 << 9000}, {"a": Evil(Path("canary"))}, {"a": b"bytes"},
+        {"a": torch.zeros(2, device="meta")}, {"a": 1 << 9000}, {"a": Evil(Path("canary"))},
+        {"a": b"bytes"},
     ],
 )  # fmt: skip
 def test_what_is_no_plain_value_is_neither_written_nor_read(tmp_path, value):
@@ -266,7 +277,9 @@ def test_what_is_no_plain_value_is_neither_written_nor_read(tmp_path, value):
 
 
 def test_the_entry_that_cannot_be_kept_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"^server\['extra'\]\['list'\]\[1\] must be a tensor, .* got set"):
+    with pytest.raises(
+        CheckpointError, match=r"^server\['extra'\]\['list'\]\[1\] must be a tensor, .* got set"
+    ):
         save(tmp_path / "a.ckpt", {"server": {"extra": {"list": [1, set()]}}})
 
 
@@ -295,7 +308,9 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path):
             with pytest.raises(OSError, match=r"File too large: .*a\.ckpt") as error:
                 save(tmp_path / "a.ckpt", {"a": torch.zeros(numbers), "b": torch.zeros(numbers)})
             assert str(error.value) == f"[Errno 27] File too large: '{tmp_path / 'a.ckpt'}'"
-            assert error.value.__notes__ == ["(make room there; --ckpt_path last goes on from a run's last checkpoint)"]
+            assert error.value.__notes__ == [
+                "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
+            ]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -318,7 +333,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     assert (tmp_path / "notes").read_text() == "mine"
 
 
-# ---- what clients keep -----------------------------------------------------------------------------------------------
+# ---- what clients keep ---------------------------------------------------------------------------
 
 
 def test_what_clients_keep_is_missed(tmp_path):
@@ -334,7 +349,9 @@ def test_what_clients_keep_is_missed(tmp_path):
     other = path.with_name("client=3-round=00002.pt")
     for damage, message in {
         path.unlink: r"there is no .*client=3-round=00004\.pt",
-        lambda: path.write_bytes(other.read_bytes()): r"client=3-round=00004\.pt: another file than the one",
+        lambda: path.write_bytes(
+            other.read_bytes()
+        ): r"client=3-round=00004\.pt: another file than the one",
         lambda: path.write_bytes(b"cut"): r"client=3-round=00004\.pt: not a readable checkpoint",
     }.items():
         damage()

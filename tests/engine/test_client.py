@@ -25,13 +25,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:round .* client . (failed|reject
 
 
 def train(folder, module: L.LightningModule, clients: Any = None, **options) -> FederatedTrainer:
-    """A run of `module`; by default one round of one float32 client of 10 samples in batches of 4."""
-    data = options.pop("data", None) or HandMade([points(10)] * (sum(clients.values()) if clients else 1))
-    options = {"max_rounds": 1, "max_failed_rounds": 0, "monitor": "train/loss", "mode": "min", **options}
+    """A run of `module`; by default one round of one float32 client of 10 samples in batches of
+    4.
+    """
+    data = options.pop("data", None) or HandMade(
+        [points(10)] * (sum(clients.values()) if clients else 1)
+    )
+    options = {
+        "max_rounds": 1,
+        "max_failed_rounds": 0,
+        "monitor": "train/loss",
+        "mode": "min",
+        **options,
+    }
     return fit(folder, clients=clients or {32: 1}, module=lambda: module, data=data, **options)
 
 
-# ---- what is logged -------------------------------------------------------------------------------------------------
+# ---- what is logged ------------------------------------------------------------------------------
 
 
 class Chatty(Module):
@@ -63,7 +73,9 @@ def test_values_logged_in_training(tmp_path):
     assert row["train/twice"] == pytest.approx(2 * mean, rel=1e-7)
     assert row["train/size"] == 3.6
     assert row["train/largest"] == max(loss for loss, _, _ in module.seen)
-    assert row["train/accuracy"] == pytest.approx(sum(right for *_, right in module.seen) / sum(sizes))
+    assert row["train/accuracy"] == pytest.approx(
+        sum(right for *_, right in module.seen) / sum(sizes)
+    )
 
 
 def test_a_failing_client_leaves_no_metric_behind(tmp_path):
@@ -75,7 +87,9 @@ def test_a_failing_client_leaves_no_metric_behind(tmp_path):
             return output
 
     module = Failing()
-    row = train(tmp_path, module, {32: 2}, data=HandMade([points(10), points(8, seed=5)])).run.history[0]
+    row = train(
+        tmp_path, module, {32: 2}, data=HandMade([points(10), points(8, seed=5)])
+    ).run.history[0]
     assert row["clients/failed"] == 1
     assert row["train/accuracy"] == sum(right for *_, right in module.seen[2:]) / 8
 
@@ -90,7 +104,9 @@ def test_a_loss_that_the_module_logs_itself_is_the_one_shown(tmp_path):
 
 
 class Validated(Module):
-    """Validates by torchmetrics, by a collection of them, by return value and by its own bookkeeping."""
+    """Validates by torchmetrics, by a collection of them, by return value and by its own
+    bookkeeping.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,29 +152,37 @@ def test_values_logged_in_validation(tmp_path):
         logits = module.net(inputs)
     right = (logits.argmax(1) == labels).float()
     assert row["val/acc"] == pytest.approx(right.mean().item())
-    assert row["val/recall"] == pytest.approx(np.mean([right[labels == c].mean().item() for c in labels.unique()]))
+    assert row["val/recall"] == pytest.approx(
+        np.mean([right[labels == c].mean().item() for c in labels.unique()])
+    )
     assert 0 < row["val/f1"] <= 1
     assert row["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item())
-    assert row["val/worst"] == pytest.approx(F.cross_entropy(logits, labels, reduction="none").max().item())
-    assert row["val/mine"] == pytest.approx((logits[:7].mean().item() + logits[7:].mean().item()) / 2, rel=1e-5)
+    assert row["val/worst"] == pytest.approx(
+        F.cross_entropy(logits, labels, reduction="none").max().item()
+    )
+    assert row["val/mine"] == pytest.approx(
+        (logits[:7].mean().item() + logits[7:].mean().item()) / 2, rel=1e-5
+    )
 
 
 def test_no_validation_data_means_no_validation(tmp_path):
-    row = train(tmp_path, Validated()).run.history[0]  # its on_validation_epoch_end cannot do without any
+    # its on_validation_epoch_end cannot do without any
+    row = train(tmp_path, Validated()).run.history[0]
     assert not [tag for tag in row if tag.startswith("val/")]
 
 
 def test_metrics_are_the_same_for_every_client_of_a_collection(tmp_path):
     data = TwoBatches([points(10)] * 2, held_out=points(9, seed=3))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torchmetrics warns of metrics that are computed before they are updated
+        # torchmetrics warns of metrics that are computed before they are updated
+        warnings.simplefilter("error")
         row = train(tmp_path, Validated(), {16: 1, 32: 1}, data=data).run.history[0]
     assert row["val/f1_int16"] == pytest.approx(row["val/f1_float32"], abs=0.2)
     assert row["val/f1_avg"] == (row["val/f1_int16"] + row["val/f1_float32"]) / 2
     assert row["val/f1_min"] == min(row["val/f1_int16"], row["val/f1_float32"])
 
 
-# ---- hooks ----------------------------------------------------------------------------------------------------------
+# ---- hooks ---------------------------------------------------------------------------------------
 
 
 class Hooked(Module):
@@ -169,7 +193,11 @@ class Hooked(Module):
         self.calls: list[str] = []
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("on_") or name in ("training_step", "validation_step", "configure_model"):
+        if name.startswith("on_") or name in (
+            "training_step",
+            "validation_step",
+            "configure_model",
+        ):
             self.calls.append(name)
         return super().__getattribute__(name)
 
@@ -179,16 +207,24 @@ def test_hooks_are_called_in_the_order_of_lightning(tmp_path):
     train(tmp_path, module, data=HandMade([points(8)], held_out=points(4)))
     transfer = ["on_before_batch_transfer", "on_after_batch_transfer"]
     batch = [
-        *transfer, "on_train_batch_start", "training_step", "on_before_zero_grad", "on_before_backward",
-        "on_after_backward", "on_before_optimizer_step", "on_train_batch_end",
+        *transfer, "on_train_batch_start", "training_step", "on_before_zero_grad",
+        "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end",
     ]  # fmt: skip
     validation = [
         "on_validation_model_eval", "on_validation_start", "on_validation_epoch_start", *transfer,
-        "on_validation_batch_start", "validation_step", "on_validation_batch_end", "on_validation_epoch_end",
-        "on_validation_end",
+        "on_validation_batch_start", "validation_step", "on_validation_batch_end",
+        "on_validation_epoch_end", "on_validation_end",
     ]  # fmt: skip
-    training = ["on_train_start", "on_train_epoch_start", *batch, *batch, "on_train_epoch_end", "on_train_end"]
-    called = [name for name in module.calls if not name.endswith("_model_train")]  # looked up, and not overridden
+    training = [
+        "on_train_start",
+        "on_train_epoch_start",
+        *batch,
+        *batch,
+        "on_train_epoch_end",
+        "on_train_end",
+    ]
+    # looked up, and not overridden
+    called = [name for name in module.calls if not name.endswith("_model_train")]
     called = [
         name for name, before in zip(called, ["", *called], strict=False) if name != before
     ]  # looked at, then called
@@ -221,7 +257,10 @@ def test_hooks_that_are_not_called_are_named(tmp_path):
 
     with pytest.warns(
         UserWarning,
-        match=r"Kept overrides configure_callbacks, on_save_checkpoint, which federated clients do not call",
+        match=(
+            "Kept overrides configure_callbacks, on_save_checkpoint, "
+            "which federated clients do not call"
+        ),
     ):
         train(tmp_path, Kept())
 
@@ -254,18 +293,22 @@ def test_a_dict_without_loss(tmp_path):
         def training_step(self, batch, batch_idx):
             return {"lss": 1}
 
-    with pytest.raises(RuntimeError, match="training_step returned a dict without 'loss', with 'lss'"):
+    with pytest.raises(
+        RuntimeError, match="training_step returned a dict without 'loss', with 'lss'"
+    ):
         train(tmp_path, Lossless())
 
 
-# ---- randomness -----------------------------------------------------------------------------------------------------
+# ---- randomness ----------------------------------------------------------------------------------
 
 
 class Noisy(Module):
     """Draws from every global generator there is."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Linear(FEATURES, 7), nn.Dropout(0.5), nn.Linear(7, CLASSES)))
+        super().__init__(
+            nn.Sequential(nn.Linear(FEATURES, 7), nn.Dropout(0.5), nn.Linear(7, CLASSES))
+        )
         self.draws: list[Any] = []
 
     def training_step(self, batch, batch_idx):
@@ -297,7 +340,12 @@ def test_a_client_draws_the_same_whoever_was_before_it(tmp_path):
     clients = [points(12, seed) for seed in range(2)]
     with_other, alone = Noisy(), Noisy()
     train(tmp_path / "a", with_other, {32: 2}, data=HandMade(clients))
-    train(tmp_path / "b", alone, {32: 2}, data=HandMade([(clients[0][0][:0], clients[0][1][:0]), clients[1]]))
+    train(
+        tmp_path / "b",
+        alone,
+        {32: 2},
+        data=HandMade([(clients[0][0][:0], clients[0][1][:0]), clients[1]]),
+    )
     assert with_other.draws[3:] == alone.draws
 
 
@@ -312,7 +360,7 @@ def test_global_generators_are_left_as_they_were(tmp_path):
     torch.set_rng_state(before[0])
 
 
-# ---- kinds of parameters and buffers --------------------------------------------------------------------------------
+# ---- kinds of parameters and buffers -------------------------------------------------------------
 
 
 def test_batch_norm_trains_as_it_does_alone(tmp_path):
@@ -320,7 +368,9 @@ def test_batch_norm_trains_as_it_does_alone(tmp_path):
     module, reference = Client(Net(batch_norm=True)), Client(Net(batch_norm=True))
     reference.load_state_dict(module.state_dict())
     data = fake(40, val_fraction=0.0)
-    trainer = train(tmp_path, module, data=data, channels_last=False, threads=torch.get_num_threads())
+    trainer = train(
+        tmp_path, module, data=data, channels_last=False, threads=torch.get_num_threads()
+    )
     optimizer = reference.configure_optimizers()
     for batch in data.client_batches(0, RandomKeys(0, 0, 0), 0):
         optimizer.zero_grad()
@@ -364,8 +414,12 @@ def test_tied_weights_embeddings_and_integer_buffers(tmp_path, bits):
     assert module.mask.dtype == torch.bool
     assert not torch.equal(module.embedding.weight, start["embedding.weight"])
     numel = 66 + 36 + 6
-    content = trainer.run.ledger.total("downlink_bytes") / 2 - trainer.run.ledger.total("header_bytes") / 4
-    assert content == pytest.approx(4 * numel + 3 + 10, abs=8)  # headers of a quantised uplink are of another length
+    content = (
+        trainer.run.ledger.total("downlink_bytes") / 2
+        - trainer.run.ledger.total("header_bytes") / 4
+    )
+    # headers of a quantised uplink are of another length
+    assert content == pytest.approx(4 * numel + 3 + 10, abs=8)
 
 
 def test_frozen_parameters_stay(tmp_path):
@@ -418,14 +472,18 @@ def test_a_state_that_is_no_tensor_is_refused(tmp_path):
 
         def set_extra_state(self, state): ...
 
-    with pytest.raises(ValueError, match="state_dict must hold tensors only, got others: _extra_state"):
+    with pytest.raises(
+        ValueError, match="state_dict must hold tensors only, got others: _extra_state"
+    ):
         train(tmp_path, Noted())
 
 
 def test_doubles_are_refused(tmp_path):
     module = Module()
     module.net[0].double()
-    with pytest.raises(ValueError, match=r"must be float32, got: net\.0\.weight is torch\.float64, net\.0\.bias is"):
+    with pytest.raises(
+        ValueError, match=r"must be float32, got: net\.0\.weight is torch\.float64, net\.0\.bias is"
+    ):
         train(tmp_path, module)
 
 
@@ -447,7 +505,7 @@ def test_a_network_without_layers_to_quantise(tmp_path):
         train(tmp_path, Unquantisable(), {8: 2})
 
 
-# ---- precision, memory format, clipping -----------------------------------------------------------------------------
+# ---- precision, memory format, clipping ----------------------------------------------------------
 
 
 class Watched(Client):
@@ -459,7 +517,9 @@ class Watched(Client):
         self.net[0].register_forward_hook(lambda *_: self.dtypes.add((self.training, _[2].dtype)))
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+)
 @pytest.mark.parametrize("bits", [32, 8])
 def test_the_precision_asked_for_is_the_one_that_ran(tmp_path, precision, dtype, bits):
     module = Watched()
@@ -472,10 +532,14 @@ def test_the_precision_asked_for_is_the_one_that_ran(tmp_path, precision, dtype,
 def test_channels_last(tmp_path, channels_last):
     class Strides(Module):
         def __init__(self):
-            super().__init__(nn.Sequential(nn.Unflatten(1, (2, 1, 3)), nn.Conv2d(2, 4, (1, 3)), nn.Flatten()))
+            super().__init__(
+                nn.Sequential(nn.Unflatten(1, (2, 1, 3)), nn.Conv2d(2, 4, (1, 3)), nn.Flatten())
+            )
 
         def training_step(self, batch, batch_idx):
-            assert self.net[1].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+            assert (
+                self.net[1].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+            )
             assert batch[2].is_contiguous(memory_format=torch.channels_last) == channels_last
             return super().training_step(batch, batch_idx)
 
@@ -487,14 +551,23 @@ def test_channels_last(tmp_path, channels_last):
     train(tmp_path, Strides(), data=WithImages([points(8)]), channels_last=channels_last)
 
 
-@pytest.mark.parametrize(("bits", "changed"), [(8, True), ("ternary", True), (16, False), (32, False)])
+@pytest.mark.parametrize(
+    ("bits", "changed"), [(8, True), ("ternary", True), (16, False), (32, False)]
+)
 def test_low_bit_clients_save_in_int8(tmp_path, bits, changed):
     class Wide(Module):
         def __init__(self):
             torch.manual_seed(0)
-            super().__init__(nn.Sequential(nn.Linear(FEATURES, 2000), nn.LayerNorm(2000), nn.Linear(2000, CLASSES)))
+            super().__init__(
+                nn.Sequential(
+                    nn.Linear(FEATURES, 2000), nn.LayerNorm(2000), nn.Linear(2000, CLASSES)
+                )
+            )
 
-    runs = [train(tmp_path / f"{lean}", Wide(), {bits: 1}, save_in_int8=lean, local_steps=1) for lean in (False, True)]
+    runs = [
+        train(tmp_path / f"{lean}", Wide(), {bits: 1}, save_in_int8=lean, local_steps=1)
+        for lean in (False, True)
+    ]
     (exact, lean) = (run.run.history[0]["train/loss"] for run in runs)
     assert lean == exact  # before the first step
     assert same(*(run.server.params for run in runs)) != changed
@@ -503,7 +576,11 @@ def test_low_bit_clients_save_in_int8(tmp_path, bits, changed):
 def test_three_dimensional_convolutions(tmp_path):
     class Volumes(Module):
         def __init__(self):
-            super().__init__(nn.Sequential(nn.Unflatten(1, (1, 1, 2, 3)), nn.Conv3d(1, 3, (1, 2, 3)), nn.Flatten()))
+            super().__init__(
+                nn.Sequential(
+                    nn.Unflatten(1, (1, 1, 2, 3)), nn.Conv3d(1, 3, (1, 2, 3)), nn.Flatten()
+                )
+            )
 
     assert train(tmp_path, Volumes(), {32: 2}).run.history[0]["clients/ok"] == 2
 
@@ -515,11 +592,14 @@ def test_gradients_are_clipped_together_and_those_of_the_optimizer_only(tmp_path
             self.norms = []
 
         def configure_optimizers(self):
-            return torch.optim.SGD(self.net[0].parameters(), 0.1)  # net[2] gathers gradients for ever
+            # net[2] gathers gradients for ever
+            return torch.optim.SGD(self.net[0].parameters(), 0.1)
 
         def configure_gradient_clipping(self, optimizer, **options):
             super().configure_gradient_clipping(optimizer, **options)
-            self.norms.append(torch.cat([p.grad.flatten() for p in self.net[0].parameters()]).norm().item())
+            self.norms.append(
+                torch.cat([p.grad.flatten() for p in self.net[0].parameters()]).norm().item()
+            )
 
     free, bound = Clipped(), Clipped()
     train(tmp_path / "free", free, local_epochs=4)
@@ -528,7 +608,7 @@ def test_gradients_are_clipped_together_and_those_of_the_optimizer_only(tmp_path
     assert bound.norms == pytest.approx([0.05] * len(bound.norms), rel=1e-3)
 
 
-# ---- nothing leaks --------------------------------------------------------------------------------------------------
+# ---- nothing leaks -------------------------------------------------------------------------------
 
 
 LSQ = {"weights": 4, "activations": 8, "range_rule": "lsq", "granularity": "channel"}
@@ -538,7 +618,9 @@ SPECS = [32, 8, "ternary", "wage2888", "strict8", LSQ]
 @pytest.mark.parametrize("before", SPECS, ids=str)
 @pytest.mark.parametrize("after", SPECS, ids=str)
 def test_a_client_sends_the_same_whatever_was_trained_before_it(tmp_path, before, after):
-    """Client 1 is the only one that counts: client 0 trains before it, or has nothing to train on."""
+    """Client 1 is the only one that counts: client 0 trains before it, or has nothing to train
+    on.
+    """
     if before == after:
         after = {**LSQ, "activations": 16} if after is LSQ else {"weights": 8, "activations": 7}
     found = []
@@ -554,7 +636,9 @@ def test_a_client_sends_the_same_whatever_was_trained_before_it(tmp_path, before
                     assert all(p.grad is None for p in module.parameters())  # noqa: B023
 
         groups = [{"bits": before, "count": 1}, {"bits": after, "count": 1}]
-        train(tmp_path, module, groups, data=HandMade([first, points(12, seed=7)]), callbacks=[Spy()])
+        train(
+            tmp_path, module, groups, data=HandMade([first, points(12, seed=7)]), callbacks=[Spy()]
+        )
         found.append(sent[0])
     assert found[0][:2] == found[1][:2]
     assert same(found[0][2], found[1][2])
@@ -566,7 +650,9 @@ def test_evaluating_clients_changes_nothing(tmp_path):
     runs = []
     for evaluates in (False, True):
         torch.manual_seed(1)
-        runs.append(train(tmp_path, Module(), clients, data=data, max_rounds=3, evaluate_clients=evaluates))
+        runs.append(
+            train(tmp_path, Module(), clients, data=data, max_rounds=3, evaluate_clients=evaluates)
+        )
     assert same(runs[0].server.params, runs[1].server.params)
     assert "val/acc_local_int8" in runs[1].run.history[0]
 
@@ -574,19 +660,37 @@ def test_evaluating_clients_changes_nothing(tmp_path):
 def test_after_a_run_the_module_is_its_owners_again(tmp_path):
     module, data = Client(Net(batch_norm=True)), fake(64)
     trainer = train(tmp_path, module, {8: 1, 32: 1}, data=data, max_rounds=2)
-    assert {type(layer) for layer in module.net} == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear}
+    assert {type(layer) for layer in module.net} == {
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+        nn.Flatten,
+        nn.Linear,
+    }
     assert all(layer.training for layer in module.modules())
     state = float_state(module)
     assert all(torch.equal(state[name], tensor) for name, tensor in trainer.server.params.items())
-    assert torch.equal(state["net.1.running_var"], trainer.server.buffers["statistics"]["float32"]["net.1.running_var"])
-    assert trainer.validate(module, data)["val/acc_float32"] == trainer.run.history[-1]["val/acc_float32"]
+    assert torch.equal(
+        state["net.1.running_var"],
+        trainer.server.buffers["statistics"]["float32"]["net.1.running_var"],
+    )
+    assert (
+        trainer.validate(module, data)["val/acc_float32"]
+        == trainer.run.history[-1]["val/acc_float32"]
+    )
     assert same(float_state(module), state)
     plain = L.Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain.fit(module, DataLoader(list(data.client_batches(0, RandomKeys(0), 0)), batch_size=None))
+        plain.fit(
+            module, DataLoader(list(data.client_batches(0, RandomKeys(0), 0)), batch_size=None)
+        )
     assert plain.global_step == data.num_batches(0)
     assert not same(float_state(module), state)
 
@@ -594,7 +698,9 @@ def test_after_a_run_the_module_is_its_owners_again(tmp_path):
 def test_layers_in_evaluation_mode_stay_in_it(tmp_path):
     class Frozen(Module):
         def __init__(self):
-            super().__init__(nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Dropout(), nn.Linear(FEATURES, CLASSES)))
+            super().__init__(
+                nn.Sequential(nn.BatchNorm1d(FEATURES), nn.Dropout(), nn.Linear(FEATURES, CLASSES))
+            )
             self.net[0].eval()
 
         def on_train_batch_start(self, batch, batch_idx):
@@ -604,7 +710,13 @@ def test_layers_in_evaluation_mode_stay_in_it(tmp_path):
             assert not any(layer.training for layer in self.modules())
 
     module = Frozen()
-    train(tmp_path, module, {8: 1, 32: 1}, data=HandMade([points(8)] * 2, held_out=points(4)), max_rounds=2)
+    train(
+        tmp_path,
+        module,
+        {8: 1, 32: 1},
+        data=HandMade([points(8)] * 2, held_out=points(4)),
+        max_rounds=2,
+    )
     assert [layer.training for layer in module.net] == [False, True, True]
 
 

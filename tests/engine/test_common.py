@@ -14,12 +14,19 @@ from tests.engine.test_processes import in_processes, rank_of
 from tests.federation import fit
 
 
-def in_another_folder(folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]) -> None:
-    """A rank whose run folder is relative to a working directory of its own, as on a node with disks of its own."""
+def in_another_folder(
+    folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]
+) -> None:
+    """A rank whose run folder is relative to a working directory of its own, as on a node with
+    disks of its own.
+    """
     home = folder / f"node{rank}"
     home.mkdir()
     os.chdir(home)
-    with pytest.raises(ValueError, match=r"all processes must share the run folder runs/bhfl/version_0, got ranks 1 "):
+    with pytest.raises(
+        ValueError,
+        match=r"all processes must share the run folder runs/bhfl/version_0, got ranks 1 ",
+    ):
         rank_of(Path("runs"), rank, world, port, case, options)
 
 
@@ -28,9 +35,13 @@ def test_processes_without_a_common_folder_are_refused(tmp_path):
     assert [path.name for path in tmp_path.rglob("version_*")] == []
 
 
-def with_another_seed(folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]) -> None:
+def with_another_seed(
+    folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]
+) -> None:
     """A rank that was started with another seed."""
-    with pytest.raises(ValueError, match=r"same options, got others in rank 1 .*trainer.seed: 0 -> 1"):
+    with pytest.raises(
+        ValueError, match=r"same options, got others in rank 1 .*trainer.seed: 0 -> 1"
+    ):
         rank_of(folder, rank, world, port, case, {**options, "seed": rank})
 
 
@@ -44,7 +55,12 @@ def test_processes_with_other_options_are_refused(tmp_path):
     [
         {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "1"},
         {"WORLD_SIZE": "2", "RANK": "1"},
-        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "2"},
+        {
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_NTASKS_PER_NODE": "2",
+        },
         {"OMPI_COMM_WORLD_SIZE": "2"},
     ],
 )
@@ -53,7 +69,8 @@ def test_a_launcher_that_started_more_processes_than_the_trainer_uses(tmp_path, 
         monkeypatch.setenv(name, value)
     size = next(iter(names))
     with pytest.raises(
-        ValueError, match=rf"{size} says that 2 processes were started, and .* is 1: several whole runs"
+        ValueError,
+        match=rf"{size} says that 2 processes were started, and .* is 1: several whole runs",
     ):
         fit(tmp_path)
     assert not (tmp_path / "bhfl").exists()

@@ -1,4 +1,6 @@
-"""A checkpoint with a right digest and a wrong content is refused by name, whatever is wrong; else the run goes on."""
+"""A checkpoint with a right digest and a wrong content is refused by name, whatever is wrong; else
+the run goes on.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,30 @@ from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
 
 GONE = object()
-WRONG = [GONE, None, [], "text", -1, 10**30, math.nan, math.inf, {}, {"a": None}, {1: 2}, torch.zeros(2), True, [[-1]]]
+WRONG = [
+    GONE,
+    None,
+    [],
+    "text",
+    -1,
+    10**30,
+    math.nan,
+    math.inf,
+    {},
+    {"a": None},
+    {1: 2},
+    torch.zeros(2),
+    True,
+    [[-1]],
+]
 HARMLESS = {
-    "server.metrics", "server.participants", "server.participants.0", "run.seconds", "run.best", "run.ledger",
-    "run.ledger.int8", "run.ledger.float32", "config", "version", "server.extra.mean",
+    "server.metrics", "server.participants", "server.participants.0", "run.seconds", "run.best",
+    "run.ledger", "run.ledger.int8", "run.ledger.float32", "config", "version", "server.extra.mean",
     "server.channels_last", "server.buffers.first",
 }  # fmt: skip
-"""Where some of these are what a run could have written, or what the algorithm itself replaces before it is used."""
+"""Where some of these are what a run could have written, or what the algorithm itself replaces
+before it is used.
+"""
 
 
 def go(folder: Path, rounds: int, ckpt_path: Any = None) -> Any:
@@ -38,7 +57,15 @@ def go(folder: Path, rounds: int, ckpt_path: Any = None) -> Any:
     module = lambda: Module(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)))  # noqa: E731
     algorithm = FedCOMGATE(4, allow_inexact=True)
     return fit(
-        folder, algorithm, {8: 1, 32: 1}, module, data, ckpt_path, max_rounds=rounds, monitor="train/loss", mode="min"
+        folder,
+        algorithm,
+        {8: 1, 32: 1},
+        module,
+        data,
+        ckpt_path,
+        max_rounds=rounds,
+        monitor="train/loss",
+        mode="min",
     )
 
 
@@ -51,7 +78,13 @@ def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
     """Each key of nested mappings and the first item of each list."""
     if place:
         yield place
-    inner = value.items() if isinstance(value, dict) else list(enumerate(value))[:1] if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else list(enumerate(value))[:1]
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inner:
         yield from places(item, (*place, key))
 
@@ -106,7 +139,11 @@ def test_wrong_contents_are_refused_by_name(run):
         (("server", "round"), 1, "its history must have one row for each of 1 rounds, got 2 rows"),
         (("run", "best"), math.nan, "run.best must be finite, got nan"),
         (("config",), {"trainer": torch.zeros(2)}, "config must be options without tensors"),
-        (("clients", "sha256"), torch.zeros(2, 31).byte(), "clients must be a table of ids, rounds and sha256"),
+        (
+            ("clients", "sha256"),
+            torch.zeros(2, 31).byte(),
+            "clients must be a table of ids, rounds and sha256",
+        ),
     ],
 )
 def test_the_file_and_the_entry_are_named(run, tmp_path, place, value, message):
@@ -120,7 +157,9 @@ def test_a_run_falls_back_over_a_checkpoint_of_a_wrong_content(tmp_path):
     run = go(tmp_path, 2).run
     path = round_path(run.checkpoints, 2)
     checkpoint.save(path, changed(checkpoint.load(path), ("run",), None))
-    with pytest.warns(UserWarning, match=r"round=00002\.ckpt: not a checkpoint of a run: run must be"):
+    with pytest.warns(
+        UserWarning, match=r"round=00002\.ckpt: not a checkpoint of a run: run must be"
+    ):
         trainer = go(tmp_path, 3, "last")
     assert trainer.server.round == 3
 
@@ -136,10 +175,13 @@ def test_other_options_in_a_checkpoint_are_told(tmp_path, options):
 
 def test_what_an_algorithm_keeps_keeps_its_keys_and_kinds():
     first = {"count": 0, "memory": [], "model": {}, "optimiser": None, "name": "a"}
-    assert lost_key({**first, "count": torch.tensor(3), "optimiser": {0: 1}, "more": 1}, first) == ""
+    assert (
+        lost_key({**first, "count": torch.tensor(3), "optimiser": {0: 1}, "more": 1}, first) == ""
+    )
     assert "'memory' is gone" in lost_key({"count": 1}, first)
-    assert "extra['model'] must stay of the kind that init_server made, dict, and is list" in lost_key(
-        {**first, "model": []}, first
+    assert (
+        "extra['model'] must stay of the kind that init_server made, dict, and is list"
+        in lost_key({**first, "model": []}, first)
     )
 
 
@@ -151,5 +193,15 @@ def test_an_algorithm_that_drops_what_it_began_with_is_told_at_once(tmp_path):
         def server_update(self, server, aggregate, rng):
             return replace(super().server_update(server, aggregate, rng), extra={})
 
-    with pytest.raises(ValueError, match=r"Forgetful.server_update: ServerState.extra must keep .*'count' is gone"):
-        fit(tmp_path, Forgetful(), {32: 1}, Module, HandMade([points(6)]), monitor="train/loss", mode="min")
+    with pytest.raises(
+        ValueError, match=r"Forgetful.server_update: ServerState.extra must keep .*'count' is gone"
+    ):
+        fit(
+            tmp_path,
+            Forgetful(),
+            {32: 1},
+            Module,
+            HandMade([points(6)]),
+            monitor="train/loss",
+            mode="min",
+        )

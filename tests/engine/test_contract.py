@@ -1,7 +1,8 @@
-"""Lightning's contract for a LightningModule and a data module: one table, made by running `lightning.Trainer` itself.
+"""Lightning's contract for a LightningModule and a data module: one table, made by running
+`lightning.Trainer` itself.
 
-Every hook of a module writes down when it was called, with what, and where it thinks it is. A client of the same
-batches must write the same, but for what is filtered out here by name:
+Every hook of a module writes down when it was called, with what, and where it thinks it is. A
+client of the same batches must write the same, but for what is filtered out here by name:
 
 * what is called once a run and not once a training (`ONCE`), which has a table of its own;
 * validation, which comes after the round and not inside an epoch, and is compared by itself;
@@ -37,18 +38,44 @@ pytestmark = [
 
 STEPS = ("training_step", "validation_step", "test_step")
 HOOKS = sorted(
-    {name for owner in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(owner) if not name.startswith("_")}
-    - {"train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader", "configure_sharded_model"}
-    | {"configure_optimizers", "backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step"}
+    {
+        name
+        for owner in (ModelHooks, DataHooks, CheckpointHooks)
+        for name in vars(owner)
+        if not name.startswith("_")
+    }
+    - {
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "predict_dataloader",
+        "configure_sharded_model",
+    }
+    | {
+        "configure_optimizers",
+        "backward",
+        "optimizer_step",
+        "optimizer_zero_grad",
+        "lr_scheduler_step",
+    }
     | {"configure_gradient_clipping", "configure_callbacks", *STEPS}
 )
-ONCE = {"configure_callbacks", "prepare_data", "setup", "configure_model", "on_fit_start", "on_fit_end", "teardown"}
+ONCE = {
+    "configure_callbacks",
+    "prepare_data",
+    "setup",
+    "configure_model",
+    "on_fit_start",
+    "on_fit_end",
+    "teardown",
+}
 EACH = {"configure_optimizers", "on_train_start", "on_train_end"}
 BATCHES = ("estimated_stepping_batches", "num_training_batches")
 """Asked for where there are training batches."""
 TRAINER = (
-    "max_epochs", *BATCHES, "is_global_zero", "sanity_checking", "training",
-    "validating", "testing", "global_rank", "world_size", "accumulate_grad_batches", "gradient_clip_val", "logger",
+    "max_epochs", *BATCHES, "is_global_zero", "sanity_checking", "training", "validating",
+    "testing", "global_rank", "world_size", "accumulate_grad_batches", "gradient_clip_val",
+    "logger",
 )  # fmt: skip
 SIZE, BATCH = 12, 4
 
@@ -56,7 +83,12 @@ SIZE, BATCH = 12, 4
 def told(value: Any) -> Any:
     """A value as the table holds it."""
     if isinstance(value, Tensor):
-        return ("tensor", tuple(value.shape), value.requires_grad, value.item() if value.numel() == 1 else None)
+        return (
+            "tensor",
+            tuple(value.shape),
+            value.requires_grad,
+            value.item() if value.numel() == 1 else None,
+        )
     if isinstance(value, (list, tuple)):
         return [told(item) for item in value]
     if isinstance(value, dict):
@@ -65,7 +97,11 @@ def told(value: Any) -> Any:
         return str(value)
     plain = isinstance(value, (bool, int, float, str, type(None)))
     return (
-        "" + value if isinstance(value, str) else value if plain else type(value).__name__.replace("partial", "Closure")
+        "" + value
+        if isinstance(value, str)
+        else value
+        if plain
+        else type(value).__name__.replace("partial", "Closure")
     )
 
 
@@ -77,7 +113,11 @@ class Told:
     def note(self, name: str, arguments: Any, options: Any) -> None:
         rate = self.optimizer.param_groups[0]["lr"] if getattr(self, "optimizer", None) else None
         place = (self.current_epoch, self.global_step, rate, self.training, torch.is_grad_enabled())
-        known = [] if name in ONCE else [a for a in TRAINER if a not in BATCHES or not self.trainer.testing]
+        known = (
+            []
+            if name in ONCE
+            else [a for a in TRAINER if a not in BATCHES or not self.trainer.testing]
+        )
         trainer = {attribute: getattr(self.trainer, attribute) for attribute in known}
         self.calls.append((name, told(arguments), told(options), place, trainer))
 
@@ -98,7 +138,9 @@ def telling(cls: type) -> type:
 
 
 class Plain(L.LightningModule):
-    """A linear classifier, trained by plain SGD: it keeps nothing from round to round but its weights."""
+    """A linear classifier, trained by plain SGD: it keeps nothing from round to round but its
+    weights.
+    """
 
     interval: str | None = None
 
@@ -123,7 +165,10 @@ class Plain(L.LightningModule):
         self.optimizer = SGD(self.parameters(), 0.4)
         if self.interval is None:
             return self.optimizer
-        schedule = {"scheduler": lr_scheduler.StepLR(self.optimizer, 1, 0.5), "interval": self.interval}
+        schedule = {
+            "scheduler": lr_scheduler.StepLR(self.optimizer, 1, 0.5),
+            "interval": self.interval,
+        }
         return {"optimizer": self.optimizer, "lr_scheduler": schedule}
 
 
@@ -164,7 +209,11 @@ class AnyArguments(Plain):
 class Dictionary(Plain):
     def training_step(self, batch, batch_idx):
         logits = self.net(batch[0])
-        return {"loss": F.cross_entropy(logits, batch[1]), "logits": logits.detach(), "size": len(batch[1])}
+        return {
+            "loss": F.cross_entropy(logits, batch[1]),
+            "logits": logits.detach(),
+            "size": len(batch[1]),
+        }
 
 
 class Stopping(ByStep):
@@ -200,7 +249,9 @@ class ClosureByHand(Plain):
 
 
 class Clipping(Plain):
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
         self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="value")
 
 
@@ -281,9 +332,9 @@ class Closing(Manual):
 
 
 CONTRACT = [
-    Plain, ByStep, ByEpoch, WithoutIndex, WithDataloaderIndex, AnyArguments, Dictionary, Stopping, StoppingByEpoch,
-    NeverStarting, WarmedUp, ClosureByHand, Clipping, OwnBackward, OwnSchedule, LimitedMemory, Transferring, Manual,
-    TwoOptimizers, Closing,
+    Plain, ByStep, ByEpoch, WithoutIndex, WithDataloaderIndex, AnyArguments, Dictionary, Stopping,
+    StoppingByEpoch, NeverStarting, WarmedUp, ClosureByHand, Clipping, OwnBackward, OwnSchedule,
+    LimitedMemory, Transferring, Manual, TwoOptimizers, Closing,
 ]  # fmt: skip
 
 
@@ -299,8 +350,8 @@ def data() -> HandMade:
 
 def lightning(epochs: int, **options: Any) -> L.Trainer:
     return L.Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        enable_model_summary=False, num_sanity_val_steps=0, **options,
+        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
 
 
@@ -319,10 +370,23 @@ def under_lightning(module: L.LightningModule, epochs: int, **options: Any) -> L
 
 
 def as_client(folder, module: L.LightningModule, rounds: int, **options: Any) -> FederatedTrainer:
-    options = {"max_failed_rounds": 0, "monitor": "val/loss", "mode": "min", "channels_last": False, **options}
+    options = {
+        "max_failed_rounds": 0,
+        "monitor": "val/loss",
+        "mode": "min",
+        "channels_last": False,
+        **options,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fit(folder, clients={32: 1}, module=lambda: module, data=data(), max_rounds=rounds, **options)
+        return fit(
+            folder,
+            clients={32: 1},
+            module=lambda: module,
+            data=data(),
+            max_rounds=rounds,
+            **options,
+        )
 
 
 def training(module: Any, *dropped: str) -> list[Any]:
@@ -352,7 +416,9 @@ def test_a_client_is_told_what_lightning_tells(tmp_path, cls, epochs):
 
 
 OTHERWISE = {Stopping, StoppingByEpoch, NeverStarting, Manual, LimitedMemory}
-"""Make fewer steps than planned, by which rounds are counted, or carry a memory or gradients over an epoch's end."""
+"""Make fewer steps than planned, by which rounds are counted, or carry a memory or gradients over
+an epoch's end.
+"""
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CONTRACT if cls not in OTHERWISE])
@@ -365,7 +431,9 @@ def test_rounds_go_on_where_the_round_before_ended(tmp_path, cls):
     assert same(float_state(ours), float_state(theirs))
 
 
-@pytest.mark.parametrize("cls", [Plain, WithoutIndex, WithDataloaderIndex, AnyArguments, Transferring])
+@pytest.mark.parametrize(
+    "cls", [Plain, WithoutIndex, WithDataloaderIndex, AnyArguments, Transferring]
+)
 def test_validation_and_test_are_those_of_lightning(tmp_path, cls):
     ours, theirs = two_of(cls)
     trainer = lightning(1)
@@ -386,13 +454,15 @@ def test_what_is_called_once_a_run(tmp_path):
     as_client(tmp_path, ours, 3)
     lightnings, found = ([call[:3] for call in m.calls if call[0] in ONCE] for m in (theirs, ours))
     assert [call[0] for call in lightnings] == [
-        "configure_callbacks", "prepare_data", "setup", "configure_model", "on_fit_start", "on_fit_end", "teardown",
+        "configure_callbacks", "prepare_data", "setup", "configure_model",
+        "on_fit_start", "on_fit_end", "teardown",
         "configure_callbacks", "prepare_data", "setup", "configure_model", "teardown",
     ]  # fmt: skip
     fit, test = ({"stage": stage} for stage in ("fit", "test"))
     assert found == [
-        ("prepare_data", [], {}), ("setup", [], fit), ("setup", [], test), ("configure_model", [], {}),
-        ("on_fit_start", [], {}), ("on_fit_end", [], {}), ("teardown", [], fit), ("teardown", [], test),
+        ("prepare_data", [], {}), ("setup", [], fit), ("setup", [], test),
+        ("configure_model", [], {}), ("on_fit_start", [], {}), ("on_fit_end", [], {}),
+        ("teardown", [], fit), ("teardown", [], test),
     ]  # fmt: skip
     assert all(call in lightnings for call in found)
     each = [call[0] for call in ours.calls if call[0] in EACH]

@@ -59,12 +59,20 @@ bhfl.cli.main()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("case", ["at_once", "in_order", "twice", "swallowed", "afterwards", "after_an_interrupt"])
+@pytest.mark.parametrize(
+    "case", ["at_once", "in_order", "twice", "swallowed", "afterwards", "after_an_interrupt"]
+)
 def test_a_signal(how, case):
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(int(how)), case], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SCRIPT, str(int(how)), case],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    said = f"error: {'interrupted' if how == signal.SIGINT else 'terminated'} while starting; nothing new is saved\n"
+    said = (
+        f"error: {'interrupted' if how == signal.SIGINT else 'terminated'} while starting; "
+        "nothing new is saved\n"
+    )
     code = 128 + how
     if case == "afterwards":  # the command is done
         said, code = "", 0

@@ -35,7 +35,9 @@ class Misfit(Module):
 
 
 def data(clients: int = 3, empty: int = 0) -> HandMade:
-    return HandMade([points(4, i) for i in range(clients - empty)] + [points(0)] * empty, held_out=points(4, 9))
+    return HandMade(
+        [points(4, i) for i in range(clients - empty)] + [points(0)] * empty, held_out=points(4, 9)
+    )
 
 
 def train(folder, module, clients=3, algorithm=None, **options):
@@ -95,20 +97,25 @@ PASSING = [
 
 @pytest.mark.parametrize("error", PASSING, ids=lambda error: type(error).__name__)
 def test_what_may_pass_is_waited_for(tmp_path, error):
-    with pytest.raises(TooFewClientsError, match=r"2 rounds in a row had fewer than min_clients=1 usable updates"):
+    with pytest.raises(
+        TooFewClientsError, match=r"2 rounds in a row had fewer than min_clients=1 usable updates"
+    ):
         train(tmp_path, lambda: Failing(error), max_failed_rounds=1)
 
 
 def test_a_file_beside_the_package_with_a_longer_name_is_a_user_s(tmp_path, monkeypatch):
     import bhfl.engine.failures as failures
 
-    monkeypatch.setattr(failures, "_OURS", failures._OURS.replace("bhfl/", "test/"))  # as tests/ is beside it
+    # as tests/ is beside it
+    monkeypatch.setattr(failures, "_OURS", failures._OURS.replace("bhfl/", "test/"))
     with pytest.raises(TooFewClientsError, match=r"the same error in all 3 clients"):
         train(tmp_path, lambda: Failing(TypeError("no")))
 
 
 class Different(FedAvg):
-    """Clients whose errors are of different kinds, come from different lines, or come to some alone."""
+    """Clients whose errors are of different kinds, come from different lines, or come to some
+    alone.
+    """
 
     def __init__(self, how: str) -> None:
         self.how = how
@@ -156,11 +163,24 @@ def test_clients_without_examples_are_not_asked(tmp_path):
 def rank_of(folder, rank, world, port, case, options):
     """One of two processes, each with a client of its own."""
 
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+    }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 1}
     os.environ |= {name: str(value) for name, value in names.items()}
     with pytest.raises(TooFewClientsError, match=r"the same error in all 2 clients of round 1"):
-        train(folder, lambda: Failing(TypeError("no")), 2, devices=world, accelerator="cpu", timeout_seconds=60)
+        train(
+            folder,
+            lambda: Failing(TypeError("no")),
+            2,
+            devices=world,
+            accelerator="cpu",
+            timeout_seconds=60,
+        )
 
 
 def test_clients_of_other_processes_count(tmp_path):

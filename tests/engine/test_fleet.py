@@ -28,10 +28,17 @@ def test_counts(value, expected):
 
 @pytest.mark.parametrize("total", [3, 10, 11, 97])
 def test_fractions_are_shared_out_by_largest_remainder(total):
-    value = [{"bits": 8, "fraction": 0.3}, {"bits": "wage2888", "fraction": 0.3}, {"bits": 32, "fraction": 0.4}]
+    value = [
+        {"bits": 8, "fraction": 0.3},
+        {"bits": "wage2888", "fraction": 0.3},
+        {"bits": 32, "fraction": 0.4},
+    ]
     counts = labels(value, total)
     assert sum(counts.values()) == total
-    assert all(abs(counts[g] - f * total) < 1 for g, f in [("int8", 0.3), ("wage2888", 0.3), ("float32", 0.4)])
+    assert all(
+        abs(counts[g] - f * total) < 1
+        for g, f in [("int8", 0.3), ("wage2888", 0.3), ("float32", 0.4)]
+    )
 
 
 def test_a_share_that_comes_to_no_client_is_refused():
@@ -80,13 +87,25 @@ def test_the_config_of_a_fleet_is_that_fleet(value):
         ({8: 5, "int8": 5}, "int8 is given more than once"),
         ([{"bits": 8}], r"clients\[0\]: needs either count or fraction"),
         ([{"count": 8}], r"clients\[0\]: bits is missing"),
-        ([{"bits": 8, "fraktion": 0.5}], r"clients\[0\]: unknown key 'fraktion', did you mean 'fraction'"),
-        ([{"bits": 8, "fraction": 0.5, "count": 3}], r"clients\[0\]: needs either count or fraction"),
+        (
+            [{"bits": 8, "fraktion": 0.5}],
+            r"clients\[0\]: unknown key 'fraktion', did you mean 'fraction'",
+        ),
+        (
+            [{"bits": 8, "fraction": 0.5, "count": 3}],
+            r"clients\[0\]: needs either count or fraction",
+        ),
         ([{"bits": 8, "fraction": 1.5}], r"clients\[0\]: fraction must be in \(0, 1\], got 1\.5"),
         ([{"bits": 8, "fraction": float("nan")}], r"fraction must be in \(0, 1\], got nan"),
         ([{"bits": 8, "fraction": "50%"}], r"fraction must be in \(0, 1\], got '50%'"),
-        ([{"bits": 8, "fraction": 0.5}, {"bits": 32, "fraction": 0.4}], r"fractions must sum to 1, got 0\.9"),
-        ([{"bits": 8, "fraction": 0.5}, {"bits": 32, "count": 4}], "all have a count or all have a fraction"),
+        (
+            [{"bits": 8, "fraction": 0.5}, {"bits": 32, "fraction": 0.4}],
+            r"fractions must sum to 1, got 0\.9",
+        ),
+        (
+            [{"bits": 8, "fraction": 0.5}, {"bits": 32, "count": 4}],
+            "all have a count or all have a fraction",
+        ),
         ([8, 32], r"clients\[0\]: must be a mapping"),
     ],
 )

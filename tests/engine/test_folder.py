@@ -1,4 +1,6 @@
-"""Nothing outside a run folder is changed by what lies in it, and what is no file of ours is left alone."""
+"""Nothing outside a run folder is changed by what lies in it, and what is no file of ours is left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,22 @@ from tests.federation import fit
 def go(folder: Path, rounds: int, ckpt_path: object = None, **options):
     data = HandMade([points(6), points(6, seed=3)])
     settings = {"max_rounds": rounds, "monitor": "train/loss", "mode": "min", **options}
-    return fit(folder, FedCOMGATE(4, allow_inexact=True), {8: 1, 32: 1}, Module, data, ckpt_path, **settings)
+    return fit(
+        folder,
+        FedCOMGATE(4, allow_inexact=True),
+        {8: 1, 32: 1},
+        Module,
+        data,
+        ckpt_path,
+        **settings,
+    )
 
 
 LINKS = [
-    ".lock", "rounds.jsonl", "metrics.csv", "config.yaml", "partition.json", "env.json", "summary.json",
-    "events.out.tfevents.1800000000.host.1.0", "checkpoints/round=00009.ckpt", "checkpoints/best.ckpt",
-    "clients/0000/client=0-round=00009.pt", "checkpoints", "clients", "clients/0000",
+    ".lock", "rounds.jsonl", "metrics.csv", "config.yaml", "partition.json", "env.json",
+    "summary.json", "events.out.tfevents.1800000000.host.1.0", "checkpoints/round=00009.ckpt",
+    "checkpoints/best.ckpt", "clients/0000/client=0-round=00009.pt", "checkpoints", "clients",
+    "clients/0000",
 ]  # fmt: skip
 
 
@@ -42,7 +53,11 @@ def copied(trained: Path, folder: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -56,11 +71,17 @@ def test_no_link_in_a_run_folder_is_followed(tmp_path, trained, name):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
     place.symlink_to(elsewhere)
-    inside, outside = content(run), content(tmp_path) | {"elsewhere": elsewhere.is_file() and elsewhere.read_bytes()}
-    with pytest.raises(CheckpointError, match=f"{name} is a symbolic link, and inside a run folder none is followed"):
+    inside = content(run)
+    outside = content(tmp_path) | {"elsewhere": elsewhere.is_file() and elsewhere.read_bytes()}
+    with pytest.raises(
+        CheckpointError,
+        match=f"{name} is a symbolic link, and inside a run folder none is followed",
+    ):
         go(tmp_path, 3, run)
     assert content(run) == inside
-    assert content(tmp_path) | {"elsewhere": elsewhere.is_file() and elsewhere.read_bytes()} == outside
+    assert (
+        content(tmp_path) | {"elsewhere": elsewhere.is_file() and elsewhere.read_bytes()} == outside
+    )
 
 
 @pytest.mark.parametrize("above", ["runs", "bhfl", "version_0"])
@@ -83,7 +104,8 @@ def test_hard_links_keep_what_they_share(tmp_path, trained):
     before = content(other)
     go(tmp_path, 3, "last", logger=True)
     after = content(other)
-    assert {name for name in before if after[name] != before[name]} == {".lock"}  # a number, as it was before
+    # a number, as it was before
+    assert {name for name in before if after[name] != before[name]} == {".lock"}
 
 
 @pytest.mark.parametrize("text", ["my notes\n", "12 34", "1" * 40 + "x"])
@@ -111,7 +133,13 @@ def test_a_lock_is_one_number_whoever_had_it_before(tmp_path):
 def test_only_names_that_a_run_gives_are_its_checkpoints(tmp_path):
     run = tmp_path / "version_0" / "checkpoints"
     run.mkdir(parents=True)
-    for name in ("round=.ckpt", "round=x.ckpt", "round=-1.ckpt", "round=1.ckpt.bak", "round=²2.ckpt"):
+    for name in (
+        "round=.ckpt",
+        "round=x.ckpt",
+        "round=-1.ckpt",
+        "round=1.ckpt.bak",
+        "round=²2.ckpt",
+    ):
         (run / name).touch()
     (run / "round=00007.ckpt").mkdir()
     assert round_checkpoints(run) == {}
@@ -122,7 +150,9 @@ def test_only_names_that_a_run_gives_are_its_checkpoints(tmp_path):
     assert newest_run(tmp_path) == tmp_path / "version_0"
 
 
-@pytest.mark.parametrize("rows", [b"", b"nonsense", b"[1]\n{}\n", b'{"round": "x"}\n', b"\xff\xfe\n", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "rows", [b"", b"nonsense", b"[1]\n{}\n", b'{"round": "x"}\n', b"\xff\xfe\n", b"[" * 10**5]
+)
 def test_rounds_of_garbage_are_written_anew(tmp_path, trained, rows):
     run = copied(trained, tmp_path)
     good = (run / "rounds.jsonl").read_bytes()
@@ -151,5 +181,8 @@ def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path):
 def test_a_folder_of_a_run_for_what_comes_later(tmp_path):
     assert subfolder(tmp_path, "export") == subfolder(tmp_path, "export")
     (tmp_path / "analysis").symlink_to(tmp_path / "export")
-    with pytest.raises(OSError, match="a link in a run folder is not followed: remove it, or name a folder by --out"):
+    with pytest.raises(
+        OSError,
+        match="a link in a run folder is not followed: remove it, or name a folder by --out",
+    ):
         subfolder(tmp_path, "analysis")

@@ -1,4 +1,6 @@
-"""What is told before the first round: low-bit groups that stay float32, BatchNorm that hardly moves."""
+"""What is told before the first round: low-bit groups that stay float32, BatchNorm that hardly
+moves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ OPTIONS = {"reestimate_norm": False, "local_steps": None, "local_epochs": 1}
 class Sequence(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.lstm, self.head = nn.Embedding(10, 8), nn.LSTM(8, 32), nn.Linear(32, 4)
+        self.embed = nn.Embedding(10, 8)
+        self.lstm = nn.LSTM(8, 32)
+        self.head = nn.Linear(32, 4)
 
 
 class Own(nn.Module):
@@ -38,7 +42,9 @@ def told(model, *bits, batches=10, fresh=True, compiled=False, **options):
     fleet = [Member(i, BitSpec.parse(b), 8 * batches) for i, b in enumerate(bits)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        forewarn(model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh, compiled=compiled)
+        forewarn(
+            model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh, compiled=compiled
+        )
     return [str(warning.message) for warning in caught]
 
 
@@ -70,7 +76,10 @@ def test_nothing_is_told_of_groups_of_float_weights(bits):
 
 
 def test_nothing_is_told_of_models_that_are_quantised():
-    assert told(nn.Sequential(nn.Linear(40, 8), nn.LayerNorm(8), nn.Embedding(9, 4)), 8, "ternary") == []
+    assert (
+        told(nn.Sequential(nn.Linear(40, 8), nn.LayerNorm(8), nn.Embedding(9, 4)), 8, "ternary")
+        == []
+    )
     attention = nn.TransformerEncoderLayer(16, 2, 32)
     assert told(attention, 4) == []
 
@@ -90,7 +99,12 @@ def test_nothing_is_told_of_models_that_are_quantised():
     ],
 )
 def test_norms_that_hardly_move_in_a_round_are_told_of(momentum, batches, options, is_told):
-    found = told(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=momentum)), 32, batches=batches, **options)
+    found = told(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=momentum)),
+        32,
+        batches=batches,
+        **options,
+    )
     assert bool(found) == is_told
     if is_told:
         assert found[0].startswith(f"BatchNorm 1 has momentum {momentum:g}: after the")
@@ -113,7 +127,10 @@ def test_the_momentum_that_the_message_gives_is_enough():
 def test_frozen_norms_and_norms_without_statistics_are_not_told_of():
     frozen = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.01).eval())
     assert told(frozen, 32) == []
-    assert told(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, 0.01, track_running_stats=False)), 32) == []
+    assert (
+        told(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, 0.01, track_running_stats=False)), 32)
+        == []
+    )
 
 
 def test_a_fit_tells_before_its_first_round(tmp_path):
@@ -151,10 +168,18 @@ def test_the_limit_of_the_compiler_that_is_told_is_enough(tmp_path):
         torch._dynamo.reset()
         counters.clear()
         model = torch.compile(Compilable(), backend="eager")
-        fit(tmp_path, clients=dict.fromkeys((2, 3, 4, 6, 8), 1), module=lambda: model, data=fake(60), max_rounds=2)
+        fit(
+            tmp_path,
+            clients=dict.fromkeys((2, 3, 4, 6, 8), 1),
+            module=lambda: model,
+            data=fake(60),
+            max_rounds=2,
+        )
         return counters["frames"]["total"] - counters["frames"]["ok"]
 
-    with pytest.warns(UserWarning, match=r"anew for each of 6 bit-widths.*recompile_limit = 24 before the run"):
+    with pytest.warns(
+        UserWarning, match=r"anew for each of 6 bit-widths.*recompile_limit = 24 before the run"
+    ):
         assert uncompiled()
     with torch._dynamo.config.patch(recompile_limit=24), warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*recompile_limit")

@@ -1,4 +1,6 @@
-"""channels_last: taken where a copy of the model shows that it fits, decided once, recorded, and given back."""
+"""channels_last: taken where a copy of the model shows that it fits, decided once, recorded, and
+given back.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ class InValidation(Net):
 
 class Functional(Net):
     def flat(self, x):
-        return F.conv2d(x, self.conv.weight[:, :, :1, :1].mean(1, keepdim=True).expand(4, 4, 1, 1), stride=2).flatten(1)
+        return F.conv2d(
+            x, self.conv.weight[:, :, :1, :1].mean(1, keepdim=True).expand(4, 4, 1, 1), stride=2
+        ).flatten(1)
 
 
 class DropsOut(Net):
@@ -166,7 +170,9 @@ class Grouped(Net):
 
     def __init__(self) -> None:
         own = type("Own", (nn.Conv2d,), {})
-        super().__init__(nn.Sequential(nn.Conv2d(3, 5, 1, stride=2), nn.ReLU(), own(5, 4, 1, stride=2)))
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 5, 1, stride=2), nn.ReLU(), own(5, 4, 1, stride=2))
+        )
 
 
 def agreed(wanted, module, given=batch):
@@ -181,7 +187,18 @@ def test_models_that_fit_are_taken_without_a_word(kind):
     assert agreed("auto", kind()) == (True, [])
 
 
-MISFITS = [View, ViewOfInput, Asserts, Strided, ByLBFGS, OfItsWeight, Manual, InValidation, Functional, Backward]
+MISFITS = [
+    View,
+    ViewOfInput,
+    Asserts,
+    Strided,
+    ByLBFGS,
+    OfItsWeight,
+    Manual,
+    InValidation,
+    Functional,
+    Backward,
+]
 
 
 @pytest.mark.parametrize("kind", MISFITS)
@@ -189,12 +206,15 @@ def test_models_that_do_not_fit_stay_contiguous_with_one_line(kind):
     chosen, told = agreed("auto", kind())
     assert not chosen
     assert len(told) == 1
-    assert told[0].startswith("trainer.channels_last: auto takes contiguous images, which can be slower: ")
+    assert told[0].startswith(
+        "trainer.channels_last: auto takes contiguous images, which can be slower: "
+    )
     assert "\n" not in told[0]
     if kind in (Strided,):
         return  # wanted is taken: it raises nothing
     with pytest.raises(
-        ValueError, match=r"trainer\.channels_last: true does not fit.*set trainer\.channels_last to auto"
+        ValueError,
+        match=r"trainer\.channels_last: true does not fit.*set trainer\.channels_last to auto",
     ):
         agreed(True, kind())
     assert agreed(False, kind()) == (False, [])
@@ -257,7 +277,7 @@ def test_convolutions_that_crash_stay_contiguous_and_the_module_comes_back():
     assert has_usual_strides(layout.batch(batch())[0])
 
 
-# ---- whole runs -------------------------------------------------------------------------------------------------
+# ---- whole runs ----------------------------------------------------------------------------------
 
 
 def of_images(**options):
@@ -291,7 +311,9 @@ def test_what_was_decided_holds_for_resumed_runs_and_tests(tmp_path, monkeypatch
     resumed = fit(tmp_path / "part", max_rounds=2, ckpt_path="last")
     assert resumed.server.channels_last is True
     assert same(resumed.server.params, whole.server.params)
-    tester = FederatedTrainer({8: 2, 32: 2}, logger=False, default_root_dir=str(tmp_path / "part"), devices=1)
+    tester = FederatedTrainer(
+        {8: 2, 32: 2}, logger=False, default_root_dir=str(tmp_path / "part"), devices=1
+    )
     tester.test(Client(), fake(), ckpt_path="last")
     assert json.loads((resumed.run.folder / "env.json").read_text())["channels_last"] is True
     assert tester.server.channels_last is True
@@ -299,7 +321,9 @@ def test_what_was_decided_holds_for_resumed_runs_and_tests(tmp_path, monkeypatch
 
 def test_the_module_comes_back_contiguous_and_without_hooks(tmp_path):
     module = Grouped()
-    trainer = FederatedTrainer({8: 1}, max_rounds=1, logger=False, default_root_dir=str(tmp_path), devices=1)
+    trainer = FederatedTrainer(
+        {8: 1}, max_rounds=1, logger=False, default_root_dir=str(tmp_path), devices=1
+    )
     trainer.fit(module, of_images())
     assert trainer.server.channels_last is True
     assert not any(layer._forward_pre_hooks for layer in module.modules())
@@ -321,7 +345,7 @@ def test_views_that_the_trial_did_not_meet_name_the_option(tmp_path):
     fit(tmp_path / "off", data=data, channels_last=False, **options)
 
 
-# ---- BatchNorm on one sample ------------------------------------------------------------------------------------
+# ---- BatchNorm on one sample ---------------------------------------------------------------------
 
 
 class Normed(Measured):
@@ -333,8 +357,16 @@ class Normed(Measured):
 
 
 def test_a_last_batch_of_one_names_drop_last_which_helps(tmp_path):
-    with pytest.raises(TooFewClientsError, match=r"Expected more than 1 value.*data\.drop_last: true"):
-        fit(tmp_path, clients={8: 2}, module=Normed, data=of_images(max_train_samples=38), max_rounds=1)
+    with pytest.raises(
+        TooFewClientsError, match=r"Expected more than 1 value.*data\.drop_last: true"
+    ):
+        fit(
+            tmp_path,
+            clients={8: 2},
+            module=Normed,
+            data=of_images(max_train_samples=38),
+            max_rounds=1,
+        )
     data = of_images(max_train_samples=38, drop_last=True)
     trainer = fit(tmp_path / "dropped", clients={8: 2}, module=Normed, data=data, max_rounds=1)
     assert trainer.run.history[0]["clients/ok"] == 2

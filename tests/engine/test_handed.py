@@ -1,4 +1,6 @@
-"""What hooks hand over is checked where they return it, and errors name the class, the hook and the tensor."""
+"""What hooks hand over is checked where they return it, and errors name the class, the hook and the
+tensor.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,10 @@ RULES = {
     double: r"'net\.0\.weight' must be torch\.float32, got torch\.float64",
     whole_numbers: r"'net\.0\.weight' must be torch\.float32, got torch\.int32",
     sparse: r"'net\.0\.weight' must be a dense tensor",
-    complex_: r"'net\.0\.weight' must be a dense tensor of a kind that can be sent, got torch\.complex64",
+    complex_: (
+        r"'net\.0\.weight' must be a dense tensor of a kind that can be sent, "
+        r"got torch\.complex64"
+    ),
     array: r"'net\.0\.weight' must be a tensor, got ndarray",
     add: r"got 'new', which it does not have",
 }
@@ -129,7 +134,9 @@ def test_a_group_model_lacks_only_what_is_the_clients_own(tmp_path):
             drop(params)
             return params
 
-    with pytest.raises(ValueError, match=r"Mine\.group_params must return 'net\.0\.weight', which no client has"):
+    with pytest.raises(
+        ValueError, match=r"Mine\.group_params must return 'net\.0\.weight', which no client has"
+    ):
         run(tmp_path, Mine())
 
 
@@ -150,11 +157,19 @@ class Mean(WeightedMean):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (drop, r"Mine\.apply_mean\(mean\) must hold every tensor that clients send, 'net\.0\.weight' is missing"),
+        (
+            drop,
+            r"Mine\.apply_mean\(mean\) must hold every tensor that clients send, "
+            r"'net\.0\.weight' is missing",
+        ),
         (rename, r"Mine\.apply_mean\(mean\).* got 'net\.0\.wieght', which it does not have"),
         (transpose, r"Mean\.reduce: 'net\.0\.weight' must have shape \(7, 6\), got \(6, 7\)"),
         (spoil, r"Mean\.reduce: \['net\.0\.weight'\] must be finite"),
-        (double, r"Mine\.apply_mean\(mean\): 'net\.0\.weight' must be torch\.float32, got torch\.float64"),
+        (
+            double,
+            r"Mine\.apply_mean\(mean\): 'net\.0\.weight' must be "
+            r"torch\.float32, got torch\.float64",
+        ),
     ],
 )
 def test_what_an_aggregator_comes_to_is_held_to_the_model(tmp_path, fault, message):
@@ -174,11 +189,15 @@ def test_a_reconstruction_that_fits_no_model_is_told_at_once(tmp_path, fault):
             fault(tensors)
             return tensors
 
-    with pytest.raises(ValueError, match=r"Mine\.reconstruct: WeightedMean\.add: 'net\.0\.weight' must "):
+    with pytest.raises(
+        ValueError, match=r"Mine\.reconstruct: WeightedMean\.add: 'net\.0\.weight' must "
+    ):
         run(tmp_path, Mine())
 
 
-def test_a_reconstruction_of_one_client_that_is_no_number_rejects_that_client_alone(tmp_path, monkeypatch):
+def test_a_reconstruction_of_one_client_that_is_no_number_rejects_that_client_alone(
+    tmp_path, monkeypatch
+):
     class Mine(Algorithm):
         def reconstruct(self, update, client, server):
             tensors = dict(super().reconstruct(update, client, server))
@@ -188,8 +207,12 @@ def test_a_reconstruction_of_one_client_that_is_no_number_rejects_that_client_al
 
     trainer = run(tmp_path / "a", Mine(), clients=3)
     (problem,) = trainer.run.history[0]["problems"]
-    assert problem.startswith("client 1 rejected: Mine.reconstruct: WeightedMean.add raised ValueError: it has a")
-    monkeypatch.setattr("bhfl.engine.rounds.sample_cohort", lambda clients, *_: [clients[0], clients[2]])
+    assert problem.startswith(
+        "client 1 rejected: Mine.reconstruct: WeightedMean.add raised ValueError: it has a"
+    )
+    monkeypatch.setattr(
+        "bhfl.engine.rounds.sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+    )
     assert same(trainer.server.params, run(tmp_path / "b", None, clients=3).server.params)
 
 
@@ -218,7 +241,9 @@ def test_a_list_is_no_dict_of_tensors(tmp_path, hook):
         run(tmp_path, returning(hook, [1, 2]))
 
 
-@pytest.mark.parametrize("value", [{"x": torch.eye(2).to_sparse()}, {"x": torch.ones(1, device="meta")}, {"x": "text"}])
+@pytest.mark.parametrize(
+    "value", [{"x": torch.eye(2).to_sparse()}, {"x": torch.ones(1, device="meta")}, {"x": "text"}]
+)
 @pytest.mark.parametrize("hook", ["downlink", "expected", "closing"])
 def test_what_cannot_be_sent_is_no_message(tmp_path, hook, value):
     with pytest.raises(ValueError, match=rf"Mine\.{hook}: 'x' must be a "):
@@ -238,9 +263,14 @@ def test_what_a_client_keeps_is_held_to_what_can_be_kept(tmp_path):
         def client_close(self, client, state, closing):
             return None
 
-    with pytest.raises(ValueError, match=r"run\.state after Leaving\.uplink\['note'\] must be a tensor.* got object"):
+    with pytest.raises(
+        ValueError,
+        match=r"run\.state after Leaving\.uplink\['note'\] must be a tensor.* got object",
+    ):
         run(tmp_path / "a", Leaving())
-    with pytest.raises(ValueError, match=r"Closed\.client_close must be a dict of tensors, got NoneType"):
+    with pytest.raises(
+        ValueError, match=r"Closed\.client_close must be a dict of tensors, got NoneType"
+    ):
         run(tmp_path / "b", Closed())
 
 
@@ -254,7 +284,9 @@ def test_numbers_to_log_are_numbers(tmp_path):
             run.metrics["mine/x"] = "much"
             return super().uplink(run)
 
-    with pytest.raises(ValueError, match=r"Mine\.server_update .*numbers by tag, got Tensor as 'mine/x'"):
+    with pytest.raises(
+        ValueError, match=r"Mine\.server_update .*numbers by tag, got Tensor as 'mine/x'"
+    ):
         run(tmp_path / "a", Mine())
     with pytest.raises(ValueError, match=r"Client\.uplink .*numbers by tag, got str as 'mine/x'"):
         run(tmp_path / "b", Client())

@@ -1,4 +1,6 @@
-"""A checkpoint's history gives every value back, in little room, and takes no more memory than a history could."""
+"""A checkpoint's history gives every value back, in little room, and takes no more memory than a
+history could.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,22 @@ def exact(value: Any) -> Any:
 
 
 VALUES = st.one_of(
-    st.floats(), st.integers(), st.booleans(), st.none(), st.text(), st.lists(st.text(), max_size=3),
-    st.sampled_from([5e-324, -0.0, 0.1, 1e308, math.inf, -math.inf, math.nan, 2**53 + 1, 2**63, 0, 0.0, False]),
+    st.floats(), st.integers(), st.booleans(), st.none(), st.text(),
+    st.lists(st.text(), max_size=3),
+    st.sampled_from([
+        5e-324, -0.0, 0.1, 1e308, math.inf, -math.inf, math.nan, 2**53 + 1, 2**63, 0, 0.0, False,
+    ]),
 )  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from(["round", "val/acc", "ü\n", "problems", ""]) | st.text(), VALUES)))
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["round", "val/acc", "ü\n", "problems", ""]) | st.text(), VALUES
+        )
+    )
+)
 def test_every_value_comes_back(rows):
     assert [exact(row) for row in unpack(packed(rows))] == [exact(row) for row in rows]
 
@@ -81,9 +92,10 @@ def compressed(text: bytes) -> torch.Tensor:
 @pytest.mark.parametrize(
     "text",
     [
-        b"[0]\n", b'{"keys":["a"]}\n[0]\n', b'{"keys":["a"]}\n[0,1,2]\n', b'{"keys":[3]}\n', b'{"keys":["a"]}\n[1,1]\n',
-        b'{"keys":5}\n', b'{"names":["a"]}\n', b"nonsense\n", b"\xff\n", b"5\n", b"null\n", b'{"keys":["a"]}\n[0,1]',
-        b'{"keys":[["a"]]}\n', b'{"keys":["a"]}\n["0",1]\n', b"[" * 100_000 + b"]" * 100_000 + b"\n",
+        b"[0]\n", b'{"keys":["a"]}\n[0]\n', b'{"keys":["a"]}\n[0,1,2]\n', b'{"keys":[3]}\n',
+        b'{"keys":["a"]}\n[1,1]\n', b'{"keys":5}\n', b'{"names":["a"]}\n', b"nonsense\n", b"\xff\n",
+        b"5\n", b"null\n", b'{"keys":["a"]}\n[0,1]', b'{"keys":[["a"]]}\n',
+        b'{"keys":["a"]}\n["0",1]\n', b"[" * 100_000 + b"]" * 100_000 + b"\n",
         b'{"keys":["a"]}\n[0,' + b"9" * 5000 + b"]\n",
     ],
 )  # fmt: skip
@@ -99,7 +111,9 @@ def test_a_history_that_is_cut_off(keep):
         unpack(whole[:keep])
 
 
-@pytest.mark.parametrize("wrong", [None, "[]", [1], torch.zeros(3), torch.zeros(2, 2).byte(), torch.tensor(1).byte()])
+@pytest.mark.parametrize(
+    "wrong", [None, "[]", [1], torch.zeros(3), torch.zeros(2, 2).byte(), torch.tensor(1).byte()]
+)
 def test_what_is_no_packed_rows(wrong):
     with pytest.raises(CheckpointError, match="must be packed rows"):
         unpack(wrong)
@@ -111,7 +125,9 @@ def test_a_history_that_unpacks_without_end_is_given_up(piece, monkeypatch):
     monkeypatch.setattr(history, "MAX_GROWTH", 2)
     read = []
     monkeypatch.setattr(
-        history.json, "loads", lambda line: read.append(len(line)) or json.JSONDecoder().decode(line.decode())
+        history.json,
+        "loads",
+        lambda line: read.append(len(line)) or json.JSONDecoder().decode(line.decode()),
     )
     with pytest.raises(CheckpointError, match="larger than 65,536 bytes and 2 times its own size"):
         unpack(compressed(b'{"keys":["a"]}\n' + piece * 2**20))

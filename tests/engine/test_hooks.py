@@ -1,4 +1,6 @@
-"""A misspelt hook is refused when its class is made, and so is one that cannot take what it is called with."""
+"""A misspelt hook is refused when its class is made, and so is one that cannot take what it is
+called with.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def make(base: type | tuple[type, ...], **attributes: object) -> type:
 
 
 MISSPELT = [
-    *((Algorithm, name, "client_gradients_") for name in ("client_gradients", "client_gradient_", "clientGradients_")),
+    *(
+        (Algorithm, name, "client_gradients_")
+        for name in ("client_gradients", "client_gradient_", "clientGradients_")
+    ),
     (Algorithm, "aggregators", "aggregator"),
     (Algorithm, "aggregate", "aggregator"),
     (Algorithm, "recieve", "receive"),
@@ -55,12 +60,21 @@ MISSPELT = [
 
 @pytest.mark.parametrize(("base", "name", "meant"), MISSPELT)
 def test_a_method_that_looks_like_a_hook_is_refused(base, name, meant):
-    with pytest.raises(HookError, match=rf"Mine\.{name} is no hook of .*; did you mean {meant}\?.* may be called _"):
+    with pytest.raises(
+        HookError, match=rf"Mine\.{name} is no hook of .*; did you mean {meant}\?.* may be called _"
+    ):
         make(base, **{name: method})
 
 
 @pytest.mark.parametrize(
-    "kind", [staticmethod, classmethod, lambda f: partialmethod(f, 1), lambda f: partial(f, 1), functools.wraps(repr)]
+    "kind",
+    [
+        staticmethod,
+        classmethod,
+        lambda f: partialmethod(f, 1),
+        lambda f: partial(f, 1),
+        functools.wraps(repr),
+    ],
 )
 def test_every_kind_of_method_is_looked_at(kind):
     with pytest.raises(HookError, match="did you mean uplink"):
@@ -70,7 +84,9 @@ def test_every_kind_of_method_is_looked_at(kind):
 @pytest.mark.parametrize("name", ["on_train_epoch_end", "on_anything"])
 @pytest.mark.parametrize("base", [Callback, Algorithm, FederatedDataModule])
 def test_a_hook_of_others_is_refused_with_what_there_is(base, name):
-    with pytest.raises(HookError, match=rf"Mine\.{name} is no hook of {base.__name__}, and nothing would call"):
+    with pytest.raises(
+        HookError, match=rf"Mine\.{name} is no hook of {base.__name__}, and nothing would call"
+    ):
         make(base, **{name: method})
 
 
@@ -80,8 +96,9 @@ def test_the_remedies_of_the_message_work():
 
 
 HELPERS = [
-    "client_loss_weight", "num_steps_done", "client_loss_fn", "my_uplink", "aggregator_of", "step", "weights",
-    "group_params_of", "trimmed", "bits", "momentum", "server_state", "reset_", "mean", "_aggregators", "loss",
+    "client_loss_weight", "num_steps_done", "client_loss_fn", "my_uplink", "aggregator_of", "step",
+    "weights", "group_params_of", "trimmed", "bits", "momentum", "server_state", "reset_", "mean",
+    "_aggregators", "loss",
 ]  # fmt: skip
 
 
@@ -91,7 +108,12 @@ def test_helpers_of_other_names_are_left_alone(base):
 
 
 def test_properties_classes_and_values_are_no_misspelt_methods():
-    attributes = {"aggregators": property(method), "Aggregator": type("Own", (), {}), "uplinks": 3, "on_gpu": True}
+    attributes = {
+        "aggregators": property(method),
+        "Aggregator": type("Own", (), {}),
+        "uplinks": 3,
+        "on_gpu": True,
+    }
     assert make(Algorithm, **attributes, client_losses=functools.cached_property(method))
 
 
@@ -100,12 +122,18 @@ def test_a_hook_may_have_a_helper_of_nearly_its_name():
 
 
 def test_a_value_that_is_misspelt_is_refused_too():
-    with pytest.raises(HookError, match=r"Mine.communicate is no hook .* did you mean communicates"):
+    with pytest.raises(
+        HookError, match=r"Mine.communicate is no hook .* did you mean communicates"
+    ):
         make(Algorithm, communicate=False)
-    with pytest.raises(HookError, match=r"Mine.communicates must be a value such as True, got a method"):
+    with pytest.raises(
+        HookError, match=r"Mine.communicates must be a value such as True, got a method"
+    ):
         make(Algorithm, communicates=lambda self: False)
     assert make(Algorithm, communicates=property(lambda self: False))
-    with pytest.raises(HookError, match=r"Mine.server_optimizer is set by the trainer: give it trainer.server_opt"):
+    with pytest.raises(
+        HookError, match=r"Mine.server_optimizer is set by the trainer: give it trainer.server_opt"
+    ):
         make(Algorithm, server_optimizer=3)
 
 
@@ -141,7 +169,9 @@ def two_names(self, trainer, metrics, extra): ...
     ],
 )
 def test_a_hook_whose_arguments_do_not_fit_is_refused(base, name, hook):
-    with pytest.raises(HookError, match=rf"Mine\.{name}\(.*\) cannot be called as a hook is, with \("):
+    with pytest.raises(
+        HookError, match=rf"Mine\.{name}\(.*\) cannot be called as a hook is, with \("
+    ):
         make(base, **{name: hook})
 
 
@@ -215,24 +245,32 @@ def generator(self, *args, **kwargs):
         (functools.cached_property, "must be a method, .* got a cached_property"),
     ],
 )
-@pytest.mark.parametrize(("base", "name"), [(Algorithm, "client_gradients_"), (Callback, "on_fit_end")])
+@pytest.mark.parametrize(
+    ("base", "name"), [(Algorithm, "client_gradients_"), (Callback, "on_fit_end")]
+)
 def test_a_hook_whose_body_would_not_run_is_refused(base, name, hook, problem):
     with pytest.raises(HookError, match=problem):
         make(base, **{name: hook(only_self) if isinstance(hook, type) else hook})
 
 
 def test_batches_may_be_generators():
-    assert make(FederatedDataModule, client_batches=generator, val_batches=generator, test_batches=generator)
+    assert make(
+        FederatedDataModule, client_batches=generator, val_batches=generator, test_batches=generator
+    )
     with pytest.raises(HookError, match="async"):
         make(FederatedDataModule, client_batches=stream)
 
 
 def test_what_is_mixed_in_is_looked_at():
-    helper, wrong = type("Helper", (), {"uplink": one}), type("Wrong", (), {"client_gradients": method})
+    helper = type("Helper", (), {"uplink": one})
+    wrong = type("Wrong", (), {"client_gradients": method})
     assert make((helper, Algorithm))
     with pytest.raises(HookError, match=r"Mine.client_gradients is no hook"):
         make((wrong, FedProx))
-    with pytest.raises(HookError, match=r"Helper.uplink would never be called: .* name Helper first among the bases"):
+    with pytest.raises(
+        HookError,
+        match=r"Helper.uplink would never be called: .* name Helper first among the bases",
+    ):
         make((Algorithm, helper))
 
 
@@ -274,7 +312,9 @@ def test_objects_and_classes_that_were_changed_later_are_refused_by_the_trainer(
     with pytest.raises(HookError, match="did you mean communicates"):
         trainer(algorithm=mine)
     mine = make(FedAvg)()
-    mine.uplink, mine.aggregators, mine.losses = (lambda run: None), [], {}
+    mine.uplink = lambda run: None
+    mine.aggregators = []
+    mine.losses = {}
     assert trainer(algorithm=mine)
 
 
@@ -294,12 +334,26 @@ def test_an_aggregator_must_have_its_two_methods(tmp_path):
     class Nothing: ...
 
     told = {
-        Adds: r"Mine.aggregator must return an Aggregator, got Adds:\n  Adds lacks add\(update, client\), has adds",
-        Lonely: r"got Lonely:\n  Lonely.reduce\(self\) cannot be called as a hook is, with \(fabric\)",
-        Nothing: r"got Nothing:\n  Nothing lacks add\(update, client\)\n  Nothing lacks reduce\(fabric\)",
+        Adds: (
+            r"Mine.aggregator must return an Aggregator, got Adds:\n"
+            r"  Adds lacks add\(update, client\), has adds"
+        ),
+        Lonely: (
+            r"got Lonely:\n"
+            r"  Lonely.reduce\(self\) cannot be called as a hook is, with \(fabric\)"
+        ),
+        Nothing: (
+            r"got Nothing:\n"
+            r"  Nothing lacks add\(update, client\)\n"
+            r"  Nothing lacks reduce\(fabric\)"
+        ),
     }
     for wrong, problem in told.items():
-        given = (lambda self, server, clients: WeightedMean(server.params)) if wrong is WeightedMean else wrong
+        given = (
+            (lambda self, server, clients: WeightedMean(server.params))
+            if wrong is WeightedMean
+            else wrong
+        )
         made = wrong(like={}) if wrong is Lonely else given()
         mine = make(FedAvg, aggregator=lambda self, server, clients, made=made: made)()
         with pytest.raises(HookError, match=problem):
@@ -309,9 +363,18 @@ def test_an_aggregator_must_have_its_two_methods(tmp_path):
 @pytest.mark.parametrize(
     ("attributes", "problem"),
     [
-        ({"client_batches": None, "client_batch": method}, r"lacks client_batches\(.*\), has client_batch"),
-        ({"val_batches": stream}, r"Mine.val_batches must be an ordinary function, got an async one"),
-        ({"client_batches": one}, r"Mine.client_batches\(self, run\) cannot be called as a hook is"),
+        (
+            {"client_batches": None, "client_batch": method},
+            r"lacks client_batches\(.*\), has client_batch",
+        ),
+        (
+            {"val_batches": stream},
+            r"Mine.val_batches must be an ordinary function, got an async one",
+        ),
+        (
+            {"client_batches": one},
+            r"Mine.client_batches\(self, run\) cannot be called as a hook is",
+        ),
         ({"num_batches": 3}, r"Mine.num_batches must be a method, .* got 3"),
     ],
 )
@@ -328,4 +391,6 @@ def test_hand_made_data_may_hand_out_generators(tmp_path):
 
 
 def test_shapes_of_other_names_are_data_of_their_own():
-    assert make(FakeImages, download=method, pictures=method, train_loader=method)(num_train=8, shape=SHAPE)
+    assert make(FakeImages, download=method, pictures=method, train_loader=method)(
+        num_train=8, shape=SHAPE
+    )

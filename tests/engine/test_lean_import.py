@@ -1,4 +1,6 @@
-"""``bhfl.engine.folder`` alone loads no torch; the room's own names are loaded when they are asked for."""
+"""``bhfl.engine.folder`` alone loads no torch; the room's own names are loaded when they are asked
+for.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,9 @@ assert not {"torch", "lightning", "numpy"} & set(sys.modules)
 
 
 def test_import() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,6 @@
-"""A model comes back usable, however a run ends: float layers, the last server state, modes and gradients as lent."""
+"""A model comes back usable, however a run ends: float layers, the last server state, modes and
+gradients as lent.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Lent(Module):
     """Lent with a layer that does not train, and one in evaluation mode."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Linear(FEATURES, 7), nn.Dropout(0.1), nn.Linear(7, CLASSES)))
+        super().__init__(
+            nn.Sequential(nn.Linear(FEATURES, 7), nn.Dropout(0.1), nn.Linear(7, CLASSES))
+        )
         self.net[0].bias.requires_grad_(False)
         self.net[1].eval()
 
@@ -88,7 +92,13 @@ class WithNumber(Lent):
 
 
 def trainer(folder, algorithm: Algorithm | None = None, **options: Any) -> FederatedTrainer:
-    options = {"max_rounds": 3, "logger": False, "devices": 1, "default_root_dir": str(folder), **options}
+    options = {
+        "max_rounds": 3,
+        "logger": False,
+        "devices": 1,
+        "default_root_dir": str(folder),
+        **options,
+    }
     return FederatedTrainer({"ternary": 1, 32: 1}, algorithm, **options)
 
 
@@ -114,8 +124,8 @@ def check_usable(module: L.LightningModule, weights: dict[str, torch.Tensor] | N
     assert torch.allclose(module.net(inputs), by_hand.T + module.net[2].bias, atol=1e-6)
     module.train()
     plain = L.Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        enable_model_summary=False,
+        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", enable_model_summary=False,
     )  # fmt: skip
     module.training_step = lambda batch, batch_idx: Module.training_step(module, batch, batch_idx)
     module.on_fit_start = module.on_train_epoch_end = lambda: None
@@ -159,7 +169,13 @@ def test_a_model_comes_back_usable(tmp_path, ending):
     check_usable(module, {**reached, **extra})
 
 
-ROUNDS = {"Ctrl-C in a round", "test_step", "a callback between rounds", "a callback at the end", "validation_step"}
+ROUNDS = {
+    "Ctrl-C in a round",
+    "test_step",
+    "a callback between rounds",
+    "a callback at the end",
+    "validation_step",
+}
 ROUNDS |= {"an unknown monitor"}
 
 
@@ -204,7 +220,11 @@ def test_a_second_fit_works_after_one_that_failed(tmp_path):
 def test_what_was_attached_before_is_attached_again(tmp_path):
     module = Lent()
     plain = L.Trainer(
-        max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu"
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
     )
     module.trainer = plain
     trainer(tmp_path, max_rounds=1).fit(module, data())
@@ -248,7 +268,7 @@ def test_gradients_of_an_algorithm_reach_a_closure(tmp_path):
     assert not same(found[0], trainer(tmp_path, max_rounds=1).fit(Module(), data()).params)
 
 
-# ---- compiled models ------------------------------------------------------------------------------------------------
+# ---- compiled models -----------------------------------------------------------------------------
 
 
 class Forward(Lent):
@@ -299,6 +319,11 @@ def test_a_compiled_part_counts_as_compiled(tmp_path):
     part.net = torch.compile(part.net, backend=Backend())
     itself.compile(backend=Backend())
     loan = Loan(torch.compile(whole, backend=Backend()), data())
-    assert [is_compiled(module) for module in (part, itself, whole, plain)] == [True, True, True, False]
+    assert [is_compiled(module) for module in (part, itself, whole, plain)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     loan.give_back()
     assert not is_compiled(whole)

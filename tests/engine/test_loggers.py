@@ -70,7 +70,9 @@ def small_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's own
 def test_tensorboard_on_a_full_disk_is_left_out_and_its_file_is_named(tmp_path):
     loggers = Loggers(True, tmp_path)
     loggers.begin([])
@@ -80,7 +82,9 @@ def test_tensorboard_on_a_full_disk_is_left_out_and_its_file_is_named(tmp_path):
             loggers.log(row)
     messages = [str(warning.message) for warning in told]
     for name in ("TensorBoardLogger", "CSVLogger"):
-        (message,) = (message for message in messages if message.startswith(f"{name} is left out from now on"))
+        (message,) = (
+            message for message in messages if message.startswith(f"{name} is left out from now on")
+        )
         assert f"it cannot write to {tmp_path}" in message
         assert message.endswith("File too large; rounds.jsonl goes on")
     assert loggers.active == []
@@ -89,7 +93,9 @@ def test_tensorboard_on_a_full_disk_is_left_out_and_its_file_is_named(tmp_path):
 def test_loggers_that_cannot_even_begin(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
     loggers = Loggers(True, tmp_path)
-    with pytest.warns(UserWarning, match=r"CSVLogger is left out from now on: it cannot write to .*metrics\.csv"):
+    with pytest.warns(
+        UserWarning, match=r"CSVLogger is left out from now on: it cannot write to .*metrics\.csv"
+    ):
         loggers.begin([])
     assert [type(logger).__name__ for logger in loggers.active] == ["TensorBoardLogger"]
 
@@ -109,7 +115,10 @@ class Offline(Logger):
 def test_a_service_that_does_not_answer_is_left_out_once(tmp_path):
     loggers = Loggers(Offline(), tmp_path)
     loggers.begin([])
-    expected = "Offline is left out from now on: RuntimeError: no answer from the service; rounds.jsonl goes on"
+    expected = (
+        "Offline is left out from now on: RuntimeError: no answer from the service; "
+        "rounds.jsonl goes on"
+    )
     with pytest.warns(UserWarning, match=expected):
         loggers.log(rows(1)[0])
     with warnings.catch_warnings():

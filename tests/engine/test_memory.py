@@ -1,4 +1,6 @@
-"""Memory and time of a round do not grow with the rounds, nor with the clients that are not in it."""
+"""Memory and time of a round do not grow with the rounds, nor with the clients that are not in
+it.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,19 @@ def measured(folder: Path, queue: Any, num_clients: int, options: dict[str, Any]
     """In a process of its own: train, and hand back what the meter read."""
     meter, shared = Meter(), points(8)
     data = HandMade([shared] * num_clients, held_out=shared)
-    groups = [{"bits": 8, "count": num_clients // 2}, {"bits": 32, "count": num_clients - num_clients // 2}]
-    fit(folder, Remembering(), groups, Big if num_clients > 100 else Module, data, callbacks=[meter], **options)
+    groups = [
+        {"bits": 8, "count": num_clients // 2},
+        {"bits": 32, "count": num_clients - num_clients // 2},
+    ]
+    fit(
+        folder,
+        Remembering(),
+        groups,
+        Big if num_clients > 100 else Module,
+        data,
+        callbacks=[meter],
+        **options,
+    )
     queue.put(meter)
 
 
@@ -53,7 +66,9 @@ class Big(Module):
     """A model large enough to be seen if every client kept one in memory."""
 
     def __init__(self) -> None:
-        super().__init__(torch.nn.Sequential(torch.nn.Linear(6, 2000), torch.nn.ReLU(), torch.nn.Linear(2000, 3)))
+        super().__init__(
+            torch.nn.Sequential(torch.nn.Linear(6, 2000), torch.nn.ReLU(), torch.nn.Linear(2000, 3))
+        )
 
 
 def meter_of(folder: Path, num_clients: int, **options: Any) -> Meter:

@@ -1,4 +1,6 @@
-"""What a client finds as `self.trainer`, `self.logger`, `self.current_epoch` and `self.global_step`."""
+"""What a client finds as `self.trainer`, `self.logger`, `self.current_epoch` and
+`self.global_step`.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,20 @@ SIZES = (8, 20, 12)
 
 
 def trainer(folder, clients: Any = None, **options: Any) -> FederatedTrainer:
-    options = {"max_rounds": 2, "logger": False, "devices": 1, "default_root_dir": str(folder), **options}
+    options = {
+        "max_rounds": 2,
+        "logger": False,
+        "devices": 1,
+        "default_root_dir": str(folder),
+        **options,
+    }
     return FederatedTrainer(clients or {32: len(SIZES)}, **options)
 
 
 def data() -> HandMade:
-    return HandMade([points(size, seed) for seed, size in enumerate(SIZES)], held_out=points(5, seed=9))
+    return HandMade(
+        [points(size, seed) for seed, size in enumerate(SIZES)], held_out=points(5, seed=9)
+    )
 
 
 class Placed(Module):
@@ -47,7 +57,12 @@ class Placed(Module):
 
     def training_step(self, batch, batch_idx):
         own = self.trainer
-        planned = (own.max_epochs, own.num_training_batches, own.estimated_stepping_batches, own.max_steps)
+        planned = (
+            own.max_epochs,
+            own.num_training_batches,
+            own.estimated_stepping_batches,
+            own.max_steps,
+        )
         self.seen.append((self.current_epoch, self.global_step, planned))
         return super().training_step(batch, batch_idx)
 
@@ -63,7 +78,9 @@ def expected(client: int, round: int, epochs: int, rounds: int) -> list[Any]:
 def test_the_place_is_a_function_of_round_and_client(tmp_path, epochs):
     module = Placed()
     trainer(tmp_path, local_epochs=epochs).fit(module, data())
-    assert module.seen == [place for r in range(2) for c in range(3) for place in expected(c, r, epochs, 2)]
+    assert module.seen == [
+        place for r in range(2) for c in range(3) for place in expected(c, r, epochs, 2)
+    ]
     assert module.planned == 2 * epochs * 5  # outside a client it is that of the largest
 
 
@@ -74,7 +91,9 @@ def test_the_place_is_the_same_after_a_resume(tmp_path):
                 raise KeyboardInterrupt
             return super().training_step(batch, batch_idx)
 
-    whole, first, second = Placed(), Interrupting(), Placed()
+    whole = Placed()
+    first = Interrupting()
+    second = Placed()
     trainer(tmp_path / "a", max_rounds=3).fit(whole, data())
     first.stops = True
     with pytest.raises(KeyboardInterrupt):
@@ -87,7 +106,8 @@ def test_local_steps_count_in_steps(tmp_path):
     module = Placed()
     trainer(tmp_path, {32: 1}, local_steps=7).fit(module, HandMade([points(20)]))
     assert [(epoch, step) for epoch, step, _ in module.seen] == [
-        *[(0, step) for step in range(5)], (1, 5), (1, 6), *[(2, step) for step in range(7, 12)], (3, 12), (3, 13),
+        *[(0, step) for step in range(5)], (1, 5), (1, 6), *[(2, step) for step in range(7, 12)],
+        (3, 12), (3, 13),
     ]  # fmt: skip
     assert {planned for *_, planned in module.seen} == {(4, 5, 14, 14)}
 
@@ -95,9 +115,18 @@ def test_local_steps_count_in_steps(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("callback_metrics", r"self\.trainer\.callback_metrics is not kept for federated clients; there is: "),
-        ("train_dataloader", r"self\.trainer\.train_dataloader is not kept .*, num_training_batches, "),
-        ("strategy.model_to_device", r"self\.trainer\.strategy\.model_to_device is not kept .*, root_device"),
+        (
+            "callback_metrics",
+            r"self\.trainer\.callback_metrics is not kept for federated clients; there is: ",
+        ),
+        (
+            "train_dataloader",
+            r"self\.trainer\.train_dataloader is not kept .*, num_training_batches, ",
+        ),
+        (
+            "strategy.model_to_device",
+            r"self\.trainer\.strategy\.model_to_device is not kept .*, root_device",
+        ),
     ],
 )
 def test_what_is_not_kept_is_an_error_that_names_it_and_what_there_is(tmp_path, name, message):
@@ -116,7 +145,9 @@ def test_what_a_client_sets_is_refused(tmp_path):
         def on_train_batch_end(self, *_):
             self.trainer.should_stop = True
 
-    with pytest.raises(TooFewClientsError, match=r"self\.trainer\.should_stop cannot be set by a federated client"):
+    with pytest.raises(
+        TooFewClientsError, match=r"self\.trainer\.should_stop cannot be set by a federated client"
+    ):
         trainer(tmp_path).fit(Stopping(), data())
 
 
@@ -126,7 +157,12 @@ def test_a_client_is_a_training_of_its_own(tmp_path, capsys):
             own = self.trainer
             assert own.is_global_zero
             assert not own.sanity_checking
-            assert (own.world_size, self.global_rank, own.num_devices, own.accumulate_grad_batches) == (1, 0, 1, 1)
+            assert (
+                own.world_size,
+                self.global_rank,
+                own.num_devices,
+                own.accumulate_grad_batches,
+            ) == (1, 0, 1, 1)
             assert own.datamodule is given
             assert own.lightning_module is self
             assert torch.equal(self.all_gather(batch[0]), batch[0])
@@ -139,7 +175,11 @@ def test_a_client_is_a_training_of_its_own(tmp_path, capsys):
 
         def validation_step(self, batch, batch_idx):
             super().validation_step(batch, batch_idx)
-            assert (self.trainer.training, self.trainer.validating, self.trainer.testing) == (False, True, False)
+            assert (self.trainer.training, self.trainer.validating, self.trainer.testing) == (
+                False,
+                True,
+                False,
+            )
             assert self.trainer.evaluating
 
     given = data()
@@ -147,7 +187,7 @@ def test_a_client_is_a_training_of_its_own(tmp_path, capsys):
     assert capsys.readouterr().out == "told once\n" * 10
 
 
-# ---- loggers --------------------------------------------------------------------------------------------------------
+# ---- loggers -------------------------------------------------------------------------------------
 
 
 class Drawing(Module):
@@ -186,7 +226,7 @@ def test_without_a_logger_there_is_none(tmp_path):
     trainer(tmp_path, max_rounds=1).fit(Asking(), data())
 
 
-# ---- schedules, and steps of one's own ------------------------------------------------------------------------------
+# ---- schedules, and steps of one's own -----------------------------------------------------------
 
 
 def test_a_schedule_over_the_whole_run_ends_with_it(tmp_path):
@@ -195,7 +235,10 @@ def test_a_schedule_over_the_whole_run_ends_with_it(tmp_path):
             optimizer = SGD(self.parameters(), 0.1)
             total = self.trainer.estimated_stepping_batches
             schedule = lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            }
 
     module = OneCycle()
     trainer(tmp_path, {32: 1}, max_rounds=2, local_epochs=2).fit(module, HandMade([points(12)]))
@@ -227,7 +270,9 @@ def test_an_own_lr_scheduler_step_goes_on_over_rounds(tmp_path):
 
     module = Own()
     trainer(tmp_path, {32: 1}, max_rounds=3, local_epochs=2).fit(module, HandMade([points(8)]))
-    assert module.rates == pytest.approx([0.1 / (epoch + 1) for epoch in range(6) for _ in range(2)])
+    assert module.rates == pytest.approx(
+        [0.1 / (epoch + 1) for epoch in range(6) for _ in range(2)]
+    )
 
 
 def test_the_rate_that_an_own_optimizer_step_sets_is_the_one_counted(tmp_path):
@@ -245,7 +290,10 @@ def test_an_optimizer_step_that_drops_its_closure_is_an_error(tmp_path):
     class Dropping(Module):
         def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure): ...
 
-    with pytest.raises(TooFewClientsError, match=r"Dropping\.optimizer_step or its optimizer never called the closure"):
+    with pytest.raises(
+        TooFewClientsError,
+        match=r"Dropping\.optimizer_step or its optimizer never called the closure",
+    ):
         trainer(tmp_path).fit(Dropping(), data())
 
 
@@ -267,7 +315,7 @@ def test_what_is_no_loss_is_an_error(tmp_path, returned, message):
         trainer(tmp_path).fit(Wrong(), data())
 
 
-# ---- metrics --------------------------------------------------------------------------------------------------------
+# ---- metrics -------------------------------------------------------------------------------------
 
 
 def test_metric_objects_begin_anew_in_each_epoch_and_may_be_reset_by_their_module(tmp_path):
@@ -282,7 +330,9 @@ def test_metric_objects_begin_anew_in_each_epoch_and_may_be_reset_by_their_modul
             self.found.append(self.accuracy._update_count)
             self.accuracy(logits, batch[1])
             self.right += (logits.argmax(1) == batch[1]).sum().item()
-            self.log("acc", self.accuracy, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
+            self.log(
+                "acc", self.accuracy, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True
+            )
             return nn.functional.cross_entropy(logits, batch[1])
 
     class Resetting(Counted):
@@ -303,11 +353,14 @@ def test_what_cannot_be_logged_is_an_error(tmp_path, value):
         def training_step(self, batch, batch_idx):
             self.log("x", value)
 
-    with pytest.raises(TooFewClientsError, match=r"self\.log\('x', \.\.\.\) needs a number, a tensor or a metric, got"):
+    with pytest.raises(
+        TooFewClientsError,
+        match=r"self\.log\('x', \.\.\.\) needs a number, a tensor or a metric, got",
+    ):
         trainer(tmp_path).fit(Wrong(), data())
 
 
-# ---- hooks of the data module ---------------------------------------------------------------------------------------
+# ---- hooks of the data module --------------------------------------------------------------------
 
 
 class Transferring(FromDatasets):
@@ -361,7 +414,8 @@ def test_a_hook_of_both_is_the_data_module_s(tmp_path):
 
     given = Transferring(train=sets(), test=sets(), batch_size=4)
     with pytest.warns(
-        UserWarning, match="Both and Transferring both override on_after_batch_transfer: that of the data"
+        UserWarning,
+        match="Both and Transferring both override on_after_batch_transfer: that of the data",
     ):
         trainer(tmp_path, {32: 2}, max_rounds=1).fit(Both(), given)
 
@@ -416,7 +470,9 @@ def test_the_trial_of_the_memory_format_is_told_where_it_is(tmp_path):
     class Asking(Module):
         def __init__(self):
             super().__init__(
-                nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(8, 3))
+                nn.Sequential(
+                    nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.Flatten(), nn.Linear(8, 3)
+                )
             )
 
         def training_step(self, batch):
@@ -429,7 +485,7 @@ def test_the_trial_of_the_memory_format_is_told_where_it_is(tmp_path):
     assert not [each for each in seen if "cannot be tried" in str(each.message)]
 
 
-# ---- gradient scaling -----------------------------------------------------------------------------------------------
+# ---- gradient scaling ----------------------------------------------------------------------------
 
 
 class Scaled(Module):
@@ -481,11 +537,13 @@ def test_lbfgs_and_gradient_scaling_do_not_go_together(tmp_path):
 
     federated = trainer(tmp_path, max_rounds=1, accelerator="cpu")
     federated.fabric.strategy._precision = MixedPrecision("16-mixed", "cpu")
-    with pytest.raises(TooFewClientsError, match=r"LBFGS cannot train under trainer\.precision 16-mixed"):
+    with pytest.raises(
+        TooFewClientsError, match=r"LBFGS cannot train under trainer\.precision 16-mixed"
+    ):
         federated.fit(Limited(), data())
 
 
-# ---- what is refused, and what is put up with -----------------------------------------------------------------------
+# ---- what is refused, and what is put up with ----------------------------------------------------
 
 
 class WithoutStep(L.LightningModule):
@@ -504,8 +562,14 @@ class Iterating(Module):
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (WithoutStep, "WithoutStep must define training_step and configure_optimizers to be trained"),
-        (Iterating, r"Iterating\.training_step takes dataloader_iter, .*: take batch and batch_idx"),
+        (
+            WithoutStep,
+            "WithoutStep must define training_step and configure_optimizers to be trained",
+        ),
+        (
+            Iterating,
+            r"Iterating\.training_step takes dataloader_iter, .*: take batch and batch_idx",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(tmp_path, cls, message):

@@ -13,34 +13,43 @@ from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
 
 LOWER = [
-    "val/loss", "val/loss_avg", "val/loss_int8", "val/mse_avg", "val/MAE_avg", "val/rmse_min", "val_mape", "val/msle",
-    "val/perplexity_avg", "val/ppl", "val/error_avg", "val/top1_error", "val/err", "val/wer_avg", "val/cer", "val/nll",
-    "val/word_error_rate_avg", "val/MeanSquaredError_avg", "val/meanAbsoluteError", "val/valLoss", "val/valloss",
-    "val/cross_entropy_avg", "val/negative_log_likelihood", "val/brier_score_avg", "val/kl_divergence", "val/ece",
-    "train/loss", "train/ce", "test/hinge-loss", "val/bits.per.byte/bpb", "val/l1_avg", "val/loss2_avg", "val/fid",
-    "val/smape", "val/bce_avg", "val/hamming_distance",
+    "val/loss", "val/loss_avg", "val/loss_int8", "val/mse_avg", "val/MAE_avg", "val/rmse_min",
+    "val_mape", "val/msle", "val/perplexity_avg", "val/ppl", "val/error_avg", "val/top1_error",
+    "val/err", "val/wer_avg", "val/cer", "val/nll", "val/word_error_rate_avg",
+    "val/MeanSquaredError_avg", "val/meanAbsoluteError", "val/valLoss", "val/valloss",
+    "val/cross_entropy_avg", "val/negative_log_likelihood", "val/brier_score_avg",
+    "val/kl_divergence", "val/ece", "train/loss", "train/ce", "test/hinge-loss",
+    "val/bits.per.byte/bpb", "val/l1_avg", "val/loss2_avg", "val/fid", "val/smape", "val/bce_avg",
+    "val/hamming_distance",
 ]  # fmt: skip
 HIGHER = [
-    "val/acc_avg", "val/accuracy_float32", "val/acc_min", "val/f1_avg", "val/F1Score", "val/auroc", "val/auc_avg",
-    "val/mAP_avg", "val/iou", "val/mIoU_avg", "val/dice_score", "val/bleu", "val/r2_avg", "val/psnr", "val/ssim_avg",
-    "val/top5_acc", "val/precision_avg", "val/recall_int8", "val/log_likelihood", "val/acc2",
-    "val/BinaryAccuracy_avg", "val/matthews_mcc", "val/spearman",
+    "val/acc_avg", "val/accuracy_float32", "val/acc_min", "val/f1_avg", "val/F1Score", "val/auroc",
+    "val/auc_avg", "val/mAP_avg", "val/iou", "val/mIoU_avg", "val/dice_score", "val/bleu",
+    "val/r2_avg", "val/psnr", "val/ssim_avg", "val/top5_acc", "val/precision_avg",
+    "val/recall_int8", "val/log_likelihood", "val/acc2", "val/BinaryAccuracy_avg",
+    "val/matthews_mcc", "val/spearman",
 ]  # fmt: skip
 UNKNOWN = [
-    "val/neg_mse_avg", "val/negative_loss", "val/error_reduction", "val/acc_loss", "val/score", "val/q_avg",
-    "val/steps", "val/minus_mae", "comm/total_MB", "time/round_s", "val/blossom", "val/lossless_ratio",
-    "val/accent", "val/berry",
+    "val/neg_mse_avg", "val/negative_loss", "val/error_reduction", "val/acc_loss", "val/score",
+    "val/q_avg", "val/steps", "val/minus_mae", "comm/total_MB", "time/round_s", "val/blossom",
+    "val/lossless_ratio", "val/accent", "val/berry",
 ]  # fmt: skip
 
 
 def test_the_direction_of_every_known_name():
     for name in LOWER:
-        assert f"trainer.monitor is {name} and trainer.mode max: the highest" in doubt(name, "max"), name
+        assert f"trainer.monitor is {name} and trainer.mode max: the highest" in doubt(
+            name, "max"
+        ), name
         assert doubt(name, "max").endswith("set trainer.mode to min")
     for name in HIGHER:
-        assert f"trainer.monitor is {name} and trainer.mode min: the lowest" in doubt(name, "min"), name
+        assert f"trainer.monitor is {name} and trainer.mode min: the lowest" in doubt(
+            name, "min"
+        ), name
         assert doubt(name, "min").endswith("set trainer.mode to max")
-    right = [(name, "min") for name in [*LOWER, *UNKNOWN]] + [(name, "max") for name in [*HIGHER, *UNKNOWN]]
+    right = [(name, "min") for name in [*LOWER, *UNKNOWN]] + [
+        (name, "max") for name in [*HIGHER, *UNKNOWN]
+    ]
     assert {name: told for name, mode in right if (told := doubt(name, mode))} == {}
 
 
@@ -62,7 +71,9 @@ def train(folder, name="mse", value=1.0, held_out=True, **options):
 
 
 def test_a_wrong_direction_is_told_and_the_remedy_ends_it(tmp_path):
-    with pytest.warns(UserWarning, match="trainer.mode max: the highest mse is the best; set trainer.mode to min"):
+    with pytest.warns(
+        UserWarning, match="trainer.mode max: the highest mse is the best; set trainer.mode to min"
+    ):
         train(tmp_path, monitor="val/mse_avg", max_rounds=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*trainer.monitor")
@@ -71,7 +82,9 @@ def test_a_wrong_direction_is_told_and_the_remedy_ends_it(tmp_path):
 
 @pytest.mark.parametrize("case", [{"held_out": False}, {"name": ""}])
 def test_a_metric_that_validation_never_gives_is_told_once_and_the_remedy_ends_it(tmp_path, case):
-    with pytest.warns(UserWarning, match=r"val/acc_avg has no value, because validation measured nothing") as told:
+    with pytest.warns(
+        UserWarning, match=r"val/acc_avg has no value, because validation measured nothing"
+    ) as told:
         assert train(tmp_path, **case).run.best is None
     assert sum("val/acc_avg" in str(warning.message) for warning in told) == 1
     with warnings.catch_warnings():
@@ -84,7 +97,9 @@ def test_a_metric_that_validation_never_gives_is_told_once_and_the_remedy_ends_i
 @pytest.mark.parametrize("every", [1, 2, 99])
 def test_a_metric_that_is_no_number_is_told_at_the_first_validation(tmp_path, every):
     options = {"monitor": "val/acc_avg", "max_rounds": 3, "check_val_every_n_rounds": every}
-    with pytest.warns(UserWarning, match=r"val/acc_avg is nan, and no best model is kept until it is a number") as told:
+    with pytest.warns(
+        UserWarning, match=r"val/acc_avg is nan, and no best model is kept until it is a number"
+    ) as told:
         train(tmp_path, "acc", math.nan, **options)
     assert sum("is nan" in str(warning.message) for warning in told) == 1
 
@@ -94,13 +109,17 @@ def test_values_that_are_seen_need_no_word():
     assert unseen("train/loss", {}, {}) == ""
 
 
-@pytest.mark.parametrize("tag", ["val/nonsense", "val/acc_int4", "val/accuracy", "val/", "val/f1_avg"])
+@pytest.mark.parametrize(
+    "tag", ["val/nonsense", "val/acc_int4", "val/accuracy", "val/", "val/f1_avg"]
+)
 def test_a_metric_that_a_classifier_never_logs_is_refused_before_any_round(tag: str) -> None:
     with pytest.raises(ValueError, match=f"trainer.monitor must be a logged metric, got '{tag}'; "):
         check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
 
 
-@pytest.mark.parametrize("tag", ["val/acc", "val/acc_avg", "val/loss_min", "val/acc_int8", "val/acc_local_int8"])
+@pytest.mark.parametrize(
+    "tag", ["val/acc", "val/acc_avg", "val/loss_min", "val/acc_int8", "val/acc_local_int8"]
+)
 def test_what_it_logs_is_taken(tag: str) -> None:
     check_monitor(tag, Classifier("mlp"), ["int8", "float32"])
 

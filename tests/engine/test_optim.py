@@ -1,4 +1,6 @@
-"""Whatever `configure_optimizers` returns, rounds follow the learning rates of one long central run."""
+"""Whatever `configure_optimizers` returns, rounds follow the learning rates of one long central
+run.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,14 @@ def rates(folder, configure, batches: int = BATCHES, **options) -> list[float]:
     return module.rates
 
 
-def central(schedule, interval: str, epochs: int = ROUNDS, frequency: int = 1, batches: int = BATCHES) -> list[float]:
+def central(
+    schedule, interval: str, epochs: int = ROUNDS, frequency: int = 1, batches: int = BATCHES
+) -> list[float]:
     """The learning rates of a plain loop."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=0.9)
-    scheduler, found, steps = schedule(optimizer), [], 0
+    scheduler = schedule(optimizer)
+    found = []
+    steps = 0
     for epoch in range(epochs):
         for _ in range(batches):
             found.append(optimizer.param_groups[0]["lr"])
@@ -76,11 +82,15 @@ def one_cycle(optimizer):
 
 def two_phases(optimizer):
     first = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3)
-    return lr_scheduler.SequentialLR(optimizer, [first, lr_scheduler.CosineAnnealingLR(optimizer, 20)], milestones=[3])
+    return lr_scheduler.SequentialLR(
+        optimizer, [first, lr_scheduler.CosineAnnealingLR(optimizer, 20)], milestones=[3]
+    )
 
 
 def chained(optimizer):
-    return lr_scheduler.ChainedScheduler([lr_scheduler.ExponentialLR(optimizer, 0.9), step(optimizer)])
+    return lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ExponentialLR(optimizer, 0.9), step(optimizer)]
+    )
 
 
 FORMS = {
@@ -91,7 +101,10 @@ FORMS = {
     "two lists": (lambda o: ([o], [step(o)]), "epoch"),
     "list and dict": (lambda o: ([o], [{"scheduler": step(o), "interval": "step"}]), "step"),
     "dict and scheduler": (lambda o: {"optimizer": o, "lr_scheduler": step(o)}, "epoch"),
-    "dict and dict": (lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}}, "step"),
+    "dict and dict": (
+        lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}},
+        "step",
+    ),
     "list of dicts": (lambda o: [{"optimizer": o, "lr_scheduler": step(o)}], "epoch"),
     "tuple of dicts": (
         lambda o: ({"optimizer": o, "lr_scheduler": {"scheduler": step(o), "interval": "step"}},),
@@ -109,7 +122,10 @@ def test_every_form_that_lightning_takes(tmp_path, form):
 
 @pytest.mark.parametrize(
     ("schedule", "interval"),
-    [(one_cycle, "step"), *((s, i) for s in (step, warm_up, two_phases, chained) for i in ("step", "epoch"))],
+    [
+        (one_cycle, "step"),
+        *((s, i) for s in (step, warm_up, two_phases, chained) for i in ("step", "epoch")),
+    ],
 )
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_rounds_continue_a_schedule_exactly(tmp_path, schedule, interval, frequency):
@@ -123,12 +139,16 @@ def test_rounds_continue_a_schedule_exactly(tmp_path, schedule, interval, freque
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_rounds_have_the_rates_of_one_lightning_trainer(tmp_path, interval):
     def configure(optimizer):
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up(optimizer), "interval": interval}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": warm_up(optimizer), "interval": interval},
+        }
 
     module = Configured(configure)
     trainer = L.Trainer(
         max_epochs=2 * ROUNDS, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path, limit_val_batches=0,
+        enable_model_summary=False, accelerator="cpu", default_root_dir=tmp_path,
+        limit_val_batches=0,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,7 +159,10 @@ def test_rounds_have_the_rates_of_one_lightning_trainer(tmp_path, interval):
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_restart_begins_anew_in_each_round(tmp_path, interval):
     def configure(optimizer):
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step(optimizer), "interval": interval}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": step(optimizer), "interval": interval},
+        }
 
     found = rates(tmp_path, configure, lr_schedule="restart", local_epochs=3)
     assert found == central(step, interval, epochs=3) * ROUNDS
@@ -153,25 +176,34 @@ def test_steps_that_are_no_whole_epochs(tmp_path):
 
     by_pass = [rate for rate in central(warm_up, "epoch", epochs=2 * ROUNDS, batches=1)]
     expected = [
-        rate for i in range(ROUNDS) for rate in by_pass[2 * i : 2 * i + 1] * 5 + by_pass[2 * i + 1 : 2 * i + 2] * 2
+        rate
+        for i in range(ROUNDS)
+        for rate in by_pass[2 * i : 2 * i + 1] * 5 + by_pass[2 * i + 1 : 2 * i + 2] * 2
     ]
     assert rates(tmp_path, configure, local_steps=7) == expected
 
 
 def test_clients_with_other_numbers_of_batches_each_have_their_own_place(tmp_path):
-    module = Configured(lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": warm_up(o), "interval": "step"}})
+    module = Configured(
+        lambda o: {"optimizer": o, "lr_scheduler": {"scheduler": warm_up(o), "interval": "step"}}
+    )
     fit(tmp_path, clients={32: 2}, module=lambda: module, data=HandMade([points(8), points(20)]))
     short, long = (central(warm_up, "step", epochs=3, batches=n) for n in (2, 5))
-    assert module.rates == [r for i in range(3) for r in short[2 * i : 2 * i + 2] + long[5 * i : 5 * i + 5]]
+    assert module.rates == [
+        r for i in range(3) for r in short[2 * i : 2 * i + 2] + long[5 * i : 5 * i + 5]
+    ]
 
 
-# ---- ReduceLROnPlateau ----------------------------------------------------------------------------------------------
+# ---- ReduceLROnPlateau ---------------------------------------------------------------------------
 
 
 def plateau(monitor: str, **entry):
     def configure(optimizer):
         scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, **entry}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": monitor, **entry},
+        }
 
     return configure
 
@@ -179,9 +211,17 @@ def plateau(monitor: str, **entry):
 @pytest.mark.parametrize("monitor", ["val/loss", "val_loss", "train/loss"])
 def test_plateaus_follow_the_metrics_of_the_rounds(tmp_path, monitor):
     module = Configured(plateau(monitor))
-    trainer = fit(tmp_path, clients={32: 1}, module=lambda: module, data=data(), max_rounds=6, max_failed_rounds=0)
+    trainer = fit(
+        tmp_path,
+        clients={32: 1},
+        module=lambda: module,
+        data=data(),
+        max_rounds=6,
+        max_failed_rounds=0,
+    )
     optimizer = SGD([nn.Parameter(torch.zeros(1))], 0.1)
-    scheduler, expected = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5), []
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, threshold=0.5)
+    expected = []
     for row in trainer.run.history:
         expected += [optimizer.param_groups[0]["lr"]] * BATCHES
         scheduler.step(row[monitor.replace("_", "/")])
@@ -195,23 +235,28 @@ def test_plateaus_wait_for_the_first_validation(tmp_path):
 
 
 def test_plateaus_that_restart_follow_what_the_client_logs(tmp_path):
-    found = rates(tmp_path, plateau("train_loss"), lr_schedule="restart", local_epochs=5, max_rounds=2)
+    found = rates(
+        tmp_path, plateau("train_loss"), lr_schedule="restart", local_epochs=5, max_rounds=2
+    )
     first = found[: 5 * BATCHES]
     assert first[0] == found[5 * BATCHES] == 0.1
     assert first[-1] < 0.1
 
 
 def test_a_monitor_that_is_never_logged(tmp_path):
-    with pytest.raises(TooFewClientsError, match=r"monitors 'val/lss', which no round logged; logged: val/acc"):
+    with pytest.raises(
+        TooFewClientsError, match=r"monitors 'val/lss', which no round logged; logged: val/acc"
+    ):
         rates(tmp_path / "a", plateau("val_lss"))
     with pytest.raises(
-        TooFewClientsError, match=r"monitors 'train/lss', which the client did not log; logged: train/loss"
+        TooFewClientsError,
+        match=r"monitors 'train/lss', which the client did not log; logged: train/loss",
     ):
         rates(tmp_path / "b", plateau("lss"), lr_schedule="restart")
     assert len(rates(tmp_path / "c", plateau("val_lss", strict=False))) == ROUNDS * BATCHES
 
 
-# ---- several optimisers ---------------------------------------------------------------------------------------------
+# ---- several optimisers --------------------------------------------------------------------------
 
 
 class Manual(L.LightningModule):
@@ -226,16 +271,23 @@ class Manual(L.LightningModule):
         optimizers, scheduler = self.optimizers(), self.lr_schedulers()
         for optimizer, part in zip(optimizers, (self.first, self.second), strict=True):
             self.toggle_optimizer(optimizer)
-            assert all(p.requires_grad == any(p is q for q in part.parameters()) for p in self.parameters())
+            assert all(
+                p.requires_grad == any(p is q for q in part.parameters()) for p in self.parameters()
+            )
             optimizer.zero_grad()
-            self.manual_backward(nn.functional.cross_entropy(self.second(self.first(batch[0])), batch[1]))
+            self.manual_backward(
+                nn.functional.cross_entropy(self.second(self.first(batch[0])), batch[1])
+            )
             self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
             optimizer.step()
             self.untoggle_optimizer(optimizer)
         scheduler.step()
 
     def configure_optimizers(self) -> Any:
-        optimizers = [SGD(self.first.parameters(), 0.1, momentum=0.9), torch.optim.Adam(self.second.parameters(), 0.01)]
+        optimizers = [
+            SGD(self.first.parameters(), 0.1, momentum=0.9),
+            torch.optim.Adam(self.second.parameters(), 0.01),
+        ]
         return optimizers, [lr_scheduler.ExponentialLR(optimizers[0], 0.5)]
 
 
@@ -280,7 +332,14 @@ def test_one_optimizer_and_one_scheduler_are_not_wrapped_in_lists(tmp_path):
             rounds_before = metrics["round"]
 
     rounds_before = 0
-    fit(tmp_path, clients={32: 1}, module=Single, data=data(), max_failed_rounds=0, callbacks=[Round()])
+    fit(
+        tmp_path,
+        clients={32: 1},
+        module=Single,
+        data=data(),
+        max_failed_rounds=0,
+        callbacks=[Round()],
+    )
 
 
 def test_a_plateau_of_a_manual_module_is_its_own_business(tmp_path):
@@ -296,9 +355,14 @@ def test_a_plateau_of_a_manual_module_is_its_own_business(tmp_path):
 
 
 def test_what_manual_modules_cannot_have(tmp_path):
-    with pytest.raises(ValueError, match=r"gradient_clip_val needs automatic optimization: call self\.clip_gradients"):
+    with pytest.raises(
+        ValueError,
+        match=r"gradient_clip_val needs automatic optimization: call self\.clip_gradients",
+    ):
         fit(tmp_path, clients={32: 1}, module=Manual, data=data(), gradient_clip_val=1.0)
-    with pytest.raises(ValueError, match=r"FedProx changes gradients, which needs automatic optimization; Manual"):
+    with pytest.raises(
+        ValueError, match=r"FedProx changes gradients, which needs automatic optimization; Manual"
+    ):
         fit(tmp_path, FedProx(), clients={32: 1}, module=Manual, data=data())
 
 
@@ -307,7 +371,10 @@ def test_what_manual_modules_cannot_have(tmp_path):
     [
         (lambda o: None, r"Configured\.configure_optimizers must return an optimizer, got None"),
         (lambda o: [], r"must return an optimizer, got \[\]"),
-        (lambda o: [o, SGD(o.param_groups[0]["params"], 1.0)], "returned 2 optimizers: several need manual"),
+        (
+            lambda o: [o, SGD(o.param_groups[0]["params"], 1.0)],
+            "returned 2 optimizers: several need manual",
+        ),
     ],
 )
 def test_what_cannot_be_trained_with(tmp_path, configure, message):
@@ -329,18 +396,26 @@ class Asking(L.LightningModule):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda m: torch.optim.SGD(m.parameters(), -1.0), "ValueError: Invalid learning rate: -1.0"),
+        (
+            lambda m: torch.optim.SGD(m.parameters(), -1.0),
+            "ValueError: Invalid learning rate: -1.0",
+        ),
         (lambda m: torch.optim.SGD(m.parameters(), 1.0, momentum=-1), "Invalid momentum value: -1"),
         (lambda m: torch.optim.SGD([], 1.0), "optimizer got an empty parameter list"),
         (lambda m: torch.optim.SGD(m.parameters(), "x"), "TypeError"),
         (
-            lambda m: [[s := torch.optim.SGD(m.parameters(), 1.0)], [torch.optim.lr_scheduler.StepLR(s, 0)]],
+            lambda m: [
+                [s := torch.optim.SGD(m.parameters(), 1.0)],
+                [torch.optim.lr_scheduler.StepLR(s, 0)],
+            ],
             "ZeroDivisionError",
         ),
     ],
 )
 def test_what_torch_refuses_is_told_at_set_up(make, why):
-    with pytest.raises(ValueError, match=f"Asking.configure_optimizers asks for what torch refuses: .*{why}"):
+    with pytest.raises(
+        ValueError, match=f"Asking.configure_optimizers asks for what torch refuses: .*{why}"
+    ):
         check_optimizers(Asking(make))
 
 

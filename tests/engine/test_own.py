@@ -1,4 +1,6 @@
-"""What a client is not sent is its own: what it kept, else the first model's, whatever client came before it."""
+"""What a client is not sent is its own: what it kept, else the first model's, whatever client came
+before it.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def body(params: dict[str, Any]) -> dict[str, Any]:
 
 
 class FedPer(Algorithm):
-    """The body is averaged, the head is never sent; what clients begin and end with is taken down."""
+    """The body is averaged, the head is never sent; what clients begin and end with is taken
+    down.
+    """
 
     def __init__(self) -> None:
         self._begun: dict[int, dict[int, Any]] = defaultdict(dict)
@@ -57,7 +61,9 @@ class FedPer(Algorithm):
 
     def uplink(self, run):
         self._begun[run.client.id][run.round] = {name: run.received[name].clone() for name in HEAD}
-        self._ended[run.client.id][run.round] = {name: run.module.state_dict()[name].clone() for name in HEAD}
+        self._ended[run.client.id][run.round] = {
+            name: run.module.state_dict()[name].clone() for name in HEAD
+        }
         return {name: value for name, value in super().uplink(run).items() if name not in HEAD}
 
 
@@ -179,7 +185,9 @@ def test_what_group_params_leave_out_is_measured_with_each_clients_own(tmp_path)
 
 def test_a_head_that_is_measured_as_the_server_has_it_is_told(tmp_path):
     data = HandMade([points(8, i) for i in range(2)], held_out=points(9, 99))
-    with pytest.warns(UserWarning, match=r"is not sent to clients.*FedPer\.group_params leaves it out too") as told:
+    with pytest.warns(
+        UserWarning, match=r"is not sent to clients.*FedPer\.group_params leaves it out too"
+    ) as told:
         fit(tmp_path, FedPer(), {32: 2}, Personal, data)
     assert sum("is not sent to clients" in str(warning.message) for warning in told) == 1
 
@@ -207,10 +215,12 @@ def test_a_server_optimiser_steps_on_the_body_alone(tmp_path):
     trainer = run(tmp_path, server_optimizer=lambda params: torch.optim.Adam(params, lr=0.01))
     now = {name: trainer.server.params[name] for name in HEAD}
     assert same(now, first_head())
-    assert not torch.equal(trainer.server.params["net.0.weight"], Personal().state_dict()["net.0.weight"])
+    assert not torch.equal(
+        trainer.server.params["net.0.weight"], Personal().state_dict()["net.0.weight"]
+    )
 
 
-# ---- what else the module could carry from client to client ----------------------------------------------------------
+# ---- what else the module could carry from client to client --------------------------------------
 
 
 class Restless(Module):
@@ -227,7 +237,13 @@ class Restless(Module):
     def on_train_epoch_start(self) -> None:
         first = not self.seen
         extra = hasattr(self, "extra")
-        state = [self.window.shape, self.cache, self.mask.tolist(), extra, self.net[0].weight.requires_grad]
+        state = [
+            self.window.shape,
+            self.cache,
+            self.mask.tolist(),
+            extra,
+            self.net[0].weight.requires_grad,
+        ]
         self.seen.append(state)
         if not first:
             return
@@ -248,7 +264,9 @@ class Restless(Module):
 
 
 @pytest.mark.parametrize("change", ["resize", "fill", "register", "save", "drop", "freeze", "mask"])
-def test_a_client_begins_with_the_tensors_of_the_first_whatever_the_one_before_did(tmp_path, change):
+def test_a_client_begins_with_the_tensors_of_the_first_whatever_the_one_before_did(
+    tmp_path, change
+):
     made: list[Restless] = []
 
     def module() -> Restless:
@@ -258,11 +276,17 @@ def test_a_client_begins_with_the_tensors_of_the_first_whatever_the_one_before_d
     data = HandMade([points(4, i) for i in range(3)])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        trainer = fit(tmp_path, None, {32: 3}, module, data, max_rounds=1, monitor="train/loss", mode="min")
+        trainer = fit(
+            tmp_path, None, {32: 3}, module, data, max_rounds=1, monitor="train/loss", mode="min"
+        )
     first, *others = made[0].seen
     assert len(others) == 2
     assert others == [first, first]
-    assert trainer.run.history[0]["clients/ok"] == (2 if change in ("resize", "save", "drop") else 3)
+    assert trainer.run.history[0]["clients/ok"] == (
+        2 if change in ("resize", "save", "drop") else 3
+    )
     assert made[0].window.shape == (2,)
-    taken = ["extra was registered while a client trained" in str(warning.message) for warning in told]
+    taken = [
+        "extra was registered while a client trained" in str(warning.message) for warning in told
+    ]
     assert any(taken) == (change in ("register", "save"))

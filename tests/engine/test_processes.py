@@ -30,16 +30,25 @@ from tests.engine.hand_made import HandMade, Module, points
 from tests.engine.test_resume import PROCESSES, Remembering
 from tests.federation import fit
 
-# ---- what is computed: ranks that this test starts itself, as torchrun would ----------------------------------------
+# ---- what is computed: ranks that this test starts itself, as torchrun would ---------------------
 
-MIXED = [{"bits": bits, "count": n} for bits, n in ((32, 2), (8, 2), ("ternary", 1), ("strict8", 1), ("wage2888", 1))]
+MIXED = [
+    {"bits": bits, "count": n}
+    for bits, n in ((32, 2), (8, 2), ("ternary", 1), ("strict8", 1), ("wage2888", 1))
+]
 
 
 class Net(Module):
-    """BatchNorm, dropout, draws from a global generator in validation, and a start that depends on the rank."""
+    """BatchNorm, dropout, draws from a global generator in validation, and a start that depends on
+    the rank.
+    """
 
     def __init__(self) -> None:
-        super().__init__(nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)))
+        super().__init__(
+            nn.Sequential(
+                nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)
+            )
+        )
         rank = int(os.environ.get("RANK", "0"))
         self.net[0].bias.data += rank
         self.register_buffer("factor", 1 + torch.rand(6) * rank, persistent=False)
@@ -96,7 +105,9 @@ class OwnParts(Algorithm):
     """FedAvg that leaves the last layer with the clients, and measures each client's own."""
 
     def body(self, server):
-        return {name: tensor for name, tensor in server.params.items() if not name.startswith("net.4")}
+        return {
+            name: tensor for name, tensor in server.params.items() if not name.startswith("net.4")
+        }
 
     def downlink(self, server, client):
         return self.body(server)
@@ -111,47 +122,91 @@ class OwnParts(Algorithm):
         return self.body(server)
 
     def uplink(self, run):
-        return {name: value for name, value in super().uplink(run).items() if not name.startswith("net.4")}
+        return {
+            name: value
+            for name, value in super().uplink(run).items()
+            if not name.startswith("net.4")
+        }
 
 
 CASES: dict[str, dict[str, Any]] = {
     "stateful": {"algorithm": Remembering},
-    "local": {"algorithm": Remembering, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
+    "local": {
+        "algorithm": Remembering,
+        "norm": "local",
+        "evaluate_clients": True,
+        "clients_per_round": 4,
+    },
     "unlucky": {"algorithm": Unlucky, "norm": "average"},
     "one client": {"clients": {8: 1}},
-    "gate": {"algorithm": partial(FedCOMGATE, allow_inexact=True), "norm": "average", "clients_per_round": 5},
-    "prowd": {"algorithm": partial(ProWD, warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0)},
-    "prowd by group": {"algorithm": partial(ProWD, False, payload="delta", per="group", coarse=1.0)},
+    "gate": {
+        "algorithm": partial(FedCOMGATE, allow_inexact=True),
+        "norm": "average",
+        "clients_per_round": 5,
+    },
+    "prowd": {
+        "algorithm": partial(
+            ProWD, warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0
+        )
+    },
+    "prowd by group": {
+        "algorithm": partial(ProWD, False, payload="delta", per="group", coarse=1.0)
+    },
     "fedlq": {
-        "algorithm": partial(FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients", refresh=2),
+        "algorithm": partial(
+            FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients", refresh=2
+        ),
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
     "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
-    "own parts": {"algorithm": OwnParts, "norm": "local", "evaluate_clients": True, "clients_per_round": 4},
+    "own parts": {
+        "algorithm": OwnParts,
+        "norm": "local",
+        "evaluate_clients": True,
+        "clients_per_round": 4,
+    },
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
 
-def rank_of(folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]) -> None:
+def rank_of(
+    folder: Path, rank: int, world: int, port: int, case: str, options: dict[str, Any]
+) -> None:
     """One process of a run."""
     if world > 1:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "GROUP_RANK": 0,
+            "WORLD_SIZE": world,
+            "LOCAL_WORLD_SIZE": world,
+        }
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 1}
         os.environ |= {name: str(value) for name, value in names.items()}
     settings = {"clients": MIXED, "module": Net, **CASES[case], **options}
     settings["algorithm"] = settings["algorithm"]() if "algorithm" in settings else None
-    clients = sum(group["count"] for group in settings["clients"]) if settings["clients"] is MIXED else 1
-    data = HandMade([points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True)
-    torch.manual_seed(rank)  # what a rank draws for itself must not matter; `fit` seeds the initial weights
+    clients = (
+        sum(group["count"] for group in settings["clients"]) if settings["clients"] is MIXED else 1
+    )
+    data = HandMade(
+        [points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True
+    )
+    # what a rank draws for itself must not matter; `fit` seeds the initial weights
+    torch.manual_seed(rank)
     fit(folder, data=data, devices=world, accelerator="cpu", timeout_seconds=60, **settings)
 
 
-def in_processes(rank_of: Callable[..., None], folder: Path, world: int, case: str, options: dict[str, Any]) -> None:
+def in_processes(
+    rank_of: Callable[..., None], folder: Path, world: int, case: str, options: dict[str, Any]
+) -> None:
     """All ranks of a run, to their end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = [PROCESSES.Process(target=rank_of, args=(folder, r, world, port, case, options)) for r in range(world)]
+    ranks = [
+        PROCESSES.Process(target=rank_of, args=(folder, r, world, port, case, options))
+        for r in range(world)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -171,7 +226,9 @@ def outcome(run: Path) -> dict[str, Any]:
     newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
     state = load_last(run / "checkpoints")
     return {
-        "rows": [{tag: value for tag, value in row.items() if tag != "time/round_s"} for row in rows],
+        "rows": [
+            {tag: value for tag, value in row.items() if tag != "time/round_s"} for row in rows
+        ],
         "server": digest(state["server"]),
         "ledger": state["run"]["ledger"],
         "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},
@@ -197,7 +254,8 @@ def test_the_number_of_processes_does_not_matter(tmp_path, case):
 
 def refused(*args: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"Lonely\.reduce must return the same in each of 2 processes, got different val"
+        ValueError,
+        match=r"Lonely\.reduce must return the same in each of 2 processes, got different val",
     ):
         rank_of(*args)
 
@@ -213,7 +271,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     assert train(tmp_path / "parts", 2, "local", max_rounds=3, ckpt_path="last") == whole
 
 
-# ---- how it ends: processes that the command starts -----------------------------------------------------------------
+# ---- how it ends: processes that the command starts ----------------------------------------------
 
 TAKES_SECONDS = 180
 """Bound on the start of a command, on a busy machine."""
@@ -222,8 +280,8 @@ TAKES_SECONDS = 180
 def arguments(folder: Path, devices: int, rounds: int) -> list[str]:
     """Of the command, after its name."""
     return [
-        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64",
-        "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
+        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages",
+        "--data.num_train", "64", "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
         "--trainer.accelerator", "cpu", "--trainer.timeout_seconds", "60",
         "--trainer.devices", str(devices), "--trainer.max_rounds", str(rounds),
         "--trainer.default_root_dir", str(folder),

@@ -29,7 +29,15 @@ def test_means_do_not_lose_digits():
 
 @pytest.mark.parametrize(
     ("reduce_fx", "expected"),
-    [("mean", 3.0), (torch.mean, 3.0), ("sum", 9.0), (sum, 9.0), ("max", 5.0), (max, 5.0), (torch.min, 1.0)],
+    [
+        ("mean", 3.0),
+        (torch.mean, 3.0),
+        ("sum", 9.0),
+        (sum, 9.0),
+        ("max", 5.0),
+        (max, 5.0),
+        (torch.min, 1.0),
+    ],
 )
 def test_reductions(reduce_fx, expected):
     recorder = Recorder()
@@ -39,7 +47,9 @@ def test_reductions(reduce_fx, expected):
 
 
 def test_what_cannot_be_averaged():
-    with pytest.raises(ValueError, match=r"self\.log\('a', \.\.\.\) needs one value, got a tensor of shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"self\.log\('a', \.\.\.\) needs one value, got a tensor of shape \(2,\)"
+    ):
         Recorder().log("a", torch.zeros(2))
     with pytest.raises(ValueError, match="reduce_fx must be mean, sum, min or max, got 'median'"):
         Recorder().log("a", 1.0, reduce_fx="median")
@@ -80,8 +90,9 @@ def test_metric_objects_are_computed_as_often_as_asked_and_begin_anew():
 @pytest.mark.parametrize(
     ("name", "tag"),
     [
-        ("loss", "train/loss"), ("train_loss", "train/loss"), ("train/loss", "train/loss"), ("val_acc", "val/acc"),
-        ("val/acc", "val/acc"), ("acc_top_5", "train/acc_top_5"), ("train", "train/train"), ("gan/d", "train/gan/d"),
+        ("loss", "train/loss"), ("train_loss", "train/loss"), ("train/loss", "train/loss"),
+        ("val_acc", "val/acc"), ("val/acc", "val/acc"), ("acc_top_5", "train/acc_top_5"),
+        ("train", "train/train"), ("gan/d", "train/gan/d"),
     ],
 )  # fmt: skip
 def test_tags(name, tag):
@@ -92,5 +103,7 @@ def test_metric_objects_of_several_values_are_named():
     recorder, metric = Recorder(), MulticlassAccuracy(3, average=None)
     metric.update(torch.tensor([0, 1]), torch.tensor([0, 2]))
     recorder.log("val/acc", metric)
-    with pytest.raises(ValueError, match=r"self\.log\('val/acc', \.\.\.\) needs a metric of one value, got \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"self\.log\('val/acc', \.\.\.\) needs a metric of one value, got \(3,\)"
+    ):
         recorder.means()

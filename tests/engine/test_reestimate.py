@@ -1,4 +1,6 @@
-"""`trainer.reestimate_norm`: the global model is evaluated with BatchNorm statistics of its own, at each width."""
+"""`trainer.reestimate_norm`: the global model is evaluated with BatchNorm statistics of its own, at
+each width.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +47,22 @@ def test_resumed_runs_tests_and_the_best_checkpoint_measure_the_same(tmp_path):
     fit(tmp_path / "part", data=data(), reestimate_norm=True, **{**OPTIONS, "max_rounds": 1})
     part = fit(tmp_path / "part", data=data(), reestimate_norm=True, ckpt_path="last", **OPTIONS)
     assert rows(part) == rows(whole)
-    settings = {"logger": False, "default_root_dir": str(tmp_path / "whole"), "devices": 1, "reestimate_norm": True}
+    settings = {
+        "logger": False,
+        "default_root_dir": str(tmp_path / "whole"),
+        "devices": 1,
+        "reestimate_norm": True,
+    }
     again = FederatedTrainer({8: 2, 32: 2}, **settings).validate(Slow(), data(), ckpt_path="last")
     assert again == {key: value for key, value in whole.run.history[-1].items() if key in again}
     assert "val/acc_int8" in again
 
 
 def test_the_module_comes_back_with_the_statistics_it_was_measured_with(tmp_path):
-    trainer = FederatedTrainer({8: 1, 32: 1}, max_rounds=1, logger=False, default_root_dir=str(tmp_path), devices=1,
-                               reestimate_norm=True)  # fmt: skip
+    trainer = FederatedTrainer(
+        {8: 1, 32: 1}, max_rounds=1, logger=False, default_root_dir=str(tmp_path), devices=1,
+        reestimate_norm=True,
+    )  # fmt: skip
     module, given = Slow(), data()
     trainer.fit(module, given)
     x = torch.cat([batch[0] for batch in given.holdout_batches()])
@@ -71,7 +80,14 @@ def test_each_width_has_its_own_statistics(tmp_path, norm):
             return super().test_step(batch, batch_idx)
 
     options = {**OPTIONS, "module": Looks, "max_rounds": 1}
-    fit(tmp_path, data=data(), clients={"ternary": 2, 32: 2}, reestimate_norm=True, norm=norm, **options)
+    fit(
+        tmp_path,
+        data=data(),
+        clients={"ternary": 2, 32: 2},
+        reestimate_norm=True,
+        norm=norm,
+        **options,
+    )
     assert means.keys() == {"ternary", "float32"}
     assert means["ternary"] != means["float32"]
 
@@ -95,7 +111,9 @@ def test_what_it_cannot_do_is_refused_before_a_folder_is_made(tmp_path, options,
 def test_a_last_batch_of_one_sample_is_left_out(tmp_path):
     class Flat(Client):
         def __init__(self):
-            super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)))
+            super().__init__(
+                nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+            )
 
     given = fake(160, holdout=17, eval_batch_size=16)
     trainer = fit(tmp_path, module=Flat, data=given, max_rounds=1, reestimate_norm=True)

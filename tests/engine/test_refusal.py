@@ -49,7 +49,10 @@ def with_(name: str, value: Any) -> Callable[[Update], Update]:
 
 
 LIES: dict[str, tuple[Callable[[Update], Update], str]] = {
-    "scale 0": (each_code(lambda v: QuantizedTensor(v.codes, v.scale * 0, v.bits)), "must have scales of at least"),
+    "scale 0": (
+        each_code(lambda v: QuantizedTensor(v.codes, v.scale * 0, v.bits)),
+        "must have scales of at least",
+    ),
     "subnormal scale": (
         each_code(lambda v: QuantizedTensor(v.codes, v.scale * 0 + 1e-40, v.bits)),
         "must have scales of at least 1.175e-38, got 1e-40",
@@ -58,12 +61,19 @@ LIES: dict[str, tuple[Callable[[Update], Update], str]] = {
         each_code(lambda v: QuantizedTensor(v.codes.clamp(-1, 1).to(torch.int8), v.scale, 5)),
         "must come as codes of .* bits, got 5 bits",
     ),
-    "codes of a bias": (with_("net.0.bias", NO_CODES), r"net\.0\.bias must come as values, got codes of 8 bits"),
-    "negative variances": (with_("net.1.running_var", -torch.ones(7)), r"must hold variances, .* at least 0, got -1"),
+    "codes of a bias": (
+        with_("net.0.bias", NO_CODES),
+        r"net\.0\.bias must come as values, got codes of 8 bits",
+    ),
+    "negative variances": (
+        with_("net.1.running_var", -torch.ones(7)),
+        r"must hold variances, .* at least 0, got -1",
+    ),
     "codes of variances": (with_("net.1.running_var", NO_CODES), r"net\.1\.running_var must "),
     "a count without end": (
         with_("net.1.num_batches_tracked", torch.tensor(2**63 - 1)),
-        r"num_batches_tracked must have grown by at most 1048576 in a round, got 9223372036854775807 after \d",
+        "num_batches_tracked must have grown by at most 1048576 in a round, "
+        r"got 9223372036854775807 after \d",
     ),
     "doubles": (
         with_("net.0.bias", torch.zeros(7, dtype=torch.float64)),
@@ -90,12 +100,24 @@ METHODS: dict[str, tuple[type[Algorithm], dict[str, Any]]] = {
     "GroupedAvg": (GroupedAvg, {}),
     "GroupedAvgAsymmetric": (GroupedAvgAsymmetric, {}),
     "AdaQuantFL": (AdaQuantFL, {"max_bits": 4}),
-    "FedLQ": (FedLQ, {"payload": "delta", "candidates": [2, 4, 8], "sensitivity": "clients", "refresh": 1}),
+    "FedLQ": (
+        FedLQ,
+        {"payload": "delta", "candidates": [2, 4, 8], "sensitivity": "clients", "refresh": 1},
+    ),
     "FedLQ planned": (FedLQ, {"candidates": [2, 4, 8], "plan": "server", "shrinkage": 0.0}),
-    "ProWD": (ProWD, {"warmup_rounds": 1, "period": 1, "first_steps": 2, "steps": 2, "distill_weight": 0}),
-    "ProWD by group": (ProWD, {"warmup_rounds": 2, "first_steps": 2, "distill_weight": 0, "per": "group"}),
+    "ProWD": (
+        ProWD,
+        {"warmup_rounds": 1, "period": 1, "first_steps": 2, "steps": 2, "distill_weight": 0},
+    ),
+    "ProWD by group": (
+        ProWD,
+        {"warmup_rounds": 2, "first_steps": 2, "distill_weight": 0, "per": "group"},
+    ),
     "ProWD delta": (ProWD, {"dequantizer": False, "payload": "delta"}),
-    "ProWD paper": (ProWD, {"dequantizer": False, "coarse": None, "fill": "literal", "delta_ref": "broadcast"}),
+    "ProWD paper": (
+        ProWD,
+        {"dequantizer": False, "coarse": None, "fill": "literal", "delta_ref": "broadcast"},
+    ),
 }
 
 
@@ -122,7 +144,9 @@ def lying(cls: type[Algorithm], change: Callable[[Update], Update], **options: A
 
 
 @pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("method", ["FedAvg", "FedLQ", "FedLQ planned", "AdaQuantFL", "ProWD", "ProWD by group"])
+@pytest.mark.parametrize(
+    "method", ["FedAvg", "FedLQ", "FedLQ planned", "AdaQuantFL", "ProWD", "ProWD by group"]
+)
 def test_a_lie_is_refused_and_the_run_goes_on(tmp_path, method, lie):
     cls, options = METHODS[method]
     change, reason = LIES[lie]
@@ -153,7 +177,9 @@ def test_unusual_but_honest_updates_are_taken(tmp_path, method, form):
 
 def test_a_lying_client_leaves_no_trace_in_the_model(tmp_path, monkeypatch):
     lied = run(tmp_path / "a", lying(FedAvg, LIES["negative variances"][0]))
-    monkeypatch.setattr("bhfl.engine.rounds.sample_cohort", lambda clients, *_: [c for c in clients if c.id != 1])
+    monkeypatch.setattr(
+        "bhfl.engine.rounds.sample_cohort", lambda clients, *_: [c for c in clients if c.id != 1]
+    )
     without = run(tmp_path / "b", FedAvg())
     assert same(lied.server.params, without.server.params)
     assert same(lied.server.buffers["counters"], without.server.buffers["counters"])
@@ -173,16 +199,22 @@ def test_no_reported_loss_ends_adaquantfl(tmp_path, loss):
 def test_no_mean_loss_asks_for_more_than_the_most_bits():
     for loss in (1e-45, 0.0, -1.0):
         server = ServerState({}, extra={"bits": 2, "first_loss": 1.0})
-        following = AdaQuantFL(max_bits=9).server_update(server, {LOSS: torch.tensor(loss)}, RandomKeys(0, 0))
+        following = AdaQuantFL(max_bits=9).server_update(
+            server, {LOSS: torch.tensor(loss)}, RandomKeys(0, 0)
+        )
         assert following.extra["bits"] == 9
 
 
 def test_no_reported_harm_ends_fedlq(tmp_path):
     cls, options = METHODS["FedLQ"]
-    negative = run(tmp_path / "a", lying(cls, lambda u: {**u, HARM: -torch.ones_like(u[HARM])}, **options))
+    negative = run(
+        tmp_path / "a", lying(cls, lambda u: {**u, HARM: -torch.ones_like(u[HARM])}, **options)
+    )
     assert "client 1 rejected: " in negative.run.history[0]["problems"][0]
     assert f"{HARM} must be at least 0" in negative.run.history[0]["problems"][0]
-    huge = run(tmp_path / "b", lying(cls, lambda u: {**u, HARM: 1e8 * torch.ones_like(u[HARM])}, **options))
+    huge = run(
+        tmp_path / "b", lying(cls, lambda u: {**u, HARM: 1e8 * torch.ones_like(u[HARM])}, **options)
+    )
     assert [row["clients/ok"] for row in huge.run.history] == [4, 4]
 
 
@@ -218,13 +250,21 @@ def test_whatever_is_raised_by_one_clients_update_rejects_it_alone(tmp_path, pla
 
     trainer = run(tmp_path, Mine())
     assert [row["clients/rejected"] for row in trainer.run.history] == [1, 1]
-    hook = {"reconstruct": "Mine.reconstruct raised ZeroDivisionError", "add": "Picky.add raised KeyError"}[place]
+    hook = {
+        "reconstruct": "Mine.reconstruct raised ZeroDivisionError",
+        "add": "Picky.add raised KeyError",
+    }[place]
     assert hook in trainer.run.history[0]["problems"][0]
 
 
 def test_an_update_that_outweighs_all_others_is_told(tmp_path):
     def huge(update: Update) -> Update:
-        return {n: v * 1e7 if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in update.items()}
+        return {
+            n: v * 1e7 if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+            for n, v in update.items()
+        }
 
-    with pytest.warns(UserWarning, match=r"round 1: client 1 sent values up to .*: the mean is its own \(1 of 4 "):
+    with pytest.warns(
+        UserWarning, match=r"round 1: client 1 sent values up to .*: the mean is its own \(1 of 4 "
+    ):
         run(tmp_path, lying(FedAvg, huge), max_rounds=1)

@@ -59,7 +59,8 @@ def even() -> HandMade:
 
 def network(**options) -> SimulatedNetwork:
     return SimulatedNetwork(
-        {"mine": 1.0}, custom_profiles={"mine": Profile(uplink_bps=1e6, downlink_bps=1e6, **options)}
+        {"mine": 1.0},
+        custom_profiles={"mine": Profile(uplink_bps=1e6, downlink_bps=1e6, **options)},
     )
 
 
@@ -78,13 +79,17 @@ CASES = [
     ),
     (
         {**PAIR, "algorithm": FedCOMGATE, "module": Plain, "data": uneven},
-        "FedCOMGATE needs equal numbers of local steps.*; set trainer.local_steps, or allow_inexact: true",
+        "FedCOMGATE needs equal numbers of local steps.*; "
+        "set trainer.local_steps, or allow_inexact: true",
         [{"local_steps": 2}, {"algorithm": lambda: FedCOMGATE(allow_inexact=True)}],
     ),
     (
         {"algorithm": lambda: ProWD(buffer_size=8), "module": WithForward},
         "data.holdout must be at least ProWD.buffer_size=8, got 0; or set ProWD.distill_weight: 0",
-        [{"data": lambda: fake(holdout=8)}, {"algorithm": lambda: ProWD(buffer_size=8, distill_weight=0)}],
+        [
+            {"data": lambda: fake(holdout=8)},
+            {"algorithm": lambda: ProWD(buffer_size=8, distill_weight=0)},
+        ],
     ),
     (
         {"algorithm": lambda: ProWD(buffer_size=8), "data": lambda: fake(holdout=8)},
@@ -107,7 +112,8 @@ CASES = [
     ),
     (
         {"module": Unvalidated, "network": network(compute_flops=1e9), "monitor": "train/loss"},
-        "Unvalidated.validation_step, which computes nothing: define it, or give devices no compute_flops",
+        "Unvalidated.validation_step, which computes nothing: "
+        "define it, or give devices no compute_flops",
         [{"module": Client}, {"network": network()}],
     ),
     (
@@ -116,7 +122,10 @@ CASES = [
         [
             {"data": lambda: fake(partition=Dirichlet(alpha=50.0, min_size=16, max_tries=30))},
             {"data": lambda: fake(partition=Dirichlet(alpha=0.05, min_size=1, max_tries=3))},
-            {"clients": {8: 1, 32: 1}, "data": lambda: fake(partition=Dirichlet(alpha=1.0, min_size=16))},
+            {
+                "clients": {8: 1, 32: 1},
+                "data": lambda: fake(partition=Dirichlet(alpha=1.0, min_size=16)),
+            },
         ],
     ),
 ]
@@ -128,7 +137,9 @@ def train(folder, options):
     return fit(folder, options.pop("algorithm")(), data=options.pop("data")(), **options)
 
 
-@pytest.mark.parametrize(("options", "advice", "remedies"), CASES, ids=[case[1].split(";")[0][:40] for case in CASES])
+@pytest.mark.parametrize(
+    ("options", "advice", "remedies"), CASES, ids=[case[1].split(";")[0][:40] for case in CASES]
+)
 def test_every_remedy_of_a_message_ends_what_it_tells_of(tmp_path, options, advice, remedies):
     with pytest.raises(ValueError, match=advice):
         train(tmp_path, options)
@@ -163,7 +174,9 @@ class Words(Module):
 
 
 @pytest.mark.parametrize("options", [{"sparse": True}, {"max_norm": 1.0}])
-def test_a_table_that_cannot_be_quantised_stays_float_where_nothing_takes_a_filter(tmp_path, options):
+def test_a_table_that_cannot_be_quantised_stays_float_where_nothing_takes_a_filter(
+    tmp_path, options
+):
     trainer = train(tmp_path, {"clients": {8: 2}, "module": lambda: Words(**options), "data": even})
     assert type(trainer.rounds.worker.module.table) is nn.Embedding
     assert trainer.run.history[-1]["clients/ok"] == 2
@@ -171,4 +184,7 @@ def test_a_table_that_cannot_be_quantised_stays_float_where_nothing_takes_a_filt
 
 
 def test_a_penalty_on_a_table_with_a_largest_norm(tmp_path):
-    assert train(tmp_path, {**PAIR, "algorithm": FedProx, "module": lambda: Words(max_norm=1.0), "data": even})
+    assert train(
+        tmp_path,
+        {**PAIR, "algorithm": FedProx, "module": lambda: Words(max_norm=1.0), "data": even},
+    )

@@ -24,7 +24,16 @@ import bhfl.engine.checkpoint
 import bhfl.engine.folder
 import bhfl.engine.store
 import bhfl.files
-from bhfl.algorithms import AdaQuantFL, FedAvg, FedCOMGATE, FedLQ, FedProx, GroupedAvgAsymmetric, Local, ProWD
+from bhfl.algorithms import (
+    AdaQuantFL,
+    FedAvg,
+    FedCOMGATE,
+    FedLQ,
+    FedProx,
+    GroupedAvgAsymmetric,
+    Local,
+    ProWD,
+)
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
 from bhfl.engine.algorithm import Algorithm
@@ -46,13 +55,20 @@ class Remembering(Algorithm):
         self.weight = weight
 
     def init_server(self, params, clients):
-        return {"count": 0, "drift": {name: torch.zeros_like(tensor) for name, tensor in params.items()}}
+        return {
+            "count": 0,
+            "drift": {name: torch.zeros_like(tensor) for name, tensor in params.items()},
+        }
 
     def server_update(self, server, aggregate, rng):
-        drift = {name: 0.5 * old + 0.01 * torch.randn(old.shape, generator=rng.torch("server", i)) for i, (name, old) in
-                 enumerate(server.extra["drift"].items())}  # fmt: skip
+        drift = {
+            name: 0.5 * old + 0.01 * torch.randn(old.shape, generator=rng.torch("server", i))
+            for i, (name, old) in enumerate(server.extra["drift"].items())
+        }
         params = {name: aggregate[name] + drift[name] for name in aggregate}
-        return replace(server, params=params, extra={"count": server.extra["count"] + 1, "drift": drift})
+        return replace(
+            server, params=params, extra={"count": server.extra["count"] + 1, "drift": drift}
+        )
 
     def init_client(self, client, received):
         return {"memory": torch.zeros_like(received["net.0.weight"]), "rounds": torch.tensor(0)}
@@ -85,8 +101,8 @@ def data(seed: int = 0) -> HandMade:
 def go(folder: Path, max_rounds: int = ROUNDS, **options: Any) -> FederatedTrainer:
     """The run of these tests, as far as `max_rounds`."""
     settings = {
-        "algorithm": Remembering(), "clients": CLIENTS, "module": net, "data": data(), "clients_per_round": 3,
-        "norm": "local", "evaluate_clients": True,
+        "algorithm": Remembering(), "clients": CLIENTS, "module": net, "data": data(),
+        "clients_per_round": 3, "norm": "local", "evaluate_clients": True,
     }  # fmt: skip
     return fit(folder, max_rounds=max_rounds, **{**settings, **options})
 
@@ -96,7 +112,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     run = folder / "bhfl" / "version_0"
     rows = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
     state = load(round_path(run / "checkpoints", ROUNDS))
-    history = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in unpack(state["run"]["history"])]
+    history = [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in unpack(state["run"]["history"])
+    ]
     newest = {path.name.split("-")[0]: path for path in sorted((run / "clients").rglob("client=*"))}
     summary = json.loads((run / "summary.json").read_text())
     return {
@@ -119,7 +138,7 @@ def uninterrupted(tmp_path_factory) -> dict[str, Any]:
     return found
 
 
-# ---- stopped --------------------------------------------------------------------------------------------------------
+# ---- stopped -------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted):
@@ -129,7 +148,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, uninterrupted):
     assert [row["round"] for row in trainer.run.history] == list(range(1, ROUNDS + 1))
 
 
-@pytest.mark.parametrize("path", ["last", "{run}", "{run}/checkpoints/round=00002.ckpt", "{run}/checkpoints/best.ckpt"])
+@pytest.mark.parametrize(
+    "path", ["last", "{run}", "{run}/checkpoints/round=00002.ckpt", "{run}/checkpoints/best.ckpt"]
+)
 def test_every_way_to_say_where_to_go_on(tmp_path, uninterrupted, path):
     for rounds in (2, 4, 5):  # three times in a row
         go(tmp_path, rounds, ckpt_path="last" if rounds > 2 else None, keep_checkpoints=9)
@@ -144,7 +165,10 @@ def test_an_older_checkpoint_takes_the_place_of_the_newer_ones(tmp_path, uninter
     go(tmp_path, 5, keep_checkpoints=5)
     checkpoints = tmp_path / "bhfl" / "version_0" / "checkpoints"
     go(tmp_path, 3, ckpt_path=round_path(checkpoints, 2))
-    assert sorted(p.name for p in checkpoints.glob("round*")) == ["round=00002.ckpt", "round=00003.ckpt"]
+    assert sorted(p.name for p in checkpoints.glob("round*")) == [
+        "round=00002.ckpt",
+        "round=00003.ckpt",
+    ]
     go(tmp_path, ckpt_path="last")
     assert outcome(tmp_path)["server"] == uninterrupted["server"]
 
@@ -160,7 +184,9 @@ def test_a_checkpoint_file_alone_is_enough_for_stateless_clients(tmp_path):
     first = go(tmp_path / "a", **options)
     go(tmp_path / "b", 3, **options)
     alone = tmp_path / "alone.ckpt"
-    alone.write_bytes(round_path(tmp_path / "b" / "bhfl" / "version_0" / "checkpoints", 3).read_bytes())
+    alone.write_bytes(
+        round_path(tmp_path / "b" / "bhfl" / "version_0" / "checkpoints", 3).read_bytes()
+    )
     trainer = go(tmp_path / "c", ckpt_path=alone, **options)
     assert digest(trainer.server.params) == digest(first.server.params)
     assert trainer.run.folder == tmp_path / "c" / "bhfl" / "version_0"
@@ -172,7 +198,10 @@ def test_a_checkpoint_without_the_state_of_its_clients_is_refused(tmp_path, plac
     file.parent.mkdir(parents=True, exist_ok=True)
     trainer = go(tmp_path, 3)
     file.write_bytes(round_path(trainer.run.checkpoints, 3).read_bytes())
-    with pytest.raises(CheckpointError, match="clients of this run keep state of their own, which the checkpoint lack"):
+    with pytest.raises(
+        CheckpointError,
+        match="clients of this run keep state of their own, which the checkpoint lack",
+    ):
         go(tmp_path, ckpt_path=file)
     assert sorted(path.name for path in (tmp_path / "bhfl").iterdir()) == ["version_0"]
 
@@ -181,9 +210,16 @@ def test_personal_models_are_not_measured_without_their_clients(tmp_path):
     trainer = go(tmp_path, 2, algorithm=Local())
     alone = tmp_path / "alone.ckpt"
     alone.write_bytes(round_path(trainer.run.checkpoints, 2).read_bytes())
-    options = {"norm": "local", "default_root_dir": str(tmp_path), "accelerator": "cpu", "devices": 1}
+    options = {
+        "norm": "local",
+        "default_root_dir": str(tmp_path),
+        "accelerator": "cpu",
+        "devices": 1,
+    }
     measured = FederatedTrainer(CLIENTS, Local(), **options)
-    with pytest.raises(CheckpointError, match=r"keep state of their own, .*: the file lies in no run folder"):
+    with pytest.raises(
+        CheckpointError, match=r"keep state of their own, .*: the file lies in no run folder"
+    ):
         measured.validate(net(), data(), alone)
     metrics = measured.validate(net(), data(), round_path(trainer.run.checkpoints, 2))
     assert metrics["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
@@ -192,18 +228,28 @@ def test_personal_models_are_not_measured_without_their_clients(tmp_path):
 def test_validation_samples_that_were_trained_on_are_told(tmp_path):
     def split(seed: int) -> FromDatasets:
         x, y = torch.randn(60, 6), torch.arange(60) % 3
-        return FromDatasets(TensorDataset(x, y), TensorDataset(x, y), batch_size=8, val_fraction=0.5)
+        return FromDatasets(
+            TensorDataset(x, y), TensorDataset(x, y), batch_size=8, val_fraction=0.5
+        )
 
-    options = {"default_root_dir": str(tmp_path), "accelerator": "cpu", "devices": 1, "logger": False}
+    options = {
+        "default_root_dir": str(tmp_path),
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+    }
     FederatedTrainer({8: 2}, max_rounds=1, **options).fit(Client(nn.Linear(6, 3)), split(0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FederatedTrainer({8: 2}, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
         FederatedTrainer({8: 2}, seed=1, **options).test(Client(nn.Linear(6, 3)), split(0), "last")
     with pytest.warns(
-        UserWarning, match=r"\d+ of 30 validation samples were trained on in .*version_0, if its data are"
+        UserWarning,
+        match=r"\d+ of 30 validation samples were trained on in .*version_0, if its data are",
     ):
-        FederatedTrainer({8: 2}, seed=1, **options).validate(Client(nn.Linear(6, 3)), split(0), "last")
+        FederatedTrainer({8: 2}, seed=1, **options).validate(
+            Client(nn.Linear(6, 3)), split(0), "last"
+        )
 
 
 def test_a_best_model_of_rounds_that_are_undone_is_gone(tmp_path):
@@ -220,7 +266,13 @@ def test_a_best_model_of_rounds_that_are_undone_is_gone(tmp_path):
     trainer = go(tmp_path, 3, callbacks=[Watch()], **options)
     best = trainer.run.checkpoints / "best.ckpt"
     assert load(best)["server"]["round"] == 3
-    go(tmp_path, 2, ckpt_path=round_path(trainer.run.checkpoints, 2), callbacks=[Watch()], **options)
+    go(
+        tmp_path,
+        2,
+        ckpt_path=round_path(trainer.run.checkpoints, 2),
+        callbacks=[Watch()],
+        **options,
+    )
     assert not best.exists()
 
 
@@ -228,7 +280,9 @@ def test_server_optimisers_go_on(tmp_path):
     options = {"algorithm": None, "server_optimizer": lambda p: torch.optim.Adam(p, lr=0.01)}
     whole = go(tmp_path / "a", **options)
     go(tmp_path / "b", 3, **options)
-    assert digest(go(tmp_path / "b", ckpt_path="last", **options).server.params) == digest(whole.server.params)
+    assert digest(go(tmp_path / "b", ckpt_path="last", **options).server.params) == digest(
+        whole.server.params
+    )
 
 
 def test_the_best_model_still_has_its_clients(tmp_path):
@@ -242,15 +296,15 @@ def test_the_best_model_still_has_its_clients(tmp_path):
 
     trainers: list = []
     trainer = go(
-        tmp_path, module=lambda: Worse(net().net), clients_per_round=None, callbacks=[Watch()], monitor="val/acc_avg",
-        keep_checkpoints=1,
+        tmp_path, module=lambda: Worse(net().net), clients_per_round=None, callbacks=[Watch()],
+        monitor="val/acc_avg", keep_checkpoints=1,
     )  # fmt: skip
     assert trainer.run.best_round == 1
     versions = sorted(path.name for path in (trainer.run.folder / "clients").rglob("client=0-*"))
     assert versions == ["client=0-round=00001.pt", "client=0-round=00006.pt"]
 
 
-# ---- killed ---------------------------------------------------------------------------------------------------------
+# ---- killed --------------------------------------------------------------------------------------
 
 _METHODS = multiprocessing.get_all_start_methods()
 PROCESSES: Any = multiprocessing.get_context("forkserver" if "forkserver" in _METHODS else "spawn")
@@ -259,11 +313,16 @@ if "forkserver" in _METHODS:
 
 
 def resume_or_begin(folder: Path, kill_at: str = "", count: int = 0, **options: Any) -> None:
-    """In a process of its own: go on from the last checkpoint if there is one; at the `count`-th `kill_at`, die."""
+    """In a process of its own: go on from the last checkpoint if there is one; at the `count`-th
+    `kill_at`, die.
+    """
     if kill_at:
         module, name = kill_at.rsplit(".", 1)
         owner = {"files": bhfl.files, "checkpoint": bhfl.engine.checkpoint, "os": bhfl.files.os}
-        owner |= {"RoundsFile": bhfl.engine.folder.RoundsFile, "ClientStore": bhfl.engine.store.ClientStore}
+        owner |= {
+            "RoundsFile": bhfl.engine.folder.RoundsFile,
+            "ClientStore": bhfl.engine.store.ClientStore,
+        }
         die_at(owner[module], name.removesuffix("+"), count, after=name.endswith("+"))
     checkpoints = folder / "bhfl" / "version_0" / "checkpoints"
     begun = checkpoints.is_dir() and any(checkpoints.glob("round=*.ckpt"))
@@ -299,15 +358,21 @@ def in_process(folder: Path, seconds: float | None = None, **arguments: Any) -> 
 
 DEADLY = [
     "files.open", "os.fsync", "os.replace", "os.replace+", "checkpoint.digest", "checkpoint.prune",
-    "RoundsFile.append", "RoundsFile.append+",
-    "ClientStore.save", "ClientStore.save+", "ClientStore.prune+", "RoundsFile.rewrite+",
+    "RoundsFile.append", "RoundsFile.append+", "ClientStore.save", "ClientStore.save+",
+    "ClientStore.prune+", "RoundsFile.rewrite+",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kill_at", DEADLY)
 def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
     rng = random.Random(kill_at)
-    count = 1 if "rewrite" in kill_at else rng.randrange(4, 7) if "prune" in kill_at else rng.randrange(5, 30)
+    count = (
+        1
+        if "rewrite" in kill_at
+        else rng.randrange(4, 7)
+        if "prune" in kill_at
+        else rng.randrange(5, 30)
+    )
     if kill_at.startswith("RoundsFile.append"):
         count = rng.randrange(2, ROUNDS)
     assert in_process(tmp_path, kill_at=kill_at, count=count) == -signal.SIGKILL
@@ -332,29 +397,39 @@ STATEFUL = [
     (FedCOMGATE(4, allow_inexact=True), {}),
     (GroupedAvgAsymmetric(), {}),
     (Local(), {}),
-    (FedLQ("delta", plan="server", sensitivity="clients", refresh=2), {"network": SimulatedNetwork("phone-4g")}),
+    (
+        FedLQ("delta", plan="server", sensitivity="clients", refresh=2),
+        {"network": SimulatedNetwork("phone-4g")},
+    ),
     (AdaQuantFL(), {}),
     (FedAvg(), {"server_optimizer": partial(torch.optim.Adam, lr=0.01)}),
 ]
 
 
-@pytest.mark.parametrize(("algorithm", "options"), STATEFUL, ids=[type(row[0]).__name__ for row in STATEFUL])
+@pytest.mark.parametrize(
+    ("algorithm", "options"), STATEFUL, ids=[type(row[0]).__name__ for row in STATEFUL]
+)
 def test_every_method_that_keeps_anything_survives_a_kill(tmp_path, algorithm, options):
     options = {"algorithm": algorithm, "monitor": "val/acc_float32", **options}
-    assert in_process(tmp_path / "killed", kill_at="RoundsFile.append", count=4, **options) == -signal.SIGKILL
+    assert (
+        in_process(tmp_path / "killed", kill_at="RoundsFile.append", count=4, **options)
+        == -signal.SIGKILL
+    )
     assert in_process(tmp_path / "killed", **options) == 0
     go(tmp_path / "whole", **options)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-# ---- damaged --------------------------------------------------------------------------------------------------------
+# ---- damaged -------------------------------------------------------------------------------------
 
 
 def test_a_damaged_checkpoint_costs_a_round_and_a_warning(tmp_path, uninterrupted):
     go(tmp_path, 4)
     path = round_path(tmp_path / "bhfl" / "version_0" / "checkpoints", 4)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match=r"round=00004\.ckpt.*falling back to the checkpoint before it"):
+    with pytest.warns(
+        UserWarning, match=r"round=00004\.ckpt.*falling back to the checkpoint before it"
+    ):
         go(tmp_path, ckpt_path="last")
     assert outcome(tmp_path) == uninterrupted
 
@@ -388,21 +463,33 @@ def test_nothing_to_go_on_from(tmp_path, path, message):
         go(tmp_path, ckpt_path=path)
 
 
-# ---- other options --------------------------------------------------------------------------------------------------
+# ---- other options -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "lines"),
     [
         ({"seed": 3}, ["trainer.seed: 0 -> 3"]),
-        ({"local_epochs": 2, "norm": "group"}, ["trainer.local_epochs: 1 -> 2", "trainer.norm: 'local' -> 'group'"]),
+        (
+            {"local_epochs": 2, "norm": "group"},
+            ["trainer.local_epochs: 1 -> 2", "trainer.norm: 'local' -> 'group'"],
+        ),
         ({"clients": {32: 4}}, ["clients: ", "{'float32': 4}"]),
         ({"algorithm": Remembering(0.2)}, ["algorithm.weight: 0.1 -> 0.2"]),
-        ({"algorithm": FedProx(0.1)}, ["algorithm.class: 'Remembering' -> 'FedProx'", "algorithm.mu: 'absent' -> 0.1"]),
+        (
+            {"algorithm": FedProx(0.1)},
+            ["algorithm.class: 'Remembering' -> 'FedProx'", "algorithm.mu: 'absent' -> 0.1"],
+        ),
         ({"data": data(50)}, ["partition: "]),
-        ({"data": HandMade(data().clients, 5, points(9, 99), shuffle=True)}, ["data.batch_size: 4 -> 5"]),
+        (
+            {"data": HandMade(data().clients, 5, points(9, 99), shuffle=True)},
+            ["data.batch_size: 4 -> 5"],
+        ),
         ({"server_optimizer": torch.optim.SGD}, ["trainer.server_optimizer"]),
-        ({"monitor": "val/loss_avg", "mode": "min"}, ["trainer.mode: 'max' -> 'min'", "trainer.monitor: "]),
+        (
+            {"monitor": "val/loss_avg", "mode": "min"},
+            ["trainer.mode: 'max' -> 'min'", "trainer.monitor: "],
+        ),
         (
             {"clients_per_round": 0.75, "precision": "bf16-mixed"},
             ["trainer.clients_per_round: 3 -> 0.75", "'bf16-mixed'"],
@@ -411,7 +498,9 @@ def test_nothing_to_go_on_from(tmp_path, path, message):
 )
 def test_options_that_shape_the_model_must_stay(tmp_path, change, lines):
     go(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"the checkpoint's run had other options \(old -> new\):\n") as error:
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoint's run had other options \(old -> new\):\n"
+    ) as error:
         go(tmp_path, ckpt_path="last", **change)
     assert all(line in str(error.value) for line in lines)
 
@@ -420,8 +509,9 @@ def test_options_that_shape_no_model_may_change(tmp_path, uninterrupted):
     go(tmp_path, 2)
     watch = type("Watch", (Callback,), {"on_round_end": lambda self, trainer, metrics: None})()
     trainer = go(
-        tmp_path, ckpt_path="last", check_val_every_n_rounds=2, keep_checkpoints=4, checkpoint_every_n_rounds=3,
-        patience=50, max_failed_rounds=1, callbacks=[watch], timeout_seconds=99, evaluate_clients=False,
+        tmp_path, ckpt_path="last", check_val_every_n_rounds=2, keep_checkpoints=4,
+        checkpoint_every_n_rounds=3, patience=50, max_failed_rounds=1, callbacks=[watch],
+        timeout_seconds=99, evaluate_clients=False,
     )  # fmt: skip
     found = outcome(tmp_path)
     assert found["clients"] == uninterrupted["clients"]
@@ -433,7 +523,10 @@ def test_options_that_shape_no_model_may_change(tmp_path, uninterrupted):
 
 def test_another_number_of_threads_is_said(tmp_path):
     go(tmp_path, 1)
-    with pytest.warns(UserWarning, match="computed with threads: 1, now 2: the last bits of its results will differ"):
+    with pytest.warns(
+        UserWarning,
+        match="computed with threads: 1, now 2: the last bits of its results will differ",
+    ):
         go(tmp_path, 2, ckpt_path="last", threads=2)
 
 
@@ -450,10 +543,15 @@ def test_another_number_of_threads_is_said(tmp_path):
 def test_checkpoints_of_another_model(tmp_path, layers, message):
     go(tmp_path, 1)
     with pytest.raises(CheckpointError, match=message):
-        go(tmp_path, ckpt_path="last", module=lambda: Module(nn.Sequential(*layers)), algorithm=Remembering())
+        go(
+            tmp_path,
+            ckpt_path="last",
+            module=lambda: Module(nn.Sequential(*layers)),
+            algorithm=Remembering(),
+        )
 
 
-# ---- logs -----------------------------------------------------------------------------------------------------------
+# ---- logs ----------------------------------------------------------------------------------------
 
 
 def steps_of(run: Path) -> tuple[list[int], dict[str, list[int]]]:
@@ -464,10 +562,14 @@ def steps_of(run: Path) -> tuple[list[int], dict[str, list[int]]]:
         table = [int(row["step"]) for row in csv.DictReader(file)]
     events = EventAccumulator(str(run))
     events.Reload()
-    return table, {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return table, {
+        tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
-@pytest.mark.parametrize(("kill_at", "count"), [("", 0), ("checkpoint.digest", 25), ("checkpoint.prune", 3)])
+@pytest.mark.parametrize(
+    ("kill_at", "count"), [("", 0), ("checkpoint.digest", 25), ("checkpoint.prune", 3)]
+)
 def test_logs_go_on_without_gaps_or_duplicates(tmp_path, kill_at, count):
     if kill_at:
         assert in_process(tmp_path, kill_at=kill_at, count=count, logger=True) == -signal.SIGKILL

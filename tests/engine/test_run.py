@@ -53,13 +53,17 @@ def rounds_of(trainer):
 
 def run(folder, *loggers):
     data = HandMade([points(6)])
-    return fit(folder, None, {32: 1}, Module, data, monitor="train/loss", mode="min", logger=list(loggers))
+    return fit(
+        folder, None, {32: 1}, Module, data, monitor="train/loss", mode="min", logger=list(loggers)
+    )
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
 def test_a_logger_that_cannot_write_stops_no_run(tmp_path, calls):
     full, fine = Full(calls), Full(9)
-    with pytest.warns(UserWarning, match="Full is left out from now on: .*No space left on device") as warned:
+    with pytest.warns(
+        UserWarning, match="Full is left out from now on: .*No space left on device"
+    ) as warned:
         trainer = run(tmp_path / "a", full, fine)
     assert len([w for w in warned if "left out" in str(w.message)]) == 1
     assert (full.steps, fine.steps, fine.calls) == ([1, 2, 3][:calls], [1, 2, 3], 5)
@@ -73,8 +77,15 @@ def test_histograms_that_cannot_be_written_stop_no_run(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SummaryWriter, "add_histogram", full)
-    options = {"monitor": "train/loss", "mode": "min", "logger": True, "callbacks": [WeightHistograms()]}
-    with pytest.warns(UserWarning, match="TensorBoardLogger is left out from now on: .*No space left on device"):
+    options = {
+        "monitor": "train/loss",
+        "mode": "min",
+        "logger": True,
+        "callbacks": [WeightHistograms()],
+    }
+    with pytest.warns(
+        UserWarning, match="TensorBoardLogger is left out from now on: .*No space left on device"
+    ):
         trainer = fit(tmp_path, None, {32: 1}, Module, HandMade([points(6)]), **options)
     assert rounds_of(trainer) == [1, 2, 3]
 
@@ -86,15 +97,19 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
     state.parent.mkdir(parents=True)
     state.touch()
     hold = (
-        "import sys, time; from bhfl.engine.folder import claim; f = claim(__import__('pathlib').Path(sys.argv[1])); "
+        "import sys, time; from bhfl.engine.folder import claim; "
+        "f = claim(__import__('pathlib').Path(sys.argv[1])); "
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", hold + "print(flush=True); time.sleep(60)", str(folder)], stdout=subprocess.PIPE
+        [sys.executable, "-c", hold + "print(flush=True); time.sleep(60)", str(folder)],
+        stdout=subprocess.PIPE,
     )
     assert other.stdout is not None
     other.stdout.readline()
     try:
-        with pytest.raises(CheckpointError, match=f"version_0: process {other.pid} is training here"):
+        with pytest.raises(
+            CheckpointError, match=f"version_0: process {other.pid} is training here"
+        ):
             go_on(tmp_path)
         assert (folder / "rounds.jsonl").read_bytes() == before
         assert state.exists()
@@ -106,15 +121,26 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
 
 
 def go_on(folder):
-    fit(folder, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss", mode="min")
+    fit(
+        folder,
+        None,
+        {32: 1},
+        Module,
+        HandMade([points(6)]),
+        "last",
+        monitor="train/loss",
+        mode="min",
+    )
 
 
 def test_options_that_are_lists_are_told_apart():
-    found = contradictions(*({"algorithm": described(ProWD(ladder=ladder))} for ladder in ([2, 32], [2, 8, 32])))
+    found = contradictions(
+        *({"algorithm": described(ProWD(ladder=ladder))} for ladder in ([2, 32], [2, 8, 32]))
+    )
     assert found == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
 
 
-# ---- how a run ends -------------------------------------------------------------------------------------------------
+# ---- how a run ends ------------------------------------------------------------------------------
 
 
 class Broken(Module):
@@ -166,18 +192,28 @@ def test_no_summary_of_an_end_that_is_none_any_more(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss", mode="min",
-            callbacks=[Stop()], max_rounds=5)  # fmt: skip
+        fit(
+            tmp_path, None, {32: 1}, Module, HandMade([points(6)]), "last", monitor="train/loss",
+            mode="min", callbacks=[Stop()], max_rounds=5,
+        )  # fmt: skip
     assert not (folder / "summary.json").exists()
 
 
-# ---- what clients keep ----------------------------------------------------------------------------------------------
+# ---- what clients keep ---------------------------------------------------------------------------
 
 
 def gate(folder, rounds, ckpt_path=None, **options):
     settings = {"max_rounds": rounds, "monitor": "train/loss", "mode": "min", **options}
     data = HandMade([points(6), points(6, seed=1)])
-    return fit(folder, FedCOMGATE(4, allow_inexact=True), {8: 1, 32: 1}, Module, data, ckpt_path, **settings)
+    return fit(
+        folder,
+        FedCOMGATE(4, allow_inexact=True),
+        {8: 1, 32: 1},
+        Module,
+        data,
+        ckpt_path,
+        **settings,
+    )
 
 
 def test_a_resumed_run_misses_what_its_clients_kept(tmp_path):
@@ -213,6 +249,8 @@ def test_a_folder_that_vanishes_in_a_run_is_named(tmp_path):
         gate(tmp_path / "a", 3, callbacks=[Vanish("clients")])
     for name, error in {"": "version_0", "checkpoints": "checkpoints"}.items():
         with pytest.raises(OSError, match=error):
-            fit(tmp_path / f"b{name}", None, {32: 1}, Module, HandMade([points(6)]), callbacks=[Vanish(name)],
-                monitor="train/loss", mode="min")  # fmt: skip
+            fit(
+                tmp_path / f"b{name}", None, {32: 1}, Module, HandMade([points(6)]),
+                callbacks=[Vanish(name)], monitor="train/loss", mode="min",
+            )  # fmt: skip
     assert not list(tmp_path.glob("b/bhfl/version_0/*"))

@@ -20,7 +20,13 @@ def test_the_same_key_gives_the_same_draws_and_any_other_gives_others():
         return tuple(torch.rand(3, generator=RandomKeys(*key).torch(purpose, *extra)).tolist())
 
     assert draw(0, 1, 2) == draw(0, 1, 2)
-    others = {draw(1, 1, 2), draw(0, 2, 2), draw(0, 1, 3), draw(0, 1, 2, extra=(1,)), draw(0, 1, 2, purpose="augment")}
+    others = {
+        draw(1, 1, 2),
+        draw(0, 2, 2),
+        draw(0, 1, 3),
+        draw(0, 1, 2, extra=(1,)),
+        draw(0, 1, 2, purpose="augment"),
+    }
     assert len(others) == 5
     assert draw(0, 1, 2) not in others
 
@@ -39,7 +45,9 @@ def test_every_purpose_has_its_own_stream():
     assert len({RandomKeys(3, 1, 4).integer(purpose) for purpose in PURPOSES}) == len(PURPOSES)
 
 
-@pytest.mark.parametrize(("asked", "size"), [(None, 10), (4, 4), (0.5, 5), (0.01, 1), (1.0, 10), (0.25, 2)])
+@pytest.mark.parametrize(
+    ("asked", "size"), [(None, 10), (4, 4), (0.5, 5), (0.01, 1), (1.0, 10), (0.25, 2)]
+)
 def test_cohort_size(asked, size):
     assert cohort_size(10, asked) == size
 
@@ -58,7 +66,9 @@ def test_a_cohort_is_a_function_of_seed_and_round_without_replacement(sampling):
 def test_stratified_cohorts_hold_every_group_in_proportion():
     clients = fleet((2, 1), (8, 29), (32, 10))
     for round in range(30):
-        counts = Counter(client.group for client in sample_cohort(clients, 8, 0, round, "stratified"))
+        counts = Counter(
+            client.group for client in sample_cohort(clients, 8, 0, round, "stratified")
+        )
         assert counts["ternary"] == 1
         assert counts["int8"] in (5, 6)
         assert sum(counts.values()) == 8
@@ -76,7 +86,9 @@ def test_fewer_places_than_groups():
 
 def test_every_client_is_drawn_about_as_often():
     clients = fleet((8, 10), (32, 10))
-    counts = Counter(c.id for round in range(2000) for c in sample_cohort(clients, 4, 0, round, "stratified"))
+    counts = Counter(
+        c.id for round in range(2000) for c in sample_cohort(clients, 4, 0, round, "stratified")
+    )
     assert max(abs(counts[i] - 400) for i in range(20)) < 5 * (400 * 0.8) ** 0.5
 
 

@@ -1,4 +1,6 @@
-"""The seed of a run: given to the trainer, or the one that `lightning.seed_everything` was given."""
+"""The seed of a run: given to the trainer, or the one that `lightning.seed_everything` was
+given.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,14 @@ def test_it_is_the_number_when_the_trainer_was_made() -> None:
     assert trainer.options["seed"] == 7
 
 
-@pytest.mark.parametrize("text", ["", "auto", "-1", "1.0", "1e3", "4294967296", " 3", "٣", "9" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "auto", "-1", "1.0", "1e3", "4294967296", " 3", "٣", "9" * 5000]
+)
 def test_a_variable_that_is_no_seed_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", text)
-    with pytest.raises(ValueError, match="PL_GLOBAL_SEED must be an integer from 0 to 4,294,967,295, got") as refused:
+    with pytest.raises(
+        ValueError, match="PL_GLOBAL_SEED must be an integer from 0 to 4,294,967,295, got"
+    ) as refused:
         FederatedTrainer({8: 1})
     assert "unset it" in str(refused.value)
     assert FederatedTrainer({8: 1}, seed=3).options["seed"] == 3  # the remedy of the message
@@ -54,7 +60,9 @@ def test_seeding_lightning_alone_makes_runs_that_differ_in_every_draw(tmp_path) 
                 return super().uplink(run)
 
         options = {"max_rounds": 3, "clients_per_round": 2, "logger": False, "devices": 1}
-        trainer = FederatedTrainer({8: 4, 32: 4}, Watched(), default_root_dir=str(tmp_path), **options)
+        trainer = FederatedTrainer(
+            {8: 4, 32: 4}, Watched(), default_root_dir=str(tmp_path), **options
+        )
         model, data = Client(), fake()
         trainer.fit(model, data)
         return trainer, model, [*cohorts, data.partition_record()["sha256"]]

@@ -10,7 +10,9 @@ from tests.federation import fit, same
 
 
 def step(optimizer, params, mean, state=None):
-    return ServerOptimizer(optimizer, {"w"}).step({"w": torch.tensor(params)}, {"w": torch.tensor(mean)}, state)
+    return ServerOptimizer(optimizer, {"w"}).step(
+        {"w": torch.tensor(params)}, {"w": torch.tensor(mean)}, state
+    )
 
 
 def test_sgd_of_rate_one_goes_to_the_mean():
@@ -40,22 +42,34 @@ def test_what_is_not_trained_takes_the_mean(tmp_path):
 
     module = Frozen()
     frozen = module.net[0].weight.clone()
-    options = {"server_optimizer": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=1.0), "max_rounds": 2}
+    options = {
+        "server_optimizer": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=1.0),
+        "max_rounds": 2,
+    }
     options |= {"monitor": "train/loss", "mode": "min"}
-    server = fit(tmp_path, FedAvg(), {32: 2}, lambda: module, HandMade([points(6)] * 2), **options).server
+    server = fit(
+        tmp_path, FedAvg(), {32: 2}, lambda: module, HandMade([points(6)] * 2), **options
+    ).server
     assert torch.equal(server.params["shift"], torch.ones(3))
     assert torch.equal(server.params["net.0.weight"], frozen)
     assert len(server.extra["server_optimizer"]) == 2
 
 
 def test_local_clients_have_no_server_to_step(tmp_path):
-    with pytest.raises(ValueError, match=r"server_optimizer needs a model of the server's, and Local has none"):
+    with pytest.raises(
+        ValueError, match=r"server_optimizer needs a model of the server's, and Local has none"
+    ):
         fit(tmp_path, Local(), server_optimizer=torch.optim.SGD)
 
 
 def test_yogi_against_its_formula():
-    g, lr, beta, eps = [0.3, -0.2, 0.5], 0.1, (0.9, 0.99), 1e-3
-    m, v, w = 0.0, eps**2, 1.0
+    g = [0.3, -0.2, 0.5]
+    lr = 0.1
+    beta = (0.9, 0.99)
+    eps = 1e-3
+    m = 0.0
+    v = eps**2
+    w = 1.0
     params, state = {"w": torch.tensor([1.0])}, None
     for gradient in g:
         m = beta[0] * m + (1 - beta[0]) * gradient

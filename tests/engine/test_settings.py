@@ -23,12 +23,21 @@ from bhfl.engine.trainer import FederatedTrainer
         ({"patience": 0}, "patience must be an integer from 1"),
         ({"threads": 0}, "threads must be an integer from 1"),
         ({"threads": 10**5}, "threads must be at most .* 16 for each CPU here, got 100000"),
-        ({"devices": "100000", "accelerator": "cpu"}, "devices must be at most .* 16 for each CPU here, got 100000"),
+        (
+            {"devices": "100000", "accelerator": "cpu"},
+            "devices must be at most .* 16 for each CPU here, got 100000",
+        ),
         ({"name": "a\0b"}, r"name must be text without NUL that UTF-8 can write, got 'a\\x00b'"),
         ({"name": "a\ud800"}, "name must be text without NUL that UTF-8 can write"),
-        ({"name": "a/" + "b" * 256}, "name must have at most 3000 bytes, and 255 between two slashes, got 258 bytes"),
+        (
+            {"name": "a/" + "b" * 256},
+            "name must have at most 3000 bytes, and 255 between two slashes, got 258 bytes",
+        ),
         ({"default_root_dir": "é" * 128}, "default_root_dir must have at most .* got 256 bytes"),
-        ({"server_optimizer": lambda p: torch.optim.SGD(p, -1)}, "server_optimizer cannot be used: .* rate: -1"),
+        (
+            {"server_optimizer": lambda p: torch.optim.SGD(p, -1)},
+            "server_optimizer cannot be used: .* rate: -1",
+        ),
         ({"server_optimizer": torch.optim.LBFGS}, "server_optimizer cannot be used: .*closure"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be an integer from 1"),
         ({"sampling": "random"}, "sampling must be one of stratified, uniform, got 'random'"),
@@ -36,21 +45,39 @@ from bhfl.engine.trainer import FederatedTrainer
         ({"weights": "equal"}, "weights must be one of samples, uniform"),
         ({"norm": "none"}, "norm must be one of average, local, group"),
         ({"mode": "maximum"}, "mode must be one of max, min"),
-        ({"precision": "64"}, "precision must be one of 32, 32-true, 16-mixed, bf16-mixed, got '64'"),
+        (
+            {"precision": "64"},
+            "precision must be one of 32, 32-true, 16-mixed, bf16-mixed, got '64'",
+        ),
         ({"gradient_clip_val": 0}, "gradient_clip_val must be positive and finite, got 0"),
-        ({"gradient_clip_val": float("nan")}, "gradient_clip_val must be positive and finite, got nan"),
+        (
+            {"gradient_clip_val": float("nan")},
+            "gradient_clip_val must be positive and finite, got nan",
+        ),
         ({"name": " "}, "name must not be empty, got ' '"),
         ({"monitor": ""}, "monitor must not be empty"),
-        ({"clients_per_round": 1.5}, r"clients_per_round must be a count, or a fraction in \(0, 1\], got 1\.5"),
+        (
+            {"clients_per_round": 1.5},
+            r"clients_per_round must be a count, or a fraction in \(0, 1\], got 1\.5",
+        ),
         ({"clients_per_round": 0.0}, "clients_per_round must be a count, or a fraction"),
         ({"clients_per_round": float("nan")}, "clients_per_round must be a count, or a fraction"),
         ({"clients_per_round": 0}, "clients_per_round must be a count, or a fraction"),
-        ({"clients_per_round": 5}, "clients_per_round must be at most 4, the number of clients, got 5"),
-        ({"min_clients": 3, "clients_per_round": 2}, "min_clients must be at most 2, the clients of a round, got 3"),
+        (
+            {"clients_per_round": 5},
+            "clients_per_round must be at most 4, the number of clients, got 5",
+        ),
+        (
+            {"min_clients": 3, "clients_per_round": 2},
+            "min_clients must be at most 2, the clients of a round, got 3",
+        ),
         ({"num_clients": 5}, "num_clients must be 4, the sum of the counts in clients, got 5"),
         ({"clients": {7.5: 1}}, r"clients\[0\]"),
         ({"strategy": "fsdp"}, "strategy must be auto, ddp or a DDPStrategy, got 'fsdp'"),
-        ({"strategy": SingleDeviceStrategy()}, "strategy must be auto, ddp or a DDPStrategy, got <"),
+        (
+            {"strategy": SingleDeviceStrategy()},
+            "strategy must be auto, ddp or a DDPStrategy, got <",
+        ),
     ],
 )
 def test_bad_options(options, message):
@@ -67,7 +94,12 @@ def test_all_problems_at_once():
 @pytest.mark.parametrize(("devices", "strategy"), [(2, "auto"), (1, "ddp"), (2, DDPStrategy())])
 def test_several_devices_are_processes_that_meet_in_collectives(devices, strategy):
     trainer = FederatedTrainer(
-        {32: 2}, devices=devices, accelerator="cpu", strategy=strategy, timeout_seconds=77, logger=False
+        {32: 2},
+        devices=devices,
+        accelerator="cpu",
+        strategy=strategy,
+        timeout_seconds=77,
+        logger=False,
     )
     assert isinstance(trainer.fabric.strategy, DDPStrategy)
     if isinstance(strategy, str):

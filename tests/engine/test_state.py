@@ -1,4 +1,6 @@
-"""State that can travel does so to the bit; any other is refused before training, by name and with what to do."""
+"""State that can travel does so to the bit; any other is refused before training, by name and with
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bhfl.algorithms import AdaQuantFL, FedCOM, FedCOMGATE, FedLQ, FedPAQ, FedProx, GroupedAvg, ProWD
+from bhfl.algorithms import (
+    AdaQuantFL,
+    FedCOM,
+    FedCOMGATE,
+    FedLQ,
+    FedPAQ,
+    FedProx,
+    GroupedAvg,
+    ProWD,
+)
 from bhfl.callbacks import WeightHistograms
 from bhfl.engine.state import check_state
 from tests.engine.hand_made import HandMade, Module, float_state, points
 from tests.federation import fit, same
 
 REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
-    "float64": (lambda: torch.zeros(2).double(), r"must be float32, got: extra is torch\.float64; call \.float\(\)"),
-    "float16": (lambda: torch.zeros(2).half(), r"must be float32, got: extra is torch\.float16; call \.float\(\)"),
-    "float8": (lambda: torch.ones(2).to(torch.float8_e4m3fn), r"must be float32, got: extra is torch\.float8_e4m3fn"),
+    "float64": (
+        lambda: torch.zeros(2).double(),
+        r"must be float32, got: extra is torch\.float64; call \.float\(\)",
+    ),
+    "float16": (
+        lambda: torch.zeros(2).half(),
+        r"must be float32, got: extra is torch\.float16; call \.float\(\)",
+    ),
+    "float8": (
+        lambda: torch.ones(2).to(torch.float8_e4m3fn),
+        r"must be float32, got: extra is torch\.float8_e4m3fn",
+    ),
     "complex64": (
         lambda: torch.ones(2) + 1j,
         r"must be real, got: extra is torch\.complex64; store torch\.view_as_real",
@@ -27,18 +47,30 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
         lambda: torch.ones(2).to(torch.uint16),
         r"must be int8, .* got: extra is torch\.uint16; store .* as int64",
     ),
-    "uint32": (lambda: torch.ones(2).to(torch.uint32), r"must be int8, .* got: extra is torch\.uint32"),
+    "uint32": (
+        lambda: torch.ones(2).to(torch.uint32),
+        r"must be int8, .* got: extra is torch\.uint32",
+    ),
     "sparse": (
         lambda: torch.eye(2).to_sparse(),
         r"must be dense, got: extra is torch\.float32, torch\.sparse_coo; store",
     ),
-    "csr": (lambda: torch.eye(2).to_sparse_csr(), r"must be dense, got: extra is torch\.float32, torch\.sparse_csr"),
+    "csr": (
+        lambda: torch.eye(2).to_sparse_csr(),
+        r"must be dense, got: extra is torch\.float32, torch\.sparse_csr",
+    ),
     "quantised": (
         lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
         r"must not be quantised by torch, got: extra is torch\.qint8; give the float model",
     ),
-    "meta": (lambda: torch.ones(2, device="meta"), r"must have values, got: extra is on meta; .* to_empty"),
-    "lazy": (nn.parameter.UninitializedBuffer, r"must have values, got: extra is not initialised; run one batch"),
+    "meta": (
+        lambda: torch.ones(2, device="meta"),
+        r"must have values, got: extra is on meta; .* to_empty",
+    ),
+    "lazy": (
+        nn.parameter.UninitializedBuffer,
+        r"must have values, got: extra is not initialised; run one batch",
+    ),
     "nested": (
         lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
         r"must not be nested tensors, got: extra is nested",
@@ -74,11 +106,15 @@ class Extra(Module):
 
 def run(folder, module: Module, algorithm: Any = None, clients: Any = None, **options: Any):
     data = HandMade([points(6, i) for i in range(2)], held_out=points(4, 9))
-    return fit(folder, algorithm, clients or {8: 1, 32: 1}, lambda: module, data, max_rounds=2, **options)
+    return fit(
+        folder, algorithm, clients or {8: 1, 32: 1}, lambda: module, data, max_rounds=2, **options
+    )
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_travel_is_refused_before_training_and_the_model_is_left_as_it_was(tmp_path, kind):
+def test_what_cannot_travel_is_refused_before_training_and_the_model_is_left_as_it_was(
+    tmp_path, kind
+):
     make, message = REFUSED[kind]
     model = Extra(make())
     hooks = dict(vars(model))
@@ -90,7 +126,9 @@ def test_what_cannot_travel_is_refused_before_training_and_the_model_is_left_as_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in REFUSED if kind not in ("meta", "lazy", "nested")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in REFUSED if kind not in ("meta", "lazy", "nested")]
+)
 def test_kept_out_of_the_state_it_does_train(tmp_path, kind):
     extra = REFUSED[kind][0]()
     model = Extra(extra, persistent=False)
@@ -127,7 +165,9 @@ def test_the_other_remedies_work(tmp_path):
 def test_all_rules_that_are_broken_are_told_at_once():
     model = Extra(torch.ones(2) + 1j)
     model.net[0].double()
-    with pytest.raises(ValueError, match=r"must be real, got: extra.*\n.*must be float32, got: net\.0\.weight"):
+    with pytest.raises(
+        ValueError, match=r"must be real, got: extra.*\n.*must be float32, got: net\.0\.weight"
+    ):
         check_state(model)
 
 
@@ -149,15 +189,21 @@ class Odd(Module):
         self.factor = nn.Parameter(torch.tensor(1.0))
         self.nothing, self.rows = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0, 5))
         self.columns = nn.Parameter(torch.zeros(5, 0))
-        self.no_outputs, self.no_inputs, self.unused = nn.Linear(6, 0), nn.Linear(0, 3), nn.Linear(3, 2)
+        self.no_outputs = nn.Linear(6, 0)
+        self.no_inputs = nn.Linear(0, 3)
+        self.unused = nn.Linear(3, 2)
         self.words = nn.Embedding(10, 3, sparse=sparse)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def training_step(self, batch, batch_idx):
         self.count += 1
         words = self.words((batch[0][:, 0].abs() * 3).long().clamp(max=9))
-        logits = self.net(batch[0]) * self.factor + words + self.no_inputs(self.no_outputs(batch[0]))
-        return nn.functional.cross_entropy(logits, batch[1]) + self.nothing.sum() + self.columns.sum()
+        logits = (
+            self.net(batch[0]) * self.factor + words + self.no_inputs(self.no_outputs(batch[0]))
+        )
+        return (
+            nn.functional.cross_entropy(logits, batch[1]) + self.nothing.sum() + self.columns.sum()
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -198,4 +244,6 @@ def test_sparse_gradients_are_the_dense_ones(tmp_path, name):
         run(tmp_path / str(sparse), model, ALGORITHMS[name](), {32: 2})
         states.append(float_state(model))
     dense, sparse_ = states
-    assert same(dense, sparse_) or all(torch.allclose(dense[key], sparse_[key], atol=1e-6) for key in dense)
+    assert same(dense, sparse_) or all(
+        torch.allclose(dense[key], sparse_[key], atol=1e-6) for key in dense
+    )

@@ -1,4 +1,6 @@
-"""A simulated network in a run: seconds from measured bytes and counted FLOPs, deadlines, and what they cost."""
+"""A simulated network in a run: seconds from measured bytes and counted FLOPs, deadlines, and what
+they cost.
+"""
 
 from functools import partial
 from itertools import pairwise
@@ -20,7 +22,13 @@ FORWARD_FLOPS = 2 * (5 * 9 * 4 * 4 + 80 * 13 + 13 * 4)
 
 
 def network(**options):
-    rates = {"uplink_bps": 1e5, "downlink_bps": 4e5, "compute_flops": 1e7, "spread": 0.5, "latency_seconds": 0.1}
+    rates = {
+        "uplink_bps": 1e5,
+        "downlink_bps": 4e5,
+        "compute_flops": 1e7,
+        "spread": 0.5,
+        "latency_seconds": 0.1,
+    }
     return SimulatedNetwork("slow", {"slow": Profile(**rates)}, **options)
 
 
@@ -32,7 +40,10 @@ def test_a_round_by_hand(tmp_path):
     for round, row in enumerate(run.run.history):
         down = row["downlink_bytes"] // 3
         by_group = run.run.ledger.by_group
-        up = [by_group["int8"]["uplink_bytes"] // 2, *[by_group["float32"]["uplink_bytes"] // 4] * 2]
+        up = [
+            by_group["int8"]["uplink_bytes"] // 2,
+            *[by_group["float32"]["uplink_bytes"] // 4] * 2,
+        ]
         seconds = []
         for client in range(3):
             link = network().link(round, client)
@@ -60,7 +71,9 @@ def test_a_batch_that_is_a_mapping_has_as_many_examples(tmp_path):
     for data, module in ((HandMade([points(8)] * 2), Client), (Named([points(8)] * 2), Module)):
         make = partial(module, nn.Linear(6, 3))
         options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
-        found.append(fit(tmp_path, clients={32: 2}, module=make, data=data, **options).timing.example_flops)
+        found.append(
+            fit(tmp_path, clients={32: 2}, module=make, data=data, **options).timing.example_flops
+        )
     assert found == [2 * 6 * 3] * 2
 
 
@@ -89,7 +102,10 @@ ATTENTION = 4 * 6 * 6 * 6 + 2 * 6 * 6 * 6  # projections in and out, scores and 
     [
         (lambda: nn.LSTM(6, 8, batch_first=True), 6 * 4 * 8 * (6 + 8)),
         (lambda: nn.GRU(6, 8, batch_first=True), 6 * 3 * 8 * (6 + 8)),
-        (lambda: nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), ATTENTION + 2 * 6 * 6 * 12),
+        (
+            lambda: nn.TransformerEncoderLayer(6, 2, 12, batch_first=True),
+            ATTENTION + 2 * 6 * 6 * 12,
+        ),
     ],
 )
 def test_recurrent_layers_and_attention_take_their_time(tmp_path, make, multiplications):
@@ -102,7 +118,10 @@ def test_recurrent_layers_and_attention_take_their_time(tmp_path, make, multipli
 
 def test_every_method_sees_the_same_network_and_fewer_bits_are_sooner(tmp_path):
     times = [
-        [row["time/simulated_round_s"] for row in fit(tmp_path, a, {32: 3}, network=network()).run.history]
+        [
+            row["time/simulated_round_s"]
+            for row in fit(tmp_path, a, {32: 3}, network=network()).run.history
+        ]
         for a in (FedAvg(), FedPAQ(8), FedPAQ(2), Local())
     ]
     for slower, faster in pairwise(times):
@@ -117,13 +136,19 @@ def test_the_model_does_not_depend_on_a_network_that_waits_for_all(tmp_path):
 
 def test_what_comes_after_the_deadline_is_dropped_and_counted(tmp_path):
     full = fit(tmp_path, FedAvg(), {32: 4}, network=network(), max_rounds=1)
-    works = [full.timing.workload(c, full.run.ledger.total("downlink_bytes") // 4,
-                                  full.run.ledger.total("uplink_bytes") // 4, c.num_examples)
-             for c in full.clients]  # fmt: skip
+    works = [
+        full.timing.workload(
+            c, full.run.ledger.total("downlink_bytes") // 4,
+            full.run.ledger.total("uplink_bytes") // 4, c.num_examples,
+        )
+        for c in full.clients
+    ]  # fmt: skip
     times = [network().client_time(0, work).seconds for work in works]
     deadline = sorted(times)[1] * 1.001
     with pytest.warns(UserWarning, match=r"client \d late: its update would have arrived after"):
-        run = fit(tmp_path, FedAvg(), {32: 4}, network=network(deadline_seconds=deadline), max_rounds=1)
+        run = fit(
+            tmp_path, FedAvg(), {32: 4}, network=network(deadline_seconds=deadline), max_rounds=1
+        )
     row = run.run.history[0]
     assert (row["clients/ok"], row["clients/late"]) == (2, 2)
     assert row["time/simulated_round_s"] == pytest.approx(deadline)
@@ -132,7 +157,9 @@ def test_what_comes_after_the_deadline_is_dropped_and_counted(tmp_path):
 
 
 def test_a_deadline_that_nobody_meets_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ValueError, match=r"network\.deadline_seconds=0\.1 is met by no client: the fastest has rec"):
+    with pytest.raises(
+        ValueError, match=r"network\.deadline_seconds=0\.1 is met by no client: the fastest has rec"
+    ):
         fit(tmp_path, network=network(deadline_seconds=0.1))
     assert not (tmp_path / "bhfl").exists()
 
@@ -140,18 +167,31 @@ def test_a_deadline_that_nobody_meets_is_refused_before_any_work(tmp_path):
 def test_a_client_without_examples_meets_no_deadline(tmp_path):
     data = HandMade([points(20_000), points(0)])
     options = {"module": Module, "data": data, "monitor": "train/loss", "mode": "min"}
-    with pytest.raises(ValueError, match=r"network\.deadline_seconds=0\.5 is met by no client: the fastest has rec"):
+    with pytest.raises(
+        ValueError, match=r"network\.deadline_seconds=0\.5 is met by no client: the fastest has rec"
+    ):
         fit(tmp_path, clients={32: 2}, network=network(deadline_seconds=0.5), **options)
 
 
 def test_a_deadline_that_uploads_never_meet_stops_the_run(tmp_path):
     timing = fit(tmp_path, FedAvg(), {32: 2}, network=network(), max_rounds=1).timing
-    idle = [network().client_time(0, timing.workload(c, 5000, 0, c.num_examples)).seconds for c in timing.clients]
+    idle = [
+        network().client_time(0, timing.workload(c, 5000, 0, c.num_examples)).seconds
+        for c in timing.clients
+    ]
     with (
         pytest.warns(UserWarning, match="late"),
-        pytest.raises(TooFewClientsError, match=r"client 0 late: its update would have arrived after"),
+        pytest.raises(
+            TooFewClientsError, match=r"client 0 late: its update would have arrived after"
+        ),
     ):
-        fit(tmp_path, FedAvg(), {32: 2}, network=network(deadline_seconds=min(idle) + 0.12), max_failed_rounds=1)
+        fit(
+            tmp_path,
+            FedAvg(),
+            {32: 2},
+            network=network(deadline_seconds=min(idle) + 0.12),
+            max_failed_rounds=1,
+        )
 
 
 def test_a_client_may_send_nothing(tmp_path):
@@ -170,12 +210,26 @@ def test_a_closing_message_takes_its_time(tmp_path):
     def plain():
         return Client(momentum=0.0)
 
-    options = {"module": plain, "data": fake(val_fraction=0.0), "norm": "average", "clients_per_round": 2}
-    options |= {"monitor": "train/loss", "mode": "min", "max_rounds": 1, "network": network(), "clients": {32: 3}}
+    options = {
+        "module": plain,
+        "data": fake(val_fraction=0.0),
+        "norm": "average",
+        "clients_per_round": 2,
+    }
+    options |= {
+        "monitor": "train/loss",
+        "mode": "min",
+        "max_rounds": 1,
+        "network": network(),
+        "clients": {32: 3},
+    }
     gate = fit(tmp_path, FedCOMGATE(8), local_steps=2, **options)
     paq = fit(tmp_path, FedPAQ(8), local_steps=2, **options)
     assert gate.run.history[0]["downlink_bytes"] > paq.run.history[0]["downlink_bytes"]
-    assert gate.run.history[0]["time/simulated_round_s"] > paq.run.history[0]["time/simulated_round_s"] + 0.1
+    assert (
+        gate.run.history[0]["time/simulated_round_s"]
+        > paq.run.history[0]["time/simulated_round_s"] + 0.1
+    )
 
 
 def test_time_goes_on_when_a_run_is_resumed(tmp_path):
@@ -204,10 +258,20 @@ class Recording(Callback):
         self.examples[client.id] = record.num_examples
 
 
-@pytest.mark.parametrize("options", [{"local_epochs": 2}, {"local_steps": 3}, {"local_steps": 7}, {"local_steps": 1}])
+@pytest.mark.parametrize(
+    "options", [{"local_epochs": 2}, {"local_steps": 3}, {"local_steps": 7}, {"local_steps": 1}]
+)
 def test_the_planned_examples_are_those_that_are_trained_on(tmp_path, options):
     watch = Recording()
-    run = fit(tmp_path, clients={32: 3}, network=network(), max_rounds=1, callbacks=[watch], data=fake(66), **options)
+    run = fit(
+        tmp_path,
+        clients={32: 3},
+        network=network(),
+        max_rounds=1,
+        callbacks=[watch],
+        data=fake(66),
+        **options,
+    )
     planned = {client.id: run.timing.planned(client, run.rounds.data) for client in run.clients}
     if run.options["local_steps"]:  # the last, smaller batch may be among the steps
         assert all(0 <= planned[i] - watch.examples[i] < 8 for i in planned)
@@ -220,11 +284,18 @@ def test_a_model_whose_work_cannot_be_counted(tmp_path):
         def validation_step(self, batch, batch_idx):
             return None
 
-    with pytest.raises(ValueError, match=r"counts the FLOPs of Bare\.validation_step, which computes nothing"):
+    with pytest.raises(
+        ValueError, match=r"counts the FLOPs of Bare\.validation_step, which computes nothing"
+    ):
         fit(tmp_path, module=Bare, network=network(), monitor="train/loss", mode="min")
     free = SimulatedNetwork("x", {"x": Profile(uplink_bps=1e6, downlink_bps=1e6)})
-    assert fit(tmp_path, module=Bare, network=free, monitor="train/loss", mode="min").server.round == 3
+    assert (
+        fit(tmp_path, module=Bare, network=free, monitor="train/loss", mode="min").server.round == 3
+    )
 
 
 def test_work_of_no_bytes_and_no_flops_takes_no_time():
-    assert network().client_time(0, Workload(client=0, download_bytes=0, upload_bytes=0)).seconds == 0.0
+    assert (
+        network().client_time(0, Workload(client=0, download_bytes=0, upload_bytes=0)).seconds
+        == 0.0
+    )

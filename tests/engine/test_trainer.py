@@ -1,4 +1,6 @@
-"""What a federation computes, held against loops by hand; bit for bit wherever the promise is exact."""
+"""What a federation computes, held against loops by hand; bit for bit wherever the promise is
+exact.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,13 @@ def run(folder, clients, data, module=Module, **options) -> FederatedTrainer:
 def unequal(count: int, held_out: bool = False) -> HandMade:
     """Clients of 6, 10, 14, ... samples: BatchNorm cannot train on a last batch of one."""
     return HandMade(
-        [points(6 + 4 * i, i) for i in range(count)], held_out=points(9, 99) if held_out else None, shuffle=True
+        [points(6 + 4 * i, i) for i in range(count)],
+        held_out=points(9, 99) if held_out else None,
+        shuffle=True,
     )
 
 
-# ---- FedAvg by hand -------------------------------------------------------------------------------------------------
+# ---- FedAvg by hand ------------------------------------------------------------------------------
 
 
 def locally(module: nn.Module, data: HandMade, client: int, round: int, epochs: int = 1) -> None:
@@ -84,10 +88,17 @@ def test_fedavg_is_the_mean_of_its_clients(tmp_path, weights):
         factors = data.federate(4, 0) if weights == "samples" else [1] * 4
         for name, target in module.state_dict().items():
             columns = zip(
-                *(end[name].double().mul(n).flatten().tolist() for end, n in zip(ends, factors, strict=True)),
+                *(
+                    end[name].double().mul(n).flatten().tolist()
+                    for end, n in zip(ends, factors, strict=True)
+                ),
                 strict=True,
             )
-            target.copy_(torch.tensor([math.fsum(column) / sum(factors) for column in columns]).view(target.shape))
+            target.copy_(
+                torch.tensor([math.fsum(column) / sum(factors) for column in columns]).view(
+                    target.shape
+                )
+            )
     assert same(trainer.server.params, float_state(module))
 
 
@@ -97,16 +108,28 @@ def test_identical_clients_are_one_client(tmp_path):
 
 
 def test_the_order_of_clients_does_not_matter(tmp_path, monkeypatch):
-    first = run(tmp_path / "a", MIXED, unequal(5, True), lambda: Client(Flat()), monitor="val/acc_avg")
+    first = run(
+        tmp_path / "a", MIXED, unequal(5, True), lambda: Client(Flat()), monitor="val/acc_avg"
+    )
     sample = bhfl.engine.rounds.sample_cohort
     for seed in range(3):
         monkeypatch.setattr(
-            bhfl.engine.rounds, "sample_cohort", lambda *a, seed=seed: random.Random(seed).sample(sample(*a), 5)
+            bhfl.engine.rounds,
+            "sample_cohort",
+            lambda *a, seed=seed: random.Random(seed).sample(sample(*a), 5),
         )
-        other = run(tmp_path / str(seed), MIXED, unequal(5, True), lambda: Client(Flat()), monitor="val/acc_avg")
+        other = run(
+            tmp_path / str(seed),
+            MIXED,
+            unequal(5, True),
+            lambda: Client(Flat()),
+            monitor="val/acc_avg",
+        )
         assert same(first.server.params, other.server.params)
         assert checkpoint.digest(first.server.buffers) == checkpoint.digest(other.server.buffers)
-        assert [timeless(row) for row in first.run.history] == [timeless(row) for row in other.run.history]
+        assert [timeless(row) for row in first.run.history] == [
+            timeless(row) for row in other.run.history
+        ]
 
 
 class Flat(nn.Sequential):
@@ -129,7 +152,8 @@ def test_a_client_that_is_never_sampled_changes_nothing(tmp_path, monkeypatch):
 
 def test_how_often_is_validated_changes_nothing(tmp_path):
     often, seldom = (
-        run(tmp_path / str(n), {8: 2, 32: 2}, unequal(4, True), check_val_every_n_rounds=n) for n in (1, 3)
+        run(tmp_path / str(n), {8: 2, 32: 2}, unequal(4, True), check_val_every_n_rounds=n)
+        for n in (1, 3)
     )
     assert same(often.server.params, seldom.server.params)
     assert ["val/acc" in row for row in seldom.run.history] == [False, False, True]
@@ -141,11 +165,13 @@ def test_runs_differ_by_their_seed_and_by_nothing_else(tmp_path):
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert same(first.server.params, again.server.params)
-    assert [timeless(row) for row in first.run.history] == [timeless(row) for row in again.run.history]
+    assert [timeless(row) for row in first.run.history] == [
+        timeless(row) for row in again.run.history
+    ]
     assert not same(first.server.params, other.server.params)
 
 
-# ---- what travels ---------------------------------------------------------------------------------------------------
+# ---- what travels --------------------------------------------------------------------------------
 
 
 class Records(Callback):
@@ -163,13 +189,28 @@ def test_payloads_have_the_size_of_the_formula(tmp_path, batch_norm):
     specs = [BitSpec.parse(bits) for bits in (2, 3, 4, 5, 6, 7, 8, 11, 12, 16, 32, "strict8")]
     sizes, others = (45, 80 * 13, 13 * 4), 5 + 13 + 4 + 4 * 5 * batch_norm
     records = Records()
-    groups = [{"bits": {"weights": s.weights, "storage": s.storage, "errors": s.errors}, "count": 1} for s in specs]
-    fit(tmp_path, FedAvg(), groups, lambda: Client(Net(batch_norm)), fake(120), max_rounds=1, callbacks=[records])
+    groups = [
+        {"bits": {"weights": s.weights, "storage": s.storage, "errors": s.errors}, "count": 1}
+        for s in specs
+    ]
+    fit(
+        tmp_path,
+        FedAvg(),
+        groups,
+        lambda: Client(Net(batch_norm)),
+        fake(120),
+        max_rounds=1,
+        callbacks=[records],
+    )
     for spec, record in zip(specs, records.all, strict=True):
         down = 4 * (sum(sizes) + others) + 8 * batch_norm
         up = down
         if spec.weights != 32:
-            up = sum(math.ceil(n * spec.weights / 8) + 4 for n in sizes) + 4 * others + 8 * batch_norm
+            up = (
+                sum(math.ceil(n * spec.weights / 8) + 4 for n in sizes)
+                + 4 * others
+                + 8 * batch_norm
+            )
         assert record.status == "ok"
         assert record.uplink_bytes + record.downlink_bytes - record.header_bytes == up + down
         assert 0 < record.header_bytes < 1000
@@ -178,7 +219,9 @@ def test_payloads_have_the_size_of_the_formula(tmp_path, batch_norm):
 def test_the_ledger_adds_up_payloads(tmp_path):
     records = Records()
     trainer = run(tmp_path, {4: 1, 32: 2}, unequal(3), callbacks=[records])
-    up, down = (sum(getattr(r, f"{way}_bytes") for r in records.all) for way in ("uplink", "downlink"))
+    up, down = (
+        sum(getattr(r, f"{way}_bytes") for r in records.all) for way in ("uplink", "downlink")
+    )
     last = trainer.run.history[-1]
     assert last["comm/uplink_MB"] == pytest.approx(up / 1e6)
     assert last["comm/total_MB"] == pytest.approx((up + down) / 1e6)
@@ -202,7 +245,13 @@ class Spy(Algorithm):
 @pytest.mark.parametrize("bits", ["ternary", 4, 8, "strict8", "wage2888"])
 def test_updates_hold_no_more_values_than_their_bits_allow(tmp_path, bits):
     spy = Spy()
-    run(tmp_path, {bits: 1}, HandMade([points(40)]), lambda: Module(nn.Linear(6, 300)), algorithm=spy)
+    run(
+        tmp_path,
+        {bits: 1},
+        HandMade([points(40)]),
+        lambda: Module(nn.Linear(6, 300)),
+        algorithm=spy,
+    )
     for client, update in spy.updates:
         assert isinstance(update["net.weight"], QuantizedTensor)
         distinct = update["net.weight"].dequantize().unique()
@@ -217,7 +266,9 @@ def test_the_same_message_is_encoded_once_a_group_and_never_kept(tmp_path, monke
 
     encoded = []
     encode = bhfl.engine.rounds.encode
-    monkeypatch.setattr(bhfl.engine.rounds, "encode", lambda tensors: encoded.append(1) or encode(tensors))
+    monkeypatch.setattr(
+        bhfl.engine.rounds, "encode", lambda tensors: encoded.append(1) or encode(tensors)
+    )
     run(tmp_path / "a", {8: 3, 32: 3}, unequal(6), max_rounds=2)
     assert len(encoded) == 2 * (6 + 2)
     trainer = run(tmp_path / "b", {8: 3, 32: 3}, unequal(6), max_rounds=2, algorithm=Personal())
@@ -225,7 +276,7 @@ def test_the_same_message_is_encoded_once_a_group_and_never_kept(tmp_path, monke
     assert len(trainer.rounds._sent) == 4
 
 
-# ---- clients that fail ----------------------------------------------------------------------------------------------
+# ---- clients that fail ---------------------------------------------------------------------------
 
 
 class Unlucky(Algorithm):
@@ -254,7 +305,9 @@ def test_failing_clients_are_left_out_of_the_mean(tmp_path, monkeypatch, rate):
     assert [len(row["problems"]) for row in trainer.run.history] == failed
     monkeypatch.setattr(
         bhfl.engine.rounds, "sample_cohort",
-        lambda clients, size, seed, round, how: [c for c in clients if not algorithm.fails(c.id, round)],
+        lambda clients, size, seed, round, how: [
+            c for c in clients if not algorithm.fails(c.id, round)
+        ],
     )  # fmt: skip
     without = run(tmp_path / "b", clients, data, lambda: Module(Flat()))
     assert same(trainer.server.params, without.server.params)
@@ -263,7 +316,14 @@ def test_failing_clients_are_left_out_of_the_mean(tmp_path, monkeypatch, rate):
 
 def test_a_run_whose_clients_all_fail_ends_and_says_why(tmp_path):
     with pytest.raises(TooFewClientsError) as error:
-        run(tmp_path, {32: 3}, unequal(3), algorithm=Unlucky(1.0), max_rounds=50, max_failed_rounds=4)
+        run(
+            tmp_path,
+            {32: 3},
+            unequal(3),
+            algorithm=Unlucky(1.0),
+            max_rounds=50,
+            max_failed_rounds=4,
+        )
     message = str(error.value)
     assert message.startswith(
         "5 rounds in a row had fewer than min_clients=1 usable updates; "
@@ -285,7 +345,14 @@ def test_too_few_usable_updates_leave_the_model_alone(tmp_path):
             self.all.append((trainer.server.round, trainer.server.params))
 
     watch = Watch()
-    trainer = run(tmp_path, {32: 3}, unequal(3, True), algorithm=SecondRound(0), min_clients=2, callbacks=[watch])
+    trainer = run(
+        tmp_path,
+        {32: 3},
+        unequal(3, True),
+        algorithm=SecondRound(0),
+        min_clients=2,
+        callbacks=[watch],
+    )
     (_, first), (round, second), (_, third) = watch.all
     assert round == 2
     assert same(first, second)
@@ -372,7 +439,9 @@ def test_bad_updates_are_rejected_and_change_nothing(tmp_path, monkeypatch, lie)
     (problem,) = trainer.run.history[0]["problems"]
     assert problem.startswith("client 1 rejected: ")
     assert re.search(BAD[lie], problem)
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]])
+    monkeypatch.setattr(
+        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+    )
     without = run(tmp_path / "b", {32: 3}, unequal(3))
     assert same(trainer.server.params, without.server.params)
     assert all(bool(tensor.isfinite().all()) for tensor in trainer.server.params.values())
@@ -392,7 +461,9 @@ def test_clients_without_examples_have_no_effect(tmp_path, monkeypatch):
     data.clients[1] = points(0)
     trainer = run(tmp_path / "a", {32: 3}, data)
     assert trainer.run.history[0]["problems"] == ["client 1 rejected: the client has no examples"]
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]])
+    monkeypatch.setattr(
+        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+    )
     assert same(trainer.server.params, run(tmp_path / "b", {32: 3}, data).server.params)
 
 
@@ -400,10 +471,14 @@ def test_weights_that_are_no_weights(tmp_path):
     data = unequal(3)
     data.federate = lambda num_clients, seed: [6, -10, 14]
     trainer = run(tmp_path, {32: 3}, data, max_rounds=1)
-    assert trainer.run.history[0]["problems"] == ["client 1 rejected: weight must be positive and finite, got -10.0"]
+    assert trainer.run.history[0]["problems"] == [
+        "client 1 rejected: weight must be positive and finite, got -10.0"
+    ]
 
 
-def test_an_update_that_cannot_be_reconstructed_enters_neither_weights_nor_buffers(tmp_path, monkeypatch):
+def test_an_update_that_cannot_be_reconstructed_enters_neither_weights_nor_buffers(
+    tmp_path, monkeypatch
+):
     class Refusing(Algorithm):
         def reconstruct(self, update, client, server):
             if client.id == 1:
@@ -411,13 +486,15 @@ def test_an_update_that_cannot_be_reconstructed_enters_neither_weights_nor_buffe
             return super().reconstruct(update, client, server)
 
     trainer = run(tmp_path / "a", {32: 3}, unequal(3), lambda: Module(Flat()), algorithm=Refusing())
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]])
+    monkeypatch.setattr(
+        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+    )
     without = run(tmp_path / "b", {32: 3}, unequal(3), lambda: Module(Flat()))
     assert same(trainer.server.params, without.server.params)
     assert checkpoint.digest(trainer.server.buffers) == checkpoint.digest(without.server.buffers)
 
 
-# ---- choosing and stopping ------------------------------------------------------------------------------------------
+# ---- choosing and stopping -----------------------------------------------------------------------
 
 
 class Scripted(Module):
@@ -445,8 +522,8 @@ def test_patience_and_the_best_model(tmp_path, mode, patience, rounds, best):
 
     models: list = []
     trainer = run(
-        tmp_path, {32: 2}, unequal(2, True), lambda: Scripted([*SCORES, 0.0]), monitor="val/score", mode=mode,
-        patience=patience, max_rounds=6, callbacks=[Watch()],
+        tmp_path, {32: 2}, unequal(2, True), lambda: Scripted([*SCORES, 0.0]), monitor="val/score",
+        mode=mode, patience=patience, max_rounds=6, callbacks=[Watch()],
     )  # fmt: skip
     assert trainer.server.round == rounds
     assert (trainer.run.best_round, trainer.run.best) == (best, SCORES[best - 1])
@@ -460,38 +537,48 @@ def test_patience_and_the_best_model(tmp_path, mode, patience, rounds, best):
 def test_not_a_number_is_never_the_best(tmp_path):
     scores = [math.nan, 0.5, math.nan, math.inf, 0.4]
     trainer = run(
-        tmp_path, {32: 2}, unequal(2, True), lambda: Scripted([*scores, 0.0]), monitor="val/score", max_rounds=5,
-        mode="max",
+        tmp_path, {32: 2}, unequal(2, True), lambda: Scripted([*scores, 0.0]), monitor="val/score",
+        max_rounds=5, mode="max",
     )  # fmt: skip
     assert trainer.run.best == 0.5
 
 
 def test_the_best_model_is_that_of_the_trainer_that_is_asked(tmp_path):
-    data, first, second = unequal(2, True), initial(), initial()
+    data = unequal(2, True)
+    first = initial()
+    second = initial()
     trainers = []
     for module, max_rounds in ((first, 3), (second, 1)):
-        trainers.append(FederatedTrainer({32: 2}, max_rounds=max_rounds, default_root_dir=str(tmp_path), devices=1,
-                                         accelerator="cpu"))  # fmt: skip
+        trainers.append(FederatedTrainer(
+            {32: 2}, max_rounds=max_rounds, default_root_dir=str(tmp_path), devices=1,
+            accelerator="cpu",
+        ))  # fmt: skip
         trainers[-1].fit(module, data)
     assert [trainer.run.folder.name for trainer in trainers] == ["version_0", "version_1"]
     for trainer, module in zip(trainers, (first, second), strict=True):
         best = trainer.run.history[trainer.run.best_round - 1]["val/acc_avg"]
         assert trainer.validate(module, data, "best")["val/acc_avg"] == best
-        assert trainer.validate(module, data, "last")["val/acc_avg"] == trainer.run.history[-1]["val/acc_avg"]
+        assert (
+            trainer.validate(module, data, "last")["val/acc_avg"]
+            == trainer.run.history[-1]["val/acc_avg"]
+        )
     assert trainers[0].find_checkpoint("last")[1]["server"]["round"] == 3
 
 
 @pytest.mark.parametrize("algorithm", [GroupedAvg(), Local(), FedAvg()])
 def test_a_fitted_model_is_measured_as_its_run_was(tmp_path, algorithm):
-    trainer = FederatedTrainer({2: 2, 32: 2}, algorithm, max_rounds=2, default_root_dir=str(tmp_path), devices=1,
-                               accelerator="cpu")  # fmt: skip
+    trainer = FederatedTrainer(
+        {2: 2, 32: 2}, algorithm, max_rounds=2, default_root_dir=str(tmp_path), devices=1,
+        accelerator="cpu",
+    )  # fmt: skip
     module, data = initial(), unequal(4, True)
     trainer.fit(module, data)
     last = {tag: value for tag, value in trainer.run.history[-1].items() if tag.startswith("val/")}
     assert trainer.validate(module, data) == last
     other = Module()
     other.load_state_dict(module.state_dict())
-    assert (trainer.validate(other, data) == last) == isinstance(algorithm, FedAvg)  # of its own weights alone
+    # of its own weights alone
+    assert (trainer.validate(other, data) == last) == isinstance(algorithm, FedAvg)
     with torch.no_grad():
         module.net[0].weight.zero_()
     assert trainer.validate(module, data) != last
@@ -499,13 +586,18 @@ def test_a_fitted_model_is_measured_as_its_run_was(tmp_path, algorithm):
 
 def test_a_run_without_a_best_model_says_so(tmp_path):
     trainer = run(tmp_path, {32: 2}, unequal(2), monitor="val/acc_avg", mode="max")
-    with pytest.raises(checkpoint.CheckpointError, match="version_0 has no best model: its best round is not kept, or"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match="version_0 has no best model: its best round is not kept, or",
+    ):
         trainer.validate(Module(), unequal(2), "best")
 
 
 def test_nothing_left_to_train_is_said(tmp_path):
     run(tmp_path, {32: 2}, unequal(2), max_rounds=2)
-    with pytest.warns(UserWarning, match="nothing is left to train: 2 rounds are done, max_rounds is 1"):
+    with pytest.warns(
+        UserWarning, match="nothing is left to train: 2 rounds are done, max_rounds is 1"
+    ):
         run(tmp_path, {32: 2}, unequal(2), max_rounds=1, ckpt_path="last")
 
 
@@ -518,7 +610,9 @@ def test_what_no_checkpoint_can_hold_is_refused_before_any_work(tmp_path):
             return {"notes": [1, self._kept]}
 
     for kept in (object(), np.float64(1), {1, 2}, defaultdict(int)):
-        with pytest.raises(checkpoint.CheckpointError, match=r"ServerState\['extra'\]\['notes'\]\[1\] must be "):
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"ServerState\['extra'\]\['notes'\]\[1\] must be "
+        ):
             run(tmp_path, {32: 2}, unequal(2), algorithm=Keeping(kept))
     assert not list(tmp_path.iterdir())
 
@@ -527,7 +621,11 @@ def test_what_no_checkpoint_can_hold_is_refused_before_any_work(tmp_path):
     ("model", "data", "message"),
     [
         (nn.Linear(2, 2), unequal(2), "model must be a LightningModule, got Linear"),
-        (Module(), [1, 2], "datamodule must be a FederatedDataModule or have its methods, got list"),
+        (
+            Module(),
+            [1, 2],
+            "datamodule must be a FederatedDataModule or have its methods, got list",
+        ),
     ],
 )
 def test_objects_of_other_kinds_are_refused(model, data, message):
@@ -538,8 +636,14 @@ def test_objects_of_other_kinds_are_refused(model, data, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "FedAvg"}, r"algorithm must be an Algorithm such as FedAvg\(\), got 'FedAvg'"),
-        ({"callbacks": [L.pytorch.callbacks.EarlyStopping("x")]}, r"callbacks\[0\] must be .* got EarlyStopping"),
+        (
+            {"algorithm": "FedAvg"},
+            r"algorithm must be an Algorithm such as FedAvg\(\), got 'FedAvg'",
+        ),
+        (
+            {"callbacks": [L.pytorch.callbacks.EarlyStopping("x")]},
+            r"callbacks\[0\] must be .* got EarlyStopping",
+        ),
         ({"name": "../elsewhere"}, r"name must stay inside default_root_dir, got '../elsewhere'"),
         ({"name": "/elsewhere"}, r"name must stay inside default_root_dir, got '/elsewhere'"),
     ],
@@ -554,7 +658,9 @@ def test_a_server_update_without_a_result_is_refused(tmp_path):
         def server_update(self, server, aggregate, rng):
             self.apply_mean(server, aggregate)
 
-    with pytest.raises(ValueError, match=r"Forgetful.server_update must return a ServerState, got NoneType"):
+    with pytest.raises(
+        ValueError, match=r"Forgetful.server_update must return a ServerState, got NoneType"
+    ):
         run(tmp_path, {32: 2}, unequal(2), algorithm=Forgetful())
 
 
@@ -575,15 +681,21 @@ def test_a_model_without_a_test_step_is_not_tested():
 
 def test_a_misspelt_monitor(tmp_path):
     with pytest.raises(
-        ValueError, match=r"monitor must be a logged metric, got 'val/acc_agv'; logged: .*val/acc_avg, "
+        ValueError,
+        match=r"monitor must be a logged metric, got 'val/acc_agv'; logged: .*val/acc_avg, ",
     ):
         run(tmp_path, {32: 2}, unequal(2, True), monitor="val/acc_agv", mode="max")
-    with pytest.raises(ValueError, match=r"monitor must be a logged metric, got 'train/lss'; logged: .*train/loss"):
+    with pytest.raises(
+        ValueError, match=r"monitor must be a logged metric, got 'train/lss'; logged: .*train/loss"
+    ):
         run(tmp_path, {32: 2}, unequal(2), monitor="train/lss", mode="min")
 
 
 def test_clients_cannot_be_evaluated_without_samples(tmp_path):
-    with pytest.raises(ValueError, match=r"trainer\.evaluate_clients needs validation samples, and the data have none"):
+    with pytest.raises(
+        ValueError,
+        match=r"trainer\.evaluate_clients needs validation samples, and the data have none",
+    ):
         run(tmp_path, {32: 2}, unequal(2), evaluate_clients=True)
 
 
@@ -596,12 +708,14 @@ def test_a_monitor_that_has_no_value_yet(tmp_path):
     trainer = run(tmp_path / "a", {32: 2}, unequal(2, True), monitor="train/loss", **options)
     assert trainer.run.best_round > 1
     options["check_val_every_n_rounds"] = 3
-    trainer = run(tmp_path / "b", {32: 2}, unequal(2, True), monitor="val/loss", mode="min", **options)
+    trainer = run(
+        tmp_path / "b", {32: 2}, unequal(2, True), monitor="val/loss", mode="min", **options
+    )
     assert trainer.run.best_round in (3, 4)
     assert "val/loss_local_float32" in trainer.run.history[1]
 
 
-# ---- running statistics ---------------------------------------------------------------------------------------------
+# ---- running statistics --------------------------------------------------------------------------
 
 
 class Statistics(Callback):
@@ -612,25 +726,34 @@ class Statistics(Callback):
 
     def on_client_end(self, trainer, client, record):
         state = trainer.rounds.worker.module.state_dict()
-        self.ends[client.id] = state["net.1.running_mean"].double().clone(), int(state["net.1.num_batches_tracked"])
+        self.ends[client.id] = (
+            state["net.1.running_mean"].double().clone(),
+            int(state["net.1.num_batches_tracked"]),
+        )
 
 
 @pytest.mark.parametrize("norm", ["average", "group", "local"])
 def test_running_statistics_by_policy(tmp_path, norm):
     watch, data = Statistics(), unequal(4, True)
     trainer = run(
-        tmp_path, {8: 2, 32: 2}, data, lambda: Module(Flat()), norm=norm, callbacks=[watch], max_rounds=1,
-        monitor="val/acc_avg", mode="max",
+        tmp_path, {8: 2, 32: 2}, data, lambda: Module(Flat()), norm=norm, callbacks=[watch],
+        max_rounds=1, monitor="val/acc_avg", mode="max",
     )  # fmt: skip
     sizes = data.federate(4, 0)
     statistics = trainer.server.buffers["statistics"]
-    members = {"average": {"all": range(4)}, "group": {"int8": (0, 1), "float32": (2, 3)}, "local": {}}[norm]
+    members = {
+        "average": {"all": range(4)},
+        "group": {"int8": (0, 1), "float32": (2, 3)},
+        "local": {},
+    }[norm]
     for group, ids in members.items():
         mean = sum(sizes[i] * watch.ends[i][0] for i in ids) / sum(sizes[i] for i in ids)
         assert torch.equal(statistics[group]["net.1.running_mean"], mean.float())
     if norm == "local":
         assert torch.equal(statistics["all"]["net.1.running_mean"], torch.zeros(7))
-    assert trainer.server.buffers["counters"]["net.1.num_batches_tracked"] == max(n for _, n in watch.ends.values())
+    assert trainer.server.buffers["counters"]["net.1.num_batches_tracked"] == max(
+        n for _, n in watch.ends.values()
+    )
 
 
 def test_local_statistics_never_travel_and_are_each_clients_own(tmp_path):
@@ -643,16 +766,31 @@ def test_local_statistics_never_travel_and_are_each_clients_own(tmp_path):
                 self.received[run.round, run.client.id] = run.received["net.1.running_mean"].clone()
             return super().client_loss(run, batch, batch_idx)
 
-    local, grouped, watch = Watch(), Records(), Records()
-    options = {"module": lambda: Module(Flat()), "max_rounds": 2, "monitor": "val/acc_avg", "mode": "max"}
+    local = Watch()
+    grouped = Records()
+    watch = Records()
+    options = {
+        "module": lambda: Module(Flat()),
+        "max_rounds": 2,
+        "monitor": "val/acc_avg",
+        "mode": "max",
+    }
     trainer = run(
-        tmp_path / "a", {32: 2}, unequal(2, True), norm="local", algorithm=local, callbacks=[watch], **options
+        tmp_path / "a",
+        {32: 2},
+        unequal(2, True),
+        norm="local",
+        algorithm=local,
+        callbacks=[watch],
+        **options,
     )
     run(tmp_path / "b", {32: 2}, unequal(2, True), callbacks=[grouped], **options)
     assert not torch.equal(local.received[1, 0], local.received[1, 1])
     for mine, others in zip(watch.all, grouped.all, strict=True):
         saved = mine.uplink_bytes + mine.downlink_bytes - mine.header_bytes
-        assert saved == others.uplink_bytes + others.downlink_bytes - others.header_bytes - 2 * 4 * 14
+        assert (
+            saved == others.uplink_bytes + others.downlink_bytes - others.header_bytes - 2 * 4 * 14
+        )
     kept = trainer.rounds.store.load(0, 2)["staying"]
     assert kept.keys() == {"net.1.running_mean", "net.1.running_var"}
     assert trainer.run.history[-1]["val/acc"] == trainer.run.history[-1]["val/acc_float32"]
@@ -666,8 +804,12 @@ def test_a_client_that_joins_late_begins_with_fresh_local_statistics(tmp_path, m
             return super().client_loss(run, batch, batch_idx)
 
     starts: list = []
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda c, size, seed, round, how: [c[round]])
-    run(tmp_path, {32: 3}, unequal(3, True), lambda: Module(Flat()), norm="local", algorithm=Watch())
+    monkeypatch.setattr(
+        bhfl.engine.rounds, "sample_cohort", lambda c, size, seed, round, how: [c[round]]
+    )
+    run(
+        tmp_path, {32: 3}, unequal(3, True), lambda: Module(Flat()), norm="local", algorithm=Watch()
+    )
     assert all(torch.equal(start, torch.zeros(7)) for start in starts)
 
 
@@ -679,16 +821,21 @@ def test_a_group_without_a_client_keeps_its_statistics(tmp_path, monkeypatch):
     assert not torch.equal(statistics["int8"]["net.1.running_mean"], torch.zeros(7))
 
 
-# ---- FedProx --------------------------------------------------------------------------------------------------------
+# ---- FedProx -------------------------------------------------------------------------------------
 
 
 def test_fedprox_without_a_pull_is_fedavg(tmp_path):
-    runs = [run(tmp_path / type(a).__name__, MIXED, unequal(5), algorithm=a) for a in (FedAvg(), FedProx(mu=0.0))]
+    runs = [
+        run(tmp_path / type(a).__name__, MIXED, unequal(5), algorithm=a)
+        for a in (FedAvg(), FedProx(mu=0.0))
+    ]
     assert same(runs[0].server.params, runs[1].server.params)
 
 
 def test_fedprox_pulls_the_harder_the_larger_mu(tmp_path):
-    """With ``lr = 1 / (mu + L)`` and many steps the distance to the server's model falls like ``1 / mu``."""
+    """With ``lr = 1 / (mu + L)`` and many steps the distance to the server's model falls like ``1 /
+    mu``.
+    """
     distances = []
     for mu in (1.0, 10.0, 100.0):
 
@@ -698,16 +845,18 @@ def test_fedprox_pulls_the_harder_the_larger_mu(tmp_path):
 
         start = initial().state_dict()
         trainer = run(
-            tmp_path / str(mu), {32: 1}, HandMade([points(40)], batch_size=40), Slow, algorithm=FedProx(mu=mu),
-            local_steps=300, max_rounds=1,
+            tmp_path / str(mu), {32: 1}, HandMade([points(40)], batch_size=40), Slow,
+            algorithm=FedProx(mu=mu), local_steps=300, max_rounds=1,
         )  # fmt: skip
-        moved = [(trainer.server.params[name] - tensor).square().sum() for name, tensor in start.items()]
+        moved = [
+            (trainer.server.params[name] - tensor).square().sum() for name, tensor in start.items()
+        ]
         distances.append(float(torch.stack(moved).sum().sqrt()))
     assert 7 < distances[1] / distances[2] < 13
     assert distances[0] / distances[1] > 3
 
 
-# ---- the run as a whole ---------------------------------------------------------------------------------------------
+# ---- the run as a whole --------------------------------------------------------------------------
 
 
 def test_callbacks_see_the_run(tmp_path):
@@ -769,7 +918,10 @@ def test_a_skipped_round_leaves_no_client_state(tmp_path):
 def test_server_optimisers_step_on_the_difference(tmp_path, name):
     options = {"max_rounds": 3, "data": unequal(3), "clients": {32: 3}}
     plain = run(tmp_path / "a", **options)
-    make = {"SGD": lambda p: torch.optim.SGD(p, lr=1.0), "Adam": lambda p: torch.optim.Adam(p, lr=0.01)}[name]
+    make = {
+        "SGD": lambda p: torch.optim.SGD(p, lr=1.0),
+        "Adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    }[name]
     trainer = run(tmp_path / "b", **options, server_optimizer=make)
     for key, tensor in trainer.server.params.items():
         close = torch.allclose(tensor, plain.server.params[key], atol=1e-6)
@@ -795,7 +947,9 @@ class Scored(Module):
 def test_statistics_that_a_checkpoint_does_not_have(tmp_path):
     trainer = run(tmp_path, {8: 1, 32: 1}, unequal(2, True), lambda: Module(Flat()), max_rounds=1)
     other = FederatedTrainer({4: 2}, devices=1, logger=False)
-    with pytest.raises(checkpoint.CheckpointError, match="running statistics of int8, float32, got clients of int4"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="running statistics of int8, float32, got clients of int4"
+    ):
         other.validate(Module(Flat()), unequal(2, True), ckpt_path=trainer.run.folder)
 
 

@@ -1,4 +1,6 @@
-"""A process that dies, freezes or fails ends the others in time, with one line that names it and where."""
+"""A process that dies, freezes or fails ends the others in time, with one line that names it and
+where.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ SLOW = [case for case in ALL if case not in QUICK and case[:2] != ("faulty", "tr
 
 
 @pytest.mark.parametrize(
-    ("fate", "point", "victim"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("fate", "point", "victim"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_a_lost_process_ends_the_other(tmp_path, fate, point, victim):
     timeout_seconds = 3
@@ -55,7 +58,9 @@ def test_a_lost_process_ends_the_other(tmp_path, fate, point, victim):
     ],
 )
 def test_signals_are_heard_while_a_process_waits_for_another(tmp_path, point, how, code):
-    end = left_alone(PROCESSES, tmp_path, victim=1, point=point, fate="asleep", timeout_seconds=60, how=how)
+    end = left_alone(
+        PROCESSES, tmp_path, victim=1, point=point, fate="asleep", timeout_seconds=60, how=how
+    )
     assert end.code == code, end
     assert end.seconds < 10
     lines = [line for line in end.said.splitlines() if line.startswith("error: ")]

@@ -27,7 +27,9 @@ def test_resnet18_under_a_plain_trainer(tmp_path):
     torch.manual_seed(0)
     model = script("resnet18_trainer").main(tmp_path / "a.safetensors", num_images=32)
     assert sum(isinstance(layer, QuantLayer) for layer in model.modules()) == 19
-    assert (tmp_path / "a.safetensors").stat().st_size < 0.27 * 4 * sum(p.numel() for p in model.parameters())
+    assert (tmp_path / "a.safetensors").stat().st_size < 0.27 * 4 * sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_a_vision_transformer_in_a_plain_loop():

@@ -42,7 +42,9 @@ def test_what_is_loaded_is_what_forward_computed_with(spec, tmp_path):
     again = restore_(model(8), tmp_path / "a.safetensors")  # whatever it was quantised to before
     assert torch.equal(again(x), saved(x))
     plain = restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors", quantized=False)
-    assert all(torch.equal(value, float_state(loaded)[name]) for name, value in plain.state_dict().items())
+    assert all(
+        torch.equal(value, float_state(loaded)[name]) for name, value in plain.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
@@ -50,8 +52,15 @@ def test_a_file_takes_its_bits(bits, tmp_path):
     network = model(bits, ResNet8)
     size = save_quantized(network, tmp_path / "a.safetensors")
     state = quantized_state(network)
-    codes = sum(math.ceil(q.codes.numel() * bits / 8) for q in state.values() if isinstance(q, QuantizedTensor))
-    rest = sum(4 if isinstance(v, QuantizedTensor) else v.numel() * v.element_size() for v in state.values())
+    codes = sum(
+        math.ceil(q.codes.numel() * bits / 8)
+        for q in state.values()
+        if isinstance(q, QuantizedTensor)
+    )
+    rest = sum(
+        4 if isinstance(v, QuantizedTensor) else v.numel() * v.element_size()
+        for v in state.values()
+    )
     header = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") + 8
     assert size == codes + rest + header
     assert header < 8000
@@ -65,7 +74,9 @@ def test_a_file_takes_its_bits(bits, tmp_path):
 def test_a_state_can_be_saved_too_but_has_no_specs(tmp_path):
     saved = model(4)
     save_quantized(quantized_state(saved), tmp_path / "a.safetensors")
-    with pytest.raises(QuantizedFileError, match="has 4 bits there and 32 here: call quantize_ first"):
+    with pytest.raises(
+        QuantizedFileError, match="has 4 bits there and 32 here: call quantize_ first"
+    ):
         restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors")
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(restore_(model(4), tmp_path / "a.safetensors")(x), saved(x))
@@ -87,12 +98,17 @@ def test_tied_weights_are_stored_once(tmp_path):
     loaded = restore_(Tied(), tmp_path / "a.safetensors")
     assert loaded.head.weight is loaded.embed.weight
     assert torch.equal(loaded(x), saved(x))
-    quantize_(saved, 4, lambda name, _: name == "head")  # two ways to quantise one weight: both are kept
-    with pytest.warns(UserWarning, match=r"embed\.weight and head\.weight are one tensor with two sets of codes"):
+    # two ways to quantise one weight: both are kept
+    quantize_(saved, 4, lambda name, _: name == "head")
+    with pytest.warns(
+        UserWarning, match=r"embed\.weight and head\.weight are one tensor with two sets of codes"
+    ):
         save_quantized(saved, tmp_path / "b.safetensors")
     loaded = load_quantized(tmp_path / "b.safetensors")
     assert (loaded["embed.weight"].bits, loaded["head.weight"].bits) == (8, 4)
-    with pytest.raises(QuantizedFileError, match=r"embed\.weight is tied to a weight of other codes"):
+    with pytest.raises(
+        QuantizedFileError, match=r"embed\.weight is tied to a weight of other codes"
+    ):
         restore_(Tied(), tmp_path / "b.safetensors")
 
 
@@ -110,7 +126,12 @@ def test_a_layer_that_is_used_twice(tmp_path):
 
     saved, x = quantize_(network(), 4), torch.randn(2, 8)
     save_quantized(saved, tmp_path / "a.safetensors")
-    assert set(load_quantized(tmp_path / "a.safetensors")) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert set(load_quantized(tmp_path / "a.safetensors")) == {
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+    }
     assert torch.equal(restore_(network(), tmp_path / "a.safetensors")(x), saved(x))
 
 
@@ -128,7 +149,8 @@ def test_what_is_restored_can_be_trained_on(spec, tmp_path):
     layer, x = restore_(nn.Linear(4, 1), tmp_path / "a.safetensors"), torch.randn(64, 4)
     held = layer.eval()(x)
     assert layer.fixed_scale is not None
-    optimizer, target = torch.optim.Adam(layer.parameters(), 0.05), x @ torch.tensor([[5.0], [-3.0], [4.0], [2.0]])
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+    target = x @ torch.tensor([[5.0], [-3.0], [4.0], [2.0]])
     layer.train()
     for _ in range(300):
         optimizer.zero_grad()
@@ -140,14 +162,17 @@ def test_what_is_restored_can_be_trained_on(spec, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a\.safetensors cannot be written: there is no folder .*/none"):
+    with pytest.raises(
+        FileNotFoundError, match=r"a\.safetensors cannot be written: there is no folder .*/none"
+    ):
         save_quantized(model(8), tmp_path / "none" / "a.safetensors")
 
 
 def test_another_model_is_refused(tmp_path):
     save_quantized(model(8), tmp_path / "a.safetensors")
     with pytest.raises(
-        QuantizedFileError, match=r"another model: head.4.weight is \(4, 128\) there and \(5, 128\) here"
+        QuantizedFileError,
+        match=r"another model: head.4.weight is \(4, 128\) there and \(5, 128\) here",
     ):
         restore_(CNN(5, (1, 8, 8), norm="batch"), tmp_path / "a.safetensors")
     save_quantized({"a.codes": torch.ones(1)}, tmp_path / "b.safetensors")
@@ -167,14 +192,26 @@ ONE = {"w.codes": torch.tensor([0x21], dtype=torch.uint8), "w.scale": torch.tens
         (ONE, {"version": "2"}, "version '1', got 'bhfl.integers', '2'"),
         (ONE, {"codes": "[" * 100_000}, "metadata 'codes' must be a JSON object"),
         (ONE, {"specs": "[]"}, "metadata 'specs' must be a JSON object"),
-        (ONE, {"codes": '{"w": [4, -2]}'}, r"w: must be described by \[bits, \*shape\], got \[4, -2\]"),
+        (
+            ONE,
+            {"codes": '{"w": [4, -2]}'},
+            r"w: must be described by \[bits, \*shape\], got \[4, -2\]",
+        ),
         (ONE, {"codes": '{"w": [17, 2]}'}, r"w: bits must be 2\.\.16, got 17"),
-        (ONE, {"codes": '{"w": [4, 4611686018427387904, 64]}'}, r"w: 295147905179352825856 codes of 4 bits are uint8"),
+        (
+            ONE,
+            {"codes": '{"w": [4, 4611686018427387904, 64]}'},
+            r"w: 295147905179352825856 codes of 4 bits are uint8",
+        ),
         (ONE, {"codes": '{"w": [4, 3]}'}, r"w: 3 codes of 4 bits are uint8 of shape \[2\]"),
         (ONE, {"codes": '{"v": [4, 2]}'}, "v: its codes or its scale are missing"),
         (ONE, {"ties": '{"v": "u"}'}, "v must be tied to a tensor of the file, got 'u'"),
         ({**ONE, "w": torch.ones(2)}, {}, "w is there twice"),
-        ({**ONE, "w.scale": torch.ones(3)}, {}, r"w: scale must be float32, \[\] or \[2\], got torch.float32 \[3\]"),
+        (
+            {**ONE, "w.scale": torch.ones(3)},
+            {},
+            r"w: scale must be float32, \[\] or \[2\], got torch.float32 \[3\]",
+        ),
         ({**ONE, "w.scale": torch.tensor(math.nan)}, {}, "w: scale must be positive and finite"),
         (
             {**ONE, "w.codes": torch.tensor([0x81], dtype=torch.uint8)},
@@ -206,10 +243,21 @@ def test_a_rule_that_nobody_knows(tmp_path):
     state = quantized_state(model(8))
     save_quantized(model(8), tmp_path / "a.safetensors")
     tensors = safetensors.load_file(tmp_path / "a.safetensors")
-    codes = {name: [8, *q.codes.shape] for name, q in state.items() if isinstance(q, QuantizedTensor)}
-    notes = {"codes": json.dumps(codes), "ties": "{}", "specs": '{"head.4": {"weights": 8, "range_rule": "mine"}}'}
-    safetensors.save_file(tensors, tmp_path / "b.safetensors", {"format": "bhfl.integers", "version": "1", **notes})
-    with pytest.raises(QuantizedFileError, match=r"layer 'head.4' cannot be quantised as it was: BitSpec.range_rule"):
+    codes = {
+        name: [8, *q.codes.shape] for name, q in state.items() if isinstance(q, QuantizedTensor)
+    }
+    notes = {
+        "codes": json.dumps(codes),
+        "ties": "{}",
+        "specs": '{"head.4": {"weights": 8, "range_rule": "mine"}}',
+    }
+    safetensors.save_file(
+        tensors, tmp_path / "b.safetensors", {"format": "bhfl.integers", "version": "1", **notes}
+    )
+    with pytest.raises(
+        QuantizedFileError,
+        match=r"layer 'head.4' cannot be quantised as it was: BitSpec.range_rule",
+    ):
         restore_(CNN(4, (1, 8, 8), norm="batch"), tmp_path / "b.safetensors")
 
 

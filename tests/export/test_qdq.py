@@ -23,7 +23,9 @@ def opened(file):
 
 
 def outputs(session, x):
-    return [torch.from_numpy(y) for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})]
+    return [
+        torch.from_numpy(y) for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    ]
 
 
 def run(path, x):
@@ -39,7 +41,9 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("spec", [8, 3, {"weights": 8, "activations": 8, "granularity": "channel"}], ids=str)
+@pytest.mark.parametrize(
+    "spec", [8, 3, {"weights": 8, "activations": 8, "granularity": "channel"}], ids=str
+)
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
 def test_every_layer_is_equal(name, spec, tmp_path):
@@ -60,7 +64,9 @@ def test_codes_of_activations_are_equal_to_the_bit(tmp_path):
     model = quantize_(nn.Sequential(eye), {"activations": 8})
     export_onnx(model, torch.randn(2, 512), tmp_path / "a.onnx")
     for seed in range(20):
-        x = torch.randn(200, 512, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed - 10)
+        x = torch.randn(200, 512, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (
+            seed - 10
+        )
         assert torch.equal(run(tmp_path / "a.onnx", x), model(x))
 
 
@@ -82,18 +88,24 @@ def with_codes(path):
 
 
 def first_turned_codes(model, x, theirs):
-    """In the first layer whose input has other codes than in torch: how many differ, and by how much; None if none."""
+    """In the first layer whose input has other codes than in torch: how many differ, and by how
+    much; None if none.
+    """
     ours = []
     layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     hooks = [
-        m.register_forward_pre_hook(lambda _, args: ours.append(quantize_affine(args[0], 8).codes)) for m in layers
+        m.register_forward_pre_hook(lambda _, args: ours.append(quantize_affine(args[0], 8).codes))
+        for m in layers
     ]
     model(x)
     for hook in hooks:
         hook.remove()
-    for mine in ours:  # the graph has another order, and layers share inputs: the nearest codes are those of this one
+    # the graph has another order, and layers share inputs: the nearest codes are those of this one
+    for mine in ours:
         same = [codes for codes in theirs if codes.shape == mine.shape]
-        apart = min(((mine.int() - codes.int()).abs() for codes in same), key=lambda d: int(d.sum()))
+        apart = min(
+            ((mine.int() - codes.int()).abs() for codes in same), key=lambda d: int(d.sum())
+        )
         if apart.any():
             return int((apart > 0).sum()), int(apart.max())
     return None
@@ -192,7 +204,9 @@ class WithEmpty(Base):
         self.register_buffer("count", torch.tensor(3))
 
     def forward(self, x):
-        return torch.cat([self.layer(x) * self.scale + self.nothing_in(x[:, :0]), self.nothing_out(x)], 1)
+        return torch.cat(
+            [self.layer(x) * self.scale + self.nothing_in(x[:, :0]), self.nothing_out(x)], 1
+        )
 
 
 ROWS = torch.linspace(-1, 1, 20).view(4, 5)
@@ -208,7 +222,9 @@ EXAMPLES = {
 
 
 def flat(value):
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)
+    ]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -220,7 +236,8 @@ def test_every_form_of_forward(name, tmp_path):
     assert export_onnx(model, example, tmp_path / "a.onnx") == (tmp_path / "a.onnx").stat().st_size
     session = opened(tmp_path / "a.onnx")
     names = [value.name for value in session.get_inputs()]
-    given = example if shape is None else tuple(torch.randn(7, *shape[1:]) for _ in example)  # another batch size
+    # another batch size
+    given = example if shape is None else tuple(torch.randn(7, *shape[1:]) for _ in example)
     feeds = dict(zip(names, [leaf.numpy() for leaf in flat(given)], strict=True))
     (found,) = session.run(None, feeds)
     torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-5)
@@ -230,7 +247,9 @@ def test_an_example_of_one_row_or_of_none_leaves_the_batch_open(tmp_path):
     model = quantize_(nn.Sequential(nn.Linear(5, 3)), 8)
     for example in (ROWS[:1], ROWS[:0]):
         export_onnx(model, example, tmp_path / "a.onnx")
-        torch.testing.assert_close(run(tmp_path / "a.onnx", ROWS), model(ROWS).detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            run(tmp_path / "a.onnx", ROWS), model(ROWS).detach(), atol=1e-5, rtol=1e-5
+        )
 
 
 class Locked(Base):
@@ -254,12 +273,37 @@ class Counting(Base):
 @pytest.mark.parametrize(
     ("model", "example", "cause"),
     [
-        (Base(), (ROWS,), r"Base cannot be exported to ONNX: it has no forward, which .*: define it"),
-        (Scaled(), (ROWS,), r"forward\(x, scale, mask=None\) of Scaled cannot take an example of 1: missing .*'scale'"),
-        (nn.Sequential(nn.Linear(5, 3)), torch.arange(4), r"Sequential cannot be exported to ONNX: RuntimeError: mat1"),
-        (nn.Sequential(nn.Linear(5, 3)), torch.tensor(1.0), r"the example holds no tensor with a dimension of samples"),
-        (nn.Sequential(nn.Linear(5, 3)), (), r"the example holds no tensor with a dimension of samples"),
-        (Locked(), (ROWS,), r"Locked cannot be exported, because it cannot be copied: cannot pickle"),
+        (
+            Base(),
+            (ROWS,),
+            r"Base cannot be exported to ONNX: it has no forward, which .*: define it",
+        ),
+        (
+            Scaled(),
+            (ROWS,),
+            r"forward\(x, scale, mask=None\) of Scaled cannot take an example of 1: "
+            "missing .*'scale'",
+        ),
+        (
+            nn.Sequential(nn.Linear(5, 3)),
+            torch.arange(4),
+            r"Sequential cannot be exported to ONNX: RuntimeError: mat1",
+        ),
+        (
+            nn.Sequential(nn.Linear(5, 3)),
+            torch.tensor(1.0),
+            r"the example holds no tensor with a dimension of samples",
+        ),
+        (
+            nn.Sequential(nn.Linear(5, 3)),
+            (),
+            r"the example holds no tensor with a dimension of samples",
+        ),
+        (
+            Locked(),
+            (ROWS,),
+            r"Locked cannot be exported, because it cannot be copied: cannot pickle",
+        ),
         (Counting(), (ROWS,), r"Counting cannot be exported to ONNX: "),
     ],
     ids=["no forward", "too few", "labels", "scalar", "nothing", "locked", "counting"],
@@ -281,7 +325,9 @@ def test_a_model_without_forward_is_exported_once_it_has_one(tmp_path):
 
 def test_what_is_refused(tmp_path, monkeypatch):
     model = quantize_(nn.Sequential(nn.Linear(4, 2)), {"weights": 8, "activations": 12})
-    with pytest.raises(ValueError, match="layer '0': activations must have at most 8 bits, or 32, got 12"):
+    with pytest.raises(
+        ValueError, match="layer '0': activations must have at most 8 bits, or 32, got 12"
+    ):
         export_onnx(model, torch.rand(2, 4), tmp_path / "a.onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'bhfl\[onnx\]'"):

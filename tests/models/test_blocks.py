@@ -15,12 +15,16 @@ def test_groups_divide_the_channels(channels):
     assert groups == 1 or channels // groups >= 8
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(6, 1), (16, 2), (24, 3), (64, 8), (128, 16), (256, 32), (512, 32)])
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(6, 1), (16, 2), (24, 3), (64, 8), (128, 16), (256, 32), (512, 32)]
+)
 def test_groups_of_the_usual_widths(channels, groups):
     assert num_groups(channels) == groups
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("group", nn.GroupNorm), ("batch", nn.BatchNorm2d), ("none", nn.Identity)])
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("group", nn.GroupNorm), ("batch", nn.BatchNorm2d), ("none", nn.Identity)]
+)
 def test_norm_by_name(norm, kind):
     assert isinstance(norm2d(norm, 16), kind)
 

@@ -19,7 +19,9 @@ def build_small(name, input_shape, norm=None):
 
 
 def count(network, min_dim=0):
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.dim() >= min_dim)
+    return sum(
+        parameter.numel() for parameter in network.parameters() if parameter.dim() >= min_dim
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,13 @@ def test_one_pixel_is_enough_where_nothing_pools(name):
 
 @pytest.mark.parametrize(("name", "min_side"), [("lenet", 4), ("cnn", 4), ("vgg7", 8)])
 def test_smallest_image(name, min_side):
-    assert build_small(name, (1, min_side, min_side))(torch.zeros(1, 1, min_side, min_side)).shape == (1, 10)
-    with pytest.raises(ValueError, match=rf"input_shape must be at least {min_side}x{min_side} pixels here, got \(1,"):
+    assert build_small(name, (1, min_side, min_side))(
+        torch.zeros(1, 1, min_side, min_side)
+    ).shape == (1, 10)
+    with pytest.raises(
+        ValueError,
+        match=rf"input_shape must be at least {min_side}x{min_side} pixels here, got \(1,",
+    ):
         build_small(name, (1, min_side, min_side - 1))
 
 
@@ -70,7 +77,9 @@ def test_norm_is_the_one_asked_for(name, norm):
     assert (nn.BatchNorm2d in found) is (norm == "batch")
 
 
-@pytest.mark.parametrize(("name", "normed"), [("lenet", False), ("cnn", False), ("resnet8", True), ("vgg7", True)])
+@pytest.mark.parametrize(
+    ("name", "normed"), [("lenet", False), ("cnn", False), ("resnet8", True), ("vgg7", True)]
+)
 def test_default_norm(name, normed):
     found = {type(module) for module in build_small(name, (1, 8, 8)).modules()}
     assert (nn.GroupNorm in found) is normed
@@ -101,7 +110,9 @@ def test_channels_last_gives_the_same_logits(name):
     network = build_small(name, (3, 16, 16), "group")
     images = torch.randn(4, 3, 16, 16)
     expected = network(images)
-    logits = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    logits = network.to(memory_format=torch.channels_last)(
+        images.to(memory_format=torch.channels_last)
+    )
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     logits.sum().backward()
 
@@ -162,7 +173,9 @@ def test_names_ignore_case():
 
 @pytest.mark.parametrize("name", ["resnet19", "torchvision/resnet19"])
 def test_unknown_name_suggests_the_nearest(name):
-    with pytest.raises(ValueError, match=rf"net must be one of mlp, .* got '{name}'; did you mean .*resnet1"):
+    with pytest.raises(
+        ValueError, match=rf"net must be one of mlp, .* got '{name}'; did you mean .*resnet1"
+    ):
         build(name, 10, (3, 32, 32))
 
 
@@ -176,12 +189,30 @@ def test_unknown_name_far_from_all():
     [
         (lambda: build("mlp", 1, (1, 8, 8)), "num_classes must be at least 2, got 1"),
         (lambda: build("mlp", 10, (8, 0)), r"input_shape must be positive numbers, got \(8, 0\)"),
-        (lambda: build("lenet", 10, (8, 8)), r"input_shape must be three positive numbers \(C, H, W\), got \(8, 8\)"),
-        (lambda: build("cnn", 10, (0, 8, 8)), r"input_shape must be three positive numbers .* got \(0, 8, 8\)"),
-        (lambda: build("mlp", 10, (1, 8, 8), norm="group"), "mlp has the options dropout, hidden, got norm"),
-        (lambda: build("vgg7", 10, (1, 8, 8), widht=24), "vgg7 has the options dropout, norm, width, got widht"),
-        (lambda: build("cnn", 10, (1, 8, 8), norm="layer"), "norm must be 'group', 'batch' or 'none', got 'layer'"),
-        (lambda: MLP(10, (1, 8, 8), hidden=(0,)), r"hidden must be positive numbers of units, got \(0,\)"),
+        (
+            lambda: build("lenet", 10, (8, 8)),
+            r"input_shape must be three positive numbers \(C, H, W\), got \(8, 8\)",
+        ),
+        (
+            lambda: build("cnn", 10, (0, 8, 8)),
+            r"input_shape must be three positive numbers .* got \(0, 8, 8\)",
+        ),
+        (
+            lambda: build("mlp", 10, (1, 8, 8), norm="group"),
+            "mlp has the options dropout, hidden, got norm",
+        ),
+        (
+            lambda: build("vgg7", 10, (1, 8, 8), widht=24),
+            "vgg7 has the options dropout, norm, width, got widht",
+        ),
+        (
+            lambda: build("cnn", 10, (1, 8, 8), norm="layer"),
+            "norm must be 'group', 'batch' or 'none', got 'layer'",
+        ),
+        (
+            lambda: MLP(10, (1, 8, 8), hidden=(0,)),
+            r"hidden must be positive numbers of units, got \(0,\)",
+        ),
         (lambda: VGG7(10, (1, 8, 8), width=0), "width must be at least 1, got 0"),
     ],
 )
@@ -208,7 +239,8 @@ def test_torchvision_norm_replaces_batch_norm(norm, num_kept):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("name", "side"), [("googlenet", 32), ("inception_v3", 96)])
 def test_torchvision_gives_plain_logits_in_training(name, side, monkeypatch):
-    monkeypatch.setattr(nn.init, "trunc_normal_", lambda weight, **_: weight)  # slow, and not what is tested here
+    # slow, and not what is tested here
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda weight, **_: weight)
     network = build(name, 10, (3, side, side)).train()
     assert network(torch.zeros(2, 3, side, side)).shape == (2, 10)
 
@@ -216,12 +248,32 @@ def test_torchvision_gives_plain_logits_in_training(name, side, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("squeezenet1_1", {"input_shape": (1, 8, 8)}, "input_shape must have 3 channels for torchvision/squeezenet1_1"),
+        (
+            "squeezenet1_1",
+            {"input_shape": (1, 8, 8)},
+            "input_shape must have 3 channels for torchvision/squeezenet1_1",
+        ),
         ("inception_v3", {}, r"torchvision/inception_v3 cannot take input_shape \(3, 32, 32\): "),
-        ("squeezenet1_1", {"norm": "group"}, "norm must be unset for torchvision/squeezenet1_1, which has no batch"),
-        ("squeezenet1_1", {"widht": 2}, r"torchvision/squeezenet1_1 refuses the options \{'widht': 2\}: "),
-        ("resnet50", {"weights": "DEFAULT"}, r"torchvision/resnet50 refuses the options \{'weights': 'DEFAULT'\}: "),
-        ("resnet50", {"pretrained": True}, r"torchvision/resnet50 refuses the options \{'pretrained': True\}: "),
+        (
+            "squeezenet1_1",
+            {"norm": "group"},
+            "norm must be unset for torchvision/squeezenet1_1, which has no batch",
+        ),
+        (
+            "squeezenet1_1",
+            {"widht": 2},
+            r"torchvision/squeezenet1_1 refuses the options \{'widht': 2\}: ",
+        ),
+        (
+            "resnet50",
+            {"weights": "DEFAULT"},
+            r"torchvision/resnet50 refuses the options \{'weights': 'DEFAULT'\}: ",
+        ),
+        (
+            "resnet50",
+            {"pretrained": True},
+            r"torchvision/resnet50 refuses the options \{'pretrained': True\}: ",
+        ),
     ],
 )
 def test_torchvision_wrong_arguments(name, options, message):
@@ -239,15 +291,20 @@ def test_saved_state_loads_strictly():
     network, buffer = build("resnet8", 10, (1, 8, 8)), io.BytesIO()
     torch.save(network.state_dict(), buffer)
     buffer.seek(0)
-    build("resnet8", 10, (1, 8, 8)).load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    build("resnet8", 10, (1, 8, 8)).load_state_dict(
+        torch.load(buffer, weights_only=True), strict=True
+    )
 
 
 def test_networks_import_neither_lightning_nor_torchvision():
     code = (
         "import sys, bhfl.models as m; m.build('cnn', 10, (1, 8, 8));"
-        "print([name for name in ('lightning', 'torchmetrics', 'torchvision') if name in sys.modules])"
+        "print([name for name in ('lightning', 'torchmetrics', 'torchvision') if name in "
+        "sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

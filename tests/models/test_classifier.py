@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bhfl.models import Classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*logging interval"
+)
 
 
 @pytest.fixture
@@ -32,7 +34,8 @@ def make_trainer():
     )
 
 
-NEVER_GOOD = {"factor": 0.5, "patience": 0, "threshold": 1e9}  # every epoch is a bad one: each halves the rate
+# every epoch is a bad one: each halves the rate
+NEVER_GOOD = {"factor": 0.5, "patience": 0, "threshold": 1e9}
 
 
 @pytest.mark.parametrize(
@@ -60,10 +63,15 @@ def test_fits_under_a_trainer(loader, make_scheduler, interval, expected):
 
 @pytest.mark.parametrize(
     ("make_scheduler", "monitor"),
-    [(ReduceLROnPlateau, "val/loss"), (lambda optimizer: LightningPlateau(optimizer, "val/acc"), "val/acc")],
+    [
+        (ReduceLROnPlateau, "val/loss"),
+        (lambda optimizer: LightningPlateau(optimizer, "val/acc"), "val/acc"),
+    ],
 )
 def test_plateau_names_what_it_follows(make_scheduler, monitor):
-    config = Classifier("mlp", lr_scheduler=make_scheduler, lr_interval="step").configure_optimizers()
+    config = Classifier(
+        "mlp", lr_scheduler=make_scheduler, lr_interval="step"
+    ).configure_optimizers()
     assert config["lr_scheduler"]["monitor"] == monitor
     assert config["lr_scheduler"]["interval"] == "step"
 
@@ -76,8 +84,12 @@ def test_logged_metrics_are_means_over_examples(loader, run, stage):
     images, labels = loader.dataset.tensors
     with torch.no_grad():
         logits = model.eval()(images)
-    assert metrics[f"{stage}/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert metrics[f"{stage}/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert metrics[f"{stage}/loss"] == pytest.approx(
+        F.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+    assert metrics[f"{stage}/acc"] == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
 
 
 def test_predicts_logits_with_and_without_labels(loader):
@@ -118,17 +130,30 @@ def test_any_module_is_a_net():
 def test_deep_copy_is_equal_and_apart():
     model = Classifier("resnet8")
     twin = copy.deepcopy(model)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
-    assert not {id(parameter) for parameter in model.parameters()} & {id(parameter) for parameter in twin.parameters()}
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    assert not {id(parameter) for parameter in model.parameters()} & {
+        id(parameter) for parameter in twin.parameters()
+    }
     assert twin.configure_optimizers().param_groups[0]["params"][0] is next(twin.parameters())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"net": nn.Flatten(), "norm": "group"}, "net_kwargs and norm are for a net given by name, got None and 'gro"),
-        ({"net": nn.Flatten(), "net_kwargs": {"a": 1}}, r"net_kwargs and norm are for a net given by name, got \{'a'"),
-        ({"net_kwargs": {"norm": "batch"}}, r"net_kwargs must leave norm to the arguments outside it, got \{'norm'"),
+        (
+            {"net": nn.Flatten(), "norm": "group"},
+            "net_kwargs and norm are for a net given by name, got None and 'gro",
+        ),
+        (
+            {"net": nn.Flatten(), "net_kwargs": {"a": 1}},
+            r"net_kwargs and norm are for a net given by name, got \{'a'",
+        ),
+        (
+            {"net_kwargs": {"norm": "batch"}},
+            r"net_kwargs must leave norm to the arguments outside it, got \{'norm'",
+        ),
         ({"lr_interval": "round"}, "lr_interval must be 'epoch' or 'step', got 'round'"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"net": "cnm"}, "net must be one of .* got 'cnm'; did you mean cnn"),

@@ -1,4 +1,6 @@
-"""One thread: on tensors this small, waiting for a second one takes longer than the work. And warnings told anew."""
+"""One thread: on tensors this small, waiting for a second one takes longer than the work. And
+warnings told anew.
+"""
 
 from collections.abc import Iterator
 

@@ -13,10 +13,14 @@ from bhfl.quant import fake_quantize_activations
     values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=40),
     bits=st.integers(2, 16),
 )
-def test_values_lie_on_a_grid_of_2_to_the_bits_codes_with_an_exact_zero(values: list[float], bits: int) -> None:
+def test_values_lie_on_a_grid_of_2_to_the_bits_codes_with_an_exact_zero(
+    values: list[float], bits: int
+) -> None:
     x = torch.tensor([*values, 0.0])
     found = fake_quantize_activations(x, bits)
-    scale = max((x.max().double() - x.min().double()).item() / (2**bits - 1) * (1 + 2**-20), 2.0**-126)
+    scale = max(
+        (x.max().double() - x.min().double()).item() / (2**bits - 1) * (1 + 2**-20), 2.0**-126
+    )
     codes = (found.double() / scale).round()
     assert codes.max() - codes.min() <= 2**bits - 1
     assert ((found.double() - x.double()).abs() <= scale / 2 + 2**-20 * x.double().abs()).all()

@@ -25,7 +25,9 @@ def test_codes_fit_and_values_are_within_a_step(
     x = torch.tensor([*values, 0.0])
     x = torch.stack([x, x.flip(0) / 3 - 1, x.abs()])
     noise = generator() if stochastic else None
-    found = quantize_affine(x, bits, granularity="channel" if per_channel else "tensor", generator=noise)
+    found = quantize_affine(
+        x, bits, granularity="channel" if per_channel else "tensor", generator=noise
+    )
     assert found.codes.dtype == (torch.uint8 if bits <= 8 else torch.int32)
     assert found.codes.min() >= 0
     assert found.codes.max() <= 2**bits - 1
@@ -61,5 +63,7 @@ def test_gradients_dtypes_and_what_is_refused() -> None:
         quantize_affine(torch.randn(3), 1)
     with pytest.raises(ValueError, match="finite values, got NaN or infinity"):
         quantize_affine(torch.tensor([1.0, float("nan")]), 8)
-    with pytest.raises(ValueError, match="granularity 'channel' needs a tensor of at least one dimension"):
+    with pytest.raises(
+        ValueError, match="granularity 'channel' needs a tensor of at least one dimension"
+    ):
         quantize_affine(torch.tensor(1.0), 8, granularity="channel")

@@ -1,4 +1,6 @@
-"""Attention against ``nn.MultiheadAttention``, and the fused kernels that would step over quantised layers."""
+"""Attention against ``nn.MultiheadAttention``, and the fused kernels that would step over quantised
+layers.
+"""
 
 import copy
 from typing import Any
@@ -21,25 +23,40 @@ from bhfl.quant import (
     store_,
 )
 
-B, L, S, E = 3, 4, 5, 8
+B = 3
+L = 4
+S = 5
+E = 8
 FLOAT_MASK = torch.randn(L, S, generator=torch.Generator().manual_seed(0))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the layer, of the call
     "as it comes": ({}, {}),
     "batch first, no weights": ({"batch_first": True}, {"need_weights": False}),
     "no bias, weights of each head": ({"bias": False}, {"average_attn_weights": False}),
-    "padding": ({}, {"key_padding_mask": torch.tensor([[0, 0, 0, 1, 1], [0] * 5, [0, 1, 0, 1, 0]]).bool()}),
+    "padding": (
+        {},
+        {"key_padding_mask": torch.tensor([[0, 0, 0, 1, 1], [0] * 5, [0, 1, 0, 1, 0]]).bool()},
+    ),
     "float mask": ({}, {"attn_mask": FLOAT_MASK}),
-    "causal": ({}, {"attn_mask": torch.ones(L, S).triu(1).bool(), "is_causal": True, "need_weights": False}),
+    "causal": (
+        {},
+        {"attn_mask": torch.ones(L, S).triu(1).bool(), "is_causal": True, "need_weights": False},
+    ),
     "mask of each head, and padding": (
         {"batch_first": True},
-        {"attn_mask": FLOAT_MASK.expand(B * 2, L, S).contiguous(), "key_padding_mask": torch.zeros(B, S)},
+        {
+            "attn_mask": FLOAT_MASK.expand(B * 2, L, S).contiguous(),
+            "key_padding_mask": torch.zeros(B, S),
+        },
     ),
 }
 
 
 def inputs(layer: nn.MultiheadAttention, batched: bool = True) -> list[Tensor]:
     g = torch.Generator().manual_seed(1)
-    data = [torch.randn(B, n, E, generator=g) if batched else torch.randn(n, E, generator=g) for n in (L, S, S)]
+    data = [
+        torch.randn(B, n, E, generator=g) if batched else torch.randn(n, E, generator=g)
+        for n in (L, S, S)
+    ]
     return data if layer.batch_first or not batched else [x.transpose(0, 1) for x in data]
 
 
@@ -92,12 +109,19 @@ def test_keys_codes_strict_storage_and_the_way_back() -> None:
     state = quantized_state(quant)
     assert list(state) == list(plain.state_dict())
     kinds = {key: isinstance(value, QuantizedTensor) for key, value in state.items()}
-    assert kinds == {"in_proj_weight": True, "in_proj_bias": False, "out_proj.weight": True, "out_proj.bias": False}
+    assert kinds == {
+        "in_proj_weight": True,
+        "in_proj_bias": False,
+        "out_proj.weight": True,
+        "out_proj.bias": False,
+    }
     assert torch.equal(state["in_proj_weight"].dequantize(), quant.in_proj_weight)  # type: ignore[union-attr]
     quant(*inputs(plain))[0].square().sum().backward()
     store_(quant, torch.Generator())
     quant.load_state_dict(plain.state_dict())
-    assert [type(m) for m in dequantize_(set_spec_(quant, 8)).modules()] == [type(m) for m in plain.modules()]
+    assert [type(m) for m in dequantize_(set_spec_(quant, 8)).modules()] == [
+        type(m) for m in plain.modules()
+    ]
     assert vars(quant).keys() == vars(plain).keys()
     lsq = quantize_(copy.deepcopy(plain), {"weights": 4, "range_rule": "lsq"})
     lsq(*inputs(plain))[0].square().sum().backward()
@@ -143,7 +167,9 @@ def test_an_empty_batch_and_masks_of_no_kind() -> None:
 
 def test_what_is_left_alone() -> None:
     for options in ({"kdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
-        model = quantize_(nn.ModuleList([nn.Linear(2, 2), nn.MultiheadAttention(E, 2, **options)]), 8)  # type: ignore
+        model = quantize_(
+            nn.ModuleList([nn.Linear(2, 2), nn.MultiheadAttention(E, 2, **options)]), 8
+        )  # type: ignore
         assert type(model[1]) is nn.MultiheadAttention
         assert not isinstance(model[1].out_proj, QuantLinear)
     model = quantize_(nn.ModuleList([nn.Linear(2, 2), attention()]), 8, lambda name, _: name != "1")

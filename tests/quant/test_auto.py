@@ -15,7 +15,9 @@ from bhfl.quant.backends import auto, tuning
 def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = dict(auto.TABLE)
     auto.TABLE.clear()
-    auto.TABLE.update({("cpu", "int8", "linear"): 64, ("cpu", "int8", "conv"): 32, ("cpu", "integer", "conv"): 16})
+    auto.TABLE.update(
+        {("cpu", "int8", "linear"): 64, ("cpu", "int8", "conv"): 32, ("cpu", "integer", "conv"): 16}
+    )
     yield
     auto.TABLE.clear()
     auto.TABLE.update(before)
@@ -38,7 +40,14 @@ def model() -> nn.Sequential:
 @pytest.mark.filterwarnings("error::bhfl.quant.BackendWarning")
 def test_layers_below_the_table_stay_with_fake() -> None:
     net = quantize_(model(), 8, backend="auto")
-    assert backend_choices(net) == {"0": "fake", "1": "int8", "2": "fake", "4": "int8", "5": "fake", "7": "fake"}
+    assert backend_choices(net) == {
+        "0": "fake",
+        "1": "int8",
+        "2": "fake",
+        "4": "int8",
+        "5": "fake",
+        "7": "fake",
+    }
     assert repr(net[1]).endswith("spec=int8, backend=auto (int8))")
     assert repr(net[5]).endswith("spec=int8, backend=auto (fake))")
     x = torch.randn(2, 3, 5, 5)
@@ -47,17 +56,34 @@ def test_layers_below_the_table_stay_with_fake() -> None:
     assert set(backend_choices(net).values()) == {"fake"}
     net(x)
     set_backend_(set_spec_(net, 8), "auto-integer")
-    assert backend_choices(net) == {"0": "fake", "1": "integer", "2": "integer", "4": "fake", "5": "fake", "7": "fake"}
+    assert backend_choices(net) == {
+        "0": "fake",
+        "1": "integer",
+        "2": "integer",
+        "4": "fake",
+        "5": "fake",
+        "7": "fake",
+    }
     set_backend_(net, "auto-bfloat16")
     assert set(backend_choices(net).values()) == {"fake"}
 
 
 def test_a_layer_is_measured_by_what_it_multiplies_for_each_value() -> None:
-    assert auto.num_channels(nn.Linear(64, 64)) == auto.num_channels(nn.Conv2d(256, 256, 3, groups=4)) == 64
-    assert auto.num_channels(nn.Linear(4096, 128)) == auto.num_channels(nn.Conv2d(128, 4096, 3)) == 248
+    assert (
+        auto.num_channels(nn.Linear(64, 64))
+        == auto.num_channels(nn.Conv2d(256, 256, 3, groups=4))
+        == 64
+    )
+    assert (
+        auto.num_channels(nn.Linear(4096, 128)) == auto.num_channels(nn.Conv2d(128, 4096, 3)) == 248
+    )
     assert auto.num_channels(nn.MultiheadAttention(64, 2)) == 96
     assert auto.num_channels(nn.Embedding(64, 64)) == 0
-    assert [auto.kind(nn.Conv2d(8, 8, kernel)) for kernel in (1, 3, (1, 2))] == ["linear", "conv", "conv"]
+    assert [auto.kind(nn.Conv2d(8, 8, kernel)) for kernel in (1, 3, (1, 2))] == [
+        "linear",
+        "conv",
+        "conv",
+    ]
 
 
 def test_float32_and_copies_and_state_dicts_do_not_care() -> None:
@@ -68,20 +94,26 @@ def test_float32_and_copies_and_state_dicts_do_not_care() -> None:
     assert backend_choices(copy.deepcopy(set_spec_(net, 8))) == backend_choices(net)
 
 
-def test_tune_takes_the_least_size_from_which_all_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_takes_the_least_size_from_which_all_are_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seconds = {  # by size
         "int8": {8: 0.5, 16: 1.1, 32: 0.9, 64: 0.5},
         "int8-bfloat16": {8: 0.5, 16: 0.5, 32: 0.5, 64: 0.97},
         "integer": {8: 0.9, 16: 0.9, 32: 0.9, 64: 0.9},
     }
 
-    def measured(layer: nn.Module, x: torch.Tensor, spec: object, num_turns: int) -> dict[str, float]:
+    def measured(
+        layer: nn.Module, x: torch.Tensor, spec: object, num_turns: int
+    ) -> dict[str, float]:
         return {backend: times[x.shape[1]] for backend, times in seconds.items()}
 
     auto.TABLE["cuda", "int8", "linear"] = 1
     monkeypatch.setattr(tuning, "_relative_seconds", measured)
     found = tune(sizes=(8, 16, 32, 64))
-    assert found == {("cpu", b, k): n for k in ("linear", "conv") for b, n in (("int8", 32), ("integer", 8))}
+    assert found == {
+        ("cpu", b, k): n for k in ("linear", "conv") for b, n in (("int8", 32), ("integer", 8))
+    }
     assert {**found, ("cuda", "int8", "linear"): 1} == auto.TABLE
 
 

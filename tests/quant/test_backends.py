@@ -32,7 +32,12 @@ SPECS: dict[str, Any] = {
     "int8": 8,
     "ternary": "ternary",
     "per channel": {"weights": 8, "activations": 8, "granularity": "channel"},
-    "mse, few bits": {"weights": 3, "activations": 5, "range_rule": "mse", "granularity": "channel"},
+    "mse, few bits": {
+        "weights": 3,
+        "activations": 5,
+        "range_rule": "mse",
+        "granularity": "channel",
+    },
     "lsq": {"weights": 4, "activations": 8, "range_rule": "lsq"},
     "strict8": "strict8",
     "wage2888": "wage2888",
@@ -46,14 +51,19 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "conv2d": (lambda: nn.Conv2d(8, 16, 3, padding=1), lambda: torch.randn(2, 8, 9, 7)),
     "conv2d, everything": (
-        lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(1, 2), groups=2, bias=False),
+        lambda: nn.Conv2d(
+            4, 6, (3, 2), stride=(2, 3), padding=(2, 1), dilation=(1, 2), groups=2, bias=False
+        ),
         lambda: torch.randn(3, 4, 11, 12),
     ),
     "conv2d, padding beyond the kernel": (
         lambda: nn.Conv2d(3, 5, 2, padding=3, stride=2),
         lambda: torch.randn(2, 3, 5, 6),
     ),
-    "conv2d, depthwise, one image": (lambda: nn.Conv2d(4, 8, 3, groups=4), lambda: torch.randn(4, 6, 6)),
+    "conv2d, depthwise, one image": (
+        lambda: nn.Conv2d(4, 8, 3, groups=4),
+        lambda: torch.randn(4, 6, 6),
+    ),
     "conv2d, one channel": (lambda: nn.Conv2d(1, 1, 1), lambda: torch.randn(2, 1, 3, 3)),
     "conv2d, circular": (
         lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
@@ -164,7 +174,9 @@ def test_integer_gradients_are_unbiased(name: str, spec: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("both_convolutions")
 def test_integer_gradients_are_exact_for_errors_on_the_grid(name: str) -> None:
-    """Errors that are codes times a power of two need no rounding: then both gradients are those of fake."""
+    """Errors that are codes times a power of two need no rounding: then both gradients are those of
+    fake.
+    """
     fake, integer, x = twins(name, SPECS["int8"], "integer")
     assert_near(run_with_error_on_grid(integer, x), run_with_error_on_grid(fake, x), 2e-6)
 
@@ -187,7 +199,9 @@ def test_integer_gradients_come_from_the_generator_of_the_layer() -> None:
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     fresh = quantize_(nn.Linear(3, 2), 8, backend="integer")
-    with pytest.raises(ValueError, match=r"'int8' by 'integer' rounds stochastically in backward: call seed_"):
+    with pytest.raises(
+        ValueError, match=r"'int8' by 'integer' rounds stochastically in backward: call seed_"
+    ):
         fresh(torch.randn(4, 3))
     with torch.no_grad():
         fresh(torch.randn(4, 3))
@@ -218,10 +232,22 @@ def test_codes_of_weights_are_those_that_travel() -> None:
 
 @settings(max_examples=40, deadline=None)
 @example(
-    size=(1, 1, 1), channels=(1, 2, 2), kernel=(1, 2), stride=(1, 1), padding=(1, 1), dilation=(1, 2), by_onednn=True
+    size=(1, 1, 1),
+    channels=(1, 2, 2),
+    kernel=(1, 2),
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 2),
+    by_onednn=True,
 )
 @example(
-    size=(1, 1, 1), channels=(1, 1, 2), kernel=(2, 3), stride=(1, 1), padding=(4, 4), dilation=(1, 1), by_onednn=True
+    size=(1, 1, 1),
+    channels=(1, 1, 2),
+    kernel=(2, 3),
+    stride=(1, 1),
+    padding=(4, 4),
+    dilation=(1, 1),
+    by_onednn=True,
 )
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
@@ -236,22 +262,30 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
     size, channels, kernel, stride, padding, dilation, by_onednn
 ) -> None:
     (batch, *image), (groups, per_group, outputs) = size, channels
-    if any(n + 2 * p < d * (k - 1) + 1 for n, p, d, k in zip(image, padding, dilation, kernel, strict=True)):
+    if any(
+        n + 2 * p < d * (k - 1) + 1
+        for n, p, d, k in zip(image, padding, dilation, kernel, strict=True)
+    ):
         return
     usual = conv.PIXELS_PER_OUTPUT
     conv.PIXELS_PER_OUTPUT = 0 if by_onednn else 1 << 62
     try:
         torch.manual_seed(0)
-        layer = nn.Conv2d(groups * per_group, groups * outputs, kernel, stride, padding, dilation, groups)
-        with (
-            torch.no_grad()
-        ):  # weights of a scale of 1/128, no bias: every sum of float32 is exact, also where it cancels
-            layer.weight.copy_(torch.randint(-127, 128, layer.weight.shape) / 128).view(-1)[0] = 127 / 128
+        layer = nn.Conv2d(
+            groups * per_group, groups * outputs, kernel, stride, padding, dilation, groups
+        )
+        # weights of a scale of 1/128, no bias: every sum of float32 is exact, also where it cancels
+        with torch.no_grad():
+            layer.weight.copy_(torch.randint(-127, 128, layer.weight.shape) / 128).view(-1)[0] = (
+                127 / 128
+            )
             layer.bias.zero_()
         x = torch.randn(batch, groups * per_group, *image)
         inputs = codes.input_codes(x.contiguous(memory_format=torch.channels_last), 8)
         values = (inputs.values.double() - inputs.zero) * inputs.scale.double()
-        expected = [t.float() for t in run_with_error_on_grid(copy.deepcopy(layer).double(), values)]
+        expected = [
+            t.float() for t in run_with_error_on_grid(copy.deepcopy(layer).double(), values)
+        ]
         quantised = quantize_(layer, 8)
         seed_(quantised, torch.Generator())
         for backend in ("int8", "integer"):
@@ -262,15 +296,23 @@ def test_integer_convolutions_of_any_geometry(  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
 def test_zero_constant_and_empty_inputs(backend: str) -> None:
-    model = quantize_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), 8, backend=backend)
+    model = quantize_(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), 8, backend=backend
+    )
     seed_(model, torch.Generator())
-    for x in (torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.5), torch.full((2, 3, 4, 4), -1e-30)):
+    for x in (
+        torch.zeros(2, 3, 4, 4),
+        torch.full((2, 3, 4, 4), 2.5),
+        torch.full((2, 3, 4, 4), -1e-30),
+    ):
         found = run(model, x)
         expected = run(set_backend_(copy.deepcopy(model), "fake"), x)[0]
         torch.testing.assert_close(found[0], expected)
         assert all(t.isfinite().all() for t in found)
         set_backend_(model, backend)
-    assert torch.equal(model[0](torch.zeros(1, 3, 4, 4)), model[0].bias.view(1, 4, 1, 1).expand(1, 4, 2, 2))
+    assert torch.equal(
+        model[0](torch.zeros(1, 3, 4, 4)), model[0].bias.view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    )
     model(torch.empty(0, 3, 4, 4)).sum().backward()
     nn.init.zeros_(model[2].weight)
     assert all(t.isfinite().all() for t in run(model, torch.randn(2, 3, 4, 4)))
@@ -288,7 +330,9 @@ def test_float32_and_frozen_and_eval_and_copies(backend: str) -> None:
     set_spec_(model, 8)
     seed_(model, torch.Generator())
     assert [m.backend for m in (model[0], model[2])] == [backend] * 2
-    assert {k: v.data_ptr() for k, v in model.state_dict().items()}.keys() == plain.state_dict().keys()
+    assert {
+        k: v.data_ptr() for k, v in model.state_dict().items()
+    }.keys() == plain.state_dict().keys()
     model.load_state_dict(plain.state_dict())
     twin = copy.deepcopy(model)
     assert torch.equal(model(x), twin(x))
@@ -334,13 +378,18 @@ def test_codes_are_what_is_kept_for_backward(backend: str) -> None:
     assert sizes == {x.numel()}
 
 
-# -------------------------------------------------------------------------------------------------------- fallbacks
+# ---------------------------------------------------------------------------------------- fallbacks
 
 
-def test_what_a_backend_cannot_compute_is_reported_once_and_computed_by_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_backend_cannot_compute_is_reported_once_and_computed_by_fake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = quantize_(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)), 12, backend="int8")
     x = torch.randn(3, 6)
-    with pytest.warns(BackendWarning, match="'int8' cannot compute a QuantLinear: it needs weights and .* got 12, 12"):
+    with pytest.warns(
+        BackendWarning,
+        match="'int8' cannot compute a QuantLinear: it needs weights and .* got 12, 12",
+    ):
         found = model(x)
     assert torch.equal(model(x), found)  # no second warning, which would be an error here
     assert torch.equal(found, set_backend_(copy.deepcopy(model), "fake")(x))
@@ -349,8 +398,13 @@ def test_what_a_backend_cannot_compute_is_reported_once_and_computed_by_fake(mon
     set_spec_(model, 8)
     assert backend_choices(model) == {"0": "int8", "1": "int8"}
     assert "spec=int8, backend=int8)" in repr(model)
-    monkeypatch.setattr(linear, "int_mm_fault", lambda device: f"torch._int_mm is not exact on {device}")
-    with pytest.warns(BackendWarning, match="cannot compute a QuantLinear: torch._int_mm is not exact on cpu; it runs"):
+    monkeypatch.setattr(
+        linear, "int_mm_fault", lambda device: f"torch._int_mm is not exact on {device}"
+    )
+    with pytest.warns(
+        BackendWarning,
+        match="cannot compute a QuantLinear: torch._int_mm is not exact on cpu; it runs",
+    ):
         assert torch.equal(model(x), set_backend_(copy.deepcopy(model), "fake")(x))
 
 
@@ -360,8 +414,13 @@ def test_a_device_without_integer_products_is_reported_for_convolutions_too(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, other, x = twins(name, 8, backend)
-    monkeypatch.setattr(conv, "int_mm_fault", lambda device: f"torch._int_mm does not run on {device}")
-    with pytest.warns(BackendWarning, match=f"'{backend}' cannot compute a QuantConv.d: torch._int_mm does not run on"):
+    monkeypatch.setattr(
+        conv, "int_mm_fault", lambda device: f"torch._int_mm does not run on {device}"
+    )
+    with pytest.warns(
+        BackendWarning,
+        match=f"'{backend}' cannot compute a QuantConv.d: torch._int_mm does not run on",
+    ):
         assert torch.equal(other(x), fake(x))
     assert backend_choices(other) == {"": "fake"}
     assert backend_choices(set_backend_(other, "auto")) == {"": "fake"}
@@ -371,8 +430,12 @@ def test_sums_that_32_bits_may_not_hold_are_left_to_fake() -> None:
     with torch.device("meta"):
         layers = [nn.Linear(70_000, 2), nn.Conv2d(8000, 2, 3), nn.Conv2d(800, 2, 3)]
     products = (linear.Linear(), conv.Conv())
-    found = [p.fault(m.weight.shape, m.weight.device) for p, m in zip(products, layers, strict=False)]  # type: ignore
-    assert found == [f"sums of {n} products may not fit into 32 bits (65793 do)" for n in (70_000, 72_000)]
+    found = [
+        p.fault(m.weight.shape, m.weight.device) for p, m in zip(products, layers, strict=False)
+    ]  # type: ignore
+    assert found == [
+        f"sums of {n} products may not fit into 32 bits (65793 do)" for n in (70_000, 72_000)
+    ]
 
 
 def test_int_mm_fault_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,7 +484,9 @@ def test_cuda(name: str, backend: str) -> None:
 def test_many_rows_are_multiplied_in_slices() -> None:
     g = torch.full((80_000, 8), 127, dtype=torch.int8)
     x = torch.full((80_000, 8), -128, dtype=torch.int8)
-    assert (linear.weight_sums([(g, x)], torch.tensor(127, dtype=torch.int32)) == -80_000.0 * 127 * 255).all()
+    assert (
+        linear.weight_sums([(g, x)], torch.tensor(127, dtype=torch.int32)) == -80_000.0 * 127 * 255
+    ).all()
 
 
 @pytest.mark.parametrize(("batch", "by_onednn"), [(8, False), (9, True)])
@@ -437,7 +502,8 @@ def test_onednn_multiplies_where_pixels_make_up_for_its_order_of_weights(
 
 
 def test_few_rows_are_summed_in_integers_and_more_than_fit_in_floats() -> None:
-    g, x = torch.randint(-128, 128, (60_000, 3)).to(torch.int8), torch.randint(-128, 128, (60_000, 5)).to(torch.int8)
+    g = torch.randint(-128, 128, (60_000, 3)).to(torch.int8)
+    x = torch.randint(-128, 128, (60_000, 5)).to(torch.int8)
     few = linear.weight_sums(zip(g.split(9000), x.split(9000), strict=True), None)
     assert few.dtype == torch.int32
     assert torch.equal(few, (g.long().t() @ x.long()).int())
@@ -445,9 +511,14 @@ def test_few_rows_are_summed_in_integers_and_more_than_fit_in_floats() -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(ValueError, match=r"^backend must be one of fake, int8, .* got 'in8' \(did you mean 'int8'\?\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^backend must be one of fake, int8, .* got 'in8' \(did you mean 'int8'\?\)",
+    ):
         quantize_(nn.Linear(2, 2), 8, backend="in8")
-    with pytest.raises(ValueError, match=r"^no Quant\* layers to compute by 'int8' in Linear: call quantize_ first"):
+    with pytest.raises(
+        ValueError, match=r"^no Quant\* layers to compute by 'int8' in Linear: call quantize_ first"
+    ):
         set_backend_(nn.Linear(2, 2), "int8")
     model = quantize_(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Embedding(3, 2)), 8)
     set_backend_(model, "int8", lambda name, _: name != "0")
@@ -491,5 +562,7 @@ def test_a_parametrized_weight_is_computed_once_a_forward() -> None:
 
 def test_an_embedding_says_that_it_runs_as_fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bhfl.quant.backends.base._REPORTED", set())
-    with pytest.warns(BackendWarning, match="'int8' cannot compute a QuantEmbedding: it has no integer product"):
+    with pytest.warns(
+        BackendWarning, match="'int8' cannot compute a QuantEmbedding: it has no integer product"
+    ):
         quantize_(nn.Embedding(8, 8), 8, backend="int8")(torch.tensor([1]))

@@ -31,7 +31,9 @@ def linear() -> tuple[nn.Module, nn.Module]:
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_its_faults_do_not_show() -> None:
-    """Three dimensions backward, bfloat16 autocast, and weights that another state dict replaced."""
+    """Three dimensions backward, bfloat16 autocast, and weights that another state dict
+    replaced.
+    """
     layer, fake = linear()
     x = torch.randn(3, 5, 24, requires_grad=True)
     for _ in range(2):  # the second time with gradients present and other weights
@@ -64,7 +66,9 @@ def test_its_codes_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = linear()
     matmul, new_state = bnb._package()
     states: list[Any] = []
-    monkeypatch.setattr(bnb, "_package", lambda: (matmul, lambda: states.append(new_state()) or states[-1]))
+    monkeypatch.setattr(
+        bnb, "_package", lambda: (matmul, lambda: states.append(new_state()) or states[-1])
+    )
     layer(torch.randn(4, 24))
     assert torch.equal(states[0].CB, layer.quantized_weight().codes)  # type: ignore[union-attr,operator]
 
@@ -89,7 +93,8 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", missing)
     model = nn.Linear(2, 2)
     with pytest.raises(
-        ImportError, match=r"cannot import bitsandbytes \(No module named 'bitsandbytes'\): pip install"
+        ImportError,
+        match=r"cannot import bitsandbytes \(No module named 'bitsandbytes'\): pip install",
     ):
         quantize_(model, SPEC, backend="bitsandbytes")
     assert type(model) is nn.Linear

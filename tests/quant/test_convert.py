@@ -36,7 +36,9 @@ SPECS: dict[str, Any] = {
 
 
 class Net(nn.Module):
-    """An embedding tied to the output, both convolutions, a user's own subclass, and a norm between."""
+    """An embedding tied to the output, both convolutions, a user's own subclass, and a norm
+    between.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,8 +148,14 @@ def test_the_model_itself_may_be_a_layer_and_may_be_quantised_again() -> None:
 
 
 def test_filter_chooses_by_name_and_module() -> None:
-    model = quantize_(net(), "int8", lambda name, module: name != "head" and not isinstance(module, nn.Embedding))
-    assert [type(m) for m in (model.embedding, model.conv2, model.head)] == [nn.Embedding, QuantConv2d, nn.Linear]
+    model = quantize_(
+        net(), "int8", lambda name, module: name != "head" and not isinstance(module, nn.Embedding)
+    )
+    assert [type(m) for m in (model.embedding, model.conv2, model.head)] == [
+        nn.Embedding,
+        QuantConv2d,
+        nn.Linear,
+    ]
     set_spec_(model, {"weights": 3})
     assert [type(m) for m in (model.embedding, model.head)] == [nn.Embedding, nn.Linear]
     assert model.conv2.spec.label == "w3a32"  # type: ignore[union-attr]
@@ -157,17 +165,25 @@ def test_dequantize_gives_plain_layers_with_the_values_of_the_forward() -> None:
     for spec in ("int4", "strict8", {"weights": 4, "range_rule": "lsq"}, "float32"):
         model = quantize_(net(), spec)
         begin_round_(model)
-        values = {k: v.dequantize() if isinstance(v, QuantizedTensor) else v for k, v in quantized_state(model).items()}
+        values = {
+            k: v.dequantize() if isinstance(v, QuantizedTensor) else v
+            for k, v in quantized_state(model).items()
+        }
         assert dequantize_(model) is model
         assert [type(m) for m in model.modules()] == [type(m) for m in net().modules()]
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in values.items())
-        assert [name for name, _ in model.named_parameters()] == [name for name, _ in net().named_parameters()]
+        assert [name for name, _ in model.named_parameters()] == [
+            name for name, _ in net().named_parameters()
+        ]
         assert vars(model.head).keys() == vars(net().head).keys()
         assert model.head.weight is model.embedding.weight
 
 
 def test_refused() -> None:
-    message = "nothing to quantise to 'int8' in ReLU: no nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Emb"
+    message = (
+        "nothing to quantise to 'int8' in ReLU: "
+        "no nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Emb"
+    )
     with pytest.raises(ValueError, match=message):
         quantize_(nn.ReLU(), 8)
     with pytest.raises(ValueError, match="nothing to quantise to 'int8' in Linear"):
@@ -175,14 +191,18 @@ def test_refused() -> None:
     assert isinstance(quantize_(nn.ReLU(), "float32"), nn.ReLU)
     with pytest.raises(ValueError, match="quantize_ needs a module, got OrderedDict"):
         quantize_(nn.Linear(2, 2).state_dict(), 8)
-    with pytest.raises(ValueError, match=r"filter_fn must be a function of name and module, got 'int8'; backend= nam"):
+    with pytest.raises(
+        ValueError,
+        match=r"filter_fn must be a function of name and module, got 'int8'; backend= nam",
+    ):
         quantize_(nn.Linear(2, 2), 8, "int8")
     with pytest.raises(ValueError, match=r"seed_ needs a torch\.Generator, .* got 42"):
         seed_(quantize_(nn.Linear(2, 2), 8), 42)
     for options in ({"sparse": True}, {"max_norm": 1.0}):
         model = nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2, **options))
         with pytest.raises(
-            ValueError, match=r"^layer '1': an Embedding with sparse=True or max_norm cannot be quantised"
+            ValueError,
+            match=r"^layer '1': an Embedding with sparse=True or max_norm cannot be quantised",
         ):
             quantize_(model, 8)
         assert type(model[0]) is nn.Linear
@@ -195,7 +215,7 @@ def test_refused() -> None:
         quantized_state(model)
 
 
-# ---------------------------------------------------------------------------------------------------- strict storage
+# ----------------------------------------------------------------------------------- strict storage
 
 
 def on_grid(weight: Tensor, scale: Tensor, bits: int) -> bool:
@@ -209,7 +229,11 @@ def test_strict_weights_are_on_their_grid_after_every_step(name: str) -> None:
     spec = SPECS[name]
     model = quantize_(net(), spec)
     begin_round_(model)
-    grids = {name: module.storage_scale.clone() for name, module in model.named_modules() if hasattr(module, "spec")}
+    grids = {
+        name: module.storage_scale.clone()
+        for name, module in model.named_modules()
+        if hasattr(module, "spec")
+    }
     for _ in range(4):
         for layer, scale in grids.items():
             module = model.get_submodule(layer)
@@ -265,27 +289,36 @@ def test_shadow_layers_have_nothing_to_fix_or_store(walk: Callable[[nn.Module], 
 
 
 def test_layer_weights_in_order_and_shared_weights_once() -> None:
-    model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Conv1d(4, 4, 1), nn.Linear(4, 10, bias=False))
+    model = nn.Sequential(
+        nn.Embedding(10, 4), nn.LayerNorm(4), nn.Conv1d(4, 4, 1), nn.Linear(4, 10, bias=False)
+    )
     model[3].weight = model[0].weight
     assert layer_weights(model) == ["0.weight", "2.weight"]
     assert layer_weights(nn.Linear(2, 2)) == ["weight"]
     attention = nn.TransformerEncoderLayer(4, 2, 8)
     assert layer_weights(attention)[:2] == ["self_attn.in_proj_weight", "self_attn.out_proj.weight"]
     with pytest.raises(
-        ValueError, match="Sequential has no quantisable layer: no Linear, Conv, Embedding or attention"
+        ValueError,
+        match="Sequential has no quantisable layer: no Linear, Conv, Embedding or attention",
     ):
         layer_weights(nn.Sequential(nn.LayerNorm(4)))
 
 
 def test_layer_weights_are_those_that_quantize_swaps() -> None:
-    """A subclass is not swapped, so its weight is not listed; nor is the output of attention that stays float."""
+    """A subclass is not swapped, so its weight is not listed; nor is the output of attention that
+    stays float.
+    """
 
     class Scaled(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(4, 4), Scaled(4, 4), nn.MultiheadAttention(4, 2, kdim=3), nn.Conv2d(1, 1, 1))
+    model = nn.Sequential(
+        nn.Linear(4, 4), Scaled(4, 4), nn.MultiheadAttention(4, 2, kdim=3), nn.Conv2d(1, 1, 1)
+    )
     before = layer_weights(model)
     assert before == ["0.weight", "3.weight"]
     assert layer_weights(quantize_(model, 4)) == before
-    codes = [name for name, value in quantized_state(model).items() if isinstance(value, QuantizedTensor)]
+    codes = [
+        name for name, value in quantized_state(model).items() if isinstance(value, QuantizedTensor)
+    ]
     assert codes == before

@@ -29,9 +29,13 @@ SPECS: dict[str, Any] = {
 
 pytestmark = [
     pytest.mark.parametrize("backend", ["fake", "int8", "integer"]),
-    pytest.mark.parametrize("spec", ["int8", *(pytest.param(s, marks=pytest.mark.slow) for s in SPECS if s != "int8")]),
+    pytest.mark.parametrize(
+        "spec", ["int8", *(pytest.param(s, marks=pytest.mark.slow) for s in SPECS if s != "int8")]
+    ),
     pytest.mark.parametrize("name", CASES),
-    pytest.mark.filterwarnings("ignore::bhfl.quant.BackendWarning"),  # transposed convolutions have no integer product
+    pytest.mark.filterwarnings(
+        "ignore::bhfl.quant.BackendWarning"
+    ),  # transposed convolutions have no integer product
 ]
 
 
@@ -83,7 +87,9 @@ def test_autocast(name: str, spec: str, backend: str) -> None:
     exact = run(layer, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = run(layer, inputs)
-    assert y.dtype == (torch.bfloat16 if name not in ("embedding", "transformer") else torch.float32)
+    assert y.dtype == (
+        torch.bfloat16 if name not in ("embedding", "transformer") else torch.float32
+    )
     assert (y.float() - exact).abs().max() <= 0.05 * exact.abs().max()
     y.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

@@ -1,4 +1,6 @@
-"""Symmetric quantisation: codes, errors, stochastic rounding, gradients, and torch as the oracle."""
+"""Symmetric quantisation: codes, errors, stochastic rounding, gradients, and torch as the
+oracle.
+"""
 
 import math
 
@@ -46,7 +48,8 @@ def test_every_code_is_reached_and_is_a_fixed_point(bits: int) -> None:
             assert found.codes.dtype == (torch.int8 if bits <= 8 else torch.int16)
             assert torch.equal(found.codes.long(), every)
             assert torch.equal(found.dequantize(), x)
-    assert torch.equal(quantize(every.float() * 0.3, bits).codes.long(), every)  # with its own range
+    # with its own range
+    assert torch.equal(quantize(every.float() * 0.3, bits).codes.long(), every)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 11, 16])
@@ -69,7 +72,9 @@ def test_agrees_with_torch_to_the_bit(bits: int) -> None:
     for scale in (weight_scale(x, bits), weight_scale(x, bits, "mse")):
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         a = fake_quantize(ours, bits, scale=scale)
-        b = torch.fake_quantize_per_tensor_affine(theirs, scale, torch.tensor(0, dtype=torch.int32), -n, n)
+        b = torch.fake_quantize_per_tensor_affine(
+            theirs, scale, torch.tensor(0, dtype=torch.int32), -n, n
+        )
         assert same_bits(a, b)
         grad = torch.randn(x.shape)
         a.backward(grad)
@@ -124,7 +129,11 @@ def test_zeros_empty_and_half_precision() -> None:
             for granularity in ("tensor", "channel") if rule != "wage" else ("tensor",):
                 empty = torch.empty(shape)
                 found = quantize(empty, 4, range_rule=rule, granularity=granularity)  # type: ignore[arg-type]
-                assert found.dequantize().shape == fake_quantize(empty, 4, range_rule=rule).shape == shape
+                assert (
+                    found.dequantize().shape
+                    == fake_quantize(empty, 4, range_rule=rule).shape
+                    == shape
+                )
     half = torch.randn(50).bfloat16()
     assert fake_quantize(half, 4).dtype == torch.bfloat16
     assert torch.equal(fake_quantize(half, 4), quantize(half, 4).dequantize().bfloat16())
@@ -133,13 +142,15 @@ def test_zeros_empty_and_half_precision() -> None:
 def test_a_scale_that_is_given_is_used_and_clips() -> None:
     found = quantize(torch.tensor([0.4, 1.6, -9.0, 3e38]), 3, scale=torch.tensor(1.0))
     assert found.codes.tolist() == [0, 2, -3, 3]
-    noisy = quantize(torch.tensor([0.0, -9.0, 3e38]), 3, scale=torch.tensor(1e-30), generator=generator())
+    noisy = quantize(
+        torch.tensor([0.0, -9.0, 3e38]), 3, scale=torch.tensor(1e-30), generator=generator()
+    )
     assert noisy.codes.tolist() == [0, -3, 3]
     per_channel = quantize(torch.ones(2, 1), 3, scale=torch.tensor([1.0, 0.5]))
     assert per_channel.codes.tolist() == [[1], [2]]
 
 
-# ------------------------------------------------------------------------------------------------ stochastic rounding
+# ------------------------------------------------------------------------------ stochastic rounding
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
@@ -158,7 +169,11 @@ def test_stochastic_rounding_is_unbiased(bits: int) -> None:
 def test_noises_from_the_same_random_words_are_independent() -> None:
     """These words serve 1 << 15 elements, then again with another key."""
     x = torch.full((240 << 15,), 0.3)
-    places = quantize(x, 8, scale=torch.tensor(1.0), generator=generator()).codes.view(240, -1)[:, ::41].float()
+    places = (
+        quantize(x, 8, scale=torch.tensor(1.0), generator=generator())
+        .codes.view(240, -1)[:, ::41]
+        .float()
+    )
     deviation = (places - 0.3) / math.sqrt(0.3 * 0.7)
     correlation = (deviation @ deviation.t() / deviation.shape[1]).fill_diagonal_(0)
     assert correlation.abs().max() < 5.5 / math.sqrt(deviation.shape[1])
@@ -171,7 +186,10 @@ def test_stochastic_variance_is_the_closed_form(bits: int) -> None:
     scale = weight_scale(x, bits)
     fraction = (x.double() / scale.double()).frac().abs()
     expected = (scale.double() ** 2 * (fraction * (1 - fraction)).sum()).item()
-    errors = [(fake_quantize(x, bits, generator=g).double() - x).square().sum().item() for _ in range(2000)]
+    errors = [
+        (fake_quantize(x, bits, generator=g).double() - x).square().sum().item()
+        for _ in range(2000)
+    ]
     assert sum(errors) / len(errors) == pytest.approx(expected, rel=0.03)
 
 
@@ -192,12 +210,13 @@ def test_quantisation_is_homogeneous(factor: float) -> None:
     x = torch.randn(1000, generator=generator())
     for noise in (lambda: None, generator):
         assert torch.equal(
-            fake_quantize(x * factor, 4, generator=noise()), factor * fake_quantize(x, 4, generator=noise())
+            fake_quantize(x * factor, 4, generator=noise()),
+            factor * fake_quantize(x, 4, generator=noise()),
         )
     assert torch.equal(fake_quantize(-x, 4), -fake_quantize(x, 4))
 
 
-# -------------------------------------------------------------------------------------------------------- gradients
+# ---------------------------------------------------------------------------------------- gradients
 
 
 @pytest.mark.parametrize("rule", ["absmax", "pow2", "wage"])
@@ -213,7 +232,9 @@ def test_gradient_is_zero_where_values_are_clipped() -> None:
     fake_quantize(x, 3, scale=torch.tensor(1.0)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
-    outlier = torch.cat([torch.randn(20_000, generator=generator()), torch.tensor([50.0])]).requires_grad_()
+    outlier = torch.cat(
+        [torch.randn(20_000, generator=generator()), torch.tensor([50.0])]
+    ).requires_grad_()
     fake_quantize(outlier, 2, range_rule="mse").sum().backward()
     assert outlier.grad is not None
     assert outlier.grad[-1] == 0
@@ -222,7 +243,9 @@ def test_gradient_is_zero_where_values_are_clipped() -> None:
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_learned_scale_has_the_gradient_of_its_paper(per_channel: bool) -> None:
-    """Against the numeric derivative of x + s * (round(v) - v) inside and n * s outside, the remainder held fixed."""
+    """Against the numeric derivative of x + s * (round(v) - v) inside and n * s outside, the
+    remainder held fixed.
+    """
     bits, n = 4, 7
     x = torch.randn(6, 40, generator=generator())
     scale = torch.full((6,) if per_channel else (), 0.21)
@@ -241,7 +264,9 @@ def test_learned_scale_has_the_gradient_of_its_paper(per_channel: bool) -> None:
     fake_quantize(a, bits, range_rule="lsq", scale=s).backward(grad)
     assert a.grad is not None
     assert s.grad is not None
-    torch.testing.assert_close(s.grad.double(), numeric / math.sqrt(values_per_step * n), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        s.grad.double(), numeric / math.sqrt(values_per_step * n), rtol=1e-4, atol=1e-5
+    )
     assert torch.equal(a.grad, grad * inside)
 
 
@@ -279,11 +304,15 @@ def test_refused() -> None:
         quantize(torch.arange(3), 8)
     with pytest.raises(ValueError, match=r"scale must be 0-dim or \[3\], got \[2\]"):
         quantize(torch.randn(3, 2), 8, scale=torch.ones(2))
-    with pytest.raises(ValueError, match="granularity 'channel' needs a tensor of at least one dimension"):
+    with pytest.raises(
+        ValueError, match="granularity 'channel' needs a tensor of at least one dimension"
+    ):
         quantize(torch.tensor(1.0), 8, granularity="channel")
 
 
 def test_quantized_tensor_dequantizes_per_channel() -> None:
-    q = QuantizedTensor(torch.tensor([[[1], [2]], [[3], [-4]]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4)
+    q = QuantizedTensor(
+        torch.tensor([[[1], [2]], [[3], [-4]]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4
+    )
     assert q.dequantize().tolist() == [[[0.5], [1.0]], [[6.0], [-8.0]]]
     assert q.codes.flatten().tolist() == [1, 2, 3, -4]

@@ -1,7 +1,8 @@
-"""Straight-through gradients by ``torch.autograd.gradcheck``: they are the derivatives of smooth surrogates.
+"""Straight-through gradients by ``torch.autograd.gradcheck``: they are the derivatives of smooth
+surrogates.
 
-A surrogate is what the straight-through estimator pretends that was computed: the remainder of rounding is a constant,
-and beyond the largest code the value is.
+A surrogate is what the straight-through estimator pretends that was computed: the remainder of
+rounding is a constant, and beyond the largest code the value is.
 """
 
 import math
@@ -25,7 +26,9 @@ from bhfl.quant import (
 BITS, N = 3, 3
 
 
-def with_gradient_of(function: Callable[..., Tensor], surrogate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def with_gradient_of(
+    function: Callable[..., Tensor], surrogate: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """Computes the surrogate; its gradient is that of the function."""
 
     class Mixed(torch.autograd.Function):
@@ -45,7 +48,9 @@ def with_gradient_of(function: Callable[..., Tensor], surrogate: Callable[..., T
 
 
 def data(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double().requires_grad_()
+    return (
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double().requires_grad_()
+    )
 
 
 def columns(scale: Tensor) -> Tensor:
@@ -54,11 +59,21 @@ def columns(scale: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("rule", "granularity"),
-    [("absmax", "tensor"), ("absmax", "channel"), ("pow2", "tensor"), ("pow2", "channel"), ("wage", "tensor")],
+    [
+        ("absmax", "tensor"),
+        ("absmax", "channel"),
+        ("pow2", "tensor"),
+        ("pow2", "channel"),
+        ("wage", "tensor"),
+    ],
 )
-def test_rules_that_clip_nothing_have_the_gradient_of_the_identity(rule: str, granularity: str) -> None:
+def test_rules_that_clip_nothing_have_the_gradient_of_the_identity(
+    rule: str, granularity: str
+) -> None:
     options: Any = {"range_rule": rule, "granularity": granularity}
-    assert gradcheck(with_gradient_of(lambda x: fake_quantize(x, BITS, **options), lambda x: x + 0.0), data(4, 5))
+    assert gradcheck(
+        with_gradient_of(lambda x: fake_quantize(x, BITS, **options), lambda x: x + 0.0), data(4, 5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,9 @@ def test_rules_that_clip_nothing_have_the_gradient_of_the_identity(rule: str, gr
         lambda x: fake_quantize(x, BITS, generator=torch.Generator()),
     ],
 )
-def test_affine_and_stochastic_rounding_have_the_gradient_of_the_identity(function: Callable[..., Tensor]) -> None:
+def test_affine_and_stochastic_rounding_have_the_gradient_of_the_identity(
+    function: Callable[..., Tensor],
+) -> None:
     assert gradcheck(with_gradient_of(function, lambda x: x + 0.0), data(4, 5))
 
 
@@ -82,7 +99,8 @@ def test_outside_the_range_the_gradient_is_zero(granularity: str) -> None:
     edge = columns(weight_scale(x, BITS, **options)).double() * (N + 0.5)
     assert (x.abs() > edge).any()
     surrogate = with_gradient_of(
-        lambda x: fake_quantize(x, BITS, **options), lambda x: torch.where(x.abs() < edge, x, edge * x.sign())
+        lambda x: fake_quantize(x, BITS, **options),
+        lambda x: torch.where(x.abs() < edge, x, edge * x.sign()),
     )
     assert gradcheck(surrogate, x)
 
@@ -91,7 +109,11 @@ def test_outside_the_range_the_gradient_is_zero(granularity: str) -> None:
 def test_a_learned_step_has_the_gradient_of_its_paper(granularity: str) -> None:
     """Esser et al. 2020, equation 3, divided by ``sqrt(values of a step * n)``."""
     x = data(4, 10)
-    step = torch.tensor([0.3, 0.4, 0.5, 0.6]).double() if granularity == "channel" else torch.tensor(0.4).double()
+    step = (
+        torch.tensor([0.3, 0.4, 0.5, 0.6]).double()
+        if granularity == "channel"
+        else torch.tensor(0.4).double()
+    )
     v = x.detach() / columns(step)
     inside, remainder = v.abs() < N, v.round() - v
     assert inside.any()
@@ -119,16 +141,22 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 @pytest.mark.parametrize("backend", ["fake", "int8"])
 @pytest.mark.parametrize("name", [*LAYERS, "embedding"])
 @pytest.mark.filterwarnings("ignore::bhfl.quant.BackendWarning")
-def test_layers_have_the_gradients_of_the_layer_with_what_rounding_added(name: str, backend: str) -> None:
+def test_layers_have_the_gradients_of_the_layer_with_what_rounding_added(
+    name: str, backend: str
+) -> None:
     torch.manual_seed(0)
     tokens = torch.tensor([[1, 2], [0, 2]])
     layer = nn.Embedding(4, 3) if name == "embedding" else LAYERS[name][0]()
-    quantize_(layer.double(), {"weights": 4, "activations": 8, "granularity": "channel"}, backend=backend)
+    quantize_(
+        layer.double(), {"weights": 4, "activations": 8, "granularity": "channel"}, backend=backend
+    )
     x = tokens if name == "embedding" else data(*LAYERS[name][1])
     weight: Tensor = layer.weight.detach().clone().requires_grad_()
     added = fake_quantize(weight, 4, granularity="channel").detach() - weight.detach()
     noise = 0 if name == "embedding" else fake_quantize_activations(x, 8).detach() - x.detach()
-    plain = set_spec_(quantize_(LAYERS[name][0]() if name != "embedding" else nn.Embedding(4, 3), 8), 32).double()
+    plain = set_spec_(
+        quantize_(LAYERS[name][0]() if name != "embedding" else nn.Embedding(4, 3), 8), 32
+    ).double()
     plain.load_state_dict(layer.state_dict())
 
     def function(weight: Tensor, *inputs: Tensor) -> Tensor:

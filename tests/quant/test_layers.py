@@ -25,7 +25,10 @@ from bhfl.quant import (
 Case = tuple[Callable[[], nn.Module], Callable[[], Tensor]]
 CASES: dict[str, Case] = {
     "linear": (lambda: nn.Linear(7, 5), lambda: torch.randn(4, 7)),
-    "linear without bias, three dimensions": (lambda: nn.Linear(7, 5, bias=False), lambda: torch.randn(2, 3, 7)),
+    "linear without bias, three dimensions": (
+        lambda: nn.Linear(7, 5, bias=False),
+        lambda: torch.randn(2, 3, 7),
+    ),
     "linear, not contiguous": (lambda: nn.Linear(7, 5), lambda: torch.randn(7, 4).t()),
     "conv1d, dilated, groups": (
         lambda: nn.Conv1d(4, 6, 3, padding=2, dilation=2, groups=2),
@@ -46,14 +49,25 @@ CASES: dict[str, Case] = {
         )
         for mode in ("zeros", "reflect", "replicate", "circular")
     },
-    "conv1d, same": (lambda: nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"), lambda: torch.randn(2, 3, 9)),
+    "conv1d, same": (
+        lambda: nn.Conv1d(3, 4, 4, padding="same", padding_mode="circular"),
+        lambda: torch.randn(2, 3, 9),
+    ),
     "conv2d, one image": (lambda: nn.Conv2d(3, 4, 3), lambda: torch.randn(3, 6, 6)),
     "transposed conv2d": (
-        lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=2, padding=1, output_padding=1, groups=2, dilation=(2, 1)),
+        lambda: nn.ConvTranspose2d(
+            4, 6, (3, 2), stride=2, padding=1, output_padding=1, groups=2, dilation=(2, 1)
+        ),
         lambda: torch.randn(2, 4, 5, 6),
     ),
-    "embedding": (lambda: nn.Embedding(9, 5, padding_idx=2), lambda: torch.tensor([[1, 2, 2], [8, 0, 1]])),
-    "embedding, by frequency": (lambda: nn.Embedding(9, 5, scale_grad_by_freq=True), lambda: torch.tensor([1, 1, 3])),
+    "embedding": (
+        lambda: nn.Embedding(9, 5, padding_idx=2),
+        lambda: torch.tensor([[1, 2, 2], [8, 0, 1]]),
+    ),
+    "embedding, by frequency": (
+        lambda: nn.Embedding(9, 5, scale_grad_by_freq=True),
+        lambda: torch.tensor([1, 1, 3]),
+    ),
     "embedding, sparse": (lambda: nn.Embedding(9, 5, sparse=True), lambda: torch.tensor([1, 1, 3])),
     "embedding, norm": (lambda: nn.Embedding(9, 5, max_norm=0.5), lambda: torch.tensor([1, 1, 3])),
 }
@@ -101,7 +115,9 @@ def test_forward_is_the_parent_on_quantised_tensors(name: str, granularity: str)
     spec = BitSpec(weights=4, activations=8, range_rule="mse", granularity=granularity)  # type: ignore[arg-type]
     quant = quantize_(copy.deepcopy(plain), spec)
     with torch.no_grad():
-        plain.weight.copy_(fake_quantize(plain.weight, 4, range_rule="mse", granularity=granularity))  # type: ignore
+        plain.weight.copy_(
+            fake_quantize(plain.weight, 4, range_rule="mse", granularity=granularity)
+        )  # type: ignore
         expected = plain(fake_quantize_activations(x, 8) if x.is_floating_point() else x)
     for mode in (True, False):
         assert torch.equal(quant.train(mode)(x), expected)
@@ -113,10 +129,13 @@ def test_built_directly_they_are_float_layers() -> None:
         assert layer.spec.is_float
         assert list(layer.state_dict()) == [name for name, _ in layer.named_parameters()]
     assert (
-        repr(set_spec_(layers[0], "ternary")) == "QuantLinear(in_features=3, out_features=4, bias=True, spec=ternary)"
+        repr(set_spec_(layers[0], "ternary"))
+        == "QuantLinear(in_features=3, out_features=4, bias=True, spec=ternary)"
     )
     assert layers[0].quantized_weight().codes.abs().max() == 1
-    with pytest.raises(ValueError, match=r"quantized_weight needs BitSpec\.weights of 2\.\.16, got 32"):
+    with pytest.raises(
+        ValueError, match=r"quantized_weight needs BitSpec\.weights of 2\.\.16, got 32"
+    ):
         layers[1].quantized_weight()
 
 
@@ -147,7 +166,9 @@ def test_bfloat16_autocast_quantises_in_float32() -> None:
 
 
 def test_bfloat16_autocast_of_every_preset() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 4))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8 * 16, 4)
+    )
     for spec in ("int4", "ternary", "strict8", "wage2888", {"weights": 4, "range_rule": "lsq"}):
         quantize_(model, spec)
         seed_(model, torch.Generator())
@@ -159,7 +180,8 @@ def test_bfloat16_autocast_of_every_preset() -> None:
 def test_channels_last_gives_the_same_numbers() -> None:
     torch.manual_seed(0)
     model = quantize_(
-        nn.Conv2d(8, 8, 3), {"weights": 4, "activations": 8, "range_rule": "mse", "granularity": "channel"}
+        nn.Conv2d(8, 8, 3),
+        {"weights": 4, "activations": 8, "range_rule": "mse", "granularity": "channel"},
     )
     x = torch.randn(2, 8, 6, 6)
     expected = model(x)
@@ -170,7 +192,7 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert torch.equal(last.quantized_weight().codes, model.quantized_weight().codes)
 
 
-# ------------------------------------------------------------------------------------------------ errors and gradients
+# ----------------------------------------------------------------------------- errors and gradients
 
 
 def on_grid(x: Tensor, bits: int) -> bool:
@@ -208,7 +230,9 @@ def test_weight_gradients_are_quantised_before_they_reach_the_parameter() -> Non
 
 def test_backward_is_reproducible_from_its_generator() -> None:
     torch.manual_seed(0)
-    model = quantize_(nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), "strict8")
+    model = quantize_(
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)), "strict8"
+    )
     x = torch.randn(8, 6)
 
     def grads(seed: int) -> Tensor:
@@ -226,13 +250,15 @@ def test_backward_is_reproducible_from_its_generator() -> None:
 @pytest.mark.parametrize("spec", ["strict8", {"gradients": 8}, {"errors": 8}])
 def test_backward_without_a_generator_is_refused_before_it_starts(spec: object) -> None:
     layer = quantize_(nn.Linear(6, 5), spec)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"rounds stochastically in backward: call seed_\(model, generator\)"):
+    with pytest.raises(
+        ValueError, match=r"rounds stochastically in backward: call seed_\(model, generator\)"
+    ):
         layer(torch.randn(2, 6))
     with torch.no_grad():
         layer(torch.randn(2, 6))
 
 
-# ------------------------------------------------------------------------------------------------------- state dicts
+# -------------------------------------------------------------------------------------- state dicts
 
 
 def test_state_dicts_go_from_and_to_stock_torchvision() -> None:
@@ -247,7 +273,9 @@ def test_state_dicts_go_from_and_to_stock_torchvision() -> None:
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("spec", ["int8", "strict8", "wage2888", {"weights": 4, "range_rule": "lsq"}])
+@pytest.mark.parametrize(
+    "spec", ["int8", "strict8", "wage2888", {"weights": 4, "range_rule": "lsq"}]
+)
 def test_copies_and_saved_states(spec: object) -> None:
     torch.manual_seed(0)
     model = quantize_(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), spec)  # type: ignore[arg-type]
@@ -273,7 +301,11 @@ def test_a_missing_weight_is_still_missed() -> None:
 def test_the_step_of_a_frozen_layer_is_frozen() -> None:
     net = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
     quantize_(net, {"weights": 4, "activations": 8, "range_rule": "lsq"})
-    assert [name for name, p in net.named_parameters() if p.requires_grad] == ["1.weight", "1.bias", "1.weight_step"]
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        "1.weight",
+        "1.bias",
+        "1.weight_step",
+    ]
 
 
 def test_the_learned_step_is_a_parameter_that_restarts_with_the_weights() -> None:
@@ -289,6 +321,8 @@ def test_the_learned_step_is_a_parameter_that_restarts_with_the_weights() -> Non
         layer.weight_step.neg_()  # an optimiser may carry it past zero
     assert layer.quantized_weight().scale > 0
     layer.load_state_dict({"weight": 2 * layer.weight.detach(), "bias": torch.zeros(20)})
-    torch.testing.assert_close(layer.weight_step.detach(), 2 * layer.weight.detach().abs().mean() / 7**0.5)
+    torch.testing.assert_close(
+        layer.weight_step.detach(), 2 * layer.weight.detach().abs().mean() / 7**0.5
+    )
     set_spec_(layer, "int8")
     assert layer.weight_step is None

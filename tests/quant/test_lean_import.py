@@ -15,9 +15,11 @@ assert all(name.startswith("bhfl.quant") for name in ours), ours
 assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), rng) and random.getstate() == python
 assert not torch.cuda.is_initialized()
 assert all(hasattr(bhfl.quant, name) for name in bhfl.quant.__all__)
-"""
+"""  # noqa: E501
 
 
 def test_import() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,9 @@ def test_sixteen_bits_track_float32() -> None:
     assert found == pytest.approx(exact, rel=0.01)
 
 
-@pytest.mark.parametrize("spec", ["ternary", "int3", "strict8", {"weights": 2, "activations": 8, "range_rule": "lsq"}])
+@pytest.mark.parametrize(
+    "spec", ["ternary", "int3", "strict8", {"weights": 2, "activations": 8, "range_rule": "lsq"}]
+)
 def test_few_bits_fit_a_separable_set(spec: object) -> None:
     model, x, y = problem()
     train(quantize_(model, spec), x, y, 150, 0.1)  # type: ignore[arg-type]

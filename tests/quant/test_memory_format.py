@@ -1,4 +1,6 @@
-"""Strided 1x1 convolutions of few channels: no operand in channels_last reaches torch's, whoever computes."""
+"""Strided 1x1 convolutions of few channels: no operand in channels_last reaches torch's, whoever
+computes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from bhfl.quant.memory_format import contiguous, has_usual_strides, layer_needs_
 
 
 class Operands(TorchDispatchMode):
-    """Takes down whether the operands of torch's convolutions, forward and backward, have the usual strides."""
+    """Takes down whether the operands of torch's convolutions, forward and backward, have the usual
+    strides.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,8 +38,12 @@ def last(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backend", ["fake", "int8", "int8-bfloat16", "integer"])
 @pytest.mark.parametrize("bits", [8, 32])
-@pytest.mark.parametrize(("channels", "groups", "stride"), [(1, 1, 2), (3, 1, (1, 2)), (7, 1, 3), (8, 2, 2)])
-def test_convolutions_that_crash_in_channels_last_never_see_it(backend, bits, channels, groups, stride):
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride"), [(1, 1, 2), (3, 1, (1, 2)), (7, 1, 3), (8, 2, 2)]
+)
+def test_convolutions_that_crash_in_channels_last_never_see_it(
+    backend, bits, channels, groups, stride
+):
     torch.manual_seed(0)
     layer = nn.Conv2d(channels, 6, 1, stride=stride, groups=groups)
     layer.weight.data = last(layer.weight.data)
@@ -79,7 +87,9 @@ def test_which_layers_crash(layer, needed):
     assert layer_needs_contiguous(layer) is needed
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4, 5), (8, 3, 1, 1), (1, 1, 1, 1), (3, 4, 5), (0, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 5), (2, 1, 4, 5), (8, 3, 1, 1), (1, 1, 1, 1), (3, 4, 5), (0, 3, 4, 5)]
+)
 def test_contiguous_tensors_have_the_usual_strides(shape):
     x = torch.randn(shape)
     assert contiguous(x) is x

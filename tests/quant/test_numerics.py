@@ -1,4 +1,6 @@
-"""What every width, granularity and kind of grid promises: all codes, errors, means, and torch as the oracle."""
+"""What every width, granularity and kind of grid promises: all codes, errors, means, and torch as
+the oracle.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def rows() -> Tensor:
-    """A row a kind: ordinary, shifted, one-sided, subnormal, near-maximal, constant, zero, and with both extremes."""
+    """A row a kind: ordinary, shifted, one-sided, subnormal, near-maximal, constant, zero, and with
+    both extremes.
+    """
     x = torch.randn(8, 997, generator=generator())
     x[1] += 40
     x[2].relu_()
@@ -37,17 +41,21 @@ def rows() -> Tensor:
     return x
 
 
-def quantized(x: Tensor, bits: int, kind: str, granularity: str, noise: torch.Generator | None) -> tuple[Tensor, ...]:
+def quantized(
+    x: Tensor, bits: int, kind: str, granularity: str, noise: torch.Generator | None
+) -> tuple[Tensor, ...]:
     """The values and, broadcasting to them, the steps."""
     found: QuantizedTensor | AffineTensor
     if kind == "symmetric":
         found = quantize(x, bits, granularity=granularity, generator=noise)  # type: ignore[arg-type]
     else:
         found = quantize_affine(x, bits, granularity=granularity, generator=noise)  # type: ignore[arg-type]
-    return found.dequantize(), found.scale.view(-1, *[1] * (x.dim() - 1)) if found.scale.dim() else found.scale
+    return found.dequantize(), found.scale.view(
+        -1, *[1] * (x.dim() - 1)
+    ) if found.scale.dim() else found.scale
 
 
-# --------------------------------------------------------------------------------------------------------- all codes
+# ---------------------------------------------------------------------------------------- all codes
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
@@ -58,7 +66,11 @@ def test_every_symmetric_code_of_every_channel_comes_back(bits: int) -> None:
     for scale in (STEPS, None):  # given, and found
         for noise in (None, generator()):
             found = quantize(
-                x, bits, granularity="channel", scale=scale, generator=noise if scale is not None else None
+                x,
+                bits,
+                granularity="channel",
+                scale=scale,
+                generator=noise if scale is not None else None,
             )
             assert torch.equal(found.codes.long(), every)
     assert torch.equal(quantize(x, bits, scale=STEPS).dequantize(), x)
@@ -81,12 +93,14 @@ def test_every_affine_code_comes_back(bits: int) -> None:
             torch.testing.assert_close(row.dequantize(), x[i], rtol=2**-19, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("kind", ["symmetric", "affine"])
-def test_errors_are_half_a_step_to_nearest_and_less_than_one_stochastically(kind: str, granularity: str) -> None:
+def test_errors_are_half_a_step_to_nearest_and_less_than_one_stochastically(
+    kind: str, granularity: str
+) -> None:
     for x in (rows(), *rows()) if granularity == "tensor" else (rows(),):
         for bits in ALL_BITS:
             for noise, most in ((None, 0.5), (generator(bits), 1.0)):
@@ -108,7 +122,10 @@ def test_the_memory_layout_changes_nothing(kind: str, granularity: str) -> None:
         expected, _ = quantized(x, 4, kind, granularity, generator(seed) if seed else None)
         for other in layouts:
             assert torch.equal(other, x)
-            assert torch.equal(quantized(other, 4, kind, granularity, generator(seed) if seed else None)[0], expected)
+            assert torch.equal(
+                quantized(other, 4, kind, granularity, generator(seed) if seed else None)[0],
+                expected,
+            )
     for other in layouts:
         assert torch.equal(fake_quantize_activations(other, 4), fake_quantize_activations(x, 4))
 
@@ -116,13 +133,14 @@ def test_the_memory_layout_changes_nothing(kind: str, granularity: str) -> None:
 def test_activations_are_finite_up_to_half_a_step_below_the_largest_float() -> None:
     x = torch.tensor([FLOAT_MAX, FLOAT_MAX / 2, 0.0])
     for bits in ALL_BITS:
-        assert not fake_quantize_activations(x, bits)[0].isfinite()  # there is no step beyond: it shows
+        # there is no step beyond: it shows
+        assert not fake_quantize_activations(x, bits)[0].isfinite()
         less = x * (1 - 2.0**-bits)
         assert fake_quantize_activations(less, bits).isfinite().all()
         assert fake_quantize_affine(x, bits).isfinite().all()
 
 
-# ------------------------------------------------------------------------------------------------------------- means
+# -------------------------------------------------------------------------------------------- means
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8, 16])
@@ -150,18 +168,22 @@ def assert_unbiased(steps: Tensor, places: Tensor) -> None:
     assert (steps - places.double().view(-1, 1)).abs().max() < 1 + 2**-16 * places.abs().max()
 
 
-# ------------------------------------------------------------------------------------------------- torch as the oracle
+# ------------------------------------------------------------------------------ torch as the oracle
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_affine_at_8_bits_is_that_of_torch_to_the_bit(seed: int) -> None:
     g = generator(seed)
-    x = torch.randn(64, 1000, generator=g) * torch.rand(64, 1, generator=g) * 3 + torch.randn(64, 1, generator=g)
+    x = torch.randn(64, 1000, generator=g) * torch.rand(64, 1, generator=g) * 3 + torch.randn(
+        64, 1, generator=g
+    )
     whole, rowwise = quantize_affine(x, 8), quantize_affine(x, 8, granularity="channel")
     ours = {"tensor": whole, "channel": rowwise}
     theirs = {
         "tensor": torch.fake_quantize_per_tensor_affine(x, whole.scale, whole.zero_point, 0, 255),
-        "channel": torch.fake_quantize_per_channel_affine(x, rowwise.scale, rowwise.zero_point, 0, 0, 255),
+        "channel": torch.fake_quantize_per_channel_affine(
+            x, rowwise.scale, rowwise.zero_point, 0, 0, 255
+        ),
     }
     for granularity, found in ours.items():
         assert torch.equal(found.dequantize(), theirs[granularity])
@@ -171,7 +193,8 @@ def test_affine_at_8_bits_is_that_of_torch_to_the_bit(seed: int) -> None:
 
 def test_gradients_per_channel_are_those_of_torch() -> None:
     x = torch.randn(6, 50, generator=generator())
-    scale, grad = weight_scale(x, 8, "mse", "channel") / 2, torch.randn(6, 50, generator=generator(1))
+    scale = weight_scale(x, 8, "mse", "channel") / 2
+    grad = torch.randn(6, 50, generator=generator(1))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     fake_quantize(ours, 8, scale=scale).backward(grad)
     zero = torch.zeros(6, dtype=torch.int32)

@@ -40,7 +40,9 @@ def test_round_trip_and_size(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_every_code_survives(bits: int) -> None:
-    codes = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).to(torch.int8 if bits <= 8 else torch.int16)
+    codes = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1)).to(
+        torch.int8 if bits <= 8 else torch.int16
+    )
     assert torch.equal(unpack(pack(codes, bits), bits, codes.numel()), codes)
 
 
@@ -57,16 +59,23 @@ def test_the_bytes_are_the_same_on_every_host(bits: int) -> None:
 
 
 def test_layout_by_hand() -> None:
-    """Four bits: byte i of the plane holds code i low and code i + 4 high; the tail is one little-endian integer."""
+    """Four bits: byte i of the plane holds code i low and code i + 4 high; the tail is one
+    little-endian integer.
+    """
     codes = torch.tensor([1, 2, 3, 4, 5, 6, 7, -8, -1, 2], dtype=torch.int8)
     assert bytes(pack(codes, 4).tolist()).hex() == "51627384" + "2f"
-    assert bytes(pack(torch.tensor([-2, 0x1234], dtype=torch.int16), 16).tolist()).hex() == "fe34" + "ff12"
+    assert (
+        bytes(pack(torch.tensor([-2, 0x1234], dtype=torch.int16), 16).tolist()).hex()
+        == "fe34" + "ff12"
+    )
 
 
 def test_shape_and_layout_of_the_codes_do_not_matter() -> None:
     codes = random_codes(240, 5)
     assert torch.equal(pack(codes.view(4, 3, 20), 5), pack(codes, 5))
-    assert torch.equal(pack(codes.view(20, 12).t(), 5), pack(codes.view(20, 12).t().contiguous(), 5))
+    assert torch.equal(
+        pack(codes.view(20, 12).t(), 5), pack(codes.view(20, 12).t().contiguous(), 5)
+    )
     assert torch.equal(pack(codes.to(torch.int16), 5), pack(codes, 5))
 
 
@@ -97,17 +106,26 @@ def test_refused() -> None:
         packed_bytes(-1, 8)
     with pytest.raises(ValueError, match=r"codes of 9 bits must be int16, got torch\.int8"):
         pack(codes, 9)
-    with pytest.raises(ValueError, match=r"codes of 4 bits must be int8 or int16, got torch\.float32"):
+    with pytest.raises(
+        ValueError, match=r"codes of 4 bits must be int8 or int16, got torch\.float32"
+    ):
         pack(codes.float(), 4)
-    with pytest.raises(ValueError, match=r"codes of 3 bits must be in \[-4, 3\], got values in \[-5, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"codes of 3 bits must be in \[-4, 3\], got values in \[-5, 0\]"
+    ):
         pack(torch.tensor([0, -5], dtype=torch.int8), 3)
-    with pytest.raises(ValueError, match=r"codes of 8 bits must be in \[-128, 127\], got values in \[0, 300\]"):
+    with pytest.raises(
+        ValueError, match=r"codes of 8 bits must be in \[-128, 127\], got values in \[0, 300\]"
+    ):
         pack(torch.tensor([0, 300], dtype=torch.int16), 8)
     with pytest.raises(
-        ValueError, match=r"9 codes of 3 bits are uint8 of shape \[4\], got torch\.uint8 of shape \[3\]"
+        ValueError,
+        match=r"9 codes of 3 bits are uint8 of shape \[4\], got torch\.uint8 of shape \[3\]",
     ):
         unpack(torch.zeros(3, dtype=torch.uint8), 3, 9)
-    with pytest.raises(ValueError, match=r"are uint8 of shape \[1\], got torch\.int8 of shape \[1\]"):
+    with pytest.raises(
+        ValueError, match=r"are uint8 of shape \[1\], got torch\.int8 of shape \[1\]"
+    ):
         unpack(torch.zeros(1, dtype=torch.int8), 8, 1)
 
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bhfl.quant import BitSpec, Quantizer, fake_quantize, quantize, quantize_, quantizers, register_quantizer
+from bhfl.quant import (
+    BitSpec,
+    Quantizer,
+    fake_quantize,
+    quantize,
+    quantize_,
+    quantizers,
+    register_quantizer,
+)
 from bhfl.quant.rounding import levels
 
 
@@ -59,25 +67,37 @@ def test_layers_of_every_backend_take_it() -> None:
     spec = BitSpec(weights=4, activations=8, range_rule="half")
     x = torch.randn(5, 6)
     layer = quantize_(nn.Linear(6, 3), spec)
-    torch.testing.assert_close(quantize_(layer, spec, backend="int8")(x), quantize_(layer, spec, backend="fake")(x))
+    torch.testing.assert_close(
+        quantize_(layer, spec, backend="int8")(x), quantize_(layer, spec, backend="fake")(x)
+    )
 
 
 def test_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^BitSpec\.range_rule must be one of absmax, mse, lsq, pow2, wage, got 'half'"
+        ValueError,
+        match=r"^BitSpec\.range_rule must be one of absmax, mse, lsq, pow2, wage, got 'half'",
     ):
         BitSpec(weights=4, range_rule="half")
-    with pytest.raises(ValueError, match=r"^range_rule must be one of absmax, mse, lsq, pow2, wage, got 'half'"):
+    with pytest.raises(
+        ValueError, match=r"^range_rule must be one of absmax, mse, lsq, pow2, wage, got 'half'"
+    ):
         quantize(torch.randn(3), 4, range_rule="half")
     half = half_of_absmax()
-    with pytest.raises(ValueError, match=r"^Half\.name must not be taken, got 'half'; taken: absmax, .* wage, half"):
+    with pytest.raises(
+        ValueError, match=r"^Half\.name must not be taken, got 'half'; taken: absmax, .* wage, half"
+    ):
         register_quantizer(half)
-    with pytest.raises(ValueError, match=r"^register_quantizer needs a subclass of Quantizer, got <class 'int'>"):
+    with pytest.raises(
+        ValueError, match=r"^register_quantizer needs a subclass of Quantizer, got <class 'int'>"
+    ):
         register_quantizer(int)  # type: ignore[type-var]
     half.name = "Half"
     with pytest.raises(ValueError, match=r"^Half\.name must be a lower-case word, got 'Half'"):
         register_quantizer(half)
     for result, shape in ((torch.ones(()), r"\[\]"), (torch.ones(3), r"\[3\]"), (0.1, "float")):
         half.scale = lambda self, x, bits, result=result: result  # type: ignore[assignment,method-assign,misc]
-        with pytest.raises(ValueError, match=rf"^the scale of range rule 'half' must be a tensor \[2\], got {shape}$"):
+        with pytest.raises(
+            ValueError,
+            match=rf"^the scale of range rule 'half' must be a tensor \[2\], got {shape}$",
+        ):
             quantize(torch.randn(2, 3), 4, range_rule="half", granularity="channel")

@@ -20,7 +20,9 @@ def squared_error(x: Tensor, bits: int, rule: str, granularity: str = "tensor") 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60),
+    values=st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=60
+    ),
     bits=st.integers(2, 16),
 )
 def test_mse_is_never_worse_than_absmax(values: list[float], bits: int) -> None:
@@ -30,16 +32,21 @@ def test_mse_is_never_worse_than_absmax(values: list[float], bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (10, 100), (1, 3), (300, 500)])
-def test_mse_per_channel_is_never_worse_than_absmax_in_any_channel(bits: int, shape: tuple[int, ...]) -> None:
+def test_mse_per_channel_is_never_worse_than_absmax_in_any_channel(
+    bits: int, shape: tuple[int, ...]
+) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) ** 3
     x[0] = 0
-    assert (squared_error(x, bits, "mse", "channel") <= squared_error(x, bits, "absmax", "channel")).all()
+    assert (
+        squared_error(x, bits, "mse", "channel") <= squared_error(x, bits, "absmax", "channel")
+    ).all()
 
 
 @pytest.mark.parametrize(("bits", "gain"), [(2, 4.0), (3, 3.5), (4, 2.5)])
 def test_mse_finds_the_known_optimum_of_a_normal_distribution(bits: int, gain: float) -> None:
     x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
-    optimal_step = {2: 1.224, 3: 0.5224, 4: 0.3019}[bits]  # uniform symmetric grids of 3, 7 and 15 levels
+    # uniform symmetric grids of 3, 7 and 15 levels
+    optimal_step = {2: 1.224, 3: 0.5224, 4: 0.3019}[bits]
     optimum = (fake_quantize(x, bits, scale=torch.tensor(optimal_step)).double() - x).square().sum()
     found = squared_error(x, bits, "mse")
     assert found <= optimum * 1.02
@@ -48,23 +55,33 @@ def test_mse_finds_the_known_optimum_of_a_normal_distribution(bits: int, gain: f
 
 def test_mse_searches_every_channel_with_enough_of_it() -> None:
     x = torch.randn(512, 64, 3, 3, generator=torch.Generator().manual_seed(0))
-    optimum = (fake_quantize(x, 3, scale=torch.tensor(0.5224)).double() - x).square().flatten(1).sum(1)
+    optimum = (
+        (fake_quantize(x, 3, scale=torch.tensor(0.5224)).double() - x).square().flatten(1).sum(1)
+    )
     assert (squared_error(x, 3, "mse", "channel") / optimum).mean() < 1.02
 
 
 def test_another_granularity_is_refused() -> None:
     for function in (weight_scale, quantize, fake_quantize, quantize_affine):
-        with pytest.raises(ValueError, match=r"^granularity must be one of tensor, channel, got 'row'"):
+        with pytest.raises(
+            ValueError, match=r"^granularity must be one of tensor, channel, got 'row'"
+        ):
             function(torch.randn(3, 4), 8, granularity="row")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize(("shape", "period"), [((128, 128, 3, 3), 9), ((96, 48, 3, 3), 3), ((1024, 1024), 128)])
-def test_mse_sees_every_tap_and_column(shape: tuple[int, ...], period: int, granularity: Any) -> None:
+@pytest.mark.parametrize(
+    ("shape", "period"), [((128, 128, 3, 3), 9), ((96, 48, 3, 3), 3), ((1024, 1024), 128)]
+)
+def test_mse_sees_every_tap_and_column(
+    shape: tuple[int, ...], period: int, granularity: Any
+) -> None:
     """Every ``period``-th value is twenty times smaller than the others."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x.view(-1)[::period] /= 20
-    shuffled = x.flatten(1)[:, torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(1))].view(shape)
+    shuffled = x.flatten(1)[
+        :, torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(1))
+    ].view(shape)
     seen, known = (squared_error(values, 3, "mse", granularity).sum() for values in (x, shuffled))
     assert seen < 1.05 * known
 
@@ -89,13 +106,21 @@ def test_absmax_pow2_and_lsq_by_formula() -> None:
 
 def test_wage_constants() -> None:
     # fan-ins of VGG-7 at two bits, by hand: 0.75 / sqrt(6 / fan_in), to the nearest power of two
-    assert [wage_alpha(num_inputs, 2) for num_inputs in (27, 1152, 2304, 4608, 8192, 1024)] == [2, 8, 16, 16, 32, 8]
+    assert [wage_alpha(num_inputs, 2) for num_inputs in (27, 1152, 2304, 4608, 8192, 1024)] == [
+        2,
+        8,
+        16,
+        16,
+        32,
+        8,
+    ]
     assert wage_alpha(4, 2) == 1
     assert weight_scale(torch.randn(5, 128, 3, 3), 2, "wage") == 0.5 / 8
 
 
 @pytest.mark.parametrize(
-    ("largest", "shift"), [(1.0, 1.0), (1.4, 1.0), (1.42, 2.0), (0.7, 0.5), (0.71, 1.0), (-3e-5, 2.0**-15), (0.0, 0.5)]
+    ("largest", "shift"),
+    [(1.0, 1.0), (1.4, 1.0), (1.42, 2.0), (0.7, 0.5), (0.71, 1.0), (-3e-5, 2.0**-15), (0.0, 0.5)],
 )
 def test_wage_shift_is_the_nearest_power_of_two(largest: float, shift: float) -> None:
     assert wage_shift(torch.tensor([0.0, largest, largest / 3])) == shift

@@ -1,4 +1,6 @@
-"""What autograd saves, as integers: the same results, nearly the same gradients, a third of the bytes."""
+"""What autograd saves, as integers: the same results, nearly the same gradients, a third of the
+bytes.
+"""
 
 import copy
 import math
@@ -21,7 +23,9 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(inplace=True)
+        )
         self.inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU())
         self.pool, self.head = nn.MaxPool2d(2), nn.Linear(16, 5)
 
@@ -35,7 +39,9 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", True) for _ in range(2)))
+        self.layers = nn.Sequential(
+            *(nn.TransformerEncoderLayer(32, 4, 64, 0.0, "gelu", True) for _ in range(2))
+        )
         self.head = nn.Linear(32, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +73,9 @@ def trained(model: nn.Module, x: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
     else:
         loss = F.cross_entropy(model(x), labels)
     loss.backward()
-    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return loss.detach(), torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    )
 
 
 def held(forward: Callable[[], Tensor]) -> int:
@@ -81,7 +89,9 @@ def held(forward: Callable[[], Tensor]) -> int:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_loss_is_the_same_and_gradients_are_close(name: str, bits: int, channels_last: bool) -> None:
+def test_the_loss_is_the_same_and_gradients_are_close(
+    name: str, bits: int, channels_last: bool
+) -> None:
     model, x = network(name, bits), images(channels_last)
     loss, exact = trained(model, x, lean=False)
     found, gradients = trained(model, x, lean=True)
@@ -153,7 +163,9 @@ SENSITIVE: dict[str, Callable[[Tensor], Tensor]] = {
     "square root": lambda x: (x * 1.0).exp().sqrt(),
     "norm": lambda x: F.normalize(x * 1.0),
     "linear weight": lambda x: F.linear(torch.ones(3, 40) * x[0], x * 1.0),
-    "convolution weight": lambda x: F.conv2d(torch.ones(1, 4, 9, 9) * x[0, 0], (x * 1.0).view(200, 4, 5, 2)),
+    "convolution weight": lambda x: F.conv2d(
+        torch.ones(1, 4, 9, 9) * x[0, 0], (x * 1.0).view(200, 4, 5, 2)
+    ),
     "parameter": lambda x: nn.Parameter(torch.ones(50, 200)) @ x,
     "data": lambda x: F.linear(torch.randn(300, 40, generator=torch.Generator().manual_seed(1)), x),
     "kinks": lambda x: F.elu(F.relu6(F.leaky_relu(F.hardtanh(F.selu(F.hardswish(x * 4.0))))), 2.0),
@@ -180,7 +192,9 @@ def test_rows_of_very_different_range(offset: float) -> None:
     weight = torch.randn(512, requires_grad=True)
 
     def found() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(F.layer_norm(x, (512,), weight, eps=1e-12).square().sum(), (x, weight))
+        return torch.autograd.grad(
+            F.layer_norm(x, (512,), weight, eps=1e-12).square().sum(), (x, weight)
+        )
 
     want = found()
     with save_in_int8():
@@ -229,7 +243,8 @@ def test_parameters_are_not_copied() -> None:
 
 
 def test_indices_are_exact() -> None:
-    x, rows = torch.randn(2, 3, 64, 64, requires_grad=True), torch.randn(50_000, 4, requires_grad=True)
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    rows = torch.randn(50_000, 4, requires_grad=True)
     near, far = torch.randint(-3000, 3000, (2, 5000)), torch.randint(0, 50_000, (5000,))
 
     def picked() -> Tensor:
@@ -250,7 +265,9 @@ def test_values_come_back_within_half_a_step(dtype: torch.dtype) -> None:
         y = x * x.flip(0)
     (found,) = torch.autograd.grad(y.sum(), x)
     assert found.dtype == dtype
-    assert (found.float() - 2 * x.detach().flip(0).float()).abs().max() <= 2 * (15 / 510 + 12 * torch.finfo(dtype).eps)
+    assert (found.float() - 2 * x.detach().flip(0).float()).abs().max() <= 2 * (
+        15 / 510 + 12 * torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -291,12 +308,16 @@ def test_float64_is_saved_as_it_is() -> None:
 def test_gradients_of_gradients() -> None:
     def penalty(lean: bool) -> Tensor:
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1))
+        net = nn.Sequential(
+            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 1)
+        )
         x = torch.randn(100, 64, requires_grad=True)
         with save_in_int8() if lean else nullcontext():
             (inner,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
             loss = (inner.norm(dim=1) - 1).square().mean()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters())[::2])])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, list(net.parameters())[::2])]
+        )
 
     want, found = penalty(False), penalty(True)
     assert 0 < (found - want).norm() < 0.02 * want.norm()
@@ -324,11 +345,15 @@ def test_rows_and_columns_of_a_norm_have_their_own_ranges() -> None:
     for one, other, x in zip(lean, norms(), (data, columns, pixels, pixels), strict=True):
         weight = torch.randn_like(one)
         found, want = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (one, other))
-        found, want = (grad if x is data else grad.transpose(0, 1).flatten(1) for grad in (found, want))
+        found, want = (
+            grad if x is data else grad.transpose(0, 1).flatten(1) for grad in (found, want)
+        )
         assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("memory", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3), (2, 3, 0, 1), (1, 0, 2, 3)])
+@pytest.mark.parametrize(
+    "memory", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 2, 1, 3), (2, 3, 0, 1), (1, 0, 2, 3)]
+)
 def test_samples_of_a_norm_have_their_own_ranges(memory: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     scales = torch.logspace(-3, 3, 64).view(-1, 1, 1, 1)
@@ -346,7 +371,9 @@ def test_samples_of_a_norm_have_their_own_ranges(memory: tuple[int, ...]) -> Non
         lean = norms()
     for one, other in zip(lean, norms(), strict=True):
         weight = torch.randn_like(one)
-        found, want = (torch.autograd.grad((y * weight).sum(), x)[0].flatten(1) for y in (one, other))
+        found, want = (
+            torch.autograd.grad((y * weight).sum(), x)[0].flatten(1) for y in (one, other)
+        )
         assert ((found - want).norm(dim=1) < 0.03 * want.norm(dim=1)).all()
 
 
@@ -374,7 +401,8 @@ def test_given_indices_are_not_copied() -> None:
 
 
 def test_sparse_products() -> None:
-    sparse, x = torch.eye(100).to_sparse().requires_grad_(), torch.randn(100, 100, requires_grad=True)
+    sparse = torch.eye(100).to_sparse().requires_grad_()
+    x = torch.randn(100, 100, requires_grad=True)
     with save_in_int8():
         y = torch.sparse.mm(sparse, x * 1.0).square().sum()
     torch.testing.assert_close(torch.autograd.grad(y, x)[0], 2 * x.detach(), rtol=0, atol=0)

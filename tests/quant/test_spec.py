@@ -23,7 +23,14 @@ WIDTHS = {  # weights, activations, errors, gradients, storage, range rule
 def test_presets() -> None:
     assert list(PRESETS) == list(WIDTHS)
     for name, preset in PRESETS.items():
-        found = (preset.weights, preset.activations, preset.errors, preset.gradients, preset.storage, preset.range_rule)
+        found = (
+            preset.weights,
+            preset.activations,
+            preset.errors,
+            preset.gradients,
+            preset.storage,
+            preset.range_rule,
+        )
         assert found == WIDTHS[name]
         assert preset.name == preset.label == name
         assert preset.granularity == "tensor"
@@ -57,7 +64,16 @@ def test_parse(value: object, label: str) -> None:
 
 
 def test_parse_of_a_width_uses_the_preset_of_that_width() -> None:
-    by_width = {2: "ternary", 3: "int3", 4: "int4", 6: "int6", 8: "int8", 12: "int12", 16: "int16", 32: "float32"}
+    by_width = {
+        2: "ternary",
+        3: "int3",
+        4: "int4",
+        6: "int6",
+        8: "int8",
+        12: "int12",
+        16: "int16",
+        32: "float32",
+    }
     for bits, name in by_width.items():
         assert BitSpec.parse(bits) is PRESETS[name] or BitSpec.parse(bits) == PRESETS[name]
     assert BitSpec.parse(5).range_rule == "mse"
@@ -67,7 +83,12 @@ def test_parse_of_a_width_uses_the_preset_of_that_width() -> None:
 def test_labels_of_distinct_specs_differ() -> None:
     specs = {BitSpec.parse(bits) for bits in (*range(2, 17), 32)} | set(PRESETS.values())
     for spec in list(specs):
-        for change in ({"errors": 8}, {"gradients": 8}, {"activations": 7}, {"granularity": "channel"}):
+        for change in (
+            {"errors": 8},
+            {"gradients": 8},
+            {"activations": 7},
+            {"granularity": "channel"},
+        ):
             if spec.weights < 32 and spec.range_rule != "wage":
                 specs.add(dataclasses.replace(spec, **change, name=""))  # type: ignore[arg-type]
     assert len({spec.label for spec in specs}) == len(specs)
@@ -96,21 +117,33 @@ def test_refused_widths(value: object) -> None:
         ("int1", "unknown preset 'int1'"),
         ("xyz", "unknown preset 'xyz'; presets: float32"),
         ("33", "bits must be 2..16 or 32, got 33"),
-        ({"weigths": 8}, "BitSpec has no key 'weigths' (did you mean 'weights'?); keys: weights, activations"),
+        (
+            {"weigths": 8},
+            "BitSpec has no key 'weigths' (did you mean 'weights'?); keys: weights, activations",
+        ),
         ({3: 8}, "BitSpec has no key 3; keys"),
         (
             {"weights": 8, "range_rule": "absmx"},
             "BitSpec.range_rule must be one of absmax, mse, lsq, pow2, wage, got 'a",
         ),
-        ({"weights": 8, "granularity": "row"}, "BitSpec.granularity must be one of tensor, channel, got 'row'"),
+        (
+            {"weights": 8, "granularity": "row"},
+            "BitSpec.granularity must be one of tensor, channel, got 'row'",
+        ),
         ({"weights": 8, "storage": 4}, "BitSpec.storage must be at least weights=8, got 4"),
         ({"storage": 8}, "BitSpec.storage must be at least weights=32, got 8"),
-        ({"weights": 4, "storage": 8, "range_rule": "lsq"}, "BitSpec.storage must be 32 with range_rule='lsq'"),
+        (
+            {"weights": 4, "storage": 8, "range_rule": "lsq"},
+            "BitSpec.storage must be 32 with range_rule='lsq'",
+        ),
         (
             {"weights": 4, "granularity": "channel", "range_rule": "wage"},
             "BitSpec.granularity must be 'tensor' with ra",
         ),
-        ({"range_rule": "mse"}, "BitSpec.range_rule and granularity must be left out with weights=32"),
+        (
+            {"range_rule": "mse"},
+            "BitSpec.range_rule and granularity must be left out with weights=32",
+        ),
         ({"name": "a/b"}, "BitSpec.name must be letters, digits, '_', '-' or '.', got 'a/b'"),
         ({"name": 3}, "BitSpec.name must be letters"),
     ],

@@ -91,7 +91,9 @@ def test_autocast_to_bfloat16(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tied_weights_get_the_sum_of_their_gradients(backend: str) -> None:
     torch.manual_seed(0)
-    tied, apart = (nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)) for _ in range(2))
+    tied, apart = (
+        nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)) for _ in range(2)
+    )
     tied[1].weight = tied[0].weight
     for layer in apart:
         layer.load_state_dict({"weight": tied[0].weight.detach()})
@@ -131,7 +133,9 @@ def test_parametrizations(backend: str, quantized_first: bool) -> None:
     assert original.grad is not None
     torch.testing.assert_close(copy.deepcopy(layer)(data), layer(data))
     for action in (dequantize_, lambda net: store_(_strict(net), torch.Generator())):
-        with pytest.raises(ValueError, match="must set the weight, but it is parametrized: call remove_param"):
+        with pytest.raises(
+            ValueError, match="must set the weight, but it is parametrized: call remove_param"
+        ):
             action(layer)
     dequantize_(set_spec_(layer, 32))
     assert type(layer).__mro__[1] is nn.Linear
@@ -153,14 +157,21 @@ def test_transposed_convolutions() -> None:
     for size in (None, [10, 12]):
         torch.testing.assert_close(layer(data, size), plain(data, size), rtol=1e-3, atol=1e-3)
         assert torch.equal(set_spec_(copy.deepcopy(layer), 32)(data, size), plain(data, size))
-    assert quantized_state(quantize_(layer, {"weights": 8, "granularity": "channel"}))["weight"].scale.shape == (3,)  # type: ignore[union-attr]
-    with pytest.warns(BackendWarning, match="'int8' cannot compute a QuantConvTranspose2d: it has no integer product"):
+    assert quantized_state(quantize_(layer, {"weights": 8, "granularity": "channel"}))[
+        "weight"
+    ].scale.shape == (3,)  # type: ignore[union-attr]
+    with pytest.warns(
+        BackendWarning,
+        match="'int8' cannot compute a QuantConvTranspose2d: it has no integer product",
+    ):
         quantize_(layer, 8, backend="int8")(data)
 
 
 def test_batchnorm_statistics_of_another_width() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4, momentum=0.3))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.BatchNorm2d(4, momentum=0.3)
+    )
     quantize_(net, 2).train()
     net[2].eval()
     batches = [torch.randn(8, 3, 6, 6) for _ in range(3)]
@@ -179,7 +190,9 @@ def test_batchnorm_statistics_of_another_width() -> None:
     reestimate_batchnorm_(net, [(batches[0], torch.zeros(8))])  # with its labels
     assert net[1].num_batches_tracked == 1
     before = net[1].running_mean.clone()
-    with pytest.raises(ValueError, match="reestimate_batchnorm_ needs at least one batch, got none"):
+    with pytest.raises(
+        ValueError, match="reestimate_batchnorm_ needs at least one batch, got none"
+    ):
         reestimate_batchnorm_(net, [])
     assert torch.equal(net[1].running_mean, before)
     reestimate_batchnorm_(nn.Linear(2, 2), [])

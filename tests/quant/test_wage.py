@@ -1,11 +1,22 @@
-"""The wage rule with strict storage and plain SGD is WAGE, in units of what the layer multiplies with."""
+"""The wage rule with strict storage and plain SGD is WAGE, in units of what the layer multiplies
+with.
+"""
 
 import copy
 
 import torch
 from torch import Tensor, nn
 
-from bhfl.quant import BitSpec, QuantizedTensor, begin_round_, quantize_, quantized_state, seed_, store_, wage_alpha
+from bhfl.quant import (
+    BitSpec,
+    QuantizedTensor,
+    begin_round_,
+    quantize_,
+    quantized_state,
+    seed_,
+    store_,
+    wage_alpha,
+)
 
 ALPHA = wage_alpha(600, 2)
 STEP = 2.0**-7
@@ -16,12 +27,15 @@ def power_of_two_near(x: Tensor) -> Tensor:
 
 
 def test_training_follows_the_published_update_rule() -> None:
-    """Weights w in [-1 + 2**-7, 1 - 2**-7], forward q(w) / alpha, w -= 2**-7 * SR(lr * g / shift(g)), then clipped."""
+    """Weights w in [-1 + 2**-7, 1 - 2**-7], forward q(w) / alpha, w -= 2**-7 * SR(lr * g /
+    shift(g)), then clipped.
+    """
     assert ALPHA > 1
     torch.manual_seed(0)
     spec = BitSpec(weights=2, gradients=8, storage=8, range_rule="wage")
     layer = quantize_(nn.Linear(600, 5, bias=False), spec)
-    nn.init.uniform_(layer.weight, -1 / ALPHA, 1 / ALPHA)  # the whole range, so that some weights are clipped
+    # the whole range, so that some weights are clipped
+    nn.init.uniform_(layer.weight, -1 / ALPHA, 1 / ALPHA)
     begin_round_(layer)
     seed_(layer, torch.Generator())
     published = layer.weight.detach() * ALPHA
@@ -38,7 +52,8 @@ def test_training_follows_the_published_update_rule() -> None:
         (nn.functional.linear(x, forward) - target).square().sum().backward()
         assert forward.grad is not None
         grad = forward.grad / ALPHA  # straight through, also where two bits saturate
-        exact = (published / STEP - rate * grad / power_of_two_near(grad)).clamp(-127, 127)  # in steps
+        # in steps
+        exact = (published / STEP - rate * grad / power_of_two_near(grad)).clamp(-127, 127)
         published = layer.weight.detach() * ALPHA
         stored = published / STEP
         assert torch.equal(stored, stored.round())

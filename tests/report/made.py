@@ -11,22 +11,40 @@ import yaml
 
 
 def config(
-    algorithm: str = "FedAvg", seed: int = 0, clients: Any = None, max_rounds: int = 3, **options: Any
+    algorithm: str = "FedAvg",
+    seed: int = 0,
+    clients: Any = None,
+    max_rounds: int = 3,
+    **options: Any,
 ) -> dict[str, Any]:
-    """A configuration, whole enough; `options` are the algorithm's, or of another part: ``data__holdout=64``."""
+    """A configuration, whole enough; `options` are the algorithm's, or of another part:
+    ``data__holdout=64``.
+    """
     found: dict[str, Any] = {
         "seed_everything": seed,
         "clients": clients or {"int8": 5, "float32": 5},
         "algorithm": {"class_path": f"bhfl.algorithms.{algorithm}", "init_args": {}},
         "model": {
             "class_path": "bhfl.models.Classifier",
-            "init_args": {"net": "cnn", "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}},
+            "init_args": {
+                "net": "cnn",
+                "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}},
+            },
         },
         "data": {
             "class_path": "bhfl.data.Digits",
-            "init_args": {"partition": {"class_path": "bhfl.data.IID"}, "batch_size": 16, "holdout": 0},
+            "init_args": {
+                "partition": {"class_path": "bhfl.data.IID"},
+                "batch_size": 16,
+                "holdout": 0,
+            },
         },
-        "trainer": {"max_rounds": max_rounds, "network": None, "default_root_dir": "runs", "name": algorithm},
+        "trainer": {
+            "max_rounds": max_rounds,
+            "network": None,
+            "default_root_dir": "runs",
+            "name": algorithm,
+        },
     }
     for key, value in options.items():
         part, _, name = key.rpartition("__")
@@ -36,15 +54,25 @@ def config(
 
 
 def rows(
-    accuracies: Sequence[Mapping[str, float]], up: int = 1_000_000, down: int = 2_000_000, **tags: Sequence[float]
+    accuracies: Sequence[Mapping[str, float]],
+    up: int = 1_000_000,
+    down: int = 2_000_000,
+    **tags: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Rows of ``rounds.jsonl`` with these accuracies by group, these bytes a round, and `tags` by round."""
+    """Rows of ``rounds.jsonl`` with these accuracies by group, these bytes a round, and `tags` by
+    round.
+    """
     found = []
     for round, values in enumerate(accuracies, 1):
         average = sum(values.values()) / len(values)
         row: dict[str, Any] = {"round": round, "clients/ok": 10.0}
         row |= {f"clients/{status}": 0.0 for status in ("failed", "rejected", "late", "skipped")}
-        row |= {"uplink_bytes": up, "downlink_bytes": down, "header_bytes": 100, "time/round_s": 0.5}
+        row |= {
+            "uplink_bytes": up,
+            "downlink_bytes": down,
+            "header_bytes": 100,
+            "time/round_s": 0.5,
+        }
         row |= {f"val/acc_{group}": value for group, value in values.items()}
         row |= {"val/acc_avg": average, "val/acc_min": min(values.values()), "val/loss": 1.0}
         row |= {"comm/uplink_MB": round * up / 1e6, "comm/downlink_MB": round * down / 1e6}
@@ -60,22 +88,45 @@ def run(
     finished: bool = True,
     **options: Any,
 ) -> Path:
-    """A run folder whose accuracies rise to `ends`, of int8 and float32 clients or by group, in three rounds."""
+    """A run folder whose accuracies rise to `ends`, of int8 and float32 clients or by group, in
+    three rounds.
+    """
     named = ends if isinstance(ends, Mapping) else dict(zip(("int8", "float32"), ends, strict=True))
-    by_round = [{group: share * value for group, value in named.items()} for share in (0.25, 0.5, 1.0)]
+    by_round = [
+        {group: share * value for group, value in named.items()} for share in (0.25, 0.5, 1.0)
+    ]
     return write(folder, settings or config(), rows(by_round, **options), finished)
 
 
-def write(folder: Path, settings: Mapping[str, Any], found: Sequence[Mapping[str, Any]], finished: bool = True) -> Path:
+def write(
+    folder: Path,
+    settings: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    finished: bool = True,
+) -> Path:
     """The files of a run."""
     folder.mkdir(parents=True)
     (folder / "env.json").write_text("{}")
-    (folder / "config.yaml").write_text("# bhfl\n" + yaml.safe_dump(dict(settings), sort_keys=False))
+    (folder / "config.yaml").write_text(
+        "# bhfl\n" + yaml.safe_dump(dict(settings), sort_keys=False)
+    )
     (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     if finished:
         last = found[-1]
-        metrics = {tag.replace("val/", "test/"): value for tag, value in last.items() if tag.startswith("val/")}
-        groups = [t[8:] for t in last if t.startswith("val/acc_") and t not in ("val/acc_avg", "val/acc_min")]
-        summary = {"metrics": metrics, "rounds": last["round"], "bytes": {group: {} for group in groups}}
+        metrics = {
+            tag.replace("val/", "test/"): value
+            for tag, value in last.items()
+            if tag.startswith("val/")
+        }
+        groups = [
+            t[8:]
+            for t in last
+            if t.startswith("val/acc_") and t not in ("val/acc_avg", "val/acc_min")
+        ]
+        summary = {
+            "metrics": metrics,
+            "rounds": last["round"],
+            "bytes": {group: {} for group in groups},
+        }
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder

@@ -20,7 +20,11 @@ def made_run(folder: Path, rows: list[dict[str, float]]) -> Path:
 def resnet_rows(num_rounds: int = 6) -> list[dict[str, float]]:
     names = [f"net.blocks.{i // 2}.conv{i % 2 + 1}.weight" for i in range(21)]
     return [
-        {"round": t, "train/loss": 1.0, **{f"fedlq/bits_{name}": 2 + (i + t) % 7 for i, name in enumerate(names)}}
+        {
+            "round": t,
+            "train/loss": 1.0,
+            **{f"fedlq/bits_{name}": 2 + (i + t) % 7 for i, name in enumerate(names)},
+        }
         for t in range(1, num_rounds + 1)
     ]
 
@@ -34,7 +38,11 @@ def test_folders_that_hold_runs_will_do(tmp_path: Path) -> None:
 
 
 def test_reads_layers_in_the_model_s_order_and_leaves_gaps(tmp_path: Path) -> None:
-    rows = [{"round": 1}, {"round": 2, "fedlq/bits_z": 4.5, "fedlq/bits_a": 2}, {"round": 4, "fedlq/bits_a": 3}]
+    rows = [
+        {"round": 1},
+        {"round": 2, "fedlq/bits_z": 4.5, "fedlq/bits_a": 2},
+        {"round": 4, "fedlq/bits_a": 3},
+    ]
     layers, rounds, bits = read(read_run(made_run(tmp_path, rows)))
     assert (layers, rounds) == (["z", "a"], [1, 2, 3, 4])
     nan = np.nan

@@ -21,15 +21,26 @@ def test_time_to_accuracy_by_hand() -> None:
     assert bytes_to_accuracy([100, 200], [0.1, 0.9], 0.5) == 200
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(1, 4), st.floats(0, 1), st.floats(0, 1))
-def test_a_higher_target_never_comes_sooner(accuracies: list[float], window: int, one: float, other: float) -> None:
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_higher_target_never_comes_sooner(
+    accuracies: list[float], window: int, one: float, other: float
+) -> None:
     low, high = sorted((one, other))
     times = [float(step) for step in range(len(accuracies))]
-    assert time_to_accuracy(times, accuracies, low, window) <= time_to_accuracy(times, accuracies, high, window)
+    assert time_to_accuracy(times, accuracies, low, window) <= time_to_accuracy(
+        times, accuracies, high, window
+    )
 
 
 def test_errors_of_curves() -> None:
-    with pytest.raises(ValueError, match="times and accuracies must have the same length, got 1 and 2"):
+    with pytest.raises(
+        ValueError, match="times and accuracies must have the same length, got 1 and 2"
+    ):
         time_to_accuracy([1.0], [0.1, 0.2], 0.5)
     with pytest.raises(ValueError, match="times must be cumulative: they must not fall"):
         time_to_accuracy([5.0, 3.0], [0.1, 0.2], 0.5)

@@ -25,7 +25,9 @@ def read(root: Path) -> list[Section]:
 
 @pytest.fixture
 def section(tmp_path: Path) -> Section:
-    """FedAvg in 100 s a round, FedPAQ in 10 or 20, and Local, which one seed does not bring far enough."""
+    """FedAvg in 100 s a round, FedPAQ in 10 or 20, and Local, which one seed does not bring far
+    enough.
+    """
     timed(tmp_path / "a0", "FedAvg", 0, [0.2, 0.4, 0.6], 100)
     timed(tmp_path / "a1", "FedAvg", 1, [0.4, 0.2, 0.6], 100)
     timed(tmp_path / "b0", "FedPAQ", 0, [0.2, 0.3, 0.4], 10)
@@ -39,7 +41,12 @@ def section(tmp_path: Path) -> Section:
 def test_what_it_took_by_hand(section: Section) -> None:
     first, second = section.rows[0].runs
     goal = Goal(0.4)
-    assert [goal.reached(first, axis) for axis in ("s", "rounds", "MB up", "MB down")] == [200, 2, 2, 8]
+    assert [goal.reached(first, axis) for axis in ("s", "rounds", "MB up", "MB down")] == [
+        200,
+        2,
+        2,
+        8,
+    ]
     assert goal.reached(second, "s") == 100
     assert Goal(0.4, window=3).reached(first, "s") == 300
     assert Goal(0.35, window=2).reached(second, "s") == 300  # medians 0.3 and 0.4
@@ -70,7 +77,8 @@ def test_the_baseline_is_the_first_row_or_the_one_named(section: Section) -> Non
     assert Goal(0.4, baseline="Local").base(section) is section.rows[2]
     Goal(0.4, baseline="Local").check_baseline([section])
     with pytest.raises(
-        ValueError, match="--baseline must be the label of a finished row, got 'X'; there are FedAvg, Fed"
+        ValueError,
+        match="--baseline must be the label of a finished row, got 'X'; there are FedAvg, Fed",
     ):
         Goal(0.4, baseline="X").check_baseline([section])
 

@@ -14,7 +14,10 @@ from bhfl.report.layers import draw, main, read_csv, table, widths, write_csv
 def made_rows(count: int = 21, accuracy: bool = True) -> list[dict[str, Any]]:
     rows = []
     for i in range(count):
-        row: dict[str, Any] = {"layer": f"net.blocks.{i}.shortcut.0.weight", "parameters": 1000 * 2**i}
+        row: dict[str, Any] = {
+            "layer": f"net.blocks.{i}.shortcut.0.weight",
+            "parameters": 1000 * 2**i,
+        }
         row |= {f"saved_bytes_{b}": (32 - b) * 125 * 2**i for b in (2, 4, 8)}
         row |= {f"variance_{b}": i * 4.0**-b for b in (2, 4, 8)}
         row |= {f"loss_increase_{b}": (-1) ** i * 0.1 / b for b in (2, 4)}
@@ -33,7 +36,18 @@ def test_table_has_a_line_for_each_layer() -> None:
     lines = table(made_rows(3)).splitlines()
     assert lines[0].split()[:2] == ["layer", "parameters"]
     first = next(line for line in lines if line.startswith("1.shortcut.0"))
-    assert first.split() == ["1.shortcut.0", "2,000", "-0.0500", "-0.0250", "+1.2", "+1.2", "1", "0.5", "33.3", "%"]
+    assert first.split() == [
+        "1.shortcut.0",
+        "2,000",
+        "-0.0500",
+        "-0.0250",
+        "+1.2",
+        "+1.2",
+        "1",
+        "0.5",
+        "33.3",
+        "%",
+    ]
     assert sum(line.startswith("2.shortcut.0") for line in lines) == 2
     assert max(map(len, table(made_rows()).splitlines())) <= 130
     assert "acc" not in table(made_rows(accuracy=False))
@@ -55,9 +69,12 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a,b\n1,2\n", "no table of layers"), ("layer,x\nl,z\n", "must hold numbers")]
+    ("text", "message"),
+    [("a,b\n1,2\n", "no table of layers"), ("layer,x\nl,z\n", "must hold numbers")],
 )
-def test_another_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+def test_another_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
     (tmp_path / "other.csv").write_text(text)
     with pytest.raises(SystemExit) as left:
         main([str(tmp_path / "other.csv")])

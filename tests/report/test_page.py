@@ -17,7 +17,9 @@ from bhfl.report.rows import sections
 from bhfl.report.tables import results
 from tests.report import made
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 WIDTHS = (1280, 390)
 
 FRAMES = """<!DOCTYPE html><meta charset="utf-8"><body>{frames}<script>
@@ -32,14 +34,15 @@ addEventListener("load", () => {{
     }};
   }}));
 }});
-</script></body>"""
+</script></body>"""  # noqa: E501
 """The page in a frame of each width, and what a browser makes of it."""
 
 
 def shown(text: str, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What each width of the page came to in a browser, and the lines on its console."""
     frames = "".join(
-        f'<iframe style="width:{w}px;height:20000px;border:0" srcdoc="{escape(text)}"></iframe>' for w in WIDTHS
+        f'<iframe style="width:{w}px;height:20000px;border:0" srcdoc="{escape(text)}"></iframe>'
+        for w in WIDTHS
     )
     (folder / "frames.html").write_text(FRAMES.format(frames=frames))
     options = [
@@ -54,7 +57,9 @@ def shown(text: str, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<body data-found="([^"]*)"', done.stdout)
     assert found, done.stderr
-    return json.loads(found[1].replace("&quot;", '"')), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(found[1].replace("&quot;", '"')), [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
 
 
 def report(root: Path) -> str:
@@ -88,7 +93,9 @@ def test_it_is_whole_and_loads_nothing(text: str) -> None:
 
 
 def test_what_runs_are_called_is_no_markup(tmp_path: Path) -> None:
-    made.run(tmp_path / "a", {**made.config(), "algorithm": {"class_path": "<script>alert(1)</script>"}})
+    made.run(
+        tmp_path / "a", {**made.config(), "algorithm": {"class_path": "<script>alert(1)</script>"}}
+    )
     text = report(tmp_path)
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)" in text
@@ -97,7 +104,10 @@ def test_what_runs_are_called_is_no_markup(tmp_path: Path) -> None:
 def test_without_matplotlib_it_says_so(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = report(runs)
-    assert "No pictures are drawn: pictures need matplotlib: pip install &#x27;bhfl[plots]&#x27;." in text
+    assert (
+        "No pictures are drawn: pictures need matplotlib: pip install &#x27;bhfl[plots]&#x27;."
+        in text
+    )
     assert ("<img" in text, "<td>" in text) == (False, True)
 
 
@@ -113,7 +123,10 @@ def test_in_a_browser_at_desktop_and_phone_width(text: str, tmp_path: Path) -> N
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_the_browser_sees_what_is_wrong(tmp_path: Path) -> None:
-    bad = '<img src="http://nowhere.invalid/x.png"><div style="width:3000px">x</div><script>console.log("y")</script>'
+    bad = (
+        '<img src="http://nowhere.invalid/x.png"><div style="width:3000px">x</div>'
+        '<script>console.log("y")</script>'
+    )
     found, console = shown(f"<!DOCTYPE html><body>{bad}", tmp_path)
     assert len(console) >= 2
     assert [seen["broken"] for seen in found] == [1, 1]

@@ -38,7 +38,11 @@ def test_one_run_has_its_curves_and_nothing_else(tmp_path: Path) -> None:
     found = drawn(read(tmp_path)[0])
     assert list(found) == ["Accuracy: int8", "Accuracy: float32", "Accuracy: average over clients"]
     assert all(titles(chapter) == OVER for chapter in found.values())
-    assert all(picture.svg.startswith(b"<?xml") for chapter in found.values() for picture in chapter.pictures)
+    assert all(
+        picture.svg.startswith(b"<?xml")
+        for chapter in found.values()
+        for picture in chapter.pictures
+    )
 
 
 def test_nothing_sent_is_not_drawn_over_bytes(tmp_path: Path) -> None:
@@ -53,9 +57,9 @@ def test_a_run_before_its_first_round(tmp_path: Path) -> None:
 
 def test_every_chapter_that_there_is(tmp_path: Path) -> None:
     tags = {
-        "time/simulated_s": [5.0, 10.0, 15.0], "prowd/mask_keep": [0.05] * 3, "prowd/cosine": [0.5, 0.4, 0.3],
-        "dequantizer/recon": [0.5, 0.4, 0.3], "dequantizer/recon_identity": [0.5] * 3,
-        "dequantizer/distill": [-1.0] * 3,
+        "time/simulated_s": [5.0, 10.0, 15.0], "prowd/mask_keep": [0.05] * 3,
+        "prowd/cosine": [0.5, 0.4, 0.3], "dequantizer/recon": [0.5, 0.4, 0.3],
+        "dequantizer/recon_identity": [0.5] * 3, "dequantizer/distill": [-1.0] * 3,
         "fedlq/bits_net.0.weight": [8.0] * 3, "fedlq/bits_net.1.weight": [2.0, 3.0, 4.0],
         "clients/failed": [0.0, 1.0, 0.0], "clients/late": [1.0, 1.0, 2.0],
     }  # fmt: skip

@@ -56,9 +56,12 @@ def test_a_real_run_is_read_whole(tmp_path: Path) -> None:
     trainer = fit(tmp_path)
     found = read_run(trainer.run.folder)
     assert (found.finished, found.missing, found.num_rounds) == (True, "", 3)
-    assert found.faults == ("no config.yaml: its settings are unknown",)  # the command line writes it
+    # the command line writes it
+    assert found.faults == ("no config.yaml: its settings are unknown",)
     assert found.groups == ["int8", "float32"]
-    assert found.series("val/acc_int8") == {row["round"]: row["val/acc_int8"] for row in trainer.run.history}
+    assert found.series("val/acc_int8") == {
+        row["round"]: row["val/acc_int8"] for row in trainer.run.history
+    }
     assert found.total("uplink_bytes") == trainer.run.ledger.total("uplink_bytes")
     assert found.last("comm/uplink_MB") == trainer.run.ledger.metrics()["comm/uplink_MB"]
     assert 0 <= found.metrics["test/acc_avg"] <= 1
@@ -77,7 +80,9 @@ def test_groups_are_not_other_metrics(tmp_path: Path) -> None:
     names = {"val/acc_local_int8": [0.1], "val/acc_top5_int8": [0.2]}
     found = made.rows([{"int8": 0.5, "float32": 0.6}], **names)
     folder = made.write(tmp_path / "a", made.config(), found)
-    (folder / "summary.json").write_text(json.dumps({"rounds": 1, "metrics": {}, "bytes": {"float32": {}, "int8": {}}}))
+    (folder / "summary.json").write_text(
+        json.dumps({"rounds": 1, "metrics": {}, "bytes": {"float32": {}, "int8": {}}})
+    )
     assert read_run(folder).groups == ["int8", "float32"]
 
 
@@ -105,8 +110,11 @@ def test_a_line_being_written_is_no_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ['{"rou', "[]", "null", '{"val/acc": 1}', '{"round": "4"}', '{"round": 3}', "\udcff", "[" * 100_000,
-     '{"round": 4, "comm/uplink_MB": 0.5}', '{"round": 4, "comm/downlink_MB": "x"}'],
+    [
+        '{"rou', "[]", "null", '{"val/acc": 1}', '{"round": "4"}', '{"round": 3}', "\udcff",
+        "[" * 100_000, '{"round": 4, "comm/uplink_MB": 0.5}',
+        '{"round": 4, "comm/downlink_MB": "x"}',
+    ],
 )  # fmt: skip
 def test_rows_are_read_up_to_a_damaged_line(tmp_path: Path, line: str) -> None:
     folder = made.run(tmp_path / "a")
@@ -118,7 +126,20 @@ def test_rows_are_read_up_to_a_damaged_line(tmp_path: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1]", "a: [", "\x00", "&a [*a]", "a: &a {b: *a}", "{[1]: 2}", "- x", "{}", "[" * 100_000]
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "a: [",
+        "\x00",
+        "&a [*a]",
+        "a: &a {b: *a}",
+        "{[1]: 2}",
+        "- x",
+        "{}",
+        "[" * 100_000,
+    ],
 )
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
 def test_damaged_mappings(tmp_path: Path, name: str, text: str) -> None:
@@ -153,7 +174,8 @@ BOMBS = {
     "aliases": "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
     + "".join(f"a{i + 1}: &a{i + 1} [{TEN.format(i)}]\n" for i in range(8)),
     "long text": f"a: &a {'x' * 900_000}\nb: [{','.join(['*a'] * 10_000)}]\n",
-    "merged": "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{TEN.format(i)}]}}\n" for i in range(8)),
+    "merged": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{TEN.format(i)}]}}\n" for i in range(8)),
     "sexagesimal": f"a: {':'.join(['1'] * 400_000)}\n",
     "long number": f"a: {'9' * 800_000}\n",
     "too long": "# " + "x" * 2**20,
@@ -161,7 +183,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_configuration_that_unfolds_to_gigabytes_takes_neither_memory_nor_time(tmp_path: Path, bomb: str) -> None:
+def test_a_configuration_that_unfolds_to_gigabytes_takes_neither_memory_nor_time(
+    tmp_path: Path, bomb: str
+) -> None:
     folder = made.run(tmp_path / "a")
     (folder / "config.yaml").write_text(BOMBS[bomb])
     begun = time.monotonic()

@@ -29,7 +29,9 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
 
 
 def named(root: Path, names: dict[str, str]) -> list[str]:
-    found = [replace(read_run(folder), name=names.get(folder.name, "")) for folder in find_runs([root])]
+    found = [
+        replace(read_run(folder), name=names.get(folder.name, "")) for folder in find_runs([root])
+    ]
     return [row.label for section in sections(found) for row in section.rows]
 
 
@@ -81,7 +83,8 @@ def test_what_is_not_finished_has_a_row_of_its_own_at_the_end(tmp_path: Path) ->
         ("FedAvg, seed 0", False),
     ]
     assert section.rows[-1].accuracy("int8").mean == 0.8  # of the last validation
-    assert ranking(section, "int8").marks == ["", "", ""]  # it is no rival, and those two have no seed in common
+    # it is no rival, and those two have no seed in common
+    assert ranking(section, "int8").marks == ["", "", ""]
     assert section.notes == (f"{tmp_path}/a: not finished: 3 of 9 rounds",)
 
 
@@ -91,7 +94,10 @@ def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None
     assert [section.title for section in read(tmp_path)] == ["settings unknown"]
     made.run(tmp_path / "z")
     found = read(tmp_path)
-    assert [section.title for section in found] == ["Digits, IID, cnn, 5 x int8, 5 x float32", "settings unknown"]
+    assert [section.title for section in found] == [
+        "Digits, IID, cnn, 5 x int8, 5 x float32",
+        "settings unknown",
+    ]
     assert [row.name for row in found[1].rows] == ["named/x", "named/y"]
     assert found[1].notes[0] == f"{tmp_path}/named/x: no config.yaml: its settings are unknown"
     assert found[1].notes[-1] == "runs of unknown settings are not compared"
@@ -100,7 +106,9 @@ def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None
 @pytest.mark.parametrize("part", ["clients", "data", "model", "algorithm", "seed_everything"])
 def test_what_is_not_known_in_part_is_not_compared(tmp_path: Path, part: str) -> None:
     for name in ("x", "y"):
-        made.run(tmp_path / name, {key: value for key, value in made.config().items() if key != part})
+        made.run(
+            tmp_path / name, {key: value for key, value in made.config().items() if key != part}
+        )
     (section,) = read(tmp_path)
     assert (section.title, section.comparable, len(section.rows)) == ("settings unknown", False, 2)
 
@@ -142,7 +150,12 @@ def test_spread_of_one_and_of_none() -> None:
 
 
 def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
-    run = Run(tmp_path, made.config(), [{"round": 1, "val/loss": 1.0}], {"rounds": 1, "metrics": {"test/loss": 1.0}})
+    run = Run(
+        tmp_path,
+        made.config(),
+        [{"round": 1, "val/loss": 1.0}],
+        {"rounds": 1, "metrics": {"test/loss": 1.0}},
+    )
     (section,) = sections([run])
     assert (section.groups, ranking(section, "int8").marks) == ([], [""])
     assert math.isnan(Row("x", (run,)).accuracy("int8").mean)

@@ -17,7 +17,9 @@ def named(*configs: dict[str, Any]) -> list[str]:
 
 def test_an_algorithm_alone_needs_no_more() -> None:
     """However much the algorithms' own training differs."""
-    assert named(config("FedAvg"), config("ProWD", model__optimizer={"init_args": {"lr": 0.1}})) == ["FedAvg", "ProWD"]
+    assert named(
+        config("FedAvg"), config("ProWD", model__optimizer={"init_args": {"lr": 0.1}})
+    ) == ["FedAvg", "ProWD"]
 
 
 def test_a_switch_that_is_on_goes_without_saying() -> None:
@@ -29,19 +31,35 @@ def test_a_learning_rate_is_told_only_where_nothing_else_is_left() -> None:
     """Each row was tuned to its own."""
     rates = [{"init_args": {"lr": rate}} for rate in (0.1, 0.05, 0.02)]
     switches = [{}, {"mask": False}, {"dequantizer": False}]
-    configs = [config("ProWD", model__optimizer=lr, **off) for lr, off in zip(rates, switches, strict=True)]
+    configs = [
+        config("ProWD", model__optimizer=lr, **off) for lr, off in zip(rates, switches, strict=True)
+    ]
     assert named(*configs) == ["ProWD", "ProWD (mask=False)", "ProWD (dequantizer=False)"]
-    assert named(*(config("ProWD", model__optimizer=lr) for lr in rates[:2])) == ["ProWD (lr=0.1)", "ProWD (lr=0.05)"]
+    assert named(*(config("ProWD", model__optimizer=lr) for lr in rates[:2])) == [
+        "ProWD (lr=0.1)",
+        "ProWD (lr=0.05)",
+    ]
 
 
 def test_what_most_rows_share_goes_without_saying() -> None:
     modes = [("weights", "late"), ("delta", "late"), ("weights", "skip"), ("weights", "late")]
-    configs = [config("FedLQ", payload=p, infeasible=i, bits=b) for (p, i), b in zip(modes, (4, 4, 4, 2), strict=True)]
-    assert named(*configs) == ["FedLQ", "FedLQ (payload=delta)", "FedLQ (infeasible=skip)", "FedLQ (bits=2)"]
+    configs = [
+        config("FedLQ", payload=p, infeasible=i, bits=b)
+        for (p, i), b in zip(modes, (4, 4, 4, 2), strict=True)
+    ]
+    assert named(*configs) == [
+        "FedLQ",
+        "FedLQ (payload=delta)",
+        "FedLQ (infeasible=skip)",
+        "FedLQ (bits=2)",
+    ]
 
 
 def test_values_of_equal_right_are_all_told() -> None:
-    assert named(*(config("FedPAQ", bits=b) for b in (2, 3))) == ["FedPAQ (bits=2)", "FedPAQ (bits=3)"]
+    assert named(*(config("FedPAQ", bits=b) for b in (2, 3))) == [
+        "FedPAQ (bits=2)",
+        "FedPAQ (bits=3)",
+    ]
 
 
 def test_no_label_is_shortened_into_another() -> None:
@@ -59,7 +77,10 @@ def test_an_option_that_is_not_set() -> None:
 
 def test_algorithms_of_one_name_are_told_apart() -> None:
     own = {**config(), "algorithm": {"class_path": "mine.FedAvg"}}
-    assert named(config(), own) == ["FedAvg (algorithm=bhfl.algorithms.FedAvg)", "FedAvg (algorithm=mine.FedAvg)"]
+    assert named(config(), own) == [
+        "FedAvg (algorithm=bhfl.algorithms.FedAvg)",
+        "FedAvg (algorithm=mine.FedAvg)",
+    ]
 
 
 def test_options_that_end_alike_are_told_in_full() -> None:
@@ -79,9 +100,14 @@ def test_where_a_run_computed_is_no_setting() -> None:
 def test_a_single_setting_is_told_whole() -> None:
     assert titles([config()]) == ["Digits, IID, cnn, 5 x int8, 5 x float32"]
     partition = {"class_path": "bhfl.data.Dirichlet", "init_args": {"alpha": 0.5, "min_size": 1}}
-    network = {"class_path": "bhfl.comm.network.SimulatedNetwork", "init_args": {"profiles": {"iot": 0.3, "wifi": 0.7}}}
+    network = {
+        "class_path": "bhfl.comm.network.SimulatedNetwork",
+        "init_args": {"profiles": {"iot": 0.3, "wifi": 0.7}},
+    }
     skewed = config(data__partition=partition, trainer__network=network)
-    assert titles([skewed]) == ["Digits, Dirichlet(alpha=0.5), cnn, 5 x int8, 5 x float32, over 0.3 iot, 0.7 wifi"]
+    assert titles([skewed]) == [
+        "Digits, Dirichlet(alpha=0.5), cnn, 5 x int8, 5 x float32, over 0.3 iot, 0.7 wifi"
+    ]
 
 
 def test_of_several_settings_what_differs_is_told() -> None:
@@ -101,7 +127,10 @@ def test_of_several_settings_what_differs_is_told() -> None:
     ("clients", "words"),
     [
         ({"8": 5, "float32": 1}, "5 x int8, 1 x float32"),
-        ([{"bits": "wage2888", "fraction": 0.25}, {"bits": 32, "fraction": 0.75}], "25 % wage2888, 75 % float32"),
+        (
+            [{"bits": "wage2888", "fraction": 0.25}, {"bits": 32, "fraction": 0.75}],
+            "25 % wage2888, 75 % float32",
+        ),
         ([{"bits": {"weights": 4, "activations": 8}, "count": 3}], "3 x weights 4 activations 8"),
         (None, "None"),
         ([1], "[1]"),
@@ -112,7 +141,9 @@ def test_fleets_in_words(clients: Any, words: str) -> None:
     assert fleet(clients) == words
 
 
-@pytest.mark.parametrize("broken", [{}, {"trainer": 1}, {"algorithm": []}, {"clients": "x", "data": None, "model": 3}])
+@pytest.mark.parametrize(
+    "broken", [{}, {"trainer": 1}, {"algorithm": []}, {"clients": "x", "data": None, "model": 3}]
+)
 def test_configurations_of_another_shape(broken: dict[str, Any]) -> None:
     assert isinstance(titles([broken, config()])[0], str)
     assert isinstance(method(broken), dict)

@@ -18,11 +18,15 @@ timed_section = timed_section  # a fixture
 
 @pytest.fixture
 def section(tmp_path: Path) -> Section:
-    """FedAvg and ProWD over two seeds, ProWD clearly the better for int8, and a run that is not finished."""
+    """FedAvg and ProWD over two seeds, ProWD clearly the better for int8, and a run that is not
+    finished.
+    """
     for seed, shift in ((0, -0.01), (1, 0.01)):
         made.run(tmp_path / f"a{seed}", made.config("FedAvg", seed), (0.5 + shift, 0.8 + shift))
         made.run(tmp_path / f"b{seed}", made.config("ProWD", seed), (0.7 + shift, 0.795 - shift))
-    made.run(tmp_path / "c", made.config("Local", max_rounds=8), (0.9, 0.9), finished=False, up=0, down=0)
+    made.run(
+        tmp_path / "c", made.config("Local", max_rounds=8), (0.9, 0.9), finished=False, up=0, down=0
+    )
     (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
     return found
 
@@ -30,10 +34,21 @@ def section(tmp_path: Path) -> Section:
 def test_console(section: Section) -> None:
     lines = console(results(section)).splitlines()
     assert lines[0] == "Digits, IID, cnn, 5 x int8, 5 x float32"
-    assert " ".join(lines[2].split()) == "method seeds rounds int8 float32 average up MB down MB bits up"
-    assert lines[4] == "FedAvg              2       3  50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4    3.00     6.00     16.0"
-    assert lines[5] == "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 0.0*   3.00     6.00     16.0"
-    assert " ".join(lines[6].split()) == "Local, seed 0 seed 0 3 of 8 (90.0) (90.0) (90.0) 0.00 0.00 -"
+    assert (
+        " ".join(lines[2].split())
+        == "method seeds rounds int8 float32 average up MB down MB bits up"
+    )
+    assert lines[4] == (
+        "FedAvg              2       3  50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4 "
+        "   3.00     6.00     16.0"
+    )
+    assert lines[5] == (
+        "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 0.0*"
+        "   3.00     6.00     16.0"
+    )
+    assert (
+        " ".join(lines[6].split()) == "Local, seed 0 seed 0 3 of 8 (90.0) (90.0) (90.0) 0.00 0.00 -"
+    )
     assert lines[1] == lines[3] == lines[7] == "-" * len(lines[4])
     assert any(line.endswith("/c: not finished: 3 of 8 rounds") for line in lines)
     assert "rows are compared seed by seed on the seeds that both have: 2" in lines
@@ -43,9 +58,15 @@ def test_console(section: Section) -> None:
 
 def test_markdown(section: Section) -> None:
     lines = markdown(results(section)).splitlines()
-    assert lines[2] == "| method | seeds | rounds | int8 | float32 | average | up MB | down MB | bits up |"
+    assert (
+        lines[2]
+        == "| method | seeds | rounds | int8 | float32 | average | up MB | down MB | bits up |"
+    )
     assert lines[3] == "|---|" + "---:|" * 8
-    assert lines[5] == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 0.0** | 3.00 | 6.00 | 16.0 |"
+    assert (
+        lines[5]
+        == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 0.0** | 3.00 | 6.00 | 16.0 |"
+    )
 
 
 def test_markdown_escapes_what_would_be_markup() -> None:
@@ -78,7 +99,9 @@ def test_a_seed_without_a_value_is_told(tmp_path: Path) -> None:
         made.run(tmp_path / f"a{seed}", made.config(seed=seed))
         made.run(tmp_path / f"b{seed}", made.config("Local", seed=seed), (0.1, 0.1))
     text = (tmp_path / "a1" / "summary.json").read_text()
-    (tmp_path / "a1" / "summary.json").write_text(text.replace('"test/acc_int8": 0.8', '"test/acc_int8": NaN'))
+    (tmp_path / "a1" / "summary.json").write_text(
+        text.replace('"test/acc_int8": 0.8', '"test/acc_int8": NaN')
+    )
     (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
     table = results(found)
     assert [row[3] for row in table.rows] == [Cell("80.0 (1 of 2 seeds)"), Cell("10.0 ± 0.0")]
@@ -90,7 +113,11 @@ def test_csv(section: Section) -> None:
     lines = list(csv.DictReader(io.StringIO(as_csv([section], Goal(0.5)))))
     assert [line["method"] for line in lines] == ["FedAvg", "ProWD", "Local"]
     first, last = lines[0], lines[-1]
-    assert (first["seeds"], first["state"], float(first["test_acc_int8"])) == ("0 1", "finished", pytest.approx(0.5))
+    assert (first["seeds"], first["state"], float(first["test_acc_int8"])) == (
+        "0 1",
+        "finished",
+        pytest.approx(0.5),
+    )
     assert float(first["test_acc_int8_std"]) == pytest.approx(0.0141421356)
     assert [first[key] for key in ("up_MB", "down_MB", "bits_up", "failed", "seconds")] == [
         "3.0",
@@ -100,7 +127,11 @@ def test_csv(section: Section) -> None:
         "1.5",
     ]
     assert (first["reached_0.5"], first["rounds_to_0.5"], first["s_to_0.5"]) == ("2", "3.0", "")
-    assert (last["state"], last["test_acc_int8"], last["val_acc_int8"]) == ("not finished", "", "0.9")
+    assert (last["state"], last["test_acc_int8"], last["val_acc_int8"]) == (
+        "not finished",
+        "",
+        "0.9",
+    )
     assert (last["reached_0.5"], last["rounds_to_0.5"]) == ("0", "")
 
 
@@ -127,7 +158,9 @@ def test_rounds_of_seeds_that_stopped_early(tmp_path: Path) -> None:
 
 
 def test_until_without_the_baseline(timed_section: Section) -> None:
-    table, named = (until(timed_section, Goal(0.4, baseline=label)) for label in ("Elsewhere", "FedAvg"))
+    table, named = (
+        until(timed_section, Goal(0.4, baseline=label)) for label in ("Elsewhere", "FedAvg")
+    )
     assert table is not None
     assert named is not None
     for row, other in zip(table.rows, named.rows, strict=True):
@@ -151,7 +184,16 @@ def test_until(timed_section: Section) -> None:
         "1.00 ± 0.00",
         "60.0 ± 0.0",
     ]
-    assert texts[1] == ["FedPAQ", "15.0", "25 ± 7", "2.0 ± 1.4", "2.0 ± 1.4", "8.0 ± 5.7", "5.83 ± 1.18", "50.0 ± 14.1"]
+    assert texts[1] == [
+        "FedPAQ",
+        "15.0",
+        "25 ± 7",
+        "2.0 ± 1.4",
+        "2.0 ± 1.4",
+        "8.0 ± 5.7",
+        "5.83 ± 1.18",
+        "50.0 ± 14.1",
+    ]
     assert texts[2] == ["Local", "1.0", *["reached in 1 of 2"] * 4, "-", "30.0 ± 14.1"]
     assert table.notes[1] == "times sooner: than FedAvg, in seconds, seed by seed"
 

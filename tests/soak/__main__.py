@@ -1,4 +1,6 @@
-"""Kills, mutations, lost processes, signals and full disks, by chance: ``python -m tests.soak --minutes 20``."""
+"""Kills, mutations, lost processes, signals and full disks, by chance: ``python -m tests.soak
+--minutes 20``.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,17 @@ CAMPAIGNS = {**mutated.CAMPAIGNS, **kills.CAMPAIGNS, **endings.CAMPAIGNS}
 def main() -> int:
     """Read the options, say what will be done, and do it."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20, help="no attempt begins after these (default 20)")
-    parser.add_argument("--seed", type=int, help="of the first attempt of each campaign; drawn where it is not given")
-    parser.add_argument("--only", default=",".join(CAMPAIGNS), help="campaigns, separated by commas")
+    parser.add_argument(
+        "--minutes", type=float, default=20, help="no attempt begins after these (default 20)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of the first attempt of each campaign; drawn where it is not given",
+    )
+    parser.add_argument(
+        "--only", default=",".join(CAMPAIGNS), help="campaigns, separated by commas"
+    )
     parser.add_argument("--once", action="store_true", help="one attempt of each campaign")
     options = parser.parse_args()
     unknown = set(options.only.split(",")) - set(CAMPAIGNS)

@@ -1,4 +1,6 @@
-"""Lost processes, signals and full disks: a run ends in time, in order and in a line, and can be resumed."""
+"""Lost processes, signals and full disks: a run ends in time, in order and in a line, and can be
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,19 @@ BEGINNING_SECONDS = 1.0
 
 
 def lost_ranks(rng: random.Random, folder: Path) -> Counter[str]:
-    """One of two processes meets its fate at a named point; the other ends in time and says so in a line."""
-    fates = sorted({(point, fate) for point in POINTS for fate in FATES} - {("training a client", "faulty")})
-    (point, fate), victim = rng.choice(fates), rng.randrange(2)  # a faulty client is no end of a run
+    """One of two processes meets its fate at a named point; the other ends in time and says so in a
+    line.
+    """
+    fates = sorted(
+        {(point, fate) for point in POINTS for fate in FATES} - {("training a client", "faulty")}
+    )
+    # a faulty client is no end of a run
+    (point, fate), victim = rng.choice(fates), rng.randrange(2)
     end = left_alone(PROCESSES, folder, victim, point, fate, TIMEOUT_SECONDS)
-    what = f"rank {victim} {fate} {point}: the other ended with {end.code} after {end.seconds:.1f} s\n{end.said}"
+    what = (
+        f"rank {victim} {fate} {point}: the other ended with {end.code} after {end.seconds:.1f} s\n"
+        f"{end.said}"
+    )
     assert end.code not in (None, 0), what
     assert end.seconds < TIMEOUT_SECONDS + SLACK_SECONDS, what
     assert "Traceback" not in end.said or fate == "faulty", what
@@ -43,15 +53,18 @@ def lost_ranks(rng: random.Random, folder: Path) -> Counter[str]:
 def arguments(folder: Path) -> list[str]:
     """A small run of one process."""
     return [
-        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages", "--data.num_train", "64",
-        "--data.num_test", "8", "--data.shape", "[1, 8, 8]", "--algorithm", "FedCOMGATE",
-        "--algorithm.allow_inexact", "true", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+        "fit", "--clients", "{int8: 2, float32: 1}", "--data", "FakeImages",
+        "--data.num_train", "64", "--data.num_test", "8", "--data.shape", "[1, 8, 8]",
+        "--algorithm", "FedCOMGATE", "--algorithm.allow_inexact", "true",
+        "--trainer.accelerator", "cpu", "--trainer.devices", "1",
         "--trainer.max_rounds", str(ROUNDS), "--trainer.default_root_dir", str(folder),
     ]  # fmt: skip
 
 
 def resuming(folder: Path) -> list[str]:
-    """The options that go on from a checkpoint, where there is one; else the folder is put aside."""
+    """The options that go on from a checkpoint, where there is one; else the folder is put
+    aside.
+    """
     if any(folder.glob("bhfl/version_0/checkpoints/round=*.ckpt")):
         return ["--ckpt_path", "last"]
     if (folder / "bhfl").exists():
@@ -70,7 +83,12 @@ def begin(folder: Path, largest_file: int | None = None) -> subprocess.Popen[str
     words = [sys.executable, "-m", "bhfl", *arguments(folder), *resuming(folder)]
     with output:
         return subprocess.Popen(
-            words, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=limit
+            words,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=limit,
         )
 
 
@@ -103,7 +121,9 @@ def undisturbed() -> str:
 
 
 def signals(rng: random.Random, folder: Path) -> Counter[str]:
-    """A run that is sent SIGINT or SIGTERM, once or twice: 130 or 143, no traceback, and it can be resumed."""
+    """A run that is sent SIGINT or SIGTERM, once or twice: 130 or 143, no traceback, and it can be
+    resumed.
+    """
     whole, run = undisturbed(), folder / "run"
     run.mkdir()
     how = rng.choice([signal.SIGINT, signal.SIGTERM])
@@ -121,7 +141,10 @@ def signals(rng: random.Random, folder: Path) -> Counter[str]:
     finally:
         process.kill()
         process.wait()
-    told = f"{how.name} after {delay:.2f} s: {code} after {time.monotonic() - begun:.1f} s\n{said(run)}"
+    told = (
+        f"{how.name} after {delay:.2f} s: {code} after {time.monotonic() - begun:.1f} s\n"
+        f"{said(run)}"
+    )
     right = {0, 128 + how} | ({-how} if delay < BEGINNING_SECONDS else set())
     assert code in right, told
     assert "Traceback" not in said(run), told
@@ -130,7 +153,9 @@ def signals(rng: random.Random, folder: Path) -> Counter[str]:
 
 
 def full_disk(rng: random.Random, folder: Path) -> Counter[str]:
-    """A run that can write no file beyond some size: a line that names a file, and it can be resumed."""
+    """A run that can write no file beyond some size: a line that names a file, and it can be
+    resumed.
+    """
     whole, run = undisturbed(), folder / "run"
     run.mkdir()
     largest = int(10 ** rng.uniform(2.0, 5.0))

@@ -1,4 +1,6 @@
-"""Runs that are killed at random moments, and resumed until they are done, are those that were never killed."""
+"""Runs that are killed at random moments, and resumed until they are done, are those that were
+never killed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.engine.test_resume import DEADLY, PROCESSES, in_process, outcome, res
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm": FedAvg(), "server_optimizer": partial(torch.optim.Adam, lr=0.01)},
-    "prowd": {"algorithm": ProWD(warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0)},
+    "prowd": {
+        "algorithm": ProWD(warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0)
+    },
     "fedcomgate": {"algorithm": FedCOMGATE(4, allow_inexact=True)},
 }
 TIMEOUT_SECONDS = 20
@@ -46,7 +50,9 @@ def undisturbed(method: str) -> dict[str, Any]:
 
 
 def one_process(rng: random.Random, folder: Path) -> Counter[str]:
-    """A run of one process, killed up to eight times: after some time, or at a call of what writes."""
+    """A run of one process, killed up to eight times: after some time, or at a call of what
+    writes.
+    """
     method = rng.choice(sorted(METHODS))
     whole, counts = undisturbed(method), Counter({f"runs of {method}": 1})
     for _ in range(rng.randint(1, 8)):
@@ -65,19 +71,33 @@ def one_process(rng: random.Random, folder: Path) -> Counter[str]:
 
 def rank_of(folder: Path, rank: int, port: int, options: dict[str, Any]) -> None:
     """One of two processes."""
-    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+    }
     names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": 1}
     os.environ |= {name: str(value) for name, value in names.items()}
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    resume_or_begin(folder, devices=2, accelerator="cpu", timeout_seconds=TIMEOUT_SECONDS, **options)
+    resume_or_begin(
+        folder, devices=2, accelerator="cpu", timeout_seconds=TIMEOUT_SECONDS, **options
+    )
 
 
-def in_two(folder: Path, options: dict[str, Any], seconds: float | None, victims: tuple[int, ...]) -> list[int]:
-    """Two processes that begin or go on, of which `victims` are killed after so many seconds; the exit codes."""
+def in_two(
+    folder: Path, options: dict[str, Any], seconds: float | None, victims: tuple[int, ...]
+) -> list[int]:
+    """Two processes that begin or go on, of which `victims` are killed after so many seconds; the
+    exit codes.
+    """
     give_up_unbegun(folder)
     port = free_port()
-    ranks = [PROCESSES.Process(target=rank_of, args=(folder, rank, port, options)) for rank in (0, 1)]
+    ranks = [
+        PROCESSES.Process(target=rank_of, args=(folder, rank, port, options)) for rank in (0, 1)
+    ]
     try:
         for rank in ranks:
             rank.start()
@@ -114,7 +134,9 @@ def two_processes(rng: random.Random, folder: Path) -> Counter[str]:
         counts["kills"] += codes.count(-signal.SIGKILL)
         if codes == [0, 0]:
             break
-    assert in_two(folder, options_of(method), None, ()) == [0, 0], "the killed run cannot be resumed"
+    assert in_two(folder, options_of(method), None, ()) == [0, 0], (
+        "the killed run cannot be resumed"
+    )
     assert outcome(folder) == whole, "the resumed run is another one"
     return counts
 

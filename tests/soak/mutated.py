@@ -1,4 +1,6 @@
-"""What comes from elsewhere and was changed on its way: taken as it was, or refused by the one error for it."""
+"""What comes from elsewhere and was changed on its way: taken as it was, or refused by the one
+error for it.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,10 @@ def sound_checkpoint() -> tuple[bytes, str]:
     """The bytes of a checkpoint, and the digest of what is in it."""
     generator = torch.Generator().manual_seed(0)
     state = {
-        "server": {"params": {"w": torch.randn(7, 5, generator=generator), "empty": torch.zeros(0)}, "round": 3},
+        "server": {
+            "params": {"w": torch.randn(7, 5, generator=generator), "empty": torch.zeros(0)},
+            "round": 3,
+        },
         "run": {"history": json.dumps([{"round": 1, "val/acc": 0.5}]), "best": None},
         "list": [1, 2.5, "x", True, torch.tensor(3)],
     }
@@ -95,7 +100,9 @@ def written(write: Callable[[Path], object]) -> bytes:
 
 
 def checkpoints(rng: random.Random, folder: Path, number: int = FILES) -> Counter[str]:
-    """Damaged checkpoints raise CheckpointError alone, or are taken where the damage changes nothing."""
+    """Damaged checkpoints raise CheckpointError alone, or are taken where the damage changes
+    nothing.
+    """
     counts: Counter[str] = Counter()
     content, sound = sound_checkpoint()
     for _ in range(number):
@@ -132,7 +139,9 @@ def header_changed(rng: random.Random, content: bytes) -> bytes:
             break
         key = rng.choice(sorted(place))
         if rng.random() < 0.5 or not isinstance(place[key], dict):
-            place[key] = rng.choice([None, [], {}, "text", -1, 2**63, [2**40, 2], "F32", "I8", [0, 4]])
+            place[key] = rng.choice(
+                [None, [], {}, "text", -1, 2**63, [2**40, 2], "F32", "I8", [0, 4]]
+            )
             break
         place = place[key]
     text = json.dumps(header).encode()
@@ -140,7 +149,9 @@ def header_changed(rng: random.Random, content: bytes) -> bytes:
 
 
 def exports(rng: random.Random, folder: Path, number: int = FILES) -> Counter[str]:
-    """Damaged exports raise QuantizedFileError alone, or hold other numbers, for they carry no checksum."""
+    """Damaged exports raise QuantizedFileError alone, or hold other numbers, for they carry no
+    checksum.
+    """
     counts: Counter[str] = Counter()
     for _ in range(number):
         content = sound_export(rng.choice(["ternary", 4, 8]))

@@ -1,4 +1,6 @@
-"""Campaigns take turns until the time is over; what failed is told with the seed that makes it fail again."""
+"""Campaigns take turns until the time is over; what failed is told with the seed that makes it fail
+again.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,8 @@ LONGEST_SECONDS = 300
 class Campaign:
     """Attempts of one kind, each drawn from a seed of its own.
 
-    Attributes:
-        name: What the campaign is called.
-        attempt: Tries once in an empty folder, and returns what it counted; whatever it raises is a failure.
-        counts: What all attempts counted.
+    Attributes: name: What the campaign is called. attempt: Tries once in an empty folder, and
+        returns what it counted; whatever it raises is a failure. counts: What all attempts counted.
         failed: Seed and error of those that failed.
     """
 
@@ -39,7 +39,10 @@ class Campaign:
         """One attempt, in a folder that is removed afterwards."""
         start = time.monotonic()
         try:
-            with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder, alarm():
+            with (
+                tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder,
+                alarm(),
+            ):
                 self.counts += self.attempt(random.Random(f"{self.name} {seed}"), Path(folder))
         except Exception:
             self.failed.append((seed, traceback.format_exc()))
@@ -76,7 +79,11 @@ def soak(campaigns: Sequence[Campaign], minutes: float, seed: int, *, once: bool
         The exit code: 1 if any attempt failed.
     """
     deadline = time.monotonic() + 60 * minutes
-    while not all(campaign.attempts for campaign in campaigns) if once else time.monotonic() < deadline:
+    while (
+        not all(campaign.attempts for campaign in campaigns)
+        if once
+        else time.monotonic() < deadline
+    ):
         campaign = min(campaigns, key=lambda one: (one.attempts > 0 if once else 0, one.seconds))
         before = len(campaign.failed)
         campaign.once(seed + campaign.attempts)

@@ -56,7 +56,9 @@ def test_an_attempt_that_never_ends_has_failed(monkeypatch):
         time.sleep(30)
 
 
-@pytest.mark.parametrize(("name", "number"), [("payloads", 300), ("checkpoints", 150), ("exports", 60)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("payloads", 300), ("checkpoints", 150), ("exports", 60)]
+)
 def test_mutations_of_every_kind(tmp_path: Path, name, number):
     counts = mutated.CAMPAIGNS[name](random.Random(name), tmp_path, number)
     assert counts[name] == number

@@ -1,4 +1,6 @@
-"""FedLQ: layer-wise bit-widths from layer significance (after Xu et al., Computer Networks 264, 2025)."""
+"""FedLQ: layer-wise bit-widths from layer significance (after Xu et al., Computer Networks 264,
+2025).
+"""
 
 from bhfl.algorithms.fedlq.allocation import Allocation, allocate, layer_bits
 from bhfl.algorithms.fedlq.bound import ConvergenceBound, convergence_bound

@@ -2,16 +2,19 @@
 
     min  sum_l C_l(b_l)    subject to    sum_l size_l(b_l) <= budget,   b_l in candidates
 
-`C_l(b) = h_l V_l(b) / 2` is the loss that layer `l` is expected to cost at `b` bits (`significance.layer_costs`) and
-`size_l(b)` the bits it takes on the wire. Everything here runs on the client, once a round, on L x B numbers.
+`C_l(b) = h_l V_l(b) / 2` is the loss that layer `l` is expected to cost at `b` bits
+(`significance.layer_costs`) and `size_l(b)` the bits it takes on the wire. Everything here runs on
+the client, once a round, on L x B numbers.
 
 Three solvers:
 
-- "dp" is exact (Nemhauser and Ullmann 1969: dominance over partial assignments, here pruned by the linear relaxation)
-  as long as no more than `MAX_STATES` partial assignments stay in play, and keeps the most promising ones beyond that.
+- "dp" is exact (Nemhauser and Ullmann 1969: dominance over partial assignments, here pruned by the
+  linear relaxation) as long as no more than `MAX_STATES` partial assignments stay in play, and
+  keeps the most promising ones beyond that.
 - "greedy" starts at the fewest bits and takes the affordable step with the largest significance
   `[C(b) - C(b+)] / [size(b+) - size(b)]` along each layer's lower convex hull.
-- "greedy_down" starts at the most bits and undoes the least significant steps until the payload fits.
+- "greedy_down" starts at the most bits and undoes the least significant steps until the payload
+  fits.
 
 Shapes: L layers, B candidate widths.
 """
@@ -30,18 +33,19 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MAX_STATES = 2048
-"""Partial assignments the exact solver keeps; bounds its time. Five layers of four widths (4**5) always fit."""
+"""Partial assignments the exact solver keeps; bounds its time. Five layers of four widths (4**5)
+always fit.
+"""
 
 
 @dataclass(frozen=True)
 class Allocation:
     """Bit-widths of one client's layers.
 
-    Attributes:
-        bits: one width per layer, in the order of `sizes`.
-        cost: `sum_l C_l(b_l)`, in the unit of the costs (loss).
-        payload_bits: what the layers take on the wire, codes and scales.
-        feasible: False when not even the smallest payload fits; `bits` is that payload, and the client is late.
+    Attributes: bits: one width per layer, in the order of `sizes`. cost: `sum_l C_l(b_l)`, in the
+        unit of the costs (loss). payload_bits: what the layers take on the wire, codes and scales.
+        feasible: False when not even the smallest payload fits; `bits` is that payload, and the
+        client is late.
     """
 
     bits: tuple[int, ...]
@@ -52,7 +56,9 @@ class Allocation:
 
 @dataclass(frozen=True)
 class _Menu:
-    """What one layer may choose: every option is larger, and strictly better, than the one before it."""
+    """What one layer may choose: every option is larger, and strictly better, than the one before
+    it.
+    """
 
     bits: IntArray
     sizes: IntArray
@@ -71,7 +77,9 @@ class _Step(NamedTuple):
 
 
 def layer_bits(size: int, bits: int, scale_bits: int = 32) -> int:
-    """Bits on the wire of a layer of `size` weights: byte-aligned codes and one scale, or plain float32 at 32 bits."""
+    """Bits on the wire of a layer of `size` weights: byte-aligned codes and one scale, or plain
+    float32 at 32 bits.
+    """
     return 32 * size if bits == 32 else 8 * math.ceil(size * bits / 8) + scale_bits
 
 
@@ -84,17 +92,18 @@ def allocate(
     solver: Solver = "dp",
     scale_bits: int = 32,
 ) -> Allocation:
-    """Chooses a bit-width per layer so that the payload fits the budget and the expected loss is small.
+    """Chooses a bit-width per layer so that the payload fits the budget and the expected loss is
+    small.
 
-    A layer never gets bits that do not lower its cost: where all costs are zero (an unused layer) it gets the fewest.
-    No solver does worse than the best uniform width that fits.
+    A layer never gets bits that do not lower its cost: where all costs are zero (an unused layer)
+    it gets the fewest. No solver does worse than the best uniform width that fits.
 
     Args:
         costs: `[L, B]`, `C_l(b)` for each layer and each of `candidates`; finite and >= 0.
         sizes: number of weights of each layer.
         candidates: distinct widths, 2..16 or 32. Leave out what the client cannot do.
-        budget_bits: what the layers may take. The caller has taken off side-band, headers and the table of bits.
-            `math.inf`: no limit, every layer gets the largest width.
+        budget_bits: what the layers may take. The caller has taken off side-band, headers and the
+            table of bits. `math.inf`: no limit, every layer gets the largest width.
         solver: see the module.
         scale_bits: bits of one layer's scale.
 
@@ -107,21 +116,29 @@ def allocate(
     table = _checked_costs(costs, (len(sizes), len(candidates)))
     if budget_bits == math.inf:
         return _unlimited(table, sizes, candidates, scale_bits)
-    menus = [_menu(row, size, candidates, scale_bits) for row, size in zip(table, sizes, strict=True)]
+    menus = [
+        _menu(row, size, candidates, scale_bits) for row, size in zip(table, sizes, strict=True)
+    ]
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
         return _allocation(menus, smallest, feasible=False)
     budget = math.floor(min(budget_bits, sum(int(menu.sizes[-1]) for menu in menus)))
     steps = _steps(menus)
     climb = _descend if solver == "greedy_down" else _ascend
-    choice = min((climb(menus, steps, budget), _uniform(menus, candidates, budget)), key=lambda c: _cost(menus, c))
+    choice = min(
+        (climb(menus, steps, budget), _uniform(menus, candidates, budget)),
+        key=lambda c: _cost(menus, c),
+    )
     if solver == "dp":
         choice = _exact(menus, steps, budget, incumbent=choice)
     return _allocation(menus, choice, feasible=True)
 
 
 def _menu(costs: FloatArray, size: int, candidates: Sequence[int], scale_bits: int) -> _Menu:
-    options = sorted((layer_bits(size, b, scale_bits), float(c), b) for b, c in zip(candidates, costs, strict=True))
+    options = sorted(
+        (layer_bits(size, b, scale_bits), float(c), b)
+        for b, c in zip(candidates, costs, strict=True)
+    )
     kept = options[:1]
     for option in options[1:]:
         if option[1] < kept[-1][1]:
@@ -136,7 +153,8 @@ def _steps(menus: Sequence[_Menu]) -> list[_Step]:
     for layer, menu in enumerate(menus):
         hull = _lower_hull(menu.sizes.tolist(), menu.costs.tolist())
         for start, stop in pairwise(hull):
-            size, gain = int(menu.sizes[stop] - menu.sizes[start]), float(menu.costs[start] - menu.costs[stop])
+            size = int(menu.sizes[stop] - menu.sizes[start])
+            gain = float(menu.costs[start] - menu.costs[stop])
             steps.append(_Step(gain / size, layer, start, stop, size, gain))
     return sorted(steps, key=lambda step: (-step.significance, step.layer, step.start))
 
@@ -150,7 +168,9 @@ def _lower_hull(sizes: Sequence[int], costs: Sequence[float]) -> list[int]:
     return hull
 
 
-def _is_above(middle: int, left: int, right: int, sizes: Sequence[int], costs: Sequence[float]) -> bool:
+def _is_above(
+    middle: int, left: int, right: int, sizes: Sequence[int], costs: Sequence[float]
+) -> bool:
     """Whether option `middle` lies on or above the line from `left` to `right`."""
     gain_to, gain_from = costs[left] - costs[middle], costs[middle] - costs[right]
     return gain_to * (sizes[right] - sizes[middle]) <= gain_from * (sizes[middle] - sizes[left])
@@ -178,7 +198,9 @@ def _descend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> lis
 
 
 def _uniform(menus: Sequence[_Menu], candidates: Sequence[int], budget: int) -> list[int]:
-    """The best choice that gives every layer the same width, less the bits that gain a layer nothing."""
+    """The best choice that gives every layer the same width, less the bits that gain a layer
+    nothing.
+    """
     choices = [[_at_most(menu, width) for menu in menus] for width in candidates]
     fitting = [choice for choice in choices if _size(menus, choice) <= budget]
     return min(fitting, key=lambda choice: _cost(menus, choice), default=[0] * len(menus))
@@ -188,15 +210,21 @@ def _at_most(menu: _Menu, width: int) -> int:
     return max((k for k, bits in enumerate(menu.bits) if bits <= width), default=0)
 
 
-def _exact(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int, incumbent: list[int]) -> list[int]:
-    """Extends all partial assignments layer by layer; drops the dominated and those that cannot beat the incumbent."""
-    order = sorted(range(len(menus)), key=lambda layer: -int(menus[layer].sizes[-1]))  # a sharp bound early
+def _exact(
+    menus: Sequence[_Menu], steps: Sequence[_Step], budget: int, incumbent: list[int]
+) -> list[int]:
+    """Extends all partial assignments layer by layer; drops the dominated and those that cannot
+    beat the incumbent.
+    """
+    # a sharp bound early
+    order = sorted(range(len(menus)), key=lambda layer: -int(menus[layer].sizes[-1]))
     best = _cost(menus, incumbent)
     sizes, costs = np.zeros(1, np.int64), np.zeros(1)
     trail: list[tuple[IntArray, IntArray]] = []
     for position, layer in enumerate(order):
         menu = menus[layer]
-        new_sizes, new_costs = np.add.outer(menu.sizes, sizes).ravel(), np.add.outer(menu.costs, costs).ravel()
+        new_sizes = np.add.outer(menu.sizes, sizes).ravel()
+        new_costs = np.add.outer(menu.costs, costs).ravel()
         bounds = new_costs + _relaxed(menus, steps, order[position + 1 :], budget - new_sizes)
         kept = _undominated(new_sizes, new_costs, np.flatnonzero(bounds < best))
         if len(kept) > MAX_STATES:
@@ -209,27 +237,42 @@ def _exact(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int, incumben
     return _walk_back(trail, order, int(costs.argmin()))
 
 
-def _relaxed(menus: Sequence[_Menu], steps: Sequence[_Step], layers: Sequence[int], room: IntArray) -> FloatArray:
-    """Lower bound of what `layers` cost in each of `room`: steps may be taken in part; infinite where nothing fits."""
+def _relaxed(
+    menus: Sequence[_Menu], steps: Sequence[_Step], layers: Sequence[int], room: IntArray
+) -> FloatArray:
+    """Lower bound of what `layers` cost in each of `room`: steps may be taken in part; infinite
+    where nothing fits.
+    """
     wanted = set(layers)
     left = [step for step in steps if step.layer in wanted]
-    sizes = np.cumsum([sum(int(menus[layer].sizes[0]) for layer in layers), *(step.size for step in left)])
-    # Summed from the smallest gain up: the bound stays sharp where costs have fallen by many orders of magnitude.
-    costs = np.cumsum([sum(float(menus[layer].costs[-1]) for layer in layers), *(step.gain for step in reversed(left))])
+    sizes = np.cumsum(
+        [sum(int(menus[layer].sizes[0]) for layer in layers), *(step.size for step in left)]
+    )
+    # Summed from the smallest gain up: the bound stays sharp where costs have fallen by many orders
+    # of magnitude.
+    costs = np.cumsum(
+        [
+            sum(float(menus[layer].costs[-1]) for layer in layers),
+            *(step.gain for step in reversed(left)),
+        ]
+    )
     bound: FloatArray = np.interp(room, sizes, costs[::-1], left=math.inf)
     return bound
 
 
 def _undominated(sizes: IntArray, costs: FloatArray, states: IntArray) -> IntArray:
     """Those of `states` that are cheaper than all smaller ones, by growing size."""
-    states = states[np.argsort(sizes[states], kind="stable")]  # a merge: each option's states are sorted already
+    # a merge: each option's states are sorted already
+    states = states[np.argsort(sizes[states], kind="stable")]
     cheapest = np.minimum.accumulate(costs[states])
     better = np.ones(len(states), bool)
     better[1:] = costs[states][1:] < cheapest[:-1]
     return states[better]
 
 
-def _walk_back(trail: Sequence[tuple[IntArray, IntArray]], order: Sequence[int], state: int) -> list[int]:
+def _walk_back(
+    trail: Sequence[tuple[IntArray, IntArray]], order: Sequence[int], state: int
+) -> list[int]:
     choice = [0] * len(order)
     for (options, parents), layer in zip(reversed(trail), reversed(order), strict=True):
         choice[layer] = int(options[state])
@@ -250,22 +293,32 @@ def _allocation(menus: Sequence[_Menu], choice: Sequence[int], *, feasible: bool
     return Allocation(bits, _cost(menus, choice), _size(menus, choice), feasible)
 
 
-def _unlimited(table: FloatArray, sizes: Sequence[int], candidates: Sequence[int], scale_bits: int) -> Allocation:
+def _unlimited(
+    table: FloatArray, sizes: Sequence[int], candidates: Sequence[int], scale_bits: int
+) -> Allocation:
     widest = max(candidates)
     cost = math.fsum(table[:, list(candidates).index(widest)])
     payload = sum(layer_bits(size, widest, scale_bits) for size in sizes)
     return Allocation((widest,) * len(sizes), cost, payload, feasible=True)
 
 
-def _check_problem(sizes: Sequence[int], candidates: Sequence[int], budget_bits: float, scale_bits: int) -> None:
+def _check_problem(
+    sizes: Sequence[int], candidates: Sequence[int], budget_bits: float, scale_bits: int
+) -> None:
     if not len(sizes):
-        raise ValueError("sizes must name at least one layer, got none: the model has no quantisable layer")
+        raise ValueError(
+            "sizes must name at least one layer, got none: the model has no quantisable layer"
+        )
     if any(size < 1 for size in sizes):
         raise ValueError(f"sizes must be >= 1, got {list(sizes)}")
     if not len(candidates):
         raise ValueError("candidates must name at least one bit-width, got none")
-    if len(set(candidates)) < len(candidates) or any(b != 32 and not 2 <= b <= 16 for b in candidates):
-        raise ValueError(f"candidates must be distinct widths of 2..16 or 32, got {list(candidates)}")
+    if len(set(candidates)) < len(candidates) or any(
+        b != 32 and not 2 <= b <= 16 for b in candidates
+    ):
+        raise ValueError(
+            f"candidates must be distinct widths of 2..16 or 32, got {list(candidates)}"
+        )
     if not budget_bits > 0:
         raise ValueError(f"budget_bits must be > 0, got {budget_bits}")
     if scale_bits < 0:

@@ -1,15 +1,16 @@
-"""The empirical analysis behind layer-wise bits: what each layer saves, and what quantising it alone costs.
+"""The empirical analysis behind layer-wise bits: what each layer saves, and what quantising it
+alone costs.
 
 One row a layer, of plain values, so that it is a line of CSV as it stands (`bhfl analyze`):
 
-    layer, parameters
-    saved_bytes_<b>      on the wire against float32, codes and scale counted    one column for each of `CANDIDATES`
-    variance_<b>         expected squared error of stochastic rounding           one column for each of `CANDIDATES`
-    loss_increase_<b>    held-out loss with only this layer quantised, less that of the whole model    probed widths
-    accuracy_drop_<b>    0..1, likewise; left out where the model has no accuracy                      probed widths
-    significance         harm share by memory share; above 1 the layer is worth protecting
-    curvature            `h_l`, such that `h_l V_l(b) / 2` is the expected increase of the loss
-    bound_share_<b>      of the convergence bound's quantisation term, all layers at b bits; they sum to 1
+    layer, parameters saved_bytes_<b>      on the wire against float32, codes and scale counted
+    one column for each of `CANDIDATES` variance_<b>         expected squared error of stochastic
+    rounding           one column for each of `CANDIDATES` loss_increase_<b>    held-out loss with
+    only this layer quantised, less that of the whole model    probed widths accuracy_drop_<b>
+    0..1, likewise; left out where the model has no accuracy                      probed widths
+    significance         harm share by memory share; above 1 the layer is worth protecting curvature
+    `h_l`, such that `h_l V_l(b) / 2` is the expected increase of the loss bound_share_<b>      of
+    the convergence bound's quantisation term, all layers at b bits; they sum to 1
 
 Shapes: L layers, P probed widths.
 """
@@ -65,8 +66,9 @@ def layer_harm(
 ) -> LayerHarm:
     """Quantises one layer at a time and evaluates; the model is left as it was, to the bit.
 
-    Chunk by chunk, so that what comes before the quantised layer need be computed only once (see `reuse`) and only
-    one chunk's activations are kept. The draws of the stochastic rounding are the same in all chunks.
+    Chunk by chunk, so that what comes before the quantised layer need be computed only once (see
+    `reuse`) and only one chunk's activations are kept. The draws of the stochastic rounding are the
+    same in all chunks.
 
     Args:
         model: the global model.
@@ -82,7 +84,9 @@ def layer_harm(
     """
     total, part = torch.zeros(1 + len(layers) * len(bits), 2, dtype=torch.float64), None
     for size, chunk in chunks:
-        part, measured = _probe_chunk(model, layers, bits, partial(evaluate, chunk), seed, partial(progress, size))
+        part, measured = _probe_chunk(
+            model, layers, bits, partial(evaluate, chunk), seed, partial(progress, size)
+        )
         total += size * measured
     if part is None:
         raise ValueError("chunks must hold at least one sample, got none")
@@ -112,12 +116,18 @@ def _probe_chunk(
             progress()
             return measured[-1]
 
-        part = probe(model, layers, bits, evaluated, generator=torch.Generator(device).manual_seed(seed))
+        part = probe(
+            model, layers, bits, evaluated, generator=torch.Generator(device).manual_seed(seed)
+        )
     return part, torch.tensor(measured, dtype=torch.float64)
 
 
 def layer_rows(
-    model: nn.Module, harm: LayerHarm, *, candidates: Sequence[int] = CANDIDATES, uniform_bits: int = 4
+    model: nn.Module,
+    harm: LayerHarm,
+    *,
+    candidates: Sequence[int] = CANDIDATES,
+    uniform_bits: int = 4,
 ) -> list[Row]:
     """One row a layer, in the order of `harm`; see the top of this file for the columns.
 
@@ -138,23 +148,38 @@ def layer_rows(
     rows: list[Row] = []
     for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
         row: Row = {"layer": name, "parameters": size}
-        row |= {f"saved_bytes_{b}": (layer_bits(size, 32) - layer_bits(size, b)) // 8 for b in candidates}
+        row |= {
+            f"saved_bytes_{b}": (layer_bits(size, 32) - layer_bits(size, b)) // 8
+            for b in candidates
+        }
         row |= {f"variance_{b}": float(v) for b, v in zip(candidates, variances[i], strict=True)}
-        row |= {f"loss_increase_{b}": float(v) for b, v in zip(found.bits, harm.loss_increase[i], strict=True)}
+        row |= {
+            f"loss_increase_{b}": float(v)
+            for b, v in zip(found.bits, harm.loss_increase[i], strict=True)
+        }
         if not math.isnan(harm.accuracy):
-            row |= {f"accuracy_drop_{b}": float(v) for b, v in zip(found.bits, harm.accuracy_drop[i], strict=True)}
-        row |= {"significance": float(joint[i]), "curvature": float(bent[i]), f"bound_share_{uniform_bits}": shares[i]}
+            row |= {
+                f"accuracy_drop_{b}": float(v)
+                for b, v in zip(found.bits, harm.accuracy_drop[i], strict=True)
+            }
+        row |= {
+            "significance": float(joint[i]),
+            "curvature": float(bent[i]),
+            f"bound_share_{uniform_bits}": shares[i],
+        }
         rows.append(row)
     return rows
 
 
 def bound_shares(variances: Tensor) -> list[float]:
-    """`[L]`: each layer's share of the convergence bound's quantisation term; zeros where there is no error.
+    """`[L]`: each layer's share of the convergence bound's quantisation term; zeros where there is
+    no error.
 
-    The shares are the same for every smoothness, learning rate, number of steps, rounds and clients: 1 stands for each.
+    The shares are the same for every smoothness, learning rate, number of steps, rounds and
+    clients: 1 stands for each.
     """
     bound = convergence_bound(
-        initial_gap=0, smoothness=1, gradient_variance=0, heterogeneity=0, learning_rate=1 / 8, local_steps=1,
-        num_rounds=1, variances=variances.unsqueeze(0).numpy(),
+        initial_gap=0, smoothness=1, gradient_variance=0, heterogeneity=0, learning_rate=1 / 8,
+        local_steps=1, num_rounds=1, variances=variances.unsqueeze(0).numpy(),
     )  # fmt: skip
     return [term / (bound.quantisation or 1.0) for term in bound.quantisation_per_layer]

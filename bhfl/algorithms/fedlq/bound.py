@@ -1,23 +1,27 @@
 """What the bits may cost: a convergence bound for federated averaging with quantised uploads.
 
-**Theorem.** Let every client's loss `F_i` be L-smooth, stochastic gradients unbiased with variance <= sigma^2, and
-`sum_i p_i ||grad F_i - grad F||^2 <= zeta^2`; let every layer be quantised without bias and independently across
-clients. With all clients in every round, K local steps and `eta <= 1 / (8 L K)`,
+**Theorem.** Let every client's loss `F_i` be L-smooth, stochastic gradients unbiased with variance
+<= sigma^2, and `sum_i p_i ||grad F_i - grad F||^2 <= zeta^2`; let every layer be quantised without
+bias and independently across clients. With all clients in every round, K local steps and `eta <= 1
+/ (8 L K)`,
 
-    (1/T) sum_t E ||grad F(w_t)||^2  <=  4 (F_0 - F*) / (eta K T)                           optimisation
-                                      +  4 L eta sigma^2 sum_i p_i^2                        noise
-                                      +  10 eta^2 L^2 K (sigma^2 + 6 K zeta^2)              drift
-                                      +  2 L / (eta K T) sum_t sum_i p_i^2 sum_l V_{t,i,l}  quantisation
+    (1/T) sum_t E ||grad F(w_t)||^2  <=  4 (F_0 - F*) / (eta K T)
+                                      optimisation +  4 L eta sigma^2 sum_i p_i^2
+                                      noise +  10 eta^2 L^2 K (sigma^2 + 6 K zeta^2)
+                                      drift +  2 L / (eta K T) sum_t sum_i p_i^2 sum_l V_{t,i,l}
+                                      quantisation
 
-where `V_{t,i,l}` is the expected squared error of layer l of client i in round t (`significance.variance_table`).
+where `V_{t,i,l}` is the expected squared error of layer l of client i in round t
+(`significance.variance_table`).
 
-Proof idea: smoothness gives a descent inequality per round; an unbiased error enters it only through its second
-moment, and errors of different clients and layers are orthogonal. The drift of the local steps is bounded as by
-Reddi et al. 2021, lemma 3.
+Proof idea: smoothness gives a descent inequality per round; an unbiased error enters it only
+through its second moment, and errors of different clients and layers are orthogonal. The drift of
+the local steps is bounded as by Reddi et al. 2021, lemma 3.
 
-The last term is a sum over clients and layers: to minimise it under a byte budget is the knapsack of `allocation`.
-It also says what to send. Differences `w_t - w_i` shrink like `eta K`, so their term falls with eta at constant bits.
-Weights do not shrink: their term grows like `1/eta`, and every halving of eta takes half a bit more to hold it.
+The last term is a sum over clients and layers: to minimise it under a byte budget is the knapsack
+of `allocation`. It also says what to send. Differences `w_t - w_i` shrink like `eta K`, so their
+term falls with eta at constant bits. Weights do not shrink: their term grows like `1/eta`, and
+every halving of eta takes half a bit more to hold it.
 """
 
 import math
@@ -77,14 +81,16 @@ def convergence_bound(
         learning_rate: `eta` of the local steps, at most `1 / (8 L K)`.
         local_steps: `K`.
         num_rounds: `T`.
-        variances: `V`, expected squared quantisation errors: `[clients, layers]`, the same in all rounds, or
-            `[rounds, clients, layers]`. Zeros for float32.
+        variances: `V`, expected squared quantisation errors: `[clients, layers]`, the same in all
+            rounds, or `[rounds, clients, layers]`. Zeros for float32.
         weights: `p_i` of the clients, summing to 1; None: uniform.
 
     Raises:
         ValueError: an argument is out of its range, or the shapes disagree.
     """
-    _check_non_negative(initial_gap=initial_gap, gradient_variance=gradient_variance, heterogeneity=heterogeneity)
+    _check_non_negative(
+        initial_gap=initial_gap, gradient_variance=gradient_variance, heterogeneity=heterogeneity
+    )
     _check_counts(local_steps=local_steps, num_rounds=num_rounds)
     _check_step(learning_rate, smoothness, local_steps)
     errors = _checked_variances(variances, num_rounds)
@@ -115,14 +121,21 @@ def _check_step(learning_rate: float, smoothness: float, local_steps: int) -> No
     if not (math.isfinite(smoothness) and smoothness > 0):
         raise ValueError(f"smoothness must be finite and > 0, got {smoothness}")
     limit = 1 / (8 * smoothness * local_steps)
-    if not 0 < learning_rate <= limit * (1 + 1e-9):  # the limit itself may be computed in another order
-        raise ValueError(f"learning_rate must be in (0, 1 / (8 L K)] = (0, {limit:g}], got {learning_rate}")
+    # the limit itself may be computed in another order
+    if not 0 < learning_rate <= limit * (1 + 1e-9):
+        raise ValueError(
+            f"learning_rate must be in (0, 1 / (8 L K)] = (0, {limit:g}], got {learning_rate}"
+        )
 
 
 def _checked_variances(variances: npt.ArrayLike, num_rounds: int) -> npt.NDArray[np.float64]:
     """`[clients, layers]`: the mean over the rounds."""
     errors = np.asarray(variances, dtype=np.float64)
-    if errors.ndim not in (2, 3) or 0 in errors.shape or (errors.ndim == 3 and len(errors) != num_rounds):
+    if (
+        errors.ndim not in (2, 3)
+        or 0 in errors.shape
+        or (errors.ndim == 3 and len(errors) != num_rounds)
+    ):
         shape = f"[clients, layers] or [{num_rounds} rounds, clients, layers]"
         raise ValueError(f"variances must have shape {shape}, got {list(errors.shape)}")
     if not (np.isfinite(errors).all() and (errors >= 0).all()):
@@ -134,7 +147,11 @@ def _checked_weights(weights: Sequence[float] | None, num_clients: int) -> npt.N
     if weights is None:
         return np.full(num_clients, 1 / num_clients)
     if len(weights) != num_clients:
-        raise ValueError(f"weights must hold one number per client, {num_clients}, got {len(weights)}")
-    if not (all(weight >= 0 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=1e-6)):
+        raise ValueError(
+            f"weights must hold one number per client, {num_clients}, got {len(weights)}"
+        )
+    if not (
+        all(weight >= 0 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=1e-6)
+    ):
         raise ValueError(f"weights must be >= 0 and sum to 1, got sum {math.fsum(weights):g}")
     return np.asarray(weights, dtype=np.float64)

@@ -21,12 +21,14 @@ Rule = Literal["average", "deadline", "quantile"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How many bits the layers of a client's payload may take: their codes, in whole bytes a layer, and their scales.
+    """How many bits the layers of a client's payload may take: their codes, in whole bytes a layer,
+    and their scales.
 
     Args:
-        rule: ``average``: `average_bits` a weight, whatever the link. ``deadline``: what the client's link carries
-            until the network's deadline. ``quantile``: until the shortest deadline by which a share `quantile` of the
-            cohort can send `average_bits` a weight; nobody is dropped for missing it.
+        rule: ``average``: `average_bits` a weight, whatever the link. ``deadline``: what the
+            client's link carries until the network's deadline. ``quantile``: until the shortest
+            deadline by which a share `quantile` of the cohort can send `average_bits` a weight;
+            nobody is dropped for missing it.
         average_bits: Codes of a weight; scales come on top.
         quantile: In (0, 1].
     """
@@ -37,7 +39,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
-            raise ValueError(f"FedLQ.budget must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+            raise ValueError(
+                f"FedLQ.budget must be one of {', '.join(get_args(Rule))}, got {self.rule!r}"
+            )
         if not self.average_bits > 0:
             raise ValueError(f"FedLQ.average_bits must be > 0, got {self.average_bits}")
         if not 0 < self.quantile <= 1:
@@ -46,14 +50,27 @@ class Budget:
     def check(self, timing: Timing | None) -> None:
         """ValueError unless the network is there that this rule reads."""
         if self.rule != "average" and timing is None:
-            raise ValueError(f"FedLQ.budget: {self.rule} needs a simulated network: set trainer.network")
-        if self.rule == "deadline" and timing is not None and timing.network.deadline_seconds is None:
+            raise ValueError(
+                f"FedLQ.budget: {self.rule} needs a simulated network: set trainer.network"
+            )
+        if (
+            self.rule == "deadline"
+            and timing is not None
+            and timing.network.deadline_seconds is None
+        ):
             raise ValueError("FedLQ.budget: deadline needs network.deadline_seconds, got null")
 
     def deadline_seconds(
-        self, timing: Timing | None, round: int, layers: Params, others: Tensors, down: int, examples: Mapping[int, int]
+        self,
+        timing: Timing | None,
+        round: int,
+        layers: Params,
+        others: Tensors,
+        down: int,
+        examples: Mapping[int, int],
     ) -> float:
-        """When uploads must have arrived; infinite with ``average``, and never after the network's own deadline.
+        """When uploads must have arrived; infinite with ``average``, and never after the network's
+        own deadline.
 
         Args:
             timing: Of the run.
@@ -113,7 +130,9 @@ def _least_bits(layers: Params) -> int:
 def _least_bytes(layers: Params, others: Tensors) -> int:
     """Of a payload with all layers at two bits."""
     one = torch.ones(())
-    return encoded_bytes({**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}})
+    return encoded_bytes(
+        {**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}}
+    )
 
 
 def rounded_down(value: float) -> Tensor:

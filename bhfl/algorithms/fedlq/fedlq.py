@@ -1,7 +1,9 @@
-"""FedLQ: each layer its own bits, for each client, under its own link; after Xu et al., Computer Networks 264, 2025.
+"""FedLQ: each layer its own bits, for each client, under its own link; after Xu et al., Computer
+Networks 264, 2025.
 
-Only the paper's abstract is public. It fixes the idea: layer-wise widths from layer significance, memory saved against
-accuracy lost, with a convergence bound behind it. The rest is the design of this project.
+Only the paper's abstract is public. It fixes the idea: layer-wise widths from layer significance,
+memory saved against accuracy lost, with a convergence bound behind it. The rest is the design of
+this project.
 """
 
 from __future__ import annotations
@@ -33,38 +35,49 @@ _MOST_CURVED = 1e30
 """Above it a curvature is no finite float32, or its product with a variance none."""
 
 PLAN = ":plan"
-"""What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32 [L + 1]; with
-``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send nothing."""
+"""What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32
+[L + 1]; with ``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send
+nothing.
+"""
 
 
 class FedLQ(Algorithm):
-    """Layer-wise quantised uplinks, the bits of each layer chosen to cost the least expected loss within a budget.
+    """Layer-wise quantised uplinks, the bits of each layer chosen to cost the least expected loss
+    within a budget.
 
-    A client that has trained knows what each layer would lose at each width: ``C_l(b) = h_l V_l(b) / 2``, the curvature
-    ``h_l`` measured by probing on held-out data, the variance ``V_l(b)`` of the stochastic quantiser in closed form. A
-    multiple-choice knapsack then spends its budget. Clients that compute with b bits send at most b.
+    A client that has trained knows what each layer would lose at each width: ``C_l(b) = h_l V_l(b)
+    / 2``, the curvature ``h_l`` measured by probing on held-out data, the variance ``V_l(b)`` of
+    the stochastic quantiser in closed form. A multiple-choice knapsack then spends its budget.
+    Clients that compute with b bits send at most b.
 
     Args:
-        payload: ``weights``: the model itself; ``delta``: its difference from the one that was sent (FedLQ-delta).
+        payload: ``weights``: the model itself; ``delta``: its difference from the one that was sent
+            (FedLQ-delta).
         candidates: Widths to choose from, 2..16 or 32 (float32).
-        budget: ``average``, ``deadline`` or ``quantile``; see `bhfl.algorithms.fedlq.budget.Budget`.
+        budget: ``average``, ``deadline`` or ``quantile``; see
+            `bhfl.algorithms.fedlq.budget.Budget`.
         average_bits: Codes of a weight that the budget is for, with ``average`` and ``quantile``.
         quantile: Share of the cohort that ``quantile`` gives the time for it.
         solver: ``dp`` (exact), ``greedy`` or ``greedy_down``, by significance.
-        infeasible: What a client does whose budget is below the least payload: send it all the same (``late``, and so
-            it will be where the network has a deadline) or nothing (``skip``).
-        plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from the last round's.
-        sensitivity: Who probes: the ``server`` on ``data.holdout`` samples, or the ``clients`` on their own.
+        infeasible: What a client does whose budget is below the least payload: send it all the same
+            (``late``, and so it will be where the network has a deadline) or nothing (``skip``).
+        plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from
+            the last round's.
+        sensitivity: Who probes: the ``server`` on ``data.holdout`` samples, or the ``clients`` on
+            their own.
         probe_bits: Widths to probe; few and low ones say most.
         probe_samples: Examples that a client probes with.
         refresh: Rounds between probes.
         decay: Of the moving average over probes, in [0, 1).
-        shrinkage: 1 believes the probes alone, 0 does without them and gives all layers the same curvature.
+        shrinkage: 1 believes the probes alone, 0 does without them and gives all layers the same
+            curvature.
         metric: What harm is measured in: ``loss`` or ``accuracy``.
-        joint: How harm and memory are joined in the significance that is logged: ``ratio`` or ``convex``.
+        joint: How harm and memory are joined in the significance that is logged: ``ratio`` or
+            ``convex``.
 
     Raises:
-        ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do not fit.
+        ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do
+            not fit.
     """
 
     def __init__(
@@ -95,24 +108,32 @@ class FedLQ(Algorithm):
         for key, choice, choices in chosen:
             if choice not in choices:
                 raise ValueError(f"FedLQ.{key} must be one of {', '.join(choices)}, got {choice!r}")
-        allocate([[0.0] * len(candidates)], [1], candidates, 1, solver=solver)  # raises where these cannot be used
+        # raises where these cannot be used
+        allocate([[0.0] * len(candidates)], [1], candidates, 1, solver=solver)
         if 0 < average_bits < min(candidates) and budget != "deadline":
             raise ValueError(
-                f"FedLQ.average_bits must be at least {min(candidates)}, the fewest of candidates, got {average_bits}"
+                f"FedLQ.average_bits must be at least {min(candidates)}, the fewest of candidates, "
+                f"got {average_bits}"
             )
-        self.payload, self.candidates, self.solver, self.infeasible = payload, tuple(candidates), solver, infeasible
+        self.payload = payload
+        self.candidates = tuple(candidates)
+        self.solver = solver
+        self.infeasible = infeasible
         self.plan, self.joint = plan, joint
         self.budget = Budget(budget, average_bits, quantile)
-        self.sensitivity = Sensitivity(sensitivity, tuple(probe_bits), probe_samples, refresh, decay, shrinkage, metric)
+        self.sensitivity = Sensitivity(
+            sensitivity, tuple(probe_bits), probe_samples, refresh, decay, shrinkage, metric
+        )
 
-    # ---- setting up ---------------------------------------------------------------------------------------------
+    # ---- setting up ------------------------------------------------------------------------------
 
     def setup(self, context: Context) -> None:
         """Find the layers.
 
         Raises:
-            ValueError: The model has no quantisable layer, a client computes with fewer bits than any candidate, the
-                network lacks what the budget reads, or there are no held-out data to probe on.
+            ValueError: The model has no quantisable layer, a client computes with fewer bits than
+                any candidate, the network lacks what the budget reads, or there are no held-out
+                data to probe on.
         """
         self._context = context
         self._now: _Now
@@ -121,15 +142,19 @@ class FedLQ(Algorithm):
         for name, tensor in context.module.state_dict(keep_vars=True).items():
             if id(tensor) in found:
                 first.setdefault(id(tensor), name)
-        self.layers = [name for name in first.values() if context.module.get_parameter(name).numel()]
+        self.layers = [
+            name for name in first.values() if context.module.get_parameter(name).numel()
+        ]
         if not self.layers:
-            raise ValueError("FedLQ needs a layer with weights: all that can be quantised are empty")
+            raise ValueError(
+                "FedLQ needs a layer with weights: all that can be quantised are empty"
+            )
         self.sizes = [context.module.get_parameter(name).numel() for name in self.layers]
         for client in context.clients:
             if not self._candidates(client):
                 raise ValueError(
-                    f"FedLQ.candidates must hold a width of at most {client.spec.weights} for {client.group} clients, "
-                    f"got {list(self.candidates)}"
+                    f"FedLQ.candidates must hold a width of at most {client.spec.weights} for "
+                    f"{client.group} clients, got {list(self.candidates)}"
                 )
         self.budget.check(context.timing)
         self.sensitivity.check(context)
@@ -142,7 +167,7 @@ class FedLQ(Algorithm):
         variances = variance_table([params[name] for name in self.layers], self.candidates)
         return {"probe": None, "variances": variances if self.plan == "server" else None}
 
-    # ---- what goes down -----------------------------------------------------------------------------------------
+    # ---- what goes down --------------------------------------------------------------------------
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Any:
         """Probe, in rounds where the server is to; and settle the round's deadline."""
@@ -151,7 +176,11 @@ class FedLQ(Algorithm):
         plan = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
         layers, others, down = self._traffic(server, clients[0].group, plan)
         timing, round = self._context.timing, server.round
-        examples = {client.id: self._examples(client, round) for client in timing.cohort(round)} if timing else {}
+        examples = (
+            {client.id: self._examples(client, round) for client in timing.cohort(round)}
+            if timing
+            else {}
+        )
         deadline = self.budget.deadline_seconds(timing, round, layers, others, down, examples)
         plan[-1] = rounded_down(deadline)
         self._now = _Now(probe, curvature, deadline, {**server.params, PLAN: plan})
@@ -163,7 +192,11 @@ class FedLQ(Algorithm):
             return self._now.downlink
         allocation = self._plan(server, client)
         self._now.infeasible[client.id] = not allocation.feasible
-        bits = allocation.bits if allocation.feasible or self.infeasible == "late" else (0,) * len(self.layers)
+        bits = (
+            allocation.bits
+            if allocation.feasible or self.infeasible == "late"
+            else (0,) * len(self.layers)
+        )
         self._now.bits[client.id] = bits
         return {**server.params, PLAN: torch.tensor(bits, dtype=torch.uint8)}
 
@@ -172,7 +205,9 @@ class FedLQ(Algorithm):
         return {name: tensor for name, tensor in received.items() if name != PLAN}
 
     def _plan(self, server: ServerState, client: Client) -> Allocation:
-        """The server's choice for a client: its variances are those of what the last round came to."""
+        """The server's choice for a client: its variances are those of what the last round came
+        to.
+        """
         timing, plan = self._context.timing, torch.zeros(len(self.layers), dtype=torch.uint8)
         layers, others, down = self._traffic(server, client.group, plan)
         link = timing.link(server.round, client) if timing else None
@@ -180,8 +215,12 @@ class FedLQ(Algorithm):
         room = self.budget.layer_bits(layers, others, link, down, examples, self._now.deadline)
         return self._allocate(self._now.curvature, server.extra["variances"], client, room)
 
-    def _traffic(self, server: ServerState, group: str, plan: Tensor) -> tuple[Params, dict[str, Tensor], int]:
-        """The layers, what clients of a group send beside them, and the bytes that they are sent."""
+    def _traffic(
+        self, server: ServerState, group: str, plan: Tensor
+    ) -> tuple[Params, dict[str, Tensor], int]:
+        """The layers, what clients of a group send beside them, and the bytes that they are
+        sent.
+        """
         layers = {name: server.params[name] for name in self.layers}
         both_ways = {**server.params, **self._context.buffers(server, group)}
         others = {name: tensor for name, tensor in both_ways.items() if name not in layers}
@@ -194,21 +233,33 @@ class FedLQ(Algorithm):
         planned = timing.planned(client, self._context.data) if timing else 0
         return planned + self.sensitivity.examples(client, round, len(self.layers))
 
-    def _allocate(self, curvature: Tensor, variances: Tensor, client: Client, room: float) -> Allocation:
+    def _allocate(
+        self, curvature: Tensor, variances: Tensor, client: Client, room: float
+    ) -> Allocation:
         candidates = self._candidates(client)
         columns = [self.candidates.index(bits) for bits in candidates]
         costs = layer_costs(curvature, variances[:, columns])
         return allocate(costs.numpy(), self.sizes, candidates, room, solver=self.solver)
 
-    # ---- what goes up -------------------------------------------------------------------------------------------
+    # ---- what goes up ----------------------------------------------------------------------------
 
     def uplink(self, run: LocalRun) -> Tensors | None:
-        """The layers at their bits, everything else in float32; None for a client that is to skip."""
-        state = {name: value for name, value in quantized_state(run.module).items() if name in run.message}
+        """The layers at their bits, everything else in float32; None for a client that is to
+        skip.
+        """
+        state = {
+            name: value
+            for name, value in quantized_state(run.module).items()
+            if name in run.message
+        }
         values = float_tensors({name: state[name] for name in self.layers})
         if not all(bool(value.isfinite().all()) for value in values.values()):
             raise ValueError("its weights are not finite after training")
-        sent = {n: run.received[n] - v for n, v in values.items()} if self.payload == "delta" else values
+        sent = (
+            {n: run.received[n] - v for n, v in values.items()}
+            if self.payload == "delta"
+            else values
+        )
         others = {name: value for name, value in state.items() if name not in values}
         others |= self.sensitivity.of_client(run, self.layers)
         variances = variance_table([sent[name] for name in self.layers], self.candidates)
@@ -221,20 +272,30 @@ class FedLQ(Algorithm):
             own = state[name]
             if width == 32:
                 update[name] = values[name]
-            elif self.payload == "weights" and isinstance(own, QuantizedTensor) and _is_as_computed(own, width):
+            elif (
+                self.payload == "weights"
+                and isinstance(own, QuantizedTensor)
+                and _is_as_computed(own, width)
+            ):
                 update[name] = own
                 row.zero_()
             else:
                 update[name] = qsgd(sent[name], width, "linf", generator)
             run.metrics[f"fedlq/bits_{name}"] = float(width)
             run.metrics[f"fedlq/variance_{name}"] = float(row[self.candidates.index(width)])
-        run.metrics["fedlq/bits"] = sum(b * n for b, n in zip(bits, self.sizes, strict=True)) / sum(self.sizes)
+        run.metrics["fedlq/bits"] = sum(b * n for b, n in zip(bits, self.sizes, strict=True)) / sum(
+            self.sizes
+        )
         moves = (run.received[name] - values[name] for name in self.layers)
-        run.metrics["fedlq/move_squared"] = float(sum(move.double().square().sum() for move in moves))
+        run.metrics["fedlq/move_squared"] = float(
+            sum(move.double().square().sum() for move in moves)
+        )
         run.metrics["fedlq/lr_sum"], run.metrics["fedlq/steps"] = run.lr_sum, float(run.num_steps)
         return {name: update[name] for name in (*state, *(update.keys() - state.keys()))}
 
-    def _bits(self, run: LocalRun, variances: Tensor, layers: Params, others: Tensors) -> Sequence[int] | None:
+    def _bits(
+        self, run: LocalRun, variances: Tensor, layers: Params, others: Tensors
+    ) -> Sequence[int] | None:
         """What the server planned, or the client's own allocation; None to send nothing."""
         plan = run.message[PLAN].cpu()
         if self.plan == "server":
@@ -242,19 +303,25 @@ class FedLQ(Algorithm):
             run.metrics["fedlq/infeasible"] = float(self._now.infeasible[run.client.id])
             return bits if all(bits) else None
         deadline = float(plan[-1])
-        room = self.budget.layer_bits(layers, others, run.link, run.downlink_bytes, run.num_examples, deadline)
+        room = self.budget.layer_bits(
+            layers, others, run.link, run.downlink_bytes, run.num_examples, deadline
+        )
         allocation = self._allocate(plan[:-1], variances, run.client, room)
         run.metrics["fedlq/infeasible"] = float(not allocation.feasible)
         return allocation.bits if allocation.feasible or self.infeasible == "late" else None
 
-    # ---- the server ---------------------------------------------------------------------------------------------
+    # ---- the server ------------------------------------------------------------------------------
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
         """The model, and what clients measure in rounds where they probe."""
         return {**server.params, **self.sensitivity.expected(server.round, len(self.layers))}
 
-    def coded(self, server: ServerState, client: Client, layers: list[str]) -> Mapping[str, Collection[int]]:
-        """The layers, at the bits that were planned for each, or at any that the client can choose."""
+    def coded(
+        self, server: ServerState, client: Client, layers: list[str]
+    ) -> Mapping[str, Collection[int]]:
+        """The layers, at the bits that were planned for each, or at any that the client can
+        choose.
+        """
         chosen: dict[str, tuple[int, ...]]
         if self.plan == "server":
             bits = dict(zip(self.layers, self._now.bits[client.id], strict=True))
@@ -265,7 +332,8 @@ class FedLQ(Algorithm):
         return {**super().coded(server, client, layers), **chosen}
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Tensors:
-        """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are values too.
+        """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are
+        values too.
 
         Raises:
             ValueError: The harm that the client measured is negative.
@@ -287,26 +355,43 @@ class FedLQ(Algorithm):
         metrics = {"fedlq/step_squared": float(sum(move.double().square().sum() for move in moves))}
         if probe is not None:
             shares = significance(probe, self.joint)
-            metrics |= {f"fedlq/significance_{n}": float(s) for n, s in zip(self.layers, shares, strict=True)}
+            metrics |= {
+                f"fedlq/significance_{n}": float(s)
+                for n, s in zip(self.layers, shares, strict=True)
+            }
         extra = {**server.extra, "probe": self.sensitivity.stored(probe), "variances": variances}
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), mean)
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
-        """``fedlq/bound``, its quantisation term and that term by layer, as if all rounds were like this one.
+        """``fedlq/bound``, its quantisation term and that term by layer, as if all rounds were like
+        this one.
 
-        Clients count alike. The loss stands for the gap ``F - F*``; the dispersion of the clients' moves, which a
-        server can see, for both the gradients' variance and the clients' heterogeneity, so that each is charged in
-        full; and the smoothness is the largest for which the theorem holds at this step size, ``1 / (8 eta K)``.
+        Clients count alike. The loss stands for the gap ``F - F*``; the dispersion of the clients'
+        moves, which a server can see, for both the gradients' variance and the clients'
+        heterogeneity, so that each is charged in full; and the smoothness is the largest for which
+        the theorem holds at this step size, ``1 / (8 eta K)``.
         """
         variances = [f"fedlq/variance_{name}" for name in self.layers]
-        needed = ("fedlq/lr_sum", "fedlq/steps", "fedlq/step_squared", "fedlq/move_squared", "train/loss", *variances)
+        needed = (
+            "fedlq/lr_sum",
+            "fedlq/steps",
+            "fedlq/step_squared",
+            "fedlq/move_squared",
+            "train/loss",
+            *variances,
+        )
         known = {tag: metrics.get(tag, math.nan) for tag in needed}
-        if not all(math.isfinite(value) for value in known.values()) or not metrics["fedlq/lr_sum"] > 0:
+        if (
+            not all(math.isfinite(value) for value in known.values())
+            or not metrics["fedlq/lr_sum"] > 0
+        ):
             return {}  # the round came to nothing, or its model to no numbers
         if any(known[tag] < 0 for tag in variances):
             return {}  # a client's own report, which nothing enters but this
         travelled, steps = metrics["fedlq/lr_sum"], max(1, round(metrics["fedlq/steps"]))
-        dispersion = max(0.0, metrics["fedlq/move_squared"] - metrics["fedlq/step_squared"]) / travelled**2
+        dispersion = (
+            max(0.0, metrics["fedlq/move_squared"] - metrics["fedlq/step_squared"]) / travelled**2
+        )
         bound = convergence_bound(
             initial_gap=max(0.0, metrics["train/loss"]),
             smoothness=1 / (8 * travelled),
@@ -326,10 +411,17 @@ class FedLQ(Algorithm):
 
 
 class _Now:
-    """What holds for all clients of a round; made from the server's state, so nothing of it has to last."""
+    """What holds for all clients of a round; made from the server's state, so nothing of it has to
+    last.
+    """
 
-    def __init__(self, probe: Probe | None, curvature: Tensor, deadline: float, downlink: Tensors) -> None:
-        self.probe, self.curvature, self.deadline, self.downlink = probe, curvature, deadline, downlink
+    def __init__(
+        self, probe: Probe | None, curvature: Tensor, deadline: float, downlink: Tensors
+    ) -> None:
+        self.probe = probe
+        self.curvature = curvature
+        self.deadline = deadline
+        self.downlink = downlink
         self.infeasible: dict[int, bool] = {}
         """By client, where the server plans."""
         self.bits: dict[int, Sequence[int]] = {}

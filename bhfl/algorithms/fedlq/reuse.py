@@ -1,7 +1,9 @@
-"""Evaluate a model again and again with one layer changed: what comes before that layer is computed once.
+"""Evaluate a model again and again with one layer changed: what comes before that layer is computed
+once.
 
-Probing L layers at P widths takes `1 + L P` passes over the same samples. Up to the quantised layer all passes agree,
-so the outputs of the first one are kept and returned: on a deep network this saves half of the arithmetic.
+Probing L layers at P widths takes `1 + L P` passes over the same samples. Up to the quantised layer
+all passes agree, so the outputs of the first one are kept and returned: on a deep network this
+saves half of the arithmetic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +16,16 @@ import torch
 from torch import Tensor, nn
 
 _PURE = ("torch.nn.", "bhfl.quant.")
-"""In evaluation mode, layers of these packages compute from input, parameters and buffers, and do nothing else."""
+"""In evaluation mode, layers of these packages compute from input, parameters and buffers, and do
+nothing else.
+"""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a layer once received and gave; of no use any more when either has been written to since."""
+    """What a layer once received and gave; of no use any more when either has been written to
+    since.
+    """
 
     input: Tensor
     output: Tensor
@@ -29,7 +35,9 @@ class _Call:
         if self.versions != (self.input._version, self.output._version):
             return False
         return x is self.input or (
-            x.shape == self.input.shape and x.dtype == self.input.dtype and torch.equal(x, self.input)
+            x.shape == self.input.shape
+            and x.dtype == self.input.dtype
+            and torch.equal(x, self.input)
         )
 
 
@@ -46,8 +54,12 @@ class Reuse:
     num_answered: int = 0
     _calls: dict[int, list[_Call]] = field(default_factory=dict)
 
-    def call(self, layer: nn.Module, saved: Sequence[tuple[Tensor, Tensor]], *args: Any, **options: Any) -> Any:
-        """The layer's output, kept or computed; `saved` are its tensors and copies of what they held at first."""
+    def call(
+        self, layer: nn.Module, saved: Sequence[tuple[Tensor, Tensor]], *args: Any, **options: Any
+    ) -> Any:
+        """The layer's output, kept or computed; `saved` are its tensors and copies of what they
+        held at first.
+        """
         forward = partial(type(layer).forward, layer)
         x = args[0] if len(args) == 1 and not options else None
         if not isinstance(x, Tensor) or x.is_inference() or x.requires_grad or layer.training:
@@ -59,18 +71,25 @@ class Reuse:
                 self.num_answered += 1
                 return known.output
         output = forward(x)
-        if self.records and isinstance(output, Tensor) and not output.is_inference() and not output.requires_grad:
+        if (
+            self.records
+            and isinstance(output, Tensor)
+            and not output.is_inference()
+            and not output.requires_grad
+        ):
             calls.append(_Call(x, output, (x._version, output._version)))
         return output
 
 
 @contextmanager
 def reusing(model: nn.Module) -> Iterator[Reuse]:
-    """Lets the costly layers of `model`, those with weights, answer from an earlier pass where nothing has changed.
+    """Lets the costly layers of `model`, those with weights, answer from an earlier pass where
+    nothing has changed.
 
-    For passes over the same inputs, in evaluation mode and without gradients. A layer computes as ever when its input,
-    weights or buffers differ from those of the first pass, and a layer of an unknown class always does: results are
-    those of plain evaluation to the bit. Memory: inputs and outputs of the layers for the samples of one pass.
+    For passes over the same inputs, in evaluation mode and without gradients. A layer computes as
+    ever when its input, weights or buffers differ from those of the first pass, and a layer of an
+    unknown class always does: results are those of plain evaluation to the bit. Memory: inputs and
+    outputs of the layers for the samples of one pass.
     """
     reuse = Reuse()
     layers = [layer for layer in model.modules() if _is_pure(layer)]
@@ -86,6 +105,12 @@ def reusing(model: nn.Module) -> Iterator[Reuse]:
 
 
 def _is_pure(layer: nn.Module) -> bool:
-    """Whether `layer` has weights and no children, and its class is one of PyTorch's or of `bhfl.quant`."""
+    """Whether `layer` has weights and no children, and its class is one of PyTorch's or of
+    `bhfl.quant`.
+    """
     known = f"{type(layer).__module__}.".startswith(_PURE) and "forward" not in vars(layer)
-    return known and next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None
+    return (
+        known
+        and next(layer.children(), None) is None
+        and next(layer.parameters(recurse=False), None) is not None
+    )

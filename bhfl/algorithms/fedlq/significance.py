@@ -1,11 +1,12 @@
-"""What a layer's bits cost: quantisation variance, harm measured by probing, curvature, and layer significance.
+"""What a layer's bits cost: quantisation variance, harm measured by probing, curvature, and layer
+significance.
 
 The chain from a model to the table that `allocation.allocate` reads:
 
     probe(model, ...)  ->  harm a_l(b), distortion D_l(b)         on the server, every few rounds
     curvature(probe)   ->  h_l, from a_l(b) ~ h_l D_l(b) / 2      sent to the clients, L floats
-    variance_table(x)  ->  V_l(b), closed form                    on the client, of what it is about to send
-    layer_costs(h, V)  ->  C_l(b) = h_l V_l(b) / 2                expected loss
+    variance_table(x)  ->  V_l(b), closed form                    on the client, of what it is about
+    to send layer_costs(h, V)  ->  C_l(b) = h_l V_l(b) / 2                expected loss
 
 Shapes: L layers, P probe widths, B candidate widths. All tables are float64 on the CPU.
 """
@@ -65,9 +66,10 @@ def quantization_variance(
 ) -> float:
     """Expected squared error of stochastic rounding, in closed form: `(M/s)^2 sum_j f_j (1 - f_j)`.
 
-    `s = 2**(bits-1) - 1` levels, `M` the norm of the bucket, `f_j` the fractional part of `|x_j| s / M`: each code is
-    a Bernoulli variable between two neighbours, independent of the others. With the default arguments this is the
-    quantiser of the wire, `quantize(x, bits, generator=...)`; "l2" is that of QSGD (Alistarh et al. 2017).
+    `s = 2**(bits-1) - 1` levels, `M` the norm of the bucket, `f_j` the fractional part of `|x_j| s
+    / M`: each code is a Bernoulli variable between two neighbours, independent of the others. With
+    the default arguments this is the quantiser of the wire, `quantize(x, bits, generator=...)`;
+    "l2" is that of QSGD (Alistarh et al. 2017).
 
     Args:
         x: any shape, floating.
@@ -85,7 +87,9 @@ def quantization_variance(
     if bucket is not None and bucket < 1:
         raise ValueError(f"bucket must be >= 1, got {bucket}")
     magnitudes = _buckets(x.detach().abs().float().flatten(), bucket)
-    largest = magnitudes.amax(1, keepdim=True) if norm == "linf" else magnitudes.norm(dim=1, keepdim=True)
+    largest = (
+        magnitudes.amax(1, keepdim=True) if norm == "linf" else magnitudes.norm(dim=1, keepdim=True)
+    )
     step = largest / (2 ** (bits - 1) - 1)
     fraction = (magnitudes / step.where(step > 0, 1.0)).frac_()
     spread = (fraction * (1 - fraction)).sum(1, keepdim=True, dtype=torch.float64)
@@ -100,11 +104,16 @@ def _buckets(flat: Tensor, bucket: int | None) -> Tensor:
 
 def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:
     """`[L, B]`: `V_l(b)` of each tensor that a client is about to send, at each candidate width."""
-    return torch.tensor([[quantization_variance(x, bits) for bits in candidates] for x in tensors], dtype=torch.float64)
+    return torch.tensor(
+        [[quantization_variance(x, bits) for bits in candidates] for x in tensors],
+        dtype=torch.float64,
+    )
 
 
 def layer_costs(curvature: Tensor, variances: Tensor) -> Tensor:
-    """`[L, B]`: expected increase of the loss, `h_l V_l(b) / 2`, to second order. `curvature` is `[L]`."""
+    """`[L, B]`: expected increase of the loss, `h_l V_l(b) / 2`, to second order. `curvature` is
+    `[L]`.
+    """
     return curvature.double().unsqueeze(1) * variances.double() / 2
 
 
@@ -119,18 +128,22 @@ def probe(
 ) -> Probe:
     """Quantises one layer at a time, evaluates, and puts it back: `1 + L P` evaluations.
 
-    The model runs in eval mode and without gradients, and is left as it was to the bit, whatever `evaluate` raises.
+    The model runs in eval mode and without gradients, and is left as it was to the bit, whatever
+    `evaluate` raises.
 
     Args:
         model: the global model.
         layers: names of parameters, as of `bhfl.quant.layer_weights`.
         bits: widths to probe, 2..16; few and low, such as (2, 4), say most.
         evaluate: loss and accuracy of the model on held-out data, the same data at every call.
-        metric: what harm is measured in. Accuracy on a thousand samples has a standard error of over 1 %.
-        generator: of the stochastic rounding, which is what clients send with; None rounds to nearest.
+        metric: what harm is measured in. Accuracy on a thousand samples has a standard error of
+            over 1 %.
+        generator: of the stochastic rounding, which is what clients send with; None rounds to
+            nearest.
 
     Raises:
-        ValueError: there is nothing to probe, a name or a width is unknown, or `evaluate` returns no finite number.
+        ValueError: there is nothing to probe, a name or a width is unknown, or `evaluate` returns
+            no finite number.
     """
     _check_probe(model, layers, bits)
     weights = [model.get_parameter(name) for name in layers]
@@ -144,15 +157,19 @@ def probe(
                     measured = _measure(model, evaluate, metric, f"with {name} at {width} bits")
                 harm[row, column] = max(0.0, measured - reference)
                 distortion[row, column] = error
-    return Probe(tuple(layers), tuple(weight.numel() for weight in weights), tuple(bits), harm, distortion)
+    return Probe(
+        tuple(layers), tuple(weight.numel() for weight in weights), tuple(bits), harm, distortion
+    )
 
 
 def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
-    """`[L]`: curvature of the loss along each layer, calibrated by probing instead of Hessian products.
+    """`[L]`: curvature of the loss along each layer, calibrated by probing instead of Hessian
+    products.
 
-    To second order harm is `a_l(b) = h_l D_l(b) / 2`, so each probe gives an estimate; their median over the widths
-    is shrunk towards the mean over the layers: `h_l = shrinkage * estimate_l + (1 - shrinkage) * mean`. A layer on
-    which no probe had any error gets the mean. If no probe did any harm all are 1, and variance alone decides.
+    To second order harm is `a_l(b) = h_l D_l(b) / 2`, so each probe gives an estimate; their median
+    over the widths is shrunk towards the mean over the layers: `h_l = shrinkage * estimate_l + (1 -
+    shrinkage) * mean`. A layer on which no probe had any error gets the mean. If no probe did any
+    harm all are 1, and variance alone decides.
 
     Args:
         probe: harm and distortion.
@@ -171,12 +188,15 @@ def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
     return shrinkage * estimates.where(~estimates.isnan(), mean) + (1 - shrinkage) * mean
 
 
-def significance(probe: Probe, joint: Literal["ratio", "convex"] = "ratio", alpha: float = 0.5) -> Tensor:
+def significance(
+    probe: Probe, joint: Literal["ratio", "convex"] = "ratio", alpha: float = 0.5
+) -> Tensor:
     """`[L]`: layer significance, harm done and memory saved in one number.
 
-    Harm share `a_l = mean_b [a_l(b) / sum_j a_j(b)]`, memory share `m_l = d_l (32 - b) / sum_j d_j (32 - b) = d_l / d`.
-    "ratio" is `a_l / m_l`: above 1 a layer is worth protecting, below 1 it is worth squeezing.
-    "convex" is `alpha a_l + (1 - alpha) (1 - m_l)`. Widths at which nothing did harm say nothing: there `a_l = m_l`.
+    Harm share `a_l = mean_b [a_l(b) / sum_j a_j(b)]`, memory share `m_l = d_l (32 - b) / sum_j d_j
+    (32 - b) = d_l / d`. "ratio" is `a_l / m_l`: above 1 a layer is worth protecting, below 1 it is
+    worth squeezing. "convex" is `alpha a_l + (1 - alpha) (1 - m_l)`. Widths at which nothing did
+    harm say nothing: there `a_l = m_l`.
 
     Raises:
         ValueError: `alpha` is not in [0, 1].
@@ -186,14 +206,18 @@ def significance(probe: Probe, joint: Literal["ratio", "convex"] = "ratio", alph
     sizes = torch.tensor(probe.sizes, dtype=torch.float64)
     memory = sizes / sizes.sum()
     total = probe.harm.sum(0)
-    harm = torch.where(total > 0, probe.harm / total.where(total > 0, 1.0), memory.unsqueeze(1)).mean(1)
+    harm = torch.where(
+        total > 0, probe.harm / total.where(total > 0, 1.0), memory.unsqueeze(1)
+    ).mean(1)
     return harm / memory if joint == "ratio" else alpha * harm + (1 - alpha) * (1 - memory)
 
 
 def _check_probe(model: nn.Module, layers: Sequence[str], bits: Sequence[int]) -> None:
     known = dict(model.named_parameters(remove_duplicate=False))
     if not layers:
-        raise ValueError("layers must name at least one parameter: the model has no quantisable layer")
+        raise ValueError(
+            "layers must name at least one parameter: the model has no quantisable layer"
+        )
     for name in layers:
         if name not in known:
             raise ValueError(f"layers must name parameters of the model, got {name!r}")
@@ -206,7 +230,9 @@ def _measure(model: nn.Module, evaluate: Evaluate, metric: str, state: str) -> f
     loss, accuracy = evaluate(model)
     value = float(loss) if metric == "loss" else -float(accuracy)
     if not math.isfinite(value):
-        raise ValueError(f"evaluate must return a finite {metric}, got {value} for the model {state}")
+        raise ValueError(
+            f"evaluate must return a finite {metric}, got {value} for the model {state}"
+        )
     return value
 
 

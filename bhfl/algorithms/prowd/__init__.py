@@ -1,4 +1,6 @@
-"""ProWD: progressive weight dequantization and selective averaging (after Yoon et al., ICML 2022, arXiv:2202.11453)."""
+"""ProWD: progressive weight dequantization and selective averaging (after Yoon et al., ICML 2022,
+arXiv:2202.11453).
+"""
 
 from bhfl.algorithms.prowd.blocks import Block
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer

@@ -23,7 +23,8 @@ Scope = Literal["layer", "model"]
 _MEMORY = 1 << 26
 """Bytes of waiting payloads that stay in memory; more go to a temporary file."""
 Squares = tuple[str, int, dict[str, float]]
-"""A client's group and id, and a number for each tensor that it sent as codes: `LowMove.squares`."""
+"""A client's group and id, and a number for each tensor that it sent as codes: `LowMove.squares`.
+"""
 Found = tuple[int, str, float]
 """A client's id, and a tag and value to log."""
 
@@ -60,20 +61,22 @@ class Selected:
 
 
 class SelectiveMean:
-    """Holds high-bit updates as sums and low-bit ones as the payloads they were, until the high-bit mean is known.
+    """Holds high-bit updates as sums and low-bit ones as the payloads they were, until the high-bit
+    mean is known.
 
     Args:
         start: The weights that were broadcast, ``w_t``.
         is_high: Whether a client is of the highest group.
-        prepare: Called once by `reduce` on every process; gives what raises a low-bit update to float32, and the
-            dequantizer's state and metrics to hand on.
-        past_move: The high-bit move of an earlier round, for a round without a high-bit client; or None.
+        prepare: Called once by `reduce` on every process; gives what raises a low-bit update to
+            float32, and the dequantizer's state and metrics to hand on.
+        past_move: The high-bit move of an earlier round, for a round without a high-bit client; or
+            None.
         mask: See `MaskOptions`.
         pool_size: High-bit clients whose weights are handed back.
         keep_plain: Also average without masks.
         low_start: The weights that low-bit clients were sent; `start`, but for dual global models.
-        origin: Where low-bit moves are measured from. With dual models every client's move counts from the model that
-            it was sent.
+        origin: Where low-bit moves are measured from. With dual models every client's move counts
+            from the model that it was sent.
     """
 
     def __init__(
@@ -88,8 +91,13 @@ class SelectiveMean:
         low_start: Params,
         origin: Origin,
     ) -> None:
-        self.start, self.is_high, self.prepare, self.past_move = start, is_high, prepare, past_move
-        self.mask, self.pool_size, self.keep_plain = mask, pool_size, keep_plain
+        self.start = start
+        self.is_high = is_high
+        self.prepare = prepare
+        self.past_move = past_move
+        self.mask = mask
+        self.pool_size = pool_size
+        self.keep_plain = keep_plain
         self.low_start, self.origin = low_start, origin
         self.high, self.num_high = WeightedMean(start), 0
         self.waiting: list[tuple[Client, int]] = []
@@ -105,10 +113,14 @@ class SelectiveMean:
             return
         self.num_high += 1
         self.high.add(update, client)
-        self.pool = sorted([*self.pool, (client.id, update)], key=lambda entry: entry[0])[: self.pool_size]
+        self.pool = sorted([*self.pool, (client.id, update)], key=lambda entry: entry[0])[
+            : self.pool_size
+        ]
 
     def reduce(self, fabric: Fabric) -> Selected:
-        """Two collectives of model size: the high-bit mean, then the sums of what passed the masks."""
+        """Two collectives of model size: the high-bit mean, then the sums of what passed the
+        masks.
+        """
         sums = _Sums(self.start, self.keep_plain)
         sums.add_high(self.high)
         high = self.high.reduce(fabric)
@@ -127,7 +139,15 @@ class SelectiveMean:
         plain = sums.plain_mean(self.start if self.origin == "broadcast" else self.low_start)
         params = sums.filled(self.mask.fill, high)
         num_clients = sum(gather(fabric, [self.num_high + len(self.waiting)]))
-        return Selected(params, plain, high, [entry for _, entry in pool], state, num_clients, {**metrics, **tuned})
+        return Selected(
+            params,
+            plain,
+            high,
+            [entry for _, entry in pool],
+            state,
+            num_clients,
+            {**metrics, **tuned},
+        )
 
     def _low(self, reader: MoveReader) -> Iterator[LowMove]:
         """The move of each waiting client."""
@@ -136,16 +156,25 @@ class SelectiveMean:
             yield reader.read(decode(self.file.read(size)), client)
 
     def _apart(self, squares: list[Squares]) -> set[str]:
-        """Tensors of which the low-bit model takes no high-bit moves: coarse ones, where differences are sent."""
+        """Tensors of which the low-bit model takes no high-bit moves: coarse ones, where
+        differences are sent.
+        """
         coarse = self.mask.coarse
         if self.origin != "sent" or not self.mask.enabled or coarse is None:
             return set()
-        counts = [(group, id, {name: count(m, coarse) for name, m in of.items()}) for group, id, of in squares]
+        counts = [
+            (group, id, {name: count(m, coarse) for name, m in of.items()})
+            for group, id, of in squares
+        ]
         return {name for name, mean in _means(counts).items() if mean < 0.5}
 
     def _counts(self, low: LowMove) -> dict[str, float]:
         """What each tensor counts where it does not count wholly."""
-        return low.counts(self.mask.coarse) if self.mask.enabled and self.mask.coarse is not None else {}
+        return (
+            low.counts(self.mask.coarse)
+            if self.mask.enabled and self.mask.coarse is not None
+            else {}
+        )
 
     def _whole(self, squares: dict[str, float]) -> Callable[[str], bool]:
         """Whether a tensor needs no mask: its move is not coarse."""
@@ -155,7 +184,9 @@ class SelectiveMean:
     def _choose(
         self, params: Params, move: Params | None, whole: Callable[[str], bool]
     ) -> tuple[dict[str, Tensor], list[tuple[str, float]]]:
-        """Masks by name of weight tensors, and what they were like; no mask for what is kept whole."""
+        """Masks by name of weight tensors, and what they were like; no mask for what is kept
+        whole.
+        """
         if not self.mask.enabled or move is None:
             return {}, []
         weights = [name for name, tensor in params.items() if tensor.ndim >= 2]
@@ -164,17 +195,29 @@ class SelectiveMean:
         masks: dict[str, Tensor] = {}
         statistics: list[tuple[str, float]] = []
         if names and self.mask.scope == "layer":
-            chosen = {name: certified_select(low[name], move[name], cap=self.mask.tau) for name in names}
+            chosen = {
+                name: certified_select(low[name], move[name], cap=self.mask.tau) for name in names
+            }
             masks = {name: selection.mask for name, selection in chosen.items()}
             statistics = [row for name in names for row in _tags(name, chosen[name])]
-            statistics.append(("prowd/cosine", sum(selection.cosine for selection in chosen.values()) / len(names)))
+            statistics.append(
+                (
+                    "prowd/cosine",
+                    sum(selection.cosine for selection in chosen.values()) / len(names),
+                )
+            )
         elif names:
             flattener = Flattener({name: low[name] for name in names})
-            joint = certified_select(flattener.flatten(low), flattener.flatten(move), cap=self.mask.tau)
+            joint = certified_select(
+                flattener.flatten(low), flattener.flatten(move), cap=self.mask.tau
+            )
             masks = {name: mask.bool() for name, mask in flattener.unflatten(joint.mask).items()}
             statistics.append(("prowd/cosine", joint.cosine))
         if total := sum(params[name].numel() for name in weights):
-            kept = sum(int(masks[name].sum()) if name in masks else params[name].numel() for name in weights)
+            kept = sum(
+                int(masks[name].sum()) if name in masks else params[name].numel()
+                for name in weights
+            )
             statistics.append(("prowd/mask_keep", kept / total))
         return masks, statistics
 
@@ -195,13 +238,17 @@ class SelectiveMean:
     def _by_group(
         self, fabric: Fabric, reader: MoveReader, sums: _Sums, move: Params
     ) -> tuple[list[Found], list[Squares]]:
-        """One mask a bit group, from the mean of its moves as they count; the same on every process."""
+        """One mask a bit group, from the mean of its moves as they count; the same on every
+        process.
+        """
         groups: dict[str, _Sums] = {}
         squares: list[Squares] = []
         found: list[Found] = []
         for low in self._low(reader):
             counts = self._counts(low)
-            groups.setdefault(low.client.group, _Sums(self.start, self.keep_plain)).add(low, {}, counts)
+            groups.setdefault(low.client.group, _Sums(self.start, self.keep_plain)).add(
+                low, {}, counts
+            )
             squares.append((low.client.group, low.client.id, low.squares))
             found += [(low.client.id, *row) for row in _mean_count(counts)]
         squares = sorted(gather(fabric, squares), key=lambda entry: entry[:2])
@@ -209,7 +256,9 @@ class SelectiveMean:
             clients = [entry for entry in squares if entry[0] == label]
             own = groups.get(label) or _Sums(self.start, self.keep_plain)
             own.reduce(fabric)
-            masks, statistics = self._choose(own.filled("renorm", None), move, self._whole(_means(clients)))
+            masks, statistics = self._choose(
+                own.filled("renorm", None), move, self._whole(_means(clients))
+            )
             if fabric.is_global_zero:  # the group's sum is already that of all processes
                 sums.merge(own, masks)
                 found += [(clients[0][1], *row) for row in statistics]
@@ -217,13 +266,16 @@ class SelectiveMean:
 
 
 class _Sums:
-    """``sum n c w`` and ``sum n c`` by entry, exact, and ``sum n``; c is what an entry counts, 0 where it is masked."""
+    """``sum n c w`` and ``sum n c`` by entry, exact, and ``sum n``; c is what an entry counts, 0
+    where it is masked.
+    """
 
     def __init__(self, start: Params, keep_plain: bool) -> None:
         self.start, self.flattener = start, Flattener(start)
         self.values, self.weights = ExactSum(self.flattener.numel), self._zeros()
         self.plain = (ExactSum(self.flattener.numel), self._zeros()) if keep_plain else None
-        self.total, self.high_total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.high_total = torch.zeros((), dtype=torch.float64)
         self.high_weights = self._zeros()
 
     def add_high(self, mean: WeightedMean) -> None:
@@ -234,7 +286,9 @@ class _Sums:
         self.high_total += mean.weight
 
     def join_high(self, mean: WeightedMean, apart: set[str]) -> None:
-        """Take over their sums for the unmasked average, but for some tensors; after both were reduced."""
+        """Take over their sums for the unmasked average, but for some tensors; after both were
+        reduced.
+        """
         if self.plain is not None:
             joined = self._factors({}, dict.fromkeys(apart, 0.0))
             self.high_weights = joined * self.high_total
@@ -278,7 +332,10 @@ class _Sums:
 
     def reduce(self, fabric: Fabric) -> None:
         self.values.reduce(fabric)
-        self.weights, self.total = all_reduce_sum(fabric, self.weights), all_reduce_sum(fabric, self.total)
+        self.weights, self.total = (
+            all_reduce_sum(fabric, self.weights),
+            all_reduce_sum(fabric, self.total),
+        )
         self.high_total = all_reduce_sum(fabric, self.high_total)
         if self.plain is not None:
             self.plain[0].reduce(fabric)
@@ -299,14 +356,22 @@ class _Sums:
         return self.flattener.unflatten(mean)
 
     def plain_mean(self, start: Params) -> Params | None:
-        """The mean without masks; high-bit clients count by their moves, as if they too had begun at `start`."""
+        """The mean without masks; high-bit clients count by their moves, as if they too had begun
+        at `start`.
+        """
         if self.plain is None:
             return None
         values, weights = self.plain[0].value(), self.plain[1]
         mean = values / weights
         if start is not self.start:  # two models
-            mean += self.high_weights / weights * (self.flattener.flatten(start).double() - self._start())
-        return self.flattener.unflatten(torch.where(weights > 0, mean, self.flattener.flatten(start).double()))
+            mean += (
+                self.high_weights
+                / weights
+                * (self.flattener.flatten(start).double() - self._start())
+            )
+        return self.flattener.unflatten(
+            torch.where(weights > 0, mean, self.flattener.flatten(start).double())
+        )
 
     def _start(self) -> Tensor:
         return self.flattener.flatten(self.start).double()

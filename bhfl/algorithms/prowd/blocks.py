@@ -1,8 +1,10 @@
-"""One step of the ladder: a residual map from weights at one width to an estimate of them at the next.
+"""One step of the ladder: a residual map from weights at one width to an estimate of them at the
+next.
 
-A block sees the rows of a weight tensor (a row is what feeds one output unit), normalised by the range `A` of the width
-at which the tensor came in: `z = w / A`, so that codes `-n..n` of that width lie in [-1, 1]. It returns the residual
-`rho`, and `z + rho` is the estimate. A new block returns exactly zero. Rows never mix.
+A block sees the rows of a weight tensor (a row is what feeds one output unit), normalised by the
+range `A` of the width at which the tensor came in: `z = w / A`, so that codes `-n..n` of that width
+lie in [-1, 1]. It returns the residual `rho`, and `z + rho` is the estimate. A new block returns
+exactly zero. Rows never mix.
 
 Shapes: R rows, L elements a row (the fan-in), H hidden channels.
 """
@@ -29,39 +31,56 @@ _NUM_STATISTICS = 3
 class Block(nn.Module):
     """`rho(z)` of one step from `bits` upwards, in units of the range.
 
-    With bound `half_step`, `|rho|` stays below half a step of this width: what rounds to a code stays with that code,
-    so the truth is within reach, unless it was clipped, and no error grows by more than half a step. `none` leaves the
-    residual free, in steps. `auto` takes `none` for 2 bits, where low-bit training moves weights far from the rounding
-    of float ones, and `half_step` above.
+    With bound `half_step`, `|rho|` stays below half a step of this width: what rounds to a code
+    stays with that code, so the truth is within reach, unless it was clipped, and no error grows by
+    more than half a step. `none` leaves the residual free, in steps. `auto` takes `none` for 2
+    bits, where low-bit training moves weights far from the rounding of float ones, and `half_step`
+    above.
 
     Args:
         bits: Width of the input, 2..16.
-        arch: `conv1d`: two convolutions along the row. `mlp_chunk`: a small perceptron on chunks of 64 elements.
-            `pointwise`: a table with one residual for each code; under an L1 loss it learns the conditional median.
+        arch: `conv1d`: two convolutions along the row. `mlp_chunk`: a small perceptron on chunks of
+            64 elements. `pointwise`: a table with one residual for each code; under an L1 loss it
+            learns the conditional median.
         hidden: Channels (conv1d) or units (mlp_chunk).
         kernel: Length of both convolutions, odd.
         bound: See above.
     """
 
-    def __init__(self, bits: int, *, arch: Arch = "conv1d", hidden: int = 16, kernel: int = 9, bound: Bound = "auto"):
+    def __init__(
+        self,
+        bits: int,
+        *,
+        arch: Arch = "conv1d",
+        hidden: int = 16,
+        kernel: int = 9,
+        bound: Bound = "auto",
+    ):
         super().__init__()
         check_choice("arch", arch, get_args(Arch))
         check_choice("bound", bound, get_args(Bound))
         self.step = 1 / levels(bits)
-        self.reach = _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 2) else math.inf
+        self.reach = (
+            _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 2) else math.inf
+        )
         self.body = _body(bits, arch, hidden, kernel)
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalised rows [R, L] to their residual [R, L]."""
-        residual: Tensor = self.body(z).to(z.dtype)  # under autocast a bfloat16 0.499 would be half a step
+        # under autocast a bfloat16 0.499 would be half a step
+        residual: Tensor = self.body(z).to(z.dtype)
         if math.isfinite(self.reach):
             residual = residual.tanh() * self.reach
         return residual * self.step
 
     @torch.no_grad()
     def reset_(self, generator: torch.Generator) -> None:
-        """Back to a residual of exactly zero, with new hidden weights from a generator of the CPU."""
-        *hidden, last = (m for m in self.body.modules() if isinstance(m, (nn.Linear, nn.Conv1d, _Table)))
+        """Back to a residual of exactly zero, with new hidden weights from a generator of the
+        CPU.
+        """
+        *hidden, last = (
+            m for m in self.body.modules() if isinstance(m, (nn.Linear, nn.Conv1d, _Table))
+        )
         for parameter in last.parameters():
             parameter.zero_()
         for layer in hidden:
@@ -91,7 +110,9 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _row_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of unit root mean square [R, L], and what that hides: mean, log10 size, log10 fan-in [R, 3]."""
+    """Rows of unit root mean square [R, L], and what that hides: mean, log10 size, log10 fan-in [R,
+    3].
+    """
     size = z.square().mean(1, keepdim=True).sqrt().clamp_min(_FINEST)
     unit = z / size
     fan_in = torch.full_like(size, math.log10(z.shape[1]))
@@ -104,7 +125,9 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
-    return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, device="meta").to_empty(device="cpu")
+    return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, device="meta").to_empty(
+        device="cpu"
+    )
 
 
 class _Convolutions(nn.Module):
@@ -125,7 +148,9 @@ class _Convolutions(nn.Module):
 
 
 class _Chunks(nn.Module):
-    """On chunks of the row; a second half of the input says which elements of the last chunk exist."""
+    """On chunks of the row; a second half of the input says which elements of the last chunk
+    exist.
+    """
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -136,14 +161,21 @@ class _Chunks(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         rows, length = z.shape
         unit, statistics = _row_statistics(z)
-        chunks, valid = (F.pad(x, (0, -length % CHUNK)).view(rows, -1, CHUNK) for x in (unit, torch.ones_like(unit)))
-        hidden = self.first(torch.cat([chunks, valid], 2)) + self.statistics(statistics).unsqueeze(1)
+        chunks, valid = (
+            F.pad(x, (0, -length % CHUNK)).view(rows, -1, CHUNK)
+            for x in (unit, torch.ones_like(unit))
+        )
+        hidden = self.first(torch.cat([chunks, valid], 2)) + self.statistics(statistics).unsqueeze(
+            1
+        )
         out: Tensor = self.last(F.silu(hidden))
         return out.view(rows, -1)[:, :length]
 
 
 class _Table(nn.Module):
-    """One residual for each code; between the codes, where the block below may leave its output, the nearest one's."""
+    """One residual for each code; between the codes, where the block below may leave its output,
+    the nearest one's.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__()

@@ -1,12 +1,14 @@
-"""The progressive dequantizer of ProWD: learned blocks from low-bit to float weights (Yoon et al., ICML 2022).
+"""The progressive dequantizer of ProWD: learned blocks from low-bit to float weights (Yoon et al.,
+ICML 2022).
 
-A tensor of `b`-bit codes enters the ladder at its own width and climbs it block by block; see `blocks` for one step.
-Training pairs cost nothing: high-bit weights are quantised to every width (see `pairs`). The loss is
+A tensor of `b`-bit codes enters the ladder at its own width and climbs it block by block; see
+`blocks` for one step. Training pairs cost nothing: high-bit weights are quantised to every width
+(see `pairs`). The loss is
 
     sum_j || q_{j+1} - (q_j + rho_j(q_j)) ||_1  -  distill_weight * SIM(f(u; w), f(u; raised(q)))
 
-with the reconstruction in steps of each width and averaged over elements, or summed as in the paper; SIM is the mean
-cosine similarity of the logits of a network `f` on a small buffer `u`.
+with the reconstruction in steps of each width and averaged over elements, or summed as in the
+paper; SIM is the mean cosine similarity of the logits of a network `f` on a small buffer `u`.
 """
 
 import math
@@ -32,25 +34,29 @@ Tensors = Mapping[str, Tensor | QuantizedTensor]
 
 
 class ProgressiveDequantizer(L.LightningModule):
-    """Raises quantised weights to the top of a ladder of widths; the exact identity until it is trained.
+    """Raises quantised weights to the top of a ladder of widths; the exact identity until it is
+    trained.
 
     Args:
-        bits: The ladder, ascending: every width that a client may send, 2..16, and its top, 32 (float32) or the largest
-            width there is, which then counts as float. Steps of similar size learn best.
+        bits: The ladder, ascending: every width that a client may send, 2..16, and its top, 32
+            (float32) or the largest width there is, which then counts as float. Steps of similar
+            size learn best.
         arch: Architecture of the blocks, see :class:`Block`.
         hidden: Its hidden size.
         kernel: Its kernel length (conv1d), odd.
         bound: How far a block may move a weight, see :class:`Block`.
         lr: Learning rate of Adam.
-        loss: Reconstruction as `mean_norm`, the mean over elements in steps of the width, which makes learning rate and
-            `distill_weight` independent of the model; or as `sum`, the literal L1 norm of the sampled rows.
-        teacher_forcing: Probability that a block is trained on true weights of its width; else on what the block below
-            it returned. 1 is the paper's.
+        loss: Reconstruction as `mean_norm`, the mean over elements in steps of the width, which
+            makes learning rate and `distill_weight` independent of the model; or as `sum`, the
+            literal L1 norm of the sampled rows.
+        teacher_forcing: Probability that a block is trained on true weights of its width; else on
+            what the block below it returned. 1 is the paper's.
         distill_weight: Factor of the distillation loss; 0 leaves it out.
         distill_every: Distil at every such step.
-        distill_elements: Weights through which the distillation gradient flows, a random share of each layer's rows;
-            bounds memory at about 200 bytes times the steps climbed for each.
-        max_elements: Weights raised at a time; the default keeps a CPU in its cache. Does not change the result.
+        distill_elements: Weights through which the distillation gradient flows, a random share of
+            each layer's rows; bounds memory at about 200 bytes times the steps climbed for each.
+        max_elements: Weights raised at a time; the default keeps a CPU in its cache. Does not
+            change the result.
         seed: Of the hidden weights at the start.
 
     Raises:
@@ -86,11 +92,16 @@ class ProgressiveDequantizer(L.LightningModule):
         _check_range("teacher_forcing", teacher_forcing, 0 <= teacher_forcing <= 1, "in [0, 1]")
         _check_range("distill_weight", distill_weight, distill_weight >= 0, "zero or more")
         self.bits = tuple(bits)
-        self.lr, self.loss, self.teacher_forcing = lr, loss, teacher_forcing
-        self.distill_weight, self.distill_every, self.distill_elements = distill_weight, distill_every, distill_elements
+        self.lr = lr
+        self.loss = loss
+        self.teacher_forcing = teacher_forcing
+        self.distill_weight = distill_weight
+        self.distill_every = distill_every
+        self.distill_elements = distill_elements
         self.max_elements = max_elements
         self.blocks = nn.ModuleList(
-            Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound) for width in self.bits[:-1]
+            Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound)
+            for width in self.bits[:-1]
         )
         self.reset_(seed)
         self._probe: tuple[nn.Module, Tensor] | None = None
@@ -105,29 +116,38 @@ class ProgressiveDequantizer(L.LightningModule):
         """Distil on this network and buffer from now on.
 
         Args:
-            model: A float32 network whose state has the names of the weights; it is run in eval mode with the weights
-                of each batch and is left as it was, parameters, buffers and mode.
+            model: A float32 network whose state has the names of the weights; it is run in eval
+                mode with the weights of each batch and is left as it was, parameters, buffers and
+                mode.
             inputs: `u`, a batch of its inputs, on its device. No labels are needed.
         """
         self._probe = (model, inputs)
 
     @torch.no_grad()
     def forward(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Float weights for each quantised tensor; what is float already is passed on as the same object.
+        """Float weights for each quantised tensor; what is float already is passed on as the same
+        object.
 
         Args:
-            tensors: As decoded from a client. A row of a quantised tensor is a slice of dimension 0.
+            tensors: As decoded from a client. A row of a quantised tensor is a slice of dimension
+                0.
 
         Raises:
             ValueError: A tensor has a width that is not on the ladder.
         """
         for name, tensor in tensors.items():
             if isinstance(tensor, QuantizedTensor) and tensor.bits not in self.bits:
-                raise ValueError(f"{name!r} has {tensor.bits} bits, which is not on the ladder {self.bits}")
-        return {k: self._raise(t) if isinstance(t, QuantizedTensor) else t for k, t in tensors.items()}
+                raise ValueError(
+                    f"{name!r} has {tensor.bits} bits, which is not on the ladder {self.bits}"
+                )
+        return {
+            k: self._raise(t) if isinstance(t, QuantizedTensor) else t for k, t in tensors.items()
+        }
 
     def training_step(self, batch: WeightBatch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss on one batch of :class:`WeightPairs`, beside its parts and that of the identity."""
+        """The loss on one batch of :class:`WeightPairs`, beside its parts and that of the
+        identity.
+        """
         generator = torch.Generator().manual_seed(batch["seed"])
         recon, identity = self._reconstruction(batch["rows"], generator)
         metrics = {"dequantizer/recon": recon, "dequantizer/recon_identity": identity}
@@ -141,7 +161,9 @@ class ProgressiveDequantizer(L.LightningModule):
         return {"loss": loss, **metrics}
 
     def validation_step(self, batch: WeightBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Mean error of the whole chain on held-out rows, in steps of the width that comes in, and of the identity."""
+        """Mean error of the whole chain on held-out rows, in steps of the width that comes in, and
+        of the identity.
+        """
         chain, identity = self._chain_error(batch["rows"])
         metrics = {"dequantizer/val_recon": chain, "dequantizer/val_recon_identity": identity}
         self._log(metrics)
@@ -152,11 +174,15 @@ class ProgressiveDequantizer(L.LightningModule):
         return torch.optim.Adam(self.parameters(), self.lr)
 
     @torch.no_grad()
-    def is_better_than_identity(self, batches: Iterable[WeightBatch], *, slack: float = 0.01) -> bool:
-        """Whether the chain may be used: on no held-out batch is its error above that of the identity.
+    def is_better_than_identity(
+        self, batches: Iterable[WeightBatch], *, slack: float = 0.01
+    ) -> bool:
+        """Whether the chain may be used: on no held-out batch is its error above that of the
+        identity.
 
         Args:
-            batches: Held-out rows, such as `WeightPairs.val_dataloader()`: one batch for each width that comes in.
+            batches: Held-out rows, such as `WeightPairs.val_dataloader()`: one batch for each width
+                that comes in.
             slack: Relative excess that is noise. A chain that has diverged to NaN is never better.
         """
         errors = [self._chain_error(batch["rows"]) for batch in batches]
@@ -168,7 +194,9 @@ class ProgressiveDequantizer(L.LightningModule):
             yield block
 
     def _climb(self, z: Tensor, entry: int) -> Tensor:
-        """Normalised rows to their residual at the top; within the bound of the block at which they come in."""
+        """Normalised rows to their residual at the top; within the bound of the block at which they
+        come in.
+        """
         first, *others = self._blocks(entry)
         residual: Tensor = first(z)
         for block in others:
@@ -186,20 +214,28 @@ class ProgressiveDequantizer(L.LightningModule):
         residual = torch.cat([self._climb(part / largest, entry) for part in parts])
         return values + (residual * (tensor.scale * largest).view(-1, 1)).view_as(values)
 
-    def _raise_in_part(self, tensor: QuantizedTensor, share: float, generator: torch.Generator) -> Tensor:
+    def _raise_in_part(
+        self, tensor: QuantizedTensor, share: float, generator: torch.Generator
+    ) -> Tensor:
         """As `_raise`, with a gradient through a random share of the rows only."""
         if share >= 1:
             return self._raise(tensor)
         with torch.no_grad():
             values = self._raise(tensor)
         num_rows = len(tensor.codes)
-        picked = torch.randperm(num_rows, generator=generator)[: math.ceil(share * num_rows)].to(values.device)
+        picked = torch.randperm(num_rows, generator=generator)[: math.ceil(share * num_rows)].to(
+            values.device
+        )
         scale = tensor.scale[picked] if tensor.scale.dim() else tensor.scale
         part = self._raise(QuantizedTensor(tensor.codes[picked], scale, tensor.bits))
         return values.index_copy(0, picked, part)
 
-    def _reconstruction(self, rows: Sequence[RowPairs], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The loss of every block on its own step, summed over the steps; and that of blocks which do nothing."""
+    def _reconstruction(
+        self, rows: Sequence[RowPairs], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of every block on its own step, summed over the steps; and that of blocks which
+        do nothing.
+        """
         learned: list[list[Tensor]] = [[] for _ in self.blocks]
         idle: list[list[Tensor]] = [[] for _ in self.blocks]
         for pairs in rows:
@@ -214,18 +250,26 @@ class ProgressiveDequantizer(L.LightningModule):
                 learned[j].append(((target - estimate).abs() * unit).flatten())
                 idle[j].append(((target - true).abs() * unit).flatten())
         reduce = torch.sum if self.loss == "sum" else torch.mean
-        recon, identity = (sum(reduce(torch.cat(parts)) for parts in steps if parts) for steps in (learned, idle))
+        recon, identity = (
+            sum(reduce(torch.cat(parts)) for parts in steps if parts) for steps in (learned, idle)
+        )
         return torch.as_tensor(recon), torch.as_tensor(identity)
 
-    def _distillation(self, model: nn.Module, inputs: Tensor, batch: WeightBatch, generator: torch.Generator) -> Tensor:
+    def _distillation(
+        self, model: nn.Module, inputs: Tensor, batch: WeightBatch, generator: torch.Generator
+    ) -> Tensor:
         """Minus the mean cosine similarity of the logits with true and with raised weights."""
         weights, scales = batch["weights"], batch["scales"]
         if unknown := scales.keys() - model.state_dict().keys():
-            raise ValueError(f"the probe's model has no tensor {min(unknown)!r}, which the pairs hold")
+            raise ValueError(
+                f"the probe's model has no tensor {min(unknown)!r}, which the pairs hold"
+            )
         total = sum(weights[name].numel() for name in scales)
         share = self.distill_elements / max(total, 1)
         raised = {
-            name: self._raise_in_part(quantize(weights[name], batch["bits"], scale=scale), share, generator)
+            name: self._raise_in_part(
+                quantize(weights[name], batch["bits"], scale=scale), share, generator
+            )
             for name, scale in scales.items()
         }
         with _evaluating(model):
@@ -235,17 +279,22 @@ class ProgressiveDequantizer(L.LightningModule):
         return -F.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
 
     def _chain_error(self, rows: Sequence[RowPairs]) -> tuple[Tensor, Tensor]:
-        """Mean distance to the top, in steps of the width at which the rows come in: of the chain, of the identity."""
+        """Mean distance to the top, in steps of the width at which the rows come in: of the chain,
+        of the identity.
+        """
         chain, identity = [], []
         for pairs in rows:
-            z, target, entry = pairs["levels"][0], pairs["levels"][-1], pairs["entry"]
+            z = pairs["levels"][0]
+            target = pairs["levels"][-1]
+            entry = pairs["entry"]
             largest = levels(self.bits[entry])
             chain.append((target - z - self._climb(z, entry)).abs().flatten() * largest)
             identity.append((target - z).abs().flatten() * largest)
         return torch.cat(chain).mean(), torch.cat(identity).mean()
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
-        if self._trainer is not None:  # under Fabric every point would be logged at step 0: the engine logs
+        # under Fabric every point would be logged at step 0: the engine logs
+        if self._trainer is not None:
             self.log_dict(dict(metrics), batch_size=1)
 
 
@@ -264,7 +313,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _check_ladder(bits: Sequence[int]) -> None:
     known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
     if len(bits) < 2 or not known or any(low >= high for low, high in pairwise(bits)):
-        raise ValueError(f"bits must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}")
+        raise ValueError(
+            f"bits must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
+        )
 
 
 def _check_counts(**counts: int) -> None:

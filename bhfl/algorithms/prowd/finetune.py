@@ -17,7 +17,9 @@ from bhfl.engine.types import Params
 from bhfl.quant import BitSpec
 
 State = dict[str, Any]
-"""Weights, optimiser state, and whether the chain is in use: what lasts of a dequantizer between rounds."""
+"""Weights, optimiser state, and whether the chain is in use: what lasts of a dequantizer between
+rounds.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class FineTuning:
     Args:
         make: A fresh dequantizer.
         specs: Of the low-bit groups.
-        network: A float32 network of its own for distillation, and `inputs`, the server's buffer; None for neither.
+        network: A float32 network of its own for distillation, and `inputs`, the server's buffer;
+            None for neither.
     """
 
     make: Callable[[], ProgressiveDequantizer]
@@ -42,14 +45,18 @@ class FineTuning:
     def tune(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
     ) -> tuple[State, dict[str, float]]:
-        """`steps` steps on pairs from `states`, on rank 0; every process gets the state and the metrics."""
+        """`steps` steps on pairs from `states`, on rank 0; every process gets the state and the
+        metrics.
+        """
         result = self.train(fabric, state, states, steps, seed) if fabric.is_global_zero else None
         return fabric.broadcast(result)  # type: ignore[return-value]
 
     def train(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
     ) -> tuple[State, dict[str, float]]:
-        """`steps` steps from `state`; a chain that ends worse than the identity on held-out rows is discarded."""
+        """`steps` steps from `state`; a chain that ends worse than the identity on held-out rows is
+        discarded.
+        """
         dequantizer = fabric.to_device(self.make())
         assert isinstance(dequantizer, ProgressiveDequantizer)
         dequantizer.load_state_dict(state["weights"])
@@ -80,13 +87,17 @@ class FineTuning:
         metrics["dequantizer/active"] = float(active)
         if not active:
             warnings.warn(
-                "the dequantizer is worse than the identity on held-out weights: its training is discarded and the "
-                "identity used; a smaller dequantizer_lr may help",
+                "the dequantizer is worse than the identity on held-out weights: its training is "
+                "discarded and the identity used; a smaller dequantizer_lr may help",
                 stacklevel=2,
             )
             return self.initial(), metrics
         weights = {name: tensor.cpu() for name, tensor in dequantizer.state_dict().items()}
-        return {"weights": weights, "optimizer": _on_cpu(optimizer.state_dict()["state"]), "active": True}, metrics
+        return {
+            "weights": weights,
+            "optimizer": _on_cpu(optimizer.state_dict()["state"]),
+            "active": True,
+        }, metrics
 
     def chain(self, state: State) -> ProgressiveDequantizer | None:
         """The trained dequantizer, or None for the identity."""
@@ -104,6 +115,9 @@ def own_copy(module: nn.Module) -> nn.Module:
 
 def _on_cpu(state: Mapping[Any, Any]) -> dict[Any, Any]:
     return {
-        key: {name: value.cpu() if isinstance(value, Tensor) else value for name, value in slots.items()}
+        key: {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in slots.items()
+        }
         for key, slots in state.items()
     }

@@ -1,7 +1,8 @@
 """Training pairs of the dequantizer: rows of float weights, quantised to every width of the ladder.
 
-The range `A = scale * n` of the width at which a tensor comes in normalises all levels of it: `z_j = round(w n_j / A) /
-n_j`, so that the grids compare. Only the first level is clipped, as the client's codes are; the top is `w / A` itself.
+The range `A = scale * n` of the width at which a tensor comes in normalises all levels of it: `z_j
+= round(w n_j / A) / n_j`, so that the grids compare. Only the first level is clipped, as the
+client's codes are; the top is `w / A` itself.
 """
 
 import math
@@ -54,21 +55,25 @@ class WeightBatch(TypedDict):
 class WeightPairs(L.LightningDataModule):
     """Batches of rows from float weights; every one is a function of the seed and its number.
 
-    A tenth of the rows of each tensor (a row is a slice of dimension 0) is held out for validation; a tensor of a
-    single row serves for both.
+    A tenth of the rows of each tensor (a row is a slice of dimension 0) is held out for validation;
+    a tensor of a single row serves for both.
 
     Args:
         states: Float32 states of high-bit clients.
-        specs: What the low-bit clients of the fleet quantise with: width, range rule and granularity of their weights.
+        specs: What the low-bit clients of the fleet quantise with: width, range rule and
+            granularity of their weights.
         ladder: The widths of the dequantizer.
         names: The weights among the tensors of a state; by default all of two or more dimensions.
         num_steps: Batches in an epoch. Every epoch repeats them.
-        num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their size.
+        num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their
+            size.
         holdout: Share of the rows held out, in (0, 1).
-        seed: Of the draws. The held-out rows are the same for every seed, so that they stay held out.
+        seed: Of the draws. The held-out rows are the same for every seed, so that they stay held
+            out.
 
     Raises:
-        ValueError: There is nothing to learn from, or an argument is out of range; the message names it.
+        ValueError: There is nothing to learn from, or an argument is out of range; the message
+            names it.
     """
 
     def __init__(
@@ -93,14 +98,20 @@ class WeightPairs(L.LightningDataModule):
         for key, value in (("num_steps", num_steps), ("num_elements", num_elements)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{key} must be a positive integer, got {value!r}")
-        self.states, self.holdout, self.seed = states, holdout, seed
+        self.states = states
+        self.holdout = holdout
+        self.seed = seed
         self.num_steps, self.num_elements = num_steps, num_elements
         weights = names if names is not None else [k for k, w in states[0].items() if w.dim() > 1]
         self.names = [
-            k for k in states[0] if k in weights and states[0][k].numel() and states[0][k].is_floating_point()
+            k
+            for k in states[0]
+            if k in weights and states[0][k].numel() and states[0][k].is_floating_point()
         ]
         if not self.names:
-            raise ValueError("states must hold a float tensor of two or more dimensions, or names must name one")
+            raise ValueError(
+                "states must hold a float tensor of two or more dimensions, or names must name one"
+            )
         self._scales = [[self._all_scales(state, spec) for spec in self.specs] for state in states]
 
     def train_dataloader(self) -> "_Batches":
@@ -118,10 +129,16 @@ class WeightPairs(L.LightningDataModule):
             raise ValueError("specs must hold at least one spec of a low-bit client, got none")
         for i, spec in enumerate(self.specs):
             if spec.weights not in self.ladder[:-1]:
-                raise ValueError(f"specs[{i}] has {spec.weights} bits, which is not below the top of {self.ladder}")
+                raise ValueError(
+                    f"specs[{i}] has {spec.weights} bits, which is not below the top of "
+                    f"{self.ladder}"
+                )
 
     def _all_scales(self, state: Mapping[str, Tensor], spec: BitSpec) -> dict[str, Tensor]:
-        return {name: weight_scale(state[name], spec.weights, spec.range_rule, spec.granularity) for name in self.names}
+        return {
+            name: weight_scale(state[name], spec.weights, spec.range_rule, spec.granularity)
+            for name in self.names
+        }
 
     def _training_batch(self, seed: int) -> WeightBatch:
         generator = torch.Generator().manual_seed(seed)
@@ -131,8 +148,12 @@ class WeightPairs(L.LightningDataModule):
 
         sizes = torch.tensor([float(self.states[0][name].numel()) for name in self.names])
         rows = []
-        for layer in torch.multinomial(sizes.sqrt(), _DRAWS, replacement=True, generator=generator).tolist():
-            state, spec, name = draw(len(self.states)), draw(len(self.specs)), self.names[layer]
+        for layer in torch.multinomial(
+            sizes.sqrt(), _DRAWS, replacement=True, generator=generator
+        ).tolist():
+            state = draw(len(self.states))
+            spec = draw(len(self.specs))
+            name = self.names[layer]
             _, train = self._split(name)
             order = torch.randperm(len(train), generator=generator)
             rows.append(self._pairs(state, spec, name, train[order], self.num_elements // _DRAWS))
@@ -155,13 +176,19 @@ class WeightPairs(L.LightningDataModule):
     def _split(self, name: str) -> tuple[Tensor, Tensor]:
         """Indices of the held-out rows of a tensor, and of the others."""
         num_rows = len(self.states[0][name])
-        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        order = torch.randperm(
+            num_rows, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        )
         num_held_out = math.ceil(num_rows * self.holdout)
         return order[:num_held_out], order[num_held_out:] if num_held_out < num_rows else order
 
-    def _pairs(self, state: int, spec: int, name: str, order: Tensor, num_elements: int) -> RowPairs:
+    def _pairs(
+        self, state: int, spec: int, name: str, order: Tensor, num_elements: int
+    ) -> RowPairs:
         """The first rows of an order, at least one, up to a number of elements."""
-        weight, scale, bits = self.states[state][name], self._scales[state][spec][name], self.specs[spec].weights
+        weight = self.states[state][name]
+        scale = self._scales[state][spec][name]
+        bits = self.specs[spec].weights
         length = weight[0].numel()
         picked = order[: max(1, num_elements // length)].to(weight.device)
         rows = weight.detach()[picked].reshape(len(picked), length).float()

@@ -31,33 +31,42 @@ _OWN_NAMES = {"bits": "ladder", "lr": "dequantizer_lr"}
 class ProWD(Algorithm):
     """Progressive weight dequantisation and selective weight aggregation.
 
-    A trainable dequantizer raises low-bit weights to float32 before they are averaged; a mask keeps of each low-bit
-    client only the entries that agree with the move of the high-bit clients. With both switched off and
-    ``delta_ref: broadcast`` it is FedAvg.
+    A trainable dequantizer raises low-bit weights to float32 before they are averaged; a mask keeps
+    of each low-bit client only the entries that agree with the move of the high-bit clients. With
+    both switched off and ``delta_ref: broadcast`` it is FedAvg.
 
     Args:
-        dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised linearly.
+        dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised
+            linearly.
         mask: Use the mask; otherwise all entries are averaged.
-        coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which the move is coarse:
-            only coarse moves are masked, and one of mean square m counts as m / (m + coarse) of a high-bit client's.
-            With ``delta`` they count wholly in the low-bit model, which takes no high-bit move of a tensor that is
-            coarse on average over its clients: it was made for another model. Null masks all and counts all wholly, as
-            the paper.
-        tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask keeps.
+        coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which
+            the move is coarse: only coarse moves are masked, and one of mean square m counts as m /
+            (m + coarse) of a high-bit client's. With ``delta`` they count wholly in the low-bit
+            model, which takes no high-bit move of a tensor that is coarse on average over its
+            clients: it was made for another model. Null masks all and counts all wholly, as the
+            paper.
+        tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask
+            keeps.
         scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
         per: One mask a ``client``, or one a bit ``group`` from the group's mean.
-        fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change (``delta``); the
-            ``high`` group's mean; or zero, as the paper's formula reads (``literal``).
-        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of reconstructed weights instead
-            (one reading of the two float32 models that the paper's table counts on the downlink).
-        payload: What low-bit clients send: their ``weights``, as in the paper; or how much these differ from the ones
-            that they were sent (``delta``), rounded without bias at their own bits, one scale an output channel. The
-            dequantizer learns from weights, so it has to be off with ``delta``.
-        delta_ref: Where the move of a client that sends weights is measured from: what it makes of the broadcast
-            weights at its bits, the move being added to them (``dequant_start``), so that rounding the broadcast is no
-            part of the average; or the ``broadcast`` weights, its own weights being averaged as they are.
-        high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit client.
-        ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in between.
+        fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change
+            (``delta``); the ``high`` group's mean; or zero, as the paper's formula reads
+            (``literal``).
+        global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of
+            reconstructed weights instead (one reading of the two float32 models that the paper's
+            table counts on the downlink).
+        payload: What low-bit clients send: their ``weights``, as in the paper; or how much these
+            differ from the ones that they were sent (``delta``), rounded without bias at their own
+            bits, one scale an output channel. The dequantizer learns from weights, so it has to be
+            off with ``delta``.
+        delta_ref: Where the move of a client that sends weights is measured from: what it makes of
+            the broadcast weights at its bits, the move being added to them (``dequant_start``), so
+            that rounding the broadcast is no part of the average; or the ``broadcast`` weights, its
+            own weights being averaged as they are.
+        high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit
+            client.
+        ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in
+            between.
         warmup_rounds: The round in which the dequantizer is trained first.
         period: Rounds between its fine-tunings.
         first_steps: Its optimiser steps the first time.
@@ -70,7 +79,8 @@ class ProWD(Algorithm):
         bound: Of its blocks.
 
     Raises:
-        ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do not fit.
+        ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do
+            not fit.
     """
 
     def __init__(
@@ -99,7 +109,12 @@ class ProWD(Algorithm):
         bound: Bound = "auto",
     ) -> None:
         mask_limit(tau, 1)
-        counts = {"warmup_rounds": warmup_rounds, "period": period, "first_steps": first_steps, "steps": steps}
+        counts = {
+            "warmup_rounds": warmup_rounds,
+            "period": period,
+            "first_steps": first_steps,
+            "steps": steps,
+        }
         for key, value in (counts | {"buffer_size": buffer_size, "pool_size": pool_size}).items():
             if value < 1:
                 raise ValueError(f"ProWD.{key} must be at least 1, got {value}")
@@ -120,13 +135,21 @@ class ProWD(Algorithm):
                 raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {choice!r}")
         if dequantizer and payload == "delta":
             raise ValueError(
-                "ProWD.dequantizer learns from weights and must be false with ProWD.payload: delta, got true"
+                "ProWD.dequantizer learns from weights and must be false with ProWD.payload: "
+                "delta, got true"
             )
         self.mask = MaskOptions(mask, coarse, tau, scope, per, fill)
-        self.global_models, self.payload, self.delta_ref = global_models, payload, delta_ref
+        self.global_models = global_models
+        self.payload = payload
+        self.delta_ref = delta_ref
         self.high_max_age = high_max_age
-        self.use_dequantizer, self.ladder, self.pool_size = dequantizer, ladder, pool_size
-        self.warmup_rounds, self.period, self.first_steps, self.steps = warmup_rounds, period, first_steps, steps
+        self.use_dequantizer = dequantizer
+        self.ladder = ladder
+        self.pool_size = pool_size
+        self.warmup_rounds = warmup_rounds
+        self.period = period
+        self.first_steps = first_steps
+        self.steps = steps
         self.buffer_size = buffer_size
         self.block_options: dict[str, Any] = {
             "arch": arch,
@@ -140,30 +163,40 @@ class ProWD(Algorithm):
             key, _, rule = str(error).partition(" ")
             raise ValueError(f"ProWD.{_OWN_NAMES.get(key, key)} {rule}") from None
 
-    # ---- setting up ---------------------------------------------------------------------------------------------
+    # ---- setting up ------------------------------------------------------------------------------
 
     def setup(self, context: Context) -> None:
         """Find the high-bit group, and what the dequantizer needs.
 
         Raises:
-            ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the held-out data.
+            ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
+                held-out data.
         """
         specs = {client.group: client.spec for client in context.clients}
         self.top = max(specs, key=lambda group: precision(specs[group]))
-        self.fabric, self.seed, top = context.fabric, context.options["seed"], specs[self.top].weights
+        self.fabric = context.fabric
+        self.seed = context.options["seed"]
+        top = specs[self.top].weights
         low = [spec for group, spec in specs.items() if group != self.top]
         if not low and top < 32:
-            raise ValueError(f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients")
+            raise ValueError(
+                f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients"
+            )
         self.specs = specs
         self.tuning: FineTuning | None = None
         widths = sorted({spec.weights for spec in low if spec.weights < top})
         if self.use_dequantizer and widths:
             ladder = self.ladder or doublings([*widths, top])
             if missing := [width for width in (*widths, top) if width not in ladder]:
-                raise ValueError(f"ProWD.ladder must hold every width of the fleet, got {ladder} without {missing[0]}")
+                raise ValueError(
+                    f"ProWD.ladder must hold every width of the fleet, got {ladder} without "
+                    f"{missing[0]}"
+                )
             network, inputs = self._probe(context)
             self.tuning = FineTuning(
-                lambda: ProgressiveDequantizer([w for w in ladder if w <= top], seed=self.seed, **self.block_options),
+                lambda: ProgressiveDequantizer(
+                    [w for w in ladder if w <= top], seed=self.seed, **self.block_options
+                ),
                 [spec for spec in low if spec.weights < top],
                 network,
                 inputs,
@@ -176,17 +209,19 @@ class ProWD(Algorithm):
         held_out = getattr(context.data, "holdout", 0)
         if held_out < self.buffer_size:
             raise ValueError(
-                f"data.holdout must be at least ProWD.buffer_size={self.buffer_size}, got {held_out}; "
-                "or set ProWD.distill_weight: 0"
+                f"data.holdout must be at least ProWD.buffer_size={self.buffer_size}, got "
+                f"{held_out}; or set ProWD.distill_weight: 0"
             )
         network = own_copy(context.module)
         if type(network).forward is L.LightningModule.forward:
             raise ValueError(
-                f"ProWD distils through the model's forward(inputs), which {type(network).__name__} does not define; "
-                "define it, or set ProWD.distill_weight: 0"
+                "ProWD distils through the model's forward(inputs), which "
+                f"{type(network).__name__} does not define; define it, or set "
+                "ProWD.distill_weight: 0"
             )
         inputs: Tensor = context.data.holdout_inputs()  # type: ignore[attr-defined]
-        spread = torch.arange(self.buffer_size) * len(inputs) // self.buffer_size  # they may be sorted by class
+        # they may be sorted by class
+        spread = torch.arange(self.buffer_size) * len(inputs) // self.buffer_size
         return network, inputs[spread]
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
@@ -199,7 +234,7 @@ class ProWD(Algorithm):
             "published_MB": 0.0,
         }
 
-    # ---- rounds -------------------------------------------------------------------------------------------------
+    # ---- rounds ----------------------------------------------------------------------------------
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The client's global model."""
@@ -211,14 +246,19 @@ class ProWD(Algorithm):
         return server.params if low is None or group == self.top else low
 
     def uplink(self, run: LocalRun) -> Tensors | None:
-        """Weights at the client's bits; with ``delta``, a low-bit client's differences ``w_t - w_i``."""
+        """Weights at the client's bits; with ``delta``, a low-bit client's differences ``w_t -
+        w_i``.
+        """
         update = quantized_state(run.module)
         if self.payload == "weights" or run.client.group == self.top:
             return update
-        values, generator = run.module.state_dict(), run.rng.torch("quant_up", device=run.module.device)
+        values = run.module.state_dict()
+        generator = run.rng.torch("quant_up", device=run.module.device)
         for name, value in update.items():
             if isinstance(value, QuantizedTensor):
-                update[name] = qsgd(run.received[name] - values[name], value.bits, "linf", generator, by_row=True)
+                update[name] = qsgd(
+                    run.received[name] - values[name], value.bits, "linf", generator, by_row=True
+                )
         return update
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
@@ -242,7 +282,9 @@ class ProWD(Algorithm):
         )
 
     def _raising(self, server: ServerState) -> Any:
-        """What does the fine-tuning that is due and gives ``(raise, state, metrics)``; a collective."""
+        """What does the fine-tuning that is due and gives ``(raise, state, metrics)``; a
+        collective.
+        """
         tuning, state = self.tuning, server.extra["dequantizer"]
         if tuning is None:
             return lambda: (float_tensors, None, {})
@@ -264,7 +306,9 @@ class ProWD(Algorithm):
 
         return prepare
 
-    def server_update(self, server: ServerState, aggregate: Selected, rng: RandomKeys) -> ServerState:
+    def server_update(
+        self, server: ServerState, aggregate: Selected, rng: RandomKeys
+    ) -> ServerState:
         """The new model or models, the high-bit move, the dequantizer and its pool."""
         extra = {**server.extra, "dequantizer": aggregate.dequantizer}
         if aggregate.high is not None:
@@ -274,13 +318,16 @@ class ProWD(Algorithm):
             extra["low"] = aggregate.plain
         if aggregate.pool:
             extra["pool"] = [*server.extra["pool"], *aggregate.pool][-self.pool_size :]
-        extra["published_MB"] += aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
+        extra["published_MB"] += (
+            aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
+        )
         metrics = {**aggregate.metrics, "comm/downlink_published_MB": extra["published_MB"]}
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)
 
 
 def published_downlink_bytes(params: Params) -> int:
-    """What the paper's table counts for a client and round: two float32 numbers a weight, one for all else.
+    """What the paper's table counts for a client and round: two float32 numbers a weight, one for
+    all else.
 
     One is what is needed and what is sent; this is logged beside the bytes that were measured.
     """

@@ -1,25 +1,32 @@
-"""The selective mask of ProWD: which entries of a low-bit client's move are averaged (Yoon et al., ICML 2022).
+"""The selective mask of ProWD: which entries of a low-bit client's move are averaged (Yoon et al.,
+ICML 2022).
 
-For the moves `l` (low-bit client) and `h` (high-bit clients) and a cap `k` on the number of entries, choose the set
+For the moves `l` (low-bit client) and `h` (high-bit clients) and a cap `k` on the number of
+entries, choose the set
 
-    argmax_S  cos(S) = A(S) / (sqrt(B(S)) ||h||),   A(S) = sum_S l_i h_i,   B(S) = sum_S l_i**2,   |S| <= k.
+    argmax_S  cos(S) = A(S) / (sqrt(B(S)) ||h||),   A(S) = sum_S l_i h_i,   B(S) = sum_S l_i**2,
+    |S| <= k.
 
-**How it is solved.** `A**2 / B = max_t t (2A - tB)` over t >= 0, reached at `t = A/B` (complete the square; A >= 0), so
+**How it is solved.** `A**2 / B = max_t t (2A - tB)` over t >= 0, reached at `t = A/B` (complete the
+square; A >= 0), so
 
-    max_S A**2 / B = max_t t phi(t),   phi(t) = max_{|S| <= k} 2A(S) - t B(S)
-                                              = the sum of the k largest positive values among 2 l_i h_i - t l_i**2.
+    max_S A**2 / B = max_t t phi(t),   phi(t) = max_{|S| <= k} 2A(S) - t B(S) = the sum of the k
+                                              largest positive values among 2 l_i h_i - t l_i**2.
 
-`t phi(t)` has many local maxima, on which the alternation `S <- top k at t, t <- A(S)/B(S)` gets stuck, with a cap or
-without. But `phi` is a maximum of lines in t: it is **convex**, so between two points where it is known it lies below
-its chord, and `t` times a chord is a parabola with a maximum in closed form. That bounds everything between two points;
-the interval with the largest bound is split until no bound exceeds the best set found. The bound over [s, u] is at most
-`(s + u)**2 / (4 s u)` times the larger of `s phi(s)` and `u phi(u)` (Kantorovich's inequality), so that an interval of
-ratio `u / s = (1 + delta) / (1 - delta)` always satisfies `cos**2 >= (1 - delta**2) * optimum`: the search ends.
+`t phi(t)` has many local maxima, on which the alternation `S <- top k at t, t <- A(S)/B(S)` gets
+stuck, with a cap or without. But `phi` is a maximum of lines in t: it is **convex**, so between two
+points where it is known it lies below its chord, and `t` times a chord is a parabola with a maximum
+in closed form. That bounds everything between two points; the interval with the largest bound is
+split until no bound exceeds the best set found. The bound over [s, u] is at most `(s + u)**2 / (4 s
+u)` times the larger of `s phi(s)` and `u phi(u)` (Kantorovich's inequality), so that an interval of
+ratio `u / s = (1 + delta) / (1 - delta)` always satisfies `cos**2 >= (1 - delta**2) * optimum`: the
+search ends.
 
-The terms fall with t. Hence an entry above the k-th largest term of the left end of the interval that is still open
-when it has come to its right end is certainly selected, and one below that of the right end at the left end is not.
-Only the entries between remain, a few in a hundred, and the search goes on among them at little cost, until its bound
-meets the best set (exact) or its steps are spent.
+The terms fall with t. Hence an entry above the k-th largest term of the left end of the interval
+that is still open when it has come to its right end is certainly selected, and one below that of
+the right end at the left end is not. Only the entries between remain, a few in a hundred, and the
+search goes on among them at little cost, until its bound meets the best set (exact) or its steps
+are spent.
 """
 
 from __future__ import annotations
@@ -67,31 +74,39 @@ def select(low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05) 
     return certified_select(low, high, cap=cap, delta=delta).mask
 
 
-def certified_select(low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05) -> Selection:
-    """The mask of one index set (a layer, or a whole model) under a cap, with a bound on what any mask can reach.
+def certified_select(
+    low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05
+) -> Selection:
+    """The mask of one index set (a layer, or a whole model) under a cap, with a bound on what any
+    mask can reach.
 
-    Entries of equal worth are taken in the order of their index. An entry without a move, or whose signs disagree, is
-    never taken. Invariant to positive factors on either move, up to rounding.
+    Entries of equal worth are taken in the order of their index. An entry without a move, or whose
+    signs disagree, is never taken. Invariant to positive factors on either move, up to rounding.
 
     Args:
         low: Move of the low-bit client (reconstructed minus broadcast weights), any shape.
         high: Mean move of the high-bit clients, the shape of `low`.
-        cap: Largest mask: a float in (0, 1] is a fraction of the entries (at least one), an int a count. 1.0: no cap.
-        delta: `cosine**2 >= (1 - delta**2) * optimum` is guaranteed; what is reached is nearly always the optimum.
-            0 demands it, whatever the time.
+        cap: Largest mask: a float in (0, 1] is a fraction of the entries (at least one), an int a
+            count. 1.0: no cap.
+        delta: `cosine**2 >= (1 - delta**2) * optimum` is guaranteed; what is reached is nearly
+            always the optimum. 0 demands it, whatever the time.
 
     Raises:
         ValueError: The shapes differ, cap or delta is out of range, or a move has NaN or infinity.
     """
     limit = mask_limit(cap, low.numel())
     if low.shape != high.shape:
-        raise ValueError(f"low and high must have the same shape, got {list(low.shape)} and {list(high.shape)}")
+        raise ValueError(
+            f"low and high must have the same shape, got {list(low.shape)} and {list(high.shape)}"
+        )
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be in [0, 1), got {delta}")
     low_move, high_move = _flat(low), _flat(high)
     norm = float(np.square(high_move).sum())
     if not math.isfinite(norm + float(low_move.sum())):
-        raise ValueError("low and high must be finite, got NaN or infinity: has the client diverged?")
+        raise ValueError(
+            "low and high must be finite, got NaN or infinity: has the client diverged?"
+        )
     chosen, value, bound = _solve(low_move, high_move, limit, delta)
     mask = torch.zeros(low.numel(), dtype=torch.bool)
     mask[torch.from_numpy(chosen)] = True
@@ -100,7 +115,8 @@ def certified_select(low: Tensor, high: Tensor, *, cap: float = 0.5, delta: floa
 
 
 def mask_limit(tau: float, numel: int) -> int:
-    """The largest number of entries that a cap allows: `tau` itself, or that fraction of `numel` but at least one.
+    """The largest number of entries that a cap allows: `tau` itself, or that fraction of `numel`
+    but at least one.
 
     >>> mask_limit(0.5, 9), mask_limit(3, 9)
     (4, 3)
@@ -112,14 +128,18 @@ def mask_limit(tau: float, numel: int) -> int:
         return max(1, math.floor(tau * numel + 1e-9))  # 0.29 * 100 is 28.999999999999996
     if type(tau) is int and tau > 0:
         return tau
-    raise ValueError(f"tau must be in (0, 1] (a fraction) or a positive integer (a count), got {tau!r}")
+    raise ValueError(
+        f"tau must be in (0, 1] (a fraction) or a positive integer (a count), got {tau!r}"
+    )
 
 
 def _flat(move: Tensor) -> FloatArray:
     return move.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
 
-def _solve(low: FloatArray, high: FloatArray, limit: int, delta: float) -> tuple[IntArray, float, float]:
+def _solve(
+    low: FloatArray, high: FloatArray, limit: int, delta: float
+) -> tuple[IntArray, float, float]:
     """Indices of the mask, its `A**2 / B`, and the bound on that of any mask."""
     gain, cost = low * high, np.square(low)
     useful = np.flatnonzero((gain > 0) & (cost > 0))
@@ -137,7 +157,9 @@ def _solve(low: FloatArray, high: FloatArray, limit: int, delta: float) -> tuple
 
 
 class _Point(NamedTuple):
-    """phi at one t: the value, the k-th largest term (or 0), and the sums A and B over the set that reaches it."""
+    """phi at one t: the value, the k-th largest term (or 0), and the sums A and B over the set that
+    reaches it.
+    """
 
     t: float
     phi: float
@@ -151,15 +173,25 @@ class _Point(NamedTuple):
 
 
 class _Terms:
-    """The terms `2 gain_i - t cost_i` of the undecided entries, beside the sums over those already decided."""
+    """The terms `2 gain_i - t cost_i` of the undecided entries, beside the sums over those already
+    decided.
+    """
 
     def __init__(
-        self, gain: FloatArray, cost: FloatArray, limit: int, decided_gain: float = 0.0, decided_cost: float = 0.0
+        self,
+        gain: FloatArray,
+        cost: FloatArray,
+        limit: int,
+        decided_gain: float = 0.0,
+        decided_cost: float = 0.0,
     ) -> None:
-        self.gain, self.cost, self.limit = gain, cost, limit
+        self.gain = gain
+        self.cost = cost
+        self.limit = limit
         self.decided_gain, self.decided_cost = decided_gain, decided_cost
         self._double_gain = 2 * gain
-        self._terms, self._scratch = np.empty_like(gain), np.empty_like(gain)  # reused: page faults cost more than sums
+        # reused: page faults cost more than sums
+        self._terms, self._scratch = np.empty_like(gain), np.empty_like(gain)
 
     def evaluate(self, t: float) -> _Point:
         """O(d): one partition and a few passes."""
@@ -189,7 +221,9 @@ class _Terms:
         """The same problem for t in [left.t, right.t], with what is decided there taken out."""
         self._fill(right.t)
         sure = self._terms > left.threshold
-        decided_gain, decided_cost = (self._sum_above(values, left.threshold) for values in (self.gain, self.cost))
+        decided_gain, decided_cost = (
+            self._sum_above(values, left.threshold) for values in (self.gain, self.cost)
+        )
         self._fill(left.t)
         undecided = np.flatnonzero((self._terms >= right.threshold) & ~sure)
         return _Terms(
@@ -210,7 +244,9 @@ class _Terms:
         self._terms += self._double_gain
 
     def _fill_and_threshold(self, t: float) -> float:
-        """The k-th largest term, or 0; where the cap may bind, the scratch holds the terms, the k largest last."""
+        """The k-th largest term, or 0; where the cap may bind, the scratch holds the terms, the k
+        largest last.
+        """
         self._fill(t)
         position = len(self.gain) - self.limit
         if position <= 0:
@@ -227,7 +263,9 @@ class _Terms:
 
 
 class _Search:
-    """Best-first search over intervals of t; `bound` and `best` close in on the optimum from both sides."""
+    """Best-first search over intervals of t; `bound` and `best` close in on the optimum from both
+    sides.
+    """
 
     def __init__(self, terms: _Terms, points: Sequence[_Point], best: _Point) -> None:
         self.terms, self.best = terms, max(best, *points, key=_value)
@@ -238,13 +276,16 @@ class _Search:
     def over_all(cls, terms: _Terms, squares: FloatArray) -> _Search:
         """Over all t at which the best set can have its `A/B`, given `h_i**2`.
 
-        Below: the set of t = 0, the k largest gains, has the largest A there is, and `A0**2 / B0 <= V* = A* t*`, hence
-        `t* >= A0 / B0`. Above: a term is at most `h_i**2` (complete the square) and falls with t, so that no t does
-        better than a value already reached once the `h_i**2` of the positive terms sum to less.
+        Below: the set of t = 0, the k largest gains, has the largest A there is, and `A0**2 / B0 <=
+        V* = A* t*`, hence `t* >= A0 / B0`. Above: a term is at most `h_i**2` (complete the square)
+        and falls with t, so that no t does better than a value already reached once the `h_i**2` of
+        the positive terms sum to less.
         """
         largest = terms.evaluate(0.0)
         points = [terms.evaluate(largest.gain / largest.cost)]
-        while len(points) == 1 or terms.sum_of_positive(squares, points[-1].t) > max(map(_value, points)):
+        while len(points) == 1 or terms.sum_of_positive(squares, points[-1].t) > max(
+            map(_value, points)
+        ):
             points.append(terms.evaluate(2 * points[-1].t))
         return cls(terms, points, best=largest)
 
@@ -254,7 +295,9 @@ class _Search:
         return -self._open[0][0]
 
     def run(self, gap: float, *, max_splits: float = math.inf) -> None:
-        """Split the most promising interval until nothing in it can beat the best set by more than `gap`."""
+        """Split the most promising interval until nothing in it can beat the best set by more than
+        `gap`.
+        """
         while self.bound * (1 - gap) > self.best.value and max_splits > 0:
             _, left, right = self._open[0]
             t = math.sqrt(left.t * right.t)
@@ -279,7 +322,9 @@ def _value(point: _Point) -> float:
 
 
 def _interval(left: _Point, right: _Point) -> tuple[float, _Point, _Point]:
-    """An entry of the heap: minus the largest value of `t * chord(t)` between two points, and the points."""
+    """An entry of the heap: minus the largest value of `t * chord(t)` between two points, and the
+    points.
+    """
     slope = (right.phi - left.phi) / (right.t - left.t)
     t = min(max((left.t - left.phi / slope) / 2, left.t), right.t) if slope < 0 else right.t
     return -t * (left.phi + slope * (t - left.t)), left, right

@@ -1,4 +1,6 @@
-"""What each run of a sweep is to be: configurations, parsed before anything is started, and against run folders."""
+"""What each run of a sweep is to be: configurations, parsed before anything is started, and against
+run folders.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from bhfl.cli.reading import ConfigError, read_file
 from bhfl.cli.sweep.plan import Job
 from bhfl.engine.resume import contradictions
 
-_ELSEWHERE = ("accelerator", "devices", "num_nodes", "strategy", "timeout_seconds", "default_root_dir", "name")
+_ELSEWHERE = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "timeout_seconds",
+    "default_root_dir",
+    "name",
+)
 """Options of the trainer that say where a run is computed, not what it is."""
 
 
@@ -47,7 +57,8 @@ class Configs:
         """Parse all `jobs`.
 
         Raises:
-            ConfigError: With the problems of all, each told once, with the names of the jobs that have it.
+            ConfigError: With the problems of all, each told once, with the names of the jobs that
+                have it.
         """
         found: dict[str, list[str]] = {}
         for job in jobs:
@@ -60,7 +71,9 @@ class Configs:
             raise ConfigError([f"{problem} ({_named(names)})" for problem, names in found.items()])
 
     def differences(self, job: Job) -> list[str]:
-        """What the matrix says now and the job's run folder was not made with, as ``key: old -> new``."""
+        """What the matrix says now and the job's run folder was not made with, as ``key: old ->
+        new``.
+        """
         run = job.run
         if run is None:
             return []
@@ -78,7 +91,9 @@ class _Parsed(FederatedCLI):
     def __init__(self, job: Job, machine: bool) -> None:
         self.machine = machine
         super().__init__(job.args, job.layers)
-        self.values: dict[str, Any] = yaml.safe_load(dumped(self._parser("fit"), self.config["fit"]))
+        self.values: dict[str, Any] = yaml.safe_load(
+            dumped(self._parser("fit"), self.config["fit"])
+        )
 
     def _set_seed(self) -> None:
         """Leave this process's seeds alone."""
@@ -95,7 +110,9 @@ def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """All of a configuration that its results depend on."""
     trainer = {key: value for key, value in config["trainer"].items() if key not in _ELSEWHERE}
     data = dict(config["data"])
-    data["init_args"] = {key: value for key, value in data.get("init_args", {}).items() if key not in WHERE}
+    data["init_args"] = {
+        key: value for key, value in data.get("init_args", {}).items() if key not in WHERE
+    }
     clients = str(config["clients"])  # as text, because the order of the groups counts
     return {**config, "trainer": trainer, "data": data, "clients": clients}
 

@@ -1,6 +1,8 @@
-"""``python -m bhfl.cli.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that started it has gone.
+"""``python -m bhfl.cli.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that
+started it has gone.
 
-The sweep holds the other end of standard input and writes nothing to it: its end is the sweep's end, however that came.
+The sweep holds the other end of standard input and writes nothing to it: its end is the sweep's
+end, however that came.
 """
 
 from __future__ import annotations

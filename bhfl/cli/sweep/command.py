@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 FAILED = 1
 ENDING_SECONDS = 20.0
-"""What a sweep needs to end: its runs to close their files, and the report; a tenth of its minutes if that is less."""
+"""What a sweep needs to end: its runs to close their files, and the report; a tenth of its minutes
+if that is less.
+"""
 
 
 def sweep(args: Sequence[str]) -> int:
     """Run the command, and return its exit code.
 
     Raises:
-        ConfigError: The arguments, the matrix or a configuration cannot be used; nothing has been run by then.
+        ConfigError: The arguments, the matrix or a configuration cannot be used; nothing has been
+            run by then.
     """
     begun = time.monotonic()
     if asks_help(args):

@@ -20,9 +20,15 @@ class Display:
     """
 
     def __init__(self, total: int, done: int) -> None:
-        self.total, self.before, self.done = total, done, done
+        self.total = total
+        self.before = done
+        self.done = done
         self.begun = self.spoken = time.monotonic()
-        self.bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
 
     def tell(self, text: str) -> None:
         """Print a line."""

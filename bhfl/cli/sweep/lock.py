@@ -14,7 +14,8 @@ from bhfl.files import no_link
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Keep other sweeps out of `folder`, and wait for runs that a sweep that was killed has left to end.
+    """Keep other sweeps out of `folder`, and wait for runs that a sweep that was killed has left to
+    end.
 
     Yields:
         A file descriptor for the runs to inherit: while any of them lives, the next sweep waits.
@@ -29,7 +30,9 @@ def locked(folder: Path) -> Iterator[int]:
             fcntl.flock(sweep, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             sweep.seek(0)
-            raise ConfigError([f"{folder}: another sweep is at work here, process {sweep.read() or '?'}"]) from None
+            raise ConfigError(
+                [f"{folder}: another sweep is at work here, process {sweep.read() or '?'}"]
+            ) from None
         sweep.truncate(0)
         sweep.write(str(os.getpid()))
         sweep.flush()

@@ -69,7 +69,11 @@ class Job:
         """What `args` say, with the places in the matrix for messages."""
         own = [{"seed_everything": self.seed}, nested("trainer.default_root_dir", str(self.root))]
         own += [nested("trainer.name", self.name)]
-        return [read_file(self.config), *(option.layer for option in self.options), *map(Layer, own)]
+        return [
+            read_file(self.config),
+            *(option.layer for option in self.options),
+            *map(Layer, own),
+        ]
 
     def rounds(self) -> list[dict[str, Any]]:
         """The rows of its finished rounds."""
@@ -82,23 +86,38 @@ class Plan:
     Args:
         matrix: Of the runs.
         root: Folder of the sweep.
-        only: Methods and settings to which the sweep is confined, each where any of its kind is named.
+        only: Methods and settings to which the sweep is confined, each where any of its kind is
+            named.
     """
 
     def __init__(self, matrix: Matrix, root: Path, only: Sequence[str] = ()) -> None:
         self.matrix, self.root = matrix, root
-        cells = [Cell(s, m, seed) for seed in matrix.seeds for s in matrix.settings for m in matrix.methods]
+        cells = [
+            Cell(s, m, seed)
+            for seed in matrix.seeds
+            for s in matrix.settings
+            for m in matrix.methods
+        ]
         chosen = [cell for cell in cells if self._within(cell, only)]
         self.cells = sorted(chosen, key=lambda cell: not self._within(cell, matrix.first))
 
     def _within(self, cell: Cell, names: Sequence[str]) -> bool:
-        """Whether `names` select the cell: one of the methods among them, if there are any, and of the settings."""
-        methods, settings = (self.matrix.methods.keys() & names, self.matrix.settings.keys() & names)
-        return (not methods or cell.method in methods) and (not settings or cell.setting in settings)
+        """Whether `names` select the cell: one of the methods among them, if there are any, and of
+        the settings.
+        """
+        methods = self.matrix.methods.keys() & names
+        settings = self.matrix.settings.keys() & names
+        return (not methods or cell.method in methods) and (
+            not settings or cell.setting in settings
+        )
 
     def job(self, cell: Cell, value: Any = None) -> Job:
         """The run of a cell, with its tuned value where there is one: that trial, if it is one."""
-        if (tune := self.matrix.tune) and cell.seed in tune.seeds and cell.setting == self._tried(cell):
+        if (
+            (tune := self.matrix.tune)
+            and cell.seed in tune.seeds
+            and cell.setting == self._tried(cell)
+        ):
             return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
         return self._job(cell, name, value)
@@ -125,7 +144,12 @@ class Plan:
 
     def _job(self, cell: Cell, name: str, value: Any) -> Job:
         matrix = self.matrix
-        options = [*matrix.base, *matrix.settings[cell.setting], *matrix.methods[cell.method], *matrix.typed]
+        options = [
+            *matrix.base,
+            *matrix.settings[cell.setting],
+            *matrix.methods[cell.method],
+            *matrix.typed,
+        ]
         if matrix.tune:
             key = matrix.tune.key
             options.append(Option(key, value, Layer(nested(key, value))))

@@ -36,13 +36,22 @@ class Processes:
             log.write(f"$ bhfl {shlex.join(args)}\n".encode())
             log.flush()
             process = Popen(
-                [*RUN, *args], stdin=PIPE, stdout=log, stderr=log, pass_fds=[self.lock], start_new_session=True
+                [*RUN, *args],
+                stdin=PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.lock],
+                start_new_session=True,
             )
         self.running[job.name] = (job, process)
 
     def ended(self) -> list[tuple[Job, int]]:
         """The jobs that have ended since the last call, and their exit codes."""
-        over = [(job, code) for job, process in self.running.values() if (code := process.poll()) is not None]
+        over = [
+            (job, code)
+            for job, process in self.running.values()
+            if (code := process.poll()) is not None
+        ]
         for job, _ in over:
             _close(self.running.pop(job.name)[1])
         return over
@@ -66,7 +75,9 @@ def account(job: Job, code: int) -> str:
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     lines = log_of(job).read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
     told = [line for line in lines if not line.startswith("$ ")]
-    return "\n".join([f"{job.name} {how}; {log_of(job)} ends with", *(f"  {line}" for line in told)])
+    return "\n".join(
+        [f"{job.name} {how}; {log_of(job)} ends with", *(f"  {line}" for line in told)]
+    )
 
 
 def _close(process: Popen[bytes]) -> None:

@@ -1,4 +1,6 @@
-"""Reads a matrix of runs from its YAML file, and says everything that is wrong with it. This loads no torch."""
+"""Reads a matrix of runs from its YAML file, and says everything that is wrong with it. This loads
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
-def read_matrix(path: str | None, typed: Sequence[Option] = (), seeds: list[int] | None = None) -> Matrix:
+def read_matrix(
+    path: str | None, typed: Sequence[Option] = (), seeds: list[int] | None = None
+) -> Matrix:
     """The matrix in the file at `path`.
 
     Args:
@@ -51,27 +55,38 @@ class _Reader:
         base = self.options(("base",), values.get("base", {}))
         settings = {"": list[Option]()}
         if "settings" in values:
-            settings = {name: self.options(("settings", name), v) for name, v in self.named("settings").items()}
+            settings = {
+                name: self.options(("settings", name), v)
+                for name, v in self.named("settings").items()
+            }
         written = self.named("methods")
         configs = {name: self.config(("methods", name), row) for name, row in written.items()}
-        methods = {name: self.options(("methods", name), row, ("config",)) for name, row in written.items()}
+        methods = {
+            name: self.options(("methods", name), row, ("config",)) for name, row in written.items()
+        }
         for both in settings.keys() & methods.keys():
             self.problem(("settings", both), "is the name of a method too")
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
         rows = [base, *settings.values(), *methods.values(), typed]
-        given = {leaf for row in rows for option in row for leaf in leaves(option.key, option.value)}
+        given = {
+            leaf for row in rows for option in row for leaf in leaves(option.key, option.value)
+        }
         tune = self.tune(values["tune"], list(settings), given) if "tune" in values else None
         first = self.first(values.get("first", []), [*methods, *settings])
         report = self.report(values.get("report", {}))
-        return Matrix(name, base, seeds, settings, methods, configs, tune, first, report, list(typed))
+        return Matrix(
+            name, base, seeds, settings, methods, configs, tune, first, report, list(typed)
+        )
 
-    # ---- parts ------------------------------------------------------------------------------------------------------
+    # ---- parts -----------------------------------------------------------------------------------
 
     def config(self, keys: Keys, row: Any) -> str:
         """The path of a method's configuration, from here."""
         path = row.get("config") if isinstance(row, dict) else None
         if not isinstance(path, str):
-            self.problem((*keys, "config"), f"must be the method's configuration file, got {shown(path)}")
+            self.problem(
+                (*keys, "config"), f"must be the method's configuration file, got {shown(path)}"
+            )
             return ""
         try:
             found = Path(self.layer.file).parent / user_path(path)
@@ -79,20 +94,28 @@ class _Reader:
             self.problem((*keys, "config"), f"must be the method's configuration file: {error}")
             return ""
         if not found.is_file():
-            self.problem((*keys, "config"), f"must be a YAML file, and there is no file {str(found)!r}")
+            self.problem(
+                (*keys, "config"), f"must be a YAML file, and there is no file {str(found)!r}"
+            )
         return str(found)
 
     def options(self, keys: Keys, values: Any, skip: Sequence[str] = ()) -> list[Option]:
         """The options in a mapping."""
         if not isinstance(values, dict):
-            self.problem(keys, f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}")
+            self.problem(
+                keys,
+                f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}",
+            )
             return []
         found = []
         for key, value in values.items():
             if key in skip:
                 continue
             if not isinstance(key, str) or not OPTION.fullmatch(key):
-                self.problem((*keys, key), "is no option; options are as on the command line: trainer.max_rounds")
+                self.problem(
+                    (*keys, key),
+                    "is no option; options are as on the command line: trainer.max_rounds",
+                )
                 continue
             for leaf, giver in reserved(key, value):
                 self.problem((*keys, key), f"cannot be used: {leaf} is given by {giver}")
@@ -123,26 +146,45 @@ class _Reader:
             return None
         before = len(self.problems)
         self.known(keys, values, tuple(Tune.__dataclass_fields__))
-        key, metric, setting = values.get("key"), values.get("metric", Tune.metric), values.get("setting", "")
+        key = values.get("key")
+        metric = values.get("metric", Tune.metric)
+        setting = values.get("setting", "")
         if not isinstance(key, str) or not OPTION.fullmatch(key):
-            self.problem((*keys, "key"), f"must be an option such as model.optimizer.lr, got {shown(key)}")
+            self.problem(
+                (*keys, "key"), f"must be an option such as model.optimizer.lr, got {shown(key)}"
+            )
         elif next(leaves(key, None)) in given:
             self.problem((*keys, "key"), f"must not be given elsewhere too, and {key} is")
         for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
-            if not isinstance(value, (int, float)) and not (isinstance(value, str) and _NAME.fullmatch(value)):
-                self.problem((*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}")
+            if not isinstance(value, (int, float)) and not (
+                isinstance(value, str) and _NAME.fullmatch(value)
+            ):
+                self.problem(
+                    (*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}"
+                )
         self.seeds((*keys, "seeds"), values.get("seeds"))
-        if "margin" in values and not (_is_number(values["margin"]) and 0 < values["margin"] < math.inf):
-            self.problem((*keys, "margin"), f"must be positive and finite, got {shown(values['margin'])}")
+        if "margin" in values and not (
+            _is_number(values["margin"]) and 0 < values["margin"] < math.inf
+        ):
+            self.problem(
+                (*keys, "margin"), f"must be positive and finite, got {shown(values['margin'])}"
+            )
         if not isinstance(metric, str) or not metric.startswith("val/"):
-            self.problem((*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}")
+            self.problem(
+                (*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}"
+            )
         if not _is_count(values.get("last", 1), 1):
             self.problem((*keys, "last"), f"must be an integer from 1, got {shown(values['last'])}")
         if settings != [""] and setting not in (EACH, *settings):
             near = suggestion(str(setting), [EACH, *settings])
-            self.problem((*keys, "setting"), f"must be one of the settings or {EACH}, got {shown(setting)}{near}")
+            self.problem(
+                (*keys, "setting"),
+                f"must be one of the settings or {EACH}, got {shown(setting)}{near}",
+            )
         if settings == [""] and setting:
-            self.problem((*keys, "setting"), f"needs settings, and there are none, got {shown(setting)}")
+            self.problem(
+                (*keys, "setting"), f"needs settings, and there are none, got {shown(setting)}"
+            )
         return Tune(**values) if len(self.problems) == before else None
 
     def first(self, values: Any, names: list[str]) -> list[str]:
@@ -155,19 +197,23 @@ class _Reader:
 
     def report(self, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict):
-            self.problem(("report",), f"must be a mapping of target and window, got {shown(values)}")
+            self.problem(
+                ("report",), f"must be a mapping of target and window, got {shown(values)}"
+            )
             return {}
         self.known(("report",), values, ("target", "window"))
         target, window = values.get("target"), values.get("window", 1)
         if target is not None and not (_is_number(target) and 0 < target < 1):
-            self.problem(("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}")
+            self.problem(
+                ("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}"
+            )
         if not _is_count(window, 1):
             self.problem(("report", "window"), f"must be an integer from 1, got {shown(window)}")
         elif window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
         return {"target": target, "window": window}
 
-    # ---- rules ------------------------------------------------------------------------------------------------------
+    # ---- rules -----------------------------------------------------------------------------------
 
     def problem(self, keys: Keys, text: str) -> None:
         self.problems.append(f"{self.layer.place(keys)}{dotted(keys)} {text}")
@@ -186,7 +232,10 @@ class _Reader:
         """The mapping at `key`, whose keys are names."""
         values = self.layer.values.get(key)
         if not isinstance(values, dict) or not values:
-            self.problem((key,), f"must be a mapping of one or more names to their options, got {shown(values)}")
+            self.problem(
+                (key,),
+                f"must be a mapping of one or more names to their options, got {shown(values)}",
+            )
             return {}
         for name in values:
             self.check_name((key, name), name)
@@ -199,7 +248,9 @@ class _Reader:
             return []
         for i, value in enumerate(values):
             if any(value == other or str(value) == str(other) for other in values[:i]):
-                self.problem((*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice")
+                self.problem(
+                    (*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice"
+                )
         return values
 
 

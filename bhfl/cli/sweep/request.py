@@ -40,7 +40,7 @@ a matrix:
   report: {target: 0.5, window: 3}                     # what it takes until 3 validations have a median of 0.5
 
 Exit codes: 0 done or out of time, 1 some runs failed, 2 bad matrix or configuration, 130 and 143 stopped by a signal.
-"""
+"""  # noqa: E501
 
 _OF_RUNS = ("clients", "algorithm", "model", "data", "trainer", "seed_everything")
 
@@ -95,7 +95,9 @@ def _take(request: Request, name: str, value: str | None) -> None:
     elif OPTION.fullmatch(name) and name.rstrip("+").split(".")[0] in _OF_RUNS:
         request.typed.append(_typed(name, value))
     else:
-        raise ValueError(f"--{name} is no option of sweep{suggestion(name, (*_OWN, 'dry_run', *_OF_RUNS))}")
+        raise ValueError(
+            f"--{name} is no option of sweep{suggestion(name, (*_OWN, 'dry_run', *_OF_RUNS))}"
+        )
 
 
 def _typed(name: str, value: str | None) -> Option:

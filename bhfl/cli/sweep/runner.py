@@ -24,13 +24,17 @@ class Runner:
     """
 
     def __init__(self, survey: Survey, processes: Processes, num_jobs: int) -> None:
-        self.survey, self.processes, self.num_jobs = survey, processes, num_jobs
+        self.survey = survey
+        self.processes = processes
+        self.num_jobs = num_jobs
         self.failed: list[str] = []
         """Names of jobs that failed, and of methods that could not be tuned."""
         states, jobs = survey.states(), survey.jobs()
         self.over = {name for name, state in states.items() if state in OVER}
         self.sizes = {job.name: int(survey.configs(job)["trainer"]["max_rounds"]) for job in jobs}
-        self.rounds = {job.name: self._rounds(job) for job in jobs if states[job.name] in (*OVER, CUT_OFF)}
+        self.rounds = {
+            job.name: self._rounds(job) for job in jobs if states[job.name] in (*OVER, CUT_OFF)
+        }
         survey.tuning.save()
         self.display = Display(sum(self.sizes.values()), sum(self.rounds.values()))
 
@@ -51,7 +55,9 @@ class Runner:
                     self.processes.start(next_job)
                 if not self.processes.running:
                     return
-                self.rounds |= {name: self._rounds(job) for name, (job, _) in self.processes.running.items()}
+                self.rounds |= {
+                    name: self._rounds(job) for name, (job, _) in self.processes.running.items()
+                }
                 self.display.update(sum(self.rounds.values()))
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -83,11 +89,17 @@ class Runner:
         return [self.survey.job(cell)]
 
     def _settle(self, name: str) -> None:
-        """Keep a tuned value that was just chosen, and look at the runs of all cells that have it."""
+        """Keep a tuned value that was just chosen, and look at the runs of all cells that have
+        it.
+        """
         self.survey.tuning.save()
         for dropped in self.survey.dropped():
             self._over(dropped)
-        for job in (self.survey.job(one) for one in self.survey.plan.cells if self.survey.plan.tuned_for(one) == name):
+        for job in (
+            self.survey.job(one)
+            for one in self.survey.plan.cells
+            if self.survey.plan.tuned_for(one) == name
+        ):
             if problem := self.survey.changed(job):
                 self._fail(job.name, problem)
             elif job.done:

@@ -11,7 +11,12 @@ from bhfl.cli.sweep.check import Configs
 from bhfl.cli.sweep.plan import Cell, Job, Plan
 from bhfl.cli.sweep.tuning import Tuning
 
-DONE, CUT_OFF, MISSING, DIVERGED, UNTUNED, DROPPED = "done", "cut off", "missing", "diverged", "untuned", "dropped"
+DONE = "done"
+CUT_OFF = "cut off"
+MISSING = "missing"
+DIVERGED = "diverged"
+UNTUNED = "untuned"
+DROPPED = "dropped"
 OVER = (DONE, DIVERGED, DROPPED)
 """States of jobs that are not run, or not again."""
 
@@ -24,12 +29,17 @@ class Survey:
         configs: The configurations of its jobs.
 
     Raises:
-        ConfigError: With all configurations that cannot be used, or all run folders that were made with others.
+        ConfigError: With all configurations that cannot be used, or all run folders that were made
+            with others.
     """
 
     def __init__(self, plan: Plan, configs: Configs) -> None:
-        self.plan, self.configs, self.tuning = plan, configs, Tuning(plan, configs)
-        trials = (job for cell in plan.cells for of_seed in plan.trials(cell) for job in of_seed.values())
+        self.plan = plan
+        self.configs = configs
+        self.tuning = Tuning(plan, configs)
+        trials = (
+            job for cell in plan.cells for of_seed in plan.trials(cell) for job in of_seed.values()
+        )
         self.trials = list({job.name: job for job in trials}.values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
         self._refuse_changed(self.trials)
@@ -40,18 +50,24 @@ class Survey:
         self._refuse_changed([self.job(cell) for cell in plan.cells if self.tuning.settled(cell)])
 
     def job(self, cell: Cell) -> Job:
-        """The run of a cell, with its tuned value, or the first one that is tried where none is chosen yet."""
+        """The run of a cell, with its tuned value, or the first one that is tried where none is
+        chosen yet.
+        """
         tune = self.plan.matrix.tune
         first = tune.values[0] if tune else None
         return self.plan.job(cell, self.tuning.chosen.get(self.plan.tuned_for(cell), first))
 
     def jobs(self) -> list[Job]:
         """All jobs, trials first."""
-        return list({job.name: job for job in (*self.trials, *map(self.job, self.plan.cells))}.values())
+        return list(
+            {job.name: job for job in (*self.trials, *map(self.job, self.plan.cells))}.values()
+        )
 
     def states(self) -> dict[str, str]:
         """The state of each job, by its name."""
-        states = {job.name: DIVERGED if self.tuning.diverged(job) else _state(job) for job in self.trials}
+        states = {
+            job.name: DIVERGED if self.tuning.diverged(job) else _state(job) for job in self.trials
+        }
         states |= dict.fromkeys(self.dropped(), DROPPED)
         for cell in self.plan.cells:
             job = self.job(cell)
@@ -64,13 +80,23 @@ class Survey:
     def dropped(self) -> list[str]:
         """The names of trials that are not run, as their values are out of the race."""
         settled = [cell for cell in self.plan.cells if self.tuning.settled(cell)]
-        trials = (job for cell in settled for of_seed in self.plan.trials(cell) for job in of_seed.values())
+        trials = (
+            job
+            for cell in settled
+            for of_seed in self.plan.trials(cell)
+            for job in of_seed.values()
+        )
         return [job.name for job in trials if not self.tuning.ended(job)]
 
     def finished(self) -> dict[Path, str]:
-        """The run folders of the cells that are done and their methods, in the order of the matrix."""
+        """The run folders of the cells that are done and their methods, in the order of the
+        matrix.
+        """
         settings, methods = list(self.plan.matrix.settings), list(self.plan.matrix.methods)
-        cells = sorted(self.plan.cells, key=lambda cell: (settings.index(cell.setting), methods.index(cell.method)))
+        cells = sorted(
+            self.plan.cells,
+            key=lambda cell: (settings.index(cell.setting), methods.index(cell.method)),
+        )
         jobs = [(self.job(cell), cell.method) for cell in cells if self.tuning.settled(cell)]
         return {job.run: method for job, method in jobs if job.done and job.run}
 
@@ -78,7 +104,9 @@ class Survey:
         """What is wrong with the run folder of a job, if it was made with other options."""
         found = self.configs.differences(job)
         remedy = "move it away, or give the matrix another name"
-        return f"{job.run} was made with other options: {', '.join(found)}; {remedy}" if found else ""
+        return (
+            f"{job.run} was made with other options: {', '.join(found)}; {remedy}" if found else ""
+        )
 
     def _refuse_changed(self, jobs: Sequence[Job]) -> None:
         problems = [problem for job in jobs if (problem := self.changed(job))]

@@ -1,4 +1,6 @@
-"""The tuned value of each method: the best of its trials on the validation split, kept in ``tuning.json``."""
+"""The tuned value of each method: the best of its trials on the validation split, kept in
+``tuning.json``.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Tuning:
     """
 
     def __init__(self, plan: Plan, configs: Configs) -> None:
-        self.plan, self.configs, self.tune = plan, configs, plan.matrix.tune
+        self.plan = plan
+        self.configs = configs
+        self.tune = plan.matrix.tune
         self.path = plan.root / "tuning.json"
         self.chosen: dict[str, Any] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -34,7 +38,9 @@ class Tuning:
         return job.done or self.diverged(job)
 
     def diverged(self, job: Job) -> bool:
-        """Whether a trial of this configuration broke off, because too few of its clients had usable updates."""
+        """Whether a trial of this configuration broke off, because too few of its clients had
+        usable updates.
+        """
         path = job.folder / "diverged.json"
         return path.exists() and not self.configs.compared(json.loads(path.read_text()), job)
 
@@ -61,27 +67,41 @@ class Tuning:
             return ""
         found, _ = self._race(cell, self.ended)
         means = _means(found)
-        tried = {value: mean for value, mean in means.items() if len(found[value]) == len(self.tune.seeds)}
+        tried = {
+            value: mean
+            for value, mean in means.items()
+            if len(found[value]) == len(self.tune.seeds)
+        }
         if not tried:
-            raise ConfigError([f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"])
+            raise ConfigError(
+                [f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"]
+            )
         best = max(tried, key=lambda value: tried[value])
         numbers = [value for value in found if not isinstance(value, str)]
         edge = len(numbers) == len(found) > 2 and best in (min(numbers), max(numbers))
         self.chosen[name] = best
         trials = {name: outcome for got in found.values() for name, outcome in got.items()}
         self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": trials}
-        listed = ", ".join(f"{value}: {_mean(means.get(value), len(got))}" for value, got in found.items())
+        listed = ", ".join(
+            f"{value}: {_mean(means.get(value), len(got))}" for value, got in found.items()
+        )
         return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({listed})" + _EDGE * edge
 
-    def _race(self, cell: Cell, ended: Callable[[Job], bool]) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
+    def _race(
+        self, cell: Cell, ended: Callable[[Job], bool]
+    ) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
         """The outcomes of each value by trial, and the trials of the next seed that have not ended.
 
-        A value that has diverged with any seed is out of the race from its beginning: none is dropped for trailing it.
+        A value that has diverged with any seed is out of the race from its beginning: none is
+        dropped for trailing it.
         """
         assert self.tune is not None
-        of_seeds, behind = self.plan.trials(cell), math.inf if self.tune.margin is None else self.tune.margin
+        of_seeds = self.plan.trials(cell)
+        behind = math.inf if self.tune.margin is None else self.tune.margin
         outcomes = {
-            value: {job.name: self._outcome(job) for of_seed in of_seeds if ended(job := of_seed[value])}
+            value: {
+                job.name: self._outcome(job) for of_seed in of_seeds if ended(job := of_seed[value])
+            }
             for value in self.tune.values
         }
         racing = [value for value, got in outcomes.items() if None not in got.values()]
@@ -92,11 +112,15 @@ class Tuning:
             for value in racing:
                 found[value][of_seed[value].name] = outcomes[value][of_seed[value].name]
             means = _means({value: found[value] for value in racing})
-            racing = [value for value, mean in means.items() if mean >= max(means.values()) - behind]
+            racing = [
+                value for value, mean in means.items() if mean >= max(means.values()) - behind
+            ]
         return found, []
 
     def save(self) -> None:
-        """Write what was tried and chosen to ``tuning.json``, beside what a sweep of other methods has found."""
+        """Write what was tried and chosen to ``tuning.json``, beside what a sweep of other methods
+        has found.
+        """
         if self.tune is None or not self.outcomes:
             return
         tune = asdict(self.tune)
@@ -113,7 +137,9 @@ class Tuning:
         values = [row[metric] for row in rows if metric in row]
         if not values:
             logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
-            raise ConfigError([f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"])
+            raise ConfigError(
+                [f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"]
+            )
         mean = statistics.fmean(values[-self.tune.last :])
         return mean if math.isfinite(mean) else None
 
@@ -123,8 +149,15 @@ _EDGE = "; it is at the edge of the values tried"
 
 def _means(found: Mapping[Any, Mapping[str, float | None]]) -> dict[Any, float]:
     """Of the values of which no trial diverged."""
-    outcomes = {value: [outcome for outcome in got.values() if outcome is not None] for value, got in found.items()}
-    return {value: statistics.fmean(got) for value, got in outcomes.items() if len(got) == len(found[value])}
+    outcomes = {
+        value: [outcome for outcome in got.values() if outcome is not None]
+        for value, got in found.items()
+    }
+    return {
+        value: statistics.fmean(got)
+        for value, got in outcomes.items()
+        if len(got) == len(found[value])
+    }
 
 
 def _mean(mean: float | None, num_seeds: int) -> str:

@@ -1,7 +1,7 @@
 """Links and devices: how fast, for each client in each round, drawn from profiles.
 
-Every draw is keyed by (seed, purpose, round, client), so that all algorithms meet the same network, whatever else
-they draw.
+Every draw is keyed by (seed, purpose, round, client), so that all algorithms meet the same network,
+whatever else they draw.
 """
 
 import math
@@ -38,18 +38,15 @@ class Link:
 class Profile:
     """A kind of client: medians, and how far clients and rounds lie apart.
 
-    A client draws one factor for its link (both directions, so their ratio stays) and one for its device, once; and
-    one factor for its link in every round. "lognormal" factors are `exp(width * z)`, "uniform" ones
-    `1 + width * u` with u in [-1, 1]; width 0 is the median itself.
+    A client draws one factor for its link (both directions, so their ratio stays) and one for its
+    device, once; and one factor for its link in every round. "lognormal" factors are `exp(width *
+    z)`, "uniform" ones `1 + width * u` with u in [-1, 1]; width 0 is the median itself.
 
-    Attributes:
-        uplink_bps: median bit/s towards the server.
-        downlink_bps: median bit/s from the server.
-        latency_seconds: of every transfer.
-        compute_flops: median FLOP/s in training at float32.
-        spread: width across clients, of link and device.
-        jitter: width across rounds, of the link.
-        compute_jitter: mean of the exponential part of the shifted-exponential compute time, relative to the
+    Attributes: uplink_bps: median bit/s towards the server. downlink_bps: median bit/s from the
+        server. latency_seconds: of every transfer. compute_flops: median FLOP/s in training at
+        float32. spread: width across clients, of link and device. jitter: width across rounds, of
+        the link. compute_jitter: mean of the exponential part of the shifted-exponential compute
+        time, relative to the
             constant part (as in FedPAQ, Reisizadeh et al. 2020, section 5).
         distribution: family of the factors.
     """
@@ -69,21 +66,37 @@ class Profile:
                 raise ValueError(f"Profile.{name} must be > 0, got {getattr(self, name)}")
         for name in ("latency_seconds", "spread", "jitter", "compute_jitter"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"Profile.{name} must be finite and >= 0, got {getattr(self, name)}")
+                raise ValueError(
+                    f"Profile.{name} must be finite and >= 0, got {getattr(self, name)}"
+                )
         if self.distribution not in get_args(Distribution):
-            raise ValueError(f"Profile.distribution must be lognormal or uniform, got {self.distribution!r}")
+            raise ValueError(
+                f"Profile.distribution must be lognormal or uniform, got {self.distribution!r}"
+            )
         if self.distribution == "uniform" and max(self.spread, self.jitter) >= 1:
-            raise ValueError(f"Profile.spread and jitter must be < 1 when uniform, got {self.spread}, {self.jitter}")
+            raise ValueError(
+                f"Profile.spread and jitter must be < 1 when uniform, got {self.spread}, "
+                f"{self.jitter}"
+            )
 
 
 # Round orders of magnitude, chosen and not measured; radio links with downlink : uplink = 4 : 1.
 PROFILES: Mapping[str, Profile] = {
     "iot": Profile(uplink_bps=5e4, downlink_bps=2e5, latency_seconds=1.0, compute_flops=1e8),
-    "phone-4g": Profile(uplink_bps=8e6, downlink_bps=3.2e7, latency_seconds=0.05, compute_flops=2e10),
-    "phone-5g": Profile(uplink_bps=2.5e7, downlink_bps=1e8, latency_seconds=0.02, compute_flops=5e10),
+    "phone-4g": Profile(
+        uplink_bps=8e6, downlink_bps=3.2e7, latency_seconds=0.05, compute_flops=2e10
+    ),
+    "phone-5g": Profile(
+        uplink_bps=2.5e7, downlink_bps=1e8, latency_seconds=0.02, compute_flops=5e10
+    ),
     "wifi": Profile(uplink_bps=2e7, downlink_bps=8e7, latency_seconds=0.01, compute_flops=1e11),
     "ethernet": Profile(
-        uplink_bps=1e9, downlink_bps=1e9, latency_seconds=0.001, compute_flops=1e13, spread=0.0, jitter=0.05
+        uplink_bps=1e9,
+        downlink_bps=1e9,
+        latency_seconds=0.001,
+        compute_flops=1e13,
+        spread=0.0,
+        jitter=0.05,
     ),
 }
 
@@ -99,12 +112,15 @@ class ProfileLinks:
     """Links drawn from profiles.
 
     Args:
-        shares: share of the clients of each profile; each client draws its own, so shares hold on average.
+        shares: share of the clients of each profile; each client draws its own, so shares hold on
+            average.
         profiles: the profiles by name.
         seed: of all draws.
     """
 
-    def __init__(self, shares: Mapping[str, float], profiles: Mapping[str, Profile], seed: int) -> None:
+    def __init__(
+        self, shares: Mapping[str, float], profiles: Mapping[str, Profile], seed: int
+    ) -> None:
         for name, share in shares.items():
             if name not in profiles:
                 raise ValueError(f"profiles must be of {', '.join(profiles)}, got {name!r}")
@@ -122,7 +138,9 @@ class ProfileLinks:
     def link(self, round_index: int, client: int) -> Link:
         """Draws the client (the same in every round) and the round."""
         fixed = _stream(self._seed, "network_client", 0, client)
-        profile = self._profiles[self._names[int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))]]
+        profile = self._profiles[
+            self._names[int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))]
+        ]
         rate = _factor(fixed, profile.spread, profile.distribution)
         speed = _factor(fixed, profile.spread, profile.distribution)
         varying = _stream(self._seed, "network_round", round_index, client)
@@ -137,7 +155,9 @@ class ProfileLinks:
 
 
 def _stream(seed: int, purpose: str, round_index: int, client: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round_index, client]))
+    return np.random.default_rng(
+        np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round_index, client])
+    )
 
 
 def _factor(rng: np.random.Generator, width: float, distribution: Distribution) -> float:

@@ -1,4 +1,5 @@
-"""A simulated network: what links and devices do to payload bytes, in seconds. Nothing is sent anywhere.
+"""A simulated network: what links and devices do to payload bytes, in seconds. Nothing is sent
+anywhere.
 
 One participant takes
 
@@ -6,8 +7,8 @@ One participant takes
     t_compute = FLOPs / (speed * speedup(bits)) * slowdown
     t_up      = latency + upload / R_up
 
-where a transfer of nothing takes no time, and a round as long as its slowest participant, or until the deadline where
-one of them misses it, plus server time.
+where a transfer of nothing takes no time, and a round as long as its slowest participant, or until
+the deadline where one of them misses it, plus server time.
 """
 
 import math
@@ -61,10 +62,9 @@ class ClientTime:
 class RoundTime:
     """Simulated seconds of one round.
 
-    Attributes:
-        seconds: how long the round took, server time included.
-        clients: every participant, in the order of the workloads.
-        late: ids of the participants that missed the deadline: the server has not received their updates.
+    Attributes: seconds: how long the round took, server time included. clients: every participant,
+        in the order of the workloads. late: ids of the participants that missed the deadline: the
+        server has not received their updates.
     """
 
     seconds: float
@@ -81,14 +81,16 @@ class SimulatedNetwork:
         deadline_seconds: 30
 
     Args:
-        profiles: name of the profile of all clients, or share of the clients of each; see `PROFILES`. Default: wifi.
+        profiles: name of the profile of all clients, or share of the clients of each; see
+            `PROFILES`. Default: wifi.
         custom_profiles: further profiles by name; they go before those of `PROFILES`.
         trace: CSV file to read links from instead; see `TraceLinks`.
         seed: of all draws of the network.
         deadline_seconds: when a round ends, whoever has not arrived; None: it waits for all.
-        shared_uplink: the participants of a round share one uplink: each sends at its rate divided by their number.
-        low_bit_speedup: compute time falls as 32 / bits. Off by default: it assumes hardware, and mixes its effect
-            with that of communication.
+        shared_uplink: the participants of a round share one uplink: each sends at its rate divided
+            by their number.
+        low_bit_speedup: compute time falls as 32 / bits. Off by default: it assumes hardware, and
+            mixes its effect with that of communication.
         server_seconds: added to every round.
 
     Raises:
@@ -106,8 +108,14 @@ class SimulatedNetwork:
         low_bit_speedup: bool = False,
         server_seconds: float = 0.0,
     ) -> None:
-        self.options = {name: value for name, value in locals().items() if name not in ("self", "custom_profiles")}
-        self.options |= {f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()}
+        self.options = {
+            name: value
+            for name, value in locals().items()
+            if name not in ("self", "custom_profiles")
+        }
+        self.options |= {
+            f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()
+        }
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
         if trace is not None and not user_path(trace).is_file():
@@ -157,8 +165,12 @@ class SimulatedNetwork:
         return RoundTime(seconds=seconds + self._server_seconds, clients=clients, late=late)
 
     def is_late(self, seconds: float) -> bool:
-        """Whether an update that arrives so long after the start of the round misses the deadline."""
-        return self.deadline_seconds is not None and seconds > self.deadline_seconds * (1 + _TOLERANCE)
+        """Whether an update that arrives so long after the start of the round misses the
+        deadline.
+        """
+        return self.deadline_seconds is not None and seconds > self.deadline_seconds * (
+            1 + _TOLERANCE
+        )
 
     def client_times(
         self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
@@ -180,7 +192,8 @@ class SimulatedNetwork:
         fraction: float = 0.8,
         num_participants: int | None = None,
     ) -> float:
-        """The shortest deadline that this fraction of the participants meets with these workloads, in seconds.
+        """The shortest deadline that this fraction of the participants meets with these workloads,
+        in seconds.
 
         Args:
             round_index: which draws to use.
@@ -193,13 +206,20 @@ class SimulatedNetwork:
         """
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        times = sorted(client.seconds for client in self.client_times(round_index, workloads, num_participants))
+        times = sorted(
+            client.seconds for client in self.client_times(round_index, workloads, num_participants)
+        )
         return times[math.ceil(fraction * len(times) - _TOLERANCE) - 1]
 
     def uplink_budget_bits(
-        self, round_index: int, workload: Workload, deadline_seconds: float, num_participants: int = 1
+        self,
+        round_index: int,
+        workload: Workload,
+        deadline_seconds: float,
+        num_participants: int = 1,
     ) -> int:
-        """Bits that a client can still send when it has downloaded and trained: whole bytes, 0 if it is too late.
+        """Bits that a client can still send when it has downloaded and trained: whole bytes, 0 if
+        it is too late.
 
         Args:
             round_index: which draws to use.
@@ -208,18 +228,26 @@ class SimulatedNetwork:
             num_participants: of the round; matters with `shared_uplink`.
         """
         link = self.link(round_index, workload.client)
-        spent = self._download_seconds(link, workload) + self._compute_seconds(link, workload) + link.latency_seconds
+        spent = (
+            self._download_seconds(link, workload)
+            + self._compute_seconds(link, workload)
+            + link.latency_seconds
+        )
         left = max(0.0, _check_deadline(deadline_seconds) - spent)
         return 8 * math.floor(left * self._uplink_bps(link, num_participants) / 8)
 
-    def client_time(self, round_index: int, workload: Workload, num_participants: int = 1) -> ClientTime:
+    def client_time(
+        self, round_index: int, workload: Workload, num_participants: int = 1
+    ) -> ClientTime:
         """Seconds of one participant; how many there are matters with `shared_uplink`."""
         link = self.link(round_index, workload.client)
         return ClientTime(
             client=workload.client,
             download_seconds=self._download_seconds(link, workload),
             compute_seconds=self._compute_seconds(link, workload),
-            upload_seconds=_transfer_seconds(link, workload.upload_bytes, self._uplink_bps(link, num_participants)),
+            upload_seconds=_transfer_seconds(
+                link, workload.upload_bytes, self._uplink_bps(link, num_participants)
+            ),
         )
 
     def _download_seconds(self, link: Link, workload: Workload) -> float:
@@ -233,7 +261,9 @@ class SimulatedNetwork:
         return link.uplink_bps / num_participants if self._shared_uplink else link.uplink_bps
 
 
-def _profile_links(profiles: str | dict[str, float], custom: dict[str, Profile], seed: int) -> ProfileLinks:
+def _profile_links(
+    profiles: str | dict[str, float], custom: dict[str, Profile], seed: int
+) -> ProfileLinks:
     shares = {profiles: 1.0} if isinstance(profiles, str) else profiles
     return ProfileLinks(shares, {**PROFILES, **custom}, seed)
 

@@ -12,10 +12,11 @@ OPTIONAL = ("latency_s", "compute_flops")
 
 
 class TraceLinks:
-    """Links of a CSV file with the columns `client,round,uplink_bps,downlink_bps[,latency_s,compute_flops]`.
+    """Links of a CSV file with the columns
+    `client,round,uplink_bps,downlink_bps[,latency_s,compute_flops]`.
 
-    Clients are 0, 1, 2, ... and all have the same consecutive rounds. Rounds outside the file repeat it. Without the
-    optional columns latency is 0 and computing takes no time.
+    Clients are 0, 1, 2, ... and all have the same consecutive rounds. Rounds outside the file
+    repeat it. Without the optional columns latency is 0 and computing takes no time.
 
     Args:
         path: the file.
@@ -39,7 +40,9 @@ class TraceLinks:
             ValueError: the file has no such client.
         """
         if client >= self._num_clients:
-            raise ValueError(f"{self._path} has no client {client}: it has clients 0..{self._num_clients - 1}")
+            raise ValueError(
+                f"{self._path} has no client {client}: it has clients 0..{self._num_clients - 1}"
+            )
         first = self._rounds[0]
         return self._links[client, first + (round_index - first) % len(self._rounds)]
 
@@ -47,7 +50,9 @@ class TraceLinks:
         for client in range(self._num_clients):
             for round_index in range(self._rounds[0], self._rounds[-1] + 1):
                 if (client, round_index) not in self._links:
-                    raise ValueError(f"{self._path} has no line for client {client} in round {round_index}")
+                    raise ValueError(
+                        f"{self._path} has no line for client {client} in round {round_index}"
+                    )
 
 
 def _read(path: Path) -> dict[tuple[int, int], Link]:
@@ -75,10 +80,15 @@ def _read(path: Path) -> dict[tuple[int, int], Link]:
 def _check_header(header: list[str], path: Path) -> None:
     for name in REQUIRED:
         if name not in header:
-            raise ValueError(f"{path}:1: column {name} is missing, got {','.join(header) or 'an empty file'}")
+            raise ValueError(
+                f"{path}:1: column {name} is missing, got {','.join(header) or 'an empty file'}"
+            )
     for name in header:
         if name not in REQUIRED + OPTIONAL or header.count(name) > 1:
-            raise ValueError(f"{path}:1: columns must be distinct and of {','.join(REQUIRED + OPTIONAL)}, got {name!r}")
+            raise ValueError(
+                f"{path}:1: columns must be distinct and of {','.join(REQUIRED + OPTIONAL)}, got "
+                f"{name!r}"
+            )
 
 
 def _link(cells: dict[str, str], where: str) -> Link:
@@ -87,7 +97,9 @@ def _link(cells: dict[str, str], where: str) -> Link:
         uplink_bps=_positive(cells, "uplink_bps", where),
         downlink_bps=_positive(cells, "downlink_bps", where),
         latency_seconds=latency,
-        compute_flops=_positive(cells, "compute_flops", where) if "compute_flops" in cells else math.inf,
+        compute_flops=_positive(cells, "compute_flops", where)
+        if "compute_flops" in cells
+        else math.inf,
     )
 
 

@@ -31,4 +31,14 @@ def get_backend(name: str) -> Backend:
     return BACKENDS[name]
 
 
-__all__ = ["BACKENDS", "FAKE", "Auto", "Backend", "BackendWarning", "BitsAndBytes", "Int8", "Integer", "get_backend"]
+__all__ = [
+    "BACKENDS",
+    "FAKE",
+    "Auto",
+    "Backend",
+    "BackendWarning",
+    "BitsAndBytes",
+    "Int8",
+    "Integer",
+    "get_backend",
+]

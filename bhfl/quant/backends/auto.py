@@ -1,8 +1,10 @@
-"""Backends ``auto...``: integer products for the layers that are faster by them, ``fake`` for the others.
+"""Backends ``auto...``: integer products for the layers that are faster by them, ``fake`` for the
+others.
 
-Small layers lose more by quantising in passes of their own than they gain in the product. What is small is read from a
-table of channels, by device and kind of layer, which :func:`bhfl.quant.tune` measures anew. What was chosen is said by
-:func:`bhfl.quant.backend_choices` and by ``print(model)``.
+Small layers lose more by quantising in passes of their own than they gain in the product. What is
+small is read from a table of channels, by device and kind of layer, which :func:`bhfl.quant.tune`
+measures anew. What was chosen is said by :func:`bhfl.quant.backend_choices` and by
+``print(model)``.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ TABLE: dict[tuple[str, str, str], int] = {
     ("cuda", "int8-bfloat16", "linear"): 1024,
     ("cuda", "integer", "linear"): 1024,
 }
-"""Device type, backend, kind of layer -> the channels from which the backend is faster; none for never."""
+"""Device type, backend, kind of layer -> the channels from which the backend is faster; none for
+never.
+"""
 
 
 class Auto(Backend):
@@ -51,7 +55,9 @@ class Auto(Backend):
     def chosen_for(self, layer: QuantLayer) -> Backend:
         """See :class:`Backend`."""
         device = device_of(layer).type
-        if num_channels(layer) < TABLE.get((device, self.fast.name, kind(layer)), NEVER) or self.fast.refusal(layer):
+        if num_channels(layer) < TABLE.get(
+            (device, self.fast.name, kind(layer)), NEVER
+        ) or self.fast.refusal(layer):
             return FAKE
         return self.fast
 
@@ -61,14 +67,18 @@ class Auto(Backend):
 
 
 def kind(layer: nn.Module) -> str:
-    """The word of the table for a layer; a convolution that sees one pixel at a time is a linear layer."""
+    """The word of the table for a layer; a convolution that sees one pixel at a time is a linear
+    layer.
+    """
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return "conv" if max(layer.kernel_size) > 1 else "linear"
     return "linear"
 
 
 def num_channels(layer: nn.Module) -> int:
-    """The harmonic mean of the inputs and outputs of a layer: what it multiplies for each value that it quantises."""
+    """The harmonic mean of the inputs and outputs of a layer: what it multiplies for each value
+    that it quantises.
+    """
     if isinstance(layer, nn.MultiheadAttention):
         return _harmonic_mean(layer.embed_dim, 3 * layer.embed_dim)
     if isinstance(layer, nn.Linear):

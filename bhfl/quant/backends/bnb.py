@@ -1,9 +1,11 @@
-"""Backend ``bitsandbytes``: linear layers by the int8 products of that package (those of its ``Linear8bitLt``).
+"""Backend ``bitsandbytes``: linear layers by the int8 products of that package (those of its
+``Linear8bitLt``).
 
-It quantises each row of the weight, so its codes are ours where the spec has one absmax scale for each output channel,
-and rows of the input on CUDA; on a CPU it multiplies the codes of the weight as floats and leaves the input as it is.
-It computes in float16 on CUDA. Its faults are kept away: inputs of more than two dimensions are flattened, autocast is
-off inside, and codes never outlive the forward pass, so that none are stale after ``load_state_dict``.
+It quantises each row of the weight, so its codes are ours where the spec has one absmax scale for
+each output channel, and rows of the input on CUDA; on a CPU it multiplies the codes of the weight
+as floats and leaves the input as it is. It computes in float16 on CUDA. Its faults are kept away:
+inputs of more than two dimensions are flattened, autocast is off inside, and codes never outlive
+the forward pass, so that none are stale after ``load_state_dict``.
 """
 
 from __future__ import annotations
@@ -35,8 +37,15 @@ class BitsAndBytes(EagerBackend):
         spec = layer.spec
         if not isinstance(layer, nn.Linear):
             return "it has linear layers only"
-        if (spec.weights, spec.activations, spec.range_rule, spec.granularity) != (8, 8, "absmax", "channel"):
-            return f"it needs {{weights: 8, activations: 8, granularity: channel}}, got {spec.label}"
+        if (spec.weights, spec.activations, spec.range_rule, spec.granularity) != (
+            8,
+            8,
+            "absmax",
+            "channel",
+        ):
+            return (
+                f"it needs {{weights: 8, activations: 8, granularity: channel}}, got {spec.label}"
+            )
         return ""
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
@@ -49,7 +58,8 @@ class BitsAndBytes(EagerBackend):
             rows = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
             weight = layer.forward_weight()
             if weight.requires_grad:
-                weight.retain_grad()  # it looks at the grad of the weight, which torch else warns of
+                # it looks at the grad of the weight, which torch else warns of
+                weight.retain_grad()
             y: Tensor = matmul(rows, weight, bias=layer.bias, state=new_state())
         return y.view(*x.shape[:-1], y.shape[-1]).to(dtype)
 
@@ -61,7 +71,8 @@ def _package() -> tuple[Any, Any]:
         package = importlib.import_module("bitsandbytes")
     except Exception as error:  # a broken CUDA set-up raises anything
         message = (
-            f"backend 'bitsandbytes' cannot import bitsandbytes ({error}): pip install bitsandbytes, or use 'int8'"
+            f"backend 'bitsandbytes' cannot import bitsandbytes ({error}): "
+            "pip install bitsandbytes, or use 'int8'"
         )
         raise ImportError(message) from error
     return package.matmul, package.MatmulLtState

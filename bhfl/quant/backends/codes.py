@@ -1,6 +1,7 @@
 """Tensors as int8 codes, the operands of integer products.
 
-Legend: x input, w weight, g error (the gradient of the output); all codes int8, float value = (code - zero) * scale.
+Legend: x input, w weight, g error (the gradient of the output); all codes int8, float value = (code
+- zero) * scale.
 """
 
 from dataclasses import dataclass
@@ -37,10 +38,12 @@ class Codes:
 
 
 def input_codes(x: Tensor, bits: int) -> Codes:
-    """The codes of :func:`bhfl.quant.fake_quantize_activations`: its result is ``whole() * scale`` to the bit.
+    """The codes of :func:`bhfl.quant.fake_quantize_activations`: its result is ``whole() * scale``
+    to the bit.
 
     Args:
-        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so too.
+        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so
+            too.
         bits: 2..8.
     """
     low, scale = activation_range(x, (1 << bits) - 1)
@@ -53,7 +56,8 @@ def input_codes(x: Tensor, bits: int) -> Codes:
 
 
 def error_codes(g: Tensor, generator: torch.Generator) -> Codes:
-    """Symmetric codes of an error with the range of this very tensor, rounded stochastically: unbiased.
+    """Symmetric codes of an error with the range of this very tensor, rounded stochastically:
+    unbiased.
 
     An error that is on such a grid already (``BitSpec.errors == 8``) keeps its values.
     """

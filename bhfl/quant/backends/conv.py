@@ -1,7 +1,8 @@
 """Integer convolutions: oneDNN's on a CPU that has them, else matrix products of unfolded images.
 
-Legend: x [B, C, H, W] input, w [O, C/G, R, S] weight, g [B, O, P, Q] error, all codes int8; images are channels_last,
-so that an unfolded image is a strided view. A one-dimensional convolution has H == R == 1.
+Legend: x [B, C, H, W] input, w [O, C/G, R, S] weight, g [B, O, P, Q] error, all codes int8; images
+are channels_last, so that an unfolded image is a strided view. A one-dimensional convolution has H
+== R == 1.
 """
 
 import itertools
@@ -22,7 +23,9 @@ Pair = tuple[int, int]
 _UNFOLDED_BYTES = 1 << 22
 """Images are unfolded some at a time, about so many bytes: what the cache of a CPU holds."""
 PIXELS_PER_OUTPUT = 64
-"""oneDNN puts weights in an order of its own anew each time, 5 ns a weight: so many pixels make up for it."""
+"""oneDNN puts weights in an order of its own anew each time, 5 ns a weight: so many pixels make up
+for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ class Conv:
     def forward(self, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
         """x, w -> float32 [B, O, P, Q], channels_last; w has one scale, or one for each O."""
         kernel = (w.values.shape[2], w.values.shape[3])
-        # oneDNN's is wrong where all taps of a kernel may miss the image: they step over it, or lie in the padding
-        inside = self.dilation == (1, 1) and all(p < k for p, k in zip(self.padding, kernel, strict=True))
+        # oneDNN's is wrong where all taps of a kernel may miss the image: they step over it, or lie
+        # in the padding
+        inside = self.dilation == (1, 1) and all(
+            p < k for p, k in zip(self.padding, kernel, strict=True)
+        )
         height, width = self._output_size(x.values, kernel)
         gains = len(x.values) * height * width > PIXELS_PER_OUTPUT * len(w.values)
         trusted = x.values.device.type == "cpu" and inside and gains and not onednn_fault()
@@ -59,7 +65,9 @@ class Conv:
     def _output_size(self, x: Tensor, kernel: Pair) -> list[int]:
         return [
             (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(x.shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True)
+            for n, k, s, p, d in zip(
+                x.shape[2:], kernel, self.stride, self.padding, self.dilation, strict=True
+            )
         ]
 
     def grad_input(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
@@ -72,16 +80,24 @@ class Conv:
         return conv.forward(g, Codes(self._mirrored(w.values), w.scale), None)
 
     def _folded(self, g: Codes, w: Codes, shape: torch.Size) -> Tensor:
-        """Each error times all taps, added to the inputs that these saw: what a stride skips costs nothing."""
+        """Each error times all taps, added to the inputs that these saw: what a stride skips costs
+        nothing.
+        """
         kernel = w.values.shape[2:]
         matrices = w.values.permute(0, 2, 3, 1).flatten(1).chunk(self.groups)
         (top, left), (height, width) = self.padding, shape[2:]
         size = (len(g.values), height + 2 * top, width + 2 * left, shape[1])
         padded = torch.zeros(size, dtype=torch.int32, device=g.values.device)
         errors = g.values.permute(0, 2, 3, 1)
-        num_images = max(1, _UNFOLDED_BYTES // max(4 * errors[0, ..., 0].numel() * matrices[0].shape[1], 1))
-        for some, target in zip(torch.split(errors, num_images), torch.split(padded, num_images), strict=True):
-            for i, (matrix, inputs) in enumerate(zip(matrices, target.chunk(self.groups, 3), strict=True)):
+        num_images = max(
+            1, _UNFOLDED_BYTES // max(4 * errors[0, ..., 0].numel() * matrices[0].shape[1], 1)
+        )
+        for some, target in zip(
+            torch.split(errors, num_images), torch.split(padded, num_images), strict=True
+        ):
+            for i, (matrix, inputs) in enumerate(
+                zip(matrices, target.chunk(self.groups, 3), strict=True)
+            ):
                 patches = self._patches(inputs, some.shape[1:3], kernel)
                 products = int_mm(_rows(some, i, len(matrix)), matrix).view(patches.shape)
                 for r, s in itertools.product(*map(range, kernel)):
@@ -90,7 +106,9 @@ class Conv:
         return scaled(inside, g.scale, w.scale).permute(0, 3, 1, 2)
 
     def _mirrored(self, w: Tensor) -> Tensor:
-        """[G*O', C', R, S] -> [G*C', O', R, S], turned around; in memory [R, S, O', G*C'], which is quick to make."""
+        """[G*O', C', R, S] -> [G*C', O', R, S], turned around; in memory [R, S, O', G*C'], which is
+        quick to make.
+        """
         grouped = w.flip(2, 3).reshape(self.groups, -1, *w.shape[1:])
         return grouped.permute(3, 4, 1, 0, 2).flatten(3).contiguous().permute(3, 2, 0, 1)
 
@@ -100,36 +118,74 @@ class Conv:
         errors = torch.split(g.values.permute(0, 2, 3, 1), len(patches[0]))
         total = torch.empty(shape[0], shape[2] * shape[3] * shape[1], device=g.values.device)
         for i, part in enumerate(torch.chunk(total, self.groups)):
-            pairs = zip((_rows(e, i, len(part)) for e in errors), (_rows(p, i, shape[1]) for p in patches), strict=True)
+            pairs = zip(
+                (_rows(e, i, len(part)) for e in errors),
+                (_rows(p, i, shape[1]) for p in patches),
+                strict=True,
+            )
             part.copy_(weight_sums(pairs, x.zero))
-        return total.mul_(g.scale * x.scale).view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+        return (
+            total.mul_(g.scale * x.scale)
+            .view(shape[0], shape[2], shape[3], shape[1])
+            .permute(0, 3, 1, 2)
+        )
 
     def unfold(self, x: Codes, kernel: Pair) -> tuple[Tensor, ...]:
-        """Views [some of B, P, Q, R, S, C] of padded images, whose copies are about _UNFOLDED_BYTES."""
+        """Views [some of B, P, Q, R, S, C] of padded images, whose copies are about
+        _UNFOLDED_BYTES.
+        """
         down, right = self.padding
         border = 0 if x.zero is None else int(x.zero)
-        images = F.pad(x.values.permute(0, 2, 3, 1), (0, 0, right, right, down, down), value=border).contiguous()
+        images = F.pad(
+            x.values.permute(0, 2, 3, 1), (0, 0, right, right, down, down), value=border
+        ).contiguous()
         patches = self._patches(images, self._output_size(x.values, kernel), kernel)
         return torch.split(patches, max(1, _UNFOLDED_BYTES // max(patches[:1].numel(), 1)))
 
     def _patches(self, images: Tensor, size: Sequence[int], kernel: Sequence[int]) -> Tensor:
-        """Padded images [B, H, W, C] as each output pixel sees them: a view [B, P, Q, R, S, C] of shared elements."""
+        """Padded images [B, H, W, C] as each output pixel sees them: a view [B, P, Q, R, S, C] of
+        shared elements.
+        """
         b, h, w, c = images.stride()
-        strides = (b, h * self.stride[0], w * self.stride[1], h * self.dilation[0], w * self.dilation[1], c)
+        strides = (
+            b,
+            h * self.stride[0],
+            w * self.stride[1],
+            h * self.dilation[0],
+            w * self.dilation[1],
+            c,
+        )
         return images.as_strided((len(images), *size, *kernel, images.shape[3]), strides)
 
-    def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    def float_gradients(
+        self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of x and w, where needed, by convolutions of floats of one dtype."""
-        geometry: tuple[Any, ...] = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        geometry: tuple[Any, ...] = (
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+        )
         if needs_contiguous(w.shape, self.stride):
-            g, x, w = contiguous(g), contiguous(x), contiguous(w)
-        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(g, x, w, None, *geometry, (*need, False))
+            g = contiguous(g)
+            x = contiguous(x)
+            w = contiguous(w)
+        found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+            g, x, w, None, *geometry, (*need, False)
+        )
         return found[:2]
 
 
 def _rows(x: Tensor, group: int, size: int) -> Tensor:
-    """[B, P, Q, ..., G*size] -> [B*P*Q, ...*size]: the channels of one group, a row for each output pixel."""
-    return x[..., group * size : (group + 1) * size].reshape(x.shape[0] * x.shape[1] * x.shape[2], -1)
+    """[B, P, Q, ..., G*size] -> [B*P*Q, ...*size]: the channels of one group, a row for each output
+    pixel.
+    """
+    return x[..., group * size : (group + 1) * size].reshape(
+        x.shape[0] * x.shape[1] * x.shape[2], -1
+    )
 
 
 def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
@@ -140,7 +196,9 @@ def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
     unfolded = conv.unfold(x, (kernel[0], kernel[1]))
     y = torch.empty(len(x.values), *unfolded[0].shape[1:3], num_outputs, device=x.values.device)
     for patches, block in zip(unfolded, torch.split(y, len(unfolded[0])), strict=True):
-        for i, (m, zero, part) in enumerate(zip(matrices, zeros, block.chunk(conv.groups, 3), strict=True)):
+        for i, (m, zero, part) in enumerate(
+            zip(matrices, zeros, block.chunk(conv.groups, 3), strict=True)
+        ):
             sums = int_mm(_rows(patches, i, num_inputs), m.t())
             part.copy_((sums if zero is None else sums.sub_(zero)).view(part.shape))
         block.mul_(w.scale * x.scale)
@@ -153,24 +211,48 @@ def _onednn(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
     images = x.values.view(torch.uint8).bitwise_xor(0x80)
     scale, zero = float(x.scale), 128 + (0 if x.zero is None else int(x.zero))
     scales = w.scale.expand(len(w.values)).contiguous()
-    packed = ops.qconv_prepack(w.values.contiguous(), scales, scale, zero, *geometry, list(images.shape))
+    packed = ops.qconv_prepack(
+        w.values.contiguous(), scales, scale, zero, *geometry, list(images.shape)
+    )
     zeros = torch.zeros(len(scales), dtype=torch.int32)
     bias = None if bias is None else bias.float()
     y: Tensor = ops.qconv2d_pointwise(
-        images, scale, zero, packed, scales, zeros, bias, *geometry, 1.0, 0, torch.float32, "none", [], ""
+        images,
+        scale,
+        zero,
+        packed,
+        scales,
+        zeros,
+        bias,
+        *geometry,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
     )
     return y
 
 
 @cache
 def onednn_fault() -> str:
-    """Why oneDNN's integer convolutions cannot be used; empty if they can. See :func:`int_mm_fault`."""
+    """Why oneDNN's integer convolutions cannot be used; empty if they can. See
+    :func:`int_mm_fault`.
+    """
     one = torch.ones(())
-    extremes = torch.full((1, 32, 4, 4), 127, dtype=torch.int8).contiguous(memory_format=torch.channels_last)
+    extremes = torch.full((1, 32, 4, 4), 127, dtype=torch.int8).contiguous(
+        memory_format=torch.channels_last
+    )
     weight = torch.full((16, 32, 3, 3), 127, dtype=torch.int8)
     weight[1::2] = -127
     try:
-        found = _onednn(Conv(), Codes(extremes, one, torch.tensor(-128, dtype=torch.int32)), Codes(weight, one), None)
+        found = _onednn(
+            Conv(),
+            Codes(extremes, one, torch.tensor(-128, dtype=torch.int32)),
+            Codes(weight, one),
+            None,
+        )
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         return f"oneDNN has no integer convolution here ({str(error).splitlines()[0]})"
     exact = torch.equal(found[0, :2, 0, 0], torch.tensor([1.0, -1.0]) * 255 * 127 * 32 * 9)

@@ -1,8 +1,8 @@
 """Backend ``int8``: true integer products forward, the straight-through estimator backward.
 
-The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies floats. Kept for
-backward are the int8 codes of the input, a quarter of float32. ``int8-bfloat16`` rounds the error and the weight to
-bfloat16 there, which is much faster where the processor has it.
+The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies
+floats. Kept for backward are the int8 codes of the input, a quarter of float32. ``int8-bfloat16``
+rounds the error and the weight to bfloat16 there, which is much faster where the processor has it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
 from bhfl.quant.backends.codes import Codes, input_codes
 from bhfl.quant.backends.conv import Conv
 from bhfl.quant.backends.linear import Linear
-from bhfl.quant.backends.shapes import device_of, kernel, kernel_shape, lower, product_of, restore, takes
+from bhfl.quant.backends.shapes import (
+    device_of,
+    kernel,
+    kernel_shape,
+    lower,
+    product_of,
+    restore,
+    takes,
+)
 from bhfl.quant.rounding import is_channels_last, per_slice
 
 if TYPE_CHECKING:
@@ -60,8 +68,15 @@ class Int8(EagerBackend):
         """See :class:`Backend`."""
         spec, product = layer.spec, product_of(layer)
         if max(spec.weights, spec.activations) > WIDEST:
-            return f"it needs weights and activations of at most {WIDEST} bits, got {spec.weights}, {spec.activations}"
-        return "it has no integer product" if product is None else product.fault(kernel_shape(layer), device_of(layer))
+            return (
+                f"it needs weights and activations of at most {WIDEST} bits, "
+                f"got {spec.weights}, {spec.activations}"
+            )
+        return (
+            "it has no integer product"
+            if product is None
+            else product.fault(kernel_shape(layer), device_of(layer))
+        )
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`; what the layer does not take is refused by its parent."""
@@ -70,31 +85,53 @@ class Int8(EagerBackend):
             return FAKE.compute(layer, x)
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
-        operands = (lower(layer, x), kernel(layer, stand_in), kernel(layer, codes), scale, layer.bias, plan)
+        operands = (
+            lower(layer, x),
+            kernel(layer, stand_in),
+            kernel(layer, codes),
+            scale,
+            layer.bias,
+            plan,
+        )
         y: Tensor = self.function.apply(*operands)
         return restore(layer, y, x).to(result_dtype(x))
 
 
 class IntegerForward(torch.autograd.Function):
-    """The forward pass of codes; the gradients of x and of the stand-in for the weight are those of a subclass."""
+    """The forward pass of codes; the gradients of x and of the stand-in for the weight are those of
+    a subclass.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, stand_in: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, plan: Plan
+        ctx: Any,
+        x: Tensor,
+        stand_in: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        plan: Plan,
     ) -> Tensor:
         """Float32; channels_last if x or the weight is."""
         inputs = input_codes(plan.product.dense(x), plan.bits)
-        ctx.plan, ctx.x_shape, ctx.dtypes = plan, x.shape, (x.dtype, stand_in.dtype, bias is None or bias.dtype)
+        ctx.plan = plan
+        ctx.x_shape = x.shape
+        ctx.dtypes = (x.dtype, stand_in.dtype, bias is None or bias.dtype)
         ctx.save_for_backward(codes, scale, inputs.values, inputs.scale, inputs.zero)
         y = plan.product.forward(inputs, Codes(codes, scale), bias)
         return y if is_channels_last(x) or is_channels_last(codes) else y.contiguous()
 
 
-def gradients(ctx: Any, g: Tensor, gx: Tensor | None, gw: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What backward returns: the gradients in the dtypes of x, weight and bias; g is [M, O] or [B, O, P, Q]."""
+def gradients(
+    ctx: Any, g: Tensor, gx: Tensor | None, gw: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """What backward returns: the gradients in the dtypes of x, weight and bias; g is [M, O] or [B,
+    O, P, Q].
+    """
     gb = g.sum([0, *range(2, g.dim())]) if ctx.needs_input_grad[4] else None
     gx, gw, gb = (
-        None if grad is None else grad.to(dtype) for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True)
+        None if grad is None else grad.to(dtype)
+        for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True)
     )
     return gx, gw, None, None, gb, None
 
@@ -107,9 +144,13 @@ class StraightThrough(IntegerForward):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """See :func:`gradients`."""
         codes, scale, *inputs = ctx.saved_tensors
-        product, x, need = ctx.plan.product, Codes(*inputs), ctx.needs_input_grad[:2]
+        product = ctx.plan.product
+        x = Codes(*inputs)
+        need = ctx.needs_input_grad[:2]
         dtype = ctx.plan.dtype
         weight = codes.to(dtype).mul_(per_slice(scale, codes.dim()).to(dtype))
         with torch.autocast(g.device.type, enabled=False):
-            gx, gw = product.float_gradients(product.dense(g.to(dtype)), x.whole(dtype), weight, need)
+            gx, gw = product.float_gradients(
+                product.dense(g.to(dtype)), x.whole(dtype), weight, need
+            )
         return gradients(ctx, g, gx, None if gw is None else gw.float().mul_(x.scale))

@@ -1,8 +1,8 @@
 """Backend ``integer``: forward as ``int8``, and both gradients as products of int8 codes too.
 
-The error becomes int8 codes with the range of its tensor, rounded stochastically (unbiased) from the generator of the
-layer. Where the weight has one scale for each output channel, the error times these scales has codes of its own for the
-gradient of the input.
+The error becomes int8 codes with the range of its tensor, rounded stochastically (unbiased) from
+the generator of the layer. Where the weight has one scale for each output channel, the error times
+these scales has codes of its own for the gradient of the input.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ class StochasticErrors(IntegerForward):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """See :func:`bhfl.quant.backends.int8.gradients`."""
         values, scale, *inputs = ctx.saved_tensors
-        product, generator, gx, gw = ctx.plan.product, ctx.plan.generator, None, None
+        product = ctx.plan.product
+        generator = ctx.plan.generator
+        gx = None
+        gw = None
         g = product.dense(g)
         codes = error_codes(g, generator)
         if ctx.needs_input_grad[0]:
             weight, errors = Codes(values, scale), codes
             if scale.dim():  # channels are dimension 1 of g
-                weight, errors = Codes(values, codes.scale.new_ones(())), error_codes(_per_channel(g, scale), generator)
+                weight = Codes(values, codes.scale.new_ones(()))
+                errors = error_codes(_per_channel(g, scale), generator)
             gx = product.grad_input(errors, weight, ctx.x_shape)
         if ctx.needs_input_grad[1]:
             gw = product.grad_weight(codes, Codes(*inputs), values.shape)

@@ -14,7 +14,9 @@ from torch import Tensor
 from bhfl.quant.backends.codes import Codes
 
 LONGEST_SUM = ((1 << 31) - 1) // (255 * 128)
-"""So many products of an input code less its zero (255 at most) and another code (128) fit into 32 bits."""
+"""So many products of an input code less its zero (255 at most) and another code (128) fit into 32
+bits.
+"""
 _SLICE = 1 << 15
 """Rows of g and x multiplied at a time, less than LONGEST_SUM."""
 
@@ -25,7 +27,9 @@ def int_mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _filled_up(a: Tensor, b: Tensor) -> Tensor:
-    """``torch._int_mm`` on CUDA takes more than 16 rows, and multiples of 8 otherwise: zeros stand for the rest."""
+    """``torch._int_mm`` on CUDA takes more than 16 rows, and multiples of 8 otherwise: zeros stand
+    for the rest.
+    """
     (m, k), n = a.shape, b.shape[1]
     a = F.pad(a, (0, -k % 8, 0, max(17 - m, 0)))
     b = F.pad(b, (0, -n % 8, 0, -k % 8))
@@ -33,7 +37,9 @@ def _filled_up(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """A matrix with strides of which oneDNN makes no fault: rows or columns that are contiguous and do not overlap."""
+    """A matrix with strides of which oneDNN makes no fault: rows or columns that are contiguous and
+    do not overlap.
+    """
     if 1 in x.shape:
         return x.reshape(-1).view(x.shape)
     return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
@@ -43,7 +49,8 @@ def _dense(x: Tensor) -> Tensor:
 def int_mm_fault(device: str) -> str:
     """Why :func:`int_mm` cannot be used on a device ("cpu", "cuda:0"); empty if it can.
 
-    Some processors without int8 dot products saturate sums of two products at 16 bits: the extremes show it.
+    Some processors without int8 dot products saturate sums of two products at 16 bits: the extremes
+    show it.
     """
     extremes = torch.full((32, 64), 127, dtype=torch.int8)
     extremes[1::2] = -128
@@ -67,7 +74,9 @@ def scaled(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> Tensor:
-    """Pairs of g [M, N] and x [M, K] -> the sum of all ``g.T @ (x - zero)``, [N, K]: int32, or float32 if many."""
+    """Pairs of g [M, N] and x [M, K] -> the sum of all ``g.T @ (x - zero)``, [N, K]: int32, or
+    float32 if many.
+    """
     total, num_rows = None, 0
     for g, x in pairs:
         for errors, values in zip(torch.split(g, _SLICE), torch.split(x, _SLICE), strict=True):
@@ -85,7 +94,11 @@ def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> 
 
 def too_long(length: int) -> str:
     """A complaint, if so many products of codes may not fit into 32 bits."""
-    return f"sums of {length} products may not fit into 32 bits ({LONGEST_SUM} do)" if length > LONGEST_SUM else ""
+    return (
+        f"sums of {length} products may not fit into 32 bits ({LONGEST_SUM} do)"
+        if length > LONGEST_SUM
+        else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,8 @@ class Linear:
         """[M, N], [M, K] -> float32 of the shape of w, [N, K]."""
         return scaled(weight_sums([(g.values, x.values)], x.zero), g.scale, x.scale)
 
-    def float_gradients(self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    def float_gradients(
+        self, g: Tensor, x: Tensor, w: Tensor, need: tuple[bool, bool]
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of x and w, where needed, by products of floats of one dtype."""
         return g @ w if need[0] else None, g.t() @ x if need[1] else None

@@ -1,6 +1,8 @@
-"""What a layer asks of an integer product, and the way from its shapes to those of the product and back.
+"""What a layer asks of an integer product, and the way from its shapes to those of the product and
+back.
 
-A linear layer becomes matrices [M, K] and [N, K], a convolution images [B, C, H, W] with padding by zeros.
+A linear layer becomes matrices [M, K] and [N, K], a convolution images [B, C, H, W] with padding by
+zeros.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def _pads_first(layer: nn.Conv1d | nn.Conv2d) -> bool:
 
 
 def kernel_shape(layer: nn.Module) -> tuple[int, ...]:
-    """The shape of the kernel, from the geometry of the layer: a parametrized weight would be computed for it."""
+    """The shape of the kernel, from the geometry of the layer: a parametrized weight would be
+    computed for it.
+    """
     if isinstance(layer, nn.MultiheadAttention):
         return 3 * layer.embed_dim, layer.embed_dim
     if isinstance(layer, nn.Linear):
@@ -50,7 +54,9 @@ def device_of(layer: nn.Module) -> torch.device:
 
 
 def takes(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the parent of a layer computes such an input and there is anything to compute; it says itself why not."""
+    """Whether the parent of a layer computes such an input and there is anything to compute; it
+    says itself why not.
+    """
     if not x.is_floating_point() or x.numel() == 0:
         return False
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
@@ -60,8 +66,13 @@ def takes(layer: nn.Module, x: Tensor) -> bool:
     if x.dim() not in (num_dims + 1, num_dims + 2) or x.shape[-num_dims - 1] != layer.in_channels:
         return False
     border = layer._reversed_padding_repeated_twice
-    padded = (n + sum(border[2 * i : 2 * i + 2]) for i, n in enumerate(reversed(x.shape[-num_dims:])))
-    reach = (d * (k - 1) for d, k in zip(reversed(layer.dilation), reversed(layer.kernel_size), strict=True))
+    padded = (
+        n + sum(border[2 * i : 2 * i + 2]) for i, n in enumerate(reversed(x.shape[-num_dims:]))
+    )
+    reach = (
+        d * (k - 1)
+        for d, k in zip(reversed(layer.dilation), reversed(layer.kernel_size), strict=True)
+    )
     return all(n > r for n, r in zip(padded, reach, strict=True))
 
 
@@ -71,7 +82,9 @@ def kernel(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 def lower(layer: nn.Module, x: Tensor) -> Tensor:
-    """The input of a layer for its product; a border that it pads has the range of what is inside, and zero."""
+    """The input of a layer for its product; a border that it pads has the range of what is inside,
+    and zero.
+    """
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)

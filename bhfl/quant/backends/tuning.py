@@ -29,23 +29,25 @@ def tune(
     num_turns: int = 7,
     **spec: Any,
 ) -> dict[tuple[str, str, str], int]:
-    """Measure from which size on each backend is faster than ``fake``, and let the ``auto...`` backends use that.
+    """Measure from which size on each backend is faster than ``fake``, and let the ``auto...``
+    backends use that.
 
-    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on 32 images, the
-    smaller the more channels they have (64x64 pixels of 16, 8x8 of 1024); the backends take turns. Takes about a minute
-    on one thread of a CPU; nothing else should run. The table lasts as long as the process.
+    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on
+    32 images, the smaller the more channels they have (64x64 pixels of 16, 8x8 of 1024); the
+    backends take turns. Takes about a minute on one thread of a CPU; nothing else should run. The
+    table lasts as long as the process.
 
     Args:
         device: Where to measure; the type of the device is what counts later.
         sizes: Channels of the layers, ascending.
-        num_rows: What a linear layer gets at once: the batch size, times the length of the sequence if there is one.
-            The fewer they are, the less an integer product gains.
+        num_rows: What a linear layer gets at once: the batch size, times the length of the sequence
+            if there is one. The fewer they are, the less an integer product gains.
         num_turns: Steps of each backend, of which the median counts.
         **spec: Fields of a :class:`~bhfl.quant.BitSpec`; by default 8 bits.
 
     Returns:
-        What was measured: device type, backend and kind of layer -> the least size from which the backend is faster
-        at all sizes; those that never are have no entry.
+        What was measured: device type, backend and kind of layer -> the least size from which the
+        backend is faster at all sizes; those that never are have no entry.
     """
     kind_of_device = torch.device(device).type
     found: dict[tuple[str, str, str], int] = {}
@@ -69,11 +71,17 @@ def _linear(num_rows: int, size: int, device: str | torch.device) -> tuple[nn.Mo
 
 def _conv(size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
     side = round(256 / size**0.5)
-    x = torch.randn(_NUM_IMAGES, size, side, side, device=device).contiguous(memory_format=torch.channels_last)
-    return nn.Conv2d(size, size, 3, padding=1, device=device).to(memory_format=torch.channels_last), x
+    x = torch.randn(_NUM_IMAGES, size, side, side, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    return nn.Conv2d(size, size, 3, padding=1, device=device).to(
+        memory_format=torch.channels_last
+    ), x
 
 
-def _relative_seconds(layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int) -> dict[str, float]:
+def _relative_seconds(
+    layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int
+) -> dict[str, float]:
     """A step of each backend that does not refuse, divided by one of fake."""
     from bhfl.quant.convert import backend_choices, quantize_, seed_  # which know of backends
 
@@ -88,7 +96,9 @@ def _relative_seconds(layer: nn.Module, x: Tensor, spec: dict[str, Any], num_tur
         for backend, step in steps.items():
             seconds[backend].append(_timed(step, x.device))
     typical = {backend: median(times[1:]) for backend, times in seconds.items()}
-    return {backend: value / typical["fake"] for backend, value in typical.items() if backend != "fake"}
+    return {
+        backend: value / typical["fake"] for backend, value in typical.items() if backend != "fake"
+    }
 
 
 def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
@@ -105,7 +115,11 @@ def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:
     """Seconds: of this thread on a CPU with one thread, else of the clock on the wall."""
-    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    clock = (
+        time.thread_time
+        if device.type == "cpu" and torch.get_num_threads() == 1
+        else time.perf_counter
+    )
     start = clock()
     step()
     if device.type == "cuda":

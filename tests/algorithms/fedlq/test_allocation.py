@@ -1,4 +1,6 @@
-"""The knapsack: exact where it says so, never over budget, never worse than one width for all layers."""
+"""The knapsack: exact where it says so, never over budget, never worse than one width for all
+layers.
+"""
 
 import itertools
 import math
@@ -15,7 +17,9 @@ WIDTHS = (2, 3, 4, 6, 8, 16, 32)
 SOLVERS = get_args(Solver)
 
 
-def convex_costs(sizes: np.ndarray, curvature: np.ndarray, candidates: tuple[int, ...] = WIDTHS) -> np.ndarray:
+def convex_costs(
+    sizes: np.ndarray, curvature: np.ndarray, candidates: tuple[int, ...] = WIDTHS
+) -> np.ndarray:
     """`h d / s^2`: what the closed-form variance looks like; nothing at 32 bits."""
     levels = 2.0 ** (np.array(candidates) - 1) - 1
     return (curvature * sizes)[:, None] / levels**2 * (np.array(candidates) < 32)
@@ -41,15 +45,21 @@ def best_uniform(costs: np.ndarray, sizes: Any, candidates: Any, budget: float) 
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[np.ndarray, list[int], tuple[int, ...], int]:
-    """Up to 6 layers and 4 widths (4,096 assignments), any costs, any budget from a byte to more than enough."""
+    """Up to 6 layers and 4 widths (4,096 assignments), any costs, any budget from a byte to more
+    than enough.
+    """
     num_layers = draw(st.integers(1, 6))
     candidates = tuple(draw(st.permutations(WIDTHS))[: draw(st.integers(1, 4))])
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    sizes = np.exp(rng.uniform(0, math.log(draw(st.sampled_from([4, 200, 10**6]))), num_layers)).astype(int)
+    sizes = np.exp(
+        rng.uniform(0, math.log(draw(st.sampled_from([4, 200, 10**6]))), num_layers)
+    ).astype(int)
     if draw(st.booleans()):
         costs = convex_costs(sizes, np.exp(rng.normal(0, 2, num_layers)), candidates)
     else:
-        costs = rng.integers(0, draw(st.sampled_from([2, 50, 10**6])), (num_layers, len(candidates))).astype(float)
+        costs = rng.integers(
+            0, draw(st.sampled_from([2, 50, 10**6])), (num_layers, len(candidates))
+        ).astype(float)
     most = int(wire_sizes(sizes, candidates).sum(0).max())
     return costs, sizes.tolist(), candidates, draw(st.integers(1, most + 100))
 
@@ -71,11 +81,15 @@ def test_every_solver_keeps_the_budget_and_beats_uniform(
     problem: tuple[np.ndarray, list[int], tuple[int, ...], int],
 ) -> None:
     costs, sizes, candidates, budget = problem
-    found = {solver: allocate(costs, sizes, candidates, budget, solver=solver) for solver in SOLVERS}
+    found = {
+        solver: allocate(costs, sizes, candidates, budget, solver=solver) for solver in SOLVERS
+    }
     for allocation in found.values():
         columns = [candidates.index(bits) for bits in allocation.bits]
         rows = range(len(sizes))
-        assert allocation.payload_bits == sum(layer_bits(sizes[row], allocation.bits[row]) for row in rows)
+        assert allocation.payload_bits == sum(
+            layer_bits(sizes[row], allocation.bits[row]) for row in rows
+        )
         assert allocation.cost == pytest.approx(costs[rows, columns].sum(), rel=1e-12)
         assert allocation.payload_bits <= budget or not allocation.feasible
         if allocation.feasible:
@@ -88,7 +102,10 @@ def test_a_larger_budget_never_costs_more() -> None:
     sizes = np.exp(rng.uniform(4, 12, 30)).astype(int)
     costs = convex_costs(sizes, np.exp(rng.normal(0, 2, 30)))
     least, most = wire_sizes(sizes, WIDTHS).sum(0)[[0, -1]]
-    found = [allocate(costs, sizes.tolist(), WIDTHS, budget).cost for budget in np.linspace(least, most, 60)]
+    found = [
+        allocate(costs, sizes.tolist(), WIDTHS, budget).cost
+        for budget in np.linspace(least, most, 60)
+    ]
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(found))
     assert found[-1] == 0
 
@@ -97,7 +114,9 @@ def test_a_larger_budget_never_costs_more() -> None:
 def test_without_a_limit_all_layers_get_the_largest_width(solver: Solver) -> None:
     sizes = [100, 7, 3000]
     costs = convex_costs(np.array(sizes), np.array([1.0, 0.0, 2.0]))
-    assert allocate(costs, sizes, WIDTHS, math.inf, solver=solver) == Allocation((32, 32, 32), 0.0, 32 * 3107, True)
+    assert allocate(costs, sizes, WIDTHS, math.inf, solver=solver) == Allocation(
+        (32, 32, 32), 0.0, 32 * 3107, True
+    )
     costs = convex_costs(np.array(sizes), np.ones(3))
     assert allocate(costs, sizes, WIDTHS, 10**12, solver=solver).bits == (32, 32, 32)
 
@@ -148,15 +167,22 @@ def test_bits_fill_up_like_water() -> None:
     sizes = rng.integers(1000, 5000, 12)
     weight = np.exp(rng.normal(0, 2, 12)) * sizes
     costs = weight[:, None] * 4.0 ** -np.array(candidates)
-    bits = np.array(allocate(costs, sizes.tolist(), candidates, int(8 * sizes.sum()) + 12 * 32).bits)
+    bits = np.array(
+        allocate(costs, sizes.tolist(), candidates, int(8 * sizes.sum()) + 12 * 32).bits
+    )
     level = bits - np.log2(weight / sizes) / 2
     assert level.max() - level.min() < 1.5
 
 
 def test_greedy_takes_the_most_significant_step_first_and_dp_looks_further() -> None:
-    """Layer 1 saves 8 with 8 bits, layer 0 saves 9 with 16; when 16 are left greedy wastes 8 of them."""
+    """Layer 1 saves 8 with 8 bits, layer 0 saves 9 with 16; when 16 are left greedy wastes 8 of
+    them.
+    """
     costs, base = np.array([[9.0, 0.0], [8.0, 0.0]]), 2 * (16 + 8)
-    found = {solver: allocate(costs, [16, 8], (2, 3), base + 16, solver=solver, scale_bits=0) for solver in SOLVERS}
+    found = {
+        solver: allocate(costs, [16, 8], (2, 3), base + 16, solver=solver, scale_bits=0)
+        for solver in SOLVERS
+    }
     assert found["greedy"].bits == (2, 3)
     assert found["dp"].bits == (3, 2)
     assert found["greedy_down"].bits == (2, 3)
@@ -170,7 +196,9 @@ def test_more_partial_assignments_than_can_be_kept_still_give_a_good_answer() ->
     costs = (table[:, -1:] - table).astype(float)
     budget = float(8.3 * sum(sizes))
     assert len(WIDTHS) ** len(sizes) > MAX_STATES
-    found, greedy = (allocate(costs, sizes, WIDTHS, budget, solver=solver) for solver in ("dp", "greedy"))
+    found, greedy = (
+        allocate(costs, sizes, WIDTHS, budget, solver=solver) for solver in ("dp", "greedy")
+    )
     assert found.payload_bits <= budget
     assert found.cost <= greedy.cost
     assert found.cost <= 1.001 * (table[:, -1].sum() - budget)
@@ -185,7 +213,10 @@ def test_layer_bits_are_those_of_the_wire() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": []}, "sizes must name at least one layer, got none: the model has no quantisable layer"),
+        (
+            {"sizes": []},
+            "sizes must name at least one layer, got none: the model has no quantisable layer",
+        ),
         ({"sizes": [10, 0]}, "sizes must be >= 1, got [10, 0]"),
         ({"candidates": ()}, "candidates must name at least one bit-width, got none"),
         ({"candidates": (1, 8)}, "candidates must be distinct widths of 2..16 or 32, got [1, 8]"),

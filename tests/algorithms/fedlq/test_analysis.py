@@ -1,4 +1,6 @@
-"""What each layer saves and costs: against plain evaluation, one change at a time; nothing is left behind."""
+"""What each layer saves and costs: against plain evaluation, one change at a time; nothing is left
+behind.
+"""
 
 import math
 
@@ -17,11 +19,15 @@ CHUNKS = [(len(rows), rows) for rows in torch.arange(96).split(40)]
 
 
 class Block(nn.Module):
-    """All that keeping outputs must bear: a layer used twice, writing in place, a sum, a tied weight."""
+    """All that keeping outputs must bear: a layer used twice, writing in place, a sum, a tied
+    weight.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.relu = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
         self.twice, self.tied = (nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(2))
         self.tied.weight = self.twice.weight
         self.drop, self.head = nn.Dropout(0.5), nn.Linear(6, 4)
@@ -39,7 +45,9 @@ def block() -> Block:
 
 def measure(model: nn.Module, rows: torch.Tensor) -> tuple[float, float]:
     output = model(X[rows]).detach()
-    return float(nn.functional.cross_entropy(output, Y[rows])), float((output.argmax(1) == Y[rows]).float().mean())
+    return float(nn.functional.cross_entropy(output, Y[rows])), float(
+        (output.argmax(1) == Y[rows]).float().mean()
+    )
 
 
 def test_harm_is_that_of_plain_probing_and_the_model_is_left_as_it_was() -> None:
@@ -48,10 +56,24 @@ def test_harm_is_that_of_plain_probing_and_the_model_is_left_as_it_was() -> None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layers = layer_weights(model)
     seen: list[int] = []
-    harm = layer_harm(model, layers, (2, 4), lambda rows: measure(model, rows), CHUNKS, seed=3, progress=seen.append)
+    harm = layer_harm(
+        model,
+        layers,
+        (2, 4),
+        lambda rows: measure(model, rows),
+        CHUNKS,
+        seed=3,
+        progress=seen.append,
+    )
     plain = block()
     wanted = [
-        probe(plain, layers, (2, 4), lambda m, r=rows: measure(m, r), generator=torch.Generator().manual_seed(3))
+        probe(
+            plain,
+            layers,
+            (2, 4),
+            lambda m, r=rows: measure(m, r),
+            generator=torch.Generator().manual_seed(3),
+        )
         for _, rows in CHUNKS
     ]
     assert sum(seen) == 96 * 7
@@ -109,7 +131,9 @@ def test_rows_hold_what_their_columns_say() -> None:
         assert stem[f"variance_{bits}"] == quantization_variance(model.stem.weight, bits)
     assert [row["significance"] for row in rows] == pytest.approx(significance(harm.probe).tolist())
     variances = [quantization_variance(model.get_parameter(str(row["layer"])), 6) for row in rows]
-    assert [row["bound_share_6"] for row in rows] == pytest.approx([v / sum(variances) for v in variances])
+    assert [row["bound_share_6"] for row in rows] == pytest.approx(
+        [v / sum(variances) for v in variances]
+    )
     assert stem["accuracy_drop_3"] == float(harm.accuracy_drop[0, 0])
 
 

@@ -1,4 +1,6 @@
-"""The bound: its terms by hand, its validity and its readings on quadratic clients that are really quantised."""
+"""The bound: its terms by hand, its validity and its readings on quadratic clients that are really
+quantised.
+"""
 
 import math
 from typing import Any, Literal
@@ -28,9 +30,13 @@ def test_terms_by_hand() -> None:
     assert bound.optimisation == pytest.approx(4 * 3 / (0.05 * 100))
     assert bound.noise == pytest.approx(4 * 2 * 0.01 * 0.5 / 3)
     assert bound.drift == pytest.approx(10 * 1e-4 * 4 * 5 * (0.5 + 6 * 5 * 0.25))
-    assert bound.quantisation_per_layer == pytest.approx((2 * 2 / 0.05 / 9 * 9, 2 * 2 / 0.05 / 9 * 12))
+    assert bound.quantisation_per_layer == pytest.approx(
+        (2 * 2 / 0.05 / 9 * 9, 2 * 2 / 0.05 / 9 * 12)
+    )
     assert bound.quantisation == pytest.approx(sum(bound.quantisation_per_layer))
-    assert bound.total == pytest.approx(bound.optimisation + bound.noise + bound.drift + bound.quantisation)
+    assert bound.total == pytest.approx(
+        bound.optimisation + bound.noise + bound.drift + bound.quantisation
+    )
 
 
 def test_weights_and_rounds() -> None:
@@ -47,7 +53,9 @@ def test_weights_and_rounds() -> None:
 
 
 def test_float32_uploads_cost_nothing_and_the_limit_step_is_allowed() -> None:
-    bound = convergence_bound(**(GOOD | {"variances": np.zeros((3, 2)), "learning_rate": 1 / (8 * 2 * 5)}))
+    bound = convergence_bound(
+        **(GOOD | {"variances": np.zeros((3, 2)), "learning_rate": 1 / (8 * 2 * 5)})
+    )
     assert bound.quantisation == 0
 
 
@@ -56,21 +64,28 @@ def test_halving_the_step_doubles_what_quantised_weights_cost_and_half_a_bit_hol
     halved = GOOD | {"learning_rate": 0.005}
     assert convergence_bound(**halved).quantisation == pytest.approx(2 * before)
     finer = np.array(GOOD["variances"]) * 4.0**-0.5
-    assert convergence_bound(**(halved | {"variances": finer})).quantisation == pytest.approx(before)
+    assert convergence_bound(**(halved | {"variances": finer})).quantisation == pytest.approx(
+        before
+    )
 
 
-# --- a quadratic that is really quantised ---------------------------------------------------------------------------
+# --- a quadratic that is really quantised ---------------------------------------------------------
 
-LOCAL_STEPS, BITS, NUM_CLIENTS, SIZE = 5, 4, 4, 500
+LOCAL_STEPS = 5
+BITS = 4
+NUM_CLIENTS = 4
+SIZE = 500
 
 
 def federated_quadratic(
     learning_rate: float, payload: Literal["weights", "delta"], num_rounds: int, start: float
 ) -> tuple[Tensor, Tensor, Tensor, float, float]:
-    """Clients `F_i(w) = ||w - c_i||^2 / 2` with full-batch steps and two stochastically quantised layers.
+    """Clients `F_i(w) = ||w - c_i||^2 / 2` with full-batch steps and two stochastically quantised
+    layers.
 
     Returns:
-        Squared gradient norms `[rounds]`, variances `[rounds, clients, 2]`, the centres, `F_0 - F*`, `zeta^2`.
+        Squared gradient norms `[rounds]`, variances `[rounds, clients, 2]`, the centres, `F_0 -
+        F*`, `zeta^2`.
     """
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(NUM_CLIENTS, 2, SIZE, generator=random)
@@ -84,13 +99,22 @@ def federated_quadratic(
         trained = centres + kept * (weights - centres)
         sent = trained if payload == "weights" else weights - trained
         received = torch.stack(
-            [torch.stack([quantize(layer, BITS, generator=random).dequantize() for layer in x]) for x in sent]
+            [
+                torch.stack([quantize(layer, BITS, generator=random).dequantize() for layer in x])
+                for x in sent
+            ]
         )
         if step % 10 == 0:
             table = [[quantization_variance(layer, BITS) for layer in x] for x in sent]
             variances[step : step + 10] = torch.tensor(table)
         weights = received.mean(0) if payload == "weights" else weights - received.mean(0)
-    return gradients, variances, centres, gap, float((centres - optimum).square().sum() / NUM_CLIENTS)
+    return (
+        gradients,
+        variances,
+        centres,
+        gap,
+        float((centres - optimum).square().sum() / NUM_CLIENTS),
+    )
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -100,7 +124,10 @@ def slope(x: list[float], y: list[float]) -> float:
 def test_the_floor_rises_with_quantised_weights_and_falls_with_quantised_differences() -> None:
     rates = [0.005, 0.01, 0.02]
     floors = {
-        payload: [float(federated_quadratic(rate, payload, 400, start=0.0)[0][200:].mean()) for rate in rates]
+        payload: [
+            float(federated_quadratic(rate, payload, 400, start=0.0)[0][200:].mean())
+            for rate in rates
+        ]
         for payload in ("weights", "delta")
     }
     assert slope(rates, floors["weights"]) == pytest.approx(-1, abs=0.3)
@@ -133,15 +160,22 @@ def test_the_bound_holds(payload: Literal["weights", "delta"]) -> None:
         ({"smoothness": 0.0}, "smoothness must be finite and > 0, got 0.0"),
         ({"local_steps": 0}, "local_steps must be >= 1, got 0"),
         ({"num_rounds": 0}, "num_rounds must be >= 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be in (0, 1 / (8 L K)] = (0, 0.0125], got 0.0"),
-        ({"learning_rate": 0.02}, "learning_rate must be in (0, 1 / (8 L K)] = (0, 0.0125], got 0.02"),
+        (
+            {"learning_rate": 0.0},
+            "learning_rate must be in (0, 1 / (8 L K)] = (0, 0.0125], got 0.0",
+        ),
+        (
+            {"learning_rate": 0.02},
+            "learning_rate must be in (0, 1 / (8 L K)] = (0, 0.0125], got 0.02",
+        ),
         (
             {"variances": [1.0, 2.0]},
             "variances must have shape [clients, layers] or [100 rounds, clients, layers], got [2]",
         ),
         (
             {"variances": np.ones((99, 3, 2))},
-            "variances must have shape [clients, layers] or [100 rounds, clients, layers], got [99, 3, 2]",
+            "variances must have shape [clients, layers] or [100 rounds, clients, "
+            "layers], got [99, 3, 2]",
         ),
         ({"variances": [[-1.0]]}, "variances must be finite and >= 0"),
         ({"weights": [0.5, 0.5]}, "weights must hold one number per client, 3, got 2"),

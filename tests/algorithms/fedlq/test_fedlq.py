@@ -46,7 +46,9 @@ def payloads(monkeypatch):
 
 def bits_of(payload):
     """Bits of the layers, by name."""
-    found = {n: t for n, t in decode(payload).items() if isinstance(t, QuantizedTensor) or t.ndim >= 2}
+    found = {
+        n: t for n, t in decode(payload).items() if isinstance(t, QuantizedTensor) or t.ndim >= 2
+    }
     found.pop(":harm", None)
     return {name: t.bits if isinstance(t, QuantizedTensor) else 32 for name, t in found.items()}
 
@@ -56,7 +58,13 @@ def bits_of(payload):
 def test_average_bits_are_kept_to_the_byte(tmp_path, payloads, payload, solver):
     for average in (2, 3.7, 9):
         payloads.clear()
-        run = fit(tmp_path, FedLQ(payload, average_bits=average, solver=solver), {32: 3}, data=held(), max_rounds=2)
+        run = fit(
+            tmp_path,
+            FedLQ(payload, average_bits=average, solver=solver),
+            {32: 3},
+            data=held(),
+            max_rounds=2,
+        )
         for _, _, message in payloads:
             bits = bits_of(message)
             took = sum(layer_bits(SIZES[name], width) for name, width in bits.items())
@@ -96,7 +104,8 @@ def test_time_budgets_are_spent_and_nobody_is_late(tmp_path, payloads, plan, set
         for row in run.run.history:
             assert row["clients/late"] == row["fedlq/infeasible"] == 0
             assert 0.8 * deadline < row["time/simulated_round_s"] <= deadline
-    assert len({tuple(bits_of(message).values()) for _, _, message in payloads}) > 4  # by client and round
+    # by client and round
+    assert len({tuple(bits_of(message).values()) for _, _, message in payloads}) > 4
     assert all(max(bits_of(message).values()) <= 8 for _, client, message in payloads if client < 2)
 
 
@@ -107,7 +116,10 @@ def test_the_quantile_is_the_share_that_can_send_the_average(tmp_path, payloads,
     for round in range(3):
         mine = [message for number, _, message in payloads if number == round]
         layers = [
-            sum(layer_bits(size, b) for size, b in zip(SIZES.values(), bits_of(message).values(), strict=True))
+            sum(
+                layer_bits(size, b)
+                for size, b in zip(SIZES.values(), bits_of(message).values(), strict=True)
+            )
             for message in mine
         ]
         least = sum(layer_bits(size, 2) for size in SIZES.values())
@@ -118,7 +130,9 @@ def test_the_quantile_is_the_share_that_can_send_the_average(tmp_path, payloads,
 
 def test_a_quantile_is_never_after_the_networks_deadline(tmp_path):
     run = timed(tmp_path, "client", 2.5, rule="quantile")
-    assert all(row["time/simulated_round_s"] <= 2.5 and not row["clients/late"] for row in run.run.history)
+    assert all(
+        row["time/simulated_round_s"] <= 2.5 and not row["clients/late"] for row in run.run.history
+    )
 
 
 def test_the_downlink_is_the_formula(tmp_path):
@@ -127,7 +141,9 @@ def test_the_downlink_is_the_formula(tmp_path):
         row = run.run.history[0]
         down = row["downlink_bytes"] - 2 * (4 * (sum(SIZES.values()) + SIDE) + extra)
         up = row["uplink_bytes"] - sum(
-            layer_bits(SIZES[name], int(row[f"fedlq/bits_{name}"])) // 8 for name in SIZES for _ in range(2)
+            layer_bits(SIZES[name], int(row[f"fedlq/bits_{name}"])) // 8
+            for name in SIZES
+            for _ in range(2)
         )
         assert down + up == row["header_bytes"] + 2 * 4 * SIDE
 
@@ -138,7 +154,14 @@ def test_payloads_below_the_least_are_late_or_skipped(tmp_path, payloads):
             payloads.clear()
             algorithm = FedLQ(budget="deadline", infeasible=rule, plan=plan)
             with pytest.warns(UserWarning, match=rule[:4]):
-                run = fit(tmp_path, algorithm, {32: 4}, data=held(), network=network(0.7, spread=0.9), max_rounds=1)
+                run = fit(
+                    tmp_path,
+                    algorithm,
+                    {32: 4},
+                    data=held(),
+                    network=network(0.7, spread=0.9),
+                    max_rounds=1,
+                )
             row = run.run.history[0]
             assert row[status] == 2
             assert row["clients/ok"] == 2
@@ -167,13 +190,22 @@ class _Unused(nn.Module):
 
 
 def test_an_unused_layer_gets_the_fewest_bits(tmp_path):
-    run = fit(tmp_path, FedLQ(average_bits=8, shrinkage=1.0), {32: 2}, lambda: Client(_Unused()), held(), max_rounds=1)
+    run = fit(
+        tmp_path,
+        FedLQ(average_bits=8, shrinkage=1.0),
+        {32: 2},
+        lambda: Client(_Unused()),
+        held(),
+        max_rounds=1,
+    )
     assert run.run.history[0]["fedlq/bits_net.idle.weight"] == 2
     assert run.server.extra["probe"]["harm"][-1].tolist() == [0, 0]
 
 
 def test_the_server_probes_the_model_that_it_sends(tmp_path):
-    run = fit(tmp_path, FedLQ(refresh=2, decay=0.0, shrinkage=1.0), {32: 2}, data=held(), max_rounds=1)
+    run = fit(
+        tmp_path, FedLQ(refresh=2, decay=0.0, shrinkage=1.0), {32: 2}, data=held(), max_rounds=1
+    )
     torch.manual_seed(0)
     fresh = Client()
     data = held()
@@ -191,10 +223,13 @@ def test_the_server_probes_the_model_that_it_sends(tmp_path):
 
 def test_probes_are_refreshed_and_averaged(tmp_path):
     """Round 0 and round 2 probe; what lasts is 0.7 of the first and 0.3 of the second."""
-    options = {"shrinkage": 1e-9, "candidates": [32], "average_bits": 32}  # training does not depend on the probes
+    # training does not depend on the probes
+    options = {"shrinkage": 1e-9, "candidates": [32], "average_bits": 32}
 
     def harm(rounds, **more):
-        run = fit(tmp_path, FedLQ(refresh=2, **options, **more), {32: 2}, data=held(), max_rounds=rounds)
+        run = fit(
+            tmp_path, FedLQ(refresh=2, **options, **more), {32: 2}, data=held(), max_rounds=rounds
+        )
         return run.server.extra["probe"]["harm"]
 
     first, second = harm(1), harm(3, decay=0.0)
@@ -212,7 +247,8 @@ def test_a_probe_that_a_skipped_round_lost_is_made_again(tmp_path):
             return super().training_step(batch, batch_idx)
 
     calls = [1]
-    options = {"max_rounds": 2, "min_clients": 2, "channels_last": False}  # whose trial would be the first call
+    # whose trial would be the first call
+    options = {"max_rounds": 2, "min_clients": 2, "channels_last": False}
     with pytest.warns(UserWarning, match="not yet"):
         run = fit(tmp_path, FedLQ(refresh=5), {32: 2}, Late, held(), **options)
     assert run.run.history[0]["clients/ok"] == 1
@@ -233,7 +269,9 @@ def test_tied_weights_are_one_layer(tmp_path):
         def forward(self, x):
             return self.layer(x.flatten(1)) + x.flatten(1) @ self.shared.T
 
-    run = fit(tmp_path, FedLQ(average_bits=3), {32: 2}, lambda: Client(Tied()), held(), max_rounds=1)
+    run = fit(
+        tmp_path, FedLQ(average_bits=3), {32: 2}, lambda: Client(Tied()), held(), max_rounds=1
+    )
     assert run.algorithm.layers == ["net.shared"]
     assert run.run.history[0]["fedlq/bits_net.shared"] == 3
 
@@ -262,7 +300,8 @@ def test_training_is_not_changed_by_probing(tmp_path):
 
 def test_the_bound_falls_with_the_bits(tmp_path):
     rows = [
-        fit(tmp_path, FedLQ(average_bits=b), {32: 3}, data=held(), max_rounds=1).run.history[0] for b in (2, 4, 8, 32)
+        fit(tmp_path, FedLQ(average_bits=b), {32: 3}, data=held(), max_rounds=1).run.history[0]
+        for b in (2, 4, 8, 32)
     ]
     terms = [row["fedlq/bound_quantisation"] for row in rows]
     assert terms == sorted(terms, reverse=True)
@@ -275,22 +314,35 @@ def test_the_bound_falls_with_the_bits(tmp_path):
 
 def test_resumes_to_the_bit(tmp_path):
     for name, options in {"c": {"refresh": 2}, "s": {"plan": "server", "payload": "delta"}}.items():
-        whole = fit(tmp_path / name / "a", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4)
+        whole = fit(
+            tmp_path / name / "a", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4
+        )
         fit(tmp_path / name / "b", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=2)
-        again = fit(tmp_path / name / "b", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4, ckpt_path="last")
+        again = fit(
+            tmp_path / name / "b",
+            FedLQ(**options),
+            {8: 1, 32: 2},
+            data=held(),
+            max_rounds=4,
+            ckpt_path="last",
+        )
         assert same(whole.server.params, again.server.params)
 
 
 def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
     """One client sends values, another quantised differences of the same layer."""
-    run = fit(tmp_path, FedLQ("delta", [2, 32], average_bits=32), {2: 1, 32: 1}, data=held(), max_rounds=1)
+    run = fit(
+        tmp_path, FedLQ("delta", [2, 32], average_bits=32), {2: 1, 32: 1}, data=held(), max_rounds=1
+    )
     torch.manual_seed(0)
     start = Client().state_dict()
     updates = {client: decode(message) for _, client, message in payloads}
     weights = {client.id: client.weight for client in run.clients}
     for name in SIZES:
         low = start[name] - updates[0][name].dequantize()
-        mean = (weights[0] * low.double() + weights[1] * updates[1][name].double()) / sum(weights.values())
+        mean = (weights[0] * low.double() + weights[1] * updates[1][name].double()) / sum(
+            weights.values()
+        )
         assert torch.allclose(run.server.params[name].double(), mean, atol=1e-7)
 
 
@@ -303,7 +355,10 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
         ({"average_bits": -3}, "FedLQ.average_bits must be > 0, got -3"),
         ({"budget": "time"}, "FedLQ.budget must be one of average, deadline, quantile, got 'time'"),
         ({"quantile": 0.0}, "FedLQ.quantile must be in (0, 1], got 0.0"),
-        ({"average_bits": 1}, "FedLQ.average_bits must be at least 2, the fewest of candidates, got 1"),
+        (
+            {"average_bits": 1},
+            "FedLQ.average_bits must be at least 2, the fewest of candidates, got 1",
+        ),
         ({"solver": "best"}, "solver must be one of dp, greedy, greedy_down, got 'best'"),
         ({"payload": "model"}, "FedLQ.payload must be one of weights, delta, got 'model'"),
         ({"refresh": 0}, "FedLQ.refresh must be at least 1, got 0"),
@@ -326,16 +381,36 @@ def test_what_does_not_fit_together(tmp_path):
 
     cases = [
         (FedLQ(), {}, "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0"),
-        (FedLQ(candidates=[8], average_bits=8), {"clients": {2: 1, 32: 1}}, "a width of at most 2 for ternary clients"),
-        (FedLQ(budget="quantile"), {"data": held()}, "FedLQ.budget: quantile needs a simulated network"),
-        (FedLQ(budget="deadline"), {"data": held(), "network": network()}, "needs network.deadline_seconds, got null"),
+        (
+            FedLQ(candidates=[8], average_bits=8),
+            {"clients": {2: 1, 32: 1}},
+            "a width of at most 2 for ternary clients",
+        ),
+        (
+            FedLQ(budget="quantile"),
+            {"data": held()},
+            "FedLQ.budget: quantile needs a simulated network",
+        ),
+        (
+            FedLQ(budget="deadline"),
+            {"data": held(), "network": network()},
+            "needs network.deadline_seconds, got null",
+        ),
         (
             FedLQ(),
             {"data": held(), "norm": "local", "module": lambda: Client(Net(batch_norm=True))},
             "trainer.norm: local keeps running statistics on the clients",
         ),
-        (FedLQ(), {"data": held(), "module": lambda: Client(_OneParameter())}, "has no quantisable layer"),
-        (FedLQ(), {"data": held(), "module": Bare}, "FedLQ probes the validation loss, which the model does not log"),
+        (
+            FedLQ(),
+            {"data": held(), "module": lambda: Client(_OneParameter())},
+            "has no quantisable layer",
+        ),
+        (
+            FedLQ(),
+            {"data": held(), "module": Bare},
+            "FedLQ probes the validation loss, which the model does not log",
+        ),
     ]
     for algorithm, options, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)):

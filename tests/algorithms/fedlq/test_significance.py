@@ -1,4 +1,6 @@
-"""Variance in closed form against draws, probing without a trace, curvature on a loss whose curvature is known."""
+"""Variance in closed form against draws, probing without a trace, curvature on a loss whose
+curvature is known.
+"""
 
 import math
 from collections.abc import Callable
@@ -31,7 +33,12 @@ def generator(seed: int = 0) -> torch.Generator:
 def small_model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8), nn.Linear(8, 3)
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 8),
+        nn.Linear(8, 3),
     )
 
 
@@ -39,23 +46,32 @@ def classification(model: nn.Module) -> tuple[float, float]:
     x = torch.randn(32, 1, 8, 8, generator=generator(1))
     y = torch.randint(3, (32,), generator=generator(2))
     output = model(x)
-    return float(nn.functional.cross_entropy(output, y)), float((output.argmax(1) == y).float().mean())
+    return float(nn.functional.cross_entropy(output, y)), float(
+        (output.argmax(1) == y).float().mean()
+    )
 
 
-def made_probe(harm: list[list[float]], distortion: list[list[float]], sizes: tuple[int, ...]) -> Probe:
+def made_probe(
+    harm: list[list[float]], distortion: list[list[float]], sizes: tuple[int, ...]
+) -> Probe:
     names = tuple(f"layer{number}" for number in range(len(harm)))
     tables = (torch.tensor(table, dtype=torch.float64) for table in (harm, distortion))
     return Probe(names, sizes, (2, 4), *tables)
 
 
-# --- variance -------------------------------------------------------------------------------------------------------
+# --- variance -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_variance_is_that_of_the_wire_quantiser(bits: int) -> None:
     x, random = torch.randn(40, 50, generator=generator(bits)), generator()
-    draws = [(quantize(x, bits, generator=random).dequantize() - x).double().square().sum() for _ in range(400)]
-    assert quantization_variance(x, bits) == pytest.approx(float(torch.stack(draws).mean()), rel=0.03)
+    draws = [
+        (quantize(x, bits, generator=random).dequantize() - x).double().square().sum()
+        for _ in range(400)
+    ]
+    assert quantization_variance(x, bits) == pytest.approx(
+        float(torch.stack(draws).mean()), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -70,10 +86,14 @@ def test_variance_is_that_of_textbook_qsgd(norm: Any, bucket: int | None, bits: 
         noise = torch.rand(8000, len(part), generator=generator(7), dtype=torch.float64)
         codes = position.floor() + (noise < position.frac())
         error += float(((codes - position) * scale / levels).square().sum(1).mean())
-    assert quantization_variance(x, bits, norm=norm, bucket=bucket) == pytest.approx(error, rel=0.03)
+    assert quantization_variance(x, bits, norm=norm, bucket=bucket) == pytest.approx(
+        error, rel=0.03
+    )
 
 
-@given(st.integers(0, 10**6), st.integers(1, 400), st.sampled_from([2, 3, 5, 8]), st.floats(0.01, 100))
+@given(
+    st.integers(0, 10**6), st.integers(1, 400), st.sampled_from([2, 3, 5, 8]), st.floats(0.01, 100)
+)
 @settings(max_examples=60, deadline=None)
 def test_variance_stays_below_its_bounds_and_scales_with_the_square(
     seed: int, size: int, bits: int, factor: float
@@ -83,8 +103,12 @@ def test_variance_stays_below_its_bounds_and_scales_with_the_square(
     linf, l2 = quantization_variance(x, bits), quantization_variance(x, bits, norm="l2")
     energy = float(x.square().sum())
     assert linf <= size * float(x.abs().max()) ** 2 / (4 * levels**2) * (1 + 1e-5)
-    assert l2 <= min(size / levels**2, math.sqrt(size) / levels) * energy * (1 + 1e-5) + 1e-5 * energy
-    assert quantization_variance(factor * x, bits) / factor**2 == pytest.approx(linf, rel=1e-3, abs=1e-5 * energy)
+    assert (
+        l2 <= min(size / levels**2, math.sqrt(size) / levels) * energy * (1 + 1e-5) + 1e-5 * energy
+    )
+    assert quantization_variance(factor * x, bits) / factor**2 == pytest.approx(
+        linf, rel=1e-3, abs=1e-5 * energy
+    )
 
 
 def test_variance_falls_to_a_quarter_with_every_bit() -> None:
@@ -99,7 +123,9 @@ def test_nothing_is_lost_at_32_bits_on_the_grid_or_of_zeros() -> None:
     assert quantization_variance(torch.randn(9), 32) == 0
     assert quantization_variance(torch.zeros(3, 3), 2) == 0
     assert quantization_variance(torch.empty(0), 2) == 0
-    assert quantization_variance(torch.tensor([-7.0, 3.0, 0.0, 5.0]), 4) == pytest.approx(0, abs=1e-5)
+    assert quantization_variance(torch.tensor([-7.0, 3.0, 0.0, 5.0]), 4) == pytest.approx(
+        0, abs=1e-5
+    )
 
 
 def test_tables_have_a_row_a_layer() -> None:
@@ -124,7 +150,7 @@ def test_variance_errors(arguments: dict[str, Any], message: str) -> None:
     assert str(error.value) == message
 
 
-# --- probing --------------------------------------------------------------------------------------------------------
+# --- probing --------------------------------------------------------------------------------------
 
 
 def test_probe_quantises_one_layer_at_a_time_and_leaves_no_trace() -> None:
@@ -137,11 +163,17 @@ def test_probe_quantises_one_layer_at_a_time_and_leaves_no_trace() -> None:
 
     def evaluate(probed: nn.Module) -> tuple[float, float]:
         assert not any(module.training for module in probed.modules())
-        changed = [name for name, value in probed.state_dict().items() if not torch.equal(value, before[name])]
+        changed = [
+            name
+            for name, value in probed.state_dict().items()
+            if not torch.equal(value, before[name])
+        ]
         seen.append(changed)
         for name in changed:
             bits = (2, 4)[(len(seen) - 2) % 2]
-            assert torch.equal(probed.get_parameter(name), quantize(before[name], bits).dequantize())
+            assert torch.equal(
+                probed.get_parameter(name), quantize(before[name], bits).dequantize()
+            )
         return classification(probed)
 
     found = probe(model, layers, (2, 4), evaluate)
@@ -174,7 +206,10 @@ def test_probe_restores_the_model_when_evaluation_fails(failing_call: int) -> No
 
 def test_stochastic_probes_depend_on_their_generator_alone() -> None:
     model = small_model()
-    found = [probe(model, ["4.weight"], (2, 3), classification, generator=generator(seed)) for seed in (5, 5, 6)]
+    found = [
+        probe(model, ["4.weight"], (2, 3), classification, generator=generator(seed))
+        for seed in (5, 5, 6)
+    ]
     assert torch.equal(found[0].harm, found[1].harm)
     assert not torch.equal(found[0].distortion, found[2].distortion)
 
@@ -202,7 +237,9 @@ def test_an_unused_layer_does_no_harm_and_gets_the_fewest_bits() -> None:
     layers = layer_weights(model)
     x = torch.randn(32, 64)
     wanted = model(x).detach()
-    found = probe(model, layers, (2, 4), lambda probed: (float((probed(x) - wanted).square().mean()), 0.0))
+    found = probe(
+        model, layers, (2, 4), lambda probed: (float((probed(x) - wanted).square().mean()), 0.0)
+    )
     assert (found.harm[0] > 0).all()
     assert torch.equal(found.harm[1], torch.zeros(2, dtype=torch.float64))
     assert significance(found)[1] == 0
@@ -228,21 +265,33 @@ def test_probe_errors(layers: list[str], bits: tuple[int, ...], message: str) ->
 
 def test_a_loss_that_is_no_number_names_the_layer() -> None:
     losses = iter([1.0, 1.0, math.nan])
-    with pytest.raises(ValueError, match=r"must return a finite loss, got nan for the model with 4\.weight at 4 bits"):
+    with pytest.raises(
+        ValueError,
+        match=r"must return a finite loss, got nan for the model with 4\.weight at 4 bits",
+    ):
         probe(small_model(), ["4.weight"], (2, 4), lambda _: (next(losses), 0.0))
-    with pytest.raises(ValueError, match="must return a finite loss, got inf for the model untouched"):
+    with pytest.raises(
+        ValueError, match="must return a finite loss, got inf for the model untouched"
+    ):
         probe(small_model(), ["4.weight"], (2, 4), lambda _: (math.inf, 0.0))
 
 
-# --- curvature and significance -------------------------------------------------------------------------------------
+# --- curvature and significance -------------------------------------------------------------------
 
 
-def quadratic(optimum: list[Tensor], curvatures: list[float]) -> Callable[[nn.Module], tuple[float, float]]:
+def quadratic(
+    optimum: list[Tensor], curvatures: list[float]
+) -> Callable[[nn.Module], tuple[float, float]]:
     """Loss `sum_l h_l ||w_l - w*_l||^2 / 2`."""
 
     def evaluate(model: nn.Module) -> tuple[float, float]:
-        distances = [(w.double() - o).square().sum() for w, o in zip(model.parameters(), optimum, strict=True)]
-        return float(sum(h * distance / 2 for h, distance in zip(curvatures, distances, strict=True))), 0.0
+        distances = [
+            (w.double() - o).square().sum()
+            for w, o in zip(model.parameters(), optimum, strict=True)
+        ]
+        return float(
+            sum(h * distance / 2 for h, distance in zip(curvatures, distances, strict=True))
+        ), 0.0
 
     return evaluate
 
@@ -252,8 +301,13 @@ def test_curvature_of_a_quadratic_is_found_within_ten_percent(offset: float) -> 
     torch.manual_seed(3)
     model = nn.Sequential(*(nn.Linear(width, 100, bias=False) for width in (50, 100, 200)))
     wanted = [0.1, 5.0, 1.0]
-    optimum = [w.detach().double() + offset * w.detach().std() * torch.randn_like(w) for w in model.parameters()]
-    found = probe(model, layer_weights(model), (2, 4), quadratic(optimum, wanted), generator=generator())
+    optimum = [
+        w.detach().double() + offset * w.detach().std() * torch.randn_like(w)
+        for w in model.parameters()
+    ]
+    found = probe(
+        model, layer_weights(model), (2, 4), quadratic(optimum, wanted), generator=generator()
+    )
     assert curvature(found, shrinkage=1.0).tolist() == pytest.approx(wanted, rel=0.1)
     expected = [[quantization_variance(w, bits) for bits in (2, 4)] for w in model.parameters()]
     assert found.distortion.tolist() == [pytest.approx(row, rel=0.05) for row in expected]

@@ -38,7 +38,9 @@ def test_reset_is_a_function_of_the_generator(arch: Arch) -> None:
     first, second = trained(3, arch), Block(3, arch=arch, hidden=4, kernel=5)
     for block in (first, second):
         block.reset_(torch.Generator().manual_seed(1))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
@@ -82,7 +84,9 @@ def test_pointwise_takes_the_nearest_code() -> None:
 
 
 def test_unknown_choices() -> None:
-    with pytest.raises(ValueError, match="arch must be one of conv1d, pointwise, mlp_chunk, got 'conv2d'"):
+    with pytest.raises(
+        ValueError, match="arch must be one of conv1d, pointwise, mlp_chunk, got 'conv2d'"
+    ):
         Block(8, arch="conv2d")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bound must be one of auto, half_step, none, got 'step'"):
         Block(8, bound="step")  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""The chain of blocks: identity until trained, learns where there is something to learn, disturbs nothing."""
+"""The chain of blocks: identity until trained, learns where there is something to learn, disturbs
+nothing.
+"""
 
 import math
 from typing import Any
@@ -23,13 +25,21 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def tensors(bits: int) -> dict[str, Tensor | QuantizedTensor]:
     """Every shape that a model sends."""
-    shapes = {"conv": (6, 3, 3, 3), "linear": (5, 70), "embedding": (9, 4), "depthwise": (7, 1, 3, 3), "odd": (1, 1)}
+    shapes = {
+        "conv": (6, 3, 3, 3),
+        "linear": (5, 70),
+        "embedding": (9, 4),
+        "depthwise": (7, 1, 3, 3),
+        "odd": (1, 1),
+    }
     rule = "mse" if bits <= 4 else "absmax"
     sent: dict[str, Tensor | QuantizedTensor] = {
         name: quantize(torch.randn(shape, generator=generator(i)), bits, range_rule=rule)  # type: ignore[arg-type]
         for i, (name, shape) in enumerate(shapes.items())
     }
-    sent["channels"] = quantize(torch.randn(4, 5, 2, generator=generator()), bits, granularity="channel")
+    sent["channels"] = quantize(
+        torch.randn(4, 5, 2, generator=generator()), bits, granularity="channel"
+    )
     sent["zeros"] = quantize(torch.zeros(3, 4), bits)
     sent["bias"] = torch.randn(6, generator=generator())
     return sent
@@ -64,7 +74,9 @@ def train_(dequantizer: ProgressiveDequantizer, pairs: WeightPairs) -> list[dict
 class SmallNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.linear = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4 * 16, 5)
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4 * 16, 5)
         for parameter in self.parameters():
             nn.init.normal_(parameter, generator=generator())
 
@@ -96,7 +108,9 @@ def test_untrained_is_the_identity_to_the_bit(arch: Arch, bits: int) -> None:
     assert list(raised) == list(sent)
     for name, tensor in sent.items():
         if isinstance(tensor, QuantizedTensor):
-            assert torch.equal(raised[name].view(torch.int32), tensor.dequantize().view(torch.int32))
+            assert torch.equal(
+                raised[name].view(torch.int32), tensor.dequantize().view(torch.int32)
+            )
         else:
             assert raised[name] is tensor
 
@@ -108,7 +122,10 @@ def test_shapes_and_row_batches(arch: Arch) -> None:
     in_parts = disturb_(ProgressiveDequantizer(LADDER, arch=arch, max_elements=80), 0.3)
     for name, tensor in whole(sent).items():
         original = sent[name]
-        assert tensor.shape == (original.codes if isinstance(original, QuantizedTensor) else original).shape
+        assert (
+            tensor.shape
+            == (original.codes if isinstance(original, QuantizedTensor) else original).shape
+        )
         torch.testing.assert_close(in_parts(sent)[name], tensor, rtol=1e-5, atol=1e-6)
         assert tensor.dtype == torch.float32
         assert not tensor.requires_grad
@@ -151,7 +168,9 @@ def test_top_of_the_ladder_and_empty_tensors_are_only_dequantised() -> None:
 
 
 def test_width_off_the_ladder() -> None:
-    with pytest.raises(ValueError, match=r"'conv' has 3 bits, which is not on the ladder \(2, 4, 8, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"'conv' has 3 bits, which is not on the ladder \(2, 4, 8, 32\)"
+    ):
         ProgressiveDequantizer(LADDER)(tensors(3))
 
 
@@ -161,7 +180,9 @@ def test_width_off_the_ladder() -> None:
 @pytest.mark.parametrize("bound", ["half_step", "none"])
 def test_learns_what_correlated_rows_say(bound: Any) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.95, seed=1)}
-    pairs = WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=80, num_elements=8192, holdout=0.2)
+    pairs = WeightPairs(
+        [weights], [BitSpec(weights=3)], (3, 32), num_steps=80, num_elements=8192, holdout=0.2
+    )
     dequantizer = ProgressiveDequantizer((3, 32), lr=1e-2, bound=bound)
     history = train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
@@ -237,7 +258,10 @@ def test_distillation_reaches_every_block_and_touches_nothing_else(distill_eleme
     dequantizer._distillation(net, inputs, batch, generator()).backward()  # type: ignore[no-untyped-call]
     for block in dequantizer.blocks:
         gradients = [parameter.grad for parameter in block.parameters()]
-        assert all(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients)
+        assert all(
+            gradient is not None and gradient.isfinite().all() and gradient.any()
+            for gradient in gradients
+        )
     assert same(snapshot(net), before)
     assert same(dict(batch["weights"]), weights)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -251,12 +275,18 @@ def test_distillation_is_minus_the_cosine_of_the_logits() -> None:
     pairs = network_pairs(net, [4])
     dequantizer = ProgressiveDequantizer(LADDER, distill_weight=0.5)
     dequantizer.set_probe(net, inputs)
-    first, second = (dequantizer.training_step(next(iter(pairs.train_dataloader())), step) for step in (0, 1))
+    first, second = (
+        dequantizer.training_step(next(iter(pairs.train_dataloader())), step) for step in (0, 1)
+    )
     student = SmallNet().eval()
     spec = BitSpec.parse(4)
     with torch.no_grad():
-        student.conv.weight.copy_(quantize(net.conv.weight, 4, range_rule=spec.range_rule).dequantize())
-        student.linear.weight.copy_(quantize(net.linear.weight, 4, range_rule=spec.range_rule).dequantize())
+        student.conv.weight.copy_(
+            quantize(net.conv.weight, 4, range_rule=spec.range_rule).dequantize()
+        )
+        student.linear.weight.copy_(
+            quantize(net.linear.weight, 4, range_rule=spec.range_rule).dequantize()
+        )
         expected = -torch.cosine_similarity(student(inputs), net(inputs), dim=1).mean()
     torch.testing.assert_close(first["dequantizer/distill"], expected)
     torch.testing.assert_close(first["loss"], first["dequantizer/recon"] + 0.5 * expected)
@@ -267,7 +297,9 @@ def test_probe_of_another_model() -> None:
     dequantizer = ProgressiveDequantizer(LADDER)
     dequantizer.set_probe(nn.Linear(3, 4), torch.zeros(2, 3))
     batch = next(iter(network_pairs(SmallNet(), [2]).train_dataloader()))
-    with pytest.raises(ValueError, match=r"the probe's model has no tensor 'conv\.weight', which the pairs hold"):
+    with pytest.raises(
+        ValueError, match=r"the probe's model has no tensor 'conv\.weight', which the pairs hold"
+    ):
         dequantizer.training_step(batch, 0)
 
 
@@ -293,7 +325,9 @@ def test_guard_refuses_what_is_worse_than_the_identity() -> None:
 
 def trainer(path: Any) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=path, enable_checkpointing=False, **quiet)
+    return L.Trainer(
+        max_epochs=1, accelerator="cpu", default_root_dir=path, enable_checkpointing=False, **quiet
+    )
 
 
 def test_trains_unchanged_under_a_trainer(tmp_path: Any) -> None:
@@ -324,9 +358,13 @@ def test_checkpoint_brings_the_arguments(tmp_path: Any) -> None:
 # ---- what it refuses ----
 
 
-@pytest.mark.parametrize("bits", [(8,), (), (8, 2), (2, 2, 8), (1, 8), (8, 17), (8, 64), (2.0, 8), (True, 8)])
+@pytest.mark.parametrize(
+    "bits", [(8,), (), (8, 2), (2, 2, 8), (1, 8), (8, 17), (8, 64), (2.0, 8), (True, 8)]
+)
 def test_ladder_errors(bits: Any) -> None:
-    with pytest.raises(ValueError, match=r"bits must be at least two ascending widths of 2\.\.16 or 32, got \("):
+    with pytest.raises(
+        ValueError, match=r"bits must be at least two ascending widths of 2\.\.16 or 32, got \("
+    ):
         ProgressiveDequantizer(bits)
 
 

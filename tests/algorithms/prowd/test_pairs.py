@@ -23,7 +23,13 @@ def state(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def pairs(**options: Any) -> WeightPairs:
-    options = {"states": [state()], "specs": [2, 8], "ladder": LADDER, "num_steps": 6, "num_elements": 4096} | options
+    options = {
+        "states": [state()],
+        "specs": [2, 8],
+        "ladder": LADDER,
+        "num_steps": 6,
+        "num_elements": 4096,
+    } | options
     return WeightPairs(**options)
 
 
@@ -66,7 +72,8 @@ def test_batches_are_a_function_of_the_seed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tops(data), tops(pairs()), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(tops(data), tops(data), strict=True))
     assert not all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(tops(data), tops(pairs(seed=1)), strict=True)
+        a.shape == b.shape and torch.equal(a, b)
+        for a, b in zip(tops(data), tops(pairs(seed=1)), strict=True)
     )
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -74,7 +81,12 @@ def test_batches_are_a_function_of_the_seed() -> None:
 def test_held_out_rows_are_never_trained_on() -> None:
     def rows_of(batches: Any) -> set[tuple[float, ...]]:
         top = [(rows["levels"][-1] * rows["ranges"]) for batch in batches for rows in batch["rows"]]
-        return {tuple(round(x, 4) for x in row.tolist()) for part in top for row in part if len(row) > 20}
+        return {
+            tuple(round(x, 4) for x in row.tolist())
+            for part in top
+            for row in part
+            if len(row) > 20
+        }
 
     data = pairs(num_steps=50, specs=[8], holdout=0.2)
     held_out, trained = rows_of(data.val_dataloader()), rows_of(data.train_dataloader())
@@ -102,12 +114,18 @@ def test_weights_are_the_tensors_of_two_dimensions_or_the_named_ones() -> None:
     [
         ({"states": []}, "states must hold at least one state of float weights, got none"),
         ({"specs": []}, "specs must hold at least one spec of a low-bit client, got none"),
-        ({"specs": [8, 32]}, r"specs\[1\] has 32 bits, which is not below the top of \(2, 4, 8, 32\)"),
+        (
+            {"specs": [8, 32]},
+            r"specs\[1\] has 32 bits, which is not below the top of \(2, 4, 8, 32\)",
+        ),
         ({"specs": [3]}, r"specs\[0\] has 3 bits, which is not below"),
         ({"holdout": 0.0}, r"holdout must be in \(0, 1\), got 0.0"),
         ({"num_steps": 0}, "num_steps must be a positive integer, got 0"),
         ({"num_elements": 1.5}, "num_elements must be a positive integer, got 1.5"),
-        ({"names": ["nothing"]}, "states must hold a float tensor of two or more dimensions, or names must name one"),
+        (
+            {"names": ["nothing"]},
+            "states must hold a float tensor of two or more dimensions, or names must name one",
+        ),
     ],
 )
 def test_errors(options: dict[str, Any], message: str) -> None:

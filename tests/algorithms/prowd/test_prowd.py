@@ -1,4 +1,6 @@
-"""ProWD in the round loop: what it reduces to, what stands for dropped entries, and what it refuses."""
+"""ProWD in the round loop: what it reduces to, what stands for dropped entries, and what it
+refuses.
+"""
 
 from types import SimpleNamespace
 
@@ -27,10 +29,17 @@ class Forward(Client):
 
 
 def prowd(tmp_path, clients=None, algorithm=None, **options):
-    return fit(tmp_path, algorithm or ProWD(**QUICK), clients or MIXED, Forward, fake(120, holdout=8), **options)
+    return fit(
+        tmp_path,
+        algorithm or ProWD(**QUICK),
+        clients or MIXED,
+        Forward,
+        fake(120, holdout=8),
+        **options,
+    )
 
 
-# ---- what it reduces to -------------------------------------------------------------------------------------
+# ---- what it reduces to --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,13 @@ def prowd(tmp_path, clients=None, algorithm=None, **options):
         (ProWD(distill_weight=0.0), {32: 3}),
         (ProWD(distill_weight=0.0, fill="high"), {32: 3}),
     ],
-    ids=["neither half", "untrained, no mask", "fill high, no mask", "all float32", "all float32, high"],
+    ids=[
+        "neither half",
+        "untrained, no mask",
+        "fill high, no mask",
+        "all float32",
+        "all float32, high",
+    ],
 )
 def test_is_fedavg_to_the_bit(tmp_path, algorithm, clients):
     runs = [fit(tmp_path, a, clients) for a in (algorithm, FedAvg())]
@@ -65,7 +80,10 @@ def test_other_options_are_no_resume(tmp_path):
 
 
 def test_the_seed_of_the_run_is_that_of_the_dequantizer(tmp_path):
-    first, second = (prowd(tmp_path, max_rounds=1, seed=seed).server.extra["dequantizer"]["weights"] for seed in (1, 2))
+    first, second = (
+        prowd(tmp_path, max_rounds=1, seed=seed).server.extra["dequantizer"]["weights"]
+        for seed in (1, 2)
+    )
     assert not same(first, second)
 
 
@@ -73,9 +91,14 @@ def test_what_is_logged(tmp_path):
     rows = prowd(tmp_path).run.history
     trained = [row for row in rows if "dequantizer/recon" in row]
     assert [row["round"] for row in trained] == [1, 3]
-    assert {"dequantizer/recon_identity", "dequantizer/distill", "dequantizer/active"} <= trained[0].keys()
+    assert {"dequantizer/recon_identity", "dequantizer/distill", "dequantizer/active"} <= trained[
+        0
+    ].keys()
     assert all(0 < row["prowd/mask_keep"] <= 0.5 for row in rows)
-    assert all(f"prowd/cosine_{name}" in rows[0] for name in ("net.0.weight", "net.3.weight", "net.5.weight"))
+    assert all(
+        f"prowd/cosine_{name}" in rows[0]
+        for name in ("net.0.weight", "net.3.weight", "net.5.weight")
+    )
 
 
 def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
@@ -86,20 +109,28 @@ def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
     up += 2 * 4 * sum(weights) + 5 * 4 * rest
     down = 5 * 4 * (sum(weights) + rest)
     ledger = run.run.ledger
-    content = ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
+    content = (
+        ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
+    )
     assert content == up + down
     published = run.run.history[0]["comm/downlink_published_MB"]
     assert published == pytest.approx((down + 5 * 4 * sum(weights)) / 1e6)
 
 
 def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
-    options = {"dequantizer": False, "global_models": "dual", "delta_ref": "broadcast", "coarse": None}
+    options = {
+        "dequantizer": False,
+        "global_models": "dual",
+        "delta_ref": "broadcast",
+        "coarse": None,
+    }
     run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
     plain = fit(tmp_path, FedAvg(), MIXED, max_rounds=1)
     assert same(run.server.extra["low"], plain.server.params)
     assert not same(run.server.params, plain.server.params)
     assert same(
-        fit(tmp_path, ProWD(**options), {32: 3}).server.params, fit(tmp_path, GroupedAvg(), {32: 3}).server.params
+        fit(tmp_path, ProWD(**options), {32: 3}).server.params,
+        fit(tmp_path, GroupedAvg(), {32: 3}).server.params,
     )
 
 
@@ -107,7 +138,9 @@ def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
 @pytest.mark.parametrize("scope", ["layer", "model"])
 def test_every_scope_runs_and_keeps_at_most_tau(tmp_path, per, scope):
     run = fit(
-        tmp_path, ProWD(dequantizer=False, tau=0.3, coarse=None, per=per, scope=scope), {"ternary": 2, 8: 1, 32: 2}
+        tmp_path,
+        ProWD(dequantizer=False, tau=0.3, coarse=None, per=per, scope=scope),
+        {"ternary": 2, 8: 1, 32: 2},
     )
     assert all(0 < row["prowd/mask_keep"] <= 0.3 for row in run.run.history)
 
@@ -120,7 +153,7 @@ def test_a_round_without_high_bit_client_uses_the_last_move_while_it_is_fresh(tm
     assert not all(masked)
 
 
-# ---- the aggregate ------------------------------------------------------------------------------------------
+# ---- the aggregate -------------------------------------------------------------------------------
 
 
 class OneProcess:
@@ -158,7 +191,9 @@ MIXED_SIGNS = [1.0, 1.0, -1.0, 1.0]
     [("renorm", -2.0), ("delta", -2.5), ("high", -2.0), ("literal", -1.0)],
 )
 def test_what_stands_for_a_dropped_entry(fill, third):
-    """The third entry disagrees: only the high-bit client's -2 is left, or half of it, or no change beside it."""
+    """The third entry disagrees: only the high-bit client's -2 is left, or half of it, or no change
+    beside it.
+    """
     result = aggregate(MIXED_SIGNS, UP, fill=fill).params
     assert result["w"].tolist() == [[2.0, 3.0, third, 5.0]]
     assert result["b"].tolist() == [3.0]
@@ -185,7 +220,7 @@ def test_without_a_high_bit_client_nothing_is_masked():
     assert result.high is None
 
 
-# ---- coarse and fine moves ----------------------------------------------------------------------------------
+# ---- coarse and fine moves -----------------------------------------------------------------------
 
 
 def of_difference(codes, coarse, high=UP):
@@ -213,9 +248,13 @@ def moved(params):
 
 
 def test_a_coarse_move_is_masked_and_counts_in_part():
-    """A mean square of 1/2 against coarse = 1: a count of 1/3, in 1024ths. The first entry's signs disagree."""
+    """A mean square of 1/2 against coarse = 1: a count of 1/3, in 1024ths. The first entry's signs
+    disagree.
+    """
     result, count = of_difference([1, 0, 0, -1], 1.0), 341 / 1024
-    assert moved(result.params) == pytest.approx([1, 1, 1, (1 + count * 0.5) / (1 + count)], abs=1e-6)
+    assert moved(result.params) == pytest.approx(
+        [1, 1, 1, (1 + count * 0.5) / (1 + count)], abs=1e-6
+    )
     assert result.metrics["prowd/mask_keep"] == 0.25
     assert result.metrics["prowd/count"] == count
 
@@ -229,7 +268,9 @@ def test_a_fine_move_is_kept_whole():
 
 @pytest.mark.parametrize("coarse", [None, 0.25])
 def test_sent_differences_count_wholly_in_the_low_bit_model(coarse):
-    assert moved(of_difference([1, 0, 0, -1], coarse).plain) == pytest.approx([0.25, 0.5, 0.5, 0.75])
+    assert moved(of_difference([1, 0, 0, -1], coarse).plain) == pytest.approx(
+        [0.25, 0.5, 0.5, 0.75]
+    )
 
 
 def test_the_low_bit_model_takes_coarse_differences_alone():
@@ -257,11 +298,17 @@ def test_twelve_bits_need_no_mask_and_ternary_ones_do(tmp_path):
 @pytest.mark.parametrize("delta_ref", ["broadcast", "dequant_start"])
 def test_rounding_the_broadcast_is_no_move_that_counts(tmp_path, delta_ref):
     algorithm = ProWD(dequantizer=False, delta_ref=delta_ref)
-    still = fit(tmp_path, algorithm, {"ternary": 2, 32: 1}, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    still = fit(
+        tmp_path,
+        algorithm,
+        {"ternary": 2, 32: 1},
+        lambda: Client(lr=0.0, momentum=0.0),
+        max_rounds=1,
+    )
     assert still.run.history[-1]["prowd/count"] == 0
 
 
-# ---- sending differences ------------------------------------------------------------------------------------
+# ---- sending differences -------------------------------------------------------------------------
 
 DELTA = {"dequantizer": False, "payload": "delta"}
 
@@ -270,16 +317,24 @@ def test_a_difference_takes_the_clients_bits_and_a_scale_a_channel(tmp_path):
     run = fit(tmp_path, ProWD(**DELTA), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
     weights = [tensor for tensor in run.server.params.values() if tensor.ndim >= 2]
     rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
-    up = sum(n * sum(-(-w.numel() * bits // 8) + 4 * len(w) for w in weights) for n, bits in ((2, 2), (1, 8)))
+    up = sum(
+        n * sum(-(-w.numel() * bits // 8) + 4 * len(w) for w in weights)
+        for n, bits in ((2, 2), (1, 8))
+    )
     up += 2 * 4 * sum(w.numel() for w in weights) + 5 * 4 * rest
     down = 5 * 4 * (sum(w.numel() for w in weights) + rest)
     ledger = run.run.ledger
-    assert ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes") == up + down
+    assert (
+        ledger.total("uplink_bytes") + ledger.total("downlink_bytes") - ledger.total("header_bytes")
+        == up + down
+    )
 
 
 def test_who_does_not_train_sends_no_difference(tmp_path):
     clients = {"ternary": 2, 4: 1, 32: 1}
-    still = fit(tmp_path, ProWD(**DELTA), clients, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    still = fit(
+        tmp_path, ProWD(**DELTA), clients, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1
+    )
     torch.manual_seed(0)
     start = Client().state_dict()
     for params in (still.server.params, still.server.extra["low"]):
@@ -287,7 +342,9 @@ def test_who_does_not_train_sends_no_difference(tmp_path):
 
 
 def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
-    """All count nearly wholly at 16 bits, so that both models are the mean of what the clients reached."""
+    """All count nearly wholly at 16 bits, so that both models are the mean of what the clients
+    reached.
+    """
     run = fit(tmp_path, ProWD(**DELTA), {16: 2, 32: 2}, max_rounds=1)
     plain = fit(tmp_path, FedAvg(), {16: 2, 32: 2}, max_rounds=1)
     for params in (run.server.params, run.server.extra["low"]):
@@ -295,7 +352,7 @@ def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
             assert torch.allclose(params[name], value, atol=1e-3)
 
 
-# ---- what it refuses ----------------------------------------------------------------------------------------
+# ---- what it refuses -----------------------------------------------------------------------------
 
 
 def test_the_buffer_is_spread_over_what_is_held_out(tmp_path):
@@ -311,7 +368,9 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
     with pytest.warns(UserWarning, match="worse than the identity"):
         run = prowd(tmp_path, algorithm=ProWD(**QUICK, dequantizer_lr=1e6), max_rounds=1)
     assert run.server.extra["dequantizer"]["active"] is False
-    plain = fit(tmp_path, ProWD(dequantizer=False), MIXED, Forward, fake(120, holdout=8), max_rounds=1)
+    plain = fit(
+        tmp_path, ProWD(dequantizer=False), MIXED, Forward, fake(120, holdout=8), max_rounds=1
+    )
     assert same(run.server.params, plain.server.params)
 
 
@@ -321,15 +380,24 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
         (lambda: ProWD(tau=2.0), r"tau must be in \(0, 1\]"),
         (lambda: ProWD(tau=0), r"tau must be in \(0, 1\]"),
         (lambda: ProWD(tau=float("nan")), r"tau must be in \(0, 1\]"),
-        (lambda: ProWD(fill="zero"), "ProWD.fill must be one of renorm, delta, high, literal, got 'zero'"),
+        (
+            lambda: ProWD(fill="zero"),
+            "ProWD.fill must be one of renorm, delta, high, literal, got 'zero'",
+        ),
         (lambda: ProWD(scope="row"), "ProWD.scope must be one of"),
         (lambda: ProWD(per="layer"), "ProWD.per must be one of"),
         (lambda: ProWD(global_models="three"), "ProWD.global_models must be one of"),
         (lambda: ProWD(delta_ref="x"), "ProWD.delta_ref must be one of"),
         (lambda: ProWD(payload="x"), "ProWD.payload must be one of weights, delta, got 'x'"),
-        (lambda: ProWD(payload="delta"), "ProWD.dequantizer learns from weights and must be false with ProWD.payload"),
+        (
+            lambda: ProWD(payload="delta"),
+            "ProWD.dequantizer learns from weights and must be false with ProWD.payload",
+        ),
         (lambda: ProWD(coarse=0.0), "ProWD.coarse must be positive and finite, or null, got 0.0"),
-        (lambda: ProWD(coarse=float("inf")), "ProWD.coarse must be positive and finite, or null, got inf"),
+        (
+            lambda: ProWD(coarse=float("inf")),
+            "ProWD.coarse must be positive and finite, or null, got inf",
+        ),
         (lambda: ProWD(period=0), "ProWD.period must be at least 1, got 0"),
         (lambda: ProWD(high_max_age=-1), "ProWD.high_max_age must be >= 0"),
         (lambda: ProWD(dequantizer_lr=-1.0), "ProWD.dequantizer_lr must be positive, got -1.0"),
@@ -351,9 +419,27 @@ def test_bad_arguments(make, message):
             fake(holdout=8),
             "ProWD needs a high-bit group beside the low-bit ones, got only int8",
         ),
-        (ProWD(ladder=[4, 32], **QUICK), {8: 1, 32: 1}, Forward, fake(holdout=8), "ladder must hold every width"),
-        (ProWD(), MIXED, Forward, fake(), "data.holdout must be at least ProWD.buffer_size=128, got 0"),
-        (ProWD(**QUICK), MIXED, Client, fake(holdout=8), r"ProWD distils through the model's forward\(inputs\)"),
+        (
+            ProWD(ladder=[4, 32], **QUICK),
+            {8: 1, 32: 1},
+            Forward,
+            fake(holdout=8),
+            "ladder must hold every width",
+        ),
+        (
+            ProWD(),
+            MIXED,
+            Forward,
+            fake(),
+            "data.holdout must be at least ProWD.buffer_size=128, got 0",
+        ),
+        (
+            ProWD(**QUICK),
+            MIXED,
+            Client,
+            fake(holdout=8),
+            r"ProWD distils through the model's forward\(inputs\)",
+        ),
     ],
 )
 def test_what_it_cannot_run_with(tmp_path, algorithm, clients, module, data, message):
@@ -363,7 +449,9 @@ def test_what_it_cannot_run_with(tmp_path, algorithm, clients, module, data, mes
 
 
 def test_batch_norm_networks_are_distilled_with_the_high_groups_statistics(tmp_path):
-    run = fit(tmp_path, ProWD(**QUICK), MIXED, lambda: Forward(Net(batch_norm=True)), fake(120, holdout=8))
+    run = fit(
+        tmp_path, ProWD(**QUICK), MIXED, lambda: Forward(Net(batch_norm=True)), fake(120, holdout=8)
+    )
     assert run.server.round == 3
 
 
@@ -385,7 +473,13 @@ def test_ladders():
 def test_rounding_of_the_broadcast_is_no_move(tmp_path):
     """Clients that do not train leave the model as it was, to the bit, whatever their bits."""
     algorithm = ProWD(dequantizer=False, mask=False)
-    still = fit(tmp_path, algorithm, {"ternary": 2, 4: 1, 32: 1}, lambda: Client(lr=0.0, momentum=0.0), max_rounds=1)
+    still = fit(
+        tmp_path,
+        algorithm,
+        {"ternary": 2, 4: 1, 32: 1},
+        lambda: Client(lr=0.0, momentum=0.0),
+        max_rounds=1,
+    )
     torch.manual_seed(0)
     start = Client().state_dict()
     assert same(still.server.params, {name: start[name] for name in still.server.params})
@@ -393,7 +487,9 @@ def test_rounding_of_the_broadcast_is_no_move(tmp_path):
 
 @pytest.mark.parametrize("per", ["client", "group"])
 def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
-    """Each global model goes on from itself: by all clients' moves, the float32 one by what passes the masks."""
+    """Each global model goes on from itself: by all clients' moves, the float32 one by what passes
+    the masks.
+    """
     seen = []
     aggregator = ProWD.aggregator
 
@@ -401,12 +497,19 @@ def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
         found = aggregator(self, server, clients)
         reduce, add = found.reduce, found.add
         updates = []
-        found.add = lambda update, client: (updates.append((client, update)), add(update, client))[1]
+        found.add = lambda update, client: (updates.append((client, update)), add(update, client))[
+            1
+        ]
         found.reduce = lambda fabric: (seen.append((server, updates)), reduce(fabric))[1]
         return found
 
     monkeypatch.setattr(ProWD, "aggregator", spy)
-    run = fit(tmp_path, ProWD(dequantizer=False, coarse=None, per=per), {"ternary": 2, 32: 2}, max_rounds=3)
+    run = fit(
+        tmp_path,
+        ProWD(dequantizer=False, coarse=None, per=per),
+        {"ternary": 2, 32: 2},
+        max_rounds=3,
+    )
     server, updates = seen[-1]
     low, high = server.extra["low"], server.params
     total = sum(client.weight for client, _ in updates)
@@ -418,9 +521,16 @@ def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
                 origin = quantize(low[name], 2, range_rule=client.spec.range_rule)
                 moves.append(client.weight * (value.dequantize().double() - origin.dequantize()))
             else:
-                moves.append(client.weight * (value.double() - (high if client.spec.is_float else low)[name]))
+                moves.append(
+                    client.weight * (value.double() - (high if client.spec.is_float else low)[name])
+                )
         assert torch.allclose(result.double(), low[name] + sum(moves) / total, atol=1e-6)
     side = [name for name, tensor in high.items() if tensor.ndim < 2]
     for name in side:  # no mask: the mean of all moves
-        moved = [c.weight * (u[name].double() - (high if c.spec.is_float else low)[name]) for c, u in updates]
-        assert torch.allclose(run.server.params[name].double(), high[name] + sum(moved) / total, atol=1e-6)
+        moved = [
+            c.weight * (u[name].double() - (high if c.spec.is_float else low)[name])
+            for c, u in updates
+        ]
+        assert torch.allclose(
+            run.server.params[name].double(), high[name] + sum(moved) / total, atol=1e-6
+        )

@@ -34,14 +34,20 @@ def best_of_all_masks(low: Tensor, high: Tensor) -> Tensor:
     masks = (torch.arange(2**size).unsqueeze(1) >> torch.arange(size)) & 1
     gain, cost = masks.double() @ (low * high), masks.double() @ low.square()
     value = torch.where((gain > 0) & (cost > 0), gain.square() / cost / (high @ high), 0.0)
-    best = torch.zeros(size + 1, dtype=torch.float64).scatter_reduce_(0, masks.sum(1), value, "amax")
+    best = torch.zeros(size + 1, dtype=torch.float64).scatter_reduce_(
+        0, masks.sum(1), value, "amax"
+    )
     return best.cummax(0).values[1:]
 
 
 def best_of_all_scalars(low: Tensor, high: Tensor) -> Tensor:
-    """The same through theorem 1: the best set for some t, and that changes only where two terms cross."""
+    """The same through theorem 1: the best set for some t, and that changes only where two terms
+    cross.
+    """
     gain, cost = low.double() * high.double(), low.double().square()
-    crossings = (gain.unsqueeze(0) - gain.unsqueeze(1)) / (cost.unsqueeze(0) - cost.unsqueeze(1)) * 2
+    crossings = (
+        (gain.unsqueeze(0) - gain.unsqueeze(1)) / (cost.unsqueeze(0) - cost.unsqueeze(1)) * 2
+    )
     events = torch.cat([crossings.flatten(), 2 * gain / cost])
     events = torch.cat([torch.zeros(1), events[events.isfinite() & (events > 0)]]).unique()
     middles = torch.cat([(events[1:] + events[:-1]) / 2, events[-1:] * 2])
@@ -82,7 +88,9 @@ def test_two_hundred_entries_are_solved_exactly() -> None:
     low, high = draw(torch.Generator().manual_seed(5), 200)
     best = best_of_all_scalars(low, high)
     for cap in (1, 10, 60, 200):
-        assert certified_select(low, high, cap=cap).cosine ** 2 == pytest.approx(float(best[cap - 1]), rel=1e-9)
+        assert certified_select(low, high, cap=cap).cosine ** 2 == pytest.approx(
+            float(best[cap - 1]), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -134,7 +142,8 @@ def test_a_layer_is_certified_far_beyond_the_guarantee(cap: float) -> None:
 def test_a_landscape_without_a_peak_still_meets_the_guarantee() -> None:
     ratio = torch.exp(8 * torch.rand(20_000, generator=torch.Generator().manual_seed(8)))
     for cap in (0.05, 0.5):
-        found = certified_select(1 / ratio, torch.ones_like(ratio), cap=cap)  # every scale of t is as good as the next
+        # every scale of t is as good as the next
+        found = certified_select(1 / ratio, torch.ones_like(ratio), cap=cap)
         assert found.cosine**2 >= (1 - 0.05**2) * found.bound**2
 
 
@@ -169,7 +178,8 @@ def test_mask_limit() -> None:
 @pytest.mark.parametrize("tau", [2.0, 0.0, -0.5, 0, -3, True, math.nan, "half"])
 def test_tau_out_of_range(tau: float) -> None:
     with pytest.raises(
-        ValueError, match=r"tau must be in \(0, 1\] \(a fraction\) or a positive integer \(a count\), got"
+        ValueError,
+        match=r"tau must be in \(0, 1\] \(a fraction\) or a positive integer \(a count\), got",
     ):
         select(torch.ones(3), torch.ones(3), cap=tau)
 
@@ -177,7 +187,9 @@ def test_tau_out_of_range(tau: float) -> None:
 def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"tau must be .* got 2\.0$"):
         mask_limit(2.0, 5)
-    with pytest.raises(ValueError, match=r"low and high must have the same shape, got \[3\] and \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"low and high must have the same shape, got \[3\] and \[4\]"
+    ):
         select(torch.ones(3), torch.ones(4))
     with pytest.raises(ValueError, match=r"delta must be in \[0, 1\), got 1\.0"):
         select(torch.ones(3), torch.ones(3), delta=1.0)

@@ -1,4 +1,5 @@
-"""A run that trains nothing: three rounds, whose accuracy is the option ``x``, and the files of a run folder.
+"""A run that trains nothing: three rounds, whose accuracy is the option ``x``, and the files of a
+run folder.
 
 It diverges where ``x`` is above 1, or 0.875 with seed 8.
 """

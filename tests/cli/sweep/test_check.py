@@ -1,4 +1,6 @@
-"""Configurations are parsed before anything is run, and run folders must have been made with them."""
+"""Configurations are parsed before anything is run, and run folders must have been made with
+them.
+"""
 
 from pathlib import Path
 
@@ -32,7 +34,11 @@ def test_a_configuration_is_that_of_the_run(sweep: Sweeps) -> None:
     assert config["algorithm"]["init_args"]["mu"] == 0.5
     assert (config["seed_everything"], config["clients"]) == (1, {"int8": 1})
     trainer = config["trainer"]
-    assert (trainer["max_rounds"], trainer["name"], trainer["default_root_dir"]) == (3, "FedProx/seed1", "runs/m")
+    assert (trainer["max_rounds"], trainer["name"], trainer["default_root_dir"]) == (
+        3,
+        "FedProx/seed1",
+        "runs/m",
+    )
 
 
 def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
@@ -41,8 +47,14 @@ def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
     with pytest.raises(ConfigError) as refused:
         Configs(machine=False).check(jobs(sweep, text))
     assert refused.value.problems == [
-        "d.yaml:2: algorithm must name an algorithm, got 'FedAvgg'; did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)",
-        "m.yaml:1: trainer.max_round is no option; did you mean 'max_rounds'? (FedAvg/seed0 and 3 more)",
+        (
+            "d.yaml:2: algorithm must name an algorithm, got 'FedAvgg'; "
+            "did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)"
+        ),
+        (
+            "m.yaml:1: trainer.max_round is no option; "
+            "did you mean 'max_rounds'? (FedAvg/seed0 and 3 more)"
+        ),
     ]
 
 
@@ -71,13 +83,20 @@ def made(job: Job, **changes: object) -> None:
 def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
     first, second, *_ = jobs(sweep)
     made(first, max_rounds=2)
-    made(second, local_epochs=7, default_root_dir="elsewhere", devices=3)  # where it was computed does not count
+    # where it was computed does not count
+    made(second, local_epochs=7, default_root_dir="elsewhere", devices=3)
     with pytest.raises(ConfigError) as refused:
         Survey(sweep.plan(MATRIX), Configs(machine=False))
     remedy = "move it away, or give the matrix another name"
     assert refused.value.problems == [
-        f"runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 2 -> 3; {remedy}",
-        f"runs/m/FedProx/seed0/version_0 was made with other options: trainer.local_epochs: 7 -> 1; {remedy}",
+        (
+            "runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: "
+            f"2 -> 3; {remedy}"
+        ),
+        (
+            "runs/m/FedProx/seed0/version_0 was made with other options: trainer.local_epochs: "
+            f"7 -> 1; {remedy}"
+        ),
     ]
 
 

@@ -47,7 +47,10 @@ def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
     assert bhfl("sweep", "m.yaml", "--dry_run").out.endswith("2 runs: 1 done, 1 missing\n")
     code, _, err = bhfl("sweep", "m.yaml", "--dry_run", "--trainer.max_rounds=2")
     assert code == 2
-    assert "runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 1 -> 2" in err
+    assert (
+        "runs/m/FedAvg/seed0/version_0 was made with other options: trainer.max_rounds: 1 -> 2"
+        in err
+    )
 
 
 def test_its_report_calls_methods_as_the_matrix_does(bhfl: Command, matrix: Path) -> None:
@@ -60,23 +63,34 @@ def test_its_report_calls_methods_as_the_matrix_does(bhfl: Command, matrix: Path
 def test_out_of_time(bhfl: Command, matrix: Path) -> None:
     code, out, err = bhfl("sweep", "m.yaml", "--minutes", "0.001")
     assert (code, err) == (0, "")
-    assert "stopped after 0.001 minutes: 2 of 2 runs left, 2 of 2 rounds left; the same command goes on\n" in out
+    assert (
+        "stopped after 0.001 minutes: 2 of 2 runs left, 2 of 2 rounds left; the same command goes "
+        "on\n" in out
+    )
     assert not list(Path("runs").rglob("version_*"))
 
 
-def test_a_run_that_fails_makes_the_sweep_fail(bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_makes_the_sweep_fail(
+    bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = "import sys; print('error: no data', file=sys.stderr); raise SystemExit(3)"
     monkeypatch.setattr(processes, "RUN", (sys.executable, "-c", script))
     code, out, err = bhfl("sweep", "m.yaml")
     assert code == 1
-    assert "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: no data\n" in out
+    assert (
+        "FedAvg/seed0 failed with exit code 3; runs/m/FedAvg/seed0/log.txt ends with\n  error: no "
+        "data\n" in out
+    )
     assert err == "error: failed: FedAvg/seed0, FedProx/seed0; 2 of 2 runs left\n"
 
 
 def test_only_what_there_is(bhfl: Command, matrix: Path) -> None:
     code, _, err = bhfl("sweep", "m.yaml", "--only", "FedAvgg,FedProx")
     assert code == 2
-    assert err == "error: --only must name methods or settings, got 'FedAvgg'; did you mean 'FedAvg'?\n"
+    assert (
+        err
+        == "error: --only must name methods or settings, got 'FedAvgg'; did you mean 'FedAvg'?\n"
+    )
 
 
 def test_help(bhfl: Command) -> None:
@@ -89,7 +103,10 @@ def test_runs_are_stopped_early_enough_to_end_within_the_minutes(
     bhfl: Command, matrix: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = []
-    monkeypatch.setattr("bhfl.cli.sweep.runner.Runner.run", lambda self, until: left.append(until - time.monotonic()))
+    monkeypatch.setattr(
+        "bhfl.cli.sweep.runner.Runner.run",
+        lambda self, until: left.append(until - time.monotonic()),
+    )
     bhfl("sweep", "m.yaml", "--minutes", "1")
     bhfl("sweep", "m.yaml", "--minutes", "9")
     assert 0 < left[0] <= 54
@@ -99,13 +116,19 @@ def test_runs_are_stopped_early_enough_to_end_within_the_minutes(
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path: Path, how: signal.Signals) -> None:
-    name = f"{tmp_path.parent.name}-{tmp_path.name}"  # its own, whatever other tests run at the same time
+def test_killed_in_the_middle_of_real_runs(
+    bhfl: Command, matrix: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    # its own, whatever other tests run at the same time
+    name = f"{tmp_path.parent.name}-{tmp_path.name}"
     matrix.write_text(f"name: {name}\n{MATRIX.replace('max_rounds: 1', 'max_rounds: 200')}")
     words = [sys.executable, "-m", "bhfl", "sweep", "m.yaml", "--jobs=2"]
     killed = subprocess.Popen(words, env=os.environ, stderr=subprocess.PIPE, text=True)
     root = tmp_path / "runs" / name
-    while not all(list((root / kind / "seed0").glob("*/checkpoints/round=*.ckpt")) for kind in ("FedAvg", "FedProx")):
+    while not all(
+        list((root / kind / "seed0").glob("*/checkpoints/round=*.ckpt"))
+        for kind in ("FedAvg", "FedProx")
+    ):
         assert killed.poll() is None
         time.sleep(0.05)
     killed.send_signal(how)
@@ -114,6 +137,9 @@ def test_killed_in_the_middle_of_real_runs(bhfl: Command, matrix: Path, tmp_path
     assert ("the same command goes on" in err) == (how == signal.SIGINT)
     assert bhfl("sweep", "m.yaml", "--jobs", 2).code == 0
     assert alive(f"--trainer.default_root_dir=runs/{name}") == []
-    assert sorted(path.parent.parent.name for path in root.rglob("version_*")) == ["FedAvg", "FedProx"]
+    assert sorted(path.parent.parent.name for path in root.rglob("version_*")) == [
+        "FedAvg",
+        "FedProx",
+    ]
     for rows in root.rglob("rounds.jsonl"):
         assert len(rows.read_text().splitlines()) == 200

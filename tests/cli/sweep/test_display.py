@@ -37,7 +37,9 @@ def test_lines_are_seldom_where_there_is_no_terminal(
     shown.close()
 
 
-def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_terminal_has_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     shown = Display(total=10, done=2)
     shown.update(5)

@@ -23,7 +23,9 @@ def test_the_second_is_refused(tmp_path: Path) -> None:
 
 def test_the_next_waits_for_runs_that_are_left(tmp_path: Path) -> None:
     with locked(tmp_path) as lock:
-        left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock])
+        left = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(1)"], pass_fds=[lock]
+        )
     assert left.poll() is None
     with locked(tmp_path):
         assert left.wait(5) == 0
@@ -37,7 +39,9 @@ def test_a_run_ends_with_its_sweep(tmp_path: Path) -> None:
         "print('begun', flush=True)\n"
         "time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stdout.readline() == b"begun\n"

@@ -40,8 +40,9 @@ def test_only_some(sweep: Sweeps) -> None:
 def test_later_options_win(sweep: Sweeps) -> None:
     plan = sweep.plan(MATRIX + TUNE % "s")
     assert plan.job(Cell("t", "B", 1), 2).args == [
-        "fit", "--config=c.yaml", "--trainer.max_rounds=3", "--clients={4: 2}", "--algorithm.mask=false", "--x=2",
-        "--seed_everything=1", "--trainer.default_root_dir=runs/m", "--trainer.name=t/B/seed1",
+        "fit", "--config=c.yaml", "--trainer.max_rounds=3", "--clients={4: 2}",
+        "--algorithm.mask=false", "--x=2", "--seed_everything=1",
+        "--trainer.default_root_dir=runs/m", "--trainer.name=t/B/seed1",
     ]  # fmt: skip
 
 
@@ -74,4 +75,9 @@ def test_without_settings_and_tuning(sweep: Sweeps) -> None:
     plan = sweep.plan("seeds: [0]\nmethods: {A: {config: c.yaml}}\n")
     job = plan.job(plan.cells[0])
     assert (job.name, plan.trials(plan.cells[0])) == ("A/seed0", [])
-    assert (job.folder, job.run, job.done, job.rounds()) == (Path("runs/m/A/seed0"), None, False, [])
+    assert (job.folder, job.run, job.done, job.rounds()) == (
+        Path("runs/m/A/seed0"),
+        None,
+        False,
+        [],
+    )

@@ -24,7 +24,7 @@ methods:
 tune: {key: model.init_args.optimizer.lr, values: [0.1, 0.2], seeds: [100, 0], margin: 0.05, last: 3, setting: half}
 first: [all]
 report: {target: 0.5, window: 3}
-"""
+"""  # noqa: E501
 LEAST = "seeds: [0]\nmethods: {A: {config: c.yaml}}\n"
 
 
@@ -41,7 +41,9 @@ def test_a_whole_matrix(folder: Path) -> None:
     assert words(matrix.settings["all"]) == ["--clients={8: 10}"]
     assert words(matrix.methods["FedAvg"]) == []
     assert words(matrix.methods["ProWD-mask"]) == ["--algorithm.mask=true"]
-    assert matrix.tune == Tune("model.init_args.optimizer.lr", [0.1, 0.2], [100, 0], 0.05, "val/acc_avg", 3, "half")
+    assert matrix.tune == Tune(
+        "model.init_args.optimizer.lr", [0.1, 0.2], [100, 0], 0.05, "val/acc_avg", 3, "half"
+    )
     assert matrix.report == {"target": 0.5, "window": 3}
     option = matrix.methods["ProWD-mask"][0]
     assert option.layer.place(("algorithm", "mask")) == "m.yaml:9: "
@@ -71,11 +73,26 @@ PROBLEMS = [
     ("seed: [0]", "m.yaml:3: seed is no key of a matrix; did you mean 'seeds'?"),
     ("name: a/b", "m.yaml:3: name must be a name of letters, digits and . _ + -, got 'a/b'"),
     ("base: 5", "m.yaml:3: base must be a mapping of options such as trainer.max_rounds: 5, got 5"),
-    ("base: {a b: 5}", "m.yaml:3: base.a b is no option; options are as on the command line: trainer.max_rounds"),
-    ("base: {seed_everything: 5}", "m.yaml:3: base.seed_everything cannot be used: seed_everything is given by seeds"),
-    ("base: {trainer: {name: x}}", "m.yaml:3: base.trainer cannot be used: trainer.name is given by the sweep"),
-    ("settings: {}", "m.yaml:3: settings must be a mapping of one or more names to their options, got {}"),
-    ("settings: {-: {}}", "m.yaml:3: settings.- must be a name of letters, digits and . _ + -, got '-'"),
+    (
+        "base: {a b: 5}",
+        "m.yaml:3: base.a b is no option; options are as on the command line: trainer.max_rounds",
+    ),
+    (
+        "base: {seed_everything: 5}",
+        "m.yaml:3: base.seed_everything cannot be used: seed_everything is given by seeds",
+    ),
+    (
+        "base: {trainer: {name: x}}",
+        "m.yaml:3: base.trainer cannot be used: trainer.name is given by the sweep",
+    ),
+    (
+        "settings: {}",
+        "m.yaml:3: settings must be a mapping of one or more names to their options, got {}",
+    ),
+    (
+        "settings: {-: {}}",
+        "m.yaml:3: settings.- must be a name of letters, digits and . _ + -, got '-'",
+    ),
     ("settings: {A: {}}", "m.yaml:3: settings.A is the name of a method too"),
     ("first: [B]", "m.yaml:3: first[0] must be a method or a setting, got 'B'; known: A"),
     ("first: A", "m.yaml:3: first must be a list of one or more items, got 'A'"),
@@ -85,22 +102,46 @@ PROBLEMS = [
     ("report: {window: 3}", "m.yaml:3: report.window needs a target, got 3 and none"),
     ("report: 0.5", "m.yaml:3: report must be a mapping of target and window, got 0.5"),
     ("tune: 5", "m.yaml:3: tune must be a mapping with key, values and seeds, got 5"),
-    ("tune: {key: x, values: 1, seeds: [5]}", "m.yaml:3: tune.values must be a list of one or more items, got 1"),
-    ("tune: {key: x, values: [], seeds: [5]}", "m.yaml:3: tune.values must be a list of one or more items, got []"),
-    ("tune: {key: x, values: [[1]], seeds: [5]}", "m.yaml:3: tune.values[0] must be a number or a word, got [1]"),
-    ("tune: {key: x, values: [1, 1], seeds: [5]}", "m.yaml:3: tune.values[1] must be given once, and 1 is there twice"),
+    (
+        "tune: {key: x, values: 1, seeds: [5]}",
+        "m.yaml:3: tune.values must be a list of one or more items, got 1",
+    ),
+    (
+        "tune: {key: x, values: [], seeds: [5]}",
+        "m.yaml:3: tune.values must be a list of one or more items, got []",
+    ),
+    (
+        "tune: {key: x, values: [[1]], seeds: [5]}",
+        "m.yaml:3: tune.values[0] must be a number or a word, got [1]",
+    ),
+    (
+        "tune: {key: x, values: [1, 1], seeds: [5]}",
+        "m.yaml:3: tune.values[1] must be given once, and 1 is there twice",
+    ),
     (
         "tune: {key: x, values: [1, '1'], seeds: [5]}",
         "m.yaml:3: tune.values[1] must be given once, and '1' is there twice",
     ),
-    ("tune: {key: x, values: [1], seeds: 0}", "m.yaml:3: tune.seeds must be a list of one or more items, got 0"),
-    ("tune: {key: x, values: [1], seeds: [-1]}", "m.yaml:3: tune.seeds[0] must be an integer from 0, got -1"),
-    ("tune: {key: x, values: [1]}", "m.yaml:3: tune.seeds must be a list of one or more items, got null"),
+    (
+        "tune: {key: x, values: [1], seeds: 0}",
+        "m.yaml:3: tune.seeds must be a list of one or more items, got 0",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [-1]}",
+        "m.yaml:3: tune.seeds[0] must be an integer from 0, got -1",
+    ),
+    (
+        "tune: {key: x, values: [1]}",
+        "m.yaml:3: tune.seeds must be a list of one or more items, got null",
+    ),
     (
         "tune: {key: x, values: [1], seeds: [5], margin: 0}",
         "m.yaml:3: tune.margin must be positive and finite, got 0",
     ),
-    ("tune: {values: [1], seeds: [5]}", "m.yaml:3: tune.key must be an option such as model.optimizer.lr, got null"),
+    (
+        "tune: {values: [1], seeds: [5]}",
+        "m.yaml:3: tune.key must be an option such as model.optimizer.lr, got null",
+    ),
     (
         "tune: {key: x, values: [1], seeds: [5], sed: 1}",
         "m.yaml:3: tune.sed is no key of a matrix; did you mean 'seeds'?",
@@ -109,7 +150,10 @@ PROBLEMS = [
         "tune: {key: x, values: [1], seeds: [5], metric: test/acc}",
         "m.yaml:3: tune.metric must be of the validation split, val/..., got 'test/acc'",
     ),
-    ("tune: {key: x, values: [1], seeds: [5], last: 0}", "m.yaml:3: tune.last must be an integer from 1, got 0"),
+    (
+        "tune: {key: x, values: [1], seeds: [5], last: 0}",
+        "m.yaml:3: tune.last must be an integer from 1, got 0",
+    ),
     (
         "tune: {key: x, values: [1], seeds: [5], setting: s}",
         "m.yaml:3: tune.setting needs settings, and there are none, got 's'",
@@ -136,14 +180,23 @@ def test_one_problem(folder: Path, line: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("", ["the matrix must hold a mapping of options such as trainer: {max_rounds: 5}; m.yaml is empty"]),
+        (
+            "",
+            [
+                "the matrix must hold a mapping of options such as trainer: {max_rounds: 5}; "
+                "m.yaml is empty"
+            ],
+        ),
         (
             "seeds: [0, -1, 0, x]\nmethods: {A: {}, B: {config: no.yaml}, C: 5}\n",
             [
                 "m.yaml:2: methods.A.config must be the method's configuration file, got null",
                 "m.yaml:2: methods.B.config must be a YAML file, and there is no file 'no.yaml'",
                 "m.yaml:2: methods.C.config must be the method's configuration file, got null",
-                "m.yaml:2: methods.C must be a mapping of options such as trainer.max_rounds: 5, got 5",
+                (
+                    "m.yaml:2: methods.C must be a mapping of options such as trainer.max_rounds: "
+                    "5, got 5"
+                ),
                 "m.yaml:1: seeds[2] must be given once, and 0 is there twice",
                 "m.yaml:1: seeds[1] must be an integer from 0, got -1",
                 "m.yaml:1: seeds[3] must be an integer from 0, got 'x'",
@@ -152,7 +205,10 @@ def test_one_problem(folder: Path, line: str, problem: str) -> None:
         (
             "name: x\n",
             [
-                "m.yaml:1: methods must be a mapping of one or more names to their options, got null",
+                (
+                    "m.yaml:1: methods must be a mapping of one or more names to "
+                    "their options, got null"
+                ),
                 "m.yaml:1: seeds must be a list of one or more items, got null",
             ],
         ),
@@ -167,7 +223,9 @@ def test_all_problems_at_once(folder: Path, text: str, problems: list[str]) -> N
 
 
 def test_there_must_be_a_file(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the matrix must be a YAML file, and there is no file 'nope\.yaml'"):
+    with pytest.raises(
+        ConfigError, match=r"the matrix must be a YAML file, and there is no file 'nope\.yaml'"
+    ):
         read_matrix("nope.yaml")
 
 
@@ -179,5 +237,7 @@ def test_a_bad_matrix_is_answered_without_torch(folder: Path) -> None:
         "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr == "error: the matrix must be a YAML file, and there is no file 'nope.yaml'\n"
+    assert (
+        done.stderr == "error: the matrix must be a YAML file, and there is no file 'nope.yaml'\n"
+    )
     assert done.returncode == 0

@@ -11,16 +11,32 @@ from bhfl.cli.sweep.request import read_request
 
 def test_the_defaults() -> None:
     request = read_request(["m.yaml"])
-    assert (request.matrix, request.jobs, request.minutes, request.dry_run) == ("m.yaml", 1, math.inf, False)
-    assert (request.only, request.seeds, request.root, request.typed) == ([], None, Path("runs"), [])
+    assert (request.matrix, request.jobs, request.minutes, request.dry_run) == (
+        "m.yaml",
+        1,
+        math.inf,
+        False,
+    )
+    assert (request.only, request.seeds, request.root, request.typed) == (
+        [],
+        None,
+        Path("runs"),
+        [],
+    )
 
 
 def test_all_of_it() -> None:
     words = (
-        "--jobs 3 --minutes=0.5 --only A,B --seeds 4,5 --root out --dry_run m.yaml --data.archive a=b --clients {8: 1}"
+        "--jobs 3 --minutes=0.5 --only A,B --seeds 4,5 --root out --dry_run m.yaml "
+        "--data.archive a=b --clients {8: 1}"
     )
     request = read_request([*words.split(" ")[:-2], "{8: 1}"])
-    assert (request.matrix, request.jobs, request.minutes, request.dry_run) == ("m.yaml", 3, 0.5, True)
+    assert (request.matrix, request.jobs, request.minutes, request.dry_run) == (
+        "m.yaml",
+        3,
+        0.5,
+        True,
+    )
     assert (request.only, request.seeds, request.root) == (["A", "B"], [4, 5], Path("out"))
     assert [option.word for option in request.typed] == ["--data.archive=a=b", "--clients={8: 1}"]
     assert request.typed[0].layer.name(("data", "archive")) == "--data.archive"
@@ -28,7 +44,15 @@ def test_all_of_it() -> None:
 
 def test_everything_that_is_wrong_is_said() -> None:
     args = [
-        *("--jobs=0", "--minutes=nan", "--only=", "--seeds=1,1", "--root= ", "--job=1", "--trainer.name=x"),
+        *(
+            "--jobs=0",
+            "--minutes=nan",
+            "--only=",
+            "--seeds=1,1",
+            "--root= ",
+            "--job=1",
+            "--trainer.name=x",
+        ),
         *("--seed_everything=1", "--data.archive", "--jobs=x", "--seeds=-1"),
     ]
     with pytest.raises(ConfigError) as refused:
@@ -50,5 +74,7 @@ def test_everything_that_is_wrong_is_said() -> None:
 
 
 def test_one_matrix_at_a_time() -> None:
-    with pytest.raises(ConfigError, match=r"one matrix is swept at a time, and 'b\.yaml' is another"):
+    with pytest.raises(
+        ConfigError, match=r"one matrix is swept at a time, and 'b\.yaml' is another"
+    ):
         read_request(["a.yaml", "b.yaml"])

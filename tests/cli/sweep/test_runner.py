@@ -18,7 +18,12 @@ from tests.cli.sweep.conftest import MATRIX, TUNED, Sweeps
 def begun() -> list[str]:
     """The log's first words of each start of a run, in all runs."""
     logs = sorted(Path("runs/m").rglob("log.txt"))
-    return [f"{log.parent.name}: {line}" for log in logs for line in log.read_text().splitlines() if line[:1] == "$"]
+    return [
+        f"{log.parent.name}: {line}"
+        for log in logs
+        for line in log.read_text().splitlines()
+        if line[:1] == "$"
+    ]
 
 
 def test_all_that_is_missing_is_run_once(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +57,12 @@ class ThereIs(float):
 
 def test_what_was_cut_off_goes_on(sweep: Sweeps, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "60")
-    stopped = sweep(MATRIX, "A", until=ThereIs(Path("runs/m/A/seed0/version_0/checkpoints/round=00001.ckpt")), jobs=1)
+    stopped = sweep(
+        MATRIX,
+        "A",
+        until=ThereIs(Path("runs/m/A/seed0/version_0/checkpoints/round=00001.ckpt")),
+        jobs=1,
+    )
     assert stopped.left == 2
     assert not stopped.failed
     assert sweep.survey(MATRIX, "A").states() == {"A/seed0": CUT_OFF, "A/seed1": MISSING}
@@ -65,25 +75,37 @@ def test_what_was_cut_off_goes_on(sweep: Sweeps, monkeypatch: pytest.MonkeyPatch
     assert ["--ckpt_path=last" in line for line in begun()] == [False, True, False]
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_told_and_the_others_go_on(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = MATRIX.replace("x: 0.25", "fails: 7")
     runner = sweep(text)
     assert sorted(runner.failed) == ["B/seed0", "B/seed1"]
     assert runner.left == 2
     out = capsys.readouterr().out
-    assert "B/seed0 failed with exit code 7; runs/m/B/seed0/log.txt ends with\n  rounds are lost\n" in out
+    assert (
+        "B/seed0 failed with exit code 7; runs/m/B/seed0/log.txt ends with\n  rounds are lost\n"
+        in out
+    )
     assert sweep.survey(text).states()["A/seed1"] == DONE
 
 
-def test_a_signal_that_ended_a_run_is_named(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_that_ended_a_run_is_named(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(MATRIX.replace("x: 0.25", "fails: killed"), "B", jobs=1)
-    assert "B/seed0 was ended by signal 9; runs/m/B/seed0/log.txt ends with\n" in capsys.readouterr().out
+    assert (
+        "B/seed0 was ended by signal 9; runs/m/B/seed0/log.txt ends with\n"
+        in capsys.readouterr().out
+    )
 
 
 # ---- tuning
 
 
-def test_the_best_on_the_validation_split_is_used(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_on_the_validation_split_is_used(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     states = sweep.survey(TUNED).states()
     assert list(states.values()) == [MISSING] * 6 + [UNTUNED] * 2
     runner = sweep(TUNED)
@@ -96,7 +118,9 @@ def test_the_best_on_the_validation_split_is_used(sweep: Sweeps, capsys: pytest.
     trials = {f"_tuning/A/{value}/seed9": value for value in (0.5, 0.75, 0.25)}
     assert kept["outcomes"]["A"] == {"chosen": 0.75, "at_edge": True, "trials": trials}
     assert kept["tune"]["metric"] == "val/acc_avg"
-    assert [str(run) for run in runner.survey.finished()] == [f"runs/m/{method}/seed0/version_0" for method in "AB"]
+    assert [str(run) for run in runner.survey.finished()] == [
+        f"runs/m/{method}/seed0/version_0" for method in "AB"
+    ]
     again = sweep(TUNED)
     assert (again.left, len(begun())) == (0, 8)
 
@@ -113,16 +137,21 @@ def test_a_value_in_the_middle_is_not_at_the_edge(sweep: Sweeps) -> None:
     assert not runner.survey.tuning.outcomes["A"]["at_edge"]
 
 
-def test_a_value_that_trails_is_not_tried_with_the_next_seed(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_value_that_trails_is_not_tried_with_the_next_seed(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = TUNED.replace("seeds: [9]", "seeds: [9, 0], margin: 0.3")
     runner = sweep(text, "A")
-    assert (runner.left, len(begun())) == (0, 5)  # three with seed 9, two with seed 0, of which one is the run
+    # three with seed 9, two with seed 0, of which one is the run
+    assert (runner.left, len(begun())) == (0, 5)
     tried = "0.5: 0.5000 over 2 seeds, 0.75: 0.7500 over 2 seeds, 0.25: 0.2500"
     assert f"A: x = 0.75 by val/acc_avg ({tried})" in capsys.readouterr().out
     states = sweep.survey(text, "A").states()
     assert states.pop("_tuning/A/0.25/seed0") == DROPPED
     assert set(states.values()) == {DONE}
-    assert [str(run) for run in runner.survey.finished()] == ["runs/m/_tuning/A/0.75/seed0/version_0"]
+    assert [str(run) for run in runner.survey.finished()] == [
+        "runs/m/_tuning/A/0.75/seed0/version_0"
+    ]
     assert (sweep(text, "A").left, len(begun())) == (0, 5)
 
 
@@ -140,23 +169,34 @@ def test_a_trial_that_diverges_is_not_chosen_and_not_repeated(sweep: Sweeps) -> 
     assert len(begun()) == 4
 
 
-def test_a_value_that_diverges_late_drops_no_other(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
-    text = TUNED.replace("[0.5, 0.75, 0.25], seeds: [9]", "[0.875, 0.5, 0.25], seeds: [9, 8], margin: 0.3")
+def test_a_value_that_diverges_late_drops_no_other(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = TUNED.replace(
+        "[0.5, 0.75, 0.25], seeds: [9]", "[0.875, 0.5, 0.25], seeds: [9, 8], margin: 0.3"
+    )
     runner = sweep(text, "A")
     assert (runner.left, runner.failed, runner.display.before) == (0, [], 0)
     out = capsys.readouterr().out
-    assert "A: x = 0.5 by val/acc_avg (0.875: diverged, 0.5: 0.5000 over 2 seeds, 0.25: 0.2500 over 2 seeds)" in out
+    assert (
+        "A: x = 0.5 by val/acc_avg (0.875: diverged, 0.5: 0.5000 over 2 seeds, 0.25: 0.2500 over 2 "
+        "seeds)" in out
+    )
     assert "; 0 of 21 rounds left" in out
     assert len(begun()) == 7
     assert (sweep(text, "A").left, len(begun())) == (0, 7)
 
 
-def test_no_round_is_left_of_what_is_not_run(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_round_is_left_of_what_is_not_run(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(TUNED.replace("seeds: [9]", "seeds: [9, 8], margin: 0.1"), "A")
     assert "A/seed0 done; 0 of 21 rounds left" in capsys.readouterr().out
 
 
-def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_method_of_which_every_trial_diverges_fails_alone(
+    sweep: Sweeps, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = TUNED.replace("[0.5, 0.75, 0.25]", "[2, 3]")
     for _ in range(2):
         runner = sweep(text, "A")
@@ -168,7 +208,10 @@ def test_a_method_of_which_every_trial_diverges_fails_alone(sweep: Sweeps, capsy
 def test_a_metric_that_is_not_logged(sweep: Sweeps, capsys: pytest.CaptureFixture[str]) -> None:
     runner = sweep(TUNED.replace("seeds: [9]", "seeds: [9], metric: val/f1"), "A", jobs=1)
     assert runner.failed == ["A"]
-    assert "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5/seed9 logged val/acc_avg" in capsys.readouterr().out
+    assert (
+        "tune.metric must be logged, got 'val/f1'; _tuning/A/0.5/seed9 logged val/acc_avg"
+        in capsys.readouterr().out
+    )
 
 
 def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
@@ -178,7 +221,9 @@ def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
     runner = sweep(TUNED.replace("0.25]", "0.25, 0.875]"), "A")
     assert runner.failed == ["A/seed0"]
     assert len(begun()) == 5  # a trial more, and no start of what is refused
-    assert "runs/m/A/seed0/version_0 was made with other options: options: " in capsys.readouterr().out
+    assert (
+        "runs/m/A/seed0/version_0 was made with other options: options: " in capsys.readouterr().out
+    )
 
 
 # ---- being killed
@@ -212,9 +257,13 @@ def alive(word: str) -> list[int]:
 def test_a_sweep_that_is_killed_leaves_nobody_behind_and_goes_on(
     sweep: Sweeps, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "m.yaml").write_text(MATRIX.replace("{config: c.yaml}", f"{{config: c.yaml, mark: {folder.name}}}"))
+    (folder / "m.yaml").write_text(
+        MATRIX.replace("{config: c.yaml}", f"{{config: c.yaml, mark: {folder.name}}}")
+    )
     text = (folder / "m.yaml").read_text()
-    killed = subprocess.Popen([sys.executable, "-c", KILLED], env={**os.environ, "FAKE_SECONDS": "60"})
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED], env={**os.environ, "FAKE_SECONDS": "60"}
+    )
     first = Path("runs/m/A/seed0/version_0")
     while not list(first.glob("checkpoints/round=*.ckpt")):
         assert killed.poll() is None
