@@ -15,7 +15,7 @@ from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
 
 BITS, LOSS = ":bits", ":loss"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, LocalRun
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantize
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
 TRACKED = "tracked/"

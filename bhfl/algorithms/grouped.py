@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bhfl.engine.aggregate import Aggregator, GroupedMean
 from bhfl.engine.algorithm import Algorithm
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec
 

@@ -23,10 +23,10 @@ from jsonargparse import (
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
-import bhfl.algorithms
 import bhfl.callbacks
 import bhfl.data
 import bhfl.models
+from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.cli.classes import Kind
 from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.hints import shown

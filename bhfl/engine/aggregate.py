@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from bhfl.engine.handed import ReturnError
 from bhfl.engine.types import Client, Params
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
 """The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum

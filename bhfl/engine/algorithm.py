@@ -8,22 +8,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.calls import call_step
 from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
-from bhfl.engine.module_hooks import call_step
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
 
 if TYPE_CHECKING:
+    import lightning as L
+    from lightning.fabric import Fabric
+
     from bhfl.engine.client import Worker
     from bhfl.engine.timing import ClientLink, Timing
 

@@ -5,15 +5,17 @@ integer counters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.engine.aggregate import GroupedMean
 from bhfl.engine.types import Client, Params, ServerState
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 NormPolicy = Literal["average", "local", "group"]
 

@@ -21,8 +21,8 @@ from bhfl.engine.handed import (
     check_tensors,
     name_of,
 )
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.refusal import RefusedError
-from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
 
 

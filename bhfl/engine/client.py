@@ -18,12 +18,13 @@ from torch import Tensor
 
 from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.calls import call_batch_hook, call_step
 from bhfl.engine.formats import Layout
-from bhfl.engine.module_hooks import Transfer, call_batch_hook, call_step, overrides
+from bhfl.engine.module_hooks import Transfer, overrides
 from bhfl.engine.module_trainer import Place
+from bhfl.engine.random import seed_globals
 from bhfl.engine.recorder import Recorder, recording
 from bhfl.engine.registered import Registered
-from bhfl.engine.sampling import seed_globals
 from bhfl.engine.training import Training
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bhfl.engine.module_hooks import call_step
+from bhfl.engine.calls import call_step
+from bhfl.engine.random import RandomKeys, seed_globals
 from bhfl.engine.recorder import recording
-from bhfl.engine.sampling import RandomKeys, seed_globals
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.quant.memory_format import (
     contiguous,

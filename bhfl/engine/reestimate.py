@@ -11,9 +11,9 @@ import lightning as L
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.algorithm import Algorithm
-from bhfl.engine.module_hooks import call_step
+from bhfl.engine.calls import call_step
+from bhfl.engine.random import seed_globals
 from bhfl.engine.recorder import Recorder, recording
-from bhfl.engine.sampling import seed_globals
 from bhfl.engine.types import FederatedData
 from bhfl.quant import reestimate_batchnorm_
 

@@ -28,9 +28,10 @@ from bhfl.engine.failures import origin
 from bhfl.engine.handed import ReturnError, ServerReturnError, check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.own import KEPT, Own
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, outliers
 from bhfl.engine.refusal import Asked, RefusedError, admit
-from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
+from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState

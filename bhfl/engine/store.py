@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from bhfl.engine import checkpoint
@@ -21,6 +20,9 @@ from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
 from bhfl.engine.records import gather
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
 

@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.client import Worker
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.recorder import Recorder
 from bhfl.engine.records import ClientRecord
-from bhfl.engine.sampling import RandomKeys, cohort_size, sample_cohort
+from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData
 
 _BACKWARD = 3

@@ -86,7 +86,7 @@ def test_gate_of_identical_clients_is_fedcom(tmp_path):
 
 
 def _of_client_zero(rng):
-    from bhfl.engine.sampling import RandomKeys
+    from bhfl.engine.random import RandomKeys
 
     return RandomKeys(rng.seed, rng.round, 0)
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bhfl.data import Digits, Dirichlet, FakeImages, FromDatasets
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import FederatedData
 
 

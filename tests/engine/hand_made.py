@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 
 FEATURES, CLASSES = 6, 3
 Points = tuple[Tensor, Tensor]

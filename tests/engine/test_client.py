@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from bhfl.engine.callback import Callback
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import CLASSES, FEATURES, HandMade, Module, float_state, points
 from tests.federation import Client, Net, fake, fit, same

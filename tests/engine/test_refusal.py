@@ -27,7 +27,7 @@ from bhfl.algorithms.fedlq.sensitivity import HARM
 from bhfl.algorithms.prowd.moves import count
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import ServerState
 from bhfl.quant import QuantizedTensor
 from tests.engine.hand_made import HandMade, Module, points

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from bhfl.engine.sampling import PURPOSES, RandomKeys, cohort_size, sample_cohort
+from bhfl.engine.random import PURPOSES, RandomKeys
+from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
 

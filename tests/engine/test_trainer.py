@@ -22,7 +22,7 @@ from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.engine import checkpoint
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
 from bhfl.quant import BitSpec, QuantizedTensor
 from tests.engine.hand_made import HandMade, Module, float_state, points

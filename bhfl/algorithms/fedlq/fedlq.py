@@ -26,8 +26,8 @@ from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity, Source
 from bhfl.algorithms.fedlq.significance import Probe, layer_costs, significance, variance_table
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import gather
-from bhfl.engine.sampling import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 

@@ -20,7 +20,7 @@ from bhfl.algorithms.prowd.finetune import FineTuning, own_copy
 from bhfl.algorithms.prowd.selection import mask_limit
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
-from bhfl.engine.sampling import RandomKeys
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
 
