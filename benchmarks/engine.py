@@ -24,7 +24,7 @@ data: {class_path: FakeImages, init_args: {num_train: 5000, num_test: 200, shape
 """  # noqa: E501
 
 
-def _trainer(clients: int, images: int, folder: str):
+def _trainer(clients: int, images: int, folder: str, **options):
     from bhfl.data import FakeImages
     from bhfl.engine.trainer import FederatedTrainer
     from bhfl.models import Classifier
@@ -37,7 +37,8 @@ def _trainer(clients: int, images: int, folder: str):
         batch_size=min(50, images),
         val_fraction=0.0,
     )
-    trainer = FederatedTrainer({32: clients}, default_root_dir=folder, logger=False, devices=1)
+    options |= {"default_root_dir": folder, "logger": False, "devices": 1}
+    trainer = FederatedTrainer({32: clients}, **options)
     return trainer, Classifier("cnn", input_shape=(3, 32, 32)), data
 
 
@@ -146,8 +147,7 @@ def peak(clients: int) -> None:
     memory in MiB.
     """
     with tempfile.TemporaryDirectory() as folder:
-        trainer, model, data = _trainer(clients, 10_000 // clients, folder)
-        trainer.options["max_rounds"] = 1
+        trainer, model, data = _trainer(clients, 10_000 // clients, folder, max_rounds=1)
         trainer.fit(model, data)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

@@ -75,7 +75,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         steps = {
             context.data.num_batches(client.id) for client in context.clients if client.num_examples
         }
-        if context.options["local_steps"] is None and len(steps) > 1:
+        if context.settings.training.local_steps is None and len(steps) > 1:
             raise ValueError(
                 f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} "
                 "batches a client; set trainer.local_steps, or allow_inexact: true"

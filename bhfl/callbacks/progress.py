@@ -45,7 +45,7 @@ class Progress(Callback):
         print(f"logs and checkpoints: {trainer.run.folder}", flush=True)
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=trainer.options["max_rounds"],
+                total=trainer.settings.stopping.max_rounds,
                 initial=trainer.server.round,
                 unit="round",
                 dynamic_ncols=True,
@@ -63,8 +63,7 @@ class Progress(Callback):
         figures = {"loss": metrics.get("train/loss")}
         names = metric_names(metrics, "val")
         monitored = (
-            trainer.options["monitor"]
-            .removeprefix("val/")
+            trainer.settings.choice.monitor.removeprefix("val/")
             .removesuffix("_avg")
             .removesuffix("_min")
         )
@@ -82,7 +81,7 @@ class Progress(Callback):
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         up, down = (_megabytes(metrics[f"comm/{way}_MB"]) for way in ("uplink", "downlink"))
-        total = trainer.options["max_rounds"]
+        total = trainer.settings.stopping.max_rounds
         print(
             f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
             f"MB  {metrics['time/round_s']:.1f} s",

@@ -109,10 +109,9 @@ class AnalyzingTrainer(FederatedTrainer):
             problems.append(
                 f"analyze needs a global model, and {type(self.algorithm).__name__} keeps none"
             )
+        devices = self.settings.machine.devices
         if self.fabric.world_size > 1:
-            problems.append(
-                f"analyze runs in one process: devices must be 1, got {self.options['devices']!r}"
-            )
+            problems.append(f"analyze runs in one process: devices must be 1, got {devices!r}")
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -148,7 +147,7 @@ class AnalyzingTrainer(FederatedTrainer):
         from bhfl.cli.samples import held_out
         from bhfl.quant import layer_weights
 
-        module, seed = self.rounds.worker.module, self.options["seed"]
+        module, seed = self.rounds.worker.module, self.settings.cohort.seed
         layers, evaluate = layer_weights(module), _evaluation(self.rounds.worker)
         chunks, source = held_out(data, samples, seed)
         total, passes = sum(size for size, _ in chunks), 1 + len(layers) * len(probe_bits)

@@ -97,10 +97,9 @@ class ExportingTrainer(AnalyzingTrainer):
             problems.append(
                 f"export needs a global model, and {type(self.algorithm).__name__} keeps none"
             )
+        devices = self.settings.machine.devices
         if self.fabric.world_size > 1:
-            problems.append(
-                f"export runs in one process: devices must be 1, got {self.options['devices']!r}"
-            )
+            problems.append(f"export runs in one process: devices must be 1, got {devices!r}")
         if not installed("export"):
             problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
         if problems:
@@ -175,11 +174,11 @@ class ExportingTrainer(AnalyzingTrainer):
                 for group in dict.fromkeys(client.group for client in self.clients)
             ),
             "Method": type(self.algorithm).__name__,
-            "Rounds": f"{self.server.round}, seed {self.options['seed']}",
+            "Rounds": f"{self.server.round}, seed {self.settings.cohort.seed}",
             "Sent": f"{sent['uplink']:,} bytes up, {sent['downlink']:,} bytes down",
         }
         title = (
-            f"{self.options['name']}: {type(model).__name__}, "
+            f"{self.settings.output.name}: {type(model).__name__}, "
             f"{self.server.round} rounds of {facts['Method']}"
         )
         loading = _loading(

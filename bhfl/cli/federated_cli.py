@@ -34,7 +34,7 @@ from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_pat
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
-from bhfl.engine.settings import check_settings
+from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import durable
 
@@ -125,16 +125,13 @@ class FederatedCLI(LightningCLI):
     def _check_settings(self) -> None:
         """The trainer's own checks, before anything is built."""
         config = self.config[self.config.subcommand]
+        options = dict.fromkeys(inspect.signature(FederatedTrainer).parameters)
+        options |= config.trainer  # which lacks optional classes that are not chosen
+        options["callbacks"] = None  # their classes are checked, and they are made later
+        options["clients"] = config.clients
+        options["seed"] = config.seed_everything
         try:
-            made_later = {"callbacks": None}  # the parser has checked their classes
-            check_settings(
-                {
-                    **config.trainer,
-                    **made_later,
-                    "clients": config.clients,
-                    "seed": config.seed_everything,
-                }
-            )
+            checked_settings(options)
         except ValueError as error:
             raise ConfigError([self._located(line) for line in str(error).splitlines()]) from error
 

@@ -20,6 +20,7 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
+from bhfl.settings import Settings
 
 if TYPE_CHECKING:
     import lightning as L
@@ -37,7 +38,7 @@ class Context:
     module: L.LightningModule
     data: FederatedData
     fabric: Fabric
-    options: Mapping[str, Any]
+    settings: Settings
     """Of the trainer."""
     worker: Callable[[], Worker]
     """This process's module, once the run is set up; idle before and after the clients of a round.

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -29,6 +28,7 @@ from bhfl.engine.training import Training
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_
 from bhfl.quant.layers import takes_low_bits
+from bhfl.settings import LocalTraining
 
 _UNCALLED = (
     "configure_callbacks",
@@ -38,24 +38,6 @@ _UNCALLED = (
 )
 
 
-@dataclass(frozen=True)
-class LocalSettings:
-    """How long and in what manner a client trains in a round."""
-
-    local_epochs: int = 1
-    local_steps: int | None = None
-    """Optimiser steps, over as many epochs as they take; overrides `local_epochs`."""
-    lr_schedule: Literal["continue", "restart"] = "continue"
-    """`continue`: schedulers go on where the rounds before left them; `restart`: each round begins
-    anew.
-    """
-    gradient_clip_val: float | None = None
-    save_in_int8: bool = False
-    """Clients with activations of up to 8 bits keep what backward needs so too, see
-    `bhfl.quant.save_in_int8`.
-    """
-
-
 class Worker:
     """The one module of this process and what it takes to train and evaluate it as any client.
 
@@ -63,12 +45,12 @@ class Worker:
         module: The user's LightningModule; its layers are swapped for quantised ones in place,
             parameters shared.
         fabric: Gives the device and the precision.
-        settings: See `LocalSettings`.
+        settings: How long and in what manner clients train.
         place: Where in the run the module is; `self.trainer` tells the module of it.
     """
 
     def __init__(
-        self, module: L.LightningModule, fabric: Fabric, settings: LocalSettings, place: Place
+        self, module: L.LightningModule, fabric: Fabric, settings: LocalTraining, place: Place
     ) -> None:
         self.fabric = fabric
         self.settings = settings

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import traceback
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import bhfl
 from bhfl.engine.records import NO_EXAMPLES, ClientRecord
+from bhfl.settings import Settings
 
 _OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
 _TOLD = 3
@@ -58,7 +57,7 @@ def origin(error: BaseException) -> str:
 
 
 def failed_in_a_row(
-    records: list[ClientRecord], *, before: int, round: int, options: Mapping[str, Any], tell: bool
+    records: list[ClientRecord], *, before: int, round: int, settings: Settings, tell: bool
 ) -> int:
     """The number of rounds in a row without enough usable updates, `round` included.
 
@@ -66,7 +65,7 @@ def failed_in_a_row(
         records: Those of all clients of the round.
         before: The number before this round.
         round: The number of this round, from 1.
-        options: The trainer's settings.
+        settings: The trainer's settings.
         tell: Whether to warn of each failure.
 
     Raises:
@@ -84,11 +83,15 @@ def failed_in_a_row(
         )
     if alike := failed_alike(records):
         why = f"the same error in all {len(alike)} clients of round {round}"
-    elif len(records) - len(bad) >= options["min_clients"]:
+    elif len(records) - len(bad) >= settings.cohort.min_clients:
         return 0
-    elif before >= options["max_failed_rounds"] or before + 1 == round >= options["max_rounds"]:
+    elif (
+        before >= settings.stopping.max_failed_rounds
+        or before + 1 == round >= settings.stopping.max_rounds
+    ):
         rounds = f"{before + 1} rounds in a row"
-        why = f"{rounds} had fewer than min_clients={options['min_clients']} usable updates; last"
+        least = settings.cohort.min_clients
+        why = f"{rounds} had fewer than min_clients={least} usable updates; last"
     else:
         return before + 1
     first = (alike or bad)[0]

@@ -5,7 +5,7 @@ effect.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import BitSpec, layer_weights
+from bhfl.settings import Settings
 
 _SHARE = 0.5
 """Low-bit groups of which a smaller share of the weights is at their bits are told of."""
@@ -31,7 +32,7 @@ def forewarn(
     module: nn.Module,
     clients: Iterable[Client],
     data: FederatedData,
-    options: Mapping[str, Any],
+    settings: Settings,
     *,
     fresh: bool,
     compiled: bool,
@@ -43,7 +44,7 @@ def forewarn(
         module: The model, whose layers are swapped already.
         clients: The fleet.
         data: Already split.
-        options: The trainer's options.
+        settings: The trainer's settings.
         fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its
             clients.
         compiled: The model is compiled, or a part of it; see `is_compiled`.
@@ -52,8 +53,8 @@ def forewarn(
     if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
         for group in bits if (told := _mostly_float(module)) else ():
             warnings.warn(f"{group} clients {told}", stacklevel=2)
-    arriving = fresh and not options["reestimate_norm"]
-    if told := _slow_norms(module, _most_steps(clients, data, options)) if arriving else "":
+    arriving = fresh and not settings.aggregation.reestimate_norm
+    if told := _slow_norms(module, _most_steps(clients, data, settings)) if arriving else "":
         warnings.warn(told, stacklevel=2)
     if (
         told := _too_many_graphs(len({client.spec for client in clients} | {BitSpec()}))
@@ -117,12 +118,12 @@ def _mostly_float(module: nn.Module) -> str:
     )
 
 
-def _most_steps(clients: Iterable[Client], data: FederatedData, options: Mapping[str, Any]) -> int:
+def _most_steps(clients: Iterable[Client], data: FederatedData, settings: Settings) -> int:
     """Optimiser steps of the client that makes the most of them in a round."""
-    if options["local_steps"] is not None:
-        return int(options["local_steps"])
+    if settings.training.local_steps is not None:
+        return settings.training.local_steps
     batches = [data.num_batches(client.id) for client in clients if client.num_examples]
-    return int(options["local_epochs"]) * max(batches, default=0)
+    return settings.training.local_epochs * max(batches, default=0)
 
 
 def _slow_norms(module: nn.Module, steps: int) -> str:

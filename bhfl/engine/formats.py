@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -28,6 +28,7 @@ from bhfl.quant.memory_format import (
     layer_needs_contiguous,
     needs_contiguous,
 )
+from bhfl.settings import Settings
 
 if TYPE_CHECKING:
     from bhfl.engine.client import Worker
@@ -107,7 +108,7 @@ def _channels_last(batch: Any) -> Any:
 
 def with_format(
     server: ServerState,
-    options: Mapping[str, Any],
+    settings: Settings,
     worker: Worker,
     clients: Iterable[Client],
     data: FederatedData,
@@ -116,7 +117,7 @@ def with_format(
 
     Args:
         server: Before the first round.
-        options: The trainer's options.
+        settings: The trainer's settings.
         worker: This process's module.
         clients: The fleet; the first of those with the most examples gives a batch.
         data: Already split.
@@ -124,10 +125,10 @@ def with_format(
 
     def first() -> Any:
         client = max(clients, key=lambda client: client.num_examples)
-        batches = data.client_batches(client.id, RandomKeys(options["seed"], 0, client.id), 0)
+        batches = data.client_batches(client.id, RandomKeys(settings.cohort.seed, 0, client.id), 0)
         return next(iter(worker.on_device(batches)))
 
-    chosen = agree_on_format(options["channels_last"], worker.module, worker.fabric, first)
+    chosen = agree_on_format(settings.machine.channels_last, worker.module, worker.fabric, first)
     return replace(server, channels_last=chosen)
 
 

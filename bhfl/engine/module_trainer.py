@@ -5,7 +5,7 @@ that half works.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from bhfl.engine.types import Client, FederatedData
+from bhfl.settings import Settings
 
 
 class Place:
@@ -31,17 +32,17 @@ class Place:
 
     Args:
         data: The data of the run.
-        options: The trainer's options.
+        settings: The trainer's settings.
         stage: What is being set up: ``train``, ``val`` or ``test``.
     """
 
-    def __init__(self, data: FederatedData, options: Mapping[str, Any], stage: str) -> None:
+    def __init__(self, data: FederatedData, settings: Settings, stage: str) -> None:
         self.data = data
-        self.options = options
+        self.settings = settings
         self.stage = stage
         self.clients: Sequence[Client] = ()
         """The fleet, once the data are split."""
-        self.loggers: list[Any] = _without_a_run(options["logger"])
+        self.loggers: list[Any] = _without_a_run(settings.output.logger)
         self.folder: Path | None = None
         self.change_gradients: Callable[[], None] | None = None
         """Called between backward and clipping."""
@@ -115,9 +116,9 @@ class Place:
     @property
     def planned_epochs(self) -> int:
         """Local epochs of a round, the last of which may be cut short."""
-        steps: int | None = self.options["local_steps"]
+        steps: int | None = self.settings.training.local_steps
         return (
-            int(self.options["local_epochs"])
+            self.settings.training.local_epochs
             if steps is None
             else math.ceil(steps / max(self.num_batches, 1))
         )
@@ -125,8 +126,8 @@ class Place:
     @property
     def planned_steps(self) -> int:
         """Optimiser steps of a round."""
-        steps: int | None = self.options["local_steps"]
-        return int(self.options["local_epochs"]) * self.num_batches if steps is None else steps
+        steps: int | None = self.settings.training.local_steps
+        return self.settings.training.local_epochs * self.num_batches if steps is None else steps
 
 
 def _without_a_run(chosen: Any) -> list[Any]:
@@ -221,7 +222,7 @@ class LocalStrategy(_Kept):
         closure()
         if self._place.without_loss:
             return None
-        changed = self._place.change_gradients or self._place.options["gradient_clip_val"]
+        changed = self._place.change_gradients or self._place.settings.training.gradient_clip_val
         if changed or not getattr(optimizer, "_step_supports_amp_scaling", False):
             self._precision.unscale_gradients(optimizer)
         self._before_step(optimizer)
@@ -248,7 +249,7 @@ class LocalStrategy(_Kept):
             place.change_gradients()
         module.on_before_optimizer_step(optimizer)
         if module.automatic_optimization:
-            clip = place.options["gradient_clip_val"]
+            clip = place.settings.training.gradient_clip_val
             module.configure_gradient_clipping(
                 optimizer, gradient_clip_val=clip, gradient_clip_algorithm=None
             )
@@ -278,7 +279,7 @@ class ModuleTrainer(_Kept):
     num_devices = num_nodes = world_size = 1
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
-        options = place.options
+        settings = place.settings
         kept: dict[str, Any] = {
             "_place": place,
             "lightning_module": module,
@@ -287,12 +288,12 @@ class ModuleTrainer(_Kept):
         }
         kept |= {"strategy": LocalStrategy(module, place, fabric), "precision_plugin": Precision()}
         kept |= {
-            "precision": str(options["precision"]),
-            "gradient_clip_val": options["gradient_clip_val"],
+            "precision": str(settings.training.precision),
+            "gradient_clip_val": settings.training.gradient_clip_val,
         }
-        steps: int | None = options["local_steps"]
-        kept["max_steps"] = -1 if steps is None else options["max_rounds"] * steps
-        vars(self).update(kept, default_root_dir=str(options["default_root_dir"]))
+        steps: int | None = settings.training.local_steps
+        kept["max_steps"] = -1 if steps is None else settings.stopping.max_rounds * steps
+        vars(self).update(kept, default_root_dir=str(settings.output.default_root_dir))
 
     @property
     def current_epoch(self) -> int:
@@ -315,7 +316,7 @@ class ModuleTrainer(_Kept):
     @property
     def max_epochs(self) -> int:
         """Local epochs of a client that takes part in every round."""
-        return int(self._place.options["max_rounds"]) * self._place.planned_epochs
+        return self._place.settings.stopping.max_rounds * self._place.planned_epochs
 
     @property
     def num_training_batches(self) -> int:
@@ -325,7 +326,7 @@ class ModuleTrainer(_Kept):
     @property
     def estimated_stepping_batches(self) -> int:
         """Steps of this client if it takes part in every round."""
-        return int(self._place.options["max_rounds"]) * self._place.planned_steps
+        return self._place.settings.stopping.max_rounds * self._place.planned_steps
 
     @property
     def optimizers(self) -> list[Optimizer]:

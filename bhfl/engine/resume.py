@@ -16,10 +16,10 @@ from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.contents import lost_key, read_state
 from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.server_optimizer import describe
-from bhfl.engine.settings import FREE
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
+from bhfl.settings import Role, Settings
 
 _MAX_RECORD_BYTES = 2**30
 
@@ -168,12 +168,13 @@ def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     ]
 
 
-def shaping(options: Mapping[str, Any]) -> dict[str, Any]:
+def shaping(settings: Settings) -> dict[str, Any]:
     """The options that shape the model, as plain values."""
-    shaped = {
-        key: value for key, value in options.items() if key not in (*FREE, "clients", "algorithm")
-    }
-    make, network = shaped.pop("server_optimizer"), shaped.pop("network")
+    shaped = settings.of_role(Role.RESULT, Role.TASK, Role.CHOICE, Role.NUMERICS)
+    for key in ("clients", "algorithm", "threads"):
+        del shaped[key]
+    make = shaped["server_optimizer"]
+    network = shaped["network"]
     return {
         **shaped,
         "server_optimizer": describe(make) if make else None,

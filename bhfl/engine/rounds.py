@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
 from bhfl.quant import BitSpec, layer_weights, set_spec_
+from bhfl.settings import Settings
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Rounds:
         algorithm: Its hooks.
         clients: The fleet.
         data: Already split.
-        options: Of the trainer.
+        settings: The trainer's settings.
         timing: The simulated network, if there is one.
     """
 
@@ -68,7 +69,7 @@ class Rounds:
         algorithm: Algorithm,
         clients: list[Client],
         data: FederatedData,
-        options: Mapping[str, Any],
+        settings: Settings,
         timing: Timing | None = None,
     ) -> None:
         if (
@@ -83,14 +84,14 @@ class Rounds:
         self.algorithm = algorithm
         self.clients = clients
         self.data = data
-        self.options = options
+        self.settings = settings
         self.fabric, self.timing = worker.fabric, timing
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
             # raises now, not in the first client, where the model cannot take it
             set_spec_(worker.module, spec)
         self.groups = list(dict.fromkeys(client.group for client in clients))
         state = worker.state()
-        self.buffers = Buffers(worker.module, state, options["norm"], self.groups)
+        self.buffers = Buffers(worker.module, state, settings.aggregation.norm, self.groups)
         self.names = frozenset(state)
         self.layers = (
             []
@@ -126,9 +127,13 @@ class Rounds:
         and the records.
         """
         self.worker.layout.take_(server.channels_last)
-        size = cohort_size(len(self.clients), self.options["clients_per_round"])
+        size = cohort_size(len(self.clients), self.settings.cohort.clients_per_round)
         cohort = sample_cohort(
-            self.clients, size, self.options["seed"], server.round, self.options["sampling"]
+            self.clients,
+            size,
+            self.settings.cohort.seed,
+            server.round,
+            self.settings.cohort.sampling,
         )
         totals = self._totals(server, min(MAX_TERM, MAX_TOTAL / len(cohort)))
         self._sent = None
@@ -145,7 +150,7 @@ class Rounds:
         asked = [record for record in records if record.reason != NO_EXAMPLES]
         if asked and all(record.broken_hook for record in asked):
             raise ServerReturnError(asked[0].reason)
-        if sum(record.status == "ok" for record in records) < self.options["min_clients"]:
+        if sum(record.status == "ok" for record in records) < self.settings.cohort.min_clients:
             for record in mine:
                 self.store.forget(record.client, server.round + 1)
             self.fabric.barrier()  # before another process trains one of these clients
@@ -272,7 +277,7 @@ class Rounds:
         run = self._local_run(server, client, start, received, state, record.downlink_bytes)
         self.worker.train(self.algorithm, run, self.data, history)
         record.num_examples = run.num_examples
-        if self.options["evaluate_clients"]:
+        if self.settings.output.evaluate_clients:
             found = self.worker.evaluate(
                 self.data.client_val_batches(client.id) or self.data.val_batches(), "val"
             )
@@ -297,7 +302,7 @@ class Rounds:
         state: dict[str, Tensor],
         downlink_bytes: int,
     ) -> LocalRun:
-        rng = RandomKeys(self.options["seed"], server.round, client.id)
+        rng = RandomKeys(self.settings.cohort.seed, server.round, client.id)
         link = self.timing.link(server.round, client) if self.timing else None
         return LocalRun(
             client, server.round, self.worker.module, start, received, state, rng,
@@ -393,7 +398,7 @@ class Rounds:
         left_out = {name for names in gather(self.fabric, [sorted(totals.own)]) for name in names}
         following = replace(server, metrics={})
         if self.fabric.is_global_zero and self.algorithm.communicates:
-            rng = RandomKeys(self.options["seed"], server.round)
+            rng = RandomKeys(self.settings.cohort.seed, server.round)
             following = self.hooks.server_update(following, aggregate, totals.updates, rng)
         buffers["first"] = self.own.following(server, left_out)
         following = replace(

@@ -34,6 +34,7 @@ from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
 from bhfl.engine.store import ClientStore
 from bhfl.engine.types import ServerState
+from bhfl.settings import Settings
 
 MAX_FAILED = 2000
 """Characters that ``summary.json`` keeps of an error."""
@@ -43,13 +44,13 @@ class Run:
     """What rank 0 writes. Other processes hold one too, but only its folder and verdicts.
 
     Args:
-        options: Of the trainer.
+        settings: The trainer's settings.
         folder: The run folder, on every process the same.
         writes: Whether this process is rank 0.
     """
 
-    def __init__(self, options: Mapping[str, Any], folder: Path, writes: bool) -> None:
-        self.options = options
+    def __init__(self, settings: Settings, folder: Path, writes: bool) -> None:
+        self.settings = settings
         self.folder = folder
         self.writes = writes
         self.rows = RoundsFile(folder / "rounds.jsonl")
@@ -62,7 +63,7 @@ class Run:
         self.best_round = 0
         self.failed_rounds = 0
         self.seconds = 0.0
-        self._loggers = Loggers(options["logger"], folder)
+        self._loggers = Loggers(settings.output.logger, folder)
         self._claim: IO[bytes] | None = None
 
     # ---- beginning and resuming ------------------------------------------------------------------
@@ -92,10 +93,10 @@ class Run:
         self.ledger = Ledger(run["ledger"])
         self.best, self.best_round = run["best"], run["best_round"]
         self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
-        if state["threads"] != self.options["threads"]:
+        if state["threads"] != self.settings.machine.threads:
             warnings.warn(
                 f"the run was computed with threads: {state['threads']}, now "
-                f"{self.options['threads']}: the last bits of its results will differ",
+                f"{self.settings.machine.threads}: the last bits of its results will differ",
                 stacklevel=2,
             )
 
@@ -123,7 +124,7 @@ class Run:
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
-        environment = {**_environment(self.options), "channels_last": server.channels_last}
+        environment = {**_environment(self.settings), "channels_last": server.channels_last}
         write_json(self.folder / "env.json", environment)
         self.rows.rewrite(self.history)
         self._packed.extend(self.history)
@@ -164,7 +165,7 @@ class Run:
         Raises:
             ValueError: It is not logged; the error lists what is.
         """
-        monitor = self.options["monitor"]
+        monitor = self.settings.choice.monitor
         if monitor not in row:
             if not complete:
                 return False
@@ -174,7 +175,7 @@ class Run:
             )
         value = row[monitor]
         better = self.best is None or (
-            value > self.best if self.options["mode"] == "max" else value < self.best
+            value > self.best if self.settings.choice.mode == "max" else value < self.best
         )
         if better and math.isfinite(value):
             self.best, self.best_round = value, row["round"]
@@ -187,9 +188,12 @@ class Run:
         later = [
             row
             for row in self.history
-            if row["round"] > self.best_round and self.options["monitor"] in row
+            if row["round"] > self.best_round and self.settings.choice.monitor in row
         ]
-        return self.options["patience"] is not None and len(later) >= self.options["patience"]
+        return (
+            self.settings.stopping.patience is not None
+            and len(later) >= self.settings.stopping.patience
+        )
 
     def save(
         self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool
@@ -205,7 +209,7 @@ class Run:
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
         return [
-            *checkpoint.prune(self.checkpoints, self.options["keep_checkpoints"]),
+            *checkpoint.prune(self.checkpoints, self.settings.output.keep_checkpoints),
             self.best_round,
         ]
 
@@ -222,7 +226,8 @@ class Run:
             "metrics": metrics, "bytes": self.ledger.by_group, "rounds": last["round"],
             "seconds": self.seconds, "simulated_seconds": last.get("time/simulated_s"),
             "best": {
-                "monitor": self.options["monitor"], "value": self.best, "round": self.best_round,
+                "monitor": self.settings.choice.monitor, "value": self.best,
+                "round": self.best_round,
             },
         }  # fmt: skip
         if failed:
@@ -242,12 +247,12 @@ class Run:
             self._claim.close()
 
 
-def _environment(options: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(settings: Settings) -> dict[str, Any]:
     return {
         "bhfl": bhfl.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "threads": options["threads"],
+        "threads": settings.machine.threads,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +21,7 @@ from bhfl.engine.recorder import Recorder
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData
+from bhfl.settings import Settings
 
 _BACKWARD = 3
 """A training step costs about three forward passes."""
@@ -33,19 +33,19 @@ class Timing:
     Args:
         network: Links and devices.
         clients: The fleet.
-        options: Of the trainer.
+        settings: The trainer's settings.
 
     Raises:
         ValueError: The network's trace has too few clients.
     """
 
     def __init__(
-        self, network: SimulatedNetwork, clients: Sequence[Client], options: Mapping[str, Any]
+        self, network: SimulatedNetwork, clients: Sequence[Client], settings: Settings
     ) -> None:
         network.link(0, len(clients) - 1)
         self.network = network
         self.clients = clients
-        self.options = options
+        self.settings = settings
         self.example_flops = 0.0
         """Of one forward pass of one example."""
 
@@ -59,7 +59,11 @@ class Timing:
         if client is None:
             return
         batch = next(
-            iter(data.client_batches(client.id, RandomKeys(self.options["seed"], 0, client.id), 0))
+            iter(
+                data.client_batches(
+                    client.id, RandomKeys(self.settings.cohort.seed, 0, client.id), 0
+                )
+            )
         )
         with _without_fused_kernels(), FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
@@ -78,9 +82,9 @@ class Timing:
 
     def cohort(self, round: int) -> list[Client]:
         """The clients of a round."""
-        size = cohort_size(len(self.clients), self.options["clients_per_round"])
+        size = cohort_size(len(self.clients), self.settings.cohort.clients_per_round)
         return sample_cohort(
-            self.clients, size, self.options["seed"], round, self.options["sampling"]
+            self.clients, size, self.settings.cohort.seed, round, self.settings.cohort.sampling
         )
 
     def workload(
@@ -99,9 +103,9 @@ class Timing:
 
     def planned(self, client: Client, data: FederatedData) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
-        steps, batches = self.options["local_steps"], max(1, data.num_batches(client.id))
+        steps, batches = self.settings.training.local_steps, max(1, data.num_batches(client.id))
         if steps is None:
-            return int(self.options["local_epochs"]) * client.num_examples
+            return self.settings.training.local_epochs * client.num_examples
         epochs, rest = divmod(steps, batches)
         batch_size = getattr(data, "batch_size", math.ceil(client.num_examples / batches))
         return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))

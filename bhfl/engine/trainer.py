@@ -22,7 +22,7 @@ from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm, Context
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
-from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.client import Worker
 from bhfl.engine.common import check_common_folder, check_same_options
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
@@ -52,7 +52,7 @@ from bhfl.engine.resume import (
 from bhfl.engine.rounds import Rounds
 from bhfl.engine.run import Run
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
-from bhfl.engine.settings import DATA, check_settings, global_seed
+from bhfl.engine.settings import DATA, checked_settings, global_seed
 from bhfl.engine.state import check_state
 from bhfl.engine.store import ClientStore, client_store
 from bhfl.engine.timing import Timing
@@ -110,7 +110,7 @@ class FederatedTrainer:
         keep_checkpoints: Newest checkpoints kept, beside the best.
         seed: Of every random draw; None takes the number that `lightning.seed_everything` was
             given, which the initial weights of a model follow, and 0 where it was not called.
-            `options` and checkpoints hold the number itself.
+            `settings` and checkpoints hold the number itself.
         accelerator: As in Fabric.
         devices: As in Fabric; clients are dealt out to them.
         num_nodes: As in Fabric.
@@ -179,10 +179,9 @@ class FederatedTrainer:
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
-        options = {k: v for k, v in locals().items() if k != "self"}
+        options = {key: value for key, value in locals().items() if key != "self"}
         options["seed"] = global_seed() if seed is None else seed
-        check_settings(options)
-        self.options = options
+        self.settings = checked_settings(options)
         self.fleet = Fleet(clients)
         self.algorithm = Algorithm() if algorithm is None else algorithm
         if not isinstance(self.algorithm, Algorithm):
@@ -271,10 +270,8 @@ class FederatedTrainer:
 
     @contextmanager
     def _machine(self) -> Iterator[None]:
-        options = self.options
-        with launched(
-            self.fabric, options["threads"], options["timeout_seconds"], again=self._launched
-        ):
+        machine = self.settings.machine
+        with launched(self.fabric, machine.threads, machine.timeout_seconds, again=self._launched):
             self._launched = True
             yield
 
@@ -297,7 +294,7 @@ class FederatedTrainer:
         if "fit" in stages:
             check_trainable(model)
         place = self.place = Place(
-            data, self.options, {"fit": "train", "validate": "val"}.get(stages[0], stages[0])
+            data, self.settings, {"fit": "train", "validate": "val"}.get(stages[0], stages[0])
         )
         self._loan.attach(place, self.fabric)
         STANDING.at("preparing the data")
@@ -306,15 +303,15 @@ class FederatedTrainer:
         STANDING.at("setting up")
         for stage in stages:
             data.setup(stage)
-        specs = self.fleet.specs(self.options["num_clients"])
-        sizes = data.federate(len(specs), self.options["seed"])
-        uniform = self.options["weights"] == "uniform"
+        specs = self.fleet.specs(self.settings.fleet.num_clients)
+        sizes = data.federate(len(specs), self.settings.cohort.seed)
+        uniform = self.settings.aggregation.weights == "uniform"
         self.clients = [
             Client(i, spec, size, float(size > 0) if uniform else float(size))
             for i, (spec, size) in enumerate(zip(specs, sizes, strict=True))
         ]
-        network, keys = self.options["network"], LocalSettings.__dataclass_fields__
-        self.timing = Timing(network, self.clients, self.options) if network else None
+        network = self.settings.fleet.network
+        self.timing = Timing(network, self.clients, self.settings) if network else None
         place.clients = self.clients
         for stage in stages:
             model.setup(stage=stage)
@@ -323,7 +320,7 @@ class FederatedTrainer:
         self.algorithm.server_optimizer = self._server_optimizer(model)
         self.algorithm.setup(
             Context(
-                self.clients, model, data, self.fabric, self.options,
+                self.clients, model, data, self.fabric, self.settings,
                 worker=lambda: self.rounds.worker,
                 buffers=lambda server, group: self.rounds.travelling(server, group),
                 timing=self.timing,
@@ -331,27 +328,31 @@ class FederatedTrainer:
         )  # fmt: skip
         if "fit" in stages:
             check_optimizers(model)
-            check_monitor(self.options["monitor"], model, {client.group for client in self.clients})
+            check_monitor(
+                self.settings.choice.monitor, model, {client.group for client in self.clients}
+            )
             self._check_validation(data)
         worker = Worker(
             model,
             self.fabric,
-            LocalSettings(**{k: v for k, v in self.options.items() if k in keys}),
+            self.settings.training,
             place,
         )
-        if self.options["reestimate_norm"]:
-            worker.reestimate_ = reestimation(model, data, self.algorithm, self.options["norm"])
-        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.options, self.timing)
+        if self.settings.aggregation.reestimate_norm:
+            worker.reestimate_ = reestimation(
+                model, data, self.algorithm, self.settings.aggregation.norm
+            )
+        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.settings, self.timing)
         self.evaluator = Evaluator(self.rounds)
         if "fit" in stages:
             model.on_fit_start()
         self.server = replace(
-            self.rounds.init_server(), channels_last=self.options["channels_last"] is True
+            self.rounds.init_server(), channels_last=self.settings.machine.channels_last is True
         )
         self._loan.weights = lambda: self.rounds.release(self.server)
 
     def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
-        make = self.options["server_optimizer"]
+        make = self.settings.aggregation.server_optimizer
         if make and not self.algorithm.communicates:
             name = type(self.algorithm).__name__
             raise ValueError(
@@ -367,10 +368,11 @@ class FederatedTrainer:
         """Refuse options that need validation samples where there are none."""
         if next(iter(data.val_batches()), None) is not None:
             return
-        options, missing = self.options, "needs validation samples, and the data have none"
-        if options["patience"] is not None and options["monitor"].startswith("val/"):
-            raise ValueError(f"trainer.patience {missing}; got {options['patience']}")
-        if options["evaluate_clients"] and not any(
+        settings = self.settings
+        missing = "needs validation samples, and the data have none"
+        if settings.stopping.patience is not None and settings.choice.monitor.startswith("val/"):
+            raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
+        if settings.output.evaluate_clients and not any(
             data.client_val_batches(client.id) for client in self.clients
         ):
             raise ValueError(f"trainer.evaluate_clients {missing}; got True")
@@ -380,7 +382,7 @@ class FederatedTrainer:
         STANDING.at("opening the run folder")
         partition = data.partition_record()
         self._shaping = {
-            "trainer": shaping(self.options),
+            "trainer": shaping(self.settings),
             "clients": str(
                 self.fleet.to_config()
             ),  # as text, because the order of the groups counts
@@ -391,11 +393,11 @@ class FederatedTrainer:
         }
         check_same_options(self.fabric, self._shaping)
         check_storable(vars(self.server), "ServerState")
-        self._warn(doubt(self.options["monitor"], self.options["mode"]))
+        self._warn(doubt(self.settings.choice.monitor, self.settings.choice.mode))
         found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
         folder, state = self.fabric.broadcast(found)
         check_common_folder(self.fabric, folder)
-        self.run = Run(self.options, folder, self.fabric.is_global_zero)
+        self.run = Run(self.settings, folder, self.fabric.is_global_zero)
         if state is not None:
             self.server = fitting(state, self.server)
             self._run.restore(state)
@@ -407,7 +409,7 @@ class FederatedTrainer:
     @property
     def _root(self) -> Path:
         """Where the folders of this trainer's runs are."""
-        return user_path(self.options["default_root_dir"]) / str(self.options["name"])
+        return user_path(self.settings.output.default_root_dir) / str(self.settings.output.name)
 
     def find_checkpoint(self, ckpt_path: Union[str, Path]) -> tuple[Path | None, dict[str, Any]]:
         """The run folder and the state that `ckpt_path` means.
@@ -446,7 +448,7 @@ class FederatedTrainer:
                 self.rounds.worker.module,
                 self.clients,
                 data,
-                self.options,
+                self.settings,
                 fresh=ckpt_path is None,
                 compiled=is_compiled(module),
             )
@@ -456,18 +458,21 @@ class FederatedTrainer:
             self.timing.check_deadline(smallest, data)
         if ckpt_path is None:  # a resumed run keeps to what it was begun with
             self.server = with_format(
-                self.server, self.options, self.rounds.worker, self.clients, data
+                self.server, self.settings, self.rounds.worker, self.clients, data
             )
         self._begin(data, ckpt_path)
-        if ckpt_path is not None and self.server.round >= self.options["max_rounds"]:
-            done, wanted = self.server.round, self.options["max_rounds"]
+        if ckpt_path is not None and self.server.round >= self.settings.stopping.max_rounds:
+            done, wanted = self.server.round, self.settings.stopping.max_rounds
             warnings.warn(
                 f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}",
                 stacklevel=1,
             )
         self._call("on_fit_start")
         try:
-            while self.server.round < self.options["max_rounds"] and not self._run.out_of_patience:
+            while (
+                self.server.round < self.settings.stopping.max_rounds
+                and not self._run.out_of_patience
+            ):
                 self._round()
             self.rounds.load(self.server)
             module.on_fit_end()
@@ -488,14 +493,14 @@ class FederatedTrainer:
     def _round(self) -> None:
         start = time.perf_counter()
         run = self._run
-        options = self.options
+        settings = self.settings
         STANDING.at(f"beginning round {self.server.round + 1}")
         self.server, records = self.rounds.run(self.server, run.history, self._on_client)
         run.failed_rounds = failed_in_a_row(
             records,
             before=run.failed_rounds,
             round=self.server.round,
-            options=options,
+            settings=settings,
             tell=self.fabric.is_global_zero,
         )
         row: dict[str, Any] = {
@@ -508,12 +513,14 @@ class FederatedTrainer:
             before = run.history[-1]["time/simulated_s"] if run.history else 0.0
             row |= self.timing.metrics(self.server.round - 1, records, before)
         row |= self.algorithm.summarize(self.server, row)
-        last = self.server.round >= options["max_rounds"]
-        validates = last or self.server.round % options["check_val_every_n_rounds"] == 0
+        last = self.server.round >= settings.stopping.max_rounds
+        validates = last or self.server.round % settings.output.check_val_every_n_rounds == 0
         measured = self._evaluate(self.rounds.data, "val") if validates else {}
         row |= measured
-        if self.server.round == min(options["check_val_every_n_rounds"], options["max_rounds"]):
-            self._warn(unseen(options["monitor"], row, measured))
+        if self.server.round == min(
+            settings.output.check_val_every_n_rounds, settings.stopping.max_rounds
+        ):
+            self._warn(unseen(settings.choice.monitor, row, measured))
         seconds = self.fabric.broadcast(time.perf_counter() - start)
         run.seconds += seconds
         row |= {**run.ledger.metrics(), "time/round_s": seconds}
@@ -521,12 +528,12 @@ class FederatedTrainer:
             f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
         ]
         run.log(row)
-        complete = measured or not options["monitor"].startswith("val/")
+        complete = measured or not settings.choice.monitor.startswith("val/")
         best = run.improved(row, complete=bool(complete and row["clients/ok"]))
         due = (
             last
             or run.out_of_patience
-            or self.server.round % options["checkpoint_every_n_rounds"] == 0
+            or self.server.round % settings.output.checkpoint_every_n_rounds == 0
         )
         self._save(best, due, records)
         self._call("on_round_end", metrics=row)

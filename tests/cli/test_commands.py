@@ -32,7 +32,7 @@ class Faulty(Callback):
 class Tell(Callback):
     def on_fit_start(self, trainer):
         print("callbacks:", *(type(c).__name__ for c in trainer.callbacks))
-        print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.options["seed"])
+        print("classes:", list(trainer.server.params.values())[-1].shape[0], "seed:", trainer.settings.cohort.seed)
 """  # noqa: E501
 
 FAILING = """\

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bhfl.cli.example import example_of
-from bhfl.engine.client import LocalSettings, Worker
+from bhfl.engine.client import Worker
 from bhfl.engine.loan import Loan
 from bhfl.engine.module_trainer import Place
 from bhfl.engine.trainer import FederatedTrainer
@@ -58,9 +58,9 @@ class Data:
 
 def example(module, data):
     trainer = FederatedTrainer(clients={32: 1}, logger=False, devices=1)
-    place = Place(data, trainer.options, "test")
+    place = Place(data, trainer.settings, "test")
     Loan(module, data).attach(place, trainer.fabric)
-    return example_of(Worker(module, trainer.fabric, LocalSettings(), place), data)
+    return example_of(Worker(module, trainer.fabric, trainer.settings.training, place), data)
 
 
 @pytest.mark.parametrize(

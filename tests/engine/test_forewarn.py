@@ -12,11 +12,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from bhfl.engine.forewarn import forewarn
+from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import Client as Member
 from bhfl.quant import BitSpec, quantize_
 from tests.federation import Client, fake, fit
-
-OPTIONS = {"reestimate_norm": False, "local_steps": None, "local_epochs": 1}
 
 
 class Sequence(nn.Module):
@@ -43,7 +42,12 @@ def told(model, *bits, batches=10, fresh=True, compiled=False, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         forewarn(
-            model, fleet, Batches(batches), {**OPTIONS, **options}, fresh=fresh, compiled=compiled
+            model,
+            fleet,
+            Batches(batches),
+            FederatedTrainer({32: 1}, devices=1, logger=False, **options).settings,
+            fresh=fresh,
+            compiled=compiled,
         )
     return [str(warning.message) for warning in caught]
 

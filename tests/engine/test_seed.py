@@ -15,25 +15,25 @@ from tests.federation import Client, fake, fit, same
 
 
 def test_without_a_number_it_is_zero() -> None:
-    assert FederatedTrainer({8: 1}).options["seed"] == 0
+    assert FederatedTrainer({8: 1}).settings.cohort.seed == 0
 
 
 @pytest.mark.parametrize("number", [0, 7, 2**32 - 1])
 def test_it_is_what_lightning_was_seeded_with(number: int) -> None:
     L.seed_everything(number, verbose=False)
-    assert FederatedTrainer({8: 1}).options["seed"] == number
+    assert FederatedTrainer({8: 1}).settings.cohort.seed == number
 
 
 def test_a_seed_of_its_own_wins() -> None:
     L.seed_everything(7, verbose=False)
-    assert FederatedTrainer({8: 1}, seed=3).options["seed"] == 3
+    assert FederatedTrainer({8: 1}, seed=3).settings.cohort.seed == 3
 
 
 def test_it_is_the_number_when_the_trainer_was_made() -> None:
     L.seed_everything(7, verbose=False)
     trainer = FederatedTrainer({8: 1})
     L.seed_everything(8, verbose=False)
-    assert trainer.options["seed"] == 7
+    assert trainer.settings.cohort.seed == 7
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_variable_that_is_no_seed_is_refused(monkeypatch: pytest.MonkeyPatch, 
     ) as refused:
         FederatedTrainer({8: 1})
     assert "unset it" in str(refused.value)
-    assert FederatedTrainer({8: 1}, seed=3).options["seed"] == 3  # the remedy of the message
+    assert FederatedTrainer({8: 1}, seed=3).settings.cohort.seed == 3  # the remedy of the message
 
 
 def test_seeding_lightning_alone_makes_runs_that_differ_in_every_draw(tmp_path) -> None:

@@ -273,7 +273,7 @@ def test_the_planned_examples_are_those_that_are_trained_on(tmp_path, options):
         **options,
     )
     planned = {client.id: run.timing.planned(client, run.rounds.data) for client in run.clients}
-    if run.options["local_steps"]:  # the last, smaller batch may be among the steps
+    if run.settings.training.local_steps:  # the last, smaller batch may be among the steps
         assert all(0 <= planned[i] - watch.examples[i] < 8 for i in planned)
     else:
         assert planned == watch.examples

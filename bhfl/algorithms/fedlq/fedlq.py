@@ -399,7 +399,7 @@ class FedLQ(Algorithm):
             heterogeneity=dispersion,
             learning_rate=travelled / steps,
             local_steps=steps,
-            num_rounds=self._context.options["max_rounds"],
+            num_rounds=self._context.settings.stopping.max_rounds,
             variances=[[known[tag] for tag in variances]] * int(metrics["clients/ok"]),
         )
         by_layer = zip(self.layers, bound.quantisation_per_layer, strict=True)

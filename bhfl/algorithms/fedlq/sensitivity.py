@@ -72,7 +72,7 @@ class Sensitivity:
             self.source == "server"
             and self.shrinkage
             and norms
-            and context.options["norm"] == "local"
+            and context.settings.aggregation.norm == "local"
         ):
             raise ValueError(
                 "trainer.norm: local keeps running statistics on the clients, so "

@@ -175,7 +175,7 @@ class ProWD(Algorithm):
         specs = {client.group: client.spec for client in context.clients}
         self.top = max(specs, key=lambda group: precision(specs[group]))
         self.fabric = context.fabric
-        self.seed = context.options["seed"]
+        self.seed = context.settings.cohort.seed
         top = specs[self.top].weights
         low = [spec for group, spec in specs.items() if group != self.top]
         if not low and top < 32:

@@ -1,0 +1,326 @@
+"""The options of a trainer: what each one changes, and what it may be.
+
+`Settings` holds all options of `FederatedTrainer` in groups, one a concern. A field says once which
+role its option has, which is all that resuming, sweeps and reports go by, and once how its value is
+checked. Values of classes of their own (the fleet, the network, callbacks) are checked by those
+classes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from itertools import chain
+from typing import Any, Literal, get_type_hints
+
+from bhfl.files import user_path
+
+Check = Callable[[Any], str]
+"""A function from a value to what is wrong with it, such as ``must not be empty, got ''``; empty if
+nothing is.
+"""
+
+LARGEST = 2**31
+LARGEST_SEED = 2**32 - 1
+"""The largest seed of `lightning.seed_everything`."""
+_LONGEST_PART = 255
+_LONGEST_PATH = 3000
+"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside
+of a run folder.
+"""
+_A_CPU = 16
+"""Threads, or processes, for each CPU at most: far more than help, and far fewer than crash a
+machine.
+"""
+
+
+class Role(Enum):
+    """What an option is to a run. The first four make a run what it is; the others never do."""
+
+    RESULT = "result"
+    """It changes what is computed: no run goes on with another value."""
+    TASK = "task"
+    """It says what is learnt, by whom and over what links: only runs that share it are compared."""
+    LENGTH = "length"
+    """It says when training ends: a run may go on with another value."""
+    CHOICE = "choice"
+    """It says which round is the best one."""
+    NUMERICS = "numerics"
+    """It changes the last bits of the results: who goes on with another value is warned."""
+    MACHINE = "machine"
+    """It says where and by what means a run computes, and what faults it puts up with."""
+    OUTPUT = "output"
+    """It says what is measured, written and told besides."""
+
+
+def option(role: Role, check: Check | None = None) -> Any:
+    """A field of a group: an option of this role, whose values `check` refuses.
+
+    Args:
+        role: What the option is to a run.
+        check: Says what is wrong with a value; None where the value's own class does.
+    """
+    return field(metadata={"role": role, "check": check})
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def count(low: int, high: int = LARGEST) -> Check:
+    """Integers from `low` to `high`."""
+
+    def check(value: Any) -> str:
+        if _is_count(value, low, high):
+            return ""
+        return f"must be an integer from {low} to {high:,}, got {value!r}"
+
+    return check
+
+
+def choice(*values: str) -> Check:
+    """One of some words; a number stands for the word that it prints as."""
+
+    def check(value: Any) -> str:
+        if str(value) in values:
+            return ""
+        return f"must be one of {', '.join(values)}, got {value!r}"
+
+    return check
+
+
+def or_none(check: Check) -> Check:
+    """None, and what `check` takes."""
+    return lambda value: "" if value is None else check(value)
+
+
+def true_or_false(value: Any) -> str:
+    """Problems of a switch."""
+    return "" if isinstance(value, bool) else f"must be true or false, got {value!r}"
+
+
+def auto_or_switch(value: Any) -> str:
+    """Problems of a switch that may be left to ``auto``."""
+    if isinstance(value, bool) or value == "auto":
+        return ""
+    return f"must be auto, true or false, got {value!r}"
+
+
+def positive(value: Any) -> str:
+    """Problems of a number that is to be positive and finite."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and 0 < value < math.inf:
+        return ""
+    return f"must be positive and finite, got {value!r}"
+
+
+def text(value: Any) -> str:
+    """Problems of text that is to say something."""
+    if not isinstance(value, str) or not value.strip():
+        return f"must not be empty, got {value!r}"
+    if not value.isprintable() and re.search("[\0\ud800-\udfff]", value):
+        return f"must be text without NUL that UTF-8 can write, got {value!r}"
+    return ""
+
+
+def folder_name(value: Any) -> str:
+    """Problems of the name of a folder inside another one, which may hold slashes."""
+    if problem := text(value) or _too_long(value):
+        return problem
+    if value.startswith("/") or ".." in value.split("/"):
+        return f"must stay inside default_root_dir, got {value!r}"
+    return ""
+
+
+def folder(value: Any) -> str:
+    """Problems of the path of a folder."""
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        return f"must not be empty, got {value!r}"
+    try:
+        user_path(value)
+    except ValueError as error:
+        return f"must be a folder: {error}"
+    return text(str(value)) or _too_long(str(value))
+
+
+def _too_long(value: str) -> str:
+    size = len(value.encode())
+    longest_part = max(map(len, value.encode().split(b"/")))
+    if size <= _LONGEST_PATH and longest_part <= _LONGEST_PART:
+        return ""
+    longest = f"{_LONGEST_PATH} bytes, and {_LONGEST_PART} between two slashes"
+    return f"must have at most {longest}, got {size} bytes that begin with {value[:20]!r}"
+
+
+def part(value: Any) -> str:
+    """Problems of a number of clients, or a fraction of them."""
+    if value is None or _is_count(value, 1) or (isinstance(value, float) and 0 < value <= 1):
+        return ""
+    return f"must be a count, or a fraction in (0, 1], got {value!r}"
+
+
+def _is_count(value: Any, low: int, high: int = LARGEST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+# ---- groups --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options of one concern."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the options, each as ``key rule, got value``."""
+        for one in fields(self):
+            check = one.metadata["check"]
+            if check and (problem := check(getattr(self, one.name))):
+                yield f"{one.name} {problem}"
+
+
+@dataclass(frozen=True)
+class Fleet(Group):
+    """The clients there are, and their links; see `bhfl.engine.fleet` and `bhfl.comm.network`."""
+
+    clients: Any = option(Role.TASK)
+    num_clients: int | None = option(Role.TASK, or_none(count(1)))
+    network: Any = option(Role.TASK)
+
+
+@dataclass(frozen=True)
+class Cohort(Group):
+    """The clients of a round, and how many of them a round needs."""
+
+    clients_per_round: int | float | None = option(Role.RESULT, part)
+    sampling: Literal["stratified", "uniform"] = option(
+        Role.RESULT, choice("stratified", "uniform")
+    )
+    min_clients: int = option(Role.RESULT, count(1))
+    seed: int = option(Role.RESULT, count(0, LARGEST_SEED))
+
+
+@dataclass(frozen=True)
+class LocalTraining(Group):
+    """How long and in what manner a client trains in a round."""
+
+    local_epochs: int = option(Role.RESULT, count(1))
+    local_steps: int | None = option(Role.RESULT, or_none(count(1)))
+    lr_schedule: Literal["continue", "restart"] = option(Role.RESULT, choice("continue", "restart"))
+    gradient_clip_val: float | None = option(Role.RESULT, or_none(positive))
+    precision: int | str = option(Role.RESULT, choice("32", "32-true", "16-mixed", "bf16-mixed"))
+    save_in_int8: bool = option(Role.RESULT, true_or_false)
+
+
+@dataclass(frozen=True)
+class Aggregation(Group):
+    """How one model is made of the clients' many."""
+
+    algorithm: Any = option(Role.RESULT)
+    server_optimizer: Callable[..., Any] | None = option(Role.RESULT)
+    weights: Literal["samples", "uniform"] = option(Role.RESULT, choice("samples", "uniform"))
+    norm: Literal["average", "local", "group"] = option(
+        Role.RESULT, choice("average", "local", "group")
+    )
+    reestimate_norm: bool = option(Role.RESULT, true_or_false)
+
+
+@dataclass(frozen=True)
+class Stopping(Group):
+    """When a run ends."""
+
+    max_rounds: int = option(Role.LENGTH, count(1))
+    patience: int | None = option(Role.LENGTH, or_none(count(1)))
+    max_failed_rounds: int = option(Role.MACHINE, count(0))
+
+
+@dataclass(frozen=True)
+class Choice(Group):
+    """Which round is the best one."""
+
+    monitor: str = option(Role.CHOICE, text)
+    mode: Literal["max", "min"] = option(Role.CHOICE, choice("max", "min"))
+
+
+@dataclass(frozen=True)
+class Machine(Group):
+    """Where and by what means a run computes."""
+
+    accelerator: str = option(Role.MACHINE)
+    devices: int | str | list[int] = option(Role.MACHINE)
+    num_nodes: int = option(Role.MACHINE, count(1))
+    strategy: Any = option(Role.MACHINE)
+    threads: int = option(Role.NUMERICS, count(1))
+    timeout_seconds: int = option(Role.MACHINE, count(1))
+    channels_last: bool | Literal["auto"] = option(Role.NUMERICS, auto_or_switch)
+
+    def problems(self) -> Iterator[str]:
+        """Those of each option, and numbers that are too large for this very machine."""
+        yield from super().problems()
+        most = _A_CPU * (os.cpu_count() or 1)
+        on_cpu = self.accelerator in ("auto", "cpu")
+        processes = str(self.devices)
+        numbers = {
+            "threads": self.threads,
+            "devices": int(processes) if on_cpu and processes.isdecimal() else 1,
+        }
+        for key, number in numbers.items():
+            if _is_count(number, 1, sys.maxsize) and number > most:
+                yield f"{key} must be at most {most}, {_A_CPU} for each CPU here, got {number}"
+
+
+@dataclass(frozen=True)
+class Output(Group):
+    """What a run measures and writes, where, and how often."""
+
+    evaluate_clients: bool = option(Role.OUTPUT, true_or_false)
+    check_val_every_n_rounds: int = option(Role.OUTPUT, count(1))
+    checkpoint_every_n_rounds: int = option(Role.OUTPUT, count(1))
+    keep_checkpoints: int = option(Role.OUTPUT, count(1))
+    logger: Any = option(Role.OUTPUT)
+    callbacks: Sequence[Any] | None = option(Role.OUTPUT)
+    default_root_dir: str | os.PathLike[str] = option(Role.OUTPUT, folder)
+    name: str = option(Role.OUTPUT, folder_name)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of a trainer, by concern."""
+
+    fleet: Fleet
+    cohort: Cohort
+    training: LocalTraining
+    aggregation: Aggregation
+    stopping: Stopping
+    choice: Choice
+    machine: Machine
+    output: Output
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Settings:
+        """The settings that a trainer's keyword arguments say."""
+        groups = {}
+        for name, kind in get_type_hints(cls).items():
+            groups[name] = kind(**{one.name: options[one.name] for one in fields(kind)})
+        return cls(**groups)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The options of each concern."""
+        return [getattr(self, one.name) for one in fields(self)]
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, each as ``key rule, got value``."""
+        return list(chain.from_iterable(group.problems() for group in self.groups))
+
+    def of_role(self, *roles: Role) -> dict[str, Any]:
+        """The options that have one of `roles`, by name."""
+        found = {}
+        for group in self.groups:
+            for one in fields(group):
+                if one.metadata["role"] in roles:
+                    found[one.name] = getattr(group, one.name)
+        return found
