@@ -4,7 +4,7 @@ half in one class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,24 @@ class Context:
     data: FederatedData
     fabric: Fabric
     settings: Settings
-    """Of the trainer."""
-    worker: Callable[[], Worker]
-    """This process's module, once the run is set up; idle before and after the clients of a round.
+    """The trainer's settings."""
+    worker: Worker
+    """This process's module and what trains and evaluates it; idle before and after the clients of
+    a round.
     """
     buffers: Callable[[ServerState, str], Params]
     """The norm statistics and counters that travel with the parameters of a bit group, both ways.
     """
     timing: Timing | None
     """The simulated network, where there is one."""
+
+    def planned_steps(self, client: Client) -> int:
+        """Optimiser steps that a round has for `client`, by its batches and the settings;
+        none without examples. `Algorithm.num_steps` may make fewer of them.
+        """
+        if not client.num_examples:
+            return 0
+        return self.worker.place.steps_of(self.data.num_batches(client.id))
 
 
 @dataclass
@@ -143,8 +152,8 @@ class Algorithm:
     """Set by the trainer; `apply_mean` goes through it."""
 
     def setup(self, context: Context) -> None:
-        """See what the run is made of, before any work is done; ValueError where this method cannot
-        run with it.
+        """See what the run is made of, before any work is done and after `prepare`; ValueError
+        where this method cannot run with it.
         """
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
@@ -152,6 +161,25 @@ class Algorithm:
         kinds.
         """
         return {}
+
+    def begin_round(
+        self, server: ServerState, cohort: Sequence[Client], context: Context
+    ) -> ServerState:
+        """The state that the round is done with, from the one that the last round left.
+
+        Whatever a round needs before anything is sent belongs here: planning, probing, training a
+        model of the server's. Every process calls it, and it must return the same in each:
+        ``context.fabric.broadcast`` hands on what rank 0 alone has made. Every other hook of the
+        round gets its result, which is dropped as a whole if the round is skipped. `extra` may
+        hold more keys than `init_server` made; what is not meant to last is taken out again in
+        `server_update`.
+
+        Args:
+            server: The state before the round; it is not to be changed.
+            cohort: The clients of the round, in the order of their ids.
+            context: What the run is made of, and the steps that are planned for each client.
+        """
+        return server
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """What `client` is sent at the start of a round. Return the same object for clients that
@@ -238,6 +266,12 @@ class Algorithm:
         return server.params
 
     # ---- client ----------------------------------------------------------------------------------
+
+    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
+        """See the model and the fleet, as they were handed over: called first of all hooks, once in
+        every process that trains clients. The client hooks live on what this found and on what
+        they are given.
+        """
 
     def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
         """What the client keeps between rounds, at its first round; empty for stateless clients."""

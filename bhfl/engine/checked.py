@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import Aggregator
-from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.contents import lost_key
 from bhfl.engine.handed import (
     ReturnError,
@@ -51,6 +52,19 @@ class CheckedHooks:
         return name_of(self.algorithm, hook)
 
     # ---- server ----------------------------------------------------------------------------------
+
+    def begin_round(
+        self, server: ServerState, cohort: Sequence[Client], context: Context
+    ) -> ServerState:
+        """The state that the round is done with; what is the engine's in it stays as it was."""
+        started = self.algorithm.begin_round(server, cohort, context)
+        self._check_state("begin_round", started, server)
+        return replace(server, params=started.params, extra=started.extra, metrics=started.metrics)
+
+    def _check_state(self, hook: str, returned: Any, before: ServerState) -> None:
+        check_server(self.name(hook), returned, before)
+        if problem := lost_key(returned.extra, self.extra):
+            raise ReturnError(f"{self.name(hook)}: {problem}")
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
         """What an update must be."""
@@ -99,9 +113,7 @@ class CheckedHooks:
         """The state with the new model, from what the aggregator `updates` came to."""
         check_aggregate(name_of(updates, "reduce"), aggregate, server.params)
         following = self.algorithm.server_update(server, aggregate, rng)
-        check_server(self.name("server_update"), following, server)
-        if problem := lost_key(following.extra, self.extra):
-            raise ReturnError(f"{self.name('server_update')}: {problem}")
+        self._check_state("server_update", following, server)
         return following
 
     def closing(self, server: ServerState) -> Tensors | None:

@@ -126,8 +126,14 @@ class Place:
     @property
     def planned_steps(self) -> int:
         """Optimiser steps of a round."""
-        steps: int | None = self.settings.training.local_steps
-        return self.settings.training.local_epochs * self.num_batches if steps is None else steps
+        return self.steps_of(self.num_batches)
+
+    def steps_of(self, num_batches: int) -> int:
+        """Optimiser steps in a round of a client with so many batches."""
+        training = self.settings.training
+        if training.local_steps is None:
+            return training.local_epochs * num_batches
+        return training.local_steps
 
 
 def _without_a_run(chosen: Any) -> list[Any]:

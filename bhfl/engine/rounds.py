@@ -18,7 +18,7 @@ from torch import Tensor
 from bhfl.comm import PayloadError, decode, encode, float_tensors, header_bytes
 from bhfl.engine.advice import advice
 from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
-from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.checked import CheckedHooks
 from bhfl.engine.checkpoint import CheckpointError
@@ -33,7 +33,7 @@ from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, outliers
 from bhfl.engine.refusal import Asked, RefusedError, admit
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
-from bhfl.engine.timing import Timing
+from bhfl.engine.timing import ClientLink, Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
 from bhfl.quant import BitSpec, layer_weights, set_spec_
 from bhfl.settings import Settings
@@ -45,6 +45,7 @@ class Totals:
 
     updates: Aggregator
     buffers: BufferSum
+    num_participants: int
     asked: Asked
     """What the updates must be."""
     own: set[str] = field(default_factory=set)
@@ -86,6 +87,16 @@ class Rounds:
         self.data = data
         self.settings = settings
         self.fabric, self.timing = worker.fabric, timing
+        self.context = Context(
+            clients=clients,
+            module=worker.module,
+            data=data,
+            fabric=worker.fabric,
+            settings=settings,
+            worker=worker,
+            buffers=self.travelling,
+            timing=timing,
+        )
         for spec in (*dict.fromkeys(client.spec for client in clients), BitSpec()):
             # raises now, not in the first client, where the model cannot take it
             set_spec_(worker.module, spec)
@@ -135,13 +146,15 @@ class Rounds:
             server.round,
             self.settings.cohort.sampling,
         )
-        totals = self._totals(server, min(MAX_TERM, MAX_TOTAL / len(cohort)))
+        self.worker.place.begin(server.round)
+        started = self._begin(server, cohort)
+        totals = self._totals(started, len(cohort))
         self._sent = None
         self.worker.place.begin(server.round)
         mine = []
         for client in cohort[self.fabric.global_rank :: self.fabric.world_size]:
             STANDING.at(f"training client {client.id} in round {server.round + 1}")
-            record = self._client(server, client, totals, history)
+            record = self._client(started, client, totals, history)
             on_client(client, record)
             mine.append(record)
         STANDING.at(f"combining round {server.round + 1}")
@@ -156,7 +169,7 @@ class Rounds:
             self.fabric.barrier()  # before another process trains one of these clients
             return replace(server, round=server.round + 1, metrics={}), records
         following = self._combine(
-            server, totals, [record.client for record in records if record.status == "ok"]
+            started, totals, [record.client for record in records if record.status == "ok"]
         )
         self._close(following, records)
         self.store.share(self.fabric)
@@ -184,7 +197,18 @@ class Rounds:
                 stacklevel=2,
             )
 
-    def _totals(self, server: ServerState, limit: float) -> Totals:
+    def _begin(self, server: ServerState, cohort: list[Client]) -> ServerState:
+        """The state that the round is done with, the same in every process."""
+        before = replace(server, metrics={})
+        if type(self.algorithm).begin_round is Algorithm.begin_round:
+            return before
+        started = self.hooks.begin_round(before, cohort, self.context)
+        known = {id(tensor) for _, tensor in tensors_in(server)}
+        made = [tensor for _, tensor in tensors_in(started) if id(tensor) not in known]
+        self._check_agreement(made, self.hooks.name("begin_round"))
+        return started
+
+    def _totals(self, server: ServerState, num_participants: int) -> Totals:
         """What this round's updates are to be, and what they are folded into."""
         aggregator = self.algorithm.aggregator(server, self.clients)
         expected = self.hooks.expected(server)
@@ -195,9 +219,11 @@ class Rounds:
         counters = {
             name: tensor for name, tensor in travelling.items() if name in self.buffers.counters
         }
+        limit = min(MAX_TERM, MAX_TOTAL / num_participants)
         return Totals(
             aggregator,
             BufferSum(self.buffers, server),
+            num_participants,
             Asked({**expected, **travelling}, counters, limit),
         )
 
@@ -274,7 +300,10 @@ class Rounds:
         missing = self.own.missing(given)
         totals.own.update(missing)
         start = self.fabric.to_device(self.own.whole(server, given, kept))
-        run = self._local_run(server, client, start, received, state, record.downlink_bytes)
+        link = (
+            self.timing.link(server.round, client, totals.num_participants) if self.timing else None
+        )
+        run = self._local_run(server, client, start, received, state, link, record.downlink_bytes)
         self.worker.train(self.algorithm, run, self.data, history)
         record.num_examples = run.num_examples
         if self.settings.output.evaluate_clients:
@@ -300,10 +329,10 @@ class Rounds:
         start: Params,
         received: dict[str, Tensor],
         state: dict[str, Tensor],
+        link: ClientLink | None,
         downlink_bytes: int,
     ) -> LocalRun:
         rng = RandomKeys(self.settings.cohort.seed, server.round, client.id)
-        link = self.timing.link(server.round, client) if self.timing else None
         return LocalRun(
             client, server.round, self.worker.module, start, received, state, rng,
             partial(self._on_own_data, client, rng), link, downlink_bytes,
@@ -393,10 +422,10 @@ class Rounds:
 
     def _combine(self, server: ServerState, totals: Totals, participants: list[int]) -> ServerState:
         aggregate = totals.updates.reduce(self.fabric)
-        self._check_agreement(aggregate, totals.updates)
+        self._check_agreement(aggregate, name_of(totals.updates, "reduce"))
         buffers = totals.buffers.reduce(self.fabric)
         left_out = {name for names in gather(self.fabric, [sorted(totals.own)]) for name in names}
-        following = replace(server, metrics={})
+        following = server
         if self.fabric.is_global_zero and self.algorithm.communicates:
             rng = RandomKeys(self.settings.cohort.seed, server.round)
             following = self.hooks.server_update(following, aggregate, totals.updates, rng)
@@ -407,16 +436,16 @@ class Rounds:
         following = replace(following, channels_last=server.channels_last)
         return self.fabric.broadcast(following)
 
-    def _check_agreement(self, aggregate: Any, updates: Aggregator) -> None:
+    def _check_agreement(self, result: Any, hook: str) -> None:
         """ValueError where processes have come to other results, as of an aggregator that keeps to
         its own clients.
         """
         if self.fabric.world_size == 1:
             return
-        sums = _sums(aggregate)
+        sums = _sums(result)
         if any(other != sums for other in gather(self.fabric, [sums])):
             raise ValueError(
-                f"{type(updates).__name__}.reduce must return the same in each of "
+                f"{hook} must return the same in each of "
                 f"{self.fabric.world_size} processes, got different values: bring together what "
                 "each holds, as bhfl.engine.records.gather does"
             )

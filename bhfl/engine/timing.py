@@ -128,9 +128,11 @@ class Timing:
                 f"the fastest has received {download_bytes} bytes and trained after {fastest:.3g} s"
             )
 
-    def link(self, round: int, client: Client) -> ClientLink:
-        """What a client knows of its link in a round."""
-        return ClientLink(self, round, client, len(self.cohort(round)))
+    def link(self, round: int, client: Client, num_participants: int) -> ClientLink:
+        """What a client knows of its link in a round, which it shares with the other
+        participants.
+        """
+        return ClientLink(self, round, client, num_participants)
 
     def metrics(
         self, round: int, records: Sequence[ClientRecord], seconds_before: float

@@ -18,7 +18,7 @@ from lightning.fabric.strategies import Strategy
 
 from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
-from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm, Context
+from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
@@ -317,15 +317,7 @@ class FederatedTrainer:
             model.setup(stage=stage)
         model.configure_model()
         check_state(model)
-        self.algorithm.server_optimizer = self._server_optimizer(model)
-        self.algorithm.setup(
-            Context(
-                self.clients, model, data, self.fabric, self.settings,
-                worker=lambda: self.rounds.worker,
-                buffers=lambda server, group: self.rounds.travelling(server, group),
-                timing=self.timing,
-            )
-        )  # fmt: skip
+        self.algorithm.prepare(model, self.clients)
         if "fit" in stages:
             check_optimizers(model)
             check_monitor(
@@ -343,6 +335,8 @@ class FederatedTrainer:
                 model, data, self.algorithm, self.settings.aggregation.norm
             )
         self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.settings, self.timing)
+        self.algorithm.server_optimizer = self._server_optimizer(model)
+        self.algorithm.setup(self.rounds.context)
         self.evaluator = Evaluator(self.rounds)
         if "fit" in stages:
             model.on_fit_start()

@@ -34,6 +34,8 @@ MISSPELT = [
     ),
     (Algorithm, "aggregators", "aggregator"),
     (Algorithm, "aggregate", "aggregator"),
+    (Algorithm, "begin_rounds", "begin_round"),
+    (Algorithm, "prepared", "prepare"),
     (Algorithm, "recieve", "receive"),
     (Algorithm, "up_link", "uplink"),
     (Algorithm, "uplinks", "uplink"),

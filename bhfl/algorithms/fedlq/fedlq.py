@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate
@@ -127,35 +127,39 @@ class FedLQ(Algorithm):
 
     # ---- setting up ------------------------------------------------------------------------------
 
-    def setup(self, context: Context) -> None:
+    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
         """Find the layers.
 
         Raises:
-            ValueError: The model has no quantisable layer, a client computes with fewer bits than
-                any candidate, the network lacks what the budget reads, or there are no held-out
-                data to probe on.
+            ValueError: The model has no quantisable layer, or a client computes with fewer bits
+                than any candidate.
         """
-        self._context = context
-        self._now: _Now
-        found = {id(context.module.get_parameter(name)) for name in layer_weights(context.module)}
+        found = {id(module.get_parameter(name)) for name in layer_weights(module)}
         first: dict[int, str] = {}  # tied weights travel once, under the first of their names
-        for name, tensor in context.module.state_dict(keep_vars=True).items():
+        for name, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) in found:
                 first.setdefault(id(tensor), name)
-        self.layers = [
-            name for name in first.values() if context.module.get_parameter(name).numel()
-        ]
+        self.layers = [name for name in first.values() if module.get_parameter(name).numel()]
         if not self.layers:
             raise ValueError(
                 "FedLQ needs a layer with weights: all that can be quantised are empty"
             )
-        self.sizes = [context.module.get_parameter(name).numel() for name in self.layers]
-        for client in context.clients:
+        self.sizes = [module.get_parameter(name).numel() for name in self.layers]
+        for client in clients:
             if not self._candidates(client):
                 raise ValueError(
                     f"FedLQ.candidates must hold a width of at most {client.spec.weights} for "
                     f"{client.group} clients, got {list(self.candidates)}"
                 )
+
+    def setup(self, context: Context) -> None:
+        """Check that what the budget and the probes read is there.
+
+        Raises:
+            ValueError: There is no such network, or there are no held-out data to probe on.
+        """
+        self._context = context
+        self._now: _Now
         self.budget.check(context.timing)
         self.sensitivity.check(context)
 
@@ -210,7 +214,8 @@ class FedLQ(Algorithm):
         """
         timing, plan = self._context.timing, torch.zeros(len(self.layers), dtype=torch.uint8)
         layers, others, down = self._traffic(server, client.group, plan)
-        link = timing.link(server.round, client) if timing else None
+        num_participants = len(timing.cohort(server.round)) if timing else 0
+        link = timing.link(server.round, client, num_participants) if timing else None
         examples = self._examples(client, server.round)
         room = self.budget.layer_bits(layers, others, link, down, examples, self._now.deadline)
         return self._allocate(self._now.curvature, server.extra["variances"], client, room)

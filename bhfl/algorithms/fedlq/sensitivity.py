@@ -117,7 +117,7 @@ class Sensitivity:
             return known
         fresh: Probe | None = None
         if context.fabric.is_global_zero:
-            worker = context.worker()
+            worker = context.worker
             group = next(
                 (c.group for c in context.clients if c.spec.is_float), context.clients[0].group
             )

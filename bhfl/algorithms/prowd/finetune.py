@@ -110,7 +110,7 @@ class FineTuning:
 
 def own_copy(module: nn.Module) -> nn.Module:
     """A copy of the clients' network that training them does not touch."""
-    return copy.deepcopy(module).requires_grad_(False)
+    return copy.deepcopy(module).requires_grad_(False).cpu()
 
 
 def _on_cpu(state: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.grouped import precision
@@ -165,15 +165,19 @@ class ProWD(Algorithm):
 
     # ---- setting up ------------------------------------------------------------------------------
 
+    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
+        """Find the high-bit group, whose clients send weights."""
+        self.specs = {client.group: client.spec for client in clients}
+        self.top = max(self.specs, key=lambda group: precision(self.specs[group]))
+
     def setup(self, context: Context) -> None:
-        """Find the high-bit group, and what the dequantizer needs.
+        """See whether there are high-bit clients to learn from, and what the dequantizer needs.
 
         Raises:
             ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
                 held-out data.
         """
-        specs = {client.group: client.spec for client in context.clients}
-        self.top = max(specs, key=lambda group: precision(specs[group]))
+        specs = self.specs
         self.fabric = context.fabric
         self.seed = context.settings.cohort.seed
         top = specs[self.top].weights
@@ -182,7 +186,6 @@ class ProWD(Algorithm):
             raise ValueError(
                 f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients"
             )
-        self.specs = specs
         self.tuning: FineTuning | None = None
         widths = sorted({spec.weights for spec in low if spec.weights < top})
         if self.use_dequantizer and widths:
