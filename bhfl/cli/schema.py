@@ -13,7 +13,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
@@ -119,6 +119,8 @@ class Checker:
         ]
         known = [word for word in known if isinstance(word, str)]
         near = suggestion(value, known, others=False) if isinstance(value, str) else ""
+        if value is False and type(None) in choices:
+            near = "; did you mean null?"
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
 
     def _fit(self, hint: Any, value: Any, keys: Keys) -> list[str] | None:
@@ -277,6 +279,8 @@ def described(hint: Any) -> str:
         return "a list"
     if origin in _MAPPINGS or isinstance(hint, Section):
         return "a mapping"
+    if isinstance(hint, type) and is_dataclass(hint):
+        return f"a mapping of the options of {hint.__name__}"
     instance = instance_of(hint)
     return f"{instance.kind} (class_path and init_args)" if instance else "a path"
 
