@@ -149,21 +149,42 @@ def durable(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: It cannot be written, naming `path`.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = temporary_beside(path)
     with naming(path):
         try:
             with open(temporary, "xb") as file:  # x: a file of its own, and through no link
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            _replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for what is to become `path`, which nothing has yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Let a file that is written become `path`, as durably as by `durable`.
+
+    Raises:
+        OSError: It cannot be, naming `path`.
+    """
+    with naming(path):
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager

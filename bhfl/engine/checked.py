@@ -46,6 +46,7 @@ class CheckedHooks:
         self.model = model
         self.extra = extra
         self.receives = type(algorithm).receive is not Algorithm.receive
+        self.closes = type(algorithm).client_close is not Algorithm.client_close
 
     def name(self, hook: str) -> str:
         """What errors call a hook."""

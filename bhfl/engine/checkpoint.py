@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -148,14 +148,19 @@ def save(path: Path, state: dict[str, Any]) -> str:
         check_storable(value, name)
     sha256 = digest(state)
     with durable(path) as file:
-        try:
-            torch.save({"format": FORMAT, "sha256": sha256, "state": state}, file)
-        except RuntimeError as error:
-            # a full disk, which torch may turn into an error of its own
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        write(file, state, sha256)
     return sha256
+
+
+def write(file: IO[bytes], state: dict[str, Any], sha256: str) -> None:
+    """Write `state` and its digest to an open file, as `load` reads it."""
+    try:
+        torch.save({"format": FORMAT, "sha256": sha256, "state": state}, file)
+    except RuntimeError as error:
+        # a full disk, which torch may turn into an error of its own
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(path: Path, expected: str | None = None) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    content = _read(path, expected)
+    content = read(path, expected)
     check_storable(
         content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size
     )
@@ -191,11 +196,15 @@ def check_is(path: Path, expected: str) -> None:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    _read(path, expected)
+    read(path, expected)
 
 
-def _read(path: Path, expected: str | None) -> dict[str, Any]:
-    """A file's content; its tensors are read from disk when they are used."""
+def read(path: Path, expected: str | None = None) -> dict[str, Any]:
+    """A file's content, unchecked: its tensors are read from disk when they are used.
+
+    Raises:
+        CheckpointError: As of `load`, but for what only its tensors tell.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:

@@ -165,7 +165,7 @@ class Rounds:
             raise ServerReturnError(asked[0].reason)
         if sum(record.status == "ok" for record in records) < self.settings.cohort.min_clients:
             for record in mine:
-                self.store.forget(record.client, server.round + 1)
+                self.store.drop(record.client)
             self.fabric.barrier()  # before another process trains one of these clients
             return replace(server, round=server.round + 1, metrics={}), records
         following = self._combine(
@@ -276,7 +276,7 @@ class Rounds:
             record.traceback, record.origin = traceback.format_exc(), origin(error)
         # outside the try: a full disk is no client's failure
         if record.status == "ok" and any(keeps.values()):
-            self.store.save(client.id, server.round + 1, keeps)
+            self.store.put(client.id, server.round + 1, keeps, final=not self.hooks.closes)
         record.seconds = time.perf_counter() - start
         return record
 
@@ -451,25 +451,29 @@ class Rounds:
             )
 
     def _close(self, following: ServerState, records: list[ClientRecord]) -> None:
-        """Send the clients that took part what closes the round, where the algorithm has anything
-        to say.
+        """Let the clients that took part keep what they came to, and send them what closes the
+        round, where the algorithm has anything to say.
         """
         message = self.hooks.closing(following)
+        ok = [record for record in records if record.status == "ok"]
+        mine = [record.client for record in ok if record.rank == self.fabric.global_rank]
         if message is None:
+            for client in mine:
+                self.store.commit(client)
             return
         payload = encode(message)
         received = float_tensors(decode(payload))
-        ok = [record for record in records if record.status == "ok"]
         for record in ok:
             record.downlink_bytes += len(payload)
             record.closing_bytes = len(payload)
             record.header_bytes += header_bytes(payload)
-        for record in ok:
-            if record.rank == self.fabric.global_rank:
-                client = self.clients[record.client]
-                kept = self.store.load(client.id, following.round) or {}
-                state = self.hooks.client_close(client, kept.get("algorithm", {}), received)
-                self.store.save(client.id, following.round, {**kept, "algorithm": state})
+        for client in mine:
+            kept = self.store.pending(client) or self.store.load(client, following.round) or {}
+            state = self.hooks.client_close(
+                self.clients[client], kept.get("algorithm", {}), received
+            )
+            self.store.save(client, following.round, {**kept, "algorithm": state})
+            self.store.drop(client)
 
 
 def _sums(value: Any) -> list[str]:

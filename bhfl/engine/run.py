@@ -241,8 +241,11 @@ class Run:
             self.finish({}, error)
 
     def close(self) -> None:
-        """Flush and close the loggers, and leave the folder to others."""
+        """Flush and close the loggers, drop what clients came to in a round without an end, and
+        leave the folder to others.
+        """
         self._loggers.close()
+        self.store.drop_all()
         if self._claim:
             self._claim.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 from bhfl.engine import checkpoint
-from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
 from bhfl.engine.records import gather
+from bhfl.files import naming, settle, temporary_beside
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -27,9 +29,22 @@ if TYPE_CHECKING:
 _FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What a client came to in a round that has no verdict yet."""
+
+    round: int
+    path: Path
+    sha256: str
+    """Its digest; empty where the verdict is to change it."""
+
+
 class ClientStore:
     """State by (client, round). A version is never overwritten, so a resumed run finds what its
     round had.
+
+    What a client comes to in a round is `put` first, where nothing loads it and no kill leaves it
+    behind for long. The round's verdict then lets it `commit`, durably, or `drop`.
 
     Args:
         folder: Made when the first state is written. Processes on several machines must share it.
@@ -41,6 +56,7 @@ class ClientStore:
         self.known: dict[int, dict[int, str]] = {}
         """Client to round to digest, of all versions that a round or a later one may ask for."""
         self._new: list[tuple[int, int, str]] = []
+        self._pending: dict[int, Pending] = {}
         if table is not None:
             rows = zip(
                 table["ids"].tolist(),
@@ -81,21 +97,66 @@ class ClientStore:
 
     def save(self, client: int, round: int, state: dict[str, Any]) -> None:
         """Keep `state` as of `round` finished rounds."""
+        self._know(client, round, checkpoint.save(self._made(client, round), state))
+
+    def put(self, client: int, round: int, state: dict[str, Any], *, final: bool = True) -> None:
+        """Hold `state` as of `round` finished rounds until the round's verdict.
+
+        Args:
+            client: Its id.
+            round: Rounds finished with this one.
+            state: What it is to keep.
+            final: Whether the verdict comes without a message that changes it.
+        """
+        path = self._made(client, round)
+        for name, value in state.items():
+            check_storable(value, name)
+        self.drop(client)
+        pending = Pending(round, temporary_beside(path), digest(state) if final else "")
+        self._pending[client] = pending
+        with naming(path), open(pending.path, "xb") as file:
+            checkpoint.write(file, state, pending.sha256)
+
+    def pending(self, client: int) -> dict[str, Any] | None:
+        """What was put and has no verdict yet; its tensors are read when they are used."""
+        if client not in self._pending:
+            return None
+        state: dict[str, Any] = checkpoint.read(self._pending[client].path)["state"]
+        return state
+
+    def commit(self, client: int) -> None:
+        """Keep what was put, if anything was."""
+        if client not in self._pending:
+            return
+        pending = self._pending[client]
+        if pending.sha256:
+            settle(pending.path, self._path(client, pending.round))
+            self._know(client, pending.round, pending.sha256)
+        else:
+            self.save(client, pending.round, checkpoint.read(pending.path)["state"])
+        self.drop(client)
+
+    def drop(self, client: int) -> None:
+        """Forget what was put, if anything was: its round came to nothing."""
+        if pending := self._pending.pop(client, None):
+            pending.path.unlink(missing_ok=True)
+
+    def drop_all(self) -> None:
+        """Forget all that has no verdict."""
+        for client in list(self._pending):
+            self.drop(client)
+
+    def _made(self, client: int, round: int) -> Path:
+        """The path of a version, whose folder is there."""
         path = self._path(client, round)
         # but not the run folder: one that has vanished is an error
         for folder in (self.folder, path.parent):
             folder.mkdir(exist_ok=True)
-        self._new.append((client, round, checkpoint.save(path, state)))
-        self._know(*self._new[-1])
+        return path
 
     def _know(self, client: int, round: int, sha256: str) -> None:
+        self._new.append((client, round, sha256))
         self.known.setdefault(client, {})[round] = sha256
-
-    def forget(self, client: int, round: int) -> None:
-        """Drop the state of `round`: its round came to nothing."""
-        self._path(client, round).unlink(missing_ok=True)
-        self.known.get(client, {}).pop(round, None)
-        self._new = [new for new in self._new if new[:2] != (client, round)]
 
     def share(self, fabric: Fabric) -> None:
         """Tell the other processes what this one has saved, so that each of them can train any

@@ -184,6 +184,27 @@ def test_client_store_versions(tmp_path):
     assert store.load(7, 3)["round"] == 3
 
 
+def test_what_clients_came_to_waits_for_its_verdict(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    for client in (1, 2, 3, 4):
+        store.put(client, 1, {"algorithm": {"client": client}}, final=client != 3)
+    assert [store.load(client, 9) for client in (1, 2, 3, 4)] == [None] * 4
+    assert store.pending(3) == {"algorithm": {"client": 3}}
+    assert not list(tmp_path.rglob("*.pt"))
+    for client in (1, 3):
+        store.commit(client)
+    store.drop(2)
+    store.commit(2)  # which has nothing left to keep
+    found = [store.load(client, 1) for client in (1, 2, 3, 4)]
+    assert found == [{"algorithm": {"client": 1}}, None, {"algorithm": {"client": 3}}, None]
+    ClientStore(tmp_path / "clients", store.table()).check()
+    store.drop_all()
+    store.drop(4)
+    assert store.pending(4) is None
+    files = sorted(path.name for path in (tmp_path / "clients").rglob("*") if path.is_file())
+    assert files == ["client=1-round=00001.pt", "client=3-round=00001.pt"]
+
+
 # ---- from elsewhere ------------------------------------------------------------------------------
 
 

@@ -358,8 +358,8 @@ def in_process(folder: Path, seconds: float | None = None, **arguments: Any) -> 
 
 DEADLY = [
     "files.open", "os.fsync", "os.replace", "os.replace+", "checkpoint.digest", "checkpoint.prune",
-    "RoundsFile.append", "RoundsFile.append+", "ClientStore.save", "ClientStore.save+",
-    "ClientStore.prune+", "RoundsFile.rewrite+",
+    "RoundsFile.append", "RoundsFile.append+", "ClientStore.put", "ClientStore.put+",
+    "ClientStore.save", "ClientStore.save+", "ClientStore.prune+", "RoundsFile.rewrite+",
 ]  # fmt: skip
 
 
@@ -379,6 +379,34 @@ def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
     assert in_process(tmp_path) == 0
     assert outcome(tmp_path) == uninterrupted
     assert not list(tmp_path.glob("bhfl/**/.*.tmp"))
+
+
+class Counting(Algorithm):
+    """Its clients keep what they came to as it is; no message changes it."""
+
+    def init_client(self, client, received):
+        return {"rounds": torch.tensor(0)}
+
+    def uplink(self, run):
+        run.state["rounds"] = run.state["rounds"] + 1
+        return super().uplink(run)
+
+
+@pytest.mark.parametrize(
+    ("kill_at", "algorithm"),
+    [("ClientStore.commit", Counting()), ("ClientStore.save", Remembering())],
+    ids=["kept", "changed"],
+)
+def test_killed_between_what_clients_came_to_and_its_verdict(tmp_path, kill_at, algorithm):
+    killed = tmp_path / "killed"
+    code = in_process(killed, kill_at=kill_at, count=5, algorithm=algorithm)
+    assert code == -signal.SIGKILL
+    left = list(killed.glob("bhfl/version_0/clients/*/.*.tmp"))
+    assert left, "nothing was waiting for its verdict"
+    assert in_process(killed, algorithm=algorithm) == 0
+    go(tmp_path / "whole", algorithm=algorithm)
+    assert outcome(killed) == outcome(tmp_path / "whole")
+    assert not list(killed.glob("bhfl/**/.*.tmp"))
 
 
 @pytest.mark.parametrize(

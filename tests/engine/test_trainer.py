@@ -890,10 +890,10 @@ def test_a_full_disk_is_no_clients_failure(tmp_path, monkeypatch):
         def init_client(self, client, received):
             return {"x": torch.zeros(3)}
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bhfl.engine.store.ClientStore.save", full)
+    monkeypatch.setattr("bhfl.engine.store.ClientStore.put", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, {32: 2}, unequal(2), algorithm=Stateful())
 
