@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bhfl.cli import main
-from bhfl.cli.sweep.check import Configs
-from bhfl.cli.sweep.plan import Plan
-from bhfl.cli.sweep.reader import read_matrix
+from bhfl.main import main
+from bhfl.sweep.check import Configs
+from bhfl.sweep.plan import Plan
+from bhfl.sweep.reader import read_matrix
 
 FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]

@@ -64,7 +64,7 @@ class AnalyzingTrainer(FederatedTrainer):
             threads: CPU threads, in place of ``trainer.threads``; all cores by default.
 
         Returns:
-            The rows, one a layer; see `bhfl.algorithms.fedlq.analysis` for the columns.
+            The rows, one a layer; see `bhfl.analysis.layers` for the columns.
 
         Raises:
             ValueError: An option is out of its range, the model has no layer to quantise or logs no
@@ -143,8 +143,8 @@ class AnalyzingTrainer(FederatedTrainer):
         threads: int,
     ) -> tuple[list[dict[str, Any]], str]:
         """The rows, and in words what they are of."""
-        from bhfl.algorithms.fedlq.analysis import layer_harm, layer_rows
-        from bhfl.cli.samples import held_out
+        from bhfl.analysis.layers import layer_harm, layer_rows
+        from bhfl.analysis.samples import held_out
         from bhfl.quant import layer_weights
 
         module, seed = self.rounds.worker.module, self.settings.cohort.seed

@@ -1,7 +1,7 @@
 """What ``bhfl analyze`` found, layer by layer: console tables, CSV and picture. A picture is drawn
 again from a CSV by ``python -m bhfl.report.layers layers.csv``.
 
-The columns are those of `bhfl.algorithms.fedlq.analysis`; ``name_<bits>`` is one column for each
+The columns are those of `bhfl.analysis.layers`; ``name_<bits>`` is one column for each
 width.
 """
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 import bhfl as package
-from bhfl.cli import main
+from bhfl.main import main
 
 TINY = """\
 clients: {int8: 2, float32: 2}

@@ -77,8 +77,8 @@ def parsed(bhfl: Command, *args: object) -> dict:
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["--version"]])
 def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
     code = (
-        "import sys, bhfl.cli\n"
-        "try: bhfl.cli.main(sys.argv[1:])\n"
+        "import sys, bhfl.main\n"
+        "try: bhfl.main.main(sys.argv[1:])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert not {'torch', 'lightning', 'numpy', 'yaml', 'jsonargparse'} & set(sys.modules)"
     )

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from bhfl.cli.reading import ConfigError, read_file, with_plain_paths
-from bhfl.cli.sweep.reader import read_matrix
-from bhfl.cli.sweep.request import read_request
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import CIFAR10, ByColumn, ImageFolder
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.export import load_quantized, save_quantized
+from bhfl.sweep.reader import read_matrix
+from bhfl.sweep.request import read_request
 from tests.cli.conftest import TINY, Command
 from tests.federation import fit
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from bhfl.cli import main
 from bhfl.engine.client import Worker
 from bhfl.engine.launch import Watch
 from bhfl.engine.rounds import Rounds
 from bhfl.engine.run import Run
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.main import main
 
 POINTS: dict[str, tuple[Any, str]] = {
     "before they meet": (Watch, "meet"),

@@ -13,7 +13,7 @@ from bhfl.engine.ending import ExitCalledError, Terminated, no_exit_of_others
 
 SCRIPT = """
 import atexit, os, signal, sys, time
-import bhfl.cli
+import bhfl.main
 from bhfl.engine import ending
 
 ending.PATIENCE_SECONDS = 0.3
@@ -53,8 +53,8 @@ def after_an_interrupt(args):
     atexit.register(os.kill, me, how)
     at_once(args)
 
-bhfl.cli._run = globals()[sys.argv[2]]
-bhfl.cli.main()
+bhfl.main.run = globals()[sys.argv[2]]
+bhfl.main.main()
 """
 
 

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedCOMGATE, FedLQ, ProWD
-from bhfl.cli import main
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
+from bhfl.main import main
 from tests.engine.hand_made import HandMade, Module, points
 from tests.engine.test_resume import PROCESSES, Remembering
 from tests.federation import fit

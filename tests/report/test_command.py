@@ -158,8 +158,8 @@ def test_a_report_replaces_the_one_before(tmp_path: Path) -> None:
 def test_it_starts_without_torch(tmp_path: Path) -> None:
     made.run(tmp_path / "a", ends={"float32": 0.5})
     code = (
-        "import sys, bhfl.cli\n"
-        "try: bhfl.cli.main(['report', 'a'])\n"
+        "import sys, bhfl.main\n"
+        "try: bhfl.main.main(['report', 'a'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
     )

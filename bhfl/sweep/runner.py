@@ -6,10 +6,10 @@ import time
 
 from bhfl.cli.exits import TOO_FEW_CLIENTS
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.display import Display
-from bhfl.cli.sweep.plan import TRIALS, Cell, Job
-from bhfl.cli.sweep.processes import Processes, account
-from bhfl.cli.sweep.survey import CUT_OFF, OVER, Survey
+from bhfl.sweep.display import Display
+from bhfl.sweep.plan import TRIALS, Cell, Job
+from bhfl.sweep.processes import Processes, account
+from bhfl.sweep.survey import CUT_OFF, OVER, Survey
 
 _POLL_SECONDS = 0.5
 

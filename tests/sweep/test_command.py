@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import bhfl as package
-from bhfl.cli.sweep import processes
+from bhfl.sweep import processes
 from tests.cli.conftest import Command
-from tests.cli.sweep.test_runner import alive
+from tests.sweep.test_runner import alive
 
 MATRIX = """\
 base: {trainer.max_rounds: 1}
@@ -104,7 +104,7 @@ def test_runs_are_stopped_early_enough_to_end_within_the_minutes(
 ) -> None:
     left = []
     monkeypatch.setattr(
-        "bhfl.cli.sweep.runner.Runner.run",
+        "bhfl.sweep.runner.Runner.run",
         lambda self, until: left.append(until - time.monotonic()),
     )
     bhfl("sweep", "m.yaml", "--minutes", "1")

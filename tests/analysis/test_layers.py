@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms.fedlq.analysis import CANDIDATES, bound_shares, layer_harm, layer_rows
-from bhfl.algorithms.fedlq.reuse import reusing
 from bhfl.algorithms.fedlq.significance import probe, quantization_variance, significance
+from bhfl.analysis.layers import CANDIDATES, bound_shares, layer_harm, layer_rows
+from bhfl.analysis.reuse import reusing
 from bhfl.quant import layer_weights
 
 X = torch.randn(96, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.check import Configs
-from bhfl.cli.sweep.plan import Cell, Job, Plan
 from bhfl.engine.folder import write_json
+from bhfl.sweep.check import Configs
+from bhfl.sweep.plan import Cell, Job, Plan
 
 
 class Tuning:

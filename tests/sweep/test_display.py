@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from bhfl.cli.sweep import display
-from bhfl.cli.sweep.display import Display
+from bhfl.sweep import display
+from bhfl.sweep.display import Display
 
 
 @pytest.mark.parametrize(

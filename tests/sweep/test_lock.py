@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.lock import locked
+from bhfl.sweep.lock import locked
 
 
 def test_the_second_is_refused(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_the_next_waits_for_runs_that_are_left(tmp_path: Path) -> None:
 def test_a_run_ends_with_its_sweep(tmp_path: Path) -> None:
     code = (
         "import threading, time\n"
-        "from bhfl.cli.sweep.child import end_with_parent\n"
+        "from bhfl.sweep.child import end_with_parent\n"
         "threading.Thread(target=end_with_parent, daemon=True).start()\n"
         "print('begun', flush=True)\n"
         "time.sleep(60)"

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.check import Configs
-from bhfl.cli.sweep.plan import Job
-from bhfl.cli.sweep.survey import Survey
-from tests.cli.sweep.conftest import Sweeps
+from bhfl.sweep.check import Configs
+from bhfl.sweep.plan import Job
+from bhfl.sweep.survey import Survey
+from tests.sweep.conftest import Sweeps
 
 MATRIX = """\
 base: {trainer.max_rounds: 3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bhfl.cli.sweep.options import Option
+from bhfl.sweep.options import Option
 
 EACH = "each"
 """Of ``tune.setting``: tuned on every setting, for that setting."""

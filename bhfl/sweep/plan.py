@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bhfl.cli.reading import Layer, nested, read_file
-from bhfl.cli.sweep.matrix import EACH, Matrix
-from bhfl.cli.sweep.options import Option
 from bhfl.engine.folder import RoundsFile, newest_run, read_summary
+from bhfl.sweep.matrix import EACH, Matrix
+from bhfl.sweep.options import Option
 
 TRIALS = "_tuning"
 """Folder of the runs that tune; names of settings and methods begin with a letter or digit."""

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 import bhfl as package
-from bhfl.cli.sweep import processes, runner
-from bhfl.cli.sweep.check import Configs
-from bhfl.cli.sweep.plan import Job, Plan
-from bhfl.cli.sweep.processes import Processes
-from bhfl.cli.sweep.reader import read_matrix
-from bhfl.cli.sweep.runner import Runner
-from bhfl.cli.sweep.survey import Survey
-from tests.cli.sweep.fake import config_of
+from bhfl.sweep import processes, runner
+from bhfl.sweep.check import Configs
+from bhfl.sweep.plan import Job, Plan
+from bhfl.sweep.processes import Processes
+from bhfl.sweep.reader import read_matrix
+from bhfl.sweep.runner import Runner
+from bhfl.sweep.survey import Survey
+from tests.cli.conftest import bhfl as bhfl  # a fixture
+from tests.sweep.fake import config_of
 
-FAKE = (sys.executable, "-m", "tests.cli.sweep.fake")
+FAKE = (sys.executable, "-m", "tests.sweep.fake")
 MATRIX = """\
 seeds: [0, 1]
 methods:

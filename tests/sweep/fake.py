@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bhfl.cli.sweep.child import end_with_parent
+from bhfl.sweep.child import end_with_parent
 
 ROUNDS = 3
 

@@ -1,4 +1,4 @@
-"""``python -m bhfl.cli.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that
+"""``python -m bhfl.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that
 started it has gone.
 
 The sweep holds the other end of standard input and writes nothing to it: its end is the sweep's
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from bhfl.cli import main
+from bhfl.cli.command import leave, main
 from bhfl.cli.current_folder import forget_start_folder
 
 PATIENCE_SECONDS = 10.0
@@ -30,4 +30,4 @@ def end_with_parent() -> None:
 if __name__ == "__main__":
     forget_start_folder()
     threading.Thread(target=end_with_parent, daemon=True).start()
-    main()
+    leave(main, None)

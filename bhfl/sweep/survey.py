@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.check import Configs
-from bhfl.cli.sweep.plan import Cell, Job, Plan
-from bhfl.cli.sweep.tuning import Tuning
+from bhfl.sweep.check import Configs
+from bhfl.sweep.plan import Cell, Job, Plan
+from bhfl.sweep.tuning import Tuning
 
 DONE = "done"
 CUT_OFF = "cut off"

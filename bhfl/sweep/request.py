@@ -10,8 +10,8 @@ from typing import Any
 
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
-from bhfl.cli.sweep.options import OPTION, Option, reserved
 from bhfl.files import user_path
+from bhfl.sweep.options import OPTION, Option, reserved
 
 HELP = """usage: bhfl sweep MATRIX.yaml [--option value ...]
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bhfl.cli.sweep.plan import Cell
-from tests.cli.sweep.conftest import Sweeps
+from bhfl.sweep.plan import Cell
+from tests.sweep.conftest import Sweeps
 
 MATRIX = """\
 base: {trainer.max_rounds: 3}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.request import read_request
+from bhfl.sweep.request import read_request
 
 
 def test_the_defaults() -> None:

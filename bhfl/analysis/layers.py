@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.algorithms.fedlq.bound import convergence_bound
-from bhfl.algorithms.fedlq.reuse import reusing
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, significance, variance_table
+from bhfl.analysis.reuse import reusing
 
 CANDIDATES = (2, 3, 4, 6, 8, 16)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.cli.sweep.matrix import Tune
-from bhfl.cli.sweep.options import Option
-from bhfl.cli.sweep.reader import read_matrix
+from bhfl.sweep.matrix import Tune
+from bhfl.sweep.options import Option
+from bhfl.sweep.reader import read_matrix
 
 WHOLE = """\
 name: whole
@@ -231,8 +231,8 @@ def test_there_must_be_a_file(folder: Path) -> None:
 
 def test_a_bad_matrix_is_answered_without_torch(folder: Path) -> None:
     code = (
-        "import sys, bhfl.cli\n"
-        "try: bhfl.cli.main(['sweep', 'nope.yaml'])\n"
+        "import sys, bhfl.main\n"
+        "try: bhfl.main.main(['sweep', 'nope.yaml'])\n"
         "except SystemExit as stop: assert stop.code == 2\n"
         "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
     )

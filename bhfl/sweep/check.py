@@ -13,8 +13,8 @@ import yaml
 from bhfl.cli.federated_cli import WHERE, FederatedCLI
 from bhfl.cli.parser import dumped
 from bhfl.cli.reading import ConfigError, read_file
-from bhfl.cli.sweep.plan import Job
 from bhfl.engine.resume import contradictions
+from bhfl.sweep.plan import Job
 
 _ELSEWHERE = (
     "accelerator",

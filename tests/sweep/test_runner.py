@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.cli.sweep.lock import locked
-from bhfl.cli.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED
-from tests.cli.sweep.conftest import MATRIX, TUNED, Sweeps
+from bhfl.sweep.lock import locked
+from bhfl.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED
+from tests.sweep.conftest import MATRIX, TUNED, Sweeps
 
 
 def begun() -> list[str]:
@@ -230,9 +230,9 @@ def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
 
 KILLED = """\
 from pathlib import Path
-from tests.cli.sweep.conftest import FAKE, FakeConfigs, MATRIX
-from bhfl.cli.sweep import plan, processes, reader, runner, survey
-from bhfl.cli.sweep.lock import locked
+from tests.sweep.conftest import FAKE, FakeConfigs, MATRIX
+from bhfl.sweep import plan, processes, reader, runner, survey
+from bhfl.sweep.lock import locked
 
 processes.RUN = FAKE
 with locked(Path("runs/m")) as lock:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from bhfl.cli.command import run_or_tell
 from bhfl.cli.exits import report
 from bhfl.cli.hints import suggestion
 from bhfl.cli.reading import ConfigError, asks_help
-from bhfl.cli.sweep.matrix import Matrix
-from bhfl.cli.sweep.reader import read_matrix
-from bhfl.cli.sweep.request import HELP, Request, read_request
-from bhfl.engine.ending import ended_in_order
+from bhfl.engine.ending import STANDING, ended_in_order
+from bhfl.sweep.matrix import Matrix
+from bhfl.sweep.reader import read_matrix
+from bhfl.sweep.request import HELP, Request, read_request
 
 if TYPE_CHECKING:
-    from bhfl.cli.sweep.plan import Plan
-    from bhfl.cli.sweep.survey import Survey
+    from bhfl.sweep.plan import Plan
+    from bhfl.sweep.survey import Survey
 
 FAILED = 1
 ENDING_SECONDS = 20.0
@@ -26,8 +28,14 @@ if that is less.
 """
 
 
-def sweep(args: Sequence[str]) -> int:
-    """Run the command, and return its exit code.
+def main(args: Sequence[str]) -> int:
+    """Run ``bhfl sweep``, given its options; the exit code."""
+    STANDING.begin("the same command goes on")
+    return run_or_tell(partial(_sweep, args))
+
+
+def _sweep(args: Sequence[str]) -> int:
+    """The exit code of a sweep.
 
     Raises:
         ConfigError: The arguments, the matrix or a configuration cannot be used; nothing has been
@@ -40,7 +48,7 @@ def sweep(args: Sequence[str]) -> int:
     request = read_request(args)
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     _check_only(request.only, matrix)
-    from bhfl.cli.sweep.plan import Plan
+    from bhfl.sweep.plan import Plan
 
     plan = Plan(matrix, request.root / matrix.name, request.only)
     if request.dry_run:
@@ -60,8 +68,8 @@ def _check_only(names: Sequence[str], matrix: Matrix) -> None:
 
 def _list(plan: Plan) -> None:
     """Print each run with its state."""
-    from bhfl.cli.sweep.check import Configs
-    from bhfl.cli.sweep.survey import Survey
+    from bhfl.sweep.check import Configs
+    from bhfl.sweep.survey import Survey
 
     states = Survey(plan, Configs(machine=False)).states()
     for name, state in states.items():
@@ -71,11 +79,11 @@ def _list(plan: Plan) -> None:
 
 
 def _run(plan: Plan, request: Request, begun: float) -> int:
-    from bhfl.cli.sweep.check import Configs
-    from bhfl.cli.sweep.lock import locked
-    from bhfl.cli.sweep.processes import Processes
-    from bhfl.cli.sweep.runner import Runner
-    from bhfl.cli.sweep.survey import Survey
+    from bhfl.sweep.check import Configs
+    from bhfl.sweep.lock import locked
+    from bhfl.sweep.processes import Processes
+    from bhfl.sweep.runner import Runner
+    from bhfl.sweep.survey import Survey
 
     with locked(plan.root) as lock:
         survey = Survey(plan, Configs(machine=True))

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from bhfl.cli.sweep.plan import Job
 from bhfl.engine.system import stop
+from bhfl.sweep.plan import Job
 
-RUN = (sys.executable, "-m", "bhfl.cli.sweep.child")
+RUN = (sys.executable, "-m", "bhfl.sweep.child")
 """What runs the arguments of a job."""
 STOP_SECONDS = 10.0
 """For a run to end in order."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
-from bhfl.cli.sweep.matrix import EACH, Matrix, Tune
-from bhfl.cli.sweep.options import OPTION, Option, leaves, reserved
 from bhfl.files import user_path
+from bhfl.sweep.matrix import EACH, Matrix, Tune
+from bhfl.sweep.options import OPTION, Option, leaves, reserved
 
 KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

@@ -1,0 +1,1 @@
+"""What quantising a trained model costs, layer by layer."""

@@ -1,0 +1,127 @@
+"""A command as a process: the signals that it hears, what it tells its user, and its exit code.
+
+Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few
+clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a
+traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+from typing import NoReturn
+
+
+def main(args: Sequence[str]) -> int:
+    """Run ``fit``, ``validate``, ``test``, ``analyze`` or ``export``.
+
+    Args:
+        args: The command and its options.
+
+    Returns:
+        The exit code.
+    """
+    return run_or_tell(partial(_run, args))
+
+
+def _run(args: Sequence[str]) -> int:
+    from bhfl.cli.reading import read_layers
+
+    layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
+    from bhfl.cli.federated_cli import FederatedCLI
+
+    FederatedCLI(args, layers)
+    return 0
+
+
+def run_or_tell(run: Callable[[], int]) -> int:
+    """Run a command that reads configurations; where its user can mend what ends it, tell that.
+
+    Returns:
+        The exit code.
+    """
+    from bhfl.cli.current_folder import find_in_current_folder
+    from bhfl.cli.exits import BAD_CONFIG, exit_code, report, told
+    from bhfl.cli.reading import ConfigError
+    from bhfl.engine.ending import LostProcessError, no_exit_of_others
+
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
+    # of sockets that end, which is told in one line
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    find_in_current_folder()
+    try:
+        with no_exit_of_others():
+            return run()
+    except ConfigError as error:
+        report(error.problems)
+        return BAD_CONFIG
+    except LostProcessError:
+        raise
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        report([told(error)])
+        return code
+
+
+def leave(run: Callable[[list[str]], int], args: Sequence[str] | None) -> NoReturn:
+    """Run a command as this process, and leave with its exit code.
+
+    Args:
+        run: What runs the command, given its arguments.
+        args: The arguments. By default those of the process, whose signals are then heard from here
+            on.
+
+    Raises:
+        SystemExit: Always.
+    """
+    if args is not None:
+        raise SystemExit(_until_stopped(run, list(args)))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _end_at_once)  # what hears them later takes a moment to load
+    from bhfl.engine.ending import Signals, end_with_parent
+
+    signals = Signals(command=True)
+    signals.listen()
+    end_with_parent()
+    code = 1
+    try:
+        code = _until_stopped(run, sys.argv[1:])
+    finally:
+        signals.code = code
+    raise SystemExit(code)
+
+
+def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal.Signals(signum)]
+        os.write(2, f"error: {how} while starting; nothing new is saved\n".encode())
+    os._exit(128 + signum)
+
+
+def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
+    """The exit code of a command, or of what stops it, which is told in one line."""
+    import warnings
+
+    from bhfl.cli.exits import format_warning
+    from bhfl.engine.ending import LOST, STANDING, LostProcessError, Terminated, speaks_of_others
+
+    warnings.formatwarning = format_warning
+    STANDING.begin("nothing new is saved")
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        code, line = 128 + signal.SIGINT, STANDING.farewell(signal.SIGINT)
+    except Terminated:
+        code, line = 128 + signal.SIGTERM, STANDING.farewell(signal.SIGTERM)
+    except LostProcessError as error:
+        code, line = LOST, STANDING.last_line(str(error), speaks_of_others())
+    if line:
+        print(line, file=sys.stderr)
+    return code

@@ -1,0 +1,86 @@
+"""The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from bhfl import __version__
+from bhfl.cli.command import leave
+
+COMMANDS = {
+    "fit": "train one model over a fleet of clients, then test it",
+    "validate": "measure a model on the validation split, by bit group",
+    "test": "measure a model on the test split, by bit group",
+    "analyze": "tell what each layer saves when it is quantised, and what that costs",
+    "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
+    "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
+    "report": "compare runs: tables, CSV and one page with all pictures",
+}
+
+HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
+
+Federated learning among clients of different bit-widths.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+
+  bhfl COMMAND --help        all options
+  bhfl --version             the version
+
+examples:
+  bhfl fit --config configs/digits/fedavg.yaml
+  bhfl fit --config configs/digits/fedavg.yaml --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
+  bhfl fit --config configs/digits/fedavg.yaml --print_config
+  bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
+  bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
+  bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
+  bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
+  bhfl sweep configs/digits/sweeps/demo.yaml --jobs 2                     several methods over seeds, and a report
+  bhfl report runs --target 0.9                                           all runs side by side
+"""  # noqa: E501
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command, and leave with its exit code; see `bhfl.cli.command`.
+
+    Args:
+        args: The command and its options; by default those of the process.
+
+    Raises:
+        SystemExit: Always.
+    """
+    leave(run, args)
+
+
+def run(args: list[str]) -> int:
+    """Run one command, of which only what it needs is loaded; its exit code."""
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"bhfl {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        return _unknown(args[0])
+    if args[0] == "sweep":
+        from bhfl.sweep.command import main as sweep
+
+        return sweep(args[1:])
+    if args[0] == "report":
+        from bhfl.engine.ending import ended_in_order
+        from bhfl.report.command import main as report
+
+        with ended_in_order(deaf=False):
+            return report(args[1:])
+    from bhfl.cli.command import main as command
+
+    return command(args)
+
+
+def _unknown(command: str) -> int:
+    from bhfl.cli.exits import BAD_CONFIG, report
+    from bhfl.cli.hints import suggestion
+
+    report([f"{command!r} is no command{suggestion(command, COMMANDS)}"])
+    return BAD_CONFIG
