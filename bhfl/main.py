@@ -79,8 +79,8 @@ def run(args: list[str]) -> int:
 
 
 def _unknown(command: str) -> int:
+    from bhfl.checks import suggestion
     from bhfl.cli.exits import BAD_CONFIG, report
-    from bhfl.cli.hints import suggestion
 
     report([f"{command!r} is no command{suggestion(command, COMMANDS)}"])
     return BAD_CONFIG

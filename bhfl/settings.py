@@ -8,24 +8,17 @@ classes.
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import chain
 from typing import Any, Literal, get_type_hints
 
+from bhfl.checks import Check, choice, count, is_integer, or_none, positive, true_or_false
 from bhfl.files import user_path
 
-Check = Callable[[Any], str]
-"""A function from a value to what is wrong with it, such as ``must not be empty, got ''``; empty if
-nothing is.
-"""
-
-LARGEST = 2**31
 LARGEST_SEED = 2**32 - 1
 """The largest seed of `lightning.seed_everything`."""
 _LONGEST_PART = 255
@@ -71,51 +64,11 @@ def option(role: Role, check: Check | None = None) -> Any:
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def count(low: int, high: int = LARGEST) -> Check:
-    """Integers from `low` to `high`."""
-
-    def check(value: Any) -> str:
-        if _is_count(value, low, high):
-            return ""
-        return f"must be an integer from {low} to {high:,}, got {value!r}"
-
-    return check
-
-
-def choice(*values: str) -> Check:
-    """One of some words; a number stands for the word that it prints as."""
-
-    def check(value: Any) -> str:
-        if str(value) in values:
-            return ""
-        return f"must be one of {', '.join(values)}, got {value!r}"
-
-    return check
-
-
-def or_none(check: Check) -> Check:
-    """None, and what `check` takes."""
-    return lambda value: "" if value is None else check(value)
-
-
-def true_or_false(value: Any) -> str:
-    """Problems of a switch."""
-    return "" if isinstance(value, bool) else f"must be true or false, got {value!r}"
-
-
 def auto_or_switch(value: Any) -> str:
     """Problems of a switch that may be left to ``auto``."""
     if isinstance(value, bool) or value == "auto":
         return ""
     return f"must be auto, true or false, got {value!r}"
-
-
-def positive(value: Any) -> str:
-    """Problems of a number that is to be positive and finite."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and 0 < value < math.inf:
-        return ""
-    return f"must be positive and finite, got {value!r}"
 
 
 def text(value: Any) -> str:
@@ -158,13 +111,9 @@ def _too_long(value: str) -> str:
 
 def part(value: Any) -> str:
     """Problems of a number of clients, or a fraction of them."""
-    if value is None or _is_count(value, 1) or (isinstance(value, float) and 0 < value <= 1):
+    if value is None or not count(1)(value) or (isinstance(value, float) and 0 < value <= 1):
         return ""
     return f"must be a count, or a fraction in (0, 1], got {value!r}"
-
-
-def _is_count(value: Any, low: int, high: int = LARGEST) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 # ---- groups --------------------------------------------------------------------------------------
@@ -268,7 +217,7 @@ class Machine(Group):
             "devices": int(processes) if on_cpu and processes.isdecimal() else 1,
         }
         for key, number in numbers.items():
-            if _is_count(number, 1, sys.maxsize) and number > most:
+            if is_integer(number) and number > most:
                 yield f"{key} must be at most {most}, {_A_CPU} for each CPU here, got {number}"
 
 

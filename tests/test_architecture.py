@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bhfl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-SHARED = {"files", "plain", "settings"}
+SHARED = {"checks", "files", "plain", "settings"}
 """Files that every room may import; they import each other alone."""
 OURS = {
     "quant": set(),

@@ -12,7 +12,7 @@ from typing import Any, Optional, get_origin, get_type_hints
 
 from jsonargparse.typing import get_registered_type
 
-from bhfl.cli.hints import shown, suggestion
+from bhfl.checks import shown, suggestion
 
 
 @dataclass(frozen=True, eq=False)

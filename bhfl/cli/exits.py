@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bhfl.cli.hints import clipped
+from bhfl.checks import clipped
 from bhfl.engine.ending import speaks
 
 BAD_CONFIG = 2

@@ -13,10 +13,10 @@ import lightning as L
 import torch
 import yaml
 
+from bhfl.checks import clipped
 from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
 from bhfl.cli.example import example_of
 from bhfl.cli.exits import say
-from bhfl.cli.hints import clipped
 from bhfl.engine.client import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.resume import fitting

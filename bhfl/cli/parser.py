@@ -27,9 +27,9 @@ import bhfl.callbacks
 import bhfl.data
 import bhfl.models
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
+from bhfl.checks import shown
 from bhfl.cli.classes import Kind
 from bhfl.cli.export import ExportingTrainer
-from bhfl.cli.hints import shown
 from bhfl.cli.reading import ConfigError, Layer, read_text
 from bhfl.cli.scalars import plain, written
 from bhfl.cli.schema import Checked, Checker, Instance, Section

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from bhfl.cli.hints import shown
+from bhfl.checks import shown
 from bhfl.cli.scalars import UNAMBIGUOUS, Loader
 from bhfl.files import user_path
 from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor
 
+from bhfl.checks import shown, suggestion
 from bhfl.cli.classes import Kind, imported, is_component, names_one, parameters, resolve
-from bhfl.cli.hints import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 
 _PLAIN = {

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bhfl.checks import suggestion
 from bhfl.cli.command import run_or_tell
 from bhfl.cli.exits import report
-from bhfl.cli.hints import suggestion
 from bhfl.cli.reading import ConfigError, asks_help
 from bhfl.engine.ending import STANDING, ended_in_order
 from bhfl.sweep.matrix import Matrix

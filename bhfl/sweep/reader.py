@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bhfl.cli.hints import shown, suggestion
+from bhfl.checks import shown, suggestion
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.files import user_path
 from bhfl.sweep.matrix import EACH, Matrix, Tune

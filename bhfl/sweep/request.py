@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bhfl.cli.hints import shown, suggestion
+from bhfl.checks import shown, suggestion
 from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
 from bhfl.files import user_path
 from bhfl.sweep.options import OPTION, Option, reserved

@@ -1,0 +1,187 @@
+"""What options may be: checks of values, and words for messages.
+
+A check is a function from a value to what is wrong with it, such as ``must be an integer from 1 to
+9, got 0``, and to an empty text where nothing is: it stands where an option is declared. This
+module needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Check = Callable[[Any], str]
+"""A function from a value to what is wrong with it, from "must" on; empty if nothing is."""
+
+LARGEST = 2**31
+"""The largest count or size; a product of them may still be more than a machine has."""
+LONGEST = 400
+"""Characters of one problem at most."""
+
+
+def checked(key: str, value: T, check: Check) -> T:
+    """The value of an option, as it is.
+
+    Args:
+        key: The name that messages call the option.
+        value: Its value.
+        check: What the value must be.
+
+    Raises:
+        ValueError: It is something else.
+
+    >>> checked("threads", 3, count(1))
+    3
+    """
+    if problem := check(value):
+        raise ValueError(f"{key} {problem}")
+    return value
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one ValueError with all problems that are not empty, one a line, if there are any."""
+    if found := [problem for problem in problems if problem]:
+        raise ValueError("\n".join(found))
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an integer or a float, perhaps infinite or NaN; true and false are none."""
+    return is_integer(value) or isinstance(value, float)
+
+
+def count(low: int, high: int = LARGEST) -> Check:
+    """The check of an integer from `low` to `high`, both included.
+
+    >>> count(1, 9)(0)
+    'must be an integer from 1 to 9, got 0'
+    """
+
+    def check(value: Any) -> str:
+        if is_integer(value) and low <= value <= high:
+            return ""
+        return _must(f"be an integer from {low} to {high:,}", value)
+
+    return check
+
+
+def within(interval: str) -> Check:
+    """The check of a number in an interval such as ``(0, 1]``, which leaves out the end at a round
+    bracket.
+
+    >>> within("(0, 1]")(0)
+    'must be in (0, 1], got 0'
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    ends = {low} if interval.startswith("[") else set()
+    ends |= {high} if interval.endswith("]") else set()
+
+    def check(value: Any) -> str:
+        if is_number(value) and (low < value < high or value in ends):
+            return ""
+        return _must(f"be in {interval}", value)
+
+    return check
+
+
+def choice(*words: str) -> Check:
+    """The check of one of some words; a number stands for the word that it prints as.
+
+    >>> choice("max", "min")("mix")
+    "must be one of max, min, got 'mix'; did you mean 'max'?"
+    """
+
+    def check(value: Any) -> str:
+        if str(value) in words:
+            return ""
+        return _must(f"be one of {', '.join(words)}", value) + suggestion(str(value), words, False)
+
+    return check
+
+
+def or_none(check: Check) -> Check:
+    """The check of an option that may be unset, and else is what `check` takes."""
+    return lambda value: "" if value is None else check(value)
+
+
+def positive(value: Any) -> str:
+    """What is wrong with a number that must be positive and finite."""
+    if is_number(value) and 0 < value < math.inf:
+        return ""
+    return _must("be positive and finite", value)
+
+
+def not_negative(value: Any) -> str:
+    """What is wrong with a number that must be finite, and not below zero."""
+    if is_number(value) and 0 <= value < math.inf:
+        return ""
+    return _must("be finite and at least 0", value)
+
+
+def true_or_false(value: Any) -> str:
+    """What is wrong with a switch."""
+    return "" if isinstance(value, bool) else _must("be true or false", value)
+
+
+def _must(rule: str, value: object) -> str:
+    return f"must {rule}, got {clipped(repr(value))}"
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is nearest to `word`, case aside; empty where none is near.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        cutoff: How like it must be, from 0, all names, to 1, the very same.
+    """
+    names = {name.lower(): name for name in sorted(known)}
+    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
+    return names[found[0]] if found else ""
+
+
+def suggestion(word: str, known: Iterable[str], others: bool = True) -> str:
+    """``; did you mean 'x'?`` for the known name nearest to `word`, case aside.
+
+    Args:
+        word: What was written.
+        known: What could have been meant.
+        others: List all of `known` where none is near.
+
+    >>> suggestion("fedproxx", ["FedAvg", "FedProx"])
+    "; did you mean 'FedProx'?"
+    >>> suggestion("zebra", ["FedAvg", "FedProx"])
+    '; known: FedAvg, FedProx'
+    """
+    names = sorted(known)
+    if meant := nearest(word, names):
+        return f"; did you mean '{meant}'?"
+    return f"; known: {', '.join(names)}" if names and others else ""
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """`value` as in a configuration, its middle left out where it is long."""
+    text = (
+        {None: "null", True: "true", False: "false"}[value]
+        if isinstance(value, (bool, type(None)))
+        else repr(value)
+    )
+    return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
+
+
+def clipped(line: str) -> str:
+    """`line` with at most `LONGEST` characters."""
+    return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
