@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.calls import call_step
+from bhfl.engine.exchange import ClientLink
 from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.random import RandomKeys
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from bhfl.engine.client import Worker
-    from bhfl.engine.timing import ClientLink, Timing
+    from bhfl.engine.timing import Timing
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from bhfl.engine.checked import CheckedHooks
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client import Worker
 from bhfl.engine.ending import STANDING, Terminated
+from bhfl.engine.exchange import ClientLink
 from bhfl.engine.failures import origin
 from bhfl.engine.handed import ReturnError, ServerReturnError, check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
@@ -33,7 +34,7 @@ from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, outliers
 from bhfl.engine.refusal import Asked, RefusedError, admit
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.store import ClientStore
-from bhfl.engine.timing import ClientLink, Timing
+from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
 from bhfl.quant import BitSpec, layer_weights, set_spec_
 from bhfl.settings import Settings
@@ -358,12 +359,12 @@ class Rounds:
             return
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
-        if run.link and (
-            after := run.link.late_after(run.downlink_bytes, len(payload), run.num_examples)
-        ):
-            record.status = "late"
-            record.reason = f"its update would have arrived after {after:.3g} s"
-            return
+        if run.link and self.timing:
+            after = run.link.seconds(run.downlink_bytes, len(payload), run.num_examples)
+            if self.timing.network.is_late(after):
+                record.status = "late"
+                record.reason = f"its update would have arrived after {after:.3g} s"
+                return
         update = decode(payload)
         coded = self.algorithm.coded(server, client, self.layers)
         record.largest = admit(update, totals.asked, coded, client)

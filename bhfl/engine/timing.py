@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.client import Worker
+from bhfl.engine.exchange import ClientLink
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.recorder import Recorder
 from bhfl.engine.records import ClientRecord
@@ -132,7 +132,9 @@ class Timing:
         """What a client knows of its link in a round, which it shares with the other
         participants.
         """
-        return ClientLink(self, round, client, num_participants)
+        bits = client.spec.weights
+        link = self.network.shared_link(round, client.id, bits, num_participants)
+        return ClientLink(link, _BACKWARD * self.example_flops)
 
     def metrics(
         self, round: int, records: Sequence[ClientRecord], seconds_before: float
@@ -180,33 +182,3 @@ def _without_fused_kernels() -> Iterator[None]:
                 yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@dataclass(frozen=True)
-class ClientLink:
-    """One client's link in one round."""
-
-    timing: Timing
-    round: int
-    client: Client
-    num_participants: int
-
-    def late_after(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float | None:
-        """Seconds that an upload which misses the deadline takes from the start of the round; None
-        for one in time.
-        """
-        work = self.timing.workload(self.client, download_bytes, upload_bytes, num_examples)
-        network = self.timing.network
-        seconds = network.client_time(self.round, work, self.num_participants).seconds
-        return seconds if network.is_late(seconds) else None
-
-    def budget_bytes(self, download_bytes: int, num_examples: int, deadline_seconds: float) -> int:
-        """Bytes that it can still send before a deadline, when it has downloaded and trained; 0 if
-        it is too late.
-        """
-        work = self.timing.workload(self.client, download_bytes, 0, num_examples)
-        network = self.timing.network
-        return (
-            network.uplink_budget_bits(self.round, work, deadline_seconds, self.num_participants)
-            // 8
-        )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.comm import Tensors, encoded_bytes
-from bhfl.engine.timing import ClientLink, Timing
+from bhfl.engine.exchange import ClientLink
+from bhfl.engine.timing import Timing
 from bhfl.engine.types import Params
 from bhfl.quant import QuantizedTensor
 

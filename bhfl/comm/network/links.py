@@ -33,6 +33,34 @@ class Link:
     compute_flops: float = math.inf
     slowdown: float = 1.0
 
+    def download_seconds(self, num_bytes: int) -> float:
+        """How long a message from the server takes; one of nothing takes no time."""
+        return self._seconds(num_bytes, self.downlink_bps)
+
+    def compute_seconds(self, flops: float) -> float:
+        """How long local training takes."""
+        return flops / self.compute_flops * self.slowdown
+
+    def upload_seconds(self, num_bytes: int) -> float:
+        """How long a message to the server takes; one of nothing takes no time."""
+        return self._seconds(num_bytes, self.uplink_bps)
+
+    def uplink_budget_bits(self, download_bytes: int, flops: float, deadline_seconds: float) -> int:
+        """Bits that can still be sent after a download and local training, so that they arrive
+        before a deadline: whole bytes, 0 if it is too late.
+
+        Raises:
+            ValueError: the deadline is none.
+        """
+        check_deadline(deadline_seconds)
+        download = self.download_seconds(download_bytes)
+        spent = download + self.compute_seconds(flops) + self.latency_seconds
+        left = max(0.0, deadline_seconds - spent)
+        return 8 * math.floor(left * self.uplink_bps / 8)
+
+    def _seconds(self, num_bytes: int, bps: float) -> float:
+        return self.latency_seconds + 8 * num_bytes / bps if num_bytes else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
@@ -152,6 +180,12 @@ class ProfileLinks:
             compute_flops=profile.compute_flops * speed,
             slowdown=1 + profile.compute_jitter * float(varying.standard_exponential()),
         )
+
+
+def check_deadline(seconds: float) -> None:
+    """ValueError unless a deadline is a time that comes."""
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"deadline_seconds must be finite and > 0, got {seconds}")
 
 
 def _stream(seed: int, purpose: str, round_index: int, client: int) -> np.random.Generator:

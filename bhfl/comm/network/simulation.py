@@ -13,10 +13,17 @@ the deadline where one of them misses it, plus server time.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
+from bhfl.comm.network.links import (
+    PROFILES,
+    Link,
+    LinkSource,
+    Profile,
+    ProfileLinks,
+    check_deadline,
+)
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
 
@@ -123,7 +130,7 @@ class SimulatedNetwork:
         if seed < 0:
             raise ValueError(f"seed must be >= 0, got {seed}")
         if deadline_seconds is not None:
-            _check_deadline(deadline_seconds)
+            check_deadline(deadline_seconds)
         if not (math.isfinite(server_seconds) and server_seconds >= 0):
             raise ValueError(f"server_seconds must be finite and >= 0, got {server_seconds}")
         self._deadline_seconds = deadline_seconds
@@ -227,38 +234,42 @@ class SimulatedNetwork:
             deadline_seconds: when the upload must have arrived.
             num_participants: of the round; matters with `shared_uplink`.
         """
-        link = self.link(round_index, workload.client)
-        spent = (
-            self._download_seconds(link, workload)
-            + self._compute_seconds(link, workload)
-            + link.latency_seconds
-        )
-        left = max(0.0, _check_deadline(deadline_seconds) - spent)
-        return 8 * math.floor(left * self._uplink_bps(link, num_participants) / 8)
+        client = workload.client
+        link = self.shared_link(round_index, client, workload.bits, num_participants)
+        return link.uplink_budget_bits(workload.download_bytes, workload.flops, deadline_seconds)
 
     def client_time(
         self, round_index: int, workload: Workload, num_participants: int = 1
     ) -> ClientTime:
         """Seconds of one participant; how many there are matters with `shared_uplink`."""
-        link = self.link(round_index, workload.client)
+        client = workload.client
+        link = self.shared_link(round_index, client, workload.bits, num_participants)
         return ClientTime(
-            client=workload.client,
-            download_seconds=self._download_seconds(link, workload),
-            compute_seconds=self._compute_seconds(link, workload),
-            upload_seconds=_transfer_seconds(
-                link, workload.upload_bytes, self._uplink_bps(link, num_participants)
-            ),
+            client=client,
+            download_seconds=link.download_seconds(workload.download_bytes),
+            compute_seconds=link.compute_seconds(workload.flops),
+            upload_seconds=link.upload_seconds(workload.upload_bytes),
         )
 
-    def _download_seconds(self, link: Link, workload: Workload) -> float:
-        return _transfer_seconds(link, workload.download_bytes, link.downlink_bps)
+    def shared_link(
+        self, round_index: int, client: int, bits: int = 32, num_participants: int = 1
+    ) -> Link:
+        """The link and the device of one client as they are in a round with others.
 
-    def _compute_seconds(self, link: Link, workload: Workload) -> float:
-        speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
-        return workload.flops / (link.compute_flops * speedup) * link.slowdown
-
-    def _uplink_bps(self, link: Link, num_participants: int) -> float:
-        return link.uplink_bps / num_participants if self._shared_uplink else link.uplink_bps
+        Args:
+            round_index: which draws to use.
+            client: its id.
+            bits: width it computes with; matters with `low_bit_speedup`.
+            num_participants: of the round; matters with `shared_uplink`.
+        """
+        link = self.link(round_index, client)
+        speedup = 32 / bits if self._low_bit_speedup else 1.0
+        sharing = num_participants if self._shared_uplink else 1
+        return replace(
+            link,
+            uplink_bps=link.uplink_bps / sharing,
+            compute_flops=link.compute_flops * speedup,
+        )
 
 
 def _profile_links(
@@ -266,13 +277,3 @@ def _profile_links(
 ) -> ProfileLinks:
     shares = {profiles: 1.0} if isinstance(profiles, str) else profiles
     return ProfileLinks(shares, {**PROFILES, **custom}, seed)
-
-
-def _transfer_seconds(link: Link, num_bytes: int, bps: float) -> float:
-    return link.latency_seconds + 8 * num_bytes / bps if num_bytes else 0.0
-
-
-def _check_deadline(seconds: float) -> float:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"deadline_seconds must be finite and > 0, got {seconds}")
-    return seconds
