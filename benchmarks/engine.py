@@ -44,7 +44,7 @@ def _trainer(clients: int, images: int, folder: str, **options):
 
 def engine(clients: int, images: int) -> Callable[[], None]:
     """Rounds of `FederatedTrainer`: payloads, checks and exact sums included."""
-    from bhfl.engine.store import ClientStore
+    from bhfl.engine.client.store import ClientStore
     from bhfl.engine.system import keep_freed_memory
 
     torch.set_num_threads(1)

@@ -58,7 +58,7 @@ def turns(method: str) -> Callable[[], None]:
     """Rounds of 10 clients, half of them ternary, with 1,000 images each."""
     from bhfl.algorithms import FedAvg, ProWD
     from bhfl.data import FakeImages
-    from bhfl.engine.store import ClientStore
+    from bhfl.engine.client.store import ClientStore
     from bhfl.engine.system import keep_freed_memory
     from bhfl.engine.trainer import FederatedTrainer
     from bhfl.models import Classifier

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bhfl.data import FederatedDataModule
-from bhfl.engine.recorder import Recorder
+from bhfl.engine.client.recorder import Recorder
 from bhfl.engine.types import FederatedData
 
 CHUNK = 128

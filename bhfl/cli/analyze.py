@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from bhfl.cli.exits import say
-from bhfl.engine.client import Worker
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.resume import fitting
 from bhfl.engine.system import computing_threads

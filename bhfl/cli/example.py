@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bhfl.engine.client import Worker
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.types import FederatedData
 
 _SAMPLES = 2

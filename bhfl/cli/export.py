@@ -17,7 +17,7 @@ from bhfl.checks import clipped
 from bhfl.cli.analyze import ACCURACIES, AnalyzingTrainer, blank
 from bhfl.cli.example import example_of
 from bhfl.cli.exits import say
-from bhfl.engine.client import Worker
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.resume import fitting
 from bhfl.engine.types import FederatedData

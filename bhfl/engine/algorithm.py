@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import lightning as L
     from lightning.fabric import Fabric
 
-    from bhfl.engine.client import Worker
+    from bhfl.engine.client.worker import Worker
     from bhfl.engine.timing import Timing
 
 

@@ -15,23 +15,22 @@ import lightning as L
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bhfl.engine.calls import call_step
+from bhfl.engine.client.layout import Layout
+from bhfl.engine.client.recorder import recording
 from bhfl.engine.random import RandomKeys, seed_globals
-from bhfl.engine.recorder import recording
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.quant.memory_format import (
-    contiguous,
     has_usual_strides,
-    layer_needs_contiguous,
     needs_contiguous,
 )
 from bhfl.settings import Settings
 
 if TYPE_CHECKING:
-    from bhfl.engine.client import Worker
+    from bhfl.engine.client.worker import Worker
 
 Wanted = Union[bool, Literal["auto"]]
 
@@ -43,67 +42,6 @@ _NOISE = 0.01
 """Gradients smaller than this share of the largest are compared with that share: they may be
 rounding alone.
 """
-
-
-class Layout:
-    """The memory format of a module's weights and images, which can be taken and given back.
-
-    Convolutions that crash in channels_last stay contiguous, their inputs too.
-
-    Args:
-        module: The model.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.channels_last = module, False
-        self._changed: list[nn.Parameter] = []
-        self._hooks: list[Any] = []
-
-    def take_(self, channels_last: bool) -> None:
-        """Lay the weights out so; what was changed before is changed back."""
-        if channels_last == self.channels_last:
-            return
-        self.channels_last = channels_last
-        if not channels_last:
-            for parameter in self._changed:
-                parameter.data = parameter.data.contiguous()
-            for hook in self._hooks:
-                hook.remove()
-            self._changed, self._hooks = [], []
-            return
-        for parameter in self.module.parameters():
-            if parameter.ndim == 4 and not parameter.is_contiguous(
-                memory_format=torch.channels_last
-            ):
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-                self._changed.append(parameter)
-        for layer in self.module.modules():
-            if layer_needs_contiguous(layer):
-                self._hooks.append(
-                    layer.register_forward_pre_hook(_contiguous_inputs, prepend=True)
-                )
-                for parameter in layer.parameters(recurse=False):
-                    parameter.data = (
-                        contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
-                    )
-
-    def batch(self, batch: Any) -> Any:
-        """A batch whose images are laid out so."""
-        return _channels_last(batch) if self.channels_last else batch
-
-
-def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        contiguous(x) if isinstance(x, Tensor) and x.dim() in (3, 4) else x for x in inputs
-    )
-
-
-def _channels_last(batch: Any) -> Any:
-    if isinstance(batch, Tensor) and batch.ndim == 4:
-        return batch.contiguous(memory_format=torch.channels_last)
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_channels_last(item) for item in batch)
-    return batch
 
 
 def with_format(

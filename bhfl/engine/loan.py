@@ -11,7 +11,7 @@ import lightning as L
 from lightning.fabric import Fabric
 from torch._dynamo.eval_frame import OptimizedModule
 
-from bhfl.engine.module_trainer import ModuleTrainer, Place
+from bhfl.engine.client.module_trainer import ModuleTrainer, Place
 from bhfl.quant import BitSpec, dequantize_, set_spec_
 
 

@@ -12,13 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.calls import call_step
+from bhfl.engine.client.recorder import Recorder, recording
 from bhfl.engine.random import seed_globals
-from bhfl.engine.recorder import Recorder, recording
 from bhfl.engine.types import FederatedData
 from bhfl.quant import reestimate_batchnorm_
 
 if TYPE_CHECKING:
-    from bhfl.engine.client import Worker
+    from bhfl.engine.client.worker import Worker
 
 
 def reestimation(

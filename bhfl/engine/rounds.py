@@ -22,7 +22,8 @@ from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.buffers import Buffers, BufferSum
 from bhfl.engine.checked import CheckedHooks
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.client import Worker
+from bhfl.engine.client.store import ClientStore
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.failures import origin
@@ -33,7 +34,6 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import NO_EXAMPLES, ClientRecord, gather, outliers
 from bhfl.engine.refusal import Asked, RefusedError, admit
 from bhfl.engine.sampling import cohort_size, sample_cohort
-from bhfl.engine.store import ClientStore
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState
 from bhfl.quant import BitSpec, layer_weights, set_spec_

@@ -18,6 +18,7 @@ from lightning.fabric.loggers import Logger
 import bhfl
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import read_state
 from bhfl.engine.folder import (
     CHECKPOINTS,
@@ -32,7 +33,6 @@ from bhfl.engine.folder import (
 from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
-from bhfl.engine.store import ClientStore
 from bhfl.engine.types import ServerState
 from bhfl.settings import Settings
 

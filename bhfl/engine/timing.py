@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
-from bhfl.engine.client import Worker
+from bhfl.engine.client.recorder import Recorder
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.recorder import Recorder
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData

@@ -22,7 +22,11 @@ from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback, call_hook
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
-from bhfl.engine.client import Worker
+from bhfl.engine.client.module_hooks import check_trainable
+from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.optim import check_optimizers
+from bhfl.engine.client.store import ClientStore, client_store
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.common import check_common_folder, check_same_options
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator, Stage
@@ -35,10 +39,7 @@ from bhfl.engine.formats import with_format
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched, make_fabric
 from bhfl.engine.loan import Loan
-from bhfl.engine.module_hooks import check_trainable
-from bhfl.engine.module_trainer import Place
 from bhfl.engine.monitor import check_monitor, doubt, unseen
-from bhfl.engine.optim import check_optimizers
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import (
@@ -54,7 +55,6 @@ from bhfl.engine.run import Run
 from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
 from bhfl.engine.settings import DATA, checked_settings, global_seed
 from bhfl.engine.state import check_state
-from bhfl.engine.store import ClientStore, client_store
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path

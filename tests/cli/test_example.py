@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from bhfl.cli.example import example_of
-from bhfl.engine.client import Worker
+from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.loan import Loan
-from bhfl.engine.module_trainer import Place
 from bhfl.engine.trainer import FederatedTrainer
 
 X, Y = torch.randn(6, 5), torch.arange(6) % 3

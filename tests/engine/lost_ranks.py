@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bhfl.engine.client import Worker
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.launch import Watch
 from bhfl.engine.rounds import Rounds
 from bhfl.engine.run import Run

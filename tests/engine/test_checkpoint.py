@@ -15,7 +15,7 @@ import torch
 from bhfl import files
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, digest, load, load_last, prune, round_path, save
-from bhfl.engine.store import ClientStore
+from bhfl.engine.client.store import ClientStore
 
 
 def state(seed: int = 0) -> dict:

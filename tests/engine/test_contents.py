@@ -18,9 +18,9 @@ from torch import nn
 from bhfl.algorithms import FedAvg, FedCOMGATE
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, round_path
+from bhfl.engine.client.store import client_store
 from bhfl.engine.contents import check_contents, lost_key, read_state
 from bhfl.engine.resume import fitting
-from bhfl.engine.store import client_store
 from bhfl.engine.types import ServerState
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit

@@ -20,7 +20,8 @@ from torch.utils.data import TensorDataset
 
 from bhfl.data import FromDatasets
 from bhfl.engine import FederatedTrainer, formats
-from bhfl.engine.formats import Layout, agree_on_format
+from bhfl.engine.client.layout import Layout
+from bhfl.engine.formats import agree_on_format
 from bhfl.engine.trainer import TooFewClientsError
 from bhfl.quant.memory_format import has_usual_strides
 from tests.federation import Client, fake, fit, same

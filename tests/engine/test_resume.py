@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import bhfl.engine.checkpoint
+import bhfl.engine.client.store
 import bhfl.engine.folder
-import bhfl.engine.store
 import bhfl.files
 from bhfl.algorithms import (
     AdaQuantFL,
@@ -321,7 +321,7 @@ def resume_or_begin(folder: Path, kill_at: str = "", count: int = 0, **options: 
         owner = {"files": bhfl.files, "checkpoint": bhfl.engine.checkpoint, "os": bhfl.files.os}
         owner |= {
             "RoundsFile": bhfl.engine.folder.RoundsFile,
-            "ClientStore": bhfl.engine.store.ClientStore,
+            "ClientStore": bhfl.engine.client.store.ClientStore,
         }
         die_at(owner[module], name.removesuffix("+"), count, after=name.endswith("+"))
     checkpoints = folder / "bhfl" / "version_0" / "checkpoints"

@@ -893,7 +893,7 @@ def test_a_full_disk_is_no_clients_failure(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bhfl.engine.store.ClientStore.put", full)
+    monkeypatch.setattr("bhfl.engine.client.store.ClientStore.put", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, {32: 2}, unequal(2), algorithm=Stateful())
 

@@ -8,7 +8,7 @@ import torch
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from bhfl.engine.recorder import Recorder, recording, tag_of
+from bhfl.engine.client.recorder import Recorder, recording, tag_of
 
 
 def test_means_are_weighted_by_batch_size():

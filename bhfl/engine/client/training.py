@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
-from bhfl.engine.optim import LocalOptimizers
-from bhfl.engine.recorder import Recorder, tag_of
+from bhfl.engine.client.optim import LocalOptimizers
+from bhfl.engine.client.recorder import Recorder, tag_of
 from bhfl.engine.types import FederatedData
 from bhfl.quant import save_in_int8, store_
 
 if TYPE_CHECKING:
-    from bhfl.engine.client import Worker
+    from bhfl.engine.client.worker import Worker
 
 _RETURNED = "the loss that training_step returned"
 
@@ -39,7 +39,7 @@ class Training:
     * Validation comes after the round, on the server's model, not inside an epoch.
     * ``configure_callbacks``, ``on_save_checkpoint`` and ``on_load_checkpoint`` are not called,
       with a warning.
-    * `self.trainer` has what `bhfl.engine.module_trainer.ModuleTrainer` has; anything else is an
+    * `self.trainer` has what `bhfl.engine.client.module_trainer.ModuleTrainer` has; anything else is an
       error by name.
     * Where ``training_step`` returned nothing there is no step: ``on_before_optimizer_step`` and
       ``configure_gradient_clipping`` are not called.

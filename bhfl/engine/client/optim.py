@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from bhfl.engine.module_hooks import overrides
-from bhfl.engine.module_trainer import Place
-from bhfl.engine.recorder import tag_of
+from bhfl.engine.client.module_hooks import overrides
+from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.recorder import tag_of
 
 
 def check_optimizers(module: L.LightningModule) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor
 from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_batch_hook, call_step
-from bhfl.engine.formats import Layout
-from bhfl.engine.module_hooks import Transfer, overrides
-from bhfl.engine.module_trainer import Place
+from bhfl.engine.client.layout import Layout
+from bhfl.engine.client.module_hooks import Transfer, overrides
+from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.recorder import Recorder, recording
+from bhfl.engine.client.registered import Registered
+from bhfl.engine.client.training import Training
 from bhfl.engine.random import seed_globals
-from bhfl.engine.recorder import Recorder, recording
-from bhfl.engine.registered import Registered
-from bhfl.engine.training import Training
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_
 from bhfl.quant.layers import takes_low_bits

@@ -1,0 +1,71 @@
+"""The memory format of a module's weights and images, which can be taken and given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.quant.memory_format import contiguous, layer_needs_contiguous
+
+
+class Layout:
+    """The memory format of a module's weights and images, which can be taken and given back.
+
+    Convolutions that crash in channels_last stay contiguous, their inputs too.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.channels_last = module, False
+        self._changed: list[nn.Parameter] = []
+        self._hooks: list[Any] = []
+
+    def take_(self, channels_last: bool) -> None:
+        """Lay the weights out so; what was changed before is changed back."""
+        if channels_last == self.channels_last:
+            return
+        self.channels_last = channels_last
+        if not channels_last:
+            for parameter in self._changed:
+                parameter.data = parameter.data.contiguous()
+            for hook in self._hooks:
+                hook.remove()
+            self._changed, self._hooks = [], []
+            return
+        for parameter in self.module.parameters():
+            if parameter.ndim == 4 and not parameter.is_contiguous(
+                memory_format=torch.channels_last
+            ):
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                self._changed.append(parameter)
+        for layer in self.module.modules():
+            if layer_needs_contiguous(layer):
+                self._hooks.append(
+                    layer.register_forward_pre_hook(_contiguous_inputs, prepend=True)
+                )
+                for parameter in layer.parameters(recurse=False):
+                    parameter.data = (
+                        contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
+                    )
+
+    def batch(self, batch: Any) -> Any:
+        """A batch whose images are laid out so."""
+        return _channels_last(batch) if self.channels_last else batch
+
+
+def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        contiguous(x) if isinstance(x, Tensor) and x.dim() in (3, 4) else x for x in inputs
+    )
+
+
+def _channels_last(batch: Any) -> Any:
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return batch.contiguous(memory_format=torch.channels_last)
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)(_channels_last(item) for item in batch)
+    return batch
