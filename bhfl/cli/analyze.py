@@ -31,7 +31,7 @@ ACCURACIES = ("acc", "accuracy")
 class AnalyzingTrainer(FederatedTrainer):
     """The trainer of the command line: it can also analyse a model layer by layer."""
 
-    def analyze(
+    def analyze(  # noqa: PLR0913
         self,
         model: L.LightningModule,
         datamodule: FederatedData,

@@ -30,7 +30,7 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     size, _, height, width = images.shape
     row, column = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
     mirrored = torch.randint(2, (size, 1, 1, 1), generator=generator, dtype=torch.bool)
-    # [B, C, 9, 9, H, W]
+    # windows are [B, C, 9, 9, H, W]: every crop that there is, without a copy
     windows = pad(images, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     crops = windows[torch.arange(size), :, row, column]
     return torch.where(mirrored, crops.flip(-1), crops)

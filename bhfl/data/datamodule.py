@@ -46,7 +46,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         super().__init_subclass__(**kwargs)
         _HOOKS.check_class(cls)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         *,
         partition: Partitioner = IID(),  # noqa: B008  # holds no state, and prints as a class in --print_config

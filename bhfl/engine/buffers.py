@@ -57,7 +57,7 @@ class Buffers:
         """The first `ServerState.buffers`."""
         statistics = {name: state[name].clone() for name in self.statistics}
         return {
-            "statistics": {group: statistics for group in self.groups},
+            "statistics": dict.fromkeys(self.groups, statistics),
             "counters": {name: state[name].clone() for name in self.counters},
         }
 

@@ -45,7 +45,7 @@ def doubt(monitor: str, mode: str) -> str:
     'trainer.monitor is val/mse_avg and trainer.mode max: the highest mse is the best; set trainer.mode to min'
     >>> doubt("val/mse_avg", "min")
     ''
-    """  # noqa: E501
+    """  # noqa: E501, W505
     words = _words(monitor)
     errors, scores = ([word for word in words if word in known] for known in (_ERRORS, _SCORES))
     if _TURNED & {*words} or (errors and scores):

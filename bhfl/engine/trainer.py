@@ -138,7 +138,7 @@ class FederatedTrainer:
         ValueError: With every problem of the options, one a line, before any work is done.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         clients: Union[Fleet, Mapping[Any, int], Sequence[Mapping[str, Any]]],
         algorithm: Optional[Algorithm] = None,

@@ -48,7 +48,7 @@ class Classifier(L.LightningModule):
     validation_metrics = ("loss", "acc")
     """What `validation_step` of this very class logs after ``val/``."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         net: str | nn.Module = "cnn",
         num_classes: int = 10,

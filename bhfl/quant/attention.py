@@ -45,7 +45,7 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         """[..., E] -> [..., 3 * E]."""
         return F.linear(x, weight, self.in_proj_bias)
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # noqa: PLR0913
         self,
         query: Tensor,
         key: Tensor,

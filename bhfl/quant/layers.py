@@ -238,7 +238,7 @@ class QuantLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(f"{prefix}weight_step", None)
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0913
         self,
         state_dict: Any,
         prefix: str,

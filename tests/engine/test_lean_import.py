@@ -18,7 +18,8 @@ assert not {"torch", "lightning", "numpy"} & set(sys.modules)
 
 ON_A_DEVICE = """
 import sys
-import bhfl.engine.algorithm, bhfl.engine.buffers, bhfl.engine.random, bhfl.engine.client.store, bhfl.engine.types
+import bhfl.engine.algorithm, bhfl.engine.buffers, bhfl.engine.random, bhfl.engine.types
+import bhfl.engine.client.store
 import bhfl.comm, bhfl.quant
 from bhfl.algorithms import FedAvg
 heavy = {"lightning", "torchmetrics", "torchvision"} & set(sys.modules)

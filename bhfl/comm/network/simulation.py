@@ -104,7 +104,7 @@ class SimulatedNetwork:
         ValueError: an argument is out of its range, or both `profiles` and `trace` are given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         profiles: str | dict[str, float] | None = None,
         custom_profiles: dict[str, Profile] | None = None,

@@ -42,7 +42,7 @@ class Recorder:
         self._weights: dict[str, float] = {}
         self._metrics: dict[str, Metric] = {}
 
-    def log(
+    def log(  # noqa: PLR0913
         self,
         name: str,
         value: Any,

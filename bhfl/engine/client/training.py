@@ -39,8 +39,8 @@ class Training:
     * Validation comes after the round, on the server's model, not inside an epoch.
     * ``configure_callbacks``, ``on_save_checkpoint`` and ``on_load_checkpoint`` are not called,
       with a warning.
-    * `self.trainer` has what `bhfl.engine.client.module_trainer.ModuleTrainer` has; anything else is an
-      error by name.
+    * `self.trainer` has what `bhfl.engine.client.module_trainer.ModuleTrainer` has; anything else
+      is an error by name.
     * Where ``training_step`` returned nothing there is no step: ``on_before_optimizer_step`` and
       ``configure_gradient_clipping`` are not called.
     * A schedule's ``frequency`` counts steps over all rounds, not anew in each epoch;

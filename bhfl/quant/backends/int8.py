@@ -103,7 +103,7 @@ class IntegerForward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913
         ctx: Any,
         x: Tensor,
         stand_in: Tensor,

@@ -174,7 +174,7 @@ def test_steps_that_are_no_whole_epochs(tmp_path):
     def configure(optimizer):
         return {"optimizer": optimizer, "lr_scheduler": warm_up(optimizer)}
 
-    by_pass = [rate for rate in central(warm_up, "epoch", epochs=2 * ROUNDS, batches=1)]
+    by_pass = list(central(warm_up, "epoch", epochs=2 * ROUNDS, batches=1))
     expected = [
         rate
         for i in range(ROUNDS)

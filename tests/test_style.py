@@ -1,0 +1,369 @@
+"""How the package reads: rules that ruff has none for, read from the source. Nothing is run.
+
+``python -m tests.test_style`` prints the figures, and what the files that are still to be read
+break.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bhfl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MOST_TOKENS = int(1.02 * 165_094)
+"""Names, operators and numbers of the package at most."""
+MOST_FUNCTION_LINES = 45
+"""Lines of a function, its docstring left out."""
+MOST_FILE_LINES = 350
+MOST_TARGETS = 2
+MOST_ARGUMENTS = 6
+
+UNREAD: dict[str, set[str]] = {
+    "bhfl/algorithms/adaquantfl.py": {"no subject"},
+    "bhfl/algorithms/differences.py": {"no subject"},
+    "bhfl/algorithms/fedcom.py": {"no subject"},
+    "bhfl/algorithms/fedcomgate.py": {"no subject"},
+    "bhfl/algorithms/fedlq/allocation.py": {"nested comprehensions", "no subject"},
+    "bhfl/algorithms/fedlq/bound.py": {"no subject", "many arguments"},
+    "bhfl/algorithms/fedlq/budget.py": {"no subject"},
+    "bhfl/algorithms/fedlq/fedlq.py": {
+        "no subject",
+        "long functions",
+        "many arguments",
+        "long file",
+    },
+    "bhfl/algorithms/fedlq/mean.py": {"no subject"},
+    "bhfl/algorithms/fedlq/sensitivity.py": {"nested comprehensions", "no subject"},
+    "bhfl/algorithms/fedlq/significance.py": {"nested comprehensions", "no subject"},
+    "bhfl/algorithms/fedpaq.py": {"no subject"},
+    "bhfl/algorithms/prowd/aggregation.py": {
+        "nested comprehensions",
+        "no subject",
+        "many arguments",
+        "long file",
+    },
+    "bhfl/algorithms/prowd/blocks.py": {"no subject"},
+    "bhfl/algorithms/prowd/dequantizer.py": {
+        "nested comprehensions",
+        "no subject",
+        "many arguments",
+    },
+    "bhfl/algorithms/prowd/finetune.py": {"nested comprehensions", "no subject"},
+    "bhfl/algorithms/prowd/moves.py": {"no subject"},
+    "bhfl/algorithms/prowd/pairs.py": {"nested comprehensions", "no subject", "many arguments"},
+    "bhfl/algorithms/prowd/prowd.py": {
+        "no subject",
+        "long functions",
+        "many arguments",
+        "long file",
+    },
+    "bhfl/algorithms/prowd/selection.py": {"no subject"},
+    "bhfl/analysis/layers.py": {"no subject", "many arguments"},
+    "bhfl/analysis/reuse.py": {"no subject"},
+    "bhfl/analysis/samples.py": {"nested comprehensions", "no subject"},
+    "bhfl/callbacks/progress.py": {"nested comprehensions"},
+    "bhfl/cli/analyze.py": {"no subject"},
+    "bhfl/cli/classes.py": {"nested comprehensions", "no subject"},
+    "bhfl/cli/export.py": {"nested comprehensions", "no subject"},
+    "bhfl/cli/federated_cli.py": {"nested comprehensions", "no subject"},
+    "bhfl/cli/reading.py": {"no subject"},
+    "bhfl/cli/scalars.py": {"nested comprehensions", "no subject"},
+    "bhfl/cli/schema.py": {"nested comprehensions", "no subject"},
+    "bhfl/comm/network/links.py": {"no subject"},
+    "bhfl/comm/network/simulation.py": {"no subject"},
+    "bhfl/data/archive.py": {"nested comprehensions"},
+    "bhfl/data/cache.py": {"no subject"},
+    "bhfl/data/checks.py": {"no subject"},
+    "bhfl/data/datamodule.py": {"no subject"},
+    "bhfl/data/fake.py": {"no subject"},
+    "bhfl/data/limits.py": {"crowded assignments", "no subject"},
+    "bhfl/data/members.py": {"no subject"},
+    "bhfl/data/split.py": {"many arguments"},
+    "bhfl/engine/advice.py": {"no subject"},
+    "bhfl/engine/algorithm.py": {"no subject"},
+    "bhfl/engine/buffers.py": {"no subject"},
+    "bhfl/engine/checkpoint.py": {"no subject"},
+    "bhfl/engine/client/module_hooks.py": {"crowded assignments"},
+    "bhfl/engine/client/module_trainer.py": {"crowded assignments", "long file"},
+    "bhfl/engine/client/optim.py": {"nested comprehensions", "long functions"},
+    "bhfl/engine/client/registered.py": {"nested comprehensions"},
+    "bhfl/engine/client/store.py": {"nested comprehensions", "no subject"},
+    "bhfl/engine/common.py": {"no subject"},
+    "bhfl/engine/ending.py": {"no subject"},
+    "bhfl/engine/evaluate.py": {"nested comprehensions"},
+    "bhfl/engine/exchange.py": {"no subject"},
+    "bhfl/engine/fleet.py": {"nested comprehensions"},
+    "bhfl/engine/formats.py": {"no subject"},
+    "bhfl/engine/history.py": {"no subject"},
+    "bhfl/engine/hooks.py": {"nested comprehensions"},
+    "bhfl/engine/launch.py": {"no subject"},
+    "bhfl/engine/monitor.py": {"nested comprehensions"},
+    "bhfl/engine/peer.py": {"no subject"},
+    "bhfl/engine/records.py": {"nested comprehensions"},
+    "bhfl/engine/reestimate.py": {"no subject"},
+    "bhfl/engine/refusal.py": {"no subject"},
+    "bhfl/engine/resume.py": {"nested comprehensions"},
+    "bhfl/engine/rounds.py": {
+        "nested comprehensions",
+        "long functions",
+        "many arguments",
+        "long file",
+    },
+    "bhfl/engine/run.py": {"nested comprehensions", "no subject"},
+    "bhfl/engine/sampling.py": {"nested comprehensions"},
+    "bhfl/engine/server_optimizer.py": {"no subject"},
+    "bhfl/engine/system.py": {"crowded assignments"},
+    "bhfl/engine/timing.py": {"no subject"},
+    "bhfl/engine/trainer.py": {"no subject", "long functions", "long file"},
+    "bhfl/engine/watch.py": {"no subject", "long file"},
+    "bhfl/export/card.py": {"no subject"},
+    "bhfl/export/integers.py": {"nested comprehensions", "crowded assignments", "no subject"},
+    "bhfl/export/qdq.py": {"no subject"},
+    "bhfl/files.py": {"nested comprehensions", "no subject"},
+    "bhfl/models/factory.py": {"nested comprehensions"},
+    "bhfl/models/resnet.py": {"no subject"},
+    "bhfl/models/small.py": {"no subject"},
+    "bhfl/plain.py": {"no subject"},
+    "bhfl/quant/affine.py": {"no subject"},
+    "bhfl/quant/attention.py": {"crowded assignments", "no subject"},
+    "bhfl/quant/backends/conv.py": {"no subject"},
+    "bhfl/quant/backends/int8.py": {"crowded assignments", "no subject"},
+    "bhfl/quant/convert.py": {"nested comprehensions"},
+    "bhfl/quant/functional.py": {"no subject"},
+    "bhfl/quant/layers.py": {"no subject", "long file"},
+    "bhfl/quant/ranges.py": {"no subject"},
+    "bhfl/quant/rounding.py": {"crowded assignments", "no subject"},
+    "bhfl/quant/saving.py": {"no subject"},
+    "bhfl/report/bits.py": {"nested comprehensions"},
+    "bhfl/report/command.py": {"nested comprehensions"},
+    "bhfl/report/curves.py": {"no subject"},
+    "bhfl/report/goals.py": {"nested comprehensions"},
+    "bhfl/report/layers.py": {"nested comprehensions", "no subject"},
+    "bhfl/report/page.py": {"nested comprehensions", "no subject"},
+    "bhfl/report/pictures.py": {"nested comprehensions"},
+    "bhfl/report/ranking.py": {"nested comprehensions", "no subject"},
+    "bhfl/report/reading.py": {"nested comprehensions", "no subject"},
+    "bhfl/report/rows.py": {"nested comprehensions", "no subject"},
+    "bhfl/report/settings.py": {"nested comprehensions"},
+    "bhfl/report/tables.py": {"nested comprehensions", "no subject"},
+    "bhfl/sweep/check.py": {"no subject"},
+    "bhfl/sweep/matrix.py": {"no subject"},
+    "bhfl/sweep/options.py": {"no subject"},
+    "bhfl/sweep/plan.py": {"nested comprehensions", "no subject"},
+    "bhfl/sweep/processes.py": {"no subject"},
+    "bhfl/sweep/reader.py": {"nested comprehensions", "no subject", "long functions"},
+    "bhfl/sweep/runner.py": {"nested comprehensions"},
+    "bhfl/sweep/survey.py": {"nested comprehensions"},
+    "bhfl/sweep/tuning.py": {"nested comprehensions", "no subject"},
+}
+"""What the files that nobody has read yet break: it may only get less."""
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+PREPOSITIONS = [
+    "As",
+    "At",
+    "By",
+    "For",
+    "From",
+    "In",
+    "Like",
+    "Of",
+    "On",
+    "Over",
+    "Than",
+    "To",
+    "Under",
+    "With",
+    "Within",
+    "Without",
+]
+ENTRY = re.compile(r"\s+[`*]*\w+[`*]*(?: \([^)]*\))?: +(\w+)\b")
+"""A line of ``Args`` or ``Attributes``: the name, and the first word on it."""
+SECTION = re.compile(r"\s*(Args|Attributes|Yields|Returns|Raises|Warns|Example|Examples):\s*")
+
+
+def nested(tree: ast.AST) -> Iterator[int]:
+    """Lines of comprehensions that hold another one, or two ``for``s."""
+    for node in ast.walk(tree):
+        if isinstance(node, COMPREHENSIONS):
+            inner = [one for one in ast.walk(node) if isinstance(one, COMPREHENSIONS)]
+            if len(inner) > 1 or len(node.generators) > 1:
+                yield node.lineno
+
+
+def crowded(tree: ast.AST) -> Iterator[int]:
+    """Lines of assignments of several values to more names than two at once."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign):
+            continue
+        several = isinstance(node.value, (ast.Tuple, ast.List, *COMPREHENSIONS))
+        widths = [len(one.elts) for one in node.targets if isinstance(one, ast.Tuple) and several]
+        if max([len(node.targets), *widths]) > MOST_TARGETS:
+            yield node.lineno
+
+
+def without_subject(tree: ast.AST) -> Iterator[int]:
+    """Lines of docstrings that begin with a preposition: first lines, and those of arguments."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue
+        text = node.value.value
+        if not isinstance(text, str):
+            continue
+        listed = False
+        for offset, line in enumerate(text.splitlines()):
+            section = SECTION.fullmatch(line)
+            listed = section[1] in ("Args", "Attributes") if section else listed
+            entry = ENTRY.match(line) if listed else None
+            first = re.match(r"\w+", line) if offset == 0 else None
+            word = entry[1] if entry else first[0] if first else ""
+            if word.capitalize() in PREPOSITIONS:
+                yield node.lineno + offset
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        return (first.end_lineno or 0) - first.lineno + 1
+    return 0
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring_lines(node)
+
+
+def long_functions(tree: ast.AST) -> Iterator[int]:
+    """Lines of functions that are too long."""
+    for node in functions(tree):
+        if function_lines(node) > MOST_FUNCTION_LINES:
+            yield node.lineno
+
+
+def many_arguments(tree: ast.AST, lines: list[str]) -> Iterator[int]:
+    """Lines of functions with too many arguments, but for those that say why by a ``noqa``."""
+    for node in functions(tree):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        own = [argument for argument in arguments if argument.arg not in ("self", "cls")]
+        if len(own) > MOST_ARGUMENTS and "noqa: PLR0913" not in lines[node.lineno - 1]:
+            yield node.lineno
+
+
+def broken(source: str) -> dict[str, list[int]]:
+    """The rules that a source breaks, and where."""
+    tree = ast.parse(source)
+    lines = source.splitlines()
+    found = {
+        "nested comprehensions": list(nested(tree)),
+        "crowded assignments": list(crowded(tree)),
+        "no subject": list(without_subject(tree)),
+        "long functions": list(long_functions(tree)),
+        "many arguments": list(many_arguments(tree, lines)),
+        "long file": [len(lines)] if len(lines) > MOST_FILE_LINES else [],
+    }
+    return {rule: places for rule, places in found.items() if places}
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_a_file_reads_plainly(file: Path) -> None:
+    found = broken(file.read_text())
+    unread = UNREAD.get(name_of(file), set())
+    assert found.keys() <= unread, {rule: found[rule] for rule in found.keys() - unread}
+    assert unread <= found.keys(), f"take off the list: {sorted(unread - found.keys())}"
+
+
+def test_the_list_names_files_that_there_are() -> None:
+    assert UNREAD.keys() <= set(map(name_of, FILES))
+
+
+def num_tokens(file: Path) -> int:
+    """Names, operators and numbers in a file; docstrings, comments and layout are free."""
+    matter = (tokenize.NAME, tokenize.OP, tokenize.NUMBER)
+    with file.open("rb") as stream:
+        return sum(token.type in matter for token in tokenize.tokenize(stream.readline))
+
+
+def figures() -> dict[str, float]:
+    """Measures of the whole package."""
+    trees = [ast.parse(file.read_text()) for file in FILES]
+    lines = [line for file in FILES for line in file.read_text().splitlines()]
+    lengths = sorted(function_lines(node) for tree in trees for node in functions(tree))
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    a_thousand = len(lines) / 1000
+    comments = [line for line in lines if line.strip().startswith("#")]
+    return {
+        "files": len(FILES),
+        "lines": len(lines),
+        "lines over 100 characters": sum(len(line) > 100 for line in lines),
+        "own-line comments, %": 100 * len(comments) / len(lines),
+        "comprehensions a thousand lines": sum(isinstance(n, COMPREHENSIONS) for n in nodes)
+        / a_thousand,
+        "ternaries a thousand lines": sum(isinstance(n, ast.IfExp) for n in nodes) / a_thousand,
+        "lines of a function, median": lengths[len(lengths) // 2],
+        "lines of a function, 95 of 100": lengths[len(lengths) * 95 // 100],
+        "lines of a function, most": lengths[-1],
+        "tokens": sum(map(num_tokens, FILES)),
+        "tokens at most": MOST_TOKENS,
+    }
+
+
+def said(name: str, value: float) -> str:
+    return f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.1f}"
+
+
+def test_the_package_grows_by_air_alone() -> None:
+    found = figures()
+    print(*(said(name, value) for name, value in found.items()), sep="\n")
+    assert found["tokens"] <= MOST_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("source", "rules"),
+    [
+        ("[[a for a in b] for b in c]", {"nested comprehensions"}),
+        ("[a for b in c for a in b]", {"nested comprehensions"}),
+        ("any(a for a in (b for b in c))", {"nested comprehensions"}),
+        ("x = [a for a in b]\ny = {a for a in b}", set()),
+        ("a, b, c = 1, 2, 3", {"crowded assignments"}),
+        ("a = b = c = 1", {"crowded assignments"}),
+        ("a, b, c = f()\na, b = 1, 2\na = b = 1", set()),
+        ('"""Of the trainer."""', {"no subject"}),
+        ('def f(a):\n    """It runs.\n\n    Args:\n        a: For it.\n    """', {"no subject"}),
+        ('def f(a):\n    """It runs.\n\n    Args:\n        a: for it.\n    """', {"no subject"}),
+        ('def f(a):\n    """It runs.\n\n    Args:\n        a: What it is for.\n    """', set()),
+        ('def f(a):\n    """It runs.\n\n    With speed.\n    """', set()),
+        ("def f():\n" + "    a = 1\n" * 45, {"long functions"}),
+        ('def f():\n    """It runs.\n' + "\n" * 60 + '    """\n' + "    a = 1\n" * 40, set()),
+        ("def f(a, b, c, *, d, e, f, g): ...", {"many arguments"}),
+        ("def f(self, a, b, c, *, d, e, f): ...", set()),
+        ("def f(a, b, c, *, d, e, f, g): ...  # noqa: PLR0913", set()),
+        ("a = 1\n" * 351, {"long file"}),
+    ],
+)
+def test_the_rules_find_what_they_look_for(source: str, rules: set[str]) -> None:
+    assert broken(source).keys() == rules
+
+
+if __name__ == "__main__":
+    for name, value in figures().items():
+        print(said(name, value))
+    for file in FILES:
+        if found := broken(file.read_text()):
+            print(f"{name_of(file)}: {found}")
