@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import stat
 import sys
 import warnings
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bhfl.data.archive import ImageTree, LabelledImages, decode_tree, picture_files
-from bhfl.files import user_path
+from bhfl.files import durable, user_path
 
 FORMAT = 2
 MAX_HASHED_BYTES = 2**30
@@ -166,12 +165,9 @@ def _is_sound(tree: ImageTree) -> bool:
 
 
 def _write(file: Path, key: str, tree: ImageTree) -> str:
-    """Write durably: a temporary file in the same folder, flushed, then renamed. What is in the
-    way, if anything is.
-    """
+    """Write the set durably; what is in the way, if anything is."""
     stored = {"key": key, "classes": tree.classes, "checksum": _checksum(tree), **_tensors(tree)}
     folder = file.parent
-    temporary = folder / f".{secrets.token_hex(8)}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -180,16 +176,8 @@ def _write(file: Path, key: str, tree: ImageTree) -> str:
         if not folder.stat().st_mode & stat.S_IWUSR:  # which counts for the administrator as well
             return f"{folder} is read-only"
         folder.chmod(0o700)
-        try:
-            with open(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-            ) as stream:
-                torch.save(stored, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with durable(file, mode=0o600) as stream:
+            torch.save(stored, stream)
     except (
         OSError,
         RuntimeError,

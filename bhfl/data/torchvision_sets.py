@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack
 from functools import cached_property
@@ -16,6 +15,7 @@ from bhfl.data.cache import load_tree
 from bhfl.data.checks import check_path
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
+from bhfl.files import queue
 
 
 class _Torchvision(FederatedDataModule):
@@ -45,7 +45,7 @@ class _Torchvision(FederatedDataModule):
         root.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if os.access(root, os.W_OK):  # where nothing can be written all has to be there
-                fcntl.flock(stack.enter_context(open(root / ".bhfl.lock", "a")), fcntl.LOCK_EX)
+                stack.enter_context(queue(root / ".bhfl.lock"))
             for train in (True, False):
                 self._open(train, download=True)
 

@@ -7,22 +7,21 @@ The folder itself may be behind a link; inside it no link is followed when somet
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from bhfl.files import append, durable, read_limited
+from bhfl.files import read_limited
 from bhfl.plain import read_json
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder: its checkpoints."""
 CLIENTS = "clients"
 """Folder of a run folder: what its clients keep between rounds."""
+LOCK = ".lock"
+"""File of a run folder: the process that trains there."""
 SUMMARY = "summary.json"
 """File of a run folder: what its rounds came to."""
 MAX_SUMMARY_BYTES = 2**24
@@ -49,40 +48,6 @@ def new_run(root: Path) -> Path:
             continue
         (path / CHECKPOINTS).mkdir()
         return path
-
-
-def claim(folder: Path) -> IO[bytes]:
-    """Keep other processes out of a run folder until the returned file is closed, or this process
-    ends in any way.
-
-    Raises:
-        BlockingIOError: Another process has claimed it, naming both; or its ``.lock`` is no lock of
-            ours.
-        OSError: ``.lock`` is a link, or cannot be written.
-    """
-    path = folder / ".lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-        owner = (
-            os.read(descriptor, 30) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b"no file"
-        )
-        # another file under this name, as by a hard link, is left as it is
-        if not re.fullmatch(rb"\d{0,20}", owner):
-            raise BlockingIOError(
-                f"{path} is no lock of a run: remove it, if nobody needs what it holds"
-            )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"{folder}: process {owner.decode() or '?'} is training here"
-            ) from None
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return open(descriptor, "rb")
 
 
 def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -157,12 +122,6 @@ def newest_run(root: Path) -> Path | None:
     return max(runs, key=lambda p: int(p.name[8:]), default=None)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, durably."""
-    with durable(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
-
-
 def read_summary(run: Path) -> dict[str, Any] | None:
     """``summary.json`` of a run; None where it has not come to its end, failed there, or the file
     cannot be read.
@@ -172,38 +131,3 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and not found.get("failed") else None
-
-
-class RoundsFile:
-    """``rounds.jsonl``: one line of JSON a round, on disk when it is written, so that it is valid
-    after a kill.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Begin with the rows of the rounds before, whatever was there."""
-        with durable(self.path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add the row of one finished round.
-
-        Raises:
-            OSError: The file cannot be written, or has vanished, naming it.
-        """
-        append(self.path, json.dumps(row).encode() + b"\n")
-
-    def read(self) -> list[dict[str, Any]]:
-        """All whole rows, up to the first line that is none, as one that a kill cut off."""
-        rows: list[dict[str, Any]] = []
-        try:
-            for line in self.path.read_bytes().splitlines():
-                row = json.loads(line)
-                if not isinstance(row, dict) or type(row.get("round")) is not int:
-                    break
-                rows.append(row)
-        except (FileNotFoundError, ValueError, RecursionError):
-            pass
-        return rows

@@ -23,17 +23,16 @@ from bhfl.engine.contents import read_state
 from bhfl.engine.folder import (
     CHECKPOINTS,
     CLIENTS,
+    LOCK,
     SUMMARY,
-    RoundsFile,
-    claim,
     find_link,
     remove_unfinished,
-    write_json,
 )
 from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
 from bhfl.engine.types import ServerState
+from bhfl.files import RoundsFile, claim, write_json
 from bhfl.settings import Settings
 
 MAX_FAILED = 2000
@@ -115,7 +114,7 @@ class Run:
                 "something is written: put what it leads to in its place, or remove it"
             )
         try:
-            self._claim = claim(self.folder)
+            self._claim = claim(self.folder / LOCK, "process {} is training here")
         except BlockingIOError as error:
             raise CheckpointError(str(error)) from error
         remove_unfinished(self.folder)

@@ -80,8 +80,7 @@ def _list(plan: Plan) -> None:
 
 def _run(plan: Plan, request: Request, begun: float) -> int:
     from bhfl.sweep.check import Configs
-    from bhfl.sweep.lock import locked
-    from bhfl.sweep.processes import Processes
+    from bhfl.sweep.processes import Processes, locked
     from bhfl.sweep.runner import Runner
     from bhfl.sweep.survey import Survey
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bhfl.cli.reading import Layer, nested, read_file
-from bhfl.engine.folder import RoundsFile, newest_run, read_summary
+from bhfl.engine.folder import newest_run, read_summary
+from bhfl.files import RoundsFile
 from bhfl.sweep.matrix import EACH, Matrix
 from bhfl.sweep.options import Option
 

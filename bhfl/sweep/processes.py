@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
+from bhfl.cli.reading import ConfigError
 from bhfl.engine.system import stop
+from bhfl.files import claim, queue
 from bhfl.sweep.plan import Job
 
 RUN = (sys.executable, "-m", "bhfl.sweep.child")
@@ -15,6 +19,26 @@ RUN = (sys.executable, "-m", "bhfl.sweep.child")
 STOP_SECONDS = 10.0
 """For a run to end in order."""
 _LAST_LINES = 8
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Keep other sweeps out of `folder`, and wait for runs that a sweep that was killed has left to
+    end.
+
+    Yields:
+        A file descriptor for the runs to inherit: while any of them lives, the next sweep waits.
+
+    Raises:
+        ConfigError: A sweep is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")
+    except BlockingIOError as error:
+        raise ConfigError([str(error)]) from None
+    with sweep, queue(folder / ".runs.lock") as runs:
+        yield runs
 
 
 class Processes:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bhfl.cli.reading import ConfigError
-from bhfl.engine.folder import write_json
+from bhfl.files import write_json
 from bhfl.sweep.check import Configs
 from bhfl.sweep.plan import Cell, Job, Plan
 

@@ -13,7 +13,8 @@ import pytest
 
 from bhfl.algorithms import FedCOMGATE
 from bhfl.engine.checkpoint import CheckpointError, round_path
-from bhfl.engine.folder import RoundsFile, claim, newest_run, round_checkpoints, subfolder
+from bhfl.engine.folder import newest_run, round_checkpoints, subfolder
+from bhfl.files import RoundsFile
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
 
@@ -108,28 +109,6 @@ def test_hard_links_keep_what_they_share(tmp_path, trained):
     assert {name for name in before if after[name] != before[name]} == {".lock"}
 
 
-@pytest.mark.parametrize("text", ["my notes\n", "12 34", "1" * 40 + "x"])
-def test_a_lock_that_is_another_file_is_not_written_over(tmp_path, text):
-    (tmp_path / "notes").write_text(text)
-    os.link(tmp_path / "notes", tmp_path / ".lock")
-    with pytest.raises(BlockingIOError, match=r"\.lock is no lock of a run: remove it"):
-        claim(tmp_path)
-    assert (tmp_path / "notes").read_text() == text
-
-
-def test_a_pipe_for_a_lock_ends_no_wait(tmp_path):
-    os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(BlockingIOError, match="is no lock of a run"):
-        claim(tmp_path)
-
-
-def test_a_lock_is_one_number_whoever_had_it_before(tmp_path):
-    for before in ("", "1234567890"):
-        (tmp_path / ".lock").write_text(before)
-        claim(tmp_path).close()
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
-
-
 def test_only_names_that_a_run_gives_are_its_checkpoints(tmp_path):
     run = tmp_path / "version_0" / "checkpoints"
     run.mkdir(parents=True)
@@ -162,20 +141,6 @@ def test_rounds_of_garbage_are_written_anew(tmp_path, trained, rows):
         warnings.simplefilter("ignore")
         go(tmp_path, 2, "last")
     assert (run / "rounds.jsonl").read_bytes() == good
-
-
-def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path):
-    rows = RoundsFile(tmp_path / "rounds.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"rounds\.jsonl"):
-        rows.append({"round": 1})
-    (tmp_path / "notes").write_text("mine")
-    (tmp_path / "rounds.jsonl").symlink_to(tmp_path / "notes")
-    with pytest.raises(OSError, match=r"rounds\.jsonl"):
-        rows.append({"round": 1})
-    rows.rewrite([{"round": 1}])
-    rows.append({"round": 2})
-    assert rows.read() == [{"round": 1}, {"round": 2}]
-    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_a_folder_of_a_run_for_what_comes_later(tmp_path):

@@ -97,8 +97,8 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
     state.parent.mkdir(parents=True)
     state.touch()
     hold = (
-        "import sys, time; from bhfl.engine.folder import claim; "
-        "f = claim(__import__('pathlib').Path(sys.argv[1])); "
+        "import sys, time; from bhfl.files import claim; "
+        "f = claim(__import__('pathlib').Path(sys.argv[1]) / '.lock', ''); "
     )
     other = subprocess.Popen(
         [sys.executable, "-c", hold + "print(flush=True); time.sleep(60)", str(folder)],

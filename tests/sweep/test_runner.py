@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.sweep.lock import locked
+from bhfl.sweep.processes import locked
 from bhfl.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED
 from tests.sweep.conftest import MATRIX, TUNED, Sweeps
 
@@ -232,7 +232,7 @@ KILLED = """\
 from pathlib import Path
 from tests.sweep.conftest import FAKE, FakeConfigs, MATRIX
 from bhfl.sweep import plan, processes, reader, runner, survey
-from bhfl.sweep.lock import locked
+from bhfl.sweep.processes import locked
 
 processes.RUN = FAKE
 with locked(Path("runs/m")) as lock:

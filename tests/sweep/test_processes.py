@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.sweep.lock import locked
+from bhfl.sweep.processes import locked
 
 
 def test_the_second_is_refused(tmp_path: Path) -> None:

@@ -1,21 +1,16 @@
-"""Paths as a user gives them, folders behind links, files from elsewhere, and the one way to write
-a whole file.
-"""
+"""Paths as a user gives them, folders behind links, and files from elsewhere."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
-from typing import IO
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk, a quota or a limit of file sizes says that leaves no room."""
+NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+"""The flag that opens a pipe without waiting for its other end, where a system knows such pipes."""
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -125,7 +120,7 @@ def read_limited(path: Path, most: int) -> bytes:
     Raises:
         OSError: It cannot be read, is a pipe or a device, or is larger.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | NO_WAIT)) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
@@ -133,107 +128,3 @@ def read_limited(path: Path, most: int) -> bytes:
     if found.st_size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content
-
-
-# ---- writing -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def durable(path: Path) -> Iterator[IO[bytes]]:
-    """Write `path` so that it is the old file or the new one whatever happens: temporary file,
-    fsync, rename, fsync.
-
-    A link at `path` is replaced, not followed, and so is a hard link: what it shared its content
-    with stays as it was.
-
-    Raises:
-        OSError: It cannot be written, naming `path`.
-    """
-    temporary = temporary_beside(path)
-    with naming(path):
-        try:
-            with open(temporary, "xb") as file:  # x: a file of its own, and through no link
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def temporary_beside(path: Path) -> Path:
-    """A name for what is to become `path`, which nothing has yet."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Let a file that is written become `path`, as durably as by `durable`.
-
-    Raises:
-        OSError: It cannot be, naming `path`.
-    """
-    with naming(path):
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        _replace(temporary, path)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Where a library that opens files by name is to write what becomes `path`, whole or not at
-    all: see `durable`.
-    """
-    path = user_path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    with durable(path) as file:
-        yield Path(file.name)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Make an OSError while `path` is written name it, and say what to do where there is no room
-    for it.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:  # else it has a text of its own
-            error.filename = str(path)
-            if error.filename2 is not None:  # of a rename, whose two names say less
-                del error.filename2
-        if error.errno in FULL:
-            error.add_note(
-                "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
-            )
-        raise
-
-
-def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of a file that is there, durably; a link in its place is not followed.
-
-    Raises:
-        OSError: It cannot be written, or is not there, naming `path`.
-    """
-    with naming(path), open(path, "ab", opener=_existing) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def no_link(path: str, flags: int) -> int:
-    """An opener for `open` that follows no link at the end of the path."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def _existing(path: str, flags: int) -> int:
-    return no_link(path, flags & ~os.O_CREAT)

@@ -1,0 +1,31 @@
+"""Paths as users give them, files that are written whole, and locks. It needs no torch."""
+
+from bhfl.files.locks import claim, queue
+from bhfl.files.paths import matching, read_limited, user_path, walk
+from bhfl.files.writing import (
+    RoundsFile,
+    append,
+    durable,
+    naming,
+    replacing,
+    settle,
+    temporary_beside,
+    write_json,
+)
+
+__all__ = [
+    "RoundsFile",
+    "append",
+    "claim",
+    "durable",
+    "matching",
+    "naming",
+    "queue",
+    "read_limited",
+    "replacing",
+    "settle",
+    "temporary_beside",
+    "user_path",
+    "walk",
+    "write_json",
+]

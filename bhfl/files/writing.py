@@ -1,0 +1,171 @@
+"""The one way to write a file: whole or not at all, and on disk when it is written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from bhfl.files.paths import user_path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk, a quota or a limit of file sizes says that leaves no room."""
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+"""The flag that refuses a link, where a system has one."""
+
+
+@contextmanager
+def durable(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Write `path` so that it is the old file or the new one whatever happens: temporary file,
+    fsync, rename, fsync.
+
+    A link at `path` is replaced, not followed, and so is a hard link: what it shared its content
+    with stays as it was.
+
+    Args:
+        path: What is to be written.
+        mode: Who may read and write it, less what the user's umask takes away.
+
+    Raises:
+        OSError: It cannot be written, naming `path`.
+    """
+    temporary = temporary_beside(path)
+    with naming(path):
+        try:
+            # x: a file of its own, and through no link
+            with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name for what is to become `path`, which nothing has yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Let a file that is written become `path`, as durably as by `durable`.
+
+    Raises:
+        OSError: It cannot be, naming `path`.
+    """
+    with naming(path):
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    if os.name == "nt":  # where a folder cannot be opened, and renaming is durable by itself
+        return
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Where a library that opens files by name is to write what becomes `path`, whole or not at
+    all: see `durable`.
+    """
+    path = user_path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    with durable(path) as file:
+        yield Path(file.name)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make an OSError while `path` is written name it, and say what to do where there is no room
+    for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # else it has a text of its own
+            error.filename = str(path)
+            if error.filename2 is not None:  # of a rename, whose two names say less
+                del error.filename2
+        if error.errno in FULL:
+            error.add_note(
+                "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
+            )
+        raise
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of a file that is there, durably; a link in its place is not followed.
+
+    Raises:
+        OSError: It cannot be written, or is not there, naming `path`.
+    """
+    with naming(path), open(path, "ab", opener=_existing) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open` that follows no link at the end of the path."""
+    if not _NO_FOLLOW and os.path.islink(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    return os.open(path, flags | _NO_FOLLOW, 0o666)
+
+
+def _existing(path: str, flags: int) -> int:
+    return no_link(path, flags & ~os.O_CREAT)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, durably."""
+    with durable(path) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+
+
+class RoundsFile:
+    """``rounds.jsonl``: one line of JSON a round, on disk when it is written, so that it is valid
+    after a kill.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Begin with the rows of the rounds before, whatever was there."""
+        with durable(self.path) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add the row of one finished round.
+
+        Raises:
+            OSError: The file cannot be written, or has vanished, naming it.
+        """
+        append(self.path, json.dumps(row).encode() + b"\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole rows, up to the first line that is none, as one that a kill cut off."""
+        rows: list[dict[str, Any]] = []
+        try:
+            for line in self.path.read_bytes().splitlines():
+                row = json.loads(line)
+                if not isinstance(row, dict) or type(row.get("round")) is not int:
+                    break
+                rows.append(row)
+        except (FileNotFoundError, ValueError, RecursionError):
+            pass
+        return rows

@@ -1,0 +1,28 @@
+"""Files are written whole or not at all, and through no link."""
+
+from pathlib import Path
+
+import pytest
+
+from bhfl.files import RoundsFile, durable
+
+
+def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path: Path) -> None:
+    rows = RoundsFile(tmp_path / "rounds.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"rounds\.jsonl"):
+        rows.append({"round": 1})
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "rounds.jsonl").symlink_to(tmp_path / "notes")
+    with pytest.raises(OSError, match=r"rounds\.jsonl"):
+        rows.append({"round": 1})
+    rows.rewrite([{"round": 1}])
+    rows.append({"round": 2})
+    assert rows.read() == [{"round": 1}, {"round": 2}]
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_who_may_read_is_said_when_it_is_written(tmp_path: Path) -> None:
+    with durable(tmp_path / "mine", mode=0o600) as file:
+        file.write(b"secret")
+    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
