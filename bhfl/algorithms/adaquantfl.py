@@ -46,17 +46,14 @@ class AdaQuantFL(DifferenceAlgorithm):
                 f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"
             )
         self.max_bits = max_bits
-        self._sent: tuple[ServerState, Tensors] | None = None
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
-        """The bits of the first round; no loss is known."""
-        return {"bits": self.bits, "first_loss": None}
+        """The bits of the first round, as they are sent; no loss is known."""
+        return {"bits": torch.tensor(float(self.bits)), "first_loss": None}
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """The model and the bits, one message for all."""
-        if self._sent is None or self._sent[0] is not server:
-            self._sent = server, {**server.params, BITS: torch.tensor(float(server.extra["bits"]))}
-        return self._sent[1]
+        """The model and the bits, the same tensors for all."""
+        return {**server.params, BITS: server.extra["bits"]}
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
         """The model."""
@@ -103,6 +100,6 @@ class AdaQuantFL(DifferenceAlgorithm):
         growth = math.sqrt(max(1.0, first / loss)) if loss > 0 else math.inf
         levels = math.ceil(min(growth * (2 ** (self.bits - 1) - 1), 2**15))
         bits = min(self.max_bits, 1 + math.ceil(math.log2(levels + 1)))
-        extra = {**server.extra, "bits": bits, "first_loss": first}
+        extra = {**server.extra, "bits": torch.tensor(float(bits)), "first_loss": first}
         metrics = {"adaquantfl/bits": float(server.extra["bits"])}
         return super().server_update(replace(server, extra=extra, metrics=metrics), aggregate, rng)

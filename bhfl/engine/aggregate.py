@@ -118,12 +118,14 @@ class Flattener:
         )
 
     def unflatten(self, flat: Tensor) -> Params:
-        """The inverse; views of one float32 vector."""
-        pieces = torch.split(flat.to(torch.float32), self.sizes)
-        return {
-            name: piece.view(shape)
-            for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
+        """The inverse: float32 tensors, none of which shares its memory with another, because to
+        pickle one would pickle all that share it.
+        """
+        params = {}
+        pieces = torch.split(flat, self.sizes)
+        for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True):
+            params[name] = piece.to(torch.float32, copy=True).view(shape)
+        return params
 
 
 class Aggregator(Protocol):

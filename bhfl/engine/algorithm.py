@@ -183,8 +183,8 @@ class Algorithm:
         return server
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """What `client` is sent at the start of a round. Return the same object for clients that
-        are sent the same.
+        """What `client` is sent at the start of a round. What is made of the same tensors for
+        several clients is encoded once.
 
         A tensor of the model that neither this sends nor `receive` makes is the client's own: it
         goes on from its value at the end of the client's last round, and begins as in the first

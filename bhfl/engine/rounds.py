@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -382,7 +382,7 @@ class Rounds:
             return b"", {}
         tensors = self.algorithm.downlink(server, client)
         group = client.group if self.buffers.policy == "group" else ""
-        if self._sent is None or self._sent[0] is not tensors or self._sent[1] != group:
+        if self._sent is None or self._sent[1] != group or not _same(tensors, self._sent[0]):
             self.hooks.check_downlink(tensors, server)
             payload = encode({**tensors, **self.travelling(server, client.group)})
             self._sent = (
@@ -475,6 +475,13 @@ class Rounds:
             )
             self.store.save(client, following.round, {**kept, "algorithm": state})
             self.store.drop(client)
+
+
+def _same(tensors: Any, last: Mapping[str, Any]) -> bool:
+    """Whether a message holds the very tensors of the last one."""
+    if not isinstance(tensors, Mapping) or tensors.keys() != last.keys():
+        return False
+    return all(tensor is last[name] for name, tensor in tensors.items())
 
 
 def _sums(value: Any) -> list[str]:

@@ -19,7 +19,6 @@ from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
-from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.types import Client, FederatedData
 from bhfl.settings import Settings
 
@@ -79,13 +78,6 @@ class Timing:
                 f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
                 "nothing: define it, or give devices no compute_flops"
             )
-
-    def cohort(self, round: int) -> list[Client]:
-        """The clients of a round."""
-        size = cohort_size(len(self.clients), self.settings.cohort.clients_per_round)
-        return sample_cohort(
-            self.clients, size, self.settings.cohort.seed, round, self.settings.cohort.sampling
-        )
 
     def workload(
         self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int

@@ -1,5 +1,6 @@
 """Sums that do not depend on order: exact equality, never a tolerance."""
 
+import pickle
 import random
 from fractions import Fraction
 
@@ -115,3 +116,12 @@ def test_flatten_and_back(shapes):
     flattener = Flattener(params)
     back = flattener.unflatten(flattener.flatten(params))
     assert all(torch.equal(back[name], params[name]) for name in params)
+
+
+def test_what_a_vector_is_split_into_shares_no_memory():
+    like = {f"w{i}": torch.zeros(64, 64) for i in range(20)}
+    flattener = Flattener(like)
+    for dtype in (torch.float32, torch.float64):
+        params = flattener.unflatten(torch.arange(flattener.numel, dtype=dtype))
+        assert len(pickle.dumps(params)) < 1.1 * 4 * flattener.numel
+        assert flattener.flatten(params).tolist() == list(range(flattener.numel))

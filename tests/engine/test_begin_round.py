@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bhfl.algorithms import FedLQ, ProWD
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest
 from tests.engine.hand_made import HandMade, Module, points
-from tests.federation import fit
+from tests.federation import fake, fit
 
 SIZES = (6, 9, 12, 15)
 
@@ -118,3 +119,54 @@ def test_what_is_the_engines_in_the_state_stays(tmp_path):
 
     trainer = run(tmp_path / "a", Mine())
     assert digest(vars(trainer.server)) == digest(vars(run(tmp_path / "b", Algorithm()).server))
+
+
+def silent(algorithm: type[Algorithm]) -> type[Algorithm]:
+    """The algorithm, whose clients send nothing in the second round."""
+
+    class Silent(algorithm):
+        def uplink(self, run):
+            return super().uplink(run) if run.round == 0 else None
+
+    return Silent
+
+
+DUE = {
+    "prowd": (
+        ProWD,
+        {"warmup_rounds": 1, "period": 1, "first_steps": 3, "steps": 3, "distill_weight": 0.0},
+    ),
+    "fedlq": (FedLQ, {"refresh": 1}),
+    "planned": (FedLQ, {"refresh": 1, "plan": "server"}),
+}
+
+
+@pytest.mark.parametrize("case", DUE)
+def test_a_skipped_round_leaves_only_its_number(tmp_path, case):
+    """ProWD fine-tunes in it and FedLQ probes, in vain."""
+    algorithm, options = DUE[case]
+    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(96, holdout=16)}
+    with pytest.warns(UserWarning, match="skipped: nothing was sent"):
+        skipped = fit(tmp_path / "a", silent(algorithm)(**options), max_rounds=2, **settings)
+    before = fit(tmp_path / "b", algorithm(**options), max_rounds=1, **settings)
+    after = fit(tmp_path / "c", algorithm(**options), max_rounds=2, **settings)
+    assert kept(skipped) == kept(before) != kept(after)
+    assert (skipped.server.round, skipped.server.metrics) == (2, {})
+    tags = {tag for tag in skipped.run.history[1] if tag.startswith(("fedlq", "dequantizer"))}
+    assert not tags
+
+
+def kept(trainer) -> str:
+    return digest({**vars(trainer.server), "round": 0, "metrics": {}})
+
+
+@pytest.mark.parametrize("case", DUE)
+def test_plans_do_not_last(tmp_path, case):
+    algorithm, options = DUE[case]
+    settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(96, holdout=16)}
+    trainer = fit(tmp_path, algorithm(**options), max_rounds=2, **settings)
+    first = algorithm(**options)
+    first.prepare(trainer.rounds.worker.module, trainer.clients)
+    first.setup(trainer.rounds.context)
+    made = first.init_server(trainer.server.params, trainer.clients)
+    assert trainer.server.extra.keys() == made.keys()

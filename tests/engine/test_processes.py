@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class Lonely(WeightedMean):
 class LonelyAverage(Algorithm):
     def aggregator(self, server, clients):
         return Lonely(server.params)
+
+
+class LonelyPlan(Algorithm):
+    def begin_round(self, server, cohort, context):
+        plan = torch.tensor(float(context.fabric.global_rank))
+        return replace(server, extra={**server.extra, "plan": plan})
 
 
 class Unlucky(Algorithm):
@@ -262,6 +269,17 @@ def refused(*args: Any) -> None:
 
 def test_an_aggregator_that_keeps_to_its_own_clients_is_refused(tmp_path):
     in_processes(refused, tmp_path, 2, "stateful", {"algorithm": LonelyAverage})
+
+
+def refused_plan(*args: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"LonelyPlan\.begin_round must return the same in each of"
+    ):
+        rank_of(*args)
+
+
+def test_a_plan_that_each_process_makes_for_itself_is_refused(tmp_path):
+    in_processes(refused_plan, tmp_path, 2, "stateful", {"algorithm": LonelyPlan})
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):

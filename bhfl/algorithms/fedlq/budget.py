@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,10 +14,28 @@ from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.timing import Timing
-from bhfl.engine.types import Params
+from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
 Rule = Literal["average", "deadline", "quantile"]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a client and the server send each other in a round."""
+
+    layers: Params
+    """The layers' weights; their shapes count."""
+    others: Tensors
+    """What travels up beside them, as it is."""
+    downlink_bytes: int
+    """Size of what the client is sent."""
+
+    def least_bytes(self) -> int:
+        """Size of an upload with all layers at two bits."""
+        one = torch.ones(())
+        codes = {name: QuantizedTensor(x, one, 2) for name, x in self.layers.items()}
+        return encoded_bytes({**self.others, **codes})
 
 
 @dataclass(frozen=True)
@@ -65,21 +83,19 @@ class Budget:
         self,
         timing: Timing | None,
         round: int,
-        layers: Params,
-        others: Tensors,
-        down: int,
+        traffic: Traffic,
+        cohort: Sequence[Client],
         examples: Mapping[int, int],
     ) -> float:
         """When uploads must have arrived; infinite with ``average``, and never after the network's
         own deadline.
 
         Args:
-            timing: Of the run.
-            round: Its number.
-            layers: The layers' weights; their shapes count.
-            others: What travels up beside them.
-            down: Bytes of a downlink.
-            examples: That each client of the cohort computes on, by its id.
+            timing: The simulated network, if there is one.
+            round: The round's number.
+            traffic: What a client is sent and sends.
+            cohort: The clients of the round.
+            examples: How many examples each of them computes on, by its id.
         """
         if self.rule == "average" or timing is None:
             return math.inf
@@ -87,36 +103,32 @@ class Budget:
         if self.rule == "deadline":
             assert last is not None
             return last
-        up = _least_bytes(layers, others) + (self._average(layers) - _least_bits(layers)) // 8
-        cohort = timing.cohort(round)
+        layers, down = traffic.layers, traffic.downlink_bytes
+        up = traffic.least_bytes() + (self._average(layers) - _least_bits(layers)) // 8
         works = [timing.workload(c, down, up, examples[c.id]) for c in cohort if c.num_examples]
         deadline = timing.network.quantile_deadline(round, works, self.quantile, len(cohort))
         return min(math.inf if last is None else last, deadline)
 
     def layer_bits(
         self,
-        layers: Params,
-        others: Tensors,
+        traffic: Traffic,
         link: ClientLink | None,
-        downlink_bytes: int,
         num_examples: int,
         deadline_seconds: float,
     ) -> float:
         """Bits that the layers of one payload may take, codes and scales; never below 1.
 
         Args:
-            layers: The layers' weights; their shapes count.
-            others: What travels beside them, as it is.
-            link: The client's.
-            downlink_bytes: It has received.
-            num_examples: It trains on.
-            deadline_seconds: As of the method above.
+            traffic: What the client was sent and sends.
+            link: The client's link.
+            num_examples: How many examples it trains on.
+            deadline_seconds: What the method above came to.
         """
         if self.rule == "average":
-            return self._average(layers)
+            return self._average(traffic.layers)
         assert link is not None
-        room = link.budget_bytes(downlink_bytes, num_examples, deadline_seconds)
-        return max(1, 8 * (room - _least_bytes(layers, others)) + _least_bits(layers))
+        room = link.budget_bytes(traffic.downlink_bytes, num_examples, deadline_seconds)
+        return max(1, 8 * (room - traffic.least_bytes()) + _least_bits(traffic.layers))
 
     def _average(self, layers: Params) -> int:
         """Bits of the layers at `average_bits`, codes in whole bytes a layer."""
@@ -126,14 +138,6 @@ class Budget:
 def _least_bits(layers: Params) -> int:
     """Of the layers at two bits."""
     return sum(layer_bits(tensor.numel(), 2) for tensor in layers.values())
-
-
-def _least_bytes(layers: Params, others: Tensors) -> int:
-    """Of a payload with all layers at two bits."""
-    one = torch.ones(())
-    return encoded_bytes(
-        {**others, **{name: QuantizedTensor(x, one, 2) for name, x in layers.items()}}
-    )
 
 
 def rounded_down(value: float) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate
 from bhfl.algorithms.fedlq.bound import convergence_bound
-from bhfl.algorithms.fedlq.budget import Budget, Rule, rounded_down
+from bhfl.algorithms.fedlq.budget import Budget, Rule, Traffic, rounded_down
 from bhfl.algorithms.fedlq.mean import MixedMean
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity, Source
-from bhfl.algorithms.fedlq.significance import Probe, layer_costs, significance, variance_table
+from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.random import RandomKeys
@@ -37,8 +37,10 @@ _MOST_CURVED = 1e30
 PLAN = ":plan"
 """What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32
 [L + 1]; with ``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send
-nothing.
+nothing, and all with the highest bit set where not even the least payload fits.
 """
+
+_INFEASIBLE = 128
 
 
 class FedLQ(Algorithm):
@@ -158,8 +160,7 @@ class FedLQ(Algorithm):
         Raises:
             ValueError: There is no such network, or there are no held-out data to probe on.
         """
-        self._context = context
-        self._now: _Now
+        self._max_rounds = context.settings.stopping.max_rounds
         self.budget.check(context.timing)
         self.sensitivity.check(context)
 
@@ -173,69 +174,74 @@ class FedLQ(Algorithm):
 
     # ---- what goes down --------------------------------------------------------------------------
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> Any:
-        """Probe, in rounds where the server is to; and settle the round's deadline."""
-        probe = self.sensitivity.begin_round(self._context, server, self.layers)
+    def begin_round(
+        self, server: ServerState, cohort: Sequence[Client], context: Context
+    ) -> ServerState:
+        """Probe, in rounds where the server is to; and settle the round's deadline and its plan,
+        which `extra` holds until the round ends.
+        """
+        probe = self.sensitivity.begin_round(context, server, self.layers)
         curvature = self.sensitivity.curvature(probe, len(self.layers))
-        plan = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
-        layers, others, down = self._traffic(server, clients[0].group, plan)
-        timing, round = self._context.timing, server.round
-        examples = (
-            {client.id: self._examples(client, round) for client in timing.cohort(round)}
-            if timing
-            else {}
+        told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
+        traffic = self._traffic(server, context, context.clients[0].group, told)
+        examples = {client.id: self._examples(client, server.round, context) for client in cohort}
+        deadline = self.budget.deadline_seconds(
+            context.timing, server.round, traffic, cohort, examples
         )
-        deadline = self.budget.deadline_seconds(timing, round, layers, others, down, examples)
-        plan[-1] = rounded_down(deadline)
-        self._now = _Now(probe, curvature, deadline, {**server.params, PLAN: plan})
-        return _Fold(server.params)
+        told[-1] = rounded_down(deadline)
+        plan: Tensor | dict[int, Tensor] = told
+        if self.plan == "server":
+            plan = self._planned(server, context, cohort, curvature, deadline)
+        extra = {**server.extra, "probe": self.sensitivity.stored(probe), "plan": plan}
+        return replace(server, extra=extra)
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The model, and what the client needs to choose its bits, or the bits."""
-        if self.plan == "client":
-            return self._now.downlink
-        allocation = self._plan(server, client)
-        self._now.infeasible[client.id] = not allocation.feasible
-        bits = (
-            allocation.bits
-            if allocation.feasible or self.infeasible == "late"
-            else (0,) * len(self.layers)
-        )
-        self._now.bits[client.id] = bits
-        return {**server.params, PLAN: torch.tensor(bits, dtype=torch.uint8)}
+        plan = server.extra["plan"]
+        return {**server.params, PLAN: plan[client.id] if self.plan == "server" else plan}
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
         """The model."""
         return {name: tensor for name, tensor in received.items() if name != PLAN}
 
-    def _plan(self, server: ServerState, client: Client) -> Allocation:
-        """The server's choice for a client: its variances are those of what the last round came
-        to.
-        """
-        timing, plan = self._context.timing, torch.zeros(len(self.layers), dtype=torch.uint8)
-        layers, others, down = self._traffic(server, client.group, plan)
-        num_participants = len(timing.cohort(server.round)) if timing else 0
-        link = timing.link(server.round, client, num_participants) if timing else None
-        examples = self._examples(client, server.round)
-        room = self.budget.layer_bits(layers, others, link, down, examples, self._now.deadline)
-        return self._allocate(self._now.curvature, server.extra["variances"], client, room)
+    def _planned(
+        self,
+        server: ServerState,
+        context: Context,
+        cohort: Sequence[Client],
+        curvature: Tensor,
+        deadline: float,
+    ) -> dict[int, Tensor]:
+        """The server's choice for each client, by its id; every process plans for some of them.
 
-    def _traffic(
-        self, server: ServerState, group: str, plan: Tensor
-    ) -> tuple[Params, dict[str, Tensor], int]:
-        """The layers, what clients of a group send beside them, and the bytes that they are
-        sent.
+        The variances are those of what the last round came to.
         """
+        timing, fabric = context.timing, context.fabric
+        mine = []
+        for client in cohort[fabric.global_rank :: fabric.world_size]:
+            nothing = torch.zeros(len(self.layers), dtype=torch.uint8)
+            traffic = self._traffic(server, context, client.group, nothing)
+            link = timing.link(server.round, client, len(cohort)) if timing else None
+            examples = self._examples(client, server.round, context)
+            room = self.budget.layer_bits(traffic, link, examples, deadline)
+            allocation = self._allocate(curvature, server.extra["variances"], client, room)
+            sends = allocation.feasible or self.infeasible == "late"
+            plan = torch.tensor(allocation.bits, dtype=torch.uint8) if sends else nothing
+            mine.append((client.id, plan if allocation.feasible else plan | _INFEASIBLE))
+        return dict(sorted(gather(fabric, mine), key=lambda planned: planned[0]))
+
+    def _traffic(self, server: ServerState, context: Context, group: str, plan: Tensor) -> Traffic:
+        """What a client of a group and the server send each other."""
         layers = {name: server.params[name] for name in self.layers}
-        both_ways = {**server.params, **self._context.buffers(server, group)}
+        both_ways = {**server.params, **context.buffers(server, group)}
         others = {name: tensor for name, tensor in both_ways.items() if name not in layers}
         up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
-        return layers, up, encoded_bytes({**layers, **others, PLAN: plan})
+        return Traffic(layers, up, encoded_bytes({**layers, **others, PLAN: plan}))
 
-    def _examples(self, client: Client, round: int) -> int:
-        """That a client is going to compute on, probing included."""
-        timing = self._context.timing
-        planned = timing.planned(client, self._context.data) if timing else 0
+    def _examples(self, client: Client, round: int, context: Context) -> int:
+        """Examples that a client is going to compute on, probing included."""
+        timing = context.timing
+        planned = timing.planned(client, context.data) if timing else 0
         return planned + self.sensitivity.examples(client, round, len(self.layers))
 
     def _allocate(
@@ -304,13 +310,11 @@ class FedLQ(Algorithm):
         """What the server planned, or the client's own allocation; None to send nothing."""
         plan = run.message[PLAN].cpu()
         if self.plan == "server":
-            bits = [int(width) for width in plan]
-            run.metrics["fedlq/infeasible"] = float(self._now.infeasible[run.client.id])
+            run.metrics["fedlq/infeasible"] = float((plan & _INFEASIBLE).any())
+            bits = _widths(plan)
             return bits if all(bits) else None
-        deadline = float(plan[-1])
-        room = self.budget.layer_bits(
-            layers, others, run.link, run.downlink_bytes, run.num_examples, deadline
-        )
+        traffic = Traffic(layers, others, run.downlink_bytes)
+        room = self.budget.layer_bits(traffic, run.link, run.num_examples, float(plan[-1]))
         allocation = self._allocate(plan[:-1], variances, run.client, room)
         run.metrics["fedlq/infeasible"] = float(not allocation.feasible)
         return allocation.bits if allocation.feasible or self.infeasible == "late" else None
@@ -329,12 +333,17 @@ class FedLQ(Algorithm):
         """
         chosen: dict[str, tuple[int, ...]]
         if self.plan == "server":
-            bits = dict(zip(self.layers, self._now.bits[client.id], strict=True))
+            planned = _widths(server.extra["plan"][client.id])
+            bits = dict(zip(self.layers, planned, strict=True))
             chosen = {name: (width,) if width < 32 else () for name, width in bits.items()}
         else:
             allowed = tuple(bits for bits in self._candidates(client) if bits < 32)
             chosen = {name: allowed for name in self.layers}
         return {**super().coded(server, client, layers), **chosen}
+
+    def aggregator(self, server: ServerState, clients: list[Client]) -> _Fold:
+        """The mean of the models, and what the clients measured."""
+        return _Fold(server.params)
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Tensors:
         """Values, and the quantised differences of ``delta`` as they came; those of ``weights`` are
@@ -351,7 +360,8 @@ class FedLQ(Algorithm):
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
         """The mean, the probe, and what the next plan and the bound need."""
         mean, harms = aggregate
-        probe = self.sensitivity.end_round(self._now.probe, server, self.layers, harms)
+        known = self.sensitivity.restored(server.extra["probe"], self.layers, server.params)
+        probe = self.sensitivity.end_round(known, server, self.layers, harms)
         moves = [server.params[name] - mean[name] for name in self.layers]
         variances = None
         if self.plan == "server":
@@ -364,7 +374,7 @@ class FedLQ(Algorithm):
                 f"fedlq/significance_{n}": float(s)
                 for n, s in zip(self.layers, shares, strict=True)
             }
-        extra = {**server.extra, "probe": self.sensitivity.stored(probe), "variances": variances}
+        extra = {"probe": self.sensitivity.stored(probe), "variances": variances}
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), mean)
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -404,7 +414,7 @@ class FedLQ(Algorithm):
             heterogeneity=dispersion,
             learning_rate=travelled / steps,
             local_steps=steps,
-            num_rounds=self._context.settings.stopping.max_rounds,
+            num_rounds=self._max_rounds,
             variances=[[known[tag] for tag in variances]] * int(metrics["clients/ok"]),
         )
         by_layer = zip(self.layers, bound.quantisation_per_layer, strict=True)
@@ -413,24 +423,6 @@ class FedLQ(Algorithm):
             "fedlq/bound_quantisation": bound.quantisation,
             **{f"fedlq/bound_{name}": term for name, term in by_layer},
         }
-
-
-class _Now:
-    """What holds for all clients of a round; made from the server's state, so nothing of it has to
-    last.
-    """
-
-    def __init__(
-        self, probe: Probe | None, curvature: Tensor, deadline: float, downlink: Tensors
-    ) -> None:
-        self.probe = probe
-        self.curvature = curvature
-        self.deadline = deadline
-        self.downlink = downlink
-        self.infeasible: dict[int, bool] = {}
-        """By client, where the server plans."""
-        self.bits: dict[int, Sequence[int]] = {}
-        """Of each layer, by client, where the server plans."""
 
 
 class _Fold(MixedMean):
@@ -447,6 +439,11 @@ class _Fold(MixedMean):
 
     def reduce(self, fabric: Fabric) -> Any:
         return super().reduce(fabric), sorted(gather(fabric, self.harms), key=lambda harm: harm[0])
+
+
+def _widths(plan: Tensor) -> list[int]:
+    """The layers' bits that the server planned."""
+    return (plan % _INFEASIBLE).tolist()
 
 
 def _is_as_computed(own: QuantizedTensor, width: int) -> bool:

@@ -49,12 +49,10 @@ class Selected:
     """The masked aggregate."""
     plain: Params | None
     """The unmasked mean of all reconstructed updates, where asked for."""
-    high: Params | None
-    """Mean of the highest group's weights; None without such a client in the round."""
+    move: Params | None
+    """The mean move of the highest group; None without such a client in the round."""
     pool: list[Params]
-    """Weights of a few clients of the highest group, by id."""
-    dequantizer: Any
-    """Its state after this round."""
+    """Weights of a few clients of the highest group, in the order of their ids."""
     num_clients: int
     """Clients whose updates came in, over all processes."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -67,8 +65,7 @@ class SelectiveMean:
     Args:
         start: The weights that were broadcast, ``w_t``.
         is_high: Whether a client is of the highest group.
-        prepare: Called once by `reduce` on every process; gives what raises a low-bit update to
-            float32, and the dequantizer's state and metrics to hand on.
+        raised: Raises a low-bit update of weights to float32.
         past_move: The high-bit move of an earlier round, for a round without a high-bit client; or
             None.
         mask: See `MaskOptions`.
@@ -83,7 +80,7 @@ class SelectiveMean:
         self,
         start: Params,
         is_high: Callable[[Client], bool],
-        prepare: Callable[[], tuple[Callable[[Tensors], Params], Any, dict[str, float]]],
+        raised: Callable[[Tensors], Params],
         past_move: Params | None,
         mask: MaskOptions,
         pool_size: int,
@@ -93,7 +90,7 @@ class SelectiveMean:
     ) -> None:
         self.start = start
         self.is_high = is_high
-        self.prepare = prepare
+        self.raised = raised
         self.past_move = past_move
         self.mask = mask
         self.pool_size = pool_size
@@ -124,9 +121,9 @@ class SelectiveMean:
         sums = _Sums(self.start, self.keep_plain)
         sums.add_high(self.high)
         high = self.high.reduce(fabric)
-        move = self.past_move if high is None else {n: high[n] - self.start[n] for n in high}
-        raised, state, tuned = self.prepare()
-        reader = MoveReader(self.start, self.low_start, self.keep_plain, self.origin, raised)
+        own_move = None if high is None else {n: high[n] - self.start[n] for n in high}
+        move = self.past_move if own_move is None else own_move
+        reader = MoveReader(self.start, self.low_start, self.keep_plain, self.origin, self.raised)
         if self.mask.enabled and move is not None and self.mask.per == "group":
             found, squares = self._by_group(fabric, reader, sums, move)
         else:
@@ -134,20 +131,30 @@ class SelectiveMean:
         self.file.close()
         sums.reduce(fabric)
         sums.join_high(self.high, self._apart(squares))
-        pool = sorted(gather(fabric, self.pool), key=lambda entry: entry[0])[: self.pool_size]
-        metrics = _mean_by_tag(sorted(gather(fabric, found)))
         plain = sums.plain_mean(self.start if self.origin == "broadcast" else self.low_start)
         params = sums.filled(self.mask.fill, high)
         num_clients = sum(gather(fabric, [self.num_high + len(self.waiting)]))
         return Selected(
-            params,
-            plain,
-            high,
-            [entry for _, entry in pool],
-            state,
-            num_clients,
-            {**metrics, **tuned},
+            params=params,
+            plain=plain,
+            move=own_move,
+            pool=self._pooled(fabric),
+            num_clients=num_clients,
+            metrics=_mean_by_tag(sorted(gather(fabric, found))),
         )
+
+    def _pooled(self, fabric: Fabric) -> list[Params]:
+        """The weights of the first high-bit clients of all processes, in the order of their ids."""
+        mine = dict(self.pool)
+        flattener = self.high.flattener
+        models = []
+        for client in sorted(gather(fabric, list(mine)))[: self.pool_size]:
+            bits = torch.zeros(flattener.numel, dtype=torch.int32)
+            if client in mine:
+                bits = flattener.flatten(mine[client]).view(torch.int32)
+            # summed as integers, because -0.0 + 0.0 is another number than -0.0
+            models.append(flattener.unflatten(all_reduce_sum(fabric, bits).view(torch.float32)))
+        return models
 
     def _low(self, reader: MoveReader) -> Iterator[LowMove]:
         """The move of each waiting client."""

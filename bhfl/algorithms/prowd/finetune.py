@@ -66,7 +66,8 @@ class FineTuning:
         optimizer = dequantizer.configure_optimizers()
         if state["optimizer"] is not None:
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+            own = copy.deepcopy(state["optimizer"])  # steps are counted in place
+            optimizer.load_state_dict({"state": own, "param_groups": groups})
         pairs = WeightPairs(
             [fabric.to_device(dict(params)) for params in states],
             self.specs,

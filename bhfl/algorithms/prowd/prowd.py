@@ -178,7 +178,6 @@ class ProWD(Algorithm):
                 held-out data.
         """
         specs = self.specs
-        self.fabric = context.fabric
         self.seed = context.settings.cohort.seed
         top = specs[self.top].weights
         low = [spec for group, spec in specs.items() if group != self.top]
@@ -268,14 +267,34 @@ class ProWD(Algorithm):
         """High-bit weights in float32; low-bit tensors wait as they are."""
         return float_tensors(update) if client.group == self.top else update
 
+    def begin_round(
+        self, server: ServerState, cohort: Sequence[Client], context: Context
+    ) -> ServerState:
+        """Fine-tune the dequantizer where that is due, on the weights of earlier rounds."""
+        since = server.round + 1 - self.warmup_rounds
+        if self.tuning is None or since < 0 or since % self.period:
+            return server
+        statistics = server.buffers["statistics"]
+        buffers = statistics.get(self.top, statistics.get("all", {}))
+        models = server.extra["pool"] or [server.params]
+        state, metrics = self.tuning.tune(
+            context.fabric,
+            server.extra["dequantizer"],
+            states=[{**params, **buffers} for params in models],
+            steps=self.first_steps if since == 0 else self.steps,
+            seed=RandomKeys(self.seed, server.round).integer("server"),
+        )
+        return replace(server, extra={**server.extra, "dequantizer": state}, metrics=metrics)
+
     def aggregator(self, server: ServerState, clients: list[Client]) -> SelectiveMean:
-        """Hold the round's updates until the fine-tuning that is due has ended."""
+        """Hold the round's updates until the high-bit move is known."""
         move = server.extra["move"]
         fresh = move is not None and server.round - move["round"] <= self.high_max_age
+        chain = self.tuning.chain(server.extra["dequantizer"]) if self.tuning else None
         return SelectiveMean(
             server.params,
             is_high=lambda client: client.group == self.top,
-            prepare=self._raising(server),
+            raised=chain or float_tensors,
             past_move=move["params"] if fresh else None,
             mask=self.mask,
             pool_size=self.pool_size if self.tuning else 0,
@@ -284,39 +303,13 @@ class ProWD(Algorithm):
             origin="sent" if self.payload == "delta" else self.delta_ref,
         )
 
-    def _raising(self, server: ServerState) -> Any:
-        """What does the fine-tuning that is due and gives ``(raise, state, metrics)``; a
-        collective.
-        """
-        tuning, state = self.tuning, server.extra["dequantizer"]
-        if tuning is None:
-            return lambda: (float_tensors, None, {})
-        since = server.round + 1 - self.warmup_rounds
-        due = since >= 0 and since % self.period == 0
-
-        def prepare() -> Any:
-            following = state
-            metrics: dict[str, float] = {}
-            if due:
-                statistics = server.buffers["statistics"]
-                buffers = statistics.get(self.top, statistics.get("all", {}))
-                models = server.extra["pool"] or [server.params]
-                states = [{**params, **buffers} for params in models]
-                steps = self.first_steps if since == 0 else self.steps
-                seed = RandomKeys(self.seed, server.round).integer("server")
-                following, metrics = tuning.tune(self.fabric, state, states, steps, seed)
-            return tuning.chain(following) or float_tensors, following, metrics
-
-        return prepare
-
     def server_update(
         self, server: ServerState, aggregate: Selected, rng: RandomKeys
     ) -> ServerState:
-        """The new model or models, the high-bit move, the dequantizer and its pool."""
-        extra = {**server.extra, "dequantizer": aggregate.dequantizer}
-        if aggregate.high is not None:
-            move = {name: value - server.params[name] for name, value in aggregate.high.items()}
-            extra["move"] = {"params": move, "round": server.round}
+        """The new model or models, the high-bit move, and the dequantizer's pool."""
+        extra = dict(server.extra)
+        if aggregate.move is not None:
+            extra["move"] = {"params": aggregate.move, "round": server.round}
         if aggregate.plain is not None:
             extra["low"] = aggregate.plain
         if aggregate.pool:
@@ -324,7 +317,8 @@ class ProWD(Algorithm):
         extra["published_MB"] += (
             aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
         )
-        metrics = {**aggregate.metrics, "comm/downlink_published_MB": extra["published_MB"]}
+        metrics = {**aggregate.metrics, **server.metrics}
+        metrics["comm/downlink_published_MB"] = extra["published_MB"]
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)
 
 

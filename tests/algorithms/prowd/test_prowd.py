@@ -168,7 +168,7 @@ def aggregate(low, high, keep_plain=False, **mask):
     total = SelectiveMean(
         START,
         is_high=lambda client: client.spec.is_float,
-        prepare=lambda: (float_tensors, None, {}),
+        raised=float_tensors,
         past_move=None,
         mask=MaskOptions(**{"tau": 1.0, **mask}),
         pool_size=1,
@@ -217,7 +217,7 @@ def test_full_agreement_is_the_plain_mean():
 def test_without_a_high_bit_client_nothing_is_masked():
     result = aggregate(MIXED_SIGNS, None)
     assert result.params["w"].tolist() == [[2.0, 3.0, -4.0, 5.0]]
-    assert result.high is None
+    assert result.move is None
 
 
 # ---- coarse and fine moves -----------------------------------------------------------------------
@@ -228,7 +228,7 @@ def of_difference(codes, coarse, high=UP):
     total = SelectiveMean(
         START,
         is_high=lambda client: client.spec.is_float,
-        prepare=lambda: (float_tensors, None, {}),
+        raised=float_tensors,
         past_move=None,
         mask=MaskOptions(coarse=coarse, tau=1.0),
         pool_size=1,
