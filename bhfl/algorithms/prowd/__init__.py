@@ -5,7 +5,7 @@ arXiv:2202.11453).
 from bhfl.algorithms.prowd.blocks import Block
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch, WeightPairs
-from bhfl.algorithms.prowd.selection import Selection, certified_select, mask_limit, select
+from bhfl.algorithms.prowd.selection import Selection, certified_select, mask_limit
 
 __all__ = [
     "Block",
@@ -16,5 +16,4 @@ __all__ = [
     "WeightPairs",
     "certified_select",
     "mask_limit",
-    "select",
 ]

@@ -69,11 +69,6 @@ class Selection:
     bound: float
 
 
-def select(low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05) -> Tensor:
-    """The mask of :func:`certified_select` alone."""
-    return certified_select(low, high, cap=cap, delta=delta).mask
-
-
 def certified_select(
     low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05
 ) -> Selection:
