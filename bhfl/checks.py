@@ -140,26 +140,28 @@ def _must(rule: str, value: object) -> str:
 # ---- words ---------------------------------------------------------------------------------------
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that is nearest to `word`, case aside; empty where none is near.
+def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are nearest to `word`, case aside, the nearest first.
 
     Args:
         word: What was written.
         known: What could have been meant.
-        cutoff: How like it must be, from 0, all names, to 1, the very same.
+        most: How many to name at most.
+        cutoff: How like it they must be, from 0, all names, to 1, the very same.
     """
     names = {name.lower(): name for name in sorted(known)}
-    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=cutoff)
-    return names[found[0]] if found else ""
+    found = difflib.get_close_matches(word.lower(), names, n=most, cutoff=cutoff)
+    return [names[name] for name in found]
 
 
-def suggestion(word: str, known: Iterable[str], others: bool = True) -> str:
+def suggestion(word: str, known: Iterable[str], others: bool = True, most: int = 1) -> str:
     """``; did you mean 'x'?`` for the known name nearest to `word`, case aside.
 
     Args:
         word: What was written.
         known: What could have been meant.
         others: List all of `known` where none is near.
+        most: How many names to suggest at most.
 
     >>> suggestion("fedproxx", ["FedAvg", "FedProx"])
     "; did you mean 'FedProx'?"
@@ -167,8 +169,8 @@ def suggestion(word: str, known: Iterable[str], others: bool = True) -> str:
     '; known: FedAvg, FedProx'
     """
     names = sorted(known)
-    if meant := nearest(word, names):
-        return f"; did you mean '{meant}'?"
+    if meant := nearest(word, names, most):
+        return f"; did you mean {' or '.join(map(repr, meant))}?"
     return f"; known: {', '.join(names)}" if names and others else ""
 
 

@@ -77,7 +77,10 @@ def test_checks_need_the_standard_library_alone() -> None:
 
 
 def test_suggestions() -> None:
-    assert nearest("zebra", ["b", "a"]) == nearest("a", []) == ""
+    assert nearest("zebra", ["b", "a"]) == nearest("a", []) == []
+    assert suggestion("resnet9", ["resnet8", "resnet18", "vgg"], most=3).endswith(
+        "' or 'resnet18'?"
+    )
     assert suggestion("PROWD", ["FedAvg", "ProWD"]) == "; did you mean 'ProWD'?"
     assert suggestion("zebra", ["b", "a"]) == "; known: a, b"
     assert suggestion("zebra", ["b", "a"], others=False) == suggestion("zebra", []) == ""

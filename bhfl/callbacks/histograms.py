@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
+from bhfl.checks import checked, count
 from bhfl.engine.callback import Callback
 
 _BINS = 200
@@ -24,9 +25,8 @@ class WeightHistograms(Callback):
     """
 
     def __init__(self, every_n_rounds: int = 1) -> None:
-        if every_n_rounds < 0:
-            raise ValueError(f"WeightHistograms.every_n_rounds must be >= 0, got {every_n_rounds}")
-        self.every_n_rounds = every_n_rounds
+        name = "WeightHistograms.every_n_rounds"
+        self.every_n_rounds = checked(name, every_n_rounds, count(0))
 
     def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Write the histograms of this round."""

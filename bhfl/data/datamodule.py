@@ -14,8 +14,8 @@ from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bhfl.checks import checked, choice, count, or_none, within
 from bhfl.data.augment import AUGMENTATIONS
-from bhfl.data.checks import check_fraction, check_int, check_optional_int
 from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Split, make_split
@@ -84,20 +84,23 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if not isinstance(partition, Partitioner):
             raise ValueError(f"data.partition must be a Partitioner, got {partition!r}")
-        if augment not in AUGMENTATIONS:
-            raise ValueError(
-                f"data.augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}"
-            )
         self.partition = partition
-        self.batch_size = check_int("data.batch_size", batch_size, 1)
-        self.eval_batch_size = check_int("data.eval_batch_size", eval_batch_size, 1)
-        self.val_fraction = check_fraction("data.val_fraction", val_fraction)
-        self.client_val_fraction = check_fraction("data.client_val_fraction", client_val_fraction)
-        self.holdout = check_int("data.holdout", holdout, 0)
-        self.max_train_samples = check_optional_int("data.max_train_samples", max_train_samples, 1)
-        self.max_eval_samples = check_optional_int("data.max_eval_samples", max_eval_samples, 1)
-        self.num_workers = check_int("data.num_workers", num_workers, 0, 1024)
-        self.augment, self.drop_last = augment, drop_last
+        self.batch_size = checked("data.batch_size", batch_size, count(1))
+        self.eval_batch_size = checked("data.eval_batch_size", eval_batch_size, count(1))
+        self.val_fraction = float(checked("data.val_fraction", val_fraction, within("[0, 1)")))
+        self.client_val_fraction = float(
+            checked("data.client_val_fraction", client_val_fraction, within("[0, 1)"))
+        )
+        self.holdout = checked("data.holdout", holdout, count(0))
+        self.max_train_samples = checked(
+            "data.max_train_samples", max_train_samples, or_none(count(1))
+        )
+        self.max_eval_samples = checked(
+            "data.max_eval_samples", max_eval_samples, or_none(count(1))
+        )
+        self.num_workers = checked("data.num_workers", num_workers, count(0, 1024))
+        self.augment = checked("data.augment", augment, choice(*AUGMENTATIONS))
+        self.drop_last = drop_last
         self._split: Split | None = None
 
     @property
@@ -284,7 +287,7 @@ class FromDatasets(FederatedDataModule):
             as_source(test, None, self.num_workers),
             as_source(train, targets, self.num_workers),
         )
-        self._num_classes = check_optional_int("data.num_classes", num_classes, 1)
+        self._num_classes = checked("data.num_classes", num_classes, or_none(count(1)))
 
     @property
     def num_classes(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bhfl.data.checks import check_int
+from bhfl.checks import checked, count
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.limits import memory_bytes
 from bhfl.data.source import TensorSource
@@ -45,12 +45,12 @@ class FakeImages(FederatedDataModule):
         if len(shape) != 3:
             raise ValueError(f"FakeImages.shape must be (channels, rows, columns), got {shape}")
         for size in shape:
-            check_int("FakeImages.shape", size, 1)
-        self.num_train = check_int("FakeImages.num_train", num_train, 1)
-        self.num_test = check_int("FakeImages.num_test", num_test, 1)
+            checked("FakeImages.shape", size, count(1))
+        self.num_train = checked("FakeImages.num_train", num_train, count(1))
+        self.num_test = checked("FakeImages.num_test", num_test, count(1))
         self._shape = tuple(shape)
-        self._num_classes = check_int("FakeImages.num_classes", num_classes, 1)
-        self.seed = check_int("FakeImages.seed", seed, 0, 2**62 - 1)
+        self._num_classes = checked("FakeImages.num_classes", num_classes, count(1))
+        self.seed = checked("FakeImages.seed", seed, count(0, 2**62 - 1))
         # while they are made, each stands in memory twice
         pictures = 2 * max(num_train, num_test) + num_classes
         if (size := pictures * (math.prod(shape) + 8)) > (most := memory_bytes() // 2):

@@ -6,11 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bhfl.checks import checked, count, or_none
 from bhfl.data.archive import ImageTree
 from bhfl.data.cache import load_tree
-from bhfl.data.checks import check_optional_int, check_path
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
+from bhfl.files import user_option
 
 
 class ImageFolder(FederatedDataModule):
@@ -48,11 +49,11 @@ class ImageFolder(FederatedDataModule):
                 f"root={root!r}"
             )
         self._path = (
-            check_path("ImageFolder.archive", archive)
-            or check_path("ImageFolder.root", root)
+            user_option("ImageFolder.archive", archive)
+            or user_option("ImageFolder.root", root)
             or Path()
         )
-        self.image_size = check_optional_int("ImageFolder.image_size", image_size, 1)
+        self.image_size = checked("ImageFolder.image_size", image_size, or_none(count(1)))
         if min(std) <= 0:
             raise ValueError(f"ImageFolder.std must be positive, got {std}")
         self.mean, self.std = mean, std

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhfl.data.checks import check_int, check_positive
+from bhfl.checks import checked, count, positive
 from bhfl.data.ids import read_ids
 from bhfl.files import user_path
 
@@ -67,7 +67,7 @@ class Partitioner(ABC):
             ValueError: If there are too few samples for every client to have `min_size`, or
                 `assign` returns something else than an owner of each sample.
         """
-        check_int("num_clients", num_clients, 1)
+        checked("num_clients", num_clients, count(1))
         most = len(labels) // self.min_size
         if num_clients > most:
             raise ValueError(
@@ -130,9 +130,9 @@ class Dirichlet(Partitioner):
             min_size: Fewest samples of a client; a draw that leaves one with less is drawn again.
             max_tries: Draws before the split is given up with an error.
         """
-        self.alpha = check_positive("Dirichlet.alpha", alpha)
-        self.min_size = check_int("Dirichlet.min_size", min_size, 1)
-        self.max_tries = check_int("Dirichlet.max_tries", max_tries, 1)
+        self.alpha = float(checked("Dirichlet.alpha", alpha, positive))
+        self.min_size = checked("Dirichlet.min_size", min_size, count(1))
+        self.max_tries = checked("Dirichlet.max_tries", max_tries, count(1))
 
     def values(self, targets: Array) -> Array:
         """The labels; ValueError for numbers that are not whole, each of which would be one."""
@@ -184,8 +184,8 @@ class Shards(Partitioner):
         Args:
             shards_per_client: Shards of a client: about the number of labels that it sees.
         """
-        self.shards_per_client = self.min_size = check_int(
-            "Shards.shards_per_client", shards_per_client, 1
+        self.shards_per_client = self.min_size = checked(
+            "Shards.shards_per_client", shards_per_client, count(1)
         )
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
@@ -211,8 +211,8 @@ class QuantitySkew(Partitioner):
             alpha: Concentration, above 0: near 0 few clients hold nearly all samples.
             min_size: Fewest samples of a client.
         """
-        self.alpha = check_positive("QuantitySkew.alpha", alpha)
-        self.min_size = check_int("QuantitySkew.min_size", min_size, 1)
+        self.alpha = float(checked("QuantitySkew.alpha", alpha, positive))
+        self.min_size = checked("QuantitySkew.min_size", min_size, count(1))
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`."""

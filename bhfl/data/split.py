@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bhfl.data.checks import check_int
+from bhfl.checks import checked, count
 from bhfl.data.partition import Array, Indices, Partitioner, stratified_sample
 
 
@@ -71,12 +71,12 @@ def make_split(
     Raises:
         ValueError: If the samples do not suffice for this.
     """
-    check_int("num_clients", num_clients, 1)
+    checked("num_clients", num_clients, count(1))
     if targets.ndim != 1:
         raise ValueError(
             f"targets must have one dimension for a split, got shape {targets.shape}; pass targets="
         )
-    streams = np.random.SeedSequence(check_int("seed", seed, 0, 2**63 - 1)).spawn(5)
+    streams = np.random.SeedSequence(checked("seed", seed, count(0, 2**63 - 1))).spawn(5)
     rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(
         np.random.default_rng, streams
     )

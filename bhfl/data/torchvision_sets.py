@@ -12,10 +12,9 @@ import torch
 
 from bhfl.data.archive import ImageTree
 from bhfl.data.cache import load_tree
-from bhfl.data.checks import check_path
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
-from bhfl.files import queue
+from bhfl.files import queue, user_option
 
 
 class _Torchvision(FederatedDataModule):
@@ -35,7 +34,7 @@ class _Torchvision(FederatedDataModule):
         super().__init__(**options)
         if not isinstance(root, str | Path) or not str(root).strip():
             raise ValueError(f"data.root must be a folder, got {root!r}")
-        self.root, self.download = str(check_path("data.root", root)), download
+        self.root, self.download = str(user_option("data.root", root)), download
 
     def prepare_data(self) -> None:
         """Download, where asked to; processes that want the same files take turns."""
@@ -114,7 +113,7 @@ class CIFAR10(_Torchvision):
             options: `root`, `download`, and those of `FederatedDataModule`.
         """
         super().__init__(**options)
-        self.archive = check_path("data.archive", archive)
+        self.archive = user_option("data.archive", archive)
 
     @cached_property
     def _tree(self) -> ImageTree:

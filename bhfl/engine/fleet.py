@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from bhfl.checks import checked, count, or_none, suggestion, within
 from bhfl.quant import BitSpec
 
 
@@ -141,27 +141,15 @@ def _parse_group(entry: Any) -> Group:
     known = [f.name for f in fields(Group)]
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            raise ValueError(
-                f"unknown key {key!r}"
-                + (f", did you mean {near[0]!r}?" if near else f"; known: {known}")
-            )
+            raise ValueError(f"unknown key {key!r}{suggestion(str(key), known)}")
     if "bits" not in entry:
         raise ValueError(f"bits is missing in {dict(entry)!r}")
-    count, fraction = entry.get("count"), entry.get("fraction")
-    if (count is None) == (fraction is None):
+    number, fraction = entry.get("count"), entry.get("fraction")
+    if (number is None) == (fraction is None):
         raise ValueError(f"needs either count or fraction, got {dict(entry)!r}")
-    if count is not None and (
-        isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 10**7
-    ):
-        raise ValueError(f"count must be an integer from 1 to 10,000,000, got {count!r}")
-    if fraction is not None and (
-        isinstance(fraction, bool)
-        or not isinstance(fraction, (int, float))
-        or not 0 < fraction <= 1
-    ):
-        raise ValueError(f"fraction must be in (0, 1], got {fraction!r}")
-    return Group(bits=BitSpec.parse(entry["bits"]), count=count, fraction=fraction)
+    checked("count", number, or_none(count(1, 10**7)))
+    checked("fraction", fraction, or_none(within("(0, 1]")))
+    return Group(bits=BitSpec.parse(entry["bits"]), count=number, fraction=fraction)
 
 
 def _across(groups: list[Group]) -> list[str]:

@@ -9,11 +9,12 @@ generator whose body never runs.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial, partialmethod
 from typing import Any
+
+from bhfl.checks import nearest
 
 _NEAR = 0.84
 """Likeness of two names, from 0 to 1, above which one is taken for the other misspelt: aggregate
@@ -271,7 +272,7 @@ def _nearest(name: str, hooks: Collection[str], near: float) -> str:
         of_hook = hook.replace("_", "")
         if letters == of_hook or (len(letters) > 5 and sorted(letters) == sorted(of_hook)):
             return hook
-    if not (close := difflib.get_close_matches(name.lower(), sorted(hooks), n=1, cutoff=near)):
+    if not (close := nearest(name, hooks, cutoff=near)):
         return ""
     words, meant = (set(word.strip("_").lower().split("_")) for word in (name, close[0]))
     return "" if meant < words else close[0]  # a hook's name and a word more: a helper of it

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from bhfl.checks import suggestion
 
 _ERRORS = frozenset(
     re.findall(
@@ -85,12 +86,8 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     ]
     tags = [f"val/{name}{end}" for name in known for end in ends]
     if monitor not in tags:
-        near = difflib.get_close_matches(monitor, tags, 1)
-        more = (
-            f"; did you mean {near[0]!r}?"
-            if near
-            else f"; {type(model).__name__} logs {', '.join(known)}"
-        )
+        logged = f"; {type(model).__name__} logs {', '.join(known)}"
+        more = suggestion(monitor, tags, others=False) or logged
         raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}{more}")
 
 

@@ -1,7 +1,7 @@
 """Paths as users give them, files that are written whole, and locks. It needs no torch."""
 
 from bhfl.files.locks import claim, queue
-from bhfl.files.paths import matching, read_limited, user_path, walk
+from bhfl.files.paths import matching, read_limited, user_option, user_path, walk
 from bhfl.files.writing import (
     RoundsFile,
     append,
@@ -25,6 +25,7 @@ __all__ = [
     "replacing",
     "settle",
     "temporary_beside",
+    "user_option",
     "user_path",
     "walk",
     "write_json",

@@ -37,6 +37,22 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return found.absolute() if str(found).startswith("~") else found
 
 
+def user_option(key: str, value: str | os.PathLike[str] | None) -> Path | None:
+    """The path that a user means by the option `key`, see `user_path`; None stays None.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{key} must be a path, got {value!r}")
+    try:
+        return user_path(value)
+    except ValueError as error:
+        raise ValueError(f"{key} must be a path: {error}") from error
+
+
 def walk(
     folder: Path, once: bool = False, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:

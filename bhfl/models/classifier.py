@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from bhfl.checks import checked, choice, within
 from bhfl.models.blocks import InputShape, Norm
 from bhfl.models.factory import build
 
@@ -76,10 +77,6 @@ class Classifier(L.LightningModule):
                 f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
                 f"{net_kwargs}"
             )
-        if lr_interval not in ("epoch", "step"):
-            raise ValueError(f"lr_interval must be 'epoch' or 'step', got {lr_interval!r}")
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.net = (
             net
             if isinstance(net, nn.Module)
@@ -87,8 +84,8 @@ class Classifier(L.LightningModule):
         )
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
-        self.label_smoothing = label_smoothing
+        self.lr_interval = checked("lr_interval", lr_interval, choice("epoch", "step"))
+        self.label_smoothing = checked("label_smoothing", label_smoothing, within("[0, 1)"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""

@@ -1,6 +1,5 @@
 """Networks by short name: ours, or any classifier of torchvision."""
 
-import difflib
 import inspect
 from importlib import import_module
 from typing import Any, get_type_hints
@@ -8,6 +7,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
+from bhfl.checks import suggestion
 from bhfl.models.blocks import InputShape, Norm, check_arguments, norm2d
 from bhfl.models.resnet import ResNet8, ResNet18, ResNet20
 from bhfl.models.small import CNN, MLP, LeNet
@@ -138,8 +138,7 @@ def _torchvision_names() -> list[str]:
 
 def _unknown_name(name: str, torchvision_names: list[str]) -> str:
     candidates = [*NETWORKS, *torchvision_names, *(PREFIX + known for known in torchvision_names)]
-    near = difflib.get_close_matches(name.lower(), candidates, n=3)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    hint = suggestion(name, candidates, others=False, most=3)
     return (
         f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
     )

@@ -4,15 +4,15 @@ no torch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import shown, suggestion
+from bhfl.checks import Check, count, positive, shown, suggestion, within
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.files import user_path
+from bhfl.settings import LARGEST_SEED
 from bhfl.sweep.matrix import EACH, Matrix, Tune
 from bhfl.sweep.options import OPTION, Option, leaves, reserved
 
@@ -135,8 +135,7 @@ class _Reader:
     def seeds(self, keys: Keys, values: Any) -> list[int]:
         seeds = self.items(keys, values)
         for i, seed in enumerate(seeds):
-            if not _is_count(seed, 0):
-                self.problem((*keys, f"[{i}]"), f"must be an integer from 0, got {shown(seed)}")
+            self.hold((*keys, f"[{i}]"), seed, count(0, LARGEST_SEED))
         return seeds
 
     def tune(self, values: Any, settings: list[str], given: set[str]) -> Tune | None:
@@ -163,18 +162,13 @@ class _Reader:
                     (*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}"
                 )
         self.seeds((*keys, "seeds"), values.get("seeds"))
-        if "margin" in values and not (
-            _is_number(values["margin"]) and 0 < values["margin"] < math.inf
-        ):
-            self.problem(
-                (*keys, "margin"), f"must be positive and finite, got {shown(values['margin'])}"
-            )
+        if "margin" in values:
+            self.hold((*keys, "margin"), values["margin"], positive)
         if not isinstance(metric, str) or not metric.startswith("val/"):
             self.problem(
                 (*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}"
             )
-        if not _is_count(values.get("last", 1), 1):
-            self.problem((*keys, "last"), f"must be an integer from 1, got {shown(values['last'])}")
+        self.hold((*keys, "last"), values.get("last", 1), count(1))
         if settings != [""] and setting not in (EACH, *settings):
             near = suggestion(str(setting), [EACH, *settings])
             self.problem(
@@ -203,13 +197,11 @@ class _Reader:
             return {}
         self.known(("report",), values, ("target", "window"))
         target, window = values.get("target"), values.get("window", 1)
-        if target is not None and not (_is_number(target) and 0 < target < 1):
+        if target is not None and within("(0, 1)")(target):
             self.problem(
                 ("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}"
             )
-        if not _is_count(window, 1):
-            self.problem(("report", "window"), f"must be an integer from 1, got {shown(window)}")
-        elif window > 1 and target is None:
+        if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
         return {"target": target, "window": window}
 
@@ -217,6 +209,13 @@ class _Reader:
 
     def problem(self, keys: Keys, text: str) -> None:
         self.problems.append(f"{self.layer.place(keys)}{dotted(keys)} {text}")
+
+    def hold(self, keys: Keys, value: Any, check: Check) -> bool:
+        """Whether a value is what `check` takes; what is wrong with it is a problem."""
+        wrong = check(value)
+        if wrong:
+            self.problem(keys, wrong)
+        return not wrong
 
     def known(self, keys: Keys, values: dict[Any, Any], known: Sequence[str]) -> None:
         for key in values:
@@ -252,11 +251,3 @@ class _Reader:
                     (*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice"
                 )
         return values
-
-
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -373,21 +373,21 @@ FILES = {
     ),
     "batch-size": (
         "data: {batch_size: 0}\n",
-        ["data.batch_size must be an integer of at least 1, got 0"],
+        ["data.batch_size must be an integer from 1 to 2,147,483,648, got 0"],
     ),
     "val-fraction": (
         "data: {val_fraction: 1.0}\n",
-        ["data.val_fraction must be at least 0 and below 1, got 1.0"],
+        ["data.val_fraction must be in [0, 1), got 1.0"],
     ),
     "alpha": (
         "data: {partition: {class_path: Dirichlet, init_args: {alpha: 0}}}\n",
-        ["Dirichlet.alpha must be a finite number above 0, got 0"],
+        ["Dirichlet.alpha must be positive and finite, got 0"],
     ),
     "mu": (
         "algorithm: {class_path: FedProx, init_args: {mu: -1.0}}\n",
         ["FedProx.mu must be >= 0 and finite, got -1"],
     ),
-    "net": ("model: {net: cnnn}\n", ["net must be one of mlp", "did you mean cnn"]),
+    "net": ("model: {net: cnnn}\n", ["net must be one of mlp", "did you mean 'cnn'"]),
     "column": (
         "data: {partition: {class_path: ByColumn, init_args: {column: nope.npy}}}\n",
         ["nope.npy"],
@@ -507,16 +507,19 @@ OPTIONS = {
     ),
     "batch-size-huge": (
         ["--data.batch_size", "9" * 20],
-        ["data.batch_size must be at most 2,147,483,648"],
+        ["data.batch_size must be an integer from 1 to 2,147,483,648"],
     ),
     "num-train-huge": (
         ["--data.num_train", "100000000000"],
-        ["FakeImages.num_train must be at most 2,147,483,648"],
+        ["FakeImages.num_train must be an integer from 1 to 2,147,483,648"],
     ),
-    "data-seed-huge": (["--data.seed", "1" + "0" * 23], ["FakeImages.seed must be at most"]),
+    "data-seed-huge": (
+        ["--data.seed", "1" + "0" * 23],
+        ["FakeImages.seed must be an integer from 0 to 4,6"],
+    ),
     "workers-huge": (
         ["--data.num_workers", "100000"],
-        ["data.num_workers must be at most 1,024, got 100000"],
+        ["data.num_workers must be an integer from 0 to 1,024, got 100000"],
     ),
     "shape-huge": (
         ["--data.shape", "[100000, 100000, 100000]"],

@@ -166,28 +166,31 @@ def test_by_column_reads_a_npy_file(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Dirichlet(0), "Dirichlet.alpha must be a finite number above 0, got 0"),
+        (lambda: Dirichlet(0), "Dirichlet.alpha must be positive and finite, got 0"),
         (
             lambda: Dirichlet(float("inf")),
-            "Dirichlet.alpha must be a finite number above 0, got inf",
+            "Dirichlet.alpha must be positive and finite, got inf",
         ),
         (
             lambda: Dirichlet(float("nan")),
-            "Dirichlet.alpha must be a finite number above 0, got nan",
+            "Dirichlet.alpha must be positive and finite, got nan",
         ),
         (
             lambda: Dirichlet(min_size=0),
-            "Dirichlet.min_size must be an integer of at least 1, got 0",
+            "Dirichlet.min_size must be an integer from 1 to 2,147,483,648, got 0",
         ),
         (
             lambda: Dirichlet(max_tries=True),
-            "Dirichlet.max_tries must be an integer of at least 1, got True",
+            "Dirichlet.max_tries must be an integer from 1 to 2,147,483,648, got True",
         ),
-        (lambda: Shards(0), "Shards.shards_per_client must be an integer of at least 1, got 0"),
-        (lambda: QuantitySkew(-1), "QuantitySkew.alpha must be a finite number above 0, got -1"),
+        (
+            lambda: Shards(0),
+            "Shards.shards_per_client must be an integer from 1 to 2,147,483,648, got 0",
+        ),
+        (lambda: QuantitySkew(-1), "QuantitySkew.alpha must be positive and finite, got -1"),
         (
             lambda: QuantitySkew(min_size=1.5),
-            "QuantitySkew.min_size must be an integer of at least 1, got 1.5",
+            "QuantitySkew.min_size must be an integer from 1 to 2,147,483,648, got 1.5",
         ),
         (lambda: ByColumn([[1]]), "ByColumn.column must have one dimension, got shape (1, 1)"),
         (
@@ -207,7 +210,10 @@ def test_by_column_reads_a_npy_file(tmp_path):
             "needs a label for each sample, a whole number for each kind, as targets, "
             "got numbers such as 0.25; IID",
         ),
-        (lambda: IID()(LABELS, 0, rng()), "num_clients must be an integer of at least 1, got 0"),
+        (
+            lambda: IID()(LABELS, 0, rng()),
+            "num_clients must be an integer from 1 to 2,147,483,648, got 0",
+        ),
         (lambda: IID()(LABELS, 1798, rng()), "num_clients must be at most 1797 for IID()"),
         (lambda: Shards(3)(LABELS, 600, rng()), "num_clients must be at most 599 for Shards("),
     ],

@@ -51,12 +51,24 @@ def test_fake_images_follow_from_their_arguments_and_can_be_learned():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_train": 0}, "FakeImages.num_train must be an integer of at least 1, got 0"),
-        ({"num_test": 0}, "FakeImages.num_test must be an integer of at least 1, got 0"),
-        ({"num_classes": 0}, "FakeImages.num_classes must be an integer of at least 1, got 0"),
-        ({"seed": -1}, "FakeImages.seed must be an integer of at least 0, got -1"),
+        (
+            {"num_train": 0},
+            "FakeImages.num_train must be an integer from 1 to 2,147,483,648, got 0",
+        ),
+        ({"num_test": 0}, "FakeImages.num_test must be an integer from 1 to 2,147,483,648, got 0"),
+        (
+            {"num_classes": 0},
+            "FakeImages.num_classes must be an integer from 1 to 2,147,483,648, got 0",
+        ),
+        (
+            {"seed": -1},
+            "FakeImages.seed must be an integer from 0 to 4,611,686,018,427,387,903, got -1",
+        ),
         ({"shape": (8, 8)}, r"FakeImages.shape must be \(channels, rows, columns\), got \(8, 8\)"),
-        ({"shape": (1, 8, 0)}, "FakeImages.shape must be an integer of at least 1, got 0"),
+        (
+            {"shape": (1, 8, 0)},
+            "FakeImages.shape must be an integer from 1 to 2,147,483,648, got 0",
+        ),
     ],
 )
 def test_fake_images_check_their_options(options, message):
@@ -188,7 +200,9 @@ def test_image_folder_checks_its_options():
         ValueError, match="must have one of archive and root, got archive='a', root='b'"
     ):
         ImageFolder(archive="a", root="b")
-    with pytest.raises(ValueError, match="image_size must be an integer of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="image_size must be an integer from 1 to 2,147,483,648, got 0"
+    ):
         ImageFolder(archive="a", image_size=0)
 
 

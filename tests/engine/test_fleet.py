@@ -89,7 +89,7 @@ def test_the_config_of_a_fleet_is_that_fleet(value):
         ([{"count": 8}], r"clients\[0\]: bits is missing"),
         (
             [{"bits": 8, "fraktion": 0.5}],
-            r"clients\[0\]: unknown key 'fraktion', did you mean 'fraction'",
+            r"clients\[0\]: unknown key 'fraktion'; did you mean 'fraction'",
         ),
         (
             [{"bits": 8, "fraction": 0.5, "count": 3}],

@@ -154,9 +154,9 @@ def test_deep_copy_is_equal_and_apart():
             {"net_kwargs": {"norm": "batch"}},
             r"net_kwargs must leave norm to the arguments outside it, got \{'norm'",
         ),
-        ({"lr_interval": "round"}, "lr_interval must be 'epoch' or 'step', got 'round'"),
+        ({"lr_interval": "round"}, "lr_interval must be one of epoch, step, got 'round'"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
-        ({"net": "cnm"}, "net must be one of .* got 'cnm'; did you mean cnn"),
+        ({"net": "cnm"}, "net must be one of .* got 'cnm'; did you mean 'cnn'"),
     ],
 )
 def test_wrong_arguments(arguments, message):

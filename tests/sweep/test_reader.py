@@ -98,7 +98,10 @@ PROBLEMS = [
     ("first: A", "m.yaml:3: first must be a list of one or more items, got 'A'"),
     ("report: {goal: 1}", "m.yaml:3: report.goal is no key of a matrix; known: target, window"),
     ("report: {target: 5}", "m.yaml:3: report.target must be an accuracy in (0, 1) or null, got 5"),
-    ("report: {window: 0}", "m.yaml:3: report.window must be an integer from 1, got 0"),
+    (
+        "report: {window: 0}",
+        "m.yaml:3: report.window must be an integer from 1 to 2,147,483,648, got 0",
+    ),
     ("report: {window: 3}", "m.yaml:3: report.window needs a target, got 3 and none"),
     ("report: 0.5", "m.yaml:3: report must be a mapping of target and window, got 0.5"),
     ("tune: 5", "m.yaml:3: tune must be a mapping with key, values and seeds, got 5"),
@@ -128,7 +131,7 @@ PROBLEMS = [
     ),
     (
         "tune: {key: x, values: [1], seeds: [-1]}",
-        "m.yaml:3: tune.seeds[0] must be an integer from 0, got -1",
+        "m.yaml:3: tune.seeds[0] must be an integer from 0 to 4,294,967,295, got -1",
     ),
     (
         "tune: {key: x, values: [1]}",
@@ -152,7 +155,7 @@ PROBLEMS = [
     ),
     (
         "tune: {key: x, values: [1], seeds: [5], last: 0}",
-        "m.yaml:3: tune.last must be an integer from 1, got 0",
+        "m.yaml:3: tune.last must be an integer from 1 to 2,147,483,648, got 0",
     ),
     (
         "tune: {key: x, values: [1], seeds: [5], setting: s}",
@@ -198,8 +201,8 @@ def test_one_problem(folder: Path, line: str, problem: str) -> None:
                     "5, got 5"
                 ),
                 "m.yaml:1: seeds[2] must be given once, and 0 is there twice",
-                "m.yaml:1: seeds[1] must be an integer from 0, got -1",
-                "m.yaml:1: seeds[3] must be an integer from 0, got 'x'",
+                "m.yaml:1: seeds[1] must be an integer from 0 to 4,294,967,295, got -1",
+                "m.yaml:1: seeds[3] must be an integer from 0 to 4,294,967,295, got 'x'",
             ],
         ),
         (
