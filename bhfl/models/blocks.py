@@ -5,9 +5,10 @@ ReLUs here are not in place: a layer that quantises the errors may hand on a vie
 autograd forbids changing such a view.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Norm = Literal["group", "batch", "none"]
 InputShape = tuple[int, ...]
@@ -57,6 +58,27 @@ def conv_unit(in_channels: int, out_channels: int, kernel: int, norm: Norm) -> l
     return [conv2d(in_channels, out_channels, kernel, norm), norm2d(norm, out_channels), nn.ReLU()]
 
 
+def pooled_units(in_channels: int, widths: Sequence[int], kernel: int, norm: Norm) -> nn.Sequential:
+    """Return a convolution unit for each width, each of which halves the image behind it."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [*conv_unit(in_channels, width, kernel, norm), nn.MaxPool2d(2)]
+        in_channels = width
+    return nn.Sequential(*layers)
+
+
+class Convolutional(nn.Module):
+    """A network of two parts: `features` makes maps of images, and `head` makes logits of maps."""
+
+    features: nn.Module
+    head: nn.Module
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
 def dropout_layer(probability: float) -> nn.Module:
     """Return dropout, or the identity for 0, so that `state_dict` keys do not depend on it."""
     return nn.Dropout(probability) if probability else nn.Identity()
@@ -88,7 +110,7 @@ def check_arguments(num_classes: int, input_shape: InputShape, min_side: int = 1
         min_side: smallest H and W that the network's poolings leave a pixel of.
 
     Raises:
-        ValueError: naming the argument, the rule and the value.
+        ValueError: One of them cannot be used; it names the argument, the rule and the value.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")

@@ -70,18 +70,15 @@ class Classifier(L.LightningModule):
             raise ValueError(
                 f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
             )
-        if reserved := sorted(
-            {"name", "num_classes", "input_shape", "norm"} & set(net_kwargs or ())
-        ):
+        taken = {"name", "num_classes", "input_shape", "norm"}
+        if reserved := sorted(taken & set(net_kwargs or ())):
             raise ValueError(
                 f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
                 f"{net_kwargs}"
             )
-        self.net = (
-            net
-            if isinstance(net, nn.Module)
-            else build(net, num_classes, input_shape, norm, **net_kwargs or {})
-        )
+        if not isinstance(net, nn.Module):
+            net = build(net, num_classes, input_shape, norm, **net_kwargs or {})
+        self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = checked("lr_interval", lr_interval, choice("epoch", "step"))

@@ -114,12 +114,11 @@ def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None
 
 
 def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
-    found = [
-        (parent, key, child.num_features)
-        for parent in network.modules()
-        for key, child in parent.named_children()
-        if isinstance(child, nn.BatchNorm2d)
-    ]
+    found = []
+    for parent in network.modules():
+        for key, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                found.append((parent, key, child.num_features))
     if not found:
         raise ValueError(
             f"norm must be unset for {PREFIX}{name}, which has no batch normalisation, got {norm!r}"
@@ -132,7 +131,7 @@ def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
 def _torchvision_names() -> list[str]:
     # when first asked for: it takes seconds, and our networks need none of it
     models = import_module(TORCHVISION)
-    # of this module alone: no detectors, no quantised copies
+    # this module alone is asked: no detectors, no quantised copies
     return list(models.list_models(module=models))
 
 

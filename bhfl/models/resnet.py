@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_channels: channels it takes.
         out_channels: channels it gives.
-        stride: of the first convolution and of the shortcut.
+        stride: the stride of the first convolution and of the shortcut.
         norm: normalisation after each convolution.
     """
 
@@ -81,7 +81,8 @@ class ResNet(nn.Module):
         channels = widths[0]
         for stage, width in enumerate(widths):
             for block in range(blocks):
-                layers.append(ResidualBlock(channels, width, 2 if stage and not block else 1, norm))
+                stride = 2 if stage and not block else 1
+                layers.append(ResidualBlock(channels, width, stride, norm))
                 channels = width
         self.blocks = nn.Sequential(*layers)
         self.head = nn.Sequential(

@@ -6,7 +6,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from bhfl.models.blocks import InputShape, Norm, check_arguments, conv_unit, dropout_layer, init_he_
+from bhfl.models.blocks import (
+    Convolutional,
+    InputShape,
+    Norm,
+    check_arguments,
+    dropout_layer,
+    init_he_,
+    pooled_units,
+)
 
 
 class MLP(nn.Module):
@@ -15,7 +23,7 @@ class MLP(nn.Module):
 
     Args:
         num_classes: K.
-        input_shape: of one input, which is flattened: (C, H, W) of an image, or any other.
+        input_shape: the shape of an input, which is flattened: (C, H, W) of an image, or any other.
         hidden: units of each hidden layer; empty for a linear classifier.
         dropout: probability of zeroing a hidden unit in training.
     """
@@ -46,7 +54,7 @@ class MLP(nn.Module):
         return logits
 
 
-class LeNet(nn.Module):
+class LeNet(Convolutional):
     """A LeNet-5 (LeCun et al. 1998) with ReLU, max pooling, and padded convolutions, so that 8x8
     digits fit.
 
@@ -60,12 +68,7 @@ class LeNet(nn.Module):
         super().__init__()
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
-        self.features = nn.Sequential(
-            *conv_unit(channels, 6, 5, norm),
-            nn.MaxPool2d(2),
-            *conv_unit(6, 16, 5, norm),
-            nn.MaxPool2d(2),
-        )
+        self.features = pooled_units(channels, (6, 16), 5, norm)
         self.head = nn.Sequential(
             nn.Flatten(),
             nn.Linear(16 * (height // 4) * (width // 4), 120),
@@ -76,13 +79,8 @@ class LeNet(nn.Module):
         )
         init_he_(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
 
-
-class CNN(nn.Module):
+class CNN(Convolutional):
     """Two 3x3 convolutions (32 and 64 channels), each pooled, and one hidden layer of 128 units.
 
     The shape of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and head:
@@ -101,12 +99,7 @@ class CNN(nn.Module):
         super().__init__()
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
-        self.features = nn.Sequential(
-            *conv_unit(channels, 32, 3, norm),
-            nn.MaxPool2d(2),
-            *conv_unit(32, 64, 3, norm),
-            nn.MaxPool2d(2),
-        )
+        self.features = pooled_units(channels, (32, 64), 3, norm)
         self.head = nn.Sequential(
             nn.Flatten(),
             nn.Linear(64 * (height // 4) * (width // 4), 128),
@@ -115,8 +108,3 @@ class CNN(nn.Module):
             nn.Linear(128, num_classes),
         )
         init_he_(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.head(self.features(images))
-        return logits

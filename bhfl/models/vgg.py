@@ -1,11 +1,19 @@
 """VGG-7, the network that WAGE (Wu et al. 2018, section 4.1) and ProWD train on CIFAR-10."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from bhfl.models.blocks import InputShape, Norm, check_arguments, conv_unit, dropout_layer, init_he_
+from bhfl.models.blocks import (
+    Convolutional,
+    InputShape,
+    Norm,
+    check_arguments,
+    conv_unit,
+    dropout_layer,
+    init_he_,
+)
 
 
-class VGG7(nn.Module):
+class VGG7(Convolutional):
     """2x(wC3)-MP2-2x(2wC3)-MP2-2x(4wC3)-MP2-8wFC-K, where wC3 is a 3x3 convolution of w channels.
 
     Args:
@@ -32,9 +40,8 @@ class VGG7(nn.Module):
         channels, image_height, image_width = input_shape
         layers: list[nn.Module] = []
         for out_channels in (width, 2 * width, 4 * width):
-            layers += conv_unit(channels, out_channels, 3, norm) + conv_unit(
-                out_channels, out_channels, 3, norm
-            )
+            layers += conv_unit(channels, out_channels, 3, norm)
+            layers += conv_unit(out_channels, out_channels, 3, norm)
             layers.append(nn.MaxPool2d(2))
             channels = out_channels
         self.features = nn.Sequential(*layers)
@@ -46,8 +53,3 @@ class VGG7(nn.Module):
             nn.Linear(8 * width, num_classes),
         )
         init_he_(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
