@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -182,6 +182,19 @@ def shown(value: object, longest: int = 60) -> str:
         else repr(value)
     )
     return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, all others to the right.
+
+    >>> aligned([["layer", "bits"], ["a", "8"]])
+    ['layer  bits', 'a         8']
+    """
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for cell, *rest in rows:
+        lines.append("  ".join([cell.ljust(first), *map(str.rjust, rest, others)]))
+    return lines
 
 
 def clipped(line: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
 from bhfl.engine.records import Status
 
@@ -136,7 +137,7 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     total = ["all", str(sum(counts.values())), *measured("avg")]
     if ledger:
         total += [_megabytes(ledger.total(key) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
-    lines = _align([head, *rows, total])
+    lines = aligned([head, *rows, total])
     width = max(map(len, lines))
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
@@ -179,16 +180,3 @@ def _figure(value: float | None, percent: bool) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
-
-
-def _align(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]

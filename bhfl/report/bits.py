@@ -1,9 +1,9 @@
 """The bits that FedLQ gave each layer in each round, as a picture: ``python -m bhfl.report.bits RUN
 [RUN ...]``.
 
-Read from ``rounds.jsonl`` of finished or running runs, whose tags ``fedlq/bits_<parameter>`` hold
-the mean bits over the round's clients. One panel a run: layers from the input down, rounds to the
-right.
+They are read from ``rounds.jsonl`` of finished or running runs, whose tags
+``fedlq/bits_<parameter>`` hold the mean bits over the round's clients. Each run has a panel: layers
+from the input down, rounds to the right.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ def read(run: Run) -> Bits:
     Raises:
         ValueError: There are none.
     """
-    tags = dict.fromkeys(tag for row in run.rounds for tag in row if tag.startswith(PREFIX))
+    tags = [tag for tag in run.tags if tag.startswith(PREFIX)]
     if not tags:
-        count = len(run.rounds)
-        why = (
-            f"{count} rounds without a tag {PREFIX}<parameter>"
-            if count
-            else "no rounds.jsonl with a round in it"
-        )
+        why = "no rounds.jsonl with a round in it"
+        if run.rounds:
+            why = f"{len(run.rounds)} rounds without a tag {PREFIX}<parameter>"
         raise ValueError(f"{run.folder}: {why}; they are written by runs of FedLQ")
     rounds = range(run.rounds[0]["round"], run.num_rounds + 1)
     if len(tags) * len(rounds) > _MAX_CELLS:
@@ -82,7 +79,8 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
     from matplotlib.colors import LogNorm
 
     every = np.concatenate([bits.ravel() for _, _, bits in found])
-    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    low = float(np.nanmin(every))
+    high = float(np.nanmax(every))
     colours = LogNorm(low, high if high > low else low + 1)
     image: Any = None
     for panel, (layers, rounds, bits) in zip(panels, found, strict=True):

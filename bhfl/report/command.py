@@ -6,14 +6,16 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from bhfl.files import durable, user_path
+from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
 from bhfl.report.page import page
 from bhfl.report.reading import find_runs, path_argument, read_run
 from bhfl.report.rows import sections
-from bhfl.report.tables import as_csv, console, markdown, results, until
+from bhfl.report.tables import results, until
 
 _ABOUT = """Compare runs: a table on the console, and report.md, report.csv and report.html (one file with all pictures,
 which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models
@@ -54,19 +56,17 @@ def write_report(
             f"{baseline}"
         )
     goal = Goal(target, window, baseline) if target is not None else None
-    found = sections(
-        [
-            replace(read_run(folder), name=(names or {}).get(folder, ""))
-            for folder in find_runs(runs)
-        ]
-    )
+    read = []
+    for folder in find_runs(runs):
+        read.append(replace(read_run(folder), name=(names or {}).get(folder, "")))
+    found = sections(read)
     if goal:
         goal.check_baseline(found)
-    tables = [
-        [table for table in (results(section), until(section, goal) if goal else None) if table]
-        for section in found
-    ]
-    flat = [table for part in tables for table in part]
+    tables = []
+    for section in found:
+        goals = [until(section, goal)] if goal else []
+        tables.append([results(section), *filter(None, goals)])
+    flat = list(chain.from_iterable(tables))
     out = user_path(out)
     out.mkdir(parents=True, exist_ok=True)
     texts = {

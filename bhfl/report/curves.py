@@ -1,4 +1,4 @@
-"""How long, and how many bytes, until a model is good enough."""
+"""How long, or how many bytes, it takes until a model is good enough."""
 
 import math
 import statistics
@@ -13,17 +13,17 @@ def time_to_accuracy(
     `target`.
 
     Args:
-        times: cumulative seconds at each evaluation, never falling.
-        accuracies: of the same evaluations; any metric that grows.
-        target: what to reach.
-        window: evaluations in the median; 1: the accuracy itself. Not reached before there are that
-            many.
+        times: Cumulative seconds at each evaluation, or bytes, or whatever never falls.
+        accuracies: The accuracy at each evaluation, or any metric that grows.
+        target: The accuracy to reach.
+        window: Evaluations in the median; 1 takes the accuracy itself. The target is not reached
+            before there are that many.
 
     Returns:
-        Seconds, or infinity when the target is never reached (quote no speed-up then).
+        The time, or infinity when the target is never reached (quote no speed-up then).
 
     Raises:
-        ValueError: the lengths differ, `times` fall, or `window` is below 1.
+        ValueError: The lengths differ, `times` fall, or `window` is below 1.
 
     >>> time_to_accuracy([10, 20, 30, 40], [0.5, 0.7, 0.6, 0.8], target=0.65)
     20.0
@@ -36,13 +36,6 @@ def time_to_accuracy(
         if not any(math.isnan(value) for value in recent) and statistics.median(recent) >= target:
             return float(times[end - 1])
     return math.inf
-
-
-def bytes_to_accuracy(
-    cumulative_bytes: Sequence[int], accuracies: Sequence[float], target: float, window: int = 1
-) -> float:
-    """Like `time_to_accuracy`, in bytes sent so far instead of seconds."""
-    return time_to_accuracy(cumulative_bytes, accuracies, target, window)
 
 
 def _check(times: Sequence[float], accuracies: Sequence[float], window: int) -> None:

@@ -63,7 +63,10 @@ class Goal:
         """Raise ValueError where no section has the baseline; the error lists the labels that there
         are.
         """
-        known = dict.fromkeys(row.label for s in sections if s.comparable for row in s.finished)
+        known: dict[str, None] = {}
+        for section in sections:
+            if section.comparable:
+                known |= dict.fromkeys(row.label for row in section.finished)
         if self.baseline is not None and self.baseline not in known:
             raise ValueError(
                 f"--baseline must be the label of a finished row, got {self.baseline!r}; there are "
@@ -74,12 +77,11 @@ class Goal:
         """How many times sooner than `base`, over the seeds that both have; None where one of them
         never got there.
         """
-        own, other = ({run.seed: self.reached(run, axis) for run in r.runs} for r in (row, base))
-        both = [seed for seed in own if seed in other]
-        if not both or not all(
-            math.isfinite(found[seed]) and found[seed] > 0
-            for seed in both
-            for found in (own, other)
-        ):
-            return None
-        return Spread.of([other[seed] / own[seed] for seed in both])
+        own = {run.seed: self.reached(run, axis) for run in row.runs}
+        other = {run.seed: self.reached(run, axis) for run in base.runs}
+        ratios = []
+        for seed in own.keys() & other.keys():
+            if not (0 < own[seed] < math.inf and 0 < other[seed] < math.inf):
+                return None
+            ratios.append(other[seed] / own[seed])
+        return Spread.of(ratios) if ratios else None

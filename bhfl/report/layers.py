@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bhfl.checks import aligned
 from bhfl.files import durable
 from bhfl.report.drawing import labels, pyplot
 from bhfl.report.reading import path_argument
@@ -42,23 +43,20 @@ def table(rows: Sequence[Row]) -> str:
     width.
     """
     names = labels([row["layer"] for row in rows])
-    probed, bits = widths(rows, "loss_increase"), widths(rows, "saved_bytes")
-    has_accuracy, share = bool(widths(rows, "accuracy_drop")), widths(rows, "bound_share")[0]
+    probed = widths(rows, "loss_increase")
+    bits = widths(rows, "saved_bytes")
+    share = widths(rows, "bound_share")[0]
+    has_accuracy = bool(widths(rows, "accuracy_drop"))
     head = ["layer", "parameters", *(f"loss +@{b}" for b in probed)]
     head += [f"acc -@{b}" for b in probed] if has_accuracy else []
     harm = [[*head, "significance", "curvature", f"bound@{share}"]]
     cost = [["layer", *(f"kB@{b}" for b in bits), *(f"V@{b}" for b in bits)]]
     for name, row in zip(names, rows, strict=True):
-        cells = [
-            name,
-            f"{row['parameters']:,}",
-            *(f"{row[f'loss_increase_{b}']:+.4f}" for b in probed),
-        ]
+        cells = [name, f"{row['parameters']:,}"]
+        cells += [f"{row[f'loss_increase_{b}']:+.4f}" for b in probed]
         cells += [f"{100 * row[f'accuracy_drop_{b}']:+.1f}" for b in probed] if has_accuracy else []
-        share_of_bound = f"{100 * row[f'bound_share_{share}']:.1f} %"
-        harm.append(
-            [*cells, f"{row['significance']:.3g}", f"{row['curvature']:.3g}", share_of_bound]
-        )
+        cells += [f"{row['significance']:.3g}", f"{row['curvature']:.3g}"]
+        harm.append([*cells, f"{100 * row[f'bound_share_{share}']:.1f} %"])
         saved = [f"{row[f'saved_bytes_{b}'] / 1e3:,.1f}" for b in bits]
         cost.append([name, *saved, *(f"{row[f'variance_{b}']:.1e}" for b in bits)])
     accuracy = ", acc -@b: accuracy lost in points" if has_accuracy else ""
@@ -68,20 +66,13 @@ def table(rows: Sequence[Row]) -> str:
         f"bound's quantisation term with all layers at {share} bits\nkB@b: bytes saved at b bits "
         "against float32, in 1,000; V@b: variance of stochastic rounding to b bits"
     )
-    return "\n\n".join(["\n".join(_align(harm)), "\n".join(_align(cost)), legend])
+    return "\n\n".join([_ruled(harm), _ruled(cost), legend])
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells as lines, the first column to the left, a rule below the head."""
-    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(size) if i else cell.ljust(size)
-            for i, (cell, size) in enumerate(zip(row, sizes, strict=True))
-        )
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+def _ruled(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells with a rule below its head."""
+    head, *lines = aligned(rows)
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -102,11 +93,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     """
     with open(path, encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
+    rows = []
     try:
-        rows = [
-            {key: value if key == "layer" else float(value) for key, value in line.items()}
-            for line in lines
-        ]
+        for line in lines:
+            numbers = {key: float(value) for key, value in line.items() if key != "layer"}
+            rows.append({**line, **numbers})
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: every column but the layer must hold numbers: {error}"
@@ -132,10 +123,9 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
     figure = plt.figure(figsize=(2.2 + 3.3 * (len(panels) + 1), height + 3.6), layout="constrained")
     grid = figure.add_gridspec(2, len(panels) + 1, height_ratios=[height, 3.1])
     first = figure.add_subplot(grid[0, 0])
-    axes = [
-        first,
-        *(figure.add_subplot(grid[0, i], sharey=first) for i in range(1, len(panels) + 1)),
-    ]
+    axes = [first]
+    for i in range(1, len(panels) + 1):
+        axes.append(figure.add_subplot(grid[0, i], sharey=first))
     for axis, (column, factor, caption) in zip(axes, panels, strict=False):
         _bars(axis, rows, column, factor)
         axis.set_title(caption, fontsize=9)
@@ -156,7 +146,7 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
 
 
 def _bars(axis: Any, rows: Sequence[Row], column: str, factor: float) -> None:
-    """One bar a layer and probed width, the fewest bits on top."""
+    """Draw one bar a layer and probed width, the fewest bits on top."""
     bits = widths(rows, "loss_increase")
     bits = [b for b in bits if f"{column}_{b}" in rows[0]] or widths(rows, column)[:1]
     for i, b in enumerate(bits):
@@ -167,19 +157,18 @@ def _bars(axis: Any, rows: Sequence[Row], column: str, factor: float) -> None:
 
 
 def _significance(axis: Any, rows: Sequence[Row]) -> None:
-    """On a logarithmic axis around 1; layers that did no harm are named at the edge."""
+    """Draw it on a logarithmic axis around 1; layers that did no harm are named at the edge."""
     values = [row["significance"] for row in rows]
     positive = [value for value in values if value > 0]
-    low, high = min([*positive, 0.5]) / 2, max([*positive, 2.0]) * 2
+    low = min([*positive, 0.5]) / 2
+    high = max([*positive, 2.0]) * 2
     for place, value in enumerate(values):
         colour = "tab:red" if value > 1 else "tab:green"
         if value > 0:
             axis.plot([1, value], [place, place], color=colour, linewidth=2)
             axis.plot(value, place, "o", color=colour, markersize=5)
         else:
-            axis.text(
-                low * 1.1, place, "no harm", fontsize=7, color=colour, verticalalignment="center"
-            )
+            axis.text(low * 1.1, place, "no harm", fontsize=7, color=colour, va="center")
     axis.axvline(1, color="black", linewidth=0.6)
     axis.set_xscale("log")
     axis.set_xlim(low, high)
@@ -187,7 +176,7 @@ def _significance(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def _bound(figure: Any, axis: Any, rows: Sequence[Row]) -> None:
-    """Lines by layer, coloured by depth, and their sum."""
+    """Draw lines by layer, coloured by depth, and their sum."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -197,7 +186,9 @@ def _bound(figure: Any, axis: Any, rows: Sequence[Row]) -> None:
         axis.plot(
             bits, values, color=_colour(depth, len(rows)), linewidth=0.9, marker=".", markersize=3
         )
-    total = [sum(row[f"variance_{b}"] for row in rows) or float("nan") for b in bits]
+    total = []
+    for b in bits:
+        total.append(sum(row[f"variance_{b}"] for row in rows) or float("nan"))
     axis.plot(bits, total, color="black", linewidth=2, marker="o", markersize=4, label="all layers")
     axis.set_yscale("log")
     axis.set_xticks(bits)

@@ -48,7 +48,7 @@ def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
 
     Args:
         sections: What is compared.
-        tables: Of each section, the results first.
+        tables: The tables of each section, the results first.
     """
     try:
         palette = colours(sections)
@@ -57,7 +57,9 @@ def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
     except ImportError as error:
         drawn = [[] for _ in sections]
         missing = f'<p class="about">No pictures are drawn: {escape(str(error))}.</p>'
-    runs = sum(len(row.runs) for section in sections for row in section.rows)
+    runs = 0
+    for section in sections:
+        runs += sum(len(row.runs) for row in section.rows)
     body = [_section(f"s{i}", *part) for i, part in enumerate(zip(tables, drawn, strict=True))]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -100,21 +102,17 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     rows = ""
     for row in table.rows:
-        cells = [f'<td class="{cell.mark}">' if cell.mark else "<td>" for cell in row]
-        rows += (
-            "<tr>"
-            + "".join(
-                f"{tag}{escape(cell.text)}</td>" for tag, cell in zip(cells, row, strict=True)
-            )
-            + "</tr>"
-        )
+        cells = ""
+        for cell in row:
+            mark = f' class="{cell.mark}"' if cell.mark else ""
+            cells += f"<td{mark}>{escape(cell.text)}</td>"
+        rows += f"<tr>{cells}</tr>"
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     if table.level:
-        best, level = (
-            f'<span class="{mark}">{text}</span>'
-            for mark, text in (("best", "bold"), ("level", "pale"))
+        notes += (
+            '<li><span class="best">bold</span>: best of its column; '
+            f'<span class="level">pale</span>: {escape(table.level)}</li>'
         )
-        notes += f"<li>{best}: best of its column; {level}: {escape(table.level)}</li>"
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

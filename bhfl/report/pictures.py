@@ -55,7 +55,9 @@ class Line(NamedTuple):
 
 def colours(sections: Sequence[Section]) -> dict[str, str]:
     """A colour for each label of the whole report."""
-    found = dict.fromkeys(row.label for section in sections for row in section.rows)
+    found: dict[str, None] = {}
+    for section in sections:
+        found |= dict.fromkeys(row.label for row in section.rows)
     return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(found)}
 
 
@@ -81,9 +83,8 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
         if any(line.x[-1] for line in lines):
             pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
-    return Chapter(
-        f"Accuracy: {'average over clients' if group == AVERAGE else group}", about, pictures
-    )
+    whose = "average over clients" if group == AVERAGE else group
+    return Chapter(f"Accuracy: {whose}", about, pictures)
 
 
 _NO_LINE = (
@@ -94,10 +95,8 @@ _NO_LINE = (
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
-    joined = (
-        section.comparable
-        and len({frozenset(row.by_seed(AVERAGE)) for row in section.finished}) == 1
-    )
+    seeds = {frozenset(row.by_seed(AVERAGE)) for row in section.finished}
+    joined = section.comparable and len(seeds) == 1
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
         points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
         points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
@@ -130,20 +129,15 @@ def _prowd(section: Section, colours: Colours) -> Chapter:
         "prowd/cosine": "cosine with the high-bit move",
     }
     pictures = _series(section, colours, names)
-    return Chapter(
-        "ProWD: what its mask keeps", "Of low-bit clients' entries, all layers together.", pictures
-    )
+    about = "Entries of low-bit clients, all layers together."
+    return Chapter("ProWD: what its mask keeps", about, pictures)
 
 
 def _dequantizer(section: Section, colours: Colours) -> Chapter:
     names = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
-    pictures = _series(
-        section, colours, names, beside={"dequantizer/recon": "dequantizer/recon_identity"}
-    )
-    about = (
-        "In the rounds in which it was trained; "
-        "dotted: the loss of the identity, which changes nothing."
-    )
+    identity = {"dequantizer/recon": "dequantizer/recon_identity"}
+    pictures = _series(section, colours, names, beside=identity)
+    about = "Rounds in which it was trained; dotted: the loss of the identity, which does nothing."
     return Chapter("ProWD: the dequantizer", about, pictures)
 
 
@@ -158,15 +152,15 @@ def _bits(section: Section) -> Chapter:
         figure, panel = pyplot().subplots(figsize=(4.5, height), layout="constrained")
         bits.heat([panel], [found])
         pictures.append(Picture(row.name, svg(figure)))
-    return Chapter(
-        "FedLQ: bits by layer and round", "First seed; layers from the input down.", pictures
-    )
+    about = "First seed; layers from the input down."
+    return Chapter("FedLQ: bits by layer and round", about, pictures)
 
 
 def _lost(section: Section, colours: Colours) -> Chapter:
-    names = {
-        f"clients/{s}": s for s in LOST if any(row.total(f"clients/{s}") for row in section.rows)
-    }
+    names = {}
+    for status in LOST:
+        if any(row.total(f"clients/{status}") for row in section.rows):
+            names[f"clients/{status}"] = status
     pictures = _series(section, colours, names, axis="clients")
     return Chapter("Clients whose updates did not count", "By round, mean over seeds.", pictures)
 
@@ -195,18 +189,20 @@ def _series(
 
 
 def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line]:
-    """The curves of all rows that have data; by the rounds that all runs of a row have."""
+    """The curves of all rows that have data, over the rounds that all runs of a row have."""
     lines = []
     for row in section.rows:
         name = tag if "/" in tag else f"val/{tag.replace('acc', row.runs[0].metric, 1)}"
-        ys, xs = ([run.series(t) for run in row.runs] for t in (name, over))
-        rounds = sorted(set.intersection(*(set(values) for values in (*ys, *xs))))
-        spreads = [Spread.of([scale * y[round] for y in ys]) for round in rounds]
-        means = [Spread.of([x[round] for x in xs]).mean for round in rounds]
-        if rounds:
-            lines.append(
-                Line(row, means, [s.mean for s in spreads], [s.deviation for s in spreads])
-            )
+        ys = [run.series(name) for run in row.runs]
+        xs = [run.series(over) for run in row.runs]
+        line = Line(row, [], [], [])
+        for round in sorted(set.intersection(*map(set, [*ys, *xs]))):
+            spread = Spread.of([scale * y[round] for y in ys])
+            line.x.append(Spread.of([x[round] for x in xs]).mean)
+            line.y.append(spread.mean)
+            line.deviation.append(spread.deviation)
+        if line.x:
+            lines.append(line)
     return lines
 
 
@@ -215,27 +211,10 @@ def _curves(
 ) -> bytes:
     def draw(axis: Any) -> None:
         for i, line in enumerate(lines):
-            colour, finished = colours[line.row.label], line.row.finished
-            # one that hides another is the thinner one
-            thin = 1.0 + (1.0 - i / len(lines)) * finished
-            few = ".o"[len(line.x) < 3] if len(line.x) < 30 else ""
-            style = {"linestyle": "-" if finished else "--", "linewidth": thin, "marker": few}
-            axis.plot(line.x, line.y, color=colour, markersize=4, label=_shown(line.row), **style)
-            if not math.isnan(line.deviation[0]):
-                low, high = (
-                    [v + k * d for v, d in zip(line.y, line.deviation, strict=True)]
-                    for k in (-1, 1)
-                )
-                axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
+            _curve(axis, line, colours[line.row.label], i / len(lines))
         for line in dotted:
-            axis.plot(
-                line.x,
-                line.y,
-                color=colours[line.row.label],
-                linestyle=":",
-                marker="x",
-                markersize=4,
-            )
+            style = {"linestyle": ":", "marker": "x", "markersize": 4}
+            axis.plot(line.x, line.y, color=colours[line.row.label], **style)
         ends = [line.x[-1] for line in lines if line.x[-1] > 0]
         axis.ticklabel_format(axis="y", useOffset=False)
         if y.endswith("%"):
@@ -248,11 +227,27 @@ def _curves(
     return _figure(draw, [line.row.name for line in lines], x, y)
 
 
+def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
+    """Draw one curve; `place` is its place among all, from 0 to 1."""
+    finished = line.row.finished
+    style: dict[str, Any] = {"color": colour, "markersize": 4, "label": _shown(line.row)}
+    style["linestyle"] = "-" if finished else "--"
+    style["linewidth"] = 1.0 + (1.0 - place) * finished  # one that hides another is the thinner one
+    if len(line.x) < 30:
+        style["marker"] = "o" if len(line.x) < 3 else "."
+    axis.plot(line.x, line.y, **style)
+    if not math.isnan(line.deviation[0]):
+        low = [y - deviation for y, deviation in zip(line.y, line.deviation, strict=True)]
+        high = [y + deviation for y, deviation in zip(line.y, line.deviation, strict=True)]
+        axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
+
+
 def _scatter(
     points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str, joined: bool
 ) -> bytes:
     def draw(axis: Any) -> None:
-        front, best = [], -math.inf
+        best = -math.inf
+        front = []
         for _, sent, accuracy in sorted(points, key=lambda point: (point[1], -point[2].mean)):
             if accuracy.mean > best:
                 best = accuracy.mean

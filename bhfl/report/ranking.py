@@ -23,8 +23,8 @@ class Ranking:
     """The outcome of a column.
 
     Args:
-        marks: Of the section's rows, in their order.
-        counts: Of seeds that the best row and each of the others share.
+        marks: The mark of each of the section's rows.
+        counts: How many seeds the best row and each of the others share.
         unmeasured: Rows that are not compared because some of their seeds have no value.
         alone: Rows that are not compared because they share no seed with another.
     """
@@ -47,32 +47,37 @@ def ranking(section: Section, group: str) -> Ranking:
     few seeds to tell, or lead each other in a circle, there is none. A row is level with the best
     where the mean of their differences is at most its standard error.
     """
-    rows, marks = section.rows, ["" for _ in section.rows]
-    values = {
-        i: row.by_seed(group) for i, row in enumerate(rows) if row.finished and section.comparable
-    }
-    whole = {i: found for i, found in values.items() if len(found) == len(rows[i].runs)}
-    unmeasured = [rows[i] for i, found in values.items() if found and i not in whole]
-    compared = {
-        i: a
-        for i, a in whole.items()
-        if any(a.keys() & b.keys() for j, b in whole.items() if j != i)
-    }
-    alone = [rows[i] for i in whole if i not in compared and len(whole) > 1]
-    best = [
-        i for i, own in compared.items() if all(_leads(own, other) for other in compared.values())
-    ]
-    others = {i: found for i, found in compared.items() if i not in best} if best else {}
-    for i in best:
-        marks[i] = "best"
-    for i, found in others.items():
-        marks[i] = "level" if _level(compared[best[0]], found) else ""
-    counts = [
-        len(compared[best[0]].keys() & found.keys())
-        for i, found in compared.items()
-        if best and i != best[0]
-    ]
-    return Ranking(marks, counts, unmeasured, alone)  # type: ignore[arg-type]  # they are Marks
+    whole: dict[int, BySeed] = {}
+    unmeasured = []
+    for i, row in enumerate(section.rows):
+        found = row.by_seed(group) if row.finished and section.comparable else {}
+        if len(found) == len(row.runs):
+            whole[i] = found
+        elif found:
+            unmeasured.append(row)
+    compared = {i: own for i, own in whole.items() if _shares_a_seed(i, whole)}
+    alone = [section.rows[i] for i in whole if i not in compared and len(whole) > 1]
+    best = [i for i, own in compared.items() if _leads_all(own, compared)]
+    marks: list[Mark] = ["" for _ in section.rows]
+    counts = []
+    for i, own in compared.items() if best else ():
+        first = compared[best[0]]
+        if i in best:
+            marks[i] = "best"
+        elif _level(first, own):
+            marks[i] = "level"
+        if i != best[0]:
+            counts.append(len(first.keys() & own.keys()))
+    return Ranking(marks, counts, unmeasured, alone)
+
+
+def _shares_a_seed(i: int, rows: Mapping[int, BySeed]) -> bool:
+    """Whether another row has one of the seeds of row `i`."""
+    return any(rows[i].keys() & other.keys() for j, other in rows.items() if j != i)
+
+
+def _leads_all(own: BySeed, rows: Mapping[int, BySeed]) -> bool:
+    return all(_leads(own, other) for other in rows.values())
 
 
 def _differences(own: BySeed, other: BySeed) -> list[float]:

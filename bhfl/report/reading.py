@@ -94,9 +94,17 @@ class Run:
         return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     @cached_property
+    def tags(self) -> list[str]:
+        """The tags of its rounds, in the order in which they came."""
+        found: dict[str, None] = {}
+        for row in self.rounds:
+            found |= dict.fromkeys(row)
+        return list(found)
+
+    @cached_property
     def metric(self) -> str:
         """What it calls its accuracy."""
-        tags = {*self.metrics, *(tag for row in self.rounds for tag in row)}
+        tags = {*self.metrics, *self.tags}
         found = [name for name in METRICS if {f"val/{name}_avg", f"test/{name}_avg"} & tags]
         return found[0] if found else METRICS[0]
 
@@ -110,13 +118,13 @@ class Run:
     def groups(self) -> list[str]:
         """Its bit groups, in the fleet's order."""
         prefix = f"val/{self.metric}_"
-        tags = dict.fromkeys(
-            tag.removeprefix(prefix) for row in self.rounds for tag in row if tag.startswith(prefix)
-        )
+        measured = [tag.removeprefix(prefix) for tag in self.tags if tag.startswith(prefix)]
         counted = self.summary.get("bytes")
-        known = counted if isinstance(counted, Mapping) else tags
+        known = counted if isinstance(counted, Mapping) else measured
         return [
-            g for g in tags if g in known and g not in ("avg", "min") and not g.startswith("local_")
+            group
+            for group in measured
+            if group in known and group not in ("avg", "min") and not group.startswith("local_")
         ]
 
     def series(self, tag: str) -> dict[int, float]:

@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of finite values alone; a mean of none is nan."""
+        """The mean and deviation of the finite values; NaN if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         mean = statistics.mean(finite) if finite else math.nan
         return cls(mean, statistics.stdev(finite) if len(finite) > 1 else math.nan, len(finite))
@@ -38,7 +38,7 @@ class Row:
 
     Args:
         label: The same in all tables and pictures.
-        runs: At least one.
+        runs: One run or more.
     """
 
     label: str
@@ -56,7 +56,7 @@ class Row:
         return self.label if self.finished or seed is None else f"{self.label}, seed {seed}"
 
     def accuracy(self, group: str) -> Spread:
-        """On the test split; of a run that is not finished, its last validation."""
+        """The accuracy on the test split; a run that is not finished has its last validation."""
         return Spread.of([_accuracy(run, group) for run in self.runs])
 
     def by_seed(self, group: str) -> dict[int | None, float]:
@@ -65,11 +65,11 @@ class Row:
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
     def mean(self, tag: str) -> float:
-        """Of the runs' last values."""
+        """The mean of the runs' last values."""
         return Spread.of([run.last(tag) for run in self.runs]).mean
 
     def total(self, tag: str) -> float:
-        """Of the runs' sums over rounds."""
+        """The mean of the runs' sums over rounds."""
         return Spread.of([run.total(tag) for run in self.runs]).mean
 
     @property
@@ -77,7 +77,8 @@ class Row:
         """Bits that a weight took on its way up, everything included, where it came down as
         float32; nan without.
         """
-        up, down = (self.total(key) for key in ("uplink_bytes", "downlink_bytes"))
+        up = self.total("uplink_bytes")
+        down = self.total("downlink_bytes")
         return 32 * up / down if down else math.nan
 
 
@@ -92,7 +93,7 @@ class Section:
 
     Args:
         title: What tells it from other sections.
-        rows: By first appearance; what is not finished at the end.
+        rows: The rows by first appearance; what is not finished at the end.
         notes: What a reader ought to know of its runs.
         comparable: Whether it is known that they may be compared.
     """
@@ -105,13 +106,12 @@ class Section:
     @property
     def groups(self) -> list[str]:
         """Bit groups, and the average where there are several."""
-        runs = [run for row in self.rows for run in row.runs]
-        found = list(
-            dict.fromkeys(
-                g for run in runs if run.finished or not self.finished for g in run.groups
-            )
-        )
-        return [*found, AVERAGE] if len(found) > 1 else found
+        found: dict[str, None] = {}
+        for row in self.rows:
+            for run in row.runs:
+                if run.finished or not self.finished:
+                    found |= dict.fromkeys(run.groups)
+        return [*found, AVERAGE] if len(found) > 1 else list(found)
 
     @property
     def finished(self) -> list[Row]:

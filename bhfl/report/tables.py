@@ -1,11 +1,8 @@
-"""The report's tables: for the console, as Markdown, and as CSV with every number in full."""
+"""What stands in the report's tables; `bhfl.report.forms` writes them."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,50 +43,56 @@ class Table:
 
 def results(section: Section) -> Table:
     """Accuracy by bit group, what was sent, and who was lost."""
-    groups, extra = section.groups, _optional(section)
-    head = ["method", "seeds", "rounds", *map(_column, groups)]
-    head += ["up MB", "down MB", "bits up", *extra]
-    rows, rankings = [], {group: ranking(section, group) for group in groups}
+    columns = {**_COLUMNS, **_optional(section)}
+    rankings = {group: ranking(section, group) for group in section.groups}
+    rows = []
     for place, row in enumerate(section.rows):
         cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
-        cells += [_accuracy(row, group, rankings[group].marks[place]) for group in groups]
-        sent = [_amount(row.mean(tag)) for tag in ("comm/uplink_MB", "comm/downlink_MB")]
-        cells += map(
-            Cell, [*sent, _fixed(row.uplink_bits, 1), *(value(row) for value in extra.values())]
-        )
+        for group, found in rankings.items():
+            cells.append(_accuracy(row, group, found.marks[place]))
+        cells += [Cell(text(row)) for text in columns.values()]
         rows.append(cells)
-    level = _LEVEL if any(found.marked for found in rankings.values()) else ""
     return Table(
-        section.title,
-        head,
-        rows,
-        [*_legend(section), *_compared(section, rankings), *section.notes],
-        level,
+        title=section.title,
+        head=["method", "seeds", "rounds", *map(_column, rankings), *columns],
+        rows=rows,
+        notes=[*_legend(section), *_compared(section, rankings), *section.notes],
+        level=_LEVEL if any(found.marked for found in rankings.values()) else "",
     )
 
 
 def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
-    """On how many seeds rows were compared, and which were not."""
+    """How many seeds rows were compared on, and which were not."""
+    counts: set[int] = set()
+    alone: dict[str, None] = {}
+    unmeasured = []
+    unclear = []
+    for group, found in rankings.items():
+        column = _column(group)
+        counts.update(found.counts)
+        alone |= dict.fromkeys(row.label for row in found.alone)
+        for row in found.unmeasured:
+            unmeasured.append(f"{row.label} is not compared in {column}: a seed has no value")
+        if not found.marked:
+            unclear.append(column)
     notes = []
-    counts = sorted({count for found in rankings.values() for count in found.counts})
     if counts:
-        said = str(counts[-1]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        said = _from_to(sorted(counts))
         notes.append(f"rows are compared seed by seed on the seeds that both have: {said}")
-    columns = {_column(group): found for group, found in rankings.items()}
-    for row in dict.fromkeys(row.label for found in columns.values() for row in found.alone):
-        notes.append(f"{row} is not compared: no other row has one of its seeds")
-    for column, found in columns.items():
-        notes += [
-            f"{row.label} is not compared in {column}: a seed has no value"
-            for row in found.unmeasured
-        ]
-    unclear = [column for column, found in columns.items() if not found.marked]
+    for label in alone:
+        notes.append(f"{label} is not compared: no other row has one of its seeds")
+    notes += unmeasured
     if section.comparable and unclear and len(section.finished) > 1:
         notes.append(
             f"no best is marked in {', '.join(unclear)}: no row can be compared with all others "
             "and is not behind"
         )
     return notes
+
+
+def _from_to(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _column(group: str) -> str:
@@ -114,6 +117,14 @@ def _legend(section: Section) -> list[str]:
     return notes
 
 
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "up MB": lambda row: _amount(row.mean("comm/uplink_MB")),
+    "down MB": lambda row: _amount(row.mean("comm/downlink_MB")),
+    "bits up": lambda row: _fixed(row.uplink_bits, 1),
+}
+"""The columns behind the accuracies, and what they say of a row."""
+
+
 def _optional(section: Section) -> dict[str, Callable[[Row], str]]:
     """The columns that only some sections need."""
     found: dict[str, Callable[[Row], str]] = {}
@@ -129,39 +140,56 @@ def until(section: Section, goal: Goal) -> Table | None:
     """What it took to reach a goal; None where no run is finished."""
     if not section.finished:
         return None
+    tags = [tag for tag in AXES if _has_tag(section, goal, tag)]
+    timed = "s" in tags
+    name = f"{100 * goal.target:g} %"
     base = goal.base(section)
-    runs = [run for row in section.finished for run in row.runs]
-    tags = [tag for tag in AXES if not all(math.isnan(goal.reached(run, tag)) for run in runs)]
-    timed, name = "s" in tags, f"{100 * goal.target:g} %"
-    head = [
-        "method",
-        *(["s a round"] if timed else []),
-        *(f"{tag} to {name}" for tag in tags),
-        "times sooner",
-    ]
     rows = []
     for row in section.finished:
-        cells = [row.name, *([_fixed(row.mean(SIMULATED) / row.mean("round"), 1)] if timed else [])]
-        digits = {tag: int("MB" in tag or (tag == "rounds" and len(row.runs) > 1)) for tag in tags}
-        cells += [
-            _reached([goal.reached(run, tag) for run in row.runs], digits[tag]) for tag in tags
-        ]
+        cells = [row.name]
+        if timed:
+            cells.append(_fixed(row.mean(SIMULATED) / row.mean("round"), 1))
+        for tag in tags:
+            digits = int("MB" in tag or (tag == "rounds" and len(row.runs) > 1))
+            cells.append(_reached([goal.reached(run, tag) for run in row.runs], digits))
         sooner = goal.times_sooner(row, base, "s" if timed else "rounds") if base else None
-        cells += [_over_seeds(sooner, 2, row) if sooner else "-"]
-        cells += [_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row)]
+        cells.append(_over_seeds(sooner, 2, row) if sooner else "-")
+        cells.append(_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row))
         rows.append([Cell(text) for text in cells])
-    median = (
-        f"the median of {goal.window} successive validations" if goal.window > 1 else "a validation"
+    a_round = ["s a round"] if timed else []
+    reached = [f"{tag} to {name}" for tag in tags]
+    return Table(
+        title=f"Until {name}",
+        head=["method", *a_round, *reached, "times sooner", "test acc"],
+        rows=rows,
+        notes=_goal_notes(section, goal, base, timed),
     )
-    return Table(f"Until {name}", [*head, "test acc"], rows, [
-        f"until {median} of all clients reached {name}; "
+
+
+def _has_tag(section: Section, goal: Goal, axis: str) -> bool:
+    """Whether a finished run has the tag of an axis."""
+    for row in section.finished:
+        for run in row.runs:
+            if not math.isnan(goal.reached(run, axis)):
+                return True
+    return False
+
+
+def _goal_notes(section: Section, goal: Goal, base: Row | None, timed: bool) -> list[str]:
+    """How the goal is meant, and whom "times sooner" is measured against."""
+    median = "a validation"
+    if goal.window > 1:
+        median = f"the median of {goal.window} successive validations"
+    sooner = "runs of unknown settings are not compared"
+    if base:
+        sooner = f"than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed"
+    elif section.comparable:
+        sooner = f"there is no {goal.baseline} here"
+    return [
+        f"until {median} of all clients reached {100 * goal.target:g} %; "
         "seeds that never did are counted, not averaged",
-        f"times sooner: than {base.label}, in {'seconds' if timed else 'rounds'}, seed by seed"
-        if base
-        else f"times sooner: there is no {goal.baseline} here"
-        if section.comparable
-        else "times sooner: runs of unknown settings are not compared",
-    ])  # fmt: skip
+        f"times sooner: {sooner}",
+    ]
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -214,110 +242,8 @@ def _seeds(row: Row) -> str:
 
 
 def _rounds(row: Row) -> str:
-    """Of whole runs their number; of one that is not finished, how far it has come."""
+    """How many rounds whole runs have; how far one that is not finished has come."""
     if not row.finished:
         run = row.runs[0]
         return f"{run.num_rounds} of {run.max_rounds or '?'}"
-    counts = [run.num_rounds for run in row.runs]
-    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-
-
-# ---- forms ---------------------------------------------------------------------------------------
-
-_MARKS = {"": "", "best": "*", "level": "~"}
-
-
-def console(table: Table) -> str:
-    """Aligned columns between rules; marks behind the figures."""
-    marked = {i for row in table.rows for i, cell in enumerate(row) if cell.mark}
-    lines = [[f"{h} " if i in marked else h for i, h in enumerate(table.head)]]
-    lines += [
-        [
-            cell.text + (_MARKS[cell.mark] or " ") if i in marked else cell.text
-            for i, cell in enumerate(row)
-        ]
-        for row in table.rows
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    body = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in lines
-    ]
-    rule = "-" * max(map(len, body))
-    legend = [f"*: best of its column; ~: {table.level}"] if table.level else []
-    return "\n".join([table.title, rule, body[0], rule, *body[1:], rule, *table.notes, *legend])
-
-
-def markdown(table: Table) -> str:
-    """A table whose best figures are bold, and those level with them italic."""
-    around = {"": "", "best": "**", "level": "*"}
-    rows = [
-        [f"{around[c.mark]}{_escaped(c.text)}{around[c.mark]}" for c in row] for row in table.rows
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in [list(map(_escaped, table.head)), *rows]]
-    lines.insert(1, "|---|" + "---:|" * (len(table.head) - 1))
-    notes = [
-        *map(_escaped, table.notes),
-        *([f"**bold**: best of its column; *italic*: {table.level}"] if table.level else []),
-    ]
-    return "\n".join(
-        [f"## {_escaped(table.title)}", "", *lines, "", *(f"- {note}" for note in notes)]
-    )
-
-
-def _escaped(text: str) -> str:
-    """Text that is no markup, neither of Markdown nor of HTML."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|~#!])", r"\\\1", text)
-
-
-def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
-    """One line a row of all tables, accuracies in 0..1, an empty field where there is nothing."""
-    groups = list(dict.fromkeys(group for section in sections for group in section.groups))
-    lines = [_numbers(section, row, groups, goal) for section in sections for row in section.rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({key: _field(value) for key, value in line.items()})
-    return text.getvalue()
-
-
-def _field(value: str | float) -> str | float:
-    """A field of the CSV: empty for nan, and text that no spreadsheet takes for a formula."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
-    return "" if math.isnan(value) else value
-
-
-def _numbers(
-    section: Section, row: Row, groups: Sequence[str], goal: Goal | None
-) -> dict[str, str | float]:
-    line: dict[str, str | float] = {
-        "settings": section.title, "method": row.label,
-        "state": "finished" if row.finished else "not finished",
-        "seeds": " ".join(str(run.seed) for run in row.runs), "rounds": row.mean("round"),
-    }  # fmt: skip
-    for group in groups:
-        found = row.accuracy(group) if row.finished else Spread.of([])
-        line |= {f"test_acc_{group}": found.mean, f"test_acc_{group}_std": found.deviation}
-        line[f"test_acc_{group}_seeds"] = found.count
-        line[f"val_acc_{group}"] = row.mean(f"val/{row.runs[0].metric}_{group}")
-    line |= {f"{way}_MB": row.mean(f"comm/{way}link_MB") for way in ("up", "down")}
-    line |= {"bits_up": row.uplink_bits, "simulated_seconds": row.mean(SIMULATED)}
-    line |= {"seconds": row.total("time/round_s")} | {
-        status: row.total(f"clients/{status}") for status in LOST
-    }
-    return line | (_until_numbers(row, goal) if goal else {})
-
-
-def _until_numbers(row: Row, goal: Goal) -> dict[str, str | float]:
-    """What it took to reach the goal where every seed did, and how many did."""
-    line: dict[str, str | float] = {}
-    for axis in AXES:
-        values = [goal.reached(run, axis) for run in row.runs] if row.finished else []
-        found = Spread.of(values if all(map(math.isfinite, values)) else [])
-        name = f"{axis.replace(' ', '_')}_to_{goal.target:g}"
-        line |= {name: found.mean, f"{name}_std": found.deviation}
-        line[f"reached_{goal.target:g}"] = sum(map(math.isfinite, values))
-    return line
+    return _from_to([run.num_rounds for run in row.runs])

@@ -42,10 +42,8 @@ def read(run: Path) -> dict[str, Histograms]:
         for event in events.Histograms(tag):
             value = event.histogram_value
             edges = np.array([value.min, *value.bucket_limit])
-            found.setdefault(tag.removeprefix("weights/"), {})[event.step] = (
-                edges,
-                np.array(value.bucket),
-            )
+            of_layer = found.setdefault(tag.removeprefix("weights/"), {})
+            of_layer[event.step] = (edges, np.array(value.bucket))
     if not found:
         raise ValueError(
             f"{run}: no weight histograms; they are written by the callback WeightHistograms"
@@ -58,9 +56,8 @@ def density(
 ) -> npt.NDArray[np.float64]:
     """The histogram's density at `x`, with area one."""
     widths = np.diff(edges)
-    heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0) / max(
-        counts.sum(), 1
-    )
+    heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0)
+    heights /= max(counts.sum(), 1)
     bins = np.searchsorted(edges, x, side="right") - 1
     inside = (bins >= 0) & (bins < len(counts))
     return np.where(inside, heights[np.clip(bins, 0, len(counts) - 1)], 0.0)
@@ -81,9 +78,8 @@ def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int 
     )
     for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
         ridges(panel, histograms, num_rounds)
-        panel.set_title(
-            f"{plain('/'.join(run.absolute().parts[-3:-1]))}\n{plain(name)}", fontsize=9
-        )
+        of_run = "/".join(run.absolute().parts[-3:-1])
+        panel.set_title(f"{plain(of_run)}\n{plain(name)}", fontsize=9)
     figure.savefig(out, dpi=150)
     plt.close(figure)
 
@@ -105,12 +101,7 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
     """Draw some of a tensor's rounds above each other, the first at the bottom."""
     rounds = sorted(histograms)
     shown = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
-    reach = max(
-        np.abs((0.5 * (edges[1:] + edges[:-1]))[np.cumsum(counts) <= 0.998 * counts.sum()]).max(
-            initial=1e-12
-        )
-        for edges, counts in histograms.values()
-    )
+    reach = max(_reach(edges, counts) for edges, counts in histograms.values())
     x = np.linspace(-reach, reach, 400)
     for height, round in enumerate(shown):
         y = np.sqrt(density(*histograms[round], x))  # the root shows the flanks beside the peaks
@@ -122,6 +113,13 @@ def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
     panel.set_yticks(range(len(shown)), [f"round {round}" for round in shown], fontsize=8)
     panel.set_xlabel("weight")
     panel.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _reach(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
+    """The largest magnitude among the bins that hold all but the last 0.2 % of the weights."""
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    inside = np.cumsum(counts) <= 0.998 * counts.sum()
+    return float(np.abs(middles[inside]).max(initial=1e-12))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhfl.report.curves import bytes_to_accuracy, time_to_accuracy
+from bhfl.report.curves import time_to_accuracy
 
 
 def test_time_to_accuracy_by_hand() -> None:
@@ -18,7 +18,7 @@ def test_time_to_accuracy_by_hand() -> None:
     assert time_to_accuracy(times, accuracies, 0.9) == math.inf
     assert time_to_accuracy([], [], 0.1) == math.inf
     assert time_to_accuracy([1.0, 2.0], [math.nan, 0.5], 0.4) == 2
-    assert bytes_to_accuracy([100, 200], [0.1, 0.9], 0.5) == 200
+    assert time_to_accuracy([100, 200], [0.1, 0.9], 0.5) == 200
 
 
 @given(

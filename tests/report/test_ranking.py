@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.report.forms import console
 from bhfl.report.ranking import ranking
 from bhfl.report.reading import Run
 from bhfl.report.rows import Row, Section
-from bhfl.report.tables import console, results
+from bhfl.report.tables import results
 from tests.report import made
 
 

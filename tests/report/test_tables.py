@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
 from bhfl.report.reading import find_runs, read_run
 from bhfl.report.rows import Section, sections
-from bhfl.report.tables import Cell, Table, as_csv, console, markdown, results, until
+from bhfl.report.tables import Cell, Table, results, until
 from tests.report import made
 from tests.report.test_goals import section as timed_section
 
