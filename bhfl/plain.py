@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1 << 20
-"""Of a YAML file, and of all its text, that repeated by aliases counted again."""
+"""The size of a YAML file at most, and of all its text, that repeated by aliases counted again."""
 MAX_NODES = 50_000
 """Values of a YAML file, those repeated by aliases counted again."""
 MAX_DEPTH = 50

@@ -3,14 +3,17 @@ alone costs.
 
 One row a layer, of plain values, so that it is a line of CSV as it stands (`bhfl analyze`):
 
-    layer, parameters saved_bytes_<b>      on the wire against float32, codes and scale counted
-    one column for each of `CANDIDATES` variance_<b>         expected squared error of stochastic
-    rounding           one column for each of `CANDIDATES` loss_increase_<b>    held-out loss with
-    only this layer quantised, less that of the whole model    probed widths accuracy_drop_<b>
-    0..1, likewise; left out where the model has no accuracy                      probed widths
-    significance         harm share by memory share; above 1 the layer is worth protecting curvature
-    `h_l`, such that `h_l V_l(b) / 2` is the expected increase of the loss bound_share_<b>      of
-    the convergence bound's quantisation term, all layers at b bits; they sum to 1
+    layer, parameters
+    saved_bytes_<b>      bytes on the wire against float32, codes and scale counted
+    variance_<b>         expected squared error of stochastic rounding
+    loss_increase_<b>    held-out loss with only this layer quantised, less that of the whole model
+    accuracy_drop_<b>    0..1, likewise; left out where the model has no accuracy
+    significance         harm share by memory share; above 1 the layer is worth protecting
+    curvature            `h_l`, such that `h_l V_l(b) / 2` is the expected increase of the loss
+    bound_share_<b>      share of the convergence bound's quantisation term, all layers at b bits
+
+The first two of a width stand for each of `CANDIDATES`, the next two for each probed width, and the
+last for one width; its shares sum to 1.
 
 Shapes: L layers, P probed widths.
 """

@@ -34,9 +34,8 @@ class Progress(Callback):
         if not trainer.fabric.is_global_zero:
             return
         processes = trainer.fabric.world_size
-        fleet = ", ".join(
-            f"{n} x {group}" for group, n in Counter(c.group for c in trainer.clients).items()
-        )
+        sizes = Counter(client.group for client in trainer.clients)
+        fleet = ", ".join(f"{size} x {group}" for group, size in sizes.items())
         size = sum(tensor.numel() for tensor in trainer.server.params.values())
         print(
             f"{type(trainer.algorithm).__name__}: {len(trainer.clients)} clients ({fleet}), "
@@ -63,25 +62,21 @@ class Progress(Callback):
             return
         figures = {"loss": metrics.get("train/loss")}
         names = metric_names(metrics, "val")
-        monitored = (
-            trainer.settings.choice.monitor.removeprefix("val/")
-            .removesuffix("_avg")
-            .removesuffix("_min")
-        )
+        monitored = trainer.settings.choice.monitor.removeprefix("val/")
+        monitored = monitored.removesuffix("_avg").removesuffix("_min")
         name = next((name for name in (self.metric, monitored) if name in names), self.metric)
         label = "" if name == self.metric else f" {name}"
-        figures |= {
-            group + label: metrics.get(f"val/{name}_{group}") for group in trainer.evaluator.groups
-        }
+        for group in trainer.evaluator.groups:
+            figures[group + label] = metrics.get(f"val/{name}_{group}")
         shown = {name: value for name, value in figures.items() if value is not None}
         if self._bar is not None:
-            self._bar.set_postfix(
-                {name: f"{value:.3f}" for name, value in shown.items()}, refresh=False
-            )
+            figures_in_bar = {name: f"{value:.3f}" for name, value in shown.items()}
+            self._bar.set_postfix(figures_in_bar, refresh=False)
             self._bar.update()
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        up, down = (_megabytes(metrics[f"comm/{way}_MB"]) for way in ("uplink", "downlink"))
+        up = _megabytes(metrics["comm/uplink_MB"])
+        down = _megabytes(metrics["comm/downlink_MB"])
         total = trainer.settings.stopping.max_rounds
         print(
             f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
@@ -115,29 +110,22 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     """
     ledger = trainer.run.ledger if trainer.run is not None else None
     counts = Counter(client.group for client in trainer.clients)
-    names = sorted(
-        metric_names(metrics, stage) or [metric], key=lambda name: (name != metric, name)
-    )
-    head = ["group", "clients", *(f"{stage} {name}" for name in names)] + (
-        ["up MB", "down MB"] if ledger else []
-    )
+    found = metric_names(metrics, stage) or [metric]
+    names = sorted(found, key=lambda name: (name != metric, name))
+    ways = ("uplink_bytes", "downlink_bytes") if ledger else ()
 
     def measured(group: str) -> list[str]:
         return [_figure(metrics.get(f"{stage}/{name}_{group}"), name == metric) for name in names]
 
-    rows = []
+    rows = [["group", "clients", *(f"{stage} {name}" for name in names)]]
+    rows[0] += ["up MB", "down MB"] if ledger else []
     for group, count in counts.items():
-        row = [group, str(count), *measured(group)]
-        if ledger:
-            sent = ledger.by_group.get(group, {})
-            row += [
-                _megabytes(sent.get(key, 0) / 1e6) for key in ("uplink_bytes", "downlink_bytes")
-            ]
-        rows.append(row)
-    total = ["all", str(sum(counts.values())), *measured("avg")]
-    if ledger:
-        total += [_megabytes(ledger.total(key) / 1e6) for key in ("uplink_bytes", "downlink_bytes")]
-    lines = aligned([head, *rows, total])
+        sent = ledger.by_group.get(group, {}) if ledger else {}
+        megabytes = [_megabytes(sent.get(way, 0) / 1e6) for way in ways]
+        rows.append([group, str(count), *measured(group), *megabytes])
+    megabytes = [_megabytes(ledger.total(way) / 1e6) for way in ways] if ledger else []
+    rows.append(["all", str(sum(counts.values())), *measured("avg"), *megabytes])
+    lines = aligned(rows)
     width = max(map(len, lines))
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
@@ -152,13 +140,12 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
 
 def _lost(history: list[dict[str, Any]]) -> list[str]:
     """How many clients' rounds came to nothing, where any did."""
-    totals = {
-        status: sum(int(row.get(f"clients/{status}", 0)) for row in history)
-        for status in get_args(Status)
-    }
-    told = ", ".join(
-        f"{count} {status}" for status, count in totals.items() if count and status != "ok"
-    )
+    totals = dict.fromkeys(get_args(Status), 0)
+    for row in history:
+        for status in totals:
+            totals[status] += int(row.get(f"clients/{status}", 0))
+    lost = [f"{n} {status}" for status, n in totals.items() if n and status != "ok"]
+    told = ", ".join(lost)
     return [f"of {sum(totals.values())} updates {told}; rounds.jsonl says why"] if told else []
 
 

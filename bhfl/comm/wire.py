@@ -4,13 +4,13 @@ checksum.
 Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in
 bytes::
 
-    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 size of prelude and table table
-    per tensor: 1 kind | 1 bits | 1 number of dimensions | 2 size of the name | name, UTF-8 | 4 per
-    dimension content   plain tensors and scales, wider dtypes first and in table order within a
-    width; then packed codes, in
-              table order. Row-major, without padding: where the content starts aligned, every plain
-              tensor is aligned. Codes lie as in bhfl.quant.packing; the bits of a last byte that no
-              code fills are 0.
+    prelude   4 magic b"BHFL" | 4 version | 4 number of tensors | 4 size of prelude and table
+    table     per tensor: 1 kind | 1 bits | 1 number of dimensions | 2 size of the name
+              | name, UTF-8 | 4 per dimension
+    content   plain tensors and scales, wider dtypes first and in table order within a width; then
+              packed codes, in table order. Row-major, without padding: where the content starts
+              aligned, every plain tensor is aligned. Codes lie as in bhfl.quant.packing; the bits
+              of a last byte that no code fills are 0.
     CRC-32    4, of everything before it (zlib)
 
 A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of

@@ -220,14 +220,13 @@ def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) ->
             f"classes of test/ must be among those of train/, and {unknown[0]!r} of {path} is not"
         )
     number = {label: i for i, label in enumerate(classes)}
-    train, test = (
-        LabelledImages(
+    images = {}
+    for name, split in splits.items():
+        images[name] = LabelledImages(
             torch.frombuffer(split.data, dtype=torch.uint8).view(-1, *shape),
             torch.tensor([number[label] for label in split.classes]),
         )
-        for split in (splits["train"], splits["test"])
-    )
-    return ImageTree(classes, train, test)
+    return ImageTree(classes, images["train"], images["test"])
 
 
 def _size(shape: tuple[int, ...]) -> str:

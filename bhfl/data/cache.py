@@ -27,7 +27,7 @@ from bhfl.files import durable, user_path
 FORMAT = 2
 MAX_HASHED_BYTES = 2**30
 MAX_CACHE_BYTES = 16 * 2**30
-"""Of the whole cache folder; the set in use stays, whatever its size."""
+"""The size of the whole cache folder at most; the set in use stays, whatever its size."""
 
 
 def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> ImageTree:

@@ -18,7 +18,7 @@ from bhfl.checks import checked, choice, count, or_none, within
 from bhfl.data.augment import AUGMENTATIONS
 from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
-from bhfl.data.split import Split, make_split
+from bhfl.data.split import Shares, Split, make_split
 from bhfl.engine.hooks import Guard
 
 
@@ -73,7 +73,7 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             holdout: Training samples kept from all clients, for the server.
             max_train_samples: Use a random subset of at most this many training samples, with the
                 label mix of all.
-            max_eval_samples: At most this many samples in validation, and in testing.
+            max_eval_samples: The most samples that validation uses, and testing.
             num_workers: Worker processes, for data sets that are not tensors; the batches do not
                 depend on it.
             augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random
@@ -153,16 +153,13 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             raise ValueError(
                 f"targets must be one for each of {len(self._train)} samples, got {len(targets)}"
             )
-        self._split = make_split(
-            targets,
-            self.partition,
-            num_clients=num_clients,
-            seed=seed,
+        shares = Shares(
             max_samples=self.max_train_samples,
             val_fraction=self.val_fraction,
             holdout=self.holdout,
             client_val_fraction=self.client_val_fraction,
         )
+        self._split = make_split(targets, self.partition, num_clients, seed, shares)
         return [len(part) for part in self._split.clients]
 
     @property
@@ -232,8 +229,8 @@ class FederatedDataModule(L.LightningDataModule, ABC):
         return source.batches(indices, self.eval_batch_size, torch.Generator())
 
     def _subset(self, source: Source, indices: Tensor) -> Tensor:
-        """At most `max_eval_samples` of them, with their label mix; evenly spaced where nobody
-        knows their labels.
+        """The samples that are evaluated: `max_eval_samples` where there are more, with the label
+        mix of all, or evenly spaced where nobody knows the labels.
         """
         if self.max_eval_samples is None or len(indices) <= self.max_eval_samples:
             return indices
@@ -241,16 +238,11 @@ class FederatedDataModule(L.LightningDataModule, ABC):
             labels = source.targets
         except ValueError:
             labels = None
+        most = self.max_eval_samples
         if labels is None or labels.ndim != 1:
-            return indices[
-                torch.arange(self.max_eval_samples) * len(indices) // self.max_eval_samples
-            ]
-        labels = labels[indices.numpy()]
-        return indices[
-            torch.from_numpy(
-                stratified_sample(labels, self.max_eval_samples, np.random.default_rng(0))
-            )
-        ]
+            return indices[torch.arange(most) * len(indices) // most]
+        chosen = stratified_sample(labels[indices.numpy()], most, np.random.default_rng(0))
+        return indices[torch.from_numpy(chosen)]
 
 
 _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)

@@ -38,7 +38,7 @@ class FakeImages(FederatedDataModule):
             num_test: Test pictures.
             shape: (channels, rows, columns) of a picture.
             num_classes: Number of classes.
-            seed: Of the patterns and the noise; the split among clients has another one.
+            seed: The seed of patterns and noise; the split among clients has another one.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 MAX_MEMBER_BYTES = 64 * 2**20
-"""Of one file in an archive or folder."""
+"""The size of one file in an archive or folder at most."""
 MAX_RATIO = 1000
 """Decoded bytes for each byte of the source. Photographs take about 10, drawings 100; a bomb takes
 a million.
@@ -20,12 +20,14 @@ class Budget:
     memory.
 
     Args:
-        path: Of the source, for messages.
+        path: The source, for messages.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.source_bytes = self.decoded_bytes = self.kept_bytes = 0
+        self.source_bytes = 0
+        self.decoded_bytes = 0
+        self.kept_bytes = 0
         self.most_kept = memory_bytes() // 2
 
     def source(self, num_bytes: int) -> None:

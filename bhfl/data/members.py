@@ -33,7 +33,8 @@ _EXTENSIONS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 MAX_EXTENSION_BYTES = 2**20
-"""Of a header that only tells the long name and the like of the next member: it is kept in memory.
+"""The size of a header that only tells the long name and the like of the next member at most: it is
+kept in memory.
 """
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _DAMAGE = (
@@ -57,11 +58,10 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     try:
         with open(path, "rb") as file:
             first = file.read(6)
-        yield from (
-            _zip_members(path, wanted)
-            if first.startswith(_ZIP)
-            else _tar_members(path, first, wanted)
-        )
+        if first.startswith(_ZIP):
+            yield from _zip_members(path, wanted)
+        else:
+            yield from _tar_members(path, first, wanted)
     except _DAMAGE as error:
         raise ValueError(
             f"archive must be a whole, unencrypted .tar, .tar.gz or .zip, got {path}: {error}"
@@ -101,7 +101,8 @@ def _tar_members(
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
         for member in archive:
-            archive.members, archive.pax_headers = [], {}  # type: ignore[attr-defined]  # or all that were seen grow
+            archive.members = []  # type: ignore[attr-defined]  # else all that were seen are kept
+            archive.pax_headers = {}
             if not (member.isfile() or member.isdir()):
                 raise ValueError(
                     f"archive must hold files and folders only, and {member.name!r} of {path} is a "

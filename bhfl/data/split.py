@@ -51,25 +51,36 @@ class Split:
         }
 
 
-def make_split(
-    targets: Array,
-    partition: Partitioner,
-    *,
-    num_clients: int,
-    seed: int,
-    max_samples: int | None,
-    val_fraction: float,
-    holdout: int,
-    client_val_fraction: float,
-) -> Split:
-    """Split a training set; a function of its arguments only.
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What is taken from a training set before the clients get the rest, in this order; the first
+    three keep the label mix.
+    """
 
-    In this order: a subset of at most `max_samples`, of it `val_fraction` for global validation,
-    then `holdout` samples for the server (these three keep the label mix), and the rest to the
-    clients. Each has its own stream.
+    max_samples: int | None
+    """A subset of at most so many samples; None takes all."""
+    val_fraction: float
+    """The part of the subset for global validation."""
+    holdout: int
+    """Samples for the server."""
+    client_val_fraction: float
+    """The part of each client's samples for its own validation."""
+
+
+def make_split(
+    targets: Array, partition: Partitioner, num_clients: int, seed: int, shares: Shares
+) -> Split:
+    """Split a training set; a function of its arguments only, each share with a stream of its own.
+
+    Args:
+        targets: The target of each sample, ``[n]``.
+        partition: How the clients share what is theirs.
+        num_clients: Number of clients.
+        seed: The seed of all draws.
+        shares: What is taken before.
 
     Raises:
-        ValueError: If the samples do not suffice for this.
+        ValueError: The samples do not suffice for this.
     """
     checked("num_clients", num_clients, count(1))
     if targets.ndim != 1:
@@ -81,15 +92,17 @@ def make_split(
         np.random.default_rng, streams
     )
     values = partition.values(targets)
-    pool = stratified_sample(targets, min(len(targets), max_samples or len(targets)), rng_subset)
-    val, pool = _take(targets, pool, round(val_fraction * len(pool)), rng_val)
-    if holdout >= len(pool):
+    size = min(len(targets), shares.max_samples or len(targets))
+    pool = stratified_sample(targets, size, rng_subset)
+    val, pool = _take(targets, pool, round(shares.val_fraction * len(pool)), rng_val)
+    if shares.holdout >= len(pool):
         raise ValueError(
-            f"holdout must be below the {len(pool)} samples left after validation, got {holdout}"
+            f"holdout must be below the {len(pool)} samples left after validation, got "
+            f"{shares.holdout}"
         )
-    kept, pool = _take(targets, pool, holdout, rng_holdout)
+    kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
     parts = [pool[part] for part in partition(values[pool], num_clients, rng_clients)]
-    pairs = [_divide(part, client_val_fraction, rng_client_val) for part in parts]
+    pairs = [_divide(part, shares.client_val_fraction, rng_client_val) for part in parts]
     return Split(
         scheme=repr(partition),
         seed=seed,

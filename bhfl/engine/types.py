@@ -4,22 +4,20 @@ module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from bhfl.comm.payload import Tensors as Tensors
 from bhfl.engine.random import RandomKeys
-from bhfl.quant import BitSpec, QuantizedTensor
+from bhfl.quant import BitSpec
 
 Params = dict[str, Tensor]
 """State-dict names to float32 tensors: every floating entry of the model but the running statistics
 of norm layers.
 """
-
-Tensors = Mapping[str, Tensor | QuantizedTensor]
-"""What a payload holds: float tensors, and codes with their scales."""
 
 
 @dataclass(frozen=True)

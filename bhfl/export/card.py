@@ -17,9 +17,9 @@ class Exported:
     file: str
     num_bytes: int
     float_bytes: int
-    """Of the same model, its tensors as they are in float32."""
+    """The bytes of the same model with its tensors in float32."""
     accuracy: float | None
-    """As a fraction; None where nobody measured it."""
+    """The fraction of right answers; None where nobody measured it."""
 
 
 def model_card(
@@ -36,7 +36,7 @@ def model_card(
         title: What the model is.
         files: One row each.
         measured: What the accuracies were measured on.
-        facts: Of the training, by name.
+        facts: What is known of the training, by name.
         config: How it was configured, as YAML.
         loading: Python code that loads the first file.
     """

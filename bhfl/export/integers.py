@@ -14,13 +14,14 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from bhfl.engine.types import Tensors
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
 from bhfl.quant import (
@@ -37,7 +38,6 @@ from bhfl.quant.spec import FLOAT_BITS
 FORMAT, VERSION = "bhfl.integers", "1"
 
 Model = TypeVar("Model", bound=nn.Module)
-Tensors = Mapping[str, Tensor | QuantizedTensor]
 
 
 class QuantizedFileError(ValueError):
@@ -107,24 +107,24 @@ def _flat(state: Tensors) -> dict[str, Tensor]:
 
 
 def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
-    """Of tensors with several names, the later names and the first; those quantised in several ways
-    are apart.
+    """The later names of tensors that have several, each with the first; a tensor that is quantised
+    in several ways has none.
     """
     first: dict[int, str] = {}
-    tensors = model.state_dict(keep_vars=True)
-    pairs = {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
-    ties = {name: other for name, other in pairs.items() if name != other}
-    for name, other in ties.items():
-        both = isinstance(state[name], QuantizedTensor) and isinstance(
-            state[other], QuantizedTensor
-        )
-        if both and not _same(state[name], state[other]):
+    ties = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if name == other:
+            continue
+        if _same(state[name], state[other]):
+            ties[name] = other
+        elif isinstance(state[name], QuantizedTensor) and isinstance(state[other], QuantizedTensor):
             warnings.warn(
                 f"{other} and {name} are one tensor with two sets of codes: restore_ takes the "
                 "file with quantized=False alone",
                 stacklevel=3,
             )
-    return {name: other for name, other in ties.items() if _same(state[name], state[other])}
+    return ties
 
 
 def _same(one: Tensor | QuantizedTensor, other: Tensor | QuantizedTensor) -> bool:
@@ -135,16 +135,14 @@ def _same(one: Tensor | QuantizedTensor, other: Tensor | QuantizedTensor) -> boo
 
 
 def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    default = BitSpec()
-    return {
-        name: {
-            f.name: v
-            for f in fields(BitSpec)
-            if (v := getattr(layer.spec, f.name)) != getattr(default, f.name)
-        }
-        for name, layer in model.named_modules()
-        if isinstance(layer, QuantLayer)
-    }
+    """The specs of quantised layers: the fields of each that are not the default."""
+    default = asdict(BitSpec())
+    specs = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer):
+            own = asdict(layer.spec)
+            specs[name] = {key: value for key, value in own.items() if value != default[key]}
+    return specs
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:
@@ -165,9 +163,10 @@ def float_state(state: Tensors) -> dict[str, Tensor]:
     """A state for ``load_state_dict`` of a float model: quantised tensors become the float32 values
     they stand for.
     """
-    return {
-        name: v.dequantize() if isinstance(v, QuantizedTensor) else v for name, v in state.items()
-    }
+    values = {}
+    for name, value in state.items():
+        values[name] = value.dequantize() if isinstance(value, QuantizedTensor) else value
+    return values
 
 
 def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model:
@@ -176,7 +175,7 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
 
     Args:
         model: Changed in place.
-        path: Of :func:`save_quantized`.
+        path: A file of :func:`save_quantized`.
         quantized: Swap the layers that were quantised when the file was saved, with their specs,
             and fix the scales of the file, so that forward computes with its codes, until the
             weights are trained or the weights or the spec are set anew. A file of a bare state
@@ -273,9 +272,8 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
             f"{path}: format must be {FORMAT!r}, version {VERSION!r}, got {found[0]!r}, "
             f"{found[1]!r}"
         )
-    codes, ties, specs = (_json(path, metadata, key) for key in ("codes", "ties", "specs"))
     state: dict[str, Tensor | QuantizedTensor] = {}
-    for name, row in codes.items():
+    for name, row in _json(path, metadata, "codes").items():
         try:
             state[name] = _quantized(name, row, tensors)
         except ValueError as error:
@@ -283,13 +281,13 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
     for name, tensor in tensors.items():
         if state.setdefault(name, tensor) is not tensor:
             raise QuantizedFileError(f"{path}: {name} is there twice, as codes and as it is")
-    for name, first in ties.items():
+    for name, first in _json(path, metadata, "ties").items():
         if name in state or not isinstance(first, str) or first not in state:
             raise QuantizedFileError(
                 f"{path}: {name} must be tied to a tensor of the file, got {first!r}"
             )
         state[name] = state[first]
-    return state, specs
+    return state, _json(path, metadata, "specs")
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

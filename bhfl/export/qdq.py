@@ -114,9 +114,7 @@ def _example(x: Any, rows: int | None) -> Any:
 
 
 def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """For each argument of ``forward`` which dimensions of its tensors are open, in the form of the
-    argument.
-    """
+    """The dimensions of tensors that are open, for each argument of ``forward`` and in its form."""
     name = type(model).__name__
     rows = _rows(inputs)
     if rows is None:

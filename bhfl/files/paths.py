@@ -56,8 +56,8 @@ def user_option(key: str, value: str | os.PathLike[str] | None) -> Path | None:
 def walk(
     folder: Path, once: bool = False, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like ``os.walk``, sorted and through links; a link that leads back to a folder it lies in is
-    not followed.
+    """Walk a folder as ``os.walk`` does, sorted and through links; a link that leads back to a
+    folder it lies in is not followed.
 
     Args:
         folder: Where to begin. The caller may take names out of the list of folders, and they are
@@ -110,12 +110,11 @@ def _matching(top: Path, parts: Sequence[str]) -> list[Path]:
     found = [top / name for name in glob(str(Path(*plain)), root_dir=top)] if plain else [top]
     if len(plain) == len(parts):
         return found
-    folders = [
-        place
-        for start in found
-        for place, _, _ in walk(start, once=True, on_error=lambda error: None)
-    ]
-    return [match for folder in folders for match in _matching(folder, parts[len(plain) + 1 :])]
+    matches = []
+    for start in found:
+        for folder, _, _ in walk(start, once=True, on_error=lambda error: None):
+            matches += _matching(folder, parts[len(plain) + 1 :])
+    return matches
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

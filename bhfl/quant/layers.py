@@ -40,13 +40,16 @@ class QuantLayer(nn.Module):
 
     Under ``torch.nn.utils.parametrize`` it quantises the weight that the parametrizations give.
 
-    Attributes: spec: The bits; changed by :meth:`set_spec_`. backend: The name of the way to
-        compute, see :mod:`bhfl.quant.backends`; it outlives a change of the spec. generator: Source
-        of stochastic rounding in backward; see :func:`bhfl.quant.seed_`. weight_step: The learned
-        step of range rule lsq, else None: a parameter, but never in the state dict. fixed_scale:
-        Strict storage: the scale of the forward weights, fixed by :func:`bhfl.quant.begin_round_`.
-        Other
-            weights: that of restored codes, until they are trained.
+    Attributes:
+        spec: The bits; changed by :meth:`set_spec_`.
+        backend: The name of the way to compute, see :mod:`bhfl.quant.backends`; it outlives a
+            change of the spec.
+        generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
+        weight_step: The learned step of range rule lsq, else None: a parameter, but never in the
+            state dict.
+        fixed_scale: Strict storage: the scale of the forward weights, fixed by
+            :func:`bhfl.quant.begin_round_`. Other weights: that of restored codes, until they are
+            trained.
         storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
     """
 

@@ -22,12 +22,14 @@ _WIDTHS = ("weights", "activations", "errors", "gradients", "storage")
 class BitSpec:
     """Bits of everything a client computes with; 32 means float32, untouched.
 
-    Attributes: weights: Bits of the weights in the forward pass, 2..16 or 32. activations: Bits of
-        the input of each layer, 2..16 or 32. errors: Bits of the back-propagated error at the
-        output of each layer, 2..16 or 32. gradients: Bits of the gradient of each weight, 2..16 or
-        32. storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow
-        weights inside the round;
-            fewer bits mean that only codes exist (strict), and must be at least ``weights``.
+    Attributes:
+        weights: Bits of the weights in the forward pass, 2..16 or 32.
+        activations: Bits of the input of each layer, 2..16 or 32.
+        errors: Bits of the back-propagated error at the output of each layer, 2..16 or 32.
+        gradients: Bits of the gradient of each weight, 2..16 or 32.
+        storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow weights
+            inside the round; fewer bits mean that only codes exist (strict), and must be at least
+            ``weights``.
         range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
         granularity: One scale for the tensor, or one for each output channel (dimension 0).
         name: What metrics call this spec; not part of its identity.

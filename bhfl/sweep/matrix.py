@@ -15,11 +15,16 @@ EACH = "each"
 class Tune:
     """A value that is chosen on the validation split, once a method, before its runs.
 
-    Attributes: key: The option. values: Those tried. seeds: Of the trials. A run that was a trial
-        already, by setting, seed and value, is not run again. margin: A value whose mean after any
-        seed is further than this behind the best is not tried with the next seed. metric: Of the
-        validation split; the highest wins. last: The mean of so many last validations counts.
-        setting: The one that it is tuned on, or `EACH`; empty where there are none.
+    Attributes:
+        key: The option.
+        values: The values that are tried.
+        seeds: The seeds of the trials. A run that was a trial already, by setting, seed and value,
+            is not run again.
+        margin: A value whose mean after any seed is further than this behind the best is not tried
+            with the next seed.
+        metric: A metric of the validation split; the highest wins.
+        last: The mean of so many last validations counts.
+        setting: The setting that it is tuned on, or `EACH`; empty where there are none.
     """
 
     key: str
@@ -36,12 +41,12 @@ class Matrix:
     """What to run. Later options win: those of base, setting, method, command line, and the tuned
     one.
 
-    Attributes: name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``,
-        those of trials
-            ``<root>/<name>/_tuning/[<setting>/]<method>/<value>/seed<seed>/version_N``, with the
-            setting for `EACH`.
+    Attributes:
+        name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``, those of
+            trials ``<root>/<name>/_tuning/[<setting>/]<method>/<value>/seed<seed>/version_N``,
+            with the setting for `EACH`.
         base: Options of every run.
-        seeds: Of every setting and method.
+        seeds: The seeds of every setting and method.
         settings: Options by name; a nameless one where the matrix has none.
         methods: Options by name.
         configs: Configuration file of each method.

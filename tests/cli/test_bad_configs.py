@@ -103,7 +103,7 @@ FILES = {
     ),
     "network-deadline": (
         "trainer: {network: {deadline_seconds: 0}}\n",
-        ["deadline_seconds must be finite and > 0"],
+        ["deadline_seconds must be positive and finite"],
     ),
     "candidates": (
         "algorithm: {class_path: FedLQ, init_args: {candidates: []}}\n",

@@ -236,10 +236,10 @@ def test_uniform_factors_stay_in_their_range() -> None:
             {"profiles": "wifi", "trace": "a.csv"},
             "trace=a.csv replaces profiles and custom_profiles: leave them out",
         ),
-        ({"seed": -1}, "seed must be >= 0, got -1"),
-        ({"deadline_seconds": 0.0}, "deadline_seconds must be finite and > 0, got 0.0"),
-        ({"deadline_seconds": math.inf}, "deadline_seconds must be finite and > 0, got inf"),
-        ({"server_seconds": -1.0}, "server_seconds must be finite and >= 0, got -1.0"),
+        ({"seed": -1}, "seed must be an integer from 0 to 9,223,372,036,854,775,807, got -1"),
+        ({"deadline_seconds": 0.0}, "deadline_seconds must be positive and finite, got 0.0"),
+        ({"deadline_seconds": math.inf}, "deadline_seconds must be positive and finite, got inf"),
+        ({"server_seconds": -1.0}, "server_seconds must be finite and at least 0, got -1.0"),
     ],
 )
 def test_network_errors(options: dict[str, Any], message: str) -> None:
@@ -253,11 +253,14 @@ def test_network_errors(options: dict[str, Any], message: str) -> None:
     [
         ({"uplink_bps": 0.0}, "Profile.uplink_bps must be > 0, got 0.0"),
         ({"downlink_bps": math.nan}, "Profile.downlink_bps must be > 0, got nan"),
-        ({"latency_seconds": -1.0}, "Profile.latency_seconds must be finite and >= 0, got -1.0"),
-        ({"spread": math.inf}, "Profile.spread must be finite and >= 0, got inf"),
+        (
+            {"latency_seconds": -1.0},
+            "Profile.latency_seconds must be finite and at least 0, got -1.0",
+        ),
+        ({"spread": math.inf}, "Profile.spread must be finite and at least 0, got inf"),
         (
             {"distribution": "cauchy"},
-            "Profile.distribution must be lognormal or uniform, got 'cauchy'",
+            "Profile.distribution must be one of lognormal, uniform, got 'cauchy'",
         ),
         (
             {"distribution": "uniform", "spread": 1.0},

@@ -6,16 +6,15 @@ import pytest
 import torch
 
 from bhfl.data.partition import IID, ByColumn, Dirichlet
-from bhfl.data.split import make_split
+from bhfl.data.split import Shares, make_split
 
 TARGETS = np.arange(1000) % 10
-OPTIONS = {"num_clients": 8, "seed": 5, "max_samples": None, "val_fraction": 0.1, "holdout": 30}
-OPTIONS |= {"client_val_fraction": 0.2}
+SHARES = {"max_samples": None, "val_fraction": 0.1, "holdout": 30, "client_val_fraction": 0.2}
 DIRICHLET = Dirichlet(0.5)
 
 
-def split(partition=DIRICHLET, targets=TARGETS, **changes):
-    return make_split(targets, partition, **{**OPTIONS, **changes})
+def split(partition=DIRICHLET, targets=TARGETS, num_clients=8, seed=5, **changes):
+    return make_split(targets, partition, num_clients, seed, Shares(**{**SHARES, **changes}))
 
 
 def everything(parts):

@@ -42,10 +42,12 @@ always fit.
 class Allocation:
     """Bit-widths of one client's layers.
 
-    Attributes: bits: one width per layer, in the order of `sizes`. cost: `sum_l C_l(b_l)`, in the
-        unit of the costs (loss). payload_bits: what the layers take on the wire, codes and scales.
+    Attributes:
+        bits: The width of each layer, in the order of `sizes`.
+        cost: `sum_l C_l(b_l)`, in the unit of the costs (loss).
+        payload_bits: What the layers take on the wire, codes and scales.
         feasible: False when not even the smallest payload fits; `bits` is that payload, and the
-        client is late.
+            client is late.
     """
 
     bits: tuple[int, ...]

@@ -5,11 +5,11 @@
 bias and independently across clients. With all clients in every round, K local steps and `eta <= 1
 / (8 L K)`,
 
-    (1/T) sum_t E ||grad F(w_t)||^2  <=  4 (F_0 - F*) / (eta K T)
-                                      optimisation +  4 L eta sigma^2 sum_i p_i^2
-                                      noise +  10 eta^2 L^2 K (sigma^2 + 6 K zeta^2)
-                                      drift +  2 L / (eta K T) sum_t sum_i p_i^2 sum_l V_{t,i,l}
-                                      quantisation
+    (1/T) sum_t E ||grad F(w_t)||^2
+        <=  4 (F_0 - F*) / (eta K T)                           optimisation
+         +  4 L eta sigma^2 sum_i p_i^2                        noise
+         +  10 eta^2 L^2 K (sigma^2 + 6 K zeta^2)              drift
+         +  2 L / (eta K T) sum_t sum_i p_i^2 sum_l V_{t,i,l}  quantisation
 
 where `V_{t,i,l}` is the expected squared error of layer l of client i in round t
 (`significance.variance_table`).

@@ -22,10 +22,13 @@ sent as such.
 class LowMove:
     """One low-bit client's update, reconstructed.
 
-    Attributes: client: Whose it is. params: The weights that the masked average takes for it.
-        plain: The weights that the unmasked average takes for it. squares: By name of quantised
-        tensor: the mean square of its move, in steps of the client's grid. sent: The move itself
-        was sent, and not weights.
+    Attributes:
+        client: Whose it is.
+        params: The weights that the masked average takes for it.
+        plain: The weights that the unmasked average takes for it.
+        squares: The mean square of the move of each quantised tensor, in steps of the client's
+            grid.
+        sent: The move itself was sent, and not weights.
     """
 
     client: Client

@@ -12,6 +12,8 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
+from bhfl.checks import checked, choice, not_negative, positive
+
 Distribution = Literal["lognormal", "uniform"]
 
 
@@ -70,13 +72,16 @@ class Profile:
     device, once; and one factor for its link in every round. "lognormal" factors are `exp(width *
     z)`, "uniform" ones `1 + width * u` with u in [-1, 1]; width 0 is the median itself.
 
-    Attributes: uplink_bps: median bit/s towards the server. downlink_bps: median bit/s from the
-        server. latency_seconds: of every transfer. compute_flops: median FLOP/s in training at
-        float32. spread: width across clients, of link and device. jitter: width across rounds, of
-        the link. compute_jitter: mean of the exponential part of the shifted-exponential compute
-        time, relative to the
-            constant part (as in FedPAQ, Reisizadeh et al. 2020, section 5).
-        distribution: family of the factors.
+    Attributes:
+        uplink_bps: Median bit/s towards the server.
+        downlink_bps: Median bit/s from the server.
+        latency_seconds: Seconds that every transfer takes besides.
+        compute_flops: Median FLOP/s in training at float32.
+        spread: Width across clients, of link and device.
+        jitter: Width across rounds, of the link.
+        compute_jitter: Mean of the exponential part of the shifted-exponential compute time,
+            relative to the constant part (as in FedPAQ, Reisizadeh et al. 2020, section 5).
+        distribution: Family of the factors.
     """
 
     uplink_bps: float
@@ -93,14 +98,8 @@ class Profile:
             if not getattr(self, name) > 0:
                 raise ValueError(f"Profile.{name} must be > 0, got {getattr(self, name)}")
         for name in ("latency_seconds", "spread", "jitter", "compute_jitter"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(
-                    f"Profile.{name} must be finite and >= 0, got {getattr(self, name)}"
-                )
-        if self.distribution not in get_args(Distribution):
-            raise ValueError(
-                f"Profile.distribution must be lognormal or uniform, got {self.distribution!r}"
-            )
+            checked(f"Profile.{name}", getattr(self, name), not_negative)
+        checked("Profile.distribution", self.distribution, choice(*get_args(Distribution)))
         if self.distribution == "uniform" and max(self.spread, self.jitter) >= 1:
             raise ValueError(
                 f"Profile.spread and jitter must be < 1 when uniform, got {self.spread}, "
@@ -140,10 +139,10 @@ class ProfileLinks:
     """Links drawn from profiles.
 
     Args:
-        shares: share of the clients of each profile; each client draws its own, so shares hold on
-            average.
-        profiles: the profiles by name.
-        seed: of all draws.
+        shares: The share of the clients that has each profile; each client draws its own, so shares
+            hold on average.
+        profiles: The profiles by name.
+        seed: The seed of all draws.
     """
 
     def __init__(
@@ -184,8 +183,7 @@ class ProfileLinks:
 
 def check_deadline(seconds: float) -> None:
     """ValueError unless a deadline is a time that comes."""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"deadline_seconds must be finite and > 0, got {seconds}")
+    checked("deadline_seconds", seconds, positive)
 
 
 def _stream(seed: int, purpose: str, round_index: int, client: int) -> np.random.Generator:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bhfl.checks import checked, count, not_negative, within
 from bhfl.comm.network.links import (
     PROFILES,
     Link,
@@ -36,11 +37,11 @@ class Workload:
     """What one participant does in one round.
 
     Attributes:
-        client: its id.
-        download_bytes: measured, `len(payload)`.
-        upload_bytes: measured, `len(payload)`.
-        flops: of the local training: steps * batch size * 3 * FLOPs of one forward pass.
-        bits: width it computes with; matters with `low_bit_speedup`.
+        client: Its id.
+        download_bytes: What it receives, measured: `len(payload)`.
+        upload_bytes: What it sends, measured: `len(payload)`.
+        flops: FLOPs of the local training: steps * batch size * 3 * FLOPs of one forward pass.
+        bits: The width it computes with; matters with `low_bit_speedup`.
     """
 
     client: int
@@ -61,7 +62,7 @@ class ClientTime:
 
     @property
     def seconds(self) -> float:
-        """From the start of the round to the end of the upload."""
+        """Seconds from the start of the round to the end of the upload."""
         return self.download_seconds + self.compute_seconds + self.upload_seconds
 
 
@@ -69,9 +70,11 @@ class ClientTime:
 class RoundTime:
     """Simulated seconds of one round.
 
-    Attributes: seconds: how long the round took, server time included. clients: every participant,
-        in the order of the workloads. late: ids of the participants that missed the deadline: the
-        server has not received their updates.
+    Attributes:
+        seconds: How long the round took, server time included.
+        clients: Every participant, in the order of the workloads.
+        late: The ids of participants that missed the deadline: the server has not received their
+            updates.
     """
 
     seconds: float
@@ -88,17 +91,17 @@ class SimulatedNetwork:
         deadline_seconds: 30
 
     Args:
-        profiles: name of the profile of all clients, or share of the clients of each; see
+        profiles: The profile of all clients by name, or the share of the clients that has each; see
             `PROFILES`. Default: wifi.
-        custom_profiles: further profiles by name; they go before those of `PROFILES`.
-        trace: CSV file to read links from instead; see `TraceLinks`.
-        seed: of all draws of the network.
-        deadline_seconds: when a round ends, whoever has not arrived; None: it waits for all.
-        shared_uplink: the participants of a round share one uplink: each sends at its rate divided
-            by their number.
-        low_bit_speedup: compute time falls as 32 / bits. Off by default: it assumes hardware, and
-            mixes its effect with that of communication.
-        server_seconds: added to every round.
+        custom_profiles: Further profiles by name; they go before those of `PROFILES`.
+        trace: A CSV file to read links from instead; see `TraceLinks`.
+        seed: The seed of all draws of the network.
+        deadline_seconds: When a round ends, whoever has not arrived; None waits for all.
+        shared_uplink: Whether the participants of a round share one uplink: each sends at its rate
+            divided by their number.
+        low_bit_speedup: Whether compute time falls as 32 / bits. Off by default: it assumes
+            hardware, and mixes its effect with that of communication.
+        server_seconds: Seconds that are added to every round.
 
     Raises:
         ValueError: an argument is out of its range, or both `profiles` and `trace` are given.
@@ -127,12 +130,10 @@ class SimulatedNetwork:
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
         if trace is not None and not user_path(trace).is_file():
             raise FileNotFoundError(f"trace must name a file, got {trace!r}")
-        if seed < 0:
-            raise ValueError(f"seed must be >= 0, got {seed}")
+        checked("seed", seed, count(0, 2**63 - 1))
         if deadline_seconds is not None:
             check_deadline(deadline_seconds)
-        if not (math.isfinite(server_seconds) and server_seconds >= 0):
-            raise ValueError(f"server_seconds must be finite and >= 0, got {server_seconds}")
+        checked("server_seconds", server_seconds, not_negative)
         self._deadline_seconds = deadline_seconds
         self._shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
@@ -158,7 +159,7 @@ class SimulatedNetwork:
         """Simulates one round.
 
         Args:
-            round_index: which draws to use.
+            round_index: Which draws to use.
             workloads: one per participant that is waited for.
             num_participants: that share the uplink, if others do too.
 
@@ -203,19 +204,17 @@ class SimulatedNetwork:
         in seconds.
 
         Args:
-            round_index: which draws to use.
-            workloads: one per participant that is waited for.
-            fraction: of them, in (0, 1].
-            num_participants: that share the uplink, if others do too.
+            round_index: Which draws to use.
+            workloads: The workload of each participant that is waited for.
+            fraction: The share of the workloads, in (0, 1].
+            num_participants: How many share the uplink, if others do too.
 
         Raises:
             ValueError: `fraction` is not in (0, 1], or there are no participants.
         """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {fraction}")
-        times = sorted(
-            client.seconds for client in self.client_times(round_index, workloads, num_participants)
-        )
+        checked("fraction", fraction, within("(0, 1]"))
+        clients = self.client_times(round_index, workloads, num_participants)
+        times = sorted(client.seconds for client in clients)
         return times[math.ceil(fraction * len(times) - _TOLERANCE) - 1]
 
     def uplink_budget_bits(
@@ -229,10 +228,10 @@ class SimulatedNetwork:
         it is too late.
 
         Args:
-            round_index: which draws to use.
-            workload: of the client; its `upload_bytes` do not matter.
-            deadline_seconds: when the upload must have arrived.
-            num_participants: of the round; matters with `shared_uplink`.
+            round_index: Which draws to use.
+            workload: What the client does; its `upload_bytes` do not matter.
+            deadline_seconds: When the upload must have arrived.
+            num_participants: The participants of the round; they matter with `shared_uplink`.
         """
         client = workload.client
         link = self.shared_link(round_index, client, workload.bits, num_participants)
@@ -257,10 +256,10 @@ class SimulatedNetwork:
         """The link and the device of one client as they are in a round with others.
 
         Args:
-            round_index: which draws to use.
-            client: its id.
-            bits: width it computes with; matters with `low_bit_speedup`.
-            num_participants: of the round; matters with `shared_uplink`.
+            round_index: Which draws to use.
+            client: Its id.
+            bits: The width it computes with; matters with `low_bit_speedup`.
+            num_participants: The participants of the round; they matter with `shared_uplink`.
         """
         link = self.link(round_index, client)
         speedup = 32 / bits if self._low_bit_speedup else 1.0
