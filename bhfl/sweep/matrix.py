@@ -8,7 +8,7 @@ from typing import Any
 from bhfl.sweep.options import Option
 
 EACH = "each"
-"""Of ``tune.setting``: tuned on every setting, for that setting."""
+"""A value of ``tune.setting``: every setting is tuned for itself."""
 
 
 @dataclass(frozen=True)

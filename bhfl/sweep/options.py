@@ -26,8 +26,8 @@ class Option:
     """One option of a run.
 
     Attributes:
-        key: As on the command line.
-        value: Plain, or as typed.
+        key: Its name on the command line.
+        value: A plain value, or text as it was typed.
         layer: The same for messages about it, with its place.
     """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Job:
         name: Folder of the run's versions, in `root`.
         config: The method's configuration file.
         options: Those that follow it.
-        seed: Of everything.
+        seed: The seed of everything.
     """
 
     root: Path
@@ -60,7 +61,7 @@ class Job:
 
     @property
     def args(self) -> list[str]:
-        """Of ``bhfl``, from the beginning."""
+        """The words that follow ``bhfl``."""
         own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.root}"]
         words = [option.word for option in self.options]
         return ["fit", f"--config={self.config}", *words, *own, f"--trainer.name={self.name}"]
@@ -85,19 +86,18 @@ class Plan:
     """What is to be run.
 
     Args:
-        matrix: Of the runs.
+        matrix: What is to be run, and how.
         root: Folder of the sweep.
         only: Methods and settings to which the sweep is confined, each where any of its kind is
             named.
     """
 
     def __init__(self, matrix: Matrix, root: Path, only: Sequence[str] = ()) -> None:
-        self.matrix, self.root = matrix, root
+        self.matrix = matrix
+        self.root = root
         cells = [
             Cell(s, m, seed)
-            for seed in matrix.seeds
-            for s in matrix.settings
-            for m in matrix.methods
+            for seed, s, m in product(matrix.seeds, matrix.settings, matrix.methods)
         ]
         chosen = [cell for cell in cells if self._within(cell, only)]
         self.cells = sorted(chosen, key=lambda cell: not self._within(cell, matrix.first))
@@ -127,8 +127,19 @@ class Plan:
         """The runs that tune for a cell by their values, for one seed after the other."""
         if (tune := self.matrix.tune) is None:
             return []
-        cells = [Cell(self._tried(cell), cell.method, seed) for seed in tune.seeds]
-        return [{value: self._trial(one, value) for value in tune.values} for one in cells]
+        trials = []
+        for seed in tune.seeds:
+            one = Cell(self._tried(cell), cell.method, seed)
+            trials.append({value: self._trial(one, value) for value in tune.values})
+        return trials
+
+    def all_trials(self, cells: Iterable[Cell]) -> dict[str, Job]:
+        """The runs that tune for any of some cells, by their names."""
+        found: dict[str, Job] = {}
+        for cell in cells:
+            for of_seed in self.trials(cell):
+                found |= {job.name: job for job in of_seed.values()}
+        return found
 
     def _tried(self, cell: Cell) -> str:
         """The setting that the value of a cell is tuned on."""

@@ -17,7 +17,7 @@ from bhfl.sweep.plan import Job
 RUN = (sys.executable, "-m", "bhfl.sweep.child")
 """What runs the arguments of a job."""
 STOP_SECONDS = 10.0
-"""For a run to end in order."""
+"""How long a run may take to end in order."""
 _LAST_LINES = 8
 
 
@@ -45,7 +45,7 @@ class Processes:
     """Runs at work.
 
     Args:
-        lock: A file descriptor that they inherit.
+        lock: A file descriptor that the runs inherit.
     """
 
     def __init__(self, lock: int) -> None:

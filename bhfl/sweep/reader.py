@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def read_matrix(
     """The matrix in the file at `path`.
 
     Args:
-        path: Of the file; configurations are named relative to it.
+        path: The file; configurations are named relative to it.
         typed: Options of the command line.
-        seeds: In place of those of the file.
+        seeds: Seeds that replace those of the file.
 
     Raises:
         ConfigError: With every problem of the file.
@@ -55,22 +56,21 @@ class _Reader:
         base = self.options(("base",), values.get("base", {}))
         settings = {"": list[Option]()}
         if "settings" in values:
-            settings = {
-                name: self.options(("settings", name), v)
-                for name, v in self.named("settings").items()
-            }
-        written = self.named("methods")
-        configs = {name: self.config(("methods", name), row) for name, row in written.items()}
-        methods = {
-            name: self.options(("methods", name), row, ("config",)) for name, row in written.items()
-        }
+            settings = {}
+            for setting, row in self.named("settings").items():
+                settings[setting] = self.options(("settings", setting), row)
+        configs = {}
+        methods = {}
+        for method, row in self.named("methods").items():
+            configs[method] = self.config(("methods", method), row)
+            methods[method] = self.options(("methods", method), row, ("config",))
         for both in settings.keys() & methods.keys():
             self.problem(("settings", both), "is the name of a method too")
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
         rows = [base, *settings.values(), *methods.values(), typed]
-        given = {
-            leaf for row in rows for option in row for leaf in leaves(option.key, option.value)
-        }
+        given: set[str] = set()
+        for option in chain.from_iterable(rows):
+            given |= set(leaves(option.key, option.value))
         tune = self.tune(values["tune"], list(settings), given) if "tune" in values else None
         first = self.first(values.get("first", []), [*methods, *settings])
         report = self.report(values.get("report", {}))
@@ -124,7 +124,8 @@ class _Reader:
 
     def placed(self, keys: Keys, key: str, value: Any) -> Layer:
         """An option as a layer of a run's configuration, with its lines in the matrix."""
-        own, length = tuple(key.removesuffix("+").split(".")), len(keys) + 1
+        own = tuple(key.removesuffix("+").split("."))
+        length = len(keys) + 1
         lines = {
             own + inner[length:]: line
             for inner, line in self.layer.lines.items()
@@ -145,41 +146,40 @@ class _Reader:
             return None
         before = len(self.problems)
         self.known(keys, values, tuple(Tune.__dataclass_fields__))
-        key = values.get("key")
-        metric = values.get("metric", Tune.metric)
-        setting = values.get("setting", "")
-        if not isinstance(key, str) or not OPTION.fullmatch(key):
-            self.problem(
-                (*keys, "key"), f"must be an option such as model.optimizer.lr, got {shown(key)}"
-            )
-        elif next(leaves(key, None)) in given:
-            self.problem((*keys, "key"), f"must not be given elsewhere too, and {key} is")
+        self.tuned_key((*keys, "key"), values.get("key"), given)
         for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
-            if not isinstance(value, (int, float)) and not (
-                isinstance(value, str) and _NAME.fullmatch(value)
-            ):
+            word = isinstance(value, str) and _NAME.fullmatch(value)
+            if not word and not isinstance(value, (int, float)):
                 self.problem(
                     (*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}"
                 )
         self.seeds((*keys, "seeds"), values.get("seeds"))
         if "margin" in values:
             self.hold((*keys, "margin"), values["margin"], positive)
+        metric = values.get("metric", Tune.metric)
         if not isinstance(metric, str) or not metric.startswith("val/"):
             self.problem(
                 (*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}"
             )
         self.hold((*keys, "last"), values.get("last", 1), count(1))
-        if settings != [""] and setting not in (EACH, *settings):
-            near = suggestion(str(setting), [EACH, *settings])
-            self.problem(
-                (*keys, "setting"),
-                f"must be one of the settings or {EACH}, got {shown(setting)}{near}",
-            )
-        if settings == [""] and setting:
-            self.problem(
-                (*keys, "setting"), f"needs settings, and there are none, got {shown(setting)}"
-            )
+        self.tuned_on((*keys, "setting"), values.get("setting", ""), settings)
         return Tune(**values) if len(self.problems) == before else None
+
+    def tuned_key(self, keys: Keys, key: Any, given: set[str]) -> None:
+        """Check the option that is tuned, which nothing else may give."""
+        if not isinstance(key, str) or not OPTION.fullmatch(key):
+            self.problem(keys, f"must be an option such as model.optimizer.lr, got {shown(key)}")
+        elif next(leaves(key, None)) in given:
+            self.problem(keys, f"must not be given elsewhere too, and {key} is")
+
+    def tuned_on(self, keys: Keys, setting: Any, settings: list[str]) -> None:
+        """Check the setting that it is tuned on, of which there may be none."""
+        if settings == [""]:
+            if setting:
+                self.problem(keys, f"needs settings, and there are none, got {shown(setting)}")
+        elif setting not in (EACH, *settings):
+            near = suggestion(str(setting), [EACH, *settings])
+            self.problem(keys, f"must be one of the settings or {EACH}, got {shown(setting)}{near}")
 
     def first(self, values: Any, names: list[str]) -> list[str]:
         found = self.items(("first",), values) if values != [] else []

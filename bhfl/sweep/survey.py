@@ -37,10 +37,7 @@ class Survey:
         self.plan = plan
         self.configs = configs
         self.tuning = Tuning(plan, configs)
-        trials = (
-            job for cell in plan.cells for of_seed in plan.trials(cell) for job in of_seed.values()
-        )
-        self.trials = list({job.name: job for job in trials}.values())
+        self.trials = list(plan.all_trials(plan.cells).values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
         self._refuse_changed(self.trials)
         for cell in plan.cells:
@@ -59,9 +56,8 @@ class Survey:
 
     def jobs(self) -> list[Job]:
         """All jobs, trials first."""
-        return list(
-            {job.name: job for job in (*self.trials, *map(self.job, self.plan.cells))}.values()
-        )
+        found = {job.name: job for job in (*self.trials, *map(self.job, self.plan.cells))}
+        return list(found.values())
 
     def states(self) -> dict[str, str]:
         """The state of each job, by its name."""
@@ -79,26 +75,26 @@ class Survey:
 
     def dropped(self) -> list[str]:
         """The names of trials that are not run, as their values are out of the race."""
-        settled = [cell for cell in self.plan.cells if self.tuning.settled(cell)]
-        trials = (
-            job
-            for cell in settled
-            for of_seed in self.plan.trials(cell)
-            for job in of_seed.values()
-        )
-        return [job.name for job in trials if not self.tuning.ended(job)]
+        settled = filter(self.tuning.settled, self.plan.cells)
+        trials = self.plan.all_trials(settled)
+        return [name for name, job in trials.items() if not self.tuning.ended(job)]
 
     def finished(self) -> dict[Path, str]:
         """The run folders of the cells that are done and their methods, in the order of the
         matrix.
         """
-        settings, methods = list(self.plan.matrix.settings), list(self.plan.matrix.methods)
-        cells = sorted(
-            self.plan.cells,
-            key=lambda cell: (settings.index(cell.setting), methods.index(cell.method)),
-        )
-        jobs = [(self.job(cell), cell.method) for cell in cells if self.tuning.settled(cell)]
-        return {job.run: method for job, method in jobs if job.done and job.run}
+        settings = list(self.plan.matrix.settings)
+        methods = list(self.plan.matrix.methods)
+
+        def place(cell: Cell) -> tuple[int, int]:
+            return settings.index(cell.setting), methods.index(cell.method)
+
+        found = {}
+        for cell in sorted(filter(self.tuning.settled, self.plan.cells), key=place):
+            job = self.job(cell)
+            if job.done and job.run:
+                found[job.run] = cell.method
+        return found
 
     def changed(self, job: Job) -> str:
         """What is wrong with the run folder of a job, if it was made with other options."""

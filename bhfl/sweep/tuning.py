@@ -21,8 +21,8 @@ class Tuning:
     """What has been found so far.
 
     Args:
-        plan: Of the sweep.
-        configs: Of its jobs.
+        plan: The runs of the sweep.
+        configs: The configurations of its jobs.
     """
 
     def __init__(self, plan: Plan, configs: Configs) -> None:
@@ -67,25 +67,23 @@ class Tuning:
             return ""
         found, _ = self._race(cell, self.ended)
         means = _means(found)
-        tried = {
-            value: mean
-            for value, mean in means.items()
-            if len(found[value]) == len(self.tune.seeds)
-        }
+        tried = [value for value in means if len(found[value]) == len(self.tune.seeds)]
         if not tried:
             raise ConfigError(
                 [f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"]
             )
-        best = max(tried, key=lambda value: tried[value])
+        best = max(tried, key=means.__getitem__)
         numbers = [value for value in found if not isinstance(value, str)]
         edge = len(numbers) == len(found) > 2 and best in (min(numbers), max(numbers))
+        trials: dict[str, float | None] = {}
+        listed = []
+        for value, got in found.items():
+            trials |= got
+            listed.append(f"{value}: {_mean(means.get(value), len(got))}")
         self.chosen[name] = best
-        trials = {name: outcome for got in found.values() for name, outcome in got.items()}
         self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": trials}
-        listed = ", ".join(
-            f"{value}: {_mean(means.get(value), len(got))}" for value, got in found.items()
-        )
-        return f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({listed})" + _EDGE * edge
+        text = f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({', '.join(listed)})"
+        return text + _EDGE * edge
 
     def _race(
         self, cell: Cell, ended: Callable[[Job], bool]
@@ -98,23 +96,22 @@ class Tuning:
         assert self.tune is not None
         of_seeds = self.plan.trials(cell)
         behind = math.inf if self.tune.margin is None else self.tune.margin
-        outcomes = {
-            value: {
-                job.name: self._outcome(job) for of_seed in of_seeds if ended(job := of_seed[value])
-            }
-            for value in self.tune.values
-        }
-        racing = [value for value, got in outcomes.items() if None not in got.values()]
-        found = {value: {} if value in racing else got for value, got in outcomes.items()}
+        found: dict[Any, dict[str, float | None]] = {}
+        racing = []
+        for value in self.tune.values:
+            trials = [of_seed[value] for of_seed in of_seeds]
+            found[value] = {job.name: self._outcome(job) for job in trials if ended(job)}
+            if None not in found[value].values():
+                racing.append(value)
+                found[value] = {}  # until its turn comes, seed by seed
         for of_seed in of_seeds:
             if left := [of_seed[value] for value in racing if not ended(of_seed[value])]:
                 return found, left
             for value in racing:
-                found[value][of_seed[value].name] = outcomes[value][of_seed[value].name]
+                found[value][of_seed[value].name] = self._outcome(of_seed[value])
             means = _means({value: found[value] for value in racing})
-            racing = [
-                value for value, mean in means.items() if mean >= max(means.values()) - behind
-            ]
+            least = max(means.values(), default=0.0) - behind
+            racing = [value for value, mean in means.items() if mean >= least]
         return found, []
 
     def save(self) -> None:
@@ -148,16 +145,13 @@ _EDGE = "; it is at the edge of the values tried"
 
 
 def _means(found: Mapping[Any, Mapping[str, float | None]]) -> dict[Any, float]:
-    """Of the values of which no trial diverged."""
-    outcomes = {
-        value: [outcome for outcome in got.values() if outcome is not None]
-        for value, got in found.items()
-    }
-    return {
-        value: statistics.fmean(got)
-        for value, got in outcomes.items()
-        if len(got) == len(found[value])
-    }
+    """The mean outcome of each value of which no trial diverged, and one has ended."""
+    means = {}
+    for value, got in found.items():
+        outcomes = [outcome for outcome in got.values() if outcome is not None]
+        if outcomes and len(outcomes) == len(got):
+            means[value] = statistics.fmean(outcomes)
+    return means
 
 
 def _mean(mean: float | None, num_seeds: int) -> str:
