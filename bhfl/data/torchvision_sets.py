@@ -32,9 +32,8 @@ class _Torchvision(FederatedDataModule):
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
-        if not isinstance(root, str | Path) or not str(root).strip():
-            raise ValueError(f"data.root must be a folder, got {root!r}")
-        self.root, self.download = str(user_option("data.root", root)), download
+        self.root = str(user_option("data.root", root or ""))
+        self.download = download
 
     def prepare_data(self) -> None:
         """Download, where asked to; processes that want the same files take turns."""
