@@ -105,7 +105,7 @@ def test_a_failed_download_names_the_set_and_the_folder(error, tmp_path, monkeyp
 
 @pytest.mark.parametrize("root", ["", None])
 def test_a_root_must_be_named(root):
-    with pytest.raises(ValueError, match="data.root must be a path: a path must not be empty"):
+    with pytest.raises(ValueError, match=r"data\.root must be a path: a path must not be empty"):
         MNIST(root=root)
 
 
