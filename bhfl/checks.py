@@ -97,8 +97,8 @@ def within(interval: str) -> Check:
 def choice(*words: str) -> Check:
     """The check of one of some words; a number stands for the word that it prints as.
 
-    >>> choice("max", "min")("mix")
-    "must be one of max, min, got 'mix'; did you mean 'max'?"
+    >>> choice("max", "min")("maxi")
+    "must be one of max, min, got 'maxi'; did you mean 'max'?"
     """
 
     def check(value: Any) -> str:

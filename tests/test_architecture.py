@@ -175,6 +175,15 @@ def test_a_client_imports_nothing_of_the_server():
     assert not wrong
 
 
+def test_tests_mirror_the_rooms():
+    folders = {file.parent.relative_to(PACKAGE) for file in FILES}
+    missing = []
+    for folder in folders:
+        if not (ROOT / "tests" / folder / "__init__.py").is_file():
+            missing.append(folder.as_posix())
+    assert not missing
+
+
 def test_contributing_shows_the_rooms_as_they_are():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     shown = re.findall(r"```mermaid\n(.*?)```", text, re.S)

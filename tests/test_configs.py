@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from bhfl import algorithms
 from bhfl.main import main
 from bhfl.sweep.check import Configs
 from bhfl.sweep.plan import Plan
@@ -19,22 +21,18 @@ CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
 MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 
 
-def test_none_is_missed():
-    methods = {
-        "local", "fedavg", "fedprox", "fedpaq", "fedcom", "fedcomgate", "grouped",
-        "grouped_asymmetric", "prowd", "prowd_delta", "adaquantfl", "fedlq", "fedlq_delta",
-    }  # fmt: skip
-    assert {path.stem for path in CONFIGS if path.parent.name == "digits"} == methods
-    assert {path.stem for path in CONFIGS if path.parent.name == "cifar10"} == methods
-    assert len(CONFIGS) == 26
-    assert {path.stem for path in MATRICES} == {
-        "demo",
-        "norms",
-        "effect",
-        "fedlq",
-        "table",
-        "paper",
-    }
+def named(path: Path) -> str:
+    """The algorithm that a configuration names."""
+    algorithm = yaml.safe_load(path.read_text()).get("algorithm", "FedAvg")
+    return algorithm if isinstance(algorithm, str) else algorithm["class_path"]
+
+
+@pytest.mark.parametrize("folder", ["digits", "cifar10"])
+def test_every_algorithm_has_a_configuration(folder):
+    paths = [path for path in CONFIGS if path.parent.name == folder]
+    assert {named(path) for path in paths} == set(algorithms.__all__)
+    assert {path.stem for path in paths} == {path.stem for path in CONFIGS}
+    assert [path for path in MATRICES if path.parents[1].name == folder]
 
 
 @pytest.fixture(scope="session")
