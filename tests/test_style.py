@@ -81,6 +81,7 @@ UNREAD: dict[str, set[str]] = {
     "bhfl/engine/client/registered.py": {"nested comprehensions"},
     "bhfl/engine/client/store.py": {"nested comprehensions", "no subject"},
     "bhfl/engine/common.py": {"no subject"},
+    "bhfl/engine/contents.py": {"nested choices"},
     "bhfl/engine/ending.py": {"no subject"},
     "bhfl/engine/evaluate.py": {"nested comprehensions"},
     "bhfl/engine/exchange.py": {"no subject"},
@@ -120,7 +121,7 @@ UNREAD: dict[str, set[str]] = {
     "bhfl/quant/saving.py": {"no subject"},
     "bhfl/report/reading.py": {"nested comprehensions", "no subject"},
     "bhfl/report/rows.py": {"nested comprehensions"},
-    "bhfl/report/settings.py": {"nested comprehensions"},
+    "bhfl/report/settings.py": {"nested comprehensions", "nested choices"},
     "bhfl/sweep/check.py": {"no subject"},
     "bhfl/sweep/runner.py": {"nested comprehensions"},
 }
@@ -157,6 +158,14 @@ def nested(tree: ast.AST) -> Iterator[int]:
             inner = [one for one in ast.walk(node) if isinstance(one, COMPREHENSIONS)]
             if len(inner) > 1 or len(node.generators) > 1:
                 yield node.lineno
+
+
+def nested_choices(tree: ast.AST) -> Iterator[int]:
+    """Lines of ``a if b else c`` that hold another one."""
+    for node in ast.walk(tree):
+        inner = sum(isinstance(one, ast.IfExp) for one in ast.walk(node))
+        if isinstance(node, ast.IfExp) and inner > 1:
+            yield node.lineno
 
 
 def crowded(tree: ast.AST) -> Iterator[int]:
@@ -228,6 +237,7 @@ def broken(source: str) -> dict[str, list[int]]:
     lines = source.splitlines()
     found = {
         "nested comprehensions": list(nested(tree)),
+        "nested choices": list(nested_choices(tree)),
         "crowded assignments": list(crowded(tree)),
         "no subject": list(without_subject(tree)),
         "long functions": list(long_functions(tree)),
@@ -301,6 +311,7 @@ def test_the_package_grows_by_air_alone() -> None:
         ("[a for b in c for a in b]", {"nested comprehensions"}),
         ("any(a for a in (b for b in c))", {"nested comprehensions"}),
         ("x = [a for a in b]\ny = {a for a in b}", set()),
+        ("x = a if b else c if d else e", {"nested choices"}),
         ("a, b, c = 1, 2, 3", {"crowded assignments"}),
         ("a = b = c = 1", {"crowded assignments"}),
         ("a, b, c = f()\na, b = 1, 2\na = b = 1", set()),

@@ -62,11 +62,9 @@ def pick(batches: Iterable[Any], num_samples: int, seed: int) -> list[Chunk]:
     enough.
     """
     flat = [tree_flatten(batch) for batch in batches]
-    columns = (
-        _columns([leaves for leaves, _ in flat])
-        if len({str(spec) for _, spec in flat}) == 1
-        else None
-    )
+    columns = None
+    if len({str(spec) for _, spec in flat}) == 1:  # all batches are built alike
+        columns = _columns([leaves for leaves, _ in flat])
     if columns is None:
         return _whole([tree_unflatten(leaves, spec) for leaves, spec in flat], num_samples)
     order = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(seed))

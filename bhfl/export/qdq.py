@@ -71,12 +71,9 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
         model(*inputs)  # where that fails, its own error says more than the exporter's
         program = _program(_rewritten(model), inputs, shapes)
     except Exception as error:
-        undefined = isinstance(error, NotImplementedError) and '"forward"' in str(error)
-        why = (
-            "it has no forward, which is what the file computes: define it"
-            if undefined
-            else _cause(error)
-        )
+        why = _cause(error)
+        if isinstance(error, NotImplementedError) and '"forward"' in str(error):
+            why = "it has no forward, which is what the file computes: define it"
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
     with replacing(path) as temporary:
         program.save(temporary, external_data=False)

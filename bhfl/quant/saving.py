@@ -172,7 +172,9 @@ class _Saving(TorchFunctionMode):
             return 8
         if not tensors or x.numel() != tensors[0].numel():  # weights, statistics
             return None
-        return 16 if self.function in _SIXTEEN_BITS else 8 if self.function in _EIGHT_BITS else None
+        if self.function in _SIXTEEN_BITS:
+            return 16
+        return 8 if self.function in _EIGHT_BITS else None
 
 
 def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:

@@ -69,11 +69,9 @@ class Run:
             return f"{done} of {total} rounds" if total else f"{done} rounds"
         if failed := self.summary.get("failed"):
             return f"after {done} rounds, {str(failed).splitlines()[0]:.200}"
-        return (
-            ""
-            if done == said
-            else f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
-        )
+        if done == said:
+            return ""
+        return f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
 
     @property
     def num_rounds(self) -> int:

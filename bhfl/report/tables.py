@@ -152,7 +152,8 @@ def until(section: Section, goal: Goal) -> Table | None:
         for tag in tags:
             digits = int("MB" in tag or (tag == "rounds" and len(row.runs) > 1))
             cells.append(_reached([goal.reached(run, tag) for run in row.runs], digits))
-        sooner = goal.times_sooner(row, base, "s" if timed else "rounds") if base else None
+        axis = "s" if timed else "rounds"
+        sooner = goal.times_sooner(row, base, axis) if base else None
         cells.append(_over_seeds(sooner, 2, row) if sooner else "-")
         cells.append(_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row))
         rows.append([Cell(text) for text in cells])
@@ -233,12 +234,14 @@ def _fixed(value: float, digits: int) -> str:
 
 def _amount(value: float) -> str:
     """Three figures or so, whatever its size."""
-    return _fixed(value, 2 if value < 10 else 1 if value < 100 else 0)
+    return _fixed(value, (value < 10) + (value < 100))
 
 
 def _seeds(row: Row) -> str:
     seeds = [run.seed for run in row.runs]
-    return "-" if None in seeds else str(len(seeds)) if row.finished else f"seed {seeds[0]}"
+    if None in seeds:
+        return "-"
+    return str(len(seeds)) if row.finished else f"seed {seeds[0]}"
 
 
 def _rounds(row: Row) -> str:

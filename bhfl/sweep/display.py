@@ -24,11 +24,9 @@ class Display:
         self.before = done
         self.done = done
         self.begun = self.spoken = time.monotonic()
-        self.bar = (
-            tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
-            if sys.stderr.isatty()
-            else None
-        )
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
 
     def tell(self, text: str) -> None:
         """Print a line."""

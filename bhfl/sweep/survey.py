@@ -111,4 +111,6 @@ class Survey:
 
 
 def _state(job: Job) -> str:
-    return DONE if job.done else CUT_OFF if job.run else MISSING
+    if job.done:
+        return DONE
+    return CUT_OFF if job.run else MISSING

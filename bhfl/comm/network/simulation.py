@@ -138,11 +138,12 @@ class SimulatedNetwork:
         self._shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
         self._server_seconds = server_seconds
-        self._links: LinkSource = (
-            _profile_links("wifi" if profiles is None else profiles, custom_profiles or {}, seed)
-            if trace is None
-            else TraceLinks(trace)
-        )
+        self._links: LinkSource
+        if trace is not None:
+            self._links = TraceLinks(trace)
+        else:
+            given = "wifi" if profiles is None else profiles
+            self._links = _profile_links(given, custom_profiles or {}, seed)
 
     @property
     def deadline_seconds(self) -> float | None:

@@ -92,15 +92,13 @@ def _check_header(header: list[str], path: Path) -> None:
 
 
 def _link(cells: dict[str, str], where: str) -> Link:
-    latency = _number(cells, "latency_s", where) if "latency_s" in cells else 0.0
-    return Link(
-        uplink_bps=_positive(cells, "uplink_bps", where),
-        downlink_bps=_positive(cells, "downlink_bps", where),
-        latency_seconds=latency,
-        compute_flops=_positive(cells, "compute_flops", where)
-        if "compute_flops" in cells
-        else math.inf,
-    )
+    rates = {}
+    if "latency_s" in cells:
+        rates["latency_seconds"] = _number(cells, "latency_s", where)
+    for column in ("uplink_bps", "downlink_bps", "compute_flops"):
+        if column in cells:
+            rates[column] = _positive(cells, column, where)
+    return Link(**rates)
 
 
 def _whole(cells: dict[str, str], column: str, where: str) -> int:
