@@ -100,10 +100,10 @@ def fake_quantize_affine(
     itself at 32 bits.
 
     Args:
-        x: As in :func:`quantize_affine`.
+        x: See :func:`quantize_affine`.
         bits: 2..16, or 32.
-        granularity: As in :func:`quantize_affine`.
-        generator: As in :func:`quantize_affine`.
+        granularity: See :func:`quantize_affine`.
+        generator: See :func:`quantize_affine`.
     """
     if bits == FLOAT_BITS:
         return x

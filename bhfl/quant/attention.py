@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from bhfl.quant.layers import FLOAT_CLASSES, QUANT_CLASSES, QuantLayer, QuantLinear
+from bhfl.quant.layers import QUANT_CLASSES, QuantLinear
+from bhfl.quant.quant_layer import QuantLayer
 
 
 class QuantAttentionOutput(QuantLinear, NonDynamicallyQuantizableLinear):
@@ -56,16 +57,16 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As the parent; ``is_causal`` is a hint, and needs the mask that it speaks of."""
-        if not any(
-            isinstance(part, QuantLayer) and not part.spec.is_float
-            for part in (self, self.out_proj)
-        ):
+        """Attend as the parent does; ``is_causal`` is a hint, and needs the mask that it speaks
+        of.
+        """
+        parts = (self, self.out_proj)
+        if all(not isinstance(part, QuantLayer) or part.spec.is_float for part in parts):
             masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
             return nn.MultiheadAttention.forward(self, query, key, value, *masks)
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
-        q, k, v = (self._heads(x) for x in self._project(query, key, value))
+        q, k, v = map(self._heads, self._project(query, key, value))
         mask = _merged_mask(attn_mask, key_padding_mask, q, k)
         out, weights = _attend(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
         out = self.out_proj(self._joined(out, query.dim() == 3))
@@ -149,12 +150,6 @@ def can_be_quantized(attention: nn.Module) -> bool:
 
 QUANT_CLASSES[nn.MultiheadAttention] = QuantMultiheadAttention
 QUANT_CLASSES[NonDynamicallyQuantizableLinear] = QuantAttentionOutput
-FLOAT_CLASSES.update(
-    {
-        QuantMultiheadAttention: nn.MultiheadAttention,
-        QuantAttentionOutput: NonDynamicallyQuantizableLinear,
-    }
-)
 
 
 def guard_fused_kernels_(model: nn.Module) -> None:

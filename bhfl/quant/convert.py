@@ -2,7 +2,7 @@
 their grid.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from bhfl.quant.attention import can_be_quantized, guard_fused_kernels_
 from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import QuantizedTensor
-from bhfl.quant.layers import QUANT_CLASSES, QuantLayer, check_layer, takes_low_bits
+from bhfl.quant.layers import QUANT_CLASSES
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
+from bhfl.quant.quant_layer import QuantLayer, check_layer, takes_low_bits
 from bhfl.quant.spec import FLOAT_BITS, BitSpec
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -60,11 +61,9 @@ def quantize_(
             f"filter_fn must be a function of name and module, got {filter_fn!r}; backend= names a "
             "backend"
         )
-    chosen = [
-        (name, module)
-        for name, module in _candidates(model)
-        if filter_fn is None or filter_fn(name, module)
-    ]
+    chosen = list(_candidates(model))
+    if filter_fn is not None:
+        chosen = [(name, module) for name, module in chosen if filter_fn(name, module)]
     chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
         raise ValueError(
@@ -72,21 +71,32 @@ def quantize_(
             "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or "
             f"nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
         )
-    for name, module in chosen:  # all checks before any change
+    _check_layers(chosen, spec)  # all checks come before any change
+    if backend is not None:
+        get_backend(backend).require()
+    for _, module in chosen:
+        layer = _swapped(module)
+        layer.set_spec_(spec)
+        if backend is not None:
+            layer.backend = backend
+    guard_fused_kernels_(model)
+    return model
+
+
+def _swapped(module: nn.Module) -> QuantLayer:
+    """The module, which is a quantised layer from now on."""
+    if not isinstance(module, QuantLayer):
+        become_(module, QUANT_CLASSES[own_class(module)])
+    return cast(QuantLayer, module)
+
+
+def _check_layers(chosen: Iterable[tuple[str, nn.Module]], spec: BitSpec) -> None:
+    """ValueError, naming the layer, if one of them cannot take a spec."""
+    for name, module in chosen:
         try:
             check_layer(module, spec)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
-    if backend is not None:
-        get_backend(backend).require()
-    for _, module in chosen:
-        if not isinstance(module, QuantLayer):
-            become_(module, QUANT_CLASSES[own_class(module)])
-        cast(QuantLayer, module).set_spec_(spec)
-        if backend is not None:
-            cast(QuantLayer, module).backend = backend
-    guard_fused_kernels_(model)
-    return model
 
 
 def set_backend_(
@@ -183,12 +193,13 @@ def _without_orphans(
     """Leave out the output projections of attention that is float, which reads their weight and
     never calls them.
     """
+    swapped = {id(module) for _, module in chosen}
     floats = {
         id(module.out_proj)
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention)
         and not isinstance(module, QuantLayer)
-        and all(module is not other for _, other in chosen)
+        and id(module) not in swapped
     }
     return [(name, module) for name, module in chosen if id(module) not in floats]
 

@@ -125,10 +125,10 @@ def fake_quantize(
         x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no
             device has to wait.
         bits: 2..16, or 32 to return x itself.
-        range_rule: As in :func:`quantize`.
-        granularity: As in :func:`quantize`.
-        scale: As in :func:`quantize`.
-        generator: As in :func:`quantize`.
+        range_rule: See :func:`quantize`.
+        granularity: See :func:`quantize`.
+        scale: See :func:`quantize`.
+        generator: See :func:`quantize`.
 
     Returns:
         A tensor of the shape and dtype of x; computed in float32.
@@ -155,11 +155,11 @@ def quantize_with_gradient(
     """The codes behind :func:`fake_quantize`, for products of integers, and a way for the gradient.
 
     Args:
-        x: As in :func:`fake_quantize`.
+        x: See :func:`fake_quantize`.
         bits: 2..8.
-        range_rule: As in :func:`quantize`.
-        granularity: As in :func:`quantize`.
-        scale: As in :func:`quantize`.
+        range_rule: See :func:`quantize`.
+        granularity: See :func:`quantize`.
+        scale: See :func:`quantize`.
 
     Returns:
         A stand-in for the values, without memory of its own: what they get as gradient, it passes

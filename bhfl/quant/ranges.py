@@ -17,7 +17,7 @@ from bhfl.quant.spec import Granularity, RangeRule
 _SAMPLE = 1 << 13
 """Elements on which the mse rule searches; its result is checked on all of them."""
 _GROUP_SAMPLE = 1 << 7
-"""At least so many of each group, where it has them."""
+"""The fewest elements of a group that are among them, where it has so many."""
 _SURE = 1 - 1e-5
 """A gain within the rounding error of a float32 sum is no gain."""
 

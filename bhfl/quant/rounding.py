@@ -1,4 +1,4 @@
-"""From numbers to grid codes: ``clamp(round(x / scale), -n, n)``, to nearest or stochastically.
+"""Numbers become grid codes: ``clamp(round(x / scale), -n, n)``, to nearest or stochastically.
 
 Shapes: x is any shape; scale is 0-dim, or [C] for one scale per slice of dimension 0.
 """
@@ -105,9 +105,9 @@ def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Ten
         for block, target in matching_blocks(x.reshape(-1), out.view(-1)):
             yield block, scale, target
         return
-    matrix, steps, result = (tensor.reshape(len(x), -1) for tensor in (x, scale, out))
-    rows = max(1, block_size(x) // matrix.shape[1])
-    yield from zip(*(torch.split(tensor, rows) for tensor in (matrix, steps, result)), strict=True)
+    matrices = [tensor.reshape(len(x), -1) for tensor in (x, scale, out)]
+    rows = max(1, block_size(x) // matrices[0].shape[1])
+    yield from zip(*(torch.split(matrix, rows) for matrix in matrices), strict=True)
 
 
 def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
@@ -118,7 +118,8 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
     that such a value is reproduced whatever the noise; ``x / scale + noise`` would move it now and
     then, by its rounding error.
     """
-    inverse, noise = scale.reciprocal(), noise.view(x.shape).to(x.device, torch.float32)
+    inverse = scale.reciprocal()
+    noise = noise.view(x.shape).to(x.device, torch.float32)
     if limit <= _NARROW:
         return (x * inverse).add_(noise, alpha=_NOISE_STEP).round_().clamp_(-limit, limit)
     codes = nearest(x, scale, limit)
@@ -127,7 +128,7 @@ def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
 
 
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
-    """For each block of up to ``sizes[0]`` elements, uniform int16 noise; two come from each 32-bit
+    """Uniform int16 noise for each block of up to ``sizes[0]`` elements; two come from each 32-bit
     word.
 
     Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads

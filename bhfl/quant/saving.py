@@ -64,10 +64,10 @@ Restore = Callable[[], Tensor]
 
 @contextmanager
 def save_in_int8() -> Iterator[None]:
-    """Within, most of what autograd saves of activations takes a quarter of float32 or less.
+    """Let most of what autograd saves of activations take a quarter of float32 or less.
 
-    For the forward pass in training, as ``torch.autograd.graph.save_on_cpu``; its results stay what
-    they are::
+    It is for the forward pass in training, as ``torch.autograd.graph.save_on_cpu`` is; the results
+    stay what they are::
 
         with save_in_int8():
             loss = F.cross_entropy(model(x), y)
@@ -160,11 +160,10 @@ class _Saving(TorchFunctionMode):
         return [argument for argument in self.arguments if isinstance(argument, Tensor)]
 
     def bits(self, x: Tensor) -> int | None:
-        """In how many bits the function of the moment saves x; None for as it is."""
+        """The bits in which the function of the moment saves x; None where it stays as it is."""
         tensors = self.tensors()
-        if isinstance(x._base, torch.nn.Parameter) or any(
-            _is_given(x, argument) for argument in tensors
-        ):
+        given = any(_is_given(x, argument) for argument in tensors)
+        if given or isinstance(x._base, torch.nn.Parameter):
             return None
         if self.function == "relu":
             return 1
@@ -261,8 +260,8 @@ def _short(x: Tensor) -> Restore:
 
 
 def _signs(x: Tensor) -> Restore:
-    """Of the result of a ReLU, of which its gradient asks only where it is positive: 1 there, 0
-    elsewhere.
+    """Save where the result of a ReLU is positive, which is all that its gradient asks: 1 there,
+    and 0 elsewhere.
     """
     flat, back = _in_memory_order(x)
     bits = pack((flat <= 0).view(torch.int8).neg_(), 1)

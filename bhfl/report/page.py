@@ -57,9 +57,7 @@ def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
     except ImportError as error:
         drawn = [[] for _ in sections]
         missing = f'<p class="about">No pictures are drawn: {escape(str(error))}.</p>'
-    runs = 0
-    for section in sections:
-        runs += sum(len(row.runs) for row in section.rows)
+    runs = sum(len(section.runs) for section in sections)
     body = [_section(f"s{i}", *part) for i, part in enumerate(zip(tables, drawn, strict=True))]
     return f"""<!DOCTYPE html>
 <html lang="en">

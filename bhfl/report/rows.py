@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from bhfl.report.reading import Run, number, printable
 from bhfl.report.settings import Options, labels, method, task, titles
@@ -104,13 +105,17 @@ class Section:
     comparable: bool = True
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs of all rows."""
+        return list(chain.from_iterable(row.runs for row in self.rows))
+
+    @property
     def groups(self) -> list[str]:
         """Bit groups, and the average where there are several."""
         found: dict[str, None] = {}
-        for row in self.rows:
-            for run in row.runs:
-                if run.finished or not self.finished:
-                    found |= dict.fromkeys(run.groups)
+        for run in self.runs:
+            if run.finished or not self.finished:
+                found |= dict.fromkeys(run.groups)
         return [*found, AVERAGE] if len(found) > 1 else list(found)
 
     @property

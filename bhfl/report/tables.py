@@ -140,7 +140,11 @@ def until(section: Section, goal: Goal) -> Table | None:
     """What it took to reach a goal; None where no run is finished."""
     if not section.finished:
         return None
-    tags = [tag for tag in AXES if _has_tag(section, goal, tag)]
+    tags = []
+    for tag in AXES:
+        reached = [goal.reached(run, tag) for run in section.runs if run.finished]
+        if not all(map(math.isnan, reached)):
+            tags.append(tag)
     timed = "s" in tags
     name = f"{100 * goal.target:g} %"
     base = goal.base(section)
@@ -158,22 +162,13 @@ def until(section: Section, goal: Goal) -> Table | None:
         cells.append(_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row))
         rows.append([Cell(text) for text in cells])
     a_round = ["s a round"] if timed else []
-    reached = [f"{tag} to {name}" for tag in tags]
+    to_goal = [f"{tag} to {name}" for tag in tags]
     return Table(
         title=f"Until {name}",
-        head=["method", *a_round, *reached, "times sooner", "test acc"],
+        head=["method", *a_round, *to_goal, "times sooner", "test acc"],
         rows=rows,
         notes=_goal_notes(section, goal, base, timed),
     )
-
-
-def _has_tag(section: Section, goal: Goal, axis: str) -> bool:
-    """Whether a finished run has the tag of an axis."""
-    for row in section.finished:
-        for run in row.runs:
-            if not math.isnan(goal.reached(run, axis)):
-                return True
-    return False
 
 
 def _goal_notes(section: Section, goal: Goal, base: Row | None, timed: bool) -> list[str]:

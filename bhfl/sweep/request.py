@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import shown, suggestion
+from bhfl.checks import checked, count, positive, shown, suggestion
 from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
 from bhfl.files import user_path
 from bhfl.sweep.options import OPTION, Option, reserved
@@ -109,18 +109,6 @@ def _typed(name: str, value: str | None) -> Option:
     return Option(name, value, Layer(nested(name, Text(value))))
 
 
-def _positive(text: str) -> float:
-    if not 0 < (number := float(text)) < math.inf:
-        raise ValueError
-    return number
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def _distinct(text: str) -> list[str]:
     words = text.split(",")
     if "" in words or len(set(words)) < len(words):
@@ -142,8 +130,8 @@ def _folder(text: str) -> Path:
 
 
 _OWN: dict[str, tuple[Callable[[str], Any], str]] = {
-    "jobs": (_count, "an integer from 1"),
-    "minutes": (_positive, "a positive number"),
+    "jobs": (lambda text: checked("", int(text), count(1)), "an integer from 1"),
+    "minutes": (lambda text: checked("", float(text), positive), "a positive number"),
     "only": (_distinct, "distinct methods and settings with commas between them"),
     "seeds": (_seeds, "distinct integers from 0 with commas between them"),
     "root": (_folder, "a folder"),

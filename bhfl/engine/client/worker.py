@@ -27,7 +27,7 @@ from bhfl.engine.client.training import Training
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, begin_round_, quantize_, seed_, set_spec_
-from bhfl.quant.layers import takes_low_bits
+from bhfl.quant.quant_layer import takes_low_bits
 from bhfl.settings import LocalTraining
 
 _UNCALLED = (

@@ -17,7 +17,7 @@ from bhfl.quant.backends.base import FAKE, Backend
 from bhfl.quant.backends.shapes import device_of
 
 if TYPE_CHECKING:
-    from bhfl.quant.layers import QuantLayer
+    from bhfl.quant.quant_layer import QuantLayer
 
 FAST = {"auto": "int8", "auto-bfloat16": "int8-bfloat16", "auto-integer": "integer"}
 """The backends of this kind, and what each takes where it is faster."""

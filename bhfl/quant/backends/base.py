@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bhfl.quant.layers import QuantLayer
+    from bhfl.quant.quant_layer import QuantLayer
 
 
 class BackendWarning(UserWarning):

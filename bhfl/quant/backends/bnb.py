@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
 
 if TYPE_CHECKING:
-    from bhfl.quant.layers import QuantLayer
+    from bhfl.quant.quant_layer import QuantLayer
 
 
 class BitsAndBytes(EagerBackend):

@@ -189,16 +189,15 @@ def _rows(x: Tensor, group: int, size: int) -> Tensor:
 
 
 def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
-    """By matrix products, on any device."""
+    """The convolution by matrix products, on any device."""
     num_outputs, num_inputs, *kernel = w.values.shape
     matrices = w.values.permute(0, 2, 3, 1).reshape(conv.groups, num_outputs // conv.groups, -1)
     zeros = [row_sums(m) * x.zero if x.zero is not None else None for m in matrices]
     unfolded = conv.unfold(x, (kernel[0], kernel[1]))
     y = torch.empty(len(x.values), *unfolded[0].shape[1:3], num_outputs, device=x.values.device)
     for patches, block in zip(unfolded, torch.split(y, len(unfolded[0])), strict=True):
-        for i, (m, zero, part) in enumerate(
-            zip(matrices, zeros, block.chunk(conv.groups, 3), strict=True)
-        ):
+        parts = block.chunk(conv.groups, 3)
+        for i, (m, zero, part) in enumerate(zip(matrices, zeros, parts, strict=True)):
             sums = int_mm(_rows(patches, i, num_inputs), m.t())
             part.copy_((sums if zero is None else sums.sub_(zero)).view(part.shape))
         block.mul_(w.scale * x.scale)
@@ -206,7 +205,9 @@ def _unfolded(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
 
 
 def _onednn(conv: Conv, x: Codes, w: Codes, bias: Tensor | None) -> Tensor:
-    """By oneDNN, whose inputs are unsigned; signed codes become so by turning their highest bit."""
+    """The convolution by oneDNN, whose inputs are unsigned: signed codes become so by turning their
+    highest bit.
+    """
     ops, geometry = torch.ops.onednn, (conv.stride, conv.padding, conv.dilation, conv.groups)
     images = x.values.view(torch.uint8).bitwise_xor(0x80)
     scale, zero = float(x.scale), 128 + (0 if x.zero is None else int(x.zero))

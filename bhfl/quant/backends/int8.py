@@ -30,7 +30,7 @@ from bhfl.quant.backends.shapes import (
 from bhfl.quant.rounding import is_channels_last, per_slice
 
 if TYPE_CHECKING:
-    from bhfl.quant.layers import QuantLayer
+    from bhfl.quant.quant_layer import QuantLayer
 
 WIDEST = 8
 """Bits that an int8 code holds."""
@@ -42,8 +42,8 @@ class Plan:
 
     Attributes:
         product: The shape of the computation.
-        bits: Of the input.
-        dtype: Of float products backward.
+        bits: Bits of the input.
+        dtype: The dtype of float products backward.
         generator: Source of the rounding of errors, where they are rounded.
     """
 
@@ -57,7 +57,7 @@ class Int8(EagerBackend):
     """See the head of this file.
 
     Args:
-        dtype: Of the float products backward.
+        dtype: The dtype of float products backward.
     """
 
     def __init__(self, name: str = "int8", dtype: torch.dtype = torch.float32) -> None:
@@ -129,11 +129,10 @@ def gradients(
     O, P, Q].
     """
     gb = g.sum([0, *range(2, g.dim())]) if ctx.needs_input_grad[4] else None
-    gx, gw, gb = (
-        None if grad is None else grad.to(dtype)
-        for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True)
-    )
-    return gx, gw, None, None, gb, None
+    found = []
+    for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True):
+        found.append(None if grad is None else grad.to(dtype))
+    return found[0], found[1], None, None, found[2], None
 
 
 class StraightThrough(IntegerForward):

@@ -18,7 +18,7 @@ from bhfl.quant.backends.int8 import Int8, IntegerForward, gradients
 from bhfl.quant.rounding import per_slice
 
 if TYPE_CHECKING:
-    from bhfl.quant.layers import QuantLayer
+    from bhfl.quant.quant_layer import QuantLayer
 
 
 class Integer(Int8):
