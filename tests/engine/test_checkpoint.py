@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bhfl import files
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, digest, load, load_last, prune, round_path, save
 from bhfl.engine.client.store import ClientStore
+from bhfl.files import writing as files
 
 
 def state(seed: int = 0) -> dict:

@@ -22,8 +22,7 @@ from torch.utils.data import TensorDataset
 
 import bhfl.engine.checkpoint
 import bhfl.engine.client.store
-import bhfl.engine.folder
-import bhfl.files
+import bhfl.files.writing
 from bhfl.algorithms import (
     AdaQuantFL,
     FedAvg,
@@ -318,9 +317,9 @@ def resume_or_begin(folder: Path, kill_at: str = "", count: int = 0, **options: 
     """
     if kill_at:
         module, name = kill_at.rsplit(".", 1)
-        owner = {"files": bhfl.files, "checkpoint": bhfl.engine.checkpoint, "os": bhfl.files.os}
+        owner = {"files": bhfl.files.writing, "checkpoint": bhfl.engine.checkpoint, "os": os}
         owner |= {
-            "RoundsFile": bhfl.engine.folder.RoundsFile,
+            "RoundsFile": bhfl.files.writing.RoundsFile,
             "ClientStore": bhfl.engine.client.store.ClientStore,
         }
         die_at(owner[module], name.removesuffix("+"), count, after=name.endswith("+"))
