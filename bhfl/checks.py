@@ -82,7 +82,7 @@ def within(interval: str) -> Check:
     >>> within("(0, 1]")(0)
     'must be in (0, 1], got 0'
     """
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = map(float, interval[1:-1].split(","))
     ends = {low} if interval.startswith("[") else set()
     ends |= {high} if interval.endswith("]") else set()
 

@@ -43,9 +43,9 @@ class LayerHarm:
     """What quantising one layer at a time did to a model.
 
     Attributes:
-        probe: as `significance` and `curvature` take it.
-        loss: of the model as it is.
-        accuracy: 0..1, of the model as it is; nan where it has none.
+        probe: What `significance` and `curvature` take.
+        loss: The loss of the model as it is.
+        accuracy: Its accuracy, 0..1; nan where it has none.
         loss_increase: `[L, P]`, below 0 where quantising helped.
         accuracy_drop: `[L, P]`, nan where there is no accuracy.
     """
@@ -74,13 +74,13 @@ def layer_harm(
     same in all chunks.
 
     Args:
-        model: the global model.
-        layers: names of parameters, L of them, as of `bhfl.quant.layer_weights`.
-        bits: widths to probe, 2..16, P of them.
-        evaluate: mean loss and accuracy of the model on a chunk; nan for no accuracy.
-        chunks: numbers of samples, and what `evaluate` takes.
-        seed: of the stochastic rounding.
-        progress: called after each evaluation, with the samples it took.
+        model: The global model.
+        layers: Names of parameters, L of them, such as `bhfl.quant.layer_weights` gives.
+        bits: Widths to probe, 2..16, P of them.
+        evaluate: Gives mean loss and accuracy of the model on a chunk; nan for no accuracy.
+        chunks: Numbers of samples, and what `evaluate` takes.
+        seed: The seed of the stochastic rounding.
+        progress: Called after each evaluation, with the samples it took.
 
     Raises:
         ValueError: there is no chunk, or as `significance.probe`.

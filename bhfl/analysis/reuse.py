@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 _PURE = ("torch.nn.", "bhfl.quant.")
-"""In evaluation mode, layers of these packages compute from input, parameters and buffers, and do
+"""Packages whose layers, in evaluation mode, compute from input, parameters and buffers, and do
 nothing else.
 """
 

@@ -23,8 +23,8 @@ Chunk = tuple[int, Any]
 
 
 def held_out(data: FederatedData, num_samples: int, seed: int) -> tuple[list[Chunk], str]:
-    """At most `num_samples` of those kept for the server, or else of the validation split, and
-    which these are.
+    """The samples of an analysis, at most `num_samples`: those kept for the server, or else of the
+    validation split, and which of them.
 
     Raises:
         ValueError: There are none.
@@ -68,11 +68,11 @@ def pick(batches: Iterable[Any], num_samples: int, seed: int) -> list[Chunk]:
     if columns is None:
         return _whole([tree_unflatten(leaves, spec) for leaves, spec in flat], num_samples)
     order = torch.randperm(len(columns[0]), generator=torch.Generator().manual_seed(seed))
-    rows = torch.split(order[:num_samples].sort().values, CHUNK)
-    return [
-        (len(some), tree_unflatten([column[some] for column in columns], flat[0][1]))
-        for some in rows
-    ]
+    chunks = []
+    for rows in torch.split(order[:num_samples].sort().values, CHUNK):
+        leaves = [column[rows] for column in columns]
+        chunks.append((len(rows), tree_unflatten(leaves, flat[0][1])))
+    return chunks
 
 
 def _columns(batches: list[list[Any]]) -> list[Tensor] | None:

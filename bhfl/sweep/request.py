@@ -123,17 +123,11 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _folder(text: str) -> Path:
-    if not text.strip():
-        raise ValueError
-    return user_path(text)
-
-
 _OWN: dict[str, tuple[Callable[[str], Any], str]] = {
     "jobs": (lambda text: checked("", int(text), count(1)), "an integer from 1"),
     "minutes": (lambda text: checked("", float(text), positive), "a positive number"),
     "only": (_distinct, "distinct methods and settings with commas between them"),
     "seeds": (_seeds, "distinct integers from 0 with commas between them"),
-    "root": (_folder, "a folder"),
+    "root": (user_path, "a folder"),
 }
 """Options of the sweep itself: what reads them, and their rule."""
