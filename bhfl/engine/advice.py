@@ -8,7 +8,7 @@ def advice(error: BaseException, channels_last: bool) -> str:
     where unknown.
 
     Args:
-        error: Of the model's own step.
+        error: An error in the model's own step.
         channels_last: Whether its images lay in that format.
     """
     text = str(error)

@@ -149,7 +149,7 @@ def speaks_of_others() -> bool:
 
 @cache
 def end_with_parent() -> None:
-    """From now on, end this process soon after its parent has gone, however that came."""
+    """End this process soon after its parent has gone, however that came, from now on."""
     if parent() is not None:
         threading.Thread(target=_wait_for_parent, daemon=True, name="parent").start()
 

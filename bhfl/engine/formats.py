@@ -150,7 +150,7 @@ class _Trial:
     """What became of one batch."""
 
     errors: dict[str, Exception] = field(default_factory=dict)
-    """By the step that raised."""
+    """What was raised, by the step that raised it."""
     loss: float | None = None
     gradients: list[Tensor] = field(default_factory=list)
 

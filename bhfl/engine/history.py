@@ -29,7 +29,7 @@ MAX_GROWTH = 128
 take so little.
 """
 ROW_BYTES = 12
-"""Of text, that the row itself counts for."""
+"""Bytes of text that a row itself counts for."""
 
 
 class PackedHistory:
@@ -99,7 +99,8 @@ def _lines(packed: bytes) -> Iterator[bytes]:
     """The lines of compressed text, decompressed piece by piece; CheckpointError beyond the
     limit.
     """
-    stream, left = zlib.decompressobj(), MAX_TEXT + MAX_GROWTH * len(packed)
+    stream = zlib.decompressobj()
+    left = MAX_TEXT + MAX_GROWTH * len(packed)
     begun = bytearray()
     while not stream.eof:
         piece = stream.decompress(packed, 2**16)

@@ -59,7 +59,9 @@ class Guard:
         Raises:
             HookError: With every problem, one a line.
         """
-        problems = [problem for made in cls.__mro__ for problem in self._problems(made)]
+        problems: list[str] = []
+        for made in cls.__mro__:
+            problems += self._problems(made)
         if problems:
             raise HookError("\n".join(dict.fromkeys(problems)))
 
@@ -143,9 +145,7 @@ class Guard:
             return call_problems(where, raw, known, self.by_name)
         try:
             bound = raw.__get__(made, made)  # any object does: it is not called
-        except (
-            Exception
-        ):  # a descriptor that wants an instance shows what it is when it is asked by one
+        except Exception:  # it wants an instance: it shows what it is when one asks it
             return []
         return call_problems(where, bound, known, self.by_name)
 

@@ -69,7 +69,7 @@ def _strategy(
 
 _at_work = threading.RLock()
 _watch: Watch | None = None
-"""Of this process, from its first launch on: the processes stay the same."""
+"""The watch of this process, from its first launch on: the processes stay the same."""
 _children: list[Popen[bytes]] = []
 
 

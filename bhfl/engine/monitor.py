@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from bhfl.checks import suggestion
@@ -48,12 +49,15 @@ def doubt(monitor: str, mode: str) -> str:
     ''
     """  # noqa: E501, W505
     words = _words(monitor)
-    errors, scores = ([word for word in words if word in known] for known in (_ERRORS, _SCORES))
+    errors = [word for word in words if word in _ERRORS]
+    scores = [word for word in words if word in _SCORES]
     if _TURNED & {*words} or (errors and scores):
         return ""
-    wrong, right, end = (errors, "min", "highest") if mode == "max" else (scores, "max", "lowest")
+    wrong = errors if mode == "max" else scores
     if not wrong:
         return ""
+    end = "highest" if mode == "max" else "lowest"
+    right = "min" if mode == "max" else "max"
     return (
         f"trainer.monitor is {monitor} and trainer.mode {mode}: the {end} {wrong[0]} is the best; "
         f"set trainer.mode to {right}"
@@ -77,14 +81,10 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     known = vars(type(model)).get("validation_metrics")
     if known is None or not monitor.startswith("val/"):
         return
-    ends = [
-        "",
-        "_avg",
-        "_min",
-        *(f"_{group}" for group in groups),
-        *(f"_local_{group}" for group in groups),
-    ]
-    tags = [f"val/{name}{end}" for name in known for end in ends]
+    ends = ["", "_avg", "_min"]
+    for group in groups:
+        ends += [f"_{group}", f"_local_{group}"]
+    tags = [f"val/{name}{end}" for name, end in product(known, ends)]
     if monitor not in tags:
         logged = f"; {type(model).__name__} logs {', '.join(known)}"
         more = suggestion(monitor, tags, others=False) or logged

@@ -9,8 +9,8 @@ from subprocess import Popen
 from typing import Any
 
 GRACE_SECONDS = 2.0
-"""For the main thread to end by itself when another process has; and for silence beyond the
-time-out.
+"""How long the main thread has to end by itself when another process has ended, and how long a
+process may be silent beyond the time-out.
 """
 
 
@@ -50,11 +50,9 @@ class Peer:
         if self.left:
             return ""
         if code is not None:
-            how = (
-                f"was ended by {signal.Signals(-code).name}"
-                if code < 0
-                else f"has ended with exit code {code}"
-            )
+            how = f"has ended with exit code {code}"
+            if code < 0:
+                how = f"was ended by {signal.Signals(-code).name}"
             return f"{how} while {self.doing}"
         silent = 0.0 if self.heard is None else time.monotonic() - self.heard
         if self.gone and not (self.child and silent < GRACE_SECONDS):

@@ -82,10 +82,11 @@ def reestimation(
 
 
 def _of_several(batches: Callable[[], Any]) -> Iterator[Any]:
-    """Without a last batch of one sample, which BatchNorm cannot take, unless it is the only
+    """All batches but a last one of one sample, which BatchNorm cannot take, unless it is the only
     batch.
     """
-    recorder, first = Recorder(), True
+    recorder = Recorder()
+    first = True
     for batch in batches():
         recorder.observe(batch)
         if first or recorder.batch_size > 1:

@@ -47,7 +47,7 @@ def admit(
     """The largest magnitude in a decoded update, if it may enter an average.
 
     Args:
-        update: As decoded.
+        update: The update, decoded.
         asked: What all clients of the round were asked for.
         coded: Bits at which this client was to send tensors as codes, by name; any other must come
             as plain values.
@@ -87,9 +87,8 @@ def _range(name: str, value: Tensor | QuantizedTensor, like: Tensor) -> tuple[fl
             f"{name} must have shape {tuple(like.shape)}, got {tuple(content.shape)}"
         )
     if isinstance(value, QuantizedTensor):
-        reach = (
-            float(value.scale.max()) * (2 ** (value.bits - 1) - 1) if value.scale.numel() else 0.0
-        )
+        scale = float(value.scale.max()) if value.scale.numel() else 0.0
+        reach = scale * (2 ** (value.bits - 1) - 1)
         return -reach, reach
     if value.dtype != like.dtype:
         raise RefusedError(f"{name} must be {like.dtype}, got {value.dtype}")

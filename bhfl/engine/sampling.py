@@ -45,11 +45,9 @@ def sample_cohort(
     for client in clients:
         groups.setdefault(client.group, []).append(client)
     places = _share_out(size, [len(members) for members in groups.values()], rng)
-    cohort = [
-        members[i]
-        for members, count in zip(groups.values(), places, strict=True)
-        for i in rng.choice(len(members), count, replace=False)
-    ]
+    cohort = []
+    for members, count in zip(groups.values(), places, strict=True):
+        cohort += [members[i] for i in rng.choice(len(members), count, replace=False)]
     return sorted(cohort, key=lambda client: client.id)
 
 

@@ -11,7 +11,9 @@ from subprocess import Popen, TimeoutExpired
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+_M_TRIM_THRESHOLD = -1  # as <malloc.h> numbers them
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
 
 
 @contextmanager

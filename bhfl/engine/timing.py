@@ -46,7 +46,7 @@ class Timing:
         self.clients = clients
         self.settings = settings
         self.example_flops = 0.0
-        """Of one forward pass of one example."""
+        """FLOPs of one forward pass of one example."""
 
     def measure_(self, worker: Worker, data: FederatedData) -> None:
         """Count the FLOPs of a validation step on a client's first batch, per example.

@@ -43,7 +43,7 @@ class Watch:
 
     Args:
         rank: Its rank.
-        num_processes: Of the run.
+        num_processes: The number of processes of the run.
         address: Host and port at which rank 0 is found; from the moment they have met, torch's.
         timeout_seconds: How long a process may be silent, or late.
         children: Processes that this one has started: the ranks right after its own.
@@ -116,7 +116,8 @@ class Watch:
             LostProcessError: Another one has ended, frozen or failed, as far as the main thread
                 notices it.
         """
-        self._inside, self._error = True, ""
+        self._inside = True
+        self._error = ""
         try:
             with self.explained():
                 yield
@@ -133,9 +134,7 @@ class Watch:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Where a collective of torch fails in the block, say why: which process has not come to
-        it.
-        """
+        """Say why a collective of torch fails in the block: which process has not come to it."""
         try:
             yield
         except RuntimeError as error:
@@ -152,26 +151,24 @@ class Watch:
         self._look(GRACE_SECONDS)
         if self.lost:
             return
-        others = [peer for peer in self.peers.values() if peer.doing != STANDING.doing] or [
-            *self.peers.values()
-        ]
-        who, was = "another process", ""
+        peers = list(self.peers.values())
+        others = [peer for peer in peers if peer.doing != STANDING.doing] or peers
+        who = "another process"
+        was = ""
         if len(others) == 1:
-            who, was = self._name(others[0]), f", since it was {others[0].doing}"
+            who = self._name(others[0])
+            was = f", since it was {others[0].doing}"
+        told = str(error).splitlines()[0]
+        line = f"{who} cannot be reached while {STANDING.doing}: {told}"
         if "time" in str(error).lower():
-            self._lose(f"{who} has not answered within {self.timeout_seconds:g} s{was}")
-        else:
-            self._lose(
-                f"{who} cannot be reached while {STANDING.doing}: {str(error).splitlines()[0]}"
-            )
+            line = f"{who} has not answered within {self.timeout_seconds:g} s{was}"
+        self._lose(line)
 
     def _missing(self) -> str:
         where = f"{self.address[0]}:{self.address[1]} within {self.timeout_seconds:g} s"
         if self.rank and self.peers[0].heard is not None:
-            return (
-                f"not all processes have come to {where}: "
-                f"{self._name(self.peers[0])} is {self.peers[0].doing}"
-            )
+            door = self.peers[0]
+            return f"not all processes have come to {where}: {self._name(door)} is {door.doing}"
         missing = [self._name(peer) for peer in self.peers.values() if peer.heard is None]
         return f"{' and '.join(missing)} did not come to {where}, where the processes meet"
 
@@ -293,14 +290,18 @@ class Watch:
 
     def _speak(self) -> None:
         words = {
-            "rank": self.rank, "of": self.num_processes,
+            "rank": self.rank,
+            "of": self.num_processes,
             "place": f"process {os.getpid()} on {socket.gethostname()}",
-            "doing": STANDING.doing, "error": self._error, "left": not self._inside,
-            "lost": self.lost, "go": self._go,
-        }  # fmt: skip
+            "doing": STANDING.doing,
+            "error": self._error,
+            "left": not self._inside,
+            "lost": self.lost,
+            "go": self._go,
+        }
         line = json.dumps(words).encode() + b"\n"
         with self._speaking:
-            for peer in [*self.peers.values()]:
+            for peer in list(self.peers.values()):
                 if connection := peer.socket:
                     with suppress(OSError):  # who cannot be reached is noticed when reading
                         connection.send(line)
@@ -314,7 +315,7 @@ class Watch:
 
     def _look(self, silence_seconds: float) -> None:
         """See whether another process is lost, as one is that has said nothing for so long."""
-        for peer in [*self.peers.values()]:
+        for peer in list(self.peers.values()):
             if not self.lost and (fault := peer.fault(silence_seconds)):
                 self._lose(f"{self._name(peer)} {fault}")
 
@@ -323,8 +324,8 @@ class Watch:
         self._speak()
 
     def _forget(self) -> None:
-        """In a forked process, such as one of a DataLoader: the connections end with their
-        owner.
+        """Close the connections in a forked process, such as one of a DataLoader: they end with
+        their owner.
         """
         STANDING.on_change = None
         for peer in self.peers.values():
@@ -333,23 +334,17 @@ class Watch:
 
 
 def _agent_has_the_port() -> bool:
-    """Whether torchrun's agent serves a store at the address at which processes would else find
-    rank 0.
-    """
+    """Whether torchrun's agent serves a store at the address where rank 0 would else be found."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _key() -> str:
-    """Where the port of rank 0 stands in the agent's store, which outlives the processes that it
-    starts again.
-    """
+    """Where the port of rank 0 stands in the agent's store, which outlives its processes."""
     return f"bhfl/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _of_a_collective(error: RuntimeError) -> bool:
-    """Whether `error` was raised by a collective of torch, as when the other side of a connection
-    has gone.
-    """
+    """Whether a collective of torch raised it, as when the other side of a connection has gone."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = str(frames[-1].f_globals.get("__name__", "")) if frames else ""
     return isinstance(error, DistError) or module.startswith("torch.distributed")
