@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -25,7 +24,7 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    return run_or_tell(partial(_run, args))
+    return run_or_tell(_run, args)
 
 
 def _run(args: Sequence[str]) -> int:
@@ -38,7 +37,7 @@ def _run(args: Sequence[str]) -> int:
     return 0
 
 
-def run_or_tell(run: Callable[[], int]) -> int:
+def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
     """Run a command that reads configurations; where its user can mend what ends it, tell that.
 
     Returns:
@@ -55,7 +54,7 @@ def run_or_tell(run: Callable[[], int]) -> int:
     find_in_current_folder()
     try:
         with no_exit_of_others():
-            return run()
+            return run(args)
     except ConfigError as error:
         report(error.problems)
         return BAD_CONFIG

@@ -89,7 +89,7 @@ def check_storable(value: Any, name: str, most_bytes: float = math.inf) -> None:
         raise CheckpointError(f"{name}{''.join(reversed(refused.way))} {refused}") from None
 
 
-def _spend(value: Any, room: float, depth: int) -> float:
+def _spend(value: Any, room: float, depth: int) -> float:  # noqa: C901  # kind by kind
     """What is left of `room` after `value`."""
     if depth > MAX_DEPTH:
         raise _RefusedError(f"must be nested at most {MAX_DEPTH} deep")

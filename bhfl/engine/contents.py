@@ -192,14 +192,9 @@ def _ids(value: Any, name: str) -> None:
 
 def _plain(value: Any, name: str) -> None:
     """Text, numbers, and lists and mappings of them."""
-    items = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, (list, tuple))
-        else ()
-    )
-    for item in items:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for item in value if isinstance(value, (list, tuple)) else ():
         _plain(item, name)
     if isinstance(value, Tensor):
         _refuse(name, "options without tensors", value)

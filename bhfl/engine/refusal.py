@@ -38,7 +38,7 @@ class RefusedError(ValueError):
     """An update that must not enter an average; the message says why."""
 
 
-def admit(
+def admit(  # noqa: C901  # rule by rule
     update: Mapping[str, Tensor | QuantizedTensor],
     asked: Asked,
     coded: Mapping[str, Collection[int]],

@@ -71,7 +71,7 @@ def check_state(model: nn.Module) -> None:
         raise ValueError("\n".join(lines))
 
 
-def _broken(value: Any) -> tuple[str, str] | None:
+def _broken(value: Any) -> tuple[str, str] | None:  # noqa: PLR0911  # rule by rule
     """The rule that a value of a state breaks."""
     if not isinstance(value, Tensor):
         return _TENSORS

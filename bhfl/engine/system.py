@@ -11,9 +11,8 @@ from subprocess import Popen, TimeoutExpired
 
 import torch
 
-_M_TRIM_THRESHOLD = -1  # as <malloc.h> numbers them
-_M_TOP_PAD = -2
-_M_MMAP_THRESHOLD = -3
+_KEEPING = {-1: 1 << 30, -2: 1 << 26, -3: 1 << 30}
+"""M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of <malloc.h>, and the bytes for each."""
 
 
 @contextmanager
@@ -36,11 +35,7 @@ def keep_freed_memory() -> None:
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            for option, value in (
-                (_M_TRIM_THRESHOLD, 1 << 30),
-                (_M_TOP_PAD, 1 << 26),
-                (_M_MMAP_THRESHOLD, 1 << 30),
-            ):
+            for option, value in _KEEPING.items():
                 libc.mallopt(option, value)
 
 

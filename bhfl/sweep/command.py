@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from bhfl.checks import suggestion
@@ -31,7 +30,7 @@ if that is less.
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl sweep``, given its options; the exit code."""
     STANDING.begin("the same command goes on")
-    return run_or_tell(partial(_sweep, args))
+    return run_or_tell(_sweep, args)
 
 
 def _sweep(args: Sequence[str]) -> int:

@@ -20,7 +20,8 @@ class Layout:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.channels_last = module, False
+        self.module = module
+        self.channels_last = False
         self._changed: list[nn.Parameter] = []
         self._hooks: list[Any] = []
 
@@ -29,28 +30,29 @@ class Layout:
         if channels_last == self.channels_last:
             return
         self.channels_last = channels_last
-        if not channels_last:
-            for parameter in self._changed:
-                parameter.data = parameter.data.contiguous()
-            for hook in self._hooks:
-                hook.remove()
-            self._changed, self._hooks = [], []
-            return
+        if channels_last:
+            self._change_()
+        else:
+            self._change_back_()
+
+    def _change_(self) -> None:
+        last = torch.channels_last
         for parameter in self.module.parameters():
-            if parameter.ndim == 4 and not parameter.is_contiguous(
-                memory_format=torch.channels_last
-            ):
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=last):
+                parameter.data = parameter.data.contiguous(memory_format=last)
                 self._changed.append(parameter)
-        for layer in self.module.modules():
-            if layer_needs_contiguous(layer):
-                self._hooks.append(
-                    layer.register_forward_pre_hook(_contiguous_inputs, prepend=True)
-                )
-                for parameter in layer.parameters(recurse=False):
-                    parameter.data = (
-                        contiguous(parameter.data) if parameter.ndim == 4 else parameter.data
-                    )
+        for layer in filter(layer_needs_contiguous, self.module.modules()):
+            self._hooks.append(layer.register_forward_pre_hook(_contiguous_inputs, prepend=True))
+            for parameter in layer.parameters(recurse=False):
+                if parameter.ndim == 4:
+                    parameter.data = contiguous(parameter.data)
+
+    def _change_back_(self) -> None:
+        for parameter in self._changed:
+            parameter.data = parameter.data.contiguous()
+        for hook in self._hooks:
+            hook.remove()
+        self._changed, self._hooks = [], []
 
     def batch(self, batch: Any) -> Any:
         """A batch whose images are laid out so."""

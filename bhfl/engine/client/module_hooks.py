@@ -55,13 +55,14 @@ class Transfer:
 
     def __init__(self, module: L.LightningModule, data: Any, device: torch.device) -> None:
         self.device = device
-        self._before, self._move, self._after = (_owner(module, data, hook) for hook in _TRANSFER)
+        self._owners = [_owner(module, data, hook) for hook in _TRANSFER]
 
     def __call__(self, batch: Any) -> Any:
         """The batch on the device."""
-        batch = self._before.on_before_batch_transfer(batch, 0)
-        batch = self._move.transfer_batch_to_device(batch, self.device, 0)
-        return self._after.on_after_batch_transfer(batch, 0)
+        before, move, after = self._owners
+        batch = before.on_before_batch_transfer(batch, 0)
+        batch = move.transfer_batch_to_device(batch, self.device, 0)
+        return after.on_after_batch_transfer(batch, 0)
 
 
 def _owner(module: L.LightningModule, data: Any, hook: str) -> Any:

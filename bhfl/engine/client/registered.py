@@ -26,10 +26,7 @@ class Registered:
         }
         self.layers = list(module.modules())
         self.buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-        self.empty = {
-            name: {leaf for leaf, buffer in layer._buffers.items() if buffer is None}
-            for name, layer in module.named_modules()
-        }
+        self.empty = {name: _empty(layer) for name, layer in module.named_modules()}
         self.num_buffers = self._count()
 
     def train_as_lent(self) -> None:
@@ -46,12 +43,8 @@ class Registered:
             here: What the module has by this name now.
             value: Dense or not, on any device.
         """
-        alike = here is not None and (here.shape, here.dtype, here.layout) == (
-            value.shape,
-            value.dtype,
-            torch.strided,
-        )
-        if here is not None and alike:
+        wanted = (value.shape, value.dtype, torch.strided)
+        if here is not None and (here.shape, here.dtype, here.layout) == wanted:
             here.copy_(value)
             return
         owner, _, leaf = name.rpartition(".")
@@ -66,11 +59,9 @@ class Registered:
         """
         if self._count() == self.num_buffers:
             return
-        for name in [
-            name
-            for name, _ in self.module.named_buffers(remove_duplicate=False)
-            if name not in self.buffers
-        ]:
+        for name, _ in list(self.module.named_buffers(remove_duplicate=False)):
+            if name in self.buffers:
+                continue
             owner, _, leaf = name.rpartition(".")
             layer = self.module.get_submodule(owner)
             if leaf in self.empty.get(owner, ()):
@@ -84,6 +75,9 @@ class Registered:
             )
 
     def _count(self) -> int:
-        return sum(
-            buffer is not None for layer in self.layers for buffer in layer._buffers.values()
-        )
+        return sum(len(layer._buffers) - len(_empty(layer)) for layer in self.layers)
+
+
+def _empty(layer: nn.Module) -> set[str]:
+    """The names of a layer's buffers that hold nothing yet."""
+    return {name for name, buffer in layer._buffers.items() if buffer is None}
