@@ -1,7 +1,5 @@
 """The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NoReturn
 

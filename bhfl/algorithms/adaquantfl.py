@@ -2,8 +2,6 @@
 https://arxiv.org/abs/2102.04487.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

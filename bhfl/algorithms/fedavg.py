@@ -1,7 +1,5 @@
 """FedAvg. McMahan et al., AISTATS 2017, https://arxiv.org/abs/1602.05629."""
 
-from __future__ import annotations
-
 from bhfl.engine.algorithm import Algorithm
 
 

@@ -1,7 +1,5 @@
 """FedCOM. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
-from __future__ import annotations
-
 from typing import Optional
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm

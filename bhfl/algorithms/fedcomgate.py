@@ -1,7 +1,5 @@
 """FedCOMGATE. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Optional
 

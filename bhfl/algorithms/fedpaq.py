@@ -1,7 +1,5 @@
 """FedPAQ. Reisizadeh et al., AISTATS 2020, https://arxiv.org/abs/1909.13014."""
 
-from __future__ import annotations
-
 from typing import Optional
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm

@@ -1,7 +1,5 @@
 """FedProx. Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -2,8 +2,6 @@
 al. 2022).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Local training, the baseline without communication."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

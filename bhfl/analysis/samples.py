@@ -1,7 +1,5 @@
 """The samples that ``bhfl analyze`` measures on: held out of training, and never the test split."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, cast
 

@@ -2,8 +2,6 @@
 levels shows.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger

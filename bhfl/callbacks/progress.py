@@ -2,8 +2,6 @@
 end.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from typing import Any, get_args

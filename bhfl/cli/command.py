@@ -5,8 +5,6 @@ clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anythin
 traceback.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -6,8 +6,6 @@ current folder on ``sys.path`` such a trial would run a file of that name, which
 somebody's data.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a model's ``forward`` is given, from which an ONNX file takes its shapes."""
 
-from __future__ import annotations
-
 import inspect
 from itertools import chain, islice
 from typing import Any

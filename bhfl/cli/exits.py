@@ -1,7 +1,5 @@
 """What a command that fails says on the console, and its exit code."""
 
-from __future__ import annotations
-
 import re
 import sys
 import traceback

@@ -5,8 +5,6 @@ what PyYAML, jsonargparse and YAML 1.2 take for anything but text: of such text,
 what all mean alike and refuses the rest, and the writer puts all of it in quotes.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -9,8 +9,6 @@ A JPEG holds no checksum: damage inside one that its decoder passes over is not 
 .zip and .tar.gz have checksums of their own, which are checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO

@@ -3,8 +3,6 @@
 Shapes: B pictures, C channels, H rows, W columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -6,8 +6,6 @@ They lie in the user's own cache folder, which nobody else can write to: ``$XDG_
 what was not used for longest is removed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

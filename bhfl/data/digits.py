@@ -1,7 +1,5 @@
 """The data set for first steps and tests: it comes with scikit-learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

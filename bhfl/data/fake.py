@@ -1,7 +1,5 @@
 """Pictures made up on the spot, for tests and benchmarks."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

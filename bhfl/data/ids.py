@@ -1,7 +1,5 @@
 """A group id for each sample, from a .npy file."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

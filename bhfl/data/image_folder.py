@@ -1,7 +1,5 @@
 """Pictures of the user's own: a folder tree or an archive of one."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """How much memory the pictures of one source may take: told in the error that refuses more."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

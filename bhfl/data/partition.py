@@ -6,8 +6,6 @@ owner to every sample, so that each sample is with exactly one client by constru
 Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
 """
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 DataLoader.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, cast

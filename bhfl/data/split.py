@@ -1,7 +1,5 @@
 """The training split of one federation: who holds which sample."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

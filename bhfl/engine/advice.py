@@ -1,7 +1,5 @@
 """What to do about errors of torch that do not say it."""
 
-from __future__ import annotations
-
 
 def advice(error: BaseException, channels_last: bool) -> str:
     """What a user can do about an error in a step of the model, to be put after its message; empty

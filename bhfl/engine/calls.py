@@ -1,7 +1,5 @@
 """How a module's steps and hooks are called: with as many arguments as they take."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import lru_cache

@@ -6,8 +6,6 @@ waits inside a library, as for another process, nothing is heard. A second threa
 too, and ends the process when the main thread does not.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

@@ -4,8 +4,6 @@ or absent.
 The folder itself may be behind a link; inside it no link is followed when something is written.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

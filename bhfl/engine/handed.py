@@ -2,8 +2,6 @@
 the hook.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass

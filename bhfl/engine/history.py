@@ -7,8 +7,6 @@ written as Python prints them, which reads back to the same bits; integers, trut
 text stay apart.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping

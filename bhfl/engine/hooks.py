@@ -7,8 +7,6 @@ is made, and so is a hook that cannot take what it is called with, or that gives
 generator whose body never runs.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property, partial, partialmethod

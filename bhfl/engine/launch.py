@@ -1,7 +1,5 @@
 """The processes of a run: what Fabric makes of the options, and how the processes begin and end."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -2,8 +2,6 @@
 is said once.
 """
 
-from __future__ import annotations
-
 import re
 import time
 import warnings

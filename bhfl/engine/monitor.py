@@ -1,7 +1,5 @@
 """The metric by which the best model is chosen: whether it can be the one that was meant."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Another process of a run, as it was last heard of."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import time

@@ -1,7 +1,5 @@
 """Randomness by keys: the same draws whatever ran before, and on whichever process."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

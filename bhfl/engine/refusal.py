@@ -1,7 +1,5 @@
 """Which updates must not enter an average: the server believes nothing of what a client sends."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

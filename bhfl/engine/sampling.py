@@ -1,7 +1,5 @@
 """The cohort of a round, as a pure function of the seed and the round."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

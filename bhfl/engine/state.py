@@ -1,7 +1,5 @@
 """What the state of a model must be to travel between server and clients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

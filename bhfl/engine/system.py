@@ -1,7 +1,5 @@
 """The process itself: threads, memory, and going down in order."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import time

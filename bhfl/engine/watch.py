@@ -6,8 +6,6 @@ what they are doing. The end of a connection is known at once, silence after a w
 main threads wait for meanwhile. Nothing but short lines of JSON goes over these connections.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import selectors

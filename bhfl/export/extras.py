@@ -1,7 +1,5 @@
 """What the file formats need beyond torch."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any

@@ -8,8 +8,6 @@ the name under which the same tensor is stored) and ``specs`` (layer: the fields
 Any reader of safetensors opens such a file; none executes anything in it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

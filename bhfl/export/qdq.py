@@ -14,8 +14,6 @@ layer then gets the other one. Of 200 images each, none met such a value in an M
 ResNet-8 with BatchNorm, and 3 did in one with GroupNorm.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 from functools import partial

@@ -4,8 +4,6 @@ A lock is a file that the system locks, and unlocks when the last process that h
 ended in whatever way. The file itself stays.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -1,7 +1,5 @@
 """Paths as a user gives them, folders behind links, and files from elsewhere."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

@@ -4,8 +4,6 @@ over them.
 Legend: B batch, H heads, L length of query, S length of key and value, E embed_dim.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

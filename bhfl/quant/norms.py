@@ -1,7 +1,5 @@
 """BatchNorm statistics for weights at another width."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, TypeVar

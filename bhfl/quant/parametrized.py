@@ -2,8 +2,6 @@
 own.
 """
 
-from __future__ import annotations
-
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 

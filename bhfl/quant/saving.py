@@ -6,8 +6,6 @@ activation functions between them save is float32, and in most networks more; th
 for float layers too.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping

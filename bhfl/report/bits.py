@@ -6,8 +6,6 @@ They are read from ``rounds.jsonl`` of finished or running runs, whose tags
 from the input down, rounds to the right.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``bhfl report RUN...``: what finished and unfinished runs came to, side by side."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Mapping, Sequence

@@ -2,8 +2,6 @@
 drawn.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Tables as text: for the console, as Markdown, and as CSV with every number in full."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -5,8 +5,6 @@ The columns are those of `bhfl.analysis.layers`; ``name_<bits>`` is one column f
 width.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

@@ -4,8 +4,6 @@ Means over other seeds say nothing here: a seed decides the initial weights and 
 one may be easier.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What stands in the report's tables; `bhfl.report.forms` writes them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

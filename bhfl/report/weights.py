@@ -6,8 +6,6 @@ TensorBoard while a run went on (`bhfl.callbacks.WeightHistograms`) is read back
 panel a run.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ The sweep holds the other end of standard input and writes nothing to it: its en
 end, however that came.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

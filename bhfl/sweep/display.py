@@ -1,7 +1,5 @@
 """How far a sweep is: a bar on a terminal, lines elsewhere, and the time that is left."""
 
-from __future__ import annotations
-
 import sys
 import time
 

@@ -1,7 +1,5 @@
 """A matrix of runs: methods by settings by seeds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

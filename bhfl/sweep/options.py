@@ -1,7 +1,5 @@
 """Options of runs, as a matrix or the command line gives them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The runs of a matrix, in their order, and what each is started with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product

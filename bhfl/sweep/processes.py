@@ -1,7 +1,5 @@
 """The processes of a sweep: each run is one, and its output is kept beside its folders."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 no torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import chain

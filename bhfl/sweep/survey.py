@@ -1,7 +1,5 @@
 """What there is of a sweep, and what there is not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path

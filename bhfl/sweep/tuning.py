@@ -2,8 +2,6 @@
 ``tuning.json``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -1,7 +1,5 @@
 """What a client may send: from average bits, or from what its link carries before a deadline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

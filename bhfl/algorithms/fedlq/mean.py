@@ -1,7 +1,5 @@
 """The mean of models of which every tensor came either as a value or as a quantised difference."""
 
-from __future__ import annotations
-
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The memory format of a module's weights and images, which can be taken and given back."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

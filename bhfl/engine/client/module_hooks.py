@@ -1,7 +1,5 @@
 """Which hooks a LightningModule and a data module have, and whose is called."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from typing import Any

@@ -5,8 +5,6 @@ A linear layer becomes matrices [M, K] and [N, K], a convolution images [B, C, H
 zeros.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

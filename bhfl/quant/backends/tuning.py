@@ -1,7 +1,5 @@
 """Measures the table of the ``auto...`` backends on the machine at hand."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable
