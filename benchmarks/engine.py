@@ -45,16 +45,19 @@ def _trainer(clients: int, images: int, folder: str, **options):
 def engine(clients: int, images: int) -> Callable[[], None]:
     """Rounds of `FederatedTrainer`: payloads, checks and exact sums included."""
     from bhfl.engine.client.store import ClientStore
+    from bhfl.engine.loan import Loan
+    from bhfl.engine.rounds import run_round
+    from bhfl.engine.session import Session
     from bhfl.engine.system import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()
     trainer, model, data = _trainer(clients, images, tempfile.mkdtemp())
-    trainer._setup(model, data, "fit")
-    trainer.rounds.store = ClientStore(Path(tempfile.mkdtemp()))
+    session = Session(trainer, Loan(model, data), ["fit"])
+    session.keep_in(ClientStore(Path(tempfile.mkdtemp())))
 
     def turn() -> None:
-        trainer.server, records = trainer.rounds.run(trainer.server, [], lambda *_: None)
+        session.server, records = run_round(session, session.server, [])
         if any(record.status != "ok" for record in records):
             raise RuntimeError(records[0].reason)
 

@@ -59,6 +59,9 @@ def turns(method: str) -> Callable[[], None]:
     from bhfl.algorithms import FedAvg, ProWD
     from bhfl.data import FakeImages
     from bhfl.engine.client.store import ClientStore
+    from bhfl.engine.loan import Loan
+    from bhfl.engine.rounds import run_round
+    from bhfl.engine.session import Session
     from bhfl.engine.system import keep_freed_memory
     from bhfl.engine.trainer import FederatedTrainer
     from bhfl.models import Classifier
@@ -70,11 +73,11 @@ def turns(method: str) -> Callable[[], None]:
     algorithm = FedAvg() if method == "fedavg" else ProWD(warmup_rounds=10_000, distill_weight=0.0)
     trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
     module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
-    trainer._setup(module, data, "fit")
-    trainer.rounds.store = ClientStore(Path(tempfile.mkdtemp()))
+    session = Session(trainer, Loan(module, data), ["fit"])
+    session.keep_in(ClientStore(Path(tempfile.mkdtemp())))
 
     def turn() -> None:
-        trainer.server, _ = trainer.rounds.run(trainer.server, [], lambda *_: None)
+        session.server, _ = run_round(session, session.server, [])
 
     return turn
 

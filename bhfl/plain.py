@@ -19,7 +19,6 @@ MAX_SCALAR = 100
 
 _TOO_DEEP = f"must be nested at most {MAX_DEPTH} deep"
 _TEXT = "tag:yaml.org,2002:str"
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class TooLargeError(ValueError):
@@ -55,7 +54,7 @@ class Unfolded:
             raise TooLargeError(f"must hold no number of more than {MAX_SCALAR} characters")
 
 
-def check_depth(text: str, loader: Any = _Loader) -> None:
+def check_depth(text: str, loader: Any) -> None:
     """Refuse deep nesting while it is only read event by event: libyaml builds its tree by
     recursion in C.
 
@@ -77,40 +76,6 @@ def check_depth(text: str, loader: Any = _Loader) -> None:
         if "maximum nesting depth" in str(error):
             raise TooLargeError(_TOO_DEEP) from error
         raise
-
-
-def read_yaml(text: str) -> Any:
-    """The value of a YAML text, as JSON would hold it: keys are text, and nothing stands in two
-    places at once.
-
-    Raises:
-        ValueError: It is no YAML, would unfold to too much, or holds what JSON cannot.
-    """
-    try:
-        check_depth(text)
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            _count(node, Unfolded(), 0)
-            value = None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-        return json.loads(json.dumps(value, default=str))
-    except (yaml.YAMLError, TypeError, RecursionError, AttributeError) as error:
-        raise ValueError(f"no plain YAML: {error}") from error
-
-
-def _count(node: yaml.Node | None, size: Unfolded, depth: int) -> None:
-    if node is None:
-        return
-    size.add(node, depth)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            _count(key, size, depth + 1)
-            _count(value, size, depth + 1)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _count(item, size, depth + 1)
 
 
 def read_json(content: str | bytes) -> Any:

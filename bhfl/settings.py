@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import chain
@@ -33,22 +33,59 @@ machine.
 
 
 class Role(Enum):
-    """What an option is to a run. The first four make a run what it is; the others never do."""
+    """What an option is to a run.
+
+    A run goes on only with the same RESULT, TASK and CHOICE; with another LENGTH it is the same run
+    made longer or shorter. Reports compare runs that share their TASK and IDENTITY, and tell them
+    apart by RESULT, LENGTH and CHOICE. All else may differ: of NUMERICS who goes on is warned.
+    """
 
     RESULT = "result"
-    """It changes what is computed: no run goes on with another value."""
+    """It changes what is computed."""
     TASK = "task"
-    """It says what is learnt, by whom and over what links: only runs that share it are compared."""
+    """It says what is learnt, by whom and over what links."""
+    IDENTITY = "identity"
+    """It tells data or models apart that nothing else names, such as folders of pictures. A run may
+    go on with another value: its split and its tensors are compared themselves.
+    """
     LENGTH = "length"
-    """It says when training ends: a run may go on with another value."""
+    """It says when training ends."""
     CHOICE = "choice"
     """It says which round is the best one."""
     NUMERICS = "numerics"
-    """It changes the last bits of the results: who goes on with another value is warned."""
+    """It changes the last bits of the results."""
     MACHINE = "machine"
     """It says where and by what means a run computes, and what faults it puts up with."""
     OUTPUT = "output"
     """It says what is measured, written and told besides."""
+
+
+MUST_STAY = (Role.RESULT, Role.TASK, Role.CHOICE)
+"""The roles of options that a run can only go on with as they are."""
+MAKE_THE_RUN = (*MUST_STAY, Role.LENGTH)
+"""The roles of options that tell a whole run from another."""
+
+DATA_ROLES = {
+    "batch_size": Role.RESULT,
+    "eval_batch_size": Role.RESULT,  # samples of the holdout come in such batches
+    "augment": Role.RESULT,
+    "drop_last": Role.RESULT,
+    "holdout": Role.RESULT,
+    "root": Role.IDENTITY,
+    "archive": Role.IDENTITY,
+    "download": Role.MACHINE,
+    "num_workers": Role.MACHINE,
+}
+"""Options of any data module; its others say what is learnt, or its class has ``roles``."""
+_TRAINING = (
+    "optimizer lr_scheduler lr_interval label_smoothing lr learning_rate momentum weight_decay"
+)
+MODEL_ROLES = {
+    **dict.fromkeys(_TRAINING.split(), Role.RESULT),
+    "num_classes": Role.MACHINE,  # as the data have them, or the model has other tensors
+    "input_shape": Role.MACHINE,
+}
+"""Options of any model; its others say what is learnt."""
 
 
 def option(role: Role, check: Check | None = None) -> Any:
@@ -265,11 +302,38 @@ class Settings:
         """What is wrong with the options, each as ``key rule, got value``."""
         return list(chain.from_iterable(group.problems() for group in self.groups))
 
-    def of_role(self, *roles: Role) -> dict[str, Any]:
-        """The options that have one of `roles`, by name."""
-        found = {}
+    def options(self) -> Iterator[tuple[str, Role, Any]]:
+        """The name, the role and the value of each option."""
         for group in self.groups:
             for one in fields(group):
-                if one.metadata["role"] in roles:
-                    found[one.name] = getattr(group, one.name)
-        return found
+                yield one.name, one.metadata["role"], getattr(group, one.name)
+
+
+# ---- what a run was told, on disk ----------------------------------------------------------------
+
+Told = dict[str, dict[str, Any]]
+"""The name of each role, to the options that have it: dotted key, such as ``trainer.max_rounds`` or
+``algorithm.mask.tau``, to a plain value. It is what ``settings.json`` of a run folder holds.
+"""
+SETTINGS = "settings"
+"""The name of that file, without its end."""
+
+
+def told_of(told: Mapping[str, Any], roles: Iterable[Role]) -> dict[str, Any]:
+    """The options of some roles, by key; whatever else a file may hold is passed over."""
+    found: dict[str, Any] = {}
+    for role in roles:
+        options = told.get(role.value)
+        found |= options if isinstance(options, Mapping) else {}
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], roles: Sequence[Role]) -> list[str]:
+    """The options of some roles that differ between two runs, as ``key: old -> new``."""
+    before = told_of(old, roles)
+    after = told_of(new, roles)
+    return [
+        f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

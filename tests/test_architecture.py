@@ -25,7 +25,7 @@ def module_of(file: Path) -> str:
 
 MODULES = {module_of(file): file for file in FILES}
 
-SHARED = {"checks", "files", "plain", "settings"}
+SHARED = {"checks", "files", "plain", "recorded", "settings"}
 """Rooms that every other may import, but for quant; they import each other alone."""
 OURS = {
     "quant": set(),
@@ -54,13 +54,24 @@ OURS = {
 }
 """The rooms that each room may import from, besides itself and `SHARED`."""
 ROOMS = set(OURS)
-SERVER = {"coordinator", "evaluate", "resume", "rounds", "run", "session", "timing", "trainer"}
+SERVER = {
+    "coordinator",
+    "evaluate",
+    "fit",
+    "records",
+    "resume",
+    "rounds",
+    "run",
+    "session",
+    "timing",
+    "trainer",
+}
 """Files of the engine that a client has no use for: it may be another machine."""
 OTHERS = {
     "quant": {"torch"},
     "comm": {"torch", "numpy"},
     "models": {"torch", "lightning", "torchvision"},
-    "export": {"torch", "safetensors", "onnx", "onnxscript"},
+    "export": {"torch", "safetensors", "onnx", "onnxscript", "yaml"},
 }
 """The packages that a room may import, besides the standard library; the rest may import any."""
 

@@ -105,7 +105,7 @@ class DifferenceAlgorithm(Algorithm):
         """Differences of weights at their bits, float32 values of the rest."""
         values = run.module.state_dict()
         update: dict[str, Tensor | QuantizedTensor] = dict(values)
-        generator, bits = run.rng.torch("quant_up", device=run.module.device), self.bits_of(run)
+        generator, bits = run.rng.torch("quant_up", device=run.device), self.bits_of(run)
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)

@@ -64,7 +64,7 @@ class Progress(Callback):
         monitored = monitored.removesuffix("_avg").removesuffix("_min")
         name = next((name for name in (self.metric, monitored) if name in names), self.metric)
         label = "" if name == self.metric else f" {name}"
-        for group in trainer.evaluator.groups:
+        for group in dict.fromkeys(client.group for client in trainer.clients):
             figures[group + label] = metrics.get(f"val/{name}_{group}")
         shown = {name: value for name, value in figures.items() if value is not None}
         if self._bar is not None:

@@ -18,8 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import bhfl
 from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.classes import imported
+from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
-from bhfl.cli.export import ExportingTrainer
 from bhfl.cli.parser import (
     OUTSIDE,
     PARTS,
@@ -37,11 +37,7 @@ from bhfl.engine.callback import Callback
 from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import durable
-
-WHERE = ("root", "archive", "download", "num_workers")
-"""Options of a data module that say where the data are, not what they are: a run may be resumed
-with others.
-"""
+from bhfl.settings import DATA_ROLES, Role
 
 
 class FederatedCLI(LightningCLI):
@@ -61,7 +57,7 @@ class FederatedCLI(LightningCLI):
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
             save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
-            trainer_class=ExportingTrainer,  # type: ignore[arg-type]
+            trainer_class=CommandTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
             args=with_plain_paths(args),
             auto_configure_optimizers=False,
@@ -124,12 +120,8 @@ class FederatedCLI(LightningCLI):
 
     def _check_settings(self) -> None:
         """The trainer's own checks, before anything is built."""
-        config = self.config[self.config.subcommand]
-        options = dict.fromkeys(inspect.signature(FederatedTrainer).parameters)
-        options |= config.trainer  # which lacks optional classes that are not chosen
+        options = trainer_options(self.config[self.config.subcommand])
         options["callbacks"] = None  # their classes are checked, and they are made later
-        options["clients"] = config.clients
-        options["seed"] = config.seed_everything
         try:
             checked_settings(options)
         except ValueError as error:
@@ -188,20 +180,20 @@ class FederatedCLI(LightningCLI):
             devices = init.trainer.devices
             init.trainer.devices = devices[:1] if isinstance(devices, list) else 1
             init.trainer.num_nodes = 1
-        outside = {
-            "clients": init.clients,
-            "algorithm": init.algorithm,
-            "seed": init.seed_everything,
-        }
-        trainer: Any = super().instantiate_trainer(**outside, **kwargs)
-        trainer.config = self._shaping()
+        trainer: Any = super().instantiate_trainer(**trainer_options(init), **kwargs)
+        trainer.config = self.parts()
         return trainer
 
-    def _shaping(self) -> dict[str, Any]:
-        """What a run must agree with to be resumed, besides the options of the trainer."""
+    def parts(self) -> dict[str, Any]:
+        """What the configuration says of algorithm, model and data, but for where the data lie."""
         config = yaml.safe_load(dumped(self._parser(self.subcommand), self.config[self.subcommand]))
-        for key in WHERE:
-            config["data"].get("init_args", {}).pop(key, None)
+        data = config["data"]
+        roles = {**DATA_ROLES, **type(self.datamodule).roles}
+        data["init_args"] = {
+            key: value
+            for key, value in data.get("init_args", {}).items()
+            if roles.get(key) not in (Role.IDENTITY, Role.MACHINE)
+        }
         return {part: config[part] for part in PARTS}
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -221,6 +213,15 @@ class FederatedCLI(LightningCLI):
                 runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"
             )
         return arguments
+
+
+def trainer_options(config: Namespace) -> dict[str, Any]:
+    """The trainer's keyword arguments that a configuration says."""
+    parameters = inspect.signature(FederatedTrainer).parameters
+    options = {name: one.default for name, one in parameters.items()}
+    options |= config.trainer  # which lacks optional classes that are not chosen
+    outside = {"clients": config.clients, "algorithm": config.algorithm}
+    return {**options, **outside, "seed": config.seed_everything}
 
 
 def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) -> None:

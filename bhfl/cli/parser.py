@@ -29,7 +29,7 @@ import bhfl.models
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.checks import shown
 from bhfl.cli.classes import Kind
-from bhfl.cli.export import ExportingTrainer
+from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.reading import ConfigError, Layer, read_text
 from bhfl.cli.scalars import plain, written
 from bhfl.cli.schema import Checked, Checker, Instance, Section
@@ -209,7 +209,7 @@ def schema(command: str) -> Section:
     trainer["callbacks"] = Optional[list[callback]]
     taken = {"clients": "is given as clients", "algorithm": "is given as algorithm"}
     taken["seed"] = "is given as seed_everything"
-    own = get_type_hints(getattr(ExportingTrainer, command))
+    own = get_type_hints(getattr(CommandTrainer, command))
     own = {key: hint for key, hint in own.items() if key not in ("model", "datamodule", "return")}
     return Section(
         {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning as L
 import numpy as np
@@ -20,6 +20,8 @@ from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
 from bhfl.engine.hooks import Guard
+from bhfl.recorded import Recorded
+from bhfl.settings import Role
 
 
 class RandomStreams(Protocol):
@@ -29,7 +31,7 @@ class RandomStreams(Protocol):
         """A generator for `purpose`; `extra` tells several of one purpose apart."""
 
 
-class FederatedDataModule(L.LightningDataModule, ABC):
+class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
     """Splits a map-style data set with targets among clients and hands out batches.
 
     Subclasses say how the two splits are loaded (`load`) and what they look like (`num_classes`,
@@ -38,6 +40,9 @@ class FederatedDataModule(L.LightningDataModule, ABC):
     A client's last batch may be smaller than the others. BatchNorm cannot train on a batch of one
     sample: models with it need `drop_last` where one may be left.
     """
+
+    roles: ClassVar[Mapping[str, Role]] = {}
+    """What options of a class are to a run, where it is not as in `bhfl.settings.DATA_ROLES`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class with a method that looks like one of those above, or like Lightning's, and

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,6 +16,7 @@ from bhfl.data.cache import load_tree
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.source import TensorSource
 from bhfl.files import queue, user_option
+from bhfl.settings import Role
 
 
 class _Torchvision(FederatedDataModule):
@@ -22,6 +24,9 @@ class _Torchvision(FederatedDataModule):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    # these sets are the same wherever they lie
+    roles: ClassVar[Mapping[str, Role]] = {"root": Role.MACHINE, "archive": Role.MACHINE}
 
     def __init__(self, root: str | Path = "data", download: bool = False, **options: Any) -> None:
         """Keep the options; nothing is read yet.

@@ -137,7 +137,7 @@ class Aggregator(Protocol):
         """Take one client's reconstructed update."""
 
     def reduce(self, fabric: Fabric) -> Any:
-        """Combine over processes, as by `bhfl.engine.records.gather`; the same value on each of
+        """Combine over processes, as by `bhfl.engine.processes.gather`; the same value on each of
         them.
         """
 

@@ -21,7 +21,8 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
-from bhfl.settings import Settings
+from bhfl.recorded import Recorded
+from bhfl.settings import LocalTraining, Settings
 
 if TYPE_CHECKING:
     import lightning as L
@@ -66,7 +67,11 @@ class LocalRun:
 
     client: Client
     round: int
-    module: L.LightningModule
+    module: nn.Module
+    device: torch.device
+    """Where the module computes."""
+    training: LocalTraining
+    """How long and in what manner it trains."""
     received: Params
     """The weights it started from, as decoded from what the server sent, on the module's device."""
     message: Params
@@ -80,8 +85,10 @@ class LocalRun:
     """The module's validation metrics, as it stands, on so many of the client's own training
     examples, in batches.
     """
+    history: Sequence[Mapping[str, Any]] = ()
+    """The server's metrics, a row for each past round."""
     link: ClientLink | None = None
-    """Of the client in this round, where a network is simulated."""
+    """The client's in this round, where a network is simulated."""
     downlink_bytes: int = 0
     """Received at the start of the round."""
     num_examples: int = 0
@@ -97,7 +104,8 @@ class LocalRun:
         """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it
         out.
         """
-        return call_step(self.module.training_step, batch, batch_idx)
+        module: Any = self.module
+        return call_step(module.training_step, batch, batch_idx)
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """(name, parameter, the received value) of every trainable parameter that the server
@@ -121,15 +129,15 @@ def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0)
     parameter.grad.add_(value.to(parameter.grad.device), alpha=alpha)
 
 
-class Algorithm:
+class Algorithm(Recorded):
     """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does
     differently.
 
     State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own
     state, never in attributes of the algorithm, so checkpoints and several processes need no help
     from its author, but for an aggregator of its own, which brings together what each process holds
-    (`Aggregator.reduce`). Its public attributes are its options: a run is resumed only with the
-    same ones.
+    (`Aggregator.reduce`). The arguments of its constructor are its options: a run is resumed only
+    with the same ones.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.engine.aggregate import GroupedMean
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, Params, ServerState, Tensors
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -48,10 +48,17 @@ class Buffers:
             if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
         ]
         self.counters = [key for key, tensor in state.items() if not tensor.is_floating_point()]
+        self.names = frozenset((*self.statistics, *self.counters))
 
     def owns(self, name: str) -> bool:
         """Whether `name` is a buffer of this class's, and so none of the algorithm's parameters."""
-        return name in self.statistics or name in self.counters
+        return name in self.names
+
+    def split(self, update: Tensors) -> tuple[Tensors, Tensors]:
+        """An update without its buffers, and these."""
+        weights = {name: value for name, value in update.items() if name not in self.names}
+        buffers = {name: value for name, value in update.items() if name in self.names}
+        return weights, buffers
 
     def init(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """The first `ServerState.buffers`."""

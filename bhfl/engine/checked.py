@@ -1,4 +1,4 @@
-"""An algorithm's hooks, each held to what it may return before anything goes on with it."""
+"""The server half of an algorithm: hooks held to what they may return before anything goes on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import Aggregator
-from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.contents import lost_key
 from bhfl.engine.handed import (
     ReturnError,
     ServerReturnError,
     check_aggregate,
-    check_kept,
-    check_metrics,
     check_server,
     check_tensors,
     name_of,
@@ -27,11 +25,11 @@ from bhfl.engine.refusal import RefusedError
 from bhfl.engine.types import Client, Params, ServerState
 
 
-class CheckedHooks:
-    """Calls the hooks of an algorithm.
+class ServerHooks:
+    """Calls the hooks of the server half.
 
-    What is wrong with what a hook of the server half returns ends the run, as `ServerReturnError`;
-    what is wrong in the client half, or with one client's update, is that client's.
+    What is wrong with what one returns ends the run, as `ServerReturnError`; what is wrong with one
+    client's update is that client's.
 
     Args:
         algorithm: Its hooks.
@@ -46,13 +44,10 @@ class CheckedHooks:
         self.model = model
         self.extra = extra
         self.receives = type(algorithm).receive is not Algorithm.receive
-        self.closes = type(algorithm).client_close is not Algorithm.client_close
 
     def name(self, hook: str) -> str:
         """What errors call a hook."""
         return name_of(self.algorithm, hook)
-
-    # ---- server ----------------------------------------------------------------------------------
 
     def begin_round(
         self, server: ServerState, cohort: Sequence[Client], context: Context
@@ -132,38 +127,3 @@ class CheckedHooks:
         if server.round and (lost := dropped - server.buffers["first"].keys()):
             raise ReturnError(f"{hook} must return {min(lost)!r}, which no client has of its own")
         return params
-
-    # ---- client ----------------------------------------------------------------------------------
-
-    def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
-        """What a client keeps, at first."""
-        state = self.algorithm.init_client(client, received)
-        check_kept(self.name("init_client"), state)
-        return state
-
-    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
-        """The tensors of the model that a client makes of a downlink."""
-        given = self.algorithm.receive(received, state)
-        if self.receives:
-            check_tensors(self.name("receive"), given, self.model, known=received)
-        return given
-
-    def uplink(self, run: LocalRun) -> Tensors | None:
-        """What a client sends."""
-        update, hook = self.algorithm.uplink(run), self.name("uplink")
-        if update is not None and not isinstance(update, Mapping):
-            raise ReturnError(
-                f"{hook} must return a dict of tensors by name, or None, got "
-                f"{type(update).__name__}"
-            )
-        check_metrics(f"{hook} must leave in run.metrics", run.metrics)
-        check_kept(f"run.state after {hook}", run.state)
-        return update
-
-    def client_close(
-        self, client: Client, state: dict[str, Tensor], closing: Params
-    ) -> dict[str, Tensor]:
-        """A client's state after it received `closing`."""
-        kept = self.algorithm.client_close(client, state, closing)
-        check_kept(self.name("client_close"), kept)
-        return kept

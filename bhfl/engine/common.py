@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric import Fabric
 
-from bhfl.engine.records import gather
-from bhfl.engine.resume import contradictions
+from bhfl.engine.processes import gather
+from bhfl.settings import MAKE_THE_RUN, Role, Told, differences
 
 
-def check_same_options(fabric: Fabric, options: Mapping[str, Any]) -> None:
-    """Compare the options that shape the model with those of rank 0.
+def check_same_options(fabric: Fabric, told: Told) -> None:
+    """Compare what this process was told with what rank 0 was.
 
     Raises:
         ValueError: Those of a process differ; on all processes, with the first differences.
     """
     if fabric.world_size == 1:
         return
-    differences = contradictions(fabric.broadcast(options), options)
-    for rank, found in enumerate(gather(fabric, [differences])):
+    different = differences(fabric.broadcast(told), told, (*MAKE_THE_RUN, Role.NUMERICS))
+    for rank, found in enumerate(gather(fabric, [different])):
         if found:
             listed = ", ".join(found[:5])
             raise ValueError(

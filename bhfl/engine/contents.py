@@ -236,7 +236,6 @@ _STATE: dict[str, Check] = {
     ),
     "clients": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
     "config": _options,
-    "threads": _count,
     "version": _text,
 }
 

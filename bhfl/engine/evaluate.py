@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from bhfl.engine.own import Own
-from bhfl.engine.records import gather
-from bhfl.engine.rounds import Rounds
+from bhfl.comm import encode
+from bhfl.engine.exchange import Stage, Task
+from bhfl.engine.processes import gather
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec
 
+if TYPE_CHECKING:
+    from bhfl.engine.session import Session
+
+ACCURACIES = ("acc", "accuracy")
+"""What a model may call its accuracy, after the stage."""
 GLOBAL = "global"
 """Key of the float32 server model among the groups' results."""
 
-Stage = Literal["val", "test"]
-
 
 @dataclass(frozen=True)
-class Task:
+class Pass:
     """One pass over the evaluation set: a model, run at a spec, whose result counts for `key`."""
 
     key: str
     spec: BitSpec
-    tensors: Callable[[], Mapping[str, Tensor]]
+    tensors: Params
+    """The model, without what its client has of its own."""
+    client: Client | None = None
+    """Who alone has the whole of it."""
 
 
 class Evaluator:
@@ -40,71 +43,96 @@ class Evaluator:
     are.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
-        self.rounds = rounds
-        self.worker = rounds.worker
-        self.clients = rounds.clients
-        self.groups = {client.group: client.spec for client in self.clients}
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        fleet = session.fleet
+        self.groups = {client.group: client.spec for client in fleet}
         self.shares = {
-            g: sum(c.group == g for c in self.clients) / len(self.clients) for g in self.groups
+            g: sum(client.group == g for client in fleet) / len(fleet) for g in self.groups
         }
 
-    def __call__(
-        self,
-        server: ServerState,
-        batches: Callable[[], Iterable[Any]],
-        stage: Stage,
-        kept: Callable[[Client], Mapping[str, Any]],
-    ) -> dict[str, float]:
+    def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
         ``val/acc_<group>``, ``val/acc_avg`` (weighted by the groups' numbers of clients),
         ``val/acc_min``.
         """
-        fabric = self.worker.fabric
-        self.worker.place.begin(server.round)
-        tasks = list(self._tasks(server, kept))
-        self.worker.layout.take_(server.channels_last)
-        mine = []
-        for index in range(fabric.global_rank, len(tasks), fabric.world_size):
-            task = tasks[index]
-            self.worker.load_global(task.tensors(), task.spec)
-            mine.append((index, task.key, self.worker.evaluate(batches(), stage)))
-        results: dict[str, list[dict[str, float]]] = {}
-        for _, key, metrics in sorted(gather(fabric, mine), key=lambda result: result[0]):
-            results.setdefault(key, []).append(metrics)
+        fabric = self.session.fabric
+        passes = list(enumerate(self._passes(server)))
+        mine = passes[fabric.global_rank :: fabric.world_size]
+        found = sorted(gather(fabric, list(self._measured(server, stage, mine))))
+        results: dict[str, list[Mapping[str, float]]] = {}
+        for index, metrics in found:
+            results.setdefault(passes[index][1].key, []).append(metrics)
         return self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
 
     def by_client(self, server: ServerState) -> bool:
         """Whether the model of any group is not whole without what its clients keep."""
-        return any(self.rounds.own.missing(self._of_group(server, group)) for group in self.groups)
+        own = self.session.own
+        return any(own.missing(self._of_group(server, group)) for group in self.groups)
 
     def _of_group(self, server: ServerState, group: str) -> Params:
         """The model of a group, without what is its clients' own."""
-        return {
-            **self.rounds.hooks.group_params(server, group),
-            **self.rounds.buffers.of(server, group),
-        }
+        session = self.session
+        params = session.hooks.group_params(server, group)
+        return {**params, **session.buffers.of(server, group)}
 
-    def _tasks(
-        self, server: ServerState, kept: Callable[[Client], Mapping[str, Any]]
-    ) -> Iterator[Task]:
-        own = self.rounds.own
+    def _passes(self, server: ServerState) -> Iterator[Pass]:
+        session = self.session
         for group, spec in self.groups.items():
             given = self._of_group(server, group)
-            if not own.missing(given):
-                yield Task(group, spec, partial(own.whole, server, given))
+            if not session.own.missing(given):
+                yield Pass(group, spec, given)
                 continue
-            for client in (client for client in self.clients if client.group == group):
-                yield Task(
-                    group, spec, partial(_with_own, own, server, given, partial(kept, client))
-                )
-        if self.rounds.algorithm.communicates and not any(
-            spec.is_float for spec in self.groups.values()
-        ):
-            buffers = self.rounds.buffers.of(server, next(iter(self.groups)))
-            yield Task(GLOBAL, BitSpec(), partial(own.whole, server, {**server.params, **buffers}))
+            for client in session.fleet:
+                if client.group == group:
+                    yield Pass(group, spec, given, client)
+        floating = any(spec.is_float for spec in self.groups.values())
+        if session.algorithm.communicates and not floating:
+            buffers = session.buffers.of(server, next(iter(self.groups)))
+            yield Pass(GLOBAL, BitSpec(), session.own.whole({**server.params, **buffers}, {}))
+
+    def _measured(
+        self, server: ServerState, stage: Stage, passes: Sequence[tuple[int, Pass]]
+    ) -> Iterator[tuple[int, Mapping[str, float]]]:
+        """The results of some passes, with their numbers."""
+        session = self.session
+        worker, data = session.worker, session.data
+        worker.layout.take_(server.channels_last)
+        worker.begin(server.round)
+        batches = data.val_batches if stage == "val" else data.test_batches
+        alone: dict[int, int] = {}
+        for index, one in passes:
+            if one.client is not None:
+                alone[one.client.id] = index
+                continue
+            worker.load_global(one.tensors, one.spec)
+            yield index, worker.evaluate(batches(), stage)
+        if alone:
+            tasks = self._tasks(server, stage, (one for _, one in passes))
+            for measured in session.clients.evaluate(tasks):
+                yield alone[measured.client], measured.metrics
+
+    def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
+        """Tasks for the clients that alone have whole models; one message for all of a group."""
+        group, payload = "", b""
+        for one in passes:
+            if one.client is None:
+                continue
+            if one.key != group:
+                own = self.session.own.always
+                payload = encode({n: t for n, t in one.tensors.items() if n not in own})
+                group = one.key
+            yield Task(
+                client=one.client.id,
+                round=server.round,
+                stage=stage,
+                downlink=payload,
+                version=self.session.accepted.get(one.client.id, 0),
+                channels_last=server.channels_last,
+            )
 
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
+        """The numbers of all passes by tag, from the mean of each key."""
         overall = results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}
         for name in next(iter(results.values()), {}):
@@ -112,7 +140,7 @@ class Evaluator:
             floating = next(
                 (values[g] for g, spec in self.groups.items() if spec.is_float), math.nan
             )
-            if self.rounds.algorithm.communicates:
+            if self.session.algorithm.communicates:
                 metrics[f"{stage}/{name}"] = overall[name] if overall else floating
             metrics.update({f"{stage}/{name}_{group}": value for group, value in values.items()})
             metrics[f"{stage}/{name}_avg"] = sum(
@@ -122,11 +150,5 @@ class Evaluator:
         return metrics
 
 
-def _with_own(
-    own: Own, server: ServerState, given: Params, kept: Callable[[], Mapping[str, Any]]
-) -> Params:
-    return own.whole(server, given, kept())
-
-
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+def _mean(rows: list[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -1,10 +1,29 @@
-"""What crosses between the server and a client: bytes and plain values, and nothing else."""
+"""What crosses between the two halves of a round: bytes and plain values, and nothing else.
+
+The server makes a `Task` for each client of a cohort. A client answers it with a `Reply`, and
+learns by a `Verdict` what became of it. Where models are whole on clients alone, the server asks
+by tasks of another stage for them to be measured, and is told by a `Measured` what came of it.
+Whoever trains on tasks is `Clients`: this process (`bhfl.engine.client.local.LocalClients`),
+another one, or devices behind a network.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from bhfl.comm.network import Link
+from bhfl.settings import LocalTraining
+
+Status = Literal["ok", "failed", "rejected", "late", "skipped"]
+"""An update was folded in; training raised; the update was refused; it came after the deadline;
+none was sent.
+"""
+Stage = Literal["val", "test"]
+
+NO_EXAMPLES = "the client has no examples"
+"""The reason of a client that was not asked to train."""
 
 
 @dataclass(frozen=True)
@@ -28,3 +47,106 @@ class ClientLink:
         """
         flops = self.example_flops * num_examples
         return self.link.uplink_budget_bits(download_bytes, flops, deadline_seconds) // 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What one client is asked to do, and all that it is told."""
+
+    client: int
+    """Its id."""
+    round: int
+    """Rounds finished."""
+    stage: Literal["train"] | Stage = "train"
+    downlink: bytes
+    """The payload that it is sent; empty where nothing is."""
+    version: int
+    """Rounds that were finished when the server last took an update of its; 0 if it never did. The
+    client goes on with what it kept then.
+    """
+    channels_last: bool
+    """Whether images and convolution weights lie in that format."""
+    seed: int = 0
+    """The run's, which every draw is keyed by."""
+    training: LocalTraining | None = None
+    """How long and in what manner it trains; None where it does not."""
+    measures: bool = False
+    """Whether it also measures the model that it has trained."""
+    link: ClientLink | None = None
+    """Its link, where a network is simulated."""
+    history: Sequence[Mapping[str, Any]] = ()
+    """The server's metrics, a row for each past round."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why there is no update of a client, in fields that `ClientRecord` has too."""
+
+    status: Status
+    reason: str
+    traceback: str = ""
+    origin: str = ""
+    """Type and line of an error that is likely to come again."""
+    broken_hook: bool = False
+    """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a client came to. One that never comes is a `Reply` too, whose fault is that it is
+    ``late`` or ``failed``.
+    """
+
+    client: int
+    round: int
+    payload: bytes | None = None
+    """Its update; None where there is none."""
+    num_examples: int = 0
+    """Examples trained on, each as often as it was seen."""
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers to be averaged over the cohort and logged."""
+    own: Sequence[str] = ()
+    """Names of the tensors without which its round began."""
+    fault: Fault | None = None
+    """Why there is no update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a model that is whole on one client alone is worth."""
+
+    client: int
+    stage: Stage
+    metrics: Mapping[str, float]
+    """Means over the samples, by name."""
+    count: int
+    """Samples that it was measured on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a client's round."""
+
+    keep: bool
+    """Whether its update was folded in, so that it keeps what it came to."""
+    closing: bytes | None = None
+    """The payload that closes the round, where the algorithm has anything to say."""
+
+
+class Clients(Protocol):
+    """Whoever trains on tasks; in this process, in another one, or behind a network."""
+
+    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
+        """A reply for each task, as they come; tasks are taken one by one, when they are begun."""
+
+    def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
+        """What each client's own model is worth, as they come."""
+
+    def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
+        """End a round: what a client came to is kept or dropped, as its verdict says.
+
+        Args:
+            round: Rounds finished with this one.
+            verdicts: By client; what has none is dropped.
+        """

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 import warnings
-from pathlib import Path
 
-import torch
-
-import bhfl
-from bhfl.engine.records import NO_EXAMPLES, ClientRecord
+from bhfl.engine.exchange import NO_EXAMPLES
+from bhfl.engine.records import ClientRecord
 from bhfl.settings import Settings
 
-_OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
 _TOLD = 3
 """Failures of a round that are told one by one."""
-_PASSING = (
-    "out of memory",
-    "t allocate memory",
-    "cannot allocate",
-    "timed out",
-    "killed by signal",
-)
-"""Words of errors that come from the machine and may pass, where their type does not say so."""
 
 
 class TooFewClientsError(RuntimeError):
     """Too few updates were usable for too long, or the same error would stop every client for
     ever.
     """
-
-
-def origin(error: BaseException) -> str:
-    """Type and place of an error that is likely to come again: the innermost line outside `bhfl`.
-
-    An empty string for what may pass, which is want of memory, an OSError or a time-out, and for
-    what happened in our own code alone, such as a client that drops out.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (MemoryError, OSError, TimeoutError, torch.OutOfMemoryError)):
-            return ""
-        if "Timeout" in type(cause).__name__ or any(
-            words in str(cause).lower() for words in _PASSING
-        ):
-            return ""
-        cause = cause.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not frame.filename.startswith(_OURS)]
-    return (
-        f"{type(error).__qualname__} at {outside[-1].filename}:{outside[-1].lineno}"
-        if outside
-        else ""
-    )
 
 
 def failed_in_a_row(

@@ -81,14 +81,15 @@ class Fleet:
         """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and
         lists.
         """
-        spelled = [_spell(group.bits) for group in self.groups]
-        if not self.by_fraction and all(isinstance(bits, str) for bits in spelled):
-            return {bits: group.count for bits, group in zip(spelled, self.groups, strict=True)}
+        groups = self.to_list()
+        if self.by_fraction or not all(isinstance(group["bits"], str) for group in groups):
+            return groups
+        return {group["bits"]: group["count"] for group in groups}
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """The groups in their order, each with its bits and its size."""
         size = "fraction" if self.by_fraction else "count"
-        return [
-            {"bits": b, size: getattr(group, size)}
-            for b, group in zip(spelled, self.groups, strict=True)
-        ]
+        return [{"bits": _spell(group.bits), size: getattr(group, size)} for group in self.groups]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fleet) and other.groups == self.groups

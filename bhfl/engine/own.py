@@ -34,21 +34,21 @@ class Own:
         """Names of the tensors that `given` lacks, or that never travel."""
         return [name for name in self.first if name not in given or name in self.always]
 
-    def whole(
-        self, server: ServerState, given: Params, kept: Mapping[str, Any] | None = None
-    ) -> Params:
+    def begin_as(self, first: Mapping[str, Tensor]) -> None:
+        """Take the values of another first model, of the run that is gone on with."""
+        self.first |= first
+
+    def whole(self, given: Params, kept: Mapping[str, Any]) -> Params:
         """The whole model of a client.
 
         Args:
-            server: The state of the round.
             given: What the client was sent.
             kept: What it kept of rounds before, if there were any.
         """
         if not (names := self.missing(given)):
             return given
-        own = (kept or {}).get(KEPT, {})
-        first = {**self.first, **server.buffers["first"]}
-        return {**given, **{name: own[name] if name in own else first[name] for name in names}}
+        own = kept.get(KEPT, {})
+        return {**given, **{name: own.get(name, self.first[name]) for name in names}}
 
     def following(self, server: ServerState, names: Collection[str]) -> Params:
         """The next ``buffers["first"]``, after a round in which clients began without `names`."""

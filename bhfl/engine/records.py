@@ -5,30 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import get_args
 
-import torch
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-T = TypeVar("T")
+from bhfl.engine.exchange import Fault, Status
 
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 
-Status = Literal["ok", "failed", "rejected", "late", "skipped"]
-"""An update was folded in; training raised; the update was refused; it came after the deadline;
-none was sent.
-"""
-
-NO_EXAMPLES = "the client has no examples"
-"""The reason of a client that was not asked to train."""
-
 
 @dataclass
 class ClientRecord:
-    """One client's round: bytes as measured on its payloads."""
+    """What became of one client in a round, with bytes as measured on its payloads."""
 
     client: int
     group: str
@@ -51,18 +38,12 @@ class ClientRecord:
     """The largest magnitude in its update."""
     traceback: str = ""
     origin: str = ""
-    """Type and line of an error that is likely to come again; see `bhfl.engine.failures.origin`."""
+    """See `bhfl.engine.exchange.Fault`, as for `broken_hook`."""
     broken_hook: bool = False
-    """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
 
-
-def gather(fabric: Fabric, mine: list[T]) -> list[T]:
-    """The lists of all processes as one, in the order of ranks; small objects only."""
-    if fabric.world_size == 1:
-        return mine
-    parts: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(parts, mine)
-    return [item for part in parts for item in part]
+    def become(self, fault: Fault) -> None:
+        """Take down why there is no update."""
+        vars(self).update(vars(fault))
 
 
 def round_metrics(records: list[ClientRecord]) -> dict[str, float]:

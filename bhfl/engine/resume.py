@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.contents import lost_key, read_state
 from bhfl.engine.folder import CHECKPOINTS, newest_run
-from bhfl.engine.server_optimizer import describe
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
-from bhfl.settings import Role, Settings
+from bhfl.settings import MUST_STAY, Role, Told, differences
 
 _MAX_RECORD_BYTES = 2**30
 
@@ -156,68 +154,25 @@ def _told(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}{kind}"
 
 
-def contradictions(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options whose values differ between a checkpoint and the run that is to go on from it, as
-    ``key: old -> new``.
+def check_told(path: object, stored: Told, now: Told) -> None:
+    """Refuse to go on with a run that was told something else.
+
+    Args:
+        path: The checkpoint, for messages.
+        stored: What the checkpoint's run was told.
+        now: What the run that is to go on from it is told.
+
+    Raises:
+        CheckpointError: With all options that must stay as they are and have not.
     """
-    old, new = _flat(stored), _flat(now)
-    return [
-        f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def shaping(settings: Settings) -> dict[str, Any]:
-    """The options that shape the model, as plain values."""
-    shaped = settings.of_role(Role.RESULT, Role.TASK, Role.CHOICE, Role.NUMERICS)
-    for key in ("clients", "algorithm", "threads"):
-        del shaped[key]
-    make = shaped["server_optimizer"]
-    network = shaped["network"]
-    return {
-        **shaped,
-        "server_optimizer": describe(make) if make else None,
-        "network": described(network) if network else None,
-    }
-
-
-def described(thing: Any) -> dict[str, Any]:
-    """The class of an object and its public attributes that are plain values, in dicts and
-    dataclasses too.
-    """
-    return {"class": type(thing).__name__, **_plain(vars(thing))}
-
-
-_PLAIN = (bool, int, float, str)
-
-
-def _exact(value: Any) -> Any:
-    """A number or text without what a subclass, such as one of NumPy's, adds to it."""
-    return next(kind(value) for kind in _PLAIN if isinstance(value, kind))
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key.startswith("_"):
-            continue
-        if isinstance(value, _PLAIN):
-            found[key] = _exact(value)
-        elif isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
-            found[key] = [_exact(item) for item in value]  # as it is now
-        elif is_dataclass(value):
-            found[key] = _plain(vars(value))
-        elif isinstance(value, Mapping):
-            found[key] = _plain(value)
-    return found
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {
-            k: v
-            for key, item in value.items()
-            for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-        }
-    return {prefix: value}
+    if changed := differences(stored, now, MUST_STAY):
+        listed = "\n  ".join(changed)
+        raise CheckpointError(
+            f"{path}: the checkpoint's run had other options (old -> new):\n  {listed}"
+        )
+    if changed := differences(stored, now, [Role.NUMERICS]):
+        warnings.warn(
+            f"the run was computed with other options (old -> new): {', '.join(changed)}; the last "
+            "bits of its results may differ",
+            stacklevel=2,
+        )

@@ -6,7 +6,6 @@ import math
 import platform
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -78,7 +77,6 @@ class Run:
             },
             "clients": self.store.table(),
             "config": dict(config),
-            "threads": torch.get_num_threads(),
             "version": bhfl.__version__,
         }  # fmt: skip
 
@@ -92,12 +90,6 @@ class Run:
         self.ledger = Ledger(run["ledger"])
         self.best, self.best_round = run["best"], run["best_round"]
         self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
-        if state["threads"] != self.settings.machine.threads:
-            warnings.warn(
-                f"the run was computed with threads: {state['threads']}, now "
-                f"{self.settings.machine.threads}: the last bits of its results will differ",
-                stacklevel=2,
-            )
 
     def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
         """Write the JSON files `records` and open the loggers; what came after the restored round

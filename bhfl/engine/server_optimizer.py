@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bhfl.recorded import spelled
+
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 def describe(make: OptimizerCallable) -> dict[str, Any]:
-    """An optimiser's class and hyper-parameters as plain values, to tell whether two are the
-    same.
-    """
+    """An optimiser's class and hyper-parameters, as a configuration says them."""
     optimizer = make([nn.Parameter(torch.zeros(1))])
-    return {
-        "class": type(optimizer).__name__,
-        **{name: repr(value) for name, value in optimizer.defaults.items()},
-    }
+    return spelled(type(optimizer), optimizer.defaults)
 
 
 def unusable(make: OptimizerCallable) -> str:

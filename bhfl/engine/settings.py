@@ -15,11 +15,6 @@ from bhfl.engine.sampling import cohort_size
 from bhfl.engine.server_optimizer import unusable
 from bhfl.settings import LARGEST_SEED, Settings
 
-DATA = ("batch_size", "augment", "drop_last")
-"""Attributes of a data module that shape the model, besides the split, which a resumed run has by
-its hash.
-"""
-
 
 def global_seed() -> int:
     """The number that `lightning.seed_everything` was given, in this process or in the one that

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-import time
-import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -16,46 +12,23 @@ import lightning as L
 from lightning.fabric.loggers import Logger
 from lightning.fabric.strategies import Strategy
 
-from bhfl.comm import encoded_bytes
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
-from bhfl.engine.callback import Callback, call_hook
-from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
-from bhfl.engine.client.module_hooks import check_trainable
-from bhfl.engine.client.module_trainer import Place
-from bhfl.engine.client.optim import check_optimizers
-from bhfl.engine.client.store import ClientStore, client_store
-from bhfl.engine.client.worker import Worker
-from bhfl.engine.common import check_common_folder, check_same_options
-from bhfl.engine.ending import STANDING
-from bhfl.engine.evaluate import Evaluator, Stage
+from bhfl.engine.callback import Callback
+from bhfl.engine.checkpoint import digest
+from bhfl.engine.client.local import LocalClients
+from bhfl.engine.client.plain import STEPS
+from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
-from bhfl.engine.failures import failed_in_a_row
+from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
-from bhfl.engine.folder import new_run
-from bhfl.engine.forewarn import forewarn, is_compiled
-from bhfl.engine.formats import with_format
-from bhfl.engine.hooks import check_methods
-from bhfl.engine.launch import in_turns, launched, make_fabric
-from bhfl.engine.loan import Loan
-from bhfl.engine.monitor import check_monitor, doubt, unseen
-from bhfl.engine.records import ClientRecord, round_metrics
-from bhfl.engine.reestimate import reestimation
-from bhfl.engine.resume import (
-    contradictions,
-    described,
-    find_checkpoint,
-    fitting,
-    shaping,
-    warn_of_known,
-)
-from bhfl.engine.rounds import Rounds
+from bhfl.engine.launch import make_fabric
+from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
-from bhfl.engine.server_optimizer import OptimizerCallable, ServerOptimizer
-from bhfl.engine.settings import DATA, checked_settings, global_seed
-from bhfl.engine.state import check_state
-from bhfl.engine.timing import Timing
+from bhfl.engine.server_optimizer import OptimizerCallable
+from bhfl.engine.session import Session
+from bhfl.engine.settings import checked_settings, global_seed
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
 
@@ -181,9 +154,9 @@ class FederatedTrainer:
     ) -> None:
         options = {key: value for key, value in locals().items() if key != "self"}
         options["seed"] = global_seed() if seed is None else seed
+        options["algorithm"] = self.algorithm = Algorithm() if algorithm is None else algorithm
         self.settings = checked_settings(options)
         self.fleet = Fleet(clients)
-        self.algorithm = Algorithm() if algorithm is None else algorithm
         if not isinstance(self.algorithm, Algorithm):
             raise ValueError(f"algorithm must be an Algorithm such as FedAvg(), got {algorithm!r}")
         ALGORITHM_HOOKS.check(self.algorithm)
@@ -192,15 +165,13 @@ class FederatedTrainer:
             accelerator, devices, num_nodes, strategy, precision, timeout_seconds
         )
         self.config: dict[str, Any] = {}
-        """What a resumed run must agree with besides the trainer's options; the command line adds
-        its own here.
-        """
-        self._shaping: dict[str, Any] = {}
-        self.clients: list[Client] = []
-        self.server = ServerState({})
+        """The parts of the configuration that name classes; the command line says them here."""
         self.run: Run | None = None
+        self.session: Session | None = None
+        """What the last fit or measurement worked with, or still does."""
+        self.launched = False
+        """Whether the processes have been started."""
         self._fitted: Fitted | None = None
-        self._launched = False
 
     # ---- what users call -------------------------------------------------------------------------
 
@@ -234,13 +205,11 @@ class FederatedTrainer:
                 line compares the model's too.
         """
         self._fitted = None
-        with self._machine():
-            with self._lent(model, datamodule) as module:
-                metrics = self._fit(module, datamodule, ckpt_path)
-                self._run.finish(metrics)
-                self._call("on_fit_end", metrics=metrics)
-            self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), self.server)
-        return self.server
+        with Session.opened(self, model, datamodule, "fit", "test") as session:
+            fit(session, ckpt_path)
+        module = session.module
+        self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), session.server)
+        return session.server
 
     def validate(
         self,
@@ -266,142 +235,59 @@ class FederatedTrainer:
         """
         return self._measure(model, datamodule, ckpt_path, "test")
 
-    # ---- setting up ------------------------------------------------------------------------------
+    def _measure(
+        self,
+        model: L.LightningModule,
+        data: FederatedData,
+        ckpt_path: Union[str, Path, None],
+        stage: Stage,
+    ) -> dict[str, float]:
+        module = getattr(model, "_orig_mod", model)
+        step = STEPS[stage]
+        if getattr(type(module), step, None) is getattr(L.LightningModule, step):
+            raise ValueError(f"{type(module).__name__} must define {step} to be measured")
+        fitted = self._fitted if self._fitted and self._fitted.is_of(module) else None
+        name = "validate" if stage == "val" else "test"
+        with Session.opened(self, model, data, name) as session:
+            if ckpt_path is not None:
+                folder, _ = session.load(ckpt_path)
+                if stage == "val" and folder and self.fabric.is_global_zero:
+                    warn_of_known(folder, data.partition_record())
+            elif fitted and self.run:
+                session.keep_in(self.run.store)
+                session.take_up(fitted.server)
+            metrics = session.evaluate(stage)
+            session.call("on_measured", metrics=metrics, stage=stage)
+            session.tear_down()
+        return metrics
 
-    @contextmanager
-    def _machine(self) -> Iterator[None]:
-        machine = self.settings.machine
-        with launched(self.fabric, machine.threads, machine.timeout_seconds, again=self._launched):
-            self._launched = True
-            yield
+    # ---- what a run works with -------------------------------------------------------------------
 
-    @contextmanager
-    def _lent(self, model: L.LightningModule, data: FederatedData) -> Iterator[L.LightningModule]:
-        """The module of `model`, which is given back whatever happens, with the last server state
-        if there is one.
+    def connect(self, session: Session) -> Clients:
+        """Whoever trains on the tasks of a session: this process's own clients. Override it for
+        clients that are elsewhere.
         """
-        self._loan = Loan(model, data)
-        try:
-            yield self._loan.module
-        finally:
-            self._loan.give_back()
-
-    def _setup(self, model: L.LightningModule, data: FederatedData, *stages: str) -> None:
-        """Data, clients, worker and the first server state; all problems show here."""
-        check_methods(
-            data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
+        return LocalClients(
+            session.worker,
+            self.algorithm,
+            session.fleet,
+            session.data,
+            session.own,
+            session.store,
         )
-        if "fit" in stages:
-            check_trainable(model)
-        place = self.place = Place(
-            data, self.settings, {"fit": "train", "validate": "val"}.get(stages[0], stages[0])
-        )
-        self._loan.attach(place, self.fabric)
-        STANDING.at("preparing the data")
-        in_turns(self.fabric, data.prepare_data)
-        in_turns(self.fabric, model.prepare_data)
-        STANDING.at("setting up")
-        for stage in stages:
-            data.setup(stage)
-        specs = self.fleet.specs(self.settings.fleet.num_clients)
-        sizes = data.federate(len(specs), self.settings.cohort.seed)
-        uniform = self.settings.aggregation.weights == "uniform"
-        self.clients = [
-            Client(i, spec, size, float(size > 0) if uniform else float(size))
-            for i, (spec, size) in enumerate(zip(specs, sizes, strict=True))
-        ]
-        network = self.settings.fleet.network
-        self.timing = Timing(network, self.clients, self.settings) if network else None
-        place.clients = self.clients
-        for stage in stages:
-            model.setup(stage=stage)
-        model.configure_model()
-        check_state(model)
-        self.algorithm.prepare(model, self.clients)
-        if "fit" in stages:
-            check_optimizers(model)
-            check_monitor(
-                self.settings.choice.monitor, model, {client.group for client in self.clients}
-            )
-            self._check_validation(data)
-        worker = Worker(
-            model,
-            self.fabric,
-            self.settings.training,
-            place,
-        )
-        if self.settings.aggregation.reestimate_norm:
-            worker.reestimate_ = reestimation(
-                model, data, self.algorithm, self.settings.aggregation.norm
-            )
-        self.rounds = Rounds(worker, self.algorithm, self.clients, data, self.settings, self.timing)
-        self.algorithm.server_optimizer = self._server_optimizer(model)
-        self.algorithm.setup(self.rounds.context)
-        self.evaluator = Evaluator(self.rounds)
-        if "fit" in stages:
-            model.on_fit_start()
-        self.server = replace(
-            self.rounds.init_server(), channels_last=self.settings.machine.channels_last is True
-        )
-        self._loan.weights = lambda: self.rounds.release(self.server)
-
-    def _server_optimizer(self, model: L.LightningModule) -> ServerOptimizer | None:
-        make = self.settings.aggregation.server_optimizer
-        if make and not self.algorithm.communicates:
-            name = type(self.algorithm).__name__
-            raise ValueError(
-                f"trainer.server_optimizer needs a model of the server's, and {name} has none"
-            )
-        return (
-            ServerOptimizer(make, {n for n, p in model.named_parameters() if p.requires_grad})
-            if make
-            else None
-        )
-
-    def _check_validation(self, data: FederatedData) -> None:
-        """Refuse options that need validation samples where there are none."""
-        if next(iter(data.val_batches()), None) is not None:
-            return
-        settings = self.settings
-        missing = "needs validation samples, and the data have none"
-        if settings.stopping.patience is not None and settings.choice.monitor.startswith("val/"):
-            raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
-        if settings.output.evaluate_clients and not any(
-            data.client_val_batches(client.id) for client in self.clients
-        ):
-            raise ValueError(f"trainer.evaluate_clients {missing}; got True")
-
-    def _begin(self, data: FederatedData, ckpt_path: Union[str, Path, None]) -> None:
-        """Find or make the run folder, take up a checkpoint's state, open the logs."""
-        STANDING.at("opening the run folder")
-        partition = data.partition_record()
-        self._shaping = {
-            "trainer": shaping(self.settings),
-            "clients": str(
-                self.fleet.to_config()
-            ),  # as text, because the order of the groups counts
-            "algorithm": described(self.algorithm),
-            "data": {key: getattr(data, key, None) for key in DATA},
-            "partition": partition.get("sha256"),
-            **self.config,
-        }
-        check_same_options(self.fabric, self._shaping)
-        check_storable(vars(self.server), "ServerState")
-        self._warn(doubt(self.settings.choice.monitor, self.settings.choice.mode))
-        found = self._folder(ckpt_path) if self.fabric.is_global_zero else (Path(), None)
-        folder, state = self.fabric.broadcast(found)
-        check_common_folder(self.fabric, folder)
-        self.run = Run(self.settings, folder, self.fabric.is_global_zero)
-        if state is not None:
-            self.server = fitting(state, self.server)
-            self._run.restore(state)
-        self.rounds.store = self.run.store
-        self.run.begin(self.server, {"partition": partition})
-        self.place.open(self.run.folder, self.run.loggers)
-        self.fabric.barrier()
 
     @property
-    def _root(self) -> Path:
+    def clients(self) -> list[Client]:
+        """The fleet, once the data are split among it."""
+        return self.session.fleet if self.session else []
+
+    @property
+    def server(self) -> ServerState:
+        """The state that was reached last."""
+        return self.session.server if self.session else ServerState({})
+
+    @property
+    def root(self) -> Path:
         """Where the folders of this trainer's runs are."""
         return user_path(self.settings.output.default_root_dir) / str(self.settings.output.name)
 
@@ -414,186 +300,15 @@ class FederatedTrainer:
         Raises:
             CheckpointError: There is none, or it is unusable.
         """
-        root: Path = self.run.folder if self.run else self._root
-        return find_checkpoint(ckpt_path, root)
+        return find_checkpoint(ckpt_path, self.run.folder if self.run else self.root)
 
-    def _folder(self, ckpt_path: Union[str, Path, None]) -> tuple[Path, dict[str, Any] | None]:
-        if ckpt_path is None:
-            return new_run(self._root), None
-        folder, state = self.find_checkpoint(ckpt_path)
-        differences = contradictions(state["config"], self._shaping)
-        if differences:
-            listed = "\n  ".join(differences)
-            raise CheckpointError(
-                f"{ckpt_path}: the checkpoint's run had other options (old -> new):\n  {listed}"
-            )
-        client_store(folder, state)  # all of it is there
-        return folder or new_run(self._root), state
-
-    # ---- rounds ----------------------------------------------------------------------------------
-
-    def _fit(
-        self, module: L.LightningModule, data: FederatedData, ckpt_path: Union[str, Path, None]
-    ) -> dict[str, float]:
-        """All rounds; the metrics of the test."""
-        self._setup(module, data, "fit", "test")
-        if self.fabric.is_global_zero:
-            forewarn(
-                self.rounds.worker.module,
-                self.clients,
-                data,
-                self.settings,
-                fresh=ckpt_path is None,
-                compiled=is_compiled(module),
-            )
-        if self.timing:
-            self.timing.measure_(self.rounds.worker, data)
-            smallest = encoded_bytes(self.server.params) if self.algorithm.communicates else 0
-            self.timing.check_deadline(smallest, data)
-        if ckpt_path is None:  # a resumed run keeps to what it was begun with
-            self.server = with_format(
-                self.server, self.settings, self.rounds.worker, self.clients, data
-            )
-        self._begin(data, ckpt_path)
-        if ckpt_path is not None and self.server.round >= self.settings.stopping.max_rounds:
-            done, wanted = self.server.round, self.settings.stopping.max_rounds
-            warnings.warn(
-                f"nothing is left to train: {done} rounds are done, max_rounds is {wanted}",
-                stacklevel=1,
-            )
-        self._call("on_fit_start")
-        try:
-            while (
-                self.server.round < self.settings.stopping.max_rounds
-                and not self._run.out_of_patience
-            ):
-                self._round()
-            self.rounds.load(self.server)
-            module.on_fit_end()
-            metrics = self._evaluate(data, "test")
-            self._loan.tear_down("fit", "test")
-        except Exception as error:
-            self._run.fail(error)
-            raise
-        finally:
-            self._run.close()
-        return metrics
-
-    @property
-    def _run(self) -> Run:
-        assert self.run is not None
-        return self.run
-
-    def _round(self) -> None:
-        start = time.perf_counter()
-        run = self._run
-        settings = self.settings
-        STANDING.at(f"beginning round {self.server.round + 1}")
-        self.server, records = self.rounds.run(self.server, run.history, self._on_client)
-        run.failed_rounds = failed_in_a_row(
-            records,
-            before=run.failed_rounds,
-            round=self.server.round,
-            settings=settings,
-            tell=self.fabric.is_global_zero,
-        )
-        row: dict[str, Any] = {
-            "round": self.server.round,
-            **round_metrics(records),
-            **self.server.metrics,
-        }
-        row |= run.ledger.add(records)
-        if self.timing:
-            before = run.history[-1]["time/simulated_s"] if run.history else 0.0
-            row |= self.timing.metrics(self.server.round - 1, records, before)
-        row |= self.algorithm.summarize(self.server, row)
-        last = self.server.round >= settings.stopping.max_rounds
-        validates = last or self.server.round % settings.output.check_val_every_n_rounds == 0
-        measured = self._evaluate(self.rounds.data, "val") if validates else {}
-        row |= measured
-        if self.server.round == min(
-            settings.output.check_val_every_n_rounds, settings.stopping.max_rounds
-        ):
-            self._warn(unseen(settings.choice.monitor, row, measured))
-        seconds = self.fabric.broadcast(time.perf_counter() - start)
-        run.seconds += seconds
-        row |= {**run.ledger.metrics(), "time/round_s": seconds}
-        row["problems"] = [
-            f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
-        ]
-        run.log(row)
-        complete = measured or not settings.choice.monitor.startswith("val/")
-        best = run.improved(row, complete=bool(complete and row["clients/ok"]))
-        due = (
-            last
-            or run.out_of_patience
-            or self.server.round % settings.output.checkpoint_every_n_rounds == 0
-        )
-        self._save(best, due, records)
-        self._call("on_round_end", metrics=row)
-
-    def _warn(self, text: str) -> None:
-        """Say something once, where there is anything to say."""
-        if text and self.fabric.is_global_zero:
-            warnings.warn(text, stacklevel=3)
-
-    def _save(self, best: bool, due: bool, records: list[ClientRecord]) -> None:
-        kept = self._run.save(self.server, self._shaping, best, due)
-        if due:
-            STANDING.saved = (
-                f"--ckpt_path {shlex.quote(str(self._run.folder))} goes on from "
-                f"round {self.server.round}"
-            )
-        if kept and self.rounds.store.folder.exists():
-            for record in records:
-                self.rounds.store.prune(record.client, kept)
-        self.fabric.barrier()
-
-    def _evaluate(self, data: FederatedData, stage: Stage) -> dict[str, float]:
-        STANDING.at("validating" if stage == "val" else "testing")
-        batches = data.val_batches if stage == "val" else data.test_batches
-        return self.evaluator(self.server, batches, stage, self._kept)
-
-    def _kept(self, client: Client) -> Mapping[str, Any]:
-        """What a client keeps between rounds."""
-        return self.rounds.store.load(client.id, self.server.round) or {}
-
-    def _measure(
-        self,
-        model: L.LightningModule,
-        data: FederatedData,
-        ckpt_path: Union[str, Path, None],
-        stage: Stage,
-    ) -> dict[str, float]:
-        name = "validate" if stage == "val" else "test"
-        with self._machine(), self._lent(model, data) as module:
-            step = {"val": "validation_step", "test": "test_step"}[stage]
-            if getattr(type(module), step, None) is getattr(L.LightningModule, step):
-                raise ValueError(f"{type(module).__name__} must define {step} to be measured")
-            fitted = self._fitted if self._fitted and self._fitted.is_of(module) else None
-            self._setup(module, data, name)
-            self.rounds.store = ClientStore(Path("nowhere"))
-            if ckpt_path is not None:
-                found = (
-                    self.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else (None, {})
-                )
-                folder, state = self.fabric.broadcast(found)
-                self.server = fitting(state, self.server)
-                if self.evaluator.by_client(self.server):
-                    self.rounds.store = client_store(folder, state)
-                if stage == "val" and folder and self.fabric.is_global_zero:
-                    warn_of_known(folder, data.partition_record())
-            elif fitted:
-                self.rounds.store, self.server = self._run.store, fitted.server
-            metrics = self._evaluate(data, stage)
-            self._call("on_measured", metrics=metrics, stage=stage)
-            self._loan.tear_down(name)
-        return metrics
-
-    # ---- callbacks -------------------------------------------------------------------------------
-
-    def _on_client(self, client: Client, record: ClientRecord) -> None:
-        self._call("on_client_end", client=client, record=record)
-
-    def _call(self, hook: str, **arguments: Any) -> None:
-        call_hook(self.callbacks, hook, self, **arguments)
+    def needs_global_model(self, command: str) -> list[str]:
+        """Why a command that works on the global model, in one process, cannot be run."""
+        problems = []
+        if not self.algorithm.communicates:
+            name = type(self.algorithm).__name__
+            problems.append(f"{command} needs a global model, and {name} keeps none")
+        if self.fabric.world_size > 1:
+            devices = self.settings.machine.devices
+            problems.append(f"{command} runs in one process: devices must be 1, got {devices!r}")
+        return problems

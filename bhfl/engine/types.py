@@ -5,7 +5,7 @@ module.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -60,6 +60,10 @@ class ServerState:
     buffers: dict[str, Any] = field(default_factory=dict)
     """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`).
     """
+
+    def failed(self) -> ServerState:
+        """The state after a round that came to nothing."""
+        return replace(self, round=self.round + 1, metrics={})
 
 
 @runtime_checkable

@@ -133,7 +133,7 @@ def _existing(path: str, flags: int) -> int:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, durably."""
     with durable(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
 class RoundsFile:

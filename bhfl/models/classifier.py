@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from bhfl.checks import checked, choice, within
 from bhfl.models.blocks import InputShape, Norm
 from bhfl.models.factory import build
+from bhfl.recorded import Recorded
 
 # Lightning's own aliases of these names need jsonargparse; a command line reads these just as well.
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -20,7 +21,7 @@ LRSchedulerCallable = Callable[[torch.optim.Optimizer], LRScheduler]
 Batch = tuple[Tensor, Tensor]
 
 
-class Classifier(L.LightningModule):
+class Classifier(Recorded, L.LightningModule):
     """Trains a network on the cross-entropy of (images ``[B, C, H, W]``, labels ``[B]``) batches.
 
     It knows nothing of federated learning: ``lightning.Trainer`` runs it as it is. Validation logs

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.files import matching, read_limited, user_path, walk
-from bhfl.plain import MAX_BYTES, read_json, read_yaml
+from bhfl.plain import MAX_BYTES, read_json
+from bhfl.report.settings import SEED
+from bhfl.settings import SETTINGS, Role, told_of
 
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; it holds the last before its first round is done."""
@@ -41,7 +43,8 @@ class Run:
 
     Args:
         folder: Where it is.
-        config: As parsed, defaults and all; empty where there is none that can be read.
+        told: What it was told, as its ``settings.json`` has it; empty where there is none that can
+            be read.
         rounds: The rows of all whole rounds, by tag.
         summary: What came of it; empty while it is not finished.
         faults: What is wrong with its files, in words.
@@ -49,7 +52,7 @@ class Run:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    told: Mapping[str, Any]
     rounds: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     faults: tuple[str, ...] = ()
@@ -81,14 +84,13 @@ class Run:
     @property
     def max_rounds(self) -> int | None:
         """How many it was to have."""
-        trainer = self.config.get("trainer")
-        total = trainer.get("max_rounds") if isinstance(trainer, Mapping) else None
+        total = told_of(self.told, Role).get("trainer.max_rounds")
         return total if isinstance(total, int) else None
 
     @property
     def seed(self) -> int | None:
         """Of the initial weights and of every draw; None where it is not known."""
-        seed = self.config.get("seed_everything")
+        seed = told_of(self.told, Role).get(SEED)
         return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     @cached_property
@@ -246,10 +248,11 @@ def read_run(folder: Path) -> Run:
         folder / "summary.json", read_json, MAX_SUMMARY_BYTES, faults
     )  # first: then all rounds are there
     rounds = _rounds(folder / "rounds.jsonl", faults)
-    config = _mapping(folder / "config.yaml", read_yaml, MAX_BYTES, faults)
-    if not (folder / "config.yaml").exists():
-        faults.append("no config.yaml: its settings are unknown")
-    return Run(folder, config, rounds, summary, tuple(faults))
+    path = folder / f"{SETTINGS}.json"
+    told = _mapping(path, read_json, MAX_BYTES, faults)
+    if not path.exists():
+        faults.append(f"no {path.name}: its settings are unknown")
+    return Run(folder, told, rounds, summary, tuple(faults))
 
 
 def _text(path: Path, most: int, faults: list[str]) -> str | None:

@@ -12,6 +12,7 @@ from itertools import chain
 
 from bhfl.report.reading import Run, number, printable
 from bhfl.report.settings import Options, labels, method, task, titles
+from bhfl.settings import MAKE_THE_RUN, told_of
 
 AVERAGE = "avg"
 """The mean over clients, beside the bit groups."""
@@ -136,12 +137,12 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     tasks: list[Options] = []
     members: list[list[Run]] = []
     for run in known:
-        own = task(run.config)
+        own = task(run.told)
         if own not in tasks:
             tasks.append(own)
             members.append([])
         members[tasks.index(own)].append(run)
-    names = titles([part[0].config for part in members])
+    names = titles([part[0].told for part in members])
     found = [_section(title, part) for title, part in zip(names, members, strict=True)]
     if unknown:
         rows = [
@@ -154,23 +155,22 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def _is_known(run: Run) -> bool:
     """Whether it is known what a run was told to do, so that it may be compared with others."""
-    return (
-        all(run.config.get(part) for part in ("algorithm", "clients", "data", "model"))
-        and run.seed is not None
-    )
+    known = told_of(run.told, MAKE_THE_RUN)
+    parts = [known.get(part) for part in ("algorithm", "clients", "data", "model")]
+    return run.seed is not None and all(parts)
 
 
 def _section(title: str, runs: Sequence[Run]) -> Section:
     methods: list[Options] = []
     for run in runs:
-        if (own := method(run.config)) not in methods:
+        if (own := method(run.told)) not in methods:
             methods.append(own)
     rows = []
     notes = []
     named = _names(methods, runs)
     for options, label in zip(methods, named, strict=True):
         like = sorted(
-            (run for run in runs if method(run.config) == options), key=lambda run: run.seed or 0
+            (run for run in runs if method(run.told) == options), key=lambda run: run.seed or 0
         )
         finished: dict[int | None, Run] = {}
         for run in like:
@@ -192,7 +192,7 @@ def _names(methods: Sequence[Options], runs: Sequence[Run]) -> list[str]:
     """What the methods' runs are called, if every method has one name of its own; else what their
     options say.
     """
-    given = [{run.name for run in runs if method(run.config) == options} for options in methods]
+    given = [{run.name for run in runs if method(run.told) == options} for options in methods]
     alone = all(len(names) == 1 for names in given)
     names = [next(iter(names)) for names in given] if alone else [""]
     return names if all(names) and len(set(names)) == len(names) else labels(methods)
@@ -204,7 +204,7 @@ def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _note(run: Run) -> str:
     """What is the matter with a run."""
-    unknown = ["its seed is unknown"] if run.config and run.seed is None else []
+    unknown = ["its seed is unknown"] if run.told and run.seed is None else []
     unfinished = [f"not finished: {run.missing}"] if run.missing else []
     return f"{printable(run.folder)}: " + "; ".join([*unfinished, *run.faults, *unknown])
 

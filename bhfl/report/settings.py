@@ -1,5 +1,5 @@
-"""What a run's configuration says: whom it may be compared with, and the few words that tell it
-from its like.
+"""What a run's settings say: whom it may be compared with, and the few words that tell it from its
+like.
 """
 
 from __future__ import annotations
@@ -8,86 +8,39 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bhfl.settings import Role, told_of
+
 Options = dict[str, str]
-"""Dotted key, without ``init_args``, to the value as text."""
-
-_WHERE = {
-    "trainer": "accelerator devices num_nodes strategy threads timeout_seconds channels_last "
-    "logger callbacks default_root_dir name checkpoint_every_n_rounds keep_checkpoints "
-    "max_failed_rounds evaluate_clients check_val_every_n_rounds monitor mode",
-    "data": "root archive download num_workers eval_batch_size",
-}
-"""Where and how a run computes and what it writes, not what: runs that differ in them are alike."""
-_FIXED = ("Digits", "FakeImages", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
-"""Data sets alike wherever they lie; of others, ``root`` and ``archive`` say what is learnt."""
-_METHOD = {
-    "data": "batch_size augment holdout",
-    "model": "optimizer lr_scheduler lr_interval label_smoothing "
-    "lr learning_rate momentum weight_decay",
-}
-"""Options of data and model that belong to how one trains; the others say what is learnt, as those
-below do.
-"""
-_TASK = {"trainer": "num_clients network"}
+"""Dotted key to the value as text."""
+SEED = "trainer.seed"
 
 
-def flat(value: Any, prefix: str = "") -> Options:
-    """All values of a configuration by dotted key; a class stands under the key whose value it is.
+def task(told: Mapping[str, Any]) -> Options:
+    """The settings that two runs must share to be compared: fleet, data, model, links.
 
-    >>> flat({"model": {"class_path": "a.Net", "init_args": {"size": 3, "norm": None}}})
-    {'model': 'a.Net', 'model.size': '3'}
+    Args:
+        told: What a run was told, as its ``settings.json`` has it.
     """
-    if not isinstance(value, Mapping):
-        return {prefix: str(value)} if prefix and value is not None else {}
-    found: Options = {}
-    for key, item in value.items():
-        inner = (
-            prefix
-            if key in ("class_path", "init_args")
-            else f"{prefix}.{key}"
-            if prefix
-            else str(key)
-        )
-        found |= flat(item, inner)
-    return found
+    places = {key: value.rstrip("/") for key, value in _texts(told, Role.IDENTITY).items()}
+    return _texts(told, Role.TASK) | places
 
 
-def _listed(key: str, names: Mapping[str, str]) -> bool:
-    room, _, rest = key.partition(".")
-    return rest.partition(".")[0] in names.get(room, "").split()
-
-
-def task(config: Mapping[str, Any]) -> Options:
-    """The settings that two runs must share to be compared: fleet, data, model, links."""
-    options = flat(config)
-    found = {key: value for key, value in options.items() if not _listed(key, _WHERE)}
-    if short(options.get("data", "")) not in _FIXED:
-        places = {
-            key: options[key].rstrip("/") for key in ("data.root", "data.archive") if key in options
-        }
-        return _learnt(found) | places
-    return _learnt(found)
-
-
-def _learnt(found: Options) -> Options:
-    """Those of `found` that are no method."""
-    learnt = {
-        k
-        for k in found
-        if k.partition(".")[0] in ("clients", "data", "model") and not _listed(k, _METHOD)
-    }
-    return {key: value for key, value in found.items() if key in learnt or _listed(key, _TASK)}
-
-
-def method(config: Mapping[str, Any]) -> Options:
-    """All other settings but the seed: the algorithm's first."""
-    own = task(config)
-    found = {
-        key: value
-        for key, value in flat(config).items()
-        if key not in own and key != "seed_everything" and not _listed(key, _WHERE)
-    }
+def method(told: Mapping[str, Any]) -> Options:
+    """The settings that tell runs of one task apart, but for the seed: the algorithm's first."""
+    found = _texts(told, Role.RESULT, Role.LENGTH, Role.CHOICE)
+    found.pop(SEED, None)
     return dict(sorted(found.items(), key=lambda item: not item[0].startswith("algorithm")))
+
+
+def _texts(told: Mapping[str, Any], *roles: Role) -> Options:
+    options = told_of(told, roles)
+    return {key: _text(value) for key, value in options.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    """A value in words: 1.0 and 1 are the same, which the command line and Python may write."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def short(value: str) -> str:
@@ -123,12 +76,19 @@ def labels(methods: Sequence[Options]) -> list[str]:
             for key in told
             if 2 * sum(other.get(key) == options.get(key) for other in like) > len(like)
         ]
-        said = [key for key in told if key not in shared and options.get(key) not in (None, "True")]
+        said = [key for key in told if key not in shared and not _is_plain(options, key, like)]
         for kind, spoken in ((brief, said), (full, told)):
             kind.append(
                 _label(name, [f"{words[key]}={values[key][options.get(key)]}" for key in spoken])
             )
     return [b if brief.count(b) == 1 else f for b, f in zip(brief, full, strict=True)]
+
+
+def _is_plain(options: Options, key: str, like: Sequence[Options]) -> bool:
+    """Whether the value goes without saying: a switch that is on, or what is not set anywhere."""
+    if options.get(key) is None:  # a switch that others have on is off
+        return all(other.get(key) != "True" for other in like)
+    return options[key] == "True"
 
 
 def _telling(options: Options, others: Sequence[Options], keys: Sequence[str]) -> list[str]:
@@ -171,23 +131,23 @@ def _last_words(keys: Sequence[str]) -> dict[str, str]:
 # ---- titles --------------------------------------------------------------------------------------
 
 
-def titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def titles(told: Sequence[Mapping[str, Any]]) -> list[str]:
     """A title for each of several settings: what differs between them, or all that matters of a
     single one.
     """
-    facets = [_facets(config) for config in configs]
-    if len(configs) < 2:
+    facets = [_facets(one) for one in told]
+    if len(told) < 2:
         return [", ".join(filter(None, facet.values())) for facet in facets]
     differ = [key for key in facets[0] if len({facet[key] for facet in facets}) > 1]
     found = [[facet[key] or f"no {key}" for key in differ] for facet in facets]
     if len(set(map(tuple, found))) < len(found):
-        tasks = [task(config) for config in configs]
+        tasks = [task(one) for one in told]
         keys = [
             k
             for k in dict.fromkeys(k for t in tasks for k in t)
             if len({t.get(k) for t in tasks}) > 1
         ]
-        keys = [key for key in keys if not key.startswith("clients.")]
+        keys = [key for key in keys if key != "clients"]
         found = [
             [*text, *(f"{k.rpartition('.')[2]}={short(t.get(k, 'none'))}" for k in keys)]
             for text, t in zip(found, tasks, strict=True)
@@ -195,9 +155,9 @@ def titles(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(words) for words in found]
 
 
-def _facets(config: Mapping[str, Any]) -> dict[str, str]:
+def _facets(told: Mapping[str, Any]) -> dict[str, str]:
     """Data set, partition, model, fleet and links in words."""
-    own = task(config)
+    own = task(told)
     partition = short(own.get("data.partition", ""))
     first = next((key for key in own if key.startswith("data.partition.")), None)
     return {
@@ -206,8 +166,8 @@ def _facets(config: Mapping[str, Any]) -> dict[str, str]:
         if first
         else partition,
         "model": own.get("model.net", short(own.get("model", "?"))),
-        "fleet": fleet(config.get("clients")),
-        "simulated links": _links(config),
+        "fleet": fleet(told_of(told, [Role.TASK]).get("clients")),
+        "simulated links": _links(own),
     }
 
 
@@ -244,17 +204,15 @@ def _group(entry: Mapping[str, Any]) -> str:
     return f"{share} {name}"
 
 
-def _links(config: Mapping[str, Any]) -> str:
+def _links(own: Options) -> str:
     """The simulated network by its profiles or trace."""
-    trainer = config.get("trainer")
-    found = flat({"network": trainer.get("network")} if isinstance(trainer, Mapping) else {})
-    prefix = "network.profiles."
+    prefix = "trainer.network"
+    network = {key: value for key, value in own.items() if key.startswith(prefix)}
     mixed = [
-        f"{share} {key.removeprefix(prefix)}"
-        for key, share in found.items()
-        if key.startswith(prefix)
+        f"{share} {key.removeprefix(f'{prefix}.profiles.')}"
+        for key, share in network.items()
+        if key.startswith(f"{prefix}.profiles.")
     ]
-    names = (
-        found.get("network.trace") or ", ".join(mixed) or found.get("network.profiles", "a network")
-    )
-    return f"over {names}" if found else ""
+    profile = network.get(f"{prefix}.profiles", "a network")
+    names = network.get(f"{prefix}.trace") or ", ".join(mixed) or profile
+    return f"over {names}" if network else ""

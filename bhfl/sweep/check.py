@@ -6,30 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import yaml
-
-from bhfl.cli.federated_cli import WHERE, FederatedCLI
-from bhfl.cli.parser import dumped
-from bhfl.cli.reading import ConfigError, read_file
-from bhfl.engine.resume import contradictions
+from bhfl.cli.federated_cli import FederatedCLI, trainer_options
+from bhfl.cli.reading import ConfigError
+from bhfl.engine.fingerprint import fingerprint
+from bhfl.files import read_limited
+from bhfl.plain import MAX_BYTES, read_json
+from bhfl.settings import MAKE_THE_RUN, SETTINGS, Role, Settings, Told, differences
 from bhfl.sweep.plan import Job
-
-_ELSEWHERE = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "timeout_seconds",
-    "default_root_dir",
-    "name",
-)
-"""Options of the trainer that say where a run is computed, not what it is."""
 
 
 class Configs:
-    """The configuration of each job, as its run folder will hold it.
+    """What each job's run is told, as ``settings.json`` of its folder will hold it.
 
     Args:
         machine: Refuse also what this machine cannot run, such as an accelerator that it lacks.
@@ -37,10 +27,10 @@ class Configs:
 
     def __init__(self, machine: bool) -> None:
         self.machine = machine
-        self._parsed: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._parsed: dict[tuple[str, ...], Told] = {}
 
-    def __call__(self, job: Job) -> dict[str, Any]:
-        """Of `job`; those that differ by seed and name alone are parsed once.
+    def __call__(self, job: Job) -> Told:
+        """What `job` is told; those that differ by seed and name alone are parsed once.
 
         Raises:
             ConfigError: With the problems of the configuration.
@@ -48,10 +38,10 @@ class Configs:
         kind = replace(job, name="run", seed=0)
         key = tuple(kind.args)
         if key not in self._parsed:
-            self._parsed[key] = _Parsed(kind, self.machine).values
-        config = self._parsed[key]
-        own = {"name": job.name, "default_root_dir": str(job.root)}
-        return {**config, "seed_everything": job.seed, "trainer": {**config["trainer"], **own}}
+            self._parsed[key] = _Parsed(kind, self.machine).told
+        told = self._parsed[key]
+        result = {**told[Role.RESULT.value], "trainer.seed": job.seed}
+        return {**told, Role.RESULT.value: result}
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Parse all `jobs`.
@@ -77,12 +67,11 @@ class Configs:
         run = job.run
         if run is None:
             return []
-        stored = read_file(str(run / "config.yaml"), f"the configuration of {run}").values
-        return self.compared(stored, job)
+        return self.compared(_stored(run / f"{SETTINGS}.json"), job)
 
     def compared(self, stored: Mapping[str, Any], job: Job) -> list[str]:
-        """What differs between a stored configuration and that of `job`, as ``key: old -> new``."""
-        return contradictions(_shaping(stored), _shaping(self(job)))
+        """What differs between stored settings and those of `job`, as ``key: old -> new``."""
+        return differences(stored, self(job), MAKE_THE_RUN)
 
 
 class _Parsed(FederatedCLI):
@@ -91,30 +80,33 @@ class _Parsed(FederatedCLI):
     def __init__(self, job: Job, machine: bool) -> None:
         self.machine = machine
         super().__init__(job.args, job.layers)
-        self.values: dict[str, Any] = yaml.safe_load(
-            dumped(self._parser("fit"), self.config["fit"])
-        )
 
     def _set_seed(self) -> None:
         """Leave this process's seeds alone."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Only where this machine is to run it: it asks for its accelerator."""
+        options = trainer_options(self.config_init[self.subcommand])
+        self.told = fingerprint(Settings.of(options), self.datamodule, self.parts()["model"])
         return super().instantiate_trainer(**kwargs) if self.machine else None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
 
 
-def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a configuration that its results depend on."""
-    trainer = {key: value for key, value in config["trainer"].items() if key not in _ELSEWHERE}
-    data = dict(config["data"])
-    data["init_args"] = {
-        key: value for key, value in data.get("init_args", {}).items() if key not in WHERE
-    }
-    clients = str(config["clients"])  # as text, because the order of the groups counts
-    return {**config, "trainer": trainer, "data": data, "clients": clients}
+def _stored(path: Path) -> Mapping[str, Any]:
+    """What a run was told.
+
+    Raises:
+        ConfigError: There is no such file, or it cannot be read.
+    """
+    try:
+        found = read_json(read_limited(path, MAX_BYTES))
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path} cannot be read: {error}; move its run folder away"]) from error
+    if not isinstance(found, dict):
+        raise ConfigError([f"{path} is damaged; move its run folder away"])
+    return found
 
 
 def _named(names: Sequence[str]) -> str:

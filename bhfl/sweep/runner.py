@@ -6,6 +6,7 @@ import time
 
 from bhfl.cli.exits import TOO_FEW_CLIENTS
 from bhfl.cli.reading import ConfigError
+from bhfl.settings import Role
 from bhfl.sweep.display import Display
 from bhfl.sweep.plan import TRIALS, Cell, Job
 from bhfl.sweep.processes import Processes, account
@@ -31,7 +32,8 @@ class Runner:
         """Names of jobs that failed, and of methods that could not be tuned."""
         states, jobs = survey.states(), survey.jobs()
         self.over = {name for name, state in states.items() if state in OVER}
-        self.sizes = {job.name: int(survey.configs(job)["trainer"]["max_rounds"]) for job in jobs}
+        length = Role.LENGTH.value
+        self.sizes = {job.name: survey.configs(job)[length]["trainer.max_rounds"] for job in jobs}
         self.rounds = {
             job.name: self._rounds(job) for job in jobs if states[job.name] in (*OVER, CUT_OFF)
         }

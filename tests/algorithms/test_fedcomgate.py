@@ -39,7 +39,7 @@ def test_deltas_sum_to_zero(tmp_path, clients_per_round):
     data = Data(10)
     options = {"clients_per_round": clients_per_round, "max_rounds": 12, **QUIET}
     run = fit(tmp_path, FedCOMGATE(4), {32: 10}, Module, data, **options)
-    kept = [run.rounds.store.load(i, 99) for i in range(10)]
+    kept = [run.session.store.load(i, 99) for i in range(10)]
     deltas = torch.stack([state["algorithm"]["tracked/weight"].double() for state in kept if state])
     assert len(deltas) >= 5
     assert deltas.abs().max() > 0.05
@@ -76,7 +76,7 @@ def test_a_round_without_a_learning_rate_tracks_nothing(tmp_path):
     run = fit(
         tmp_path, FedCOMGATE(4), {32: 4}, lambda: Module(lr=0.0), Data(4), max_rounds=2, **QUIET
     )
-    state = run.rounds.store.load(0, 99)["algorithm"]
+    state = run.session.store.load(0, 99)["algorithm"]
     assert not state["tracked/weight"].any()
     assert not run.server.params["weight"].any()
 
@@ -90,7 +90,7 @@ def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
         local_steps=2,
     )
     for client in range(4):
-        state = run.rounds.store.load(client, 3)["algorithm"]
+        state = run.session.store.load(client, 3)["algorithm"]
         rebuilt = {
             name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")
         }

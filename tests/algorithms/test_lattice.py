@@ -79,7 +79,7 @@ def test_gate_of_identical_clients_is_fedcom(tmp_path):
         _close(runs[0].server.params[name], runs[1].server.params[name])
         for name in runs[0].server.params
     )
-    state = runs[0].rounds.store.load(0, 3)["algorithm"]
+    state = runs[0].session.store.load(0, 3)["algorithm"]
     tracked = [tensor for name, tensor in state.items() if name.startswith("tracked/")]
     assert tracked
     assert all(not tensor.any() for tensor in tracked)
@@ -104,7 +104,7 @@ def test_every_client_its_own_group_is_local_training(tmp_path):
         fit(tmp_path, algorithm, clients, evaluate_clients=False)
         for algorithm in (GroupedAvg(), Local())
     )
-    kept = local.rounds.store.load(2, 3)["staying"]
+    kept = local.session.store.load(2, 3)["staying"]
     assert same(
         grouped.server.extra["models"]["float32"], {n: kept[n] for n in grouped.server.params}
     )
@@ -115,7 +115,9 @@ def test_local_clients_do_not_depend_on_each_other(tmp_path):
     two = fit(tmp_path, Local(), {8: 1, 32: 1})
     failing = fit(tmp_path, Local(), {8: 1, 32: 1}, module=lambda: _FailsAtEightBits())
     assert failing.run.history[-1]["clients/failed"] == 1
-    assert same(two.rounds.store.load(1, 3)["staying"], failing.rounds.store.load(1, 3)["staying"])
+    assert same(
+        two.session.store.load(1, 3)["staying"], failing.session.store.load(1, 3)["staying"]
+    )
 
 
 class _FailsAtEightBits(Client):

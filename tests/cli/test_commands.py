@@ -430,8 +430,8 @@ def test_other_options_than_the_checkpoint_s_are_listed(bhfl: Command, run: Path
         "--data.batch_size=4",
     )
     assert code == 4
-    assert "algorithm.class_path: 'bhfl.algorithms.FedAvg' -> 'bhfl.algorithms.FedProx'" in err
-    assert "data.init_args.batch_size: 32 -> 4" in err
+    assert "algorithm: 'bhfl.algorithms.FedAvg' -> 'bhfl.algorithms.FedProx'" in err
+    assert "data.batch_size: 32 -> 4" in err
     assert "Traceback" not in err
 
 

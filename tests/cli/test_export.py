@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bhfl.cli.export import _summary
 from bhfl.engine.resume import warn_of_known
 from bhfl.export import load_quantized, restore_
+from bhfl.export.run import summary_of
 from bhfl.models import Classifier
 from bhfl.quant import QuantizedTensor
 from tests.cli.conftest import Command
@@ -19,7 +19,7 @@ pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
 def test_a_run_s_model_at_each_width(
     bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
+    monkeypatch.setattr("bhfl.export.run.installed", lambda extra: extra != "onnx")
     assert (
         bhfl("fit", "--config", "tiny.yaml", "--clients", "{ternary: 1, int8: 2, float32: 1}").code
         == 0
@@ -66,7 +66,7 @@ class Flat(nn.Sequential):
 def test_the_card_makes_an_own_network_again(
     bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bhfl.cli.export.installed", lambda extra: extra != "onnx")
+    monkeypatch.setattr("bhfl.export.run.installed", lambda extra: extra != "onnx")
     (tmp_path / "own_net.py").write_text(OWN)
     own = ("--model.net=own_net.Flat", "--model.net.hidden=5")
     assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *own).code == 0
@@ -196,15 +196,13 @@ def test_statistics_that_stay_with_clients(bhfl: Command, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "[1]", "{", '{"rounds": 2}', '{"metrics": 1}', "\udcff"]
 )
-def test_a_summary_that_cannot_be_read_is_told_and_left_out(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "summary.json"
-    assert _summary(path) == {}
-    assert capsys.readouterr().err == ""
+def test_a_summary_that_cannot_be_read_is_told_and_left_out(text: str, tmp_path: Path) -> None:
+    path, notes = tmp_path / "summary.json", []
+    assert summary_of(path, notes) == {}
+    assert notes == []
     path.write_bytes(text.encode(errors="surrogateescape"))
-    assert _summary(path) == {}
-    assert f"note: {path} cannot be read" in capsys.readouterr().err
+    assert summary_of(path, notes) == {}
+    assert notes[0].startswith(f"{path} cannot be read")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"clients": 1}'])

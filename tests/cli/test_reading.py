@@ -1,3 +1,5 @@
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,40 @@ AMBIGUOUS = [
 def test_values_that_readers_take_differently(text: str) -> None:
     with pytest.raises(ConfigError):
         read_text(text)
+
+
+TEN = ",".join(["*a{0}"] * 10)
+BOMBS = {
+    "aliases": "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"a{i + 1}: &a{i + 1} [{TEN.format(i)}]\n" for i in range(8)),
+    "long text": f"a: &a {'x' * 900_000}\nb: [{','.join(['*a'] * 10_000)}]\n",
+    "merged": "a0: &a0 {x: 1}\n"
+    + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{TEN.format(i)}]}}\n" for i in range(8)),
+    "sexagesimal": f"a: {':'.join(['1'] * 400_000)}\n",
+    "long number": f"a: {'9' * 800_000}\n",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_unfolds_to_gigabytes_takes_neither_memory_nor_time(bomb: str) -> None:
+    begun = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError) as refused:
+            read_text(BOMBS[bomb])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(refused.value.problems) == 1
+    assert peak < 100e6
+    assert time.monotonic() - begun < 20
+
+
+def test_a_file_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("# " + "x" * 2**20)
+    with pytest.raises(ConfigError, match="1,048,576"):
+        read_file(str(path))
 
 
 def test_anchors_and_aliases() -> None:

@@ -19,22 +19,23 @@ from typing import Any
 
 import torch
 
+import bhfl.engine.fit
 from bhfl.engine.client.worker import Worker
+from bhfl.engine.coordinator import Coordinator
 from bhfl.engine.launch import Watch
-from bhfl.engine.rounds import Rounds
 from bhfl.engine.run import Run
-from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.session import Session
 from bhfl.main import main
 
 POINTS: dict[str, tuple[Any, str]] = {
     "before they meet": (Watch, "meet"),
     "while torch connects them": (torch.distributed, "init_process_group"),
-    "before set-up": (FederatedTrainer, "_setup"),
-    "in set-up": (Rounds, "init_server"),
-    "opening the run": (FederatedTrainer, "_begin"),
+    "before set-up": (Session, "_set_up"),
+    "in set-up": (Session, "init_server"),
+    "opening the run": (bhfl.engine.fit, "open_run"),
     "training a client": (Worker, "train"),
-    "combining": (Rounds, "_combine"),
-    "validating": (FederatedTrainer, "_evaluate"),
+    "combining": (Coordinator, "combine"),
+    "validating": (Session, "evaluate"),
     "saving": (Run, "save"),
 }
 """The functions at whose first call something happens."""

@@ -63,7 +63,7 @@ def test_it_comes_once_a_round_after_the_draw_and_before_anything_is_sent(tmp_pa
     assert [round for _, round, _, _ in rounds] == [0, 1]
     for _, round, ids, planned in rounds:
         assert ids == [note[1] for note in notes if note[0] == "downlink" and note[2] == round + 1]
-        assert planned == [steps or 2 * trainer.rounds.data.num_batches(id) for id in ids]
+        assert planned == [steps or 2 * trainer.session.data.num_batches(id) for id in ids]
     assert trainer.server.extra == {"kept": 2}
     assert all(row["planned"] == 1 for row in trainer.run.history)
 
@@ -166,7 +166,7 @@ def test_plans_do_not_last(tmp_path, case):
     settings = {"clients": {"ternary": 1, 32: 2}, "data": fake(96, holdout=16)}
     trainer = fit(tmp_path, algorithm(**options), max_rounds=2, **settings)
     first = algorithm(**options)
-    first.prepare(trainer.rounds.worker.module, trainer.clients)
-    first.setup(trainer.rounds.context)
+    first.prepare(trainer.session.module, trainer.clients)
+    first.setup(trainer.session.context)
     made = first.init_server(trainer.server.params, trainer.clients)
     assert trainer.server.extra.keys() == made.keys()

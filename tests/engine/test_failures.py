@@ -104,10 +104,10 @@ def test_what_may_pass_is_waited_for(tmp_path, error):
 
 
 def test_a_file_beside_the_package_with_a_longer_name_is_a_user_s(tmp_path, monkeypatch):
-    import bhfl.engine.failures as failures
+    import bhfl.engine.client.faults as faults
 
     # as tests/ is beside it
-    monkeypatch.setattr(failures, "_OURS", failures._OURS.replace("bhfl/", "test/"))
+    monkeypatch.setattr(faults, "_OURS", faults._OURS.replace("bhfl/", "test/"))
     with pytest.raises(TooFewClientsError, match=r"the same error in all 3 clients"):
         train(tmp_path, lambda: Failing(TypeError("no")))
 

@@ -15,12 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from bhfl.algorithms import FedProx
-from bhfl.cli.export import ExportingTrainer
+from bhfl.analysis import analyze
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
 from bhfl.engine.forewarn import is_compiled
 from bhfl.engine.loan import Loan
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.export import export_run
 from bhfl.quant import QuantLinear
 from tests.engine.hand_made import CLASSES, FEATURES, HandMade, Module, float_state, points
 from tests.federation import same
@@ -191,17 +192,17 @@ def test_a_model_comes_back_from_being_measured(tmp_path, command):
 def test_a_model_comes_back_from_a_failing_analysis_and_a_failing_export(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
     options = {"max_rounds": 1, "logger": False, "devices": 1, "default_root_dir": str(tmp_path)}
-    federated, module = ExportingTrainer({"ternary": 1, 32: 1}, **options), Lent()
+    federated, module = FederatedTrainer({"ternary": 1, 32: 1}, **options), Lent()
     federated.fit(module, data())
     reached = {**float_state(module), **federated.server.params}
-    monkeypatch.setattr("bhfl.cli.export.save_quantized", Failing.fail)
+    monkeypatch.setattr("bhfl.export.run.save_quantized", Failing.fail)
     with pytest.raises(RuntimeError, match="on purpose"):
-        federated.export(module, data(), ckpt_path="last")
+        export_run(federated, module, data(), ckpt_path="last")
     check_usable(module, reached)
     failing = InValidation()
     before = float_state(failing)
     with pytest.raises(RuntimeError, match="on purpose"):
-        federated.analyze(failing, data())
+        analyze(federated, failing, data())
     check_usable(failing, before)
 
 

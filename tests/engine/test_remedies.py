@@ -178,7 +178,7 @@ def test_a_table_that_cannot_be_quantised_stays_float_where_nothing_takes_a_filt
     tmp_path, options
 ):
     trainer = train(tmp_path, {"clients": {8: 2}, "module": lambda: Words(**options), "data": even})
-    assert type(trainer.rounds.worker.module.table) is nn.Embedding
+    assert type(trainer.session.worker.module.table) is nn.Embedding
     assert trainer.run.history[-1]["clients/ok"] == 2
     assert layer_weights(Words(**options)) == ["net.0.weight", "net.2.weight"]
 

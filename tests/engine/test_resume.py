@@ -501,11 +501,11 @@ def test_nothing_to_go_on_from(tmp_path, path, message):
             {"local_epochs": 2, "norm": "group"},
             ["trainer.local_epochs: 1 -> 2", "trainer.norm: 'local' -> 'group'"],
         ),
-        ({"clients": {32: 4}}, ["clients: ", "{'float32': 4}"]),
+        ({"clients": {32: 4}}, ["clients: ", "{'bits': 'float32', 'count': 4}"]),
         ({"algorithm": Remembering(0.2)}, ["algorithm.weight: 0.1 -> 0.2"]),
         (
             {"algorithm": FedProx(0.1)},
-            ["algorithm.class: 'Remembering' -> 'FedProx'", "algorithm.mu: 'absent' -> 0.1"],
+            [".Remembering' -> 'bhfl.algorithms.FedProx'", "algorithm.mu: 'absent' -> 0.1"],
         ),
         ({"data": data(50)}, ["partition: "]),
         (
@@ -552,7 +552,7 @@ def test_another_number_of_threads_is_said(tmp_path):
     go(tmp_path, 1)
     with pytest.warns(
         UserWarning,
-        match="computed with threads: 1, now 2: the last bits of its results will differ",
+        match=r"trainer\.threads: 1 -> 2; the last bits of its results may differ",
     ):
         go(tmp_path, 2, ckpt_path="last", threads=2)
 

@@ -17,8 +17,9 @@ from bhfl.callbacks import WeightHistograms
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.folder import read_summary
-from bhfl.engine.resume import contradictions, described
+from bhfl.recorded import described, flatten
 from bhfl.report.reading import read_run
+from bhfl.settings import Role, differences
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
@@ -133,11 +134,14 @@ def go_on(folder):
     )
 
 
+LADDERS = ([2, 32], [2, 8, 32])
+
+
 def test_options_that_are_lists_are_told_apart():
-    found = contradictions(
-        *({"algorithm": described(ProWD(ladder=ladder))} for ladder in ([2, 32], [2, 8, 32]))
-    )
-    assert found == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
+    told = [
+        {"result": flatten({"algorithm": described(ProWD(ladder=ladder))})} for ladder in LADDERS
+    ]
+    assert differences(*told, [Role.RESULT]) == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
 
 
 # ---- how a run ends ------------------------------------------------------------------------------

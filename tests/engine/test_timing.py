@@ -35,7 +35,7 @@ def network(**options):
 def test_a_round_by_hand(tmp_path):
     run = fit(tmp_path, FedAvg(), {8: 1, 32: 2}, network=network(), max_rounds=2, local_epochs=2)
     examples = [client.num_examples for client in run.clients]
-    assert run.timing.example_flops == FORWARD_FLOPS
+    assert run.session.timing.example_flops == FORWARD_FLOPS
     total = 0.0
     for round, row in enumerate(run.run.history):
         down = row["downlink_bytes"] // 3
@@ -72,7 +72,9 @@ def test_a_batch_that_is_a_mapping_has_as_many_examples(tmp_path):
         make = partial(module, nn.Linear(6, 3))
         options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
         found.append(
-            fit(tmp_path, clients={32: 2}, module=make, data=data, **options).timing.example_flops
+            fit(
+                tmp_path, clients={32: 2}, module=make, data=data, **options
+            ).session.timing.example_flops
         )
     assert found == [2 * 6 * 3] * 2
 
@@ -111,7 +113,7 @@ ATTENTION = 4 * 6 * 6 * 6 + 2 * 6 * 6 * 6  # projections in and out, scores and 
 def test_recurrent_layers_and_attention_take_their_time(tmp_path, make, multiplications):
     options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
     run = fit(tmp_path, clients={32: 2}, module=lambda: Sequences(make()), **options)
-    assert run.timing.example_flops == 2 * multiplications
+    assert run.session.timing.example_flops == 2 * multiplications
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mkldnn.enabled
 
@@ -137,7 +139,7 @@ def test_the_model_does_not_depend_on_a_network_that_waits_for_all(tmp_path):
 def test_what_comes_after_the_deadline_is_dropped_and_counted(tmp_path):
     full = fit(tmp_path, FedAvg(), {32: 4}, network=network(), max_rounds=1)
     works = [
-        full.timing.workload(
+        full.session.timing.workload(
             c, full.run.ledger.total("downlink_bytes") // 4,
             full.run.ledger.total("uplink_bytes") // 4, c.num_examples,
         )
@@ -174,7 +176,7 @@ def test_a_client_without_examples_meets_no_deadline(tmp_path):
 
 
 def test_a_deadline_that_uploads_never_meet_stops_the_run(tmp_path):
-    timing = fit(tmp_path, FedAvg(), {32: 2}, network=network(), max_rounds=1).timing
+    timing = fit(tmp_path, FedAvg(), {32: 2}, network=network(), max_rounds=1).session.timing
     idle = [
         network().client_time(0, timing.workload(c, 5000, 0, c.num_examples)).seconds
         for c in timing.clients
@@ -237,7 +239,7 @@ def test_time_goes_on_when_a_run_is_resumed(tmp_path):
     fit(tmp_path / "b", network=network(), max_rounds=2)
     resumed = fit(tmp_path / "b", network=network(), max_rounds=3, ckpt_path="last")
     assert resumed.run.history[-1]["time/simulated_s"] == whole.run.history[-1]["time/simulated_s"]
-    with pytest.raises(Exception, match=r"trainer\.network\.options\.seed: 0 -> 1"):
+    with pytest.raises(Exception, match=r"trainer\.network\.seed: 0 -> 1"):
         fit(tmp_path / "b", network=network(seed=1), max_rounds=3, ckpt_path="last")
 
 
@@ -272,7 +274,9 @@ def test_the_planned_examples_are_those_that_are_trained_on(tmp_path, options):
         data=fake(66),
         **options,
     )
-    planned = {client.id: run.timing.planned(client, run.rounds.data) for client in run.clients}
+    planned = {
+        client.id: run.session.timing.planned(client, run.session.data) for client in run.clients
+    }
     if run.settings.training.local_steps:  # the last, smaller batch may be among the steps
         assert all(0 <= planned[i] - watch.examples[i] < 8 for i in planned)
     else:

@@ -17,8 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-import bhfl.engine.rounds
+import bhfl.engine.client.local
+import bhfl.engine.coordinator
+import bhfl.engine.session
 from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
+from bhfl.comm import decode, encode
 from bhfl.engine import checkpoint
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
@@ -111,10 +114,10 @@ def test_the_order_of_clients_does_not_matter(tmp_path, monkeypatch):
     first = run(
         tmp_path / "a", MIXED, unequal(5, True), lambda: Client(Flat()), monitor="val/acc_avg"
     )
-    sample = bhfl.engine.rounds.sample_cohort
+    sample = bhfl.engine.session.sample_cohort
     for seed in range(3):
         monkeypatch.setattr(
-            bhfl.engine.rounds,
+            bhfl.engine.session,
             "sample_cohort",
             lambda *a, seed=seed: random.Random(seed).sample(sample(*a), 5),
         )
@@ -145,7 +148,7 @@ def timeless(row):
 
 
 def test_a_client_that_is_never_sampled_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda clients, *_: list(clients[:3]))
+    monkeypatch.setattr(bhfl.engine.session, "sample_cohort", lambda clients, *_: list(clients[:3]))
     few, many = (run(tmp_path / str(n), {32: n}, unequal(n)) for n in (3, 6))
     assert same(few.server.params, many.server.params)
 
@@ -262,18 +265,19 @@ def test_updates_hold_no_more_values_than_their_bits_allow(tmp_path, bits):
 def test_the_same_message_is_encoded_once_a_group_and_never_kept(tmp_path, monkeypatch):
     class Personal(Algorithm):
         def downlink(self, server, client):
-            return dict(server.params)
+            return {name: tensor.clone() for name, tensor in server.params.items()}
 
-    encoded = []
-    encode = bhfl.engine.rounds.encode
-    monkeypatch.setattr(
-        bhfl.engine.rounds, "encode", lambda tensors: encoded.append(1) or encode(tensors)
-    )
+    encoded, decoded = [], []
+    local = bhfl.engine.client.local
+    monkeypatch.setattr(local, "decode", lambda data: decoded.append(1) or decode(data))
+    for half in (bhfl.engine.coordinator, local):
+        monkeypatch.setattr(half, "encode", lambda tensors: encoded.append(1) or encode(tensors))
     run(tmp_path / "a", {8: 3, 32: 3}, unequal(6), max_rounds=2)
-    assert len(encoded) == 2 * (6 + 2)
+    assert (len(encoded), len(decoded)) == (2 * (6 + 2), 2)
     trainer = run(tmp_path / "b", {8: 3, 32: 3}, unequal(6), max_rounds=2, algorithm=Personal())
-    assert len(encoded) == 2 * (6 + 2) + 2 * (6 + 6)
-    assert len(trainer.rounds._sent) == 4
+    assert (len(encoded), len(decoded)) == (2 * (6 + 2) + 2 * (6 + 6), 2 + 2)
+    held = trainer.session.clients._messages
+    assert (held._payload, held._tensors) == (b"", {})
 
 
 # ---- clients that fail ---------------------------------------------------------------------------
@@ -304,7 +308,7 @@ def test_failing_clients_are_left_out_of_the_mean(tmp_path, monkeypatch, rate):
     assert [row["clients/ok"] for row in trainer.run.history] == [40 - count for count in failed]
     assert [len(row["problems"]) for row in trainer.run.history] == failed
     monkeypatch.setattr(
-        bhfl.engine.rounds, "sample_cohort",
+        bhfl.engine.session, "sample_cohort",
         lambda clients, size, seed, round, how: [
             c for c in clients if not algorithm.fails(c.id, round)
         ],
@@ -440,7 +444,7 @@ def test_bad_updates_are_rejected_and_change_nothing(tmp_path, monkeypatch, lie)
     assert problem.startswith("client 1 rejected: ")
     assert re.search(BAD[lie], problem)
     monkeypatch.setattr(
-        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     without = run(tmp_path / "b", {32: 3}, unequal(3))
     assert same(trainer.server.params, without.server.params)
@@ -462,7 +466,7 @@ def test_clients_without_examples_have_no_effect(tmp_path, monkeypatch):
     trainer = run(tmp_path / "a", {32: 3}, data)
     assert trainer.run.history[0]["problems"] == ["client 1 rejected: the client has no examples"]
     monkeypatch.setattr(
-        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     assert same(trainer.server.params, run(tmp_path / "b", {32: 3}, data).server.params)
 
@@ -487,7 +491,7 @@ def test_an_update_that_cannot_be_reconstructed_enters_neither_weights_nor_buffe
 
     trainer = run(tmp_path / "a", {32: 3}, unequal(3), lambda: Module(Flat()), algorithm=Refusing())
     monkeypatch.setattr(
-        bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     without = run(tmp_path / "b", {32: 3}, unequal(3), lambda: Module(Flat()))
     assert same(trainer.server.params, without.server.params)
@@ -725,7 +729,7 @@ class Statistics(Callback):
         self.ends, self.starts = {}, {}
 
     def on_client_end(self, trainer, client, record):
-        state = trainer.rounds.worker.module.state_dict()
+        state = trainer.session.worker.module.state_dict()
         self.ends[client.id] = (
             state["net.1.running_mean"].double().clone(),
             int(state["net.1.num_batches_tracked"]),
@@ -791,7 +795,7 @@ def test_local_statistics_never_travel_and_are_each_clients_own(tmp_path):
         assert (
             saved == others.uplink_bytes + others.downlink_bytes - others.header_bytes - 2 * 4 * 14
         )
-    kept = trainer.rounds.store.load(0, 2)["staying"]
+    kept = trainer.session.store.load(0, 2)["staying"]
     assert kept.keys() == {"net.1.running_mean", "net.1.running_var"}
     assert trainer.run.history[-1]["val/acc"] == trainer.run.history[-1]["val/acc_float32"]
 
@@ -805,7 +809,7 @@ def test_a_client_that_joins_late_begins_with_fresh_local_statistics(tmp_path, m
 
     starts: list = []
     monkeypatch.setattr(
-        bhfl.engine.rounds, "sample_cohort", lambda c, size, seed, round, how: [c[round]]
+        bhfl.engine.session, "sample_cohort", lambda c, size, seed, round, how: [c[round]]
     )
     run(
         tmp_path, {32: 3}, unequal(3, True), lambda: Module(Flat()), norm="local", algorithm=Watch()
@@ -814,7 +818,7 @@ def test_a_client_that_joins_late_begins_with_fresh_local_statistics(tmp_path, m
 
 
 def test_a_group_without_a_client_keeps_its_statistics(tmp_path, monkeypatch):
-    monkeypatch.setattr(bhfl.engine.rounds, "sample_cohort", lambda clients, *_: [clients[0]])
+    monkeypatch.setattr(bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0]])
     trainer = run(tmp_path, {8: 1, 32: 1}, unequal(2), lambda: Module(Flat()))
     statistics = trainer.server.buffers["statistics"]
     assert torch.equal(statistics["float32"]["net.1.running_mean"], torch.zeros(7))
@@ -911,7 +915,7 @@ def test_a_skipped_round_leaves_no_client_state(tmp_path):
             return super().uplink(run)
 
     trainer = run(tmp_path, {32: 2}, unequal(2), algorithm=Counting(0), min_clients=2)
-    assert [int(trainer.rounds.store.load(i, 3)["algorithm"]["rounds"]) for i in (0, 1)] == [2, 2]
+    assert [int(trainer.session.store.load(i, 3)["algorithm"]["rounds"]) for i in (0, 1)] == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD"])

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
+import bhfl.data
+from bhfl.recorded import flatten
+from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told
+
+_OPTIONS = chain.from_iterable(map(fields, get_type_hints(Settings).values()))
+TRAINER_ROLES = {one.name: one.metadata["role"] for one in _OPTIONS}
 
 
 def config(
@@ -50,6 +57,28 @@ def config(
         part, _, name = key.rpartition("__")
         section = found[part or "algorithm"]
         section.get("init_args", section)[name] = value
+    return found
+
+
+def told(config: Mapping[str, Any]) -> Told:
+    """What a run of this configuration is told."""
+    data = config.get("data", {})
+    cls = getattr(bhfl.data, str(data.get("class_path")).rpartition(".")[2], None)
+    roles = {
+        "trainer": TRAINER_ROLES,
+        "data": {**DATA_ROLES, **getattr(cls, "roles", {})},
+        "model": MODEL_ROLES,
+        "algorithm": {"": Role.RESULT},
+    }
+    found: Told = {role.value: {} for role in Role}
+    for part, value in config.items():
+        if part == "seed_everything":
+            found[Role.RESULT.value]["trainer.seed"] = value
+        elif part == "clients":
+            found[Role.TASK.value][part] = value
+        for key, item in flatten({part: value}).items() if part in roles else ():
+            name = "" if part == "algorithm" else key.partition(".")[2].partition(".")[0]
+            found[roles[part].get(name, Role.TASK).value][key] = item
     return found
 
 
@@ -107,9 +136,7 @@ def write(
     """The files of a run."""
     folder.mkdir(parents=True)
     (folder / "env.json").write_text("{}")
-    (folder / "config.yaml").write_text(
-        "# bhfl\n" + yaml.safe_dump(dict(settings), sort_keys=False)
-    )
+    (folder / "settings.json").write_text(json.dumps(told(settings)))
     (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     if finished:
         last = found[-1]

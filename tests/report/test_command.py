@@ -58,7 +58,7 @@ def test_one_whole_run_among_damaged_ones(tmp_path: Path) -> None:
         made.run(tmp_path / name, made.config(seed=len(name)))
     (tmp_path / "killed" / "summary.json").unlink()
     (tmp_path / "torn" / "rounds.jsonl").write_text("torn\n")
-    (tmp_path / "no-config" / "config.yaml").write_text("a: [")
+    (tmp_path / "no-config" / "settings.json").write_text("a: [")
     (tmp_path / "empty" / "rounds.jsonl").write_text("")
     text = write_report([tmp_path], tmp_path / "out")
     assert [line.split()[:4] for line in text.splitlines() if line.startswith("FedAvg ")] == [
@@ -71,7 +71,7 @@ def test_one_whole_run_among_damaged_ones(tmp_path: Path) -> None:
         "line 1 of rounds.jsonl is damaged"
     )
     assert f"{tmp_path}/torn: {torn}" in text
-    assert f"{tmp_path}/no-config: config.yaml is damaged" in text
+    assert f"{tmp_path}/no-config: settings.json is damaged" in text
     assert f"{tmp_path}/empty: not finished: 0 rounds in rounds.jsonl" in text
 
 
@@ -86,7 +86,11 @@ _rows = st.lists(
     st.dictionaries(st.sampled_from(list(made.rows([{"int8": 0.5}])[0])), _json, max_size=6),
     max_size=4,
 )
-_configs = st.dictionaries(st.sampled_from(list(made.config())), _json, max_size=5)
+_told = made.told(made.config())
+_keys = st.sampled_from(list({**_told["task"], **_told["result"]}))
+_settings = st.dictionaries(
+    st.sampled_from(list(_told)), _json | st.dictionaries(_keys, _json, max_size=6), max_size=5
+)
 
 
 @pytest.mark.usefixtures("plain")
@@ -95,23 +99,23 @@ _configs = st.dictionaries(st.sampled_from(list(made.config())), _json, max_size
 )
 @given(
     _rows,
-    _configs,
+    _settings,
     st.dictionaries(st.sampled_from(["metrics", "rounds", "bytes"]), _json, max_size=3),
 )
 @example(
     [{"round": 1}],
-    {"algorithm": "FedAvg"},
+    {"result": {"algorithm": "FedAvg"}},
     {"rounds": 1, "metrics": {"test/acc_avg": 1e400}, "bytes": 3},
 )
 def test_no_content_of_a_file_stops_the_report(
-    tmp_path_factory: pytest.TempPathFactory, rows: list, config: dict, summary: dict
+    tmp_path_factory: pytest.TempPathFactory, rows: list, told: dict, summary: dict
 ) -> None:
     root = tmp_path_factory.mktemp("fuzz")
     made.run(root / "whole")
     rows = [{"round": i, **row} for i, row in enumerate(rows, 1)]
-    (made.write(root / "odd", config, rows, finished=False) / "summary.json").write_text(
-        json.dumps(summary)
-    )
+    odd = made.write(root / "odd", made.config(), rows, finished=False)
+    (odd / "settings.json").write_text(json.dumps(told))
+    (odd / "summary.json").write_text(json.dumps(summary))
     assert "FedAvg" in write_report([root], root / "out", target=0.5)
 
 
@@ -189,14 +193,11 @@ def test_one_hostile_run_does_not_keep_the_others_from_their_report(
     folder = made.run(tmp_path / "runs" / os.fsdecode(b"bad\xff\n\x1b[2J"), evil)
     (folder / "events.out.tfevents.1.x").write_bytes(bytes(range(256)) * 9)
     odd = {
-        "seed_everything": 3,
-        "clients": [1],
-        "algorithm": [1],
-        "model": [[]],
-        "data": 1.5,
-        "trainer": 7,
+        "result": {"trainer.seed": 3, "algorithm": [1]},
+        "task": {"clients": [1], "model": [[]], "data": 1.5},
+        "length": 7,
     }
-    (made.run(tmp_path / "runs" / "types") / "config.yaml").write_text(json.dumps(odd))
+    (made.run(tmp_path / "runs" / "types") / "settings.json").write_text(json.dumps(odd))
     assert main(["~/runs/", "--out", "~/out put/ü", "--target", "0.5"]) == 0
     shown = capsys.readouterr().out
     texts = [

@@ -57,7 +57,7 @@ def test_validations_fewer_than_rounds(tmp_path: Path) -> None:
     found = made.rows([{"float32": value} for value in (0.9, 0.5, 0.9)])
     for tag in ("val/acc_avg", "val/acc_float32"):
         del found[0][tag]
-    run = Run(tmp_path, made.config(), found, {})
+    run = Run(tmp_path, made.told(made.config()), found, {})
     assert (Goal(0.8).reached(run, "rounds"), Goal(0.8).reached(run, "MB up")) == (3, 3)
     assert math.isnan(Goal(0.8).reached(run, "s"))  # there is no network
 

@@ -18,7 +18,7 @@ def row(label: str, accuracies: Mapping[int, float]) -> Row:
     runs = (
         Run(
             Path(label),
-            made.config(label, seed),
+            made.told(made.config(label, seed)),
             [{"round": 1, "val/acc_int8": 0.0}],
             {"rounds": 1, "metrics": {"test/acc_int8": value}},
         )

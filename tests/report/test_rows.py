@@ -90,7 +90,7 @@ def test_what_is_not_finished_has_a_row_of_its_own_at_the_end(tmp_path: Path) ->
 
 def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None:
     for name in ("x", "y"):
-        (made.run(tmp_path / "named" / name) / "config.yaml").unlink()
+        (made.run(tmp_path / "named" / name) / "settings.json").unlink()
     assert [section.title for section in read(tmp_path)] == ["settings unknown"]
     made.run(tmp_path / "z")
     found = read(tmp_path)
@@ -99,7 +99,7 @@ def test_runs_without_settings_come_last_and_stay_single(tmp_path: Path) -> None
         "settings unknown",
     ]
     assert [row.name for row in found[1].rows] == ["named/x", "named/y"]
-    assert found[1].notes[0] == f"{tmp_path}/named/x: no config.yaml: its settings are unknown"
+    assert found[1].notes[0] == f"{tmp_path}/named/x: no settings.json: its settings are unknown"
     assert found[1].notes[-1] == "runs of unknown settings are not compared"
 
 
@@ -152,7 +152,7 @@ def test_spread_of_one_and_of_none() -> None:
 def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
     run = Run(
         tmp_path,
-        made.config(),
+        made.told(made.config()),
         [{"round": 1, "val/loss": 1.0}],
         {"rounds": 1, "metrics": {"test/loss": 1.0}},
     )

@@ -4,8 +4,21 @@ from typing import Any
 
 import pytest
 
-from bhfl.report.settings import fleet, labels, method, task, titles
-from tests.report.made import config
+from bhfl.report import settings
+from bhfl.report.settings import Options, fleet, labels
+from tests.report.made import config, told
+
+
+def task(one: dict[str, Any]) -> Options:
+    return settings.task(told(one))
+
+
+def method(one: dict[str, Any]) -> Options:
+    return settings.method(told(one))
+
+
+def titles(configs: list[dict[str, Any]]) -> list[str]:
+    return settings.titles([told(one) for one in configs])
 
 
 def named(*configs: dict[str, Any]) -> list[str]:
@@ -62,6 +75,12 @@ def test_values_of_equal_right_are_all_told() -> None:
     ]
 
 
+def test_options_of_options_that_are_off_are_told() -> None:
+    mask = {"class_path": True, "init_args": {"tau": 0.05, "cap": 1}}
+    configs = [config("ProWD", mask=None), config("ProWD", mask=mask), config("FedAvg")]
+    assert named(*configs) == ["ProWD (mask=none)", "ProWD", "FedAvg"]
+
+
 def test_no_label_is_shortened_into_another() -> None:
     """Both are on for most rows, so that two would be called by the name alone."""
     configs = [config("X", a=a, b=b) for a, b in ((True, 1), (True, 2), (False, 1), (False, 2))]
@@ -89,9 +108,25 @@ def test_options_that_end_alike_are_told_in_full() -> None:
 
 
 def test_where_a_run_computed_is_no_setting() -> None:
-    moved = config(trainer__devices=4, trainer__name="x", data__root="/data", trainer__threads=8)
-    assert (task(moved), method(moved)) == (task(config()), method(config()))
+    data = {"class_path": "bhfl.data.CIFAR10", "init_args": {}}
+    here = {**config(), "data": data}
+    moved = config(trainer__devices=4, trainer__name="x", trainer__threads=8)
+    moved["data"] = {**data, "init_args": {"root": "/data", "archive": "x.tar", "num_workers": 2}}
+    assert (task(moved), method(moved)) == (task(here), method(here))
     assert method(config(seed=1)) == method(config(seed=2))
+
+
+def test_an_option_has_one_role() -> None:
+    """As for resuming and sweeps: what changes the result, the length or the choice of the best."""
+    for name in ("drop_last", "batch_size", "augment"):
+        other = config(**{f"data__{name}": "other"})
+        assert task(other) == task(config())
+        assert method(other) != method(config())
+    for name in ("max_rounds", "patience", "monitor", "mode", "local_steps"):
+        other = config(**{f"trainer__{name}": "other"})
+        assert (task(other), method(other) == method(config())) == (task(config()), False)
+    for name in ("threads", "channels_last", "evaluate_clients", "keep_checkpoints", "logger"):
+        assert method(config(**{f"trainer__{name}": "other"})) == method(config())
 
 
 # ---- titles
@@ -142,8 +177,14 @@ def test_fleets_in_words(clients: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [{}, {"trainer": 1}, {"algorithm": []}, {"clients": "x", "data": None, "model": 3}]
+    "broken",
+    [
+        {},
+        {"task": 1},
+        {"task": {"clients": "x", "data": None, "model": 3}, "result": []},
+        {"result": {"algorithm": []}},
+    ],
 )
-def test_configurations_of_another_shape(broken: dict[str, Any]) -> None:
-    assert isinstance(titles([broken, config()])[0], str)
-    assert isinstance(method(broken), dict)
+def test_settings_of_another_shape(broken: dict[str, Any]) -> None:
+    assert isinstance(settings.titles([broken, told(config())])[0], str)
+    assert isinstance(settings.method(broken), dict)

@@ -84,7 +84,7 @@ def test_markdown_is_no_html_and_no_link() -> None:
 
 def test_no_field_of_the_csv_is_a_formula(tmp_path: Path) -> None:
     folder = made.run(tmp_path / "=cmd" / "version_0")
-    (folder / "config.yaml").unlink()
+    (folder / "settings.json").unlink()
     (line,) = csv.DictReader(io.StringIO(as_csv(sections([read_run(folder)]))))
     assert line["method"] == "'=cmd/version_0"
 

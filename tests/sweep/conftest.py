@@ -15,7 +15,7 @@ from bhfl.sweep.reader import read_matrix
 from bhfl.sweep.runner import Runner
 from bhfl.sweep.survey import Survey
 from tests.cli.conftest import bhfl as bhfl  # a fixture
-from tests.sweep.fake import config_of
+from tests.sweep.fake import told_by
 
 FAKE = (sys.executable, "-m", "tests.sweep.fake")
 MATRIX = """\
@@ -40,7 +40,7 @@ class FakeConfigs(Configs):
         super().__init__(machine=False)
 
     def __call__(self, job: Job) -> dict[str, Any]:
-        return config_of(job.args)
+        return told_by(job.args)
 
 
 @pytest.fixture

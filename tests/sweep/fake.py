@@ -13,18 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bhfl.sweep.child import end_with_parent
 
 ROUNDS = 3
 
 
-def config_of(args: list[str]) -> dict[str, Any]:
-    """What stands in for the parsed configuration."""
+def told_by(args: list[str]) -> dict[str, Any]:
+    """What stands in for what a run is told."""
     own = ("--trainer.name", "--trainer.default_root_dir", "--ckpt_path")
     options = [word for word in args if not word.startswith(own)]
-    return {"trainer": {"max_rounds": ROUNDS}, "data": {}, "clients": {}, "options": options}
+    return {"length": {"trainer.max_rounds": ROUNDS}, "result": {"options": options}}
 
 
 def main() -> None:
@@ -32,7 +30,7 @@ def main() -> None:
     options = dict(word.removeprefix("--").split("=", 1) for word in args if word.startswith("--"))
     run = Path(options["trainer.default_root_dir"]) / options["trainer.name"] / "version_0"
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(config_of(args)))
+    (run / "settings.json").write_text(json.dumps(told_by(args)))
     rows = run / "rounds.jsonl"
     for number in range(1 + (rows.read_text().count("\n") if rows.exists() else 0), ROUNDS + 1):
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")) if number > 1 else 0)

@@ -2,10 +2,10 @@
 them.
 """
 
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from bhfl.cli.reading import ConfigError
 from bhfl.sweep.check import Configs
@@ -27,18 +27,13 @@ def jobs(sweep: Sweeps, text: str = MATRIX) -> list[Job]:
     return [plan.job(cell) for cell in plan.cells]
 
 
-def test_a_configuration_is_that_of_the_run(sweep: Sweeps) -> None:
-    configs = Configs(machine=False)
-    config = configs(jobs(sweep)[3])
-    assert config["algorithm"]["class_path"] == "bhfl.algorithms.FedProx"
-    assert config["algorithm"]["init_args"]["mu"] == 0.5
-    assert (config["seed_everything"], config["clients"]) == (1, {"int8": 1})
-    trainer = config["trainer"]
-    assert (trainer["max_rounds"], trainer["name"], trainer["default_root_dir"]) == (
-        3,
-        "FedProx/seed1",
-        "runs/m",
-    )
+def test_what_a_job_is_told(sweep: Sweeps) -> None:
+    told = Configs(machine=False)(jobs(sweep)[3])
+    result = told["result"]
+    assert (result["algorithm"], result["algorithm.mu"]) == ("bhfl.algorithms.FedProx", 0.5)
+    assert result["trainer.seed"] == 1
+    assert told["task"]["clients"] == [{"bits": "int8", "count": 1}]
+    assert told["length"]["trainer.max_rounds"] == 3
 
 
 def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
@@ -70,14 +65,17 @@ def test_what_this_machine_lacks_is_refused_before_it_is_run(sweep: Sweeps) -> N
         Configs(machine=True).check(jobs(sweep, text))
 
 
-def made(job: Job, **changes: object) -> None:
-    """A run folder of `job` with a checkpoint."""
-    config = Configs(machine=False)(job)
-    config["trainer"] |= changes
+def made(job: Job, **changes: object) -> Path:
+    """A run folder of `job` with a checkpoint, whose trainer had other options; its settings."""
+    told = Configs(machine=False)(job)
+    for name, value in changes.items():
+        (role,) = [role for role, options in told.items() if f"trainer.{name}" in options]
+        told[role] = {**told[role], f"trainer.{name}": value}
     run = job.folder / "version_0"
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "round=00001.ckpt").touch()
-    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (run / "settings.json").write_text(json.dumps(told))
+    return run / "settings.json"
 
 
 def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
@@ -100,15 +98,52 @@ def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logger": False, "keep_checkpoints": 9, "checkpoint_every_n_rounds": 2},
+        {"callbacks": ["mine.Watch"], "evaluate_clients": True, "check_val_every_n_rounds": 2},
+        {"max_failed_rounds": 9, "timeout_seconds": 9, "strategy": "ddp"},
+        {"threads": 2, "channels_last": False},
+    ],
+)
+def test_a_sweep_goes_on_after_what_is_no_result_has_changed(
+    sweep: Sweeps, changes: dict[str, object]
+) -> None:
+    made(jobs(sweep)[0], **changes)
+    Survey(sweep.plan(MATRIX), Configs(machine=False))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"patience": 2}, {"monitor": "val/loss_avg"}, {"mode": "min"}, {"seed": 5}, {"norm": "local"}],
+)
+def test_a_sweep_does_not_take_another_run_for_its_own(
+    sweep: Sweeps, changes: dict[str, object]
+) -> None:
+    made(jobs(sweep)[0], **changes)
+    with pytest.raises(ConfigError, match=f"other options: trainer.{next(iter(changes))}: "):
+        Survey(sweep.plan(MATRIX), Configs(machine=False))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_settings_that_cannot_be_read_are_named(sweep: Sweeps, text: str | None) -> None:
+    path = made(jobs(sweep)[0])
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"FedAvg/seed0/version_0/settings\.json .*move its run"):
+        Survey(sweep.plan(MATRIX), Configs(machine=False))
+
+
 def test_the_order_of_a_fleet_counts(sweep: Sweeps) -> None:
     text = MATRIX.replace("max_rounds: 3", "max_rounds: 3, clients: {8: 1, 32: 1}")
     first, *_ = jobs(sweep, text)
-    made(first)
+    path = made(first)
     Survey(sweep.plan(text), Configs(machine=False))
-    path = first.folder / "version_0" / "config.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["clients"] = dict(reversed(config["clients"].items()))
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    told = json.loads(path.read_text())
+    told["task"]["clients"].reverse()
+    path.write_text(json.dumps(told))
     with pytest.raises(ConfigError, match="was made with other options: clients: "):
         Survey(sweep.plan(text), Configs(machine=False))
 

@@ -26,8 +26,8 @@ from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity, Source
 from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.records import gather
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 
@@ -277,7 +277,7 @@ class FedLQ(Algorithm):
         bits = self._bits(run, variances, values, others)
         if bits is None:
             return None
-        generator = run.rng.torch("quant_up", device=run.module.device)
+        generator = run.rng.torch("quant_up", device=run.device)
         update: dict[str, Tensor | QuantizedTensor] = dict(others)
         for name, width, row in zip(self.layers, bits, variances, strict=True):
             own = state[name]

@@ -15,7 +15,7 @@ from bhfl.algorithms.prowd.moves import LowMove, MoveReader, Origin, count
 from bhfl.algorithms.prowd.selection import Selection, certified_select
 from bhfl.comm import decode, encode
 from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
-from bhfl.engine.records import gather
+from bhfl.engine.processes import gather
 from bhfl.engine.types import Client, Params, Tensors
 
 Fill = Literal["renorm", "delta", "high", "literal"]

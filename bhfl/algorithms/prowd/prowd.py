@@ -255,7 +255,7 @@ class ProWD(Algorithm):
         if self.payload == "weights" or run.client.group == self.top:
             return update
         values = run.module.state_dict()
-        generator = run.rng.torch("quant_up", device=run.module.device)
+        generator = run.rng.torch("quant_up", device=run.device)
         for name, value in update.items():
             if isinstance(value, QuantizedTensor):
                 update[name] = qsgd(

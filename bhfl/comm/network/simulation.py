@@ -27,6 +27,7 @@ from bhfl.comm.network.links import (
 )
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
+from bhfl.recorded import Recorded
 
 # A budget spent to the last byte must not be late because a sum of floats rounds up.
 _TOLERANCE = 1e-9
@@ -82,7 +83,7 @@ class RoundTime:
     late: frozenset[int]
 
 
-class SimulatedNetwork:
+class SimulatedNetwork(Recorded):
     """Turns the measured bytes of a round into seconds.
 
     In YAML, a fleet of phones of which three in ten are on Wi-Fi:
@@ -118,14 +119,6 @@ class SimulatedNetwork:
         low_bit_speedup: bool = False,
         server_seconds: float = 0.0,
     ) -> None:
-        self.options = {
-            name: value
-            for name, value in locals().items()
-            if name not in ("self", "custom_profiles")
-        }
-        self.options |= {
-            f"custom_profiles.{name}": vars(p) for name, p in (custom_profiles or {}).items()
-        }
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
         if trace is not None and not user_path(trace).is_file():

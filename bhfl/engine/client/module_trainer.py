@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from bhfl.engine.types import Client, FederatedData
-from bhfl.settings import Settings
+from bhfl.settings import LocalTraining, Settings
 
 
 class Place:
@@ -53,15 +53,19 @@ class Place:
         self.lend([], [])
         self.begin(0)
 
-    def begin(self, round: int, client: Client | None = None) -> None:
+    def begin(
+        self, round: int, client: Client | None = None, training: LocalTraining | None = None
+    ) -> None:
         """Go to the start of a client's round, or between the clients: there it counts what the
         largest of them does.
 
         Args:
             round: Rounds finished.
             client: Who trains now, None where nobody does.
+            training: How it trains; the trainer's settings where nobody does.
         """
         self.round, self.client = round, client
+        self.training = training or self.settings.training
         self.epoch = self.step = 0
         """Epochs finished and optimiser steps taken in this round."""
 
@@ -116,9 +120,9 @@ class Place:
     @property
     def planned_epochs(self) -> int:
         """Local epochs of a round, the last of which may be cut short."""
-        steps: int | None = self.settings.training.local_steps
+        steps: int | None = self.training.local_steps
         return (
-            self.settings.training.local_epochs
+            self.training.local_epochs
             if steps is None
             else math.ceil(steps / max(self.num_batches, 1))
         )
@@ -130,7 +134,7 @@ class Place:
 
     def steps_of(self, num_batches: int) -> int:
         """Optimiser steps in a round of a client with so many batches."""
-        training = self.settings.training
+        training = self.training
         if training.local_steps is None:
             return training.local_epochs * num_batches
         return training.local_steps
@@ -228,7 +232,7 @@ class LocalStrategy(_Kept):
         closure()
         if self._place.without_loss:
             return None
-        changed = self._place.change_gradients or self._place.settings.training.gradient_clip_val
+        changed = self._place.change_gradients or self._place.training.gradient_clip_val
         if changed or not getattr(optimizer, "_step_supports_amp_scaling", False):
             self._precision.unscale_gradients(optimizer)
         self._before_step(optimizer)
@@ -255,7 +259,7 @@ class LocalStrategy(_Kept):
             place.change_gradients()
         module.on_before_optimizer_step(optimizer)
         if module.automatic_optimization:
-            clip = place.settings.training.gradient_clip_val
+            clip = place.training.gradient_clip_val
             module.configure_gradient_clipping(
                 optimizer, gradient_clip_val=clip, gradient_clip_algorithm=None
             )

@@ -23,24 +23,34 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.module_trainer import Place
 from bhfl.engine.client.recorder import tag_of
+from bhfl.recorded import described, spelled
 
 
-def check_optimizers(module: L.LightningModule) -> None:
+def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
     """Make the optimisers once, before any work: what torch refuses would fail every client of
     every round.
 
     Other errors are left to the first client, for which alone the module has all that it may ask
     for.
 
+    Returns:
+        What the optimisers and their schedules are, as a configuration says them.
+
     Raises:
         ValueError: In torch's words.
     """
+    found: dict[str, list[Any]] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the optimisers have made no step
             configured: Any = module.configure_optimizers()
-            _, schedulers, _ = _configure_optimizers(configured) if configured else ([], [], None)
-            for schedule in _configure_schedulers_manual_opt(schedulers):
+            optimizers, schedulers, _ = (
+                _configure_optimizers(configured) if configured else ([], [], None)
+            )
+            schedules = _configure_schedulers_manual_opt(schedulers)
+            found["optimizer"] = [spelled(type(one), one.defaults) for one in optimizers]
+            found["lr_scheduler"] = [described(schedule.scheduler) for schedule in schedules]
+            for schedule in schedules:
                 if isinstance(schedule.scheduler, LRScheduler) and not schedule.reduce_on_plateau:
                     schedule.scheduler.step()
     except Exception as error:
@@ -50,6 +60,8 @@ def check_optimizers(module: L.LightningModule) -> None:
             raise ValueError(
                 f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
             ) from error
+    # several stay a list; none are as if they were not set
+    return {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
 
 
 class LocalOptimizers:

@@ -35,7 +35,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batch_size = 1
-        self._examples = 0
+        self.num_examples = 0
         self._epochs: dict[str, list[tuple[float, int]]] = {}
         self._computed: list[Metric] = []
         self._sums: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class Recorder:
                 self.batch_size = extract_batch_size(batch)
             except MisconfigurationException:
                 self.batch_size = 1
-        self._examples += self.batch_size
+        self.num_examples += self.batch_size
 
     @contextmanager
     def epoch_end(self) -> Iterator[None]:
@@ -122,14 +122,14 @@ class Recorder:
         values |= self._compute()
         self._metrics.clear()
         for name, value in values.items():
-            self._epochs.setdefault(name, []).append((value, max(1, self._examples)))
+            self._epochs.setdefault(name, []).append((value, max(1, self.num_examples)))
 
     def begin_epoch(self) -> None:
         """Let the metric objects of the epoch before begin anew."""
         for metric in self._computed:
             metric.reset()
         self._computed.clear()
-        self._examples = 0
+        self.num_examples = 0
 
     def _compute(self) -> dict[str, float]:
         self._computed += self._metrics.values()

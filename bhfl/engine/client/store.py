@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,7 @@ from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
-from bhfl.engine.records import gather
 from bhfl.files import naming, settle, temporary_beside
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 _FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
 
@@ -158,13 +154,19 @@ class ClientStore:
         self._new.append((client, round, sha256))
         self.known.setdefault(client, {})[round] = sha256
 
-    def share(self, fabric: Fabric) -> None:
-        """Tell the other processes what this one has saved, so that each of them can train any
-        client next.
-        """
-        for client, round, sha256 in gather(fabric, self._new):
+    def news(self) -> list[tuple[int, int, str]]:
+        """The versions that were saved since this was asked last: client, round and digest."""
+        news, self._new = self._new, []
+        return news
+
+    def learn(self, news: Sequence[tuple[int, int, str]]) -> None:
+        """Know what all processes have saved, so that this one can train any client next."""
+        for client, round, sha256 in news:
             self.known[client] = {round: sha256}
-        self._new = []
+
+    def versions(self) -> dict[int, int]:
+        """The round of the newest version of each client."""
+        return {client: max(of) for client, of in sorted(self.known.items()) if of}
 
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
@@ -193,9 +195,7 @@ class ClientStore:
         """The newest version of each client and its digest: `ids` and `rounds`, int64, and
         `sha256`, uint8 n x 32.
         """
-        newest = {
-            client: max(versions) for client, versions in sorted(self.known.items()) if versions
-        }
+        newest = self.versions()
         digests = b"".join(
             bytes.fromhex(self.known[client][round]) for client, round in newest.items()
         )

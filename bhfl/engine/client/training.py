@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -56,7 +57,6 @@ class Training:
         run: The client's work.
         recorder: Takes what the module logs.
         generator: Draws for layers that are stored at low bits.
-        history: The server's metrics, a row for each past round.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Training:
         run: LocalRun,
         recorder: Recorder,
         generator: torch.Generator,
-        history: Sequence[Mapping[str, Any]],
     ) -> None:
         self.worker = worker
         self.algorithm = algorithm
         self.run = run
         self.recorder = recorder
-        self.generator, self.history = generator, history
-        self.module, self.place = run.module, worker.place
+        self.generator = generator
+        self.module: L.LightningModule = worker.module
+        self.place = worker.place
         self.last: dict[str, Any] = {}
         """The loss of the last step."""
         self.outputs: dict[str, Any] | None = None
@@ -81,7 +81,7 @@ class Training:
         """Batches that on_train_batch_start was called with."""
         self.ended = False
         """Whether this epoch has come to its last batch."""
-        lean = worker.settings.save_in_int8 and run.client.spec.activations <= 8
+        lean = run.training.save_in_int8 and run.client.spec.activations <= 8
         self.saving: Callable[[], AbstractContextManager[None]] = (
             save_in_int8 if lean else nullcontext
         )
@@ -101,20 +101,19 @@ class Training:
             RuntimeError: The client makes no step.
             ValueError: It has no batch, or the module returned no loss.
         """
-        settings = self.worker.settings
         module = self.module
         run = self.run
         place = self.place
-        place.begin(run.round, run.client)
+        place.begin(run.round, run.client, run.training)
         self.limit = self.algorithm.num_steps(run, place.planned_steps)
         if not self.limit:
             raise RuntimeError("dropped out: it made no step")
-        continued = settings.lr_schedule == "continue"
-        self.optimizers = LocalOptimizers(module, place, self.history if continued else None)
+        continued = run.training.lr_schedule == "continue"
+        self.optimizers = LocalOptimizers(module, place, run.history if continued else None)
         if type(self.algorithm).client_gradients_ is not Algorithm.client_gradients_:
             place.change_gradients = lambda: self.algorithm.client_gradients_(run)
         module.on_train_start()
-        by_steps = settings.local_steps is not None
+        by_steps = run.training.local_steps is not None
         for epoch in count() if by_steps else range(-(-self.limit // max(1, place.num_batches))):
             before = run.num_steps
             self.epoch(epoch, data.client_batches(run.client.id, run.rng, epoch))

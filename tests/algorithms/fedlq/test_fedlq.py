@@ -12,7 +12,7 @@ from bhfl.algorithms.fedlq import layer_bits, probe
 from bhfl.algorithms.fedlq.budget import rounded_down
 from bhfl.comm import decode, header_bytes
 from bhfl.comm.network import Profile, SimulatedNetwork
-from bhfl.engine.rounds import Rounds
+from bhfl.engine.client.local import LocalClients
 from bhfl.quant import QuantizedTensor, layer_weights
 from tests.federation import Client, Net, fake, fit, same
 
@@ -33,14 +33,14 @@ def network(deadline=None, **options):
 def payloads(monkeypatch):
     """Every uplink of the runs of a test, by client."""
     sent = []
-    uplink = Rounds._uplink
+    uplink = LocalClients._uplink
 
     def spy(self, run):
         payload = uplink(self, run)
         sent.append((run.round, run.client.id, payload))
         return payload
 
-    monkeypatch.setattr(Rounds, "_uplink", spy)
+    monkeypatch.setattr(LocalClients, "_uplink", spy)
     return sent
 
 

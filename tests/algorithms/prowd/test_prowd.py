@@ -75,7 +75,7 @@ def test_resumed_is_never_stopped(tmp_path):
 
 def test_other_options_are_no_resume(tmp_path):
     fit(tmp_path, ProWD(dequantizer=False), MIXED, max_rounds=1)
-    with pytest.raises(CheckpointError, match=r"algorithm\.mask\.tau: 0\.05 -> 0\.3"):
+    with pytest.raises(CheckpointError, match=r"algorithm\.tau: 0\.05 -> 0\.3"):
         fit(tmp_path, ProWD(dequantizer=False, tau=0.3), MIXED, ckpt_path="last")
 
 
@@ -359,8 +359,8 @@ def test_the_buffer_is_spread_over_what_is_held_out(tmp_path):
     """Samples kept for the server may be sorted by class."""
     algorithm = ProWD(**QUICK)
     run = fit(tmp_path, algorithm, MIXED, Forward, fake(120, holdout=24), max_rounds=1)
-    held_out = run.rounds.data.holdout_inputs()
-    _, inputs = algorithm._probe(SimpleNamespace(data=run.rounds.data, module=Forward()))
+    held_out = run.session.data.holdout_inputs()
+    _, inputs = algorithm._probe(SimpleNamespace(data=run.session.data, module=Forward()))
     assert torch.equal(inputs, held_out[::3])
 
 

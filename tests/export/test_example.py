@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.cli.example import example_of
 from bhfl.engine.client.module_trainer import Place
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.loan import Loan
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.export.example import example_of
 
 X, Y = torch.randn(6, 5), torch.arange(6) % 3
 
@@ -60,7 +60,7 @@ def example(module, data):
     trainer = FederatedTrainer(clients={32: 1}, logger=False, devices=1)
     place = Place(data, trainer.settings, "test")
     Loan(module, data).attach(place, trainer.fabric)
-    return example_of(Worker(module, trainer.fabric, trainer.settings.training, place), data)
+    return example_of(Worker(module, trainer.fabric, place), data)
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,26 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
         raise ValueError(
             "there is neither a test batch nor a validation batch, from which its inputs are taken"
         )
+    calls = _calls(worker, batches)
+    if not calls:
+        raise ValueError(
+            f"neither test_step nor validation_step of {type(module).__name__} calls any layer"
+        )
+    called, args, kwargs = next((call for call in calls if call[0] is module), calls[0])
+    return _cut(inspect.signature(called.forward).bind(*args, **kwargs).args)
+
+
+def _calls(
+    worker: Worker, batches: list[Any]
+) -> list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
+    """The parts of the model that a step calls on some batches, and what with."""
     calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
 
     def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append((called, args, kwargs))
 
-    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in module.modules()]
+    parts = worker.module.modules()
+    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts]
     try:
         worker.evaluate(batches, "test")
         if not calls:
@@ -52,12 +66,7 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    if not calls:
-        raise ValueError(
-            f"neither test_step nor validation_step of {type(module).__name__} calls any layer"
-        )
-    called, args, kwargs = next((call for call in calls if call[0] is module), calls[0])
-    return _cut(inspect.signature(called.forward).bind(*args, **kwargs).args)
+    return calls
 
 
 def _cut(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

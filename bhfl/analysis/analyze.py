@@ -1,0 +1,140 @@
+"""What each layer of a model saves when it is quantised, and what quantising it alone costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from bhfl.analysis.layers import layer_harm, layer_rows
+from bhfl.analysis.samples import held_out
+from bhfl.engine.client.worker import Worker
+from bhfl.engine.evaluate import ACCURACIES
+from bhfl.engine.session import Session
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.types import FederatedData
+from bhfl.quant import BitSpec, layer_weights
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+"""Told what is about to be done, and on how many samples in all; what it gives is called with each
+number of them that is done.
+"""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model, layer by layer."""
+
+    rows: list[dict[str, Any]]
+    """One a layer; see `bhfl.analysis.layers` for the columns, `bhfl.report.layers` for tables."""
+    title: str
+    """What they are of, in words."""
+    run: Path | None
+    """The run folder that the model comes from, if any."""
+
+
+def _untold(what: str, num_samples: int) -> AbstractContextManager[Callable[[int], object]]:
+    return nullcontext(lambda done: None)
+
+
+def analyze(  # noqa: PLR0913
+    trainer: FederatedTrainer,
+    model: L.LightningModule,
+    datamodule: FederatedData,
+    ckpt_path: str | Path | None = None,
+    *,
+    samples: int = 1000,
+    probe_bits: Sequence[int] = (2, 4),
+    uniform_bits: int = 4,
+    threads: int | None = None,
+    progress: Progress = _untold,
+) -> Analysis:
+    """Analyse the server's float32 weights, in one process, on samples held out for the server
+    (``data.holdout``) or else on the validation split.
+
+    Args:
+        trainer: Whose options, fleet and algorithm are meant.
+        model: Any LightningModule whose validation_step logs a loss, and an accuracy where it has
+            one.
+        datamodule: Data as for `fit`.
+        ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run.
+        samples: Held-out samples used at most.
+        probe_bits: Widths at which each layer is quantised and the model evaluated, one pass a
+            layer and width.
+        uniform_bits: Width of all layers for their shares of the convergence bound.
+        threads: CPU threads, in place of ``trainer.threads``; all cores by default.
+        progress: Told of what is done.
+
+    Raises:
+        ValueError: An option is out of its range, the model has no layer to quantise or logs no
+            loss, the algorithm keeps no global model, or there are no samples.
+        CheckpointError: `ckpt_path` cannot be used.
+    """
+    widths = list(probe_bits)
+    _check(trainer, {"samples": samples, "threads": threads or 1}, widths, uniform_bits)
+    layer_weights(model)  # refuses a model without any before the data are loaded
+    threads = threads or torch.get_num_threads()
+    with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:
+        run = session.load(ckpt_path, clients=False)[0] if ckpt_path is not None else None
+        worker, seed = session.worker, session.settings.cohort.seed
+        worker.load(session.global_model(), BitSpec())
+        layers = layer_weights(worker.module)
+        chunks, source = held_out(datamodule, samples, seed)
+        total = sum(size for size, _ in chunks)
+        on = f"on {total:,} samples of {source}"
+        what = f"{len(layers)} layers, each alone at {' and '.join(map(str, widths))} bits, {on}"
+        with progress(what, total * (1 + len(layers) * len(widths))) as advance:
+            harm = layer_harm(
+                worker.module,
+                layers,
+                widths,
+                _evaluation(worker),
+                chunks,
+                seed=seed,
+                progress=advance,
+            )
+        rows = layer_rows(worker.module, harm, uniform_bits=uniform_bits)
+        accuracy = "" if math.isnan(harm.accuracy) else f", accuracy {100 * harm.accuracy:.2f} %"
+        name = f"{type(worker.module).__name__} after {session.server.round} rounds"
+        session.tear_down()
+    return Analysis(rows, f"{name}: loss {harm.loss:.4f}{accuracy} {on}", run)
+
+
+def _check(
+    trainer: FederatedTrainer, counts: dict[str, int], widths: list[int], uniform_bits: int
+) -> None:
+    """Raise one ValueError with every problem of the options, one a line."""
+    problems = [
+        f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1
+    ]
+    distinct = widths and len(set(widths)) == len(widths)
+    if not (distinct and all(2 <= bits <= 16 for bits in widths)):
+        problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")
+    if not 2 <= uniform_bits <= 16:
+        problems.append(f"uniform_bits must be 2..16, got {uniform_bits}")
+    problems += trainer.needs_global_model("analyze")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:
+    """Mean loss and accuracy of the worker's module on a batch, as its validation_step has them."""
+
+    def evaluate(batch: Any) -> tuple[float, float]:
+        metrics = worker.evaluate([batch], "val")
+        if "loss" not in metrics:
+            module, found = type(worker.module).__name__, ", ".join(metrics) or "nothing"
+            raise ValueError(
+                f"analyze needs a loss: {module}.validation_step must log val/loss, and gives "
+                f"{found}"
+            )
+        accuracies = [metrics[name] for name in ACCURACIES if name in metrics]
+        return metrics["loss"], (accuracies or [math.nan])[0]
+
+    return evaluate

@@ -1,0 +1,140 @@
+"""What the command line does besides training and measuring: ``analyze`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Optional, Union
+
+import lightning as L
+import torch
+from tqdm import tqdm
+
+from bhfl.cli.exits import say
+from bhfl.engine.folder import subfolder
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.types import FederatedData
+from bhfl.files import user_path
+
+
+class CommandTrainer(FederatedTrainer):
+    """The trainer of the command line, with a method for each command."""
+
+    def analyze(  # noqa: PLR0913
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
+        out: Union[str, Path, None] = None,
+        samples: int = 1000,
+        probe_bits: Sequence[int] = (2, 4),
+        uniform_bits: int = 4,
+        threads: Optional[int] = None,
+    ) -> None:
+        """What each layer saves when it is quantised, and what quantising it alone costs: a table,
+        ``layers.csv``, and ``layers.png`` where matplotlib is installed.
+
+        Args:
+            model: Any LightningModule whose validation_step logs a loss, and an accuracy where it
+                has one.
+            datamodule: Data as for `fit`.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
+                `name`.
+            out: Folder to write to; by default ``analysis`` in the checkpoint's run folder, or a
+                new folder ``<default_root_dir>/<name>/analysis_N``.
+            samples: Held-out samples used at most.
+            probe_bits: Widths at which each layer is quantised and the model evaluated, one pass a
+                layer and width.
+            uniform_bits: Width of all layers for their shares of the convergence bound.
+            threads: CPU threads, in place of ``trainer.threads``; all cores by default.
+        """
+        from bhfl.analysis import analyze
+        from bhfl.report.layers import draw, table, write_csv
+
+        _check_folder(out)
+        found = analyze(
+            self,
+            model,
+            datamodule,
+            ckpt_path,
+            samples=samples,
+            probe_bits=probe_bits,
+            uniform_bits=uniform_bits,
+            threads=threads,
+            progress=partial(_bar, threads or torch.get_num_threads()),
+        )
+        folder = self._folder(out, found.run)
+        print(f"{found.title}\n\n{table(found.rows)}\n")
+        write_csv(found.rows, folder / "layers.csv")
+        print(folder / "layers.csv")
+        try:
+            draw(found.rows, folder / "layers.png", found.title)
+            print(folder / "layers.png")
+        except ImportError as error:
+            say(f"note: no picture is drawn: {error}")
+
+    def _folder(self, out: Union[str, Path, None], run: Path | None) -> Path:
+        """The folder to write an analysis to, made."""
+        if out is None and run is not None:
+            return subfolder(run, "analysis")
+        places = (self.root / f"analysis_{n}" for n in count())
+        free = (place for place in places if not place.exists())
+        folder = user_path(out) if out is not None else next(free)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def export(
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: Union[str, Path, None] = None,
+        out: Union[str, Path, None] = None,
+    ) -> None:
+        """Write the model of a checkpoint as each bit group runs it, with a model card.
+
+        Args:
+            model: The LightningModule that the run trained.
+            datamodule: Data as for `fit`; they give the inputs from which ONNX takes its shapes.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
+                `name`.
+            out: Folder to write to; by default ``export`` in the checkpoint's run folder.
+        """
+        from bhfl.export import export_run
+
+        _check_folder(out)
+        if not ckpt_path:
+            raise ValueError(
+                "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"
+            )
+        made = export_run(self, model, datamodule, ckpt_path, out)
+        for note in made.notes:
+            say(f"note: {note}")
+        for file in made.files:
+            share = f"{file.num_bytes / file.float_bytes:.3f} of float32"
+            print(f"{made.folder / file.file}  {file.num_bytes:,} bytes, {share}")
+        print(made.card)
+
+
+def _check_folder(out: Union[str, Path, None]) -> None:
+    """Refuse a name of no folder: an empty one would be the working folder."""
+    try:
+        _ = out is None or user_path(out)
+    except ValueError as error:
+        why = f": {error}" if out else ""
+        raise ValueError(f"out must name a folder, got {str(out)!r}{why}") from None
+
+
+@contextmanager
+def _bar(threads: int, what: str, num_samples: int) -> Iterator[Callable[[int], object]]:
+    """A bar over samples on stderr; where that is no terminal, it is written again but seldom."""
+    print(what, flush=True)
+    seldom = 0.1 if sys.stderr.isatty() else 15.0
+    words = f"{threads} thread{'s' * (threads > 1)}"
+    with tqdm(
+        total=num_samples, desc=words, unit=" samples", unit_scale=True, mininterval=seldom
+    ) as bar:
+        yield bar.update

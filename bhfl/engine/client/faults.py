@@ -1,0 +1,66 @@
+"""What went wrong with one client's round, and whether it is likely to come again."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+
+import torch
+
+import bhfl
+from bhfl.comm import PayloadError
+from bhfl.engine.advice import advice
+from bhfl.engine.exchange import Fault
+from bhfl.engine.handed import ReturnError
+from bhfl.engine.refusal import RefusedError
+
+_OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
+_PASSING = (
+    "out of memory",
+    "t allocate memory",
+    "cannot allocate",
+    "timed out",
+    "killed by signal",
+)
+"""Words of errors that come from the machine and may pass, where their type does not say so."""
+
+
+def fault_of(error: BaseException, channels_last: bool) -> Fault:
+    """What an error in a client's round comes to.
+
+    Args:
+        error: The error, which is being handled.
+        channels_last: Whether the client's images lay in that format.
+    """
+    if isinstance(error, ReturnError):
+        return Fault("rejected", str(error), broken_hook=True)
+    if isinstance(error, (PayloadError, RefusedError)):
+        cause = error.__cause__
+        if isinstance(cause, Exception):
+            return Fault("rejected", str(error), traceback.format_exc(), origin(cause))
+        return Fault("rejected", str(error))
+    reason = f"{type(error).__name__}: {error}{advice(error, channels_last)}"
+    return Fault("failed", reason, traceback.format_exc(), origin(error))
+
+
+def origin(error: BaseException) -> str:
+    """Type and place of an error that is likely to come again: the innermost line outside `bhfl`.
+
+    An empty string for what may pass, which is want of memory, an OSError or a time-out, and for
+    what happened in our own code alone, such as a client that drops out.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (MemoryError, OSError, TimeoutError, torch.OutOfMemoryError)):
+            return ""
+        if "Timeout" in type(cause).__name__ or any(
+            words in str(cause).lower() for words in _PASSING
+        ):
+            return ""
+        cause = cause.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not frame.filename.startswith(_OURS)]
+    if not outside:
+        return ""
+    return f"{type(error).__qualname__} at {outside[-1].filename}:{outside[-1].lineno}"

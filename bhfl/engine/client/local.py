@@ -1,0 +1,256 @@
+"""Clients that this process is, one after the other: from a task's bytes to a reply's bytes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from bhfl.comm import PayloadError, decode, encode, float_tensors
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.client.faults import fault_of
+from bhfl.engine.client.hooks import ClientHooks
+from bhfl.engine.client.plain import PlainWorker
+from bhfl.engine.client.store import ClientStore
+from bhfl.engine.ending import Terminated
+from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verdict
+from bhfl.engine.own import KEPT, Own
+from bhfl.engine.random import RandomKeys
+from bhfl.engine.types import Client, FederatedData, Params
+
+
+class _Messages:
+    """Reads messages; one that is the same as the last is not decoded again.
+
+    Args:
+        place: Brings what a message holds to where it is needed.
+    """
+
+    def __init__(self, place: Callable[[Params], Params]) -> None:
+        self.place = place
+        self._payload = b""
+        self._tensors: Params = {}
+
+    def read(self, payload: bytes) -> Params:
+        """What a message holds; nothing where it is empty."""
+        if payload != self._payload:
+            self._tensors = self.place(float_tensors(decode(payload)))
+            self._payload = payload
+        return self._tensors
+
+    def forget(self) -> None:
+        """Hold no message any longer."""
+        self._payload = b""
+        self._tensors = {}
+
+
+@dataclass
+class _Work:
+    """What a client has come to so far."""
+
+    payload: bytes | None = None
+    own: Sequence[str] = ()
+    num_examples: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    keeps: dict[str, Any] = field(default_factory=dict)
+    fault: Fault | None = None
+
+
+class LocalClients:
+    """Clients that one module is in turn; see `bhfl.engine.exchange.Clients`.
+
+    Args:
+        worker: The module, and what trains and measures it.
+        algorithm: Its client hooks are called; it is prepared.
+        fleet: All clients, by id.
+        data: Their samples.
+        own: What they have of their own.
+        store: What they keep between rounds.
+    """
+
+    def __init__(
+        self,
+        worker: PlainWorker,
+        algorithm: Algorithm,
+        fleet: Sequence[Client],
+        data: FederatedData,
+        own: Own,
+        store: ClientStore,
+    ) -> None:
+        self.worker = worker
+        self.algorithm = algorithm
+        self.hooks = ClientHooks(algorithm, own.first)
+        self.fleet = fleet
+        self.data = data
+        self.own = own
+        self.store = store
+        self._messages = _Messages(worker.to_device)
+        self._waiting: list[int] = []
+        """Clients that came to something in this round."""
+
+    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
+        """The reply to each task, when it is asked for."""
+        for task in tasks:
+            yield self._reply(task)
+        self._messages.forget()
+
+    def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
+        """What each client's own model is worth, when it is asked for."""
+        for task in tasks:
+            assert task.stage != "train"
+            self._take_place(task)
+            kept = self.store.load(task.client, task.version) or {}
+            whole = self.own.whole(self._messages.read(task.downlink), kept)
+            self.worker.load_global(whole, self.fleet[task.client].spec)
+            batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
+            yield Measured(
+                client=task.client,
+                stage=task.stage,
+                metrics=self.worker.evaluate(batches(), task.stage),
+                count=self.worker.num_measured,
+            )
+        self._messages.forget()
+
+    def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
+        """Let each client keep what it came to, changed by the closing message if there is one, or
+        drop it.
+        """
+        dropped = Verdict(keep=False)
+        closings = _Messages(lambda tensors: tensors)
+        for client in self._waiting:
+            verdict = verdicts.get(client, dropped)
+            if verdict.keep and verdict.closing is not None:
+                self._close(self.fleet[client], round, closings.read(verdict.closing))
+            elif verdict.keep:
+                self.store.commit(client)
+            else:
+                self.store.drop(client)
+        self._waiting = []
+
+    def _close(self, client: Client, round: int, closing: Params) -> None:
+        kept = self.store.pending(client.id) or self.store.load(client.id, round) or {}
+        state = self.hooks.client_close(client, kept.get("algorithm", {}), closing)
+        self.store.save(client.id, round, {**kept, "algorithm": state})
+        self.store.drop(client.id)
+
+    # ---- one client ------------------------------------------------------------------------------
+
+    def _reply(self, task: Task) -> Reply:
+        start = time.perf_counter()
+        client = self.fleet[task.client]
+        work = _Work()
+        try:
+            self._take_place(task)
+            self._work(client, task, work)
+        except (CheckpointError, Terminated):
+            raise  # no failure of the client's: what it had kept is not there, or the run is to end
+        except (Exception, SystemExit) as error:  # whatever it is, it is not the round's
+            work.fault = fault_of(error, task.channels_last)
+            work.payload = None
+        if work.fault is None:
+            # outside the try: a full disk is no client's failure
+            self._waiting.append(client.id)
+            if any(work.keeps.values()):
+                final = not self.hooks.closes
+                self.store.put(client.id, task.round + 1, work.keeps, final=final)
+        return Reply(
+            client=client.id,
+            round=task.round,
+            payload=work.payload,
+            num_examples=work.num_examples,
+            seconds=time.perf_counter() - start,
+            metrics=work.metrics,
+            own=work.own,
+            fault=work.fault,
+        )
+
+    def _take_place(self, task: Task) -> None:
+        """Lay the module out as the task says."""
+        self.worker.layout.take_(task.channels_last)
+        self.worker.begin(task.round)
+
+    def _work(self, client: Client, task: Task, work: _Work) -> None:
+        """All of a client's round."""
+        if not client.num_examples:
+            work.fault = Fault("rejected", NO_EXAMPLES)
+            return
+        kept = self.store.load(client.id, task.version) or {}
+        received = self._messages.read(task.downlink)
+        state = self.worker.to_device(kept.get("algorithm")) or self.hooks.init_client(
+            client, received
+        )
+        given = self.hooks.receive(received, state)
+        work.own = self.own.missing(given)
+        run = self._run(task, client, received, self.own.whole(given, kept), state)
+        self.worker.train(self.algorithm, run, self.data)
+        work.num_examples = run.num_examples
+        work.metrics = run.metrics
+        if task.measures:
+            self._measure(run)
+        own = self._values(dict.fromkeys([*work.own, *kept.get(KEPT, {})]))
+        if self.algorithm.communicates:
+            work.payload = self._uplink(run)
+            work.num_examples = run.num_examples
+            if work.payload is None:
+                work.fault = Fault("skipped", "nothing was sent")
+        work.keeps = {"algorithm": run.state, KEPT: own}
+
+    def _run(
+        self, task: Task, client: Client, message: Params, start: Params, state: dict[str, Tensor]
+    ) -> LocalRun:
+        assert task.training is not None
+        rng = RandomKeys(task.seed, task.round, client.id)
+        return LocalRun(
+            client=client,
+            round=task.round,
+            module=self.worker.module,
+            device=self.worker.device,
+            training=task.training,
+            received=self.worker.to_device(start),
+            message=message,
+            state=state,
+            rng=rng,
+            evaluate=partial(self._on_own_data, client, rng),
+            history=task.history,
+            link=task.link,
+            downlink_bytes=len(task.downlink),
+        )
+
+    def _measure(self, run: LocalRun) -> None:
+        """Log what the client's model is worth on its own validation samples, or else on all."""
+        batches = self.data.client_val_batches(run.client.id) or self.data.val_batches()
+        found = self.worker.evaluate(batches, "val")
+        for name, value in found.items():
+            run.metrics[f"val/{name}_local_{run.client.group}"] = value
+
+    def _values(self, names: Mapping[str, None]) -> Params:
+        """A copy of some tensors of the module, on the CPU."""
+        values = self.worker.state() if names else {}
+        return {name: values[name].cpu().clone() for name in names}
+
+    def _uplink(self, run: LocalRun) -> bytes | None:
+        """What a client sends, without what never travels."""
+        update = self.hooks.uplink(run)
+        if update is None:
+            return None
+        staying = self.own.always | self.worker.tied.keys()
+        try:
+            return encode({name: value for name, value in update.items() if name not in staying})
+        except PayloadError as error:
+            raise PayloadError(f"{self.hooks.name('uplink')}: {error}") from None
+
+    def _on_own_data(self, client: Client, rng: RandomKeys, num_examples: int) -> dict[str, float]:
+        """Validation metrics of the module on some of a client's training examples, the same at
+        every call.
+        """
+        batches = self.data.client_batches(client.id, rng, 0)
+        size = self.data.num_batches(client.id)
+        per_batch = math.ceil(client.num_examples / size)
+        return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")

@@ -1,0 +1,208 @@
+"""A module that is one client after the other, trained by torch alone, as a small device does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_map_only
+
+from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.calls import call_step
+from bhfl.engine.client.layout import Layout
+from bhfl.engine.client.registered import Registered
+from bhfl.engine.exchange import Stage
+from bhfl.engine.random import seed_globals
+from bhfl.engine.types import FederatedData
+from bhfl.quant import (
+    BitSpec,
+    begin_round_,
+    quantize_,
+    save_in_int8,
+    seed_,
+    set_spec_,
+    store_,
+)
+from bhfl.quant.quant_layer import takes_low_bits
+
+STEPS: Mapping[Stage, str] = {"val": "validation_step", "test": "test_step"}
+
+
+class PlainWorker:
+    """The one module of this process, and what it takes to train and measure it as any client.
+
+    Args:
+        module: Its ``training_step(batch, batch_idx)`` returns the loss of a batch, its
+            ``configure_optimizers()`` an optimiser, and its ``validation_step`` and ``test_step``,
+            where a client is to be measured, numbers by name. Its layers are swapped for quantised
+            ones in place, parameters shared.
+        device: Where it computes.
+    """
+
+    def __init__(self, module: Any, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.module: Any = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
+        self.module.to(self.device)
+        self.layout = Layout(self.module)
+        self.frozen: list[nn.Module] = []
+        """Layers that its owner handed over in evaluation mode."""
+        if module.training:
+            self.frozen = [layer for layer in module.modules() if not layer.training]
+        self.registered = Registered(module, self.device)
+        saved = self.module.state_dict()
+        self.transient = {
+            name: buffer.cpu().clone()
+            for name, buffer in module.named_buffers()
+            if name not in saved
+        }
+        """Buffers that are never saved."""
+        self.tied = _tied(self.module)
+        """The other names of tensors that have several, with the first."""
+        self.num_measured = 0
+        """Samples of the last evaluation."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The module's state by name, tied tensors once."""
+        state = self.module.state_dict()
+        return {name: tensor for name, tensor in state.items() if name not in self.tied}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
+        """Make the module a client of `spec` with these weights; buffers that are never saved begin
+        anew.
+
+        Whatever a client before it did to parameters and buffers is undone, so that nothing goes
+        from one to the next.
+        """
+        set_spec_(self.module, spec)
+        self.registered.train_as_lent()
+        own = self.module.state_dict()
+        for name, value in tensors.items():
+            self.registered.put(name, own.get(name), value)
+        for name, value in self.transient.items():
+            owner, _, leaf = name.rpartition(".")
+            self.registered.put(name, getattr(self.module.get_submodule(owner), leaf, None), value)
+        self.registered.drop_new()
+        begin_round_(self.module)
+
+    def load_global(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
+        """Make the module the global model at `spec`, as it is evaluated and handed on."""
+        self.load(tensors, spec)
+
+    def begin(self, round: int) -> None:
+        """Stand before or after the clients of a round, of which so many are finished."""
+
+    def to_device(self, value: Any) -> Any:
+        """A nest of containers with its tensors where the module computes."""
+        return tree_map_only(Tensor, lambda tensor: tensor.to(self.device), value)
+
+    def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches where the module computes, images in the memory format asked for."""
+        for batch in batches:
+            yield self.layout.batch(self.to_device(batch))
+
+    def train_mode(self) -> None:
+        """Put the module in training mode, but for the layers that are frozen."""
+        self.module.train()
+        for layer in self.frozen:
+            layer.training = False
+
+    def seed(self, run: LocalRun) -> torch.Generator:
+        """Seed what draws while a client trains; the generator of layers stored at low bits."""
+        seed_globals(run.rng.integer("dropout"), self.device)
+        generator = run.rng.torch("quant_train", device=self.device)
+        seed_(self.module, generator)
+        return generator
+
+    def train(self, algorithm: Algorithm, run: LocalRun, data: FederatedData) -> None:
+        """Train as `run.client` from `run.received`; `run.metrics` holds the mean of the loss.
+
+        Raises:
+            RuntimeError: The client makes no step.
+        """
+        self.load(run.received, run.client.spec)
+        self.train_mode()
+        generator = self.seed(run)
+        optimizer = self.module.configure_optimizers()
+        num_batches = data.num_batches(run.client.id)
+        steps = run.training.local_steps
+        planned = run.training.local_epochs * num_batches if steps is None else steps
+        limit = algorithm.num_steps(run, planned)
+        epochs = range(-(-limit // max(1, num_batches))) if steps is None else count()
+        total = 0.0
+        for epoch in epochs:
+            batches = data.client_batches(run.client.id, run.rng, epoch)
+            before = run.num_steps
+            for index, batch in enumerate(self.on_device(islice(batches, limit - before))):
+                size = _size(batch)
+                total += size * self._step(algorithm, run, optimizer, batch, index)
+                run.num_examples += size
+                if run.client.spec.storage < 32:
+                    store_(self.module, generator)
+            if run.num_steps in (before, limit):
+                break
+        if not run.num_steps:
+            raise RuntimeError("dropped out: it made no step")
+        run.metrics["train/loss"] = total / run.num_examples
+        self.module.zero_grad()
+
+    def _step(
+        self,
+        algorithm: Algorithm,
+        run: LocalRun,
+        optimizer: torch.optim.Optimizer,
+        batch: Any,
+        index: int,
+    ) -> float:
+        """One step of the optimiser; the loss before it."""
+        lean = run.training.save_in_int8 and run.client.spec.activations <= 8
+        with save_in_int8() if lean else nullcontext():
+            loss = algorithm.client_loss(run, batch, index)
+        optimizer.zero_grad()
+        loss.backward()
+        algorithm.client_gradients_(run)
+        if run.training.gradient_clip_val is not None:
+            clip_grad_norm_(self.module.parameters(), run.training.gradient_clip_val)
+        run.lr_sum += optimizer.param_groups[0]["lr"]
+        run.num_steps += 1
+        optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Any], stage: Stage) -> dict[str, float]:
+        """Means over `batches` of the numbers that the module's validation or test step returns, as
+        the module stands.
+        """
+        seed_globals(0, self.device)  # models are compared: what draws must draw alike for each
+        self.module.eval()
+        sums: dict[str, float] = {}
+        self.num_measured = 0
+        for index, batch in enumerate(self.on_device(batches)):
+            size = _size(batch)
+            self.num_measured += size
+            found = call_step(getattr(self.module, STEPS[stage]), batch, index)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + size * float(value)
+        self.train_mode()
+        return {name: total / self.num_measured for name, total in sums.items()}
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    names_of: dict[int, str] = {}
+    tied = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first = names_of.setdefault(id(tensor), name)
+        if first != name:
+            tied[name] = first
+    return tied
+
+
+def _size(batch: Any) -> int:
+    """Samples in a batch: the rows of its first tensor."""
+    first = batch[0] if isinstance(batch, (list, tuple)) else batch
+    return len(first)

@@ -1,0 +1,210 @@
+"""The server's half of a round: tasks go out, replies are taken, and what they hold is combined."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bhfl.comm import decode, encode, encoded_bytes, float_tensors, header_bytes
+from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
+from bhfl.engine.buffers import BufferSum
+from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.client.faults import fault_of
+from bhfl.engine.ending import STANDING, Terminated
+from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
+from bhfl.engine.handed import ServerReturnError, name_of
+from bhfl.engine.hooks import check_methods
+from bhfl.engine.processes import Held, broadcast, check_agreement, gather
+from bhfl.engine.random import RandomKeys
+from bhfl.engine.records import ClientRecord
+from bhfl.engine.refusal import Asked, admit
+from bhfl.engine.types import Client, ServerState
+
+if TYPE_CHECKING:
+    from bhfl.engine.session import Session
+
+_FATAL = (CheckpointError, ServerReturnError, Terminated)
+"""What is no failure of a client's: it ends the run."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What was sent last, and to whom else it may be sent as it is."""
+
+    tensors: Any
+    group: str
+    payload: bytes
+
+
+class Coordinator:
+    """One round, as the server sees it on this process.
+
+    Args:
+        session: What the run works with.
+        server: The state that the round is done with.
+        cohort: The clients of the round, on all processes.
+    """
+
+    def __init__(self, session: Session, server: ServerState, cohort: Sequence[Client]) -> None:
+        self.session = session
+        self.server = server
+        self.cohort = cohort
+        hooks = session.hooks
+        self.updates = session.algorithm.aggregator(server, session.fleet)
+        expected = hooks.expected(server)
+        check_methods(
+            self.updates, Aggregator, f"{hooks.name('aggregator')} must return an Aggregator"
+        )
+        self.buffers = BufferSum(session.buffers, server)
+        travelling = session.travelling(server, session.groups[0])
+        counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
+        limit = min(MAX_TERM, MAX_TOTAL / len(cohort))
+        self.asked = Asked({**expected, **travelling}, counters, limit)
+        # codes of 16 bits and a scale for each of them take less than twice the float32 values
+        self.max_bytes = 2 * encoded_bytes(self.asked.tensors)
+        self.unsent: list[ClientRecord] = []
+        """Clients that no task could be made for."""
+        self._own: set[str] = set()
+        self._records: dict[int, ClientRecord] = {}
+        self._links: dict[int, ClientLink] = {}
+        self._last: _Message | None = None
+
+    # ---- what is sent ----------------------------------------------------------------------------
+
+    def tasks(self, history: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
+        """The tasks of this process, each made when it is asked for."""
+        fabric = self.session.fabric
+        for client in self.cohort[fabric.global_rank :: fabric.world_size]:
+            STANDING.at(f"training client {client.id} in round {self.server.round + 1}")
+            record = ClientRecord(client.id, client.group, client.weight, fabric.global_rank)
+            try:
+                task = self._task(client, record, history)
+            except _FATAL:
+                raise
+            except (Exception, SystemExit) as error:
+                record.become(fault_of(error, self.server.channels_last))
+                self.unsent.append(record)
+                continue
+            self._records[client.id] = record
+            yield task
+
+    def _task(
+        self, client: Client, record: ClientRecord, history: Sequence[Mapping[str, Any]]
+    ) -> Task:
+        session, server = self.session, self.server
+        payload = self._downlink(client)
+        record.downlink_bytes = len(payload)
+        record.header_bytes = header_bytes(payload) if payload else 0
+        if session.timing:
+            link = session.timing.link(server.round, client, len(self.cohort))
+            self._links[client.id] = link
+        return Task(
+            client=client.id,
+            round=server.round,
+            downlink=payload,
+            version=session.accepted.get(client.id, 0),
+            channels_last=server.channels_last,
+            seed=session.settings.cohort.seed,
+            training=session.settings.training,
+            measures=session.settings.output.evaluate_clients,
+            link=self._links.get(client.id),
+            history=history,
+        )
+
+    def _downlink(self, client: Client) -> bytes:
+        """The bytes that a client is sent; the last message is not encoded again."""
+        session = self.session
+        if not session.algorithm.communicates or not client.num_examples:
+            return b""
+        tensors = session.algorithm.downlink(self.server, client)
+        group = client.group if session.buffers.policy == "group" else ""
+        last = self._last
+        if last is None or last.group != group or not _same(tensors, last.tensors):
+            session.hooks.check_downlink(tensors, self.server)
+            payload = encode({**tensors, **session.travelling(self.server, client.group)})
+            last = self._last = _Message(tensors, group, payload)
+        return last.payload
+
+    # ---- what comes back -------------------------------------------------------------------------
+
+    def take(self, reply: Reply) -> ClientRecord:
+        """Believe nothing of a reply, and fold in the update that it holds, if it may be."""
+        start = time.perf_counter()
+        record = self._records.pop(reply.client)
+        record.num_examples = reply.num_examples
+        record.metrics = dict(reply.metrics)
+        self._own.update(reply.own)
+        fault = reply.fault
+        try:
+            if reply.payload is not None and fault is None:
+                fault = self._fold(reply.payload, record)
+        except _FATAL:
+            raise
+        except (Exception, SystemExit) as error:
+            fault = fault_of(error, self.server.channels_last)
+        if fault:
+            record.become(fault)
+        record.seconds = reply.seconds + time.perf_counter() - start
+        return record
+
+    def _fold(self, payload: bytes, record: ClientRecord) -> Fault | None:
+        """Measure, decode, check, fold in; why an update comes too late, if it does."""
+        session = self.session
+        client = session.fleet[record.client]
+        record.uplink_bytes = len(payload)
+        record.header_bytes += header_bytes(payload)
+        if after := self._late_after(record):
+            return Fault("late", f"its update would have arrived after {after:.3g} s")
+        update = decode(payload, max_bytes=self.max_bytes)
+        coded = session.algorithm.coded(self.server, client, session.layers)
+        record.largest = admit(update, self.asked, coded, client)
+        weights, buffers = session.buffers.split(update)
+        session.hooks.fold(weights, client, self.server, self.updates)  # first: it may refuse
+        self.buffers.add(float_tensors(buffers), client)
+        return None
+
+    def _late_after(self, record: ClientRecord) -> float:
+        """Seconds after which an update that is too late would have arrived; 0 for one in time."""
+        link = self._links.pop(record.client, None)
+        if link is None or self.session.timing is None:
+            return 0.0
+        after = link.seconds(record.downlink_bytes, record.uplink_bytes, record.num_examples)
+        return after if self.session.timing.network.is_late(after) else 0.0
+
+    # ---- what comes of it ------------------------------------------------------------------------
+
+    def combine(self, records: Sequence[ClientRecord]) -> ServerState:
+        """The state after the round, the same on every process; a collective.
+
+        Args:
+            records: What became of all clients of the round.
+        """
+        session, server = self.session, self.server
+        fabric = session.fabric
+        aggregate = self.updates.reduce(fabric)
+        check_agreement(fabric, aggregate, name_of(self.updates, "reduce"))
+        buffers = self.buffers.reduce(fabric)
+        buffers["first"] = session.own.following(server, set(gather(fabric, sorted(self._own))))
+        following = server
+        if session.algorithm.communicates:
+            held = Held((server, aggregate))
+            if fabric.is_global_zero:
+                rng = RandomKeys(session.settings.cohort.seed, server.round)
+                following = session.hooks.server_update(server, aggregate, self.updates, rng)
+            following = broadcast(fabric, following, held)
+        return replace(
+            following,
+            round=server.round + 1,
+            buffers=buffers,
+            participants=[record.client for record in records if record.status == "ok"],
+            channels_last=server.channels_last,
+        )
+
+
+def _same(tensors: Any, last: Mapping[str, Any]) -> bool:
+    """Whether a message holds the very tensors of the last one."""
+    if not isinstance(tensors, Mapping) or tensors.keys() != last.keys():
+        return False
+    return all(tensor is last[name] for name, tensor in tensors.items())

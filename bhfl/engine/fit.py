@@ -1,0 +1,179 @@
+"""All rounds of one run: its folder is opened, its rows and checkpoints are written, its end is
+tested.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bhfl.comm import encoded_bytes
+from bhfl.engine.checkpoint import check_storable
+from bhfl.engine.client.store import client_store
+from bhfl.engine.common import check_common_folder, check_same_options
+from bhfl.engine.ending import STANDING
+from bhfl.engine.failures import failed_in_a_row
+from bhfl.engine.folder import new_run
+from bhfl.engine.forewarn import forewarn, is_compiled
+from bhfl.engine.formats import with_format
+from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.records import ClientRecord, round_metrics
+from bhfl.engine.resume import check_told, fitting
+from bhfl.engine.rounds import run_round
+from bhfl.engine.run import Run
+from bhfl.engine.session import Session
+from bhfl.settings import SETTINGS, Role
+
+
+def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
+    """All rounds; the metrics of the test.
+
+    Args:
+        session: Opened for a fit and its test.
+        ckpt_path: Where the run goes on from; None for a new one.
+    """
+    most = session.settings.stopping.max_rounds
+    _foresee(session, fresh=ckpt_path is None)
+    run = open_run(session, ckpt_path)
+    if ckpt_path is not None and session.server.round >= most:
+        warnings.warn(
+            f"nothing is left to train: {session.server.round} rounds are done, max_rounds is "
+            f"{most}",
+            stacklevel=1,
+        )
+    session.call("on_fit_start")
+    try:
+        while session.server.round < most and not run.out_of_patience:
+            _round(session, run)
+        session.load_global()
+        session.module.on_fit_end()
+        metrics = session.evaluate("test")
+        session.tear_down()
+    except Exception as error:
+        run.fail(error)
+        raise
+    finally:
+        run.close()
+    run.finish(metrics)
+    session.call("on_fit_end", metrics=metrics)
+    return metrics
+
+
+def _foresee(session: Session, fresh: bool) -> None:
+    """Say and decide what can be known before the first round."""
+    worker, data = session.worker, session.data
+    fleet = session.fleet
+    if session.fabric.is_global_zero:
+        compiled = is_compiled(session.module)
+        forewarn(session.module, fleet, data, session.settings, fresh=fresh, compiled=compiled)
+    if session.timing:
+        session.timing.measure_(worker, data)
+        communicates = session.algorithm.communicates
+        smallest = encoded_bytes(session.server.params) if communicates else 0
+        session.timing.check_deadline(smallest, data)
+    if fresh:  # a resumed run keeps to what it was begun with
+        session.server = with_format(session.server, session.settings, worker, fleet, data)
+
+
+def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
+    """Find or make the run folder, take up a checkpoint's state, open the logs."""
+    STANDING.at("opening the run folder")
+    fabric, settings = session.fabric, session.settings
+    partition = session.data.partition_record()
+    files = {"partition": partition, SETTINGS: session.told}
+    of_split = {**session.told[Role.RESULT.value], "partition": partition.get("sha256")}
+    session.told = {**session.told, Role.RESULT.value: of_split}
+    check_same_options(fabric, session.told)
+    check_storable(vars(session.server), "ServerState")
+    _warn(session, doubt(settings.choice.monitor, settings.choice.mode))
+    found = _folder(session, ckpt_path) if fabric.is_global_zero else (Path(), None)
+    folder, state = fabric.broadcast(found)
+    check_common_folder(fabric, folder)
+    session.trainer.run = run = Run(settings, folder, fabric.is_global_zero)
+    if state is not None:
+        session.take_up(fitting(state, session.server))
+        run.restore(state)
+    session.keep_in(run.store)
+    run.begin(session.server, files)
+    session.place.open(run.folder, run.loggers)
+    fabric.barrier()
+    return run
+
+
+def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
+    trainer = session.trainer
+    if ckpt_path is None:
+        return new_run(trainer.root), None
+    folder, state = trainer.find_checkpoint(ckpt_path)
+    check_told(ckpt_path, state["config"], session.told)
+    client_store(folder, state)  # all of it is there
+    return folder or new_run(trainer.root), state
+
+
+def _round(session: Session, run: Run) -> None:
+    """One round with all that is measured, written and told of it."""
+    start = time.perf_counter()
+    settings = session.settings
+    STANDING.at(f"beginning round {session.server.round + 1}")
+    session.server, records = run_round(session, session.server, run.history)
+    round = session.server.round
+    run.failed_rounds = failed_in_a_row(
+        records,
+        before=run.failed_rounds,
+        round=round,
+        settings=settings,
+        tell=session.fabric.is_global_zero,
+    )
+    row = _row(session, run, records)
+    last = round >= settings.stopping.max_rounds
+    every = settings.output.check_val_every_n_rounds
+    measured = session.evaluate("val") if last or round % every == 0 else {}
+    row |= measured
+    if round == min(every, settings.stopping.max_rounds):
+        _warn(session, unseen(settings.choice.monitor, row, measured))
+    # the clock of rank 0 on all: the history must be equal, for schedules and patience read it
+    seconds = session.fabric.broadcast(time.perf_counter() - start)
+    run.seconds += seconds
+    row |= {**run.ledger.metrics(), "time/round_s": seconds}
+    row["problems"] = [
+        f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
+    ]
+    run.log(row)
+    complete = measured or not settings.choice.monitor.startswith("val/")
+    best = run.improved(row, complete=bool(complete and row["clients/ok"]))
+    due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
+    _save(session, run, best, due, records)
+    session.call("on_round_end", metrics=row)
+
+
+def _row(session: Session, run: Run, records: list[ClientRecord]) -> dict[str, Any]:
+    """What training a round came to, by tag."""
+    server = session.server
+    row: dict[str, Any] = {"round": server.round, **round_metrics(records), **server.metrics}
+    row |= run.ledger.add(records)
+    if session.timing:
+        before = run.history[-1]["time/simulated_s"] if run.history else 0.0
+        row |= session.timing.metrics(server.round - 1, records, before)
+    return row | session.algorithm.summarize(server, row)
+
+
+def _warn(session: Session, text: str) -> None:
+    """Say something once, where there is anything to say."""
+    if text and session.fabric.is_global_zero:
+        warnings.warn(text, stacklevel=3)
+
+
+def _save(session: Session, run: Run, best: bool, due: bool, records: list[ClientRecord]) -> None:
+    """Write the checkpoints that are due, and drop what none of them can ask for."""
+    round, store = session.server.round, session.store
+    kept = run.save(session.server, session.told, best, due)
+    if due:
+        folder = shlex.quote(str(run.folder))
+        STANDING.saved = f"--ckpt_path {folder} goes on from round {round}"
+    if kept and store.folder.exists():
+        for record in records:
+            store.prune(record.client, kept)
+    session.fabric.barrier()

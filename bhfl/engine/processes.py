@@ -1,0 +1,145 @@
+"""What the processes of a run tell each other: lists, sums by which they agree, new states."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from bhfl.engine.handed import tensors_in
+from bhfl.engine.types import ServerState
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+T = TypeVar("T")
+
+
+def gather(fabric: Fabric, mine: list[T]) -> list[T]:
+    """The lists of all processes as one, in the order of ranks; small objects only."""
+    if fabric.world_size == 1:
+        return mine
+    parts: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(parts, mine)
+    return list(chain.from_iterable(parts))
+
+
+def check_agreement(fabric: Fabric, value: Any, hook: str) -> None:
+    """Refuse results that differ between processes, as of an aggregator that keeps to its own
+    clients.
+
+    Args:
+        fabric: The fabric of all processes.
+        value: What this one has come to.
+        hook: What the error calls the hook that came to it.
+
+    Raises:
+        ValueError: Another process has come to something else.
+    """
+    if fabric.world_size == 1:
+        return
+    sums = _sums(value)
+    if any(other != sums for other in gather(fabric, [sums])):
+        raise ValueError(
+            f"{hook} must return the same in each of {fabric.world_size} processes, got different "
+            "values: bring together what each holds, as bhfl.engine.processes.gather does"
+        )
+
+
+def _sums(value: Any) -> list[str]:
+    """The sum of each tensor in a nest of containers; as text, because NaN is not equal to
+    itself.
+    """
+    sums = []
+    for _, tensor in tensors_in(value):
+        wide = torch.complex128 if tensor.is_complex() else torch.float64
+        sums.append(str(tensor.sum(dtype=wide).item()))
+    return sums
+
+
+# ---- what rank 0 has made ------------------------------------------------------------------------
+
+
+class Held:
+    """The tensors that all processes hold alike, as they are now.
+
+    Args:
+        value: A nest of containers, equal on every process.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.tensors = dict(tensors_in(value))
+        self._changes = {path: tensor._version for path, tensor in self.tensors.items()}
+
+    def paths(self) -> dict[int, str]:
+        """The path of each tensor by its identity, but for those that were changed since."""
+        found = {}
+        for path, tensor in self.tensors.items():
+            if tensor._version == self._changes[path]:
+                found[id(tensor)] = path
+        return found
+
+
+def broadcast(fabric: Fabric, state: ServerState, held: Held) -> ServerState:
+    """The `state` of rank 0, on every process.
+
+    Args:
+        fabric: The fabric of all processes.
+        state: Its tensors lie in dicts, lists and tuples.
+        held: What the processes hold alike. Where `state` has one of these very tensors, the other
+            processes take their own.
+    """
+    if fabric.world_size == 1:
+        return state
+    leaves, form = tree_flatten(vars(state))
+    fresh: dict[int, Tensor] = {}
+    paths = held.paths()
+    for index, leaf in enumerate(leaves if fabric.is_global_zero else ()):
+        if not isinstance(leaf, Tensor):
+            continue
+        leaves[index] = _Mark(paths.get(id(leaf), ""), leaf.dtype, leaf.shape)
+        if not leaves[index].path:
+            fresh[index] = leaf
+    leaves, form = fabric.broadcast((leaves, form))
+    sent = _broadcast_tensors(fabric, leaves, fresh)
+    if fabric.is_global_zero:
+        return state
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, _Mark):
+            leaves[index] = held.tensors[leaf.path] if leaf.path else sent[index]
+    return ServerState(**tree_unflatten(leaves, form))
+
+
+class _Mark(NamedTuple):
+    """Stands for a tensor: where every process holds it, or an empty string for one that is
+    sent.
+    """
+
+    path: str
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+def _broadcast_tensors(
+    fabric: Fabric, leaves: list[Any], fresh: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """What rank 0 sends, by place in `leaves`; those of a dtype travel as one, as bytes, which
+    every backend takes.
+    """
+    sent = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _Mark) and not leaf.path]
+    found = {}
+    for dtype in dict.fromkeys(leaves[i].dtype for i in sent):
+        places = [i for i in sent if leaves[i].dtype == dtype]
+        sizes = [leaves[i].shape.numel() for i in places]
+        flat = torch.empty(sum(sizes), dtype=dtype)
+        if fresh:
+            flat = torch.cat([fresh[i].detach().cpu().reshape(-1) for i in places])
+        there = flat.view(torch.uint8).to(fabric.device)
+        if there.numel():
+            torch.distributed.broadcast(there, 0)
+        for place, piece in zip(places, torch.split(there.cpu().view(dtype), sizes), strict=True):
+            found[place] = piece.clone().view(leaves[place].shape)  # alone: the rest may go
+    return found

@@ -1,0 +1,340 @@
+"""What a fit, a measurement, an analysis or an export works with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from bhfl.engine.algorithm import Algorithm, Context
+from bhfl.engine.buffers import Buffers
+from bhfl.engine.callback import call_hook
+from bhfl.engine.checked import ServerHooks
+from bhfl.engine.client.module_hooks import check_trainable
+from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.optim import check_optimizers
+from bhfl.engine.client.store import ClientStore, client_store
+from bhfl.engine.client.worker import Worker
+from bhfl.engine.ending import STANDING
+from bhfl.engine.evaluate import Evaluator
+from bhfl.engine.exchange import Clients, Stage
+from bhfl.engine.fingerprint import fingerprint, model_options
+from bhfl.engine.handed import check_server, name_of, tensors_in
+from bhfl.engine.hooks import check_methods
+from bhfl.engine.launch import in_turns, launched
+from bhfl.engine.loan import Loan
+from bhfl.engine.monitor import check_monitor
+from bhfl.engine.own import Own
+from bhfl.engine.processes import check_agreement
+from bhfl.engine.reestimate import reestimation
+from bhfl.engine.resume import fitting
+from bhfl.engine.sampling import cohort_size, sample_cohort
+from bhfl.engine.server_optimizer import ServerOptimizer
+from bhfl.engine.state import check_state
+from bhfl.engine.timing import Timing
+from bhfl.engine.types import Client, FederatedData, Params, ServerState
+from bhfl.quant import BitSpec, layer_weights, set_spec_
+from bhfl.settings import Role, Told
+
+if TYPE_CHECKING:
+    from bhfl.engine.trainer import FederatedTrainer
+
+
+class Session:
+    """A model, its data and its fleet, set up to be trained or measured.
+
+    It is opened and released by ``with Session.opened(trainer, model, data, "fit")``: the model
+    comes back as it was lent, whatever happens, with the last server state in it.
+
+    Args:
+        trainer: Whose options, fleet, algorithm and callbacks are meant.
+        loan: The model and the data.
+        stages: What they are set up for, in Lightning's words.
+    """
+
+    def __init__(self, trainer: FederatedTrainer, loan: Loan, stages: Sequence[str]) -> None:
+        self.trainer = trainer
+        self.settings = trainer.settings
+        self.fabric = trainer.fabric
+        self.algorithm = trainer.algorithm
+        self.loan = loan
+        self.module = loan.module
+        self.data: FederatedData = loan.data
+        self.stages = stages
+        self.told: Told = {}
+        """What a fit is told, see `bhfl.engine.fingerprint`."""
+        self.store = ClientStore(Path("nowhere"))
+        """What the clients of this process keep between rounds."""
+        self.accepted: dict[int, int] = {}
+        """The rounds that were finished when the update of each client was last taken."""
+        self._set_up()
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls,
+        trainer: FederatedTrainer,
+        model: L.LightningModule,
+        data: FederatedData,
+        *stages: str,
+        threads: int | None = None,
+    ) -> Iterator[Session]:
+        """A session, with the processes of the run at work.
+
+        Args:
+            trainer: Whose options, fleet, algorithm and callbacks are meant.
+            model: Lent to the session.
+            data: Lent to the session.
+            stages: What it is for: ``fit``, ``validate``, ``test``.
+            threads: CPU threads, in place of the trainer's.
+
+        Raises:
+            ValueError: Model, data, algorithm and fleet do not fit together.
+        """
+        machine = trainer.settings.machine
+        count, again = threads or machine.threads, trainer.launched
+        with launched(trainer.fabric, count, machine.timeout_seconds, again=again):
+            trainer.launched = True
+            loan = Loan(model, data)
+            try:
+                trainer.session = session = cls(trainer, loan, stages)
+                yield session
+            finally:
+                loan.give_back()
+
+    # ---- setting up ------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        """Data, clients, worker and the first server state; all problems show here."""
+        module, settings = self.module, self.settings
+        fits = "fit" in self.stages
+        check_methods(
+            self.data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
+        )
+        if fits:
+            check_trainable(module)
+        stage = {"fit": "train", "validate": "val"}.get(self.stages[0], self.stages[0])
+        self.place = Place(self.data, settings, stage)
+        self.loan.attach(self.place, self.fabric)
+        self.fleet = self.place.clients = self._split()
+        network = settings.fleet.network
+        self.timing = Timing(network, self.fleet, settings) if network else None
+        for stage in self.stages:
+            module.setup(stage=stage)
+        module.configure_model()
+        check_state(module)
+        self.algorithm.prepare(module, self.fleet)
+        if fits:
+            self._check_fit()
+        self.worker = Worker(module, self.fabric, self.place)
+        norm = settings.aggregation.norm
+        if settings.aggregation.reestimate_norm:
+            self.worker.reestimate_ = reestimation(module, self.data, self.algorithm, norm)
+        self._look_at_model()
+        self.algorithm.server_optimizer = self._server_optimizer()
+        self.algorithm.setup(self.context)
+        self.evaluator = Evaluator(self)
+        if fits:
+            module.on_fit_start()
+        channels_last = settings.machine.channels_last is True
+        self.server = replace(self.init_server(), channels_last=channels_last)
+        self.loan.weights = self._release
+
+    def _split(self) -> list[Client]:
+        """Fetch the data, and deal them out to the fleet."""
+        STANDING.at("preparing the data")
+        in_turns(self.fabric, self.data.prepare_data)
+        in_turns(self.fabric, self.module.prepare_data)
+        STANDING.at("setting up")
+        for stage in self.stages:
+            self.data.setup(stage)
+        specs = self.trainer.fleet.specs(self.settings.fleet.num_clients)
+        sizes = self.data.federate(len(specs), self.settings.cohort.seed)
+        uniform = self.settings.aggregation.weights == "uniform"
+        fleet = []
+        for i, (spec, size) in enumerate(zip(specs, sizes, strict=True)):
+            fleet.append(Client(i, spec, size, float(size > 0) if uniform else float(size)))
+        return fleet
+
+    def _check_fit(self) -> None:
+        """Refuse what could not be trained or chosen by, and take down what the run is told."""
+        module, settings = self.module, self.settings
+        made = model_options(module, check_optimizers(module))
+        config = self.trainer.config
+        self.told = fingerprint(settings, self.data, config.get("model", made))
+        if "model" not in config:  # a class of Python's may be another one with the same tensors
+            self.told[Role.IDENTITY.value]["model"] = self.told[Role.TASK.value].pop("model")
+        size = sum(parameter.numel() for parameter in module.parameters())
+        self.told[Role.IDENTITY.value]["model.num_parameters"] = size
+        monitor = settings.choice.monitor
+        check_monitor(monitor, module, {client.group for client in self.fleet})
+        if next(iter(self.data.val_batches()), None) is not None:
+            return
+        missing = "needs validation samples, and the data have none"
+        if settings.stopping.patience is not None and monitor.startswith("val/"):
+            raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
+        if settings.output.evaluate_clients and not any(
+            self.data.client_val_batches(client.id) for client in self.fleet
+        ):
+            raise ValueError(f"trainer.evaluate_clients {missing}; got True")
+
+    def _look_at_model(self) -> None:
+        """Find out what of the model is whose, and whether every client can be made of it."""
+        worker, algorithm = self.worker, self.algorithm
+        changes = type(algorithm).client_gradients_ is not Algorithm.client_gradients_
+        if changes and not self.module.automatic_optimization:
+            raise ValueError(
+                f"{type(algorithm).__name__} changes gradients, which needs automatic "
+                f"optimization; {type(self.module).__name__} optimises manually"
+            )
+        specs = dict.fromkeys(client.spec for client in self.fleet)
+        for spec in (*specs, BitSpec()):
+            # raises now, not in the first client, where the model cannot take it
+            set_spec_(self.module, spec)
+        self.groups = list(dict.fromkeys(client.group for client in self.fleet))
+        norm = self.settings.aggregation.norm
+        self.buffers = Buffers(self.module, worker.state(), norm, self.groups)
+        low = any(spec.weights < 32 for spec in specs)
+        self.layers = layer_weights(self.module) if low else []
+        self.context = Context(
+            clients=self.fleet,
+            module=self.module,
+            data=self.data,
+            fabric=self.fabric,
+            settings=self.settings,
+            worker=worker,
+            buffers=self.travelling,
+            timing=self.timing,
+        )
+
+    def _server_optimizer(self) -> ServerOptimizer | None:
+        make = self.settings.aggregation.server_optimizer
+        if not make:
+            return None
+        if not self.algorithm.communicates:
+            name = type(self.algorithm).__name__
+            raise ValueError(
+                f"trainer.server_optimizer needs a model of the server's, and {name} has none"
+            )
+        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
+        return ServerOptimizer(make, trained)
+
+    def init_server(self) -> ServerState:
+        """The state before the first round: the worker's weights, as rank 0 has them."""
+        state = {name: t.detach().cpu().clone() for name, t in self.worker.state().items()}
+        params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
+        server = ServerState(params, buffers={**self.buffers.init(state), "first": {}})
+        server = replace(server, extra=self.algorithm.init_server(params, self.fleet))
+        check_server(name_of(self.algorithm, "init_server"), server, server)
+        server = self.fabric.broadcast(server)
+        first = {**server.params, **self.buffers.of(server, self.groups[0])}
+        self.own = Own(first, [name for name in first if self._stays(name)])
+        self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
+        return server
+
+    # ---- states ----------------------------------------------------------------------------------
+
+    @cached_property
+    def clients(self) -> Clients:
+        """Whoever trains on tasks."""
+        return self.trainer.connect(self)
+
+    def load(
+        self, ckpt_path: str | Path, *, clients: bool = True
+    ) -> tuple[Path | None, Mapping[str, Any]]:
+        """Take up the state of a checkpoint.
+
+        Args:
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run.
+            clients: Whether what clients keep is needed, where their models are not whole without.
+
+        Returns:
+            The run folder that it lies in, if any, and all that it holds.
+
+        Raises:
+            CheckpointError: There is none that fits, or what clients keep is not there.
+        """
+        found: tuple[Path | None, dict[str, Any]] = (None, {})
+        if self.fabric.is_global_zero:
+            found = self.trainer.find_checkpoint(ckpt_path)
+        folder, state = self.fabric.broadcast(found)
+        self.take_up(fitting(state, self.server))
+        if clients and self.evaluator.by_client(self.server):
+            self.keep_in(client_store(folder, state))
+        return folder, state
+
+    def take_up(self, server: ServerState) -> None:
+        """Go on from a state, and from the first model that it had."""
+        self.server = server
+        self.own.begin_as(server.buffers["first"])
+
+    def keep_in(self, store: ClientStore) -> None:
+        """Let clients keep their state in `store`, and go on from the state that is there."""
+        self.store = store
+        self.accepted = store.versions()
+
+    def evaluate(self, stage: Stage) -> dict[str, float]:
+        """The metrics of the state that was reached; see `Evaluator`."""
+        STANDING.at("validating" if stage == "val" else "testing")
+        return self.evaluator(self.server, stage)
+
+    def global_model(self) -> Params:
+        """The server's model in float32, by name."""
+        groups = [client.group for client in self.fleet if client.spec.is_float]
+        buffers = self.buffers.of(self.server, (groups or self.groups)[0])
+        return {**self.server.params, **buffers}
+
+    def load_global(self) -> None:
+        """Put the global model into the module."""
+        self.worker.load_global(self.global_model(), BitSpec())
+
+    def tear_down(self) -> None:
+        """Let module and data put away what they were set up with; the session has done its
+        work.
+        """
+        self.loan.tear_down(*self.stages)
+
+    def _release(self) -> None:
+        """Make the module ready to be given back to its owner, with the global model in it."""
+        self.load_global()
+        self.worker.layout.take_(False)
+
+    def call(self, hook: str, **arguments: Any) -> None:
+        """Call a hook of all callbacks."""
+        call_hook(self.trainer.callbacks, hook, self.trainer, **arguments)
+
+    # ---- rounds ----------------------------------------------------------------------------------
+
+    def cohort(self, round: int) -> list[Client]:
+        """The clients of a round."""
+        cohort = self.settings.cohort
+        size = cohort_size(len(self.fleet), cohort.clients_per_round)
+        return sample_cohort(self.fleet, size, cohort.seed, round, cohort.sampling)
+
+    def begin_round(self, server: ServerState, cohort: list[Client]) -> ServerState:
+        """The state that a round is done with, the same in every process."""
+        self.worker.layout.take_(server.channels_last)
+        self.worker.begin(server.round)
+        before = replace(server, metrics={})
+        if type(self.algorithm).begin_round is Algorithm.begin_round:
+            return before
+        started = self.hooks.begin_round(before, cohort, self.context)
+        known = {id(tensor) for _, tensor in tensors_in(server)}
+        made = [tensor for _, tensor in tensors_in(started) if id(tensor) not in known]
+        check_agreement(self.fabric, made, self.hooks.name("begin_round"))
+        return started
+
+    def travelling(self, server: ServerState, group: str) -> Params:
+        """The buffers that go with the parameters of a bit group, both ways."""
+        buffers = self.buffers.of(server, group)
+        return {name: tensor for name, tensor in buffers.items() if not self._stays(name)}
+
+    def _stays(self, name: str) -> bool:
+        """Whether a tensor of the model never leaves its client."""
+        sent = self.buffers.sent(name) if self.buffers.owns(name) else True
+        return not (self.algorithm.communicates and sent)

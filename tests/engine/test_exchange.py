@@ -1,0 +1,268 @@
+"""The client half of a round in another process, behind a pipe: bytes are all that crosses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import bhfl.algorithms
+from bhfl.algorithms import FedCOMGATE, FedLQ, Local, ProWD
+from bhfl.comm.network import Link, Profile, SimulatedNetwork
+from bhfl.engine.aggregate import WeightedMean
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.checkpoint import digest, load
+from bhfl.engine.client.local import LocalClients
+from bhfl.engine.client.store import ClientStore
+from bhfl.engine.exchange import ClientLink, Clients, Fault, Measured, Reply, Task, Verdict
+from bhfl.engine.session import Session
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.settings import LocalTraining
+from tests.engine.hand_made import HandMade, Module, points
+from tests.engine.test_resume import PROCESSES
+
+pytestmark = pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected|late)")
+
+# ---- bytes ---------------------------------------------------------------------------------------
+
+PAYLOADS = ("downlink", "payload", "closing")
+"""The fields of messages that are bytes; each message has one of them at most."""
+
+
+def to_bytes(message: Any) -> bytes:
+    """A head of JSON, which takes nothing but plain values, and the payload behind it."""
+    plain = asdict(message)
+    payload = b""
+    for name in PAYLOADS:
+        if isinstance(plain.get(name), bytes):
+            payload = plain[name]
+            plain[name] = True
+    head = json.dumps({"kind": type(message).__name__, **plain}).encode()
+    return len(head).to_bytes(4, "little") + head + payload
+
+
+def from_bytes(data: bytes) -> Any:
+    """The inverse."""
+    start = 4 + int.from_bytes(data[:4], "little")
+    plain = json.loads(data[4:start])
+    for name in PAYLOADS:
+        if plain.get(name) is True:
+            plain[name] = data[start:]
+    if plain.get("training"):
+        plain["training"] = LocalTraining(**plain["training"])
+    if plain.get("link"):
+        link = plain["link"]
+        plain["link"] = ClientLink(Link(**link["link"]), link["example_flops"])
+    if plain.get("fault"):
+        plain["fault"] = Fault(**plain["fault"])
+    kinds = {"Task": Task, "Reply": Reply, "Measured": Measured, "Verdict": Verdict}
+    return kinds[plain.pop("kind")](**plain)
+
+
+class Piped:
+    """Clients at the other end of a pipe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
+        return map(self._answer, tasks)
+
+    def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
+        return map(self._answer, tasks)
+
+    def _answer(self, task: Task) -> Any:
+        self.connection.send_bytes(to_bytes(task))
+        return from_bytes(self.connection.recv_bytes())
+
+    def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
+        head = {"round": round, "clients": list(verdicts)}
+        self.connection.send_bytes(b"close" + json.dumps(head).encode())
+        for verdict in verdicts.values():
+            self.connection.send_bytes(to_bytes(verdict))
+        assert self.connection.recv_bytes() == b"closed"
+
+
+def serve(connection: Connection, folder: Path, case: str) -> None:
+    """The clients of a case, in a process of their own, until the pipe is closed."""
+    trainer = make_trainer(folder, case)
+    torch.manual_seed(0)
+    with Session.opened(trainer, Net(), data(), "fit") as session:
+        algorithm = CASES[case][0]()  # which knows nothing of the server's half
+        algorithm.prepare(session.module, session.fleet)
+        clients = LocalClients(
+            session.worker,
+            algorithm,
+            session.fleet,
+            session.data,
+            session.own,
+            ClientStore(folder / "clients"),
+        )
+        while message := connection.recv_bytes():
+            if message.startswith(b"close"):
+                close(clients, connection, json.loads(message[5:]))
+                connection.send_bytes(b"closed")
+                continue
+            task = from_bytes(message)
+            act = clients.train if task.stage == "train" else clients.evaluate
+            for answer in act(iter([task])):
+                connection.send_bytes(to_bytes(answer))
+
+
+def close(clients: Clients, connection: Connection, head: dict[str, Any]) -> None:
+    verdicts = {client: from_bytes(connection.recv_bytes()) for client in head["clients"]}
+    clients.close(head["round"], verdicts)
+
+
+# ---- federations ---------------------------------------------------------------------------------
+
+
+class Net(Module):
+    """BatchNorm, dropout, a schedule over the rounds and one on what the server measured."""
+
+    def __init__(self) -> None:
+        layers = [nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)]
+        super().__init__(nn.Sequential(*layers))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return [optimizer], [
+            {"scheduler": plateau, "monitor": "train/loss"},
+            {"scheduler": decay, "interval": "step"},
+        ]
+
+
+class Unlucky(Algorithm):
+    """FedAvg in whose second round one client raises, and another sends what is no number."""
+
+    def client_loss(self, run, batch, batch_idx):
+        if (run.round, run.client.id) == (1, 2):
+            raise RuntimeError("bad luck")
+        return super().client_loss(run, batch, batch_idx)
+
+    def uplink(self, run):
+        update = dict(super().uplink(run))
+        if (run.round, run.client.id) == (1, 3):
+            update["net.0.bias"] = update["net.0.bias"] * torch.nan
+        return update
+
+
+class OwnHead(Algorithm):
+    """FedAvg that leaves the last layer with the clients, and measures each client's own."""
+
+    def body(self, server):
+        return {name: t for name, t in server.params.items() if not name.startswith("net.4")}
+
+    def downlink(self, server, client):
+        return self.body(server)
+
+    def expected(self, server):
+        return self.body(server)
+
+    def aggregator(self, server, clients):
+        return WeightedMean(self.body(server))
+
+    def group_params(self, server, group):
+        return self.body(server)
+
+    def uplink(self, run):
+        update = super().uplink(run)
+        return {name: value for name, value in update.items() if not name.startswith("net.4")}
+
+
+def slow(deadline: float | None = None) -> SimulatedNetwork:
+    """Links that carry a model in about a second, some of them in less."""
+    profile = Profile(uplink_bps=8e3, downlink_bps=3.2e4, compute_flops=1e6, spread=0.5)
+    return SimulatedNetwork("slow", {"slow": profile}, deadline_seconds=deadline)
+
+
+LEARNING = {"warmup_rounds": 1, "period": 1, "first_steps": 3, "steps": 2, "distill_weight": 0.0}
+CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
+    "ProWD": (partial(ProWD, **LEARNING), {}),
+    "FedCOMGATE": (partial(FedCOMGATE, 4, allow_inexact=True), {"clients_per_round": 3}),
+    "FedLQ": (
+        partial(FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients"),
+        {"network": slow()},
+    ),
+    "FedLQ planned": (
+        partial(FedLQ, plan="server", shrinkage=0.0, budget="deadline", infeasible="skip"),
+        {"network": slow(1.0)},
+    ),
+    "Local": (Local, {"evaluate_clients": True, "norm": "local"}),
+    "norm local": (Algorithm, {"evaluate_clients": True, "norm": "local", "clients_per_round": 3}),
+    "own head": (OwnHead, {"evaluate_clients": True}),
+    "unlucky": (Unlucky, {}),
+    "late": (Algorithm, {"network": slow(1.0)}),
+    "skipped": (Unlucky, {"min_clients": 4, "norm": "local"}),
+}
+for name in bhfl.algorithms.__all__:
+    CASES.setdefault(name, (getattr(bhfl.algorithms, name), {}))
+
+
+def data() -> HandMade:
+    clients = [points(6 + 4 * i, i) for i in range(5)]
+    return HandMade(clients, held_out=points(9, 99), shuffle=True)
+
+
+def make_trainer(folder: Path, case: str) -> FederatedTrainer:
+    algorithm, options = CASES[case]
+    options = {"max_rounds": 3, "logger": False, "devices": 1, "accelerator": "cpu", **options}
+    clients = {8: 2, 32: 2, "ternary": 1}
+    folder.mkdir(exist_ok=True)
+    return FederatedTrainer(clients, algorithm(), default_root_dir=str(folder), **options)
+
+
+def outcome(trainer: FederatedTrainer, kept: Path) -> dict[str, Any]:
+    """All of a run that must not depend on where its clients are."""
+    newest = {path.name.split("-")[0]: path for path in sorted(kept.rglob("client=*"))}
+    rows = trainer.run.history
+    return {
+        "rows": [{k: v for k, v in row.items() if k != "time/round_s"} for row in rows],
+        "server": digest(vars(trainer.server)),
+        "ledger": trainer.run.ledger.by_group,
+        "test": json.loads((trainer.run.folder / "summary.json").read_text())["metrics"],
+        "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},
+    }
+
+
+def run(folder: Path, case: str, clients: Clients | None = None) -> FederatedTrainer:
+    trainer = make_trainer(folder, case)
+    if clients:
+        trainer.connect = lambda session: clients
+    torch.manual_seed(0)
+    trainer.fit(Net(), data())
+    return trainer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
+    here = run(tmp_path / "here", case)
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=serve, args=(theirs, tmp_path / "away", case))
+    process.start()
+    theirs.close()
+    try:
+        there = run(tmp_path / "there", case, Piped(ours))
+        ours.send_bytes(b"")
+    finally:
+        ours.close()
+        process.join(60)
+    assert process.exitcode == 0
+    found = outcome(here, here.run.folder / "clients")
+    assert outcome(there, tmp_path / "away" / "clients") == found
+    assert not (there.run.folder / "clients").exists()
+    statuses = {"unlucky": ("failed", "rejected"), "late": ("late",), "FedLQ planned": ("skipped",)}
+    for status in (*statuses.get(case, ()), "ok"):
+        assert any(row[f"clients/{status}"] for row in found["rows"]), f"no client was {status}"
+    ok = [row["clients/ok"] for row in found["rows"]]
+    assert ok == [5, 3, 5] if case in ("unlucky", "skipped") else min(ok) >= 3
