@@ -109,12 +109,9 @@ class Parser(LightningArgumentParser):
 def reads_back(action: Any, value: Any) -> bool:
     """Whether the value of an argument is still the same after it was written and read."""
     hint = getattr(action, "_typehint", None)
-    if (
-        hint is None
-        or value is None
-        or type(value) in (bool, int)
-        or (type(value) is str and hint is str)
-    ):
+    # not of a union, where jsonargparse may write a number as a path's text
+    plain = hint in (bool, int, str) and type(value) is hint
+    if hint is None or value is None or plain:
         return True  # nothing can go wrong
     if _holds_objects(value):
         return True  # whose options are asked for one by one

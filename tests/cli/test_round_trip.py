@@ -96,6 +96,13 @@ def test_what_is_accepted_reads_back_equal(data: st.DataObject) -> None:
     assert same(accepted(hint, same_text)[0], value)
 
 
+def test_a_number_that_would_be_read_back_as_a_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"x: 0 cannot be written to config\.yaml"):
+        accepted(Path | int, "x: 0\n")
+    value, text = accepted(Path | int, "x: folder\n")
+    assert accepted(Path | int, text)[0] == value == Path("folder")
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two values and all in them are of the same kinds and equal."""
     if isinstance(first, set):
