@@ -15,11 +15,11 @@ import torch
 from bhfl.analysis.layers import layer_harm, layer_rows
 from bhfl.analysis.samples import held_out
 from bhfl.engine.client.worker import Worker
-from bhfl.engine.evaluate import ACCURACIES
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
 from bhfl.quant import BitSpec, layer_weights
+from bhfl.tags import ACCURACIES
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """Told what is about to be done, and on how many samples in all; what it gives is called with each

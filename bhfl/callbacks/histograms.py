@@ -1,5 +1,5 @@
-"""Histograms of the global model's weights, where the collapse of float32 weights onto low-bit
-levels shows.
+"""Histograms of the global model's weights: they show how naive averaging lets float32 weights
+collapse onto the levels of low-bit clients.
 """
 
 from typing import Any
@@ -30,16 +30,14 @@ class WeightHistograms(Callback):
         """Write the histograms of this round."""
         if not self.every_n_rounds or metrics["round"] % self.every_n_rounds:
             return
-        params = trainer.server.params
-        weights = {
-            name: tensor for name, tensor in params.items() if tensor.ndim >= 2 and tensor.numel()
-        }
 
         def write(logger: Logger) -> None:
-            if isinstance(logger, TensorBoardLogger):
-                for name, tensor in weights.items():
-                    logger.experiment.add_histogram(
-                        f"weights/{name}", tensor, metrics["round"], bins=_BINS
-                    )
+            if not isinstance(logger, TensorBoardLogger):
+                return
+            for name, tensor in trainer.server.params.items():
+                if tensor.ndim >= 2 and tensor.numel():
+                    tag = f"weights/{name}"
+                    logger.experiment.add_histogram(tag, tensor, metrics["round"], bins=_BINS)
 
+        # a logger that fails is left out from then on, and the run goes on
         trainer.run.each_logger(write)

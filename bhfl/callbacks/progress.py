@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
-from bhfl.engine.records import Status
+from bhfl.tags import LOST, Status
 
 
 class Progress(Callback):
@@ -50,29 +50,21 @@ class Progress(Callback):
             )
 
     def on_client_end(self, trainer: Any, client: Any, record: Any) -> None:
-        """Move within the round."""
+        """Say in the bar which client has just trained."""
         if self._bar is not None:
             self._bar.set_description(f"client {client.id} ({client.group})")
 
     def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
-        """Show the round's figures."""
+        """Show the round's loss and metrics, and what has been sent so far."""
         if not trainer.fabric.is_global_zero:
             return
-        figures = {"loss": metrics.get("train/loss")}
-        names = metric_names(metrics, "val")
-        monitored = trainer.settings.choice.monitor.removeprefix("val/")
-        monitored = monitored.removesuffix("_avg").removesuffix("_min")
-        name = next((name for name in (self.metric, monitored) if name in names), self.metric)
-        label = "" if name == self.metric else f" {name}"
-        for group in dict.fromkeys(client.group for client in trainer.clients):
-            figures[group + label] = metrics.get(f"val/{name}_{group}")
-        shown = {name: value for name, value in figures.items() if value is not None}
+        figures = self._figures(trainer, metrics)
         if self._bar is not None:
-            figures_in_bar = {name: f"{value:.3f}" for name, value in shown.items()}
-            self._bar.set_postfix(figures_in_bar, refresh=False)
+            in_bar = {name: f"{value:.3f}" for name, value in figures.items()}
+            self._bar.set_postfix(in_bar, refresh=False)
             self._bar.update()
             return
-        text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         up = _megabytes(metrics["comm/uplink_MB"])
         down = _megabytes(metrics["comm/downlink_MB"])
         total = trainer.settings.stopping.max_rounds
@@ -81,6 +73,22 @@ class Progress(Callback):
             f"MB  {metrics['time/round_s']:.1f} s",
             flush=True,
         )
+
+    def _figures(self, trainer: Any, metrics: dict[str, Any]) -> dict[str, float]:
+        """The loss of training, and the metric of each bit group, as far as they were measured."""
+        figures = {"loss": metrics.get("train/loss")}
+        name = self.metric
+        label = ""
+        monitor = trainer.settings.choice.monitor.removeprefix("val/")
+        monitored = monitor.removesuffix("_avg").removesuffix("_min")
+        measured = metric_names(metrics, "val")
+        # a model without an accuracy is watched by what its rounds are chosen by
+        if name not in measured and monitored in measured:
+            name = monitored
+            label = f" {name}"
+        for group in dict.fromkeys(client.group for client in trainer.clients):
+            figures[group + label] = metrics.get(f"val/{name}_{group}")
+        return {name: value for name, value in figures.items() if value is not None}
 
     def on_fit_end(self, trainer: Any, metrics: dict[str, float]) -> None:
         """Close the bar and print the table."""
@@ -115,12 +123,12 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     def measured(group: str) -> list[str]:
         return [_figure(metrics.get(f"{stage}/{name}_{group}"), name == metric) for name in names]
 
-    rows = [["group", "clients", *(f"{stage} {name}" for name in names)]]
-    rows[0] += ["up MB", "down MB"] if ledger else []
-    for group, count in counts.items():
+    head = ["group", "clients", *(f"{stage} {name}" for name in names)]
+    rows = [[*head, "up MB", "down MB"] if ledger else head]
+    for group, num_clients in counts.items():
         sent = ledger.by_group.get(group, {}) if ledger else {}
         megabytes = [_megabytes(sent.get(way, 0) / 1e6) for way in ways]
-        rows.append([group, str(count), *measured(group), *megabytes])
+        rows.append([group, str(num_clients), *measured(group), *megabytes])
     megabytes = [_megabytes(ledger.total(way) / 1e6) for way in ways] if ledger else []
     rows.append(["all", str(sum(counts.values())), *measured("avg"), *megabytes])
     lines = aligned(rows)
@@ -128,28 +136,22 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
         history = trainer.run.history
-        text.append(
-            f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the "
-            "payloads"
-        )
-        text += [*_lost(history), *_notes(history[-1] if history else {})]
+        seconds = trainer.run.seconds
+        text.append(f"{len(history)} rounds in {seconds:.1f} s; bytes as measured on the payloads")
+        text += _notes(history)
     return "\n".join(text)
 
 
-def _lost(history: list[dict[str, Any]]) -> list[str]:
-    """How many clients' rounds came to nothing, where any did."""
-    totals = dict.fromkeys(get_args(Status), 0)
-    for row in history:
-        for status in totals:
-            totals[status] += int(row.get(f"clients/{status}", 0))
-    lost = [f"{n} {status}" for status, n in totals.items() if n and status != "ok"]
-    told = ", ".join(lost)
-    return [f"of {sum(totals.values())} updates {told}; rounds.jsonl says why"] if told else []
-
-
-def _notes(row: dict[str, Any]) -> list[str]:
-    """What the last round's metrics say besides, where they do."""
+def _notes(history: list[dict[str, Any]]) -> list[str]:
+    """Lines on updates that did not count, and on bytes and seconds that only some runs have."""
     notes = []
+    totals = Counter[str]()
+    for row in history:
+        for status in get_args(Status):
+            totals[status] += int(row.get(f"clients/{status}", 0))
+    if lost := ", ".join(f"{totals[status]} {status}" for status in LOST if totals[status]):
+        notes.append(f"of {totals.total()} updates {lost}; rounds.jsonl says why")
+    row = history[-1] if history else {}
     if (published := row.get("comm/downlink_published_MB")) is not None:
         notes.append(f"downlink as the method's authors count it: {published:.2f} MB")
     if (seconds := row.get("time/simulated_s")) is not None:

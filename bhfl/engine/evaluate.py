@@ -16,8 +16,6 @@ from bhfl.quant import BitSpec
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
 
-ACCURACIES = ("acc", "accuracy")
-"""What a model may call its accuracy, after the stage."""
 GLOBAL = "global"
 """Key of the float32 server model among the groups' results."""
 

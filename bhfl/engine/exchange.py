@@ -15,11 +15,8 @@ from typing import Any, Literal, Protocol
 
 from bhfl.comm.network import Link
 from bhfl.settings import LocalTraining
+from bhfl.tags import Status
 
-Status = Literal["ok", "failed", "rejected", "late", "skipped"]
-"""An update was folded in; training raised; the update was refused; it came after the deadline;
-none was sent.
-"""
 Stage = Literal["val", "test"]
 
 NO_EXAMPLES = "the client has no examples"

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import get_args
 
-from bhfl.engine.exchange import Fault, Status
+from bhfl.engine.exchange import Fault
+from bhfl.tags import Status
 
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""

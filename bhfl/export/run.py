@@ -13,7 +13,6 @@ import yaml
 
 from bhfl.checks import clipped
 from bhfl.engine.client.worker import Worker
-from bhfl.engine.evaluate import ACCURACIES
 from bhfl.engine.folder import subfolder
 from bhfl.engine.records import Ledger
 from bhfl.engine.session import Session
@@ -25,6 +24,7 @@ from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx
 from bhfl.files import durable, read_limited, user_path
 from bhfl.plain import read_json
+from bhfl.tags import ACCURACIES
 
 if TYPE_CHECKING:
     import lightning as L

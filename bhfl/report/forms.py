@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from bhfl.checks import aligned
 from bhfl.report.goals import AXES, SIMULATED, Goal
-from bhfl.report.reading import LOST
 from bhfl.report.rows import Row, Section, Spread
 from bhfl.report.tables import Cell, Table
+from bhfl.tags import LOST
 
 _MARKS = {"": "", "best": "*", "level": "~"}
 

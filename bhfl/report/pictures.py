@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from bhfl.report import bits, weights
 from bhfl.report.drawing import PALETTE, bare, logarithmic, plain, pyplot, svg
 from bhfl.report.goals import SIMULATED
-from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
+from bhfl.tags import LOST
 
 Colours = Mapping[str, str]
 """Label of a row to its colour."""

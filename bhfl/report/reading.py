@@ -22,19 +22,16 @@ from bhfl.files import matching, read_limited, user_path, walk
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
 from bhfl.settings import SETTINGS, Role, told_of
+from bhfl.tags import ACCURACIES
 
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; it holds the last before its first round is done."""
-METRICS = ("acc", "accuracy")
-"""What a model may call its accuracy, after the stage."""
 CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")
 """Tags that count from the first round on."""
 MAX_SUMMARY_BYTES = 4 * 2**20
 MAX_ROUNDS_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
 MAX_ROUND = 2**31
-LOST = ("failed", "rejected", "late", "skipped")
-"""What becomes of clients whose updates do not count."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +102,8 @@ class Run:
     def metric(self) -> str:
         """What it calls its accuracy."""
         tags = {*self.metrics, *self.tags}
-        found = [name for name in METRICS if {f"val/{name}_avg", f"test/{name}_avg"} & tags]
-        return found[0] if found else METRICS[0]
+        found = [name for name in ACCURACIES if {f"val/{name}_avg", f"test/{name}_avg"} & tags]
+        return found[0] if found else ACCURACIES[0]
 
     @property
     def metrics(self) -> Mapping[str, Any]:

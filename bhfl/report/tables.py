@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from bhfl.report.goals import AXES, SIMULATED, Goal
 from bhfl.report.ranking import Mark, Ranking, ranking
-from bhfl.report.reading import LOST
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
+from bhfl.tags import LOST
 
 _LEVEL = (
     "within the spread of the best: the mean of the differences, seed by seed, is at most its "

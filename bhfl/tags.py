@@ -1,0 +1,17 @@
+"""The words in which a run's rows are written, for who writes them and for who reads them.
+
+A tag such as ``val/acc_float32`` is a stage, a metric and a bit group; ``clients/late`` is the
+number of clients that ended a round with that status.
+"""
+
+from typing import Literal, get_args
+
+ACCURACIES = ("acc", "accuracy")
+"""What a model may call its accuracy; the first that it logs counts."""
+
+Status = Literal["ok", "failed", "rejected", "late", "skipped"]
+"""An update was folded in; training raised; the update was refused; it came after the deadline;
+none was sent.
+"""
+LOST: tuple[Status, ...] = get_args(Status)[1:]
+"""What becomes of clients whose updates do not count."""
