@@ -4,7 +4,6 @@ from bhfl.files.locks import claim, queue
 from bhfl.files.paths import matching, read_limited, user_option, user_path, walk
 from bhfl.files.writing import (
     RoundsFile,
-    append,
     durable,
     naming,
     replacing,
@@ -15,7 +14,6 @@ from bhfl.files.writing import (
 
 __all__ = [
     "RoundsFile",
-    "append",
     "claim",
     "durable",
     "matching",

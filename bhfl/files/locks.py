@@ -24,21 +24,22 @@ def claim(path: Path, busy: str) -> IO[bytes]:
     any way.
 
     Args:
-        path: The lock, made where there is none; it is to hold the id of this process.
+        path: The lock, which is made if it is missing; it will hold the id of this process.
         busy: What to say of the process that has it, with ``{}`` in place of its id.
 
     Raises:
-        BlockingIOError: Another process has claimed it, naming both; or `path` is no lock of ours,
-            and stays as it is.
+        BlockingIOError: Another process has claimed it, naming both; or `path` is a file of another
+            kind, and stays as it is.
         OSError: `path` is a link, or cannot be written.
     """
     from filelock import lock_descriptor
 
     file = open(path, "rb+", buffering=0, opener=_lock)  # noqa: SIM115  # the caller closes it
     try:
-        if not re.fullmatch(rb"\d{0,20}", owner := _owner(file)):  # as a hard link may be
+        # a hard link may have put somebody's notes here: they are not written over
+        if not re.fullmatch(rb"\d{0,20}", owner := _owner(file)):
             raise BlockingIOError(
-                f"{path} is no lock of a run: remove it, if nobody needs what it holds"
+                f"{path} is not a lock that a run made: remove it, if nobody needs what it holds"
             )
         if not lock_descriptor(file.fileno(), blocking=False):
             raise BlockingIOError(f"{path.parent}: {busy.format(owner.decode() or '?')}")
@@ -56,7 +57,7 @@ def queue(path: Path) -> Iterator[int]:
     """Wait until no other process holds a lock, and then hold it for the block.
 
     Args:
-        path: The lock, made where there is none.
+        path: The lock, which is made if it is missing.
 
     Yields:
         A file descriptor: a process that inherits it holds the lock too, as long as it lives.
@@ -66,6 +67,7 @@ def queue(path: Path) -> Iterator[int]:
     """
     from filelock import lock_descriptor
 
+    # not claimed: who waits here has nothing to say, and runs that inherit the lock hold it alike
     with open(path, "ab", opener=_lock) as file:
         lock_descriptor(file.fileno())
         yield file.fileno()
@@ -76,8 +78,8 @@ def _lock(path: str, flags: int) -> int:
 
 
 def _owner(file: IO[bytes]) -> bytes:
-    """The id that a lock holds; other words where it is no file of our kind."""
+    """The id that a lock holds, or whatever else is in the file."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return b"no file"
+        return b"a pipe or a device"
     file.seek(_LOCKED)
     return file.read(30)

@@ -31,15 +31,17 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             f"{text}: there is no such home folder; write ./{text} for a folder of that name"
         )
     found = Path(expanded)
-    # ./~ means the same when it is read again
-    return found.absolute() if str(found).startswith("~") else found
+    if str(found).startswith("~"):
+        # Path drops the ./ of ./~, and whoever reads it again would take it for the home folder
+        return found.absolute()
+    return found
 
 
 def user_option(key: str, value: str | os.PathLike[str] | None) -> Path | None:
     """The path that a user means by the option `key`, see `user_path`; None stays None.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a path, naming `key`.
     """
     if value is None:
         return None
@@ -68,27 +70,28 @@ def walk(
         A folder, the names of the folders in it, and all its other names.
     """
     entered: set[tuple[int, int]] = set()
+    # a stack of our own: a tree may be deeper than Python recurses
     waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
     while waiting:
         place, above = waiting.pop()
         try:
             found = place.stat()
             with os.scandir(place) as entries:
-                kinds = {
-                    entry.name: _is_folder(entry)
-                    for entry in sorted(entries, key=lambda entry: entry.name)
-                }
+                is_folder = {entry.name: _is_folder(entry) for entry in entries}
         except OSError as error:
             if on_error is None:
                 raise
             on_error(error)
             continue
+        # the device and the inode are the same under every name of a folder
         identity = found.st_dev, found.st_ino
         if identity in (entered if once else above):
             continue
         entered.add(identity)
-        folders = [name for name, is_folder in kinds.items() if is_folder]
-        yield place, folders, [name for name, is_folder in kinds.items() if not is_folder]
+        names = sorted(is_folder)
+        folders = [name for name in names if is_folder[name]]
+        yield place, folders, [name for name in names if not is_folder[name]]
+        # the caller may have changed the list; the last to be put on the stack is entered first
         waiting += [(place / name, above | {identity}) for name in reversed(folders)]
 
 
@@ -101,8 +104,8 @@ def matching(pattern: Path) -> list[Path]:
 
 
 def _matching(top: Path, parts: Sequence[str]) -> list[Path]:
-    """What fits the parts of a pattern below `top`; ``**`` is walked, as ``glob`` goes round in a
-    loop of links.
+    """What fits the parts of a pattern below `top`; ``**`` is walked here, because ``glob`` would
+    go round and round in a loop of links.
     """
     plain = parts[: parts.index("**")] if "**" in parts else parts
     found = [top / name for name in glob(str(Path(*plain)), root_dir=top)] if plain else [top]
@@ -116,7 +119,7 @@ def _matching(top: Path, parts: Sequence[str]) -> list[Path]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that leads nowhere, or to itself, is none."""
+    """Whether it is a folder or a link to one, not a link that leads nowhere or to itself."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -127,8 +130,8 @@ much memory.
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most `most` bytes; nothing else is opened for long, or
-    read.
+    """The content of a regular file of at most `most` bytes. Other files are not read, and a pipe
+    is not waited for.
 
     Raises:
         OSError: It cannot be read, is a pipe or a device, or is larger.

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from bhfl.files.paths import user_path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk, a quota or a limit of file sizes says that leaves no room."""
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 """The flag that refuses a link, where a system has one."""
@@ -38,7 +38,7 @@ def durable(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     temporary = temporary_beside(path)
     with naming(path):
         try:
-            # x: a file of its own, and through no link
+            # mode x makes a file of our own, where w would write through a link
             with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
                 yield file
                 file.flush()
@@ -67,8 +67,10 @@ def settle(temporary: Path, path: Path) -> None:
 
 def _replace(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
-    if os.name == "nt":  # where a folder cannot be opened, and renaming is durable by itself
+    # Windows opens no folder, and its renaming is durable by itself
+    if os.name == "nt":
         return
+    # the name of a file is its folder's content
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -78,8 +80,14 @@ def _replace(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Where a library that opens files by name is to write what becomes `path`, whole or not at
-    all: see `durable`.
+    """Give a library that opens files by name a name to write to, whose file becomes `path` whole
+    or not at all; see `durable`.
+
+    Yields:
+        The name to write to.
+
+    Raises:
+        OSError: `path` cannot be written, naming it.
     """
     path = user_path(path)
     if not path.parent.is_dir():
@@ -90,33 +98,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an OSError while `path` is written name it, and say what to do where there is no room
-    for it.
+    """Make an OSError while `path` is written name it, and say what to do where the disk is full.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # else it has a text of its own
+        # one without a number has a text of its own
+        if error.errno is not None:
             error.filename = str(path)
-            if error.filename2 is not None:  # of a rename, whose two names say less
+            # a rename names the temporary file too, which tells a user nothing
+            if error.filename2 is not None:
                 del error.filename2
-        if error.errno in FULL:
+        if error.errno in _FULL:
             error.add_note(
                 "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
             )
         raise
-
-
-def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of a file that is there, durably; a link in its place is not followed.
-
-    Raises:
-        OSError: It cannot be written, or is not there, naming `path`.
-    """
-    with naming(path), open(path, "ab", opener=_existing) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def no_link(path: str, flags: int) -> int:
@@ -137,8 +134,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class RoundsFile:
-    """``rounds.jsonl``: one line of JSON a round, on disk when it is written, so that it is valid
-    after a kill.
+    """``rounds.jsonl``: one line of JSON for each round. A line is on disk when it is written, so
+    that the file is valid after a kill.
     """
 
     def __init__(self, path: Path) -> None:
@@ -150,15 +147,19 @@ class RoundsFile:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add the row of one finished round.
+        """Add the row of one finished round; a link in place of the file is not followed.
 
         Raises:
             OSError: The file cannot be written, or has vanished, naming it.
         """
-        append(self.path, json.dumps(row).encode() + b"\n")
+        line = json.dumps(row).encode() + b"\n"
+        with naming(self.path), open(self.path, "ab", opener=_existing) as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole rows, up to the first line that is none, as one that a kill cut off."""
+        """All whole rows, up to the first line that is damaged, such as one that a kill cut off."""
         rows: list[dict[str, Any]] = []
         try:
             for line in self.path.read_bytes().splitlines():

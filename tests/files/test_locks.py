@@ -68,14 +68,14 @@ def test_who_waits_goes_on_when_it_is_free(tmp_path: Path) -> None:
 def test_a_lock_that_is_another_file_is_not_written_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "notes").write_text(text)
     os.link(tmp_path / "notes", tmp_path / ".lock")
-    with pytest.raises(BlockingIOError, match=r"\.lock is no lock of a run: remove it"):
+    with pytest.raises(BlockingIOError, match=r"\.lock is not a lock that a run made: remove it"):
         claim(tmp_path / ".lock", "busy")
     assert (tmp_path / "notes").read_text() == text
 
 
 def test_a_pipe_for_a_lock_ends_no_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(BlockingIOError, match="is no lock of a run"):
+    with pytest.raises(BlockingIOError, match="is not a lock that a run made"):
         claim(tmp_path / ".lock", "busy")
 
 
