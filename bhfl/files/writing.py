@@ -98,8 +98,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an OSError while `path` is written name it, and say what to do where the disk is full.
-    """
+    """Make an OSError while `path` is written name it, and say what to do where a disk is full."""
     try:
         yield
     except OSError as error:
