@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection
-from copy import deepcopy
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, Optional, get_type_hints
 
 import lightning as L
@@ -74,26 +74,23 @@ class Parser(LightningArgumentParser):
         Raises:
             ConfigError: A value that was given cannot be read back.
         """
-        cfg = cfg.clone()
+        cfg = _copied(cfg)
         if self.amend is not None:
             self.amend(cfg)
         for action in self._actions:
-            if action.dest not in cfg:
+            if action.dest not in cfg or reads_back(action, cfg[action.dest]):
                 continue
-            value = cfg[action.dest]
-            if reads_back(action, value):
-                # whose order is another one in each process
-                if isinstance(value, (set, frozenset)):
-                    cfg[action.dest] = sorted(value, key=repr)
-                continue
-            del cfg[action.dest]
+            value = cfg.pop(action.dest)
             if not _same(value, action.default):
                 why = (
                     "cannot be written to config.yaml so that it reads back; "
                     "use another value or type hint"
                 )
                 raise ConfigError([f"{action.dest}: {shown(value)} {why}"])
-        text: str = super().dump(cfg, *args, **kwargs)
+        # checked again, what is in order here would be made sets again, in an order of chance
+        unchecked = {**kwargs, "skip_validation": True}
+        with no_excuses():
+            text: str = super().dump(_copied(cfg, ordered=True), *args, **unchecked)
         read_text(text)
         return text
 
@@ -104,6 +101,32 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise ConfigError([core(message)]) from ex
+
+
+@contextmanager
+def no_excuses() -> Iterator[None]:
+    """Make an error of what jsonargparse writes, with a warning, where a value cannot be written:
+    it then tries the other members of a union, such as null.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", r"\s*Unable to serialize")
+        yield
+
+
+def _copied(value: Any, ordered: bool = False) -> Any:
+    """A copy of a configuration whose containers may be changed, as jsonargparse does while it
+    writes; its sets as lists in an order of their own where it is to be written.
+    """
+    if isinstance(value, Namespace):
+        items = {key: _copied(item, ordered) for key, item in vars(value).items()}
+        return Namespace(**items)  # type: ignore[no-untyped-call]
+    if type(value) is dict:
+        return {key: _copied(item, ordered) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, ordered) for item in value)
+    if ordered and isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
+    return value
 
 
 def reads_back(action: Any, value: Any) -> bool:
@@ -117,14 +140,13 @@ def reads_back(action: Any, value: Any) -> bool:
         return True  # whose options are asked for one by one
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--x", type=hint)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it cannot be written is what is asked here
+    with no_excuses():
         try:
-            config = Namespace(x=deepcopy(value))  # type: ignore[no-untyped-call]  # deep: lists are changed in place
+            config = Namespace(x=_copied(value))  # type: ignore[no-untyped-call]
             values = read_text(parser.dump(config))
             problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
             found = None if problems else parser.parse_object(values).x
-        except (ConfigError, ArgumentError, yaml.YAMLError, TypeError, ValueError):
+        except (ConfigError, ArgumentError, yaml.YAMLError, TypeError, ValueError, UserWarning):
             return False
     return _same(found, value)
 

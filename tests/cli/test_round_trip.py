@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -105,8 +105,8 @@ def test_a_number_that_would_be_read_back_as_a_path_is_refused() -> None:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two values and all in them are of the same kinds and equal."""
-    if isinstance(first, set):
-        return first == second
+    if isinstance(first, (set, frozenset)):
+        return type(first) is type(second) and first == second
     if isinstance(first, dict):
         return same(list(first.items()), list(second.items()))
     if isinstance(first, (list, tuple)):
@@ -121,6 +121,75 @@ def same(first: Any, second: Any) -> bool:
 def test_sets_are_written_in_an_order_of_their_own() -> None:
     texts = [f"word {i}" for i in range(20)]
     assert read_text(accepted(set[str], written({"x": texts[::-1]}))[1])["x"] == sorted(texts)
+
+
+NESTED_SETS: list[Any] = [
+    list[set[str]], tuple[set[str], ...], tuple[list[set[str]], ...], list[tuple[set[str], int]],
+    tuple[dict[str, set[str]], ...], dict[str, tuple[Optional[set[str]], ...]],
+    Optional[tuple[list[Optional[set[str]]], ...]], list[Union[set[str], int]],
+    tuple[tuple[Sequence[set[str]], ...], ...], list[frozenset[str]],
+]  # fmt: skip
+
+
+def spelled_as(hint: Any, words: list[str]) -> Any:
+    """A value of `hint`, one item in each container, and `words` for a set."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Union:
+        return spelled_as(args[0], words)
+    if origin is dict:
+        return {"key": spelled_as(args[1], words)}
+    if origin in (set, frozenset):
+        return words
+    if hint is int:
+        return 3
+    args = args[:1] if origin is not tuple or args[-1] is Ellipsis else args
+    return [spelled_as(arg, words) for arg in args]
+
+
+def inner_sets(value: Any) -> Iterator[Any]:
+    """The sets in a value."""
+    if isinstance(value, (set, frozenset)):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from inner_sets(item)
+
+
+@pytest.mark.parametrize("hint", NESTED_SETS, ids=str)
+def test_sets_in_other_values_stay_sets_and_are_written_in_order(hint: Any) -> None:
+    words = [f"word {i}" for i in range(20)]
+    shuffled = written({"x": spelled_as(hint, words[::-1])})
+    value, text = accepted(hint, shuffled)
+    assert list(inner_sets(value)) == [set(words)]
+    assert read_text(text)["x"] == spelled_as(hint, sorted(words))
+    again, same_text = accepted(hint, text)
+    assert same(again, value)
+    assert same_text == text
+
+
+def test_writing_leaves_the_configuration_as_it_is() -> None:
+    parser = Parser()
+    parser.add_argument("--x", type=tuple[list[tuple[Path, set[str]]], ...])
+    config = parser.parse_object({"x": [[["a", ["b"]]]]})
+    parser.dump(config)
+    assert config.x == ([(Path("a"), {"b"})],)
+
+
+OPTIONAL = Optional[Callable]
+NULLS = ["null", "math.sqrt, null", "null, torch.nn.ReLU", "torch.nn.functional.relu, null"]
+
+
+@pytest.mark.parametrize(
+    "hint", [list[OPTIONAL], tuple[OPTIONAL, ...], Sequence[OPTIONAL]], ids=str
+)
+@pytest.mark.parametrize("items", NULLS)
+def test_null_beside_functions_is_written_as_null(hint: Any, items: str) -> None:
+    value, text = accepted(hint, f"x: [{items}]\n")
+    assert None in value
+    assert None in read_text(text)["x"]
+    again, same_text = accepted(hint, text)
+    assert same(again, value)
+    assert same_text == text
 
 
 @pytest.mark.parametrize(("hint", "value"), [
