@@ -4,7 +4,7 @@ MINUTES ?= 20
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
+.PHONY: help install demo docs test test-docs test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,7 +14,14 @@ help:  ## print the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@touch $@
+
 install: .venv/.installed  ## set up .venv with the package and what it needs
+
+docs: .venv/.docs  ## build the documentation: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 
 demo: install  ## train int8 and float32 clients on real images, about a minute
 	$(BIN)/bhfl fit --config configs/digits/fedavg.yaml
@@ -22,6 +29,9 @@ demo: install  ## train int8 and float32 clients on real images, about a minute
 test: install  ## lint, types, and the tests that end in minutes
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-docs: .venv/.docs  ## build the documentation, and run all code of its pages
+	$(BIN)/python -m pytest -n 2 tests/test_docs.py
 
 test-slow: install  ## the long tests too
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
@@ -56,4 +66,4 @@ tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs
 
 clean:  ## remove what was set up and what runs left
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv runs docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info

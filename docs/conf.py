@@ -1,0 +1,70 @@
+"""How Sphinx builds these pages; ``make docs``."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+
+import bhfl  # noqa: E402
+
+project = "bhfl"
+author = "The bhfl authors"
+copyright = "2026, The bhfl authors"
+version = release = bhfl.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated"]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_build", "_ext"]
+
+# ---- what must hold: every name that is linked exists -------------------------------------------
+
+nitpicky = True
+nitpick_ignore = [("py:func", "check_layer")]
+"""The docstring of QuantEmbedding.set_spec_ names it, and no page has it: it is not public."""
+
+# ---- pages written in Markdown -------------------------------------------------------------------
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+"""No notebook is here yet; `make test-docs` runs the code blocks."""
+
+# ---- docstrings ----------------------------------------------------------------------------------
+
+default_role = "soft"
+"""In a docstring, `name` is a link where a page has it, and code where none has."""
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 88
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+
+# ---- what pages look like, and that they load nothing from elsewhere ------------------------------
+
+html_theme = "pydata_sphinx_theme"
+html_title = "bhfl"
+html_static_path = ["_static"]
+html_css_files = ["bhfl.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_search_summary = False
+"""Summaries are fetched, which browsers refuse to pages that lie on a disk."""
+mathjax_path = "mathjax/tex-svg.js"
+"""It is mathjax 3.2.2 of npm, as it is: version 4 loads its fonts from elsewhere."""
+html_theme_options = {
+    "show_nav_level": 1,
+    "navigation_depth": 3,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "use_edit_page_button": False,
+    "pygments_light_style": "tango",
+    "pygments_dark_style": "monokai",
+}
+html_sidebars = {"index": [], "install": [], "faq": []}

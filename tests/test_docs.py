@@ -1,0 +1,438 @@
+"""The documentation says what is so: its links lead somewhere, its code runs, its tables are whole.
+
+What takes long is marked slow: ``make test-docs`` runs all of it.
+"""
+
+import html
+import inspect
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*")
+    if path.suffix in (".md", ".rst") and "_build" not in path.relative_to(DOCS).parts
+)
+MOST_WORDS = 1500
+sys.path.append(str(DOCS / "_ext"))
+
+import facts  # noqa: E402
+
+IMPORTS_ALONE = {"reference/wire.md", "howto/quantise.md"}
+"""Pages whose code takes less than a second."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(DOCS).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def pages_with(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+# ---- pages as they are written -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        other = (page.parent / path).resolve() if path else page
+        assert other.is_file(), f"{name_of(page)} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", other.read_text(), re.M)
+            slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, f"{name_of(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_is_short_and_names_what_exists(page):
+    text = page.read_text()
+    if "reference" not in page.parts:
+        assert len(text.split()) <= MOST_WORDS
+    for path in re.findall(r"`((?:bhfl|configs|examples)/[\w/]+\.(?:py|yaml|md))`", text):
+        assert (ROOT / path).is_file(), path
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z][a-z-]+)", text)) <= targets
+
+
+def test_pages_link_to_nothing_outside_and_load_nothing_from_there():
+    for page in PAGES:
+        assert not re.search(r"https?://", page.read_text()), name_of(page)
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"), ids=name_of)
+def test_configurations_on_pages_can_be_parsed(page, tmp_path, monkeypatch, capsys):
+    from bhfl.main import main
+
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "yaml"):
+        (tmp_path / "page.yaml").write_text(block)
+        fleet = [] if "clients" in yaml.safe_load(block) else ["--clients", "{8: 2, 32: 2}"]
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", "--config", "page.yaml", *fleet, "--print_config"])
+        assert ended.value.code == 0, capsys.readouterr().err
+
+
+# ---- code ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            marks=() if name_of(page) in IMPORTS_ALONE else pytest.mark.slow,
+            id=name_of(page),
+        )
+        for page in pages_with("python")
+    ],
+)
+def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    """Its blocks one after the other, as in a session; a run's rounds are few."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, source in re.findall(
+        r"^```\{code-block\} python\n:caption: (\w+\.py)\n\n(.*?)^```",
+        page.read_text(),
+        re.S | re.M,
+    ):
+        (tmp_path / name).write_text(source)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(re.sub(r"max_rounds=\d+", "max_rounds=1", block), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
+def test_commands_of_a_page_run(page, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, source in re.findall(
+        r"^```\{code-block\} (?:python|yaml)\n:caption: ([\w.]+)\n\n(.*?)^```",
+        page.read_text(),
+        re.S | re.M,
+    ):
+        (tmp_path / name).write_text(source)
+    script = "\n".join(
+        [
+            "set -eo pipefail",
+            f'bhfl() {{ "{sys.executable}" -m bhfl "$@"; }}',
+            *blocks(page, "bash"),
+        ]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+# ---- the wire format, from its page alone --------------------------------------------------------
+
+BFLOAT16 = 4
+
+
+@pytest.fixture(scope="module")
+def wire() -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(blocks(DOCS / "reference/wire.md", "python")[0], names)
+    return names
+
+
+def some_tensors() -> dict[str, Any]:
+    """Every dtype, every width, odd sizes, scalars, empty tensors."""
+    from bhfl.comm.wire import DTYPES
+    from bhfl.quant import quantize
+
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Any] = {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3)}
+    for kind, dtype in DTYPES.items():
+        values = torch.randint(0, 2, (3, 5), generator=generator)
+        tensors[f"plain.{kind}"] = values.to(dtype)
+    for bits in range(2, 17):
+        values = torch.randn(7, 2 * bits + 1, generator=generator)
+        tensors[f"läyer.{bits}"] = quantize(values, bits)
+        tensors[f"rows.{bits}"] = quantize(values, bits, granularity="channel")
+    return tensors
+
+
+def test_code_of_the_wire_page_reads_what_bhfl_writes(wire):
+    from bhfl.comm import encode
+    from bhfl.comm.wire import KINDS
+    from bhfl.quant import QuantizedTensor
+
+    tensors = some_tensors()
+    read = wire["decode"](encode(tensors))
+    assert list(read) == list(tensors)
+    for name, value in tensors.items():
+        kind, bits, shape, values, codes = read[name]
+        if isinstance(value, QuantizedTensor):
+            assert (kind, bits) == (33 if value.scale.ndim else 32, value.bits)
+            assert codes == value.codes.reshape(-1).tolist()
+            plain, shape_of = value.scale, value.codes.shape
+        else:
+            assert (kind, bits, codes) == (KINDS[value.dtype], 0, [])
+            plain, shape_of = value, value.shape
+        assert shape == tuple(shape_of)
+        assert values == plain.reshape(-1).tolist()
+
+
+def test_bhfl_reads_what_code_of_the_wire_page_writes(wire):
+    from bhfl.comm import decode, encode
+
+    message = encode(some_tensors())
+    assert wire["encode"](wire["decode"](message)) == message
+    assert encode(decode(message)) == message
+
+
+def test_the_wire_page_has_the_kinds_and_limits_of_the_format(wire):
+    from bhfl.comm import wire as ours
+
+    assert {kind for kind in wire["SIZES"] if kind < 32} == set(ours.DTYPES)
+    assert {kind for kind in wire["SIZES"] if kind >= 32} == {ours.ONE_SCALE, ours.CHANNEL_SCALES}
+    for kind, dtype in ours.DTYPES.items():
+        assert wire["SIZES"][kind] == dtype.itemsize
+        if kind != BFLOAT16:
+            assert struct.calcsize("<" + wire["PLAIN"][kind]) == dtype.itemsize
+    text = (DOCS / "reference/wire.md").read_text()
+    for limit in (ours.MAX_TENSORS, ours.MAX_HEADER_BYTES, ours.MAX_NAME_BYTES, ours.MAX_DIMS):
+        assert f"{limit:,}" in text
+
+
+# ---- tables that code could outgrow --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", ["engine", "quant", "data", "algorithms", "models", "callbacks"])
+def test_public_names_have_words(room):
+    for name in facts.public_names(f"bhfl.{room}"):
+        value = facts.named(f"bhfl.{room}.{name}")
+        assert name in facts.public(f"bhfl.{room}")
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert facts.first_sentence(value), name
+
+
+def test_every_option_is_on_the_page_of_the_configuration():
+    from bhfl import algorithms
+    from bhfl.engine import FederatedTrainer
+
+    listed = {option.key.removeprefix("trainer.") for option in facts.trainer_options()}
+    taken = set(inspect.signature(FederatedTrainer).parameters)
+    assert listed == taken - {"clients", "algorithm", "seed"}
+    for option in facts.trainer_options():
+        assert option.text, option.key
+        assert option.key in facts.trainer()
+    for name in algorithms.__all__:
+        for option in facts.options(getattr(algorithms, name)):
+            assert option.text, f"{name}.{option.key}"
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        ("typing.Optional[int]", "integer or null"),
+        ("typing.Union[str, pathlib.Path, NoneType]", "path or null"),
+        ("typing.Literal['a', 'b']", "a or b"),
+        ("typing.Union[bool, typing.Literal['auto']]", "true or false or auto"),
+        (
+            "typing.Optional[dict[str, bhfl.comm.network.links.Profile]]",
+            "dict[text, Profile] or null",
+        ),
+    ],
+)
+def test_types_are_told_in_words(hint, words):
+    assert facts.shown(hint) == words
+
+
+def test_every_command_is_on_its_page():
+    from bhfl.main import COMMANDS
+
+    assert set(facts.COMMANDS) == set(COMMANDS)
+
+
+def test_every_method_has_a_card_with_its_options():
+    from bhfl import algorithms
+
+    text = (DOCS / "reference/methods.md").read_text()
+    cards = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.S | re.M))
+    assert set(cards) == set(algorithms.__all__)
+    for name, card in cards.items():
+        for row in ("Paper", "Rule", "Options", "Ours", "Configuration", "Class"):
+            assert f"| {row} |" in card, name
+        for option in facts.options(getattr(algorithms, name)):
+            generated = "see [the configuration]" in card
+            assert generated or f"`{option.key}`" in card or "those of" in card, option.key
+
+
+def test_exit_codes_are_on_their_page():
+    from bhfl.cli import exits
+    from bhfl.engine.ending import LOST
+
+    text = (DOCS / "reference/exit-codes.md").read_text()
+    codes = [exits.BAD_CONFIG, exits.BAD_DATA, exits.BAD_CHECKPOINT, exits.TOO_FEW_CLIENTS, LOST]
+    for code in (0, *codes, 130, 143):
+        assert f"\n| {code} | " in text
+
+
+def tags_on_page() -> list[re.Pattern[str]]:
+    """The tags of the page as patterns, its letters as in its first paragraph."""
+    text = (DOCS / "reference/metrics.md").read_text()
+    first_cells = re.findall(r"^\| ([^|]*) \|", text, re.M)
+    tags = re.findall(r"`([\w/]+)`", " ".join(first_cells))
+    letters = {r"\bM": "(loss|acc)", "_G": "_[a-z0-9]+", "_L": r"_[\w.]+"}
+    patterns = []
+    for tag in tags:
+        for letter, what in letters.items():
+            tag = re.sub(letter + r"(?=_|$)", lambda _, what=what: what, tag)
+        patterns.append(re.compile(tag))
+    return patterns
+
+
+def test_metrics_and_files_of_a_run_are_on_their_pages(tmp_path):
+    from bhfl.comm.network import SimulatedNetwork
+    from tests.federation import fit
+
+    trainer = fit(
+        tmp_path,
+        max_rounds=1,
+        evaluate_clients=True,
+        network=SimulatedNetwork("phone-4g"),
+        logger=True,
+    )
+    patterns = tags_on_page()
+    for tag in trainer.run.history[-1]:
+        assert "/" not in tag or any(one.fullmatch(tag) for one in patterns), tag
+    text = (DOCS / "reference/run-folder.md").read_text()
+    for path in trainer.run.folder.iterdir():
+        name = re.sub(r"tfevents\..*", "tfevents.*", path.name)
+        assert f"`{name}" in text, name
+
+
+def test_tags_of_methods_are_on_the_page_of_metrics():
+    patterns = tags_on_page()
+    for path in sorted((ROOT / "bhfl/algorithms").rglob("*.py")):
+        for tag in re.findall(
+            r'"((?:prowd|fedlq|dequantizer|adaquantfl|comm)/[^"]*)"', path.read_text()
+        ):
+            made = re.sub(r"\{[^}]*\}", "x", tag)
+            assert any(one.fullmatch(made) for one in patterns), f"{path.name}: {tag}"
+
+
+# ---- pages as they are built ---------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a page loads, where it leads, and the places in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.places: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.places |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        elif tag == "link" and found.get("rel") not in ("canonical",):
+            self.loads.append(found.get("href", ""))
+        elif tag != "a":
+            self.loads += [
+                found[key] for key in ("src", "srcset", "data", "poster") if key in found
+            ]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The pages, built as ``make docs`` does: a warning is an error."""
+    for name in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
+        pytest.importorskip(name, reason="the extra docs is not installed: make test-docs")
+    folder = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-n", "-W", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    return folder / "html"
+
+
+def written(built: Path) -> list[Path]:
+    """The pages themselves, without the theme's templates."""
+    return [path for path in built.rglob("*.html") if "_static" not in path.parts]
+
+
+@pytest.mark.slow
+def test_pages_load_nothing_from_elsewhere(built):
+    pages = written(built)
+    assert len(pages) > 15
+    for path in pages:
+        for address in Page(path).loads:
+            parts = urlsplit(address)
+            assert not parts.scheme or parts.scheme == "data", f"{path.name}: {address}"
+            assert not parts.netloc, f"{path.name}: {address}"
+            if parts.path:
+                assert (path.parent / unquote(parts.path)).exists(), f"{path.name}: {address}"
+        inline = html.unescape(path.read_text())
+        for script in re.findall(r"<script[^>]*>(.*?)</script>", inline, re.S):
+            assert not re.search(r"https?://", script), path.name
+    for path in built.rglob("*.css"):
+        for address in re.findall(r"url\(([^)]*)\)|@import ([^;]*);", path.read_text()):
+            assert not re.match(r"[\"'\s]*(https?:)?//", "".join(address)), path.name
+
+
+@pytest.mark.slow
+def test_links_and_anchors_of_built_pages_lead_somewhere(built):
+    pages = {path.resolve(): Page(path) for path in written(built)}
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            other = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert other.exists(), f"{path.name}: {link}"
+            anchor = unquote(parts.fragment)
+            if anchor and other in pages:
+                assert anchor in pages[other].places, f"{path.name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_search_works_from_the_disk(built):
+    """Its index is a script, which a page on a disk may load; a fetch is what it may not do."""
+    assert (built / "searchindex.js").read_text().startswith("Search.setIndex(")
+    page = Page(built / "search.html")
+    assert any("searchtools.js" in address for address in page.loads)
+    assert any("searchindex.js" in address for address in page.loads)
+    assert "DOCUMENTATION_OPTIONS" in (built / "_static/documentation_options.js").read_text()
+    options = (built / "_static/documentation_options.js").read_text()
+    assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn_by_a_file_of_ours(built):
+    page = Page(built / "reference/methods.html")
+    assert any("mathjax/tex-svg.js" in address for address in page.loads)
+    assert math.isclose((built / "_static/mathjax/tex-svg.js").stat().st_size, 2_108_580, abs_tol=1)
