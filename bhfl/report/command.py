@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 
 from bhfl.files import durable, user_path
+from bhfl.report.arguments import errors_told, path_argument
 from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
 from bhfl.report.page import page
-from bhfl.report.reading import find_runs, path_argument, read_run
+from bhfl.report.reading import find_runs, read_run
 from bhfl.report.rows import sections
 from bhfl.report.tables import results, until
 
@@ -33,13 +34,13 @@ def write_report(
 
     Args:
         runs: Run folders, folders that hold some, or patterns.
-        out: Folder for the files; made where there is none.
-        names: What to call the methods of run folders, where it tells them apart; by default their
-            algorithms.
-        target: Accuracy in (0, 1): adds what it took to reach it.
-        window: Successive validations whose median has to reach it.
-        baseline: Label of the row that speed is measured against; the first of each table by
-            default.
+        out: The folder for the files, which is made if it is missing.
+        names: The name of each run folder's method, used where the names tell the methods apart;
+            by default methods are called by their algorithms.
+        target: An accuracy in (0, 1): the report also tells what it took to reach it.
+        window: The number of successive validations whose median has to reach the target.
+        baseline: The label of the row that speed is measured against; the first row of each table
+            by default.
 
     Returns:
         The tables, for the console.
@@ -49,14 +50,11 @@ def write_report(
         OSError: `out` cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):
-        raise ValueError(
-            f"--window and --baseline need --target, got --window {window} and --baseline "
-            f"{baseline}"
-        )
+        rule = "--window and --baseline need --target"
+        raise ValueError(f"{rule}, got --window {window} and --baseline {baseline}")
     goal = Goal(target, window, baseline) if target is not None else None
-    read = []
-    for folder in find_runs(runs):
-        read.append(replace(read_run(folder), name=(names or {}).get(folder, "")))
+    names = names or {}
+    read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
     found = sections(read)
     if goal:
         goal.check_baseline(found)
@@ -65,6 +63,7 @@ def write_report(
         goals = [until(section, goal)] if goal else []
         tables.append([results(section), *filter(None, goals)])
     flat = list(chain.from_iterable(tables))
+    # nothing is written before all of it is known to be right
     out = user_path(out)
     out.mkdir(parents=True, exist_ok=True)
     texts = {
@@ -79,7 +78,14 @@ def write_report(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Parse the command line, write the report and print the tables; the exit code."""
+    """Parse the command line, write the report and print the tables.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: The arguments cannot be used, or the files cannot be written.
+    """
     parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
     parser.add_argument(
         "runs",
@@ -104,9 +110,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "--baseline", metavar="LABEL", help="row to measure speed against (default: the first)"
     )
     options = vars(parser.parse_args(args))
-    try:
+    with errors_told(parser):
         text = write_report(options.pop("runs"), options.pop("out"), **options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, "".join(f"error: {line}\n" for line in str(error).splitlines()))
     print(text)
     return 0

@@ -9,18 +9,19 @@ from itertools import pairwise
 def time_to_accuracy(
     times: Sequence[float], accuracies: Sequence[float], target: float, window: int = 1
 ) -> float:
-    """The first of `times` at which the median of the last `window` accuracies has reached
+    """The first of `times` at which the median of the last `window` accuracies is at least
     `target`.
 
     Args:
         times: Cumulative seconds at each evaluation, or bytes, or whatever never falls.
-        accuracies: The accuracy at each evaluation, or any metric that grows.
+        accuracies: The accuracy at each evaluation, or any metric that grows; NaN where there is
+            none, which no median counts.
         target: The accuracy to reach.
-        window: Evaluations in the median; 1 takes the accuracy itself. The target is not reached
-            before there are that many.
+        window: The number of evaluations in the median; 1 takes the accuracy itself. The target is
+            not reached before there are that many.
 
     Returns:
-        The time, or infinity when the target is never reached (quote no speed-up then).
+        The time, or infinity if the target is never reached: then no speed-up can be told.
 
     Raises:
         ValueError: The lengths differ, `times` fall, or `window` is below 1.
@@ -40,10 +41,8 @@ def time_to_accuracy(
 
 def _check(times: Sequence[float], accuracies: Sequence[float], window: int) -> None:
     if len(times) != len(accuracies):
-        raise ValueError(
-            f"times and accuracies must have the same length, got {len(times)} and "
-            f"{len(accuracies)}"
-        )
+        rule = "times and accuracies must have the same length"
+        raise ValueError(f"{rule}, got {len(times)} and {len(accuracies)}")
     if any(later < earlier for earlier, later in pairwise(times)):
         raise ValueError("times must be cumulative: they must not fall")
     if window < 1:

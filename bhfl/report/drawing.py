@@ -1,9 +1,10 @@
-"""What the pictures have in common; matplotlib is optional, and loaded when the first one is
+"""What the pictures have in common. Matplotlib is optional, and loaded when the first picture is
 drawn.
 """
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bhfl.report.reading import printable
@@ -18,10 +19,10 @@ eyes too.
 
 
 def pyplot() -> Any:
-    """``matplotlib.pyplot``, drawing to files.
+    """The module ``matplotlib.pyplot``, which draws to files.
 
     Raises:
-        ImportError: It is not installed; the message says what to install.
+        ImportError: Matplotlib is not installed; the message says what to install.
     """
     try:
         import matplotlib
@@ -33,15 +34,36 @@ def pyplot() -> Any:
     return plt
 
 
+def side_by_side(runs: Sequence[Path], size: tuple[float, float], **options: Any) -> Any:
+    """A figure, and its panels: one for each run, whose title says which run it is.
+
+    Args:
+        runs: Run folders.
+        size: Inches to the right and up.
+        options: More arguments of ``subplots``.
+    """
+    figure, panels = pyplot().subplots(1, len(runs), figsize=size, squeeze=False, **options)
+    for panel, run in zip(panels[0], runs, strict=True):
+        panel.set_title(plain("/".join(run.absolute().parts[-3:-1])), fontsize=9)
+    return figure, panels[0]
+
+
+def save(figure: Any, out: Path) -> None:
+    """Write a figure to a file of the kind that its name ends with, and close it."""
+    figure.savefig(out, dpi=150)
+    pyplot().close(figure)
+
+
 def plain(text: str) -> str:
-    """Text as matplotlib draws it as it is: dollars would begin a formula."""
+    """Text that matplotlib draws as it is, where a dollar would begin a formula."""
     return printable(text).replace("$", r"\$")
 
 
 def svg(figure: Any) -> bytes:
-    """A figure as SVG, the same bytes for the same picture; the figure is closed."""
+    """A figure as SVG; the figure is closed."""
     plt = pyplot()
     text = io.BytesIO()
+    # no salt by chance and no date: the same picture is the same bytes
     with plt.rc_context({"svg.hashsalt": "bhfl"}):
         figure.savefig(text, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -49,15 +71,17 @@ def svg(figure: Any) -> bytes:
 
 
 def bare(axis: Any) -> None:
-    """No more of an axis than is read: a light grid, and no frame above and to the right."""
+    """Leave of an axis what is read: a light grid behind the data, and no frame above and to the
+    right.
+    """
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3)
     axis.set_axisbelow(True)
 
 
 def logarithmic(axis: Any) -> None:
-    """A logarithmic axis of x with plain numbers at 1, 2, 5, 10, ..., which do not run into each
-    other.
+    """Make the axis of x logarithmic, with plain numbers at 1, 2, 5, 10, ..., which do not run into
+    each other.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -68,7 +92,8 @@ def logarithmic(axis: Any) -> None:
 
 
 def labels(layers: Sequence[str]) -> list[str]:
-    """Names of parameters without what all of them end with and begin with.
+    """Names of parameters without the words that all of them begin with, and without ``weight`` at
+    the end where all have it.
 
     >>> labels(["net.conv.weight", "net.head.0.weight"])
     ['conv', 'head.0']

@@ -4,7 +4,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from bhfl.checks import aligned
 from bhfl.report.goals import AXES, SIMULATED, Goal
@@ -12,28 +14,26 @@ from bhfl.report.rows import Row, Section, Spread
 from bhfl.report.tables import Cell, Table
 from bhfl.tags import LOST
 
-_MARKS = {"": "", "best": "*", "level": "~"}
+_MARKS = {"": " ", "best": "*", "level": "~"}
 
 
 def console(table: Table) -> str:
-    """Aligned columns between rules; marks behind the figures."""
-    marked: set[int] = set()
-    for row in table.rows:
-        marked.update(i for i, cell in enumerate(row) if cell.mark)
-    lines = []
-    for row in (list(map(Cell, table.head)), *table.rows):
-        texts = [cell.text for cell in row]
-        for i in marked:  # a column with marks has room for one in every line
-            texts[i] += _MARKS[row[i].mark] or " "
-        lines.append(texts)
-    body = [line.rstrip() for line in aligned(lines)]
+    """A table for a console: aligned columns between rules, with marks behind the figures."""
+    columns = []
+    for cells in zip(map(Cell, table.head), *table.rows, strict=True):
+        texts = [cell.text for cell in cells]
+        if any(cell.mark for cell in cells):
+            # there is room for a mark in every line, so that the figures stay aligned
+            texts = [cell.text + _MARKS[cell.mark] for cell in cells]
+        columns.append(texts)
+    body = [line.rstrip() for line in aligned(list(zip(*columns, strict=True)))]
     rule = "-" * max(map(len, body))
     legend = [f"*: best of its column; ~: {table.level}"] if table.level else []
     return "\n".join([table.title, rule, body[0], rule, *body[1:], rule, *table.notes, *legend])
 
 
 def markdown(table: Table) -> str:
-    """A table whose best figures are bold, and those level with them italic."""
+    """A table in Markdown: the best figures are bold, and those level with them italic."""
     around = {"": "", "best": "**", "level": "*"}
     lines = [f"## {_escaped(table.title)}", ""]
     lines.append(f"| {' | '.join(map(_escaped, table.head))} |")
@@ -49,29 +49,33 @@ def markdown(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that is no markup, neither of Markdown nor of HTML."""
+    """Text that neither Markdown nor HTML takes for markup."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|~#!])", r"\\\1", text)
 
 
 def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
-    """One line a row of all tables, accuracies in 0..1, an empty field where there is nothing."""
-    groups: dict[str, None] = {}
-    for section in sections:
-        groups |= dict.fromkeys(section.groups)
+    """The rows of all sections as CSV: accuracies in 0..1, and empty fields for missing values."""
+    groups = list(dict.fromkeys(chain.from_iterable(section.groups for section in sections)))
     lines = []
     for section in sections:
-        lines += [_numbers(section, row, list(groups), goal) for row in section.rows]
+        for row in section.rows:
+            numbers = _numbers(section, row, groups, goal)
+            lines.append({key: _field(value) for key, value in numbers.items()})
+    return csv_text(lines)
+
+
+def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV; all of them have the columns of the first."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    for line in lines:
-        writer.writerow({key: _field(value) for key, value in line.items()})
+    writer.writerows(lines)
     return text.getvalue()
 
 
 def _field(value: str | float) -> str | float:
-    """A field of the CSV: empty for nan, and text that no spreadsheet takes for a formula."""
+    """A field of the CSV: it is empty for nan, and no spreadsheet takes text for a formula."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
     return "" if math.isnan(value) else value
@@ -97,12 +101,12 @@ def _numbers(
     line["bits_up"] = row.uplink_bits
     line["simulated_seconds"] = row.mean(SIMULATED)
     line["seconds"] = row.total("time/round_s")
-    line |= {status: row.total(f"clients/{status}") for status in LOST}
+    line |= {status: row.lost(status) for status in LOST}
     return line | (_until_numbers(row, goal) if goal else {})
 
 
 def _until_numbers(row: Row, goal: Goal) -> dict[str, str | float]:
-    """What it took to reach the goal where every seed did, and how many did."""
+    """What it took to reach the goal if every seed did, and how many seeds did."""
     line: dict[str, str | float] = {}
     for axis in AXES:
         values = [goal.reached(run, axis) for run in row.runs] if row.finished else []

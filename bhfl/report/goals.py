@@ -1,4 +1,4 @@
-"""How soon the runs of a row reached an accuracy: seconds on simulated links, rounds and
+"""How soon the runs of a row reached an accuracy: in seconds on simulated links, in rounds and in
 megabytes.
 """
 
@@ -12,7 +12,7 @@ from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
 SIMULATED = "time/simulated_s"
 AXES = {"s": SIMULATED, "rounds": "round", "MB up": "comm/uplink_MB", "MB down": "comm/downlink_MB"}
-"""What it takes, and the tag that has it, cumulative."""
+"""What it may take to reach a goal, and the tag that counts it from the first round on."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Goal:
     """An accuracy to reach.
 
     Args:
-        target: Accuracy of all clients on the validation split, in (0, 1).
-        window: Successive validations whose median has to reach it.
+        target: The accuracy of all clients on the validation split, in (0, 1).
+        window: The number of successive validations whose median has to reach it.
         baseline: The label of the row that others are measured against; the first row of a section
             by default.
 
@@ -40,40 +40,48 @@ class Goal:
             raise ValueError(f"--window must be at least 1, got {self.window}")
 
     def reached(self, run: Run, axis: str) -> float:
-        """How much of `axis` `run` needed; infinite where it never got there, nan where it has no
-        such tag.
+        """How much a run needed to get there.
+
+        Args:
+            run: The run.
+            axis: What is counted, a key of `AXES`.
+
+        Returns:
+            Seconds, rounds or megabytes; infinite if it never got there, nan if its rows do not
+            count them.
         """
         accuracies = run.series(f"val/{run.metric}_{AVERAGE}")
-        passed = run.series(AXES[axis])
-        if not accuracies.keys() <= passed.keys():
+        counted = run.series(AXES[axis])
+        if not accuracies.keys() <= counted.keys():
             return math.nan
-        return time_to_accuracy(
-            [passed[r] for r in accuracies], list(accuracies.values()), self.target, self.window
-        )
+        times = [counted[round] for round in accuracies]
+        return time_to_accuracy(times, list(accuracies.values()), self.target, self.window)
 
     def base(self, section: Section) -> Row | None:
         """The row that the others of a section are measured against; None where it has none."""
-        rows = section.finished if section.comparable else []
-        chosen = [row for row in rows if row.label == self.baseline] if self.baseline else rows
-        return chosen[0] if chosen else None
+        for row in section.finished if section.comparable else []:
+            if self.baseline in (None, row.label):
+                return row
+        return None
 
     def check_baseline(self, sections: Sequence[Section]) -> None:
-        """Raise ValueError where no section has the baseline; the error lists the labels that there
-        are.
+        """Check that some section has the baseline.
+
+        Raises:
+            ValueError: None has it; the message lists the labels that there are.
         """
+        if self.baseline is None or any(map(self.base, sections)):
+            return
         known: dict[str, None] = {}
         for section in sections:
             if section.comparable:
                 known |= dict.fromkeys(row.label for row in section.finished)
-        if self.baseline is not None and self.baseline not in known:
-            raise ValueError(
-                f"--baseline must be the label of a finished row, got {self.baseline!r}; there are "
-                f"{', '.join(known)}"
-            )
+        rule = "--baseline must be the label of a finished row"
+        raise ValueError(f"{rule}, got {self.baseline!r}; there are {', '.join(known)}")
 
     def times_sooner(self, row: Row, base: Row, axis: str) -> Spread | None:
-        """How many times sooner than `base`, over the seeds that both have; None where one of them
-        never got there.
+        """How many times sooner than `base` a row got there, over the seeds that both have; None if
+        one of their runs never got there.
         """
         own = {run.seed: self.reached(run, axis) for run in row.runs}
         other = {run.seed: self.reached(run, axis) for run in base.runs}

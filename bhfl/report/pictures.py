@@ -3,14 +3,16 @@ data.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain, cycle
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bhfl.report import bits, weights
 from bhfl.report.drawing import PALETTE, bare, logarithmic, plain, pyplot, svg
 from bhfl.report.goals import SIMULATED
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
-from bhfl.tags import LOST
 
 Colours = Mapping[str, str]
 """Label of a row to its colour."""
@@ -21,14 +23,17 @@ _OVER = {
     "over all bytes sent": ("comm/total_MB", "MB up and down"),
     "over simulated time": (SIMULATED, "simulated seconds"),
 }
-"""What accuracy is drawn over: tag and name of the axis."""
-_SIZE = (4.5, 3.0)
+"""What accuracy is drawn over: the tag, and the name of the axis."""
+_WIDTH = 4.5
+_HEIGHT = 3.0
+"""Inches of a picture, its legend left out."""
 _WIDE = 5
-"""Ratio of methods' ends from which on their axis is logarithmic."""
+"""An axis is logarithmic where the largest end of a curve is more than so many times the smallest.
+"""
 
 
 class Picture(NamedTuple):
-    """What it shows, and the picture as SVG."""
+    """One picture: what it shows, and its SVG."""
 
     title: str
     svg: bytes
@@ -42,8 +47,16 @@ class Chapter(NamedTuple):
     pictures: list[Picture]
 
 
+class Point(NamedTuple):
+    """A finished row: the megabytes that a run of it sent, and its test accuracy."""
+
+    row: Row
+    sent: float
+    accuracy: Spread
+
+
 class Line(NamedTuple):
-    """A curve: its row, and mean x, mean y and deviation of y by round."""
+    """A curve of one row: by round, the mean of x, and the mean and the deviation of y."""
 
     row: Row
     x: list[float]
@@ -53,14 +66,13 @@ class Line(NamedTuple):
 
 def colours(sections: Sequence[Section]) -> dict[str, str]:
     """A colour for each label of the whole report."""
-    found: dict[str, None] = {}
-    for section in sections:
-        found |= dict.fromkeys(row.label for row in section.rows)
-    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(found)}
+    rows = chain.from_iterable(section.rows for section in sections)
+    labels = dict.fromkeys(row.label for row in rows)
+    return dict(zip(labels, cycle(PALETTE), strict=False))
 
 
 def chapters(section: Section, colours: Colours) -> list[Chapter]:
-    """All pictures of a section; chapters without data are left out.
+    """All pictures of a section. Chapters without data are left out.
 
     Raises:
         ImportError: matplotlib is not installed; the message says what to install.
@@ -77,7 +89,7 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
 def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     pictures = []
     for title, (tag, axis) in _OVER.items():
-        lines = _lines(section, f"acc_{group}", tag, 100)
+        lines = _lines(section, group, tag, 100)
         if any(line.x[-1] for line in lines):
             pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
@@ -85,23 +97,24 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     return Chapter(f"Accuracy: {whose}", about, pictures)
 
 
-_NO_LINE = (
-    "No line joins the best, as the methods were not all run with the same "
-    "seeds and known settings."
-)
-
-
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
     seeds = {frozenset(row.by_seed(AVERAGE)) for row in section.finished}
     joined = section.comparable and len(seeds) == 1
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
-        points = [(row, row.mean(tag), row.accuracy(AVERAGE)) for row in section.finished]
-        points = [point for point in points if math.isfinite(point[1] + point[2].mean)]
-        if len(points) > 1 and any(sent for _, sent, _ in points):
+        points = []
+        for row in section.finished:
+            point = Point(row, row.mean(tag), row.accuracy(AVERAGE))
+            if math.isfinite(point.sent + point.accuracy.mean):
+                points.append(point)
+        if len(points) > 1 and any(point.sent for point in points):
             pictures.append(Picture(axis, _scatter(points, colours, axis, joined)))
     about = "Test accuracy of all clients after the last round, against what a run sent. "
-    about += "The line joins methods that no other beats in both." if joined else _NO_LINE
+    if joined:
+        about += "The line joins methods that no other beats in both."
+    else:
+        about += "No line joins the best, as the methods were not all run with the same "
+        about += "seeds and known settings."
     return Chapter("Accuracy against bytes", about, pictures)
 
 
@@ -111,8 +124,9 @@ def _weights(section: Section) -> Chapter:
         try:
             name, histograms = weights.chosen(row.runs[0].folder)
         except ValueError:
-            continue  # the run has none
-        figure, panel = pyplot().subplots(figsize=(4.5, 3.9), layout="constrained")
+            # not all runs write histograms
+            continue
+        figure, panel = pyplot().subplots(figsize=(_WIDTH, 3.9), layout="constrained")
         weights.ridges(panel, histograms)
         panel.set_title(plain(name), fontsize=9)
         pictures.append(Picture(row.name, svg(figure)))
@@ -145,9 +159,10 @@ def _bits(section: Section) -> Chapter:
         try:
             found = bits.read(row.runs[0])
         except ValueError:
-            continue  # the run has none
+            # FedLQ alone writes bits
+            continue
         height = 1.3 + 0.2 * max(len(found[0]), 9)
-        figure, panel = pyplot().subplots(figsize=(4.5, height), layout="constrained")
+        figure, panel = pyplot().subplots(figsize=(_WIDTH, height), layout="constrained")
         bits.heat([panel], [found])
         pictures.append(Picture(row.name, svg(figure)))
     about = "First seed; layers from the input down."
@@ -155,10 +170,7 @@ def _bits(section: Section) -> Chapter:
 
 
 def _lost(section: Section, colours: Colours) -> Chapter:
-    names = {}
-    for status in LOST:
-        if any(row.total(f"clients/{status}") for row in section.rows):
-            names[f"clients/{status}"] = status
+    names = {f"clients/{status}": status for status in section.losses}
     pictures = _series(section, colours, names, axis="clients")
     return Chapter("Clients whose updates did not count", "By round, mean over seeds.", pictures)
 
@@ -170,15 +182,20 @@ def _series(
     beside: Mapping[str, str] | None = None,
     axis: str = "",
 ) -> list[Picture]:
-    """A picture for each tag that has data, with a second tag dotted beside it where there is
-    one.
+    """A picture for each tag that has data.
+
+    Args:
+        section: The rows that are drawn.
+        colours: The colour of each label.
+        names: What to call each tag.
+        beside: A second tag for some of the tags, which is drawn dotted.
+        axis: The name of the axis of y; that of the tag by default.
     """
     pictures = []
     for tag, name in names.items():
         lines = _lines(section, tag, "round")
         if lines:
-            other = (beside or {}).get(tag)
-            dotted = _lines(section, other, "round") if other else []
+            dotted = _lines(section, (beside or {}).get(tag, ""), "round")
             pictures.append(Picture(name, _curves(lines, colours, "round", axis or name, dotted)))
     return pictures
 
@@ -187,10 +204,17 @@ def _series(
 
 
 def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line]:
-    """The curves of all rows that have data, over the rounds that all runs of a row have."""
+    """The curves of all rows that have data, over the rounds that all runs of a row have.
+
+    Args:
+        section: The rows.
+        tag: What is drawn; a bit group stands for its accuracy, by whatever name a run has it.
+        over: The tag that it is drawn over.
+        scale: What the values are multiplied by.
+    """
     lines = []
     for row in section.rows:
-        name = tag if "/" in tag else f"val/{tag.replace('acc', row.runs[0].metric, 1)}"
+        name = tag if "/" in tag else f"val/{row.runs[0].metric}_{tag}"
         ys = [run.series(name) for run in row.runs]
         xs = [run.series(over) for run in row.runs]
         line = Line(row, [], [], [])
@@ -207,22 +231,21 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
 def _curves(
     lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Sequence[Line] = ()
 ) -> bytes:
-    def draw(axis: Any) -> None:
-        for i, line in enumerate(lines):
-            _curve(axis, line, colours[line.row.label], i / len(lines))
-        for line in dotted:
-            style = {"linestyle": ":", "marker": "x", "markersize": 4}
-            axis.plot(line.x, line.y, color=colours[line.row.label], **style)
-        ends = [line.x[-1] for line in lines if line.x[-1] > 0]
-        axis.ticklabel_format(axis="y", useOffset=False)
-        if y.endswith("%"):
-            axis.set_ylim(top=min(axis.get_ylim()[1], 102))
-        if x == "round":
-            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        elif ends and max(ends) > _WIDE * min(ends):
-            logarithmic(axis)
-
-    return _figure(draw, [line.row.name for line in lines], x, y)
+    """Curves with their legend, and other curves dotted; `x` and `y` are the names of the axes."""
+    axis = _axis(x, y)
+    for i, line in enumerate(lines):
+        _curve(axis, line, colours[line.row.label], i / len(lines))
+    style = {"linestyle": ":", "marker": "x", "markersize": 4}
+    for line in dotted:
+        axis.plot(line.x, line.y, color=colours[line.row.label], **style)
+    axis.ticklabel_format(axis="y", useOffset=False)
+    if y.endswith("%"):
+        axis.set_ylim(top=min(axis.get_ylim()[1], 102))
+    if x == "round":
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    else:
+        _spread_out(axis, [line.x[-1] for line in lines if line.x[-1] > 0])
+    return _drawn(axis)
 
 
 def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
@@ -230,62 +253,68 @@ def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
     finished = line.row.finished
     style: dict[str, Any] = {"color": colour, "markersize": 4, "label": _shown(line.row)}
     style["linestyle"] = "-" if finished else "--"
-    style["linewidth"] = 1.0 + (1.0 - place) * finished  # one that hides another is the thinner one
+    # a curve that hides another is the thinner one
+    style["linewidth"] = 1.0 + (1.0 - place) * finished
     if len(line.x) < 30:
         style["marker"] = "o" if len(line.x) < 3 else "."
     axis.plot(line.x, line.y, **style)
     if not math.isnan(line.deviation[0]):
-        low = [y - deviation for y, deviation in zip(line.y, line.deviation, strict=True)]
-        high = [y + deviation for y, deviation in zip(line.y, line.deviation, strict=True)]
+        low = np.subtract(line.y, line.deviation)
+        high = np.add(line.y, line.deviation)
         axis.fill_between(line.x, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
-def _scatter(
-    points: Sequence[tuple[Row, float, Spread]], colours: Colours, x: str, joined: bool
-) -> bytes:
-    def draw(axis: Any) -> None:
-        best = -math.inf
-        front = []
-        for _, sent, accuracy in sorted(points, key=lambda point: (point[1], -point[2].mean)):
-            if accuracy.mean > best:
-                best = accuracy.mean
-                front.append((sent, 100 * best))
-        if joined:
-            axis.plot(*zip(*front, strict=True), color="#999999", linewidth=1, zorder=1)
-        for row, sent, accuracy in points:
-            error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-            style = {
-                "color": colours[row.label],
-                "label": _shown(row),
-                "markersize": 7,
-                "capsize": 3,
-                "linewidth": 1.2,
-            }
-            axis.errorbar(sent, 100 * accuracy.mean, error, fmt="o", **style)
-        ends = [sent for _, sent, _ in points]
-        if min(ends) > 0 and max(ends) > _WIDE * min(ends):
-            logarithmic(axis)
+def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) -> bytes:
+    """Points with their legend; `x` is the name of the axis, and a line joins the best."""
+    axis = _axis(x, "test accuracy, %")
+    if joined:
+        axis.plot(*zip(*_front(points), strict=True), color="#999999", linewidth=1, zorder=1)
+    style = {"fmt": "o", "markersize": 7, "capsize": 3, "linewidth": 1.2}
+    for row, sent, accuracy in points:
+        error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
+        named = {"color": colours[row.label], "label": _shown(row)}
+        axis.errorbar(sent, 100 * accuracy.mean, error, **named, **style)
+    # zero has no place on a logarithmic axis, and a method may send nothing
+    if all(point.sent for point in points):
+        _spread_out(axis, [point.sent for point in points])
+    return _drawn(axis)
 
-    return _figure(draw, [row.name for row, _, _ in points], x, "test accuracy, %")
+
+def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
+    """Megabytes and accuracy in per cent of the rows that no other beats in both."""
+    front: list[tuple[float, float]] = []
+    for _, sent, accuracy in sorted(points, key=lambda point: (point.sent, -point.accuracy.mean)):
+        if not front or 100 * accuracy.mean > front[-1][1]:
+            front.append((sent, 100 * accuracy.mean))
+    return front
 
 
 def _shown(row: Row) -> str:
-    """A name as a legend takes it: dollars would begin a formula, and an underscore hides an
-    entry.
-    """
+    """A row's name as a legend shows it, where an underscore at its beginning would hide it."""
     name = plain(row.name)
     return f" {name}" if name.startswith("_") else name
 
 
-def _figure(draw: Callable[[Any], None], names: Sequence[str], x: str, y: str) -> bytes:
-    """One panel with its legend below."""
-    plt = pyplot()
-    columns = max(1, min(3, len(names), 62 // (max(map(len, names)) + 6)))
-    height = _SIZE[1] + 0.19 * math.ceil(len(names) / columns)
-    figure, axis = plt.subplots(figsize=(_SIZE[0], height), layout="constrained")
-    draw(axis)
+def _axis(x: str, y: str) -> Any:
+    """A panel whose axes have these names."""
+    _, axis = pyplot().subplots(layout="constrained")
     bare(axis)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
+    return axis
+
+
+def _spread_out(axis: Any, ends: Sequence[float]) -> None:
+    """Make the axis of x logarithmic where the ends of curves lie far apart."""
+    if ends and max(ends) > _WIDE * min(ends):
+        logarithmic(axis)
+
+
+def _drawn(axis: Any) -> bytes:
+    """The SVG of a panel, with a legend below of as many columns as its longest name admits."""
+    _, names = axis.get_legend_handles_labels()
+    columns = max(1, min(3, len(names), 62 // (max(map(len, names)) + 6)))
+    figure = axis.figure
+    figure.set_size_inches(_WIDTH, _HEIGHT + 0.19 * math.ceil(len(names) / columns))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     return svg(figure)

@@ -18,11 +18,11 @@ BySeed = Mapping[int | None, float]
 
 @dataclass(frozen=True)
 class Ranking:
-    """The outcome of a column.
+    """Which rows of a section are best in a column.
 
     Args:
         marks: The mark of each of the section's rows.
-        counts: How many seeds the best row and each of the others share.
+        counts: The numbers of seeds that the best row shares with each of the others.
         unmeasured: Rows that are not compared because some of their seeds have no value.
         alone: Rows that are not compared because they share no seed with another.
     """
@@ -41,9 +41,13 @@ class Ranking:
 def ranking(section: Section, group: str) -> Ranking:
     """Rank the rows of a section by their test accuracy of a bit group.
 
-    The best rows are those that no row leads, each compared with all others; where rows share too
-    few seeds to tell, or lead each other in a circle, there is none. A row is level with the best
+    The best rows are those that no row leads, each compared with all others. There is none where
+    rows share too few seeds to tell, or lead each other in a circle. A row is level with the best
     where the mean of their differences is at most its standard error.
+
+    Args:
+        section: The rows, which are ranked where it is known that they may be compared.
+        group: A bit group, or the average over clients.
     """
     whole: dict[int, BySeed] = {}
     unmeasured = []
@@ -57,15 +61,14 @@ def ranking(section: Section, group: str) -> Ranking:
     alone = [section.rows[i] for i in whole if i not in compared and len(whole) > 1]
     best = [i for i, own in compared.items() if _leads_all(own, compared)]
     marks: list[Mark] = ["" for _ in section.rows]
-    counts = []
-    for i, own in compared.items() if best else ():
-        first = compared[best[0]]
-        if i in best:
-            marks[i] = "best"
-        elif _level(first, own):
-            marks[i] = "level"
-        if i != best[0]:
-            counts.append(len(first.keys() & own.keys()))
+    if not best:
+        return Ranking(marks, (), unmeasured, alone)
+    first = compared.pop(best[0])
+    for i, own in compared.items():
+        marks[i] = "level" if _level(first, own) else ""
+    for i in best:
+        marks[i] = "best"
+    counts = [len(first.keys() & own.keys()) for own in compared.values()]
     return Ranking(marks, counts, unmeasured, alone)
 
 
@@ -89,10 +92,9 @@ def _leads(own: BySeed, other: BySeed) -> bool:
 
 
 def _level(best: BySeed, other: BySeed) -> bool:
-    """Whether the mean of the differences is at most its standard error, ``s / sqrt(n)``; one seed
-    has none.
-    """
+    """Whether the mean of the differences is at most its standard error, ``s / sqrt(n)``."""
     found = _differences(best, other)
+    # the difference of a single seed has no standard error
     if len(found) < 2:
         return found == [0]
     return statistics.fmean(found) <= statistics.stdev(found) / math.sqrt(len(found))

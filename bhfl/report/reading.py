@@ -1,23 +1,24 @@
-"""Run folders as records: what each was told to do, what it logged, what came of it, and what is
-wrong with its files.
+"""Run folders as records: what each run was told to do, what it logged, what came of it, and what
+is wrong with its files.
 
 Nothing here trusts a file: a run may be damaged, killed, or being written while it is read.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from bhfl.checks import is_integer, is_number
 from bhfl.files import matching, read_limited, user_path, walk
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
@@ -25,7 +26,7 @@ from bhfl.settings import SETTINGS, Role, told_of
 from bhfl.tags import ACCURACIES
 
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
-"""A folder that holds one of them is a run; it holds the last before its first round is done."""
+"""A folder that holds one of them is a run; the last is there before the first round is done."""
 CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")
 """Tags that count from the first round on."""
 MAX_SUMMARY_BYTES = 4 * 2**20
@@ -39,11 +40,10 @@ class Run:
     """One run folder.
 
     Args:
-        folder: Where it is.
-        told: What it was told, as its ``settings.json`` has it; empty where there is none that can
-            be read.
+        folder: The folder itself.
+        told: What the run was told, as its ``settings.json`` has it; empty if that cannot be read.
         rounds: The rows of all whole rounds, by tag.
-        summary: What came of it; empty while it is not finished.
+        summary: What came of the run; empty while it is not finished.
         faults: What is wrong with its files, in words.
         name: What its method is called, if it was given a name.
     """
@@ -57,96 +57,92 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to its end, and its rows are those of the end."""
+        """Whether the run has come to its end, and its rows are those of the end."""
         return bool(self.summary) and not self.missing
 
     @property
     def missing(self) -> str:
-        """Why it does not count as finished; empty for one that does."""
-        done, said = self.num_rounds, self.summary.get("rounds")
+        """Why the run does not count as finished; empty for one that does."""
+        done = self.num_rounds
         if not self.summary:
             total = self.max_rounds
             return f"{done} of {total} rounds" if total else f"{done} rounds"
         if failed := self.summary.get("failed"):
             return f"after {done} rounds, {str(failed).splitlines()[0]:.200}"
+        # a damaged or edited file of rows does not make the figures of the end
+        said = self.summary.get("rounds")
         if done == said:
             return ""
         return f"{done} rounds in rounds.jsonl, {str(said)[:20]} in summary.json"
 
     @property
     def num_rounds(self) -> int:
-        """The last whole round."""
+        """The number of the last whole round."""
         return int(self.rounds[-1]["round"]) if self.rounds else 0
 
     @property
     def max_rounds(self) -> int | None:
-        """How many it was to have."""
+        """The number of rounds that the run was to have; None where it is not known."""
         total = told_of(self.told, Role).get("trainer.max_rounds")
-        return total if isinstance(total, int) else None
+        return total if is_integer(total) else None
 
     @property
     def seed(self) -> int | None:
-        """Of the initial weights and of every draw; None where it is not known."""
+        """The seed of the initial weights and of every draw; None where it is not known."""
         seed = told_of(self.told, Role).get(SEED)
-        return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+        return seed if is_integer(seed) else None
 
     @cached_property
     def tags(self) -> list[str]:
         """The tags of its rounds, in the order in which they came."""
-        found: dict[str, None] = {}
-        for row in self.rounds:
-            found |= dict.fromkeys(row)
-        return list(found)
+        return list(dict.fromkeys(chain.from_iterable(self.rounds)))
 
     @cached_property
     def metric(self) -> str:
-        """What it calls its accuracy."""
+        """What the run calls its accuracy."""
         tags = {*self.metrics, *self.tags}
         found = [name for name in ACCURACIES if {f"val/{name}_avg", f"test/{name}_avg"} & tags]
         return found[0] if found else ACCURACIES[0]
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """Its last measurement, on the test split."""
+        """The last measurement, on the test split."""
         found = self.summary.get("metrics")
         return found if isinstance(found, Mapping) else {}
 
     @cached_property
     def groups(self) -> list[str]:
-        """Its bit groups, in the fleet's order."""
+        """The bit groups, in the fleet's order."""
         prefix = f"val/{self.metric}_"
         measured = [tag.removeprefix(prefix) for tag in self.tags if tag.startswith(prefix)]
+        # a metric whose name begins alike looks like a group, but no bytes were counted for it
         counted = self.summary.get("bytes")
         known = counted if isinstance(counted, Mapping) else measured
-        return [
-            group
-            for group in measured
-            if group in known and group not in ("avg", "min") and not group.startswith("local_")
-        ]
+        groups = [group for group in measured if group in known and group not in ("avg", "min")]
+        return [group for group in groups if not group.startswith("local_")]
 
     def series(self, tag: str) -> dict[int, float]:
-        """Round to value, where a round has a finite one."""
+        """The values of a tag by round, of the rounds that have a finite one."""
         values = {int(row["round"]): number(row.get(tag)) for row in self.rounds}
         return {round: value for round, value in values.items() if math.isfinite(value)}
 
     def total(self, tag: str) -> float:
-        """The sum over rounds."""
+        """The sum of a tag over rounds."""
         return sum(self.series(tag).values())
 
     def last(self, tag: str) -> float:
-        """The last finite value; nan where there is none."""
+        """The last finite value of a tag; nan where there is none."""
         return next(reversed(self.series(tag).values()), math.nan)
 
 
 def number(value: Any) -> float:
     """`value` if it is a finite number, else nan."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
-        return math.nan
-    return float(value)
+    # so far below the largest float that sums and squares over seeds stay finite
+    return float(value) if is_number(value) and abs(value) < 1e300 else math.nan
 
 
 def printable(text: object) -> str:
-    r"""As text on one line that no terminal takes for a command: what cannot be printed is spelled
+    r"""A text on one line that no terminal takes for a command: what cannot be printed is spelled
     out.
 
     >>> printable("red \x1b[31m")
@@ -167,14 +163,6 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def path_argument(text: str) -> Path:
-    """The path that an argument of a command means; argparse takes its error as it is."""
-    try:
-        return user_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 # ---- folders -------------------------------------------------------------------------------------
 
 
@@ -186,39 +174,41 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
             ``runs/digits-*``.
 
     Raises:
-        ValueError: Some hold no run; all of them, one a line.
+        ValueError: Some of the paths hold no run; the message lists all of them, one a line.
     """
     found: dict[Path, Path] = {}
     problems = []
     for path in map(user_path, paths):
         matches = [path] if path.exists() else sorted(matching(path), key=_natural)
-        runs = [run for match in matches for run in _runs_below(match)]
+        runs = list(chain.from_iterable(map(_runs_below, matches)))
         if not runs:
             what = "no run in it" if matches else "no such folder"
-            problems.append(
-                f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold "
-                "some"
-            )
+            rule = f"RUN must be a run folder (with {' or '.join(MARKERS)}) or hold some"
+            problems.append(f"{path}: {what}; {rule}")
         for run in runs:
             found.setdefault(run.resolve(), run)
-    if problems or not paths:
-        raise ValueError(
-            "\n".join(problems) or "RUN is missing: a run folder, or one that holds some"
-        )
+    if not paths:
+        problems.append("RUN is missing: a run folder, or one that holds some")
+    if problems:
+        raise ValueError("\n".join(problems))
     return list(found.values())
 
 
 def with_runs_below(paths: Sequence[Path]) -> list[Path]:
-    """`paths`, those that hold runs replaced by these."""
-    return [run for path in map(user_path, paths) for run in (list(_runs_below(path)) or [path])]
+    """The runs at or below each of `paths`; a path without runs stands for itself."""
+    found = []
+    for path in map(user_path, paths):
+        found += list(_runs_below(path)) or [path]
+    return found
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Runs at or below `folder`, through links too; there are none inside a run."""
+    """The runs at or below `folder`, through links too."""
     if not folder.is_dir():
         return
     for place, folders, files in walk(folder, once=True, on_error=_passed_over):
         if set(MARKERS) & set(files):
+            # whatever lies inside of a run is its own
             folders.clear()
             yield place
         folders.sort(key=_natural)
@@ -237,23 +227,20 @@ def _natural(name: str | Path) -> list[tuple[str, int]]:
 
 
 def read_run(folder: Path) -> Run:
-    """The record of one run folder; whatever is wrong with a file is a fault of it, never an
-    error.
-    """
+    """The record of one run folder; what is wrong with its files becomes a fault, and no error."""
     faults: list[str] = []
-    summary = _mapping(
-        folder / "summary.json", read_json, MAX_SUMMARY_BYTES, faults
-    )  # first: then all rounds are there
+    # the summary is read first: where it is written already, so are all rows
+    summary = _mapping(folder / "summary.json", MAX_SUMMARY_BYTES, faults)
     rounds = _rounds(folder / "rounds.jsonl", faults)
     path = folder / f"{SETTINGS}.json"
-    told = _mapping(path, read_json, MAX_BYTES, faults)
+    told = _mapping(path, MAX_BYTES, faults)
     if not path.exists():
         faults.append(f"no {path.name}: its settings are unknown")
     return Run(folder, told, rounds, summary, tuple(faults))
 
 
 def _text(path: Path, most: int, faults: list[str]) -> str | None:
-    """What a file holds; None where there is none, or none that can be read."""
+    """What a file holds; None where it is missing, or cannot be read."""
     try:
         return read_limited(path, most).decode("utf-8", errors="replace")
     except FileNotFoundError:
@@ -263,15 +250,13 @@ def _text(path: Path, most: int, faults: list[str]) -> str | None:
         return None
 
 
-def _mapping(
-    path: Path, parse: Callable[[str], Any], most: int, faults: list[str]
-) -> dict[str, Any]:
-    """The mapping in a file; empty where there is none."""
+def _mapping(path: Path, most: int, faults: list[str]) -> dict[str, Any]:
+    """The mapping in a file of JSON; empty where it is missing or damaged."""
     text = _text(path, most, faults)
     if text is None:
         return {}
     try:
-        found = _printable(parse(text))
+        found = _printable(read_json(text))
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not found:
@@ -281,12 +266,11 @@ def _mapping(
 
 
 def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
-    """Rows up to the first that is no row of a later round; a last one cut off is no fault: it is
-    being written.
-    """
+    """The rows up to the first line that does not hold a later round."""
     rows: list[dict[str, Any]] = []
     tags: dict[str, str] = {}
     lines = (_text(path, MAX_ROUNDS_BYTES, faults) or "").split("\n")
+    # a line without an end is being written, which is not a fault
     for place, line in enumerate(lines[:-1], 1):
         row = _row(line, tags)
         if not row or not _follows(row, rows[-1] if rows else {"round": 0}):
@@ -297,29 +281,29 @@ def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
 
 
 def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
-    """The numbers of a round, nan for what is none; empty where the line has no round.
+    """The figures of a round, nan for what is not a number; empty where the line has no round.
 
     Args:
-        line: Of the file.
-        tags: As they were found to be printable; filled, so that all rows share them.
+        line: A line of the file.
+        tags: Printable tags by their tags; those of the line are added, so that all rows share
+            them.
     """
     try:
         found = json.loads(line) if len(line) <= MAX_LINE_BYTES else None
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict) or not _is_round(found.get("round")):
+    if not isinstance(found, dict):
         return {}
-    row: dict[str, Any] = {
-        tags.setdefault(tag, printable(tag)): number(value) for tag, value in found.items()
-    }
-    return row | {"round": found["round"]}
-
-
-def _is_round(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_ROUND
+    round: Any = found.get("round")
+    if not is_integer(round) or not 0 < round <= MAX_ROUND:
+        return {}
+    row: dict[str, Any] = {}
+    for tag, value in found.items():
+        row[tags.setdefault(tag, printable(tag))] = number(value)
+    return row | {"round": round}
 
 
 def _follows(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether `row` is a later round than `before`, and nothing that only grows has fallen."""
     grows = all(row.get(tag, 0) >= before.get(tag, 0) for tag in CUMULATIVE)
-    return bool(row["round"] > before["round"] and grows)
+    return grows and row["round"] > before["round"]

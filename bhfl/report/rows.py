@@ -1,18 +1,20 @@
-"""Runs in tables: those that may be compared share a section, those that differ only in seed share
-a row.
+"""Runs as tables: those that may be compared share a section, and those that differ in nothing but
+the seed share a row.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from bhfl.report.reading import Run, number, printable
 from bhfl.report.settings import Options, labels, method, task, titles
 from bhfl.settings import MAKE_THE_RUN, told_of
+from bhfl.tags import LOST, Status
 
 AVERAGE = "avg"
 """The mean over clients, beside the bit groups."""
@@ -20,7 +22,7 @@ AVERAGE = "avg"
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over seeds; the deviation of a single one is nan."""
+    """The mean and the sample standard deviation over seeds; nan where there is only one."""
 
     mean: float
     deviation: float = math.nan
@@ -31,7 +33,8 @@ class Spread:
         """The mean and deviation of the finite values; NaN if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         mean = statistics.mean(finite) if finite else math.nan
-        return cls(mean, statistics.stdev(finite) if len(finite) > 1 else math.nan, len(finite))
+        deviation = statistics.stdev(finite) if len(finite) > 1 else math.nan
+        return cls(mean, deviation, len(finite))
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Row:
     """One method: its finished runs, by seed, or a single run that is not finished.
 
     Args:
-        label: The same in all tables and pictures.
-        runs: One run or more.
+        label: What the method is called, in all tables and pictures.
+        runs: Its runs, one or more.
     """
 
     label: str
@@ -53,12 +56,16 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The label, and the seed where it is a single run's row among others of the label."""
+        """The label, and the seed of a run that is not finished: a label may have several such."""
         seed = self.runs[0].seed
-        return self.label if self.finished or seed is None else f"{self.label}, seed {seed}"
+        if self.finished or seed is None:
+            return self.label
+        return f"{self.label}, seed {seed}"
 
     def accuracy(self, group: str) -> Spread:
-        """The accuracy on the test split; a run that is not finished has its last validation."""
+        """The accuracy of a bit group on the test split, or at the last validation of a run that is
+        not finished.
+        """
         return Spread.of([_accuracy(run, group) for run in self.runs])
 
     def by_seed(self, group: str) -> dict[int | None, float]:
@@ -67,17 +74,21 @@ class Row:
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
     def mean(self, tag: str) -> float:
-        """The mean of the runs' last values."""
+        """The mean of the runs' last values of a tag."""
         return Spread.of([run.last(tag) for run in self.runs]).mean
 
     def total(self, tag: str) -> float:
-        """The mean of the runs' sums over rounds."""
+        """The mean of the runs' sums of a tag over rounds."""
         return Spread.of([run.total(tag) for run in self.runs]).mean
+
+    def lost(self, status: Status) -> float:
+        """The number of updates that ended with this status, as a mean over the runs."""
+        return self.total(f"clients/{status}")
 
     @property
     def uplink_bits(self) -> float:
-        """Bits that a weight took on its way up, everything included, where it came down as
-        float32; nan without.
+        """The bits that a weight took on its way up, headers and scales included, if it came down
+        as float32; nan where nothing came down.
         """
         up = self.total("uplink_bytes")
         down = self.total("downlink_bytes")
@@ -91,13 +102,13 @@ def _accuracy(run: Run, group: str) -> float:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that may be compared: the same fleet, data, model and links.
+    """Rows that may be compared: they have the same fleet, data, model and links.
 
     Args:
-        title: What tells it from other sections.
-        rows: The rows by first appearance; what is not finished at the end.
-        notes: What a reader ought to know of its runs.
-        comparable: Whether it is known that they may be compared.
+        title: What tells the section from others.
+        rows: The rows by first appearance; those that are not finished stand at the end.
+        notes: What a reader ought to know of the runs.
+        comparable: Whether it is known that the rows may be compared.
     """
 
     title: str
@@ -112,12 +123,21 @@ class Section:
 
     @property
     def groups(self) -> list[str]:
-        """Bit groups, and the average where there are several."""
+        """The bit groups of the runs, and the average where there are several groups."""
         found: dict[str, None] = {}
         for run in self.runs:
             if run.finished or not self.finished:
                 found |= dict.fromkeys(run.groups)
         return [*found, AVERAGE] if len(found) > 1 else list(found)
+
+    @property
+    def losses(self) -> list[Status]:
+        """What became of updates that did not count, as far as there are such updates."""
+        found = []
+        for status in LOST:
+            if any(row.lost(status) for row in self.rows):
+                found.append(status)
+        return found
 
     @property
     def finished(self) -> list[Row]:
@@ -132,25 +152,27 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     """All runs, in sections by first appearance; runs of unknown settings come last, each with a
     row of its own.
     """
-    known = [run for run in runs if _is_known(run)]
-    unknown = [run for run in runs if not _is_known(run)]
-    tasks: list[Options] = []
-    members: list[list[Run]] = []
-    for run in known:
-        own = task(run.told)
-        if own not in tasks:
-            tasks.append(own)
-            members.append([])
-        members[tasks.index(own)].append(run)
-    names = titles([part[0].told for part in members])
-    found = [_section(title, part) for title, part in zip(names, members, strict=True)]
-    if unknown:
-        rows = [
-            Row(printable(f"{run.folder.parent.name}/{run.folder.name}"), (run,)) for run in unknown
-        ]
+    tasks = _alike([run for run in runs if _is_known(run)], task)
+    names = titles([members[0].told for members in tasks])
+    found = [_section(title, members) for title, members in zip(names, tasks, strict=True)]
+    if unknown := [run for run in runs if not _is_known(run)]:
+        rows = []
+        for run in unknown:
+            label = printable(f"{run.folder.parent.name}/{run.folder.name}")
+            rows.append(Row(label, (run,)))
         notes = (*map(_note, unknown), "runs of unknown settings are not compared")
         found.append(Section("settings unknown", _ordered(rows), notes, comparable=False))
     return found
+
+
+def _alike(
+    runs: Sequence[Run], settings: Callable[[Mapping[str, Any]], Options]
+) -> list[list[Run]]:
+    """Runs in lists of those whose `settings` are the same, by first appearance."""
+    found: dict[frozenset[tuple[str, str]], list[Run]] = {}
+    for run in runs:
+        found.setdefault(frozenset(settings(run.told).items()), []).append(run)
+    return list(found.values())
 
 
 def _is_known(run: Run) -> bool:
@@ -161,41 +183,37 @@ def _is_known(run: Run) -> bool:
 
 
 def _section(title: str, runs: Sequence[Run]) -> Section:
-    methods: list[Options] = []
-    for run in runs:
-        if (own := method(run.told)) not in methods:
-            methods.append(own)
+    """The section of runs that share their task."""
+    methods = _alike(runs, method)
+    options = [method(members[0].told) for members in methods]
+    named = _given_names(methods) or labels(options)
     rows = []
-    notes = []
-    named = _names(methods, runs)
-    for options, label in zip(methods, named, strict=True):
-        like = sorted(
-            (run for run in runs if method(run.told) == options), key=lambda run: run.seed or 0
-        )
+    repeated = []
+    for label, members in zip(named, methods, strict=True):
         finished: dict[int | None, Run] = {}
-        for run in like:
-            if run.finished and run.seed in finished:
-                notes.append(
-                    f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out"
-                )
-            elif run.finished:
-                finished[run.seed] = run
-            else:
+        for run in sorted(members, key=lambda run: run.seed or 0):
+            if not run.finished:
                 rows.append(Row(label, (run,)))
+            elif run.seed in finished:
+                what = f"repeats {label} with seed {run.seed} and is left out"
+                repeated.append(f"{printable(run.folder)} {what}")
+            else:
+                finished[run.seed] = run
         if finished:
             rows.append(Row(label, tuple(finished.values())))
-    notes += [_note(run) for row in rows for run in row.runs if run.faults or not run.finished]
-    return Section(title, _ordered(rows), (*_differences(methods, named), *notes))
+    shown = chain.from_iterable(row.runs for row in rows)
+    doubtful = [_note(run) for run in shown if run.faults or not run.finished]
+    notes = (*_differences(options, named), *repeated, *doubtful)
+    return Section(title, _ordered(rows), notes)
 
 
-def _names(methods: Sequence[Options], runs: Sequence[Run]) -> list[str]:
-    """What the methods' runs are called, if every method has one name of its own; else what their
-    options say.
-    """
-    given = [{run.name for run in runs if method(run.told) == options} for options in methods]
-    alone = all(len(names) == 1 for names in given)
-    names = [next(iter(names)) for names in given] if alone else [""]
-    return names if all(names) and len(set(names)) == len(names) else labels(methods)
+def _given_names(methods: Sequence[Sequence[Run]]) -> list[str]:
+    """The names that the runs of the methods were given, if every method has one of its own."""
+    found = []
+    for members in methods:
+        names = {run.name for run in members}
+        found.append(names.pop() if len(names) == 1 else "")
+    return found if all(found) and len(set(found)) == len(found) else []
 
 
 def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -204,20 +222,22 @@ def _ordered(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _note(run: Run) -> str:
     """What is the matter with a run."""
-    unknown = ["its seed is unknown"] if run.told and run.seed is None else []
-    unfinished = [f"not finished: {run.missing}"] if run.missing else []
-    return f"{printable(run.folder)}: " + "; ".join([*unfinished, *run.faults, *unknown])
+    problems = list(run.faults)
+    if run.missing:
+        problems.insert(0, f"not finished: {run.missing}")
+    if run.told and run.seed is None:
+        problems.append("its seed is unknown")
+    return f"{printable(run.folder)}: {'; '.join(problems)}"
 
 
 def _differences(methods: Sequence[Options], named: Sequence[str]) -> list[str]:
-    """Options of training, not of the algorithms, that differ between rows and that no label
-    tells.
+    """Notes on options that differ between rows and that no label tells. The algorithms' own are
+    left out: they are meant to differ.
     """
-    keys = dict.fromkeys(
-        key for options in methods for key in options if not key.startswith("algorithm")
-    )
     notes = []
-    for key in keys:
+    for key in dict.fromkeys(chain.from_iterable(methods)):
+        if key.startswith("algorithm"):
+            continue
         values = dict.fromkeys(options.get(key, "none") for options in methods)
         word = key.rpartition(".")[2]
         if len(values) > 1 and not any(f"{word}=" in label for label in named):

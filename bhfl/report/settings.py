@@ -1,11 +1,12 @@
-"""What a run's settings say: whom it may be compared with, and the few words that tell it from its
-like.
+"""What a run's settings say: which runs it may be compared with, and the few words that tell it
+from them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from bhfl.settings import Role, told_of
@@ -21,6 +22,7 @@ def task(told: Mapping[str, Any]) -> Options:
     Args:
         told: What a run was told, as its ``settings.json`` has it.
     """
+    # a slash at the end of a folder means nothing
     places = {key: value.rstrip("/") for key, value in _texts(told, Role.IDENTITY).items()}
     return _texts(told, Role.TASK) | places
 
@@ -38,9 +40,11 @@ def _texts(told: Mapping[str, Any], *roles: Role) -> Options:
 
 
 def _text(value: Any) -> str:
-    """A value in words: 1.0 and 1 are the same, which the command line and Python may write."""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value)
+    """A value as text."""
+    # Python may have been given 1 where the command line reads 1.0, and they are the same
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def short(value: str) -> str:
@@ -63,63 +67,66 @@ def labels(methods: Sequence[Options]) -> list[str]:
     saying, where the label is its own without it.
     """
     names = [short(options.get("algorithm", "?")) for options in methods]
-    keys = list(dict.fromkeys(key for options in methods for key in options))
+    keys = list(dict.fromkeys(chain.from_iterable(methods)))
     words = _last_words(keys)
-    values = {key: _spoken({options.get(key) for options in methods}) for key in keys}
-    brief: list[str] = []
-    full: list[str] = []
+    values = {}
+    for key in keys:
+        values[key] = _spoken({options.get(key) for options in methods})
+
+    def label(name: str, options: Options, told: Sequence[str]) -> str:
+        said = [f"{words[key]}={values[key][options.get(key)]}" for key in told]
+        return f"{name} ({', '.join(said)})" if said else name
+
+    brief = []
+    full = []
     for options, name in zip(methods, names, strict=True):
         like = [other for other, its in zip(methods, names, strict=True) if its == name]
-        told = _telling(options, [other for other in like if other != options], keys)
-        shared = [
-            key
-            for key in told
-            if 2 * sum(other.get(key) == options.get(key) for other in like) > len(like)
-        ]
-        said = [key for key in told if key not in shared and not _is_plain(options, key, like)]
-        for kind, spoken in ((brief, said), (full, told)):
-            kind.append(
-                _label(name, [f"{words[key]}={values[key][options.get(key)]}" for key in spoken])
-            )
+        telling = _telling(options, like, keys)
+        told = [key for key in telling if not _goes_without_saying(options, key, like)]
+        brief.append(label(name, options, told))
+        full.append(label(name, options, telling))
     return [b if brief.count(b) == 1 else f for b, f in zip(brief, full, strict=True)]
 
 
-def _is_plain(options: Options, key: str, like: Sequence[Options]) -> bool:
-    """Whether the value goes without saying: a switch that is on, or what is not set anywhere."""
-    if options.get(key) is None:  # a switch that others have on is off
-        return all(other.get(key) != "True" for other in like)
-    return options[key] == "True"
-
-
-def _telling(options: Options, others: Sequence[Options], keys: Sequence[str]) -> list[str]:
-    """A small set of keys in which `options` differs from each of `others`.
-
-    The algorithm's own that tells most of them is taken first: a learning rate is said only where
-    nothing else is left.
+def _goes_without_saying(options: Options, key: str, like: Sequence[Options]) -> bool:
+    """Whether most rows of the algorithm share the value, it is a switch that is on, or it is not
+    set.
     """
-    chosen = []
+    value = options.get(key)
+    if 2 * sum(other.get(key) == value for other in like) > len(like):
+        return True
+    if value is None:
+        # a switch that others have on is off here, which is said
+        return all(other.get(key) != "True" for other in like)
+    return value == "True"
+
+
+def _telling(options: Options, like: Sequence[Options], keys: Sequence[str]) -> list[str]:
+    """A small set of keys in which `options` differs from each other row of its algorithm.
+
+    The algorithm's own option that tells most of them is taken first: a learning rate is said only
+    where nothing else is left.
+    """
+    others = [other for other in like if other != options]
+
+    def merit(key: str) -> tuple[bool, int]:
+        told = sum(other.get(key) != options.get(key) for other in others)
+        return told > 0 and key.startswith("algorithm"), told
+
+    chosen = set()
     while others:
-        told = {key: sum(other.get(key) != options.get(key) for other in others) for key in keys}
-        best = max(
-            keys, key=lambda key: (bool(told[key]) and key.startswith("algorithm"), told[key])
-        )
-        chosen.append(best)
+        best = max(keys, key=merit)
+        chosen.add(best)
         others = [other for other in others if other.get(best) == options.get(best)]
-    return sorted(chosen, key=list(keys).index)
-
-
-def _label(name: str, telling: Sequence[str]) -> str:
-    return f"{name} ({', '.join(telling)})" if telling else name
+    return [key for key in keys if key in chosen]
 
 
 def _spoken(values: set[str | None]) -> dict[str | None, str]:
     """Values as labels say them: classes by their names alone, where these differ."""
     brief = {value: "none" if value is None else short(value) for value in values}
-    return (
-        brief
-        if len(set(brief.values())) == len(values)
-        else {value: str(value) for value in values}
-    )
+    if len(set(brief.values())) == len(values):
+        return brief
+    return {value: str(value) for value in values}
 
 
 def _last_words(keys: Sequence[str]) -> dict[str, str]:
@@ -138,33 +145,35 @@ def titles(told: Sequence[Mapping[str, Any]]) -> list[str]:
     facets = [_facets(one) for one in told]
     if len(told) < 2:
         return [", ".join(filter(None, facet.values())) for facet in facets]
-    differ = [key for key in facets[0] if len({facet[key] for facet in facets}) > 1]
-    found = [[facet[key] or f"no {key}" for key in differ] for facet in facets]
+    differ = _differing(facets)
+    found = []
+    for facet in facets:
+        found.append([facet[key] or f"no {key}" for key in differ])
     if len(set(map(tuple, found))) < len(found):
         tasks = [task(one) for one in told]
-        keys = [
-            k
-            for k in dict.fromkeys(k for t in tasks for k in t)
-            if len({t.get(k) for t in tasks}) > 1
-        ]
-        keys = [key for key in keys if key != "clients"]
-        found = [
-            [*text, *(f"{k.rpartition('.')[2]}={short(t.get(k, 'none'))}" for k in keys)]
-            for text, t in zip(found, tasks, strict=True)
-        ]
-    return [", ".join(words) for words in found]
+        words = _last_words([key for key in _differing(tasks) if key != "clients"])
+        for title, own in zip(found, tasks, strict=True):
+            title += [f"{word}={short(own.get(key, 'none'))}" for key, word in words.items()]
+    return [", ".join(title) for title in found]
 
 
-def _facets(told: Mapping[str, Any]) -> dict[str, str]:
+def _differing(several: Sequence[Options]) -> list[str]:
+    """The keys whose value is not the same in all."""
+    alike = dict(set.intersection(*(set(one.items()) for one in several)))
+    return [key for key in dict.fromkeys(chain.from_iterable(several)) if key not in alike]
+
+
+def _facets(told: Mapping[str, Any]) -> Options:
     """Data set, partition, model, fleet and links in words."""
     own = task(told)
     partition = short(own.get("data.partition", ""))
-    first = next((key for key in own if key.startswith("data.partition.")), None)
+    options = [key for key in own if key.startswith("data.partition.")]
+    if options:
+        word = options[0].rpartition(".")[2]
+        partition += f"({word}={own[options[0]]})"
     return {
         "data": short(own.get("data", "?")),
-        "partition": f"{partition}({first.rpartition('.')[2]}={own[first]})"
-        if first
-        else partition,
+        "partition": partition,
         "model": own.get("model.net", short(own.get("model", "?"))),
         "fleet": fleet(told_of(told, [Role.TASK]).get("clients")),
         "simulated links": _links(own),
@@ -179,40 +188,35 @@ def fleet(clients: Any) -> str:
     >>> fleet([{"bits": 8, "fraction": 0.5}, {"bits": {"weights": 4}, "count": 2}])
     '50 % int8, 2 x weights 4'
     """
-    entries = (
-        [{"bits": bits, "count": count} for bits, count in clients.items()]
-        if isinstance(clients, dict)
-        else clients
-    )
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if isinstance(clients, dict):
+        clients = [{"bits": bits, "count": count} for bits, count in clients.items()]
+    if not isinstance(clients, list) or not all(isinstance(entry, dict) for entry in clients):
         return str(clients)
-    return ", ".join(_group(entry) for entry in entries)
+    return ", ".join(map(_group, clients))
 
 
 def _group(entry: Mapping[str, Any]) -> str:
-    bits, fraction = entry.get("bits"), entry.get("fraction")
-    name = (
-        " ".join(f"{key} {value}" for key, value in bits.items())
-        if isinstance(bits, dict)
-        else str(bits)
-    )
+    bits = entry.get("bits")
+    if isinstance(bits, dict):
+        bits = " ".join(f"{key} {value}" for key, value in bits.items())
+    name = str(bits)
     if name.isdigit():
         name = "float32" if name == "32" else f"int{name}"
-    share = (
-        f"{100 * fraction:g} %" if isinstance(fraction, (int, float)) else f"{entry.get('count')} x"
-    )
-    return f"{share} {name}"
+    fraction = entry.get("fraction")
+    if isinstance(fraction, (int, float)):
+        return f"{100 * fraction:g} % {name}"
+    return f"{entry.get('count')} x {name}"
 
 
 def _links(own: Options) -> str:
-    """The simulated network by its profiles or trace."""
-    prefix = "trainer.network"
-    network = {key: value for key, value in own.items() if key.startswith(prefix)}
-    mixed = [
-        f"{share} {key.removeprefix(f'{prefix}.profiles.')}"
-        for key, share in network.items()
-        if key.startswith(f"{prefix}.profiles.")
-    ]
-    profile = network.get(f"{prefix}.profiles", "a network")
-    names = network.get(f"{prefix}.trace") or ", ".join(mixed) or profile
-    return f"over {names}" if network else ""
+    """The simulated network by its trace or its profiles; empty where there is none."""
+    network = {key: value for key, value in own.items() if key.startswith("trainer.network")}
+    if not network:
+        return ""
+    profiles = "trainer.network.profiles"
+    mixed = []
+    for key, share in network.items():
+        if key.startswith(f"{profiles}."):
+            mixed.append(f"{share} {key.removeprefix(f'{profiles}.')}")
+    trace = network.get("trainer.network.trace")
+    return f"over {trace or ', '.join(mixed) or network.get(profiles, 'a network')}"

@@ -1,14 +1,13 @@
 """What stands in the report's tables; `bhfl.report.forms` writes them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from bhfl.report.goals import AXES, SIMULATED, Goal
 from bhfl.report.ranking import Mark, Ranking, ranking
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
-from bhfl.tags import LOST
 
 _LEVEL = (
     "within the spread of the best: the mean of the differences, seed by seed, is at most its "
@@ -17,7 +16,7 @@ _LEVEL = (
 
 
 class Cell(NamedTuple):
-    """What stands in a table, and whether it is the best of its column or level with it."""
+    """One cell of a table: its text, and whether it is the best of its column or level with it."""
 
     text: str
     mark: Mark = ""
@@ -25,8 +24,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a head, rows of cells, the notes below, and when a figure is level with the best of
-    its column.
+    """A table, in whatever form it is written.
+
+    Args:
+        title: What stands above it.
+        head: The names of its columns.
+        rows: Its cells.
+        notes: Lines that stand below it.
+        level: When a figure is level with the best of its column; empty where none is marked.
     """
 
     title: str
@@ -40,19 +45,28 @@ class Table:
 
 
 def results(section: Section) -> Table:
-    """Accuracy by bit group, what was sent, and who was lost."""
-    columns = {**_COLUMNS, **_optional(section)}
+    """The table of a section: accuracy by bit group, what was sent, and how many updates did not
+    count.
+    """
     rankings = {group: ranking(section, group) for group in section.groups}
+    timed = any(not math.isnan(row.mean(SIMULATED)) for row in section.rows)
+    head = ["method", "seeds", "rounds", *map(_column, rankings), "up MB", "down MB", "bits up"]
+    if timed:
+        head.append("simulated s")
     rows = []
     for place, row in enumerate(section.rows):
         cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
         for group, found in rankings.items():
             cells.append(_accuracy(row, group, found.marks[place]))
-        cells += [Cell(text(row)) for text in columns.values()]
-        rows.append(cells)
+        figures = [_amount(row.mean("comm/uplink_MB")), _amount(row.mean("comm/downlink_MB"))]
+        figures.append(_fixed(row.uplink_bits, 1))
+        if timed:
+            figures.append(_amount(row.mean(SIMULATED)))
+        figures += [_fixed(row.lost(status), 0) for status in section.losses]
+        rows.append([*cells, *map(Cell, figures)])
     return Table(
         title=section.title,
-        head=["method", "seeds", "rounds", *map(_column, rankings), *columns],
+        head=[*head, *section.losses],
         rows=rows,
         notes=[*_legend(section), *_compared(section, rankings), *section.notes],
         level=_LEVEL if any(found.marked for found in rankings.values()) else "",
@@ -60,7 +74,7 @@ def results(section: Section) -> Table:
 
 
 def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
-    """How many seeds rows were compared on, and which were not."""
+    """Notes on how many seeds rows were compared on, and on rows that were not compared."""
     counts: set[int] = set()
     alone: dict[str, None] = {}
     unmeasured = []
@@ -75,7 +89,7 @@ def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
             unclear.append(column)
     notes = []
     if counts:
-        said = _from_to(sorted(counts))
+        said = _from_to(counts)
         notes.append(f"rows are compared seed by seed on the seeds that both have: {said}")
     for label in alone:
         notes.append(f"{label} is not compared: no other row has one of its seeds")
@@ -88,8 +102,9 @@ def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
     return notes
 
 
-def _from_to(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
+def _from_to(counts: Collection[int]) -> str:
+    low = min(counts)
+    high = max(counts)
     return str(low) if low == high else f"{low} to {high}"
 
 
@@ -98,7 +113,7 @@ def _column(group: str) -> str:
 
 
 def _legend(section: Section) -> list[str]:
-    """How to read the table, as far as it needs it."""
+    """Notes on how to read the table."""
     notes = [
         "test accuracy in per cent after the last round, mean ± standard deviation over seeds; "
         "MB = 10^6 bytes"
@@ -115,27 +130,8 @@ def _legend(section: Section) -> list[str]:
     return notes
 
 
-_COLUMNS: dict[str, Callable[[Row], str]] = {
-    "up MB": lambda row: _amount(row.mean("comm/uplink_MB")),
-    "down MB": lambda row: _amount(row.mean("comm/downlink_MB")),
-    "bits up": lambda row: _fixed(row.uplink_bits, 1),
-}
-"""The columns behind the accuracies, and what they say of a row."""
-
-
-def _optional(section: Section) -> dict[str, Callable[[Row], str]]:
-    """The columns that only some sections need."""
-    found: dict[str, Callable[[Row], str]] = {}
-    if any(not math.isnan(row.mean(SIMULATED)) for row in section.rows):
-        found["simulated s"] = lambda row: _amount(row.mean(SIMULATED))
-    for status in LOST:
-        if any(row.total(f"clients/{status}") for row in section.rows):
-            found[status] = lambda row, tag=f"clients/{status}": _fixed(row.total(tag), 0)  # type: ignore[misc]
-    return found
-
-
 def until(section: Section, goal: Goal) -> Table | None:
-    """What it took to reach a goal; None where no run is finished."""
+    """The table of what it took to reach a goal; None where no run is finished."""
     if not section.finished:
         return None
     tags = []
@@ -170,7 +166,7 @@ def until(section: Section, goal: Goal) -> Table | None:
 
 
 def _goal_notes(section: Section, goal: Goal, base: Row | None, timed: bool) -> list[str]:
-    """How the goal is meant, and whom "times sooner" is measured against."""
+    """Notes on what the goal means, and on the row that "times sooner" is measured against."""
     median = "a validation"
     if goal.window > 1:
         median = f"the median of {goal.window} successive validations"
@@ -199,13 +195,15 @@ def _accuracy(row: Row, group: str, mark: Mark) -> Cell:
 
 
 def _over_seeds(spread: Spread, digits: int, row: Row) -> str:
-    """``44.7 ± 1.1``, and of how many seeds where some of the row's have no value."""
-    some = 0 < spread.count < len(row.runs)
-    return _spread(spread, digits) + (f" ({spread.count} of {len(row.runs)} seeds)" if some else "")
+    """``44.7 ± 1.1``, and of how many seeds if some of the row's have no value."""
+    text = _spread(spread, digits)
+    if 0 < spread.count < len(row.runs):
+        text += f" ({spread.count} of {len(row.runs)} seeds)"
+    return text
 
 
 def _spread(spread: Spread, digits: int) -> str:
-    """``44.7 ± 1.1``, or ``44.7`` of one seed."""
+    """``44.7 ± 1.1``, or ``44.7`` where there is one seed."""
     deviation = "" if math.isnan(spread.deviation) else f" ± {spread.deviation:.{digits}f}"
     return _fixed(spread.mean, digits) + deviation
 
@@ -226,7 +224,7 @@ def _fixed(value: float, digits: int) -> str:
 
 
 def _amount(value: float) -> str:
-    """Three figures or so, whatever its size."""
+    """About three figures, whatever the size of the value."""
     return _fixed(value, (value < 10) + (value < 100))
 
 
@@ -238,7 +236,7 @@ def _seeds(row: Row) -> str:
 
 
 def _rounds(row: Row) -> str:
-    """How many rounds whole runs have; how far one that is not finished has come."""
+    """How many rounds finished runs have, or how far a run that is not finished has come."""
     if not row.finished:
         run = row.runs[0]
         return f"{run.num_rounds} of {run.max_rounds or '?'}"

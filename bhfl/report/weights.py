@@ -1,36 +1,39 @@
-"""Histograms of the global float32 weights over rounds, as a picture: ``python -m
-bhfl.report.weights RUN [RUN ...]``.
+"""Histograms of the global float32 weights over rounds, as a picture.
 
-Under naive averaging they collapse onto the levels of the low-bit clients; what was written to
-TensorBoard while a run went on (`bhfl.callbacks.WeightHistograms`) is read back and drawn, one
-panel a run.
+``python -m bhfl.report.weights RUN [RUN ...]`` reads what `bhfl.callbacks.WeightHistograms` wrote
+to TensorBoard while a run went on, and draws one panel a run. Under naive averaging the weights
+collapse onto the levels of the low-bit clients.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bhfl.report.drawing import plain, pyplot
-from bhfl.report.reading import path_argument, with_runs_below
+from bhfl.report.arguments import errors_told, picture_parser
+from bhfl.report.drawing import plain, pyplot, save, side_by_side
+from bhfl.report.reading import with_runs_below
+
+_NUM_ROUNDS = 8
+"""The rounds that are drawn at most."""
 
 Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
-"""Round to (edges [B + 1], counts [B])."""
+"""The histogram of each round: the edges ``[bins + 1]`` and the counts ``[bins]``."""
 
 
 def read(run: Path) -> dict[str, Histograms]:
-    """Histograms by weight tensor of a run folder.
+    """The histograms of a run folder, by weight tensor.
 
     Raises:
-        ValueError: There is no such folder, or it holds none.
+        ValueError: There is no such folder, or no histograms are in it.
     """
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder")
     for file in run.glob("*tfevents*"):
+        # TensorBoard would wait for a pipe for ever
         if not file.is_file():
-            raise ValueError(f"{file} is no file")
+            raise ValueError(f"{file} must be a file of TensorBoard, and is not a file")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"histograms": 0})
@@ -52,7 +55,16 @@ def read(run: Path) -> dict[str, Histograms]:
 def density(
     edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """The histogram's density at `x`, with area one."""
+    """The density of a histogram: its area is one.
+
+    Args:
+        edges: The edges of its bins, rising, ``[bins + 1]``.
+        counts: What is in its bins, ``[bins]``.
+        x: Where the density is wanted, of any shape.
+
+    Returns:
+        The density at each of `x`; zero outside of all bins.
+    """
     widths = np.diff(edges)
     heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0)
     heights /= max(counts.sum(), 1)
@@ -61,25 +73,21 @@ def density(
     return np.where(inside, heights[np.clip(bins, 0, len(counts) - 1)], 0.0)
 
 
-def draw(runs: list[Path], out: Path, layer: str | None = None, num_rounds: int = 8) -> None:
-    """Draw `num_rounds` rounds of one weight tensor of each run, the largest by default, and save
-    the picture.
+def draw(runs: list[Path], out: Path, layer: str | None = None) -> None:
+    """Draw some rounds of one weight tensor of each run, the largest by default, and save the
+    picture.
 
     Raises:
         ValueError: A run has no histograms, or not of `layer`.
         ImportError: matplotlib is not installed; the message says what to install.
     """
     found = [chosen(run, layer) for run in runs]
-    plt = pyplot()
-    figure, panels = plt.subplots(
-        1, len(runs), figsize=(4.2 * len(runs), 4.6), squeeze=False, sharex=True, layout="tight"
-    )
-    for panel, run, (name, histograms) in zip(panels[0], runs, found, strict=True):
-        ridges(panel, histograms, num_rounds)
-        of_run = "/".join(run.absolute().parts[-3:-1])
-        panel.set_title(f"{plain(of_run)}\n{plain(name)}", fontsize=9)
-    figure.savefig(out, dpi=150)
-    plt.close(figure)
+    size = (4.2 * len(runs), 4.6)
+    figure, panels = side_by_side(runs, size, layout="tight", sharex=True)
+    for panel, (name, histograms) in zip(panels, found, strict=True):
+        ridges(panel, histograms)
+        panel.set_title(f"{panel.get_title()}\n{plain(name)}", fontsize=9)
+    save(figure, out)
 
 
 def chosen(run: Path, layer: str | None = None) -> tuple[str, Histograms]:
@@ -95,18 +103,20 @@ def chosen(run: Path, layer: str | None = None) -> tuple[str, Histograms]:
     return name, found[name]
 
 
-def ridges(panel: Any, histograms: Histograms, num_rounds: int = 8) -> None:
+def ridges(panel: Any, histograms: Histograms) -> None:
     """Draw some of a tensor's rounds above each other, the first at the bottom."""
     rounds = sorted(histograms)
-    shown = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, num_rounds).astype(int))]
+    places = np.linspace(0, len(rounds) - 1, _NUM_ROUNDS).astype(int)
+    shown = [rounds[i] for i in np.unique(places)]
     reach = max(_reach(edges, counts) for edges, counts in histograms.values())
     x = np.linspace(-reach, reach, 400)
     for height, round in enumerate(shown):
-        y = np.sqrt(density(*histograms[round], x))  # the root shows the flanks beside the peaks
+        # the root shows the flanks beside the peaks
+        y = np.sqrt(density(*histograms[round], x))
         y = height + 1.6 * y / max(y.max(), 1e-12)
         colour = pyplot().get_cmap("viridis")(height / max(len(shown) - 1, 1))
         style = {"color": colour, "alpha": 0.8, "zorder": len(shown) - height, "linewidth": 0.6}
-        # as paths they would be most of a report
+        # as paths the ridges would be most of the bytes of a report
         panel.fill_between(x, height, y, rasterized=True, **style)
     panel.set_yticks(range(len(shown)), [f"round {round}" for round in shown], fontsize=8)
     panel.set_xlabel("weight")
@@ -122,17 +132,11 @@ def _reach(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> f
 
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(prog="python -m bhfl.report.weights", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=path_argument, help="run folders, or folders that hold some"
-    )
-    parser.add_argument("--out", type=path_argument, default=Path("weights.png"))
+    parser = picture_parser("weights", __doc__)
     parser.add_argument("--layer", help="name of a weight tensor; the largest by default")
     options = parser.parse_args(args)
-    try:
+    with errors_told(parser):
         draw(with_runs_below(options.runs), options.out, options.layer)
-    except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
     print(options.out)
 
 

@@ -1,0 +1,38 @@
+"""What the report's commands have in common: paths as arguments, and errors as lines."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bhfl.files import user_path
+
+
+def picture_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """The arguments of ``python -m bhfl.report.<name>``, which draws one picture of some runs."""
+    parser = argparse.ArgumentParser(prog=f"python -m bhfl.report.{name}", description=about)
+    which = "run folders, or folders that hold some"
+    parser.add_argument("runs", nargs="+", type=path_argument, help=which)
+    parser.add_argument("--out", type=path_argument, default=Path(f"{name}.png"))
+    return parser
+
+
+def path_argument(text: str) -> Path:
+    """The path that an argument means, for ``type=`` of argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: No path can be meant; argparse prints the reason as it is.
+    """
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+@contextmanager
+def errors_told(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Leave a command with exit code 2, and one line for each problem, where a block fails."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        parser.exit(2, "".join(f"error: {line}\n" for line in str(error).splitlines()))
