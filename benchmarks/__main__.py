@@ -1,5 +1,5 @@
-"""`make bench`: figures as ratios of runs that took turns, each beside what it should be at
-most.
+"""``make bench``: figures as ratios of runs that took turns, each beside what it should be at
+most. ``python -m benchmarks engine quant`` measures some parts alone.
 """
 
 import sys
@@ -13,7 +13,7 @@ if __name__ == "__main__":
         "rivals": rivals.run,
         "data": data.run,
         "prowd": prowd.run,
+        "fedlq": layerwise.run,
     }
-    parts["fedlq"] = layerwise.run
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -1,5 +1,5 @@
-"""`make accuracy`: what bits cost in accuracy, ResNet-8 on all of CIFAR-10, trained centrally by a
-plain loop.
+"""What bits cost in accuracy (``make accuracy``): ResNet-8 on all of CIFAR-10, trained in one place
+by a plain loop.
 
 Every variant has BatchNorm, the same batches and the same schedule: SGD with momentum, a cosine to
 zero, random crops and mirror images. A finished run is one line of JSON, and is not repeated.
@@ -36,12 +36,12 @@ VARIANTS: dict[str, tuple[Any, str, float]] = {
     "4 bits": (4, "fake", 1.5),
     "ternary": ("ternary", "fake", 5.0),
 }
-"""Bits of all layers, how they compute, and the points of accuracy below float32 that are aimed at,
-at most.
+"""The bits of all layers, the backend that computes, and how many points of accuracy a variant may
+be below float32.
 """
 
 ENDS = ("stem.0", "head.2")
-"""The first and the last layer, which have at least 8 bits, as is usual."""
+"""The first and the last layer, which have 8 bits in every quantised variant, as is usual."""
 
 BATCH = 128
 LEARNING_RATE = 0.1
@@ -60,13 +60,23 @@ class Run:
     images: int
 
     def record(self, archive: str) -> dict[str, Any]:
-        """Train and test in this process."""
+        """Train and test in this process.
+
+        Args:
+            archive: The pictures of CIFAR-10.
+
+        Returns:
+            The run's fields, its test accuracy, the loss of its last epoch and the CPU seconds of
+            training.
+        """
         torch.set_num_threads(1)
         keep_freed_memory()
         torch.manual_seed(self.seed)
         data = CIFAR10(archive=archive)
-        train, test = data.load(train=True), data.load(train=False)
+        train = data.load(train=True)
+        test = data.load(train=False)
         model = self.model()
+        # the time of this thread: two runs at once would slow each other's clock on the wall
         start = time.thread_time()
         losses = list(self.steps(model, train))
         seconds = time.thread_time() - start
@@ -88,7 +98,7 @@ class Run:
         return model.to(memory_format=torch.channels_last)
 
     def steps(self, model: nn.Module, train: TensorSource) -> Iterator[float]:
-        """Train; the loss of each batch."""
+        """Train, and tell the loss of each batch."""
         model.train()
         optimizer = torch.optim.SGD(
             model.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY
@@ -97,7 +107,8 @@ class Run:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         for images, labels in self.batches(train):
             optimizer.zero_grad()
-            with save_in_int8() if self.variant.endswith("save_in_int8") else nullcontext():
+            saving = save_in_int8() if self.variant.endswith("save_in_int8") else nullcontext()
+            with saving:
                 loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -105,7 +116,7 @@ class Run:
             yield loss.item()
 
     def batches(self, train: TensorSource) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled and augmented, the same for every variant."""
+        """Shuffled and augmented batches, the same for every variant."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(len(train), generator=generator)[: self.images]
         for _ in range(self.epochs):
@@ -116,28 +127,29 @@ class Run:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: TensorSource) -> float:
-    """Share of right answers on the test split."""
+    """The share of right answers on the test split."""
     model.eval()
     right = 0
-    for images, labels in test.batches(
-        torch.arange(len(test)), EVALUATION_BATCH, torch.Generator()
-    ):
-        right += int(
-            (model(images.contiguous(memory_format=torch.channels_last)).argmax(1) == labels).sum()
-        )
+    everything = torch.arange(len(test))
+    for images, labels in test.batches(everything, EVALUATION_BATCH, torch.Generator()):
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        right += int((logits.argmax(1) == labels).sum())
     return right / len(test)
 
 
 def finished(file: Path) -> dict[Run, dict[str, Any]]:
-    """The records of the file by their runs."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {
-        Run(*(row[key] for key in ("variant", "seed", "epochs", "images"))): row for row in rows
-    }
+    """The records in a file by their runs."""
+    if not file.exists():
+        return {}
+    found = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        found[Run(row["variant"], row["seed"], row["epochs"], row["images"])] = row
+    return found
 
 
 def train_all(runs: list[Run], file: Path, archive: str, jobs: int) -> None:
-    """What is missing, some at a time; each is written when it ends."""
+    """Run what is missing, some runs at a time, and write down each when it ends."""
     missing = [run for run in runs if run not in finished(file)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp.get_context("spawn")) as pool:
@@ -151,31 +163,23 @@ def train_all(runs: list[Run], file: Path, archive: str, jobs: int) -> None:
 def table(runs: list[Run], records: dict[Run, dict[str, Any]]) -> str:
     """Test accuracy in per cent, mean and standard deviation over seeds, as Markdown."""
     rows = [["variant", "seeds", "test accuracy", "below float32", "aim", "CPU s an epoch"]]
-    found = {
-        name: [records[run] for run in runs if run.variant == name and run in records]
-        for name in VARIANTS
-    }
-    means = {
-        name: 100 * sum(one["accuracy"] for one in some) / len(some)
-        for name, some in found.items()
-        if some
-    }
-    for name, mean in means.items():
-        below = f"{means['float32'] - mean:.2f}" if "float32" in means else "-"
-        cells = [
-            name,
-            f"{len(found[name])}",
-            spread([100 * one["accuracy"] for one in found[name]]),
-            below,
-        ]
-        epoch = statistics.mean(one["seconds"] / one["epochs"] for one in found[name])
-        rows.append([*cells, f"{VARIANTS[name][2]:g}", f"{epoch:.0f}"])
+    means: dict[str, float] = {}
+    for name, (_, _, aim) in VARIANTS.items():  # float32, which others are compared with, is first
+        found = [records[run] for run in runs if run.variant == name and run in records]
+        if not found:
+            continue
+        accuracies = [100 * one["accuracy"] for one in found]
+        means[name] = statistics.mean(accuracies)
+        below = f"{means['float32'] - means[name]:.2f}" if "float32" in means else "-"
+        epoch = statistics.mean(one["seconds"] / one["epochs"] for one in found)
+        cells = [name, f"{len(found)}", spread(accuracies), below, f"{aim:g}", f"{epoch:.0f}"]
+        rows.append(cells)
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """The mean and, of several values, the standard deviation."""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 
@@ -197,11 +201,10 @@ def main() -> None:
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     options = parser.parse_args()
-    runs = [
-        Run(variant, seed, options.epochs, options.images)
-        for seed in options.seeds
-        for variant in options.variants
-    ]
+    runs = []
+    for seed in options.seeds:
+        for variant in options.variants:
+            runs.append(Run(variant, seed, options.epochs, options.images))
     train_all(runs, options.file, options.archive, options.jobs)
     print(table(runs, finished(options.file)))
 

@@ -12,18 +12,21 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 Factory = Callable[..., Callable[[], Any]]
-"""Called once in its process; what it returns is called once a turn."""
-
+"""Makes a contestant, in its own process; what it returns is called once a turn."""
 
 Clock = Callable[[], float]
+"""Seconds from any moment on."""
 
 
 def _serve(pipe: Connection, factory: Factory, arguments: tuple[Any, ...], clock: Clock) -> None:
     turn = factory(*arguments)
-    turn()  # warm-up
+    # the first turn allocates and compiles
+    turn()
     pipe.send("ready")
     while pipe.recv():
-        turn()  # caches, and threads of the contestant before that still spin
+        # a turn that is not timed fills the caches, and outlasts threads of the contestant before
+        # that still spin
+        turn()
         start = clock()
         turn()
         pipe.send(clock() - start)
@@ -34,11 +37,16 @@ def contest(
     turns: int,
     clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds a turn of each contestant, over `turns` interleaved turns, each right after
-    one that is not timed.
+    """Let contestants take turns.
 
-    Contestants of one thread may take `time.thread_time`, which does not count what others do on
-    the machine.
+    Args:
+        contestants: How each is made, by its name: a factory and its arguments.
+        turns: The number of turns of each that are timed, each right after one that is not.
+        clock: What times them. Contestants of one thread may take `time.thread_time`, which does
+            not count what others do on the machine.
+
+    Returns:
+        The median seconds of a turn of each contestant.
     """
     context = mp.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -49,7 +57,8 @@ def contest(
             target=_serve, args=(theirs, factory, arguments, clock), daemon=True
         )
         process.start()
-        theirs.close()  # or a contestant that dies would be waited for without end
+        # while this end is open, a contestant that dies would be waited for without end
+        theirs.close()
         processes.append(process)
         pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -64,9 +73,7 @@ def contest(
 
 def line(what: str, value: float, bound: float | None, unit: str = "") -> None:
     """Print one figure beside what it should be at most."""
-    verdict = (
-        ""
-        if bound is None
-        else f"   at most {bound:g}{unit}   {'ok' if value <= bound else 'MISSED'}"
-    )
+    verdict = ""
+    if bound is not None:
+        verdict = f"   at most {bound:g}{unit}   {'ok' if value <= bound else 'MISSED'}"
     print(f"{what:<72} {value:>8.3f}{unit}{verdict}", flush=True)

@@ -1,4 +1,4 @@
-"""Decoding pictures."""
+"""How long it takes to decode an archive of pictures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from benchmarks.contest import line
 
-ARCHIVE = Path(__file__).parents[3] / "shared/data/cifar10-jpg.tar.gz"
+ARCHIVE = Path(__file__).parents[2] / "shared/data/cifar10-jpg.tar.gz"
 
 
 def decode() -> None:
-    """Decode the archive into an empty cache; prints the seconds."""
+    """Decode the archive into an empty cache, and print the seconds."""
     import time
 
     from bhfl.data import CIFAR10
@@ -26,10 +26,11 @@ def decode() -> None:
 
 
 def run() -> None:
-    """All 60,000 pictures of CIFAR-10, where they are at hand."""
+    """Decode all 60,000 pictures of CIFAR-10, if they are at hand."""
     if not ARCHIVE.exists():
         print(f"decoding CIFAR-10: skipped, no {ARCHIVE.name}")
         return
+    # a process of its own reads where the cache is from its environment
     with tempfile.TemporaryDirectory() as cache:
         script = "from benchmarks.data import decode; decode()"
         environment = {**os.environ, "XDG_CACHE_HOME": cache}

@@ -22,6 +22,7 @@ algorithm: FedAvg
 model: {class_path: Classifier, init_args: {net: cnn}}
 data: {class_path: FakeImages, init_args: {num_train: 5000, num_test: 200, shape: [3, 32, 32], batch_size: 50}}
 """  # noqa: E501
+FIT = (sys.executable, "-m", "bhfl", "fit")
 
 
 def _trainer(clients: int, images: int, folder: str, **options):
@@ -65,8 +66,12 @@ def engine(clients: int, images: int) -> Callable[[], None]:
 
 
 def bare(clients: int, images: int, stock: bool) -> Callable[[], None]:
-    """The loop that a researcher writes: load, train, add up, divide. `stock`: contiguous,
-    allocator untuned.
+    """The loop that a researcher writes: load, train, add up, divide.
+
+    Args:
+        clients: The number of clients.
+        images: The images of each client.
+        stock: Leave tensors contiguous and the allocator of memory as it is.
     """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.models import Classifier
@@ -91,9 +96,8 @@ def bare(clients: int, images: int, stock: bool) -> Callable[[], None]:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
             for chosen in torch.randperm(images).split(batch):
                 x = pixels[client][chosen].to(torch.float32).div_(255).sub_(0.5).div_(0.25)
-                loss = F.cross_entropy(
-                    model(x.contiguous(memory_format=layout)), labels[client][chosen]
-                )
+                logits = model(x.contiguous(memory_format=layout))
+                loss = F.cross_entropy(logits, labels[client][chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -105,7 +109,7 @@ def bare(clients: int, images: int, stock: bool) -> Callable[[], None]:
 
 
 def rounds() -> None:
-    """The engine's overhead at two shapes of a fleet."""
+    """Measure the engine's overhead at two shapes of a fleet."""
     for clients, images, bound, turns in ((10, 1000, 1.03, 5), (1000, 10, 1.05, 3)):
         entries = {
             "engine": (engine, (clients, images)),
@@ -115,30 +119,20 @@ def rounds() -> None:
         seconds = contest(entries, turns)
         what = f"round of {clients:,} clients x {images:,} images: engine / bare loop"
         line(f"{what}, same settings", seconds["engine"] / seconds["bare"], bound)
-        line(
-            f"{what}, stock", seconds["engine"] / seconds["stock"], 0.90 if clients == 10 else None
-        )
+        bound_stock = 0.90 if clients == 10 else None
+        line(f"{what}, stock", seconds["engine"] / seconds["stock"], bound_stock)
 
 
 def processes() -> None:
-    """Two processes against one: the fastest round of four, as the console script runs them."""
+    """Measure two processes against one: the fastest round of four, as the command runs them."""
     found: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(3):
         for devices, seconds in found.items():
             with tempfile.TemporaryDirectory() as folder:
                 config = Path(folder) / "config.yaml"
                 config.write_text(CONFIG)
-                command = [
-                    sys.executable,
-                    "-m",
-                    "bhfl",
-                    "fit",
-                    "--config",
-                    str(config),
-                    "--trainer.max_rounds",
-                    "4",
-                ]
-                command += ["--trainer.devices", str(devices), "--trainer.default_root_dir", folder]
+                command = [*FIT, f"--config={config}", "--trainer.max_rounds=4"]
+                command += [f"--trainer.devices={devices}", f"--trainer.default_root_dir={folder}"]
                 subprocess.run(command, check=True, capture_output=True)
                 rows = (Path(folder) / "bhfl/version_0/rounds.jsonl").read_text().splitlines()
                 seconds.append(min(json.loads(row)["time/round_s"] for row in rows))
@@ -146,8 +140,8 @@ def processes() -> None:
 
 
 def peak(clients: int) -> None:
-    """Train one round of `clients` clients on 10,000 images in all; prints the process's peak
-    memory in MiB.
+    """Train one round of `clients` clients on 10,000 images in all, and print the peak memory of
+    this process in MiB.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer, model, data = _trainer(clients, 10_000 // clients, folder, max_rounds=1)
@@ -156,32 +150,22 @@ def peak(clients: int) -> None:
 
 
 def memory() -> None:
-    """Peak memory must not grow with the number of clients."""
+    """Measure peak memory, which should not grow with the number of clients."""
     found = {}
     for clients in (10, 1000):
         script = f"from benchmarks.engine import peak; peak({clients})"
-        out = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        ).stdout
+        command = [sys.executable, "-c", script]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found[clients] = float(out.split()[-1])
     line("peak memory, 1,000 clients / 10 clients", found[1000] / found[10], 1.05)
 
 
 def start_up() -> None:
-    """CPU seconds from the command to the end of a run of one tiny round."""
+    """Measure CPU seconds from the command to the end of a run of one tiny round."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path("configs/digits/fedavg.yaml").resolve()
-        command = [
-            sys.executable,
-            "-m",
-            "bhfl",
-            "fit",
-            "--config",
-            str(config),
-            "--trainer.max_rounds",
-            "1",
-        ]
-        command += ["--trainer.local_steps", "1", "--trainer.default_root_dir", folder]
+        command = [*FIT, f"--config={config}", "--trainer.max_rounds=1"]
+        command += ["--trainer.local_steps=1", f"--trainer.default_root_dir={folder}"]
         found = []
         for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -193,7 +177,7 @@ def start_up() -> None:
 
 
 def run() -> None:
-    """All of them."""
+    """Measure all of it."""
     rounds()
     processes()
     memory()

@@ -1,4 +1,4 @@
-"""FedLQ: a client's allocation, and the analysis of ResNet-18."""
+"""FedLQ: how long the allocation of one client takes, and the analysis of ResNet-18."""
 
 from __future__ import annotations
 
@@ -15,57 +15,39 @@ WIDTHS = (2, 3, 4, 6, 8, 16, 32)
 
 
 def allocation() -> None:
-    """Sixty layers of seven widths, the slowest of thirty budgets."""
+    """Time the bits of sixty layers of seven widths: the slowest of thirty budgets."""
     from bhfl.algorithms.fedlq import allocate, layer_bits
 
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(4, 15, 60)).astype(int).tolist()
     curvature = np.exp(rng.normal(0, 2, 60))
-    costs = [
-        [0.0 if b == 32 else h * n * 4.0**-b for b in WIDTHS]
-        for h, n in zip(curvature, sizes, strict=True)
-    ]
-    least, most = (sum(layer_bits(n, b) for n in sizes) for b in (2, 16))
+    costs = []
+    for harm, size in zip(curvature, sizes, strict=True):
+        costs.append([0.0 if b == 32 else harm * size * 4.0**-b for b in WIDTHS])
+    least = sum(layer_bits(size, 2) for size in sizes)
+    most = sum(layer_bits(size, 16) for size in sizes)
     for solver in ("dp", "greedy"):
         seconds = []
         for budget in np.linspace(least, most, 30):
             start = time.perf_counter()
             allocate(costs, sizes, WIDTHS, float(budget), solver=solver)
             seconds.append(time.perf_counter() - start)
-        line(
-            f"bits of 60 layers, {solver}, the slowest of 30 budgets", 1e3 * max(seconds), 50, " ms"
-        )
+        what = f"bits of 60 layers, {solver}, the slowest of 30 budgets"
+        line(what, 1e3 * max(seconds), 50, " ms")
 
 
 def analysis() -> None:
-    """`bhfl analyze` of ResNet-18 on 1,000 images, two threads, from its start to its end."""
-    command = [
-        sys.executable,
-        "-m",
-        "bhfl",
-        "analyze",
-        "--clients",
-        "{32: 2}",
-        "--model.net",
-        "resnet18",
-    ]
-    command += ["--data", "FakeImages", "--data.shape", "[3, 32, 32]", "--data.num_train", "1300"]
-    command += [
-        "--data.num_test",
-        "10",
-        "--data.holdout",
-        "1000",
-        "--threads",
-        "2",
-        "--out",
-        tempfile.mkdtemp(),
-    ]
+    """Time ``bhfl analyze`` of ResNet-18 on 1,000 images with two threads, start-up included."""
+    options = "--model.net=resnet18 --data=FakeImages --data.num_train=1300 --data.num_test=10"
+    command = [sys.executable, "-m", "bhfl", "analyze", *options.split(), "--clients={32: 2}"]
+    command += ["--data.shape=[3, 32, 32]", "--data.holdout=1000", "--threads=2"]
+    command += ["--out", tempfile.mkdtemp()]
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     line("bhfl analyze, ResNet-18, 1,000 images", time.perf_counter() - start, 180, " s")
 
 
 def run() -> None:
-    """Both."""
+    """Measure both."""
     allocation()
     analysis()

@@ -16,7 +16,7 @@ from benchmarks.contest import contest, line
 
 
 def mask() -> None:
-    """One million entries, one core."""
+    """Measure the mask of one million entries, on one core."""
     from bhfl.algorithms.prowd import certified_select
 
     torch.set_num_threads(1)
@@ -33,8 +33,9 @@ def mask() -> None:
 
 
 def dequantize() -> None:
-    """ResNet-18 through three steps of a ladder, in a process of its own; prints seconds and MiB
-    above the model.
+    """Raise ResNet-18 through three steps of a ladder, and print seconds and MiB above the model.
+
+    It runs in a process of its own, whose peak memory is that of nothing else.
     """
     from bhfl.algorithms.prowd import ProgressiveDequantizer
     from bhfl.models import build
@@ -83,12 +84,11 @@ def turns(method: str) -> Callable[[], None]:
 
 
 def run() -> None:
-    """All of them."""
+    """Measure all of it."""
     mask()
     script = "from benchmarks.prowd import dequantize; dequantize()"
-    out = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout
+    command = [sys.executable, "-c", script]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     seconds, memory = map(float, out.split()[-2:])
     line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")
     line("    memory above the model", memory, 500, " MiB")

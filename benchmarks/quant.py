@@ -33,9 +33,8 @@ class TinyViT(nn.Module):
         self.head = nn.Linear(192, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(
-            self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.place).mean(1)
-        )
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.blocks(patches + self.place).mean(1))
 
 
 class WideMLP(nn.Sequential):
@@ -79,8 +78,15 @@ def step(
     bfloat16: bool = False,
     lean: bool = False,
 ) -> Callable[[], None]:
-    """Training steps of a network, its weights and activations at `bits`; lean: within
-    ``save_in_int8``.
+    """Training steps of a network.
+
+    Args:
+        bits: The bits of its weights and activations.
+        name: The network, a key of `OWN` or `OURS`.
+        backend: How its layers compute.
+        threads: The threads of this process.
+        bfloat16: Compute within bfloat16 autocast.
+        lean: Keep activations for the backward pass within ``save_in_int8``.
     """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, save_in_int8, seed_
@@ -109,8 +115,8 @@ def step(
 
 
 def linear(backend: str, threads: int = 1) -> Callable[[], None]:
-    """Ten times forward and backward of one layer, 512x1024x1024; the backend "float32" is
-    ``nn.Linear``.
+    """Ten times forward and backward through one layer, 512x1024x1024. The backend "float32" is a
+    plain ``nn.Linear``.
     """
     from bhfl.engine.system import keep_freed_memory
     from bhfl.quant import quantize_, seed_
@@ -153,11 +159,8 @@ def backends(threads: int, turns: int = 7) -> None:
         for backend in contestants:
             if backend != "float32":
                 ratio = seconds[backend] / seconds["float32"]
-                line(
-                    f"{name}, {threads} threads: {backend} / float32 step",
-                    ratio,
-                    bounds.get(backend),
-                )
+                what = f"{name}, {threads} threads: {backend} / float32 step"
+                line(what, ratio, bounds.get(backend))
     names = ("float32", "fake", "int8", "int8-bfloat16", "integer")
     seconds = contest({backend: (linear, (backend, threads)) for backend in names}, turns)
     for backend in names[1:]:
@@ -167,8 +170,8 @@ def backends(threads: int, turns: int = 7) -> None:
 
 
 def kept_for_backward() -> None:
-    """Bytes of activations held from the forward to the backward pass, the fully integer step
-    against float32.
+    """Measure the bytes of activations held from the forward to the backward pass: the fully
+    integer step against float32.
     """
     from bhfl.quant import QuantLayer, quantize_, save_in_int8, seed_
 
@@ -183,14 +186,12 @@ def kept_for_backward() -> None:
         )
         return sum(event.self_cpu_memory_usage for event in found.key_averages()) - codes - y.nbytes
 
-    networks = {name: network(name) for name in BOUNDS}
-    for name, (model, batch) in {
-        "convolution": (nn.Conv2d(64, 64, 3, padding=1), 32),
-        **networks,
-    }.items():
-        x = torch.randn(batch, 64 if name == "convolution" else 3, 32, 32).to(
-            memory_format=torch.channels_last
-        )
+    networks: dict[str, tuple[nn.Module, int]] = {}
+    networks["convolution"] = (nn.Conv2d(64, 64, 3, padding=1), 32)
+    networks |= {name: network(name) for name in BOUNDS}
+    for name, (model, batch) in networks.items():
+        x = torch.randn(batch, 64 if name == "convolution" else 3, 32, 32)
+        x = x.to(memory_format=torch.channels_last)
         whole = held(model.to(memory_format=torch.channels_last), x)
         seed_(quantize_(model, 8, backend="integer"), torch.Generator())
         bound = 0.35 if name == "convolution" else None
@@ -199,34 +200,30 @@ def kept_for_backward() -> None:
 
 
 def codes() -> None:
-    """Nanoseconds an element of stochastic rounding, of packing and of unpacking."""
+    """Measure nanoseconds for an element: of stochastic rounding, of packing, of unpacking."""
     from bhfl.quant import pack, quantize, unpack
 
     torch.set_num_threads(1)
-    num_codes, generator = 1 << 22, torch.Generator().manual_seed(0)
+    num_codes = 1 << 22
+    generator = torch.Generator().manual_seed(0)
     x = torch.randn(num_codes)
     stochastic = _nanoseconds(lambda: quantize(x, 8, generator=generator), num_codes)
     line("stochastic quantiser, 8 bits", stochastic, 1.0, " ns")
     for bits in range(1, 17):
-        half, dtype = 1 << (bits - 1), torch.int8 if bits <= 8 else torch.int16
+        half = 1 << (bits - 1)
+        dtype = torch.int8 if bits <= 8 else torch.int16
         values = torch.randint(-half, half, (num_codes,), dtype=dtype)
-        packed, bound = pack(values, bits), 0.1 if bits in (1, 2, 4) else 0.65
-        line(
-            f"pack a code of {bits} bits",
-            _nanoseconds(partial(pack, values, bits), num_codes),
-            bound,
-            " ns",
-        )
-        line(
-            "    unpack it",
-            _nanoseconds(partial(unpack, packed, bits, num_codes), num_codes),
-            bound,
-            " ns",
-        )
+        packed = pack(values, bits)
+        # all other widths are put together from planes of 1, 2 and 4 bits
+        bound = 0.1 if bits in (1, 2, 4) else 0.65
+        packing = _nanoseconds(partial(pack, values, bits), num_codes)
+        line(f"pack a code of {bits} bits", packing, bound, " ns")
+        unpacking = _nanoseconds(partial(unpack, packed, bits, num_codes), num_codes)
+        line("    unpack it", unpacking, bound, " ns")
 
 
 def _nanoseconds(work: Callable[[], object], count: int, turns: int = 15) -> float:
-    """The median time of this thread for one of `count`."""
+    """The median time of this thread for one of the `count` elements of some work."""
     found = []
     for _ in range(turns):
         start = time.thread_time()
@@ -236,7 +233,7 @@ def _nanoseconds(work: Callable[[], object], count: int, turns: int = 15) -> flo
 
 
 def uplink() -> None:
-    """Quantise, pack and encode a whole ResNet-18, against saving its float32 weights."""
+    """Measure quantising, packing and encoding ResNet-18, against saving its float32 weights."""
     from bhfl.comm import encode
     from bhfl.models import build
     from bhfl.quant import quantize_, quantized_state, set_spec_
@@ -256,19 +253,13 @@ def uplink() -> None:
             save() if name == "save" else encode(quantized_state(model))
             found.append(time.perf_counter() - start)
     for bits in ("8", "4"):
-        line(
-            f"quantise, pack and encode ResNet-18 at {bits} bits",
-            1e3 * min(seconds[bits]),
-            25,
-            " ms",
-        )
-        line(
-            "    / torch.save of the float32 model", min(seconds[bits]) / min(seconds["save"]), 1.5
-        )
+        best = min(seconds[bits])
+        line(f"quantise, pack and encode ResNet-18 at {bits} bits", 1e3 * best, 25, " ms")
+        line("    / torch.save of the float32 model", best / min(seconds["save"]), 1.5)
 
 
 def run() -> None:
-    """All of them."""
+    """Measure all of it."""
     for threads in (1, 2):
         backends(threads)
     kept_for_backward()

@@ -21,8 +21,8 @@ from benchmarks.contest import contest, line
 from benchmarks.quant import WideMLP
 
 LEAD = 1.3
-"""So many times faster than torchao and brevitas `auto` should be; its gradients are float32
-products, as theirs.
+"""How many times faster `auto` should be than torchao and brevitas; its gradients are float32
+products, as theirs are.
 """
 
 
@@ -38,10 +38,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (
-            t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, 2)
-        )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        parts = [t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, 2)]
+        return self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -69,9 +67,8 @@ class ViT(nn.Module):
         self.head = nn.Linear(192, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(
-            self.blocks(self.patches(F.unfold(x, 4, stride=4).transpose(1, 2))).mean(1)
-        )
+        patches = self.patches(F.unfold(x, 4, stride=4).transpose(1, 2))
+        return self.head(self.blocks(patches).mean(1))
 
 
 BATCH = {"mlp-1024": 512, "vit": 32, "cnn": 128, "resnet8": 128}
@@ -207,22 +204,20 @@ def step(name: str, which: str) -> Callable[[], None]:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    for _ in range(3):  # statistics of the rivals
+    # the rivals collect statistics of activations in their first steps
+    for _ in range(3):
         turn()
     return turn
 
 
 def run(turns: int = 9) -> None:
-    """Each rival that is installed, as a multiple of our time."""
+    """Measure each rival that is installed, as a multiple of our time."""
     missing = [rival for rival, (_, package, _) in RIVALS.items() if find_spec(package) is None]
     for rival in missing:
         print(f"{rival}: skipped, pip install {RIVALS[rival][1]}")
     for name in BATCH:
-        rivals = [
-            rival
-            for rival, (_, _, names) in RIVALS.items()
-            if name in names and rival not in missing
-        ]
+        able = [rival for rival, (_, _, names) in RIVALS.items() if name in names]
+        rivals = [rival for rival in able if rival not in missing]
         ours = ("fake", "int8", "auto", "auto-bfloat16", "auto-integer")
         contestants = {which: (step, (name, which)) for which in ("float32", *ours, *rivals)}
         seconds = contest(contestants, turns, time.thread_time)

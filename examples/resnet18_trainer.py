@@ -45,7 +45,7 @@ def main(
     same.
     """
     network = resnet18(num_classes=10)
-    # the first and the last layer stay float
+    # the first and the last layer stay float, as is usual: they are small, and bits cost most there
     quantize_(network, 8, lambda name, _: name not in ("conv1", "fc"))
     model = ImageClassifier(network)
 
@@ -56,10 +56,8 @@ def main(
     trainer.fit(model, DataLoader(images, batch_size=16, shuffle=True))
 
     num_bytes = save_quantized(network, file)
-    print(
-        f"{file}: {num_bytes:,} bytes, "
-        f"{num_bytes / (4 * sum(p.numel() for p in network.parameters())):.2f} of float32"
-    )
+    float32_bytes = 4 * sum(parameter.numel() for parameter in network.parameters())
+    print(f"{file}: {num_bytes:,} bytes, {num_bytes / float32_bytes:.2f} of float32")
     again = restore_(resnet18(num_classes=10), file)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

@@ -21,7 +21,7 @@ def spots(num_images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, steps: int, generator: torch.Generator) -> None:
-    """Steps of Adam, on fresh images each."""
+    """Train by steps of Adam, each on fresh images."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     model.train()
     for _ in range(steps):
@@ -51,7 +51,8 @@ def main(steps: int = 200) -> dict[str, float]:
         mlp_dim=64,
         num_classes=4,
     )
-    nn.init.normal_(model.heads.head.weight, std=0.02)  # torchvision's is zero
+    # torchvision begins with zeros, from which no layer before the head would learn at first
+    nn.init.normal_(model.heads.head.weight, std=0.02)
 
     found = {}
     quantize_(model, 8)  # the projections of attention too
