@@ -1,5 +1,5 @@
-"""What each run of a sweep is to be: configurations, parsed before anything is started, and against
-run folders.
+"""What each run of a sweep is told: configurations are parsed before anything is started, and
+compared with what run folders were made with.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from bhfl.cli.reading import ConfigError
 from bhfl.engine.fingerprint import fingerprint
 from bhfl.files import read_limited
 from bhfl.plain import MAX_BYTES, read_json
+from bhfl.report.settings import SEED
 from bhfl.settings import MAKE_THE_RUN, SETTINGS, Role, Settings, Told, differences
 from bhfl.sweep.plan import Job
 
 
 class Configs:
-    """What each job's run is told, as ``settings.json`` of its folder will hold it.
+    """Parses the configurations of jobs.
 
     Args:
-        machine: Refuse also what this machine cannot run, such as an accelerator that it lacks.
+        machine: Whether to refuse also what this machine cannot run, such as an accelerator that it
+            lacks.
     """
 
     def __init__(self, machine: bool) -> None:
@@ -30,25 +32,26 @@ class Configs:
         self._parsed: dict[tuple[str, ...], Told] = {}
 
     def __call__(self, job: Job) -> Told:
-        """What `job` is told; those that differ by seed and name alone are parsed once.
+        """What the run of a job is told, as ``settings.json`` of its folder will hold it.
 
         Raises:
-            ConfigError: With the problems of the configuration.
+            ConfigError: The configuration cannot be used; it lists all problems.
         """
+        # jobs that differ by seed and name alone are parsed once
         kind = replace(job, name="run", seed=0)
         key = tuple(kind.args)
         if key not in self._parsed:
             self._parsed[key] = _Parsed(kind, self.machine).told
         told = self._parsed[key]
-        result = {**told[Role.RESULT.value], "trainer.seed": job.seed}
+        result = {**told[Role.RESULT.value], SEED: job.seed}
         return {**told, Role.RESULT.value: result}
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Parse all `jobs`.
+        """Parse the configurations of all jobs.
 
         Raises:
-            ConfigError: With the problems of all, each told once, with the names of the jobs that
-                have it.
+            ConfigError: Some cannot be used. Each problem is told once, with the names of the jobs
+                that have it.
         """
         found: dict[str, list[str]] = {}
         for job in jobs:
@@ -57,12 +60,19 @@ class Configs:
             except ConfigError as error:
                 for problem in error.problems:
                     found.setdefault(problem, []).append(job.name)
-        if found:
-            raise ConfigError([f"{problem} ({_named(names)})" for problem, names in found.items()])
+        problems = []
+        for problem, names in found.items():
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            problems.append(f"{problem} ({names[0]}{others})")
+        if problems:
+            raise ConfigError(problems)
 
     def differences(self, job: Job) -> list[str]:
-        """What the matrix says now and the job's run folder was not made with, as ``key: old ->
-        new``.
+        """The options that the job's run folder was made with and that are others now, as ``key:
+        old -> new``.
+
+        Raises:
+            ConfigError: What the run was told cannot be read.
         """
         run = job.run
         if run is None:
@@ -70,7 +80,7 @@ class Configs:
         return self.compared(_stored(run / f"{SETTINGS}.json"), job)
 
     def compared(self, stored: Mapping[str, Any], job: Job) -> list[str]:
-        """What differs between stored settings and those of `job`, as ``key: old -> new``."""
+        """What differs between stored settings and those of a job, as ``key: old -> new``."""
         return differences(stored, self(job), MAKE_THE_RUN)
 
 
@@ -85,20 +95,22 @@ class _Parsed(FederatedCLI):
         """Leave this process's seeds alone."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Only where this machine is to run it: it asks for its accelerator."""
+        """Take down what the run is told, and make its trainer if this machine is to run it: a
+        trainer asks for its accelerator.
+        """
         options = trainer_options(self.config_init[self.subcommand])
         self.told = fingerprint(Settings.of(options), self.datamodule, self.parts()["model"])
         return super().instantiate_trainer(**kwargs) if self.machine else None
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing."""
+        """Run nothing: the configuration is parsed, and that was all."""
 
 
 def _stored(path: Path) -> Mapping[str, Any]:
     """What a run was told.
 
     Raises:
-        ConfigError: There is no such file, or it cannot be read.
+        ConfigError: The file is missing or damaged, or cannot be read.
     """
     try:
         found = read_json(read_limited(path, MAX_BYTES))
@@ -107,7 +119,3 @@ def _stored(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError([f"{path} is damaged; move its run folder away"])
     return found
-
-
-def _named(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,8 +1,8 @@
 """``python -m bhfl.sweep.child fit ...`` is ``bhfl fit ...`` that ends when the sweep that
 started it has gone.
 
-The sweep holds the other end of standard input and writes nothing to it: its end is the sweep's
-end, however that came.
+The sweep holds the other end of standard input and writes nothing to it. So the end of standard
+input is the end of the sweep, even of one that was killed.
 """
 
 import os
@@ -17,7 +17,9 @@ PATIENCE_SECONDS = 10.0
 
 
 def end_with_parent() -> None:
-    """Wait for the end of standard input, then end this process: in order, or else by force."""
+    """Wait for the end of standard input, then end this process: in order if it can, by force if it
+    has not ended after `PATIENCE_SECONDS`.
+    """
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

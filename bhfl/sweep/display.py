@@ -6,15 +6,15 @@ import time
 from tqdm import tqdm
 
 SELDOM_SECONDS = 600.0
-"""Between lines where nothing ends."""
+"""The time between two lines while no run ends."""
 
 
 class Display:
-    """Counts rounds, of all runs together.
+    """Shows the rounds of all runs together.
 
     Args:
-        total: Rounds of the whole sweep.
-        done: Those that were finished before it was started.
+        total: The rounds of the whole sweep.
+        done: The rounds that were finished before this sweep began.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -27,7 +27,7 @@ class Display:
             self.bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
 
     def tell(self, text: str) -> None:
-        """Print a line."""
+        """Print a line, above the bar if there is one."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         self.spoken = time.monotonic()
@@ -43,14 +43,17 @@ class Display:
 
     def left(self) -> str:
         """What is left, in rounds and, once rounds have been timed, in time."""
-        rounds = f"{self.total - self.done:,} of {self.total:,} rounds left"
-        if (timed := self.done - self.before) <= 0:
+        remaining = self.total - self.done
+        rounds = f"{remaining:,} of {self.total:,} rounds left"
+        # the rounds of earlier sweeps say nothing of how fast this one is
+        timed = self.done - self.before
+        if timed <= 0:
             return rounds
-        seconds = (self.total - self.done) * (time.monotonic() - self.begun) / timed
+        seconds = remaining * (time.monotonic() - self.begun) / timed
         return f"{rounds}, about {_duration(seconds)}"
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """End the bar, which stays on the terminal."""
         if self.bar is not None:
             self.bar.close()
 

@@ -11,18 +11,18 @@ EACH = "each"
 
 @dataclass(frozen=True)
 class Tune:
-    """A value that is chosen on the validation split, once a method, before its runs.
+    """An option whose value is chosen on the validation split, once a method, before its runs.
 
     Attributes:
         key: The option.
         values: The values that are tried.
         seeds: The seeds of the trials. A run that was a trial already, by setting, seed and value,
             is not run again.
-        margin: A value whose mean after any seed is further than this behind the best is not tried
-            with the next seed.
+        margin: How far the mean of a value may be behind the best after any seed; one that is
+            further behind is not tried with the next seed.
         metric: A metric of the validation split; the highest wins.
-        last: The mean of so many last validations counts.
-        setting: The setting that it is tuned on, or `EACH`; empty where there are none.
+        last: The number of last validations whose mean counts.
+        setting: The setting that the option is tuned on, or `EACH`; empty if the matrix has none.
     """
 
     key: str
@@ -36,8 +36,8 @@ class Tune:
 
 @dataclass(frozen=True)
 class Matrix:
-    """What to run. Later options win: those of base, setting, method, command line, and the tuned
-    one.
+    """What to run. Later options win over earlier ones: those of base, setting, method, command
+    line, and the tuned one.
 
     Attributes:
         name: Run folders are ``<root>/<name>/[<setting>/]<method>/seed<seed>/version_N``, those of
@@ -45,14 +45,15 @@ class Matrix:
             with the setting for `EACH`.
         base: Options of every run.
         seeds: The seeds of every setting and method.
-        settings: Options by name; a nameless one where the matrix has none.
-        methods: Options by name.
-        configs: Configuration file of each method.
+        settings: The options of each setting by its name; one without a name if the matrix has
+            none.
+        methods: The options of each method by its name.
+        configs: The configuration file of each method.
         tune: What is tuned, if anything is.
-        first: Methods and settings whose runs come before the others; where both are named, runs of
-            both kinds.
-        report: Arguments of the report.
-        typed: Options of the command line.
+        first: Methods and settings whose runs come before the others; where both are named, the
+            runs that are of both.
+        report: The arguments of the report.
+        typed: The options of the command line.
     """
 
     name: str

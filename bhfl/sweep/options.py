@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bhfl.cli.reading import Layer
+from bhfl.cli.reading import Layer, nested
 from bhfl.cli.scalars import written
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\+?")
@@ -26,31 +26,37 @@ class Option:
     Attributes:
         key: Its name on the command line.
         value: A plain value, or text as it was typed.
-        layer: The same for messages about it, with its place.
+        layer: The same as a layer of a configuration, with its place for messages.
     """
 
     key: str
     value: Any
     layer: Layer = field(compare=False)
 
+    @classmethod
+    def of(cls, key: str, value: Any) -> "Option":
+        """An option that stands in no file."""
+        return cls(key, value, Layer(nested(key, value)))
+
     @property
     def word(self) -> str:
-        """The argument of ``bhfl fit``."""
+        """The option as an argument of ``bhfl fit``."""
         text = self.value
         if not isinstance(text, str):
+            # YAML ends a scalar that stands alone with a line "...", and none inside a list
             text = written([text], flow=True).strip()[1:-1]
         return f"--{self.key}={text}"
 
 
 def reserved(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The options in `value` that are not a matrix's to give, and what gives them."""
+    """The options in ``key: value`` that a matrix must not give, and what gives them."""
     for leaf in leaves(key, value):
         if leaf in _RESERVED:
             yield leaf, _RESERVED[leaf]
 
 
 def leaves(key: str, value: Any) -> Iterator[str]:
-    """The options that ``key: value`` gives, without ``init_args``."""
+    """The options that ``key: value`` gives, at any depth, without ``init_args``."""
     yield ".".join(part for part in key.split(".") if part != "init_args")
     for inner, item in value.items() if isinstance(value, Mapping) else ():
         yield from leaves(f"{key}.{inner}", item)

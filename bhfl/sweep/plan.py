@@ -6,14 +6,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bhfl.cli.reading import Layer, nested, read_file
+from bhfl.cli.reading import Layer, read_file
 from bhfl.engine.folder import newest_run, read_summary
 from bhfl.files import RoundsFile
 from bhfl.sweep.matrix import EACH, Matrix
 from bhfl.sweep.options import Option
 
 TRIALS = "_tuning"
-"""Folder of the runs that tune; names of settings and methods begin with a letter or digit."""
+"""The folder of runs that tune; names of settings and methods begin with a letter or digit."""
 
 
 class Cell(NamedTuple):
@@ -29,10 +29,10 @@ class Job:
     """One run: of a cell, or a trial.
 
     Attributes:
-        root: Folder of the sweep.
-        name: Folder of the run's versions, in `root`.
+        root: The folder of the sweep.
+        name: The folder of the run's versions, in `root`.
         config: The method's configuration file.
-        options: Those that follow it.
+        options: What the matrix and the command line say besides.
         seed: The seed of everything.
     """
 
@@ -44,12 +44,12 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """That holds ``version_N``, and the log."""
+        """The folder of ``version_N`` and of the log."""
         return self.root / self.name
 
     @property
     def run(self) -> Path | None:
-        """The newest run folder with a checkpoint, if any."""
+        """The newest run folder with a checkpoint, if there is one."""
         return newest_run(self.folder)
 
     @property
@@ -58,22 +58,25 @@ class Job:
         return (run := self.run) is not None and read_summary(run) is not None
 
     @property
+    def all_options(self) -> list[Option]:
+        """What follows the configuration file; the last options are the sweep's to give."""
+        return [
+            *self.options,
+            Option.of("seed_everything", self.seed),
+            Option.of("trainer.default_root_dir", str(self.root)),
+            Option.of("trainer.name", self.name),
+        ]
+
+    @property
     def args(self) -> list[str]:
         """The words that follow ``bhfl``."""
-        own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.root}"]
-        words = [option.word for option in self.options]
-        return ["fit", f"--config={self.config}", *words, *own, f"--trainer.name={self.name}"]
+        words = [option.word for option in self.all_options]
+        return ["fit", f"--config={self.config}", *words]
 
     @property
     def layers(self) -> list[Layer]:
         """What `args` say, with the places in the matrix for messages."""
-        own = [{"seed_everything": self.seed}, nested("trainer.default_root_dir", str(self.root))]
-        own += [nested("trainer.name", self.name)]
-        return [
-            read_file(self.config),
-            *(option.layer for option in self.options),
-            *map(Layer, own),
-        ]
+        return [read_file(self.config), *(option.layer for option in self.all_options)]
 
     def rounds(self) -> list[dict[str, Any]]:
         """The rows of its finished rounds."""
@@ -85,20 +88,21 @@ class Plan:
 
     Args:
         matrix: What is to be run, and how.
-        root: Folder of the sweep.
-        only: Methods and settings to which the sweep is confined, each where any of its kind is
-            named.
+        root: The folder of the sweep.
+        only: Methods and settings to which the sweep is confined; all methods where none of them
+            is named, and all settings likewise.
     """
 
     def __init__(self, matrix: Matrix, root: Path, only: Sequence[str] = ()) -> None:
         self.matrix = matrix
         self.root = root
-        cells = [
-            Cell(s, m, seed)
-            for seed, s, m in product(matrix.seeds, matrix.settings, matrix.methods)
-        ]
-        chosen = [cell for cell in cells if self._within(cell, only)]
-        self.cells = sorted(chosen, key=lambda cell: not self._within(cell, matrix.first))
+        cells = []
+        # seeds come last: the first results are those of all methods
+        for seed, setting, method in product(matrix.seeds, matrix.settings, matrix.methods):
+            cell = Cell(setting, method, seed)
+            if self._within(cell, only):
+                cells.append(cell)
+        self.cells = sorted(cells, key=lambda cell: not self._within(cell, matrix.first))
 
     def _within(self, cell: Cell, names: Sequence[str]) -> bool:
         """Whether `names` select the cell: one of the methods among them, if there are any, and of
@@ -106,17 +110,18 @@ class Plan:
         """
         methods = self.matrix.methods.keys() & names
         settings = self.matrix.settings.keys() & names
-        return (not methods or cell.method in methods) and (
-            not settings or cell.setting in settings
-        )
+        right_method = not methods or cell.method in methods
+        return right_method and (not settings or cell.setting in settings)
 
     def job(self, cell: Cell, value: Any = None) -> Job:
-        """The run of a cell, with its tuned value where there is one: that trial, if it is one."""
-        if (
-            (tune := self.matrix.tune)
-            and cell.seed in tune.seeds
-            and cell.setting == self._tried(cell)
-        ):
+        """The run of a cell.
+
+        Args:
+            cell: The cell. It may be a trial too, which is then its run.
+            value: The tuned value, where there is one.
+        """
+        tune = self.matrix.tune
+        if tune and cell.seed in tune.seeds and cell.setting == self._tried(cell):
             return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
         return self._job(cell, name, value)
@@ -148,7 +153,7 @@ class Plan:
         return self._job(cell, f"{TRIALS}/{self.tuned_for(cell)}/{value}/seed{cell.seed}", value)
 
     def tuned_for(self, cell: Cell) -> str:
-        """All cells of this name take the same tuned value."""
+        """The name that all cells have in common which take the same tuned value."""
         each = self.matrix.tune is not None and self.matrix.tune.setting == EACH
         return f"{cell.setting}/{cell.method}" if each else cell.method
 
@@ -161,6 +166,5 @@ class Plan:
             *matrix.typed,
         ]
         if matrix.tune:
-            key = matrix.tune.key
-            options.append(Option(key, value, Layer(nested(key, value))))
+            options.append(Option.of(matrix.tune.key, value))
         return Job(self.root, name, matrix.configs[cell.method], tuple(options), cell.seed)

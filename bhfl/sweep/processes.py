@@ -13,22 +13,22 @@ from bhfl.files import claim, queue
 from bhfl.sweep.plan import Job
 
 RUN = (sys.executable, "-m", "bhfl.sweep.child")
-"""What runs the arguments of a job."""
+"""The command that runs the arguments of a job."""
 STOP_SECONDS = 10.0
-"""How long a run may take to end in order."""
+"""The time that a run may take to end in order."""
 _LAST_LINES = 8
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Keep other sweeps out of `folder`, and wait for runs that a sweep that was killed has left to
-    end.
+    """Keep other sweeps out of a folder. Where a sweep was killed and its runs still go on, wait
+    until they have ended.
 
     Yields:
         A file descriptor for the runs to inherit: while any of them lives, the next sweep waits.
 
     Raises:
-        ConfigError: A sweep is at work there.
+        ConfigError: Another sweep is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -40,7 +40,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 class Processes:
-    """Runs at work.
+    """The runs that are at work.
 
     Args:
         lock: A file descriptor that the runs inherit.
@@ -51,7 +51,7 @@ class Processes:
         self.running: dict[str, tuple[Job, Popen[bytes]]] = {}
 
     def start(self, job: Job) -> None:
-        """Begin a run, or go on with it; a terminal's Ctrl-C is for the sweep to pass on."""
+        """Begin a run, or go on with one that was cut off."""
         job.folder.mkdir(parents=True, exist_ok=True)
         args = [*job.args, *(["--ckpt_path=last"] if job.run else [])]
         with open(log_of(job), "ab") as log:
@@ -63,23 +63,23 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 pass_fds=[self.lock],
+                # in a session of its own Ctrl-C does not reach it: the sweep ends it in order
                 start_new_session=True,
             )
         self.running[job.name] = (job, process)
 
     def ended(self) -> list[tuple[Job, int]]:
         """The jobs that have ended since the last call, and their exit codes."""
-        over = [
-            (job, code)
-            for job, process in self.running.values()
-            if (code := process.poll()) is not None
-        ]
-        for job, _ in over:
-            _close(self.running.pop(job.name)[1])
+        over = []
+        for job, process in list(self.running.values()):
+            code = process.poll()
+            if code is not None:
+                over.append((job, code))
+                _close(self.running.pop(job.name)[1])
         return over
 
     def stop(self) -> None:
-        """End all; each has the checkpoint of its last round."""
+        """End all runs; each has the checkpoint of its last round."""
         processes = [process for _, process in self.running.values()]
         stop(processes, STOP_SECONDS)
         for process in processes:
@@ -88,18 +88,20 @@ class Processes:
 
 
 def log_of(job: Job) -> Path:
-    """Where the output of a job goes."""
+    """The file that the output of a job goes to."""
     return job.folder / "log.txt"
 
 
 def account(job: Job, code: int) -> str:
     """What is to be said of a job that failed: how it ended, and its last lines."""
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-    lines = log_of(job).read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-    told = [line for line in lines if not line.startswith("$ ")]
-    return "\n".join(
-        [f"{job.name} {how}; {log_of(job)} ends with", *(f"  {line}" for line in told)]
-    )
+    log = log_of(job)
+    told = [f"{job.name} {how}; {log} ends with"]
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]:
+        # the first line is the command, which says nothing of the failure
+        if not line.startswith("$ "):
+            told.append(f"  {line}")
+    return "\n".join(told)
 
 
 def _close(process: Popen[bytes]) -> None:

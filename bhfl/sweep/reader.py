@@ -1,5 +1,6 @@
-"""Reads a matrix of runs from its YAML file, and says everything that is wrong with it. This loads
-no torch.
+"""Reads a matrix of runs from its YAML file, and says everything that is wrong with it.
+
+This loads no torch: a slip is answered at once.
 """
 
 import re
@@ -30,7 +31,7 @@ def read_matrix(
         seeds: Seeds that replace those of the file.
 
     Raises:
-        ConfigError: With every problem of the file.
+        ConfigError: The file cannot be used; it lists every problem.
     """
     reader = _Reader(read_file(path, "the matrix"), seeds)
     matrix = reader.matrix(typed)
@@ -43,7 +44,8 @@ class _Reader:
     """Turns the values of a file into a `Matrix`, collecting problems."""
 
     def __init__(self, layer: Layer, seeds: list[int] | None) -> None:
-        self.layer, self.typed_seeds = layer, seeds
+        self.layer = layer
+        self.typed_seeds = seeds
         self.problems: list[str] = []
 
     def matrix(self, typed: Sequence[Option]) -> Matrix:
@@ -54,66 +56,66 @@ class _Reader:
         base = self.options(("base",), values.get("base", {}))
         settings = {"": list[Option]()}
         if "settings" in values:
-            settings = {}
-            for setting, row in self.named("settings").items():
-                settings[setting] = self.options(("settings", setting), row)
-        configs = {}
-        methods = {}
-        for method, row in self.named("methods").items():
-            configs[method] = self.config(("methods", method), row)
-            methods[method] = self.options(("methods", method), row, ("config",))
+            settings = self.options_of_each("settings", self.named("settings"))
+        rows = self.named("methods")
+        configs = {method: self.config(method, row) for method, row in rows.items()}
+        methods = self.options_of_each("methods", rows)
         for both in settings.keys() & methods.keys():
             self.problem(("settings", both), "is the name of a method too")
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
-        rows = [base, *settings.values(), *methods.values(), typed]
         given: set[str] = set()
-        for option in chain.from_iterable(rows):
-            given |= set(leaves(option.key, option.value))
-        tune = self.tune(values["tune"], list(settings), given) if "tune" in values else None
-        first = self.first(values.get("first", []), [*methods, *settings])
-        report = self.report(values.get("report", {}))
+        for option in chain(base, *settings.values(), *methods.values(), typed):
+            given.update(leaves(option.key, option.value))
         return Matrix(
-            name, base, seeds, settings, methods, configs, tune, first, report, list(typed)
+            name=name,
+            base=base,
+            seeds=seeds,
+            settings=settings,
+            methods=methods,
+            configs=configs,
+            tune=self.tune(values["tune"], list(settings), given) if "tune" in values else None,
+            first=self.first(values.get("first", []), [*methods, *settings]),
+            report=self.report(values.get("report", {})),
+            typed=list(typed),
         )
 
     # ---- parts -----------------------------------------------------------------------------------
 
-    def config(self, keys: Keys, row: Any) -> str:
-        """The path of a method's configuration, from here."""
+    def config(self, method: str, row: Any) -> str:
+        """The path of a method's configuration, which the matrix names relative to itself."""
+        keys = ("methods", method, "config")
         path = row.get("config") if isinstance(row, dict) else None
+        rule = "must be the method's configuration file"
         if not isinstance(path, str):
-            self.problem(
-                (*keys, "config"), f"must be the method's configuration file, got {shown(path)}"
-            )
+            self.problem(keys, f"{rule}, got {shown(path)}")
             return ""
         try:
             found = Path(self.layer.file).parent / user_path(path)
         except ValueError as error:
-            self.problem((*keys, "config"), f"must be the method's configuration file: {error}")
+            self.problem(keys, f"{rule}: {error}")
             return ""
         if not found.is_file():
-            self.problem(
-                (*keys, "config"), f"must be a YAML file, and there is no file {str(found)!r}"
-            )
+            self.problem(keys, f"must be a YAML file, and there is no file {str(found)!r}")
         return str(found)
 
-    def options(self, keys: Keys, values: Any, skip: Sequence[str] = ()) -> list[Option]:
+    def options_of_each(self, key: str, rows: dict[str, Any]) -> dict[str, list[Option]]:
+        """The options of each setting or method, by its name."""
+        return {name: self.options((key, name), row) for name, row in rows.items()}
+
+    def options(self, keys: Keys, values: Any) -> list[Option]:
         """The options in a mapping."""
         if not isinstance(values, dict):
-            self.problem(
-                keys,
-                f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}",
-            )
+            rule = "must be a mapping of options such as trainer.max_rounds: 5"
+            self.problem(keys, f"{rule}, got {shown(values)}")
             return []
         found = []
         for key, value in values.items():
-            if key in skip:
+            # which is no option of a run, and is read by itself
+            if key == "config" and keys[0] == "methods":
                 continue
             if not isinstance(key, str) or not OPTION.fullmatch(key):
-                self.problem(
-                    (*keys, key),
-                    "is no option; options are as on the command line: trainer.max_rounds",
-                )
+                rule = "options are as on the command line: trainer.max_rounds"
+                self.problem((*keys, key), f"is not an option; {rule}")
                 continue
             for leaf, giver in reserved(key, value):
                 self.problem((*keys, key), f"cannot be used: {leaf} is given by {giver}")
@@ -122,14 +124,15 @@ class _Reader:
 
     def placed(self, keys: Keys, key: str, value: Any) -> Layer:
         """An option as a layer of a run's configuration, with its lines in the matrix."""
+        # ("base", "a.b", "c") of the matrix is ("a", "b", "c") of the run
         own = tuple(key.removesuffix("+").split("."))
         length = len(keys) + 1
-        lines = {
-            own + inner[length:]: line
-            for inner, line in self.layer.lines.items()
-            if inner[:length] == (*keys, key)
-        }  # fmt: skip
-        return Layer(nested(key, value), self.layer.file, lines | {(own[0],): lines[own]})
+        lines: dict[Keys, int] = {}
+        for inner, line in self.layer.lines.items():
+            if inner[:length] == (*keys, key):
+                lines[own + inner[length:]] = line
+        lines[own[:1]] = lines[own]
+        return Layer(nested(key, value), self.layer.file, lines)
 
     def seeds(self, keys: Keys, values: Any) -> list[int]:
         seeds = self.items(keys, values)
@@ -146,19 +149,18 @@ class _Reader:
         self.known(keys, values, tuple(Tune.__dataclass_fields__))
         self.tuned_key((*keys, "key"), values.get("key"), given)
         for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
+            # a folder of trials is called by the value
             word = isinstance(value, str) and _NAME.fullmatch(value)
             if not word and not isinstance(value, (int, float)):
-                self.problem(
-                    (*keys, "values", f"[{i}]"), f"must be a number or a word, got {shown(value)}"
-                )
+                place = (*keys, "values", f"[{i}]")
+                self.problem(place, f"must be a number or a word, got {shown(value)}")
         self.seeds((*keys, "seeds"), values.get("seeds"))
         if "margin" in values:
             self.hold((*keys, "margin"), values["margin"], positive)
         metric = values.get("metric", Tune.metric)
         if not isinstance(metric, str) or not metric.startswith("val/"):
-            self.problem(
-                (*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}"
-            )
+            rule = "must be of the validation split, val/..."
+            self.problem((*keys, "metric"), f"{rule}, got {shown(metric)}")
         self.hold((*keys, "last"), values.get("last", 1), count(1))
         self.tuned_on((*keys, "setting"), values.get("setting", ""), settings)
         return Tune(**values) if len(self.problems) == before else None
@@ -171,7 +173,7 @@ class _Reader:
             self.problem(keys, f"must not be given elsewhere too, and {key} is")
 
     def tuned_on(self, keys: Keys, setting: Any, settings: list[str]) -> None:
-        """Check the setting that it is tuned on, of which there may be none."""
+        """Check the setting that the option is tuned on; a matrix without settings has none."""
         if settings == [""]:
             if setting:
                 self.problem(keys, f"needs settings, and there are none, got {shown(setting)}")
@@ -180,7 +182,9 @@ class _Reader:
             self.problem(keys, f"must be one of the settings or {EACH}, got {shown(setting)}{near}")
 
     def first(self, values: Any, names: list[str]) -> list[str]:
-        found = self.items(("first",), values) if values != [] else []
+        if values == []:
+            return []
+        found = self.items(("first",), values)
         for i, name in enumerate(found):
             if name not in names:
                 rule = f"must be a method or a setting, got {shown(name)}"
@@ -189,16 +193,15 @@ class _Reader:
 
     def report(self, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict):
-            self.problem(
-                ("report",), f"must be a mapping of target and window, got {shown(values)}"
-            )
+            rule = "must be a mapping of target and window"
+            self.problem(("report",), f"{rule}, got {shown(values)}")
             return {}
         self.known(("report",), values, ("target", "window"))
-        target, window = values.get("target"), values.get("window", 1)
+        target = values.get("target")
+        window = values.get("window", 1)
         if target is not None and within("(0, 1)")(target):
-            self.problem(
-                ("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}"
-            )
+            rule = "must be an accuracy in (0, 1) or null"
+            self.problem(("report", "target"), f"{rule}, got {shown(target)}")
         if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
         return {"target": target, "window": window}
@@ -218,10 +221,11 @@ class _Reader:
     def known(self, keys: Keys, values: dict[Any, Any], known: Sequence[str]) -> None:
         for key in values:
             if key not in known:
-                self.problem((*keys, key), f"is no key of a matrix{suggestion(str(key), known)}")
+                near = suggestion(str(key), known)
+                self.problem((*keys, key), f"is not a key of a matrix{near}")
 
     def check_name(self, keys: Keys, name: Any) -> None:
-        """Names are folders."""
+        """Check a name, which is the name of a folder too."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self.problem(keys, f"must be a name of letters, digits and . _ + -, got {shown(name)}")
 
@@ -229,10 +233,8 @@ class _Reader:
         """The mapping at `key`, whose keys are names."""
         values = self.layer.values.get(key)
         if not isinstance(values, dict) or not values:
-            self.problem(
-                (key,),
-                f"must be a mapping of one or more names to their options, got {shown(values)}",
-            )
+            rule = "must be a mapping of one or more names to their options"
+            self.problem((key,), f"{rule}, got {shown(values)}")
             return {}
         for name in values:
             self.check_name((key, name), name)
@@ -245,7 +247,6 @@ class _Reader:
             return []
         for i, value in enumerate(values):
             if any(value == other or str(value) == str(other) for other in values[:i]):
-                self.problem(
-                    (*keys, f"[{i}]"), f"must be given once, and {shown(value)} is there twice"
-                )
+                place = (*keys, f"[{i}]")
+                self.problem(place, f"must be given once, and {shown(value)} is there twice")
         return values

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import checked, count, positive, shown, suggestion
-from bhfl.cli.reading import ConfigError, Layer, Text, nested, options
+from bhfl.cli.reading import ConfigError, Text, options
 from bhfl.files import user_path
 from bhfl.sweep.options import OPTION, Option, reserved
 
@@ -47,7 +47,7 @@ _OF_RUNS = ("clients", "algorithm", "model", "data", "trainer", "seed_everything
 
 @dataclass
 class Request:
-    """What is asked for; see `HELP`."""
+    """What the command line asks for; see `HELP`."""
 
     matrix: str | None = None
     jobs: int = 1
@@ -63,9 +63,10 @@ def read_request(args: Sequence[str]) -> Request:
     """The request that the arguments make.
 
     Raises:
-        ConfigError: With everything that is wrong with them.
+        ConfigError: The arguments cannot be used; it lists everything that is wrong with them.
     """
-    request, problems = Request(), list[str]()
+    request = Request()
+    problems = []
     for name, value in options(args):
         try:
             _take(request, name, value)
@@ -79,7 +80,16 @@ def read_request(args: Sequence[str]) -> Request:
 
 
 def _take(request: Request, name: str, value: str | None) -> None:
-    """Take one option; ValueError says what is wrong with it."""
+    """Take up one option of the command line.
+
+    Args:
+        request: What is filled in.
+        name: The name of the option; empty for an argument that is not an option.
+        value: What was given for it.
+
+    Raises:
+        ValueError: The option cannot be used.
+    """
     if name == "" and request.matrix is None:
         request.matrix = value
     elif name == "":
@@ -95,9 +105,8 @@ def _take(request: Request, name: str, value: str | None) -> None:
     elif OPTION.fullmatch(name) and name.rstrip("+").split(".")[0] in _OF_RUNS:
         request.typed.append(_typed(name, value))
     else:
-        raise ValueError(
-            f"--{name} is no option of sweep{suggestion(name, (*_OWN, 'dry_run', *_OF_RUNS))}"
-        )
+        near = suggestion(name, (*_OWN, "dry_run", *_OF_RUNS))
+        raise ValueError(f"--{name} is not an option of sweep{near}")
 
 
 def _typed(name: str, value: str | None) -> Option:
@@ -106,7 +115,7 @@ def _typed(name: str, value: str | None) -> Option:
         raise ValueError(f"--{name} needs a value")
     for leaf, giver in reserved(name, value):
         raise ValueError(f"--{name} cannot be used: {leaf} is given by {giver}")
-    return Option(name, value, Layer(nested(name, Text(value))))
+    return Option.of(name, Text(value))
 
 
 def _distinct(text: str) -> list[str]:
@@ -130,4 +139,4 @@ _OWN: dict[str, tuple[Callable[[str], Any], str]] = {
     "seeds": (_seeds, "distinct integers from 0 with commas between them"),
     "root": (user_path, "a folder"),
 }
-"""Options of the sweep itself: what reads them, and their rule."""
+"""Options of the sweep itself: what reads their text, and the rule that messages state."""

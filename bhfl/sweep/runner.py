@@ -10,7 +10,7 @@ from bhfl.settings import Role
 from bhfl.sweep.display import Display
 from bhfl.sweep.plan import TRIALS, Cell, Job
 from bhfl.sweep.processes import Processes, account
-from bhfl.sweep.survey import CUT_OFF, OVER, Survey
+from bhfl.sweep.survey import OVER, Survey
 
 _POLL_SECONDS = 0.5
 
@@ -19,9 +19,9 @@ class Runner:
     """Goes on until nothing is left that can be run.
 
     Args:
-        survey: What there is.
-        processes: Those of the runs.
-        num_jobs: Runs at a time.
+        survey: What there is of the sweep.
+        processes: The runs that are at work.
+        num_jobs: How many runs are at work at a time.
     """
 
     def __init__(self, survey: Survey, processes: Processes, num_jobs: int) -> None:
@@ -30,36 +30,39 @@ class Runner:
         self.num_jobs = num_jobs
         self.failed: list[str] = []
         """Names of jobs that failed, and of methods that could not be tuned."""
-        states, jobs = survey.states(), survey.jobs()
-        self.over = {name for name, state in states.items() if state in OVER}
-        length = Role.LENGTH.value
-        self.sizes = {job.name: survey.configs(job)[length]["trainer.max_rounds"] for job in jobs}
-        self.rounds = {
-            job.name: self._rounds(job) for job in jobs if states[job.name] in (*OVER, CUT_OFF)
-        }
+        self.sizes: dict[str, int] = {}
+        """The rounds that each job is to have."""
+        for job in survey.jobs():
+            told = survey.configs(job)[Role.LENGTH.value]
+            self.sizes[job.name] = told["trainer.max_rounds"]
+        self.over: set[str] = set()
+        """Names of jobs that are not run, or not again."""
+        self.rounds: dict[str, int] = {}
+        """The rounds of each job that are finished, or left out."""
+        self._look()
         survey.tuning.save()
         self.display = Display(sum(self.sizes.values()), sum(self.rounds.values()))
 
     @property
     def left(self) -> int:
-        """Jobs that are not over."""
+        """The number of jobs that are not over."""
         return len(self.sizes) - len(self.over)
 
     def run(self, until: float) -> None:
         """Run what is missing until `until`, as of ``time.monotonic``."""
+        running = self.processes.running
         try:
             while time.monotonic() < until:
                 for job, code in self.processes.ended():
                     self._end(job, code)
-                while len(self.processes.running) < self.num_jobs and time.monotonic() < until:
+                while len(running) < self.num_jobs and time.monotonic() < until:
                     if not (next_job := self._next()):
                         break
                     self.processes.start(next_job)
-                if not self.processes.running:
+                if not running:
                     return
-                self.rounds |= {
-                    name: self._rounds(job) for name, (job, _) in self.processes.running.items()
-                }
+                for job, _ in running.values():
+                    self._count(job)
                 self.display.update(sum(self.rounds.values()))
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -68,20 +71,22 @@ class Runner:
 
     def _next(self) -> Job | None:
         """The first job that can be run now."""
-        jobs = (job for cell in self.survey.plan.cells for job in self._open(cell))
-        return next((job for job in jobs if not self._taken(job.name)), None)
-
-    def _taken(self, name: str) -> bool:
-        return name in self.over or name in self.processes.running or name in self.failed
+        taken = (self.over, self.processes.running, self.failed)
+        for cell in self.survey.plan.cells:
+            for job in self._open(cell):
+                if not any(job.name in names for names in taken):
+                    return job
+        return None
 
     def _open(self, cell: Cell) -> list[Job]:
         """What a cell needs next: its trials, and then its own run."""
-        tuning, name = self.survey.tuning, self.survey.plan.tuned_for(cell)
+        tuning = self.survey.tuning
+        name = self.survey.plan.tuned_for(cell)
         if not tuning.settled(cell):
             if name in self.failed:
                 return []
             try:
-                if pending := tuning.pending(cell, lambda job: job.name in self.over):
+                if pending := tuning.pending(cell):
                     return pending
                 self.display.tell(tuning.choose(cell))
             except ConfigError as error:
@@ -91,44 +96,43 @@ class Runner:
         return [self.survey.job(cell)]
 
     def _settle(self, name: str) -> None:
-        """Keep a tuned value that was just chosen, and look at the runs of all cells that have
-        it.
-        """
+        """Keep a tuned value that was just chosen, and look at the runs of cells that take it."""
         self.survey.tuning.save()
-        for dropped in self.survey.dropped():
-            self._over(dropped)
-        for job in (
-            self.survey.job(one)
-            for one in self.survey.plan.cells
-            if self.survey.plan.tuned_for(one) == name
-        ):
-            if problem := self.survey.changed(job):
-                self._fail(job.name, problem)
-            elif job.done:
-                self._over(job.name)
+        for cell in self.survey.plan.cells:
+            if self.survey.plan.tuned_for(cell) == name:
+                job = self.survey.job(cell)
+                # another value may have been chosen when the run was made
+                if problem := self.survey.changed(job):
+                    self._fail(job.name, problem)
+        self._look()
 
     def _end(self, job: Job, code: int) -> None:
         """Take note of how a run ended."""
-        if code == 0 and job.done:
-            self._over(job.name)
-            self.display.tell(f"{job.name} done; {self.display.left()}")
-        elif code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS):
+        done = code == 0 and job.done
+        diverged = code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS)
+        if diverged:
             self.survey.tuning.break_off(job)
-            self._over(job.name)
-            self.display.tell(f"{job.name} diverged: it is not chosen")
-        else:
+        if not done and not diverged:
             self._fail(job.name, account(job, code))
-
-    def _over(self, name: str) -> None:
-        """No round of a job is left to be run."""
-        self.over.add(name)
-        self.rounds[name] = self.sizes[name]
+            return
+        self._look()
         self.display.update(sum(self.rounds.values()))
+        how = f"done; {self.display.left()}" if done else "diverged: it is not chosen"
+        self.display.tell(f"{job.name} {how}")
 
     def _fail(self, name: str, text: str) -> None:
         self.failed.append(name)
         self.display.tell(text)
 
-    def _rounds(self, job: Job) -> int:
-        """Finished rounds of a job, for the display: all of them where it is over."""
-        return self.sizes[job.name] if job.name in self.over else len(job.rounds())
+    def _look(self) -> None:
+        """See which jobs are over, and how many rounds all of them have."""
+        states = self.survey.states()
+        self.over = {name for name, state in states.items() if state in OVER}
+        self.over.difference_update(self.failed)
+        for job in self.survey.jobs():
+            self._count(job)
+
+    def _count(self, job: Job) -> None:
+        """Count the rounds of a job: all of them where it is over."""
+        over = job.name in self.over
+        self.rounds[job.name] = self.sizes[job.name] if over else len(job.rounds())

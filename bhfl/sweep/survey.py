@@ -1,7 +1,8 @@
-"""What there is of a sweep, and what there is not."""
+"""What there is of a sweep: the state of each of its jobs, as its run folder shows it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from bhfl.cli.reading import ConfigError
@@ -20,15 +21,15 @@ OVER = (DONE, DIVERGED, DROPPED)
 
 
 class Survey:
-    """The jobs of a plan against their run folders.
+    """The jobs of a plan and their run folders.
 
     Args:
         plan: What is to be run.
         configs: The configurations of its jobs.
 
     Raises:
-        ConfigError: With all configurations that cannot be used, or all run folders that were made
-            with others.
+        ConfigError: Some configurations cannot be used, or some run folders were made with others;
+            it lists all of them.
     """
 
     def __init__(self, plan: Plan, configs: Configs) -> None:
@@ -39,8 +40,9 @@ class Survey:
         configs.check([*self.trials, *map(self.job, plan.cells)])
         self._refuse_changed(self.trials)
         for cell in plan.cells:
-            with suppress(ConfigError):  # nothing to choose from is no reason not to run the others
-                if not self.tuning.pending(cell, self.tuning.ended):
+            # where nothing can be chosen, the other methods are run nevertheless
+            with suppress(ConfigError):
+                if not self.tuning.pending(cell):
                     self.tuning.choose(cell)
         self._refuse_changed([self.job(cell) for cell in plan.cells if self.tuning.settled(cell)])
 
@@ -59,36 +61,29 @@ class Survey:
 
     def states(self) -> dict[str, str]:
         """The state of each job, by its name."""
-        states = {
-            job.name: DIVERGED if self.tuning.diverged(job) else _state(job) for job in self.trials
-        }
-        states |= dict.fromkeys(self.dropped(), DROPPED)
+        settled = list(filter(self.tuning.settled, self.plan.cells))
+        states = {job.name: self._state(job) for job in self.trials}
+        # the trials that a settled value did without are never run
+        for name in self.plan.all_trials(settled):
+            if states[name] not in OVER:
+                states[name] = DROPPED
         for cell in self.plan.cells:
             job = self.job(cell)
-            if self.tuning.settled(cell):
-                states[job.name] = _state(job)
+            if cell in settled:
+                states[job.name] = self._state(job)
             else:
                 states.setdefault(job.name, UNTUNED)
         return states
-
-    def dropped(self) -> list[str]:
-        """The names of trials that are not run, as their values are out of the race."""
-        settled = filter(self.tuning.settled, self.plan.cells)
-        trials = self.plan.all_trials(settled)
-        return [name for name, job in trials.items() if not self.tuning.ended(job)]
 
     def finished(self) -> dict[Path, str]:
         """The run folders of the cells that are done and their methods, in the order of the
         matrix.
         """
-        settings = list(self.plan.matrix.settings)
-        methods = list(self.plan.matrix.methods)
-
-        def place(cell: Cell) -> tuple[int, int]:
-            return settings.index(cell.setting), methods.index(cell.method)
-
+        matrix = self.plan.matrix
+        order = list(product(matrix.settings, matrix.methods))
+        settled = filter(self.tuning.settled, self.plan.cells)
         found = {}
-        for cell in sorted(filter(self.tuning.settled, self.plan.cells), key=place):
+        for cell in sorted(settled, key=lambda cell: order.index((cell.setting, cell.method))):
             job = self.job(cell)
             if job.done and job.run:
                 found[job.run] = cell.method
@@ -97,18 +92,19 @@ class Survey:
     def changed(self, job: Job) -> str:
         """What is wrong with the run folder of a job, if it was made with other options."""
         found = self.configs.differences(job)
+        if not found:
+            return ""
         remedy = "move it away, or give the matrix another name"
-        return (
-            f"{job.run} was made with other options: {', '.join(found)}; {remedy}" if found else ""
-        )
+        return f"{job.run} was made with other options: {', '.join(found)}; {remedy}"
 
     def _refuse_changed(self, jobs: Sequence[Job]) -> None:
-        problems = [problem for job in jobs if (problem := self.changed(job))]
-        if problems:
+        if problems := list(filter(None, map(self.changed, jobs))):
             raise ConfigError(problems)
 
-
-def _state(job: Job) -> str:
-    if job.done:
-        return DONE
-    return CUT_OFF if job.run else MISSING
+    def _state(self, job: Job) -> str:
+        """The state of a job, apart from what is chosen."""
+        if job.done:
+            return DONE
+        if self.tuning.diverged(job):
+            return DIVERGED
+        return CUT_OFF if job.run else MISSING

@@ -5,7 +5,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from bhfl.sweep.plan import Cell, Job, Plan
 
 
 class Tuning:
-    """What has been found so far.
+    """The values that have been chosen so far, and what the trials came to.
 
     Args:
         plan: The runs of the sweep.
@@ -36,40 +36,42 @@ class Tuning:
         return job.done or self.diverged(job)
 
     def diverged(self, job: Job) -> bool:
-        """Whether a trial of this configuration broke off, because too few of its clients had
+        """Whether a trial of this configuration broke off because too few of its clients had
         usable updates.
         """
         path = job.folder / "diverged.json"
         return path.exists() and not self.configs.compared(json.loads(path.read_text()), job)
 
     def break_off(self, job: Job) -> None:
-        """Keep that a trial has diverged: it is not run again."""
+        """Write down that a trial has diverged, so that it is not run again."""
         write_json(job.folder / "diverged.json", self.configs(job))
 
     def settled(self, cell: Cell) -> bool:
         """Whether the cell can be run."""
         return self.tune is None or self.plan.tuned_for(cell) in self.chosen
 
-    def pending(self, cell: Cell, ended: Callable[[Job], bool]) -> list[Job]:
+    def pending(self, cell: Cell) -> list[Job]:
         """The trials that come next for a cell that is not settled; none if all have ended."""
-        return [] if self.settled(cell) else self._race(cell, ended)[1]
+        return [] if self.settled(cell) else self._race(cell)[1]
 
     def choose(self, cell: Cell) -> str:
-        """Choose the value of a cell whose trials have all ended; what to say of it, if it is new.
+        """Choose the value of a cell whose trials have all ended.
+
+        Returns:
+            What to say of it; empty if it was chosen before.
 
         Raises:
-            ConfigError: There is none that could be chosen.
+            ConfigError: Every trial diverged, or the metric was not logged.
         """
         name = self.plan.tuned_for(cell)
         if self.tune is None or self.settled(cell):
             return ""
-        found, _ = self._race(cell, self.ended)
+        found, _ = self._race(cell)
         means = _means(found)
         tried = [value for value in means if len(found[value]) == len(self.tune.seeds)]
         if not tried:
-            raise ConfigError(
-                [f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"]
-            )
+            problem = f"no value of {self.tune.key} can be chosen: every trial diverged"
+            raise ConfigError([f"{name}: {problem}"])
         best = max(tried, key=means.__getitem__)
         numbers = [value for value in found if not isinstance(value, str)]
         edge = len(numbers) == len(found) > 2 and best in (min(numbers), max(numbers))
@@ -83,12 +85,10 @@ class Tuning:
         text = f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({', '.join(listed)})"
         return text + _EDGE * edge
 
-    def _race(
-        self, cell: Cell, ended: Callable[[Job], bool]
-    ) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
+    def _race(self, cell: Cell) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
         """The outcomes of each value by trial, and the trials of the next seed that have not ended.
 
-        A value that has diverged with any seed is out of the race from its beginning: none is
+        A value that has diverged with any seed is out of the race from its beginning: no other is
         dropped for trailing it.
         """
         assert self.tune is not None
@@ -98,12 +98,13 @@ class Tuning:
         racing = []
         for value in self.tune.values:
             trials = [of_seed[value] for of_seed in of_seeds]
-            found[value] = {job.name: self._outcome(job) for job in trials if ended(job)}
+            found[value] = {job.name: self._outcome(job) for job in trials if self.ended(job)}
             if None not in found[value].values():
                 racing.append(value)
-                found[value] = {}  # until its turn comes, seed by seed
+                # its outcomes count when their turn comes, seed by seed
+                found[value] = {}
         for of_seed in of_seeds:
-            if left := [of_seed[value] for value in racing if not ended(of_seed[value])]:
+            if left := [of_seed[value] for value in racing if not self.ended(of_seed[value])]:
                 return found, left
             for value in racing:
                 found[value][of_seed[value].name] = self._outcome(of_seed[value])
@@ -128,13 +129,13 @@ class Tuning:
         assert self.tune is not None
         if not job.done:
             return None
-        metric, rows = self.tune.metric, job.rounds()
+        metric = self.tune.metric
+        rows = job.rounds()
         values = [row[metric] for row in rows if metric in row]
         if not values:
             logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
-            raise ConfigError(
-                [f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"]
-            )
+            rule = "tune.metric must be logged"
+            raise ConfigError([f"{rule}, got {metric!r}; {job.name} logged {logged}"])
         mean = statistics.fmean(values[-self.tune.last :])
         return mean if math.isfinite(mean) else None
 
@@ -143,7 +144,7 @@ _EDGE = "; it is at the edge of the values tried"
 
 
 def _means(found: Mapping[Any, Mapping[str, float | None]]) -> dict[Any, float]:
-    """The mean outcome of each value of which no trial diverged, and one has ended."""
+    """The mean outcome of each value that has a trial and of which no trial diverged."""
     means = {}
     for value, got in found.items():
         outcomes = [outcome for outcome in got.values() if outcome is not None]
