@@ -25,8 +25,8 @@ class Spread:
     """The mean and the sample standard deviation over seeds; nan where there is only one."""
 
     mean: float
-    deviation: float = math.nan
-    count: int = 1
+    deviation: float
+    count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:

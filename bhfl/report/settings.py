@@ -93,6 +93,10 @@ def _goes_without_saying(options: Options, key: str, like: Sequence[Options]) ->
     set.
     """
     value = options.get(key)
+    above = key.rpartition(".")[0]
+    if above in options:
+        # rows in which the option above it is off have no say in an option of it
+        like = [other for other in like if above in other]
     if 2 * sum(other.get(key) == value for other in like) > len(like):
         return True
     if value is None:
