@@ -72,9 +72,8 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
     """Draw the bits of one run in each of the panels, and the scale that all share beside them."""
     from matplotlib.colors import LogNorm
 
-    every = np.concatenate([bits.ravel() for _, _, bits in found])
-    low = float(np.nanmin(every))
-    high = float(np.nanmax(every))
+    low = min(float(np.nanmin(bits)) for _, _, bits in found)
+    high = max(float(np.nanmax(bits)) for _, _, bits in found)
     # a scale needs two ends, and all bits may be the same
     colours = LogNorm(low, high if high > low else low + 1)
     image: Any = None

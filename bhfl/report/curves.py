@@ -32,6 +32,7 @@ def time_to_accuracy(
     40.0
     """
     _check(times, accuracies, window)
+    # a median of several forgives one lucky validation
     for end in range(window, len(times) + 1):
         recent = accuracies[end - window : end]
         if not any(math.isnan(value) for value in recent) and statistics.median(recent) >= target:

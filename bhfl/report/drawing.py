@@ -28,6 +28,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'bhfl[plots]'") from error
+    # no window, and no display is needed
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -103,6 +104,7 @@ def labels(layers: Sequence[str]) -> list[str]:
     parts = [name.split(".") for name in layers]
     if all(len(words) > 1 and words[-1] == "weight" for words in parts):
         parts = [words[:-1] for words in parts]
+    # a single layer keeps its name whole, and none loses its last word
     while len(parts) > 1 and all(len(words) > 1 and words[0] == parts[0][0] for words in parts):
         parts = [words[1:] for words in parts]
     return [".".join(words) for words in parts]

@@ -37,6 +37,7 @@ def markdown(table: Table) -> str:
     around = {"": "", "best": "**", "level": "*"}
     lines = [f"## {_escaped(table.title)}", ""]
     lines.append(f"| {' | '.join(map(_escaped, table.head))} |")
+    # names to the left, figures to the right
     lines.append("|---|" + "---:|" * (len(table.head) - 1))
     for row in table.rows:
         cells = [f"{around[cell.mark]}{_escaped(cell.text)}{around[cell.mark]}" for cell in row]
@@ -49,7 +50,7 @@ def markdown(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that neither Markdown nor HTML takes for markup."""
+    """Text that neither Markdown nor HTML takes for markup: names come from files of others."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|~#!])", r"\\\1", text)
 
@@ -92,6 +93,7 @@ def _numbers(
         "rounds": row.mean("round"),
     }
     for group in groups:
+        # the accuracy of a run that is cut off is no test accuracy
         found = row.accuracy(group) if row.finished else Spread.of([])
         line |= {f"test_acc_{group}": found.mean, f"test_acc_{group}_std": found.deviation}
         line[f"test_acc_{group}_seeds"] = found.count
@@ -110,6 +112,7 @@ def _until_numbers(row: Row, goal: Goal) -> dict[str, str | float]:
     line: dict[str, str | float] = {}
     for axis in AXES:
         values = [goal.reached(run, axis) for run in row.runs] if row.finished else []
+        # a mean over the seeds that got there would flatter a row of which some never do
         found = Spread.of(values if all(map(math.isfinite, values)) else [])
         name = f"{axis.replace(' ', '_')}_to_{goal.target:g}"
         line |= {name: found.mean, f"{name}_std": found.deviation}

@@ -50,6 +50,7 @@ class Goal:
             Seconds, rounds or megabytes; infinite if it never got there, nan if its rows do not
             count them.
         """
+        # not every round is validated, and not every run is timed
         accuracies = run.series(f"val/{run.metric}_{AVERAGE}")
         counted = run.series(AXES[axis])
         if not accuracies.keys() <= counted.keys():
@@ -83,6 +84,7 @@ class Goal:
         """How many times sooner than `base` a row got there, over the seeds that both have; None if
         one of their runs never got there.
         """
+        # seed by seed: a seed decides the initial weights and the partition, and one may be easier
         own = {run.seed: self.reached(run, axis) for run in row.runs}
         other = {run.seed: self.reached(run, axis) for run in base.runs}
         ratios = []

@@ -48,6 +48,7 @@ def page(sections: Sequence[Section], tables: Sequence[Sequence[Table]]) -> str:
         sections: What is compared.
         tables: The tables of each section, the results first.
     """
+    # the tables are worth a page without pictures
     try:
         palette = colours(sections)
         drawn = [chapters(section, palette) for section in sections]

@@ -90,6 +90,7 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
     pictures = []
     for title, (tag, axis) in _OVER.items():
         lines = _lines(section, group, tag, 100)
+        # methods that send nothing have no curve over bytes
         if any(line.x[-1] for line in lines):
             pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
@@ -99,6 +100,7 @@ def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
     pictures = []
+    # means over different seeds must not be joined: one seed may be easier than another
     seeds = {frozenset(row.by_seed(AVERAGE)) for row in section.finished}
     joined = section.comparable and len(seeds) == 1
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
@@ -218,6 +220,7 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
         ys = [run.series(name) for run in row.runs]
         xs = [run.series(over) for run in row.runs]
         line = Line(row, [], [], [])
+        # a mean over fewer seeds at the end of a curve would make it jump
         for round in sorted(set.intersection(*map(set, [*ys, *xs]))):
             spread = Spread.of([scale * y[round] for y in ys])
             line.x.append(Spread.of([x[round] for x in xs]).mean)
@@ -239,6 +242,7 @@ def _curves(
     for line in dotted:
         axis.plot(line.x, line.y, color=colours[line.row.label], **style)
     axis.ticklabel_format(axis="y", useOffset=False)
+    # room above 100 % for the width of a line, and no more
     if y.endswith("%"):
         axis.set_ylim(top=min(axis.get_ylim()[1], 102))
     if x == "round":
@@ -255,6 +259,7 @@ def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
     style["linestyle"] = "-" if finished else "--"
     # a curve that hides another is the thinner one
     style["linewidth"] = 1.0 + (1.0 - place) * finished
+    # points are marked while they are few: one alone has no line that would show it
     if len(line.x) < 30:
         style["marker"] = "o" if len(line.x) < 3 else "."
     axis.plot(line.x, line.y, **style)
@@ -282,6 +287,7 @@ def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) ->
 
 def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
     """Megabytes and accuracy in per cent of the rows that no other beats in both."""
+    # from the fewest bytes on, and of equal ones the best first
     front: list[tuple[float, float]] = []
     for _, sent, accuracy in sorted(points, key=lambda point: (point.sent, -point.accuracy.mean)):
         if not front or 100 * accuracy.mean > front[-1][1]:

@@ -53,12 +53,14 @@ def ranking(section: Section, group: str) -> Ranking:
     unmeasured = []
     for i, row in enumerate(section.rows):
         found = row.by_seed(group) if row.finished and section.comparable else {}
+        # without the seed that diverged, a row would look better than it is
         if len(found) == len(row.runs):
             whole[i] = found
         elif found:
             unmeasured.append(row)
     compared = {i: own for i, own in whole.items() if _shares_a_seed(i, whole)}
     alone = [section.rows[i] for i in whole if i not in compared and len(whole) > 1]
+    # there may be several, which are equal on the seeds that they share
     best = [i for i, own in compared.items() if _leads_all(own, compared)]
     marks: list[Mark] = ["" for _ in section.rows]
     if not best:

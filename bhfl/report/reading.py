@@ -156,6 +156,7 @@ def printable(text: object) -> str:
 
 def _printable(value: Any) -> Any:
     """A value of JSON whose text is all printable, keys too."""
+    # names of files from elsewhere end on a terminal, which must not take them for commands
     if isinstance(value, dict):
         return {printable(key): _printable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -186,6 +187,7 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
             rule = f"RUN must be a run folder (with {' or '.join(MARKERS)}) or hold some"
             problems.append(f"{path}: {what}; {rule}")
         for run in runs:
+            # links and overlapping paths may lead to a run twice
             found.setdefault(run.resolve(), run)
     if not paths:
         problems.append("RUN is missing: a run folder, or one that holds some")
@@ -234,6 +236,7 @@ def read_run(folder: Path) -> Run:
     rounds = _rounds(folder / "rounds.jsonl", faults)
     path = folder / f"{SETTINGS}.json"
     told = _mapping(path, MAX_BYTES, faults)
+    # a run may lack them that was made before there were such files, or moved in part
     if not path.exists():
         faults.append(f"no {path.name}: its settings are unknown")
     return Run(folder, told, rounds, summary, tuple(faults))

@@ -22,7 +22,7 @@ AVERAGE = "avg"
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean and the sample standard deviation over seeds; nan where there is only one."""
+    """The mean and the sample standard deviation over seeds, which is nan for a single one."""
 
     mean: float
     deviation: float
@@ -90,6 +90,7 @@ class Row:
         """The bits that a weight took on its way up, headers and scales included, if it came down
         as float32; nan where nothing came down.
         """
+        # weights come down at 32 bits, headers aside, so that their number need not be known
         up = self.total("uplink_bytes")
         down = self.total("downlink_bytes")
         return 32 * up / down if down else math.nan
@@ -124,11 +125,10 @@ class Section:
     @property
     def groups(self) -> list[str]:
         """The bit groups of the runs, and the average where there are several groups."""
-        found: dict[str, None] = {}
-        for run in self.runs:
-            if run.finished or not self.finished:
-                found |= dict.fromkeys(run.groups)
-        return [*found, AVERAGE] if len(found) > 1 else list(found)
+        # a run that is cut off may know fewer groups, or others, than those that are whole
+        counted = [run for run in self.runs if run.finished or not self.finished]
+        found = list(dict.fromkeys(chain.from_iterable(run.groups for run in counted)))
+        return [*found, AVERAGE] if len(found) > 1 else found
 
     @property
     def losses(self) -> list[Status]:
@@ -169,6 +169,7 @@ def _alike(
     runs: Sequence[Run], settings: Callable[[Mapping[str, Any]], Options]
 ) -> list[list[Run]]:
     """Runs in lists of those whose `settings` are the same, by first appearance."""
+    # as sets: the order of options says nothing
     found: dict[frozenset[tuple[str, str]], list[Run]] = {}
     for run in runs:
         found.setdefault(frozenset(settings(run.told).items()), []).append(run)
@@ -190,6 +191,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
     rows = []
     repeated = []
     for label, members in zip(named, methods, strict=True):
+        # several runs that are cut off have a row each, as their rounds differ
         finished: dict[int | None, Run] = {}
         for run in sorted(members, key=lambda run: run.seed or 0):
             if not run.finished:
@@ -225,6 +227,7 @@ def _note(run: Run) -> str:
     problems = list(run.faults)
     if run.missing:
         problems.insert(0, f"not finished: {run.missing}")
+    # where nothing is known at all, a fault says so already
     if run.told and run.seed is None:
         problems.append("its seed is unknown")
     return f"{printable(run.folder)}: {'; '.join(problems)}"

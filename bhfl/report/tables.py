@@ -49,6 +49,7 @@ def results(section: Section) -> Table:
     count.
     """
     rankings = {group: ranking(section, group) for group in section.groups}
+    # columns that would be empty or zero in every row are left out
     timed = any(not math.isnan(row.mean(SIMULATED)) for row in section.rows)
     head = ["method", "seeds", "rounds", *map(_column, rankings), "up MB", "down MB", "bits up"]
     if timed:
@@ -57,7 +58,7 @@ def results(section: Section) -> Table:
     for place, row in enumerate(section.rows):
         cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
         for group, found in rankings.items():
-            cells.append(_accuracy(row, group, found.marks[place]))
+            cells.append(_marked(row, group, found.marks[place]))
         figures = [_amount(row.mean("comm/uplink_MB")), _amount(row.mean("comm/downlink_MB"))]
         figures.append(_fixed(row.uplink_bits, 1))
         if timed:
@@ -94,6 +95,7 @@ def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
     for label in alone:
         notes.append(f"{label} is not compared: no other row has one of its seeds")
     notes += unmeasured
+    # a single row is trivially the best, and needs no excuse
     if section.comparable and unclear and len(section.finished) > 1:
         notes.append(
             f"no best is marked in {', '.join(unclear)}: no row can be compared with all others "
@@ -134,6 +136,7 @@ def until(section: Section, goal: Goal) -> Table | None:
     """The table of what it took to reach a goal; None where no run is finished."""
     if not section.finished:
         return None
+    # runs without a simulated network count no seconds
     tags = []
     for tag in AXES:
         reached = [goal.reached(run, tag) for run in section.runs if run.finished]
@@ -148,13 +151,14 @@ def until(section: Section, goal: Goal) -> Table | None:
         if timed:
             cells.append(_fixed(row.mean(SIMULATED) / row.mean("round"), 1))
         for tag in tags:
+            # a mean of rounds over seeds may have a fraction, the rounds of one run have none
             digits = int("MB" in tag or (tag == "rounds" and len(row.runs) > 1))
             cells.append(_reached([goal.reached(run, tag) for run in row.runs], digits))
         axis = "s" if timed else "rounds"
         sooner = goal.times_sooner(row, base, axis) if base else None
         cells.append(_over_seeds(sooner, 2, row) if sooner else "-")
-        cells.append(_over_seeds(_percent(row.accuracy(AVERAGE)), 1, row))
-        rows.append([Cell(text) for text in cells])
+        cells.append(_accuracy(row, AVERAGE))
+        rows.append(list(map(Cell, cells)))
     a_round = ["s a round"] if timed else []
     to_goal = [f"{tag} to {name}" for tag in tags]
     return Table(
@@ -185,13 +189,16 @@ def _goal_notes(section: Section, goal: Goal, base: Row | None, timed: bool) -> 
 # ---- cells ---------------------------------------------------------------------------------------
 
 
-def _percent(spread: Spread) -> Spread:
-    return Spread(100 * spread.mean, 100 * spread.deviation, spread.count)
-
-
-def _accuracy(row: Row, group: str, mark: Mark) -> Cell:
-    text = _over_seeds(_percent(row.accuracy(group)), 1, row)
+def _marked(row: Row, group: str, mark: Mark) -> Cell:
+    """The accuracy of a row; it stands in parentheses where the run is not finished."""
+    text = _accuracy(row, group)
     return Cell(text, mark) if row.finished or text == "-" else Cell(f"({text})")
+
+
+def _accuracy(row: Row, group: str) -> str:
+    """The accuracy of a row in per cent."""
+    found = row.accuracy(group)
+    return _over_seeds(Spread(100 * found.mean, 100 * found.deviation, found.count), 1, row)
 
 
 def _over_seeds(spread: Spread, digits: int, row: Row) -> str:
@@ -220,6 +227,7 @@ def _reached(values: Sequence[float], digits: int) -> str:
 def _fixed(value: float, digits: int) -> str:
     if math.isnan(value):
         return "-"
+    # a damaged file may hold any number, and a cell has to stay short
     return f"{value:,.{digits}f}" if abs(value) < 1e12 else f"{value:.3g}"
 
 

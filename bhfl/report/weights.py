@@ -18,7 +18,8 @@ from bhfl.report.reading import with_runs_below
 _NUM_ROUNDS = 8
 """The rounds that are drawn at most."""
 
-Histograms = dict[int, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+Array = npt.NDArray[np.float64]
+Histograms = dict[int, tuple[Array, Array]]
 """The histogram of each round: the edges ``[bins + 1]`` and the counts ``[bins]``."""
 
 
@@ -36,6 +37,7 @@ def read(run: Path) -> dict[str, Histograms]:
             raise ValueError(f"{file} must be a file of TensorBoard, and is not a file")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    # 0 keeps all of them, where the default keeps one
     events = EventAccumulator(str(run), size_guidance={"histograms": 0})
     events.Reload()
     found: dict[str, Histograms] = {}
@@ -52,9 +54,7 @@ def read(run: Path) -> dict[str, Histograms]:
     return found
 
 
-def density(
-    edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def density(edges: Array, counts: Array, x: Array) -> Array:
     """The density of a histogram: its area is one.
 
     Args:
@@ -65,6 +65,7 @@ def density(
     Returns:
         The density at each of `x`; zero outside of all bins.
     """
+    # a bin at the edge may have no width, which nothing can be divided by
     widths = np.diff(edges)
     heights = np.divide(counts, widths, out=np.zeros_like(counts), where=widths > 0)
     heights /= max(counts.sum(), 1)
@@ -123,7 +124,7 @@ def ridges(panel: Any, histograms: Histograms) -> None:
     panel.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _reach(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> float:
+def _reach(edges: Array, counts: Array) -> float:
     """The largest magnitude among the bins that hold all but the last 0.2 % of the weights."""
     middles = 0.5 * (edges[1:] + edges[:-1])
     inside = np.cumsum(counts) <= 0.998 * counts.sum()

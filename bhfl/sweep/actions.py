@@ -43,6 +43,7 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
         ConfigError: A configuration cannot be used, a run folder was made with another one, or
             another sweep is at work; nothing has been run by then.
     """
+    # nothing is read before other sweeps are kept out, as they would change it
     with locked(plan.root) as lock:
         survey = Survey(plan, Configs(machine=True))
         runner = Runner(survey, Processes(lock), request.jobs)

@@ -54,6 +54,7 @@ class Configs:
                 that have it.
         """
         found: dict[str, list[str]] = {}
+        # all methods on a setting share its problems: they are told once
         for job in jobs:
             try:
                 self(job)
@@ -75,6 +76,7 @@ class Configs:
             ConfigError: What the run was told cannot be read.
         """
         run = job.run
+        # what has no checkpoint is begun anew, with the options of now
         if run is None:
             return []
         return self.compared(_stored(run / f"{SETTINGS}.json"), job)

@@ -20,6 +20,7 @@ def end_with_parent() -> None:
     """Wait for the end of standard input, then end this process: in order if it can, by force if it
     has not ended after `PATIENCE_SECONDS`.
     """
+    # nothing is ever written there: this returns when the other end is closed
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -29,5 +30,6 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     forget_start_folder()
+    # a daemon, so that a run that has ended does not wait for its sweep
     threading.Thread(target=end_with_parent, daemon=True).start()
     leave(main, None)

@@ -23,6 +23,7 @@ class Display:
         self.done = done
         self.begun = self.spoken = time.monotonic()
         self.bar = None
+        # in a log a bar would be one endless line
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
 

@@ -57,6 +57,7 @@ def reserved(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 def leaves(key: str, value: Any) -> Iterator[str]:
     """The options that ``key: value`` gives, at any depth, without ``init_args``."""
+    # model.init_args.lr and model.lr are two names of one option
     yield ".".join(part for part in key.split(".") if part != "init_args")
     for inner, item in value.items() if isinstance(value, Mapping) else ():
         yield from leaves(f"{key}.{inner}", item)

@@ -121,6 +121,7 @@ class Plan:
             value: The tuned value, where there is one.
         """
         tune = self.matrix.tune
+        # a seed of the trials on the setting of the trials was run already
         if tune and cell.seed in tune.seeds and cell.setting == self._tried(cell):
             return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
@@ -165,6 +166,7 @@ class Plan:
             *matrix.methods[cell.method],
             *matrix.typed,
         ]
+        # the last one wins
         if matrix.tune:
             options.append(Option.of(matrix.tune.key, value))
         return Job(self.root, name, matrix.configs[cell.method], tuple(options), cell.seed)

@@ -31,6 +31,7 @@ def locked(folder: Path) -> Iterator[int]:
         ConfigError: Another sweep is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # two locks: a sweep that is killed loses the first at once, and its runs hold the second
     try:
         sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")
     except BlockingIOError as error:
@@ -66,6 +67,7 @@ class Processes:
                 # in a session of its own Ctrl-C does not reach it: the sweep ends it in order
                 start_new_session=True,
             )
+        # the log is open in the run alone from here on
         self.running[job.name] = (job, process)
 
     def ended(self) -> list[tuple[Job, int]]:

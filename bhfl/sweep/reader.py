@@ -50,6 +50,7 @@ class _Reader:
 
     def matrix(self, typed: Sequence[Option]) -> Matrix:
         values: dict[str, Any] = self.layer.values
+        # every part is read, however wrong the one before is: all problems are told at once
         self.known((), values, KEYS)
         name = values.get("name", Path(self.layer.file).stem)
         self.check_name(("name",), name)
@@ -145,6 +146,7 @@ class _Reader:
         if not isinstance(values, dict):
             self.problem(keys, f"must be a mapping with key, values and seeds, got {shown(values)}")
             return None
+        # Tune is made of what is right alone
         before = len(self.problems)
         self.known(keys, values, tuple(Tune.__dataclass_fields__))
         self.tuned_key((*keys, "key"), values.get("key"), given)
@@ -245,6 +247,7 @@ class _Reader:
         if not isinstance(values, list) or not values:
             self.problem(keys, f"must be a list of one or more items, got {shown(values)}")
             return []
+        # 1 and "1" would be the same folder
         for i, value in enumerate(values):
             if any(value == other or str(value) == str(other) for other in values[:i]):
                 place = (*keys, f"[{i}]")

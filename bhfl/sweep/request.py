@@ -120,6 +120,7 @@ def _typed(name: str, value: str | None) -> Option:
 
 def _distinct(text: str) -> list[str]:
     words = text.split(",")
+    # the caller states the rule
     if "" in words or len(set(words)) < len(words):
         raise ValueError
     return words
@@ -127,6 +128,7 @@ def _distinct(text: str) -> list[str]:
 
 def _seeds(text: str) -> list[int]:
     seeds = [int(word) for word in _distinct(text)]
+    # 1 and 01 are distinct words, and one seed
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError
     return seeds

@@ -52,6 +52,7 @@ class Runner:
         """Run what is missing until `until`, as of ``time.monotonic``."""
         running = self.processes.running
         try:
+            # an end comes before a start: it may settle a value that the next run takes
             while time.monotonic() < until:
                 for job, code in self.processes.ended():
                     self._end(job, code)
@@ -66,6 +67,7 @@ class Runner:
                 self.display.update(sum(self.rounds.values()))
                 time.sleep(_POLL_SECONDS)
         finally:
+            # out of time, interrupted or failed: no run is left behind
             self.processes.stop()
             self.display.close()
 
@@ -109,6 +111,7 @@ class Runner:
     def _end(self, job: Job, code: int) -> None:
         """Take note of how a run ended."""
         done = code == 0 and job.done
+        # a value too large for training is an outcome of its trial; anywhere else it is a failure
         diverged = code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS)
         if diverged:
             self.survey.tuning.break_off(job)
@@ -128,6 +131,7 @@ class Runner:
         """See which jobs are over, and how many rounds all of them have."""
         states = self.survey.states()
         self.over = {name for name, state in states.items() if state in OVER}
+        # a run that was made with other options may have come to its end
         self.over.difference_update(self.failed)
         for job in self.survey.jobs():
             self._count(job)

@@ -38,6 +38,7 @@ class Survey:
         self.tuning = Tuning(plan, configs)
         self.trials = list(plan.all_trials(plan.cells).values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
+        # trials first: what is chosen by them decides what the runs should be
         self._refuse_changed(self.trials)
         for cell in plan.cells:
             # where nothing can be chosen, the other methods are run nevertheless

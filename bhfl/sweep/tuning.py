@@ -5,7 +5,6 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +12,9 @@ from bhfl.cli.reading import ConfigError
 from bhfl.files import write_json
 from bhfl.sweep.check import Configs
 from bhfl.sweep.plan import Cell, Job, Plan
+
+Outcomes = dict[Any, dict[str, float | None]]
+"""What the trials of each value ended with, by their names; None for one that diverged."""
 
 
 class Tuning:
@@ -73,6 +75,7 @@ class Tuning:
             problem = f"no value of {self.tune.key} can be chosen: every trial diverged"
             raise ConfigError([f"{name}: {problem}"])
         best = max(tried, key=means.__getitem__)
+        # at the edge of numbers, a value that was not tried may be better; words have no edge
         numbers = [value for value in found if not isinstance(value, str)]
         edge = len(numbers) == len(found) > 2 and best in (min(numbers), max(numbers))
         trials: dict[str, float | None] = {}
@@ -85,7 +88,7 @@ class Tuning:
         text = f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({', '.join(listed)})"
         return text + _EDGE * edge
 
-    def _race(self, cell: Cell) -> tuple[dict[Any, dict[str, float | None]], list[Job]]:
+    def _race(self, cell: Cell) -> tuple[Outcomes, list[Job]]:
         """The outcomes of each value by trial, and the trials of the next seed that have not ended.
 
         A value that has diverged with any seed is out of the race from its beginning: no other is
@@ -94,7 +97,7 @@ class Tuning:
         assert self.tune is not None
         of_seeds = self.plan.trials(cell)
         behind = math.inf if self.tune.margin is None else self.tune.margin
-        found: dict[Any, dict[str, float | None]] = {}
+        found: Outcomes = {}
         racing = []
         for value in self.tune.values:
             trials = [of_seed[value] for of_seed in of_seeds]
@@ -120,6 +123,7 @@ class Tuning:
         if self.tune is None or not self.outcomes:
             return
         tune = asdict(self.tune)
+        # a sweep of --only some methods keeps what was found for others
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
         before = stored["outcomes"] if stored.get("tune") == tune else {}
         write_json(self.path, {"tune": tune, "outcomes": before | self.outcomes})
@@ -136,6 +140,7 @@ class Tuning:
             logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
             rule = "tune.metric must be logged"
             raise ConfigError([f"{rule}, got {metric!r}; {job.name} logged {logged}"])
+        # a run that came to its end may have diverged all the same
         mean = statistics.fmean(values[-self.tune.last :])
         return mean if math.isfinite(mean) else None
 
@@ -143,7 +148,7 @@ class Tuning:
 _EDGE = "; it is at the edge of the values tried"
 
 
-def _means(found: Mapping[Any, Mapping[str, float | None]]) -> dict[Any, float]:
+def _means(found: Outcomes) -> dict[Any, float]:
     """The mean outcome of each value that has a trial and of which no trial diverged."""
     means = {}
     for value, got in found.items():
