@@ -139,11 +139,12 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
     _significance(axes["significance"], rows)
     names = labels([row["layer"] for row in rows])
     for column in top:
-        bare(axes[column])
-        axes[column].grid(visible=False, axis="y")
-        axes[column].set_yticks(range(len(rows)), names, fontsize=8)
-        axes[column].set_ylim(len(rows) - 0.4, -0.6)
-        axes[column].tick_params(axis="y", length=0, labelleft=column == top[0])
+        axis = axes[column]
+        bare(axis)
+        axis.grid(visible=False, axis="y")
+        axis.set_yticks(range(len(rows)), names, fontsize=8)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0, labelleft=column == top[0])
     _bound(figure, axes["bound"], rows)
     figure.suptitle(title, fontsize=10)
     with durable(out) as file:

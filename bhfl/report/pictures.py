@@ -24,6 +24,22 @@ _OVER = {
     "over simulated time": (SIMULATED, "simulated seconds"),
 }
 """What accuracy is drawn over: the tag, and the name of the axis."""
+_OVER_ROUNDS = {
+    "ProWD: what its mask keeps": (
+        "Entries of low-bit clients, all layers together.",
+        {
+            "prowd/mask_keep": "share of entries kept",
+            "prowd/cosine": "cosine with the high-bit move",
+        },
+    ),
+    "ProWD: the dequantizer": (
+        "Rounds in which it was trained; dotted: the loss of the identity, which does nothing.",
+        {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"},
+    ),
+}
+"""Chapters of what algorithms log: how to read them, and what to call their tags."""
+_DOTTED = {"dequantizer/recon": "dequantizer/recon_identity"}
+"""The tag that is drawn dotted beside another one."""
 _WIDTH = 4.5
 _HEIGHT = 3.0
 """Inches of a picture, its legend left out."""
@@ -78,8 +94,10 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
         ImportError: matplotlib is not installed; the message says what to install.
     """
     parts = [_accuracy(section, colours, group) for group in section.groups]
-    parts += [_frontier(section, colours), _weights(section), _prowd(section, colours)]
-    parts += [_dequantizer(section, colours), _bits(section), _lost(section, colours)]
+    parts += [_frontier(section, colours), _weights(section)]
+    for title, (about, names) in _OVER_ROUNDS.items():
+        parts.append(Chapter(title, about, _series(section, colours, names)))
+    parts += [_bits(section), _lost(section, colours)]
     return [part for part in parts if part.pictures]
 
 
@@ -137,24 +155,6 @@ def _weights(section: Section) -> Chapter:
     return Chapter("Weights over rounds", about, pictures)
 
 
-def _prowd(section: Section, colours: Colours) -> Chapter:
-    names = {
-        "prowd/mask_keep": "share of entries kept",
-        "prowd/cosine": "cosine with the high-bit move",
-    }
-    pictures = _series(section, colours, names)
-    about = "Entries of low-bit clients, all layers together."
-    return Chapter("ProWD: what its mask keeps", about, pictures)
-
-
-def _dequantizer(section: Section, colours: Colours) -> Chapter:
-    names = {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"}
-    identity = {"dequantizer/recon": "dequantizer/recon_identity"}
-    pictures = _series(section, colours, names, beside=identity)
-    about = "Rounds in which it was trained; dotted: the loss of the identity, which does nothing."
-    return Chapter("ProWD: the dequantizer", about, pictures)
-
-
 def _bits(section: Section) -> Chapter:
     pictures = []
     for row in section.rows:
@@ -173,32 +173,20 @@ def _bits(section: Section) -> Chapter:
 
 def _lost(section: Section, colours: Colours) -> Chapter:
     names = {f"clients/{status}": status for status in section.losses}
-    pictures = _series(section, colours, names, axis="clients")
+    pictures = _series(section, colours, names)
     return Chapter("Clients whose updates did not count", "By round, mean over seeds.", pictures)
 
 
-def _series(
-    section: Section,
-    colours: Colours,
-    names: Mapping[str, str],
-    beside: Mapping[str, str] | None = None,
-    axis: str = "",
-) -> list[Picture]:
-    """A picture for each tag that has data.
-
-    Args:
-        section: The rows that are drawn.
-        colours: The colour of each label.
-        names: What to call each tag.
-        beside: A second tag for some of the tags, which is drawn dotted.
-        axis: The name of the axis of y; that of the tag by default.
-    """
+def _series(section: Section, colours: Colours, names: Mapping[str, str]) -> list[Picture]:
+    """A picture for each tag that has data; `names` says what to call the tags."""
     pictures = []
     for tag, name in names.items():
         lines = _lines(section, tag, "round")
         if lines:
-            dotted = _lines(section, (beside or {}).get(tag, ""), "round")
-            pictures.append(Picture(name, _curves(lines, colours, "round", axis or name, dotted)))
+            y = "clients" if tag.startswith("clients/") else name
+            other = _DOTTED.get(tag)
+            dotted = _lines(section, other, "round") if other else []
+            pictures.append(Picture(name, _curves(lines, colours, "round", y, dotted)))
     return pictures
 
 

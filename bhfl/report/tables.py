@@ -145,6 +145,8 @@ def until(section: Section, goal: Goal) -> Table | None:
     timed = "s" in tags
     name = f"{100 * goal.target:g} %"
     base = goal.base(section)
+    head = ["method", "s a round"] if timed else ["method"]
+    head += [f"{tag} to {name}" for tag in tags]
     rows = []
     for row in section.finished:
         cells = [row.name]
@@ -159,11 +161,9 @@ def until(section: Section, goal: Goal) -> Table | None:
         cells.append(_over_seeds(sooner, 2, row) if sooner else "-")
         cells.append(_accuracy(row, AVERAGE))
         rows.append(list(map(Cell, cells)))
-    a_round = ["s a round"] if timed else []
-    to_goal = [f"{tag} to {name}" for tag in tags]
     return Table(
         title=f"Until {name}",
-        head=["method", *a_round, *to_goal, "times sooner", "test acc"],
+        head=[*head, "times sooner", "test acc"],
         rows=rows,
         notes=_goal_notes(section, goal, base, timed),
     )

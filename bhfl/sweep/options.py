@@ -50,14 +50,14 @@ class Option:
 
 def reserved(key: str, value: Any) -> Iterator[tuple[str, str]]:
     """The options in ``key: value`` that a matrix must not give, and what gives them."""
-    for leaf in leaves(key, value):
+    for leaf, _ in leaves(key, value):
         if leaf in _RESERVED:
             yield leaf, _RESERVED[leaf]
 
 
-def leaves(key: str, value: Any) -> Iterator[str]:
-    """The options that ``key: value`` gives, at any depth, without ``init_args``."""
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The options that ``key: value`` gives, at any depth, and their values."""
     # model.init_args.lr and model.lr are two names of one option
-    yield ".".join(part for part in key.split(".") if part != "init_args")
+    yield ".".join(part for part in key.split(".") if part != "init_args"), value
     for inner, item in value.items() if isinstance(value, Mapping) else ():
         yield from leaves(f"{key}.{inner}", item)

@@ -17,6 +17,8 @@ from bhfl.sweep.matrix import EACH, Matrix, Tune
 from bhfl.sweep.options import OPTION, Option, leaves, reserved
 
 KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
+Given = list[tuple[str, Any]]
+"""The options that a matrix gives to any of its runs, and their values."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -64,9 +66,9 @@ class _Reader:
         for both in settings.keys() & methods.keys():
             self.problem(("settings", both), "is the name of a method too")
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
-        given: set[str] = set()
+        given: Given = []
         for option in chain(base, *settings.values(), *methods.values(), typed):
-            given.update(leaves(option.key, option.value))
+            given += leaves(option.key, option.value)
         return Matrix(
             name=name,
             base=base,
@@ -141,7 +143,7 @@ class _Reader:
             self.hold((*keys, f"[{i}]"), seed, count(0, LARGEST_SEED))
         return seeds
 
-    def tune(self, values: Any, settings: list[str], given: set[str]) -> Tune | None:
+    def tune(self, values: Any, settings: list[str], given: Given) -> Tune | None:
         keys: Keys = ("tune",)
         if not isinstance(values, dict):
             self.problem(keys, f"must be a mapping with key, values and seeds, got {shown(values)}")
@@ -167,12 +169,19 @@ class _Reader:
         self.tuned_on((*keys, "setting"), values.get("setting", ""), settings)
         return Tune(**values) if len(self.problems) == before else None
 
-    def tuned_key(self, keys: Keys, key: Any, given: set[str]) -> None:
+    def tuned_key(self, keys: Keys, key: Any, given: Given) -> None:
         """Check the option that is tuned, which nothing else may give."""
         if not isinstance(key, str) or not OPTION.fullmatch(key):
             self.problem(keys, f"must be an option such as model.optimizer.lr, got {shown(key)}")
-        elif next(leaves(key, None)) in given:
+            return
+        own, _ = next(leaves(key, None))
+        if own in dict(given):
             self.problem(keys, f"must not be given elsewhere too, and {key} is")
+        for name, value in given:
+            # the tuned value comes last, and would turn on again what a method leaves out
+            if value in (None, "null") and own.startswith(f"{name}."):
+                self.problem(keys, f"must not be an option of {name}, which is null elsewhere")
+                return
 
     def tuned_on(self, keys: Keys, setting: Any, settings: list[str]) -> None:
         """Check the setting that the option is tuned on; a matrix without settings has none."""

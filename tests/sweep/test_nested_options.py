@@ -122,6 +122,14 @@ def test_what_is_tuned_is_given_nowhere_else(given: str) -> None:
     assert refused.value.problems == [f"m.yaml:6: {rule}"]
 
 
+@pytest.mark.parametrize("given", ["algorithm.mask: null", "algorithm: {init_args: {mask: null}}"])
+def test_an_option_of_what_a_method_leaves_out_is_not_tuned(given: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(TUNED.replace("algorithm.mask.scope: model", given))
+    rule = "tune.key must not be an option of algorithm.mask, which is null elsewhere"
+    assert refused.value.problems == [f"m.yaml:6: {rule}"]
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
