@@ -337,6 +337,18 @@ def test_tags_of_methods_are_on_the_page_of_metrics():
             assert any(one.fullmatch(made) for one in patterns), f"{path.name}: {tag}"
 
 
+@pytest.mark.slow
+def test_messages_on_the_page_of_questions_are_said_by_the_code():
+    """What is fixed in a message stands in the source, or in a test of what torch says."""
+    files = [*(ROOT / "bhfl").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    text = " ".join(path.read_text() for path in files if path.name != Path(__file__).name)
+    said = " ".join(re.sub(r'"\s*f?"', "", text).split())
+    for message in re.findall(r"\*\*`([^`]+)`", (DOCS / "faq.md").read_text()):
+        parts = re.split(r"'[^']*'|\d[\d.e+%]*|…|\?|=|\bmax_ronds\b", message)
+        for part in (part.strip(" ;:,'") for part in parts):
+            assert len(part) < 8 or part in said, f"{message}: {part}"
+
+
 # ---- pages as they are built ---------------------------------------------------------------------
 
 

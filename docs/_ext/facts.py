@@ -148,9 +148,11 @@ def options(kind: Any, prefix: str = "", skip: Iterable[str] = ()) -> list[Optio
         given = inspect.signature(kind).parameters.get(action.dest)
         required = given is not None and given.default is given.empty
         default = "(required)" if required else written(action.default)
-        found.append(
-            Option(prefix + action.dest, shown(action._typehint), default, action.help or "")
-        )
+        hint = action._typehint
+        found.append(Option(prefix + action.dest, shown(hint), default, action.help or ""))
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part) and isinstance(part, type):
+                found += options(part, f"{prefix}{action.dest}.")
     return found
 
 

@@ -25,6 +25,7 @@ class Generated(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The nodes of the text that `facts` makes."""
+        self.env.note_reread()  # what it is made from are no files that Sphinx watches
         name, *arguments = self.arguments
         text = getattr(facts, name)(*arguments)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
