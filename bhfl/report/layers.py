@@ -21,12 +21,12 @@ from bhfl.report.forms import csv_text
 Row = Mapping[str, Any]
 """One layer: its name and its figures, by column."""
 
-_PANELS = (
-    ("saved_bytes", 1e-6, "memory saved against float32 [MB]"),
-    ("loss_increase", 1.0, "loss increase, this layer alone quantised"),
-    ("accuracy_drop", 100.0, "accuracy drop [points], likewise"),
-)
-"""Column, factor and title of the panels of bars; a panel without its columns is left out."""
+_PANELS = {
+    "saved_bytes": (1e-6, "memory saved against float32 [MB]"),
+    "loss_increase": (1.0, "loss increase, this layer alone quantised"),
+    "accuracy_drop": (100.0, "accuracy drop [points], likewise"),
+}
+"""Factor and title of the panels of bars, by column; a panel without its columns is left out."""
 
 
 def widths(rows: Sequence[Row], column: str) -> list[int]:
@@ -122,8 +122,8 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         ImportError: matplotlib is not installed; the message says what to install.
     """
     plt = pyplot()
-    panels = [panel for panel in _PANELS if widths(rows, panel[0])]
-    top = [*(column for column, _, _ in panels), "significance"]
+    bars = [column for column in _PANELS if widths(rows, column)]
+    top = [*bars, "significance"]
     height = 1.3 + 0.27 * len(rows)
     figure, axes = plt.subplot_mosaic(
         [top, ["bound"] * len(top)],
@@ -131,9 +131,8 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         figsize=(2.2 + 3.3 * len(top), height + 3.6),
         layout="constrained",
     )
-    for column, factor, caption in panels:
-        _bars(axes[column], rows, column, factor)
-        axes[column].set_title(caption, fontsize=9)
+    for column in bars:
+        _bars(axes[column], rows, column)
     # the first layers are mostly the smallest, so that their bars leave room
     axes[top[0]].legend(fontsize=8, loc="upper right")
     _significance(axes["significance"], rows)
@@ -152,8 +151,10 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
     plt.close(figure)
 
 
-def _bars(axis: Any, rows: Sequence[Row], column: str, factor: float) -> None:
+def _bars(axis: Any, rows: Sequence[Row], column: str) -> None:
     """Draw one bar a layer and probed width, the fewest bits on top."""
+    factor, caption = _PANELS[column]
+    axis.set_title(caption, fontsize=9)
     probed = widths(rows, "loss_increase")
     bits = [b for b in probed if f"{column}_{b}" in rows[0]] or widths(rows, column)[:1]
     for i, b in enumerate(bits):
@@ -179,8 +180,7 @@ def _significance(axis: Any, rows: Sequence[Row]) -> None:
         else:
             axis.text(low * 1.1, place, "no harm", fontsize=7, color=colour, va="center")
     axis.axvline(1, color="black", linewidth=0.6)
-    axis.set_xscale("log")
-    axis.set_xlim(low, high)
+    axis.set(xscale="log", xlim=(low, high))
     axis.set_title("significance: squeeze < 1 < protect", fontsize=9)
 
 
@@ -201,9 +201,7 @@ def _bound(figure: Any, axis: Any, rows: Sequence[Row]) -> None:
     for b in bits:
         total.append(sum(row[f"variance_{b}"] for row in rows) or math.nan)
     axis.plot(bits, total, color="black", linewidth=2, marker="o", markersize=4, label="all layers")
-    axis.set_yscale("log")
-    axis.set_xticks(bits)
-    axis.set_xlabel("bits of every layer")
+    axis.set(yscale="log", xticks=bits, xlabel="bits of every layer")
     axis.set_ylabel(r"in units of $2L\,\Sigma_i p_i^2 \,/\, (\eta K)$", fontsize=8)
     axis.set_title(
         "quantisation term of the convergence bound, weights sent, by layer and in all", fontsize=9

@@ -293,8 +293,7 @@ def _axis(x: str, y: str) -> Any:
     """A panel whose axes have these names."""
     _, axis = pyplot().subplots(layout="constrained")
     bare(axis)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+    axis.set(xlabel=x, ylabel=y)
     return axis
 
 

@@ -58,7 +58,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end, and its rows are those of the end."""
-        return bool(self.summary) and not self.missing
+        return not self.missing
 
     @property
     def missing(self) -> str:

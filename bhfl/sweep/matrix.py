@@ -33,6 +33,10 @@ class Tune:
     last: int = 1
     setting: str = ""
 
+    def tried_on(self, setting: str) -> str:
+        """The setting whose trials choose the value for a setting."""
+        return setting if self.setting == EACH else self.setting
+
 
 @dataclass(frozen=True)
 class Matrix:

@@ -122,7 +122,7 @@ class Plan:
         """
         tune = self.matrix.tune
         # a seed of the trials on the setting of the trials was run already
-        if tune and cell.seed in tune.seeds and cell.setting == self._tried(cell):
+        if tune and cell.seed in tune.seeds and cell.setting == tune.tried_on(cell.setting):
             return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
         return self._job(cell, name, value)
@@ -133,7 +133,7 @@ class Plan:
             return []
         trials = []
         for seed in tune.seeds:
-            one = Cell(self._tried(cell), cell.method, seed)
+            one = Cell(tune.tried_on(cell.setting), cell.method, seed)
             trials.append({value: self._trial(one, value) for value in tune.values})
         return trials
 
@@ -144,11 +144,6 @@ class Plan:
             for of_seed in self.trials(cell):
                 found |= {job.name: job for job in of_seed.values()}
         return found
-
-    def _tried(self, cell: Cell) -> str:
-        """The setting that the value of a cell is tuned on."""
-        assert self.matrix.tune is not None
-        return cell.setting if self.matrix.tune.setting == EACH else self.matrix.tune.setting
 
     def _trial(self, cell: Cell, value: Any) -> Job:
         return self._job(cell, f"{TRIALS}/{self.tuned_for(cell)}/{value}/seed{cell.seed}", value)
