@@ -36,6 +36,10 @@ IMPORTS_ALONE = {"reference/wire.md", "howto/quantise.md"}
 """Pages whose code takes less than a second."""
 
 
+OTHERS = {"howto/hub.md": ("timm", "transformers")}
+"""Packages that nothing of ours depends on."""
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(DOCS).as_posix()
 
@@ -109,6 +113,8 @@ def test_configurations_on_pages_can_be_parsed(page, tmp_path, monkeypatch, caps
 )
 def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """Its blocks one after the other, as in a session; a run's rounds are few."""
+    for package in OTHERS.get(name_of(page), ()):
+        pytest.importorskip(package, reason=f"{package} is no dependency: pip install {package}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, source in re.findall(

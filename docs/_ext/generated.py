@@ -78,9 +78,20 @@ def exists(target: str) -> bool:
         return False
 
 
+def keep_whole(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
+    """Begin the docstring of an attribute with an escaped space: napoleon would take what stands
+    before its first colon for a type.
+    """
+    if what in ("attribute", "data", "property") and lines:
+        lines.insert(0, "\\ ")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directive and the role."""
     app.add_directive("generated", Generated)
     app.add_role("soft", XRefRole(innernodeclass=nodes.literal))
     app.connect("missing-reference", resolve)
+    app.connect("autodoc-process-docstring", keep_whole, priority=400)  # before napoleon
     return {"parallel_read_safe": True}
