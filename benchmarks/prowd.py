@@ -58,6 +58,7 @@ def dequantize() -> None:
 def turns(method: str) -> Callable[[], None]:
     """Rounds of 10 clients, half of them ternary, with 1,000 images each."""
     from bhfl.algorithms import FedAvg, ProWD
+    from bhfl.algorithms.prowd import Dequantizer
     from bhfl.data import FakeImages
     from bhfl.engine.client.store import ClientStore
     from bhfl.engine.loan import Loan
@@ -71,7 +72,8 @@ def turns(method: str) -> Callable[[], None]:
     keep_freed_memory()
     torch.manual_seed(0)
     data = FakeImages(num_train=10_000, num_test=10, batch_size=50, val_fraction=0.0)
-    algorithm = FedAvg() if method == "fedavg" else ProWD(warmup_rounds=10_000, distill_weight=0.0)
+    untrained = Dequantizer(warmup_rounds=10_000, distill_weight=0.0)
+    algorithm = FedAvg() if method == "fedavg" else ProWD(dequantizer=untrained)
     trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
     module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
     session = Session(trainer, Loan(module, data), ["fit"])

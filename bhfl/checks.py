@@ -114,6 +114,26 @@ def or_none(check: Check) -> Check:
     return lambda value: "" if value is None else check(value)
 
 
+def options(cls: type, optional: bool = False) -> Check:
+    """The check of a group of options, an object of `cls`.
+
+    Args:
+        cls: The class of the group.
+        optional: Whether None, null in a configuration, leaves out what the options are of.
+
+    >>> options(dict, optional=True)(False)
+    'must be a dict or None (null), got False'
+    """
+    rule = f"be a {cls.__name__}" + " or None (null)" * optional
+
+    def check(value: Any) -> str:
+        if isinstance(value, cls) or (optional and value is None):
+            return ""
+        return _must(rule, value)
+
+    return check
+
+
 def positive(value: Any) -> str:
     """What is wrong with a number that must be positive and finite."""
     if is_number(value) and 0 < value < math.inf:

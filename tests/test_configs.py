@@ -80,7 +80,7 @@ def test_runs_a_round(path, pictures, tmp_path, monkeypatch):
         else []
     )
     prowd = (
-        ["--algorithm.first_steps", "2", "--algorithm.warmup_rounds", "1"]
+        ["--algorithm.dequantizer.first_steps=2", "--algorithm.dequantizer.warmup_rounds=1"]
         if path.stem == "prowd"
         else []
     )

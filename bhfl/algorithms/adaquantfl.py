@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.checks import is_integer
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
@@ -29,9 +30,9 @@ class AdaQuantFL(DifferenceAlgorithm):
     next whole number of bits has.
 
     Args:
-        bits: In the first rounds, ``s_0 = 2**(bits-1) - 1``.
-        max_bits: Never more.
-        norm: ``linf`` or ``l2``.
+        bits: Bits of a quantised difference in the first rounds, ``s_0 = 2**(bits-1) - 1``.
+        max_bits: The most bits, up to 16.
+        norm: What scales a tensor: its largest magnitude (``linf``) or its length (``l2``).
 
     Raises:
         ValueError: An argument is out of its range.
@@ -39,7 +40,7 @@ class AdaQuantFL(DifferenceAlgorithm):
 
     def __init__(self, bits: int = 2, max_bits: int = 16, norm: Norm = "linf") -> None:
         super().__init__(bits, norm, None, server_lr=1.0)
-        if not (isinstance(max_bits, int) and bits <= max_bits <= 16):
+        if not is_integer(max_bits) or not bits <= max_bits <= 16:
             raise ValueError(
                 f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"
             )
@@ -58,11 +59,11 @@ class AdaQuantFL(DifferenceAlgorithm):
         return {name: tensor for name, tensor in received.items() if name != BITS}
 
     def bits_of(self, run: LocalRun) -> int:
-        """As the server says."""
+        """The bits that the server says."""
         return int(run.message[BITS])
 
     def bits_asked(self, server: ServerState) -> int:
-        """As it was sent."""
+        """The bits that were sent."""
         return int(server.extra["bits"])
 
     def uplink(self, run: LocalRun) -> Tensors:

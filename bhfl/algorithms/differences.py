@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bhfl.checks import checked, choice, count, or_none, positive
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.random import RandomKeys
@@ -16,7 +16,6 @@ from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantize
 
 Norm = Literal["linf", "l2"]
-
 
 REST = ":rest"
 """Ends the name of the last, shorter bucket of a tensor."""
@@ -30,9 +29,12 @@ def buckets(name: str, x: Tensor, size: int | None) -> dict[str, Tensor]:
     """
     if size is None or size >= x.numel():
         return {name: x}
-    flat, whole = x.reshape(-1), x.numel() // size * size
+    flat = x.reshape(-1)
+    whole = x.numel() // size * size
     parts = {name: flat[:whole].view(-1, size)}
-    return parts if whole == x.numel() else {**parts, name + REST: flat[whole:].view(1, -1)}
+    if whole < x.numel():
+        parts[name + REST] = flat[whole:].view(1, -1)
+    return parts
 
 
 def qsgd(
@@ -45,7 +47,7 @@ def qsgd(
         x: Float tensor, any shape.
         bits: 2..16.
         norm: ``M`` is the largest magnitude (`linf`) or the Euclidean length (`l2`).
-        generator: Of the stochastic rounding.
+        generator: Draws the stochastic rounding.
         by_row: One ``M`` a row of dimension 0 instead of one for all.
     """
     if norm == "linf":
@@ -55,6 +57,13 @@ def qsgd(
     scale = torch.where(length > 0, length / (2 ** (bits - 1) - 1), torch.ones_like(length))
     scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # a subnormal scale has no reciprocal
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
+
+
+def _width(value: Any) -> str:
+    """What is wrong with the bits of a difference."""
+    if value == 32 or not count(2, 16)(value):
+        return ""
+    return f"must be 2..16 or 32, got {value!r}"
 
 
 class DifferenceAlgorithm(Algorithm):
@@ -69,29 +78,16 @@ class DifferenceAlgorithm(Algorithm):
 
     def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
         name = type(self).__name__
-        if bits != 32 and not (
-            isinstance(bits, int) and not isinstance(bits, bool) and 2 <= bits <= 16
-        ):
-            raise ValueError(f"{name}.bits must be 2..16 or 32, got {bits!r}")
-        if norm not in ("linf", "l2"):
-            raise ValueError(f"{name}.norm must be linf or l2, got {norm!r}")
-        if bucket_size is not None and bucket_size < 1:
-            raise ValueError(
-                f"{name}.bucket_size must be at least 1, or null for one bucket a tensor, got "
-                f"{bucket_size}"
-            )
-        if not 0 < server_lr < math.inf:
-            raise ValueError(f"{name}.server_lr must be positive and finite, got {server_lr}")
-        self.bits = bits
-        self.norm = norm
-        self.bucket_size = bucket_size
-        self.server_lr = server_lr
+        self.bits = checked(f"{name}.bits", bits, _width)
+        self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
+        self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
+        self.server_lr = checked(f"{name}.server_lr", server_lr, positive)
 
     def quantised(self, params: Params) -> list[str]:
         """Names of the tensors that travel as quantised differences."""
-        return (
-            [name for name, tensor in params.items() if tensor.ndim >= 2] if self.bits < 32 else []
-        )
+        if self.bits == 32:
+            return []
+        return [name for name, tensor in params.items() if tensor.ndim >= 2]
 
     def bits_of(self, run: LocalRun) -> int:
         """Bits of a client's differences in this round."""
@@ -105,14 +101,14 @@ class DifferenceAlgorithm(Algorithm):
         """Differences of weights at their bits, float32 values of the rest."""
         values = run.module.state_dict()
         update: dict[str, Tensor | QuantizedTensor] = dict(values)
-        generator, bits = run.rng.torch("quant_up", device=run.device), self.bits_of(run)
+        generator = run.rng.torch("quant_up", device=run.device)
+        bits = self.bits_of(run)
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)
             by_row = parts[name] is not difference
-            update |= {
-                key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()
-            }
+            for key, part in parts.items():
+                update[key] = qsgd(part, bits, self.norm, generator, by_row)
         return update
 
     def expected(self, server: ServerState) -> Params:
@@ -134,23 +130,24 @@ class DifferenceAlgorithm(Algorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step with `server_lr`."""
-        difference = self.mean_difference(server.params, aggregate)
-        stepped = {
-            name: server.params[name] - self.server_lr * step for name, step in difference.items()
-        }
-        if self.server_lr == 1:
-            quantised = self.quantised(server.params)
-            stepped |= {name: value for name, value in aggregate.items() if name not in quantised}
+        stepped: Params = {}
+        for name, difference in self.mean_difference(server.params, aggregate).items():
+            stepped[name] = server.params[name] - self.server_lr * difference
+        if self.server_lr == 1:  # what came as values is their mean, without rounding
+            for name in aggregate.keys() - self.quantised(server.params):
+                stepped[name] = aggregate[name]
         return self.apply_mean(server, stepped)
 
     def mean_difference(self, params: Params, aggregate: Params) -> Params:
         """``mean_i Q(w_t - w_i)`` of all tensors that clients send."""
         quantised = self.quantised(params)
-        return {
-            name: aggregate[name] if name in quantised else value - aggregate[name]
-            for name, value in params.items()
-            if name in aggregate
-        }
+        differences: Params = {}
+        for name, value in params.items():
+            if name in quantised and name in aggregate:
+                differences[name] = aggregate[name]
+            elif name in aggregate:
+                differences[name] = value - aggregate[name]
+        return differences
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Params:
         """Differences and values in float32, in the shapes of the model."""

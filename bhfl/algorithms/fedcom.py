@@ -1,7 +1,5 @@
 """FedCOM. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
-from typing import Optional
-
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 
 
@@ -12,9 +10,9 @@ class FedCOM(DifferenceAlgorithm):
     after; the quantiser is positively homogeneous, so the two cancel.
 
     Args:
-        bits: Of a quantised difference; 32 sends float32.
+        bits: Bits of a quantised difference; 32 sends float32.
         server_lr: ``gamma``; 1 is FedPAQ to the bit.
-        norm: ``linf`` or ``l2``.
+        norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
 
     Raises:
@@ -26,6 +24,6 @@ class FedCOM(DifferenceAlgorithm):
         bits: int = 8,
         server_lr: float = 1.0,
         norm: Norm = "linf",
-        bucket_size: Optional[int] = None,
+        bucket_size: int | None = None,
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)

@@ -1,7 +1,7 @@
 """FedCOMGATE. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +29,9 @@ class FedCOMGATE(DifferenceAlgorithm):
     nothing else, so that with full participation a round costs one float32 model down.
 
     Args:
-        bits: Of a quantised difference; 32 sends float32.
+        bits: Bits of a quantised difference; 32 sends float32.
         server_lr: ``gamma``.
-        norm: ``linf`` or ``l2``.
+        norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
         allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers
             of steps, for which the correction is only approximate.
@@ -46,7 +46,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         bits: int = 8,
         server_lr: float = 1.0,
         norm: Norm = "linf",
-        bucket_size: Optional[int] = None,
+        bucket_size: int | None = None,
         allow_inexact: bool = False,
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)
@@ -61,18 +61,15 @@ class FedCOMGATE(DifferenceAlgorithm):
         if self.allow_inexact:
             return
         for optimizer in _optimizers(context.module):
-            if type(optimizer) is not torch.optim.SGD or any(
-                g["momentum"] for g in optimizer.param_groups
-            ):
-                momentum = [g.get("momentum") for g in optimizer.param_groups]
+            momentum = [group.get("momentum") for group in optimizer.param_groups]
+            if type(optimizer) is not torch.optim.SGD or any(momentum):
                 raise ValueError(
                     "FedCOMGATE needs torch.optim.SGD without momentum, got "
                     f"{type(optimizer).__name__} with momentum {momentum[0]}; set allow_inexact: "
                     "true to run it nevertheless"
                 )
-        steps = {
-            context.data.num_batches(client.id) for client in context.clients if client.num_examples
-        }
+        able = [client for client in context.clients if client.num_examples]
+        steps = {context.data.num_batches(client.id) for client in able}
         if context.settings.training.local_steps is None and len(steps) > 1:
             raise ValueError(
                 f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} "
@@ -104,11 +101,8 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
         """The weights that were sent, else those rebuilt."""
-        rebuilt = {
-            name.removeprefix(START): tensor
-            for name, tensor in state.items()
-            if name.startswith(START)
-        }
+        started = {name: value for name, value in state.items() if name.startswith(START)}
+        rebuilt = {name.removeprefix(START): value for name, value in started.items()}
         return {**rebuilt, **received}
 
     def client_gradients_(self, run: LocalRun) -> None:
@@ -137,14 +131,11 @@ class FedCOMGATE(DifferenceAlgorithm):
         """Track, unless nothing could have moved, and rebuild the model."""
         following: dict[str, Tensor] = {}
         for name, mean in closing.items():
-            correction = (
-                (state[OWN + name] - mean) / state["lr_sum"]
-                if state["lr_sum"]
-                else torch.zeros_like(mean)
-            )
-            following[TRACKED + name] = (
-                state.get(TRACKED + name, torch.zeros_like(mean)) + correction.float()
-            )
+            tracked = state.get(TRACKED + name, torch.zeros_like(mean))
+            if state["lr_sum"]:
+                correction = (state[OWN + name] - mean) / state["lr_sum"]
+                tracked = tracked + correction.float()
+            following[TRACKED + name] = tracked
             following[START + name] = _step(state[START + name], mean, self.server_lr)
         return following
 

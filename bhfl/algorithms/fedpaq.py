@@ -1,7 +1,5 @@
 """FedPAQ. Reisizadeh et al., AISTATS 2020, https://arxiv.org/abs/1909.13014."""
 
-from typing import Optional
-
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 
 
@@ -13,15 +11,13 @@ class FedPAQ(DifferenceAlgorithm):
     tensor is the default here.
 
     Args:
-        bits: Of a quantised difference; 32 sends float32 and is FedAvg to the bit.
-        norm: ``linf`` or ``l2``.
+        bits: Bits of a quantised difference; 32 sends float32 and is FedAvg to the bit.
+        norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
 
     Raises:
         ValueError: An argument is out of its range.
     """
 
-    def __init__(
-        self, bits: int = 8, norm: Norm = "linf", bucket_size: Optional[int] = None
-    ) -> None:
+    def __init__(self, bits: int = 8, norm: Norm = "linf", bucket_size: int | None = None) -> None:
         super().__init__(bits, norm, bucket_size, server_lr=1.0)

@@ -1,8 +1,8 @@
 """FedProx. Li et al., MLSys 2020, https://arxiv.org/abs/1812.06127."""
 
-import math
 from typing import Literal
 
+from bhfl.checks import checked, choice, not_negative, within
 from bhfl.engine.algorithm import Algorithm, LocalRun, add_to_gradient_
 
 
@@ -30,17 +30,11 @@ class FedProx(Algorithm):
         straggler_fraction: float = 0.0,
         stragglers: Literal["keep", "drop"] = "keep",
     ) -> None:
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"FedProx.mu must be >= 0 and finite, got {mu}")
-        if not 0 <= straggler_fraction <= 1:
-            raise ValueError(
-                f"FedProx.straggler_fraction must be in [0, 1], got {straggler_fraction}"
-            )
-        if stragglers not in ("keep", "drop"):
-            raise ValueError(f"FedProx.stragglers must be keep or drop, got {stragglers!r}")
-        self.mu = mu
-        self.straggler_fraction = straggler_fraction
-        self.stragglers = stragglers
+        self.mu = checked("FedProx.mu", mu, not_negative)
+        self.straggler_fraction = checked(
+            "FedProx.straggler_fraction", straggler_fraction, within("[0, 1]")
+        )
+        self.stragglers = checked("FedProx.stragglers", stragglers, choice("keep", "drop"))
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
         """All planned steps, a straggler's part of them, or none."""

@@ -5,6 +5,7 @@ al. 2022).
 from dataclasses import replace
 from typing import Any, Literal
 
+from bhfl.checks import checked, choice
 from bhfl.engine.aggregate import Aggregator, GroupedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.random import RandomKeys
@@ -21,11 +22,9 @@ class GroupedAvg(Algorithm):
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
-        ranks = {client.group: precision(client.spec) for client in clients}
-        return {
-            "groups": sorted(ranks, key=lambda g: ranks[g]),
-            "models": dict.fromkeys(ranks, params),
-        }
+        specs = {client.group: client.spec for client in clients}
+        groups = sorted(specs, key=lambda group: precision(specs[group]))
+        return {"groups": groups, "models": dict.fromkeys(specs, params)}
 
     def downlink(self, server: ServerState, client: Client) -> Params:
         """The model of the client's group."""
@@ -48,19 +47,20 @@ class GroupedAvg(Algorithm):
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
         """One mean a group, each of the updates of its sources."""
-        return _RoutedMeans(
-            server.params, {g: self.sources(server, g) for g in server.extra["groups"]}
-        )
+        sources = {group: self.sources(server, group) for group in server.extra["groups"]}
+        return _RoutedMeans(server.params, sources)
 
     def server_update(
         self, server: ServerState, aggregate: dict[str, Params], rng: RandomKeys
     ) -> ServerState:
         """Each group's new model; the server optimiser has a state for each."""
-        models, states = dict(server.extra["models"]), dict(server.extra.get("states", {}))
+        models = dict(server.extra["models"])
+        states = dict(server.extra.get("states", {}))
         for group, mean in aggregate.items():
             own = {**server.extra, "server_optimizer": states.get(group)}
             stepped = self.apply_mean(replace(server, params=models[group], extra=own), mean)
-            models[group], states[group] = stepped.params, stepped.extra["server_optimizer"]
+            models[group] = stepped.params
+            states[group] = stepped.extra["server_optimizer"]
         extra = {**server.extra, "models": models, "states": states}
         return replace(server, params=models[server.extra["groups"][-1]], extra=extra)
 
@@ -80,9 +80,7 @@ class GroupedAvgAsymmetric(GroupedAvg):
     """
 
     def __init__(self, rule: Literal["ge", "all"] = "ge") -> None:
-        if rule not in ("ge", "all"):
-            raise ValueError(f"GroupedAvgAsymmetric.rule must be ge or all, got {rule!r}")
-        self.rule = rule
+        self.rule = checked("GroupedAvgAsymmetric.rule", rule, choice("ge", "all"))
 
     def sources(self, server: ServerState, group: str) -> list[str]:
         """This group and those above, or all for any but the highest."""

@@ -92,7 +92,6 @@ def analyze(  # noqa: PLR0913
         with progress(what, total * (1 + len(layers) * len(widths))) as advance:
             harm = layer_harm(
                 worker.module,
-                layers,
                 widths,
                 _evaluation(worker),
                 chunks,

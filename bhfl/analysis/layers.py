@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
-from bhfl.algorithms.fedlq.bound import convergence_bound
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, significance, variance_table
 from bhfl.analysis.reuse import reusing
+from bhfl.quant import layer_weights
 
 CANDIDATES = (2, 3, 4, 6, 8, 16)
 
@@ -59,7 +59,6 @@ class LayerHarm:
 
 def layer_harm(
     model: nn.Module,
-    layers: Sequence[str],
     bits: Sequence[int],
     evaluate: Callable[[Any], tuple[float, float]],
     chunks: Sequence[tuple[int, Any]],
@@ -74,8 +73,7 @@ def layer_harm(
     same in all chunks.
 
     Args:
-        model: The global model.
-        layers: Names of parameters, L of them, such as `bhfl.quant.layer_weights` gives.
+        model: The global model, of which `bhfl.quant.layer_weights` are the L layers.
         bits: Widths to probe, 2..16, P of them.
         evaluate: Gives mean loss and accuracy of the model on a chunk; nan for no accuracy.
         chunks: Numbers of samples, and what `evaluate` takes.
@@ -83,26 +81,25 @@ def layer_harm(
         progress: Called after each evaluation, with the samples it took.
 
     Raises:
-        ValueError: there is no chunk, or as `significance.probe`.
+        ValueError: There is no chunk, or as `significance.probe`.
     """
-    total, part = torch.zeros(1 + len(layers) * len(bits), 2, dtype=torch.float64), None
+    total = torch.zeros((), dtype=torch.float64)
+    part = None
     for size, chunk in chunks:
-        part, measured = _probe_chunk(
-            model, layers, bits, partial(evaluate, chunk), seed, partial(progress, size)
-        )
-        total += size * measured
+        evaluated = partial(evaluate, chunk)
+        part, measured = _probe_chunk(model, bits, evaluated, seed, partial(progress, size))
+        total = total + size * measured
     if part is None:
         raise ValueError("chunks must hold at least one sample, got none")
     reference, *quantized = total / sum(size for size, _ in chunks)
-    change = torch.stack(quantized).sub_(reference).view(len(layers), len(bits), 2)
-    increase, drop = change[..., 0], -change[..., 1]
+    change = torch.stack(quantized).sub_(reference).view(-1, len(bits), 2)
+    increase = change[..., 0]
     found = Probe(part.layers, part.sizes, part.bits, increase.clamp(min=0), part.distortion)
-    return LayerHarm(found, float(reference[0]), float(reference[1]), increase, drop)
+    return LayerHarm(found, float(reference[0]), float(reference[1]), increase, -change[..., 1])
 
 
 def _probe_chunk(
     model: nn.Module,
-    layers: Sequence[str],
     bits: Sequence[int],
     evaluate: Callable[[], tuple[float, float]],
     seed: int,
@@ -110,6 +107,7 @@ def _probe_chunk(
 ) -> tuple[Probe, Tensor]:
     """A probe, and losses and accuracies `[1 + L P, 2]` in its order."""
     measured: list[tuple[float, float]] = []
+    layers = layer_weights(model)
     device = model.get_parameter(layers[0]).device
     with reusing(model) as reuse:
 
@@ -119,70 +117,56 @@ def _probe_chunk(
             progress()
             return measured[-1]
 
-        part = probe(
-            model, layers, bits, evaluated, generator=torch.Generator(device).manual_seed(seed)
-        )
+        generator = torch.Generator(device).manual_seed(seed)
+        part = probe(model, layers, bits, evaluated, generator=generator)
     return part, torch.tensor(measured, dtype=torch.float64)
 
 
-def layer_rows(
-    model: nn.Module,
-    harm: LayerHarm,
-    *,
-    candidates: Sequence[int] = CANDIDATES,
-    uniform_bits: int = 4,
-) -> list[Row]:
+def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> list[Row]:
     """One row a layer, in the order of `harm`; see the top of this file for the columns.
 
     Args:
-        model: whose weights `harm` is of.
-        harm: see `layer_harm`.
-        candidates: widths for bytes and variances.
-        uniform_bits: width of all layers at which the bound's quantisation term is shared out.
+        model: The model that `harm` is of.
+        harm: See `layer_harm`.
+        uniform_bits: Width of all layers at which the bound's quantisation term is shared out.
 
     Raises:
-        ValueError: a width is not in 2..16.
+        ValueError: A width is not in 2..16.
     """
     found = harm.probe
     weights = [model.get_parameter(name) for name in found.layers]
-    variances = variance_table(weights, candidates)
-    joint, bent = significance(found), curvature(found)
+    variances = variance_table(weights, CANDIDATES)
+    joint = significance(found)
+    bent = curvature(found)
     shares = bound_shares(variance_table(weights, [uniform_bits])[:, 0])
     rows: list[Row] = []
     for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
         row: Row = {"layer": name, "parameters": size}
-        row |= {
-            f"saved_bytes_{b}": (layer_bits(size, 32) - layer_bits(size, b)) // 8
-            for b in candidates
-        }
-        row |= {f"variance_{b}": float(v) for b, v in zip(candidates, variances[i], strict=True)}
-        row |= {
-            f"loss_increase_{b}": float(v)
-            for b, v in zip(found.bits, harm.loss_increase[i], strict=True)
-        }
+        for b in CANDIDATES:
+            row[f"saved_bytes_{b}"] = (layer_bits(size, 32) - layer_bits(size, b)) // 8
+        row |= _columns("variance", CANDIDATES, variances[i])
+        row |= _columns("loss_increase", found.bits, harm.loss_increase[i])
         if not math.isnan(harm.accuracy):
-            row |= {
-                f"accuracy_drop_{b}": float(v)
-                for b, v in zip(found.bits, harm.accuracy_drop[i], strict=True)
-            }
-        row |= {
-            "significance": float(joint[i]),
-            "curvature": float(bent[i]),
-            f"bound_share_{uniform_bits}": shares[i],
-        }
+            row |= _columns("accuracy_drop", found.bits, harm.accuracy_drop[i])
+        row["significance"] = float(joint[i])
+        row["curvature"] = float(bent[i])
+        row[f"bound_share_{uniform_bits}"] = shares[i]
         rows.append(row)
     return rows
+
+
+def _columns(name: str, bits: Sequence[int], values: Tensor) -> dict[str, float]:
+    """The columns of a row that hold one value for each width."""
+    return {f"{name}_{b}": float(value) for b, value in zip(bits, values, strict=True)}
 
 
 def bound_shares(variances: Tensor) -> list[float]:
     """`[L]`: each layer's share of the convergence bound's quantisation term; zeros where there is
     no error.
 
-    The shares are the same for every smoothness, learning rate, number of steps, rounds and
-    clients: 1 stands for each.
+    The term is a sum over the layers of what is the same for all of them times the variance
+    (`bhfl.algorithms.fedlq.bound`), so the shares are those of the variances.
     """
-    bound = convergence_bound(
-        initial_gap=0, smoothness=1, gradient_variance=0, heterogeneity=0, learning_rate=1 / 8,
-        local_steps=1, num_rounds=1, variances=variances.unsqueeze(0).numpy(),
-    )  # fmt: skip
-    return [term / (bound.quantisation or 1.0) for term in bound.quantisation_per_layer]
+    terms = variances.tolist()
+    total = math.fsum(terms) or 1.0
+    return [term / total for term in terms]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bhfl.data import FederatedDataModule
 from bhfl.engine.client.recorder import Recorder
+from bhfl.engine.foreign import server_data
 from bhfl.engine.types import FederatedData
 
 CHUNK = 128
@@ -27,30 +27,18 @@ def held_out(data: FederatedData, num_samples: int, seed: int) -> tuple[list[Chu
     Raises:
         ValueError: There are none.
     """
-    holdout = data.holdout_batches() if isinstance(data, FederatedDataModule) else []
-    for source, batches in (
-        ("data.holdout", holdout),
-        ("the validation split", _validation(data, num_samples)),
-    ):
-        chunks = pick(batches, num_samples, seed)
-        if chunks:
+    held = server_data(data)
+    sources = {
+        "data.holdout": held.holdout_batches(),
+        "the validation split": held.val_batches(num_samples),
+    }
+    for source, batches in sources.items():
+        if chunks := pick(batches, num_samples, seed):
             return chunks, source
     raise ValueError(
         "analyze needs samples held out of training: data.holdout or data.val_fraction must be "
         "above 0"
     )
-
-
-def _validation(data: FederatedData, num_samples: int) -> Iterable[Any]:
-    """Validation batches; of our own data modules, no more samples are loaded than are used."""
-    if not isinstance(data, FederatedDataModule):
-        return data.val_batches()
-    before = data.max_eval_samples
-    data.max_eval_samples = min(num_samples, before or num_samples)
-    try:
-        return data.val_batches()
-    finally:
-        data.max_eval_samples = before
 
 
 def pick(batches: Iterable[Any], num_samples: int, seed: int) -> list[Chunk]:

@@ -20,6 +20,7 @@ from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
 from bhfl.engine.hooks import Guard
+from bhfl.engine.types import Client
 from bhfl.recorded import Recorded
 from bhfl.settings import Role
 
@@ -204,50 +205,67 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         whole, rest = divmod(len(self.split.clients[client_id]), self.batch_size)
         return whole + (rest > 0 and not (self.drop_last and whole))
 
+    def client_batch_size(self, client: Client) -> int:
+        """Samples in a training batch: `batch_size`, for each client alike."""
+        return self.batch_size
+
     def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own validation batches, or None where it has none."""
         held = self.split.client_val[client_id]
         return self._eval_batches(self._train, held) if len(held) else None
 
-    def val_batches(self) -> Iterable[Any]:
+    def val_batches(self, limit: int | None = None) -> Iterable[Any]:
         """Batches of the global validation samples, held out of the training split; empty if
         `val_fraction` is 0.
+
+        Args:
+            limit: The most samples; with it or `max_eval_samples`, of the same subset in every run.
         """
-        return self._eval_batches(self._train, self._subset(self._train, self.split.val))
+        return self._eval_batches(self._train, self._subset(self._train, self.split.val, limit))
 
     def test_batches(self) -> Iterable[Any]:
         """Batches of the test split; with `max_eval_samples`, of the same subset in every run."""
-        return self._eval_batches(
-            self._test, self._subset(self._test, torch.arange(len(self._test)))
-        )
+        everything = torch.arange(len(self._test))
+        return self._eval_batches(self._test, self._subset(self._test, everything))
 
-    def holdout_batches(self) -> Iterable[Any]:
-        """Batches of the samples kept for the server, not augmented."""
-        return self._eval_batches(self._train, self.split.holdout)
+    def num_holdout(self) -> int:
+        """Samples kept for the server: the option `holdout`."""
+        return self.holdout
 
-    def holdout_inputs(self) -> Tensor:
-        """Inputs of the samples kept for the server, as one tensor ``[holdout, ...]``."""
-        batches = [inputs for inputs, _ in self.holdout_batches()]
-        return torch.cat(batches) if batches else torch.empty(0, *self.input_shape)
+    def holdout_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """Batches of the samples kept for the server, not augmented.
+
+        Args:
+            limit: The most samples, evenly spread over those that are kept.
+        """
+        kept = self.split.holdout
+        return self._eval_batches(self._train, kept if limit is None else _spread(kept, limit))
 
     def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:
         return source.batches(indices, self.eval_batch_size, torch.Generator())
 
-    def _subset(self, source: Source, indices: Tensor) -> Tensor:
-        """The samples that are evaluated: `max_eval_samples` where there are more, with the label
-        mix of all, or evenly spaced where nobody knows the labels.
+    def _subset(self, source: Source, indices: Tensor, limit: int | None = None) -> Tensor:
+        """The samples that are evaluated: `limit` or `max_eval_samples` where there are more, with
+        the label mix of all, or evenly spread where nobody knows the labels.
         """
-        if self.max_eval_samples is None or len(indices) <= self.max_eval_samples:
+        most = min(self.max_eval_samples or len(indices), limit or len(indices))
+        if len(indices) <= most:
             return indices
         try:
             labels = source.targets
         except ValueError:
             labels = None
-        most = self.max_eval_samples
         if labels is None or labels.ndim != 1:
-            return indices[torch.arange(most) * len(indices) // most]
+            return _spread(indices, most)
         chosen = stratified_sample(labels[indices.numpy()], most, np.random.default_rng(0))
         return indices[torch.from_numpy(chosen)]
+
+
+def _spread(indices: Tensor, most: int) -> Tensor:
+    """The indices, or so many of them, evenly spread."""
+    if len(indices) <= most:
+        return indices
+    return indices[torch.arange(most) * len(indices) // most]
 
 
 _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)

@@ -103,19 +103,15 @@ class Flattener:
         for name, shape in self.shapes.items():
             value = params.get(name)
             if not isinstance(value, Tensor):
-                raise ReturnError(
-                    f"{name!r} must be a tensor, "
-                    + ("is missing" if value is None else f"got {value!r}")
-                )
+                got = "is missing" if value is None else f"got {value!r}"
+                raise ReturnError(f"{name!r} must be a tensor, {got}")
             if value.shape != shape:
                 raise ReturnError(
                     f"{name!r} must have shape {tuple(shape)}, got {tuple(value.shape)}"
                 )
-        return (
-            torch.cat([params[name].reshape(-1) for name in self.shapes])
-            if self.shapes
-            else torch.zeros(0)
-        )
+        if not self.shapes:
+            return torch.zeros(0)
+        return torch.cat([params[name].reshape(-1) for name in self.shapes])
 
     def unflatten(self, flat: Tensor) -> Params:
         """The inverse: float32 tensors, none of which shares its memory with another, because to
@@ -165,8 +161,10 @@ class WeightedMean:
     def reduce(self, fabric: Fabric) -> Params | None:
         """The mean over all processes' clients, float32; None where there was no client."""
         self.sum.reduce(fabric)
-        weight = all_reduce_sum(fabric, self.weight)
-        return self.flattener.unflatten(self.sum.value() / weight) if weight > 0 else None
+        self.weight = all_reduce_sum(fabric, self.weight)
+        if not self.weight > 0:
+            return None
+        return self.flattener.unflatten(self.sum.value() / self.weight)
 
 
 class GroupedMean:

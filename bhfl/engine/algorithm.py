@@ -19,7 +19,7 @@ from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
-from bhfl.engine.types import Client, FederatedData, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Params, ServerData, ServerState, Tensors
 from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
 from bhfl.settings import LocalTraining, Settings
@@ -38,7 +38,7 @@ class Context:
 
     clients: list[Client]
     module: L.LightningModule
-    data: FederatedData
+    data: ServerData
     fabric: Fabric
     settings: Settings
     """The trainer's settings."""
@@ -222,6 +222,11 @@ class Algorithm(Recorded):
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
         """A decoded uplink as the aggregator takes it; by default linear dequantisation to
         float32.
+
+        Args:
+            update: A `bhfl.engine.types.Update`: its tensors by name, beside its payload.
+            client: Who sent it.
+            server: The state of the round.
         """
         return float_tensors(update)
 

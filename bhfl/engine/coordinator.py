@@ -20,7 +20,7 @@ from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.refusal import Asked, admit
-from bhfl.engine.types import Client, ServerState
+from bhfl.engine.types import Client, ServerState, Update
 
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
@@ -161,6 +161,7 @@ class Coordinator:
         coded = session.algorithm.coded(self.server, client, session.layers)
         record.largest = admit(update, self.asked, coded, client)
         weights, buffers = session.buffers.split(update)
+        weights = Update(weights, payload)
         session.hooks.fold(weights, client, self.server, self.updates)  # first: it may refuse
         self.buffers.add(float_tensors(buffers), client)
         return None

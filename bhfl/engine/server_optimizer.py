@@ -42,14 +42,15 @@ class ServerOptimizer:
     FedAvgM is ``torch.optim.SGD`` with momentum, FedAdam ``torch.optim.Adam``, FedYogi `Yogi`.
 
     Args:
-        make: From parameters to an optimiser, as ``lambda params: torch.optim.Adam(params,
+        make: Makes an optimiser of parameters, such as ``lambda params: torch.optim.Adam(params,
             lr=0.01)``.
         trained: Names of the tensors that it steps on; the others, as frozen weights and buffers,
             take the mean.
     """
 
     def __init__(self, make: OptimizerCallable, trained: Collection[str]) -> None:
-        self.make, self.trained = make, trained
+        self.make = make
+        self.trained = trained
 
     def step(
         self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
@@ -81,7 +82,7 @@ class Yogi(Optimizer):
     al. 2018).
 
     Args:
-        params: As for any torch optimiser.
+        params: The parameters, as any torch optimiser takes them.
         lr: Step size.
         betas: Decay of the first and of the second moment.
         eps: Added to the root of the second moment; the federated paper's tau.
@@ -110,31 +111,18 @@ class Yogi(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(
-                        weight,
-                        weight.grad,
-                        self.state[weight],
-                        **{k: group[k] for k in ("lr", "betas", "eps")},
-                    )
+                    self._update(weight, weight.grad, group)
         return loss
 
-    def _update(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-    ) -> None:
+    def _update(self, weight: Tensor, grad: Tensor, options: dict[str, Any]) -> None:
+        state = self.state[weight]
         if not state:
-            state["mean"], state["square"] = (
-                torch.zeros_like(weight),
-                torch.full_like(weight, eps**2),
-            )
+            state["mean"] = torch.zeros_like(weight)
+            state["square"] = torch.full_like(weight, options["eps"] ** 2)
         mean = state["mean"]
         square = state["square"]
         squared = grad.square()
-        mean.lerp_(grad, 1 - betas[0])
-        square.addcmul_(torch.sign(square - squared), squared, value=betas[1] - 1)
-        weight.addcdiv_(mean, square.sqrt().add_(eps), value=-lr)
+        first, second = options["betas"]
+        mean.lerp_(grad, 1 - first)
+        square.addcmul_(torch.sign(square - squared), squared, value=second - 1)
+        weight.addcdiv_(mean, square.sqrt().add_(options["eps"]), value=-options["lr"])

@@ -24,6 +24,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.fingerprint import fingerprint, model_options
+from bhfl.engine.foreign import server_data
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -204,7 +205,7 @@ class Session:
         self.context = Context(
             clients=self.fleet,
             module=self.module,
-            data=self.data,
+            data=server_data(self.data),
             fabric=self.fabric,
             settings=self.settings,
             worker=worker,

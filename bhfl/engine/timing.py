@@ -15,6 +15,7 @@ from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.client.recorder import Recorder
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
+from bhfl.engine.foreign import server_data
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.types import Client, FederatedData
@@ -97,7 +98,7 @@ class Timing:
         if steps is None:
             return self.settings.training.local_epochs * client.num_examples
         epochs, rest = divmod(steps, batches)
-        batch_size = getattr(data, "batch_size", math.ceil(client.num_examples / batches))
+        batch_size = server_data(data).client_batch_size(client)
         return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
 
     def check_deadline(self, download_bytes: int, data: FederatedData) -> None:

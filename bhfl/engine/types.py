@@ -12,12 +12,26 @@ from torch import Tensor
 
 from bhfl.comm.payload import Tensors as Tensors
 from bhfl.engine.random import RandomKeys
-from bhfl.quant import BitSpec
+from bhfl.quant import BitSpec, QuantizedTensor
 
 Params = dict[str, Tensor]
 """State-dict names to float32 tensors: every floating entry of the model but the running statistics
 of norm layers.
 """
+
+
+class Update(dict[str, Tensor | QuantizedTensor]):
+    """One client's update as decoded, beside the payload that it came as: an aggregator that has to
+    keep updates may keep their payloads instead, which take less room.
+
+    Args:
+        tensors: The tensors of the model and what was sent besides; no running statistics.
+        payload: What `bhfl.comm.decode` decodes.
+    """
+
+    def __init__(self, tensors: Tensors, payload: bytes) -> None:
+        super().__init__(tensors)
+        self.payload = payload
 
 
 @dataclass(frozen=True)
@@ -98,3 +112,30 @@ class FederatedData(Protocol):
 
     def test_batches(self) -> Iterable[Any]:
         """Batches of the test split, the same in every process."""
+
+
+@runtime_checkable
+class ServerData(FederatedData, Protocol):
+    """What algorithms and analyses ask of a data module besides; `bhfl.engine.foreign.server_data`
+    gives any data module the methods that it lacks.
+    """
+
+    def num_holdout(self) -> int:
+        """Training samples that no client has, kept for the server."""
+
+    def holdout_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """Batches of these, not augmented.
+
+        Args:
+            limit: Samples that are needed: evenly spread ones, where a data module can choose.
+        """
+
+    def val_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """Batches held out of the training split, the same in every process.
+
+        Args:
+            limit: Samples that are needed, where a data module can choose.
+        """
+
+    def client_batch_size(self, client: Client) -> int:
+        """Samples in a training batch of the client; the last one may be smaller."""

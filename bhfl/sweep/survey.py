@@ -48,8 +48,12 @@ class Survey:
         self._refuse_changed([self.job(cell) for cell in plan.cells if self.tuning.settled(cell)])
 
     def job(self, cell: Cell) -> Job:
-        """The run of a cell, with its tuned value."""
-        return self.plan.job(cell, self.tuning.value(cell))
+        """The run of a cell, with its tuned value, or the first one that is tried where none is
+        chosen yet.
+        """
+        tune = self.plan.matrix.tune
+        first = tune.values[0] if tune else None
+        return self.plan.job(cell, self.tuning.chosen.get(self.plan.tuned_for(cell), first))
 
     def jobs(self) -> list[Job]:
         """All jobs, trials first."""

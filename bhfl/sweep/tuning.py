@@ -30,6 +30,7 @@ class Tuning:
         self.configs = configs
         self.tune = plan.matrix.tune
         self.path = plan.root / "tuning.json"
+        self.chosen: dict[str, Any] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
 
     def ended(self, job: Job) -> bool:
@@ -49,16 +50,7 @@ class Tuning:
 
     def settled(self, cell: Cell) -> bool:
         """Whether the cell can be run."""
-        return self.tune is None or self.plan.tuned_for(cell) in self.outcomes
-
-    def value(self, cell: Cell) -> Any:
-        """The value that was chosen for a cell, or the first one that is tried where none is chosen
-        yet; None if nothing is tuned.
-        """
-        if self.tune is None:
-            return None
-        outcome = self.outcomes.get(self.plan.tuned_for(cell), {})
-        return outcome.get("chosen", self.tune.values[0])
+        return self.tune is None or self.plan.tuned_for(cell) in self.chosen
 
     def pending(self, cell: Cell) -> list[Job]:
         """The trials that come next for a cell that is not settled; none if all have ended."""
@@ -91,11 +83,10 @@ class Tuning:
         for value, got in found.items():
             trials |= got
             listed.append(f"{value}: {_mean(means.get(value), len(got))}")
+        self.chosen[name] = best
         self.outcomes[name] = {"chosen": best, "at_edge": edge, "trials": trials}
         text = f"{name}: {self.tune.key} = {best} by {self.tune.metric} ({', '.join(listed)})"
-        if edge:
-            text += "; it is at the edge of the values tried"
-        return text
+        return text + _EDGE * edge
 
     def _race(self, cell: Cell) -> tuple[Outcomes, list[Job]]:
         """The outcomes of each value by trial, and the trials of the next seed that have not ended.
@@ -152,6 +143,9 @@ class Tuning:
         # a run that came to its end may have diverged all the same
         mean = statistics.fmean(values[-self.tune.last :])
         return mean if math.isfinite(mean) else None
+
+
+_EDGE = "; it is at the edge of the values tried"
 
 
 def _means(found: Outcomes) -> dict[Any, float]:

@@ -61,10 +61,10 @@ def test_dropped_stragglers_are_counted_and_the_rest_is_averaged(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mu": -1.0}, "FedProx.mu must be >= 0 and finite, got -1"),
-        ({"mu": float("nan")}, "FedProx.mu must be >= 0"),
+        ({"mu": -1.0}, "FedProx.mu must be finite and at least 0, got -1"),
+        ({"mu": float("nan")}, "FedProx.mu must be finite and at least 0, got nan"),
         ({"straggler_fraction": 1.5}, r"FedProx.straggler_fraction must be in \[0, 1\], got 1.5"),
-        ({"stragglers": "wait"}, "FedProx.stragglers must be keep or drop, got 'wait'"),
+        ({"stragglers": "wait"}, "FedProx.stragglers must be one of keep, drop, got 'wait'"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -103,7 +103,7 @@ def test_a_checkpoint_is_not_measured_with_groups_that_it_has_no_model_of(tmp_pa
 
 
 def test_bad_rule():
-    with pytest.raises(ValueError, match="rule must be ge or all, got 'le'"):
+    with pytest.raises(ValueError, match="rule must be one of ge, all, got 'le'"):
         GroupedAvgAsymmetric("le")
 
 

@@ -14,6 +14,7 @@ from bhfl.algorithms import (
     GroupedAvgAsymmetric,
     Local,
 )
+from bhfl.algorithms.fedlq import Budget, Sensitivity
 from tests.federation import Client, fake, fit, same
 
 MIXED = {8: 2, 32: 2}
@@ -44,12 +45,15 @@ def test_equal_to_the_bit(tmp_path, first, second, clients):
     assert rows[0] == rows[1]
 
 
+NO_LIMIT = Budget(average_bits=32)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (FedLQ("weights", average_bits=32, sensitivity="clients"), FedAvg()),
-        (FedLQ("delta", average_bits=32, sensitivity="clients"), FedAvg()),
-        (FedLQ("delta", [8], average_bits=8, shrinkage=0.0), FedPAQ(8)),
+        (FedLQ("weights", budget=NO_LIMIT, sensitivity=Sensitivity("clients")), FedAvg()),
+        (FedLQ("delta", budget=NO_LIMIT, sensitivity=Sensitivity("clients")), FedAvg()),
+        (FedLQ("delta", [8], Budget(average_bits=8), Sensitivity(shrinkage=0.0)), FedPAQ(8)),
         (AdaQuantFL(4, max_bits=4), FedPAQ(4)),
     ],
     ids=[

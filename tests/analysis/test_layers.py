@@ -58,7 +58,6 @@ def test_harm_is_that_of_plain_probing_and_the_model_is_left_as_it_was() -> None
     seen: list[int] = []
     harm = layer_harm(
         model,
-        layers,
         (2, 4),
         lambda rows: measure(model, rows),
         CHUNKS,
@@ -138,7 +137,7 @@ def test_nothing_is_kept_while_training_or_with_gradients(computed: list[nn.Modu
 
 def test_rows_hold_what_their_columns_say() -> None:
     model = block()
-    harm = layer_harm(model, layer_weights(model), (3,), lambda rows: measure(model, rows), CHUNKS)
+    harm = layer_harm(model, (3,), lambda rows: measure(model, rows), CHUNKS)
     rows = layer_rows(model, harm, uniform_bits=6)
     assert [row["layer"] for row in rows] == ["stem.weight", "twice.weight", "head.weight"]
     stem = rows[0]
@@ -158,7 +157,6 @@ def test_a_model_without_accuracy_and_weights_of_zero() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     harm = layer_harm(
         model,
-        ["0.weight", "1.weight"],
         (2,),
         lambda x: (float(model(x).square().mean()), math.nan),
         [(4, X[:4, :, 0, 0])],
@@ -167,4 +165,4 @@ def test_a_model_without_accuracy_and_weights_of_zero() -> None:
     assert not any(key.startswith("accuracy") for key in rows[0])
     assert bound_shares(torch.zeros(2, dtype=torch.float64)) == [0, 0]
     with pytest.raises(ValueError, match="chunks must hold at least one sample"):
-        layer_harm(model, ["0.weight"], (2,), lambda x: (0.0, 0.0), [])
+        layer_harm(model, (2,), lambda x: (0.0, 0.0), [])

@@ -110,8 +110,8 @@ FILES = {
         ["candidates must name at least one bit-width, got none"],
     ),
     "budget": (
-        "algorithm: {class_path: FedLQ, init_args: {average_bits: -1}}\n",
-        ["FedLQ.average_bits must be > 0, got -1"],
+        "algorithm: {class_path: FedLQ, init_args: {budget: {average_bits: -1}}}\n",
+        ["FedLQ.budget.average_bits must be positive and finite, got -1"],
     ),
     "optimizer-key": (
         "model: {init_args: {optimizer: {init_args: {momntum: 1}}}}\n",
@@ -385,7 +385,7 @@ FILES = {
     ),
     "mu": (
         "algorithm: {class_path: FedProx, init_args: {mu: -1.0}}\n",
-        ["FedProx.mu must be >= 0 and finite, got -1"],
+        ["FedProx.mu must be finite and at least 0, got -1"],
     ),
     "net": ("model: {net: cnnn}\n", ["net must be one of mlp", "did you mean 'cnn'"]),
     "column": (

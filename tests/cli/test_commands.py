@@ -204,9 +204,8 @@ def test_a_named_class_has_its_own_defaults(bhfl: Command, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("word", "tau"), [("500", 500), ("1", 1), ("1.0", 1.0), ("0.25", 0.25)])
 def test_a_share_is_a_float_and_a_count_is_not(bhfl: Command, word: str, tau: float) -> None:
-    found = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.tau={word}")["algorithm"]["init_args"][
-        "tau"
-    ]
+    config = parsed(bhfl, "--algorithm=ProWD", f"--algorithm.mask.tau={word}")
+    found = config["algorithm"]["init_args"]["mask"]["tau"]
     assert (type(found), found) == (type(tau), tau)
 
 

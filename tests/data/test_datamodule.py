@@ -145,14 +145,19 @@ def test_max_eval_samples_caps_evaluation_and_leaves_training_alone():
     for batches in (data.val_batches(), data.test_batches()):
         assert torch.bincount(joined(batches)[1]).tolist() == [2] * 5
     assert same(data.test_batches(), ready(seed=3, max_eval_samples=10).test_batches())
+    assert same(full.val_batches(limit=10), data.val_batches())
+    assert same(data.val_batches(limit=99), data.val_batches())
 
 
 def test_holdout_is_for_the_server():
     data = ready(holdout=20, eval_batch_size=8)
     assert [len(targets) for _, targets in data.holdout_batches()] == [8, 8, 4]
-    assert data.holdout_inputs().shape == (20, 3, 8, 8)
-    assert torch.equal(data.holdout_inputs(), joined(data.holdout_batches())[0])
-    assert ready().holdout_inputs().shape == (0, 3, 8, 8)
+    kept = joined(data.holdout_batches())[0]
+    assert kept.shape == (data.num_holdout(), 3, 8, 8) == (20, 3, 8, 8)
+    assert torch.equal(joined(data.holdout_batches(limit=5))[0], kept[::4])
+    assert torch.equal(joined(data.holdout_batches(limit=99))[0], kept)
+    assert ready().num_holdout() == 0
+    assert list(ready().holdout_batches()) == []
 
 
 class Pictures(Dataset):
@@ -210,7 +215,7 @@ def test_tokens_kept_for_the_server_stay_integers():
     pair = TensorDataset(torch.arange(40).view(20, 2), torch.arange(20) % 2)
     data = FromDatasets(pair, pair, holdout=4)
     data.federate(2, 0)
-    assert data.holdout_inputs().dtype == torch.int64
+    assert joined(data.holdout_batches())[0].dtype == torch.int64
 
 
 def test_augment_needs_pictures():

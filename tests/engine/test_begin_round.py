@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bhfl.algorithms import FedLQ, ProWD
+from bhfl.algorithms.fedlq import Sensitivity
+from bhfl.algorithms.prowd import Dequantizer
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest
 from tests.engine.hand_made import HandMade, Module, points
@@ -131,13 +133,14 @@ def silent(algorithm: type[Algorithm]) -> type[Algorithm]:
     return Silent
 
 
+LEARNING = Dequantizer(warmup_rounds=1, period=1, first_steps=3, steps=3, distill_weight=0.0)
 DUE = {
     "prowd": (
         ProWD,
-        {"warmup_rounds": 1, "period": 1, "first_steps": 3, "steps": 3, "distill_weight": 0.0},
+        {"dequantizer": LEARNING},
     ),
-    "fedlq": (FedLQ, {"refresh": 1}),
-    "planned": (FedLQ, {"refresh": 1, "plan": "server"}),
+    "fedlq": (FedLQ, {"sensitivity": Sensitivity(refresh=1)}),
+    "planned": (FedLQ, {"sensitivity": Sensitivity(refresh=1), "plan": "server"}),
 }
 
 

@@ -16,6 +16,8 @@ from torch import nn
 
 import bhfl.algorithms
 from bhfl.algorithms import FedCOMGATE, FedLQ, Local, ProWD
+from bhfl.algorithms.fedlq import Budget, Sensitivity
+from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
@@ -186,16 +188,27 @@ def slow(deadline: float | None = None) -> SimulatedNetwork:
     return SimulatedNetwork("slow", {"slow": profile}, deadline_seconds=deadline)
 
 
-LEARNING = {"warmup_rounds": 1, "period": 1, "first_steps": 3, "steps": 2, "distill_weight": 0.0}
+LEARNING = Dequantizer(warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0)
 CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
-    "ProWD": (partial(ProWD, **LEARNING), {}),
+    "ProWD": (partial(ProWD, dequantizer=LEARNING), {}),
     "FedCOMGATE": (partial(FedCOMGATE, 4, allow_inexact=True), {"clients_per_round": 3}),
     "FedLQ": (
-        partial(FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients"),
+        partial(
+            FedLQ,
+            "delta",
+            budget=Budget("quantile", average_bits=3),
+            sensitivity=Sensitivity("clients"),
+        ),
         {"network": slow()},
     ),
     "FedLQ planned": (
-        partial(FedLQ, plan="server", shrinkage=0.0, budget="deadline", infeasible="skip"),
+        partial(
+            FedLQ,
+            plan="server",
+            sensitivity=Sensitivity(shrinkage=0.0),
+            budget=Budget("deadline"),
+            infeasible="skip",
+        ),
         {"network": slow(1.0)},
     ),
     "Local": (Local, {"evaluate_clients": True, "norm": "local"}),

@@ -22,6 +22,8 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedCOMGATE, FedLQ, ProWD
+from bhfl.algorithms.fedlq import Budget, Sensitivity
+from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
@@ -153,19 +155,28 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "prowd": {
         "algorithm": partial(
-            ProWD, warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0
+            ProWD,
+            dequantizer=Dequantizer(
+                warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0
+            ),
         )
     },
     "prowd by group": {
-        "algorithm": partial(ProWD, False, payload="delta", per="group", coarse=1.0)
+        "algorithm": partial(ProWD, Mask(per="group", coarse=1.0), None, payload="delta")
     },
     "fedlq": {
         "algorithm": partial(
-            FedLQ, "delta", budget="quantile", average_bits=3, sensitivity="clients", refresh=2
+            FedLQ,
+            "delta",
+            budget=Budget("quantile", average_bits=3),
+            sensitivity=Sensitivity("clients", refresh=2),
         ),
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
-    "planned": {"algorithm": partial(FedLQ, plan="server", shrinkage=0.0), "norm": "local"},
+    "planned": {
+        "algorithm": partial(FedLQ, plan="server", sensitivity=Sensitivity(shrinkage=0.0)),
+        "norm": "local",
+    },
     "own parts": {
         "algorithm": OwnParts,
         "norm": "local",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from bhfl.algorithms import (
     ProWD,
 )
 from bhfl.algorithms.adaquantfl import LOSS
+from bhfl.algorithms.fedlq import Sensitivity
 from bhfl.algorithms.fedlq.sensitivity import HARM
+from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.algorithms.prowd.moves import count
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
@@ -91,6 +94,7 @@ HONEST: dict[str, Callable[[Update], Update]] = {
         name: v.dequantize() if isinstance(v, QuantizedTensor) else v for name, v in update.items()
     },
 }
+SOON = Dequantizer(warmup_rounds=1, first_steps=2, distill_weight=0)
 METHODS: dict[str, tuple[type[Algorithm], dict[str, Any]]] = {
     "FedAvg": (FedAvg, {}),
     "FedProx": (FedProx, {}),
@@ -102,21 +106,28 @@ METHODS: dict[str, tuple[type[Algorithm], dict[str, Any]]] = {
     "AdaQuantFL": (AdaQuantFL, {"max_bits": 4}),
     "FedLQ": (
         FedLQ,
-        {"payload": "delta", "candidates": [2, 4, 8], "sensitivity": "clients", "refresh": 1},
+        {
+            "payload": "delta",
+            "candidates": [2, 4, 8],
+            "sensitivity": Sensitivity("clients", refresh=1),
+        },
     ),
-    "FedLQ planned": (FedLQ, {"candidates": [2, 4, 8], "plan": "server", "shrinkage": 0.0}),
+    "FedLQ planned": (
+        FedLQ,
+        {"candidates": [2, 4, 8], "plan": "server", "sensitivity": Sensitivity(shrinkage=0.0)},
+    ),
     "ProWD": (
         ProWD,
-        {"warmup_rounds": 1, "period": 1, "first_steps": 2, "steps": 2, "distill_weight": 0},
+        {"dequantizer": replace(SOON, period=1, steps=2)},
     ),
     "ProWD by group": (
         ProWD,
-        {"warmup_rounds": 2, "first_steps": 2, "distill_weight": 0, "per": "group"},
+        {"dequantizer": replace(SOON, warmup_rounds=2), "mask": Mask(per="group")},
     ),
-    "ProWD delta": (ProWD, {"dequantizer": False, "payload": "delta"}),
+    "ProWD delta": (ProWD, {"dequantizer": None, "payload": "delta"}),
     "ProWD paper": (
         ProWD,
-        {"dequantizer": False, "coarse": None, "fill": "literal", "delta_ref": "broadcast"},
+        {"mask": Mask(None, fill="literal"), "dequantizer": None, "delta_ref": "broadcast"},
     ),
 }
 
@@ -226,7 +237,7 @@ def test_no_reported_number_ends_fedlqs_bound(tmp_path):
                 run.metrics[f"fedlq/variance_{self.layers[0]}"] = -1e9
             return update
 
-    trainer = run(tmp_path, Boasting(shrinkage=0.0))
+    trainer = run(tmp_path, Boasting(sensitivity=Sensitivity(shrinkage=0.0)))
     assert [row["clients/ok"] for row in trainer.run.history] == [4, 4]
     assert "fedlq/bound" not in trainer.run.history[0]
 

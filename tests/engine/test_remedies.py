@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedLQ, FedProx, ProWD
+from bhfl.algorithms.fedlq import Sensitivity
+from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.data import Dirichlet
 from bhfl.quant import layer_weights
@@ -65,7 +69,8 @@ def network(**options) -> SimulatedNetwork:
 
 
 PAIR = {"clients": {8: 2}}
-SERVER = {"algorithm": lambda: FedLQ(sensitivity="server")}
+SMALL = Dequantizer(buffer_size=8)
+SERVER = {"algorithm": lambda: FedLQ(sensitivity=Sensitivity("server"))}
 CASES = [
     (
         {**PAIR, "module": Manual, "data": even, "gradient_clip_val": 0.1},
@@ -84,31 +89,35 @@ CASES = [
         [{"local_steps": 2}, {"algorithm": lambda: FedCOMGATE(allow_inexact=True)}],
     ),
     (
-        {"algorithm": lambda: ProWD(buffer_size=8), "module": WithForward},
-        "data.holdout must be at least ProWD.buffer_size=8, got 0; or set ProWD.distill_weight: 0",
+        {"algorithm": lambda: ProWD(dequantizer=SMALL), "module": WithForward},
+        "data.holdout must be at least ProWD.dequantizer.buffer_size=8, got 0; "
+        "or set ProWD.dequantizer.distill_weight: 0",
         [
             {"data": lambda: fake(holdout=8)},
-            {"algorithm": lambda: ProWD(buffer_size=8, distill_weight=0)},
+            {"algorithm": lambda: ProWD(dequantizer=replace(SMALL, distill_weight=0))},
         ],
     ),
     (
-        {"algorithm": lambda: ProWD(buffer_size=8), "data": lambda: fake(holdout=8)},
-        "which Client does not define; define it, or set ProWD.distill_weight: 0",
-        [{"module": WithForward}, {"algorithm": lambda: ProWD(buffer_size=8, distill_weight=0)}],
+        {"algorithm": lambda: ProWD(dequantizer=SMALL), "data": lambda: fake(holdout=8)},
+        "which Client does not define; define it, or set ProWD.dequantizer.distill_weight: 0",
+        [
+            {"module": WithForward},
+            {"algorithm": lambda: ProWD(dequantizer=replace(SMALL, distill_weight=0))},
+        ],
     ),
     (
         SERVER,
-        "data.holdout must be at least 1 .*; or set sensitivity: clients, or shrinkage: 0",
+        "data.holdout must be at least 1 .*; or set sensitivity.source: clients, or .*shrinkage: 0",
         [
             {"data": lambda: fake(holdout=1)},
-            {"algorithm": lambda: FedLQ(sensitivity="clients")},
-            {"algorithm": lambda: FedLQ(sensitivity="server", shrinkage=0.0)},
+            {"algorithm": lambda: FedLQ(sensitivity=Sensitivity("clients"))},
+            {"algorithm": lambda: FedLQ(sensitivity=Sensitivity("server", shrinkage=0.0))},
         ],
     ),
     (
         {**SERVER, "data": lambda: fake(holdout=8), "norm": "local", "module": norms},
-        "FedLQ.sensitivity: server has none to probe with; set sensitivity: clients",
-        [{"algorithm": lambda: FedLQ(sensitivity="clients")}],
+        "FedLQ.sensitivity.source: server has none to probe with; set sensitivity.source: clients",
+        [{"algorithm": lambda: FedLQ(sensitivity=Sensitivity("clients"))}],
     ),
     (
         {"module": Unvalidated, "network": network(compute_flops=1e9), "monitor": "train/loss"},

@@ -33,6 +33,8 @@ from bhfl.algorithms import (
     Local,
     ProWD,
 )
+from bhfl.algorithms.fedlq import Sensitivity
+from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
 from bhfl.engine.algorithm import Algorithm
@@ -420,12 +422,19 @@ def test_killed_at_any_moment(tmp_path, uninterrupted, seed):
 
 
 STATEFUL = [
-    (ProWD(warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0), {}),
+    (
+        ProWD(
+            dequantizer=Dequantizer(
+                warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0
+            )
+        ),
+        {},
+    ),
     (FedCOMGATE(4, allow_inexact=True), {}),
     (GroupedAvgAsymmetric(), {}),
     (Local(), {}),
     (
-        FedLQ("delta", plan="server", sensitivity="clients", refresh=2),
+        FedLQ("delta", plan="server", sensitivity=Sensitivity("clients", refresh=2)),
         {"network": SimulatedNetwork("phone-4g")},
     ),
     (AdaQuantFL(), {}),

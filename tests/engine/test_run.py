@@ -13,6 +13,7 @@ from lightning.fabric.loggers.logger import Logger
 from torch.utils.tensorboard import SummaryWriter
 
 from bhfl.algorithms import FedCOMGATE, ProWD
+from bhfl.algorithms.prowd import Dequantizer
 from bhfl.callbacks import WeightHistograms
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError
@@ -138,10 +139,12 @@ LADDERS = ([2, 32], [2, 8, 32])
 
 
 def test_options_that_are_lists_are_told_apart():
-    told = [
-        {"result": flatten({"algorithm": described(ProWD(ladder=ladder))})} for ladder in LADDERS
-    ]
-    assert differences(*told, [Role.RESULT]) == ["algorithm.ladder: [2, 32] -> [2, 8, 32]"]
+    told = []
+    for ladder in LADDERS:
+        algorithm = ProWD(dequantizer=Dequantizer(ladder))
+        told.append({"result": flatten({"algorithm": described(algorithm)})})
+    (line,) = differences(*told, [Role.RESULT])
+    assert line == "algorithm.dequantizer.ladder: [2, 32] -> [2, 8, 32]"
 
 
 # ---- how a run ends ------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from bhfl.algorithms import (
     GroupedAvg,
     ProWD,
 )
+from bhfl.algorithms.fedlq import Sensitivity
+from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.callbacks import WeightHistograms
 from bhfl.engine.state import check_state
 from tests.engine.hand_made import HandMade, Module, float_state, points
@@ -217,10 +219,12 @@ ALGORITHMS: dict[str, Callable[[], Any]] = {
     "gate": lambda: FedCOMGATE(4, allow_inexact=True),
     "grouped": GroupedAvg,
     "adaquantfl": AdaQuantFL,
-    "fedlq": lambda: FedLQ("delta", sensitivity="clients", refresh=1),
-    "planned": lambda: FedLQ(plan="server", shrinkage=0),
-    "prowd": lambda: ProWD(warmup_rounds=1, first_steps=2, distill_weight=0),
-    "prowd delta": lambda: ProWD(False, payload="delta", per="group"),
+    "fedlq": lambda: FedLQ("delta", sensitivity=Sensitivity("clients", refresh=1)),
+    "planned": lambda: FedLQ(plan="server", sensitivity=Sensitivity(shrinkage=0)),
+    "prowd": lambda: ProWD(
+        dequantizer=Dequantizer(warmup_rounds=1, first_steps=2, distill_weight=0)
+    ),
+    "prowd delta": lambda: ProWD(Mask(per="group"), None, payload="delta"),
 }
 
 

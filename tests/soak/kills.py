@@ -19,13 +19,18 @@ from typing import Any
 import torch
 
 from bhfl.algorithms import FedAvg, FedCOMGATE, ProWD
+from bhfl.algorithms.prowd import Dequantizer
 from tests.engine.lost_ranks import free_port
 from tests.engine.test_resume import DEADLY, PROCESSES, in_process, outcome, resume_or_begin
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm": FedAvg(), "server_optimizer": partial(torch.optim.Adam, lr=0.01)},
     "prowd": {
-        "algorithm": ProWD(warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0)
+        "algorithm": ProWD(
+            dequantizer=Dequantizer(
+                warmup_rounds=2, period=2, first_steps=3, steps=2, distill_weight=0.0
+            )
+        )
     },
     "fedcomgate": {"algorithm": FedCOMGATE(4, allow_inexact=True)},
 }

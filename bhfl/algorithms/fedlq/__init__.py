@@ -4,6 +4,8 @@
 
 from bhfl.algorithms.fedlq.allocation import Allocation, allocate, layer_bits
 from bhfl.algorithms.fedlq.bound import ConvergenceBound, convergence_bound
+from bhfl.algorithms.fedlq.budget import Budget
+from bhfl.algorithms.fedlq.sensitivity import Sensitivity
 from bhfl.algorithms.fedlq.significance import (
     Probe,
     curvature,
@@ -16,8 +18,10 @@ from bhfl.algorithms.fedlq.significance import (
 
 __all__ = [
     "Allocation",
+    "Budget",
     "ConvergenceBound",
     "Probe",
+    "Sensitivity",
     "allocate",
     "convergence_bound",
     "curvature",

@@ -28,6 +28,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bhfl.checks import checked, choice, count
+
 Solver = Literal["dp", "greedy", "greedy_down"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -68,7 +70,9 @@ class _Menu:
 
 
 class _Step(NamedTuple):
-    """From option `start` of a layer's menu to `stop`: `size` more bits, `gain` less loss."""
+    """A step from option `start` of a layer's menu to `stop`: more bits by `size`, less loss by
+    `gain`.
+    """
 
     significance: float
     layer: int
@@ -112,41 +116,40 @@ def allocate(
     Raises:
         ValueError: an argument is out of its range, or the shapes disagree.
     """
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}, got {solver!r}")
+    checked("solver", solver, choice(*get_args(Solver)))
     _check_problem(sizes, candidates, budget_bits, scale_bits)
     table = _checked_costs(costs, (len(sizes), len(candidates)))
     if budget_bits == math.inf:
         return _unlimited(table, sizes, candidates, scale_bits)
-    menus = [
-        _menu(row, size, candidates, scale_bits) for row, size in zip(table, sizes, strict=True)
-    ]
+    menus = []
+    for row, size in zip(table, sizes, strict=True):
+        menus.append(_menu(row, size, candidates, scale_bits))
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
         return _allocation(menus, smallest, feasible=False)
     budget = math.floor(min(budget_bits, sum(int(menu.sizes[-1]) for menu in menus)))
     steps = _steps(menus)
     climb = _descend if solver == "greedy_down" else _ascend
-    choice = min(
-        (climb(menus, steps, budget), _uniform(menus, candidates, budget)),
-        key=lambda c: _cost(menus, c),
-    )
+    found = climb(menus, steps, budget)
+    uniform = _uniform(menus, candidates, budget)
+    if _cost(menus, uniform) < _cost(menus, found):
+        found = uniform
     if solver == "dp":
-        choice = _exact(menus, steps, budget, incumbent=choice)
-    return _allocation(menus, choice, feasible=True)
+        found = _exact(menus, steps, budget, incumbent=found)
+    return _allocation(menus, found, feasible=True)
 
 
 def _menu(costs: FloatArray, size: int, candidates: Sequence[int], scale_bits: int) -> _Menu:
-    options = sorted(
-        (layer_bits(size, b, scale_bits), float(c), b)
-        for b, c in zip(candidates, costs, strict=True)
-    )
+    options = []
+    for bits, cost in zip(candidates, costs, strict=True):
+        options.append((layer_bits(size, bits, scale_bits), float(cost), bits))
+    options.sort()
     kept = options[:1]
     for option in options[1:]:
         if option[1] < kept[-1][1]:
             kept.append(option)
-    menu_sizes, menu_costs, bits = zip(*kept, strict=True)
-    return _Menu(np.array(bits), np.array(menu_sizes), np.array(menu_costs))
+    menu_sizes, menu_costs, widths = map(np.array, zip(*kept, strict=True))
+    return _Menu(widths, menu_sizes, menu_costs)
 
 
 def _steps(menus: Sequence[_Menu]) -> list[_Step]:
@@ -174,7 +177,8 @@ def _is_above(
     middle: int, left: int, right: int, sizes: Sequence[int], costs: Sequence[float]
 ) -> bool:
     """Whether option `middle` lies on or above the line from `left` to `right`."""
-    gain_to, gain_from = costs[left] - costs[middle], costs[middle] - costs[right]
+    gain_to = costs[left] - costs[middle]
+    gain_from = costs[middle] - costs[right]
     return gain_to * (sizes[right] - sizes[middle]) <= gain_from * (sizes[middle] - sizes[left])
 
 
@@ -203,13 +207,12 @@ def _uniform(menus: Sequence[_Menu], candidates: Sequence[int], budget: int) -> 
     """The best choice that gives every layer the same width, less the bits that gain a layer
     nothing.
     """
-    choices = [[_at_most(menu, width) for menu in menus] for width in candidates]
-    fitting = [choice for choice in choices if _size(menus, choice) <= budget]
-    return min(fitting, key=lambda choice: _cost(menus, choice), default=[0] * len(menus))
-
-
-def _at_most(menu: _Menu, width: int) -> int:
-    return max((k for k, bits in enumerate(menu.bits) if bits <= width), default=0)
+    best = [0] * len(menus)
+    for width in candidates:
+        one = [int(max(np.flatnonzero(menu.bits <= width), default=0)) for menu in menus]
+        if _size(menus, one) <= budget and _cost(menus, one) < _cost(menus, best):
+            best = one
+    return best
 
 
 def _exact(
@@ -221,7 +224,8 @@ def _exact(
     # a sharp bound early
     order = sorted(range(len(menus)), key=lambda layer: -int(menus[layer].sizes[-1]))
     best = _cost(menus, incumbent)
-    sizes, costs = np.zeros(1, np.int64), np.zeros(1)
+    sizes = np.zeros(1, np.int64)
+    costs = np.zeros(1)
     trail: list[tuple[IntArray, IntArray]] = []
     for position, layer in enumerate(order):
         menu = menus[layer]
@@ -233,9 +237,9 @@ def _exact(
             kept = kept[np.sort(np.argpartition(bounds[kept], MAX_STATES)[:MAX_STATES])]
         if not len(kept):
             return incumbent
-        num_states = len(sizes)
-        sizes, costs = new_sizes[kept], new_costs[kept]
-        trail.append(np.divmod(kept, num_states))
+        trail.append(np.divmod(kept, len(sizes)))
+        sizes = new_sizes[kept]
+        costs = new_costs[kept]
     return _walk_back(trail, order, int(costs.argmin()))
 
 
@@ -247,23 +251,18 @@ def _relaxed(
     """
     wanted = set(layers)
     left = [step for step in steps if step.layer in wanted]
-    sizes = np.cumsum(
-        [sum(int(menus[layer].sizes[0]) for layer in layers), *(step.size for step in left)]
-    )
+    least = sum(int(menus[layer].sizes[0]) for layer in layers)
+    cheapest = sum(float(menus[layer].costs[-1]) for layer in layers)
+    sizes = np.cumsum([least, *(step.size for step in left)])
     # Summed from the smallest gain up: the bound stays sharp where costs have fallen by many orders
     # of magnitude.
-    costs = np.cumsum(
-        [
-            sum(float(menus[layer].costs[-1]) for layer in layers),
-            *(step.gain for step in reversed(left)),
-        ]
-    )
+    costs = np.cumsum([cheapest, *(step.gain for step in reversed(left))])
     bound: FloatArray = np.interp(room, sizes, costs[::-1], left=math.inf)
     return bound
 
 
 def _undominated(sizes: IntArray, costs: FloatArray, states: IntArray) -> IntArray:
-    """Those of `states` that are cheaper than all smaller ones, by growing size."""
+    """The ones of `states` that are cheaper than all smaller ones, by growing size."""
     # a merge: each option's states are sorted already
     states = states[np.argsort(sizes[states], kind="stable")]
     cheapest = np.minimum.accumulate(costs[states])
@@ -304,6 +303,16 @@ def _unlimited(
     return Allocation((widest,) * len(sizes), cost, payload, feasible=True)
 
 
+def candidates_problem(candidates: Sequence[int]) -> str:
+    """What is wrong with the widths that layers may choose from."""
+    if not len(candidates):
+        return "must name at least one bit-width, got none"
+    known = all(bits == 32 or 2 <= bits <= 16 for bits in candidates)
+    if known and len(set(candidates)) == len(candidates):
+        return ""
+    return f"must be distinct widths of 2..16 or 32, got {list(candidates)}"
+
+
 def _check_problem(
     sizes: Sequence[int], candidates: Sequence[int], budget_bits: float, scale_bits: int
 ) -> None:
@@ -313,18 +322,10 @@ def _check_problem(
         )
     if any(size < 1 for size in sizes):
         raise ValueError(f"sizes must be >= 1, got {list(sizes)}")
-    if not len(candidates):
-        raise ValueError("candidates must name at least one bit-width, got none")
-    if len(set(candidates)) < len(candidates) or any(
-        b != 32 and not 2 <= b <= 16 for b in candidates
-    ):
-        raise ValueError(
-            f"candidates must be distinct widths of 2..16 or 32, got {list(candidates)}"
-        )
+    checked("candidates", candidates, candidates_problem)
     if not budget_bits > 0:
         raise ValueError(f"budget_bits must be > 0, got {budget_bits}")
-    if scale_bits < 0:
-        raise ValueError(f"scale_bits must be >= 0, got {scale_bits}")
+    checked("scale_bits", scale_bits, count(0))
 
 
 def _checked_costs(costs: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:

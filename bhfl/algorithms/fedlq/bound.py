@@ -31,6 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bhfl.checks import checked, count, not_negative, positive
+
 
 @dataclass(frozen=True)
 class ConvergenceBound:
@@ -50,7 +52,7 @@ class ConvergenceBound:
 
     @property
     def quantisation(self) -> float:
-        """Of all layers."""
+        """The term of all layers."""
         return math.fsum(self.quantisation_per_layer)
 
     @property
@@ -59,7 +61,7 @@ class ConvergenceBound:
         return math.fsum((self.optimisation, self.noise, self.drift, self.quantisation))
 
 
-def convergence_bound(
+def convergence_bound(  # noqa: PLR0913
     *,
     initial_gap: float,
     smoothness: float,
@@ -88,10 +90,12 @@ def convergence_bound(
     Raises:
         ValueError: an argument is out of its range, or the shapes disagree.
     """
-    _check_non_negative(
-        initial_gap=initial_gap, gradient_variance=gradient_variance, heterogeneity=heterogeneity
-    )
-    _check_counts(local_steps=local_steps, num_rounds=num_rounds)
+    checked("initial_gap", initial_gap, not_negative)
+    checked("gradient_variance", gradient_variance, not_negative)
+    checked("heterogeneity", heterogeneity, not_negative)
+    checked("smoothness", smoothness, positive)
+    checked("local_steps", local_steps, count(1))
+    checked("num_rounds", num_rounds, count(1))
     _check_step(learning_rate, smoothness, local_steps)
     errors = _checked_variances(variances, num_rounds)
     squares = _checked_weights(weights, errors.shape[0]) ** 2
@@ -105,21 +109,7 @@ def convergence_bound(
     )
 
 
-def _check_non_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} must be finite and >= 0, got {value}")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be >= 1, got {count}")
-
-
 def _check_step(learning_rate: float, smoothness: float, local_steps: int) -> None:
-    if not (math.isfinite(smoothness) and smoothness > 0):
-        raise ValueError(f"smoothness must be finite and > 0, got {smoothness}")
     limit = 1 / (8 * smoothness * local_steps)
     # the limit itself may be computed in another order
     if not 0 < learning_rate <= limit * (1 + 1e-9):
@@ -131,11 +121,8 @@ def _check_step(learning_rate: float, smoothness: float, local_steps: int) -> No
 def _checked_variances(variances: npt.ArrayLike, num_rounds: int) -> npt.NDArray[np.float64]:
     """`[clients, layers]`: the mean over the rounds."""
     errors = np.asarray(variances, dtype=np.float64)
-    if (
-        errors.ndim not in (2, 3)
-        or 0 in errors.shape
-        or (errors.ndim == 3 and len(errors) != num_rounds)
-    ):
+    fits = errors.ndim == 2 or (errors.ndim == 3 and len(errors) == num_rounds)
+    if not fits or 0 in errors.shape:
         shape = f"[clients, layers] or [{num_rounds} rounds, clients, layers]"
         raise ValueError(f"variances must have shape {shape}, got {list(errors.shape)}")
     if not (np.isfinite(errors).all() and (errors >= 0).all()):
@@ -150,8 +137,7 @@ def _checked_weights(weights: Sequence[float] | None, num_clients: int) -> npt.N
         raise ValueError(
             f"weights must hold one number per client, {num_clients}, got {len(weights)}"
         )
-    if not (
-        all(weight >= 0 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=1e-6)
-    ):
-        raise ValueError(f"weights must be >= 0 and sum to 1, got sum {math.fsum(weights):g}")
+    total = math.fsum(weights)
+    if min(weights) < 0 or not math.isclose(total, 1, rel_tol=1e-6):
+        raise ValueError(f"weights must be >= 0 and sum to 1, got sum {total:g}")
     return np.asarray(weights, dtype=np.float64)

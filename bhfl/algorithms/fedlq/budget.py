@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
+from bhfl.checks import checked, choice, positive, within
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.timing import Timing
@@ -35,6 +36,10 @@ class Traffic:
         codes = {name: QuantizedTensor(x, one, 2) for name, x in self.layers.items()}
         return encoded_bytes({**self.others, **codes})
 
+    def least_bits(self) -> int:
+        """Bits of the layers alone at two bits."""
+        return sum(layer_bits(x.numel(), 2) for x in self.layers.values())
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -47,35 +52,32 @@ class Budget:
             deadline by which a share `quantile` of the cohort can send `average_bits` a weight;
             nobody is dropped for missing it.
         average_bits: Codes of a weight; scales come on top.
-        quantile: In (0, 1].
+        quantile: Share of the cohort, in (0, 1].
+
+    Raises:
+        ValueError: An option is out of its range.
     """
 
-    rule: Rule
-    average_bits: float
-    quantile: float
+    rule: Rule = "average"
+    average_bits: float = 4
+    quantile: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(
-                f"FedLQ.budget must be one of {', '.join(get_args(Rule))}, got {self.rule!r}"
-            )
-        if not self.average_bits > 0:
-            raise ValueError(f"FedLQ.average_bits must be > 0, got {self.average_bits}")
-        if not 0 < self.quantile <= 1:
-            raise ValueError(f"FedLQ.quantile must be in (0, 1], got {self.quantile}")
+        """Check the options."""
+        checked("FedLQ.budget.rule", self.rule, choice(*get_args(Rule)))
+        checked("FedLQ.budget.average_bits", self.average_bits, positive)
+        checked("FedLQ.budget.quantile", self.quantile, within("(0, 1]"))
 
     def check(self, timing: Timing | None) -> None:
         """ValueError unless the network is there that this rule reads."""
-        if self.rule != "average" and timing is None:
+        if self.rule == "average":
+            return
+        if timing is None:
             raise ValueError(
-                f"FedLQ.budget: {self.rule} needs a simulated network: set trainer.network"
+                f"FedLQ.budget.rule: {self.rule} needs a simulated network: set trainer.network"
             )
-        if (
-            self.rule == "deadline"
-            and timing is not None
-            and timing.network.deadline_seconds is None
-        ):
-            raise ValueError("FedLQ.budget: deadline needs network.deadline_seconds, got null")
+        if self.rule == "deadline" and timing.network.deadline_seconds is None:
+            raise ValueError("FedLQ.budget.rule: deadline needs network.deadline_seconds, got null")
 
     def deadline_seconds(
         self,
@@ -97,15 +99,15 @@ class Budget:
         """
         if self.rule == "average" or timing is None:
             return math.inf
-        last = timing.network.deadline_seconds
+        own = timing.network.deadline_seconds
+        last = math.inf if own is None else own
         if self.rule == "deadline":
-            assert last is not None
             return last
-        layers, down = traffic.layers, traffic.downlink_bytes
-        up = traffic.least_bytes() + (self._average(layers) - _least_bits(layers)) // 8
+        down = traffic.downlink_bytes
+        up = traffic.least_bytes() + (self._average(traffic.layers) - traffic.least_bits()) // 8
         works = [timing.workload(c, down, up, examples[c.id]) for c in cohort if c.num_examples]
         deadline = timing.network.quantile_deadline(round, works, self.quantile, len(cohort))
-        return min(math.inf if last is None else last, deadline)
+        return min(last, deadline)
 
     def layer_bits(
         self,
@@ -126,16 +128,11 @@ class Budget:
             return self._average(traffic.layers)
         assert link is not None
         room = link.budget_bytes(traffic.downlink_bytes, num_examples, deadline_seconds)
-        return max(1, 8 * (room - traffic.least_bytes()) + _least_bits(traffic.layers))
+        return max(1, 8 * (room - traffic.least_bytes()) + traffic.least_bits())
 
     def _average(self, layers: Params) -> int:
         """Bits of the layers at `average_bits`, codes in whole bytes a layer."""
         return sum(8 * math.ceil(self.average_bits * x.numel() / 8) + 32 for x in layers.values())
-
-
-def _least_bits(layers: Params) -> int:
-    """Of the layers at two bits."""
-    return sum(layer_bits(tensor.numel(), 2) for tensor in layers.values())
 
 
 def rounded_down(value: float) -> Tensor:

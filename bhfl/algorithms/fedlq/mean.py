@@ -1,11 +1,15 @@
 """The mean of models of which every tensor came either as a value or as a quantised difference."""
 
+from typing import Any
+
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from bhfl.comm import Tensors
+from bhfl.algorithms.fedlq.sensitivity import HARM
+from bhfl.comm import Tensors, float_tensors
 from bhfl.engine.aggregate import ExactSum, Flattener, all_reduce_sum
+from bhfl.engine.processes import gather
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
@@ -22,47 +26,60 @@ class MixedMean:
     """
 
     def __init__(self, start: Params) -> None:
-        self.start, self.flattener = start, Flattener(start)
-        self.values, self.differences = (
-            ExactSum(self.flattener.numel),
-            ExactSum(self.flattener.numel),
-        )
+        self.start = start
+        self.flattener = Flattener(start)
+        numel = self.flattener.numel
+        self.sums = [ExactSum(numel), ExactSum(numel)]
+        """The sums of the values, and of the differences."""
         self.weights = torch.zeros(2, len(start), dtype=torch.float64)
-        """Of the values and of the differences of each tensor."""
+        """The weights of the values, and of the differences, of each tensor."""
 
     def add(self, update: Tensors, client: Client) -> None:
         """Fold in a decoded update."""
-        for kind, total in enumerate((self.values, self.differences)):
-            came = [isinstance(update[name], QuantizedTensor) == bool(kind) for name in self.start]
-            if any(came):
-                parts = zip(self.start.items(), came, strict=True)
-                flat = {
-                    n: _float(update[n]) if here else torch.zeros_like(like)
-                    for (n, like), here in parts
-                }
-                total.add(self.flattener.flatten(flat), client.weight)
-                self.weights[kind] += client.weight * torch.tensor(came)
+        floats = float_tensors(update)
+        differ = [isinstance(update[name], QuantizedTensor) for name in self.start]
+        for kind, total in enumerate(self.sums):
+            came = [one == bool(kind) for one in differ]
+            if not any(came):
+                continue
+            kept: Params = {}
+            for (name, like), here in zip(self.start.items(), came, strict=True):
+                kept[name] = floats[name] if here else torch.zeros_like(like)
+            total.add(self.flattener.flatten(kept), client.weight)
+            self.weights[kind] += client.weight * torch.tensor(came)
 
     def reduce(self, fabric: Fabric) -> Params | None:
         """The mean over all processes' clients, float32; None where there was no client."""
-        self.values.reduce(fabric)
-        self.differences.reduce(fabric)
+        for total in self.sums:
+            total.reduce(fabric)
         weights = all_reduce_sum(fabric, self.weights)
         if not weights.sum() > 0:
             return None
         sizes = torch.tensor(self.flattener.sizes)
-        by_value, by_difference = (weights[kind].repeat_interleave(sizes) for kind in (0, 1))
+        by_value, by_difference = weights.repeat_interleave(sizes, dim=1)
+        of_values, of_differences = self.sums
         start = self.flattener.flatten(self.start)
-        values = (self.values.value() / by_value).float()
-        stepped = start - (self.differences.value() / by_difference).float()
-        mixed = (by_value * values.double() + by_difference * stepped.double()) / (
-            by_value + by_difference
-        )
-        mean = torch.where(
-            by_difference == 0, values, torch.where(by_value == 0, stepped, mixed.float())
-        )
-        return self.flattener.unflatten(mean)
+        values = (of_values.value() / by_value).float()
+        stepped = start - (of_differences.value() / by_difference).float()
+        mixed = by_value * values.double() + by_difference * stepped.double()
+        mean = (mixed / (by_value + by_difference)).float()
+        mean = torch.where(by_value == 0, stepped, mean)
+        return self.flattener.unflatten(torch.where(by_difference == 0, values, mean))
 
 
-def _float(value: Tensor | QuantizedTensor) -> Tensor:
-    return value.dequantize() if isinstance(value, QuantizedTensor) else value
+class ProbedMean(MixedMean):
+    """The mean of the models, and beside it what the clients measured."""
+
+    def __init__(self, start: Params) -> None:
+        super().__init__(start)
+        self.harms: list[tuple[int, float, Tensor]] = []
+
+    def add(self, update: Tensors, client: Client) -> None:
+        """Fold in a decoded update, and keep its harm: the client's id, its weight, [L, P]."""
+        super().add(update, client)
+        if HARM in update:
+            self.harms.append((client.id, client.weight, float_tensors(update)[HARM]))
+
+    def reduce(self, fabric: Fabric) -> Any:
+        """The mean, and what all clients measured, by their ids."""
+        return super().reduce(fabric), sorted(gather(fabric, self.harms), key=lambda harm: harm[0])

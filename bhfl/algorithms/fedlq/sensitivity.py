@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
+from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, widths_problem
+from bhfl.checks import checked, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, quantize, set_spec_
 
 Source = Literal["server", "clients"]
+Metric = Literal["loss", "accuracy"]
+Joint = Literal["ratio", "convex"]
 
 HARM = ":harm"
 """What a client that probes sends besides: the harm of each layer at each probed width, float32 [L,
@@ -27,59 +30,62 @@ P].
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The arguments of `FedLQ` that are about probing.
+    """How the curvature of each layer is measured: by probes, which quantise one layer at a time.
+
+    Args:
+        source: Who probes: the ``server`` on ``data.holdout`` samples, or the ``clients`` on their
+            own.
+        bits: Widths to probe; few and low ones say most.
+        samples: Examples that a client probes with.
+        refresh: Rounds between probes.
+        decay: Decay of the moving average over probes, in [0, 1).
+        shrinkage: 1 believes the probes alone, 0 does without them and gives all layers the same
+            curvature.
+        metric: What harm is measured in: ``loss`` or ``accuracy``.
+        joint: How harm and memory are joined in the significance that is logged: ``ratio`` or
+            ``convex``.
 
     Raises:
-        ValueError: One is out of its range.
+        ValueError: An option is out of its range.
     """
 
-    source: Source
-    bits: tuple[int, ...]
-    samples: int
-    refresh: int
-    decay: float
-    shrinkage: float
-    metric: Literal["loss", "accuracy"]
+    source: Source = "server"
+    bits: tuple[int, ...] = (2, 4)
+    samples: int = 256
+    refresh: int = 10
+    decay: float = 0.7
+    shrinkage: float = 0.5
+    metric: Metric = "loss"
+    joint: Joint = "ratio"
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
-            raise ValueError(
-                f"FedLQ.sensitivity must be one of {', '.join(get_args(Source))}, got "
-                f"{self.source!r}"
-            )
-        if self.metric not in ("loss", "accuracy"):
-            raise ValueError(f"FedLQ.metric must be loss or accuracy, got {self.metric!r}")
-        if not self.bits or any(not 2 <= width <= 16 for width in self.bits):
-            raise ValueError(f"FedLQ.probe_bits must be widths of 2..16, got {list(self.bits)}")
-        for key, value in {"probe_samples": self.samples, "refresh": self.refresh}.items():
-            if value < 1:
-                raise ValueError(f"FedLQ.{key} must be at least 1, got {value}")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"FedLQ.decay must be in [0, 1), got {self.decay}")
-        if not 0 <= self.shrinkage <= 1:
-            raise ValueError(f"FedLQ.shrinkage must be in [0, 1], got {self.shrinkage}")
+        """Check the options."""
+        checked("FedLQ.sensitivity.source", self.source, choice(*get_args(Source)))
+        checked("FedLQ.sensitivity.bits", self.bits, widths_problem)
+        checked("FedLQ.sensitivity.samples", self.samples, count(1))
+        checked("FedLQ.sensitivity.refresh", self.refresh, count(1))
+        checked("FedLQ.sensitivity.decay", self.decay, within("[0, 1)"))
+        checked("FedLQ.sensitivity.shrinkage", self.shrinkage, within("[0, 1]"))
+        checked("FedLQ.sensitivity.metric", self.metric, choice(*get_args(Metric)))
+        checked("FedLQ.sensitivity.joint", self.joint, choice(*get_args(Joint)))
 
     def check(self, context: Context) -> None:
         """ValueError where the server is to probe and cannot."""
-        norms = [
-            m
-            for m in context.module.modules()
-            if isinstance(m, _NormBase) and m.track_running_stats
-        ]
-        if (
-            self.source == "server"
-            and self.shrinkage
-            and norms
-            and context.settings.aggregation.norm == "local"
-        ):
+        if self.source != "server" or not self.shrinkage:
+            return
+        norms = [layer for layer in context.module.modules() if isinstance(layer, _NormBase)]
+        tracking = any(layer.track_running_stats for layer in norms)
+        if tracking and context.settings.aggregation.norm == "local":
             raise ValueError(
                 "trainer.norm: local keeps running statistics on the clients, so "
-                "FedLQ.sensitivity: server has none to probe with; set sensitivity: clients"
+                "FedLQ.sensitivity.source: server has none to probe with; set "
+                "sensitivity.source: clients"
             )
-        if self.source == "server" and self.shrinkage and not getattr(context.data, "holdout", 0):
+        if not context.data.num_holdout():
             raise ValueError(
-                "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0; or set "
-                "sensitivity: clients, or shrinkage: 0, which does without probes"
+                "data.holdout must be at least 1 for FedLQ.sensitivity.source: server, got 0; or "
+                "set sensitivity.source: clients, or sensitivity.shrinkage: 0, which does without "
+                "probes"
             )
 
     def is_due(self, round: int, source: Source) -> bool:
@@ -97,11 +103,26 @@ class Sensitivity:
 
     def curvature(self, known: Probe | None, num_layers: int) -> Tensor:
         """``h``, [L]; all ones as long as nothing was probed."""
-        return (
-            torch.ones(num_layers, dtype=torch.float64)
-            if known is None
-            else curvature(known, self.shrinkage)
-        )
+        if known is None:
+            return torch.ones(num_layers, dtype=torch.float64)
+        return curvature(known, self.shrinkage)
+
+    # ---- what is known ---------------------------------------------------------------------------
+
+    def stored(self, known: Probe | None) -> dict[str, Tensor] | None:
+        """A probe as `ServerState.extra` holds it."""
+        return None if known is None else {"harm": known.harm, "distortion": known.distortion}
+
+    def restored(self, server: ServerState, layers: Sequence[str]) -> Probe | None:
+        """The probe that `ServerState.extra` holds."""
+        state = server.extra["probe"]
+        return None if state is None else self._made(server.params, layers, **state)
+
+    def _made(
+        self, params: Params, layers: Sequence[str], harm: Tensor, distortion: Tensor
+    ) -> Probe:
+        sizes = tuple(params[name].numel() for name in layers)
+        return Probe(tuple(layers), sizes, tuple(self.bits), harm, distortion)
 
     # ---- on the server ---------------------------------------------------------------------------
 
@@ -109,18 +130,18 @@ class Sensitivity:
         self, context: Context, server: ServerState, layers: Sequence[str]
     ) -> Probe | None:
         """What is known for this round; collective, rank 0 probes where the server is to."""
-        known = self.restored(server.extra["probe"], layers, server.params)
-        asked = self.source == "server" and self.shrinkage > 0
-        if not asked or (known is not None and not self.is_due(server.round, "server")):
+        known = self.restored(server, layers)
+        # a round that was skipped lost its probe, which then is made in the next
+        due = known is None or self.is_due(server.round, "server")
+        if self.source != "server" or not self.shrinkage or not due:
             return known
         fresh: Probe | None = None
         if context.fabric.is_global_zero:
             worker = context.worker
-            group = next(
-                (c.group for c in context.clients if c.spec.is_float), context.clients[0].group
-            )
+            floats = [client.group for client in context.clients if client.spec.is_float]
+            group = [*floats, context.clients[0].group][0]
             worker.load({**server.params, **context.buffers(server, group)}, BitSpec())
-            batches = context.data.holdout_batches  # type: ignore[attr-defined]
+            batches = context.data.holdout_batches
             fresh = self._probe(worker.module, layers, lambda: worker.evaluate(batches(), "val"))
         fresh = context.fabric.broadcast(fresh)
         assert fresh is not None
@@ -139,52 +160,23 @@ class Sensitivity:
         if not harms:
             return known
         total = math.fsum(weight for _, weight, _ in harms)
-        mean = sum(weight / total * harm.double() for _, weight, harm in harms)
-        assert isinstance(mean, Tensor)
-        fresh = Probe(
-            tuple(layers),
-            _sizes(server.params, layers),
-            self.bits,
-            mean,
-            self._distortion(server.params, layers),
-        )
+        mean = torch.zeros(len(layers), len(self.bits), dtype=torch.float64)
+        for _, weight, harm in harms:
+            mean += weight / total * harm.double()
+        distortion = torch.zeros_like(mean)
+        for row, name in enumerate(layers):  # of the weights that the clients probed
+            weights = server.params[name]
+            for column, bits in enumerate(self.bits):
+                error = quantize(weights, bits).dequantize() - weights
+                distortion[row, column] = error.double().square().sum()
+        fresh = self._made(server.params, layers, mean, distortion)
         return fresh.blend(known, self.decay) if known else fresh
-
-    def _distortion(self, params: Params, layers: Sequence[str]) -> Tensor:
-        """Squared errors of the weights that the clients probed, [L, P]."""
-        rows = [
-            [
-                float(
-                    (quantize(params[name], bits).dequantize() - params[name])
-                    .double()
-                    .square()
-                    .sum()
-                )
-                for bits in self.bits
-            ]
-            for name in layers
-        ]
-        return torch.tensor(rows, dtype=torch.float64)
-
-    def stored(self, known: Probe | None) -> dict[str, Tensor] | None:
-        """For `ServerState.extra`."""
-        return None if known is None else {"harm": known.harm, "distortion": known.distortion}
-
-    def restored(
-        self, state: Mapping[str, Tensor] | None, layers: Sequence[str], params: Params
-    ) -> Probe | None:
-        """The inverse."""
-        if state is None:
-            return None
-        return Probe(
-            tuple(layers), _sizes(params, layers), self.bits, state["harm"], state["distortion"]
-        )
 
     def expected(self, round: int, num_layers: int) -> dict[str, Tensor]:
         """What comes with the updates of a round."""
-        return (
-            {HARM: torch.empty(num_layers, len(self.bits))} if self.is_due(round, "clients") else {}
-        )
+        if not self.is_due(round, "clients"):
+            return {}
+        return {HARM: torch.empty(num_layers, len(self.bits))}
 
     # ---- on a client -----------------------------------------------------------------------------
 
@@ -203,10 +195,10 @@ class Sensitivity:
         return {HARM: found.harm.float()}
 
     def _probe(
-        self, module: nn.Module, layers: Sequence[str], measure: Callable[[], Mapping[str, float]]
+        self, module: nn.Module, layers: Sequence[str], measure: Callable[[], Mapping[str, Any]]
     ) -> Probe:
         def evaluate(_: nn.Module) -> tuple[float, float]:
-            metrics: Mapping[str, Any] = measure()
+            metrics = measure()
             wanted = "acc" if self.metric == "accuracy" else "loss"
             if wanted not in metrics:
                 logged = ", ".join(sorted(metrics)) or "nothing"
@@ -217,10 +209,6 @@ class Sensitivity:
             return metrics.get("loss", math.nan), metrics.get("acc", math.nan)
 
         return probe(module, layers, self.bits, evaluate, metric=self.metric)
-
-
-def _sizes(params: Params, layers: Sequence[str]) -> tuple[int, ...]:
-    return tuple(params[name].numel() for name in layers)
 
 
 @contextmanager

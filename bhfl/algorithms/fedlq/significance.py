@@ -5,8 +5,8 @@ The chain from a model to the table that `allocation.allocate` reads:
 
     probe(model, ...)  ->  harm a_l(b), distortion D_l(b)         on the server, every few rounds
     curvature(probe)   ->  h_l, from a_l(b) ~ h_l D_l(b) / 2      sent to the clients, L floats
-    variance_table(x)  ->  V_l(b), closed form                    on the client, of what it is about
-    to send layer_costs(h, V)  ->  C_l(b) = h_l V_l(b) / 2                expected loss
+    variance_table(x)  ->  V_l(b), closed form                    on the client, of what it sends
+    layer_costs(h, V)  ->  C_l(b) = h_l V_l(b) / 2                expected loss
 
 Shapes: L layers, P probe widths, B candidate widths. All tables are float64 on the CPU.
 """
@@ -20,6 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bhfl.algorithms.modes import evaluating
+from bhfl.checks import checked, count, or_none, within
 from bhfl.quant import quantize
 
 Evaluate = Callable[[nn.Module], tuple[float, float]]
@@ -50,8 +52,7 @@ class Probe:
         Raises:
             ValueError: `decay` is not in [0, 1), or `previous` probed other layers or widths.
         """
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        checked("decay", decay, within("[0, 1)"))
         if (self.layers, self.bits) != (previous.layers, previous.bits):
             raise ValueError("previous must have probed the same layers at the same bits")
         return replace(
@@ -84,12 +85,12 @@ def quantization_variance(
         return 0.0
     if not 2 <= bits <= 16:
         raise ValueError(f"bits must be 2..16 or 32, got {bits}")
-    if bucket is not None and bucket < 1:
-        raise ValueError(f"bucket must be >= 1, got {bucket}")
+    checked("bucket", bucket, or_none(count(1)))
     magnitudes = _buckets(x.detach().abs().float().flatten(), bucket)
-    largest = (
-        magnitudes.amax(1, keepdim=True) if norm == "linf" else magnitudes.norm(dim=1, keepdim=True)
-    )
+    if norm == "linf":
+        largest = magnitudes.amax(1, keepdim=True)
+    else:
+        largest = magnitudes.norm(dim=1, keepdim=True)
     step = largest / (2 ** (bits - 1) - 1)
     fraction = (magnitudes / step.where(step > 0, 1.0)).frac_()
     spread = (fraction * (1 - fraction)).sum(1, keepdim=True, dtype=torch.float64)
@@ -104,10 +105,11 @@ def _buckets(flat: Tensor, bucket: int | None) -> Tensor:
 
 def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:
     """`[L, B]`: `V_l(b)` of each tensor that a client is about to send, at each candidate width."""
-    return torch.tensor(
-        [[quantization_variance(x, bits) for bits in candidates] for x in tensors],
-        dtype=torch.float64,
-    )
+    table = torch.empty(len(tensors), len(candidates), dtype=torch.float64)
+    for row, x in enumerate(tensors):
+        for column, bits in enumerate(candidates):
+            table[row, column] = quantization_variance(x, bits)
+    return table
 
 
 def layer_costs(curvature: Tensor, variances: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def probe(
         evaluate: loss and accuracy of the model on held-out data, the same data at every call.
         metric: what harm is measured in. Accuracy on a thousand samples has a standard error of
             over 1 %.
-        generator: of the stochastic rounding, which is what clients send with; None rounds to
+        generator: draws the stochastic rounding, which is what clients send with; None rounds to
             nearest.
 
     Raises:
@@ -149,7 +151,7 @@ def probe(
     weights = [model.get_parameter(name) for name in layers]
     harm = torch.zeros(len(layers), len(bits), dtype=torch.float64)
     distortion = torch.zeros_like(harm)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         reference = _measure(model, evaluate, metric, "untouched")
         for row, (name, weight) in enumerate(zip(layers, weights, strict=True)):
             for column, width in enumerate(bits):
@@ -157,9 +159,8 @@ def probe(
                     measured = _measure(model, evaluate, metric, f"with {name} at {width} bits")
                 harm[row, column] = max(0.0, measured - reference)
                 distortion[row, column] = error
-    return Probe(
-        tuple(layers), tuple(weight.numel() for weight in weights), tuple(bits), harm, distortion
-    )
+    sizes = tuple(weight.numel() for weight in weights)
+    return Probe(tuple(layers), sizes, tuple(bits), harm, distortion)
 
 
 def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
@@ -178,8 +179,7 @@ def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
     Raises:
         ValueError: `shrinkage` is not in [0, 1].
     """
-    if not 0 <= shrinkage <= 1:
-        raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
+    checked("shrinkage", shrinkage, within("[0, 1]"))
     ratios = torch.where(probe.distortion > 0, 2 * probe.harm / probe.distortion, torch.nan)
     estimates = ratios.nanquantile(0.5, dim=1)
     mean = estimates.nanmean()
@@ -201,14 +201,12 @@ def significance(
     Raises:
         ValueError: `alpha` is not in [0, 1].
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    checked("alpha", alpha, within("[0, 1]"))
     sizes = torch.tensor(probe.sizes, dtype=torch.float64)
     memory = sizes / sizes.sum()
     total = probe.harm.sum(0)
-    harm = torch.where(
-        total > 0, probe.harm / total.where(total > 0, 1.0), memory.unsqueeze(1)
-    ).mean(1)
+    shares = probe.harm / total.where(total > 0, 1.0)
+    harm = torch.where(total > 0, shares, memory.unsqueeze(1)).mean(1)
     return harm / memory if joint == "ratio" else alpha * harm + (1 - alpha) * (1 - memory)
 
 
@@ -221,8 +219,14 @@ def _check_probe(model: nn.Module, layers: Sequence[str], bits: Sequence[int]) -
     for name in layers:
         if name not in known:
             raise ValueError(f"layers must name parameters of the model, got {name!r}")
-    if not bits or any(not 2 <= width <= 16 for width in bits):
-        raise ValueError(f"bits must be widths of 2..16, got {list(bits)}")
+    checked("bits", bits, widths_problem)
+
+
+def widths_problem(bits: Sequence[int]) -> str:
+    """What is wrong with widths to probe."""
+    if bits and all(2 <= width <= 16 for width in bits):
+        return ""
+    return f"must be widths of 2..16, got {list(bits)}"
 
 
 def _measure(model: nn.Module, evaluate: Evaluate, metric: str, state: str) -> float:
@@ -234,17 +238,6 @@ def _measure(model: nn.Module, evaluate: Evaluate, metric: str, state: str) -> f
             f"evaluate must return a finite {metric}, got {value} for the model {state}"
         )
     return value
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bhfl.checks import checked, choice
 from bhfl.quant.rounding import levels
 
 Arch = Literal["conv1d", "pointwise", "mlp_chunk"]
@@ -57,12 +58,11 @@ class Block(nn.Module):
         bound: Bound = "auto",
     ):
         super().__init__()
-        check_choice("arch", arch, get_args(Arch))
-        check_choice("bound", bound, get_args(Bound))
+        checked("arch", arch, choice(*get_args(Arch)))
+        checked("bound", bound, choice(*get_args(Bound)))
         self.step = 1 / levels(bits)
-        self.reach = (
-            _reach(bits) if bound == "half_step" or (bound == "auto" and bits > 2) else math.inf
-        )
+        bounded = bound == "half_step" or (bound == "auto" and bits > 2)
+        self.reach = _reach(bits) if bounded else math.inf
         self.body = _body(bits, arch, hidden, kernel)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -78,9 +78,8 @@ class Block(nn.Module):
         """Back to a residual of exactly zero, with new hidden weights from a generator of the
         CPU.
         """
-        *hidden, last = (
-            m for m in self.body.modules() if isinstance(m, (nn.Linear, nn.Conv1d, _Table))
-        )
+        layers = (nn.Linear, nn.Conv1d, _Table)
+        *hidden, last = (layer for layer in self.body.modules() if isinstance(layer, layers))
         for parameter in last.parameters():
             parameter.zero_()
         for layer in hidden:
@@ -101,12 +100,6 @@ def _body(bits: int, arch: Arch, hidden: int, kernel: int) -> nn.Module:
 def _reach(bits: int) -> float:
     """Just below half a step, by as much as float32 may err when it rounds the result again."""
     return 0.5 - max(1e-3, levels(bits) * 2.0**-21)
-
-
-def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _row_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +124,7 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
 
 
 class _Convolutions(nn.Module):
-    """Along the row, where neighbours are kernel positions and input channels."""
+    """Two convolutions along the row, where neighbours are kernel positions and input channels."""
 
     def __init__(self, hidden: int, kernel: int) -> None:
         super().__init__()
@@ -148,8 +141,8 @@ class _Convolutions(nn.Module):
 
 
 class _Chunks(nn.Module):
-    """On chunks of the row; a second half of the input says which elements of the last chunk
-    exist.
+    """A perceptron on chunks of the row; a second half of its input says which elements of the last
+    chunk exist.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -161,13 +154,10 @@ class _Chunks(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         rows, length = z.shape
         unit, statistics = _row_statistics(z)
-        chunks, valid = (
-            F.pad(x, (0, -length % CHUNK)).view(rows, -1, CHUNK)
-            for x in (unit, torch.ones_like(unit))
-        )
-        hidden = self.first(torch.cat([chunks, valid], 2)) + self.statistics(statistics).unsqueeze(
-            1
-        )
+        both = torch.stack([unit, torch.ones_like(unit)])
+        chunks, valid = F.pad(both, (0, -length % CHUNK)).view(2, rows, -1, CHUNK)
+        hidden = self.first(torch.cat([chunks, valid], 2))
+        hidden = hidden + self.statistics(statistics).unsqueeze(1)
         out: Tensor = self.last(F.silu(hidden))
         return out.view(rows, -1)[:, :length]
 

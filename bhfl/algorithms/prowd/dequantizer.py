@@ -13,7 +13,6 @@ paper; SIM is the mean cosine similarity of the logits of a network `f` on a sma
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -23,14 +22,39 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bhfl.algorithms.prowd.blocks import Arch, Block, Bound, check_choice
+from bhfl.algorithms.modes import evaluating
+from bhfl.algorithms.prowd.blocks import Arch, Block, Bound
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
+from bhfl.checks import checked, choice, count, not_negative, positive, within
 from bhfl.quant import QuantizedTensor, quantize
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
 
 Loss = Literal["mean_norm", "sum"]
 Tensors = Mapping[str, Tensor | QuantizedTensor]
+
+CHECKS = {
+    "arch": choice(*get_args(Arch)),
+    "hidden": count(1),
+    "kernel": count(1),
+    "bound": choice(*get_args(Bound)),
+    "lr": positive,
+    "loss": choice(*get_args(Loss)),
+    "teacher_forcing": within("[0, 1]"),
+    "distill_weight": not_negative,
+    "distill_every": count(1),
+    "distill_elements": count(1),
+    "max_elements": count(1),
+}
+"""What the options of a dequantizer must be."""
+
+
+def ladder_problem(bits: Sequence[int]) -> str:
+    """What is wrong with the widths of a ladder."""
+    known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
+    if len(bits) > 1 and known and all(low < high for low, high in pairwise(bits)):
+        return ""
+    return f"must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
 
 
 class ProgressiveDequantizer(L.LightningModule):
@@ -57,13 +81,13 @@ class ProgressiveDequantizer(L.LightningModule):
             each layer's rows; bounds memory at about 200 bytes times the steps climbed for each.
         max_elements: Weights raised at a time; the default keeps a CPU in its cache. Does not
             change the result.
-        seed: Of the hidden weights at the start.
+        seed: The seed of the hidden weights at the start.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         bits: Sequence[int] = (2, 8, 32),
         *,
@@ -82,15 +106,11 @@ class ProgressiveDequantizer(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        _check_ladder(bits)
-        check_choice("loss", loss, get_args(Loss))
-        counts = {"hidden": hidden, "kernel": kernel, "distill_every": distill_every}
-        _check_counts(**counts, distill_elements=distill_elements, max_elements=max_elements)
+        checked("bits", bits, ladder_problem)
+        for key, check in CHECKS.items():
+            checked(key, self.hparams[key], check)
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
-        _check_range("lr", lr, lr > 0, "positive")
-        _check_range("teacher_forcing", teacher_forcing, 0 <= teacher_forcing <= 1, "in [0, 1]")
-        _check_range("distill_weight", distill_weight, distill_weight >= 0, "zero or more")
         self.bits = tuple(bits)
         self.lr = lr
         self.loss = loss
@@ -99,15 +119,14 @@ class ProgressiveDequantizer(L.LightningModule):
         self.distill_every = distill_every
         self.distill_elements = distill_elements
         self.max_elements = max_elements
-        self.blocks = nn.ModuleList(
-            Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound)
-            for width in self.bits[:-1]
-        )
+        self.blocks = nn.ModuleList()
+        for width in self.bits[:-1]:
+            self.blocks.append(Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound))
         self.reset_(seed)
         self._probe: tuple[nn.Module, Tensor] | None = None
 
     def reset_(self, seed: int) -> None:
-        """Back to the identity, with new hidden weights; what to do when training diverged."""
+        """Become the identity again, with new hidden weights: what to do when training diverged."""
         generator = torch.Generator().manual_seed(seed)
         for block in self._blocks(0):
             block.reset_(generator)
@@ -129,20 +148,23 @@ class ProgressiveDequantizer(L.LightningModule):
         object.
 
         Args:
-            tensors: As decoded from a client. A row of a quantised tensor is a slice of dimension
-                0.
+            tensors: A client's tensors as decoded. A row of a quantised tensor is a slice of
+                dimension 0.
 
         Raises:
             ValueError: A tensor has a width that is not on the ladder.
         """
+        raised: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if isinstance(tensor, QuantizedTensor) and tensor.bits not in self.bits:
+            if isinstance(tensor, Tensor):
+                raised[name] = tensor
+            elif tensor.bits in self.bits:
+                raised[name] = self._raise(tensor)
+            else:
                 raise ValueError(
                     f"{name!r} has {tensor.bits} bits, which is not on the ladder {self.bits}"
                 )
-        return {
-            k: self._raise(t) if isinstance(t, QuantizedTensor) else t for k, t in tensors.items()
-        }
+        return raised
 
     def training_step(self, batch: WeightBatch, batch_idx: int) -> dict[str, Tensor]:
         """The loss on one batch of :class:`WeightPairs`, beside its parts and that of the
@@ -205,10 +227,12 @@ class ProgressiveDequantizer(L.LightningModule):
 
     def _raise(self, tensor: QuantizedTensor) -> Tensor:
         """`q + A * residual`: where the residual is zero, `q` to the bit."""
-        values, codes = tensor.dequantize(), tensor.codes
+        values = tensor.dequantize()
+        codes = tensor.codes
         if tensor.bits == self.bits[-1] or codes.numel() == 0:
             return values
-        rows, largest = codes.reshape(len(codes) if codes.dim() else 1, -1), levels(tensor.bits)
+        largest = levels(tensor.bits)
+        rows = codes.reshape(len(codes) if codes.dim() else 1, -1)
         parts = torch.split(rows, max(1, self.max_elements // rows.shape[1]))
         entry = self.bits.index(tensor.bits)
         residual = torch.cat([self._climb(part / largest, entry) for part in parts])
@@ -217,15 +241,14 @@ class ProgressiveDequantizer(L.LightningModule):
     def _raise_in_part(
         self, tensor: QuantizedTensor, share: float, generator: torch.Generator
     ) -> Tensor:
-        """As `_raise`, with a gradient through a random share of the rows only."""
+        """The same as `_raise`, with a gradient through a random share of the rows only."""
         if share >= 1:
             return self._raise(tensor)
         with torch.no_grad():
             values = self._raise(tensor)
         num_rows = len(tensor.codes)
-        picked = torch.randperm(num_rows, generator=generator)[: math.ceil(share * num_rows)].to(
-            values.device
-        )
+        order = torch.randperm(num_rows, generator=generator)
+        picked = order[: math.ceil(share * num_rows)].to(values.device)
         scale = tensor.scale[picked] if tensor.scale.dim() else tensor.scale
         part = self._raise(QuantizedTensor(tensor.codes[picked], scale, tensor.bits))
         return values.index_copy(0, picked, part)
@@ -239,40 +262,40 @@ class ProgressiveDequantizer(L.LightningModule):
         learned: list[list[Tensor]] = [[] for _ in self.blocks]
         idle: list[list[Tensor]] = [[] for _ in self.blocks]
         for pairs in rows:
-            entry, estimate = pairs["entry"], pairs["levels"][0]
-            for j, (block, (true, target)) in enumerate(
-                zip(self._blocks(entry), pairwise(pairs["levels"]), strict=True), entry
-            ):
+            entry = pairs["entry"]
+            estimate = pairs["levels"][0]
+            steps = zip(self._blocks(entry), pairwise(pairs["levels"]), strict=True)
+            for j, (block, (true, target)) in enumerate(steps, entry):
                 forced = torch.rand((), generator=generator) < self.teacher_forcing
                 z = true if forced else estimate
                 estimate = z + block(z)
                 unit = pairs["ranges"] if self.loss == "sum" else 1 / block.step
                 learned[j].append(((target - estimate).abs() * unit).flatten())
                 idle[j].append(((target - true).abs() * unit).flatten())
+        return self._summed(learned), self._summed(idle)
+
+    def _summed(self, errors: list[list[Tensor]]) -> Tensor:
+        """The errors of each step as one number, summed over the steps that have any."""
         reduce = torch.sum if self.loss == "sum" else torch.mean
-        recon, identity = (
-            sum(reduce(torch.cat(parts)) for parts in steps if parts) for steps in (learned, idle)
-        )
-        return torch.as_tensor(recon), torch.as_tensor(identity)
+        return torch.as_tensor(sum(reduce(torch.cat(parts)) for parts in errors if parts))
 
     def _distillation(
         self, model: nn.Module, inputs: Tensor, batch: WeightBatch, generator: torch.Generator
     ) -> Tensor:
         """Minus the mean cosine similarity of the logits with true and with raised weights."""
-        weights, scales = batch["weights"], batch["scales"]
+        weights = batch["weights"]
+        scales = batch["scales"]
         if unknown := scales.keys() - model.state_dict().keys():
             raise ValueError(
                 f"the probe's model has no tensor {min(unknown)!r}, which the pairs hold"
             )
         total = sum(weights[name].numel() for name in scales)
         share = self.distill_elements / max(total, 1)
-        raised = {
-            name: self._raise_in_part(
-                quantize(weights[name], batch["bits"], scale=scale), share, generator
-            )
-            for name, scale in scales.items()
-        }
-        with _evaluating(model):
+        raised = {}
+        for name, scale in scales.items():
+            codes = quantize(weights[name], batch["bits"], scale=scale)
+            raised[name] = self._raise_in_part(codes, share, generator)
+        with evaluating(model):
             with torch.no_grad():
                 teacher = functional_call(model, dict(weights), (inputs,))
             student = functional_call(model, {**weights, **raised}, (inputs,))
@@ -282,7 +305,8 @@ class ProgressiveDequantizer(L.LightningModule):
         """Mean distance to the top, in steps of the width at which the rows come in: of the chain,
         of the identity.
         """
-        chain, identity = [], []
+        chain = []
+        identity = []
         for pairs in rows:
             z = pairs["levels"][0]
             target = pairs["levels"][-1]
@@ -296,34 +320,3 @@ class ProgressiveDequantizer(L.LightningModule):
         # under Fabric every point would be logged at step 0: the engine logs
         if self._trainer is not None:
             self.log_dict(dict(metrics), batch_size=1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and then every module as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _check_ladder(bits: Sequence[int]) -> None:
-    known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
-    if len(bits) < 2 or not known or any(low >= high for low, high in pairwise(bits)):
-        raise ValueError(
-            f"bits must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
-        )
-
-
-def _check_counts(**counts: int) -> None:
-    for key, value in counts.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{key} must be a positive integer, got {value!r}")
-
-
-def _check_range(key: str, value: float, inside: bool, rule: str) -> None:
-    if not (inside and math.isfinite(value)):
-        raise ValueError(f"{key} must be {rule}, got {value!r}")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
+from bhfl.algorithms.prowd.options import Dequantizer
 from bhfl.algorithms.prowd.pairs import WeightPairs
 from bhfl.engine.types import Params
 from bhfl.quant import BitSpec
@@ -27,42 +29,68 @@ class FineTuning:
     """What does not change from round to round.
 
     Args:
-        make: A fresh dequantizer.
-        specs: Of the low-bit groups.
-        network: A float32 network of its own for distillation, and `inputs`, the server's buffer;
-            None for neither.
+        options: When the dequantizer is trained, and what it is made of.
+        ladder: Its widths.
+        specs: The bit-widths of the low-bit groups.
+        probe: A float32 network of its own for distillation, and the server's buffer; None for no
+            distillation.
+        seed: The seed of the run.
     """
 
-    make: Callable[[], ProgressiveDequantizer]
+    options: Dequantizer
+    ladder: Sequence[int]
     specs: Sequence[BitSpec]
-    network: nn.Module | None
-    inputs: Tensor | None
+    probe: tuple[nn.Module, Tensor] | None
+    seed: int
+
+    def num_steps(self, round: int) -> int:
+        """The optimiser steps that are due in a round, counted from 0."""
+        since = round + 1 - self.options.warmup_rounds
+        if since < 0 or since % self.options.period:
+            return 0
+        return self.options.steps if since else self.options.first_steps
 
     def initial(self) -> State:
         """The identity."""
-        return {"weights": self.make().state_dict(), "optimizer": None, "active": False}
+        return {"weights": self._new().state_dict(), "optimizer": None, "active": False}
+
+    def _new(self) -> ProgressiveDequantizer:
+        options = self.options
+        return ProgressiveDequantizer(
+            self.ladder,
+            arch=options.arch,
+            bound=options.bound,
+            lr=options.lr,
+            distill_weight=options.distill_weight,
+            seed=self.seed,
+        )
 
     def tune(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
     ) -> tuple[State, dict[str, float]]:
-        """`steps` steps on pairs from `states`, on rank 0; every process gets the state and the
-        metrics.
+        """Train on rank 0; every process gets the state and the metrics.
+
+        Args:
+            fabric: Moves tensors to the device, and runs backward.
+            state: The dequantizer's, as it is.
+            states: Float32 models to learn from.
+            steps: Optimiser steps.
+            seed: The seed of what is drawn from the models.
         """
-        result = self.train(fabric, state, states, steps, seed) if fabric.is_global_zero else None
+        result = self._train(fabric, state, states, steps, seed) if fabric.is_global_zero else None
         return fabric.broadcast(result)  # type: ignore[return-value]
 
-    def train(
+    def _train(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
     ) -> tuple[State, dict[str, float]]:
         """`steps` steps from `state`; a chain that ends worse than the identity on held-out rows is
         discarded.
         """
-        dequantizer = fabric.to_device(self.make())
+        dequantizer = fabric.to_device(self._loaded(state))
         assert isinstance(dequantizer, ProgressiveDequantizer)
-        dequantizer.load_state_dict(state["weights"])
-        if self.network is not None and self.inputs is not None:
-            fabric.to_device(self.network)
-            dequantizer.set_probe(self.network, fabric.to_device(self.inputs))
+        if self.probe is not None:
+            network, inputs = self.probe
+            dequantizer.set_probe(fabric.to_device(network), fabric.to_device(inputs))
         optimizer = dequantizer.configure_optimizers()
         if state["optimizer"] is not None:
             groups = optimizer.state_dict()["param_groups"]
@@ -75,38 +103,46 @@ class FineTuning:
             num_steps=steps,
             seed=seed,
         )
-        sums: dict[str, list[float]] = {}
-        for index, batch in enumerate(pairs.train_dataloader()):
-            step = dequantizer.training_step(batch, index)
-            optimizer.zero_grad()
-            fabric.backward(step["loss"])
-            optimizer.step()
-            for tag, value in step.items():
-                sums.setdefault(tag, []).append(float(value.detach()))
-        metrics = {tag: sum(values) / len(values) for tag, values in sums.items() if tag != "loss"}
+        metrics = _steps(fabric, dequantizer, optimizer, pairs)
         active = dequantizer.is_better_than_identity(pairs.val_dataloader())
         metrics["dequantizer/active"] = float(active)
         if not active:
             warnings.warn(
                 "the dequantizer is worse than the identity on held-out weights: its training is "
-                "discarded and the identity used; a smaller dequantizer_lr may help",
+                "discarded and the identity used; a smaller algorithm.dequantizer.lr may help",
                 stacklevel=2,
             )
             return self.initial(), metrics
-        weights = {name: tensor.cpu() for name, tensor in dequantizer.state_dict().items()}
-        return {
-            "weights": weights,
+        trained = {
+            "weights": {name: value.cpu() for name, value in dequantizer.state_dict().items()},
             "optimizer": _on_cpu(optimizer.state_dict()["state"]),
             "active": True,
-        }, metrics
+        }
+        return trained, metrics
 
     def chain(self, state: State) -> ProgressiveDequantizer | None:
         """The trained dequantizer, or None for the identity."""
-        if not state["active"]:
-            return None
-        dequantizer = self.make()
+        return self._loaded(state) if state["active"] else None
+
+    def _loaded(self, state: State) -> ProgressiveDequantizer:
+        dequantizer = self._new()
         dequantizer.load_state_dict(state["weights"])
         return dequantizer
+
+
+def _steps(
+    fabric: Fabric, dequantizer: ProgressiveDequantizer, optimizer: Optimizer, pairs: WeightPairs
+) -> dict[str, float]:
+    """Steps on all training batches; the means of what the steps gave, but for the loss."""
+    sums: dict[str, list[float]] = {}
+    for index, batch in enumerate(pairs.train_dataloader()):
+        step = dequantizer.training_step(batch, index)
+        optimizer.zero_grad()
+        fabric.backward(step.pop("loss"))
+        optimizer.step()
+        for tag, value in step.items():
+            sums.setdefault(tag, []).append(float(value))
+    return {tag: sum(values) / len(values) for tag, values in sums.items()}
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -114,11 +150,11 @@ def own_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False).cpu()
 
 
-def _on_cpu(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {
-        key: {
-            name: value.cpu() if isinstance(value, Tensor) else value
-            for name, value in slots.items()
-        }
-        for key, slots in state.items()
-    }
+def _on_cpu(state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """An optimiser's state, on the CPU."""
+    moved: dict[int, dict[str, Any]] = {}
+    for key, slots in state.items():
+        moved[key] = {}
+        for name, value in slots.items():
+            moved[key][name] = value.cpu() if isinstance(value, Tensor) else value
+    return moved

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 from bhfl.comm import float_tensors
 from bhfl.engine.types import Client, Params, Tensors
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
@@ -16,6 +18,8 @@ Origin = Literal["broadcast", "dequant_start", "sent"]
 """Where moves are measured from: the broadcast weights, the client's rounding of them, or they were
 sent as such.
 """
+Grids = dict[str, QuantizedTensor]
+"""The tensors that a client sent as codes, by name."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +41,14 @@ class LowMove:
     squares: dict[str, float]
     sent: bool
 
-    def counts(self, coarse: float) -> dict[str, float]:
-        """What each quantised tensor counts, see :func:`count`."""
-        return {name: count(square, coarse) for name, square in self.squares.items()}
-
 
 def count(square: float, coarse: float) -> float:
     """What a move of mean square m counts, ``m / (m + coarse)``, in 1024ths: sums of these are
     exact.
-
-    The square of a move in steps of a grid that is all zero, whose scale is the smallest, may be
-    infinite.
     """
-    return 1.0 if square == math.inf else round(1024 * square / (square + coarse)) / 1024
+    if square == math.inf:  # in steps of a grid that is all zero, whose scale is the smallest
+        return 1.0
+    return round(1024 * square / (square + coarse)) / 1024
 
 
 class MoveReader:
@@ -75,69 +74,74 @@ class MoveReader:
         self.start = start
         self.low_start = low_start
         self.two_models = two_models
-        self.origin, self.raised = origin, raised
-        self.origins: dict[str, tuple[dict[str, QuantizedTensor], Params]] = {}
+        self.origin = origin
+        self.raised = raised
+        self._starts: dict[str, tuple[Grids, Params]] = {}
+
+    @property
+    def other_start(self) -> Params | None:
+        """The weights that low-bit clients were sent, where moves count from them and they are a
+        model of their own.
+        """
+        if self.origin == "broadcast" or self.low_start is self.start:
+            return None
+        return self.low_start
 
     def read(self, update: Tensors, client: Client) -> LowMove:
         """The client's move; what is not quantised moves from the weights that the client was
         sent.
         """
-        grids = {
-            name: value for name, value in update.items() if isinstance(value, QuantizedTensor)
-        }
+        grids = {name: x for name, x in update.items() if isinstance(x, QuantizedTensor)}
         if self.origin == "sent":
             weights = float_tensors(update)
             moves = {name: -weights[name] for name in grids}  # differences w_t - w_i, as in FedPAQ
-            squares = {name: _mean_square(grid, None) for name, grid in grids.items()}
+            squares = {name: _mean_square(grid) for name, grid in grids.items()}
         else:
             weights = self.raised(update)
-            codes, origins = self._origins(grids, client)
-            moves = {name: weights[name] - origins[name] for name in grids}
+            codes, starts = self._starts_of(grids, client)
+            moves = {name: weights[name] - starts[name] for name in grids}
             squares = {name: _mean_square(grid, codes[name]) for name, grid in grids.items()}
         if self.origin == "broadcast":
             return LowMove(client, weights, weights, squares, sent=False)
         if self.two_models:
-            moves |= {
-                name: value - self.low_start[name]
-                for name, value in weights.items()
-                if name not in grids
-            }
-        masked, plain = (_added(start, moves, weights) for start in (self.start, self.low_start))
-        return LowMove(client, masked, plain, squares, sent=self.origin == "sent")
-
-    def _origins(
-        self, grids: dict[str, QuantizedTensor], client: Client
-    ) -> tuple[dict[str, QuantizedTensor], Params]:
-        """What the client makes of the weights that it was sent, and where its moves begin; once a
-        bit group.
-        """
-        if client.group not in self.origins:
-            codes = _as_client(self.low_start, grids, client.spec)
-            raised = self.raised(dict(codes)) if self.origin == "dequant_start" else self.low_start
-            self.origins[client.group] = codes, raised
-        return self.origins[client.group]
-
-
-def _as_client(
-    params: Params, grids: dict[str, QuantizedTensor], spec: BitSpec
-) -> dict[str, QuantizedTensor]:
-    """The tensors of `grids`, as a client of `spec` quantises them in `params`."""
-    return {
-        name: quantize(
-            params[name], spec.weights, range_rule=spec.range_rule, granularity=spec.granularity
+            for name in weights.keys() - grids.keys():
+                moves[name] = weights[name] - self.low_start[name]
+        return LowMove(
+            client,
+            params=_added(self.start, moves, weights),
+            plain=_added(self.low_start, moves, weights),
+            squares=squares,
+            sent=self.origin == "sent",
         )
-        for name in grids
-    }
+
+    def _starts_of(self, grids: Grids, client: Client) -> tuple[Grids, Params]:
+        """What the client makes of the weights that it was sent, and where its moves begin; each
+        tensor once a bit group.
+        """
+        codes, starts = self._starts.setdefault(client.group, ({}, {}))
+        fresh: dict[str, Tensor | QuantizedTensor] = {}
+        for name in grids.keys() - codes.keys():
+            codes[name] = fresh[name] = _as_client(self.low_start[name], client.spec)
+        if fresh:
+            starts |= self.raised(fresh) if self.origin == "dequant_start" else self.low_start
+        return codes, starts
 
 
-def _mean_square(end: QuantizedTensor, start: QuantizedTensor | None) -> float:
-    """Of the move from `start`, or of a move that is `end` itself, in steps of `end`."""
-    move = end.dequantize() if start is None else end.dequantize() - start.dequantize()
-    return (
-        float((move / per_slice(end.scale, move.dim())).double().square().mean())
-        if move.numel()
-        else 0.0
-    )
+def _as_client(weight: Tensor, spec: BitSpec) -> QuantizedTensor:
+    """A weight as a client of `spec` quantises it."""
+    return quantize(weight, spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
+
+
+def _mean_square(end: QuantizedTensor, start: QuantizedTensor | None = None) -> float:
+    """The mean square of the move from `start` to `end`, or of a move that is `end` itself, in
+    steps of `end`.
+    """
+    move = end.dequantize()
+    if start is not None:
+        move = move - start.dequantize()
+    if not move.numel():
+        return 0.0
+    return float((move / per_slice(end.scale, move.dim())).double().square().mean())
 
 
 def _added(start: Params, moves: Params, weights: Params) -> Params:

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from bhfl.checks import checked, count, within
 from bhfl.quant import BitSpec, quantize, weight_scale
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
@@ -42,7 +43,7 @@ class WeightBatch(TypedDict):
     weights: A whole float state, for distillation.
     scales: The scale of each of its weights at `bits`.
     bits: A width that comes in.
-    seed: Of the random choices of the step.
+    seed: The seed of the random choices of the step.
     """
 
     rows: list[RowPairs]
@@ -68,15 +69,15 @@ class WeightPairs(L.LightningDataModule):
         num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their
             size.
         holdout: Share of the rows held out, in (0, 1).
-        seed: Of the draws. The held-out rows are the same for every seed, so that they stay held
-            out.
+        seed: The seed of the draws. The held-out rows are the same for every seed, so that they
+            stay held out.
 
     Raises:
         ValueError: There is nothing to learn from, or an argument is out of range; the message
             names it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         states: Sequence[Mapping[str, Tensor]],
         specs: Sequence[BitSpec | int | str],
@@ -91,28 +92,24 @@ class WeightPairs(L.LightningDataModule):
         super().__init__()
         if not states:
             raise ValueError("states must hold at least one state of float weights, got none")
-        self.ladder, self.specs = tuple(ladder), [BitSpec.parse(spec) for spec in specs]
+        self.ladder = tuple(ladder)
+        self.specs = [BitSpec.parse(spec) for spec in specs]
         self._check_specs()
-        if not 0 < holdout < 1:
-            raise ValueError(f"holdout must be in (0, 1), got {holdout}")
-        for key, value in (("num_steps", num_steps), ("num_elements", num_elements)):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{key} must be a positive integer, got {value!r}")
         self.states = states
-        self.holdout = holdout
+        self.num_steps = checked("num_steps", num_steps, count(1))
+        self.num_elements = checked("num_elements", num_elements, count(1))
+        self.holdout = checked("holdout", holdout, within("(0, 1)"))
         self.seed = seed
-        self.num_steps, self.num_elements = num_steps, num_elements
-        weights = names if names is not None else [k for k, w in states[0].items() if w.dim() > 1]
-        self.names = [
-            k
-            for k in states[0]
-            if k in weights and states[0][k].numel() and states[0][k].is_floating_point()
-        ]
+        self.names = []
+        for name, value in states[0].items():
+            wanted = value.dim() > 1 if names is None else name in names
+            if wanted and value.numel() and value.is_floating_point():
+                self.names.append(name)
         if not self.names:
             raise ValueError(
                 "states must hold a float tensor of two or more dimensions, or names must name one"
             )
-        self._scales = [[self._all_scales(state, spec) for spec in self.specs] for state in states]
+        self._scales = [self._scales_of(state) for state in states]
 
     def train_dataloader(self) -> "_Batches":
         """`num_steps` batches of random rows that are not held out."""
@@ -134,11 +131,13 @@ class WeightPairs(L.LightningDataModule):
                     f"{self.ladder}"
                 )
 
-    def _all_scales(self, state: Mapping[str, Tensor], spec: BitSpec) -> dict[str, Tensor]:
-        return {
-            name: weight_scale(state[name], spec.weights, spec.range_rule, spec.granularity)
-            for name in self.names
-        }
+    def _scales_of(self, state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The scale of each weight of a state, as the clients of each spec choose it."""
+        scales = []
+        for spec in self.specs:
+            own = (spec.weights, spec.range_rule, spec.granularity)
+            scales.append({name: weight_scale(state[name], *own) for name in self.names})
+        return scales
 
     def _training_batch(self, seed: int) -> WeightBatch:
         generator = torch.Generator().manual_seed(seed)
@@ -147,10 +146,9 @@ class WeightPairs(L.LightningDataModule):
             return int(torch.randint(count, (), generator=generator))
 
         sizes = torch.tensor([float(self.states[0][name].numel()) for name in self.names])
+        drawn = torch.multinomial(sizes.sqrt(), _DRAWS, replacement=True, generator=generator)
         rows = []
-        for layer in torch.multinomial(
-            sizes.sqrt(), _DRAWS, replacement=True, generator=generator
-        ).tolist():
+        for layer in drawn.tolist():
             state = draw(len(self.states))
             spec = draw(len(self.specs))
             name = self.names[layer]
@@ -176,9 +174,8 @@ class WeightPairs(L.LightningDataModule):
     def _split(self, name: str) -> tuple[Tensor, Tensor]:
         """Indices of the held-out rows of a tensor, and of the others."""
         num_rows = len(self.states[0][name])
-        order = torch.randperm(
-            num_rows, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        )
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        order = torch.randperm(num_rows, generator=generator)
         num_held_out = math.ceil(num_rows * self.holdout)
         return order[:num_held_out], order[num_held_out:] if num_held_out < num_rows else order
 
@@ -208,7 +205,8 @@ class _Batches:
     """Batches made when they are asked for, again at every pass."""
 
     def __init__(self, make: Callable[[int], WeightBatch], arguments: Sequence[int]) -> None:
-        self._make, self._arguments = make, arguments
+        self._make = make
+        self._arguments = arguments
 
     def __len__(self) -> int:
         return len(self._arguments)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -13,19 +12,16 @@ from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.grouped import precision
-from bhfl.algorithms.prowd.aggregation import Fill, MaskOptions, Scope, Selected, SelectiveMean
-from bhfl.algorithms.prowd.blocks import Arch, Bound
-from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
+from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
 from bhfl.algorithms.prowd.finetune import FineTuning, own_copy
-from bhfl.algorithms.prowd.selection import mask_limit
+from bhfl.algorithms.prowd.moves import MoveReader
+from bhfl.algorithms.prowd.options import Dequantizer, Mask
+from bhfl.checks import checked, choice, options
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
-
-_OWN_NAMES = {"bits": "ladder", "lr": "dequantizer_lr"}
-"""Of the dequantizer's arguments that are called otherwise here."""
 
 
 class ProWD(Algorithm):
@@ -36,22 +32,8 @@ class ProWD(Algorithm):
     both switched off and ``delta_ref: broadcast`` it is FedAvg.
 
     Args:
-        dequantizer: Use the trainable dequantizer; otherwise low-bit weights are dequantised
-            linearly.
-        mask: Use the mask; otherwise all entries are averaged.
-        coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which
-            the move is coarse: only coarse moves are masked, and one of mean square m counts as m /
-            (m + coarse) of a high-bit client's. With ``delta`` they count wholly in the low-bit
-            model, which takes no high-bit move of a tensor that is coarse on average over its
-            clients: it was made for another model. Null masks all and counts all wholly, as the
-            paper.
-        tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask
-            keeps.
-        scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
-        per: One mask a ``client``, or one a bit ``group`` from the group's mean.
-        fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change
-            (``delta``); the ``high`` group's mean; or zero, as the paper's formula reads
-            (``literal``).
+        mask: How entries are chosen; null averages them all.
+        dequantizer: How low-bit weights are raised; null dequantises them linearly.
         global_models: ``single``, or ``dual``: low-bit clients get the unmasked mean of
             reconstructed weights instead (one reading of the two float32 models that the paper's
             table counts on the downlink).
@@ -63,20 +45,6 @@ class ProWD(Algorithm):
             the broadcast weights at its bits, the move being added to them (``dequant_start``), so
             that rounding the broadcast is no part of the average; or the ``broadcast`` weights, its
             own weights being averaged as they are.
-        high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit
-            client.
-        ladder: Widths that the dequantizer climbs; by default the fleet's, with doublings in
-            between.
-        warmup_rounds: The round in which the dequantizer is trained first.
-        period: Rounds between its fine-tunings.
-        first_steps: Its optimiser steps the first time.
-        steps: Its optimiser steps each time after.
-        distill_weight: Weight (lambda) of distillation beside reconstruction; 0 needs no buffer.
-        buffer_size: Samples of the server's buffer, out of `data.holdout`.
-        pool_size: High-bit models that it learns from.
-        dequantizer_lr: Its learning rate.
-        arch: Of its blocks.
-        bound: Of its blocks.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do
@@ -85,83 +53,23 @@ class ProWD(Algorithm):
 
     def __init__(
         self,
-        dequantizer: bool = True,
-        mask: bool = True,
-        coarse: Optional[float] = 0.1,
-        tau: Union[int, float] = 0.05,
-        scope: Scope = "layer",
-        per: Literal["client", "group"] = "client",
-        fill: Fill = "renorm",
+        mask: Mask | None = Mask(),  # noqa: B008  # frozen
+        dequantizer: Dequantizer | None = Dequantizer(),  # noqa: B008  # frozen
         global_models: Literal["single", "dual"] = "dual",
         payload: Literal["weights", "delta"] = "weights",
         delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
-        high_max_age: int = 5,
-        ladder: Optional[list[int]] = None,
-        warmup_rounds: int = 5,
-        period: int = 5,
-        first_steps: int = 100,
-        steps: int = 30,
-        distill_weight: float = 1.0,
-        buffer_size: int = 128,
-        pool_size: int = 4,
-        dequantizer_lr: float = 1e-3,
-        arch: Arch = "conv1d",
-        bound: Bound = "auto",
     ) -> None:
-        mask_limit(tau, 1)
-        counts = {
-            "warmup_rounds": warmup_rounds,
-            "period": period,
-            "first_steps": first_steps,
-            "steps": steps,
-        }
-        for key, value in (counts | {"buffer_size": buffer_size, "pool_size": pool_size}).items():
-            if value < 1:
-                raise ValueError(f"ProWD.{key} must be at least 1, got {value}")
-        if high_max_age < 0:
-            raise ValueError(f"ProWD.high_max_age must be >= 0, got {high_max_age}")
-        if coarse is not None and not 0 < coarse < math.inf:
-            raise ValueError(f"ProWD.coarse must be positive and finite, or null, got {coarse}")
-        chosen: list[tuple[str, str, tuple[str, ...]]] = [
-            ("scope", scope, ("layer", "model")),
-            ("per", per, ("client", "group")),
-            ("fill", fill, ("renorm", "delta", "high", "literal")),
-            ("global_models", global_models, ("single", "dual")),
-            ("payload", payload, ("weights", "delta")),
-            ("delta_ref", delta_ref, ("broadcast", "dequant_start")),
-        ]
-        for key, choice, choices in chosen:
-            if choice not in choices:
-                raise ValueError(f"ProWD.{key} must be one of {', '.join(choices)}, got {choice!r}")
-        if dequantizer and payload == "delta":
+        self.mask = checked("ProWD.mask", mask, options(Mask, optional=True))
+        self.dequantizer = checked(
+            "ProWD.dequantizer", dequantizer, options(Dequantizer, optional=True)
+        )
+        self.global_models = checked("ProWD.global_models", global_models, choice("single", "dual"))
+        self.payload = checked("ProWD.payload", payload, choice("weights", "delta"))
+        self.delta_ref = checked("ProWD.delta_ref", delta_ref, choice("broadcast", "dequant_start"))
+        if dequantizer is not None and payload == "delta":
             raise ValueError(
-                "ProWD.dequantizer learns from weights and must be false with ProWD.payload: "
-                "delta, got true"
+                "ProWD.dequantizer learns from weights and must be null with ProWD.payload: delta"
             )
-        self.mask = MaskOptions(mask, coarse, tau, scope, per, fill)
-        self.global_models = global_models
-        self.payload = payload
-        self.delta_ref = delta_ref
-        self.high_max_age = high_max_age
-        self.use_dequantizer = dequantizer
-        self.ladder = ladder
-        self.pool_size = pool_size
-        self.warmup_rounds = warmup_rounds
-        self.period = period
-        self.first_steps = first_steps
-        self.steps = steps
-        self.buffer_size = buffer_size
-        self.block_options: dict[str, Any] = {
-            "arch": arch,
-            "bound": bound,
-            "lr": dequantizer_lr,
-            "distill_weight": distill_weight,
-        }
-        try:
-            ProgressiveDequantizer(ladder or (2, 32), **self.block_options)
-        except ValueError as error:
-            key, _, rule = str(error).partition(" ")
-            raise ValueError(f"ProWD.{_OWN_NAMES.get(key, key)} {rule}") from None
 
     # ---- setting up ------------------------------------------------------------------------------
 
@@ -177,53 +85,52 @@ class ProWD(Algorithm):
             ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
                 held-out data.
         """
-        specs = self.specs
-        self.seed = context.settings.cohort.seed
-        top = specs[self.top].weights
-        low = [spec for group, spec in specs.items() if group != self.top]
-        if not low and top < 32:
+        top = self.specs[self.top].weights
+        others = [spec for group, spec in self.specs.items() if group != self.top]
+        if not others and top < 32:
             raise ValueError(
                 f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients"
             )
         self.tuning: FineTuning | None = None
-        widths = sorted({spec.weights for spec in low if spec.weights < top})
-        if self.use_dequantizer and widths:
-            ladder = self.ladder or doublings([*widths, top])
-            if missing := [width for width in (*widths, top) if width not in ladder]:
-                raise ValueError(
-                    f"ProWD.ladder must hold every width of the fleet, got {ladder} without "
-                    f"{missing[0]}"
-                )
-            network, inputs = self._probe(context)
-            self.tuning = FineTuning(
-                lambda: ProgressiveDequantizer(
-                    [w for w in ladder if w <= top], seed=self.seed, **self.block_options
-                ),
-                [spec for spec in low if spec.weights < top],
-                network,
-                inputs,
-            )
-
-    def _probe(self, context: Context) -> tuple[Any, Tensor | None]:
-        """The network and the buffer of distillation."""
-        if not self.block_options["distill_weight"]:
-            return None, None
-        held_out = getattr(context.data, "holdout", 0)
-        if held_out < self.buffer_size:
+        low = [spec for spec in others if spec.weights < top]
+        if self.dequantizer is None or not low:
+            return
+        widths = sorted({spec.weights for spec in low} | {top})
+        ladder = self.dequantizer.ladder or doublings(widths)
+        if missing := [width for width in widths if width not in ladder]:
             raise ValueError(
-                f"data.holdout must be at least ProWD.buffer_size={self.buffer_size}, got "
-                f"{held_out}; or set ProWD.distill_weight: 0"
+                f"ProWD.dequantizer.ladder must hold every width of the fleet, got {list(ladder)} "
+                f"without {missing[0]}"
+            )
+        self.tuning = FineTuning(
+            self.dequantizer,
+            ladder=[width for width in ladder if width <= top],
+            specs=low,
+            probe=self._probe(self.dequantizer, context),
+            seed=context.settings.cohort.seed,
+        )
+
+    def _probe(self, wanted: Dequantizer, context: Context) -> tuple[nn.Module, Tensor] | None:
+        """The network and the buffer of distillation, where it is wanted."""
+        if not wanted.distill_weight:
+            return None
+        held_out = context.data.num_holdout()
+        if held_out < wanted.buffer_size:
+            raise ValueError(
+                f"data.holdout must be at least ProWD.dequantizer.buffer_size={wanted.buffer_size},"
+                f" got {held_out}; or set ProWD.dequantizer.distill_weight: 0"
             )
         network = own_copy(context.module)
         if type(network).forward is L.LightningModule.forward:
             raise ValueError(
                 "ProWD distils through the model's forward(inputs), which "
                 f"{type(network).__name__} does not define; define it, or set "
-                "ProWD.distill_weight: 0"
+                "ProWD.dequantizer.distill_weight: 0"
             )
-        inputs: Tensor = context.data.holdout_inputs()  # type: ignore[attr-defined]
-        # they may be sorted by class
-        spread = torch.arange(self.buffer_size) * len(inputs) // self.buffer_size
+        batches = context.data.holdout_batches(wanted.buffer_size)
+        inputs = torch.cat([inputs for inputs, _ in batches])
+        # of a data module that cannot choose all come, which may be sorted by class
+        spread = torch.arange(wanted.buffer_size) * len(inputs) // wanted.buffer_size
         return network, inputs[spread]
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
@@ -271,8 +178,7 @@ class ProWD(Algorithm):
         self, server: ServerState, cohort: Sequence[Client], context: Context
     ) -> ServerState:
         """Fine-tune the dequantizer where that is due, on the weights of earlier rounds."""
-        since = server.round + 1 - self.warmup_rounds
-        if self.tuning is None or since < 0 or since % self.period:
+        if self.tuning is None or not (steps := self.tuning.num_steps(server.round)):
             return server
         statistics = server.buffers["statistics"]
         buffers = statistics.get(self.top, statistics.get("all", {}))
@@ -281,26 +187,30 @@ class ProWD(Algorithm):
             context.fabric,
             server.extra["dequantizer"],
             states=[{**params, **buffers} for params in models],
-            steps=self.first_steps if since == 0 else self.steps,
-            seed=RandomKeys(self.seed, server.round).integer("server"),
+            steps=steps,
+            seed=RandomKeys(self.tuning.seed, server.round).integer("server"),
         )
         return replace(server, extra={**server.extra, "dequantizer": state}, metrics=metrics)
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> SelectiveMean:
         """Hold the round's updates until the high-bit move is known."""
-        move = server.extra["move"]
-        fresh = move is not None and server.round - move["round"] <= self.high_max_age
+        low: Params | None = server.extra["low"]
         chain = self.tuning.chain(server.extra["dequantizer"]) if self.tuning else None
-        return SelectiveMean(
+        reader = MoveReader(
             server.params,
-            is_high=lambda client: client.group == self.top,
-            raised=chain or float_tensors,
-            past_move=move["params"] if fresh else None,
-            mask=self.mask,
-            pool_size=self.pool_size if self.tuning else 0,
-            keep_plain=self.global_models == "dual",
-            low_start=server.params if server.extra["low"] is None else server.extra["low"],
+            low_start=server.params if low is None else low,
+            two_models=low is not None,
             origin="sent" if self.payload == "delta" else self.delta_ref,
+            raised=chain or float_tensors,
+        )
+        move = server.extra["move"]
+        fresh = move and self.mask and server.round - move["round"] <= self.mask.high_max_age
+        return SelectiveMean(
+            reader,
+            self.top,
+            self.mask,
+            past_move=move["params"] if fresh else None,
+            pool_size=self.tuning.options.pool_size if self.tuning else 0,
         )
 
     def server_update(
@@ -313,10 +223,11 @@ class ProWD(Algorithm):
         if aggregate.plain is not None:
             extra["low"] = aggregate.plain
         if aggregate.pool:
-            extra["pool"] = [*server.extra["pool"], *aggregate.pool][-self.pool_size :]
-        extra["published_MB"] += (
-            aggregate.num_clients * published_downlink_bytes(server.params) / 1e6
-        )
+            assert self.tuning is not None
+            pool = [*server.extra["pool"], *aggregate.pool]
+            extra["pool"] = pool[-self.tuning.options.pool_size :]
+        published = aggregate.num_clients * published_downlink_bytes(server.params)
+        extra["published_MB"] += published / 1e6
         metrics = {**aggregate.metrics, **server.metrics}
         metrics["comm/downlink_published_MB"] = extra["published_MB"]
         return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)

@@ -36,12 +36,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from bhfl.checks import checked, is_integer, within
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -94,9 +96,9 @@ def certified_select(
         raise ValueError(
             f"low and high must have the same shape, got {list(low.shape)} and {list(high.shape)}"
         )
-    if not 0 <= delta < 1:
-        raise ValueError(f"delta must be in [0, 1), got {delta}")
-    low_move, high_move = _flat(low), _flat(high)
+    checked("delta", delta, within("[0, 1)"))
+    low_move = _flat(low)
+    high_move = _flat(high)
     norm = float(np.square(high_move).sum())
     if not math.isfinite(norm + float(low_move.sum())):
         raise ValueError(
@@ -105,8 +107,16 @@ def certified_select(
     chosen, value, bound = _solve(low_move, high_move, limit, delta)
     mask = torch.zeros(low.numel(), dtype=torch.bool)
     mask[torch.from_numpy(chosen)] = True
-    cosine, largest = (min(1.0, math.sqrt(x / norm)) if norm > 0 else 0.0 for x in (value, bound))
-    return Selection(mask.view(low.shape).to(low.device), cosine, largest)
+    return Selection(
+        mask=mask.view(low.shape).to(low.device),
+        cosine=_cosine(value, norm),
+        bound=_cosine(bound, norm),
+    )
+
+
+def _cosine(value: float, norm: float) -> float:
+    """The cosine that belongs to `A**2 / B`, given `||h||**2`."""
+    return min(1.0, math.sqrt(value / norm)) if norm > 0 else 0.0
 
 
 def mask_limit(tau: float, numel: int) -> int:
@@ -119,13 +129,17 @@ def mask_limit(tau: float, numel: int) -> int:
     Raises:
         ValueError: tau is neither a fraction in (0, 1] nor a positive count.
     """
-    if isinstance(tau, float) and 0 < tau <= 1:
+    checked("tau", tau, share_or_count)
+    if isinstance(tau, float):
         return max(1, math.floor(tau * numel + 1e-9))  # 0.29 * 100 is 28.999999999999996
-    if type(tau) is int and tau > 0:
-        return tau
-    raise ValueError(
-        f"tau must be in (0, 1] (a fraction) or a positive integer (a count), got {tau!r}"
-    )
+    return tau
+
+
+def share_or_count(value: Any) -> str:
+    """What is wrong with a share in (0, 1], which is a float, or a count from 1 on, an integer."""
+    if (isinstance(value, float) and 0 < value <= 1) or (is_integer(value) and value > 0):
+        return ""
+    return f"must be in (0, 1] (a fraction) or a positive integer (a count), got {value!r}"
 
 
 def _flat(move: Tensor) -> FloatArray:
@@ -136,7 +150,8 @@ def _solve(
     low: FloatArray, high: FloatArray, limit: int, delta: float
 ) -> tuple[IntArray, float, float]:
     """Indices of the mask, its `A**2 / B`, and the bound on that of any mask."""
-    gain, cost = low * high, np.square(low)
+    gain = low * high
+    cost = np.square(low)
     useful = np.flatnonzero((gain > 0) & (cost > 0))
     if not len(useful):
         return useful, 0.0, 0.0
@@ -183,10 +198,12 @@ class _Terms:
         self.gain = gain
         self.cost = cost
         self.limit = limit
-        self.decided_gain, self.decided_cost = decided_gain, decided_cost
+        self.decided_gain = decided_gain
+        self.decided_cost = decided_cost
         self._double_gain = 2 * gain
         # reused: page faults cost more than sums
-        self._terms, self._scratch = np.empty_like(gain), np.empty_like(gain)
+        self._terms = np.empty_like(gain)
+        self._scratch = np.empty_like(gain)
 
     def evaluate(self, t: float) -> _Point:
         """O(d): one partition and a few passes."""
@@ -216,17 +233,16 @@ class _Terms:
         """The same problem for t in [left.t, right.t], with what is decided there taken out."""
         self._fill(right.t)
         sure = self._terms > left.threshold
-        decided_gain, decided_cost = (
-            self._sum_above(values, left.threshold) for values in (self.gain, self.cost)
-        )
+        gain = self.decided_gain + self._sum_above(self.gain, left.threshold)
+        cost = self.decided_cost + self._sum_above(self.cost, left.threshold)
         self._fill(left.t)
         undecided = np.flatnonzero((self._terms >= right.threshold) & ~sure)
         return _Terms(
             self.gain[undecided],
             self.cost[undecided],
             self.limit - int(np.count_nonzero(sure)),
-            self.decided_gain + decided_gain,
-            self.decided_cost + decided_cost,
+            gain,
+            cost,
         )
 
     def _sum_above(self, values: FloatArray, threshold: float) -> float:
@@ -263,13 +279,14 @@ class _Search:
     """
 
     def __init__(self, terms: _Terms, points: Sequence[_Point], best: _Point) -> None:
-        self.terms, self.best = terms, max(best, *points, key=_value)
+        self.terms = terms
+        self.best = max(best, *points, key=_value)
         self._open = [_interval(left, right) for left, right in pairwise(points)]
         heapq.heapify(self._open)
 
     @classmethod
     def over_all(cls, terms: _Terms, squares: FloatArray) -> _Search:
-        """Over all t at which the best set can have its `A/B`, given `h_i**2`.
+        """A search over all t at which the best set can have its `A/B`, given `h_i**2`.
 
         Below: the set of t = 0, the k largest gains, has the largest A there is, and `A0**2 / B0 <=
         V* = A* t*`, hence `t* >= A0 / B0`. Above: a term is at most `h_i**2` (complete the square)
@@ -277,16 +294,15 @@ class _Search:
         the positive terms sum to less.
         """
         largest = terms.evaluate(0.0)
-        points = [terms.evaluate(largest.gain / largest.cost)]
-        while len(points) == 1 or terms.sum_of_positive(squares, points[-1].t) > max(
-            map(_value, points)
-        ):
+        first = terms.evaluate(largest.gain / largest.cost)
+        points = [first, terms.evaluate(2 * first.t)]
+        while terms.sum_of_positive(squares, points[-1].t) > max(map(_value, points)):
             points.append(terms.evaluate(2 * points[-1].t))
         return cls(terms, points, best=largest)
 
     @property
     def bound(self) -> float:
-        """At least `A**2 / B` of any set."""
+        """A number that is at least `A**2 / B` of any set."""
         return -self._open[0][0]
 
     def run(self, gap: float, *, max_splits: float = math.inf) -> None:
@@ -307,7 +323,8 @@ class _Search:
     def among_undecided(self) -> _Search:
         """The search goes on where it may still gain, among the entries that are open there."""
         live = [interval for interval in self._open if -interval[0] > self.best.value]
-        left, right = min(interval[1] for interval in live), max(interval[2] for interval in live)
+        left = min(interval[1] for interval in live)
+        right = max(interval[2] for interval in live)
         terms = self.terms.between(left, right)
         return _Search(terms, [terms.evaluate(left.t), terms.evaluate(right.t)], best=self.best)
 

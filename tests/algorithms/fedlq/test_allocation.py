@@ -225,7 +225,7 @@ def test_layer_bits_are_those_of_the_wire() -> None:
         ({"budget_bits": -5.0}, "budget_bits must be > 0, got -5.0"),
         ({"budget_bits": math.nan}, "budget_bits must be > 0, got nan"),
         ({"solver": "magic"}, "solver must be one of dp, greedy, greedy_down, got 'magic'"),
-        ({"scale_bits": -1}, "scale_bits must be >= 0, got -1"),
+        ({"scale_bits": -1}, "scale_bits must be an integer from 0 to 2,147,483,648, got -1"),
         ({"costs": [[1.0, 0.0]]}, "costs must have shape (2, 2) (layers, candidates), got (1, 2)"),
         ({"costs": [[1.0, 0.0], [math.nan, 0.0]]}, "costs must be finite and >= 0"),
         ({"costs": [[1.0, 0.0], [-1.0, 0.0]]}, "costs must be finite and >= 0"),

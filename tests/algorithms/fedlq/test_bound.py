@@ -154,12 +154,15 @@ def test_the_bound_holds(payload: Literal["weights", "delta"]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"initial_gap": -1.0}, "initial_gap must be finite and >= 0, got -1.0"),
-        ({"gradient_variance": math.nan}, "gradient_variance must be finite and >= 0, got nan"),
-        ({"heterogeneity": math.inf}, "heterogeneity must be finite and >= 0, got inf"),
-        ({"smoothness": 0.0}, "smoothness must be finite and > 0, got 0.0"),
-        ({"local_steps": 0}, "local_steps must be >= 1, got 0"),
-        ({"num_rounds": 0}, "num_rounds must be >= 1, got 0"),
+        ({"initial_gap": -1.0}, "initial_gap must be finite and at least 0, got -1.0"),
+        (
+            {"gradient_variance": math.nan},
+            "gradient_variance must be finite and at least 0, got nan",
+        ),
+        ({"heterogeneity": math.inf}, "heterogeneity must be finite and at least 0, got inf"),
+        ({"smoothness": 0.0}, "smoothness must be positive and finite, got 0.0"),
+        ({"local_steps": 0}, "local_steps must be an integer from 1 to 2,147,483,648, got 0"),
+        ({"num_rounds": 0}, "num_rounds must be an integer from 1 to 2,147,483,648, got 0"),
         (
             {"learning_rate": 0.0},
             "learning_rate must be in (0, 1 / (8 L K)] = (0, 0.0125], got 0.0",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedLQ
-from bhfl.algorithms.fedlq import layer_bits, probe
+from bhfl.algorithms.fedlq import Budget, Sensitivity, layer_bits, probe
 from bhfl.algorithms.fedlq.budget import rounded_down
 from bhfl.comm import decode, header_bytes
 from bhfl.comm.network import Profile, SimulatedNetwork
@@ -60,7 +60,7 @@ def test_average_bits_are_kept_to_the_byte(tmp_path, payloads, payload, solver):
         payloads.clear()
         run = fit(
             tmp_path,
-            FedLQ(payload, average_bits=average, solver=solver),
+            FedLQ(payload, budget=Budget(average_bits=average), solver=solver),
             {32: 3},
             data=held(),
             max_rounds=2,
@@ -77,6 +77,7 @@ def test_average_bits_are_kept_to_the_byte(tmp_path, payloads, payload, solver):
         assert row["fedlq/infeasible"] == 0
 
 
+FLOATS = {"candidates": [32], "budget": Budget(average_bits=32)}
 SETTINGS = {
     "plain": {},
     "batch norm": {"module": lambda: Client(Net(batch_norm=True)), "norm": "average"},
@@ -90,9 +91,11 @@ SETTINGS = {
 def timed(folder, plan, deadline=None, rule="deadline", setting="plain", **options):
     settings = {"data": held(), "network": network(deadline), **SETTINGS[setting], **options}
     algorithm = FedLQ(
-        "delta", budget=rule, plan=plan, average_bits=3, quantile=0.7,
-        sensitivity=settings.pop("sensitivity", "server"), refresh=2,
-    )  # fmt: skip
+        "delta",
+        budget=Budget(rule, average_bits=3, quantile=0.7),
+        sensitivity=Sensitivity(settings.pop("sensitivity", "server"), refresh=2),
+        plan=plan,
+    )
     return fit(folder, algorithm, {8: 2, 32: 3}, **settings)
 
 
@@ -152,7 +155,7 @@ def test_payloads_below_the_least_are_late_or_skipped(tmp_path, payloads):
     for rule, status in (("late", "clients/late"), ("skip", "clients/skipped")):
         for plan in ("client", "server"):
             payloads.clear()
-            algorithm = FedLQ(budget="deadline", infeasible=rule, plan=plan)
+            algorithm = FedLQ(budget=Budget("deadline"), infeasible=rule, plan=plan)
             with pytest.warns(UserWarning, match=rule[:4]):
                 run = fit(
                     tmp_path,
@@ -170,10 +173,11 @@ def test_payloads_below_the_least_are_late_or_skipped(tmp_path, payloads):
 
 
 def test_codes_of_a_limited_client_travel_as_they_are(tmp_path, payloads):
-    run = fit(tmp_path, FedLQ(candidates=[2, 8], average_bits=8), {8: 2}, data=held(), max_rounds=1)
+    eight = {"candidates": [2, 8], "budget": Budget(average_bits=8)}
+    run = fit(tmp_path, FedLQ(**eight), {8: 2}, data=held(), max_rounds=1)
     assert all(set(bits_of(message).values()) == {8} for _, _, message in payloads)
     assert all(run.run.history[0][f"fedlq/variance_{name}"] == 0 for name in SIZES)
-    delta = fit(tmp_path, FedLQ("delta", [2, 8], average_bits=8), {8: 2}, data=held(), max_rounds=1)
+    delta = fit(tmp_path, FedLQ("delta", **eight), {8: 2}, data=held(), max_rounds=1)
     assert all(delta.run.history[0][f"fedlq/variance_{name}"] > 0 for name in SIZES)
 
 
@@ -192,7 +196,7 @@ class _Unused(nn.Module):
 def test_an_unused_layer_gets_the_fewest_bits(tmp_path):
     run = fit(
         tmp_path,
-        FedLQ(average_bits=8, shrinkage=1.0),
+        FedLQ(budget=Budget(average_bits=8), sensitivity=Sensitivity(shrinkage=1.0)),
         {32: 2},
         lambda: Client(_Unused()),
         held(),
@@ -203,9 +207,8 @@ def test_an_unused_layer_gets_the_fewest_bits(tmp_path):
 
 
 def test_the_server_probes_the_model_that_it_sends(tmp_path):
-    run = fit(
-        tmp_path, FedLQ(refresh=2, decay=0.0, shrinkage=1.0), {32: 2}, data=held(), max_rounds=1
-    )
+    algorithm = FedLQ(sensitivity=Sensitivity(refresh=2, decay=0.0, shrinkage=1.0))
+    run = fit(tmp_path, algorithm, {32: 2}, data=held(), max_rounds=1)
     torch.manual_seed(0)
     fresh = Client()
     data = held()
@@ -223,13 +226,12 @@ def test_the_server_probes_the_model_that_it_sends(tmp_path):
 
 def test_probes_are_refreshed_and_averaged(tmp_path):
     """Round 0 and round 2 probe; what lasts is 0.7 of the first and 0.3 of the second."""
-    # training does not depend on the probes
-    options = {"shrinkage": 1e-9, "candidates": [32], "average_bits": 32}
 
     def harm(rounds, **more):
-        run = fit(
-            tmp_path, FedLQ(refresh=2, **options, **more), {32: 2}, data=held(), max_rounds=rounds
-        )
+        # training does not depend on the probes
+        sensitivity = Sensitivity(refresh=2, shrinkage=1e-9, **more)
+        algorithm = FedLQ(sensitivity=sensitivity, **FLOATS)
+        run = fit(tmp_path, algorithm, {32: 2}, data=held(), max_rounds=rounds)
         return run.server.extra["probe"]["harm"]
 
     first, second = harm(1), harm(3, decay=0.0)
@@ -250,7 +252,9 @@ def test_a_probe_that_a_skipped_round_lost_is_made_again(tmp_path):
     # whose trial would be the first call
     options = {"max_rounds": 2, "min_clients": 2, "channels_last": False}
     with pytest.warns(UserWarning, match="not yet"):
-        run = fit(tmp_path, FedLQ(refresh=5), {32: 2}, Late, held(), **options)
+        run = fit(
+            tmp_path, FedLQ(sensitivity=Sensitivity(refresh=5)), {32: 2}, Late, held(), **options
+        )
     assert run.run.history[0]["clients/ok"] == 1
     assert "fedlq/bound" not in run.run.history[0]
     assert run.server.extra["probe"] is not None
@@ -269,40 +273,44 @@ def test_tied_weights_are_one_layer(tmp_path):
         def forward(self, x):
             return self.layer(x.flatten(1)) + x.flatten(1) @ self.shared.T
 
-    run = fit(
-        tmp_path, FedLQ(average_bits=3), {32: 2}, lambda: Client(Tied()), held(), max_rounds=1
-    )
+    algorithm = FedLQ(budget=Budget(average_bits=3))
+    run = fit(tmp_path, algorithm, {32: 2}, lambda: Client(Tied()), held(), max_rounds=1)
     assert run.algorithm.layers == ["net.shared"]
     assert run.run.history[0]["fedlq/bits_net.shared"] == 3
 
 
 def test_clients_probe_where_the_server_has_no_data(tmp_path, payloads):
-    run = fit(tmp_path, FedLQ(sensitivity="clients", refresh=2), {8: 1, 32: 2}, max_rounds=3)
+    algorithm = FedLQ(sensitivity=Sensitivity("clients", refresh=2))
+    run = fit(tmp_path, algorithm, {8: 1, 32: 2}, max_rounds=3)
     with_harm = {round for round, _, message in payloads if ":harm" in decode(message)}
     assert with_harm == {0, 2}
     assert run.server.extra["probe"]["harm"].shape == (3, 2)
     assert (run.server.extra["probe"]["harm"] >= 0).all()
     sent = run.run.history
     assert sent[0]["uplink_bytes"] > 0
-    harmless = fit(tmp_path, FedLQ(shrinkage=0.0), {8: 1, 32: 2}, max_rounds=1)
+    harmless = fit(
+        tmp_path, FedLQ(sensitivity=Sensitivity(shrinkage=0.0)), {8: 1, 32: 2}, max_rounds=1
+    )
     assert harmless.server.extra["probe"] is None
 
 
 def test_training_is_not_changed_by_probing(tmp_path):
-    options = {"candidates": [32], "average_bits": 32}
-    plain = fit(tmp_path, FedLQ(shrinkage=0.0, **options), {32: 2})
-    probed = fit(tmp_path, FedLQ(sensitivity="clients", refresh=1, **options), {32: 2})
-    server = fit(tmp_path, FedLQ(refresh=1, **options), {32: 2}, data=held())
-    without = fit(tmp_path, FedLQ(shrinkage=0.0, **options), {32: 2}, data=held())
+    never = FedLQ(sensitivity=Sensitivity(shrinkage=0.0), **FLOATS)
+    by_clients = FedLQ(sensitivity=Sensitivity("clients", refresh=1), **FLOATS)
+    by_server = FedLQ(sensitivity=Sensitivity(refresh=1), **FLOATS)
+    plain = fit(tmp_path, never, {32: 2})
+    probed = fit(tmp_path, by_clients, {32: 2})
+    server = fit(tmp_path, by_server, {32: 2}, data=held())
+    without = fit(tmp_path, never, {32: 2}, data=held())
     assert same(plain.server.params, probed.server.params)
     assert same(server.server.params, without.server.params)
 
 
 def test_the_bound_falls_with_the_bits(tmp_path):
-    rows = [
-        fit(tmp_path, FedLQ(average_bits=b), {32: 3}, data=held(), max_rounds=1).run.history[0]
-        for b in (2, 4, 8, 32)
-    ]
+    rows = []
+    for bits in (2, 4, 8, 32):
+        algorithm = FedLQ(budget=Budget(average_bits=bits))
+        rows += fit(tmp_path, algorithm, {32: 3}, data=held(), max_rounds=1).run.history
     terms = [row["fedlq/bound_quantisation"] for row in rows]
     assert terms == sorted(terms, reverse=True)
     assert terms[-1] == 0
@@ -313,7 +321,8 @@ def test_the_bound_falls_with_the_bits(tmp_path):
 
 
 def test_resumes_to_the_bit(tmp_path):
-    for name, options in {"c": {"refresh": 2}, "s": {"plan": "server", "payload": "delta"}}.items():
+    own = {"sensitivity": Sensitivity(refresh=2)}
+    for name, options in {"c": own, "s": {"plan": "server", "payload": "delta"}}.items():
         whole = fit(
             tmp_path / name / "a", FedLQ(**options), {8: 1, 32: 2}, data=held(), max_rounds=4
         )
@@ -331,9 +340,8 @@ def test_resumes_to_the_bit(tmp_path):
 
 def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
     """One client sends values, another quantised differences of the same layer."""
-    run = fit(
-        tmp_path, FedLQ("delta", [2, 32], average_bits=32), {2: 1, 32: 1}, data=held(), max_rounds=1
-    )
+    algorithm = FedLQ("delta", [2, 32], Budget(average_bits=32))
+    run = fit(tmp_path, algorithm, {2: 1, 32: 1}, data=held(), max_rounds=1)
     torch.manual_seed(0)
     start = Client().state_dict()
     updates = {client: decode(message) for _, client, message in payloads}
@@ -347,31 +355,84 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make", "message"),
     [
-        ({"candidates": []}, "candidates must name at least one bit-width, got none"),
-        ({"candidates": [1]}, "candidates must be distinct widths of 2..16 or 32, got [1]"),
-        ({"average_bits": 0}, "FedLQ.average_bits must be > 0, got 0"),
-        ({"average_bits": -3}, "FedLQ.average_bits must be > 0, got -3"),
-        ({"budget": "time"}, "FedLQ.budget must be one of average, deadline, quantile, got 'time'"),
-        ({"quantile": 0.0}, "FedLQ.quantile must be in (0, 1], got 0.0"),
         (
-            {"average_bits": 1},
-            "FedLQ.average_bits must be at least 2, the fewest of candidates, got 1",
+            lambda: FedLQ(candidates=[]),
+            "FedLQ.candidates must name at least one bit-width, got none",
         ),
-        ({"solver": "best"}, "solver must be one of dp, greedy, greedy_down, got 'best'"),
-        ({"payload": "model"}, "FedLQ.payload must be one of weights, delta, got 'model'"),
-        ({"refresh": 0}, "FedLQ.refresh must be at least 1, got 0"),
-        ({"decay": 1.0}, "FedLQ.decay must be in [0, 1), got 1.0"),
-        ({"shrinkage": 2.0}, "FedLQ.shrinkage must be in [0, 1], got 2.0"),
-        ({"probe_bits": [1]}, "FedLQ.probe_bits must be widths of 2..16, got [1]"),
-        ({"sensitivity": "no"}, "FedLQ.sensitivity must be one of server, clients, got 'no'"),
-        ({"metric": "f1"}, "FedLQ.metric must be loss or accuracy, got 'f1'"),
+        (
+            lambda: FedLQ(candidates=[1]),
+            "FedLQ.candidates must be distinct widths of 2..16 or 32, got [1]",
+        ),
+        (
+            lambda: Budget(average_bits=0),
+            "FedLQ.budget.average_bits must be positive and finite, got 0",
+        ),
+        (
+            lambda: Budget(average_bits=-3),
+            "FedLQ.budget.average_bits must be positive and finite, got -3",
+        ),
+        (
+            lambda: Budget("time"),
+            "FedLQ.budget.rule must be one of average, deadline, quantile, got 'time'",
+        ),
+        (lambda: Budget(quantile=0.0), "FedLQ.budget.quantile must be in (0, 1], got 0.0"),
+        (
+            lambda: FedLQ(budget=Budget(average_bits=1)),
+            "FedLQ.budget.average_bits must be at least 2, the fewest of candidates, got 1",
+        ),
+        (lambda: FedLQ(budget="average"), "FedLQ.budget must be a Budget, got 'average'"),
+        (lambda: FedLQ(budget=None), "FedLQ.budget must be a Budget, got None"),
+        (
+            lambda: FedLQ(sensitivity="clients"),
+            "FedLQ.sensitivity must be a Sensitivity, got 'clients'",
+        ),
+        (
+            lambda: FedLQ(solver="best"),
+            "FedLQ.solver must be one of dp, greedy, greedy_down, got 'best'",
+        ),
+        (
+            lambda: FedLQ(payload="model"),
+            "FedLQ.payload must be one of weights, delta, got 'model'",
+        ),
+        (lambda: FedLQ(plan="x"), "FedLQ.plan must be one of client, server, got 'x'"),
+        (lambda: FedLQ(infeasible="x"), "FedLQ.infeasible must be one of late, skip, got 'x'"),
+        (
+            lambda: Sensitivity(refresh=0),
+            "FedLQ.sensitivity.refresh must be an integer from 1 to 2,147,483,648, got 0",
+        ),
+        (
+            lambda: Sensitivity(samples=0),
+            "FedLQ.sensitivity.samples must be an integer from 1 to 2,147,483,648, got 0",
+        ),
+        (lambda: Sensitivity(decay=1.0), "FedLQ.sensitivity.decay must be in [0, 1), got 1.0"),
+        (
+            lambda: Sensitivity(shrinkage=2.0),
+            "FedLQ.sensitivity.shrinkage must be in [0, 1], got 2.0",
+        ),
+        (
+            lambda: Sensitivity(bits=[1]),
+            "FedLQ.sensitivity.bits must be widths of 2..16, got [1]",
+        ),
+        (lambda: Sensitivity(bits=[]), "FedLQ.sensitivity.bits must be widths of 2..16, got []"),
+        (
+            lambda: Sensitivity("no"),
+            "FedLQ.sensitivity.source must be one of server, clients, got 'no'",
+        ),
+        (
+            lambda: Sensitivity(metric="f1"),
+            "FedLQ.sensitivity.metric must be one of loss, accuracy, got 'f1'",
+        ),
+        (
+            lambda: Sensitivity(joint="x"),
+            "FedLQ.sensitivity.joint must be one of ratio, convex, got 'x'",
+        ),
     ],
 )
-def test_bad_arguments(options, message):
+def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        FedLQ(**options)
+        make()
 
 
 def test_what_does_not_fit_together(tmp_path):
@@ -380,19 +441,23 @@ def test_what_does_not_fit_together(tmp_path):
             return None
 
     cases = [
-        (FedLQ(), {}, "data.holdout must be at least 1 for FedLQ.sensitivity: server, got 0"),
         (
-            FedLQ(candidates=[8], average_bits=8),
+            FedLQ(),
+            {},
+            "data.holdout must be at least 1 for FedLQ.sensitivity.source: server, got 0",
+        ),
+        (
+            FedLQ(candidates=[8], budget=Budget(average_bits=8)),
             {"clients": {2: 1, 32: 1}},
             "a width of at most 2 for ternary clients",
         ),
         (
-            FedLQ(budget="quantile"),
+            FedLQ(budget=Budget("quantile")),
             {"data": held()},
-            "FedLQ.budget: quantile needs a simulated network",
+            "FedLQ.budget.rule: quantile needs a simulated network",
         ),
         (
-            FedLQ(budget="deadline"),
+            FedLQ(budget=Budget("deadline")),
             {"data": held(), "network": network()},
             "needs network.deadline_seconds, got null",
         ),

@@ -141,7 +141,7 @@ def test_tables_have_a_row_a_layer() -> None:
     [
         ({"bits": 1}, "bits must be 2..16 or 32, got 1"),
         ({"bits": 17}, "bits must be 2..16 or 32, got 17"),
-        ({"bits": 4, "bucket": 0}, "bucket must be >= 1, got 0"),
+        ({"bits": 4, "bucket": 0}, "bucket must be an integer from 1 to 2,147,483,648, got 0"),
     ],
 )
 def test_variance_errors(arguments: dict[str, Any], message: str) -> None:

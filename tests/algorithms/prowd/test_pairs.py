@@ -120,8 +120,8 @@ def test_weights_are_the_tensors_of_two_dimensions_or_the_named_ones() -> None:
         ),
         ({"specs": [3]}, r"specs\[0\] has 3 bits, which is not below"),
         ({"holdout": 0.0}, r"holdout must be in \(0, 1\), got 0.0"),
-        ({"num_steps": 0}, "num_steps must be a positive integer, got 0"),
-        ({"num_elements": 1.5}, "num_elements must be a positive integer, got 1.5"),
+        ({"num_steps": 0}, "num_steps must be an integer from 1 .*, got 0"),
+        ({"num_elements": 1.5}, "num_elements must be an integer from 1 .*, got 1.5"),
         (
             {"names": ["nothing"]},
             "states must hold a float tensor of two or more dimensions, or names must name one",

@@ -2,23 +2,28 @@
 refuses.
 """
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bhfl.algorithms import FedAvg, GroupedAvg, ProWD
-from bhfl.algorithms.prowd.aggregation import MaskOptions, SelectiveMean
+from bhfl.algorithms.prowd import Dequantizer, Mask
+from bhfl.algorithms.prowd.aggregation import SelectiveMean
+from bhfl.algorithms.prowd.moves import MoveReader
 from bhfl.algorithms.prowd.prowd import doublings
-from bhfl.comm import float_tensors
+from bhfl.comm import encode, float_tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.types import Client as FleetClient
+from bhfl.engine.types import Update
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
 from tests.federation import Client, Net, fake, fit, same
 
 MIXED = {"ternary": 2, 32: 2}
-QUICK = {"warmup_rounds": 1, "period": 2, "first_steps": 6, "steps": 3, "buffer_size": 8}
+QUICK = Dequantizer(warmup_rounds=1, period=2, first_steps=6, steps=3, buffer_size=8)
 
 
 class Forward(Client):
@@ -31,7 +36,7 @@ class Forward(Client):
 def prowd(tmp_path, clients=None, algorithm=None, **options):
     return fit(
         tmp_path,
-        algorithm or ProWD(**QUICK),
+        algorithm or ProWD(dequantizer=QUICK),
         clients or MIXED,
         Forward,
         fake(120, holdout=8),
@@ -42,19 +47,20 @@ def prowd(tmp_path, clients=None, algorithm=None, **options):
 # ---- what it reduces to --------------------------------------------------------------------------
 
 
+UNTRAINED = Dequantizer(warmup_rounds=99, distill_weight=0.0)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "clients"),
     [
-        (ProWD(dequantizer=False, mask=False, delta_ref="broadcast"), MIXED),
-        (ProWD(mask=False, warmup_rounds=99, distill_weight=0.0, delta_ref="broadcast"), MIXED),
-        (ProWD(dequantizer=False, mask=False, fill="high", delta_ref="broadcast"), MIXED),
-        (ProWD(distill_weight=0.0), {32: 3}),
-        (ProWD(distill_weight=0.0, fill="high"), {32: 3}),
+        (ProWD(mask=None, dequantizer=None, delta_ref="broadcast"), MIXED),
+        (ProWD(mask=None, dequantizer=UNTRAINED, delta_ref="broadcast"), MIXED),
+        (ProWD(dequantizer=UNTRAINED), {32: 3}),
+        (ProWD(Mask(fill="high"), UNTRAINED), {32: 3}),
     ],
     ids=[
         "neither half",
         "untrained, no mask",
-        "fill high, no mask",
         "all float32",
         "all float32, high",
     ],
@@ -74,9 +80,9 @@ def test_resumed_is_never_stopped(tmp_path):
 
 
 def test_other_options_are_no_resume(tmp_path):
-    fit(tmp_path, ProWD(dequantizer=False), MIXED, max_rounds=1)
-    with pytest.raises(CheckpointError, match=r"algorithm\.tau: 0\.05 -> 0\.3"):
-        fit(tmp_path, ProWD(dequantizer=False, tau=0.3), MIXED, ckpt_path="last")
+    fit(tmp_path, ProWD(dequantizer=None), MIXED, max_rounds=1)
+    with pytest.raises(CheckpointError, match=r"algorithm\.mask\.tau: 0\.05 -> 0\.3"):
+        fit(tmp_path, ProWD(Mask(tau=0.3), None), MIXED, ckpt_path="last")
 
 
 def test_the_seed_of_the_run_is_that_of_the_dequantizer(tmp_path):
@@ -102,7 +108,7 @@ def test_what_is_logged(tmp_path):
 
 
 def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
-    run = fit(tmp_path, ProWD(dequantizer=False), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
+    run = fit(tmp_path, ProWD(dequantizer=None), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
     weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
     rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
     up = sum(n * sum(-(-d * bits // 8) + 4 for d in weights) for n, bits in ((2, 2), (1, 8)))
@@ -119,10 +125,10 @@ def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
 
 def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
     options = {
-        "dequantizer": False,
+        "mask": Mask(coarse=None),
+        "dequantizer": None,
         "global_models": "dual",
         "delta_ref": "broadcast",
-        "coarse": None,
     }
     run = fit(tmp_path, ProWD(**options), MIXED, max_rounds=1)
     plain = fit(tmp_path, FedAvg(), MIXED, max_rounds=1)
@@ -139,7 +145,7 @@ def test_dual_gives_low_bit_clients_the_plain_mean(tmp_path):
 def test_every_scope_runs_and_keeps_at_most_tau(tmp_path, per, scope):
     run = fit(
         tmp_path,
-        ProWD(dequantizer=False, tau=0.3, coarse=None, per=per, scope=scope),
+        ProWD(Mask(tau=0.3, coarse=None, per=per, scope=scope), None),
         {"ternary": 2, 8: 1, 32: 2},
     )
     assert all(0 < row["prowd/mask_keep"] <= 0.3 for row in run.run.history)
@@ -147,7 +153,7 @@ def test_every_scope_runs_and_keeps_at_most_tau(tmp_path, per, scope):
 
 def test_a_round_without_high_bit_client_uses_the_last_move_while_it_is_fresh(tmp_path):
     options = {"clients_per_round": 2, "sampling": "uniform", "max_rounds": 8, "seed": 3}
-    run = fit(tmp_path, ProWD(dequantizer=False, high_max_age=1), {"ternary": 5, 32: 1}, **options)
+    run = fit(tmp_path, ProWD(Mask(high_max_age=1), None), {"ternary": 5, 32: 1}, **options)
     masked = ["prowd/mask_keep" in row for row in run.run.history]
     assert any(masked)
     assert not all(masked)
@@ -164,21 +170,18 @@ HIGH, LOW = FleetClient(0, BitSpec.parse(32), 1), FleetClient(1, BitSpec.parse("
 START = {"w": torch.tensor([[1.0, 2.0, -3.0, 4.0]]), "b": torch.tensor([1.0])}
 
 
+def sent(tensors):
+    """An update as it arrives."""
+    return Update(tensors, encode(tensors))
+
+
 def aggregate(low, high, keep_plain=False, **mask):
-    total = SelectiveMean(
-        START,
-        is_high=lambda client: client.spec.is_float,
-        raised=float_tensors,
-        past_move=None,
-        mask=MaskOptions(**{"tau": 1.0, **mask}),
-        pool_size=1,
-        keep_plain=keep_plain,
-        low_start=START,
-        origin="broadcast",
-    )
+    reader = MoveReader(START, START, keep_plain, "broadcast", float_tensors)
+    options = Mask(**{"tau": 1.0, "coarse": None, **mask})
+    total = SelectiveMean(reader, HIGH.group, options, past_move=None, pool_size=1)
     for params, client in ((low, LOW), (high, HIGH)):
         if params is not None:
-            total.add({"w": START["w"] + torch.tensor([params]), "b": START["b"] + 2}, client)
+            total.add(sent({"w": START["w"] + torch.tensor([params]), "b": START["b"] + 2}), client)
     return total.reduce(OneProcess())
 
 
@@ -214,6 +217,28 @@ def test_full_agreement_is_the_plain_mean():
         assert result.metrics["prowd/cosine"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("fill", ["renorm", "high"])
+def test_moves_that_are_kept_whole_are_averaged_to_the_bit(fill):
+    generator = torch.Generator().manual_seed(0)
+    start = {"w": torch.randn(5, 7, generator=generator), "b": torch.randn(5, generator=generator)}
+    updates = []
+    for client in (LOW, HIGH):
+        trained = {n: x + torch.randn(x.shape, generator=generator) for n, x in start.items()}
+        if client is LOW:
+            trained["w"] = quantize(trained["w"], 8)
+        updates.append((trained, client))
+    reader = MoveReader(start, start, False, "broadcast", float_tensors)
+    mask = Mask(coarse=1e-9, fill=fill)
+    total = SelectiveMean(reader, HIGH.group, mask, past_move=None, pool_size=0)
+    plain = WeightedMean(start)
+    for update, client in updates:
+        total.add(sent(update), client)
+        plain.add(float_tensors(update), client)
+    result = total.reduce(OneProcess())
+    assert result.metrics["prowd/mask_keep"] == 1
+    assert same(result.params, plain.reduce(OneProcess()))
+
+
 def test_without_a_high_bit_client_nothing_is_masked():
     result = aggregate(MIXED_SIGNS, None)
     assert result.params["w"].tolist() == [[2.0, 3.0, -4.0, 5.0]]
@@ -225,19 +250,11 @@ def test_without_a_high_bit_client_nothing_is_masked():
 
 def of_difference(codes, coarse, high=UP):
     """One client sends ``codes / 2`` as its difference ``w_t - w_i``, another moves by `high`."""
-    total = SelectiveMean(
-        START,
-        is_high=lambda client: client.spec.is_float,
-        raised=float_tensors,
-        past_move=None,
-        mask=MaskOptions(coarse=coarse, tau=1.0),
-        pool_size=1,
-        keep_plain=True,
-        low_start=START,
-        origin="sent",
-    )
+    reader = MoveReader(START, START, True, "sent", float_tensors)
+    options = Mask(coarse=coarse, tau=1.0)
+    total = SelectiveMean(reader, HIGH.group, options, past_move=None, pool_size=1)
     codes = torch.tensor([codes], dtype=torch.int8)
-    total.add({"w": QuantizedTensor(codes, torch.tensor(0.5), 2), "b": START["b"] + 2}, LOW)
+    total.add(sent({"w": QuantizedTensor(codes, torch.tensor(0.5), 2), "b": START["b"] + 2}), LOW)
     if high is not None:
         total.add({"w": START["w"] + torch.tensor([high]), "b": START["b"] + 2}, HIGH)
     return total.reduce(OneProcess())
@@ -280,6 +297,26 @@ def test_the_low_bit_model_takes_coarse_differences_alone():
     assert result.plain["b"].tolist() == [3.0]
 
 
+def test_a_group_whose_clients_send_codes_or_values_is_read_client_by_client():
+    reader = MoveReader(START, START, True, "dequant_start", float_tensors)
+    total = SelectiveMean(reader, HIGH.group, Mask(), past_move=None, pool_size=0)
+    values = {name: tensor + 0.5 for name, tensor in START.items()}
+    for update in (values, {**values, "w": quantize(values["w"], 2)}):
+        total.add(sent(update), LOW)
+    assert total.reduce(OneProcess()).num_clients == 2
+
+
+def test_payloads_are_kept_as_they_came():
+    """What was sent is neither encoded again nor held as tensors."""
+    reader = MoveReader(START, START, True, "broadcast", float_tensors)
+    total = SelectiveMean(reader, HIGH.group, None, past_move=None, pool_size=0)
+    payload = encode({**START, "norm.running_mean": torch.ones(3)})
+    total.add(Update(START, payload), LOW)
+    total.file.seek(0)
+    assert total.file.read() == payload
+    assert same(total.reduce(OneProcess()).params, START)
+
+
 def test_what_counts_nothing_changes_nothing():
     result = of_difference([0, 0, 0, 0], 0.3, high=None)
     assert moved(result.params) == [0, 0, 0, 0]
@@ -288,7 +325,7 @@ def test_what_counts_nothing_changes_nothing():
 
 def test_twelve_bits_need_no_mask_and_ternary_ones_do(tmp_path):
     kept = [
-        fit(tmp_path, ProWD(dequantizer=False), {bits: 2, 32: 2}).run.history[-1]["prowd/mask_keep"]
+        fit(tmp_path, ProWD(dequantizer=None), {bits: 2, 32: 2}).run.history[-1]["prowd/mask_keep"]
         for bits in (12, "ternary")
     ]
     assert kept[0] == 1
@@ -297,7 +334,7 @@ def test_twelve_bits_need_no_mask_and_ternary_ones_do(tmp_path):
 
 @pytest.mark.parametrize("delta_ref", ["broadcast", "dequant_start"])
 def test_rounding_the_broadcast_is_no_move_that_counts(tmp_path, delta_ref):
-    algorithm = ProWD(dequantizer=False, delta_ref=delta_ref)
+    algorithm = ProWD(dequantizer=None, delta_ref=delta_ref)
     still = fit(
         tmp_path,
         algorithm,
@@ -310,7 +347,7 @@ def test_rounding_the_broadcast_is_no_move_that_counts(tmp_path, delta_ref):
 
 # ---- sending differences -------------------------------------------------------------------------
 
-DELTA = {"dequantizer": False, "payload": "delta"}
+DELTA = {"dequantizer": None, "payload": "delta"}
 
 
 def test_a_difference_takes_the_clients_bits_and_a_scale_a_channel(tmp_path):
@@ -357,19 +394,19 @@ def test_fine_differences_come_close_to_fedavg_of_unrounded_weights(tmp_path):
 
 def test_the_buffer_is_spread_over_what_is_held_out(tmp_path):
     """Samples kept for the server may be sorted by class."""
-    algorithm = ProWD(**QUICK)
+    algorithm = ProWD(dequantizer=QUICK)
     run = fit(tmp_path, algorithm, MIXED, Forward, fake(120, holdout=24), max_rounds=1)
-    held_out = run.session.data.holdout_inputs()
-    _, inputs = algorithm._probe(SimpleNamespace(data=run.session.data, module=Forward()))
+    held_out = torch.cat([inputs for inputs, _ in run.session.data.holdout_batches()])
+    _, inputs = algorithm._probe(QUICK, SimpleNamespace(data=run.session.data, module=Forward()))
     assert torch.equal(inputs, held_out[::3])
 
 
 def test_a_diverging_dequantizer_is_discarded(tmp_path):
     with pytest.warns(UserWarning, match="worse than the identity"):
-        run = prowd(tmp_path, algorithm=ProWD(**QUICK, dequantizer_lr=1e6), max_rounds=1)
+        run = prowd(tmp_path, algorithm=ProWD(dequantizer=replace(QUICK, lr=1e6)), max_rounds=1)
     assert run.server.extra["dequantizer"]["active"] is False
     plain = fit(
-        tmp_path, ProWD(dequantizer=False), MIXED, Forward, fake(120, holdout=8), max_rounds=1
+        tmp_path, ProWD(dequantizer=None), MIXED, Forward, fake(120, holdout=8), max_rounds=1
     )
     assert same(run.server.params, plain.server.params)
 
@@ -377,31 +414,39 @@ def test_a_diverging_dequantizer_is_discarded(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ProWD(tau=2.0), r"tau must be in \(0, 1\]"),
-        (lambda: ProWD(tau=0), r"tau must be in \(0, 1\]"),
-        (lambda: ProWD(tau=float("nan")), r"tau must be in \(0, 1\]"),
+        (lambda: Mask(tau=2.0), r"ProWD.mask.tau must be in \(0, 1\]"),
+        (lambda: Mask(tau=0), r"ProWD.mask.tau must be in \(0, 1\]"),
+        (lambda: Mask(tau=True), r"ProWD.mask.tau must be in \(0, 1\]"),
+        (lambda: Mask(tau=float("nan")), r"ProWD.mask.tau must be in \(0, 1\]"),
         (
-            lambda: ProWD(fill="zero"),
-            "ProWD.fill must be one of renorm, delta, high, literal, got 'zero'",
+            lambda: Mask(fill="zero"),
+            "ProWD.mask.fill must be one of renorm, delta, high, literal, got 'zero'",
         ),
-        (lambda: ProWD(scope="row"), "ProWD.scope must be one of"),
-        (lambda: ProWD(per="layer"), "ProWD.per must be one of"),
+        (lambda: Mask(scope="row"), "ProWD.mask.scope must be one of"),
+        (lambda: Mask(per="layer"), "ProWD.mask.per must be one of"),
         (lambda: ProWD(global_models="three"), "ProWD.global_models must be one of"),
         (lambda: ProWD(delta_ref="x"), "ProWD.delta_ref must be one of"),
         (lambda: ProWD(payload="x"), "ProWD.payload must be one of weights, delta, got 'x'"),
         (
             lambda: ProWD(payload="delta"),
-            "ProWD.dequantizer learns from weights and must be false with ProWD.payload",
+            "ProWD.dequantizer learns from weights and must be null with ProWD.payload",
         ),
-        (lambda: ProWD(coarse=0.0), "ProWD.coarse must be positive and finite, or null, got 0.0"),
+        (lambda: Mask(coarse=0.0), "ProWD.mask.coarse must be positive and finite, got 0.0"),
+        (lambda: Mask(coarse=math.inf), "ProWD.mask.coarse must be positive and finite, got inf"),
+        (lambda: Mask(high_max_age=-1), "ProWD.mask.high_max_age must be an integer from 0"),
+        (lambda: Dequantizer(period=0), "dequantizer.period must be an integer from 1 .* got 0"),
+        (lambda: Dequantizer(lr=-1.0), "ProWD.dequantizer.lr must be positive and finite, got -1"),
+        (lambda: Dequantizer(arch="mlp"), "ProWD.dequantizer.arch must be one of conv1d, "),
         (
-            lambda: ProWD(coarse=float("inf")),
-            "ProWD.coarse must be positive and finite, or null, got inf",
+            lambda: Dequantizer(ladder=[8, 2]),
+            "ProWD.dequantizer.ladder must be at least two ascending widths",
         ),
-        (lambda: ProWD(period=0), "ProWD.period must be at least 1, got 0"),
-        (lambda: ProWD(high_max_age=-1), "ProWD.high_max_age must be >= 0"),
-        (lambda: ProWD(dequantizer_lr=-1.0), "ProWD.dequantizer_lr must be positive, got -1.0"),
-        (lambda: ProWD(ladder=[8, 2]), "ProWD.ladder must be at least two ascending widths"),
+        (lambda: ProWD(mask=False), r"ProWD.mask must be a Mask or None \(null\), got False"),
+        (lambda: ProWD(mask={"tau": 1}), "ProWD.mask must be a Mask or None"),
+        (
+            lambda: ProWD(dequantizer=False),
+            r"ProWD.dequantizer must be a Dequantizer or None \(null\), got False",
+        ),
     ],
 )
 def test_bad_arguments(make, message):
@@ -420,7 +465,7 @@ def test_bad_arguments(make, message):
             "ProWD needs a high-bit group beside the low-bit ones, got only int8",
         ),
         (
-            ProWD(ladder=[4, 32], **QUICK),
+            ProWD(dequantizer=replace(QUICK, ladder=[4, 32])),
             {8: 1, 32: 1},
             Forward,
             fake(holdout=8),
@@ -431,10 +476,10 @@ def test_bad_arguments(make, message):
             MIXED,
             Forward,
             fake(),
-            "data.holdout must be at least ProWD.buffer_size=128, got 0",
+            "data.holdout must be at least ProWD.dequantizer.buffer_size=128, got 0",
         ),
         (
-            ProWD(**QUICK),
+            ProWD(dequantizer=QUICK),
             MIXED,
             Client,
             fake(holdout=8),
@@ -450,14 +495,18 @@ def test_what_it_cannot_run_with(tmp_path, algorithm, clients, module, data, mes
 
 def test_batch_norm_networks_are_distilled_with_the_high_groups_statistics(tmp_path):
     run = fit(
-        tmp_path, ProWD(**QUICK), MIXED, lambda: Forward(Net(batch_norm=True)), fake(120, holdout=8)
+        tmp_path,
+        ProWD(dequantizer=QUICK),
+        MIXED,
+        lambda: Forward(Net(batch_norm=True)),
+        fake(120, holdout=8),
     )
     assert run.server.round == 3
 
 
 @pytest.mark.parametrize("bits", range(2, 17))
 def test_any_width_beside_float32(tmp_path, bits):
-    algorithm = ProWD(warmup_rounds=1, first_steps=1, buffer_size=8)
+    algorithm = ProWD(dequantizer=Dequantizer(warmup_rounds=1, first_steps=1, buffer_size=8))
     run = fit(tmp_path, algorithm, {bits: 1, 32: 1}, Forward, fake(20, holdout=8), max_rounds=1)
     assert run.server.extra["dequantizer"] is not None
 
@@ -472,7 +521,7 @@ def test_ladders():
 
 def test_rounding_of_the_broadcast_is_no_move(tmp_path):
     """Clients that do not train leave the model as it was, to the bit, whatever their bits."""
-    algorithm = ProWD(dequantizer=False, mask=False)
+    algorithm = ProWD(mask=None, dequantizer=None)
     still = fit(
         tmp_path,
         algorithm,
@@ -506,7 +555,7 @@ def test_two_models_exchange_moves_and_nothing_else(tmp_path, monkeypatch, per):
     monkeypatch.setattr(ProWD, "aggregator", spy)
     run = fit(
         tmp_path,
-        ProWD(dequantizer=False, coarse=None, per=per),
+        ProWD(Mask(coarse=None, per=per), None),
         {"ternary": 2, 32: 2},
         max_rounds=3,
     )

@@ -1,0 +1,36 @@
+"""The server's choice of a client's bits, as it goes down."""
+
+import torch
+from torch import Tensor
+
+from bhfl.algorithms.fedlq.allocation import Allocation
+
+PLAN = ":plan"
+"""What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32
+[L + 1]; with ``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send
+nothing, and all with the highest bit set where not even the least payload fits.
+"""
+_INFEASIBLE = 128
+
+
+def plan_of(allocation: Allocation, sends_anyway: bool) -> Tensor:
+    """A plan.
+
+    Args:
+        allocation: The choice.
+        sends_anyway: Whether the client sends the least payload where none fits.
+    """
+    plan = torch.tensor(allocation.bits, dtype=torch.uint8)
+    if allocation.feasible:
+        return plan
+    return (plan if sends_anyway else torch.zeros_like(plan)) | _INFEASIBLE
+
+
+def widths(plan: Tensor) -> list[int]:
+    """The layers' bits."""
+    return (plan % _INFEASIBLE).tolist()
+
+
+def is_infeasible(plan: Tensor) -> bool:
+    """Whether not even the least payload fits."""
+    return bool((plan & _INFEASIBLE).any())

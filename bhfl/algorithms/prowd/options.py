@@ -1,0 +1,97 @@
+"""The options of ProWD that belong together: those of its mask, and those of its dequantizer."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bhfl.algorithms.prowd.blocks import Arch, Bound
+from bhfl.algorithms.prowd.dequantizer import CHECKS, ladder_problem
+from bhfl.algorithms.prowd.selection import share_or_count
+from bhfl.checks import checked, choice, count, or_none, positive
+
+Fill = Literal["renorm", "delta", "high", "literal"]
+Per = Literal["client", "group"]
+Scope = Literal["layer", "model"]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """How entries of low-bit clients are chosen for the average, and what they count in it.
+
+    Args:
+        coarse: Mean square of a tensor's move, in steps of the low-bit client's grid, below which
+            the move is coarse: only coarse moves are masked, and one of mean square m counts as m /
+            (m + coarse) of a high-bit client's. With ``payload: delta`` they count wholly in the
+            low-bit model, which takes no high-bit move of a tensor that is coarse on average over
+            its clients: it was made for another model. Null masks all and counts all wholly, as the
+            paper.
+        tau: Largest share of entries (a float in (0, 1]) or number of them (an int) that a mask
+            keeps.
+        scope: One mask a weight tensor (``layer``) or one for all of them (``model``).
+        per: One mask a ``client``, or one a bit ``group`` from the group's mean.
+        fill: What stands for dropped entries: nothing, the rest is ``renorm``-alised; no change
+            (``delta``); the ``high`` group's mean; or zero, as the paper's formula reads
+            (``literal``).
+        high_max_age: Rounds for which the last high-bit move serves when a round has no high-bit
+            client.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+
+    coarse: float | None = 0.1
+    tau: float | int = 0.05
+    scope: Scope = "layer"
+    per: Per = "client"
+    fill: Fill = "renorm"
+    high_max_age: int = 5
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        checked("ProWD.mask.coarse", self.coarse, or_none(positive))
+        checked("ProWD.mask.tau", self.tau, share_or_count)
+        checked("ProWD.mask.scope", self.scope, choice(*get_args(Scope)))
+        checked("ProWD.mask.per", self.per, choice(*get_args(Per)))
+        checked("ProWD.mask.fill", self.fill, choice(*get_args(Fill)))
+        checked("ProWD.mask.high_max_age", self.high_max_age, count(0))
+
+
+@dataclass(frozen=True)
+class Dequantizer:
+    """When the dequantizer is trained, on what, and what it is made of.
+
+    Args:
+        ladder: Widths that it climbs; by default the fleet's, with doublings in between.
+        warmup_rounds: The round in which it is trained first.
+        period: Rounds between its fine-tunings.
+        first_steps: Its optimiser steps the first time.
+        steps: Its optimiser steps each time after.
+        distill_weight: Weight (lambda) of distillation beside reconstruction; 0 needs no buffer.
+        buffer_size: Samples of the server's buffer, out of `data.holdout`.
+        pool_size: High-bit models that it learns from.
+        lr: Its learning rate.
+        arch: Architecture of its blocks, see `bhfl.algorithms.prowd.Block`.
+        bound: How far its blocks may move a weight, see there.
+
+    Raises:
+        ValueError: An option is out of its range.
+    """
+
+    ladder: tuple[int, ...] | None = None
+    warmup_rounds: int = 5
+    period: int = 5
+    first_steps: int = 100
+    steps: int = 30
+    distill_weight: float = 1.0
+    buffer_size: int = 128
+    pool_size: int = 4
+    lr: float = 1e-3
+    arch: Arch = "conv1d"
+    bound: Bound = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        checked("ProWD.dequantizer.ladder", self.ladder, or_none(ladder_problem))
+        for key in ("warmup_rounds", "period", "first_steps", "steps", "buffer_size", "pool_size"):
+            checked(f"ProWD.dequantizer.{key}", getattr(self, key), count(1))
+        for key in ("distill_weight", "lr", "arch", "bound"):
+            checked(f"ProWD.dequantizer.{key}", getattr(self, key), CHECKS[key])

@@ -1,0 +1,45 @@
+"""Data modules that are not ours: what they lack of what algorithms and analyses ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from bhfl.engine.types import Client, FederatedData, ServerData
+
+
+class _Foreign:
+    """A data module, with a default for each method of `ServerData` that others may lack."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the data module's own."""
+        return getattr(self._data, name)
+
+    def num_holdout(self) -> int:
+        """What its attribute `holdout` says; without one no sample is held out."""
+        return int(getattr(self._data, "holdout", 0))
+
+    def holdout_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """All that it has."""
+        return self._data.holdout_batches() if self.num_holdout() else ()
+
+    def val_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """All that it has."""
+        batches: Iterable[Any] = self._data.val_batches()
+        return batches
+
+    def client_batch_size(self, client: Client) -> int:
+        """What its attribute `batch_size` says, or as its number of batches has it."""
+        batches = max(1, self._data.num_batches(client.id))
+        return int(getattr(self._data, "batch_size", math.ceil(client.num_examples / batches)))
+
+
+def server_data(data: FederatedData) -> ServerData:
+    """The data module itself where it has `num_holdout` and what belongs to it, or else one that
+    has defaults for them.
+    """
+    return data if isinstance(data, ServerData) else _Foreign(data)
