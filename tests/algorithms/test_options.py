@@ -1,0 +1,180 @@
+"""Every option of every algorithm has an effect on a run: what has none to show is no option."""
+
+import inspect
+import warnings
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from bhfl import algorithms
+from bhfl.algorithms.fedlq import Budget, Sensitivity
+from bhfl.algorithms.prowd import Dequantizer, Mask
+from bhfl.comm.network import Profile, SimulatedNetwork
+from bhfl.engine.checkpoint import digest
+from tests.federation import Client, fake, fit
+
+CLIENTS = (("ternary", 2), (8, 1), (32, 2))
+RARE = {"clients": (("ternary", 5), (32, 1)), "clients_per_round": 2, "sampling": "uniform"}
+"""Rounds without a high-bit client."""
+LATE = {"clients": ((32, 4),), "network": 0.7}
+SLOW = {"network": 2.5}
+"""The deadline of a slow network."""
+SOON = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=2, buffer_size=8)
+OFTEN = Sensitivity(refresh=1)
+BY_CLIENTS = Sensitivity("clients", refresh=1)
+FEW = {"straggler_fraction": 0.9}
+
+Case = tuple[Any, dict[str, Any], dict[str, Any]]
+"""Another value of an option, what else the algorithm is made with, and options of the trainer."""
+CASES: dict[str, dict[str, Case]] = {
+    "FedProx": {
+        "mu": (1.0, {}, {}),
+        "straggler_fraction": (0.9, {}, {}),
+        "stragglers": ("drop", FEW, {}),
+    },
+    "FedPAQ": {"bits": (4, {}, {}), "norm": ("l2", {}, {}), "bucket_size": (7, {}, {})},
+    "FedCOM": {
+        "bits": (4, {}, {}),
+        "server_lr": (0.5, {}, {}),
+        "norm": ("l2", {}, {}),
+        "bucket_size": (7, {}, {}),
+    },
+    "FedCOMGATE": {
+        "bits": (4, {"allow_inexact": True}, {}),
+        "server_lr": (0.5, {"allow_inexact": True}, {}),
+        "norm": ("l2", {"allow_inexact": True}, {}),
+        "bucket_size": (7, {"allow_inexact": True}, {}),
+        "allow_inexact": (True, {}, {}),
+    },
+    "AdaQuantFL": {"bits": (4, {}, {}), "max_bits": (2, {}, {}), "norm": ("l2", {}, {})},
+    "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},
+    "ProWD": {
+        "mask": (None, {"dequantizer": None}, {}),
+        "mask.coarse": (None, {"dequantizer": None}, {}),
+        "mask.tau": (0.5, {"dequantizer": None}, {}),
+        "mask.scope": ("model", {"dequantizer": None}, {}),
+        "mask.per": ("group", {"dequantizer": None}, {}),
+        "mask.fill": ("high", {"dequantizer": None}, {}),
+        "mask.high_max_age": (0, {"dequantizer": None}, RARE),
+        "dequantizer": (None, {"dequantizer": SOON}, {}),
+        "dequantizer.ladder": ((2, 4, 8, 32), {"dequantizer": SOON}, {}),
+        "dequantizer.warmup_rounds": (2, {"dequantizer": SOON}, {}),
+        "dequantizer.period": (2, {"dequantizer": SOON}, {}),
+        "dequantizer.first_steps": (3, {"dequantizer": SOON}, {}),
+        "dequantizer.steps": (3, {"dequantizer": SOON}, {}),
+        "dequantizer.distill_weight": (0.5, {"dequantizer": SOON}, {}),
+        "dequantizer.buffer_size": (9, {"dequantizer": SOON}, {}),
+        "dequantizer.pool_size": (1, {"dequantizer": SOON}, {}),
+        "dequantizer.lr": (1e-4, {"dequantizer": SOON}, {}),
+        "dequantizer.arch": ("pointwise", {"dequantizer": SOON}, {}),
+        "dequantizer.bound": ("none", {"dequantizer": SOON}, {}),
+        "global_models": ("single", {"dequantizer": None}, {}),
+        "payload": ("delta", {"dequantizer": None}, {}),
+        "delta_ref": ("broadcast", {"dequantizer": None}, {}),
+    },
+    "FedLQ": {
+        "payload": ("delta", {}, {}),
+        "candidates": ((2, 8), {}, {}),
+        "budget.rule": ("quantile", {}, SLOW),
+        "budget.average_bits": (6, {}, {}),
+        "budget.quantile": (0.3, {"budget": Budget("quantile")}, SLOW),
+        "sensitivity.source": ("clients", {"sensitivity": OFTEN}, {}),
+        "sensitivity.bits": ((3,), {"sensitivity": OFTEN}, {}),
+        "sensitivity.samples": (8, {"sensitivity": BY_CLIENTS}, {}),
+        "sensitivity.refresh": (2, {"sensitivity": OFTEN}, {}),
+        "sensitivity.decay": (0.0, {"sensitivity": OFTEN}, {}),
+        "sensitivity.shrinkage": (0.0, {"sensitivity": OFTEN}, {}),
+        "sensitivity.metric": ("accuracy", {"sensitivity": OFTEN}, {}),
+        "sensitivity.joint": ("convex", {"sensitivity": OFTEN}, {}),
+        "solver": ("greedy_down", {"budget": Budget(average_bits=3.7)}, {}),
+        "infeasible": ("skip", {"budget": Budget("deadline")}, LATE),
+        "plan": ("server", {}, {}),
+    },
+}
+OPTIONS = [(name, key) for name, options in CASES.items() for key in options]
+
+
+class Forward(Client):
+    """A client with a forward pass, through which ProWD distils."""
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """The options of an algorithm, groups as one."""
+    _, *parameters = inspect.signature(getattr(algorithms, name).__init__).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
+
+
+def options_of(name: str) -> set[str]:
+    """The options of an algorithm, those of groups by dotted keys."""
+    found = set()
+    for key, default in defaults_of(name).items():
+        inner = fields(default) if is_dataclass(default) else []
+        found |= {f"{key}.{field.name}" for field in inner}
+        if not inner or name == "ProWD":  # whose groups can be left out
+            found.add(key)
+    return found
+
+
+def test_every_option_is_looked_at():
+    found = {name: options_of(name) for name in algorithms.__all__}
+    assert {name: keys for name, keys in found.items() if keys} == {
+        name: set(cases) for name, cases in CASES.items()
+    }
+
+
+def network(deadline: float) -> SimulatedNetwork:
+    profile = Profile(uplink_bps=2e4, downlink_bps=8e4, compute_flops=1e9, spread=0.9)
+    return SimulatedNetwork("slow", {"slow": profile}, deadline_seconds=deadline)
+
+
+@cache
+def _run(folder, name: str, given: tuple, settings: tuple) -> str:
+    trainer_options = {"max_rounds": 3, "seed": 3, **dict(settings)}
+    clients = dict(trainer_options.pop("clients", CLIENTS))
+    if "network" in trainer_options:
+        trainer_options["network"] = network(trainer_options["network"])
+    algorithm = getattr(algorithms, name)(**dict(given))
+    data = fake(120, holdout=24)
+    try:
+        run = fit(folder, algorithm, clients, Forward, data, **trainer_options)
+    except ValueError as error:
+        return str(error)
+    rows = []
+    for row in run.run.history:
+        rows.append({key: value for key, value in row.items() if not key.startswith("time/")})
+    return digest([run.server.params, run.server.extra, repr(rows)])
+
+
+def outcome(folder, name: str, given: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What a run came to; equal runs are made once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _run(folder, name, tuple(given.items()), tuple(settings.items()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("options")
+
+
+@pytest.mark.parametrize(("name", "key"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
+def test_an_option_has_an_effect(folder, name, key):
+    value, given, settings = CASES[name][key]
+    option, _, inner = key.partition(".")
+    other = value
+    if inner:
+        other = replace(given.get(option, defaults_of(name)[option]), **{inner: value})
+    assert outcome(folder, name, given, settings) != outcome(
+        folder, name, {**given, option: other}, settings
+    )
+
+
+def test_the_groups_are_those_that_can_be_imported():
+    found = {**defaults_of("ProWD"), **defaults_of("FedLQ")}
+    for group in (Mask, Dequantizer, Budget, Sensitivity):
+        assert found[group.__name__.lower()] == group()
