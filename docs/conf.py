@@ -20,8 +20,6 @@ exclude_patterns = ["_build", "_ext"]
 # ---- what must hold: every name that is linked exists -------------------------------------------
 
 nitpicky = True
-nitpick_ignore = [("py:func", "check_layer")]
-"""The docstring of QuantEmbedding.set_spec_ names it, and no page has it: it is not public."""
 
 # ---- pages written in Markdown -------------------------------------------------------------------
 

@@ -1,17 +1,18 @@
 """Affine quantisation: unsigned codes with a zero point, for tensors whose range is not symmetric.
 
-Shapes: x is any shape; scale and zero point are 0-dim, or [C] with C == x.shape[0]. Zero is a value
-of every grid.
+``x ≈ (codes - zero_point) * scale``. Zero is a value of every grid: that of the zero point.
+
+Shapes: x is any shape; scale and zero point are 0-dim, or [C] with C == x.shape[0].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bhfl.quant.functional import affine_scale, check_finite, check_floating
-from bhfl.quant.ranges import check_granularity
+from bhfl.quant.ranges import grouped
 from bhfl.quant.rounding import grid_codes, levels, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity
 
@@ -41,10 +42,8 @@ class AffineTensor:
         one.
         """
         ndim = self.codes.dim()
-        values = (self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)) * per_slice(
-            self.scale, ndim
-        )
-        return values.clamp_(-_MAX, _MAX)
+        steps = self.codes.to(torch.int32) - per_slice(self.zero_point, ndim)
+        return (steps * per_slice(self.scale, ndim)).clamp_(-_MAX, _MAX)
 
 
 @torch.no_grad()
@@ -55,15 +54,16 @@ def quantize_affine(
     granularity: Granularity = "tensor",
     generator: torch.Generator | None = None,
 ) -> AffineTensor:
-    """Affine quantisation with the range of this very tensor, widened to include zero; nothing is
+    """Affine quantisation with the dynamic range of the tensor, widened to include zero; nothing is
     clipped.
 
     Args:
         x: A finite floating tensor.
         bits: 2..16.
         granularity: One range for the tensor, or one for each slice of dimension 0.
-        generator: Stochastic rounding, unbiased, on a grid of one step less; without one: nearest,
-            the values of :func:`bhfl.quant.fake_quantize_activations` for granularity "tensor".
+        generator: The source of stochastic rounding, which is unbiased and whose grid has one step
+            less. Without one, codes are the nearest, and with granularity "tensor" their values
+            are those of :func:`bhfl.quant.fake_quantize_activations`.
 
     Raises:
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a
@@ -72,20 +72,18 @@ def quantize_affine(
     levels(bits)
     check_floating(x)
     check_finite(x)
-    lowest, scale = _range(x, (1 << bits) - (1 if generator is None else 2), granularity)
-    if (scale > _HUGE).any():
+    last = (1 << bits) - 1
+    low, scale = _range(x, last if generator is None else last - 1, granularity)
+    if (scale > _HUGE).any():  # computed for values that are smaller by a power of two
         part = quantize_affine(
             x.float() * 2**-20, bits, granularity=granularity, generator=generator
         )
-        return AffineTensor(
-            part.codes, (part.scale * 2**20).clamp_(max=_MAX), part.zero_point, bits
-        )
-    exact = lowest * scale.reciprocal()
+        return replace(part, scale=(part.scale * 2**20).clamp_(max=_MAX))
+    exact = low * scale.reciprocal()
+    # by floor, the lowest value lies between the codes 0 and 1: it may be rounded to either
     zero_point = -(exact.round() if generator is None else exact.floor()).to(torch.int32)
-    codes = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator).add_(
-        per_slice(zero_point, x.dim())
-    )
-    codes = codes.clamp_(0, (1 << bits) - 1)
+    steps = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator)
+    codes = steps.add_(per_slice(zero_point, x.dim())).clamp_(0, last)
     return AffineTensor(codes.to(torch.uint8) if bits <= 8 else codes, scale, zero_point, bits)
 
 
@@ -96,14 +94,16 @@ def fake_quantize_affine(
     granularity: Granularity = "tensor",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """``quantize_affine(...).dequantize()`` in the dtype of x, with the identity as its gradient; x
-    itself at 32 bits.
+    """``quantize_affine(...).dequantize()`` in the dtype of x, with the identity as its gradient.
 
     Args:
         x: See :func:`quantize_affine`.
-        bits: 2..16, or 32.
+        bits: 2..16, or 32 to return x itself.
         granularity: See :func:`quantize_affine`.
         generator: See :func:`quantize_affine`.
+
+    Raises:
+        ValueError: See :func:`quantize_affine`.
     """
     if bits == FLOAT_BITS:
         return x
@@ -111,15 +111,14 @@ def fake_quantize_affine(
 
 
 class _FakeQuantizeAffine(torch.autograd.Function):
+    """The values of the codes, and a gradient that passes unchanged."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, bits: int, granularity: Granularity, generator: torch.Generator | None
     ) -> Tensor:
-        return (
-            quantize_affine(x, bits, granularity=granularity, generator=generator)
-            .dequantize()
-            .to(x.dtype)
-        )
+        quantized = quantize_affine(x, bits, granularity=granularity, generator=generator)
+        return quantized.dequantize().to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -127,16 +126,12 @@ class _FakeQuantizeAffine(torch.autograd.Function):
 
 
 def _range(x: Tensor, steps: int, granularity: Granularity) -> tuple[Tensor, Tensor]:
-    """The lowest value and the scale."""
-    check_granularity(granularity)
-    if granularity == "channel" and x.dim() == 0:
-        raise ValueError(
-            "granularity 'channel' needs a tensor of at least one dimension, got a scalar"
-        )
-    groups = (x if granularity == "channel" else x.unsqueeze(0)).detach().float().unsqueeze(-1)
-    zeros = groups.new_zeros(len(groups))
-    dims = tuple(range(1, groups.dim()))
-    low = groups.amin(dims).clamp_(max=0) if x.numel() else zeros
-    high = groups.amax(dims).clamp_(min=0) if x.numel() else zeros
+    """The lowest value, at most 0, and the scale of ``steps + 1`` codes: both 0-dim, or [C]."""
+    groups = grouped(x, granularity)
+    low = high = groups.new_zeros(len(groups))
+    if x.numel():
+        dims = tuple(range(1, groups.dim()))
+        low = groups.amin(dims).clamp_(max=0)
+        high = groups.amax(dims).clamp_(min=0)
     scale = affine_scale(low, high, steps)
     return (low, scale) if granularity == "channel" else (low.squeeze(0), scale.squeeze(0))

@@ -1,11 +1,10 @@
-"""Multi-head attention with quantised projections, and the fused kernels of torch that would step
-over them.
+"""Multi-head attention with quantised projections, and a guard against the fused kernels of torch,
+which bypass the layers.
 
 Legend: B batch, H heads, L length of query, S length of key and value, E embed_dim.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,11 @@ class QuantAttentionOutput(QuantLinear, NonDynamicallyQuantizableLinear):
 
 
 class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with quantised projections; products of queries, keys and values
-    stay float.
+    """``nn.MultiheadAttention`` with quantised projections; the products of queries, keys and
+    values stay float.
 
     The three input projections share one weight, ``in_proj_weight``, and so its scale. Where query,
-    key and value are not the same tensor, each distinct one passes through all of it.
+    key and value are not the same tensor, each distinct one is multiplied with all of it.
     """
 
     weight_key = "in_proj_weight"
@@ -55,31 +54,35 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as the parent does; ``is_causal`` is a hint, and needs the mask that it speaks
-        of.
+        """Attend as the parent does, with its arguments, shapes and errors.
+
+        ``is_causal`` is a hint about ``attn_mask``, which must be given along with it.
         """
-        parts = (self, self.out_proj)
-        if all(not isinstance(part, QuantLayer) or part.spec.is_float for part in parts):
-            masks = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
-            return nn.MultiheadAttention.forward(self, query, key, value, *masks)
+        if not _holds_quantized(self):
+            rest = (key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return nn.MultiheadAttention.forward(self, query, key, value, *rest)
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
         q, k, v = map(self._heads, self._project(query, key, value))
         mask = _merged_mask(attn_mask, key_padding_mask, q, k)
         out, weights = _attend(q, k, v, mask, self.dropout if self.training else 0.0, need_weights)
-        out = self.out_proj(self._joined(out, query.dim() == 3))
-        if weights is not None:
-            weights = weights.mean(1) if average_attn_weights else weights
-            weights = weights if query.dim() == 3 else weights.squeeze(0)
+        batched = query.dim() == 3
+        out = self.out_proj(self._joined(out, batched))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if weights is not None and not batched:
+            weights = weights.squeeze(0)
         return out, weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """The projections of the three, which are one product for each distinct tensor."""
-        done: dict[int, tuple[Tensor, ...]] = {}
-        for x in (query, key, value):
-            if id(x) not in done:
-                done[id(x)] = QuantLayer.forward(self, x).chunk(3, dim=-1)
-        return [done[id(x)][i] for i, x in enumerate((query, key, value))]
+        """The projections of the three, by one product for each distinct tensor."""
+        products: dict[int, tuple[Tensor, ...]] = {}
+        projected = []
+        for i, x in enumerate((query, key, value)):
+            if id(x) not in products:
+                products[id(x)] = QuantLayer.forward(self, x).chunk(3, dim=-1)
+            projected.append(products[id(x)][i])
+        return projected
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, L, E], [L, B, E] or [L, E] -> [B, H, L, E / H]."""
@@ -100,8 +103,11 @@ class QuantMultiheadAttention(QuantLayer, nn.MultiheadAttention):
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, H, L, D], [B, H, S, D] twice -> [B, H, L, D], and the weights [B, H, L, S] if they are
-    wanted.
+    """Scaled dot-product attention of H heads (Vaswani et al. 2017, section 3.2.1).
+
+    Returns:
+        [B, H, L, E / H] for q of this shape and k and v [B, H, S, E / H]; and the weights
+        [B, H, L, S] if they are needed, which the fused kernel does not give.
     """
     if not need_weights:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout), None
@@ -113,22 +119,19 @@ def _attend(
 def _merged_mask(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor, k: Tensor
 ) -> Tensor | None:
-    """What is added to the scores, broadcasting to [B, H, L, S]; boolean masks are True where
-    nothing may be seen.
-    """
-    masks = []
+    """What is added to the scores, broadcasting to [B, H, L, S]; None where there are no masks."""
+    merged = None
     if attn_mask is not None:  # [L, S] or [B * H, L, S]
-        masks.append(
-            _additive(attn_mask, q).view(
-                -1, *(q.shape[1:2] if attn_mask.dim() == 3 else (1,)), *attn_mask.shape[-2:]
-            )
-        )
+        heads = q.shape[1] if attn_mask.dim() == 3 else 1
+        merged = _additive(attn_mask, q).view(-1, heads, *attn_mask.shape[-2:])
     if key_padding_mask is not None:  # [B, S] or [S]
-        masks.append(_additive(key_padding_mask, q).view(-1, 1, 1, k.shape[2]))
-    return sum(masks[1:], masks[0]) if masks else None
+        padding = _additive(key_padding_mask, q).view(-1, 1, 1, k.shape[2])
+        merged = padding if merged is None else merged + padding
+    return merged
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as it is added to scores; a boolean one is True where nothing may be seen."""
     if mask.is_floating_point():
         return mask.to(like.dtype)
     if mask.dtype != torch.bool:
@@ -137,7 +140,9 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def can_be_quantized(attention: nn.Module) -> bool:
-    """Whether :class:`QuantMultiheadAttention` knows all that an ``nn.MultiheadAttention`` does."""
+    """Whether a module is attention of the kind that :class:`QuantMultiheadAttention` computes:
+    without kdim, vdim, add_bias_kv and add_zero_attn.
+    """
     return (
         isinstance(attention, nn.MultiheadAttention)
         and attention._qkv_same_embed_dim
@@ -151,23 +156,26 @@ QUANT_CLASSES[NonDynamicallyQuantizableLinear] = QuantAttentionOutput
 
 
 def guard_fused_kernels_(model: nn.Module) -> None:
-    """Keep ``nn.TransformerEncoderLayer`` from its kernel for inference, which reads the weights
-    and calls no layer.
+    """Keep ``nn.TransformerEncoderLayer`` from its fused kernel for inference, which reads the
+    weights and calls no layer, while it holds quantised layers.
 
-    Only where something inside is quantised: at float32 the kernel stays what it was.
+    The switches are attributes of the encoder that torch asks before it takes this kernel. At
+    float32 they have the values that they had before.
     """
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder):
-            name = (
-                "use_nested_tensor"
-                if isinstance(module, nn.TransformerEncoder)
-                else "activation_relu_or_gelu"
-            )
-            saved: dict[str, Any] = vars(module).setdefault("_before_quantization", {})
-            saved.setdefault(name, getattr(module, name, 0))
-            quantized = any(
-                isinstance(m, QuantLayer) and not m.spec.is_float for m in module.modules()
-            )
-            setattr(module, name, 0 if quantized else saved[name])
-            if not quantized:
-                del module.__dict__["_before_quantization"]
+        if isinstance(module, nn.TransformerEncoderLayer):
+            switch = "activation_relu_or_gelu"
+        elif isinstance(module, nn.TransformerEncoder):
+            switch = "use_nested_tensor"
+        else:
+            continue
+        usual = vars(module).pop("_before_quantization", getattr(module, switch, 0))
+        quantized = _holds_quantized(module)
+        setattr(module, switch, 0 if quantized else usual)
+        if quantized:
+            vars(module)["_before_quantization"] = usual
+
+
+def _holds_quantized(module: nn.Module) -> bool:
+    """Whether a module, or one inside it, computes with few bits."""
+    return any(isinstance(m, QuantLayer) and not m.spec.is_float for m in module.modules())

@@ -1,8 +1,8 @@
-"""Walks over a model: swap its layers, move them to another spec, read their codes, keep them on
-their grid.
+"""What is done to a whole model: swap its layers, move them to another spec, read their codes, keep
+them on their grid.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,11 +13,12 @@ from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import QuantizedTensor
 from bhfl.quant.layers import QUANT_CLASSES
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
-from bhfl.quant.quant_layer import QuantLayer, check_layer, takes_low_bits
+from bhfl.quant.quant_layer import QuantLayer, check_layer, chosen_backend, takes_low_bits
 from bhfl.quant.spec import FLOAT_BITS, BitSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 SpecLike = BitSpec | int | str | Mapping[str, Any]
+"""What :meth:`BitSpec.parse` takes."""
 
 
 def quantize_(
@@ -30,12 +31,12 @@ def quantize_(
     """Swap the classes of the layers of a model in place: parameters, keys, hooks, ties and storage
     stay.
 
-    Exactly ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d``, ``nn.Embedding``
-    and ``nn.MultiheadAttention`` (with its output projection; not with ``kdim``, ``vdim``,
-    ``add_bias_kv`` or ``add_zero_attn``) are swapped, with parametrizations or without, and layers
-    swapped before take the new spec. Subclasses are left alone, because nobody knows what else they
-    do with their weight. The fused kernels by which ``nn.TransformerEncoderLayer`` steps over its
-    layers in evaluation are switched off while it holds quantised ones.
+    Swapped are ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d``,
+    ``nn.Embedding`` and ``nn.MultiheadAttention`` (with its output projection; not with ``kdim``,
+    ``vdim``, ``add_bias_kv`` or ``add_zero_attn``), with parametrizations or without. Layers that
+    were swapped before take the new spec. Subclasses are left alone, because nobody knows what else
+    they do with their weight. The fused kernel by which ``nn.TransformerEncoderLayer`` bypasses its
+    layers in evaluation is switched off while it holds quantised ones.
 
     Args:
         model: Changed in place.
@@ -49,8 +50,8 @@ def quantize_(
         The model.
 
     Raises:
-        ValueError: The spec or the backend is none, a layer cannot be quantised (the message names
-            it), or none is left to quantise.
+        ValueError: The spec or the backend is unknown, a layer cannot be quantised (the message
+            names it), or no layer is left to quantise.
         ImportError: The backend needs a package that cannot be imported.
     """
     spec = BitSpec.parse(spec)
@@ -71,32 +72,26 @@ def quantize_(
             "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or "
             f"nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
         )
-    _check_layers(chosen, spec)  # all checks come before any change
+    for name, module in chosen:  # all checks come before any change
+        check_layer(module, spec, name)
     if backend is not None:
         get_backend(backend).require()
     for _, module in chosen:
-        layer = _swapped(module)
-        layer.set_spec_(spec)
-        if backend is not None:
-            layer.backend = backend
+        _swap_(module, spec, backend)
     guard_fused_kernels_(model)
     return model
 
 
-def _swapped(module: nn.Module) -> QuantLayer:
-    """The module, which is a quantised layer from now on."""
+def _swap_(module: nn.Module, spec: BitSpec, backend: str | None) -> None:
+    """Make a module a quantised layer, unless it is one, and give it a spec and perhaps a
+    backend.
+    """
     if not isinstance(module, QuantLayer):
         become_(module, QUANT_CLASSES[own_class(module)])
-    return cast(QuantLayer, module)
-
-
-def _check_layers(chosen: Iterable[tuple[str, nn.Module]], spec: BitSpec) -> None:
-    """ValueError, naming the layer, if one of them cannot take a spec."""
-    for name, module in chosen:
-        try:
-            check_layer(module, spec)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
+    layer = cast(QuantLayer, module)
+    layer.set_spec_(spec)
+    if backend is not None:
+        layer.backend = backend
 
 
 def set_backend_(
@@ -104,15 +99,15 @@ def set_backend_(
 ) -> Model:
     """Change how the Quant* layers of a model compute; bits, keys, storage and codes stay.
 
-    * ``fake``: float products of values on their grids. Any width, any layer.
+    * ``fake``: float products of values on their grids, for any width and any layer.
     * ``int8``: products of int8 codes forward, the same codes as fake; gradients by float products.
-      Up to 8 bits.
-    * ``int8-bfloat16``: the same with gradients by bfloat16 products.
-    * ``integer``: both gradients by int8 products too, errors rounded stochastically (see
-      :func:`seed_`).
+      It takes up to 8 bits.
+    * ``int8-bfloat16``: as int8, with gradients by bfloat16 products.
+    * ``integer``: as int8, with both gradients by int8 products, whose errors are rounded
+      stochastically (see :func:`seed_`).
     * ``bitsandbytes``: linear layers of 8 bits with granularity "channel" by that package.
     * ``auto``, ``auto-bfloat16``, ``auto-integer``: int8, int8-bfloat16 or integer for the layers
-      that are faster by it, fake for the others; see :func:`backend_choices` and :func:`tune`.
+      that are faster by it, and fake for the others; see :func:`backend_choices` and :func:`tune`.
 
     A layer that a backend cannot compute is computed by fake, and a :class:`BackendWarning` says so
     once.
@@ -124,13 +119,14 @@ def set_backend_(
             is.
 
     Raises:
-        ValueError: An unknown backend, or the model has no Quant* layers that filter_fn keeps.
+        ValueError: The backend is unknown, or the model has no Quant* layers that filter_fn keeps.
         ImportError: The backend needs a package that cannot be imported.
     """
     get_backend(backend).require()
-    layers = [
-        layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)
-    ]
+    layers = []
+    for name, layer in _quant_layers(model):
+        if filter_fn is None or filter_fn(name, layer):
+            layers.append(layer)
     if not layers:
         raise ValueError(
             f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ "
@@ -143,12 +139,9 @@ def set_backend_(
 
 def backend_choices(model: nn.Module) -> dict[str, str]:
     """The backend that really computes each Quant* layer, by the name of the layer: what auto
-    chose, what fell back.
+    chose, or what fell back.
     """
-    return {
-        name: "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
-        for name, layer in _quant_layers(model)
-    }
+    return {name: chosen_backend(layer) for name, layer in _quant_layers(model)}
 
 
 def layer_weights(model: nn.Module) -> list[str]:
@@ -156,7 +149,7 @@ def layer_weights(model: nn.Module) -> list[str]:
     the model.
 
     A weight that several layers share has the name of the first. A weight that is computed from
-    others, as by a parametrization, is no parameter and has no name here.
+    others, as by a parametrization, is not a parameter and has no name here.
 
     Args:
         model: Any module, before or after :func:`quantize_`.
@@ -179,61 +172,73 @@ def layer_weights(model: nn.Module) -> list[str]:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of each layer that can be quantised, or has been."""
     for name, module in model.named_modules():
-        swapped = own_class(module) in QUANT_CLASSES
+        found = own_class(module) in QUANT_CLASSES
         if own_class(module) is nn.MultiheadAttention:
-            swapped = can_be_quantized(module)
-        if swapped or isinstance(module, QuantLayer):
+            found = can_be_quantized(module)
+        if found or isinstance(module, QuantLayer):
             yield name, module
 
 
 def _without_orphans(
     model: nn.Module, chosen: list[tuple[str, nn.Module]]
 ) -> list[tuple[str, nn.Module]]:
-    """Leave out the output projections of attention that is float, which reads their weight and
+    """Leave out the output projections of attention that stays float: it reads their weight and
     never calls them.
     """
-    swapped = {id(module) for _, module in chosen}
-    floats = {
-        id(module.out_proj)
-        for module in model.modules()
-        if isinstance(module, nn.MultiheadAttention)
-        and not isinstance(module, QuantLayer)
-        and id(module) not in swapped
-    }
-    return [(name, module) for name, module in chosen if id(module) not in floats]
+    swapped = {module for _, module in chosen}
+    orphans = set()
+    for module in model.modules():
+        quantized = isinstance(module, QuantLayer) or module in swapped
+        if isinstance(module, nn.MultiheadAttention) and not quantized:
+            orphans.add(module.out_proj)
+    return [(name, module) for name, module in chosen if module not in orphans]
 
 
 def set_spec_(model: Model, spec: SpecLike) -> Model:
-    """Move all Quant* layers of a model to another spec; an optimiser made before knows nothing of
-    a new lsq step.
+    """Move all Quant* layers of a model to another spec.
+
+    With range rule lsq this makes new parameters, the learned steps: an optimiser that was made
+    before does not have them.
+
+    Args:
+        model: Changed in place.
+        spec: See :func:`quantize_`.
+
+    Returns:
+        The model.
 
     Raises:
-        ValueError: The spec is none, or the model has no Quant* layers to hold it.
+        ValueError: The spec is unknown, or the model has no Quant* layers to hold it.
     """
     return quantize_(model, spec, lambda _, module: isinstance(module, QuantLayer))
 
 
 @torch.no_grad()
 def dequantize_(model: Model) -> Model:
-    """Back to plain float layers, in place; the weights become the values that forward computed
-    with.
+    """Turn Quant* layers back into plain float layers, in place; the weights become the values that
+    forward computed with.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: A quantised weight has parametrizations, which compute it anew: remove them
             first.
     """
     layers = [layer for _, layer in _quant_layers(model)]
+    quantized = [layer for layer in layers if layer.spec.weights < FLOAT_BITS]
+    for layer in quantized:
+        refuse_parametrized(layer, "dequantize_")
+    # all values before any weight changes: tied layers share theirs
+    values = [layer.quantized_weight().dequantize() for layer in quantized]
+    for layer, value in zip(quantized, values, strict=True):
+        layer.weight.copy_(value)
     for layer in layers:
-        if layer.spec.weights < FLOAT_BITS:
-            refuse_parametrized(layer, "dequantize_")
-    values = [
-        layer.quantized_weight().dequantize() if layer.spec.weights < FLOAT_BITS else None
-        for layer in layers
-    ]
-    for layer, value in zip(layers, values, strict=True):
-        if value is not None:
-            layer.weight.copy_(value)
         layer.to_float_()
     guard_fused_kernels_(model)
     return model
@@ -243,16 +248,15 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
     """The state dict of a model, in its order and with its keys, with codes for quantised weights.
 
     Returns:
-        For the weight of each Quant* layer with ``spec.weights < 32`` the :class:`QuantizedTensor`
-        that its forward computes with, whose ``dequantize()`` equals it to the bit in a float32
-        model; anything else as it is, detached and not cloned.
+        For the weight of each Quant* layer with ``spec.weights < 32``, the :class:`QuantizedTensor`
+        that forward computes with: in a float32 model its ``dequantize()`` equals the forward
+        weight to the bit. Anything else is as it is, detached and not cloned.
 
     Raises:
         ValueError: A weight has NaN or infinity; the message names it.
     """
     state: dict[str, Tensor | QuantizedTensor] = dict(model.state_dict())
-    for name, layer in _quant_layers(model, remove_duplicate=False):
-        key = f"{name}.{layer.weight_key}" if name else layer.weight_key
+    for key, layer in layers_by_weight(model).items():
         if layer.spec.weights < FLOAT_BITS and key in state:
             try:
                 state[key] = layer.quantized_weight()
@@ -261,22 +265,37 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
     return state
 
 
-def begin_round_(model: nn.Module) -> None:
-    """Fix from the weights just loaded what lasts for a round.
+def layers_by_weight(model: nn.Module) -> dict[str, QuantLayer]:
+    """The Quant* layers of a model by the keys that their weights have in its state dict; a layer
+    that is there under several names has as many keys.
+    """
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLayer):
+            found[f"{name}.{module.weight_key}".removeprefix(".")] = module
+    return found
 
-    That is the grid of strict layers, on which their weights are put (to nearest), and the start of
-    learned steps. Layers with float32 shadow weights have nothing to fix.
+
+def begin_round_(model: nn.Module) -> None:
+    """Fix what lasts for a round, from the weights that were just loaded.
+
+    With strict storage (``spec.storage < 32``) that is the grid, on which the weights are then put,
+    rounded to nearest. With range rule lsq it is the start of the learned steps. Other layers have
+    nothing to fix.
     """
     layers = [layer for _, layer in _quant_layers(model)]
-    for layer in layers:  # all ranges before any projection: tied layers then share one grid
+    for layer in layers:  # all ranges before any rounding: tied layers then share one grid
         layer.fix_range_()
     for layer in layers:
         layer.store_(None)
 
 
 def store_(model: nn.Module, generator: torch.Generator) -> None:
-    """After each optimiser step: put the weights of strict layers back on their grid by stochastic
-    rounding.
+    """Put the weights of layers with strict storage back on their grid, after an optimiser step.
+
+    Args:
+        model: Changed in place.
+        generator: The source of stochastic rounding.
 
     Raises:
         ValueError: :func:`begin_round_` has not fixed the grid since the weights were loaded.
@@ -286,11 +305,14 @@ def store_(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def seed_(model: nn.Module, generator: torch.Generator) -> None:
-    """Set the generator that stochastic rounding of errors and gradients draws from, in all Quant*
-    layers.
+    """Set the generator that stochastic rounding of errors and gradients draws from.
+
+    Args:
+        model: All of its Quant* layers get the generator.
+        generator: The source of the draws, on the device of the model or on the CPU.
 
     Raises:
-        ValueError: It is no ``torch.Generator``.
+        ValueError: It is not a ``torch.Generator``.
     """
     if not isinstance(generator, torch.Generator):
         raise ValueError(
@@ -300,9 +322,8 @@ def seed_(model: nn.Module, generator: torch.Generator) -> None:
         layer.generator = generator
 
 
-def _quant_layers(
-    model: nn.Module, remove_duplicate: bool = True
-) -> Iterator[tuple[str, QuantLayer]]:
-    for name, module in model.named_modules(remove_duplicate=remove_duplicate):
+def _quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
+    """Name and module of each Quant* layer."""
+    for name, module in model.named_modules():
         if isinstance(module, QuantLayer):
             yield name, module

@@ -1,10 +1,11 @@
 """Quantisers as functions: a tensor becomes codes and a scale, or the float values that these mean.
 
-Shapes: x is any shape; a scale is float32, 0-dim or [C] with C == x.shape[0]; n = 2**(bits-1) - 1
-is the largest code.
+Shapes: x is any shape; a scale is float32, 0-dim or [C] with C == x.shape[0]. n is the largest
+code, ``2**(bits-1) - 1``.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,14 @@ class QuantizedTensor:
         return self.codes.to(torch.float32).mul_(per_slice(self.scale, self.codes.dim()))
 
 
+def float_tensors(tensors: Mapping[str, Tensor | QuantizedTensor]) -> dict[str, Tensor]:
+    """Quantised tensors as the float32 values that they stand for, and all others as they are."""
+    found = {}
+    for name, value in tensors.items():
+        found[name] = value.dequantize() if isinstance(value, QuantizedTensor) else value
+    return found
+
+
 def code_dtype(bits: int) -> torch.dtype:
     """The integer type that holds codes of this many bits."""
     return torch.int8 if bits <= 8 else torch.int16
@@ -60,10 +69,13 @@ def quantize(
         range_rule: How the scale is found, see :func:`weight_scale`; unused where a scale is given.
         granularity: One scale for the tensor, or one for each slice of dimension 0; unused where a
             scale is given.
-        scale: Positive; used as it is, and values beyond n * scale are clipped.
-        generator: Stochastic rounding, unbiased to 2**-14 of a step: ``E[dequantize()] == x`` where
-            nothing is clipped, and values of the grid are reproduced exactly. Without one: nearest,
-            ties to even.
+        scale: A positive scale, 0-dim or [C], used as it is; values beyond n * scale are clipped.
+        generator: The source of stochastic rounding, which is unbiased to 2**-14 of a step:
+            ``E[dequantize()] == x`` where nothing is clipped, and values of the grid are reproduced
+            exactly. Without one, codes are the nearest, ties to even.
+
+    Returns:
+        Codes and scale, both without a gradient; :func:`fake_quantize` has one.
 
     Raises:
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has
@@ -71,13 +83,9 @@ def quantize(
     """
     limit = levels(bits)
     check_floating(x)
-    # from x, and finite only where x is: smaller to check
     found = scale is None and range_rule != "wage"
-    scale = (
-        weight_scale(x, bits, range_rule, granularity)
-        if scale is None
-        else _checked_scale(scale, x)
-    )
+    scale = _scale_of(x, bits, range_rule, granularity, scale)
+    # a scale that was found in x is finite only where x is, and smaller to check
     check_finite(scale if found else x)
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
@@ -97,8 +105,13 @@ def check_finite(x: Tensor) -> None:
         )
 
 
-def _checked_scale(scale: Tensor, x: Tensor) -> Tensor:
-    if scale.dim() and scale.shape != x.shape[:1]:
+def _scale_of(
+    x: Tensor, bits: int, range_rule: RangeRule, granularity: Granularity, scale: Tensor | None
+) -> Tensor:
+    """The scale that was given, which must have a shape for x, or else that of the rule."""
+    if scale is None:
+        scale = weight_scale(x, bits, range_rule, granularity)
+    elif scale.dim() and scale.shape != x.shape[:1]:
         raise ValueError(
             f"scale must be 0-dim or [{', '.join(map(str, x.shape[:1]))}], got {list(scale.shape)}"
         )
@@ -118,8 +131,9 @@ def fake_quantize(
 
     The gradient of x is the identity; where the rule clips (mse, lsq, a registered one, a given
     scale) it is 0 for clipped values. A scale that requires a gradient gets that of learned step
-    size quantisation (Esser et al. 2020, equations 3 and 5). wage passes every gradient, as Wu et
-    al. 2018 do: clipping is the business of its storage.
+    size quantisation (Esser et al. 2020, equations 3 and 5), times ``1 / sqrt(N n)``, N the number
+    of values that share it (their section 2.2). wage passes every gradient, as Wu et al. 2018 do:
+    with them, the storage clips.
 
     Args:
         x: Any floating tensor. NaN and infinity are not refused here but give NaN, so that no
@@ -140,7 +154,8 @@ def fake_quantize(
         return x
     limit = levels(bits)
     check_floating(x)
-    scale, clipped = _rule(x, bits, range_rule, granularity, scale)
+    clipped = _clips(range_rule, scale)
+    scale = _scale_of(x, bits, range_rule, granularity, scale)
     return _FakeQuantize.apply(x, scale, limit, clipped, generator)  # type: ignore[no-any-return]
 
 
@@ -152,7 +167,7 @@ def quantize_with_gradient(
     granularity: Granularity = "tensor",
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes behind :func:`fake_quantize`, for products of integers, and a way for the gradient.
+    """The codes of :func:`fake_quantize` for integer products, and a path for the gradient.
 
     Args:
         x: See :func:`fake_quantize`.
@@ -162,31 +177,23 @@ def quantize_with_gradient(
         scale: See :func:`quantize`.
 
     Returns:
-        A stand-in for the values, without memory of its own: what they get as gradient, it passes
-        on to x and to the scale as :func:`fake_quantize` does; int8 codes in the shape of x; the
-        scale, float32, 0-dim or [C].
+        A stand-in of the shape of x that has zeros and no memory of its own: give it the gradient
+        of the quantised values, and it passes that on to x and to the scale as
+        :func:`fake_quantize` does; int8 codes in the shape of x; the scale, float32, 0-dim or [C].
     """
-    scale, clipped = _rule(x, bits, range_rule, granularity, scale)
+    clipped = _clips(range_rule, scale)
+    scale = _scale_of(x, bits, range_rule, granularity, scale)
     stand_in, codes = _QuantizeWithGradient.apply(x, scale, levels(bits), clipped)
     return stand_in, codes, scale.detach()
 
 
-def _rule(
-    x: Tensor, bits: int, range_rule: RangeRule, granularity: Granularity, scale: Tensor | None
-) -> tuple[Tensor, bool]:
-    """The scale to use, and whether values beyond it are clipped and have no gradient."""
-    clipped = clips(range_rule) or (scale is not None and range_rule != "wage")
-    if scale is None:
-        scale = weight_scale(x, bits, range_rule, granularity)
-    return _checked_scale(scale, x), clipped
+def _clips(range_rule: RangeRule, scale: Tensor | None) -> bool:
+    """Whether values beyond the largest code are clipped and have no gradient."""
+    return clips(range_rule) or (scale is not None and range_rule != "wage")
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Nothing is saved where nothing can be clipped; in place from the first product on.
-
-    Compiled, it ends in an operation that gives a new tensor: torch 2.11 loses the gradient of a
-    forward whose result was returned by an operation in place, or by a cast that changes nothing.
-    """
+    """The values of the codes; nothing is saved for backward where nothing can be clipped."""
 
     @staticmethod
     def forward(
@@ -206,7 +213,9 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             codes = grid_codes(x.float(), scale, limit, torch.float32, generator)
         values = codes.mul_(step)
-        # codes know no negative zero
+        # Adding 0 turns -0 into 0: integer codes have no negative zero. When compiled, it must give
+        # a new tensor: torch 2.11 loses the gradient of a forward whose result was returned by an
+        # operation in place, or by a cast that changes nothing.
         values = values.add(0.0) if torch.compiler.is_compiling() else values.add_(0.0)
         return values if values.dtype == x.dtype else values.to(x.dtype)
 
@@ -217,10 +226,12 @@ class _FakeQuantize(torch.autograd.Function):
             return grad, None, None, None, None
         x, scale = ctx.saved_tensors
         exact = x.float() * per_slice(scale, x.dim()).reciprocal()
-        # what rounds to n is not clipped, as in torch.fake_quantize; n is odd
         if not ctx.needs_input_grad[1]:
+            # What rounds to n is not clipped, as in torch.fake_quantize. n + 0.5 rounds to n + 1,
+            # which is even, and so is clipped.
             return exact.abs_().lt_(ctx.limit + 0.5).mul_(grad).to(x.dtype), None, None, None, None
-        inside = exact.abs() < ctx.limit
+        inside = exact.abs() < ctx.limit  # equation 5 of Esser et al. 2020
+        # equation 3: round(x / scale) - x / scale inside, and n or -n outside
         slope = exact.round().clamp_(-ctx.limit, ctx.limit).sub_(exact.mul_(inside)).mul_(grad)
         grad_scale = slope.sum() if scale.dim() == 0 else slope.reshape(len(scale), -1).sum(1)
         values_per_step = max(slope.numel() // max(scale.numel(), 1), 1)
@@ -228,6 +239,8 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class _QuantizeWithGradient(_FakeQuantize):
+    """The codes themselves, and the stand-in of :func:`quantize_with_gradient`."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, scale: Tensor, limit: int, clips: bool
@@ -246,14 +259,14 @@ class _QuantizeWithGradient(_FakeQuantize):
 
 
 def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
-    """Unsigned affine quantisation with the range of this very tensor, and the identity as its
+    """Unsigned affine quantisation with the dynamic range of the tensor, and the identity as its
     gradient.
 
     ``codes = round(x / scale) + zero_point`` lie in ``[0, 2**bits - 1]``, ``scale = (max - min) /
     (2**bits - 1)``. The range includes zero, which is therefore exact (a padded border stays a
     border). The zero point cancels in the float value and is never formed. The scale is wider by
-    2**-20, so that rounding both ends cannot need one code more, and nothing has to be clipped or
-    saved. Within half a step of the largest value of its dtype that grid ends in infinity.
+    2**-20 (see `affine_scale`), so that nothing has to be clipped or saved. Within half a
+    step of the largest value of its dtype that grid ends in infinity.
 
     Args:
         x: Any floating tensor; empty and constant ones too.
@@ -272,27 +285,36 @@ def fake_quantize_activations(x: Tensor, bits: int) -> Tensor:
 
 
 def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The lowest value, at most 0, and the scale of :func:`fake_quantize_activations` for ``steps +
-    1`` codes.
+    """The lowest value, at most 0, and the scale of :func:`fake_quantize_activations`: both 0-dim.
+
+    Args:
+        x: A floating tensor, not empty.
+        steps: One less than the number of codes.
     """
-    low, high = x.amin().float().clamp_(max=0), x.amax().float().clamp_(min=0)
+    low = x.amin().float().clamp_(max=0)
+    high = x.amax().float().clamp_(min=0)
     return low, affine_scale(low, high, steps)
 
 
 def affine_scale(low: Tensor, high: Tensor, steps: int) -> Tensor:
-    """The scale from low <= 0 to high >= 0, wider by 2**-20: rounding both ends must not need one
-    code more.
+    """The scale of ``steps + 1`` codes from low <= 0 to high >= 0; never 0.
+
+    It is wider by 2**-20: the range is not a whole number of steps from zero to either end, and
+    rounding both ends outwards must not need one code more.
     """
+    # each end by itself: their difference may be more than the largest float
     widened = (1 + 2**-20) / steps
     return (high * widened).sub_(low * widened).clamp_(min=torch.finfo(torch.float32).tiny)
 
 
 class _FakeQuantizeActivations(torch.autograd.Function):
+    """The values of the codes, and a gradient that passes unchanged."""
+
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, steps: int) -> Tensor:
         _, scale = activation_range(x, steps)
         codes = (x.float() * scale.reciprocal()).round_()
-        # see _FakeQuantize
+        # not in place when compiled, see _FakeQuantize
         values = codes.mul(scale) if torch.compiler.is_compiling() else codes.mul_(scale)
         return values if values.dtype == x.dtype else values.to(x.dtype)
 
@@ -309,13 +331,19 @@ def quantize_backward(
     would all be lost.
 
     The largest value of the grid is ``max|grad|``; with range rule wage the step is ``2**(1-bits) *
-    wage_shift(grad)``.
+    wage_shift(grad)`` (Wu et al. 2018, section 3.3.3).
 
     Args:
         grad: Any floating tensor.
         bits: 2..16, or 32 to return grad itself.
-        generator: Source of the rounding.
-        range_rule: "wage", or any other for absmax.
+        generator: The source of stochastic rounding.
+        range_rule: "wage"; any other rule means absmax.
+
+    Returns:
+        A tensor of the shape and dtype of grad; computed in float32.
+
+    Raises:
+        ValueError: Bits out of range, or grad is not floating.
     """
     scale = wage_shift(grad) * 2.0 ** (1 - bits) if range_rule == "wage" else None
     return fake_quantize(grad, bits, scale=scale, generator=generator)

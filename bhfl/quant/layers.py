@@ -1,5 +1,9 @@
-"""The quantised layers, one for each layer of torch that can be quantised; see
-`bhfl.quant.quant_layer` for what they have in common.
+"""The quantised layers, one for each layer of torch that can be quantised, but for attention.
+
+What they have in common is in :mod:`bhfl.quant.quant_layer`; attention is in
+:mod:`bhfl.quant.attention`.
+
+Legend: N batch, C channels, H x W pixels, L length.
 """
 
 from typing import Any
@@ -9,8 +13,7 @@ from torch import Tensor, nn
 
 from bhfl.quant.backends import get_backend
 from bhfl.quant.memory_format import contiguous, layer_needs_contiguous
-from bhfl.quant.quant_layer import QuantLayer, check_layer
-from bhfl.quant.spec import BitSpec
+from bhfl.quant.quant_layer import QuantLayer
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -35,44 +38,36 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] -> the same with out_channels."""
-        if layer_needs_contiguous(self):
+        if layer_needs_contiguous(self):  # a fault of oneDNN, see bhfl.quant.memory_format
             x, weight = contiguous(x), contiguous(weight)
         y: Tensor = self._conv_forward(x, weight, self.bias)
         return y
 
 
 class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
-    """``nn.ConvTranspose2d`` with quantised input and weight; "channel" means its inputs, which are
-    dimension 0.
+    """``nn.ConvTranspose2d`` with quantised input and weight; granularity "channel" means its input
+    channels, which are dimension 0 of the weight.
     """
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, H, W] or [C, H, W] -> the same with out_channels; always by fake."""
+        """[N, C, H, W] or [C, H, W] -> the same with out_channels; always by backend fake."""
         if self.spec.is_float:
             return nn.ConvTranspose2d.forward(self, input, output_size)
         get_backend(self.backend).report(self)
-        own: Any = self  # whose sizes are lists of numbers, though torch says that they may be text
+        own: Any = self  # torch annotates the sizes of all convolutions as "perhaps text"
         sizes = (own.stride, own.padding, own.kernel_size)
         extra = self._output_padding(input, output_size, *sizes, 2, own.dilation)
         geometry = (own.stride, own.padding, extra, self.groups, own.dilation)
-        return self._forward_output(
-            F.conv_transpose2d(
-                self.forward_input(input), self.forward_weight(), self.bias, *geometry
-            )
-        )
+        x, weight = self.forward_input(input), self.forward_weight()
+        return self._forward_output(F.conv_transpose2d(x, weight, self.bias, *geometry))
 
 
 class QuantEmbedding(QuantLayer, nn.Embedding):
-    """``nn.Embedding`` with quantised weights; its input are indices, which stay as they are."""
-
-    def set_spec_(self, spec: BitSpec) -> None:
-        """See :meth:`QuantLayer.set_spec_` and :func:`check_layer`."""
-        check_layer(self, spec)
-        super().set_spec_(spec)
+    """``nn.Embedding`` with a quantised table; its inputs are indices, which stay as they are."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Indices [...] -> [..., embedding_dim]; always by fake."""
-        if self.spec.is_float:  # the parent knows of max_norm and sparse gradients
+        """Indices [...] -> [..., embedding_dim]; always by backend fake."""
+        if self.spec.is_float:  # the parent handles max_norm and sparse gradients
             return nn.Embedding.forward(self, input)
         get_backend(self.backend).report(self)
         y = F.embedding(
@@ -91,3 +86,6 @@ QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
     nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Embedding: QuantEmbedding,
 }
+"""The layers of torch that can be quantised, and what they become; :mod:`bhfl.quant.attention` adds
+its own.
+"""

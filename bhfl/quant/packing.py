@@ -1,11 +1,15 @@
-"""Codes of 1..16 bits <-> bytes: n codes of b bits take exactly ``ceil(n*b/8)`` bytes.
+"""Bit packing of codes of 1..16 bits: n codes of b bits take exactly ``ceil(n*b/8)`` bytes.
 
-Layout, the same on every host: beyond 8 bits first the low bytes of all codes, then their high
-parts as codes of ``b - 8`` bits. Up to 8 bits, the first ``n // 8 * 8`` codes lie in planes, one
-for each power of two in b (the largest first, which holds the lowest bits): in a plane of width f,
-byte i holds the f bits of the codes i, i + L, i + 2L, ... from its lowest bit upwards, L the number
-of bytes of the plane; so every step is one operation on contiguous bytes. The last ``n % 8`` codes
-follow as one little-endian integer, code j in its bits ``j*b`` to ``(j+1)*b - 1``.
+The layout is the same on every host:
+
+* Codes of more than 8 bits: first the low bytes of all codes, then their high parts as codes of
+  ``b - 8`` bits.
+* Codes of up to 8 bits: the first ``n // 8 * 8`` codes lie in planes, one for each power of two in
+  b, the largest first, which holds the lowest bits. In a plane of width f, byte i holds the f bits
+  of the codes i, i + L, i + 2L, ... from its lowest bit upwards, L the number of bytes of the
+  plane; so every step is one operation on contiguous bytes.
+* The last ``n % 8`` codes follow as one little-endian integer, code j in its bits ``j*b`` to
+  ``(j+1)*b - 1``.
 """
 
 from collections.abc import Iterator
@@ -28,7 +32,7 @@ def packed_bytes(numel: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Signed codes to bytes.
+    """Pack signed codes into bytes.
 
     Args:
         codes: int8 or int16, any shape, any device, in ``[-2**(bits-1), 2**(bits-1) - 1]`` (with
@@ -59,7 +63,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(data: Tensor, bits: int, numel: int) -> Tensor:
-    """Bytes of :func:`pack` to signed codes.
+    """Unpack bytes of :func:`pack` to signed codes.
 
     Args:
         data: uint8 [ceil(numel*bits/8)].
@@ -85,6 +89,7 @@ def unpack(data: Tensor, bits: int, numel: int) -> Tensor:
 
 
 def _check_codes(codes: Tensor, bits: int) -> None:
+    """ValueError for a code that needs more bits; where the dtype has as many, none does."""
     least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if codes.numel() and bits != codes.element_size() * 8:
         low, high = torch.stack([codes.amin(), codes.amax()]).tolist()
@@ -94,39 +99,41 @@ def _check_codes(codes: Tensor, bits: int) -> None:
             )
 
 
-def _planes(bits: int) -> Iterator[tuple[int, int]]:
-    """(first bit, width) of each plane of codes of up to 8 bits: 7 -> (0, 4), (4, 2), (6, 1)."""
-    first = 0
+def _planes(data: Tensor, num_codes: int, bits: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Views of the planes of packed codes of up to 8 bits.
+
+    Args:
+        data: uint8, the packed bytes, of which the first are the planes.
+        num_codes: A multiple of 8.
+        bits: 1..8.
+
+    Yields:
+        The first bit of the codes in a plane, how many, and its bytes: at 7 bits (0, 4, [L / 2]),
+        (4, 2, [L / 4]), (6, 1, [L / 8]) for L codes.
+    """
+    first = offset = 0
     for width in (8, 4, 2, 1):
         if bits & width:
-            yield first, width
+            length = num_codes * width // 8
+            yield first, width, data[offset : offset + length]
             first += width
-
-
-def _plane_chunks(num_codes: int, bits: int) -> Iterator[tuple[int, int, int, int]]:
-    """(first bit, width, offset, length) of each plane; lengths and offsets in bytes."""
-    offset = 0
-    for first, width in _planes(bits):
-        length = num_codes * width // 8
-        yield first, width, offset, length
-        offset += length
+            offset += length
 
 
 def _pack_planes(codes: Tensor, bits: int, out: Tensor) -> None:
-    """uint8 codes [n], of which the low bits count -> out, uint8 [ceil(n*bits/8)]."""
+    """Write the low bits of uint8 codes [n] to uint8 [ceil(n*bits/8)]."""
     head = codes.numel() // 8 * 8
-    for first, width, offset, length in _plane_chunks(head, bits):
-        plane = out[offset : offset + length]
-        for j, chunk in enumerate(codes[:head].view(-1, max(length, 1))):
+    for first, width, plane in _planes(out, head, bits):
+        for j, chunk in enumerate(codes[:head].view(-1, max(len(plane), 1))):
             part = (chunk >> first if first else chunk) & ((1 << width) - 1)
             if j == 0:
                 plane.copy_(part)
             else:
                 plane.bitwise_or_(part.mul_(1 << (j * width)))  # faster than a shift
     if head < codes.numel():
-        tail = sum(
-            (code & ((1 << bits) - 1)) << (j * bits) for j, code in enumerate(codes[head:].tolist())
-        )
+        tail = 0
+        for j, code in enumerate(codes[head:].tolist()):
+            tail |= (code & ((1 << bits) - 1)) << (j * bits)
         stored = tail.to_bytes(out.numel() - head * bits // 8, "little")
         out[head * bits // 8 :] = torch.tensor(list(stored), dtype=torch.uint8, device=out.device)
 
@@ -135,22 +142,24 @@ def _unpack_planes(data: Tensor, bits: int, numel: int) -> Tensor:
     """The inverse of _pack_planes: uint8 [numel] in [0, 2**bits - 1]."""
     out = torch.empty(numel, dtype=torch.uint8, device=data.device)
     head = numel // 8 * 8
-    for first, width, offset, length in _plane_chunks(head, bits):
-        plane = data[offset : offset + length]
-        for j, chunk in enumerate(out[:head].view(-1, max(length, 1))):
-            part = torch.bitwise_right_shift(
-                plane, j * width, out=None if first else chunk
-            ).bitwise_and_((1 << width) - 1)
+    for first, width, plane in _planes(data, head, bits):
+        for j, chunk in enumerate(out[:head].view(-1, max(len(plane), 1))):
+            # the first plane sets all bits of a code, the others add theirs
+            target = None if first else chunk
+            part = torch.bitwise_right_shift(plane, j * width, out=target)
+            part.bitwise_and_((1 << width) - 1)
             if first:
                 chunk.bitwise_or_(part.mul_(1 << first))
     if head < numel:
+        mask = (1 << bits) - 1
         tail = int.from_bytes(bytes(data[head * bits // 8 :].tolist()), "little")
-        codes = [(tail >> (j * bits)) & ((1 << bits) - 1) for j in range(numel - head)]
+        codes = [(tail >> (j * bits)) & mask for j in range(numel - head)]
         out[head:] = torch.tensor(codes, dtype=torch.uint8, device=data.device)
     return out
 
 
 def _sign_extended(codes: Tensor, bits: int) -> Tensor:
-    """uint8 in [0, 2**bits - 1] -> int8, two's complement of ``bits`` bits; in place."""
+    """Read uint8 codes in [0, 2**bits - 1] as two's complement of ``bits`` bits: int8, in place."""
+    # (u ^ half) - half extends the sign of a two's complement number
     half = 1 << (bits - 1)
     return (codes.bitwise_xor_(half).sub_(half) if bits < 8 else codes).view(torch.int8)

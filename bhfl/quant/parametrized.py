@@ -1,5 +1,5 @@
-"""Classes of modules under ``torch.nn.utils.parametrize``, which gives each module a class of its
-own.
+"""Changing the class of modules, also under ``torch.nn.utils.parametrize``, which gives each module
+a class of its own: a subclass of the module's, with a property in place of each parameter.
 """
 
 from torch import nn
@@ -12,7 +12,12 @@ def own_class(module: nn.Module) -> type[nn.Module]:
 
 
 def become_(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Change the class of a module; parametrizations stay."""
+    """Change the class of a module in place; parametrizations stay.
+
+    Args:
+        module: Its parameters, buffers, hooks and identity stay.
+        cls: A subclass of its class, or a parent.
+    """
     if is_parametrized(module):
         members = {
             name: value
@@ -24,7 +29,9 @@ def become_(module: nn.Module, cls: type[nn.Module]) -> None:
 
 
 def refuse_parametrized(module: nn.Module, what: str) -> None:
-    """ValueError for a module whose weight is computed from others, which cannot be set."""
+    """ValueError, which names the caller `what`, for a module whose weight is computed from others
+    and so cannot be set.
+    """
     key = getattr(module, "weight_key", "weight")
     if is_parametrized(module, key):
         raise ValueError(

@@ -1,11 +1,11 @@
-"""What the layers have in common that compute with quantised weights and activations, on the float
-parameters of the layers they replace.
+"""The base class of layers that compute with quantised weights and activations.
 
-A float ``state_dict`` loads into them and theirs into the float layers: parameters keep their names
-and nothing else is saved. With a float32 spec each is its parent to the bit.
+Such a layer holds the float parameters of the layer that it replaces, under the same names, and
+saves nothing else: a float ``state_dict`` loads into it, and its own into the float layer. With a
+float32 spec it computes what its parent does, to the bit.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,21 +34,22 @@ from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
 
 
 class QuantLayer(nn.Module):
-    """What the quantised layers have in common.
+    """A mixin: a subclass has it and a layer of torch as its bases, in this order.
 
-    Under ``torch.nn.utils.parametrize`` it quantises the weight that the parametrizations give.
+    :func:`bhfl.quant.quantize_` changes the class of a layer of torch to it, so that its own
+    constructor seldom runs. Under ``torch.nn.utils.parametrize`` it quantises the weight that the
+    parametrizations give.
 
     Attributes:
         spec: The bits; changed by :meth:`set_spec_`.
         backend: The name of the way to compute, see :mod:`bhfl.quant.backends`; it outlives a
             change of the spec.
-        generator: Source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
+        generator: The source of stochastic rounding in backward; see :func:`bhfl.quant.seed_`.
         weight_step: The learned step of range rule lsq, else None: a parameter, but never in the
             state dict.
-        fixed_scale: Strict storage: the scale of the forward weights, fixed by
-            :func:`bhfl.quant.begin_round_`. Other weights: that of restored codes, until they are
-            trained.
-        storage_scale: Strict storage: the scale of the stored weights, fixed at the same time.
+        fixed_scale: The scale of the forward weights where it is fixed: with strict storage by
+            :func:`bhfl.quant.begin_round_`, and for restored codes until the weights are trained.
+        storage_scale: The scale of the stored weights with strict storage, fixed at the same time.
     """
 
     weight_key = "weight"
@@ -56,7 +57,7 @@ class QuantLayer(nn.Module):
 
     spec: BitSpec
     backend: str = "fake"
-    generator: torch.Generator | None
+    generator: torch.Generator | None = None
     weight: Tensor
     weight_step: nn.Parameter | None
     fixed_scale: Tensor | None
@@ -67,32 +68,31 @@ class QuantLayer(nn.Module):
         self.set_spec_(PRESETS["float32"])
 
     def set_spec_(self, spec: BitSpec) -> None:
-        """Take another spec; forgets fixed ranges, and starts a learned step from the weights
-        (frozen as they are).
+        """Take another spec: fixed scales are forgotten, and a learned step starts from the weights
+        (and is frozen if they are). ValueError if this layer cannot take the spec.
         """
+        check_layer(self, spec)
         self.spec = spec
-        self.generator = getattr(self, "generator", None)
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("storage_scale", None, persistent=False)
-        learned = spec.range_rule == "lsq"
-        step = (
-            nn.Parameter(self._range(spec.weights), requires_grad=self.weight.requires_grad)
-            if learned
-            else None
-        )
+        step = None
+        if spec.range_rule == "lsq":
+            start = self._range(spec.weights)
+            step = nn.Parameter(start, requires_grad=self.weight.requires_grad)
         self.register_parameter("weight_step", step)
 
     def to_float_(self) -> None:
         """Become the parent class again, with the weights as they are."""
-        for name in ("spec", "generator", "fixed_scale", "storage_scale", "weight_step"):
+        for name in ("spec", "fixed_scale", "storage_scale", "weight_step"):
             delattr(self, name)
-        vars(self).pop("backend", None)
+        for name in ("backend", "generator"):  # the class has their defaults
+            vars(self).pop(name, None)
         become_(self, own_class(self).__bases__[-1])
 
     @torch.no_grad()
     def fix_range_(self) -> None:
-        """Derive what lasts for a round from the present weights: the strict scales, the start of a
-        learned step.
+        """Take what lasts for a round from the present weights: the scales of strict storage, and
+        the start of a learned step.
         """
         if self.weight_step is not None:
             self.weight_step.copy_(self._range(self.spec.weights))
@@ -102,6 +102,7 @@ class QuantLayer(nn.Module):
             self.storage_scale = self.fixed_scale if same else self._range(self.spec.storage)
 
     def _range(self, bits: int) -> Tensor:
+        """The scale that the range rule finds for the present weights at this many bits."""
         if self.spec.range_rule == "wage":
             return wage_scale(self.weight, bits, self.spec.weights)
         return weight_scale(self.weight, bits, self.spec.range_rule, self.spec.granularity)
@@ -119,22 +120,24 @@ class QuantLayer(nn.Module):
                 "begin_round_(model) first"
             )
         refuse_parametrized(self, "store_")
-        self.weight.copy_(
-            fake_quantize(
-                self.weight, self.spec.storage, scale=self.storage_scale, generator=generator
-            )
+        stored = fake_quantize(
+            self.weight, self.spec.storage, scale=self.storage_scale, generator=generator
         )
+        self.weight.copy_(stored)
 
     @torch.no_grad()
     def quantized_weight(self) -> QuantizedTensor:
-        """The codes that forward computes with; ValueError if the weights are float32 or not
-        finite.
+        """The codes that forward computes with.
+
+        Raises:
+            ValueError: The spec leaves the weights in float32, or they are not finite.
         """
         if self.spec.weights == FLOAT_BITS:
             raise ValueError("quantized_weight needs BitSpec.weights of 2..16, got 32")
         return quantize(self.weight, self.spec.weights, **self._weight_rule())
 
     def _weight_rule(self) -> dict[str, Any]:
+        """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""
         if self.fixed_scale is not None and self.spec.storage == FLOAT_BITS and self._is_trained():
             self.fixed_scale = None  # the weights will move, and their range with them
         scale = self.fixed_scale
@@ -173,8 +176,10 @@ class QuantLayer(nn.Module):
         return self._with_gradient_hook(weight)
 
     def forward_codes(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A stand-in that takes the gradient of the weight, its int8 codes, and their scale; for up
-        to 8 bits.
+        """What integer products need of a weight of up to 8 bits, see `quantize_with_gradient`.
+
+        Returns:
+            A stand-in that takes the gradient of the weight, its int8 codes, and their scale.
         """
         stand_in, codes, scale = quantize_with_gradient(
             self.weight, self.spec.weights, **self._weight_rule()
@@ -182,25 +187,30 @@ class QuantLayer(nn.Module):
         return self._with_gradient_hook(stand_in), codes, scale
 
     def _with_gradient_hook(self, weight: Tensor) -> Tensor:
+        """The weight, whose gradient will be quantised where the spec says so."""
         if self.spec.gradients < FLOAT_BITS and weight.requires_grad and torch.is_grad_enabled():
             # the hook belongs to this forward pass, not to the parameter
             weight = weight.view_as(weight)
-            weight.register_hook(self._gradient_hook(self._quantize_gradient))  # type: ignore[no-untyped-call]
+            hook = partial(self._quantize_gradient, generator=self.required_generator())
+            weight.register_hook(hook)  # type: ignore[no-untyped-call]
         return weight
 
     def _forward_output(self, y: Tensor) -> Tensor:
+        """The output, whose gradient will be quantised where the spec says so."""
         if self.spec.errors < FLOAT_BITS and y.requires_grad:
-            y.register_hook(self._gradient_hook(self._quantize_error))  # type: ignore[no-untyped-call]
+            hook = partial(
+                quantize_backward,
+                bits=self.spec.errors,
+                generator=self.required_generator(),
+                range_rule=self.spec.range_rule,
+            )
+            y.register_hook(hook)  # type: ignore[no-untyped-call]
         return y
 
-    def _gradient_hook(
-        self, quantize_with: Callable[[Tensor, torch.Generator], Tensor]
-    ) -> Callable[[Tensor], Tensor]:
-        generator = self.required_generator()
-        return lambda grad: quantize_with(grad, generator)
-
     def required_generator(self) -> torch.Generator:
-        """The generator; ValueError without one."""
+        """The generator of stochastic rounding; ValueError if :func:`bhfl.quant.seed_` has not set
+        one.
+        """
         if self.generator is None:
             by = "" if self.backend == "fake" else f" by {self.backend!r}"
             raise ValueError(
@@ -209,25 +219,26 @@ class QuantLayer(nn.Module):
             )
         return self.generator
 
-    def _quantize_error(self, error: Tensor, generator: torch.Generator) -> Tensor:
-        return quantize_backward(
-            error, self.spec.errors, generator, range_rule=self.spec.range_rule
-        )
-
     def _quantize_gradient(self, grad: Tensor, generator: torch.Generator) -> Tensor:
-        """A gradient on its own grid; that of WAGE is normalised only, and rounded by the storage.
+        """The gradient on its own grid; with range rule wage it is normalised only.
 
-        Plain SGD with learning rate ``2**(1-storage) * lr`` then takes the steps of Wu et al. 2018
-        with their ``lr``.
+        The storage of WAGE rounds instead. Plain SGD with learning rate ``2**(1-storage) * lr`` so
+        takes the steps of Wu et al. 2018 (section 3.3.4) with their ``lr``.
         """
         if self.spec.range_rule == "wage":
             return grad / (wage_shift(grad) * wage_alpha(fan_in(self.weight), self.spec.weights))
         return quantize_backward(grad, self.spec.gradients, generator)
 
     def extra_repr(self) -> str:
-        """The arguments of the parent, the spec, and the backend if it is another than fake."""
+        """The arguments of the parent, the spec, and the backend unless it is fake: for one that
+        chooses, ``auto (int8)`` names its choice.
+        """
         text = f"{super().extra_repr()}, spec={self.spec.label}"
-        return text if self.backend == "fake" else f"{text}, backend={describe_backend(self)}"
+        if self.backend == "fake":
+            return text
+        chosen = chosen_backend(self)
+        note = "" if chosen == self.backend else f" ({chosen})"
+        return f"{text}, backend={self.backend}{note}"
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -235,36 +246,24 @@ class QuantLayer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(f"{prefix}weight_step", None)
 
-    def _load_from_state_dict(  # noqa: PLR0913
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Other weights make fixed ranges void; a learned step starts again from them.
-
-        Parametrizations load after their layer: :func:`bhfl.quant.begin_round_` starts a step from
-        what they give.
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Load as the parent does; fixed scales are forgotten, and a learned step starts again from
+        the weights.
         """
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        # Parametrizations load after their layer: begin_round_ starts the step from their weight.
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        _metadata, _strict, missing_keys, *_ = rest
         missing_keys[:] = [key for key in missing_keys if key != f"{prefix}weight_step"]
         self.fixed_scale = self.storage_scale = None
         if self.weight_step is not None:
             self.fix_range_()
 
 
-def describe_backend(layer: QuantLayer) -> str:
-    """The backend of a layer, and in brackets the one that computes it where that is another:
-    ``auto (int8)``.
-    """
-    chosen = "fake" if layer.spec.is_float else get_backend(layer.backend).chosen_for(layer).name
-    return layer.backend if chosen == layer.backend else f"{layer.backend} ({chosen})"
+def chosen_backend(layer: QuantLayer) -> str:
+    """The name of the backend that really computes a layer: what auto chose, or what fell back."""
+    if layer.spec.is_float:
+        return "fake"
+    return get_backend(layer.backend).chosen_for(layer).name
 
 
 def takes_low_bits(layer: nn.Module) -> bool:
@@ -276,10 +275,11 @@ def takes_low_bits(layer: nn.Module) -> bool:
     return not isinstance(layer, nn.Embedding) or not (layer.sparse or layer.max_norm is not None)
 
 
-def check_layer(layer: nn.Module, spec: BitSpec) -> None:
-    """ValueError if a layer cannot take a spec."""
+def check_layer(layer: nn.Module, spec: BitSpec, name: str = "") -> None:
+    """ValueError, with its name in the model, for a layer that cannot take a spec."""
     if not spec.is_float and not takes_low_bits(layer):
+        where = f"layer {name!r}: " if name else ""
         raise ValueError(
-            "an Embedding with sparse=True or max_norm cannot be quantised: leave it out with "
-            "filter_fn"
+            f"{where}an Embedding with sparse=True or max_norm cannot be quantised: leave it out "
+            "with filter_fn"
         )

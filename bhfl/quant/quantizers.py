@@ -1,4 +1,4 @@
-"""Range rules by name: those of the library, and one's own."""
+"""Range rules by name: those of the library, and those that a user registers."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,8 +11,8 @@ BUILT_IN = ("absmax", "mse", "lsq", "pow2", "wage")
 
 
 class Quantizer(ABC):
-    """A rule of one's own for the scale of the grid; codes, gradients, packing and payloads follow
-    from the scale.
+    """A user's rule for the scale of the grid; codes, gradients, packing and payloads follow from
+    the scale.
 
     >>> from bhfl.quant import BitSpec, Quantizer, quantize_, register_quantizer
     >>> from bhfl.quant.rounding import levels
@@ -49,20 +49,27 @@ class Quantizer(ABC):
             bits: 2..16; the largest code is ``2**(bits-1) - 1``.
 
         Returns:
-            [G]; kept within what float32 divides by, so that 0 is allowed.
+            [G]; it is clamped to scales that float32 can divide by, so that 0 is allowed.
         """
 
 
 REGISTERED: dict[str, Quantizer] = {}
-Class = TypeVar("Class", bound=type[Quantizer])
+"""One quantizer for each registered name."""
+QuantizerClass = TypeVar("QuantizerClass", bound=type[Quantizer])
 
 
-def register_quantizer(quantizer: Class) -> Class:
-    """Make a class of :class:`Quantizer` known to :class:`BitSpec` by its name; in every process
-    that uses it.
+def register_quantizer(quantizer: QuantizerClass) -> QuantizerClass:
+    """Make a :class:`Quantizer` known to :class:`BitSpec` by its name, in this process.
+
+    Args:
+        quantizer: A subclass that takes no arguments; each process that uses it must register it.
+
+    Returns:
+        The class, so that this function is a decorator.
 
     Raises:
-        ValueError: The class is no Quantizer, or its name is no lower-case word, or is taken.
+        ValueError: The class is not a subclass of Quantizer, its name is not a lower-case word, or
+            the name is taken.
     """
     if not (isinstance(quantizer, type) and issubclass(quantizer, Quantizer)):
         raise ValueError(f"register_quantizer needs a subclass of Quantizer, got {quantizer!r}")
@@ -91,7 +98,9 @@ def clips(range_rule: str) -> bool:
 
 
 def group_scale(range_rule: str, x: Tensor, bits: int) -> Tensor:
-    """[G, N] -> [G] by a registered rule; ValueError if its result is none."""
+    """The scales of groups by a registered rule, [G, N] -> float32 [G]; ValueError if the rule
+    returns anything else than [G].
+    """
     scale = REGISTERED[range_rule].scale(x, bits)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
         shape = list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__

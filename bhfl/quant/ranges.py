@@ -12,14 +12,14 @@ from torch import Tensor
 
 from bhfl.quant.quantizers import REGISTERED, group_scale, known_rules
 from bhfl.quant.rounding import block_size, levels
-from bhfl.quant.spec import Granularity, RangeRule
+from bhfl.quant.spec import Granularity, RangeRule, check_choice
 
 _SAMPLE = 1 << 13
-"""Elements on which the mse rule searches; its result is checked on all of them."""
+"""About how many elements the mse rule searches on; its result is checked on all."""
 _GROUP_SAMPLE = 1 << 7
-"""The fewest elements of a group that are among them, where it has so many."""
+"""The fewest elements of a group that are in the sample, where it has so many."""
 _SURE = 1 - 1e-5
-"""A gain within the rounding error of a float32 sum is no gain."""
+"""The error must fall below this part of that of absmax: less may be the rounding of the sums."""
 
 
 def weight_scale(
@@ -47,58 +47,56 @@ def weight_scale(
         ValueError: Bits out of range, an unknown rule or granularity, or "channel" of a tensor
             without dimensions.
     """
-    levels(bits)
-    check_granularity(granularity)
-    if range_rule not in known_rules():
-        raise ValueError(
-            f"range_rule must be one of {', '.join(known_rules())}, got {range_rule!r}"
-        )
+    limit = levels(bits)
+    groups = grouped(x, granularity)
+    check_choice("range_rule", range_rule, known_rules())
+    if range_rule == "wage":
+        return wage_scale(x, bits, bits)
+    scale = _group_scale(groups, bits, limit, range_rule)
+    return scale if granularity == "channel" else scale.squeeze(0)
+
+
+def grouped(x: Tensor, granularity: Granularity) -> Tensor:
+    """A tensor as float32 [G, ..., 1], G groups of elements that share a scale: one, or one for
+    each slice of dimension 0.
+
+    It is a view of a float32 tensor: to flatten a channels_last weight would copy it.
+
+    Raises:
+        ValueError: The granularity is neither "tensor" nor "channel", or it is "channel" and x has
+            no dimensions.
+    """
+    check_choice("granularity", granularity, get_args(Granularity))
     if granularity == "channel" and x.dim() == 0:
         raise ValueError(
             "granularity 'channel' needs a tensor of at least one dimension, got a scalar"
         )
-    if range_rule == "wage":
-        return wage_scale(x, bits, bits)
     values = x.detach().float().unsqueeze(-1)
-    grouped = values if granularity == "channel" else values.unsqueeze(0)
-    scale = _group_scale(grouped, bits, range_rule)
-    return scale if granularity == "channel" else scale.squeeze(0)
+    return values if granularity == "channel" else values.unsqueeze(0)
 
 
-def check_granularity(granularity: str) -> None:
-    """ValueError for any other word than tensor and channel."""
-    if granularity not in get_args(Granularity):
-        raise ValueError(
-            f"granularity must be one of {', '.join(get_args(Granularity))}, got {granularity!r}"
-        )
-
-
-def _group_scale(x: Tensor, bits: int, range_rule: RangeRule) -> Tensor:
-    """[G, ...] -> [G]; not finite where the group is not, so that a diverged tensor shows as NaN.
-
-    Only reductions: a flattened view of a channels_last weight would be a copy.
-    """
-    largest, limit = _absmax(x), levels(bits)
+def _group_scale(x: Tensor, bits: int, limit: int, range_rule: RangeRule) -> Tensor:
+    """[G, ...] -> [G], the scale of each group by any rule but wage."""
+    largest = _absmax(x)
     if range_rule in REGISTERED and x.numel():
-        scale = bounded_scale(group_scale(range_rule, x.flatten(1), bits), limit)
+        scale = group_scale(range_rule, x.flatten(1), bits)
     elif range_rule == "lsq":
         mean = _sum_groups(x.abs(), 1) / max(x[:1].numel(), 1)
-        scale = bounded_scale(mean * (2 / math.sqrt(limit)), limit)
+        scale = mean * (2 / math.sqrt(limit))
     elif range_rule == "pow2":
         mantissa, exponent = torch.frexp(largest)
-        scale = bounded_scale(
-            _power_of_two(exponent - (mantissa == 0.5).to(exponent.dtype)) / limit, limit
-        )
+        scale = _power_of_two(exponent - (mantissa == 0.5).int()) / limit
     else:
-        scale = bounded_scale(largest / limit, limit)
-        scale = (
-            _least_squares_scale(x, scale, limit) if range_rule == "mse" and x.numel() else scale
-        )
-    return scale + (largest - largest)  # 0, or NaN
+        scale = largest / limit
+    scale = bounded_scale(scale, limit)
+    if range_rule == "mse" and x.numel():
+        scale = _least_squares_scale(x, scale, limit)
+    # adds 0, or NaN where a group is not finite, so that a diverged tensor shows
+    return scale + (largest - largest)
 
 
 def _absmax(x: Tensor) -> Tensor:
-    """[G, ...] -> [G]."""
+    """The largest magnitude of each group, [G, ...] -> [G]."""
     if x.numel() == 0:
         return x.new_zeros(len(x))
     dims = tuple(range(1, x.dim()))
@@ -106,13 +104,13 @@ def _absmax(x: Tensor) -> Tensor:
 
 
 def _sum_groups(x: Tensor, first: int) -> Tensor:
-    """Sum over dimension ``first`` and those after it."""
+    """The sum over dimension ``first`` and those after it."""
     return x.sum(tuple(range(first, x.dim())))
 
 
 def bounded_scale(scale: Tensor, limit: int) -> Tensor:
-    """A scale whose reciprocal and whose largest grid value are finite: subnormal and near-maximal
-    tensors too.
+    """A scale clamped so that its reciprocal and its largest grid value are finite, for subnormal
+    and near-maximal tensors too.
     """
     info = torch.finfo(torch.float32)
     return scale.clamp(info.tiny, info.max * (1 - info.eps) / limit)
@@ -125,19 +123,18 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     between the codes and their least-squares scale, and the result stands where it beats absmax on
     all elements.
     """
-    # exact, and keeps squares from overflow and underflow
+    # a power of two is exact, and keeps squares from overflow and underflow
     unit = _power_of_two(-torch.frexp(widest)[1])
     start = widest * unit
     sample = _strided_sample(x) * unit.unsqueeze(1)
-    # 1 ... 0.006 of absmax
-    candidates = start * torch.exp2(torch.arange(16, device=x.device) / -2).view(-1, 1)
-    scale = candidates.gather(
-        0, _squared_error(sample, candidates, limit).argmin(0, keepdim=True)
-    ).squeeze(0)
+    factors = torch.exp2(torch.arange(16, device=x.device) / -2)  # 1 ... 0.006
+    candidates = start * factors.view(-1, 1)
+    best = _squared_error(sample, candidates, limit).argmin(0, keepdim=True)
+    scale = candidates.gather(0, best).squeeze(0)
     for _ in range(4):
         codes = (sample / scale.unsqueeze(1)).round_().clamp_(-limit, limit)
         fitted = (sample * codes).sum(1) / codes.square().sum(1)
-        scale = torch.where(fitted > 0, fitted, scale)  # no code at all: 0/0
+        scale = torch.where(fitted > 0, fitted, scale)  # 0/0 where all codes are 0
     error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
     return torch.where(error[0] < error[1] * _SURE, bounded_scale(scale / unit, limit), widest)
 
@@ -145,19 +142,21 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
 def _strided_sample(x: Tensor) -> Tensor:
     """[G, ...] -> [G, M] in the order of the indices, whatever the memory layout.
 
-    The stride shares no factor with the sizes, so that all taps of a kernel and all columns of a
-    matrix are seen.
+    The stride shares no factor with the size of a group, so that all taps of a kernel and all
+    columns of a matrix are seen.
     """
     size = x[0].numel()
     stride = min(math.ceil(x.numel() / _SAMPLE), max(size // _GROUP_SAMPLE, 1))
     while math.gcd(stride, size) > 1:
         stride += 1
-    columns = torch.arange(0, size, stride, device=x.device)
-    return x.take(torch.arange(len(x), device=x.device).view(-1, 1) * size + columns)
+    first = torch.arange(len(x), device=x.device).view(-1, 1) * size
+    return x.take(first + torch.arange(0, size, stride, device=x.device))
 
 
 def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor) -> Tensor:
-    """[G, ...], [K, G] -> [K, G], of ``x * unit``, unit [G]."""
+    """The errors of K candidate scales [K, G] on ``x * unit``, x [G, ...] and unit [G] -> [K, G];
+    in blocks that a cache holds.
+    """
     size = block_size(x) // len(scale)
     unit = unit.view(-1, *[1] * (x.dim() - 1))
     if len(x) == 1:  # one group: cut it along its own first dimension
@@ -165,27 +164,32 @@ def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor)
         return torch.stack([_squared_error(part * unit, scale, limit) for part in rows]).sum(0)
     num_groups = max(1, size // x[0].numel())
     parts = zip(
-        *(torch.split(t, num_groups, dim) for t, dim in ((x, 0), (unit, 0), (scale, 1))),
+        torch.split(x, num_groups),
+        torch.split(unit, num_groups),
+        torch.split(scale, num_groups, dim=1),
         strict=True,
     )
-    return torch.cat(
-        [_squared_error(part * units, steps, limit) for part, units, steps in parts], 1
-    )
+    errors = [_squared_error(part * units, steps, limit) for part, units, steps in parts]
+    return torch.cat(errors, dim=1)
 
 
 def _squared_error(x: Tensor, scale: Tensor, limit: int) -> Tensor:
-    """[G, ...], [K, G] -> [K, G]."""
+    """The sums of squared rounding errors: x [G, ...], K scales [K, G] -> [K, G]."""
     step = scale.view(*scale.shape, *[1] * (x.dim() - 1))
     error = (x * step.reciprocal()).round_().clamp_(-limit, limit).mul_(step).sub_(x)
     return _sum_groups(error.square_(), 2)
 
 
 def wage_alpha(num_inputs: int, bits: int) -> float:
-    """The layer factor of WAGE, ``max(2**round(log2(1.5 * 2**(1-bits) / L)), 1)`` with ``L = sqrt(6
-    / num_inputs)``.
+    """The layer factor of WAGE, ``max(2**round(log2(W_min / L)), 1)`` with ``W_min = 1.5 *
+    2**(1-bits)`` and ``L = sqrt(6 / num_inputs)``.
 
     Source: Wu et al. 2018, "Training and inference with integers in deep neural networks",
     equations 8 and 9.
+
+    Args:
+        num_inputs: The fan-in: the number of weights of one output channel.
+        bits: Bits of the weights.
     """
     widest = 1.5 * 2.0 ** (1 - bits) / math.sqrt(6 / max(num_inputs, 1))
     return float(max(2.0 ** round(math.log2(widest)), 1.0))
@@ -195,16 +199,19 @@ def wage_scale(weight: Tensor, bits: int, weight_bits: int) -> Tensor:
     """The grid of WAGE in units of what the layer multiplies with, ``2**(1-bits) / alpha``: 0-dim.
 
     WAGE keeps weights in [-1, 1] and divides them by alpha in the layer; here the weight is the
-    quotient itself, so that clients of any width hold weights of one meaning. alpha depends on the
-    bits of the forward weights only.
+    quotient itself, so that clients of any width hold weights of one meaning.
+
+    Args:
+        weight: [C, ...].
+        bits: Bits of this grid: of the forward weights, or of the stored ones.
+        weight_bits: Bits of the forward weights, on which alone alpha depends.
     """
-    return torch.full(
-        (), 2.0 ** (1 - bits) / wage_alpha(fan_in(weight), weight_bits), device=weight.device
-    )
+    scale = 2.0 ** (1 - bits) / wage_alpha(fan_in(weight), weight_bits)
+    return torch.full((), scale, device=weight.device)
 
 
 def fan_in(weight: Tensor) -> int:
-    """The number of weights of one output channel."""
+    """The number of weights of one output channel, which is a slice of dimension 0."""
     return math.prod(weight.shape[1:])
 
 
@@ -212,11 +219,9 @@ def wage_shift(x: Tensor) -> Tensor:
     """``2**round(log2 max|x|)``, 0-dim (Wu et al. 2018, equation 5), at least 2**-100; 1/2 if x is
     zero or empty.
     """
-    largest = _absmax(x.float().view(1, *x.shape, 1)).squeeze(0)
+    largest = _absmax(grouped(x, "tensor")).squeeze(0)
     mantissa, exponent = torch.frexp(largest)
-    shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).to(exponent.dtype)).clamp_(
-        min=2.0**-100
-    )
+    shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).int()).clamp_(min=2.0**-100)
     return torch.where(largest.isfinite(), shift, largest)
 
 

@@ -1,27 +1,30 @@
-"""Numbers become grid codes: ``clamp(round(x / scale), -n, n)``, to nearest or stochastically.
+"""Rounding floats to integer codes, ``clamp(round(x / scale), -n, n)``, to nearest or
+stochastically.
 
-Shapes: x is any shape; scale is 0-dim, or [C] for one scale per slice of dimension 0.
+Shapes: x is any shape; a scale is 0-dim, or [C] for one scale per slice of dimension 0. n is the
+largest code, ``2**(bits-1) - 1``.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
 _CPU_BLOCK = 1 << 18
-"""Elements worked on at a time on a CPU: the temporaries of a block stay in cache."""
+"""Elements worked on at a time on a CPU: the temporaries of a block stay in its cache."""
 _DRAWN_WORDS = 1 << 14
 """Random words drawn for a tensor, at most: drawing is most of the time of stochastic rounding."""
 _NOISE_STEP = 2.0**-16 - 2.0**-30
-"""Noise of 16 bits in steps of the grid: by 2**-15 less than half a step to either side."""
+"""The unit of 16-bit noise, in steps of the grid: the noise stays by 2**-15 below half a step."""
 _NARROW = 127
-"""Up to this code the rounding error of ``x / scale`` is less than that."""
+"""The largest code up to which the rounding error of ``x / scale`` is less than these 2**-15."""
 
 
 def levels(bits: int) -> int:
-    """The largest code of a symmetric grid, ``n = 2**(bits-1) - 1``; ValueError unless bits is
-    2..16.
+    """The largest code of a symmetric grid, ``n = 2**(bits-1) - 1``.
+
+    Raises:
+        ValueError: bits is not 2..16.
     """
     if type(bits) is not int or not 2 <= bits <= 16:
         raise ValueError(f"bits must be 2..16, got {bits!r}")
@@ -42,24 +45,36 @@ def grid_codes(
     dtype: torch.dtype,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Codes of float32 ``x`` in ``[-limit, limit]``: nearest (ties to even), or stochastic where a
-    generator is given.
+    """The codes of a tensor: nearest (ties to even), or stochastic where a generator is given.
 
-    The stochastic kind is unbiased to 2**-14 of a step and reproduces values of the grid. Its codes
+    Stochastic rounding is unbiased to 2**-14 of a step and reproduces values of the grid. Its codes
     depend on the generator and on values, never on the memory layout of ``x``; the nearest ones are
     laid out as ``x``.
+
+    Args:
+        x: Float32, any shape.
+        scale: Float32, 0-dim or [C].
+        limit: The largest code.
+        dtype: The dtype of the codes; the caller sees to it that it holds them.
+        generator: The source of stochastic rounding.
+
+    Returns:
+        Whole numbers in ``[-limit, limit]``, the shape of x.
     """
     if generator is None and is_channels_last(x):
-        # in the order of the memory
+        # blocks are cut from contiguous memory: in channels_last, from [B, H, W, C]
         return grid_codes(x.permute(0, 2, 3, 1), scale, limit, dtype).permute(0, 3, 1, 2)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if x.numel() == 0:
+        return out
     blocks = list(_blocks(x, scale, out))
-    sizes = [block.numel() for block, _, _ in blocks]
-    noises = repeat(None) if generator is None else _noises(sizes, generator)
-    for (block, step, target), noise in zip(blocks, noises, strict=False):
-        target.copy_(
-            nearest(block, step, limit) if noise is None else _stochastic(block, step, limit, noise)
-        )
+    if generator is None:
+        for block, step, target in blocks:
+            target.copy_(nearest(block, step, limit))
+        return out
+    noises = _noises([block.numel() for block, _, _ in blocks], generator)
+    for (block, step, target), noise in zip(blocks, noises, strict=True):
+        target.copy_(_stochastic(block, step, limit, noise))
     return out
 
 
@@ -73,8 +88,8 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def matching_blocks(x: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Parts of two tensors, small enough for the cache of a CPU; both are contiguous, or both
-    channels_last.
+    """The same parts of two tensors, in the order of their memory, each small enough for the cache
+    of a CPU; both tensors are contiguous, or both channels_last.
     """
     if is_channels_last(x):
         x, out = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
@@ -87,6 +102,7 @@ def matching_blocks(x: Tensor, out: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
 
 def nearest(x: Tensor, scale: Tensor, limit: int) -> Tensor:
     """``clamp(round(x / scale), -limit, limit)`` in floats; the scale broadcasts."""
+    # times the reciprocal, as everywhere: a quotient may round to another code
     return (x * scale.reciprocal()).round_().clamp_(-limit, limit)
 
 
@@ -96,11 +112,9 @@ def block_size(x: Tensor) -> int:
 
 
 def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Matching blocks of x, its scale and its result, the largest first, each small enough for the
-    cache of a CPU.
+    """Matching blocks of x (not empty), its scale and its result, the largest first, each small
+    enough for the cache of a CPU.
     """
-    if x.numel() == 0:
-        return
     if scale.dim() == 0:
         for block, target in matching_blocks(x.reshape(-1), out.view(-1)):
             yield block, scale, target
@@ -111,33 +125,30 @@ def _blocks(x: Tensor, scale: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Ten
 
 
 def _stochastic(x: Tensor, scale: Tensor, limit: int, noise: Tensor) -> Tensor:
-    """Round up with the probability of the fraction, in float codes; E[code * scale] == x inside
+    """Float codes, rounded up with the probability of the fraction: ``E[code * scale] == x`` inside
     the range.
-
-    The remainder ``x - nearest * scale`` of wide codes is exactly zero for a value of the grid, so
-    that such a value is reproduced whatever the noise; ``x / scale + noise`` would move it now and
-    then, by its rounding error.
     """
     inverse = scale.reciprocal()
     noise = noise.view(x.shape).to(x.device, torch.float32)
     if limit <= _NARROW:
         return (x * inverse).add_(noise, alpha=_NOISE_STEP).round_().clamp_(-limit, limit)
+    # The remainder of wide codes is exactly 0 for a value of the grid, which is so reproduced
+    # whatever the noise; x / scale + noise would move it now and then, by its rounding error.
     codes = nearest(x, scale, limit)
     remainder = (x - codes * scale).mul_(inverse)
     return remainder.add_(noise, alpha=_NOISE_STEP).round_().add_(codes).clamp_(-limit, limit)
 
 
 def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
-    """Uniform int16 noise for each block of up to ``sizes[0]`` elements; two come from each 32-bit
-    word.
+    """Uniform int16 noise for each block, of which the first is the largest.
 
-    Few random words are drawn. Each block multiplies them by odd keys of its own, which spreads
-    each bit over the higher ones, and combines each half with its neighbour: a tenth of the time of
-    drawing, without a pattern.
+    Few random words of 32 bits are drawn, and each gives two values. Each block multiplies them by
+    odd keys of its own, which spreads each bit over the higher ones, and combines each half with
+    its neighbour: a tenth of the time of drawing, without a pattern.
     """
-    needed = sizes[0] // 2 + 1 if sizes else 0
+    needed = sizes[0] // 2 + 1  # the last half needs a neighbour too
     words = _words(min(needed, _DRAWN_WORDS), generator)
-    num_keys = -(-needed // max(len(words), 1))
+    num_keys = -(-needed // len(words))
     keys = _words(len(sizes) * num_keys, generator).bitwise_or_(1).view(len(sizes), num_keys, 1)
     for size, block_keys in zip(sizes, keys, strict=True):
         halves = (words * block_keys).view(-1).view(torch.int16)
@@ -146,5 +157,6 @@ def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
 
 def _words(count: int, generator: torch.Generator) -> Tensor:
     """Random int32 words, on the device of the generator."""
+    # in pairs, as int64: a full range of int32 takes twice as long to draw
     words = torch.empty(-(-count // 2), dtype=torch.int64, device=generator.device)
     return words.random_(-(1 << 63), None, generator=generator).view(torch.int32)[:count]

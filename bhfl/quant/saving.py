@@ -1,9 +1,8 @@
-"""Fewer bytes from the forward to the backward pass: what autograd saves of activations, in
-integers.
+"""Fewer bytes from the forward to the backward pass: autograd saves activations as integers.
 
-Layers computed in integers keep int8 codes of their input anyway. What norms, attention and
-activation functions between them save is float32, and in most networks more; this is for it, and
-for float layers too.
+Layers that compute in integers keep int8 codes of their input anyway. What the norms, attention and
+activation functions between them save is float32, and more in most networks; this module is for
+that, and for float layers too.
 """
 
 import math
@@ -25,29 +24,26 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SMALLEST = 1 << 12
 """Tensors of fewer elements are saved as they are: encoding them takes longer than it is worth."""
 _WIDEST, _NARROWEST = 256, 16
-"""Elements behind one another in memory that have a range of their own: at most, and at least where
-rows matter.
+"""The most elements behind one another in memory that share a range, and the fewest where a group
+must not cross rows.
 """
 
 _PRODUCTS = {"matmul", "rmatmul", "mm", "bmm", "einsum"}
 """Functions of which all operands are saved in 8 bits."""
+_LAYERS = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
+_POOLS = {"max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"}
+_ELEMENTWISE = {"mul", "rmul", "dropout", "gelu", "silu", "mish", "celu", "glu"}
 _NORMS_OF_ROWS = {"layer_norm", "rms_norm"}
 _NORMS_OF_CHANNELS = {"batch_norm", "group_norm", "instance_norm"}
-_EIGHT_BITS = {
-    *(
-        "linear",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-    ),
-    *("mul", "rmul", "dropout", "gelu", "silu", "mish", "celu", "glu"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *_NORMS_OF_ROWS,
-    *_NORMS_OF_CHANNELS,
-}
+_EIGHT_BITS = _LAYERS | _POOLS | _ELEMENTWISE | _NORMS_OF_ROWS | _NORMS_OF_CHANNELS
 """Functions whose input is saved in 8 bits. Their gradients vary as it does; those of others divide
 by it, take its exponential, jump as those of leaky ReLUs do, or vanish where a probability is close
 to 1.
@@ -58,6 +54,12 @@ them.
 """
 
 Restore = Callable[[], Tensor]
+"""A function that gives a saved tensor back."""
+Grouping = tuple[tuple[int, ...], int]
+"""How the elements of a tensor are cut into groups of one range, see `_grouping`."""
+Form = tuple[int | None, Grouping | None]
+"""How a tensor is saved: the bits of its codes and their grouping; `_AS_IT_IS` is the plain one."""
+_AS_IT_IS: Form = (None, None)
 
 
 @contextmanager
@@ -71,18 +73,18 @@ def save_in_int8() -> Iterator[None]:
             loss = F.cross_entropy(model(x), y)
         loss.backward()
 
-    * Of a ReLU one bit an element is saved; its gradient is exact.
+    * A ReLU saves one bit an element; its gradient is exact.
     * Inputs of layers, products, norms, pooling and smooth activation functions become codes of 8
       bits, rounded to nearest, with a range for each 256 elements or fewer, or each channel (after
-      Chen et al. 2021, "ActNN"); those of attention codes of 16 bits. What is computed from them
-      backward is off by about half a step of these ranges.
+      Chen et al. 2021, "ActNN"); those of attention become codes of 16 bits. What backward computes
+      from them is off by about half a step of these ranges.
     * Indices, as those of pooling, become int16 where they fit; their gradient is exact.
-    * All else is saved as it is: parameters, batches of data, losses, statistics of norms,
-      functions that are not named here (recurrent ones among them), float64, what is not finite,
-      and tensors of less than 4,096 elements.
+    * All else is saved as it is: parameters, batches of data, losses, statistics of norms, what
+      functions that are not named here save (recurrent ones among them), float64, what is not
+      finite, and tensors of less than 4,096 elements.
 
     Saving and restoring takes one to two nanoseconds an element. Compiled models save what their
-    compiler chose. Like the checks of autograd, it does not notice changes through ``.data``.
+    compiler chose. Like the checks of autograd, this does not notice changes through ``.data``.
     """
     saving = _Saving()
     with torch.autograd.graph.saved_tensors_hooks(saving.save, lambda restore: restore()), saving:
@@ -90,8 +92,14 @@ def save_in_int8() -> Iterator[None]:
 
 
 class _Saving(TorchFunctionMode):
-    """A hook is not told who saves the tensor that it is given: functions are noticed on their
-    way.
+    """The hook that saves a tensor, and the function that saves it: autograd does not tell a hook
+    which function that is, and so this mode notes every call.
+
+    Attributes:
+        function: The name of the function that is running.
+        arguments: The arguments of that function.
+        saved: What was made of tensors that exist, by tensor and form: their storage, and the way
+            back.
     """
 
     def __init__(self) -> None:
@@ -111,7 +119,7 @@ class _Saving(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
         before = self.function, self.arguments
-        # of any name
+        # an operator that a library registers may have any name, also one of those above
         custom = isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
         self.function = "" if custom else getattr(func, "__name__", "").strip("_")
         self.arguments = *args, *kwargs.values()
@@ -121,60 +129,58 @@ class _Saving(TorchFunctionMode):
             self.function, self.arguments = before
 
     def save(self, x: Tensor) -> Restore:
-        """Something that holds less than a tensor and gives it back; the same for all who save the
-        same.
+        """Something that holds less memory than a tensor and gives it back; one and the same for
+        all functions that save the same tensor in the same form.
         """
         if type(x) is not Tensor or x.numel() < _SMALLEST or not _has_its_elements(x):
             return _as_it_is(x)
+        tensors = [argument for argument in self.arguments if isinstance(argument, Tensor)]
+        given = any(_is_given(x, argument) for argument in tensors)
         if x.dtype == torch.int64:
-            given = any(_is_given(x, argument) for argument in self.tensors())
             return _as_it_is(x) if given else _short(x)
-        bits = self.bits(x) if x.dtype in _FLOATS else None
+        bits = None if given or x.dtype not in _FLOATS else self.bits(x, tensors)
         grouping = _grouping(self.function, x)
-        for form in (None, (bits, grouping)):  # what somebody holds as it is costs nothing more
-            if restore := self.known(x, form):
-                return restore
+        form = (bits, grouping)
+        # what another function holds as it is costs no more memory
+        if restore := self.known(x, _AS_IT_IS) or self.known(x, form):
+            return restore
         if bits is None or grouping is None:
-            return self.remember(x, None, _as_it_is(x))
-        return self.remember(
-            x, (bits, grouping), _signs(x) if bits == 1 else _codes(x, bits, *grouping)
-        )
+            return self.remember(x, _AS_IT_IS, _as_it_is(x))
+        return self.remember(x, form, _signs(x) if bits == 1 else _codes(x, bits, grouping))
 
-    def remember(self, x: Tensor, form: Any, restore: Restore) -> Restore:
-        """Know it again for as long as x and a graph with it exist."""
-        key, storage = (_identity(x), form), StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
+    def remember(self, x: Tensor, form: Form, restore: Restore) -> Restore:
+        """Keep what was made of x for as long as x and a graph with it exist."""
+        key = _identity(x), form
+        storage = StorageWeakRef(x.untyped_storage())  # type: ignore[no-untyped-call]
         self.saved[key] = storage, weakref.ref(restore, lambda _: self.saved.pop(key, None))
         return restore
 
-    def known(self, x: Tensor, form: Any) -> Restore | None:
-        """What was made of x in this form."""
+    def known(self, x: Tensor, form: Form) -> Restore | None:
+        """What was made of x in this form, if anything was."""
         if entry := self.saved.get((_identity(x), form)):
             storage, restore = entry
+            # other tensors may have come to lie where one was
             return None if storage.expired() else restore()
         return None
 
-    def tensors(self) -> list[Tensor]:
-        """The arguments of the function of the moment that are tensors."""
-        return [argument for argument in self.arguments if isinstance(argument, Tensor)]
-
-    def bits(self, x: Tensor) -> int | None:
-        """The bits in which the function of the moment saves x; None where it stays as it is."""
-        tensors = self.tensors()
-        given = any(_is_given(x, argument) for argument in tensors)
-        if given or isinstance(x._base, torch.nn.Parameter):
+    def bits(self, x: Tensor, tensors: list[Tensor]) -> int | None:
+        """The bits in which the running function, with these arguments, saves x; None where x stays
+        as it is.
+        """
+        if isinstance(x._base, torch.nn.Parameter):  # a view of a weight
             return None
         if self.function == "relu":
             return 1
         if self.function in _PRODUCTS:
             return 8
-        if not tensors or x.numel() != tensors[0].numel():  # weights, statistics
+        if not tensors or x.numel() != tensors[0].numel():  # a weight, or statistics of a norm
             return None
         if self.function in _SIXTEEN_BITS:
             return 16
         return 8 if self.function in _EIGHT_BITS else None
 
 
-def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:
+def _grouping(function: str, x: Tensor) -> Grouping | None:
     """How elements in the order of the memory are cut into groups; None if they would be too small.
 
     A norm divides by the deviation of a row or a channel, so that no group may hold two of these,
@@ -184,42 +190,42 @@ def _grouping(function: str, x: Tensor) -> tuple[tuple[int, ...], int] | None:
         The shape of a piece, ``(width,)`` or ``(height, width)``, and the dimension of it that a
         group runs along.
     """
-    order, last = _order(x), x.dim() - 1
-    if function in _NORMS_OF_CHANNELS and order[-1] == 1:
+    order = _order(x)
+    last = x.dim() - 1
+    if function in _NORMS_OF_CHANNELS and order[-1] == 1:  # channels_last: a column is a channel
         pixels = x.numel() // x.shape[1] if function == "batch_norm" else math.prod(x.shape[2:])
-        # narrow columns are slow
+        # narrow matrices are slow: a line of a piece is several pixels
         together = math.gcd(pixels, max(1, min(_WIDEST // x.shape[1], pixels // 64)))
         height = _size(pixels // together) if order[0] == 0 else 0
         return ((height, together * x.shape[1]), -2) if height else None
     if function in _NORMS_OF_CHANNELS:
         width = _size(math.prod(x.shape[2:])) if order == [*range(x.dim())] else 0
-        return ((width,), -1) if width else None
-    if function in _NORMS_OF_ROWS:
+    elif function in _NORMS_OF_ROWS:
         width = _size(x.shape[last]) if order[-1] == last else 0
-        return ((width,), -1) if width else None
-    row = 1
-    for i in reversed(order):
-        row *= x.shape[i] if row < _WIDEST // 2 else 1
-    return (_size(row) or _WIDEST,), -1
+    else:
+        row = 1  # as many of the innermost dimensions as make a group that is not too small
+        for i in reversed(order):
+            row *= x.shape[i] if row < _WIDEST // 2 else 1
+        width = _size(row) or _WIDEST
+    return ((width,), -1) if width else None
 
 
 @cache
 def _size(row: int) -> int:
-    """The most elements of a group, where rows of so many are cut into groups of one size; 0 if
-    there is no such.
-    """
+    """The largest size of a group that divides a row of this many elements; 0 if there is none."""
     return max((size for size in range(_NARROWEST, _WIDEST + 1) if row % size == 0), default=0)
 
 
 def _identity(x: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common that hold the same values in the same memory."""
     return x.data_ptr(), x._version, x.shape, x.stride(), x.dtype
 
 
 def _is_given(x: Tensor, argument: Tensor) -> bool:
-    """Whether x is an argument that was not computed: parameters and data are there anyway."""
+    """Whether x is an argument that was not computed: parameters and data stay in memory anyway."""
     try:
         return argument.grad_fn is None and argument.data_ptr() == x.data_ptr()
-    except RuntimeError:  # sparse tensors and those of torch.func have no place of their own
+    except RuntimeError:  # sparse tensors and those of torch.func have no data_ptr
         return False
 
 
@@ -235,7 +241,7 @@ def _has_its_elements(x: Tensor) -> bool:
 
 
 def _as_it_is(x: Tensor) -> Restore:
-    """The tensor without its graph, which would be a circle if x is a result."""
+    """Save a tensor without its graph, which would hold a result of itself and never be freed."""
     kept, version = x.detach(), x._version
 
     def restore() -> Tensor:
@@ -250,7 +256,7 @@ def _as_it_is(x: Tensor) -> Restore:
 
 
 def _short(x: Tensor) -> Restore:
-    """Integers in 16 bits, where they fit."""
+    """Save int64 in 16 bits, where the values fit."""
     if x.amin() < -(1 << 15) or x.amax() >= 1 << 15:
         return _as_it_is(x)
     short = x.to(torch.int16)
@@ -258,35 +264,37 @@ def _short(x: Tensor) -> Restore:
 
 
 def _signs(x: Tensor) -> Restore:
-    """Save where the result of a ReLU is positive, which is all that its gradient asks: 1 there,
-    and 0 elsewhere.
+    """Save where the result of a ReLU is positive, which is all that its gradient asks: what comes
+    back is 1 there, and 0 elsewhere.
     """
     flat, back = _in_memory_order(x)
+    # a code of one bit is -1 or 0
     bits = pack((flat <= 0).view(torch.int8).neg_(), 1)
     count = x.numel()
     dtype = x.dtype
     return lambda: back(unpack(bits, 1, count).add_(1).to(dtype))
 
 
-def _codes(x: Tensor, bits: int, piece: tuple[int, ...], dim: int) -> Restore:
-    """Affine codes from the least to the largest value of each group; see `_grouping`."""
+def _codes(x: Tensor, bits: int, grouping: Grouping) -> Restore:
+    """Save affine codes of 8 or 16 bits, from the least to the largest value of each group."""
+    piece, dim = grouping
     flat, back = _in_memory_order(x)
     half = 1 << (bits - 1)
+    last = 2 * half - 1
     codes = torch.empty_like(flat, dtype=torch.int8 if bits == 8 else torch.int16)
     dtype = x.dtype
     grids = []
     for values, target in zip(_pieces(flat, piece), _pieces(codes, piece), strict=True):
-        low, high = values.amin(dim, keepdim=True).float(), values.amax(dim, keepdim=True).float()
-        step = (high / (2 * half - 1) - low / (2 * half - 1)).clamp_(
-            min=torch.finfo(torch.float32).tiny
-        )
+        low = values.amin(dim, keepdim=True).float()
+        high = values.amax(dim, keepdim=True).float()
+        # each divided by itself: their difference may be more than the largest float
+        step = (high / last - low / last).clamp_(min=torch.finfo(torch.float32).tiny)
         middle = low + half * step
         if not torch.isfinite(middle).all():
             return _as_it_is(x)
         inverse = step.reciprocal()
-        target.copy_(
-            (values.float() * inverse).sub_(middle * inverse).round_().clamp_(-half, half - 1)
-        )
+        exact = (values.float() * inverse).sub_(middle * inverse)
+        target.copy_(exact.round_().clamp_(-half, half - 1))
         grids.append((step, middle))
 
     def restore() -> Tensor:
@@ -301,8 +309,8 @@ def _codes(x: Tensor, bits: int, piece: tuple[int, ...], dim: int) -> Restore:
 
 
 def _pieces(flat: Tensor, piece: tuple[int, ...]) -> list[Tensor]:
-    """[N] -> some pieces at a time, as many as the cache of a CPU holds; the rest of N is a piece
-    of its own.
+    """Views [pieces, *piece] of [N], each of as many pieces as the cache of a CPU holds; what is
+    left of N is the last one, [1, rest].
     """
     size = math.prod(piece)
     whole = flat.numel() // size * size
@@ -316,10 +324,11 @@ def _order(x: Tensor) -> list[int]:
 
 
 def _in_memory_order(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The elements as they lie in memory, [N], and the way back from such a vector to the shape of
-    x.
+    """The elements as they lie in memory, [N], and the way back from such a vector to the shape and
+    the memory format of x.
     """
     order = _order(x)
     there = x.detach().permute(order)
-    shape, inverse = there.shape, [order.index(i) for i in range(x.dim())]
+    shape = there.shape
+    inverse = [order.index(i) for i in range(x.dim())]
     return there.reshape(-1), lambda flat: flat.view(shape).permute(inverse)

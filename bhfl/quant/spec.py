@@ -1,8 +1,8 @@
-"""BitSpec: how many bits each tensor of a client has, and how the range of its weights is found."""
+"""BitSpec: how many bits each tensor of a layer has, and how the range of its weights is found."""
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -14,22 +14,23 @@ Granularity = Literal["tensor", "channel"]
 
 FLOAT_BITS = 32
 LONGEST_NAME = 100
-"""Bytes of a name in UTF-8: names of files are made of it."""
+"""The most bytes of a name in UTF-8: names of files are made of it."""
 _WIDTHS = ("weights", "activations", "errors", "gradients", "storage")
+"""The fields of a BitSpec that are widths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitSpec:
-    """Bits of everything a client computes with; 32 means float32, untouched.
+    """Bits of everything that a layer computes with; 32 means float32, untouched.
 
     Attributes:
         weights: Bits of the weights in the forward pass, 2..16 or 32.
         activations: Bits of the input of each layer, 2..16 or 32.
         errors: Bits of the back-propagated error at the output of each layer, 2..16 or 32.
         gradients: Bits of the gradient of each weight, 2..16 or 32.
-        storage: Bits of the weights kept between optimiser steps. 32 keeps float32 shadow weights
-            inside the round; fewer bits mean that only codes exist (strict), and must be at least
-            ``weights``.
+        storage: Bits of the weights kept between optimiser steps, at least ``weights``. 32 keeps
+            float32 shadow weights; with fewer, strict storage, the weights are values of a grid
+            after each step (:func:`bhfl.quant.store_`).
         range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
         granularity: One scale for the tensor, or one for each output channel (dimension 0).
         name: What metrics call this spec; not part of its identity.
@@ -51,8 +52,8 @@ class BitSpec:
     def __post_init__(self) -> None:
         for key in _WIDTHS:
             _check_bits(f"BitSpec.{key}", getattr(self, key))
-        _check_choice("BitSpec.range_rule", self.range_rule, known_rules())
-        _check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
+        check_choice("BitSpec.range_rule", self.range_rule, known_rules())
+        check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
             raise ValueError(
                 f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}"
@@ -91,8 +92,8 @@ class BitSpec:
 
     @property
     def label(self) -> str:
-        """A tag for metrics: the name, else the preset this spec equals, else the widths; distinct
-        specs differ.
+        """A tag for metrics: the name, or the preset that this spec equals, or the widths; distinct
+        specs without a name have distinct tags.
 
         >>> BitSpec(weights=4, activations=8, granularity="channel").label
         'w4a8-channel'
@@ -102,43 +103,38 @@ class BitSpec:
         for preset in (*PRESETS.values(), *map(_integer, range(2, 17))):
             if self == preset:
                 return preset.name
-        widths = "".join(
-            f"{key[0]}{getattr(self, key)}"
-            for key in _WIDTHS[2:]
-            if getattr(self, key) < FLOAT_BITS
-        )
-        rule = "" if self.range_rule == "absmax" else f"-{self.range_rule}"
-        per_channel = "" if self.granularity == "tensor" else "-channel"
-        return f"w{self.weights}a{self.activations}{widths}{rule}{per_channel}"
+        label = f"w{self.weights}a{self.activations}"
+        for key in ("errors", "gradients", "storage"):
+            if (bits := getattr(self, key)) < FLOAT_BITS:
+                label += f"{key[0]}{bits}"
+        if self.range_rule != "absmax":
+            label += f"-{self.range_rule}"
+        return label if self.granularity == "tensor" else f"{label}-channel"
 
     @classmethod
     def parse(cls, value: "BitSpec | int | str | Mapping[str, Any]") -> "BitSpec":
-        """The spec that a value of a configuration file means.
+        """Read a spec as a configuration file may write it.
 
         Args:
             value: A spec; a width (``8``, ``"8"``); the name of a preset (``"ternary"``) or
                 ``"int<bits>"``; or a mapping of the fields of this class.
 
         Raises:
-            ValueError: The value means no spec; the message names the nearest one that does.
+            ValueError: The value does not describe a spec; the message names the nearest that does.
         """
         if isinstance(value, BitSpec):
             return value
         if isinstance(value, Mapping):
-            return cls._from_mapping(value)
+            known = [f.name for f in fields(cls)]
+            for key in value:
+                if key not in known:
+                    raise ValueError(
+                        f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}"
+                    )
+            return cls(**value)
         if isinstance(value, str):
             return _from_name(value)
         return _from_bits(value)
-
-    @classmethod
-    def _from_mapping(cls, value: Mapping[str, Any]) -> "BitSpec":
-        known = [f.name for f in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise ValueError(
-                    f"BitSpec has no key {key!r}{_hint(key, known)}; keys: {', '.join(known)}"
-                )
-        return cls(**value)
 
 
 def _check_bits(key: str, bits: object) -> None:
@@ -147,8 +143,9 @@ def _check_bits(key: str, bits: object) -> None:
         raise ValueError(f"{key} must be 2..16 or 32, got {bits!r}")
 
 
-def _check_choice(key: str, value: object, choices: Iterable[str]) -> None:
-    if value not in (known := list(choices)):
+def check_choice(key: str, value: object, known: Collection[str]) -> None:
+    """ValueError, with the nearest of them, for a value that is not one of some words."""
+    if value not in known:
         raise ValueError(
             f"{key} must be one of {', '.join(known)}, got {value!r}{_hint(value, known)}"
         )
@@ -160,14 +157,12 @@ def _hint(value: object, known: Iterable[str]) -> str:
 
 
 def _integer(bits: int) -> BitSpec:
-    """Training at one width; below 6 bits absmax would round most weights to zero, and activations
-    keep 8 bits.
-    """
+    """The spec of training at one width."""
     if bits >= 6:
         return BitSpec(weights=bits, activations=bits, name=f"int{bits}")
-    return BitSpec(
-        weights=bits, activations=8, range_rule="mse", name="ternary" if bits == 2 else f"int{bits}"
-    )
+    # absmax would round most weights to zero
+    name = "ternary" if bits == 2 else f"int{bits}"
+    return BitSpec(weights=bits, activations=8, range_rule="mse", name=name)
 
 
 PRESETS: dict[str, BitSpec] = {

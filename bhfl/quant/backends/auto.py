@@ -1,10 +1,9 @@
 """Backends ``auto...``: integer products for the layers that are faster by them, ``fake`` for the
 others.
 
-Small layers lose more by quantising in passes of their own than they gain in the product. What is
-small is read from a table of channels, by device and kind of layer, which :func:`bhfl.quant.tune`
-measures anew. What was chosen is said by :func:`bhfl.quant.backend_choices` and by
-``print(model)``.
+Small layers lose more by quantising in passes of their own than they gain in the product. A table
+says which are small, by device and kind of layer: :func:`bhfl.quant.tune` measures it anew.
+:func:`bhfl.quant.backend_choices` and ``print(model)`` show what was chosen.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bhfl.quant.backends.base import FAKE, Backend
-from bhfl.quant.backends.shapes import device_of
+from bhfl.quant.backends.shapes import device_of, kernel_shape, product_of
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
 
 FAST = {"auto": "int8", "auto-bfloat16": "int8-bfloat16", "auto-integer": "integer"}
-"""The backends of this kind, and what each takes where it is faster."""
+"""The backends of this kind, and the one that each takes where it is faster."""
 
 NEVER = 1 << 62
 """More channels than any layer has."""
@@ -36,8 +35,8 @@ TABLE: dict[tuple[str, str, str], int] = {
     ("cuda", "int8-bfloat16", "linear"): 1024,
     ("cuda", "integer", "linear"): 1024,
 }
-"""Device type, backend, kind of layer -> the channels from which the backend is faster; none for
-never.
+"""Device type, backend, kind of layer -> the number of channels from which the backend is faster;
+what is never faster has no entry.
 """
 
 
@@ -46,18 +45,17 @@ class Auto(Backend):
 
     Args:
         name: See :class:`Backend`.
-        fast: The backend to take.
+        fast: The backend to take where it is faster.
     """
 
     def __init__(self, name: str, fast: Backend) -> None:
-        self.name, self.fast = name, fast
+        self.name = name
+        self.fast = fast
 
     def chosen_for(self, layer: QuantLayer) -> Backend:
         """See :class:`Backend`."""
-        device = device_of(layer).type
-        if num_channels(layer) < TABLE.get(
-            (device, self.fast.name, kind(layer)), NEVER
-        ) or self.fast.refusal(layer):
+        key = (device_of(layer).type, self.fast.name, kind(layer))
+        if num_channels(layer) < TABLE.get(key, NEVER) or self.fast.refusal(layer):
             return FAKE
         return self.fast
 
@@ -70,23 +68,17 @@ def kind(layer: nn.Module) -> str:
     """The word of the table for a layer; a convolution that sees one pixel at a time is a linear
     layer.
     """
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return "conv" if max(layer.kernel_size) > 1 else "linear"
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and max(layer.kernel_size) > 1:
+        return "conv"
     return "linear"
 
 
 def num_channels(layer: nn.Module) -> int:
-    """The harmonic mean of the inputs and outputs of a layer: what it multiplies for each value
-    that it quantises.
+    """The harmonic mean of the numbers of inputs and outputs of a layer, in one group: how often it
+    multiplies each value that it quantises. 0 where it has no integer product.
     """
-    if isinstance(layer, nn.MultiheadAttention):
-        return _harmonic_mean(layer.embed_dim, 3 * layer.embed_dim)
-    if isinstance(layer, nn.Linear):
-        return _harmonic_mean(layer.in_features, layer.out_features)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
-        return _harmonic_mean(layer.in_channels // layer.groups, layer.out_channels // layer.groups)
-    return 0
-
-
-def _harmonic_mean(a: int, b: int) -> int:
-    return 2 * a * b // (a + b)
+    if product_of(layer) is None:
+        return 0
+    num_outputs, num_inputs, *_ = kernel_shape(layer)
+    num_outputs //= getattr(layer, "groups", 1)
+    return 2 * num_inputs * num_outputs // (num_inputs + num_outputs)

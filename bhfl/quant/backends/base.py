@@ -1,8 +1,7 @@
-"""What a backend is: one way to compute the product of a quantised layer, with the codes that its
-BitSpec asks for.
+"""What a backend is: one way to compute the product of a quantised layer.
 
 A :class:`~bhfl.quant.BitSpec` says which numbers a layer multiplies; a backend says how they are
-multiplied. Every backend sees the same codes of weights and activations, so that a model may change
+multiplied. Every backend gets the same codes of weights and activations, so that a model may change
 its backend at any time. Where a backend cannot compute a layer, ``fake`` does, and one warning says
 so.
 """
@@ -26,7 +25,7 @@ class BackendWarning(UserWarning):
 
 
 class Backend(ABC):
-    """Computes ``product(quantised input, quantised weight) + bias`` of layers; holds nothing of
+    """Computes ``product(quantised input, quantised weight) + bias`` of layers, and has no state of
     any of them.
 
     Attributes:
@@ -44,26 +43,35 @@ class Backend(ABC):
         return ""
 
     def chosen_for(self, layer: QuantLayer) -> Backend:
-        """The backend that really computes a layer: this one, or another one that it chooses, or
+        """The backend that really computes a layer: this one, another one that it chooses, or
         ``fake``.
         """
         return FAKE if self.refusal(layer) else self
 
     def report(self, layer: QuantLayer) -> bool:
-        """Whether this backend refuses a layer, which is warned of once for each reason."""
-        if reason := self.refusal(layer):
-            report_once(
-                f"backend {self.name!r} cannot compute a {type(layer).__name__}: {reason}; it runs "
-                "as 'fake'"
-            )
-        return bool(reason)
+        """Whether this backend refuses a layer; each reason is warned of once."""
+        reason = self.refusal(layer)
+        if not reason:
+            return False
+        message = (
+            f"backend {self.name!r} cannot compute a {type(layer).__name__}: {reason}; it runs as "
+            "'fake'"
+        )
+        if message not in _REPORTED:
+            _REPORTED.add(message)
+            warnings.warn(message, BackendWarning, stacklevel=2)
+        return True
 
     def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
-        """The output of a layer, or that of ``fake`` with a warning where this backend refuses
-        it.
+        """The output of a layer; that of ``fake``, with a warning, where this backend refuses it.
+
+        Args:
+            layer: The layer.
+            x: Its input, float, in the shape that the layer of torch takes.
         """
-        fake = exporting() or self.report(layer)
-        return FAKE.compute(layer, x) if fake else self.compute(layer, x)
+        if exporting() or self.report(layer):
+            return FAKE.compute(layer, x)
+        return self.compute(layer, x)
 
     @abstractmethod
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
@@ -71,25 +79,24 @@ class Backend(ABC):
 
 
 class EagerBackend(Backend):
-    """A backend that no compiler sees through: a compiled program stops for it, an exported one
-    computes with fake.
+    """A backend that ``torch.compile`` cannot trace: a compiled program leaves the graph for it,
+    and an exported one computes with fake.
     """
 
     def forward(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         if torch.compiler.is_dynamo_compiling() and not exporting():
-            # a decorator would import the compiler along with this file
+            # as a decorator, this would import the compiler along with this file
             eager: Callable[[QuantLayer, Tensor], Tensor] = torch.compiler.disable(super().forward)  # type: ignore[no-untyped-call]
             return eager(layer, x)
-        return (
-            FAKE.compute(layer, x) if torch.compiler.is_compiling() else super().forward(layer, x)
-        )
+        if torch.compiler.is_compiling():
+            return FAKE.compute(layer, x)
+        return super().forward(layer, x)
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` is at work; ``is_exporting()`` says so of every compiler up to torch
-    2.11.
-    """
+    """Whether ``torch.export`` is tracing."""
+    # up to torch 2.11, torch.compiler.is_exporting() is true under every compiler
     return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
@@ -104,14 +111,9 @@ class Fake(Backend):
 
 
 FAKE = Fake()
+"""What computes a layer where another backend does not."""
 _REPORTED: set[str] = set()
-
-
-def report_once(message: str) -> None:
-    """One :class:`BackendWarning` for each message in the life of the process."""
-    if message not in _REPORTED:
-        _REPORTED.add(message)
-        warnings.warn(message, BackendWarning, stacklevel=2)
+"""The warnings that this process has given."""
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

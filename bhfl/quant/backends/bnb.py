@@ -1,11 +1,13 @@
 """Backend ``bitsandbytes``: linear layers by the int8 products of that package (those of its
-``Linear8bitLt``).
+``Linear8bitLt``, Dettmers et al. 2022, "LLM.int8()").
 
-It quantises each row of the weight, so its codes are ours where the spec has one absmax scale for
-each output channel, and rows of the input on CUDA; on a CPU it multiplies the codes of the weight
-as floats and leaves the input as it is. It computes in float16 on CUDA. Its faults are kept away:
-inputs of more than two dimensions are flattened, autocast is off inside, and codes never outlive
-the forward pass, so that none are stale after ``load_state_dict``.
+The package quantises each row of the weight, so its codes are ours where the spec has one absmax
+scale for each output channel. On CUDA it also quantises each row of the input, and computes in
+float16; on a CPU it multiplies the codes of the weight as floats and leaves the input as it is.
+
+Three of its faults are worked around: inputs of more than two dimensions are flattened, autocast is
+off inside, and codes never outlive the forward pass, so that none are stale after
+``load_state_dict``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class BitsAndBytes(EagerBackend):
-    """See the head of this file."""
+    """The backend ``bitsandbytes``; see the head of this file."""
 
     name = "bitsandbytes"
 
@@ -37,16 +39,10 @@ class BitsAndBytes(EagerBackend):
         spec = layer.spec
         if not isinstance(layer, nn.Linear):
             return "it has linear layers only"
-        if (spec.weights, spec.activations, spec.range_rule, spec.granularity) != (
-            8,
-            8,
-            "absmax",
-            "channel",
-        ):
-            return (
-                f"it needs {{weights: 8, activations: 8, granularity: channel}}, got {spec.label}"
-            )
-        return ""
+        found = (spec.weights, spec.activations, spec.range_rule, spec.granularity)
+        if found == (8, 8, "absmax", "channel"):
+            return ""
+        return f"it needs {{weights: 8, activations: 8, granularity: channel}}, got {spec.label}"
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`."""
@@ -58,7 +54,7 @@ class BitsAndBytes(EagerBackend):
             rows = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
             weight = layer.forward_weight()
             if weight.requires_grad:
-                # it looks at the grad of the weight, which torch else warns of
+                # the package reads weight.grad, of which torch warns at a tensor without one
                 weight.retain_grad()
             y: Tensor = matmul(rows, weight, bias=layer.bias, state=new_state())
         return y.view(*x.shape[:-1], y.shape[-1]).to(dtype)
@@ -66,9 +62,9 @@ class BitsAndBytes(EagerBackend):
 
 @cache
 def _package() -> tuple[Any, Any]:
-    """The product and its state; an import of seconds, so only for who wants it."""
+    """The function that multiplies, and the class of its state."""
     try:
-        package = importlib.import_module("bitsandbytes")
+        package = importlib.import_module("bitsandbytes")  # takes seconds, so only when needed
     except Exception as error:  # a broken CUDA set-up raises anything
         message = (
             f"backend 'bitsandbytes' cannot import bitsandbytes ({error}): "

@@ -1,7 +1,6 @@
-"""Tensors as int8 codes, the operands of integer products.
+"""Tensors as int8 codes, the operands of integer products: ``value = (code - zero) * scale``.
 
-Legend: x input, w weight, g error (the gradient of the output); all codes int8, float value = (code
-- zero) * scale.
+Legend: x input, w weight, g error, which is the gradient of the output; all codes are int8.
 """
 
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Codes:
     Attributes:
         values: int8, any shape.
         scale: float32, 0-dim, or [C] for one scale per slice of dimension 0.
-        zero: int32, 0-dim: the code of 0.0; None for symmetric codes, whose zero is 0.
+        zero: The zero point, int32, 0-dim; None for symmetric codes, whose zero point is 0.
     """
 
     values: Tensor
@@ -32,7 +31,9 @@ class Codes:
     zero: Tensor | None = None
 
     def whole(self, dtype: torch.dtype) -> Tensor:
-        """``code - zero``, in [-255, 255], which bfloat16 holds exactly."""
+        """``code - zero`` in a floating dtype: whole numbers in [-255, 255], which bfloat16 holds
+        exactly.
+        """
         values = self.values.to(dtype)
         return values if self.zero is None else values.sub_(self.zero.to(dtype))
 
@@ -42,13 +43,14 @@ def input_codes(x: Tensor, bits: int) -> Codes:
     to the bit.
 
     Args:
-        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes are so
-            too.
+        x: Floating, not empty, [M, K] contiguous or [B, C, H, W] channels_last; the codes have the
+            same memory format.
         bits: 2..8.
     """
     low, scale = activation_range(x, (1 << bits) - 1)
     inverse = scale.reciprocal()
-    shift = -128 - (low * inverse).round_()  # the code of the lowest value is the first, -128
+    # the zero point for which the code of the lowest value is the first one, -128
+    shift = -128 - (low * inverse).round_()
     values = torch.empty_like(x, dtype=torch.int8)
     for block, target in matching_blocks(x, values):
         target.copy_((block.float() * inverse).round_().add_(shift))
@@ -56,16 +58,17 @@ def input_codes(x: Tensor, bits: int) -> Codes:
 
 
 def error_codes(g: Tensor, generator: torch.Generator) -> Codes:
-    """Symmetric codes of an error with the range of this very tensor, rounded stochastically:
-    unbiased.
+    """Symmetric codes of an error with the dynamic range of the tensor, rounded stochastically and
+    so without bias.
 
     An error that is on such a grid already (``BitSpec.errors == 8``) keeps its values.
+
+    Args:
+        g: [M, N] contiguous or [B, O, P, Q] channels_last; the codes have the same memory format.
+        generator: The source of stochastic rounding.
     """
-    scale, limit = weight_scale(g, ERROR_BITS), levels(ERROR_BITS)
-    codes = grid_codes(_in_memory_order(g).float(), scale, limit, torch.int8, generator)
+    scale = weight_scale(g, ERROR_BITS)
+    # rounded in the order of the memory, which is [B, P, Q, O] for images
+    errors = g.permute(0, 2, 3, 1) if g.dim() == 4 else g
+    codes = grid_codes(errors.float(), scale, levels(ERROR_BITS), torch.int8, generator)
     return Codes(codes.permute(0, 3, 1, 2) if g.dim() == 4 else codes, scale)
-
-
-def _in_memory_order(x: Tensor) -> Tensor:
-    """Matrices as they are, images [B, C, H, W] in channels_last as contiguous [B, H, W, C]."""
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x

@@ -1,8 +1,9 @@
-"""Backend ``int8``: true integer products forward, the straight-through estimator backward.
+"""Backend ``int8``: integer products forward, and the straight-through estimator backward.
 
 The codes are those of ``fake``, and so are the gradients, up to float rounding: backward multiplies
-floats. Kept for backward are the int8 codes of the input, a quarter of float32. ``int8-bfloat16``
-rounds the error and the weight to bfloat16 there, which is much faster where the processor has it.
+floats. What is kept for backward are the int8 codes of the input, a quarter of float32. With
+``int8-bfloat16`` backward rounds the error and the weight to bfloat16, which is much faster where
+the processor has it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
 
 WIDEST = 8
-"""Bits that an int8 code holds."""
+"""The bits that an int8 code holds."""
 
 
 @dataclass(frozen=True)
@@ -41,51 +42,52 @@ class Plan:
     """What a product of codes needs besides its operands.
 
     Attributes:
-        product: The shape of the computation.
+        product: The product of the layer, with its geometry.
         bits: Bits of the input.
-        dtype: The dtype of float products backward.
-        generator: Source of the rounding of errors, where they are rounded.
+        dtype: The dtype of float products in backward.
+        generator: The source of stochastic rounding of errors, where they are rounded.
     """
 
     product: Linear | Conv
     bits: int
-    dtype: torch.dtype = torch.float32
-    generator: torch.Generator | None = None
+    dtype: torch.dtype
+    generator: torch.Generator | None
 
 
 class Int8(EagerBackend):
-    """See the head of this file.
+    """The backends ``int8`` and ``int8-bfloat16``; see the head of this file.
 
     Args:
-        dtype: The dtype of float products backward.
+        name: See :class:`Backend`.
+        dtype: The dtype of float products in backward.
     """
 
     def __init__(self, name: str = "int8", dtype: torch.dtype = torch.float32) -> None:
-        self.name, self.dtype = name, dtype
+        self.name = name
+        self.dtype = dtype
         self.function: type[IntegerForward] = StraightThrough
 
     def refusal(self, layer: QuantLayer) -> str:
         """See :class:`Backend`."""
-        spec, product = layer.spec, product_of(layer)
+        spec = layer.spec
         if max(spec.weights, spec.activations) > WIDEST:
             return (
                 f"it needs weights and activations of at most {WIDEST} bits, "
                 f"got {spec.weights}, {spec.activations}"
             )
-        return (
-            "it has no integer product"
-            if product is None
-            else product.fault(kernel_shape(layer), device_of(layer))
-        )
+        product = product_of(layer)
+        if product is None:
+            return "it has no integer product"
+        return product.fault(kernel_shape(layer), device_of(layer))
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
-        """See :class:`Backend`; what the layer does not take is refused by its parent."""
+        """See :class:`Backend`."""
         product = product_of(layer)
         if product is None or not takes(layer, x):
-            return FAKE.compute(layer, x)
+            return FAKE.compute(layer, x)  # which raises torch's own error for a wrong input
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
-        operands = (
+        y: Tensor = self.function.apply(
             lower(layer, x),
             kernel(layer, stand_in),
             kernel(layer, codes),
@@ -93,13 +95,12 @@ class Int8(EagerBackend):
             layer.bias,
             plan,
         )
-        y: Tensor = self.function.apply(*operands)
         return restore(layer, y, x).to(result_dtype(x))
 
 
 class IntegerForward(torch.autograd.Function):
-    """The forward pass of codes; the gradients of x and of the stand-in for the weight are those of
-    a subclass.
+    """The forward pass on codes; a subclass has the gradients of x and of the weight, which goes to
+    the stand-in of :func:`bhfl.quant.functional.quantize_with_gradient`.
     """
 
     @staticmethod
@@ -112,7 +113,7 @@ class IntegerForward(torch.autograd.Function):
         bias: Tensor | None,
         plan: Plan,
     ) -> Tensor:
-        """Float32; channels_last if x or the weight is."""
+        """The product as float32, in channels_last if x or the weight is."""
         inputs = input_codes(plan.product.dense(x), plan.bits)
         ctx.plan = plan
         ctx.x_shape = x.shape
@@ -125,8 +126,13 @@ class IntegerForward(torch.autograd.Function):
 def gradients(
     ctx: Any, g: Tensor, gx: Tensor | None, gw: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """What backward returns: the gradients in the dtypes of x, weight and bias; g is [M, O] or [B,
-    O, P, Q].
+    """What backward returns: the gradients in the dtypes of x, weight and bias.
+
+    Args:
+        ctx: The context of :class:`IntegerForward`.
+        g: The gradient of the output, [M, O] or [B, O, P, Q]; that of the bias is its sum.
+        gx: The gradient of x.
+        gw: The gradient of the weight.
     """
     gb = g.sum([0, *range(2, g.dim())]) if ctx.needs_input_grad[4] else None
     found = []

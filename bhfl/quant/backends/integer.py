@@ -1,8 +1,9 @@
 """Backend ``integer``: forward as ``int8``, and both gradients as products of int8 codes too.
 
-The error becomes int8 codes with the range of its tensor, rounded stochastically (unbiased) from
-the generator of the layer. Where the weight has one scale for each output channel, the error times
-these scales has codes of its own for the gradient of the input.
+The error becomes int8 codes with the dynamic range of its tensor, rounded stochastically and so
+without bias by the generator of the layer. Where the weight has one scale for each output channel,
+a product of codes cannot take these scales out of the sum over output channels: the error is
+multiplied with them first, and gets codes of its own for the gradient of the input.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Integer(Int8):
-    """See the head of this file."""
+    """The backend ``integer``; see the head of this file."""
 
     def __init__(self) -> None:
         super().__init__("integer")
@@ -36,7 +37,7 @@ class Integer(Int8):
 
 
 class StochasticErrors(IntegerForward):
-    """Gradients by integer products."""
+    """Gradients by integer products, with errors that are rounded stochastically."""
 
     @staticmethod
     @once_differentiable
@@ -50,15 +51,14 @@ class StochasticErrors(IntegerForward):
         g = product.dense(g)
         codes = error_codes(g, generator)
         if ctx.needs_input_grad[0]:
-            weight, errors = Codes(values, scale), codes
-            if scale.dim():  # channels are dimension 1 of g
-                weight = Codes(values, codes.scale.new_ones(()))
-                errors = error_codes(_per_channel(g, scale), generator)
+            weight = Codes(values, scale)
+            errors = codes
+            if scale.dim():
+                weight = Codes(values, scale.new_ones(()))
+                # channels are dimension 1 of g: the scales broadcast over the batch
+                scaled = g * per_slice(scale, g.dim() - 1)
+                errors = error_codes(scaled, generator)
             gx = product.grad_input(errors, weight, ctx.x_shape)
         if ctx.needs_input_grad[1]:
             gw = product.grad_weight(codes, Codes(*inputs), values.shape)
         return gradients(ctx, g, gx, gw)
-
-
-def _per_channel(g: Tensor, scale: Tensor) -> Tensor:
-    return g * per_slice(scale, g.dim() - 1)

@@ -1,6 +1,7 @@
 """Integer matrix products, and the linear layer made of them.
 
-Legend: x [M, K] input, w [N, K] weight, g [M, N] error; codes are int8, sums int32 and exact.
+Legend: x [M, K] input, w [N, K] weight, g [M, N] error, which is the gradient of the output; codes
+are int8, and sums int32 and exact.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,11 +15,11 @@ from torch import Tensor
 from bhfl.quant.backends.codes import Codes
 
 LONGEST_SUM = ((1 << 31) - 1) // (255 * 128)
-"""So many products of an input code less its zero (255 at most) and another code (128) fit into 32
-bits.
+"""So many products fit into 32 bits: of an input code less its zero point, at most 255, and another
+code, at most 128.
 """
 _SLICE = 1 << 15
-"""Rows of g and x multiplied at a time, less than LONGEST_SUM."""
+"""Rows of g and x that are multiplied at a time, less than LONGEST_SUM."""
 
 
 def int_mm(a: Tensor, b: Tensor) -> Tensor:
@@ -27,8 +28,8 @@ def int_mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _filled_up(a: Tensor, b: Tensor) -> Tensor:
-    """``torch._int_mm`` on CUDA takes more than 16 rows, and multiples of 8 otherwise: zeros stand
-    for the rest.
+    """The product on CUDA, where ``torch._int_mm`` takes more than 16 rows and otherwise multiples
+    of 8: zeros fill them up.
     """
     (m, k), n = a.shape, b.shape[1]
     a = F.pad(a, (0, -k % 8, 0, max(17 - m, 0)))
@@ -37,21 +38,18 @@ def _filled_up(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dense(x: Tensor) -> Tensor:
-    """A matrix with strides of which oneDNN makes no fault: rows or columns that are contiguous and
-    do not overlap.
+    """A matrix whose rows or columns are contiguous and do not overlap: oneDNN multiplies others
+    wrongly.
     """
-    if 1 in x.shape:
+    if 1 in x.shape:  # its strides may be anything, and is_contiguous ignores them
         return x.reshape(-1).view(x.shape)
     return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
 
 @cache
 def int_mm_fault(device: str) -> str:
-    """Why :func:`int_mm` cannot be used on a device ("cpu", "cuda:0"); empty if it can.
-
-    Some processors without int8 dot products saturate sums of two products at 16 bits: the extremes
-    show it.
-    """
+    """Why :func:`int_mm` cannot be used on a device ("cpu", "cuda:0"); empty if it can."""
+    # some processors without int8 dot products saturate sums of two products at 16 bits
     extremes = torch.full((32, 64), 127, dtype=torch.int8)
     extremes[1::2] = -128
     try:
@@ -74,10 +72,13 @@ def scaled(sums: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> Tensor:
-    """Pairs of g [M, N] and x [M, K] -> the sum of all ``g.T @ (x - zero)``, [N, K]: int32, or
-    float32 if many.
+    """The sum of ``g.T @ (x - zero)`` over pairs of g [M, N] and x [M, K].
+
+    Returns:
+        [N, K]: int32, or float32 where more rows than LONGEST_SUM are summed.
     """
-    total, num_rows = None, 0
+    total = None
+    num_rows = 0
     for g, x in pairs:
         for errors, values in zip(torch.split(g, _SLICE), torch.split(x, _SLICE), strict=True):
             part = int_mm(errors.t(), values)
@@ -88,22 +89,20 @@ def weight_sums(pairs: Iterable[tuple[Tensor, Tensor]], zero: Tensor | None) -> 
                 total = part
             else:
                 total = (total if num_rows <= LONGEST_SUM else total.to(torch.float32)).add_(part)
-    assert total is not None
+    assert total is not None, "there is at least one pair"
     return total
 
 
 def too_long(length: int) -> str:
-    """A complaint, if so many products of codes may not fit into 32 bits."""
-    return (
-        f"sums of {length} products may not fit into 32 bits ({LONGEST_SUM} do)"
-        if length > LONGEST_SUM
-        else ""
-    )
+    """Why sums of so many products cannot be computed in integers; empty if they can."""
+    if length <= LONGEST_SUM:
+        return ""
+    return f"sums of {length} products may not fit into 32 bits ({LONGEST_SUM} do)"
 
 
 @dataclass(frozen=True)
 class Linear:
-    """``y = x @ w.T``."""
+    """The product of a linear layer, ``y = x @ w.T + bias``."""
 
     def fault(self, weight: Sequence[int], device: torch.device) -> str:
         """Why it cannot be computed in integers with a weight of this shape; empty if it can."""

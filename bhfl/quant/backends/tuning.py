@@ -1,4 +1,4 @@
-"""Measures the table of the ``auto...`` backends on the machine at hand."""
+"""Measures the table of the ``auto...`` backends on this machine."""
 
 import copy
 import time
@@ -16,7 +16,7 @@ SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
 """Channels of the layers that are measured."""
 _NUM_IMAGES = 32
 _MARGIN = 0.95
-"""A gain less than this is none."""
+"""A backend is faster where it takes less than this part of the time of fake."""
 
 
 def tune(
@@ -28,24 +28,24 @@ def tune(
     **spec: Any,
 ) -> dict[tuple[str, str, str], int]:
     """Measure from which size on each backend is faster than ``fake``, and let the ``auto...``
-    backends use that.
+    backends go by that until the process ends.
 
-    A step is forward and backward of one layer with as many inputs as outputs, on some rows or on
-    32 images, the smaller the more channels they have (64x64 pixels of 16, 8x8 of 1024); the
-    backends take turns. Takes about a minute on one thread of a CPU; nothing else should run. The
-    table lasts as long as the process.
+    What is timed is a step, forward and backward, of one layer with as many inputs as outputs, on
+    rows or on 32 images, which are the smaller the more channels they have (64x64 pixels of 16, 8x8
+    of 1024); the backends take turns. This takes about a minute on one thread of a CPU, on which
+    nothing else should run.
 
     Args:
         device: Where to measure; the type of the device is what counts later.
         sizes: Channels of the layers, ascending.
-        num_rows: What a linear layer gets at once: the batch size, times the length of the sequence
-            if there is one. The fewer they are, the less an integer product gains.
+        num_rows: The number of rows that a linear layer gets at once: the batch size, times the
+            length of the sequence if there is one. With fewer, an integer product gains less.
         num_turns: Steps of each backend, of which the median counts.
         **spec: Fields of a :class:`~bhfl.quant.BitSpec`; by default 8 bits.
 
     Returns:
-        What was measured: device type, backend and kind of layer -> the least size from which the
-        backend is faster at all sizes; those that never are have no entry.
+        Device type, backend and kind of layer -> the size from which on the backend was faster at
+        all sizes; what was never faster has no entry.
     """
     kind_of_device = torch.device(device).type
     found: dict[tuple[str, str, str], int] = {}
@@ -53,12 +53,14 @@ def tune(
         with torch.random.fork_rng([device] if kind_of_device == "cuda" else []):
             gains = [_relative_seconds(*make(size, device), spec, num_turns) for size in sizes]
         for backend in gains[0]:
-            fast = [gain[backend] < _MARGIN for gain in gains]
-            first = next((i for i in range(len(sizes)) if all(fast[i:])), None)
-            if first is not None:
-                found[kind_of_device, backend, kind] = sizes[first]
-    for key in [key for key in TABLE if key[0] == kind_of_device]:
-        del TABLE[key]
+            # from the largest size down, as long as the backend is faster
+            for size, gain in zip(reversed(sizes), reversed(gains), strict=True):
+                if gain[backend] >= _MARGIN:
+                    break
+                found[kind_of_device, backend, kind] = size
+    for key in list(TABLE):
+        if key[0] == kind_of_device:
+            del TABLE[key]
     TABLE.update(found)
     return found
 
@@ -69,19 +71,17 @@ def _linear(num_rows: int, size: int, device: str | torch.device) -> tuple[nn.Mo
 
 def _conv(size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
     side = round(256 / size**0.5)
-    x = torch.randn(_NUM_IMAGES, size, side, side, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    return nn.Conv2d(size, size, 3, padding=1, device=device).to(
-        memory_format=torch.channels_last
-    ), x
+    x = torch.randn(_NUM_IMAGES, size, side, side, device=device)
+    layer = nn.Conv2d(size, size, 3, padding=1, device=device)
+    layer.to(memory_format=torch.channels_last)
+    return layer, x.contiguous(memory_format=torch.channels_last)
 
 
 def _relative_seconds(
     layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int
 ) -> dict[str, float]:
-    """A step of each backend that does not refuse, divided by one of fake."""
-    from bhfl.quant.convert import backend_choices, quantize_, seed_  # which know of backends
+    """The median time of a step of each backend that does not refuse, divided by that of fake."""
+    from bhfl.quant.convert import backend_choices, quantize_, seed_  # they import the backends
 
     steps: dict[str, Callable[[], None]] = {}
     for backend in ("fake", *FAST.values()):
@@ -94,12 +94,12 @@ def _relative_seconds(
         for backend, step in steps.items():
             seconds[backend].append(_timed(step, x.device))
     typical = {backend: median(times[1:]) for backend, times in seconds.items()}
-    return {
-        backend: value / typical["fake"] for backend, value in typical.items() if backend != "fake"
-    }
+    usual = typical.pop("fake")
+    return {backend: value / usual for backend, value in typical.items()}
 
 
 def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A step of a model, forward and backward, as a function to call again and again."""
     inputs = x.detach().requires_grad_()
     error = torch.randn_like(model(inputs))
 
@@ -112,12 +112,11 @@ def _step(model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds: of this thread on a CPU with one thread, else of the clock on the wall."""
-    clock = (
-        time.thread_time
-        if device.type == "cpu" and torch.get_num_threads() == 1
-        else time.perf_counter
-    )
+    """The seconds of a step: of this thread where it alone computes, else of the clock on the
+    wall.
+    """
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     start = clock()
     step()
     if device.type == "cuda":
