@@ -1,7 +1,8 @@
-"""What travels: models as payloads of measured size."""
+"""What travels between server and clients: models as payloads, whose size is measured."""
 
-from bhfl.comm.payload import Tensors, decode, encode, encoded_bytes, float_tensors, header_bytes
+from bhfl.comm.payload import Tensors, decode, encode, encoded_bytes, header_bytes
 from bhfl.comm.wire import PayloadError
+from bhfl.quant.functional import float_tensors
 
 __all__ = [
     "PayloadError",

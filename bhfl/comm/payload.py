@@ -1,7 +1,6 @@
-"""Models to bytes and back. ``len(encode(tensors))`` is what a message costs, and nothing else
-is.
-"""
+"""Models to bytes and back. The cost of a message is ``len(encode(tensors))``, and nothing else."""
 
+import math
 import sys
 import zlib
 from collections.abc import Mapping
@@ -30,16 +29,17 @@ def encode(tensors: Tensors) -> bytes:
             scales.
 
     Raises:
-        PayloadError: A tensor or a name is nothing that :func:`decode` would accept.
+        PayloadError: :func:`decode` would refuse a tensor or a name.
     """
     _require_little_endian()
     entries = [_describe(name, value) for name, value in tensors.items()]
-    header = wire.write_header(entries)
-    plain = (row_major(_plain_part(tensors[entry.name])) for entry in wire.wider_first(entries))
-    codes = (
-        row_major(_packed(name, q)) for name, q in tensors.items() if isinstance(q, QuantizedTensor)
-    )
-    parts = [memoryview(header), *plain, *codes]
+    parts = [memoryview(wire.write_header(entries))]
+    for entry in wire.wider_first(entries):
+        value = tensors[entry.name]
+        parts.append(row_major(value.scale if isinstance(value, QuantizedTensor) else value))
+    for name, value in tensors.items():
+        if isinstance(value, QuantizedTensor):
+            parts.append(row_major(_packed(name, value)))
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
@@ -47,15 +47,13 @@ def encode(tensors: Tensors) -> bytes:
 
 
 def encoded_bytes(tensors: Tensors) -> int:
-    """``len(encode(tensors))`` without the work: of quantised tensors only the shape and the width
-    matter.
+    """``len(encode(tensors))``, computed from shapes, dtypes and widths alone.
 
     Raises:
-        PayloadError: As of :func:`encode`, for names and dtypes.
+        PayloadError: :func:`encode` would refuse a name, a dtype or a shape.
     """
     entries = [_describe(name, value) for name, value in tensors.items()]
-    content = sum(entry.plain_bytes + entry.code_bytes for entry in entries)
-    return len(wire.write_header(entries)) + content + wire.CRC_BYTES
+    return wire.payload_bytes(entries, len(wire.write_header(entries)))
 
 
 def decode(
@@ -66,7 +64,7 @@ def decode(
     Args:
         data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
             no size that they claim is believed before it agrees with their length.
-        max_bytes: Longer payloads are refused unread.
+        max_bytes: Longer payloads are refused, and nothing of them is read.
 
     Returns:
         The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with
@@ -96,24 +94,18 @@ def decode(
 
 
 def header_bytes(data: bytes | bytearray | memoryview) -> int:
-    """Bytes of a payload that are not tensor content: magic, version, names, shapes and the
+    """The bytes of a payload that are not tensor content: magic, version, names, shapes and the
     checksum.
 
     Raises:
-        PayloadError: `data` does not start as a payload does. The rest of it is not read.
+        PayloadError: `data` does not start as a payload does; the rest of it is not read.
     """
     _, size = wire.read_prelude(memoryview(data).cast("B"))
     return size + wire.CRC_BYTES
 
 
-def float_tensors(tensors: Tensors) -> dict[str, Tensor]:
-    """Quantised tensors as the float32 they stand for; all others as they are."""
-    return {
-        name: t.dequantize() if isinstance(t, QuantizedTensor) else t for name, t in tensors.items()
-    }
-
-
 def _require_little_endian() -> None:
+    """PayloadError on a machine whose memory is not what a payload holds: it is copied as it is."""
     if sys.byteorder != "little":
         raise PayloadError(
             f"payloads hold memory as little-endian machines do, got a {sys.byteorder}-endian one"
@@ -121,6 +113,7 @@ def _require_little_endian() -> None:
 
 
 def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
+    """The row of the table for a tensor."""
     if isinstance(value, QuantizedTensor):
         kind = wire.CHANNEL_SCALES if value.scale.ndim else wire.ONE_SCALE
         return Entry(name, kind, value.bits, tuple(value.codes.shape))
@@ -133,8 +126,9 @@ def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
 
 
 def _packed(name: str, value: QuantizedTensor) -> Tensor:
-    """The packed codes, once codes and scales are what :func:`decode` would give back."""
-    codes, scale = value.codes, value.scale
+    """The packed codes; PayloadError for codes or scales that :func:`decode` would refuse."""
+    codes = value.codes
+    scale = value.scale
     if codes.dtype != (dtype := code_dtype(value.bits)):
         raise PayloadError(
             f"tensor {name!r}: codes of {value.bits} bits must be {dtype}, got {codes.dtype}"
@@ -149,41 +143,39 @@ def _packed(name: str, value: QuantizedTensor) -> Tensor:
 
 
 def _check_values(name: str, value: QuantizedTensor) -> None:
-    """Refuse values outside the range of a scale or of the codes; the comparisons are also false
-    for NaN.
-    """
+    """PayloadError for scales and codes outside their ranges; a scale of NaN is, too."""
+    # written so that comparisons, which are all false for NaN, refuse it
     if value.scale.numel():
-        low, high = (float(bound) for bound in torch.aminmax(value.scale))
+        low, high = map(float, torch.aminmax(value.scale))
         if not 0 <= low <= high < float("inf"):
             raise PayloadError(
                 f"tensor {name!r}: scale must be finite and at least 0, got {low}..{high}"
             )
     if value.codes.numel():
         limit = 2 ** (value.bits - 1) - 1
-        low, high = (int(bound) for bound in torch.aminmax(value.codes))
-        if not -limit <= low <= high <= limit:
+        least, most = map(int, torch.aminmax(value.codes))
+        if not -limit <= least <= most <= limit:
             raise PayloadError(
                 f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got "
-                f"{low}..{high}"
+                f"{least}..{most}"
             )
 
 
-def _plain_part(value: Tensor | QuantizedTensor) -> Tensor:
-    return value.scale if isinstance(value, QuantizedTensor) else value
-
-
 def row_major(tensor: Tensor) -> memoryview:
-    """The row-major bytes of a tensor: of its own memory where that is row-major and on the CPU,
-    else of a copy.
+    """The row-major bytes of a tensor: its own memory where that is row-major and on the CPU, else
+    that of a copy.
     """
     flat = tensor.detach().cpu().contiguous()
-    # a view may keep a stride of its own where there is one element
+    # contiguous() may leave a tensor of one element its stride, with which view(uint8) fails
     flat = flat.as_strided((flat.numel(),), (1,))
     return flat.view(torch.uint8).numpy().data
 
 
 def _read_plain(content: bytearray, offset: int, entry: Entry) -> Tensor:
-    dtype, count = entry.plain_dtype, entry.plain_bytes // entry.plain_dtype.itemsize
+    """The plain tensor, or the scales, of an entry."""
+    dtype = entry.plain_dtype
+    count = math.prod(entry.plain_shape)
+    # any other byte would be a bool that torch does not know
     if dtype == torch.bool and content[offset : offset + count].translate(None, b"\0\1"):
         raise PayloadError(f"tensor {entry.name!r}: a bool must be a byte of 0 or 1")
     return _over(content, offset, dtype, count).view(entry.plain_shape)
@@ -192,13 +184,12 @@ def _read_plain(content: bytearray, offset: int, entry: Entry) -> Tensor:
 def _read_quantized(
     content: bytearray, offset: int, entry: Entry, scale: Tensor
 ) -> QuantizedTensor:
+    """The quantised tensor of an entry; PayloadError for what :func:`encode` would not write."""
     size = entry.code_bytes
     if size and content[offset + size - 1] >> (8 - (8 * size - entry.numel * entry.bits)):
         raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
-    codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel).view(
-        entry.shape
-    )
-    value = QuantizedTensor(codes, scale, entry.bits)
+    codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel)
+    value = QuantizedTensor(codes.view(entry.shape), scale, entry.bits)
     _check_values(entry.name, value)
     return value
 

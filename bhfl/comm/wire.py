@@ -1,4 +1,4 @@
-"""The byte format of a payload, version 1: a header that describes every tensor, the content, a
+"""The byte format of a payload, version 1: a header that describes every tensor, the content, and a
 checksum.
 
 Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in
@@ -18,7 +18,7 @@ A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL
 bits with ``s`` scales take ``ceil(n * b / 8) + 4 * s``. Tensors have one encoding only: a payload
 that is accepted encodes again to the same bytes.
 
-A CRC finds accidents. It is no authentication: whoever changes a payload can compute it anew, so
+A CRC finds accidents but authenticates nothing: whoever changes a payload can compute it anew. So
 nothing in a header is believed before it agrees with the length of the payload.
 """
 
@@ -66,11 +66,11 @@ _ROW = struct.Struct("<BBBH")
 
 
 class PayloadError(ValueError):
-    """Bytes that are no payload, or tensors that no payload can hold."""
+    """Bytes are not a payload, or tensors cannot be in one; the message says why."""
 
 
 class Entry(NamedTuple):
-    """A row of the table: how one tensor is called and how its content reads."""
+    """A row of the table: the name of one tensor, and how its content is read."""
 
     name: str
     kind: int
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Elements of the tensor."""
+        """The number of elements of the tensor."""
         return math.prod(self.shape)
 
     @property
@@ -95,9 +95,9 @@ class Entry(NamedTuple):
     @property
     def plain_shape(self) -> tuple[int, ...]:
         """Shape of the values that are not packed: the tensor's own, or that of the scales."""
-        if self.is_quantized:
-            return self.shape[:1] if self.kind == CHANNEL_SCALES else ()
-        return self.shape
+        if self.kind == CHANNEL_SCALES:
+            return self.shape[:1]
+        return () if self.kind == ONE_SCALE else self.shape
 
     @property
     def plain_bytes(self) -> int:
@@ -115,11 +115,16 @@ def wider_first(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: -entry.plain_dtype.itemsize)
 
 
+def payload_bytes(entries: Sequence[Entry], header_bytes: int) -> int:
+    """The bytes of a payload with prelude and table of `header_bytes`."""
+    return header_bytes + sum(entry.plain_bytes + entry.code_bytes for entry in entries) + CRC_BYTES
+
+
 def write_header(entries: Sequence[Entry]) -> bytes:
-    """Prelude and table.
+    """The bytes of prelude and table.
 
     Raises:
-        PayloadError: A limit of the format is passed.
+        PayloadError: The entries break a rule or a limit of the format.
     """
     if len(entries) > MAX_TENSORS:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {len(entries)}")
@@ -159,20 +164,17 @@ def read_header(data: memoryview) -> tuple[list[Entry], int]:
             f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}"
         )
     entries = _read_table(bytes(data[:size]), num_tensors)
-    content = sum(entry.plain_bytes + entry.code_bytes for entry in entries)
-    if size + content + CRC_BYTES != len(data):
-        raise PayloadError(
-            f"payload must be {size + content + CRC_BYTES} bytes by its header, got {len(data)}"
-        )
+    if (told := payload_bytes(entries, size)) != len(data):
+        raise PayloadError(f"payload must be {told} bytes by its header, got {len(data)}")
     return entries, size
 
 
 def read_prelude(data: memoryview) -> tuple[int, int]:
-    """Number of tensors, and bytes of prelude and table.
+    """The number of tensors, and the bytes of prelude and table.
 
     Raises:
-        PayloadError: The prelude is short, foreign, of another version, or claims more than the
-            payload has.
+        PayloadError: The prelude is too short, does not start with the magic, is of another
+            version, or claims more than the payload has.
     """
     if len(data) < _PRELUDE.size + CRC_BYTES:
         raise PayloadError(
@@ -194,6 +196,7 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
 
 
 def _read_table(header: bytes, num_tensors: int) -> list[Entry]:
+    """The rows of a header, which must end where the last row does."""
     entries: dict[str, Entry] = {}
     offset = _PRELUDE.size
     for _ in range(num_tensors):
@@ -232,7 +235,7 @@ def _read_row(header: bytes, offset: int) -> tuple[Entry, int]:
 
 
 def _check_row(entry: Entry) -> None:
-    """Hold a row to the rules of the format, whoever wrote it."""
+    """PayloadError for a row that breaks a rule of the format, whether it is written or read."""
     name, kind, bits, shape = entry
     if kind not in DTYPES and kind not in (ONE_SCALE, CHANNEL_SCALES):
         raise PayloadError(

@@ -1,4 +1,4 @@
-"""Links and devices: how fast, for each client in each round, drawn from profiles.
+"""How fast the link and the device of each client are in each round, drawn from profiles.
 
 Every draw is keyed by (seed, purpose, round, client), so that all algorithms meet the same network,
 whatever else they draw.
@@ -22,11 +22,11 @@ class Link:
     """One client's link and device in one round.
 
     Attributes:
-        uplink_bps: bit/s towards the server.
-        downlink_bps: bit/s from the server.
-        latency_seconds: added to every transfer.
-        compute_flops: FLOP/s in training at float32; infinite: computing takes no time.
-        slowdown: factor on the compute time of this round, >= 1.
+        uplink_bps: Bit/s towards the server.
+        downlink_bps: Bit/s from the server.
+        latency_seconds: Seconds that every transfer takes besides.
+        compute_flops: FLOP/s in training at float32; if infinite, computing takes no time.
+        slowdown: The factor on the compute time of this round, at least 1.
     """
 
     uplink_bps: float
@@ -36,7 +36,7 @@ class Link:
     slowdown: float = 1.0
 
     def download_seconds(self, num_bytes: int) -> float:
-        """How long a message from the server takes; one of nothing takes no time."""
+        """How long a message from the server takes; an empty one takes no time."""
         return self._seconds(num_bytes, self.downlink_bps)
 
     def compute_seconds(self, flops: float) -> float:
@@ -44,17 +44,17 @@ class Link:
         return flops / self.compute_flops * self.slowdown
 
     def upload_seconds(self, num_bytes: int) -> float:
-        """How long a message to the server takes; one of nothing takes no time."""
+        """How long a message to the server takes; an empty one takes no time."""
         return self._seconds(num_bytes, self.uplink_bps)
 
     def uplink_budget_bits(self, download_bytes: int, flops: float, deadline_seconds: float) -> int:
-        """Bits that can still be sent after a download and local training, so that they arrive
-        before a deadline: whole bytes, 0 if it is too late.
+        """The bits that a client can still send, after a download and local training, so that they
+        arrive before a deadline: whole bytes, and 0 if it is too late.
 
         Raises:
-            ValueError: the deadline is none.
+            ValueError: The deadline is not positive and finite.
         """
-        check_deadline(deadline_seconds)
+        checked("deadline_seconds", deadline_seconds, positive)
         download = self.download_seconds(download_bytes)
         spent = download + self.compute_seconds(flops) + self.latency_seconds
         left = max(0.0, deadline_seconds - spent)
@@ -66,22 +66,23 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A kind of client: medians, and how far clients and rounds lie apart.
+    """A kind of client: its medians, and how far clients and rounds differ from them.
 
-    A client draws one factor for its link (both directions, so their ratio stays) and one for its
-    device, once; and one factor for its link in every round. "lognormal" factors are `exp(width *
-    z)`, "uniform" ones `1 + width * u` with u in [-1, 1]; width 0 is the median itself.
+    Each client draws two factors once, one for its link (for both directions, so that their ratio
+    stays) and one for its device, and another factor for its link in every round. "lognormal"
+    factors are `exp(width * z)` with a standard normal z, "uniform" ones `1 + width * u` with u in
+    [-1, 1]. With width 0 a factor is 1.
 
     Attributes:
         uplink_bps: Median bit/s towards the server.
         downlink_bps: Median bit/s from the server.
         latency_seconds: Seconds that every transfer takes besides.
         compute_flops: Median FLOP/s in training at float32.
-        spread: Width across clients, of link and device.
-        jitter: Width across rounds, of the link.
+        spread: The width across clients, for link and device.
+        jitter: The width across rounds, for the link.
         compute_jitter: Mean of the exponential part of the shifted-exponential compute time,
             relative to the constant part (as in FedPAQ, Reisizadeh et al. 2020, section 5).
-        distribution: Family of the factors.
+        distribution: The family of the factors.
     """
 
     uplink_bps: float
@@ -139,8 +140,8 @@ class ProfileLinks:
     """Links drawn from profiles.
 
     Args:
-        shares: The share of the clients that has each profile; each client draws its own, so shares
-            hold on average.
+        shares: The share of the clients that has each profile; each client draws its profile, so
+            that shares hold on average.
         profiles: The profiles by name.
         seed: The seed of all draws.
     """
@@ -163,11 +164,10 @@ class ProfileLinks:
         self._seed = seed
 
     def link(self, round_index: int, client: int) -> Link:
-        """Draws the client (the same in every round) and the round."""
-        fixed = _stream(self._seed, "network_client", 0, client)
-        profile = self._profiles[
-            self._names[int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))]
-        ]
+        """See `LinkSource.link`."""
+        fixed = _stream(self._seed, "network_client", 0, client)  # the same in every round
+        drawn = int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))
+        profile = self._profiles[self._names[drawn]]
         rate = _factor(fixed, profile.spread, profile.distribution)
         speed = _factor(fixed, profile.spread, profile.distribution)
         varying = _stream(self._seed, "network_round", round_index, client)
@@ -181,18 +181,13 @@ class ProfileLinks:
         )
 
 
-def check_deadline(seconds: float) -> None:
-    """ValueError unless a deadline is a time that comes."""
-    checked("deadline_seconds", seconds, positive)
-
-
 def _stream(seed: int, purpose: str, round_index: int, client: int) -> np.random.Generator:
-    return np.random.default_rng(
-        np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round_index, client])
-    )
+    """The random stream of one client in one round, for one purpose."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), round_index, client])
 
 
 def _factor(rng: np.random.Generator, width: float, distribution: Distribution) -> float:
+    """A factor of :class:`Profile`."""
     if distribution == "uniform":
         return 1 + width * float(rng.uniform(-1, 1))
     return math.exp(width * float(rng.standard_normal()))

@@ -1,14 +1,14 @@
-"""A simulated network: what links and devices do to payload bytes, in seconds. Nothing is sent
-anywhere.
+"""A simulated network: the seconds that links and devices take for measured payload bytes. Nothing
+is sent anywhere.
 
-One participant takes
+One participant takes the sum of
 
     t_down    = latency + download / R_down
     t_compute = FLOPs / (speed * speedup(bits)) * slowdown
     t_up      = latency + upload / R_up
 
-where a transfer of nothing takes no time, and a round as long as its slowest participant, or until
-the deadline where one of them misses it, plus server time.
+where a transfer of no bytes takes no time. A round takes as long as its slowest participant, or
+until the deadline if one of them misses it, plus server time.
 """
 
 import math
@@ -16,21 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bhfl.checks import checked, count, not_negative, within
-from bhfl.comm.network.links import (
-    PROFILES,
-    Link,
-    LinkSource,
-    Profile,
-    ProfileLinks,
-    check_deadline,
-)
+from bhfl.checks import checked, count, not_negative, or_none, positive, within
+from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
 from bhfl.recorded import Recorded
 
-# A budget spent to the last byte must not be late because a sum of floats rounds up.
 _TOLERANCE = 1e-9
+"""A budget spent to the last byte must not be late because a sum of floats rounds up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +32,10 @@ class Workload:
 
     Attributes:
         client: Its id.
-        download_bytes: What it receives, measured: `len(payload)`.
-        upload_bytes: What it sends, measured: `len(payload)`.
+        download_bytes: The length of the payload that it receives.
+        upload_bytes: The length of the payload that it sends.
         flops: FLOPs of the local training: steps * batch size * 3 * FLOPs of one forward pass.
-        bits: The width it computes with; matters with `low_bit_speedup`.
+        bits: The width that it computes with, which matters with `low_bit_speedup`.
     """
 
     client: int
@@ -97,7 +90,7 @@ class SimulatedNetwork(Recorded):
         custom_profiles: Further profiles by name; they go before those of `PROFILES`.
         trace: A CSV file to read links from instead; see `TraceLinks`.
         seed: The seed of all draws of the network.
-        deadline_seconds: When a round ends, whoever has not arrived; None waits for all.
+        deadline_seconds: When a round ends, even if updates have not arrived; None waits for all.
         shared_uplink: Whether the participants of a round share one uplink: each sends at its rate
             divided by their number.
         low_bit_speedup: Whether compute time falls as 32 / bits. Off by default: it assumes
@@ -105,7 +98,8 @@ class SimulatedNetwork(Recorded):
         server_seconds: Seconds that are added to every round.
 
     Raises:
-        ValueError: an argument is out of its range, or both `profiles` and `trace` are given.
+        ValueError: An argument is out of its range, or both `profiles` and `trace` are given.
+        FileNotFoundError: There is no file `trace`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -124,24 +118,18 @@ class SimulatedNetwork(Recorded):
         if trace is not None and not user_path(trace).is_file():
             raise FileNotFoundError(f"trace must name a file, got {trace!r}")
         checked("seed", seed, count(0, 2**63 - 1))
-        if deadline_seconds is not None:
-            check_deadline(deadline_seconds)
-        checked("server_seconds", server_seconds, not_negative)
-        self._deadline_seconds = deadline_seconds
+        self.deadline_seconds = checked("deadline_seconds", deadline_seconds, or_none(positive))
+        self._server_seconds = checked("server_seconds", server_seconds, not_negative)
         self._shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
-        self._server_seconds = server_seconds
         self._links: LinkSource
         if trace is not None:
             self._links = TraceLinks(trace)
         else:
-            given = "wifi" if profiles is None else profiles
-            self._links = _profile_links(given, custom_profiles or {}, seed)
-
-    @property
-    def deadline_seconds(self) -> float | None:
-        """When a round ends; None: it waits for all."""
-        return self._deadline_seconds
+            shares = {"wifi": 1.0} if profiles is None else profiles
+            if isinstance(shares, str):
+                shares = {shares: 1.0}
+            self._links = ProfileLinks(shares, {**PROFILES, **(custom_profiles or {})}, seed)
 
     def link(self, round_index: int, client: int) -> Link:
         """The link of one client in one round, the same for every algorithm."""
@@ -150,15 +138,15 @@ class SimulatedNetwork(Recorded):
     def round_time(
         self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
     ) -> RoundTime:
-        """Simulates one round.
+        """Simulate one round.
 
         Args:
             round_index: Which draws to use.
-            workloads: one per participant that is waited for.
-            num_participants: that share the uplink, if others do too.
+            workloads: The workload of each participant that is waited for.
+            num_participants: How many share the uplink, if others do too.
 
         Raises:
-            ValueError: there are no participants.
+            ValueError: There are no participants.
         """
         clients = self.client_times(round_index, workloads, num_participants)
         late = frozenset(client.client for client in clients if self.is_late(client.seconds))
@@ -167,25 +155,30 @@ class SimulatedNetwork(Recorded):
         return RoundTime(seconds=seconds + self._server_seconds, clients=clients, late=late)
 
     def is_late(self, seconds: float) -> bool:
-        """Whether an update that arrives so long after the start of the round misses the
+        """Whether an update that arrives so many seconds after the start of the round misses the
         deadline.
         """
-        return self.deadline_seconds is not None and seconds > self.deadline_seconds * (
-            1 + _TOLERANCE
-        )
+        if self.deadline_seconds is None:
+            return False
+        return seconds > self.deadline_seconds * (1 + _TOLERANCE)
 
     def client_times(
         self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
     ) -> tuple[ClientTime, ...]:
-        """Seconds of each participant, deadline or not.
+        """The seconds of each participant, whether it meets the deadline or not.
+
+        Args:
+            round_index: Which draws to use.
+            workloads: The workload of each participant that is waited for.
+            num_participants: How many share the uplink, if others do too.
 
         Raises:
-            ValueError: there are no participants.
+            ValueError: There are no participants.
         """
         if not workloads:
             raise ValueError("workloads must hold at least one participant, got none")
-        count = num_participants or len(workloads)
-        return tuple(self.client_time(round_index, workload, count) for workload in workloads)
+        sharing = num_participants or len(workloads)
+        return tuple(self.client_time(round_index, workload, sharing) for workload in workloads)
 
     def quantile_deadline(
         self,
@@ -218,8 +211,8 @@ class SimulatedNetwork(Recorded):
         deadline_seconds: float,
         num_participants: int = 1,
     ) -> int:
-        """Bits that a client can still send when it has downloaded and trained: whole bytes, 0 if
-        it is too late.
+        """The bits that a client can still send when it has downloaded and trained: whole bytes,
+        and 0 if it is too late.
 
         Args:
             round_index: Which draws to use.
@@ -227,18 +220,16 @@ class SimulatedNetwork(Recorded):
             deadline_seconds: When the upload must have arrived.
             num_participants: The participants of the round; they matter with `shared_uplink`.
         """
-        client = workload.client
-        link = self.shared_link(round_index, client, workload.bits, num_participants)
+        link = self.shared_link(round_index, workload.client, workload.bits, num_participants)
         return link.uplink_budget_bits(workload.download_bytes, workload.flops, deadline_seconds)
 
     def client_time(
         self, round_index: int, workload: Workload, num_participants: int = 1
     ) -> ClientTime:
-        """Seconds of one participant; how many there are matters with `shared_uplink`."""
-        client = workload.client
-        link = self.shared_link(round_index, client, workload.bits, num_participants)
+        """The seconds of one participant; how many there are matters with `shared_uplink`."""
+        link = self.shared_link(round_index, workload.client, workload.bits, num_participants)
         return ClientTime(
-            client=client,
+            client=workload.client,
             download_seconds=link.download_seconds(workload.download_bytes),
             compute_seconds=link.compute_seconds(workload.flops),
             upload_seconds=link.upload_seconds(workload.upload_bytes),
@@ -252,7 +243,7 @@ class SimulatedNetwork(Recorded):
         Args:
             round_index: Which draws to use.
             client: Its id.
-            bits: The width it computes with; matters with `low_bit_speedup`.
+            bits: The width that it computes with, which matters with `low_bit_speedup`.
             num_participants: The participants of the round; they matter with `shared_uplink`.
         """
         link = self.link(round_index, client)
@@ -263,10 +254,3 @@ class SimulatedNetwork(Recorded):
             uplink_bps=link.uplink_bps / sharing,
             compute_flops=link.compute_flops * speedup,
         )
-
-
-def _profile_links(
-    profiles: str | dict[str, float], custom: dict[str, Profile], seed: int
-) -> ProfileLinks:
-    shares = {profiles: 1.0} if isinstance(profiles, str) else profiles
-    return ProfileLinks(shares, {**PROFILES, **custom}, seed)

@@ -15,15 +15,15 @@ class TraceLinks:
     """Links of a CSV file with the columns
     `client,round,uplink_bps,downlink_bps[,latency_s,compute_flops]`.
 
-    Clients are 0, 1, 2, ... and all have the same consecutive rounds. Rounds outside the file
-    repeat it. Without the optional columns latency is 0 and computing takes no time.
+    Clients are numbered 0, 1, 2, ... and all have the same consecutive rounds. Rounds outside the
+    file repeat it. Without the optional columns latency is 0 and computing takes no time.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not such a table; the message names file, line and column.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not such a table; the message names file, line and column.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -31,13 +31,18 @@ class TraceLinks:
         self._links = _read(self._path)
         self._num_clients = 1 + max(client for client, _ in self._links)
         self._rounds = sorted({round_index for _, round_index in self._links})
-        self._check_complete()
+        for client in range(self._num_clients):
+            for round_index in range(self._rounds[0], self._rounds[-1] + 1):
+                if (client, round_index) not in self._links:
+                    raise ValueError(
+                        f"{self._path} has no line for client {client} in round {round_index}"
+                    )
 
     def link(self, round_index: int, client: int) -> Link:
         """The line of this client and round.
 
         Raises:
-            ValueError: the file has no such client.
+            ValueError: The file has no such client.
         """
         if client >= self._num_clients:
             raise ValueError(
@@ -46,16 +51,9 @@ class TraceLinks:
         first = self._rounds[0]
         return self._links[client, first + (round_index - first) % len(self._rounds)]
 
-    def _check_complete(self) -> None:
-        for client in range(self._num_clients):
-            for round_index in range(self._rounds[0], self._rounds[-1] + 1):
-                if (client, round_index) not in self._links:
-                    raise ValueError(
-                        f"{self._path} has no line for client {client} in round {round_index}"
-                    )
-
 
 def _read(path: Path) -> dict[tuple[int, int], Link]:
+    """The links of a file, by client and round."""
     links: dict[tuple[int, int], Link] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
@@ -92,6 +90,7 @@ def _check_header(header: list[str], path: Path) -> None:
 
 
 def _link(cells: dict[str, str], where: str) -> Link:
+    """The link of a line, whose cells are given by column; `where` is its file and line."""
     rates = {}
     if "latency_s" in cells:
         rates["latency_seconds"] = _number(cells, "latency_s", where)
