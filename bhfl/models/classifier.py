@@ -29,22 +29,23 @@ class Classifier(Recorded, L.LightningModule):
     and the fraction of right answers.
 
     Args:
-        net: name of a network (see `bhfl.models.build`), or a module from images to logits, which
-            is used as it is: the next four arguments are for named networks alone.
+        net: The name of a network (see `bhfl.models.build`), or a module from images to logits,
+            which is used as it is: the next four arguments are for named networks alone.
         num_classes: K.
         input_shape: (C, H, W) of one image.
-        net_kwargs: more arguments of the named network, such as ``{"width": 24}`` for vgg7.
-        norm: normalisation of the named network: "group", "batch", "none", or unset for its own
+        net_kwargs: More arguments of the named network, such as ``{"width": 24}`` for vgg7.
+        norm: The normalisation of the named network: "group", "batch", "none", or unset for its own
             default.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the scheduler from the optimizer; none by default. A
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler from the optimizer; none by default. A
             ``ReduceLROnPlateau`` follows its ``monitor`` where it has one (Lightning's has), else
             "val/loss".
-        lr_interval: whether the scheduler advances every "epoch" or every "step".
-        label_smoothing: share of each training label spread over all classes, in [0, 1).
+        lr_interval: Whether the scheduler advances every "epoch" or every "step".
+        label_smoothing: The share of each training label that is spread over all classes, in
+            [0, 1).
 
     Raises:
-        ValueError: if an argument breaks its rule.
+        ValueError: An argument breaks its rule.
     """
 
     validation_metrics = ("loss", "acc")
@@ -67,18 +68,18 @@ class Classifier(Recorded, L.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if isinstance(net, nn.Module) and (net_kwargs or norm):
-            raise ValueError(
-                f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
-            )
-        taken = {"name", "num_classes", "input_shape", "norm"}
-        if reserved := sorted(taken & set(net_kwargs or ())):
+        options = net_kwargs or {}
+        if reserved := sorted({"name", "num_classes", "input_shape", "norm"} & options.keys()):
             raise ValueError(
                 f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
                 f"{net_kwargs}"
             )
         if not isinstance(net, nn.Module):
-            net = build(net, num_classes, input_shape, norm, **net_kwargs or {})
+            net = build(net, num_classes, input_shape, norm, **options)
+        elif options or norm:
+            raise ValueError(
+                f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
+            )
         self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler

@@ -1,6 +1,5 @@
-"""Networks by short name: ours, or any classifier of torchvision."""
+"""Networks by name: those of this package, or any classifier of torchvision."""
 
-import inspect
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -22,8 +21,10 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet20": ResNet20,
     "vgg7": VGG7,
 }
+"""The networks of this package, by name."""
 TORCHVISION = "torchvision.models"
 PREFIX = "torchvision/"
+"""What may stand before the name of a network of torchvision."""
 
 
 def build(
@@ -33,18 +34,18 @@ def build(
     downloaded.
 
     Args:
-        name: one of `NETWORKS`, or a classifier of ``torchvision.models``: "torchvision/resnet18",
-            or bare where we have none of that name, "mobilenet_v3_small". Upper and lower case are
-            the same.
+        name: One of `NETWORKS`, or a classifier of ``torchvision.models``, such as
+            "torchvision/resnet18", or "mobilenet_v3_small" where `NETWORKS` has no such name. Upper
+            and lower case are the same.
         num_classes: K.
         input_shape: (C, H, W); torchvision's classifiers take C = 3.
         norm: "group", "batch" or "none"; unset keeps what the network has. In torchvision's
             networks it replaces the batch normalisation.
-        **options: more arguments of the network, such as ``width`` of vgg7 or ``image_size`` of
+        **options: More arguments of the network, such as ``width`` of vgg7 or ``image_size`` of
             torchvision/vit_b_16, which is that of the input by default.
 
     Raises:
-        ValueError: if the name, an option or a size is wrong.
+        ValueError: The name, an option or a size is wrong.
     """
     if not isinstance(name, str):
         raise ValueError(f"net must be the name of a network, got {name!r}")
@@ -52,9 +53,14 @@ def build(
     if key in NETWORKS:
         return _build_ours(key, num_classes, input_shape, norm, options)
     known = _torchvision_names()
-    if key.removeprefix(PREFIX) in known:
-        return _build_torchvision(key.removeprefix(PREFIX), num_classes, input_shape, norm, options)
-    raise ValueError(_unknown_name(name, known))
+    bare = key.removeprefix(PREFIX)
+    if bare in known:
+        return _build_torchvision(bare, num_classes, input_shape, norm, options)
+    candidates = [*NETWORKS, *known, *(PREFIX + network for network in known)]
+    hint = suggestion(name, candidates, others=False, most=3)
+    raise ValueError(
+        f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
+    )
 
 
 def _build_ours(
@@ -63,10 +69,10 @@ def _build_ours(
     network = NETWORKS[name]
     if norm is not None:
         options = {"norm": norm, **options}
-    accepted = sorted(inspect.signature(network).parameters.keys() - {"num_classes", "input_shape"})
+    hints = get_type_hints(network.__init__)
+    accepted = sorted(hints.keys() - {"num_classes", "input_shape", "return"})
     if unknown := sorted(options.keys() - set(accepted)):
         raise ValueError(f"{name} has the options {', '.join(accepted)}, got {', '.join(unknown)}")
-    hints = get_type_hints(network.__init__)
     for key, value in options.items():
         if hints[key] is int and type(value) is not int:
             raise ValueError(f"net_kwargs.{key} of {name} must be an integer, got {value!r}")
@@ -82,7 +88,8 @@ def _build_torchvision(
     check_arguments(num_classes, input_shape)
     if input_shape[0] != 3:
         raise ValueError(f"input_shape must have 3 channels for {PREFIX}{name}, got {input_shape}")
-    # one tensor of logits in training too, and no warning about the init
+    # their auxiliary heads would make several tensors of logits in training, and without
+    # init_weights they warn
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True, **options}
     if name.startswith("vit_"):
@@ -101,9 +108,7 @@ def _build_torchvision(
 
 @torch.no_grad()
 def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None:
-    """ValueError for an input that is too small or of another shape than the network is made
-    for.
-    """
+    """ValueError for an input of a shape that the network cannot take: it is tried."""
     try:
         network.eval()(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -114,30 +119,22 @@ def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None
 
 
 def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
-    found = []
+    """Put `norm` in the place of all batch normalisations; ValueError if there are none."""
+    found = False
     for parent in network.modules():
         for key, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                found.append((parent, key, child.num_features))
+                found = True
+                if norm != "batch":  # those that are there may have an eps of their own
+                    setattr(parent, key, norm2d(norm, child.num_features))
     if not found:
         raise ValueError(
             f"norm must be unset for {PREFIX}{name}, which has no batch normalisation, got {norm!r}"
         )
-    if norm != "batch":
-        for parent, key, channels in found:
-            setattr(parent, key, norm2d(norm, channels))
 
 
 def _torchvision_names() -> list[str]:
-    # when first asked for: it takes seconds, and our networks need none of it
+    # imported when first asked for: it takes seconds, and the networks of this package do without
     models = import_module(TORCHVISION)
-    # this module alone is asked: no detectors, no quantised copies
+    # those of this very module are classifiers; others are detectors and quantised copies
     return list(models.list_models(module=models))
-
-
-def _unknown_name(name: str, torchvision_names: list[str]) -> str:
-    candidates = [*NETWORKS, *torchvision_names, *(PREFIX + known for known in torchvision_names)]
-    hint = suggestion(name, candidates, others=False, most=3)
-    return (
-        f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
-    )

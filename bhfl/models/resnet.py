@@ -3,6 +3,7 @@ last layer.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes.
 
     Args:
-        in_channels: channels it takes.
-        out_channels: channels it gives.
-        stride: the stride of the first convolution and of the shortcut.
-        norm: normalisation after each convolution.
+        in_channels: The channels of its input.
+        out_channels: The channels of its output.
+        stride: The stride of the first convolution and of the shortcut.
+        norm: The normalisation after each convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
@@ -54,16 +55,16 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Stages of residual blocks; every stage after the first halves the image.
 
-    The residual branches start at 1 / sqrt(number of blocks) of their usual size, so that what they
-    add up to does not grow with their number: the deeper networks bear the learning rates of the
-    shallow ones, and train without any norm.
+    The residual branches start at 1 / sqrt(number of blocks) of their usual size, so that their sum
+    does not grow with their number: deeper networks then train at the learning rates of shallow
+    ones, and also without any norm.
 
     Args:
         num_classes: K.
         input_shape: (C, H, W) of any size.
-        widths: channels of each stage; the stem has those of the first.
-        blocks: residual blocks in each stage.
-        norm: normalisation after each convolution.
+        widths: The channels of each stage; the stem has those of the first.
+        blocks: The number of residual blocks in each stage.
+        norm: The normalisation after each convolution.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class ResNet(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
         )
         init_he_(self)
-        for layer in layers:
-            _scale_branch_(layer, len(layers) ** -0.5)
+        with torch.no_grad():
+            for layer in layers:
+                last = layer.conv2 if isinstance(layer.norm2, nn.Identity) else layer.norm2
+                last.get_parameter("weight").mul_(len(layers) ** -0.5)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -98,34 +101,42 @@ class ResNet(nn.Module):
         return logits
 
 
-def _scale_branch_(block: ResidualBlock, factor: float) -> None:
-    last = block.conv2 if isinstance(block.norm2, nn.Identity) else block.norm2
-    with torch.no_grad():
-        last.get_parameter("weight").mul_(factor)
+class _SizedResNet(ResNet):
+    """A residual network whose subclasses say how large it is.
+
+    Args:
+        num_classes: K.
+        input_shape: (C, H, W) of any size.
+        norm: The normalisation after each convolution.
+    """
+
+    widths: ClassVar[Sequence[int]] = (16, 32, 64)
+    num_blocks: ClassVar[int]
+
+    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
+        super().__init__(num_classes, input_shape, self.widths, self.num_blocks, norm)
 
 
-class ResNet8(ResNet):
+class ResNet8(_SizedResNet):
     """The 8-layer residual network of small devices: 16, 32 and 64 channels, 78,042 parameters for
     3x32x32.
     """
 
-    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
-        super().__init__(num_classes, input_shape, (16, 32, 64), 1, norm)
+    num_blocks = 1
 
 
-class ResNet20(ResNet):
+class ResNet20(_SizedResNet):
     """The CIFAR network of He et al. 2016, section 4.2, n = 3, with projection shortcuts: 272,474
     parameters.
     """
 
-    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
-        super().__init__(num_classes, input_shape, (16, 32, 64), 3, norm)
+    num_blocks = 3
 
 
-class ResNet18(ResNet):
+class ResNet18(_SizedResNet):
     """ResNet-18 (He et al. 2016, table 1) with a 3x3 stem for small images: 11,173,962 parameters
     for 3x32x32.
     """
 
-    def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "group") -> None:
-        super().__init__(num_classes, input_shape, (64, 128, 256, 512), 2, norm)
+    widths = (64, 128, 256, 512)
+    num_blocks = 2

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -11,7 +10,7 @@ from bhfl.models.blocks import (
     InputShape,
     Norm,
     check_arguments,
-    dropout_layer,
+    fully_connected,
     init_he_,
     pooled_units,
 )
@@ -23,9 +22,9 @@ class MLP(nn.Module):
 
     Args:
         num_classes: K.
-        input_shape: the shape of an input, which is flattened: (C, H, W) of an image, or any other.
-        hidden: units of each hidden layer; empty for a linear classifier.
-        dropout: probability of zeroing a hidden unit in training.
+        input_shape: The shape of an input, which is flattened: (C, H, W) of an image, or any other.
+        hidden: The units of each hidden layer; empty for a linear classifier.
+        dropout: The probability of zeroing a hidden unit in training.
     """
 
     def __init__(
@@ -36,16 +35,13 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments(num_classes, (1, 1, 1))
+        check_arguments(num_classes, (1, 1, 1))  # an input of any shape is flattened
         if min(input_shape, default=0) < 1:
             raise ValueError(f"input_shape must be positive numbers, got {input_shape}")
         sizes = [math.prod(input_shape), *hidden]
         if min(sizes) < 1:
             raise ValueError(f"hidden must be positive numbers of units, got {hidden}")
-        layers: list[nn.Module] = [nn.Flatten()]
-        for num_in, num_out in pairwise(sizes):
-            layers += [nn.Linear(num_in, num_out), nn.ReLU(), dropout_layer(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
+        self.layers = fully_connected([*sizes, num_classes], dropout)
         init_he_(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,50 +57,35 @@ class LeNet(Convolutional):
     Args:
         num_classes: K.
         input_shape: (C, H, W), at least 4x4 pixels.
-        norm: normalisation after each convolution; the original has none.
+        norm: The normalisation after each convolution; the original has none.
     """
 
     def __init__(self, num_classes: int, input_shape: InputShape, norm: Norm = "none") -> None:
-        super().__init__()
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
-        self.features = pooled_units(channels, (6, 16), 5, norm)
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(16 * (height // 4) * (width // 4), 120),
-            nn.ReLU(),
-            nn.Linear(120, 84),
-            nn.ReLU(),
-            nn.Linear(84, num_classes),
-        )
-        init_he_(self)
+        features = pooled_units(channels, (6, 16), 5, norm)
+        num_features = 16 * (height // 4) * (width // 4)
+        super().__init__(features, fully_connected([num_features, 120, 84, num_classes]))
 
 
 class CNN(Convolutional):
     """Two 3x3 convolutions (32 and 64 channels), each pooled, and one hidden layer of 128 units.
 
-    The shape of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and head:
-    545,098 parameters for 10 classes of 3x32x32, 53,002 for 1x8x8 digits.
+    It has the form of FedAvg's CNN (McMahan et al. 2017, section 3) with smaller kernels and a
+    smaller head: 545,098 parameters for 10 classes of 3x32x32, 53,002 for 1x8x8 digits.
 
     Args:
         num_classes: K.
         input_shape: (C, H, W), at least 4x4 pixels.
-        norm: normalisation after each convolution; the original has none.
-        dropout: probability of zeroing a hidden unit in training.
+        norm: The normalisation after each convolution; the original has none.
+        dropout: The probability of zeroing a hidden unit in training.
     """
 
     def __init__(
         self, num_classes: int, input_shape: InputShape, norm: Norm = "none", dropout: float = 0.0
     ) -> None:
-        super().__init__()
         check_arguments(num_classes, input_shape, min_side=4)
         channels, height, width = input_shape
-        self.features = pooled_units(channels, (32, 64), 3, norm)
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64 * (height // 4) * (width // 4), 128),
-            nn.ReLU(),
-            dropout_layer(dropout),
-            nn.Linear(128, num_classes),
-        )
-        init_he_(self)
+        features = pooled_units(channels, (32, 64), 3, norm)
+        num_features = 64 * (height // 4) * (width // 4)
+        super().__init__(features, fully_connected([num_features, 128, num_classes], dropout))
