@@ -80,5 +80,5 @@ def _unknown(command: str) -> int:
     from bhfl.checks import suggestion
     from bhfl.cli.exits import BAD_CONFIG, report
 
-    report([f"{command!r} is no command{suggestion(command, COMMANDS)}"])
+    report([f"unknown command {command!r}{suggestion(command, COMMANDS)}"])
     return BAD_CONFIG

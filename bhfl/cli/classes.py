@@ -6,7 +6,6 @@ import importlib
 import inspect
 import sys
 import traceback
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Optional, get_origin, get_type_hints
 
@@ -15,39 +14,32 @@ from jsonargparse.typing import get_registered_type
 from bhfl.checks import shown, suggestion
 
 
-@dataclass(frozen=True, eq=False)
-class Kind:
-    """The classes that may be named at one place.
+def indefinite(base: type) -> str:
+    """What messages call an object of a class, such as ``an Algorithm``."""
+    name = base.__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
-    Attributes:
-        name: As messages call one of them.
-        bases: One of these must be a base.
-    """
 
-    name: str
-    bases: tuple[type, ...]
+def known(base: type) -> dict[str, type]:
+    """The classes that may stand for `base`, are loaded and can be made, by short name."""
+    return {
+        cls.__name__: cls
+        for cls in _subclasses(base)
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_")
+    }
 
-    @classmethod
-    def of(cls, base: type) -> Kind:
-        """The subclasses of one class, called by its name."""
-        return cls(f"{'an' if base.__name__[0] in 'AEIOU' else 'a'} {base.__name__}", (base,))
 
-    def __str__(self) -> str:
-        return self.name
+def _subclasses(base: type) -> list[type]:
+    found = [base]
+    below: list[type] = type.__subclasses__(base)
+    for cls in below:
+        found += _subclasses(cls)
+    return found
 
-    def only(self) -> type | None:
-        """The one class that may be meant, where there is no other."""
-        known = list(self.known().values())
-        return known[0] if known == list(self.bases) else None
 
-    def known(self) -> dict[str, type]:
-        """Those that are loaded and can be made, by short name."""
-        loaded = [cls for base in self.bases for cls in _subclasses(base)]
-        return {
-            c.__name__: c
-            for c in loaded
-            if not inspect.isabstract(c) and not c.__name__.startswith("_")
-        }
+def only(base: type) -> type | None:
+    """The class itself, where no other one may be meant."""
+    return base if list(known(base).values()) == [base] else None
 
 
 def is_component(hint: Any) -> bool:
@@ -56,95 +48,91 @@ def is_component(hint: Any) -> bool:
     """
     if not isinstance(hint, type) or get_origin(hint) is not None:
         return False
-    if hint.__module__.partition(".")[0] in sys.stdlib_module_names or getattr(
-        hint, "_is_protocol", False
-    ):
+    if _is_standard(hint.__module__) or getattr(hint, "_is_protocol", False):
         return False
-    return (
-        not issubclass(hint, (int, float, str, tuple, dict, Enum))
-        and get_registered_type(hint) is None
-    )
+    of_values = issubclass(hint, (int, float, str, tuple, dict, Enum))
+    return not of_values and get_registered_type(hint) is None
 
 
-def resolve(name: Any, kind: Kind) -> type:
+def _is_standard(path: str) -> bool:
+    """Whether a dotted path leads into the standard library, of which nothing is imported for a
+    name.
+    """
+    return path.partition(".")[0] in sys.stdlib_module_names
+
+
+def resolve(name: Any, base: type) -> type:
     """The class that `name` means: the short name of one that is loaded, or a dotted path.
 
     Raises:
-        ValueError: There is none. Modules of the standard library are never imported for a name.
+        ValueError: No class of this name derives from `base` and can be made.
     """
-    known = kind.known()
-    refusal = f"must name {kind}, got {shown(name)}"
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+    names = known(base)
+    refusal = f"must name {indefinite(base)}, got {shown(name)}"
+    if not isinstance(name, str) or not all(map(str.isidentifier, name.split("."))):
         raise ValueError(refusal)
-    if name in known:
-        return known[name]
+    if name in names:
+        return names[name]
     if "." not in name:
-        raise ValueError(refusal + suggestion(name, known))
-    if name.split(".")[0] in sys.stdlib_module_names:
+        raise ValueError(refusal + suggestion(name, names))
+    if _is_standard(name):
         raise ValueError(f"{refusal} of the standard library")
-    cls: Any = _found(name, refusal, known)
+    try:
+        cls = imported(name)
+    except ValueError as error:
+        near = suggestion(name.rpartition(".")[2], names, others=False)
+        raise ValueError(f"{refusal}: {error}{near}") from error
+    if why := _unfit(cls, base):
+        raise ValueError(f"{refusal}, which {why}")
+    found: type = cls
+    return found
+
+
+def _unfit(cls: Any, base: type) -> str:
+    """Why what a name leads to cannot be made as an object of `base`; empty if it can."""
     if not isinstance(cls, type):
-        raise ValueError(f"{refusal}, which is no class")
-    if not issubclass(cls, kind.bases):
-        bases = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in kind.bases)
-        raise ValueError(f"{refusal}, which does not derive from {bases}")
-    if inspect.isabstract(cls):
-        raise ValueError(f"{refusal}, which is abstract")
-    return cls
+        return "is not a class"
+    if not issubclass(cls, base):
+        return f"does not derive from {base.__module__}.{base.__qualname__}"
+    return "is abstract" if inspect.isabstract(cls) else ""
 
 
-def names_one(kind: Kind, path: str) -> bool:
-    """Whether the dotted `path` is that of an object of `kind`, such as ``torch.float32``, and not
+def names_one(base: type, path: str) -> bool:
+    """Whether the dotted `path` is that of an object of `base`, such as ``torch.float32``, and not
     of a class.
     """
-    if "." not in path or path.split(".")[0] in sys.stdlib_module_names:
+    if "." not in path or _is_standard(path):
         return False
     try:
-        return isinstance(imported(path), kind.bases)
+        return isinstance(imported(path), base)
     except ValueError:
         return False  # which is told where it is resolved
-
-
-def _found(path: str, refusal: str, known: dict[str, type]) -> Any:
-    try:
-        return imported(path)
-    except ValueError as error:
-        raise ValueError(
-            f"{refusal}: {error}{suggestion(path.rpartition('.')[2], known, others=False)}"
-        ) from error
 
 
 def imported(path: str) -> Any:
     """What the dotted `path` means: something of a module, or of a class in one.
 
     Raises:
-        ValueError: There is none, or its module cannot be imported, for whatever reason.
+        ValueError: There is no such thing, or its module cannot be imported, for whatever reason.
     """
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name == module and "." in module:
-            return _inside(module, name, error)
-        raise ValueError(str(error)) from error
+        if error.name != module or "." not in module:
+            raise ValueError(str(error)) from error
+        try:  # it may be a class in a module
+            return getattr(imported(module), name)
+        except (ValueError, AttributeError):
+            raise ValueError(str(error)) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(str(error)) from error
     except SystemExit as error:
-        raise ValueError(
-            f"importing {module} ends the process: {_place(error)} calls exit"
-        ) from error
+        why = f"importing {module} ends the process: {_place(error)} calls exit"
+        raise ValueError(why) from error
     except Exception as error:
-        raise ValueError(
-            f"{module} cannot be imported: {type(error).__name__}: {error} ({_place(error)})"
-        ) from error
-
-
-def _inside(cls: str, name: str, error: Exception) -> Any:
-    """What is called `name` in a class; `error` says that it is no module."""
-    try:
-        return getattr(imported(cls), name)
-    except (ValueError, AttributeError):
-        raise ValueError(str(error)) from error
+        why = f"{type(error).__name__}: {error} ({_place(error)})"
+        raise ValueError(f"{module} cannot be imported: {why}") from error
 
 
 def _place(error: BaseException) -> str:
@@ -153,11 +141,6 @@ def _place(error: BaseException) -> str:
         return f"{error.filename}, line {error.lineno}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}, line {frame.lineno}"
-
-
-def _subclasses(base: type) -> list[type]:
-    below: list[type] = type.__subclasses__(base)
-    return [base, *(deeper for cls in below for deeper in _subclasses(cls))]
 
 
 def parameters(cls: type) -> tuple[dict[str, Any], bool]:
@@ -169,22 +152,20 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
     found: dict[str, Any] = {}
     passes_on = False
     for owner in cls.__mro__[:-1]:
-        init = owner.__dict__.get("__init__")
+        init = vars(owner).get("__init__")
         if init is None:
             continue
         try:
-            signature, hints = inspect.signature(init), get_type_hints(init)
+            given = list(inspect.signature(init).parameters.values())[1:]
+            hints = get_type_hints(init)
         except (ValueError, TypeError, NameError):
             return found, True
-        given = list(signature.parameters.values())[1:]
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        for parameter in given:
-            if parameter.kind not in variable:
-                hint = hints.get(parameter.name, Any)
-                found.setdefault(
-                    parameter.name, Optional[hint] if parameter.default is None else hint
-                )
-        passes_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in given)
+        passes_on = False
+        for one in given:
+            passes_on |= one.kind is one.VAR_KEYWORD
+            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                hint = hints.get(one.name, Any)
+                found.setdefault(one.name, Optional[hint] if one.default is None else hint)
         if not passes_on:
-            return found, False
+            break
     return found, passes_on

@@ -109,7 +109,7 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     from bhfl.cli.exits import format_warning
     from bhfl.engine.ending import LOST, STANDING, LostProcessError, Terminated, speaks_of_others
 
-    warnings.formatwarning = format_warning
+    warnings.formatwarning = format_warning  # type: ignore[assignment]  # it hands on the rest
     STANDING.begin("nothing new is saved")
     try:
         return run(args)

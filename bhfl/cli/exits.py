@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from bhfl.checks import clipped
 from bhfl.engine.ending import speaks
@@ -38,19 +39,15 @@ def say(text: str) -> None:
 
 
 def format_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, *place: Any
 ) -> str:
     """Our own warnings as one line for users; others as ever, with the place in the code.
 
-    Takes the arguments of ``warnings.formatwarning``, which it is to replace.
+    It takes the arguments of ``warnings.formatwarning``, which it is to replace.
     """
     if category is UserWarning and filename.startswith(_SOURCE):
         return f"warning: {clipped(str(message))}\n"
-    return _format_warning(message, category, filename, lineno, line)
+    return _format_warning(message, category, filename, *place)
 
 
 def exit_code(error: Exception) -> int | None:
@@ -87,7 +84,8 @@ def too_large(error: BaseException) -> bool:
 
 def told(error: BaseException) -> str:
     """What an error says, with its notes, and what helps where memory was short."""
-    text, notes = str(error), getattr(error, "__notes__", [])
+    text = str(error)
+    notes = getattr(error, "__notes__", [])
     if too_large(error):  # in one line: torch adds where it was in its own code
         text = text.partition("\n")[0]
         notes = [*notes, "(smaller sizes of model, data or batch need less memory)"]
@@ -112,18 +110,17 @@ def raised_by(error: BaseException) -> str:
     """The package whose code raised `error`: bhfl raises ValueError for what its user can mend, and
     nothing else.
     """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] if frames else ""
+    name = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0]
 
 
 def original(error: BaseException) -> BaseException:
     """The error that jsonargparse wrapped while it built an object, or `error` itself where it only
     has its own.
     """
-    wrapped = error
-    while (
-        raised_by(error) == "jsonargparse"
-        and (inner := error.__cause__ or error.__context__) is not None
-    ):
-        error = inner
-    return wrapped if raised_by(error) == "jsonargparse" else error
+    cause: BaseException | None = error
+    while cause is not None and raised_by(cause) == "jsonargparse":
+        cause = cause.__cause__ or cause.__context__
+    return cause or error

@@ -5,8 +5,7 @@ is built.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,9 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
-from bhfl.cli.parser import (
-    OUTSIDE,
-    PARTS,
-    Parser,
-    add_arguments,
-    core,
-    dumped,
-    schema,
-    taken_from_data,
-)
-from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, with_plain_paths
+from bhfl.cli.merging import is_spelled_out
+from bhfl.cli.parser import PARTS, Parser, core, dumped, schema
+from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, options
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
@@ -52,14 +43,17 @@ class FederatedCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], layers: Sequence[Layer]) -> None:
-        self.layers, self.command = layers, args[0]
+        self.layers = layers
+        self.command = args[0]
+        usage = f"bhfl {self.command} [--config FILE ...] [--option value ...]"
         super().__init__(
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
             save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
             trainer_class=CommandTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
-            args=with_plain_paths(args),
+            parser_kwargs={args[0]: {"dump_header": [f"bhfl {bhfl.__version__}"], "usage": usage}},
+            args=list(args),
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -72,16 +66,6 @@ class FederatedCLI(LightningCLI):
         """
         return {self.command: {"model", "datamodule"}}
 
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose output begins with our version."""
-        return super().init_parser(**{"dump_header": [f"bhfl {bhfl.__version__}"], **kwargs})
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        usage = f"bhfl {subcommand} [--config FILE ...] [--option value ...]"
-        return super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "usage": usage})
-
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The seed."""
         parser.add_argument(
@@ -91,27 +75,38 @@ class FederatedCLI(LightningCLI):
             help="Seed of the initial weights and the run.",
         )
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_core_arguments_to_parser(self, parser: Any) -> None:
         """The rest: LightningCLI's own version takes only a `Trainer`."""
-        add_arguments(parser)
+        parser.add_options()
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Check each layer by itself, parse them all, and check the outcome."""
-        checker = Checker(schema(args[0]), self._parser(args[0]).get_defaults().as_dict())
-        problems = [problem for layer in self.layers for problem in checker(layer)]
-        given = {key for layer in self.layers for key in layer.values}
-        explains = asks_help(args) or any(word.startswith("--print_config") for word in args)
-        if "clients" not in given and not explains:
+        """Check each layer by itself, parse what they come to, and check the outcome."""
+        if asks_help(args):
+            parser.parse_args(args)
+        parser_of_command: Any = self._parser(self.command)
+        checker = Checker(schema(self.command), parser_of_command.get_defaults().as_dict())
+        problems = []
+        for layer in self.layers:
+            problems += checker(layer)
+        prints = [flags or "" for name, flags in options(args[1:]) if name == "print_config"]
+        if not prints and not any("clients" in layer.values for layer in self.layers):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
-        parser_of_command: Any = self._parser(args[0])
-        parser_of_command.amend = partial(take_own_defaults, named=checker.named)
-        self.config = parser.parse_args(args)
-        config = self.config[self.config.subcommand]
-        take_own_defaults(config, checker.named)
-        parser_of_command.taken_from_data = taken_from_data(imported(config.model.class_path))
+        parser_of_command.link_to_data(checker.classes["model",])
+        given = {"subcommand": self.command, self.command: checker.merged}
+        self.config = parser.parse_object(given)
+        take_own_defaults(self.config, given)
+        self._tell_of_no_effect(Layer(checker.merged))
+        if prints:
+            parser_of_command.print_and_leave(parser, self.config, prints[-1])
         self._check_settings()
+
+    def _tell_of_no_effect(self, merged: Layer) -> None:
+        """Tell of typed options that a later one took away again, with the class they were for."""
+        for layer in self.layers:
+            if layer.option and not merged.gives(layer.path):
+                say(f"note: --{layer.option} has no effect: a later option replaces what it is of")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is taken from a checkpoint: what is typed holds, and the trainer lists
@@ -120,7 +115,7 @@ class FederatedCLI(LightningCLI):
 
     def _check_settings(self) -> None:
         """The trainer's own checks, before anything is built."""
-        options = trainer_options(self.config[self.config.subcommand])
+        options = trainer_options(self.config[self.command])
         options["callbacks"] = None  # their classes are checked, and they are made later
         try:
             checked_settings(options)
@@ -131,14 +126,16 @@ class FederatedCLI(LightningCLI):
         """A problem of the trainer, with the name that its option has here and where it was
         given.
         """
-        key = problem.split(" ")[0]
+        key, _, rule = problem.partition(" ")
         keys: Keys = ("seed_everything",) if key == "seed" else ("trainer", key)
-        if key != "seed" and (
-            key in OUTSIDE or key not in inspect.signature(FederatedTrainer).parameters
-        ):
+        elsewhere = key in ("clients", "algorithm")
+        if elsewhere or key not in inspect.signature(FederatedTrainer).parameters:
             return problem
-        names = [layer.place(keys) + layer.name(keys) for layer in self.layers if layer.gives(keys)]
-        return (names or [".".join(keys)])[-1] + problem.removeprefix(key)
+        name = ".".join(keys)
+        for layer in self.layers:
+            if layer.gives(keys):
+                name = layer.place(keys) + layer.name(keys)
+        return f"{name} {rule}"
 
     # ---- building and running --------------------------------------------------------------------
 
@@ -154,19 +151,12 @@ class FederatedCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             cause = original(error)
-            refused = (
-                isinstance(cause, (ValueError, OSError))
-                or raised_by(cause) == "lightning"
-                or too_large(cause)
-            )
-            if by_data(cause) or not refused:
+            by = raised_by(cause)
+            refused = isinstance(cause, (ValueError, OSError)) or too_large(cause)
+            if by_data(cause) or not (refused or by == "lightning"):
                 raise cause from None
-            problems = (
-                [core(str(cause))]
-                if raised_by(cause) == "jsonargparse"
-                else told(cause).splitlines()
-            )
-            raise ConfigError(problems) from cause
+            text = core(str(cause)) if by == "jsonargparse" else told(cause)
+            raise ConfigError(text.splitlines()) from cause
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the options that stand outside its section, and our callbacks before
@@ -204,14 +194,13 @@ class FederatedCLI(LightningCLI):
         which = arguments["ckpt_path"]
         if which is None and subcommand not in ("fit", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
-        files = [Path(layer.file) for layer in self.layers if layer.file]
-        # it may be a link
-        folders = [place for file in files for place in (file.resolve().parent, file.parent)]
-        runs = [folder for folder in folders if (folder / "checkpoints").is_dir()]
-        if runs and which in ("last", "best"):
-            arguments["ckpt_path"] = (
-                runs[-1] if which == "last" else runs[-1] / "checkpoints" / "best.ckpt"
-            )
+        if which in ("last", "best"):
+            for layer in self.layers:
+                file = Path(layer.file)
+                for run in (file.resolve().parent, file.parent):  # it may be a link
+                    if layer.file and (run / "checkpoints").is_dir():
+                        best = run / "checkpoints" / "best.ckpt"
+                        arguments["ckpt_path"] = run if which == "last" else best
         return arguments
 
 
@@ -224,50 +213,38 @@ def trainer_options(config: Namespace) -> dict[str, Any]:
     return {**options, **outside, "seed": config.seed_everything}
 
 
-def take_own_defaults(config: Namespace, named: Mapping[Keys, Collection[str]]) -> None:
+def take_own_defaults(config: Namespace, given: Mapping[str, Any]) -> None:
     """Undo what jsonargparse hands on to a class that was named from the one that its place has by
     default.
 
     A momentum would go to every SGD, a learning rate to every optimiser.
 
     Args:
-        config: As parsed; changed.
-        named: Where classes were named, and the options that the user gave them.
+        config: What was parsed; it is changed.
+        given: What it was parsed from.
     """
-    for slot, given in named.items():
-        place = _at(config, slot)
-        if not isinstance(place, Namespace) or not isinstance(place.get("init_args"), Namespace):
-            continue
-        own = inspect.signature(imported(place.class_path)).parameters
-        for option, value in vars(place.init_args).items():
-            default = own[option].default if option in own else value
-            plain = isinstance(default, (bool, int, float, str))
-            if plain and option not in given and value != default:
-                place.init_args[option] = float(default) if isinstance(value, float) else default
-
-
-def _at(config: Any, slot: Keys) -> Any:
-    """What stands at `slot` of a parsed configuration; None in lists, whose items have no class by
-    default.
-    """
-    for key in slot:
-        inner = (
-            config.get("init_args")
-            if isinstance(config, Namespace) and key not in config
-            else config
-        )
-        if not isinstance(inner, Namespace) or key not in inner:
-            return None
-        config = inner[key]
-    return config
+    if "class_path" in config and not is_spelled_out(given):
+        given = {"init_args": given}
+    for key, value in given.items():
+        inner = config.get(key)
+        if isinstance(value, dict) and isinstance(inner, Namespace):
+            take_own_defaults(inner, value)
+    if "class_path" not in given or "init_args" not in config:
+        return
+    own = inspect.signature(imported(config.class_path)).parameters
+    for option, value in vars(config.init_args).items():
+        default = own[option].default if option in own else value
+        plain = isinstance(default, (bool, int, float, str))
+        if plain and option not in given.get("init_args", {}) and value != default:
+            config.init_args[option] = float(default) if isinstance(value, float) else default
 
 
 class SaveConfig(Callback):
     """A callback that writes the parsed configuration to ``config.yaml`` of the run folder.
 
     Args:
-        parser: Of the command.
-        config: As it was parsed.
+        parser: The parser of the command.
+        config: What was parsed.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:

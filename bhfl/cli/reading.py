@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,6 @@ from bhfl.cli.scalars import UNAMBIGUOUS, Loader
 from bhfl.files import user_path
 from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth
 
-_CONFIG = ("--config", "-c")
 _FLAGS = ("print_config", "dry_run")
 """Options that take no value."""
 
@@ -56,6 +56,16 @@ class Layer:
     file: str = ""
     """The file they come from; empty for the command line."""
     lines: dict[Keys, int] = field(default_factory=dict)
+    option: str = ""
+    """The option that gives the one value, such as ``a.b``, or ``a.b+`` where it is added to a
+    list; empty for a whole file.
+    """
+
+    @property
+    def path(self) -> Keys:
+        """Where the option's value stands, but for ``init_args``."""
+        parts = self.option.removesuffix("+").split(".")
+        return tuple(part for part in parts if part not in ("", "init_args"))
 
     def name(self, keys: Keys) -> str:
         """What messages call the value at `keys`: ``data.batch_size``, or ``--data.batch_size``
@@ -70,11 +80,13 @@ class Layer:
         return f"{self.file}:{self.lines.get(keys, 1)}: " if self.file else ""
 
     def gives(self, keys: Keys) -> bool:
-        """Whether there is a value at `keys`."""
+        """Whether there is a value at `keys`, whether or not ``init_args`` are spelled out."""
         values = self.values
         for key in keys:
+            if isinstance(values, dict) and key not in values:
+                values = values.get("init_args")
             if not isinstance(values, dict) or key not in values:
-                return False
+                return isinstance(values, list)
             values = values[key]
         return True
 
@@ -89,24 +101,38 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
     problems: list[str] = []
     for name, value in () if asks_help(args) else options(args):
         try:
-            if name == "config":
-                layers.append(read_file(value))
-            elif name == "":
-                raise ConfigError(
-                    [
-                        f"{value!r} is no option; options begin with --, "
-                        "such as --trainer.max_rounds 5"
-                    ]
-                )
-            elif value is not None and name not in _FLAGS:
-                if why := unusable(value):
-                    raise ConfigError([f"--{name} {why}"])
-                layers.append(Layer(nested(name, Text(value))))
+            layers += _layers_of(name, value)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
     return layers
+
+
+def _layers_of(name: str, value: str | None) -> list[Layer]:
+    """The layer that an option gives, if it gives any."""
+    if name == "config":
+        return [read_file(value)]
+    if name == "print_config":
+        return []
+    example = "options start with --, such as --trainer.max_rounds 5"
+    if name == "":
+        why = f"unexpected argument {value!r}; {example}"
+    elif value is None:
+        why = f"--{name} expected one argument, got none"
+    elif why := unusable(value):
+        why = f"--{name} {why}"
+    else:
+        return [Layer(nested(name, _meant(name, value)), option=name)]
+    raise ConfigError([why])
+
+
+def _meant(name: str, text: str) -> Any:
+    """The value of an option as it was typed; several items where a list is added to a list."""
+    with suppress(ConfigError):
+        if name.endswith("+") and isinstance(items := read_text(text), list):
+            return items
+    return Text(text)
 
 
 def asks_help(args: Sequence[str]) -> bool:
@@ -136,7 +162,9 @@ def _is_option(word: str) -> bool:
 
 def nested(name: str, value: Any) -> dict[str, Any]:
     """The option ``a.b`` as ``{a: {b: value}}``; ``a.b+`` adds to a list."""
-    values: Any = [value] if name.endswith("+") else value
+    values = value
+    if name.endswith("+") and not isinstance(value, list):
+        values = [value]
     for key in reversed(name.removesuffix("+").split(".")):
         values = {key: values}
     found: dict[str, Any] = values
@@ -147,57 +175,36 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     """The settings in a YAML file.
 
     Args:
-        path: Of the file.
-        what: It is called in messages.
+        path: The file.
+        what: Its name in messages.
 
     Raises:
         ConfigError: With every problem of the file.
     """
+    missing = f"{what} must be a YAML file, and there is no file {path or ''!r}"
     try:
         file = user_path(path or "")
         if not file.is_file():
-            raise ConfigError([f"{what} must be a YAML file, and there is no file {path!r}"])
+            raise ConfigError([missing])
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise ConfigError(
-                [f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"]
-            )
+            rule = f"must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"
+            raise ConfigError([f"{what} {rule}"])
         text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
     except ValueError as error:
-        raise ConfigError(
-            [f"{what} must be a YAML file, and there is no file {path or ''!r}: {error}"]
-        ) from error
-    except OSError as error:
-        raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
-    path = str(file)
-    reader = _Reader(text, path)
-    layer = Layer(reader.values, path, reader.lines)
+        raise ConfigError([f"{missing}: {error}"]) from error
+    reader = _Reader(text, str(file))
+    values = reader.values
     problems = reader.problems
-    if not problems and not isinstance(layer.values, dict):
-        given = "is empty" if layer.values is None else f"holds {type(layer.values).__name__}"
-        problems = [
-            f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; "
-            f"{path} {given}"
-        ]
+    if not problems and not isinstance(values, dict):
+        given = "is empty" if values is None else f"holds {type(values).__name__}"
+        rule = "must hold a mapping of options such as trainer: {max_rounds: 5}"
+        problems = [f"{what} {rule}; {file} {given}"]
     if problems:
         raise ConfigError(problems)
-    return layer
-
-
-def with_plain_paths(args: Sequence[str]) -> list[str]:
-    """`args` with the files of ``--config`` as `user_path` reads them, for a parser with rules of
-    its own.
-    """
-    found = list(args)
-    for i, word in enumerate(found):
-        name, equals, value = word.partition("=")
-        if name in _CONFIG and equals:
-            found[i] = f"{name}={user_path(value)}"
-        elif i > 0 and found[i - 1] in _CONFIG and not _is_option(word):
-            found[i] = str(user_path(word))
-    return found
+    return Layer(values, str(file), reader.lines)
 
 
 def read_text(text: str) -> Any:
@@ -273,26 +280,27 @@ class _Reader:
         return values
 
     def _scalar(self, node: yaml.Node, keys: Keys) -> Any:
-        kind, line = node.tag.removeprefix("tag:yaml.org,2002:"), node.start_mark.line
         name = f"{dotted(keys)}: " if keys else ""
+        why, value = self._read(node)
+        if why:
+            self._problem(node.start_mark.line, name + why)
+        return value
+
+    def _read(self, node: yaml.Node) -> tuple[str, Any]:
+        """What is wrong with a scalar, and its value where nothing is."""
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if not isinstance(node, yaml.ScalarNode) or kind not in _KINDS:
-            self._problem(line, f"{name}the YAML tag {node.tag} is not allowed")
-            return None
+            return f"the YAML tag {node.tag} is not allowed", None
         rule, remedy = UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
         if not rule.fullmatch(node.value):
-            self._problem(
-                line,
-                f"{name}{node.value} is read in different ways: "
-                f"write {remedy}, or quotes around text",
-            )
-            return None
+            ways = f"{node.value} is read in different ways"
+            return f"{ways}: write {remedy}, or quotes around text", None
         if kind == "str" and (why := unusable(node.value)):
-            self._problem(line, f"{name}{why}")
-            return None
+            return why, None
         value = self.loader.construct_object(node)
         if isinstance(value, float) and not math.isfinite(value):
-            self._problem(line, f"{name}numbers must be finite, got {node.value}")
-        return value
+            return f"numbers must be finite, got {node.value}", None
+        return "", value
 
 
 def unusable(text: str) -> str:

@@ -34,16 +34,22 @@ UNAMBIGUOUS = {
     "int": (re.compile("[-+]?(0|[1-9][0-9]*)"), "decimal digits alone"),
     "float": (re.compile("|".join(_PLAIN_NUMBERS)), "digits with a point or an exponent alone"),
 }
-"""By kind: what all readers take for the same value, and how to write it."""
+"""What all readers take for the same value, and how to write it, by kind."""
+
+
+def _resolvers() -> dict[str, list[tuple[str, Any]]]:
+    """PyYAML's own rules by first character, but for dates and floats."""
+    found = {}
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        kept = [rule for rule in rules if not rule[0].endswith((":timestamp", ":float"))]
+        found[first] = kept
+    return found
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Takes dates for text, and for a number whatever any reader takes for one."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML's own name and form
-        first: [(tag, rule) for tag, rule in rules if not tag.endswith((":timestamp", ":float"))]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = _resolvers()
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -83,11 +89,8 @@ def plain(text: str) -> Any:
     """
     try:
         value = _PlainLoader(text).get_single_data()
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:  # a number of too many digits, or text under a tag
+    except (ValueError, KeyError, AttributeError) as error:
+        # a number of too many digits, or text under a tag
         raise yaml.YAMLError(str(error)) from error
     return text if value is None and text.strip().lower() not in ("null", "~") else value
 
@@ -98,12 +101,12 @@ def written(values: Any, flow: bool = False) -> str:
     Raises:
         yaml.YAMLError: They hold what YAML cannot say.
     """
-    width = 10**6 if flow else 80
-    options = {
-        "default_flow_style": flow,
-        "allow_unicode": True,
-        "sort_keys": False,
-        "width": width,
-    }
-    text: str = yaml.dump(values, Dumper=_Dumper, **options)
+    text: str = yaml.dump(
+        values,
+        Dumper=_Dumper,
+        default_flow_style=flow,
+        allow_unicode=True,
+        sort_keys=False,
+        width=10**6 if flow else 80,
+    )
     return text

@@ -36,7 +36,7 @@ class Option:
     @classmethod
     def of(cls, key: str, value: Any) -> "Option":
         """An option that stands in no file."""
-        return cls(key, value, Layer(nested(key, value)))
+        return cls(key, value, Layer(nested(key, value), option=key))
 
     @property
     def word(self) -> str:

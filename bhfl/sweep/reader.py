@@ -135,7 +135,7 @@ class _Reader:
             if inner[:length] == (*keys, key):
                 lines[own + inner[length:]] = line
         lines[own[:1]] = lines[own]
-        return Layer(nested(key, value), self.layer.file, lines)
+        return Layer(nested(key, value), self.layer.file, lines, key)
 
     def seeds(self, keys: Keys, values: Any) -> list[int]:
         seeds = self.items(keys, values)

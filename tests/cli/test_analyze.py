@@ -94,7 +94,7 @@ def test_without_matplotlib_the_table_is_still_written(
             "probe_bits must be one or more distinct widths of 2..16, got [2, 2]",
         ),
         (["--uniform_bits", "32"], "uniform_bits must be 2..16, got 32"),
-        (["--probe_bit", "[2]"], "--probe_bit is no option; did you mean 'probe_bits'?"),
+        (["--probe_bit", "[2]"], "--probe_bit is an unknown option; did you mean 'probe_bits'?"),
         (["--algorithm", "Local"], "analyze needs a global model, and Local keeps none"),
         (["--data.val_fraction", "0"], "analyze needs samples held out of training"),
         (["--model", "own_bad.NoLoss"], "NoLoss.validation_step must log val/loss, and gives acc"),
@@ -116,5 +116,5 @@ def test_options_of_analyze_are_none_of_fit(bhfl: Command) -> None:
     assert (
         bhfl("fit", "--config", "tiny.yaml", "--samples", "5")
         .problems[0]
-        .startswith("--samples is no option")
+        .startswith("--samples is an unknown option")
     )

@@ -50,14 +50,14 @@ FILES = {
     # ---- unknown keys
     "key": (
         "algoritm: FedProx\n",
-        ["bad.yaml:1: algoritm is no option", "did you mean 'algorithm'?"],
+        ["bad.yaml:1: algoritm is an unknown option", "did you mean 'algorithm'?"],
     ),
-    "key-far": ("zzz: 1\n", ["zzz is no option", "known: algorithm"]),
-    "key-command": ("fit: {trainer: {max_rounds: 3}}\n", ["fit is no option"]),
-    "key-number": ("1: 2\n", ["1 is no option"]),
+    "key-far": ("zzz: 1\n", ["zzz is an unknown option", "known: algorithm"]),
+    "key-command": ("fit: {trainer: {max_rounds: 3}}\n", ["fit is an unknown option"]),
+    "key-number": ("1: 2\n", ["1 is an unknown option"]),
     "trainer-key": (
         "trainer: {max_ronds: 3}\n",
-        ["trainer.max_ronds is no option", "'max_rounds'"],
+        ["trainer.max_ronds is an unknown option", "'max_rounds'"],
     ),
     "trainer-seed": ("trainer: {seed: 3}\n", ["trainer.seed is given as seed_everything"]),
     "trainer-clients": ("trainer: {clients: {8: 3}}\n", ["trainer.clients is given as clients"]),
@@ -67,7 +67,7 @@ FILES = {
     ),
     "init-arg": (
         "algorithm: {class_path: FedProx, init_args: {muu: 1}}\n",
-        ["algorithm.muu is no option of FedProx", "did you mean 'mu'?"],
+        ["algorithm.muu is an unknown option of FedProx", "did you mean 'mu'?"],
     ),
     "init-arg-inherited": (
         "data: {init_args: {bach_size: 8}}\n",
@@ -75,15 +75,15 @@ FILES = {
     ),
     "init-arg-short": (
         "data: {bach_size: 8}\n",
-        ["data.bach_size is no option of FakeImages", "'batch_size'"],
+        ["data.bach_size is an unknown option of FakeImages", "'batch_size'"],
     ),
     "init-arg-nested": (
         "data: {init_args: {partition: {class_path: Dirichlet, init_args: {aplha: 1}}}}\n",
-        ["data.partition.aplha is no option of Dirichlet", "'alpha'"],
+        ["data.partition.aplha is an unknown option of Dirichlet", "'alpha'"],
     ),
     "init-arg-of-none": (
         "algorithm: {class_path: FedAvg, init_args: {mu: 1}}\n",
-        ["algorithm.mu is no option of FedAvg"],
+        ["algorithm.mu is an unknown option of FedAvg"],
     ),
     "init-arg-outside": (
         "data: {class_path: Digits, batch_size: 8}\n",
@@ -91,7 +91,7 @@ FILES = {
     ),
     "network-key": (
         "trainer: {network: {profile: wifi}}\n",
-        ["trainer.network.profile is no option", "'profiles'"],
+        ["trainer.network.profile is an unknown option", "'profiles'"],
     ),
     "network-value": (
         "trainer: {network: {seed: soon}}\n",
@@ -124,7 +124,7 @@ FILES = {
     # ---- classes
     "class": (
         "algorithm: FedPorx\n",
-        ["algorithm must name an algorithm, got 'FedPorx'", "did you mean 'FedProx'?"],
+        ["algorithm must name an Algorithm, got 'FedPorx'", "did you mean 'FedProx'?"],
     ),
     "class-case": ("algorithm: fedprox\n", ["got 'fedprox'", "did you mean 'FedProx'?"]),
     "class-data": (
@@ -152,7 +152,7 @@ FILES = {
         ["'bhfl.algorithms.FedPorx'", "did you mean 'FedProx'?"],
     ),
     "class-module": ("algorithm: no_such_module.Mine\n", ["No module named 'no_such_module'"]),
-    "class-relative": ("algorithm: ..Mine\n", ["algorithm must name an algorithm, got '..Mine'"]),
+    "class-relative": ("algorithm: ..Mine\n", ["algorithm must name an Algorithm, got '..Mine'"]),
     "class-stdlib": ("algorithm: os.system\n", ["'os.system' of the standard library"]),
     "class-popen": (
         "data: {class_path: subprocess.Popen, init_args: {args: [touch, pwned]}}\n",
@@ -164,19 +164,19 @@ FILES = {
     "class-popen-callback": (
         "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, "
         "pwned]}}]}\n",
-        ["trainer.callbacks[0].class_path must name a callback", "'subprocess.Popen'"],
+        ["trainer.callbacks[0].class_path must name a Callback", "'subprocess.Popen'"],
     ),
     "class-wrong": (
         "algorithm: torch.nn.Linear\n",
-        ["algorithm must name an algorithm, got 'torch.nn.Linear'"],
+        ["algorithm must name an Algorithm, got 'torch.nn.Linear'"],
     ),
     "class-function": (
         "algorithm: torch.save\n",
-        ["algorithm must name an algorithm, got 'torch.save'"],
+        ["algorithm must name an Algorithm, got 'torch.save'"],
     ),
     "class-callback": (
         "trainer: {callbacks: [torch.nn.Linear]}\n",
-        ["must name a callback, got 'torch.nn.Linear'"],
+        ["must name a Callback, got 'torch.nn.Linear'"],
     ),
     "class-abstract": (
         "data: bhfl.data.FederatedDataModule\n",
@@ -184,9 +184,9 @@ FILES = {
     ),
     "class-number": (
         "algorithm: {class_path: 3}\n",
-        ["algorithm.class_path must name an algorithm, got 3"],
+        ["algorithm.class_path must name an Algorithm, got 3"],
     ),
-    "class-null": ("algorithm: null\n", ["algorithm must be an algorithm", "got null"]),
+    "class-null": ("algorithm: null\n", ["algorithm must be an Algorithm", "got null"]),
     "class-items": (
         "model: [Classifier]\n",
         ["model must be a LightningModule", "got ['Classifier']"],
@@ -397,38 +397,41 @@ FILES = {
 }
 
 OPTIONS = {
-    "key": (["--algoritm", "FedProx"], ["--algoritm is no option", "did you mean 'algorithm'?"]),
+    "key": (
+        ["--algoritm", "FedProx"],
+        ["--algoritm is an unknown option", "did you mean 'algorithm'?"],
+    ),
     "nested": (
         ["--trainer.max_ronds=3"],
-        ["--trainer.max_ronds is no option", "did you mean 'max_rounds'?"],
+        ["--trainer.max_ronds is an unknown option", "did you mean 'max_rounds'?"],
     ),
     "group-abbreviated": (
         ["--train.max_rounds", "3"],
-        ["--train is no option", "did you mean 'trainer'?"],
+        ["--train is an unknown option", "did you mean 'trainer'?"],
     ),
     "abbreviated": (
         ["--trainer.max_r", "3"],
-        ["--trainer.max_r is no option", "did you mean 'max_rounds'?"],
+        ["--trainer.max_r is an unknown option", "did you mean 'max_rounds'?"],
     ),
     "init-arg": (
         ["--data.bach_size", "8"],
-        ["--data.bach_size is no option of FakeImages", "'batch_size'"],
+        ["--data.bach_size is an unknown option of FakeImages", "'batch_size'"],
     ),
     "init-arg-long": (
         ["--data.init_args.bach_size", "8"],
-        ["--data.bach_size is no option", "'batch_size'"],
+        ["--data.bach_size is an unknown option", "'batch_size'"],
     ),
     "init-arg-of-new": (
         ["--data", "Digits", "--data.shape", "[1]"],
-        ["--data.shape is no option of Digits"],
+        ["--data.shape is an unknown option of Digits"],
     ),
-    "class": (["--algorithm=FedPorx"], ["--algorithm must name an algorithm", "'FedProx'"]),
+    "class": (["--algorithm=FedPorx"], ["--algorithm must name an Algorithm", "'FedProx'"]),
     "callback": (
         ["--trainer.callbacks+=os.system"],
-        ["must name a callback, got 'os.system' of the standard library"],
+        ["must name a Callback, got 'os.system' of the standard library"],
     ),
-    "positional": (["foo"], ["'foo' is no option; options begin with --"]),
-    "short": (["-x"], ["'-x' is no option"]),
+    "positional": (["foo"], ["unexpected argument 'foo'; options start with --"]),
+    "short": (["-x"], ["unexpected argument '-x'"]),
     "valueless": (["--trainer.max_rounds"], ["--trainer.max_rounds", "expected one argument"]),
     "config-missing": (
         ["--config", "nope.yaml"],
@@ -698,8 +701,8 @@ def test_the_fleet_must_be_given(bhfl: Command) -> None:
 
 
 def test_an_unknown_command_is_refused(bhfl: Command) -> None:
-    assert bhfl("fti").problems == ["'fti' is no command; did you mean 'fit'?"]
-    assert bhfl("reprot").problems == ["'reprot' is no command; did you mean 'report'?"]
+    assert bhfl("fti").problems == ["unknown command 'fti'; did you mean 'fit'?"]
+    assert bhfl("reprot").problems == ["unknown command 'reprot'; did you mean 'report'?"]
 
 
 def test_other_processes_of_a_run_stay_silent(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.cli.classes import Kind, resolve
+from bhfl.cli.classes import resolve
 from bhfl.cli.current_folder import CurrentFolder, find_in_current_folder, forget_start_folder
 from tests.cli.conftest import TINY, Command
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def own(name: str) -> type:
     from bhfl.engine.algorithm import Algorithm
 
-    return resolve(name, Kind.of(Algorithm))
+    return resolve(name, Algorithm)
 
 
 def test_a_class_of_a_configuration_and_what_it_imports_are_found(folder: Path) -> None:

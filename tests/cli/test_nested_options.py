@@ -120,7 +120,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     (
         "mask: {tua: 0.1}",
         [],
-        "nested.yaml:4: algorithm.mask.tua is no option of Mask; did you mean 'tau'?",
+        "nested.yaml:4: algorithm.mask.tua is an unknown option of Mask; did you mean 'tau'?",
     ),
     (
         "mask: {scope: modle}",
@@ -138,7 +138,7 @@ REFUSED: list[tuple[str, list[str], str]] = [
     (
         "",
         ["--algorithm.mask.tua", "0.1"],
-        "--algorithm.mask.tua is no option of Mask; did you mean 'tau'?",
+        "--algorithm.mask.tua is an unknown option of Mask; did you mean 'tau'?",
     ),
     ("", ["--algorithm.mask=false"], f"--algorithm.mask {NEITHER} false; did you mean null?"),
     (

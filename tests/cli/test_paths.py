@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bhfl.cli.reading import ConfigError, read_file, with_plain_paths
+from bhfl.cli.reading import ConfigError, read_file, read_layers
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import CIFAR10, ByColumn, ImageFolder
 from bhfl.engine.checkpoint import CheckpointError
@@ -49,14 +49,11 @@ def test_configurations_matrices_and_roots(home: Path, form: str) -> None:
         home / FOLDER / "c.yaml"
     ] * 2
     assert read_request(["m.yaml", "--root", form]).root.resolve() == home / FOLDER
-    for args in (["--config", form], [f"--config={form}"], ["-c", form]):
-        (word,) = [
-            word.removeprefix("--config=")
-            for word in with_plain_paths(args)
-            if word not in ("--config", "-c")
-        ]
-        assert not word.startswith("~")
-        assert Path(word).resolve() == home / FOLDER
+    file = f"{form}/c.yaml"
+    for args in (["--config", file], [f"--config={file}"], ["-c", file]):
+        (layer,) = read_layers(args)
+        assert not layer.file.startswith("~")
+        assert Path(layer.file).resolve() == home / FOLDER / "c.yaml"
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -126,7 +126,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_options_become_layers_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("seed_everything: 3\n")
     layers = read_layers(
-        ["--x.y", "-1", "-c", str(tmp_path / "a.yaml"), "--x.list+=b", "--print_config", "--flag"]
+        ["--x.y", "-1", "-c", str(tmp_path / "a.yaml"), "--x.list+=b", "--print_config"]
     )
     assert [layer.values for layer in layers] == [
         {"x": {"y": "-1"}},
@@ -165,3 +165,16 @@ def test_help_is_asked_for(word: str) -> None:
 @pytest.mark.parametrize("word", ["--helper", "--data.helping", "help"])
 def test_help_is_not_asked_for(word: str) -> None:
     assert not asks_help(["--config", "a", word])
+
+
+@pytest.mark.parametrize("word", ["--trainer.max_rounds", "--flag"])
+def test_an_option_without_a_value(word: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{word} expected one argument, got none$"):
+        read_layers([word])
+
+
+def test_a_list_that_is_added_to_a_list_is_several_items() -> None:
+    (several, one) = read_layers(["--x+=[1, a]", "--x+={a: 1"])
+    assert several.values == {"x": [1, "a"]}
+    assert one.values == {"x": ["{a: 1"]}
+    assert isinstance(one.values["x"][0], Text)

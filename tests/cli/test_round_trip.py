@@ -12,10 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bhfl.cli.hints import Section
 from bhfl.cli.parser import Parser
 from bhfl.cli.reading import ConfigError, Layer, read_text
 from bhfl.cli.scalars import plain, written
-from bhfl.cli.schema import Checker, Section
+from bhfl.cli.schema import Checker
 from tests.cli.conftest import Command
 
 TEXTS = [

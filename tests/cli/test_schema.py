@@ -10,9 +10,10 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from bhfl.algorithms import FedProx
-from bhfl.cli.classes import Kind, parameters, resolve
+from bhfl.cli.classes import indefinite, parameters, resolve
+from bhfl.cli.hints import Section
 from bhfl.cli.reading import Layer, Text
-from bhfl.cli.schema import Checker, Section
+from bhfl.cli.schema import Checker
 from bhfl.data import CIFAR10, Digits, Partitioner
 from bhfl.engine.algorithm import Algorithm
 
@@ -55,7 +56,7 @@ MISFITS = [
     (Path, 3, "a path, got 3"), (Union[float, torch.Tensor], "a", "a number, got 'a'"),
     (Partitioner, 3, "a Partitioner (class_path and init_args), got 3"),
     (Partitioner, "Iid", "did you mean 'IID'?"),
-    (Partitioner, {"class_path": "IID", "init_args": {"a": 1}}, "x.a is no option of IID"),
+    (Partitioner, {"class_path": "IID", "init_args": {"a": 1}}, "x.a is an unknown option of IID"),
     (
         OptimizerCallable, {"class_path": "SGD", "init_args": {"lr": "x"}},
         "x.lr must be a number, got 'x'",
@@ -87,11 +88,13 @@ def test_typed_values(hint: Any, text: str, fits: bool) -> None:
 
 def test_a_class_holds_for_later_layers() -> None:
     checker = Checker(Section({"data": Partitioner}), {"data": {"class_path": "bhfl.data.IID"}})
-    assert checker(Layer({"data": {"alpha": 1}}, "f")) == ["f:1: data.alpha is no option of IID"]
+    assert checker(Layer({"data": {"alpha": 1}}, "f")) == [
+        "f:1: data.alpha is an unknown option of IID"
+    ]
     assert checker(Layer({"data": "Dirichlet"}, "f")) == []
     assert checker(Layer({"data": {"alpha": 1}}, "f")) == []
     assert checker(Layer({"data": {"init_args": {"alpha": 1.5, "beta": 1}}}, "f"))[0].startswith(
-        "f:1: data.beta is no option"
+        "f:1: data.beta is an unknown option"
     )
 
 
@@ -122,9 +125,8 @@ def test_parameters_of_a_class_that_takes_anything() -> None:
 
 
 def test_resolve() -> None:
-    kind = Kind.of(Algorithm)
-    assert resolve("FedProx", kind) is resolve("bhfl.algorithms.FedProx", kind) is FedProx
-    assert str(kind) == "an Algorithm"
+    assert resolve("FedProx", Algorithm) is resolve("bhfl.algorithms.FedProx", Algorithm) is FedProx
+    assert indefinite(Algorithm) == "an Algorithm"
     for name in (
         "torch.nn",
         "torch.nn.functional.relu",
@@ -136,4 +138,4 @@ def test_resolve() -> None:
         None,
     ):
         with pytest.raises(ValueError, match="must name an Algorithm"):
-            resolve(name, kind)
+            resolve(name, Algorithm)

@@ -43,11 +43,11 @@ def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
         Configs(machine=False).check(jobs(sweep, text))
     assert refused.value.problems == [
         (
-            "d.yaml:2: algorithm must name an algorithm, got 'FedAvgg'; "
+            "d.yaml:2: algorithm must name an Algorithm, got 'FedAvgg'; "
             "did you mean 'FedAvg'? (FedAvg/seed0 and 1 more)"
         ),
         (
-            "m.yaml:1: trainer.max_round is no option; "
+            "m.yaml:1: trainer.max_round is an unknown option; "
             "did you mean 'max_rounds'? (FedAvg/seed0 and 3 more)"
         ),
     ]

@@ -135,7 +135,8 @@ def test_an_option_of_what_a_method_leaves_out_is_not_tuned(given: str) -> None:
     [
         (
             "algorithm.mask.tua: 0.1",
-            "m.yaml:6: algorithm.mask.tua is no option of Mask; did you mean 'tau'? (more/seed0)",
+            "m.yaml:6: algorithm.mask.tua is an unknown option of Mask; "
+            "did you mean 'tau'? (more/seed0)",
         ),
         (
             "algorithm.mask: false",
