@@ -59,7 +59,7 @@ class Budget:
     """
 
     rule: Rule = "average"
-    average_bits: float = 4
+    average_bits: int | float = 4
     quantile: float = 0.8
 
     def __post_init__(self) -> None:

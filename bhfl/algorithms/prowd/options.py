@@ -39,7 +39,7 @@ class Mask:
     """
 
     coarse: float | None = 0.1
-    tau: float | int = 0.05
+    tau: int | float = 0.05
     scope: Scope = "layer"
     per: Per = "client"
     fill: Fill = "renorm"
