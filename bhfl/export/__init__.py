@@ -1,19 +1,19 @@
-"""Models that leave: integer checkpoints in safetensors, ONNX graphs, model cards.
+"""Models as files for others: integer checkpoints in safetensors, ONNX graphs, and model cards.
 
-The packages behind the file formats are extras, ``bhfl[export]`` and ``bhfl[onnx]``, imported when
-they are first used.
+The packages behind the file formats are extras, ``bhfl[export]`` and ``bhfl[onnx]``, which are
+imported when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from bhfl.export.integers import (
     QuantizedFileError,
-    float_state,
     load_quantized,
     restore_,
     save_quantized,
 )
 from bhfl.export.qdq import export_onnx
+from bhfl.quant.functional import float_tensors as float_state
 
 if TYPE_CHECKING:
     from bhfl.export.run import export_run
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `export_run` when it is first asked for: files alone need no Lightning."""
+    """Import `export_run` when it is first asked for: the other names work without Lightning."""
     if name == "export_run":
         from bhfl.export.run import export_run
 

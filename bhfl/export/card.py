@@ -1,5 +1,5 @@
-"""The model card that lies beside exported files: what they are, where they come from and how to
-load them.
+"""The model card that lies beside exported files, and says what they are, where they come from and
+how to load them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ class Exported:
     """One file of a model, and what is known of it."""
 
     group: str
-    """Label of the bit-widths."""
+    """The label of the bit-widths."""
     file: str
     num_bytes: int
     float_bytes: int
@@ -31,11 +31,11 @@ def model_card(
     """A card in Markdown.
 
     Args:
-        title: What the model is.
-        files: One row each.
-        measured: What the accuracies were measured on.
+        title: The heading, which names the model.
+        files: The files, each of which gets a row of the table.
+        measured: The split that the accuracies were measured on.
         facts: What is known of the training, by name.
-        config: How it was configured, as YAML.
+        config: The configuration of the run, as YAML.
         loading: Python code that loads the first file.
     """
     rows = "\n".join(map(_row, files))

@@ -1,17 +1,21 @@
-"""What a model's ``forward`` is given, from which an ONNX file takes its shapes."""
+"""Example inputs of a model's ``forward``, from which an ONNX file takes its shapes."""
 
 import inspect
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
+from torch.utils._pytree import tree_map
 
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.types import FederatedData
+from bhfl.export.qdq import holds_samples, num_samples
 
 _SAMPLES = 2
+"""The exporter takes a dimension of 1 for a constant, and so needs two."""
+Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+"""A module that was called, and its positional and keyword arguments."""
 
 
 def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
@@ -19,8 +23,12 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
 
     They are the model's own ``example_input_array``, where it has one. Otherwise a batch goes
     through its test step (or its validation step), and what ``forward`` is called with there is
-    taken: a batch may be of any form, with the label first. Where the step calls a part of the
-    model alone, it is what the first such part is called with.
+    taken, because a batch may be of any form, with the label first. Where the step calls only parts
+    of the model, they are what the first such part is called with.
+
+    Args:
+        worker: The model, with the means to run its steps.
+        data: The data module that gives the batch.
 
     Raises:
         ValueError: There is no batch, or no step calls any part of the model.
@@ -29,12 +37,12 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
     own = getattr(module, "example_input_array", None)
     if own is not None:
         return _cut(own if isinstance(own, tuple) else (own,))
-    batches = list(islice(chain(data.test_batches(), data.val_batches()), 1))
-    if not batches:
+    batch = next(chain(data.test_batches(), data.val_batches()), None)
+    if batch is None:
         raise ValueError(
             "there is neither a test batch nor a validation batch, from which its inputs are taken"
         )
-    calls = _calls(worker, batches)
+    calls = _calls(worker, batch)
     if not calls:
         raise ValueError(
             f"neither test_step nor validation_step of {type(module).__name__} calls any layer"
@@ -43,23 +51,19 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
     return _cut(inspect.signature(called.forward).bind(*args, **kwargs).args)
 
 
-def _calls(
-    worker: Worker, batches: list[Any]
-) -> list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]:
-    """The parts of the model that a step calls on some batches, and what with."""
-    calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((called, args, kwargs))
-
-    parts = worker.module.modules()
-    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts]
+def _calls(worker: Worker, batch: Any) -> list[Call]:
+    """The parts of the model that a step calls on a batch, with the arguments of each call."""
+    calls: list[Call] = []
+    handles = []
+    for part in worker.module.modules():
+        note = part.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
+        handles.append(note)
     try:
-        worker.evaluate(batches, "test")
+        worker.evaluate([batch], "test")
         if not calls:
-            worker.evaluate(batches, "val")
-    except Exception as error:  # of a metric, say: it comes after the call
-        if not calls:
+            worker.evaluate([batch], "val")
+    except Exception as error:
+        if not calls:  # an error after a call, of a metric, say, does no harm
             raise ValueError(
                 f"the step that shows its inputs failed: {type(error).__name__}: {error}"
             ) from error
@@ -71,15 +75,10 @@ def _calls(
 
 def _cut(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The first samples of all tensors that are as long as the first one."""
-    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
-    rows = len(tensors[0]) if tensors else 0
+    rows = num_samples(arguments)
 
     def cut(leaf: Any) -> Any:
-        return (
-            leaf[:_SAMPLES]
-            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows
-            else leaf
-        )
+        return leaf[:_SAMPLES] if holds_samples(leaf, rows) else leaf
 
     with torch.no_grad():
         return tuple(tree_map(cut, arguments))

@@ -1,20 +1,20 @@
-"""What the file formats need beyond torch."""
+"""The optional packages that the file formats need."""
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 EXTRAS = {"export": ("safetensors",), "onnx": ("onnx", "onnxscript")}
-"""The modules that each extra brings, as far as this folder imports them."""
+"""The modules of each extra that this folder imports."""
 
 
 def installed(extra: str) -> bool:
-    """Whether the modules of an extra are there."""
+    """Whether the modules of an extra can be imported."""
     return all(find_spec(module) for module in EXTRAS[extra])
 
 
 def needed(module: str, extra: str) -> Any:
-    """A module of an extra; ImportError with the command that brings it."""
+    """A module of an extra; ImportError with the command that installs it."""
     try:
         return import_module(module)
     except ImportError as error:

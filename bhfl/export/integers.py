@@ -1,4 +1,4 @@
-"""Integer checkpoints: a safetensors file of packed codes, their scales, and the rest of a model as
+"""Integer checkpoints: safetensors files of packed codes, their scales, and the rest of a model as
 it is.
 
 A quantised tensor ``name`` of n codes is ``name.codes``, uint8 [ceil(n * bits / 8)] as
@@ -31,6 +31,9 @@ from bhfl.quant import (
     quantized_state,
     unpack,
 )
+from bhfl.quant.convert import layers_by_weight
+from bhfl.quant.functional import float_tensors
+from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
 
 FORMAT, VERSION = "bhfl.integers", "1"
@@ -39,45 +42,47 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class QuantizedFileError(ValueError):
-    """A file that is no integer checkpoint, or is one of another model."""
+    """A file is not an integer checkpoint, or is one of another model; the message says why."""
 
 
 def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     """Write an integer checkpoint: at b bits about b/32 of the float32 file.
 
     Args:
-        model: A model with Quant* layers, whose weights are saved as the codes that forward
-            computes with, tied ones once, together with the specs of the layers; or a state as
+        model: A model with Quant* layers: its weights are saved as the codes that forward computes
+            with, tied ones once, together with the specs of the layers. Or a state as
             :func:`bhfl.quant.quantized_state` gives it.
-        path: Written whole or not at all.
+        path: The file, which is written whole or not at all.
 
     Returns:
-        Bytes of the file.
+        The bytes of the file.
 
     Raises:
-        ValueError: A weight has NaN or infinity, an entry is no tensor, or two tensors would have
-            one name in the file.
-        OSError: It cannot be written.
-        ImportError: Without the extra ``export``.
+        ValueError: A weight has NaN or infinity, an entry is not a tensor, or two tensors would
+            have one name in the file.
+        OSError: The file cannot be written.
+        ImportError: The extra ``export`` is not installed.
     """
     save_file = needed("safetensors.torch", "export").save_file
-    state: Tensors = quantized_state(model) if isinstance(model, nn.Module) else model
-    ties = _ties(model, state) if isinstance(model, nn.Module) else {}
+    ties: dict[str, str] = {}
+    specs: dict[str, dict[str, Any]] = {}
+    if isinstance(model, nn.Module):
+        state: Tensors = quantized_state(model)
+        ties = _ties(model, state)
+        specs = _specs(model)
+    else:
+        state = model
     stored = {name: value for name, value in state.items() if name not in ties}
-    codes = {
-        name: [q.bits, *q.codes.shape]
-        for name, q in stored.items()
-        if isinstance(q, QuantizedTensor)
-    }
-    notes = {
-        "codes": codes,
-        "ties": ties,
-        "specs": _specs(model) if isinstance(model, nn.Module) else {},
-    }
+    codes = {}
+    for name, value in stored.items():
+        if isinstance(value, QuantizedTensor):
+            codes[name] = [value.bits, *value.codes.shape]
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        **{key: json.dumps(value) for key, value in notes.items()},
+        "codes": json.dumps(codes),
+        "ties": json.dumps(ties),
+        "specs": json.dumps(specs),
     }
     with replacing(path) as temporary:
         save_file(_flat(stored), temporary, metadata)
@@ -85,8 +90,8 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
 
 
 def _flat(state: Tensors) -> dict[str, Tensor]:
-    """The tensors of the file; each with memory of its own, because safetensors refuses any
-    other.
+    """The tensors of the file, by name. Each is cloned, because safetensors refuses tensors that
+    share memory.
     """
     flat: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -105,8 +110,8 @@ def _flat(state: Tensors) -> dict[str, Tensor]:
 
 
 def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
-    """The later names of tensors that have several, each with the first; a tensor that is quantised
-    in several ways has none.
+    """The first name of each tensor that has several, by its later names; a tensor that is
+    quantised in several ways is left out.
     """
     first: dict[int, str] = {}
     ties = {}
@@ -114,22 +119,25 @@ def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
         other = first.setdefault(id(tensor), name)
         if name == other:
             continue
-        if _same(state[name], state[other]):
-            ties[name] = other
-        elif isinstance(state[name], QuantizedTensor) and isinstance(state[other], QuantizedTensor):
+        one, two = state[name], state[other]
+        if isinstance(one, QuantizedTensor) and isinstance(two, QuantizedTensor):
+            if _equal(one, two):
+                ties[name] = other
+                continue
             warnings.warn(
                 f"{other} and {name} are one tensor with two sets of codes: restore_ takes the "
                 "file with quantized=False alone",
                 stacklevel=3,
             )
+        elif isinstance(one, Tensor) and isinstance(two, Tensor):
+            ties[name] = other
     return ties
 
 
-def _same(one: Tensor | QuantizedTensor, other: Tensor | QuantizedTensor) -> bool:
-    if isinstance(one, QuantizedTensor) and isinstance(other, QuantizedTensor):
-        alike = one.bits == other.bits and torch.equal(one.scale, other.scale)
-        return alike and torch.equal(one.codes, other.codes)
-    return isinstance(one, Tensor) and isinstance(other, Tensor)
+def _equal(one: QuantizedTensor, two: QuantizedTensor) -> bool:
+    """Whether two quantised tensors have the same codes and scales."""
+    alike = one.bits == two.bits and torch.equal(one.scale, two.scale)
+    return alike and torch.equal(one.codes, two.codes)
 
 
 def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -150,64 +158,54 @@ def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:
     the bytes at hand.
 
     Raises:
-        QuantizedFileError: The file is no such checkpoint; the message says why.
-        OSError: It cannot be read.
-        ImportError: Without the extra ``export``.
+        QuantizedFileError: The file is not such a checkpoint; the message says why.
+        OSError: The file cannot be read.
+        ImportError: The extra ``export`` is not installed.
     """
     return _load(path)[0]
 
 
-def float_state(state: Tensors) -> dict[str, Tensor]:
-    """A state for ``load_state_dict`` of a float model: quantised tensors become the float32 values
-    they stand for.
-    """
-    values = {}
-    for name, value in state.items():
-        values[name] = value.dequantize() if isinstance(value, QuantizedTensor) else value
-    return values
-
-
 def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model:
-    """Put an integer checkpoint into a model of the same architecture, float or quantised, in
-    place.
+    """Load an integer checkpoint into a model of the same architecture, float or quantised.
 
     Args:
         model: Changed in place.
         path: A file of :func:`save_quantized`.
-        quantized: Swap the layers that were quantised when the file was saved, with their specs,
-            and fix the scales of the file, so that forward computes with its codes, until the
-            weights are trained or the weights or the spec are set anew. A file of a bare state
-            holds no specs: quantise the model first. False only sets the float values of the
-            weights: a float model then computes with what was saved, with float activations.
+        quantized: Whether to swap the layers that were quantised when the file was saved, with
+            their specs. They then compute with the codes of the file, until their weights are
+            trained, or their weights or specs are set anew. A file of a bare state holds no specs:
+            quantise the model first. If false, only the float values of the weights are loaded: a
+            float model then computes with them, and with float activations.
 
     Returns:
         The model.
 
     Raises:
-        QuantizedFileError: The file is no integer checkpoint, or not of this model.
-        OSError, ImportError: As of :func:`load_quantized`.
+        QuantizedFileError: The file is not an integer checkpoint, or one of another model.
+        OSError: See :func:`load_quantized`.
+        ImportError: See :func:`load_quantized`.
     """
     state, specs = _load(path)
-    _check_fits(model, state, path)
+    values = float_tensors(state)
+    _check_fits(model, values, path)
     if quantized:
         _quantize_as_saved_(model, specs, path)
-    model.load_state_dict(float_state(state))
+    model.load_state_dict(values)
+    # again, because a weight that is saved as it is may be tied to a quantised one
     plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    # again, where a quantised weight is tied to one that is not
     model.load_state_dict(plain, strict=False)
     if quantized:
         _fix_scales_(model, state, path)
     return model
 
 
-def _check_fits(model: nn.Module, state: Tensors, path: str | Path) -> None:
+def _check_fits(model: nn.Module, values: Mapping[str, Tensor], path: str | Path) -> None:
+    """QuantizedFileError for a name or a shape that is not the model's."""
     here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    there = {
-        name: tuple((v.codes if isinstance(v, QuantizedTensor) else v).shape)
-        for name, v in state.items()
-    }
+    there = {name: tuple(value.shape) for name, value in values.items()}
     for name in [*here, *there]:
-        ours, theirs = here.get(name, "absent"), there.get(name, "absent")
+        ours = here.get(name, "absent")
+        theirs = there.get(name, "absent")
         if ours != theirs:
             raise QuantizedFileError(
                 f"{path}: of another model: {name} is {theirs} there and {ours} here"
@@ -215,6 +213,7 @@ def _check_fits(model: nn.Module, state: Tensors, path: str | Path) -> None:
 
 
 def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Path) -> None:
+    """Quantise each layer by the spec that the file has for it."""
     for layer, given in specs.items():
         try:
             spec = BitSpec.parse(given)
@@ -227,14 +226,11 @@ def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Pat
 
 @torch.no_grad()
 def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
-    """``round(codes * scale / scale)`` is the codes again, whatever the rule that once found the
-    scale.
+    """Let layers compute with the codes of the file, by fixing their scales to those of the file.
+
+    ``round(codes * scale / scale)`` is the codes again, whatever the rule that found the scale.
     """
-    layers = {
-        f"{name}.{layer.weight_key}".removeprefix("."): layer
-        for name, layer in model.named_modules(remove_duplicate=False)
-        if isinstance(layer, QuantLayer)
-    }
+    layers = layers_by_weight(model)
     for name, value in state.items():
         if not isinstance(value, QuantizedTensor):
             continue
@@ -263,7 +259,7 @@ def _fix_scales_(model: nn.Module, state: Tensors, path: str | Path) -> None:
 
 
 def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[str, Any]]:
-    """The state, and the specs of layers as they are written."""
+    """The state, and the fields of the layers' specs as they are written."""
     tensors, metadata = _read(path)
     if (found := (metadata.get("format"), metadata.get("version"))) != (FORMAT, VERSION):
         raise QuantizedFileError(
@@ -289,6 +285,7 @@ def _load(path: str | Path) -> tuple[dict[str, Tensor | QuantizedTensor], dict[s
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file."""
     safetensors = needed("safetensors", "export")
     try:
         with safetensors.safe_open(user_path(path), framework="pt") as file:
@@ -298,6 +295,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The JSON object that the metadata hold under a key."""
     try:
         value = json.loads(metadata.get(key, ""))
     except (ValueError, RecursionError):
@@ -310,17 +308,16 @@ def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> dict[str, 
 
 
 def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedTensor:
-    """Take codes and scale out of `tensors`; ValueError where they are not what they say."""
-    if (
-        not isinstance(row, list)
-        or not row
-        or not all(type(size) is int and size >= 0 for size in row)
-    ):
+    """The quantised tensor that `row` describes, whose codes and scale are taken out of `tensors`;
+    ValueError where they do not fit the description.
+    """
+    sizes = row if isinstance(row, list) else []
+    if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError(f"must be described by [bits, *shape], got {row!r}")
-    bits, shape = row[0], row[1:]
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must be 2..16, got {bits}")
-    packed, scale = (tensors.pop(f"{name}.{part}", None) for part in ("codes", "scale"))
+    bits, *shape = sizes
+    least = -levels(bits)  # refuses what are not 2..16 bits
+    packed = tensors.pop(f"{name}.codes", None)
+    scale = tensors.pop(f"{name}.scale", None)
     if packed is None or scale is None:
         raise ValueError("its codes or its scale are missing")
     if scale.dtype != torch.float32 or list(scale.shape) not in ([], shape[:1]):
@@ -330,9 +327,6 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite")
     codes = unpack(packed, bits, math.prod(shape)).view(shape)
-    if codes.numel() and codes.amin() == -(1 << (bits - 1)):
-        raise ValueError(
-            f"codes of {bits} bits must be at least {1 - (1 << (bits - 1))}, got "
-            f"{int(codes.amin())}"
-        )
+    if codes.numel() and codes.amin() < least:  # two's complement has one code more
+        raise ValueError(f"codes of {bits} bits must be at least {least}, got {least - 1}")
     return QuantizedTensor(codes, scale, bits)

@@ -1,16 +1,17 @@
-"""ONNX graphs with QuantizeLinear and DequantizeLinear nodes, of models of up to 8 bits.
+"""ONNX graphs with QuantizeLinear and DequantizeLinear nodes (QDQ), of models of up to 8 bits.
 
-Weights are int8 initializers behind a DequantizeLinear: a quarter of the float32 file, the codes
-that forward computes with. Activations are quantised to uint8 with the range of the very tensor, as
-the layers do it in torch: it is no constant from a calibration set but a few scalar nodes of the
-graph, by the same float operations in the same order, so that the same input gives the same codes
-to the bit. QuantizeLinear divides where torch multiplies by the reciprocal; therefore the product
-is a node of its own, and QuantizeLinear has the scale 1. Like in torch, the range is that of all
-that is computed at once: an image may get other codes in another batch.
+Weights are int8 initializers behind a DequantizeLinear, the codes that forward computes with: the
+file is a quarter of the float32 one. Activations are quantised to uint8 with the dynamic range of
+the tensor, as the layers do in torch. The range is not a constant from a calibration set but the
+result of a few scalar nodes, by the same float operations in the same order, so that the same input
+gives the same codes to the bit. QuantizeLinear divides where torch multiplies by the reciprocal:
+therefore the product is a node of its own, and QuantizeLinear has the scale 1. As in torch, the
+range is that of all that is computed at once, so that an image may get other codes in another
+batch.
 
 onnxruntime adds the terms of products and norms in another order than torch. Outputs agree within
-1e-5 all the same, but where that moves the last bit of a value right between two codes: the next
-layer then gets the other one. Of 200 images each, none met such a value in an MLP, a CNN and a
+1e-5 all the same, unless that moves the last bit of a value that lies right between two codes: then
+the next layer gets the other code. Of 200 images each, none met such a value in an MLP, a CNN and a
 ResNet-8 with BatchNorm, and 3 did in one with GroupNorm.
 """
 
@@ -31,28 +32,28 @@ from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS
 
 WIDEST = 8
-"""Bits that the int8 and uint8 of a graph hold; fewer fit too."""
+"""The bits of the int8 and uint8 of a graph, which hold narrower codes too."""
 
 
 def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
     """Write a model with Quant* layers, as it computes in evaluation, as one ONNX file.
 
     Args:
-        model: Not changed. Its layers must have weights and activations of at most 8 bits, or of
-            32; these stay float.
+        model: Not changed. Its layers must have weights and activations of at most 8 bits, or of 32
+            bits, which stay float.
         example: What ``forward`` is called with: a tensor, or a tuple of all its positional
-            arguments, which may be containers of tensors too. Only shapes and kinds count. The
-            first dimension of the first tensor is left open, and so is that of all others of the
-            same length.
+            arguments, which may be containers of tensors too. Only shapes and dtypes count. The
+            first dimension of the first tensor may be of any size in the graph, and so may that of
+            all others of the same length.
         path: Written whole or not at all.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, this cannot take the
-            example, or PyTorch cannot export it; the message names the cause.
-        ImportError: Without the extra ``onnx``, or with torch before 2.8.
+        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, ``forward`` cannot take
+            the example, or PyTorch cannot export it; the message names the cause.
+        ImportError: The extra ``onnx`` is not installed, or torch is older than 2.8.
     """
     for module in EXTRAS["onnx"]:
         needed(module, "onnx")
@@ -62,11 +63,11 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
         )
     _check_widths(model)
     given = example if isinstance(example, tuple) else (example,)
-    inputs = tree_map(partial(_example, rows=_rows(given)), given)
+    inputs = tree_map(partial(_example, rows=num_samples(given)), given)
     shapes = _open_batch(model, inputs)
     model = _evaluating(model)
     try:
-        model(*inputs)  # where that fails, its own error says more than the exporter's
+        model(*inputs)  # if that fails, its own error says more than the exporter's
         program = _program(_rewritten(model), inputs, shapes)
     except Exception as error:
         why = _cause(error)
@@ -79,6 +80,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
 
 
 def _check_widths(model: nn.Module) -> None:
+    """ValueError, with its name, for a layer whose codes a graph cannot hold."""
     for name, layer in model.named_modules():
         if isinstance(layer, QuantLayer):
             for key in ("weights", "activations"):
@@ -88,11 +90,19 @@ def _check_widths(model: nn.Module) -> None:
                     )
 
 
-def _rows(inputs: Any) -> int | None:
-    """The length of the first tensor that has any dimension: the number of samples."""
-    return next(
-        (len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), None
-    )
+def num_samples(arguments: Any) -> int | None:
+    """The length of the first tensor that has a dimension, in containers of any form; None if there
+    is no such tensor.
+    """
+    for leaf in tree_leaves(arguments):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    return None
+
+
+def holds_samples(leaf: Any, num_samples: int | None) -> bool:
+    """Whether a leaf of the arguments is a tensor whose first dimension is that of samples."""
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == num_samples
 
 
 def _example(x: Any, rows: int | None) -> Any:
@@ -102,16 +112,17 @@ def _example(x: Any, rows: int | None) -> Any:
     if not isinstance(x, Tensor):
         return x
     x = x.detach().cpu()
-    x = x.float() if x.is_floating_point() else x
-    if not x.dim() or len(x) != rows or rows > 1:
+    if x.is_floating_point():
+        x = x.float()
+    if not holds_samples(x, rows) or len(x) > 1:
         return x
     return torch.cat([x, x]) if rows else x.new_zeros(2, *x.shape[1:])
 
 
 def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    """The dimensions of tensors that are open, for each argument of ``forward`` and in its form."""
+    """The dimensions of any size, by argument of ``forward`` and in the form of each argument."""
     name = type(model).__name__
-    rows = _rows(inputs)
+    rows = num_samples(inputs)
     if rows is None:
         raise ValueError(
             f"{name} cannot be exported to ONNX: the example holds no tensor with a dimension of "
@@ -126,14 +137,13 @@ def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
         ) from error
 
     def dimensions(x: Any) -> dict[int, Any] | None:
-        batched = isinstance(x, Tensor) and x.dim() and len(x) == rows
-        return {0: torch.export.Dim.DYNAMIC} if batched else None
+        return {0: torch.export.Dim.DYNAMIC} if holds_samples(x, rows) else None
 
     return {key: tree_map(dimensions, value) for key, value in arguments.items()}
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause of an error, with its kind."""
+    """The first line of the innermost cause of an error, with its class."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -148,15 +158,15 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} cannot be exported, because it cannot be copied: {error}"
         ) from error
-    # which the exporter needs around a layer
-    model = nn.Sequential(model) if isinstance(model, QuantLayer) else model
+    if isinstance(model, QuantLayer):  # the exporter needs a module around it
+        model = nn.Sequential(model)
     return model.float().cpu().eval()
 
 
 def _rewritten(model: nn.Module) -> nn.Module:
-    """The model, whose layers now say in nodes of ONNX what they compute."""
+    """The model, changed in place: its layers compute by nodes of ONNX."""
     for layer in model.modules():
-        if isinstance(layer, QuantLayer) and not layer.spec.is_float:
+        if isinstance(layer, QuantLayer):
             layer.backend = "fake"
             if layer.spec.activations < FLOAT_BITS:
                 layer.forward_input = partial(_input_nodes, steps=(1 << layer.spec.activations) - 1)  # type: ignore[method-assign]
@@ -169,10 +179,11 @@ def _rewritten(model: nn.Module) -> nn.Module:
 
 
 def _input_nodes(x: Tensor, steps: int) -> Tensor:
-    """What :func:`bhfl.quant.fake_quantize_activations` does, with a zero point, because the codes
-    are unsigned.
+    """What :func:`bhfl.quant.fake_quantize_activations` does, but with a zero point, because the
+    codes are unsigned.
     """
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    low = x.min().clamp(max=0)
+    high = x.max().clamp(min=0)
     scale = affine_scale(low, high, steps)
     inverse = scale.reciprocal()
     zero = (low * inverse).round().neg().to(torch.uint8)
@@ -181,6 +192,7 @@ def _input_nodes(x: Tensor, steps: int) -> Tensor:
 
 
 def _weight_nodes(layer: Any) -> Tensor:
+    """The weight, from the codes and the scale that :func:`_rewritten` put into the layer."""
     codes, scale = layer.weight_codes, layer.weight_scale
     return _node(
         "DequantizeLinear", (codes, scale), torch.float32, codes, axis=0 if scale.dim() else 1
@@ -190,6 +202,7 @@ def _weight_nodes(layer: Any) -> Tensor:
 def _node(
     op: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor, axis: int = 1
 ) -> Tensor:
+    """A node of ONNX, whose result has the shape of `like`; scales belong to dimension `axis`."""
     return torch.onnx.ops.symbolic(op, inputs, {"axis": axis}, dtype=dtype, shape=like.shape)
 
 
@@ -203,7 +216,7 @@ def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: dict[str, Any]) 
         output_names=["output"],
         verbose=False,
     )
-    # notes of the exporter: paths on this machine, and half of the file
+    # the exporter's notes name paths on this machine, and are half of the file
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from bhfl.checks import clipped
+from bhfl.checks import clipped, refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.records import Ledger
@@ -37,12 +37,12 @@ _MAX_SUMMARY_BYTES = 4 * 2**20
 
 @dataclass
 class Export:
-    """A model as files."""
+    """The files that a model was written as."""
 
     folder: Path
     files: list[Exported] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Why a file is missing, or a figure."""
+    """Why a file, or a figure, is missing."""
 
     @property
     def card(self) -> Path:
@@ -57,27 +57,29 @@ def export_run(
     ckpt_path: str | Path,
     out: str | Path | None = None,
 ) -> Export:
-    """Write the model of a checkpoint as each bit group runs it, with a model card.
+    """Write the model of a checkpoint as each group of clients runs it, with a model card.
 
-    For each group ``<group>.safetensors`` (see `bhfl.export.restore_`); for those with 8-bit
-    weights ``<group>.onnx`` too, where the extra ``onnx`` is installed; and ``README.md``.
+    Each group gets ``<group>.safetensors`` (see `bhfl.export.restore_`), and one with 8-bit weights
+    ``<group>.onnx`` too, if the extra ``onnx`` is installed. The card is ``README.md``.
 
     Args:
-        trainer: Whose options, fleet and algorithm are meant.
+        trainer: The trainer, with the options, fleet and algorithm of the run.
         model: The LightningModule that the run trained.
-        datamodule: Data as for `fit`; they give the inputs from which ONNX takes its shapes.
+        datamodule: The data as for `fit`; their inputs give an ONNX file its shapes.
         ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run.
-        out: Folder to write to; by default ``export`` in the checkpoint's run folder.
+        out: The folder to write to; by default ``export`` in the checkpoint's run folder.
+
+    Returns:
+        The files, and why one is missing.
 
     Raises:
-        ValueError: There is no whole global model, or no package that writes it.
+        ValueError: The algorithm has no whole global model, or a package is not installed.
         CheckpointError: `ckpt_path` cannot be used.
     """
     problems = trainer.needs_global_model("export")
     if not installed("export"):
         problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems)
     with Session.opened(trainer, model, datamodule, "test") as session:
         if session.buffers.policy == "local" and session.buffers.statistics:
             raise ValueError(
@@ -85,33 +87,35 @@ def export_run(
                 "clients"
             )
         run, state = session.load(ckpt_path, clients=False)
-        if out is not None or run is None:
-            folder = user_path(out) if out is not None else trainer.root / "export"
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
+        if run is not None and out is None:
             folder = subfolder(run, "export")
+        else:
+            folder = trainer.root / "export" if out is None else user_path(out)
+            folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
         made.files += _files(session, made, accuracies)
         session.tear_down()
     with durable(made.card) as file:
-        file.write(_card(session, made, measured, state["run"]["ledger"]).encode())
+        file.write(_card(session, made, measured, Ledger(state["run"]["ledger"])).encode())
     return made
 
 
 def _files(session: Session, made: Export, accuracies: Mapping[str, float]) -> Iterator[Exported]:
-    """The files, each written when it is asked for."""
+    """Write the files, each when it is asked for."""
     worker, server = session.worker, session.server
     worker.layout.take_(server.channels_last)
-    if not (onnx := installed("onnx")):
+    onnx = installed("onnx")
+    if not onnx:
         made.notes.append("no ONNX file is written: pip install 'bhfl[onnx]'")
     for group, spec in session.evaluator.groups.items():
         params = session.algorithm.group_params(server, group)
         tensors = session.own.whole({**params, **session.buffers.of(server, group)}, {})
-        float_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+        float_bytes = sum(tensor.nbytes for tensor in tensors.values())
         worker.load_global(tensors, spec)
         path = made.folder / f"{group}.safetensors"
         sizes = {path.name: save_quantized(worker.module, path)}
+        # other weights would not be a smaller file: a graph has int8 at least
         if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
             sizes |= _onnx(worker, session.data, path.with_name(f"{group}.onnx"), made.notes)
         for name, size in sizes.items():
@@ -121,28 +125,30 @@ def _files(session: Session, made: Export, accuracies: Mapping[str, float]) -> I
 def _accuracies(
     session: Session, run: Path | None, history: list[dict[str, Any]], made: Export
 ) -> tuple[str, dict[str, float]]:
-    """What split the accuracies of this very state were measured on, and these by group."""
+    """The split that the accuracies of this very state were measured on, and the accuracies by
+    group.
+    """
     round = session.server.round
     summary = summary_of(run / "summary.json", made.notes) if run else {}
-    stage, metrics = "val", next((row for row in history if row["round"] == round), {})
     if summary.get("rounds") == round and "failed" not in summary:
-        stage, metrics = "test", summary["metrics"]
+        stage, split = "test", "test split"
+        metrics = summary["metrics"]
+    else:
+        stage, split = "val", "validation split"
+        metrics = next((row for row in history if row["round"] == round), {})
     found = {}
     for group in session.groups:
         for name in reversed(ACCURACIES):
             value = metrics.get(f"{stage}/{name}_{group}")
             if isinstance(value, (int, float)):
                 found[group] = value
-    return {"test": "test split", "val": "validation split"}[stage], found
+    return split, found
 
 
-def _card(
-    session: Session, made: Export, measured: str, ledger: Mapping[str, Mapping[str, int]]
-) -> str:
+def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
     """The text of the model card."""
     trainer, model = session.trainer, session.module
     config = {"clients": trainer.fleet.to_config(), **trainer.config}
-    sent = Ledger(ledger)
     groups = [client.group for client in session.fleet]
     examples = sum(client.num_examples for client in session.fleet)
     rounds = session.server.round
@@ -167,7 +173,7 @@ def _card(
 
 
 def summary_of(path: Path, notes: list[str]) -> Mapping[str, Any]:
-    """What a run came to; empty where there is no such file, or none that can be read, of which a
+    """The summary of a run; empty if there is no such file, or if it cannot be read, of which a
     note is made.
     """
     if not path.is_file():
@@ -177,15 +183,16 @@ def summary_of(path: Path, notes: list[str]) -> Mapping[str, Any]:
         if not (isinstance(found, dict) and isinstance(found.get("metrics"), dict)):
             raise ValueError("it has no metrics")
     except (OSError, ValueError) as error:
-        why = f"so the card tells what the validation split had: {error}"
-        notes.append(f"{path} cannot be read, {why}")
+        notes.append(
+            f"{path} cannot be read, so the card tells what the validation split had: {error}"
+        )
         return {}
     return found
 
 
 def _onnx(worker: Worker, data: FederatedData, path: Path, notes: list[str]) -> dict[str, int]:
-    """Name and size of the ONNX file; none, but a note, where the model or its input is nothing
-    that the exporter takes.
+    """The name and the size of the ONNX file; empty, with a note, if the exporter cannot take the
+    model or its input.
     """
     try:
         example = example_of(worker, data)
@@ -198,35 +205,43 @@ def _onnx(worker: Worker, data: FederatedData, path: Path, notes: list[str]) -> 
 def _loading(
     model: L.LightningModule, data: FederatedData, given: Mapping[str, Any], file: str
 ) -> str:
-    """Code that makes the model again and loads a file into it; what only training needs is left
-    out.
+    """Code that makes the model again and loads a file into it.
+
+    Args:
+        model: The model, of the class that is to be made.
+        data: The data, from which a command line takes some arguments.
+        given: The arguments in the configuration; those that only training needs are left out.
+        file: The name of the file.
     """
     accepted = inspect.signature(type(model)).parameters
-    values = {
-        key: value
-        for key, value in given.items()
-        if key in accepted and value != accepted[key].default
-    }
+    values = {}
+    for key, value in given.items():
+        if key in accepted and value != accepted[key].default:
+            values[key] = value
     for key in ("num_classes", "input_shape"):
         if key in accepted and hasattr(data, key):
             values[key] = getattr(data, key)
-    arguments, imports = [], {_home(type(model))}
+    arguments = {}
+    imports = {"from bhfl.export import restore_", _home(type(model))}
     for key, value in values.items():
         if not (isinstance(value, dict) and "class_path" in value):
-            arguments.append(f"{key}={value!r}")
+            arguments[key] = repr(value)
         elif isinstance(made := getattr(model, key, None), torch.nn.Module):
-            own = ", ".join(
-                f"{name}={option!r}" for name, option in value.get("init_args", {}).items()
-            )
-            arguments.append(f"{key}={type(made).__name__}({own})")
+            own = {name: repr(option) for name, option in value.get("init_args", {}).items()}
+            arguments[key] = _call(made, own)
             imports.add(_home(type(made)))
-    name = type(model).__name__
-    lines = "\n".join(sorted({"from bhfl.export import restore_", *imports}))
+    lines = "\n".join(sorted(imports))
     return f"""
 {lines}
 
-model = restore_({name}({", ".join(arguments)}), {file!r}).eval()
+model = restore_({_call(model, arguments)}, {file!r}).eval()
 """
+
+
+def _call(made: object, arguments: Mapping[str, str]) -> str:
+    """The code that makes an object of the same class."""
+    listed = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{type(made).__name__}({listed})"
 
 
 def _home(cls: type) -> str:
