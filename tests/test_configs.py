@@ -97,6 +97,17 @@ def test_what_it_prints_is_itself(path, tmp_path):
     assert run("fit", "--config", str(again), "--print_config") == printed
 
 
+@pytest.mark.parametrize("half", ["mask", "dequantizer"])
+def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys):
+    config = ("fit", "--config", str(CONFIGS[0].parents[1] / "digits/prowd.yaml"), "--print_config")
+    printed = yaml.safe_load(run(*config, f"--algorithm.{half}=null"))
+    assert printed["algorithm"]["init_args"][half] is None
+    run(*config, f"--algorithm.{half}=false")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--algorithm.{half} must be a mapping of the options of {half.capitalize()} or" in line
+    assert line.endswith("null, got false; did you mean null?")
+
+
 @pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
 def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     plan = Plan(read_matrix(str(path)), tmp_path)
