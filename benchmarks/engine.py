@@ -55,7 +55,7 @@ def engine(clients: int, images: int) -> Callable[[], None]:
     keep_freed_memory()
     trainer, model, data = _trainer(clients, images, tempfile.mkdtemp())
     session = Session(trainer, Loan(model, data), ["fit"])
-    session.keep_in(ClientStore(Path(tempfile.mkdtemp())))
+    session.store = ClientStore(Path(tempfile.mkdtemp()))
 
     def turn() -> None:
         session.server, records = run_round(session, session.server, [])

@@ -77,7 +77,7 @@ def turns(method: str) -> Callable[[], None]:
     trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
     module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
     session = Session(trainer, Loan(module, data), ["fit"])
-    session.keep_in(ClientStore(Path(tempfile.mkdtemp())))
+    session.store = ClientStore(Path(tempfile.mkdtemp()))
 
     def turn() -> None:
         session.server, _ = run_round(session, session.server, [])

@@ -21,7 +21,7 @@ from bhfl.comm.payload import row_major
 from bhfl.engine.folder import round_checkpoints
 from bhfl.files import durable
 
-FORMAT = 4
+FORMAT = 5
 MAX_DEPTH = 64
 """Containers in containers; more are refused, because they would exhaust Python's stack."""
 MAX_INT_BITS = 8192

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bhfl.checks import is_integer
 from bhfl.engine.checkpoint import CheckpointError, load
 from bhfl.engine.history import unpack
+from bhfl.engine.records import BYTES
 
 Check = Callable[[Any, str], None]
 """Raises a CheckpointError about a value, which it calls by the given name."""
@@ -54,7 +56,7 @@ def check_contents(state: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"run.best_round must be a round with run.best, got {run['best_round']}"
         )
-    _check_clients(state["clients"], rounds)
+    _check_clients(state["clients"], state["server"]["accepted"], rounds)
     return {**state, "run": {**run, "history": history}}
 
 
@@ -101,12 +103,24 @@ _ALIKE: tuple[tuple[type, ...], ...] = ((int, float, Tensor), (str,), (list, tup
 
 
 def _refuse(name: str, rule: str, value: Any) -> None:
-    told = (
-        f"{value!r:.60}"
-        if isinstance(value, (bool, int, float, str, type(None)))
-        else type(value).__name__
-    )
+    told = type(value).__name__
+    if isinstance(value, (bool, int, float, str, type(None))):
+        told = f"{value!r:.60}"
     raise CheckpointError(f"{name or 'it'} must be {rule}, got {told}")
+
+
+def _kind(rule: str, *kinds: type) -> Check:
+    """A value of one of these kinds."""
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, kinds):
+            _refuse(name, rule, value)
+
+    return check
+
+
+_tensor = _kind("a tensor", Tensor)
+_number = _kind("a number", int, float)
 
 
 def _record(parts: Mapping[str, Check]) -> Check:
@@ -141,23 +155,8 @@ def _mapping(value: Any, name: str) -> None:
         _refuse(name, "a mapping of names", value)
 
 
-def _tensor(value: Any, name: str) -> None:
-    if not isinstance(value, Tensor):
-        _refuse(name, "a tensor", value)
-
-
-def _number(value: Any, name: str) -> None:
-    if not isinstance(value, (int, float)):
-        _refuse(name, "a number", value)
-
-
-def _flag(value: Any, name: str) -> None:
-    if not isinstance(value, bool):
-        _refuse(name, "true or false", value)
-
-
 def _count(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+    if not is_integer(value) or not 0 <= value < LARGEST:
         _refuse(name, "a whole number from 0", value)
 
 
@@ -178,9 +177,10 @@ def _best(value: Any, name: str) -> None:
 def _buffers(value: Any, name: str) -> None:
     _mapping(value, name)
     for key, part in value.items():
-        (_each(_each(_tensor)) if key == "statistics" else _each(_tensor))(
-            part, f"{name}.{key:.60}"
-        )
+        check = _each(_tensor)
+        if key == "statistics":  # those of each group
+            check = _each(check)
+        check(part, f"{name}.{key:.60}")
 
 
 def _ids(value: Any, name: str) -> None:
@@ -188,6 +188,18 @@ def _ids(value: Any, name: str) -> None:
         _refuse(name, "a list of clients", value)
     for client in value:
         _count(client, name)
+
+
+def _accepted(value: Any, name: str) -> None:
+    if not isinstance(value, dict):
+        _refuse(name, "a round for each client", value)
+    for number in (*value, *value.values()):
+        _count(number, name)
+
+
+def _options(value: Any, name: str) -> None:
+    _mapping(value, name)
+    _plain(value, name)
 
 
 def _plain(value: Any, name: str) -> None:
@@ -200,16 +212,6 @@ def _plain(value: Any, name: str) -> None:
         _refuse(name, "options without tensors", value)
 
 
-def _options(value: Any, name: str) -> None:
-    _mapping(value, name)
-    _plain(value, name)
-
-
-def _text(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        _refuse(name, "text", value)
-
-
 _STATE: dict[str, Check] = {
     "server": _record(
         {
@@ -218,16 +220,15 @@ _STATE: dict[str, Check] = {
             "extra": _mapping,
             "metrics": _each(_number),
             "participants": _ids,
+            "accepted": _accepted,
             "buffers": _buffers,
-            "channels_last": _flag,
+            "channels_last": _kind("true or false", bool),
         }
     ),
     "run": _record(
         {
             "history": _tensor,
-            "ledger": _each(
-                _record(dict.fromkeys(("uplink_bytes", "downlink_bytes", "header_bytes"), _count))
-            ),
+            "ledger": _each(_record(dict.fromkeys(BYTES, _count))),
             "best": _best,
             "best_round": _count,
             "failed_rounds": _count,
@@ -236,12 +237,12 @@ _STATE: dict[str, Check] = {
     ),
     "clients": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
     "config": _options,
-    "version": _text,
+    "version": _kind("text", str),
 }
 
 
-def _check_clients(clients: Mapping[str, Tensor], rounds: int) -> None:
-    """The table of what clients keep: see `ClientStore.table`."""
+def _check_clients(clients: Mapping[str, Tensor], accepted: Mapping[int, int], rounds: int) -> None:
+    """The table of what clients keep, see `ClientStore.table`, and the rounds of their updates."""
     ids = clients["ids"]
     versions = clients["rounds"]
     digests = clients["sha256"]
@@ -249,9 +250,14 @@ def _check_clients(clients: Mapping[str, Tensor], rounds: int) -> None:
     n = ids.numel()
     if kinds != [(torch.int64, (n,)), (torch.int64, (n,)), (torch.uint8, (n, DIGEST_BYTES))]:
         raise CheckpointError("clients must be a table of ids, rounds and sha256, which it is not")
-    if len(set(ids.tolist())) != n or (
-        n and (ids.min() < 0 or versions.min() < 1 or versions.max() > rounds)
+    newest = dict(zip(ids.tolist(), versions.tolist(), strict=True))
+    if len(newest) != n or (n and versions.min() < 1):
+        raise CheckpointError("clients must hold each client once, with a round from 1")
+    # what a client keeps was kept when its update was taken
+    if max(accepted.values(), default=0) > rounds or any(
+        version > accepted.get(client, 0) for client, version in newest.items()
     ):
         raise CheckpointError(
-            f"clients must hold each client once, with a round from 1 to {rounds}"
+            f"server.accepted must hold a round of at most {rounds} for each client, and none "
+            "before what the client keeps"
         )

@@ -13,12 +13,12 @@ from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
 from bhfl.engine.ending import STANDING, Terminated
-from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
+from bhfl.engine.exchange import ClientLink, Clients, Fault, Reply, Task
 from bhfl.engine.handed import ServerReturnError, name_of
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.records import ClientRecord
+from bhfl.engine.records import ClientRecord, with_updates
 from bhfl.engine.refusal import Asked, admit
 from bhfl.engine.types import Client, ServerState, Update
 
@@ -64,16 +64,29 @@ class Coordinator:
         self.asked = Asked({**expected, **travelling}, counters, limit)
         # codes of 16 bits and a scale for each of them take less than twice the float32 values
         self.max_bytes = 2 * encoded_bytes(self.asked.tensors)
-        self.unsent: list[ClientRecord] = []
+        self._unsent: list[ClientRecord] = []
         """Clients that no task could be made for."""
         self._own: set[str] = set()
-        self._records: dict[int, ClientRecord] = {}
-        self._links: dict[int, ClientLink] = {}
+        self._waiting: dict[int, tuple[ClientRecord, ClientLink | None]] = {}
+        """Clients that have a task, each with what is known of it and its link."""
         self._last: _Message | None = None
+
+    def records(
+        self, clients: Clients, history: Sequence[Mapping[str, Any]]
+    ) -> Iterator[ClientRecord]:
+        """What became of each client of this process, as their replies come.
+
+        Args:
+            clients: Whoever trains.
+            history: The server's metrics, a row for each past round.
+        """
+        # by map, which holds no reply while the next client trains
+        yield from map(self._take, clients.train(self._tasks(history)))
+        yield from self._unsent
 
     # ---- what is sent ----------------------------------------------------------------------------
 
-    def tasks(self, history: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
+    def _tasks(self, history: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
         """The tasks of this process, each made when it is asked for."""
         fabric = self.session.fabric
         for client in self.cohort[fabric.global_rank :: fabric.world_size]:
@@ -85,31 +98,30 @@ class Coordinator:
                 raise
             except (Exception, SystemExit) as error:
                 record.become(fault_of(error, self.server.channels_last))
-                self.unsent.append(record)
+                self._unsent.append(record)
                 continue
-            self._records[client.id] = record
+            self._waiting[client.id] = (record, task.link)
             yield task
 
     def _task(
         self, client: Client, record: ClientRecord, history: Sequence[Mapping[str, Any]]
     ) -> Task:
-        session, server = self.session, self.server
+        session = self.session
+        server = self.server
+        timing = session.timing
         payload = self._downlink(client)
         record.downlink_bytes = len(payload)
         record.header_bytes = header_bytes(payload) if payload else 0
-        if session.timing:
-            link = session.timing.link(server.round, client, len(self.cohort))
-            self._links[client.id] = link
         return Task(
             client=client.id,
             round=server.round,
             downlink=payload,
-            version=session.accepted.get(client.id, 0),
+            version=server.accepted.get(client.id, 0),
             channels_last=server.channels_last,
             seed=session.settings.cohort.seed,
             training=session.settings.training,
             measures=session.settings.output.evaluate_clients,
-            link=self._links.get(client.id),
+            link=timing.link(server.round, client, len(self.cohort)) if timing else None,
             history=history,
         )
 
@@ -129,17 +141,17 @@ class Coordinator:
 
     # ---- what comes back -------------------------------------------------------------------------
 
-    def take(self, reply: Reply) -> ClientRecord:
+    def _take(self, reply: Reply) -> ClientRecord:
         """Believe nothing of a reply, and fold in the update that it holds, if it may be."""
         start = time.perf_counter()
-        record = self._records.pop(reply.client)
+        record, link = self._waiting.pop(reply.client)
         record.num_examples = reply.num_examples
         record.metrics = dict(reply.metrics)
         self._own.update(reply.own)
         fault = reply.fault
         try:
             if reply.payload is not None and fault is None:
-                fault = self._fold(reply.payload, record)
+                fault = self._fold(reply.payload, record, link)
         except _FATAL:
             raise
         except (Exception, SystemExit) as error:
@@ -149,13 +161,13 @@ class Coordinator:
         record.seconds = reply.seconds + time.perf_counter() - start
         return record
 
-    def _fold(self, payload: bytes, record: ClientRecord) -> Fault | None:
+    def _fold(self, payload: bytes, record: ClientRecord, link: ClientLink | None) -> Fault | None:
         """Measure, decode, check, fold in; why an update comes too late, if it does."""
         session = self.session
         client = session.fleet[record.client]
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
-        if after := self._late_after(record):
+        if after := self._late_after(record, link):
             return Fault("late", f"its update would have arrived after {after:.3g} s")
         update = decode(payload, max_bytes=self.max_bytes)
         coded = session.algorithm.coded(self.server, client, session.layers)
@@ -166,13 +178,13 @@ class Coordinator:
         self.buffers.add(float_tensors(buffers), client)
         return None
 
-    def _late_after(self, record: ClientRecord) -> float:
+    def _late_after(self, record: ClientRecord, link: ClientLink | None) -> float:
         """Seconds after which an update that is too late would have arrived; 0 for one in time."""
-        link = self._links.pop(record.client, None)
-        if link is None or self.session.timing is None:
+        timing = self.session.timing
+        if link is None or timing is None:
             return 0.0
         after = link.seconds(record.downlink_bytes, record.uplink_bytes, record.num_examples)
-        return after if self.session.timing.network.is_late(after) else 0.0
+        return after if timing.network.is_late(after) else 0.0
 
     # ---- what comes of it ------------------------------------------------------------------------
 
@@ -195,11 +207,14 @@ class Coordinator:
                 rng = RandomKeys(session.settings.cohort.seed, server.round)
                 following = session.hooks.server_update(server, aggregate, self.updates, rng)
             following = broadcast(fabric, following, held)
+        round = server.round + 1
+        participants = [record.client for record in with_updates(records)]
         return replace(
             following,
-            round=server.round + 1,
+            round=round,
             buffers=buffers,
-            participants=[record.client for record in records if record.status == "ok"],
+            participants=participants,
+            accepted=server.accepted | dict.fromkeys(participants, round),
             channels_last=server.channels_last,
         )
 

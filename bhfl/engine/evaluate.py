@@ -125,7 +125,7 @@ class Evaluator:
                 round=server.round,
                 stage=stage,
                 downlink=payload,
-                version=self.session.accepted.get(one.client.id, 0),
+                version=server.accepted.get(one.client.id, 0),
                 channels_last=server.channels_last,
             )
 

@@ -96,7 +96,7 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     if state is not None:
         session.take_up(fitting(state, session.server))
         run.restore(state)
-    session.keep_in(run.store)
+    session.store = run.store
     run.begin(session.server, files)
     session.place.open(run.folder, run.loggers)
     fabric.barrier()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import get_args
 
 from bhfl.engine.exchange import Fault
 from bhfl.tags import Status
 
+BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes")
+"""The fields of a record that the ledger adds up."""
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 
@@ -39,7 +42,7 @@ class ClientRecord:
     """The largest magnitude in its update."""
     traceback: str = ""
     origin: str = ""
-    """See `bhfl.engine.exchange.Fault`, as for `broken_hook`."""
+    """The type and line of an error, see `bhfl.engine.exchange.Fault`, as for `broken_hook`."""
     broken_hook: bool = False
 
     def become(self, fault: Fault) -> None:
@@ -47,16 +50,20 @@ class ClientRecord:
         vars(self).update(vars(fault))
 
 
+def with_updates(records: Sequence[ClientRecord]) -> list[ClientRecord]:
+    """Those of clients whose updates were folded in."""
+    return [record for record in records if record.status == "ok"]
+
+
 def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients,
     counts.
     """
-    ok = [record for record in records if record.status == "ok"]
-    metrics = {
-        f"clients/{status}": float(sum(r.status == status for r in records))
-        for status in get_args(Status)
-    }
-    for name in dict.fromkeys(name for record in ok for name in record.metrics):
+    metrics = {f"clients/{status}": 0.0 for status in get_args(Status)}
+    for record in records:
+        metrics[f"clients/{record.status}"] += 1
+    ok = with_updates(records)
+    for name in dict.fromkeys(chain.from_iterable(record.metrics for record in ok)):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)
         metrics[name] = sum(record.weight * record.metrics[name] for record in having) / total
@@ -67,7 +74,7 @@ def outliers(records: list[ClientRecord]) -> str:
     """Which updates of a round were so much larger than the others that the mean is theirs, or an
     empty string.
     """
-    ok = [record for record in records if record.status == "ok"]
+    ok = with_updates(records)
     usual = statistics.median_low(record.largest for record in ok) if ok else 0.0
     far = [record for record in ok if record.largest > _FAR * usual > 0]
     if not far:
@@ -90,12 +97,13 @@ class Ledger:
 
     def add(self, records: list[ClientRecord]) -> dict[str, int]:
         """Count a round's payloads, of failed and rejected clients too; the round's own bytes."""
-        mine = ("uplink_bytes", "downlink_bytes", "header_bytes")
+        total = dict.fromkeys(BYTES, 0)
         for record in records:
-            row = self.by_group.setdefault(record.group, dict.fromkeys(mine, 0))
-            for key in mine:
+            row = self.by_group.setdefault(record.group, dict.fromkeys(BYTES, 0))
+            for key in BYTES:
                 row[key] += getattr(record, key)
-        return {key: sum(getattr(record, key) for record in records) for key in mine}
+                total[key] += getattr(record, key)
+        return total
 
     def total(self, key: str) -> int:
         """`uplink_bytes`, `downlink_bytes` or `header_bytes` over all groups."""
@@ -103,5 +111,6 @@ class Ledger:
 
     def metrics(self) -> dict[str, float]:
         """Cumulative megabytes (10^6 bytes)."""
-        up, down = self.total("uplink_bytes") / 1e6, self.total("downlink_bytes") / 1e6
+        up = self.total("uplink_bytes") / 1e6
+        down = self.total("downlink_bytes") / 1e6
         return {"comm/uplink_MB": up, "comm/downlink_MB": down, "comm/total_MB": up + down}

@@ -12,7 +12,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import NO_EXAMPLES, Verdict
 from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
-from bhfl.engine.records import ClientRecord, outliers
+from bhfl.engine.records import ClientRecord, outliers, with_updates
 from bhfl.engine.session import Session
 from bhfl.engine.types import ServerState
 
@@ -35,20 +35,17 @@ def run_round(
     cohort = session.cohort(server.round)
     started = session.begin_round(server, cohort)
     coordinator = Coordinator(session, started, cohort)
-    mine: list[ClientRecord] = []
-    # by map, which holds no reply while the next client trains
-    replied = map(coordinator.take, clients.train(coordinator.tasks(history)))
-    for records in (replied, coordinator.unsent):
-        for record in records:
-            session.call("on_client_end", client=session.fleet[record.client], record=record)
-            mine.append(record)
+    mine = []
+    for record in coordinator.records(clients, history):
+        session.call("on_client_end", client=session.fleet[record.client], record=record)
+        mine.append(record)
     STANDING.at(f"combining round {server.round + 1}")
     session.worker.begin(server.round)
     records = sorted(gather(fabric, mine), key=lambda record: record.client)
     _check_hooks(records)
-    ok = [record for record in records if record.status == "ok"]
+    ok = with_updates(records)
     if len(ok) < session.settings.cohort.min_clients:
-        clients.close(server.round + 1, _verdicts(records, [], None))
+        clients.close(server.round + 1, _verdicts(records, []))
         fabric.barrier()  # before another process trains one of these clients
         return server.failed(), records  # what begin_round made is dropped with the round
     following = coordinator.combine(records)
@@ -56,7 +53,6 @@ def run_round(
     message = None if closing is None else encode(closing)
     clients.close(following.round, _verdicts(records, ok, message))
     session.store.learn(gather(fabric, session.store.news()))
-    session.accepted |= {record.client: following.round for record in ok}
     if message is not None:
         _charge(ok, message)
     if fabric.is_global_zero:
@@ -72,10 +68,13 @@ def _check_hooks(records: Sequence[ClientRecord]) -> None:
 
 
 def _verdicts(
-    records: Sequence[ClientRecord], kept: Sequence[ClientRecord], closing: bytes | None
+    records: Sequence[ClientRecord],
+    kept: Sequence[ClientRecord],
+    closing: bytes | None = None,
 ) -> dict[int, Verdict]:
-    dropped = dict.fromkeys((record.client for record in records), Verdict(keep=False))
-    return dropped | {record.client: Verdict(True, closing) for record in kept}
+    """What becomes of each client's round; only those that are kept hear what closes it."""
+    verdicts = {record.client: Verdict(keep=False) for record in records}
+    return verdicts | {record.client: Verdict(True, closing) for record in kept}
 
 
 def _charge(records: Sequence[ClientRecord], closing: bytes) -> None:

@@ -71,8 +71,6 @@ class Session:
         """What a fit is told, see `bhfl.engine.fingerprint`."""
         self.store = ClientStore(Path("nowhere"))
         """What the clients of this process keep between rounds."""
-        self.accepted: dict[int, int] = {}
-        """The rounds that were finished when the update of each client was last taken."""
         self._set_up()
 
     @classmethod
@@ -266,18 +264,13 @@ class Session:
         folder, state = self.fabric.broadcast(found)
         self.take_up(fitting(state, self.server))
         if clients and self.evaluator.by_client(self.server):
-            self.keep_in(client_store(folder, state))
+            self.store = client_store(folder, state)
         return folder, state
 
     def take_up(self, server: ServerState) -> None:
         """Go on from a state, and from the first model that it had."""
         self.server = server
         self.own.begin_as(server.buffers["first"])
-
-    def keep_in(self, store: ClientStore) -> None:
-        """Let clients keep their state in `store`, and go on from the state that is there."""
-        self.store = store
-        self.accepted = store.versions()
 
     def evaluate(self, stage: Stage) -> dict[str, float]:
         """The metrics of the state that was reached; see `Evaluator`."""

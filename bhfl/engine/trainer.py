@@ -254,7 +254,7 @@ class FederatedTrainer:
                 if stage == "val" and folder and self.fabric.is_global_zero:
                     warn_of_known(folder, data.partition_record())
             elif fitted and self.run:
-                session.keep_in(self.run.store)
+                session.store = self.run.store
                 session.take_up(fitted.server)
             metrics = session.evaluate(stage)
             session.call("on_measured", metrics=metrics, stage=stage)

@@ -67,6 +67,8 @@ class ServerState:
     """Numbers that the algorithm wants logged for the round that made this state."""
     participants: list[int] = field(default_factory=list)
     """The engine's: ids of the clients whose updates made this state."""
+    accepted: dict[int, int] = field(default_factory=dict)
+    """The engine's: rounds that were finished when an update of a client was last taken, by id."""
     channels_last: bool = False
     """The engine's: whether images and convolution weights lie in channels_last, as decided before
     the first round.

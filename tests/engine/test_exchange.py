@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
@@ -227,9 +228,10 @@ def data() -> HandMade:
     return HandMade(clients, held_out=points(9, 99), shuffle=True)
 
 
-def make_trainer(folder: Path, case: str) -> FederatedTrainer:
+def make_trainer(folder: Path, case: str, **more: Any) -> FederatedTrainer:
     algorithm, options = CASES[case]
     options = {"max_rounds": 3, "logger": False, "devices": 1, "accelerator": "cpu", **options}
+    options |= more
     clients = {8: 2, 32: 2, "ternary": 1}
     folder.mkdir(exist_ok=True)
     return FederatedTrainer(clients, algorithm(), default_root_dir=str(folder), **options)
@@ -248,29 +250,38 @@ def outcome(trainer: FederatedTrainer, kept: Path) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, case: str, clients: Clients | None = None) -> FederatedTrainer:
-    trainer = make_trainer(folder, case)
+def run(
+    folder: Path, case: str, clients: Clients | None = None, ckpt_path: Any = None, **options: Any
+) -> FederatedTrainer:
+    trainer = make_trainer(folder, case, **options)
     if clients:
         trainer.connect = lambda session: clients
     torch.manual_seed(0)
-    trainer.fit(Net(), data())
+    trainer.fit(Net(), data(), ckpt_path)
     return trainer
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
-    here = run(tmp_path / "here", case)
+@contextmanager
+def away(folder: Path, case: str) -> Iterator[Clients]:
+    """The clients of a case in a process of their own, whose state lies in `folder`."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=serve, args=(theirs, tmp_path / "away", case))
+    process = PROCESSES.Process(target=serve, args=(theirs, folder, case))
     process.start()
     theirs.close()
     try:
-        there = run(tmp_path / "there", case, Piped(ours))
+        yield Piped(ours)
         ours.send_bytes(b"")
     finally:
         ours.close()
         process.join(60)
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
+    here = run(tmp_path / "here", case)
+    with away(tmp_path / "away", case) as clients:
+        there = run(tmp_path / "there", case, clients)
     found = outcome(here, here.run.folder / "clients")
     assert outcome(there, tmp_path / "away" / "clients") == found
     assert not (there.run.folder / "clients").exists()
@@ -279,3 +290,16 @@ def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
         assert any(row[f"clients/{status}"] for row in found["rows"]), f"no client was {status}"
     ok = [row["clients/ok"] for row in found["rows"]]
     assert ok == [5, 3, 5] if case in ("unlucky", "skipped") else min(ok) >= 3
+
+
+@pytest.mark.parametrize("case", ["FedCOMGATE", "Local", "own head"])
+def test_clients_that_keep_their_state_elsewhere_go_on_with_it(tmp_path, case):
+    """The last round of a run of three is gone with the server; its clients kept what it left."""
+    whole = run(tmp_path / "here", case)
+    with away(tmp_path / "away", case) as clients:
+        killed = run(tmp_path / "there", case, clients)
+        (killed.run.checkpoints / "round=00003.ckpt").unlink()
+        resumed = run(tmp_path / "there", case, clients, killed.run.folder)
+    assert outcome(resumed, tmp_path / "away" / "clients") == outcome(
+        whole, whole.run.folder / "clients"
+    )

@@ -164,10 +164,6 @@ class ClientStore:
         for client, round, sha256 in news:
             self.known[client] = {round: sha256}
 
-    def versions(self) -> dict[int, int]:
-        """The round of the newest version of each client."""
-        return {client: max(of) for client, of in sorted(self.known.items()) if of}
-
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
         versions = self._versions(client)
@@ -195,7 +191,7 @@ class ClientStore:
         """The newest version of each client and its digest: `ids` and `rounds`, int64, and
         `sha256`, uint8 n x 32.
         """
-        newest = self.versions()
+        newest = {client: max(rounds) for client, rounds in sorted(self.known.items()) if rounds}
         digests = b"".join(
             bytes.fromhex(self.known[client][round]) for client, round in newest.items()
         )
