@@ -30,8 +30,8 @@ class Buffers:
 
     Args:
         module: The model; buffers are found by the type of the layer that owns them.
-        state: Of the model, by name; tensors with several names once.
-        policy: See above.
+        state: The model's state by name; tensors with several names once.
+        policy: What becomes of statistics.
         groups: Labels of the fleet's bit groups.
     """
 
@@ -72,31 +72,32 @@ class Buffers:
         """The buffers that `group` runs with; under ``local``, those of a client that has not
         trained yet.
         """
-        statistics: Params = server.buffers["statistics"][
-            group if self.policy == "group" else "all"
-        ]
-        return {**statistics, **server.buffers["counters"]}
+        return {**server.buffers["statistics"][self.key(group)], **server.buffers["counters"]}
+
+    def key(self, group: str) -> str:
+        """What the statistics that `group` shares are kept under."""
+        return group if self.policy == "group" else "all"
 
     def sent(self, name: str) -> bool:
-        """Whether a buffer travels."""
-        return name in self.counters or self.policy != "local"
+        """Whether a tensor of the model travels: all do but the statistics under ``local``."""
+        return self.policy != "local" or name not in self.statistics
 
 
 class BufferSum:
     """Folds the buffers of a round's updates: means of statistics by policy, maxima of counters."""
 
     def __init__(self, buffers: Buffers, server: ServerState) -> None:
-        self.buffers, self.server = buffers, server
-        like = (
-            next(iter(server.buffers["statistics"].values())) if buffers.policy != "local" else {}
-        )
+        self.buffers = buffers
+        self.server = server
+        like = {}
+        if buffers.policy != "local":
+            like, *_ = server.buffers["statistics"].values()
         self.means = GroupedMean(like, buffers.groups)
         self.maxima = {name: tensor.clone() for name, tensor in server.buffers["counters"].items()}
 
     def add(self, update: Mapping[str, Tensor], client: Client) -> None:
         """Fold in what the client sent."""
-        group = client.group if self.buffers.policy == "group" else "all"
-        self.means.means[group].add(dict(update), client)
+        self.means.means[self.buffers.key(client.group)].add(dict(update), client)
         for name, value in self.maxima.items():
             self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
 
@@ -109,7 +110,7 @@ class BufferSum:
             statistics.update(self.means.reduce(fabric))
         if fabric.world_size > 1:
             for name, value in self.maxima.items():
-                wide = value.to(torch.int64).to(fabric.device)
+                wide = value.to(fabric.device, torch.int64)
                 highest: Tensor = fabric.all_reduce(wide, reduce_op="max")  # type: ignore[assignment]
-                self.maxima[name] = highest.cpu().to(value.dtype)
+                self.maxima[name] = highest.to("cpu", value.dtype)
         return {"statistics": statistics, "counters": self.maxima}

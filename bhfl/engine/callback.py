@@ -60,21 +60,21 @@ def callback_problems(callbacks: Any) -> list[str]:
         return [f"callbacks must be a list such as [Progress()], got {callbacks!r}"]
     problems = []
     for i, callback in enumerate(callbacks):
-        where = (
-            f"callbacks[{i}] must be an object of a class that derives from "
-            "bhfl.engine.Callback, got"
-        )
-        if isinstance(callback, L.Callback):
-            problems.append(f"{where} {type(callback).__name__} of Lightning")
-        elif isinstance(callback, type):
-            problems.append(f"{where} the class {callback.__name__}: write {callback.__name__}()")
-        elif not isinstance(callback, Callback):
-            problems.append(f"{where} {type(callback).__name__}")
-        else:
+        if isinstance(callback, Callback):
             try:
                 _GUARD.check(callback)
             except HookError as error:
                 problems += [f"callbacks[{i}]: {line}" for line in str(error).splitlines()]
+            continue
+        got = type(callback).__name__
+        if isinstance(callback, L.Callback):
+            got = f"{got} of Lightning"
+        elif isinstance(callback, type):
+            got = f"the class {callback.__name__}: write {callback.__name__}()"
+        problems.append(
+            f"callbacks[{i}] must be an object of a class that derives from "
+            f"bhfl.engine.Callback, got {got}"
+        )
     return problems
 
 

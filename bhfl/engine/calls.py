@@ -12,10 +12,8 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
 
     ``batch_idx`` may be left out, as in Lightning, and a ``dataloader_idx`` is 0.
     """
-    bound = inspect.ismethod(step)
-    return step(
-        batch, *(batch_idx if name == "batch_idx" else 0 for name in _more(_function(step), bound))
-    )
+    more = _more(_function(step), inspect.ismethod(step))
+    return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in more))
 
 
 def call_batch_hook(hook: Callable[..., Any], *arguments: Any) -> Any:
@@ -41,11 +39,9 @@ def _more(step: Callable[..., Any], bound: bool) -> tuple[str, ...]:
     of each function.
     """
     kinds = inspect.Parameter
-    parameters = list(inspect.signature(step).parameters.values())
-    by_position = [
-        p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
-    ]
-    more = by_position[1 + bound :]
+    parameters = inspect.signature(step).parameters.values()
+    named = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    more = [p for p in parameters if p.kind in named][1 + bound :]
     if not more:
         return ("batch_idx",) if any(p.kind is kinds.VAR_POSITIONAL for p in parameters) else ()
     first = "dataloader_idx" if more[0].name == "dataloader_idx" else "batch_idx"

@@ -96,9 +96,8 @@ class ServerHooks:
             reconstructed = self.algorithm.reconstruct(update, client, server)
             hook = f"{hook}: {name_of(updates, 'add')}" if mine else name_of(updates, "add")
             updates.add(reconstructed, client)
-        except (
-            ReturnError
-        ) as error:  # what was reconstructed is of another kind than what is added up
+        # what was reconstructed is of another kind than what is added up
+        except ReturnError as error:
             raise ReturnError(f"{hook}: {error}") from None
         except Exception as error:
             raise RefusedError(f"{hook} raised {type(error).__name__}: {error}") from error

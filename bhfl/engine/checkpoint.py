@@ -25,7 +25,7 @@ FORMAT = 5
 MAX_DEPTH = 64
 """Containers in containers; more are refused, because they would exhaust Python's stack."""
 MAX_INT_BITS = 8192
-"""Of a whole number: Python refuses to print much larger ones."""
+"""Bits of a whole number at most: Python refuses to print much larger ones."""
 MAX_GROWTH = 64
 """Bytes that a file may stand for, for each of its own: a file can name one tensor many times."""
 
@@ -75,9 +75,9 @@ def check_storable(value: Any, name: str, most_bytes: float = math.inf) -> None:
     """Refuse what could not be read again: a checkpoint is loaded without executing anything.
 
     Args:
-        value: To be saved, or just read.
-        name: It is called in the error.
-        most_bytes: That all values and names may take together, each counted as often as it is
+        value: What is to be saved, or was just read.
+        name: What the error calls it.
+        most_bytes: What all values and names may take together, each counted as often as it is
             reached.
 
     Raises:
@@ -124,9 +124,8 @@ def _spend_in(place: Any, value: Any, room: float, depth: int) -> float:
     try:
         return _spend(value, room, depth + 1)
     except _RefusedError as refused:
-        refused.way.append(
-            f"[{place!r:.60}]" if isinstance(place, (str, int)) else f"[a {type(place).__name__}]"
-        )
+        told = f"{place!r:.60}" if isinstance(place, (str, int)) else f"a {type(place).__name__}"
+        refused.way.append(f"[{told}]")
         raise
 
 
@@ -168,7 +167,7 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     executed.
 
     Args:
-        path: Of the file.
+        path: The file.
         expected: The digest that it must have, where it is known from elsewhere.
 
     Raises:
@@ -189,18 +188,10 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     return state
 
 
-def check_is(path: Path, expected: str) -> None:
-    """Make sure that the file at `path` claims to have this digest; whether it has, `load` tells,
-    and reads all of it.
-
-    Raises:
-        CheckpointError: Naming the file and what is wrong with it.
-    """
-    read(path, expected)
-
-
 def read(path: Path, expected: str | None = None) -> dict[str, Any]:
     """A file's content, unchecked: its tensors are read from disk when they are used.
+
+    Whether it has the digest that it claims to have, and that is `expected`, `load` alone tells.
 
     Raises:
         CheckpointError: As of `load`, but for what only its tensors tell.
@@ -213,8 +204,8 @@ def read(path: Path, expected: str | None = None) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if type(found) is not int or found != FORMAT:
-        told = found if type(found) is int else None
+    told = found if type(found) is int else None
+    if told != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {told}")
     if not isinstance(content.get("state"), dict) or not isinstance(content.get("sha256"), str):
         raise CheckpointError(
@@ -265,15 +256,14 @@ def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> di
     Raises:
         CheckpointError: There is none.
     """
-    paths = list(reversed(round_checkpoints(folder).values()))
-    for path in paths:
+    found = round_checkpoints(folder)
+    for path in reversed(found.values()):
         try:
             return read(path)
         except CheckpointError as error:
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
-    raise CheckpointError(
-        f"{folder}: no usable checkpoint" + (f" among {len(paths)}" if paths else "")
-    )
+    among = f" among {len(found)}" if found else ""
+    raise CheckpointError(f"{folder}: no usable checkpoint{among}")
 
 
 def rewind(folder: Path, round: int, read: Callable[[Path], dict[str, Any]]) -> None:

@@ -35,7 +35,7 @@ def check_common_folder(fabric: Fabric, folder: Path) -> None:
     state there.
 
     Args:
-        fabric: Of all processes.
+        fabric: The fabric of all processes.
         folder: The run folder, which rank 0 has made or found.
 
     Raises:

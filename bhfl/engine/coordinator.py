@@ -131,7 +131,7 @@ class Coordinator:
         if not session.algorithm.communicates or not client.num_examples:
             return b""
         tensors = session.algorithm.downlink(self.server, client)
-        group = client.group if session.buffers.policy == "group" else ""
+        group = session.buffers.key(client.group)
         last = self._last
         if last is None or last.group != group or not _same(tensors, last.tensors):
             session.hooks.check_downlink(tensors, self.server)

@@ -23,8 +23,6 @@ from typing import Any, NoReturn
 PATIENCE_SECONDS = 5.0
 """A process that was told to end has this long to do so in order."""
 _HOW = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-
-
 LOST = 1
 """The exit code of a process that ends because another one of its run did."""
 
@@ -80,18 +78,19 @@ class Standing:
     """Where this process stands: what it is doing, and what a user can go on from."""
 
     def __init__(self) -> None:
-        self.doing = "starting"
-        """Follows "while" in a sentence."""
-        self.saved = ""
-        """A whole sentence."""
-        self._said = False
+        self.begin("")
         self.last_acts: list[Callable[[], object]] = []
         """Called before the process is ended by force."""
         self.on_change: Callable[[], object] | None = None
 
     def begin(self, saved: str) -> None:
-        """A command begins."""
+        """Take note that a command begins.
+
+        Args:
+            saved: What a user can go on from, as a whole sentence.
+        """
         self.doing = "starting"
+        """What is done now; it follows "while" in a sentence."""
         self.saved = saved
         self._said = False
 

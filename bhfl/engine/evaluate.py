@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ class Pass:
     tensors: Params
     """The model, without what its client has of its own."""
     client: Client | None = None
-    """Who alone has the whole of it."""
+    """The client that alone has the whole of it; None where the server has."""
 
 
 class Evaluator:
@@ -43,11 +43,9 @@ class Evaluator:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        fleet = session.fleet
-        self.groups = {client.group: client.spec for client in fleet}
-        self.shares = {
-            g: sum(client.group == g for client in fleet) / len(fleet) for g in self.groups
-        }
+        self.groups = {client.group: client.spec for client in session.fleet}
+        counts = Counter(client.group for client in session.fleet)
+        self.shares = {group: counts[group] / counts.total() for group in self.groups}
 
     def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
@@ -57,9 +55,8 @@ class Evaluator:
         fabric = self.session.fabric
         passes = list(enumerate(self._passes(server)))
         mine = passes[fabric.global_rank :: fabric.world_size]
-        found = sorted(gather(fabric, list(self._measured(server, stage, mine))))
         results: dict[str, list[Mapping[str, float]]] = {}
-        for index, metrics in found:
+        for index, metrics in sorted(gather(fabric, list(self._measured(server, stage, mine)))):
             results.setdefault(passes[index][1].key, []).append(metrics)
         return self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
 
@@ -94,9 +91,9 @@ class Evaluator:
     ) -> Iterator[tuple[int, Mapping[str, float]]]:
         """The results of some passes, with their numbers."""
         session = self.session
-        worker, data = session.worker, session.data
-        worker.layout.take_(server.channels_last)
-        worker.begin(server.round)
+        worker = session.worker
+        data = session.data
+        worker.begin(server)
         batches = data.val_batches if stage == "val" else data.test_batches
         alone: dict[int, int] = {}
         for index, one in passes:
@@ -112,7 +109,8 @@ class Evaluator:
 
     def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
         """Tasks for the clients that alone have whole models; one message for all of a group."""
-        group, payload = "", b""
+        group = ""
+        payload = b""
         for one in passes:
             if one.client is None:
                 continue
@@ -131,22 +129,25 @@ class Evaluator:
 
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
         """The numbers of all passes by tag, from the mean of each key."""
-        overall = results.pop(GLOBAL, None)
+        # clients that compute in float32 run the server's own model
+        whole = next((group for group, spec in self.groups.items() if spec.is_float), GLOBAL)
+        overall = results.get(whole, {})
+        results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}
         for name in next(iter(results.values()), {}):
             values = {group: result[name] for group, result in results.items()}
-            floating = next(
-                (values[g] for g, spec in self.groups.items() if spec.is_float), math.nan
-            )
             if self.session.algorithm.communicates:
-                metrics[f"{stage}/{name}"] = overall[name] if overall else floating
-            metrics.update({f"{stage}/{name}_{group}": value for group, value in values.items()})
-            metrics[f"{stage}/{name}_avg"] = sum(
-                self.shares[group] * value for group, value in values.items()
-            )
+                metrics[f"{stage}/{name}"] = overall[name]
+            for group, value in values.items():
+                metrics[f"{stage}/{name}_{group}"] = value
+            shared = (self.shares[group] * value for group, value in values.items())
+            metrics[f"{stage}/{name}_avg"] = sum(shared)
             metrics[f"{stage}/{name}_min"] = min(values.values())
         return metrics
 
 
 def _mean(rows: list[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    means = {}
+    for name in rows[0]:
+        means[name] = sum(row[name] for row in rows) / len(rows)
+    return means

@@ -33,7 +33,7 @@ class ClientLink:
     """FLOPs of training on one example."""
 
     def seconds(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float:
-        """From the start of the round until an upload has arrived."""
+        """The time from the start of the round until an upload has arrived."""
         link = self.link
         trained = link.compute_seconds(self.example_flops * num_examples)
         return link.download_seconds(download_bytes) + trained + link.upload_seconds(upload_bytes)
@@ -145,5 +145,5 @@ class Clients(Protocol):
 
         Args:
             round: Rounds finished with this one.
-            verdicts: By client; what has none is dropped.
+            verdicts: The verdict on each client; what has none is dropped.
         """

@@ -19,7 +19,7 @@ class TooFewClientsError(RuntimeError):
 
 
 def failed_in_a_row(
-    records: list[ClientRecord], *, before: int, round: int, settings: Settings, tell: bool
+    records: list[ClientRecord], before: int, round: int, settings: Settings, *, tell: bool
 ) -> int:
     """The number of rounds in a row without enough usable updates, `round` included.
 

@@ -17,7 +17,7 @@ from bhfl.engine.common import check_common_folder, check_same_options
 from bhfl.engine.ending import STANDING
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.folder import new_run
-from bhfl.engine.forewarn import forewarn, is_compiled
+from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.records import ClientRecord, round_metrics
@@ -64,24 +64,25 @@ def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
 
 def _foresee(session: Session, fresh: bool) -> None:
     """Say and decide what can be known before the first round."""
-    worker, data = session.worker, session.data
+    data = session.data
+    settings = session.settings
     fleet = session.fleet
     if session.fabric.is_global_zero:
-        compiled = is_compiled(session.module)
-        forewarn(session.module, fleet, data, session.settings, fresh=fresh, compiled=compiled)
+        forewarn(session.module, fleet, data, settings, fresh=fresh)
     if session.timing:
-        session.timing.measure_(worker, data)
+        session.timing.measure_(session.worker, data)
         communicates = session.algorithm.communicates
         smallest = encoded_bytes(session.server.params) if communicates else 0
         session.timing.check_deadline(smallest, data)
     if fresh:  # a resumed run keeps to what it was begun with
-        session.server = with_format(session.server, session.settings, worker, fleet, data)
+        session.server = with_format(session.server, settings, session.worker, fleet, data)
 
 
 def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     """Find or make the run folder, take up a checkpoint's state, open the logs."""
     STANDING.at("opening the run folder")
-    fabric, settings = session.fabric, session.settings
+    fabric = session.fabric
+    settings = session.settings
     partition = session.data.partition_record()
     files = {"partition": partition, SETTINGS: session.told}
     of_split = {**session.told[Role.RESULT.value], "partition": partition.get("sha256")}
@@ -120,13 +121,8 @@ def _round(session: Session, run: Run) -> None:
     STANDING.at(f"beginning round {session.server.round + 1}")
     session.server, records = run_round(session, session.server, run.history)
     round = session.server.round
-    run.failed_rounds = failed_in_a_row(
-        records,
-        before=run.failed_rounds,
-        round=round,
-        settings=settings,
-        tell=session.fabric.is_global_zero,
-    )
+    tell = session.fabric.is_global_zero
+    run.failed_rounds = failed_in_a_row(records, run.failed_rounds, round, settings, tell=tell)
     row = _row(session, run, records)
     last = round >= settings.stopping.max_rounds
     every = settings.output.check_val_every_n_rounds

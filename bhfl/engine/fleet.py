@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -57,25 +58,22 @@ class Fleet:
                     "clients are given by fraction: num_clients must say how many there are, got "
                     "None"
                 )
-            counts = _largest_remainder(
-                [group.fraction or 0.0 for group in self.groups], num_clients
-            )
-            for group, count in zip(self.groups, counts, strict=True):
-                if not count:
-                    share = f"a fraction of {group.fraction:g}"
-                    raise ValueError(
-                        f"clients: {share} must be at least one of {num_clients} clients, got 0"
-                    )
+            fractions = [group.fraction or 0.0 for group in self.groups]
+            counts = _largest_remainder(fractions, num_clients)
+            if 0 in counts:
+                share = f"a fraction of {fractions[counts.index(0)]:g}"
+                raise ValueError(
+                    f"clients: {share} must be at least one of {num_clients} clients, got 0"
+                )
         elif num_clients is not None and num_clients != sum(counts):
             raise ValueError(
                 f"num_clients must be {sum(counts)}, the sum of the counts in clients, got "
                 f"{num_clients}"
             )
-        return [
-            group.bits
-            for group, count in zip(self.groups, counts, strict=True)
-            for _ in range(count)
-        ]
+        specs: list[BitSpec] = []
+        for group, size in zip(self.groups, counts, strict=True):
+            specs += [group.bits] * size
+        return specs
 
     def to_config(self) -> Any:
         """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and
@@ -106,10 +104,8 @@ def _spell(spec: BitSpec) -> str | dict[str, Any]:
             return spec.label
     except ValueError:
         pass
-    default = BitSpec()
-    return {
-        f.name: v for f in fields(spec) if (v := getattr(spec, f.name)) != getattr(default, f.name)
-    }
+    default = vars(BitSpec())
+    return {name: value for name, value in vars(spec).items() if value != default[name]}
 
 
 def _parse(value: Any) -> list[Group]:
@@ -162,9 +158,9 @@ def _across(groups: list[Group]) -> list[str]:
         total := sum(g.fraction or 0 for g in groups), 1.0
     ):
         problems.append(f"clients: fractions must sum to 1, got {total:g}")
-    labels = [group.bits.label for group in groups]
-    for label in sorted({label for label in labels if labels.count(label) > 1}):
-        problems.append(f"clients: {label} is given more than once; merge its groups into one")
+    for label, times in sorted(Counter(group.bits.label for group in groups).items()):
+        if times > 1:
+            problems.append(f"clients: {label} is given more than once; merge its groups into one")
     return problems
 
 

@@ -25,6 +25,7 @@ SUMMARY = "summary.json"
 MAX_SUMMARY_BYTES = 2**24
 
 _ROUND = re.compile(r"round=(\d+)\.ckpt")
+_TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 def new_run(root: Path) -> Path:
@@ -36,10 +37,7 @@ def new_run(root: Path) -> Path:
     """
     root.mkdir(parents=True, exist_ok=True)
     while True:
-        versions = [
-            int(m[1]) for p in root.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))
-        ]
-        path = root / f"version_{max(versions, default=-1) + 1}"
+        path = root / f"version_{max(_versions(root), default=-1) + 1}"
         try:
             path.mkdir()
         except FileExistsError:
@@ -76,11 +74,7 @@ def find_link(folder: Path) -> Path | None:
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote."""
     for entry in own_entries(folder):
-        if (
-            entry.name.startswith(".")
-            and entry.name.endswith(".tmp")
-            and entry.is_file(follow_symlinks=False)
-        ):
+        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             os.unlink(entry.path)
 
 
@@ -105,19 +99,28 @@ def round_checkpoints(folder: Path) -> dict[int, Path]:
     """The files ``round=N.ckpt`` of a folder of checkpoints by N, the newest last; other names are
     left alone.
     """
-    found = (
-        (m, path) for path in folder.glob("round=*.ckpt") if (m := _ROUND.fullmatch(path.name))
-    )
-    return dict(sorted((int(m[1]), path) for m, path in found if path.is_file()))
+    found = {}
+    for path in folder.glob("round=*.ckpt"):
+        if (match := _ROUND.fullmatch(path.name)) and path.is_file():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
 
 
 def newest_run(root: Path) -> Path | None:
     """The ``version_N`` with the highest N that holds the checkpoint of a round, if any:
     ``best.ckpt`` comes before.
     """
-    folders = (p for p in root.glob("version_*") if re.fullmatch(r"version_\d+", p.name))
-    runs = [p for p in folders if round_checkpoints(p / CHECKPOINTS)]
-    return max(runs, key=lambda p: int(p.name[8:]), default=None)
+    runs = {n: run for n, run in _versions(root).items() if round_checkpoints(run / CHECKPOINTS)}
+    return runs[max(runs)] if runs else None
+
+
+def _versions(root: Path) -> dict[int, Path]:
+    """What is called ``version_N`` in a folder, by N."""
+    found = {}
+    for path in root.glob("version_*"):
+        if match := re.fullmatch(r"version_(\d+)", path.name):
+            found[int(match[1])] = path
+    return found
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@ effect.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bhfl.engine.client.plain import planned_steps
 from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import BitSpec, layer_weights
 from bhfl.settings import Settings
@@ -28,12 +30,11 @@ in evaluation.
 
 def forewarn(
     module: nn.Module,
-    clients: Iterable[Client],
+    clients: Sequence[Client],
     data: FederatedData,
     settings: Settings,
     *,
     fresh: bool,
-    compiled: bool,
 ) -> None:
     """Warn of low-bit groups that compute in float32 for the most part, of BatchNorm that hardly
     moves, and of more bit-widths than a compiled model has graphs for.
@@ -45,21 +46,18 @@ def forewarn(
         settings: The trainer's settings.
         fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its
             clients.
-        compiled: The model is compiled, or a part of it; see `is_compiled`.
     """
-    clients = list(clients)
-    if bits := list(dict.fromkeys(client.group for client in clients if client.spec.weights < 32)):
-        for group in bits if (told := _mostly_float(module)) else ():
-            warnings.warn(f"{group} clients {told}", stacklevel=2)
-    arriving = fresh and not settings.aggregation.reestimate_norm
-    if told := _slow_norms(module, _most_steps(clients, data, settings)) if arriving else "":
-        warnings.warn(told, stacklevel=2)
-    if (
-        told := _too_many_graphs(len({client.spec for client in clients} | {BitSpec()}))
-        if compiled
-        else ""
-    ):
-        warnings.warn(told, stacklevel=2)
+    told = []
+    low = dict.fromkeys(client.group for client in clients if client.spec.weights < 32)
+    if low and (layers := _mostly_float(module)):
+        told += [f"{group} clients {layers}" for group in low]
+    if fresh and not settings.aggregation.reestimate_norm:
+        batches = [data.num_batches(client.id) for client in clients if client.num_examples]
+        told.append(_slow_norms(module, planned_steps(settings.training, max(batches, default=0))))
+    if is_compiled(module):
+        told.append(_too_many_graphs(len({client.spec for client in clients} | {BitSpec()})))
+    for text in filter(None, told):
+        warnings.warn(text, stacklevel=2)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -92,23 +90,21 @@ def _too_many_graphs(num_specs: int) -> str:
 def _mostly_float(module: nn.Module) -> str:
     """Which layers stay float32 at any bits; empty where most weights do not."""
     low = set(layer_weights(module))
-    sizes: dict[str, int] = {}
-    total = quantised = 0
+    quantised = 0
+    sizes: Counter[str] = Counter()
     for name, parameter in module.named_parameters():
-        total += parameter.numel()
         if name in low:
             quantised += parameter.numel()
             continue
         owner = name.rpartition(".")[0]
         kind = type(module.get_submodule(owner)).__name__.removeprefix("Quant")
-        key = f"{owner or name} ({kind})"
-        sizes[key] = sizes.get(key, 0) + parameter.numel()
+        sizes[f"{owner or name} ({kind})"] += parameter.numel()
+    total = quantised + sizes.total()
     if quantised >= _SHARE * total:
         return ""
-    largest = sorted(sizes, key=lambda key: -sizes[key])
-    named = ", ".join(largest[:_NAMED]) + (
-        f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else ""
-    )
+    named = ", ".join(layer for layer, _ in sizes.most_common(_NAMED))
+    if len(sizes) > _NAMED:
+        named += f" and {len(sizes) - _NAMED} more"
     return (
         f"hold {quantised / total:.0%} of the model's weights at their bits, the rest stays "
         f"float32: {named}; layers of torch's own classes Linear, Conv, Embedding and "
@@ -116,26 +112,15 @@ def _mostly_float(module: nn.Module) -> str:
     )
 
 
-def _most_steps(clients: Iterable[Client], data: FederatedData, settings: Settings) -> int:
-    """Optimiser steps of the client that makes the most of them in a round."""
-    if settings.training.local_steps is not None:
-        return settings.training.local_steps
-    batches = [data.num_batches(client.id) for client in clients if client.num_examples]
-    return settings.training.local_epochs * max(batches, default=0)
-
-
 def _slow_norms(module: nn.Module, steps: int) -> str:
     """The BatchNorm whose running statistics move least in a round, where that is little; else an
     empty string.
     """
-    slow = [
-        (norm.momentum, name)
-        for name, norm in module.named_modules()
-        if isinstance(norm, _BatchNorm)
-        and norm.track_running_stats
-        and norm.training
-        and norm.momentum is not None
-    ]
+    slow = []
+    for name, norm in module.named_modules():
+        moves = isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.training
+        if moves and norm.momentum is not None:
+            slow.append((norm.momentum, name))
     if not slow or not steps:
         return ""
     momentum, name = min(slow)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 import lightning as L
@@ -20,13 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.layout import Layout
+from bhfl.engine.client.module_hooks import overrides
+from bhfl.engine.client.optim import configured
+from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import recording
 from bhfl.engine.random import RandomKeys, seed_globals
 from bhfl.engine.types import Client, FederatedData, ServerState
-from bhfl.quant.memory_format import (
-    has_usual_strides,
-    needs_contiguous,
-)
+from bhfl.quant.memory_format import has_usual_strides, needs_contiguous
 from bhfl.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ _TOLERANCE = 0.1
 """Gradients that differ by more than this share are other gradients; orders of summation differ by
 far less.
 """
+_IGNORED = ("lr_schedulers", "toggle_optimizer", "untoggle_optimizer", "clip_gradients")
+"""What a module that optimises manually may call, to no effect in the one step of a trial."""
 _NOISE = 0.01
 """Gradients smaller than this share of the largest are compared with that share: they may be
 rounding alone.
@@ -87,8 +90,10 @@ def agree_on_format(
     Raises:
         ValueError: It is wanted, and the module cannot take it.
     """
-    verdict = _verdict(wanted, module, fabric, first) if fabric.is_global_zero else None
-    chosen, why = fabric.broadcast(verdict)  # type: ignore[misc]
+    verdict = (False, "")
+    if fabric.is_global_zero:
+        verdict = _verdict(wanted, module, fabric, first)
+    chosen, why = fabric.broadcast(verdict)
     if why and wanted is True:
         raise ValueError(
             f"trainer.channels_last: true does not fit {type(module).__name__}: {why}; set "
@@ -99,7 +104,7 @@ def agree_on_format(
             f"trainer.channels_last: auto takes contiguous images, which can be slower: {why}",
             stacklevel=2,
         )
-    return bool(chosen)
+    return chosen
 
 
 def _verdict(
@@ -113,36 +118,30 @@ def _verdict(
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            batch = first()
-            trials = {last: _tried(module, fabric, batch, last) for last in (False, True)}
-        except (
-            Exception
-        ) as error:  # the data's, or no copy can be made: the run itself shows what it comes to
+            return _compared(wanted, partial(_tried, module, fabric, first()))
+        # the data's, or no copy can be made: the run itself shows what it comes to
+        except Exception as error:
+            if wanted is True:
+                return True, ""
+            return False, f"{type(module).__name__} cannot be tried ({_line(error)})"
+
+
+def _compared(wanted: Wanted, tried: Callable[..., _Trial]) -> tuple[bool, str]:
+    """The verdict from trials in both formats."""
+    plain = tried(False)
+    last = tried(True)
+    for step, fault in last.errors.items():
+        if step not in plain.errors:
             why = (
-                f"{type(module).__name__} cannot be tried ({_line(error)})"
-                if wanted == "auto"
-                else ""
+                f"{step} fails on images in channels_last ({_line(fault)}), and does not on others"
             )
-            return wanted is True, why
-        for step, fault in trials[True].errors.items():
-            if step not in trials[False].errors:
-                return (
-                    False,
-                    f"{step} fails on images in channels_last ({_line(fault)}), "
-                    "and does not on others",
-                )
-        if wanted is True or trials[True].errors:
-            return wanted is True, ""
-        if not _same(trials):  # dropout draws other masks in another format
-            trials = {
-                last: _tried(module, fabric, batch, last, as_evaluated=True)
-                for last in (False, True)
-            }
-        same = _same(trials)
-        return (
-            same,
-            "" if same else "training_step computes other gradients from images in channels_last",
-        )
+            return False, why
+    if wanted is True or last.errors:
+        return wanted is True, ""
+    # dropout draws other masks in another format: then without it
+    if _same(plain, last) or _same(tried(False, True), tried(True, True)):
+        return True, ""
+    return False, "training_step computes other gradients from images in channels_last"
 
 
 @dataclass
@@ -171,20 +170,17 @@ def _tried(
         channels_last: The format to try.
         as_evaluated: Train in evaluation mode, without dropout: its draws depend on the format.
     """
-    trial, tried = _Trial(), copy.deepcopy(module, {id(fabric): fabric})
+    trial = _Trial()
+    tried = copy.deepcopy(module, {id(fabric): fabric})
     vars(tried).pop("forward", None)  # of a compiled module: it is bound to the original
     tried.trainer = module._trainer  # which Lightning leaves out of copies
     layout = Layout(tried)
     layout.take_(channels_last)
-    steps = {
-        name: getattr(tried, name)
-        for name in ("training_step", "validation_step", "test_step")
-        if getattr(type(tried), name) is not getattr(L.LightningModule, name)
-    }
-    for name, step in steps.items():
+    for name in ("training_step", *STEPS.values()):
         training = name == "training_step"
-        if as_evaluated and not training:
+        if not overrides(tried, name, L.LightningModule) or (as_evaluated and not training):
             continue
+        step = getattr(tried, name)
         if not training or as_evaluated:
             tried.eval()
         seed_globals(0, fabric.device)
@@ -201,8 +197,7 @@ def _train(module: L.LightningModule, step: Callable[..., Any], batch: Any, tria
     """A training step, backward and the optimisers' steps; a module that optimises by itself does
     so.
     """
-    configured: Any = module.configure_optimizers()
-    optimizers = _optimizers(configured)
+    optimizers, _ = configured(module)
     if not module.automatic_optimization:
         with _optimised_by_itself(module, optimizers):
             call_step(step, batch, 0)
@@ -219,30 +214,15 @@ def _train(module: L.LightningModule, step: Callable[..., Any], batch: Any, tria
         optimizer.step(lambda: loss.detach())
 
 
-def _optimizers(configured: Any) -> list[torch.optim.Optimizer]:
-    """All optimisers in what ``configure_optimizers`` returned."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, dict):
-        return _optimizers(configured.get("optimizer"))
-    found = []
-    for item in configured if isinstance(configured, (list, tuple)) else ():
-        found += _optimizers(item)
-    return found
-
-
 @contextmanager
 def _optimised_by_itself(
     module: L.LightningModule, optimizers: list[torch.optim.Optimizer]
 ) -> Iterator[None]:
     """What a module that optimises manually calls, on plain optimisers."""
     lent: dict[str, Any] = {
-        "optimizers": lambda *_, **__: optimizers[0] if len(optimizers) == 1 else optimizers,
-        "lr_schedulers": lambda: None,
+        "optimizers": lambda *_, **__: optimizers if optimizers[1:] else optimizers[0],
         "manual_backward": lambda loss, *arguments, **options: loss.backward(*arguments, **options),
-        "toggle_optimizer": lambda *_: None,
-        "untoggle_optimizer": lambda *_: None,
-        "clip_gradients": lambda *_, **__: None,
+        **dict.fromkeys(_IGNORED, lambda *_, **__: None),
     }
     vars(module).update(lent)
     try:
@@ -268,9 +248,8 @@ class _NoCrash(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def _same(trials: dict[bool, _Trial]) -> bool:
+def _same(plain: _Trial, last: _Trial) -> bool:
     """Whether both formats came to the same loss and gradients, but for rounding."""
-    plain, last = trials[False], trials[True]
     if plain.loss is None or last.loss is None:
         return plain.loss is last.loss
     sizes = [float(g.norm()) for g in plain.gradients]
@@ -284,5 +263,5 @@ def _same(trials: dict[bool, _Trial]) -> bool:
 
 def _line(error: Exception) -> str:
     """The first line of an error, with its kind."""
-    first = (str(error).splitlines() or [""])[0]
+    first, *_ = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {first[:200]}"

@@ -72,40 +72,38 @@ def check_tensors(
             raise ReturnError(
                 f"{hook} must return tensors of the model, got {name!r}, which it does not have"
             )
-        if isinstance(value, QuantizedTensor) and codes:
-            _check_shape(hook, name, value.codes, like)  # `encode` checks the rest
-        elif known is None or known.get(name) is not value:
-            _check_kind(hook, name, value)
-            _check_shape(hook, name, value, like)
-            _check_values(hook, name, value, like)
+        if known is not None and known.get(name) is value:
+            continue
+        if problem := _wrong(value, None if like is None else like[name], codes):
+            raise ReturnError(f"{hook}: {name!r} must {problem}")
 
 
-def _check_kind(hook: str, name: str, value: Any) -> None:
+def _wrong(value: Any, like: Tensor | None, codes: bool) -> str:
+    """What is wrong with a tensor; empty if nothing is."""
+    if isinstance(value, QuantizedTensor) and codes:  # `encode` checks the rest
+        return _wrong_shape(value.codes, like)
+    if problem := _wrong_kind(value) or _wrong_shape(value, like):
+        return problem
+    if like is not None and value.dtype != like.dtype:
+        return f"be {like.dtype}, got {value.dtype}"
+    if like is not None and not is_finite(value):
+        return "be finite, got NaN or infinity"
+    return ""
+
+
+def _wrong_kind(value: Any) -> str:
     if not isinstance(value, Tensor):
-        raise ReturnError(f"{hook}: {name!r} must be a tensor, got {type(value).__name__}")
-    if value.layout != torch.strided or value.is_meta or value.dtype not in KINDS:
-        kind = (
-            "a tensor without memory (meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
-        )
-        raise ReturnError(
-            f"{hook}: {name!r} must be a dense tensor of a kind that can be sent, got {kind}"
-        )
+        return f"be a tensor, got {type(value).__name__}"
+    kind = "a tensor without memory (meta)" if value.is_meta else f"{value.dtype}, {value.layout}"
+    if value.layout == torch.strided and not value.is_meta and value.dtype in KINDS:
+        return ""
+    return f"be a dense tensor of a kind that can be sent, got {kind}"
 
 
-def _check_shape(hook: str, name: str, value: Tensor, like: Mapping[str, Tensor] | None) -> None:
-    if like is not None and value.shape != like[name].shape:
-        raise ReturnError(
-            f"{hook}: {name!r} must have shape {tuple(like[name].shape)}, got {tuple(value.shape)}"
-        )
-
-
-def _check_values(hook: str, name: str, value: Tensor, like: Mapping[str, Tensor] | None) -> None:
-    if like is None:
-        return
-    if value.dtype != like[name].dtype:
-        raise ReturnError(f"{hook}: {name!r} must be {like[name].dtype}, got {value.dtype}")
-    if not is_finite(value):
-        raise ReturnError(f"{hook}: {name!r} must be finite, got NaN or infinity")
+def _wrong_shape(value: Tensor, like: Tensor | None) -> str:
+    if like is None or value.shape == like.shape:
+        return ""
+    return f"have shape {tuple(like.shape)}, got {tuple(value.shape)}"
 
 
 def is_finite(value: Tensor) -> bool:
@@ -128,13 +126,10 @@ def check_aggregate(hook: str, aggregate: Any, params: Mapping[str, Tensor]) -> 
     Raises:
         ReturnError: Naming the first tensor that is wrong.
     """
-    if isinstance(aggregate, Mapping):
-        for name, value in aggregate.items():
-            if isinstance(value, Tensor) and name in params and value.shape != params[name].shape:
-                raise ReturnError(
-                    f"{hook}: {name!r} must have shape {tuple(params[name].shape)}, got "
-                    f"{tuple(value.shape)}"
-                )
+    for name, value in aggregate.items() if isinstance(aggregate, Mapping) else ():
+        like = params.get(name)
+        if isinstance(value, Tensor) and (problem := _wrong_shape(value, like)):
+            raise ReturnError(f"{hook}: {name!r} must {problem}")
     for path, value in tensors_in(aggregate):
         if value.layout == torch.strided and not is_finite(value):
             raise ReturnError(f"{hook}: {path or 'the tensor'} must be finite, got NaN or infinity")

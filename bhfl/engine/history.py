@@ -63,9 +63,8 @@ class PackedHistory:
 
     def tensor(self) -> Tensor:
         """All rows so far, uint8."""
-        return torch.frombuffer(
-            bytearray(self._packed + self._stream.copy().flush()), dtype=torch.uint8
-        )
+        packed = self._packed + self._stream.copy().flush()
+        return torch.frombuffer(packed, dtype=torch.uint8)
 
 
 def unpack(packed: Any) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ generator whose body never runs.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial, partialmethod
 from typing import Any
 
@@ -60,8 +60,7 @@ class Guard:
         problems: list[str] = []
         for made in cls.__mro__:
             problems += self._problems(made)
-        if problems:
-            raise HookError("\n".join(dict.fromkeys(problems)))
+        _refuse(problems)
 
     def check(self, thing: Any) -> None:
         """Check an object: its class, which may have been changed since it was made, and its own
@@ -70,38 +69,34 @@ class Guard:
         Raises:
             HookError: With every problem, one a line.
         """
-        if not issubclass(type(thing), self.base):
+        made = type(thing)
+        if not issubclass(made, self.base):
             return  # a double, which answers to whatever it is called
-        self.check_class(type(thing))
-        own = {
-            name: value
-            for name, value in getattr(thing, "__dict__", {}).items()
-            if not name.startswith("_")
-        }
-        known, owner = self._known(type(thing).__mro__), type(thing).__name__
+        self.check_class(made)
+        known = self._known(made.__mro__)
+        own = {name: value for name, value in vars(thing).items() if not name.startswith("_")}
         problems = []
         for name, value in own.items():
             if name not in known:
-                problems += self._unknown(owner, name, value, own, known)
+                problems.append(self._unknown(made.__name__, name, own, known))
             elif inspect.isroutine(known[name]):
-                problems += call_problems(f"{owner}.{name}", value, known[name], self.by_name)
-        if problems:
-            raise HookError("\n".join(problems))
+                where = f"{made.__name__}.{name}"
+                problems.append(call_problem(where, value, known[name], self.by_name))
+        _refuse(problems)
 
     def _problems(self, made: type) -> Iterator[str]:
         """Problems of what one class defines itself, or mixes in."""
         if made is self.base or not issubclass(made, self.base):
             return
-        known, own = self._known(made.__mro__[1:]), dict(vars(made))
+        known = self._known(made.__mro__[1:])
+        own = dict(vars(made))
         after_base = made.__mro__[made.__mro__.index(self.base) :]
         for mixin in made.__mro__:
             if issubclass(mixin, self.base) or mixin in self.base.__mro__:
                 continue
             own = {**vars(mixin), **own}
-            hidden = (
-                vars(mixin).keys() & known.keys() - vars(made).keys() if mixin in after_base else ()
-            )
-            for name in sorted(hidden):
+            hidden = vars(mixin).keys() & known.keys() - vars(made).keys()
+            for name in sorted(hidden) if mixin in after_base else ():
                 yield (
                     f"{mixin.__name__}.{name} would never be called: in {made.__name__} it comes "
                     f"after {self.base.__name__}.{name}; name {mixin.__name__} first among the "
@@ -109,69 +104,70 @@ class Guard:
                 )
         for name, raw in own.items():
             if name in known:
-                yield from self._override_problems(made, name, raw, known[name])
+                yield self._override_problem(made, name, raw, known[name])
             elif not name.startswith("_"):
-                yield from self._unknown(made.__name__, name, raw, own, known)
+                yield self._unknown(made.__name__, name, own, known)
 
     def _known(self, classes: Sequence[type]) -> dict[str, Any]:
         """The public attributes of the base and of our own `classes` that derive from it: hooks,
         and others.
         """
-        ours = [
-            cls
-            for cls in classes
-            if issubclass(cls, self.base) and cls.__module__.partition(".")[0] == "bhfl"
-        ]
         known: dict[str, Any] = {}
         for cls in self.others:
             known |= {name: raw for name, raw in vars(cls).items() if inspect.isfunction(raw)}
-        for cls in reversed(ours):
-            known |= vars(cls)
+        for cls in reversed(classes):
+            if issubclass(cls, self.base) and cls.__module__.partition(".")[0] == "bhfl":
+                known |= vars(cls)
         return {name: raw for name, raw in known.items() if not name.startswith("_")}
 
-    def _override_problems(self, made: type, name: str, raw: Any, known: Any) -> list[str]:
+    def _override_problem(self, made: type, name: str, raw: Any, known: Any) -> str:
         where = f"{made.__name__}.{name}"
         if not inspect.isroutine(known):
             wrong = inspect.isfunction(raw) and not isinstance(known, (property, cached_property))
-            return [f"{where} must be a value such as {known!r}, got a method"] if wrong else []
+            return f"{where} must be a value such as {known!r}, got a method" if wrong else ""
         if inspect.isdatadescriptor(raw) or isinstance(raw, cached_property):
-            return [
-                f"{where} must be a method, because it is called as a hook, "
-                f"got a {type(raw).__name__}"
-            ]
-        if not hasattr(raw, "__get__"):
-            return call_problems(where, raw, known, self.by_name)
-        try:
-            bound = raw.__get__(made, made)  # any object does: it is not called
-        except Exception:  # it wants an instance: it shows what it is when one asks it
-            return []
-        return call_problems(where, bound, known, self.by_name)
+            kind = type(raw).__name__
+            return f"{where} must be a method, because it is called as a hook, got a {kind}"
+        if hasattr(raw, "__get__"):
+            try:
+                raw = raw.__get__(made, made)  # any object does: it is not called
+            except Exception:  # it wants an instance: it shows what it is when one asks it
+                return ""
+        return call_problem(where, raw, known, self.by_name)
 
     def _unknown(
-        self, owner: str, name: str, value: Any, own: Mapping[str, Any], known: Mapping[str, Any]
-    ) -> list[str]:
+        self, owner: str, name: str, own: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> str:
         """The problem of a name that is no hook but looks like one; the hook itself beside it makes
         it a helper.
         """
-        method = _is_method(value)
-        alike = {hook for hook, raw in known.items() if inspect.isroutine(raw) == method}
+        value = own[name]
         if isinstance(value, (property, cached_property, type)):
-            return []
-        near = _nearest(name, alike, self.near)
+            return ""
+        method = inspect.isroutine(value) or isinstance(value, _METHODS)
+        hooks = [hook for hook, raw in known.items() if inspect.isroutine(raw)]
+        near = _nearest(name, hooks if method else known.keys() - {*hooks}, self.near)
         if near in own or not (near or (method and name.startswith("on_"))):
-            return []
-        hooks = ", ".join(hook for hook, raw in known.items() if inspect.isroutine(raw))
-        told = f"did you mean {near}?" if near else f"hooks are {hooks}."
-        return [
+            return ""
+        told = f"did you mean {near}?" if near else f"hooks are {', '.join(hooks)}."
+        return (
             f"{owner}.{name} is no hook of {self.base.__name__}, and nothing would call or read "
             f"it; {told} A helper of your own may be called _{name.strip('_')}"
-        ]
+        )
 
 
-def call_problems(
-    where: str, hook: Any, known: Callable[..., Any], by_name: bool = False
-) -> list[str]:
-    """Why `hook` cannot be called as `known`, a method of its base class, is.
+_METHODS = (partial, partialmethod, staticmethod, classmethod)
+"""Kinds of things in a class, besides functions, that are meant to be called."""
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    """HookError with all problems that are not empty, each once, one a line."""
+    if told := [problem for problem in dict.fromkeys(problems) if problem]:
+        raise HookError("\n".join(told))
+
+
+def call_problem(where: str, hook: Any, known: Callable[..., Any], by_name: bool = False) -> str:
+    """Why `hook` cannot be called as `known`, a method of its base class, is; empty if it can.
 
     Args:
         where: What it is called in messages.
@@ -180,7 +176,7 @@ def call_problems(
         by_name: Whether the arguments after the first are given by their names.
     """
     if not callable(hook):
-        return [f"{where} must be a method, because it is called as a hook, got {hook!r}"]
+        return f"{where} must be a method, because it is called as a hook, got {hook!r}"
     names = _arguments(known)
     given, named = (names[:1], names[1:]) if by_name else (names, [])
     function = getattr(hook, "__func__", hook) if inspect.ismethod(hook) else hook
@@ -188,26 +184,23 @@ def call_problems(
         # who wraps it may give it more
         signature = inspect.signature(function, follow_wrapped=False)
     except (ValueError, TypeError):
-        return []  # written in C
+        return ""  # written in C
     try:
         signature.bind(*["self"][: inspect.ismethod(hook)], *given, **dict.fromkeys(named))
     except TypeError as error:
-        has = ", ".join(
-            str(one.replace(annotation=one.empty)) for one in signature.parameters.values()
-        )
+        parameters = signature.parameters.values()
+        has = ", ".join(str(one.replace(annotation=one.empty)) for one in parameters)
         call = ", ".join([*given, *(f"{name}=..." for name in named)])
-        return [f"{where}({has}) cannot be called as a hook is, with ({call}): {error}"]
+        return f"{where}({has}) cannot be called as a hook is, with ({call}): {error}"
+    kind = ""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return [
-            f"{where} must be an ordinary function, got an async one, whose body nobody would run"
-        ]
-    if inspect.isgeneratorfunction(function) and "Iter" not in str(
-        inspect.signature(known).return_annotation
-    ):
-        return [
-            f"{where} must be an ordinary function, got a generator, whose body nobody would run"
-        ]
-    return []
+        kind = "an async one"
+    elif inspect.isgeneratorfunction(function):
+        returns = str(inspect.signature(known).return_annotation)
+        kind = "" if "Iter" in returns else "a generator"
+    if not kind:
+        return ""
+    return f"{where} must be an ordinary function, got {kind}, whose body nobody would run"
 
 
 def check_methods(thing: Any, protocol: type, what: str) -> None:
@@ -230,13 +223,11 @@ def check_methods(thing: Any, protocol: type, what: str) -> None:
         hook = getattr(thing, name, None)
         # not its own, but that of the protocol
         if hook is None or getattr(hook, "__func__", None) is known:
-            near = _nearest(
-                name, {n for n in dir(thing) if not n.startswith("_")} - set(vars(protocol)), _NEAR
-            )
+            near = _nearest(name, set(dir(thing)) - vars(protocol).keys(), _NEAR)
             meant = f", has {near}" if near else ""
             problems.append(f"{owner} lacks {name}({', '.join(_arguments(known))}){meant}")
-        else:
-            problems += call_problems(f"{owner}.{name}", hook, known)
+        elif problem := call_problem(f"{owner}.{name}", hook, known):
+            problems.append(problem)
     if problems:
         raise HookError("\n  ".join([f"{what}, got {owner}:", *problems]))
 
@@ -247,13 +238,6 @@ def _arguments(method: Callable[..., Any]) -> list[str]:
     own = given if isinstance(method, staticmethod) else given[1:]
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [one.name for one in own if one.default is one.empty and one.kind not in variable]
-
-
-def _is_method(value: Any) -> bool:
-    """Whether something in a class or an object was meant to be called."""
-    return inspect.isroutine(value) or isinstance(
-        value, (partial, partialmethod, staticmethod, classmethod)
-    )
 
 
 def _nearest(name: str, hooks: Collection[str], near: float) -> str:
@@ -272,5 +256,6 @@ def _nearest(name: str, hooks: Collection[str], near: float) -> str:
             return hook
     if not (close := nearest(name, hooks, cutoff=near)):
         return ""
-    words, meant = (set(word.strip("_").lower().split("_")) for word in (name, close[0]))
+    words = set(name.strip("_").lower().split("_"))
+    meant = set(close[0].strip("_").split("_"))
     return "" if meant < words else close[0]  # a hook's name and a word more: a helper of it

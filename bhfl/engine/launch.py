@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from subprocess import Popen
-from typing import Any, Union
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -26,43 +26,36 @@ from bhfl.engine.ending import (
 )
 from bhfl.engine.system import computing_threads, keep_freed_memory, stop
 from bhfl.engine.watch import Watch
+from bhfl.settings import Machine
 
 
-def make_fabric(
-    accelerator: str,
-    devices: Union[int, str, list[int]],
-    num_nodes: int,
-    strategy: Union[str, Strategy],
-    precision: Union[int, str],
-    timeout_seconds: int,
-) -> Fabric:
+def make_fabric(machine: Machine, precision: Any) -> Fabric:
     """Fabric with our time-out, whose strategy wraps no model, so that no gradients are averaged.
 
     Raises:
         ValueError: The strategy is none that the round loop can use.
     """
     fabric = Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=_strategy(strategy, devices, num_nodes, timeout_seconds),
-        precision=precision,  # type: ignore[arg-type]
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=_strategy(machine),
+        precision=precision,
     )
-    if strategy == "auto" and isinstance(fabric.strategy, DDPStrategy):  # that Fabric chose
-        fabric.strategy._timeout = timedelta(seconds=timeout_seconds)
+    if machine.strategy == "auto" and isinstance(fabric.strategy, DDPStrategy):  # Fabric chose it
+        fabric.strategy._timeout = timedelta(seconds=machine.timeout_seconds)
     return fabric
 
 
-def _strategy(
-    strategy: Union[str, Strategy], devices: Any, num_nodes: int, timeout_seconds: int
-) -> Union[str, Strategy]:
-    if strategy == "auto" and num_nodes == 1 and devices in (1, "1", "auto"):
-        return strategy
-    if strategy in ("auto", "ddp"):
-        return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))
-    if not isinstance(strategy, DDPStrategy):
-        raise ValueError(f"strategy must be auto, ddp or a DDPStrategy, got {strategy!r}")
-    return strategy
+def _strategy(machine: Machine) -> str | Strategy:
+    chosen = machine.strategy
+    if chosen == "auto" and machine.num_nodes == 1 and machine.devices in (1, "1", "auto"):
+        return "auto"
+    if chosen in ("auto", "ddp"):
+        return DDPStrategy(timeout=timedelta(seconds=machine.timeout_seconds))
+    if not isinstance(chosen, DDPStrategy):
+        raise ValueError(f"strategy must be auto, ddp or a DDPStrategy, got {chosen!r}")
+    return chosen
 
 
 _at_work = threading.RLock()
@@ -113,11 +106,8 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
     end_with_parent()
     _check_processes(fabric)
     strategy = fabric.strategy
-    if (
-        isinstance(strategy, DDPStrategy)
-        and fabric.world_size > 1
-        and not torch.distributed.is_initialized()
-    ):
+    alone = fabric.world_size == 1 or torch.distributed.is_initialized()
+    if isinstance(strategy, DDPStrategy) and not alone:
         connect = strategy.setup_environment
 
         def meet_and_connect() -> None:  # when Lightning has started what it starts
@@ -139,8 +129,7 @@ def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:
     _children[:] = started
     started.clear()  # else Lightning kills this process when it sees one of them end
     STANDING.last_acts.append(partial(stop, _children, 1.0))
-    cluster = strategy.cluster_environment
-    assert cluster
+    cluster: Any = strategy.cluster_environment
     address = (cluster.main_address, cluster.main_port)
     _watch = Watch(strategy.global_rank, strategy.world_size, address, timeout_seconds, _children)
     _watch.meet()
@@ -151,9 +140,8 @@ def in_turns(fabric: Fabric, act: Callable[[], object]) -> None:
     """Call `act` in the first process of each machine, and then in the others, which find what that
     has fetched.
     """
-    first = fabric.local_rank == 0
-    for turn in (first, not first):
-        if turn:
+    for first in (True, False):
+        if first == (fabric.local_rank == 0):
             act()
         fabric.barrier()
 
@@ -165,9 +153,9 @@ def _check_processes(fabric: Fabric) -> None:
     if _watch or torch.distributed.is_initialized():  # they work together already
         return
     for name in _SIZES:
-        size = (
-            os.environ.get(name, "") if name != "SLURM_NTASKS" or SLURMEnvironment.detect() else ""
-        )
+        size = os.environ.get(name, "")
+        if name == "SLURM_NTASKS" and not SLURMEnvironment.detect():
+            continue
         if size.isdecimal() and int(size) > 1 and int(size) != fabric.world_size:
             raise ValueError(
                 f"{name} says that {size} processes were started, and trainer.devices x "

@@ -9,7 +9,8 @@ import lightning as L
 from lightning.fabric import Fabric
 from torch._dynamo.eval_frame import OptimizedModule
 
-from bhfl.engine.client.module_trainer import ModuleTrainer, Place
+from bhfl.engine.client.module_trainer import ModuleTrainer
+from bhfl.engine.client.place import Place
 from bhfl.quant import BitSpec, dequantize_, set_spec_
 
 
@@ -29,7 +30,8 @@ class Loan:
         module = model._orig_mod if isinstance(model, OptimizedModule) else model
         if not isinstance(module, L.LightningModule):
             raise ValueError(f"model must be a LightningModule, got {type(module).__name__}")
-        self.module, self.data = module, data
+        self.module = module
+        self.data = data
         self.weights: Callable[[], None] | None = None
         """Puts the last weights into the module; None before a run has any of its own."""
         self._modes = [(layer, layer.training) for layer in module.modules()]

@@ -25,20 +25,19 @@ class Loggers:
     """
 
     def __init__(self, chosen: Union[bool, Logger, Sequence[Logger]], folder: Path) -> None:
-        self.chosen, self.folder = chosen, folder
+        self.chosen = chosen
+        self.folder = folder
         self.active: list[Logger] = []
 
     def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Open the loggers, after the rounds of `history`."""
-        if self.chosen is not True:
-            self.active = (
-                [self.chosen] if isinstance(self.chosen, Logger) else list(self.chosen or [])
-            )
+        chosen = self.chosen
+        if chosen is not True:
+            self.active = [chosen] if isinstance(chosen, Logger) else list(chosen or [])
             return
         step = history[-1]["round"] + 1 if history else None
-        tensorboard = TensorBoardLogger(self.folder, name="", version="", purge_step=step)
         self.active = [
-            tensorboard,
+            TensorBoardLogger(self.folder, name="", version="", purge_step=step),
             CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1),
         ]
         self.each(lambda logger: self._begin(logger, history))
@@ -99,11 +98,12 @@ def sort_before_now(folder: Path) -> None:
     clock went back, or the last file was begun in this very second, all get the numbers from 0 on
     for a time.
     """
-    files = sorted((path.name, path) for path in folder.iterdir() if EVENTS.fullmatch(path.name))
-    if not files or int(EVENTS.fullmatch(files[-1][0])[1]) < int(time.time()):  # type: ignore[index]
+    names = filter(None, (EVENTS.fullmatch(path.name) for path in folder.iterdir()))
+    files = sorted(names, key=lambda name: name[0])
+    if not files or int(files[-1][1]) < int(time.time()):
         return
-    for number, (name, path) in enumerate(files):
-        path.rename(folder / f"events.out.tfevents.{number:010d}.{EVENTS.fullmatch(name)[2]}")  # type: ignore[index]
+    for number, name in enumerate(files):
+        (folder / name[0]).rename(folder / f"events.out.tfevents.{number:010d}.{name[2]}")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, Any]:

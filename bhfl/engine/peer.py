@@ -42,11 +42,11 @@ class Peer:
 
     def fault(self, silence_seconds: float) -> str:
         """What is wrong with it, as a sentence without its subject; empty if nothing is."""
-        code = self.child.poll() if self.child else None
         if self.error:
             return f"failed while {self.doing}: {self.error}"
         if self.left:
             return ""
+        code = self.child.poll() if self.child else None
         if code is not None:
             how = f"has ended with exit code {code}"
             if code < 0:

@@ -95,22 +95,21 @@ def broadcast(fabric: Fabric, state: ServerState, held: Held) -> ServerState:
     if fabric.world_size == 1:
         return state
     leaves, form = tree_flatten(vars(state))
-    fresh: dict[int, Tensor] = {}
     paths = held.paths()
-    for index, leaf in enumerate(leaves if fabric.is_global_zero else ()):
-        if not isinstance(leaf, Tensor):
+    marks = []
+    for leaf in leaves:
+        is_tensor = isinstance(leaf, Tensor)
+        mark = _Mark(paths.get(id(leaf), ""), leaf.dtype, leaf.shape) if is_tensor else leaf
+        marks.append(mark)
+    marks, form = fabric.broadcast((marks, form))
+    for index, mark in enumerate(marks):
+        if not isinstance(mark, _Mark):
             continue
-        leaves[index] = _Mark(paths.get(id(leaf), ""), leaf.dtype, leaf.shape)
-        if not leaves[index].path:
-            fresh[index] = leaf
-    leaves, form = fabric.broadcast((leaves, form))
-    sent = _broadcast_tensors(fabric, leaves, fresh)
-    if fabric.is_global_zero:
-        return state
-    for index, leaf in enumerate(leaves):
-        if isinstance(leaf, _Mark):
-            leaves[index] = held.tensors[leaf.path] if leaf.path else sent[index]
-    return ServerState(**tree_unflatten(leaves, form))
+        if mark.path:
+            marks[index] = held.tensors[mark.path]
+        else:
+            marks[index] = _sent(fabric, mark, leaves[index] if fabric.is_global_zero else None)
+    return state if fabric.is_global_zero else ServerState(**tree_unflatten(marks, form))
 
 
 class _Mark(NamedTuple):
@@ -123,23 +122,11 @@ class _Mark(NamedTuple):
     shape: torch.Size
 
 
-def _broadcast_tensors(
-    fabric: Fabric, leaves: list[Any], fresh: dict[int, Tensor]
-) -> dict[int, Tensor]:
-    """What rank 0 sends, by place in `leaves`; those of a dtype travel as one, as bytes, which
-    every backend takes.
-    """
-    sent = [i for i, leaf in enumerate(leaves) if isinstance(leaf, _Mark) and not leaf.path]
-    found = {}
-    for dtype in dict.fromkeys(leaves[i].dtype for i in sent):
-        places = [i for i in sent if leaves[i].dtype == dtype]
-        sizes = [leaves[i].shape.numel() for i in places]
-        flat = torch.empty(sum(sizes), dtype=dtype)
-        if fresh:
-            flat = torch.cat([fresh[i].detach().cpu().reshape(-1) for i in places])
-        there = flat.view(torch.uint8).to(fabric.device)
-        if there.numel():
-            torch.distributed.broadcast(there, 0)
-        for place, piece in zip(places, torch.split(there.cpu().view(dtype), sizes), strict=True):
-            found[place] = piece.clone().view(leaves[place].shape)  # alone: the rest may go
-    return found
+def _sent(fabric: Fabric, mark: _Mark, tensor: Tensor | None) -> Tensor:
+    """A tensor that rank 0 has; it travels as bytes, which every backend takes."""
+    if tensor is None:
+        tensor = torch.empty(mark.shape, dtype=mark.dtype)
+    there = tensor.detach().cpu().reshape(-1).view(torch.uint8).to(fabric.device)
+    if there.numel():
+        torch.distributed.broadcast(there, 0)
+    return there.cpu().view(mark.dtype).view(mark.shape)

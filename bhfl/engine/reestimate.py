@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.calls import call_step
+from bhfl.engine.client.module_hooks import overrides
+from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import Recorder, recording
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData
@@ -59,11 +61,7 @@ def reestimation(
     batches = getattr(data, "holdout_batches", None)
     if batches is None or next(iter(batches()), None) is None:
         raise ValueError(f"{where} needs samples that no client has: set data.holdout, e.g. to 256")
-    steps = [
-        step
-        for step in ("validation_step", "test_step")
-        if getattr(type(module), step) is not getattr(L.LightningModule, step)
-    ]
+    steps = [step for step in STEPS.values() if overrides(module, step, L.LightningModule)]
     if not steps:
         raise ValueError(
             f"{where} evaluates on data.holdout by validation_step, which {name} must define"
@@ -86,9 +84,7 @@ def _of_several(batches: Callable[[], Any]) -> Iterator[Any]:
     batch.
     """
     recorder = Recorder()
-    first = True
-    for batch in batches():
+    for index, batch in enumerate(batches()):
         recorder.observe(batch)
-        if first or recorder.batch_size > 1:
+        if index == 0 or recorder.batch_size > 1:
             yield batch
-        first = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,15 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
     Raises:
         CheckpointError: There is none, or it is unusable.
     """
-    if not str(path).strip():
-        raise CheckpointError(
-            f"ckpt_path must be last, best, a run folder or a file, got {str(path)!r}"
-        )
-    if str(path) in ("last", "best"):
+    text = str(path)
+    if not text.strip():
+        raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {text!r}")
+    if text in ("last", "best"):
         folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
             raise CheckpointError(f"ckpt_path: {path}: no run with a checkpoint under {root}")
-        return folder, _load(folder, str(path))
-    if "://" in str(path):
+        return folder, _load(folder, text)
+    if "://" in text:
         raise CheckpointError(f"ckpt_path must be a local path, got {path}")
     try:
         path = user_path(path)
@@ -70,16 +70,13 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
         return
     try:
         record = read_json(read_limited(stored, _MAX_RECORD_BYTES))
-        trained = {index for part in record["clients"] for index in part}
+        trained = set(chain.from_iterable(record["clients"]))
     except (OSError, ValueError, TypeError, KeyError):
         warnings.warn(
             f"{stored} cannot be read: who was trained on which samples is not known", stacklevel=2
         )
         return
-    held = [
-        *partition.get("val", ()),
-        *(index for part in partition.get("client_val", ()) for index in part),
-    ]
+    held = [*partition.get("val", ()), *chain.from_iterable(partition.get("client_val", ()))]
     if known := sum(index in trained for index in held):
         warnings.warn(
             f"{known} of {len(held)} validation samples were trained on in {folder}, if its data "
@@ -138,18 +135,18 @@ def _same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint's tensors `there` that differ in name, shape or kind from those of the
     model `here`.
     """
-    ours, theirs = (
-        {name: _told(tensor) for name, tensor in tensors.items()} for tensors in (here, there)
-    )
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            mine, its = ours.get(name, "absent"), theirs.get(name, "absent")
+    for name in [*here, *there]:
+        mine = _told(here.get(name))
+        its = _told(there.get(name))
+        if mine != its:
             raise CheckpointError(
                 f"the checkpoint is of another model: {name} is {its} there and {mine} here"
             )
 
 
-def _told(tensor: Tensor) -> str:
+def _told(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "absent"
     kind = "" if tensor.dtype == torch.float32 else f" of {tensor.dtype}"
     return f"{tuple(tensor.shape)}{kind}"
 

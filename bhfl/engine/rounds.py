@@ -31,7 +31,8 @@ def run_round(
     Raises:
         ServerReturnError: A hook of the algorithm returns what cannot be used.
     """
-    fabric, clients = session.fabric, session.clients
+    fabric = session.fabric
+    clients = session.clients
     cohort = session.cohort(server.round)
     started = session.begin_round(server, cohort)
     coordinator = Coordinator(session, started, cohort)
@@ -40,7 +41,7 @@ def run_round(
         session.call("on_client_end", client=session.fleet[record.client], record=record)
         mine.append(record)
     STANDING.at(f"combining round {server.round + 1}")
-    session.worker.begin(server.round)
+    session.worker.begin(server)
     records = sorted(gather(fabric, mine), key=lambda record: record.client)
     _check_hooks(records)
     ok = with_updates(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import platform
 import sys
 import time
@@ -71,25 +72,28 @@ class Run:
         return {
             "server": vars(server),
             "run": {
-                "history": self._packed.tensor(), "ledger": self.ledger.by_group, "best": self.best,
-                "best_round": self.best_round, "failed_rounds": self.failed_rounds,
+                "history": self._packed.tensor(),
+                "ledger": self.ledger.by_group,
+                "best": self.best,
+                "best_round": self.best_round,
+                "failed_rounds": self.failed_rounds,
                 "seconds": self.seconds,
             },
             "clients": self.store.table(),
             "config": dict(config),
             "version": bhfl.__version__,
-        }  # fmt: skip
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         run = state["run"]
         self.store = ClientStore(self.store.folder, state["clients"])
-        self.history = [
-            {sys.intern(tag): value for tag, value in row.items()} for row in run["history"]
-        ]
+        self.history = list(map(_interned, run["history"]))
         self.ledger = Ledger(run["ledger"])
-        self.best, self.best_round = run["best"], run["best_round"]
-        self.failed_rounds, self.seconds = run["failed_rounds"], run["seconds"]
+        self.best = run["best"]
+        self.best_round = run["best_round"]
+        self.failed_rounds = run["failed_rounds"]
+        self.seconds = run["seconds"]
 
     def begin(self, server: ServerState, records: Mapping[str, Any]) -> None:
         """Write the JSON files `records` and open the loggers; what came after the restored round
@@ -115,8 +119,7 @@ class Run:
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
-        environment = {**_environment(self.settings), "channels_last": server.channels_last}
-        write_json(self.folder / "env.json", environment)
+        write_json(self.folder / "env.json", _environment(self.settings, server))
         self.rows.rewrite(self.history)
         self._packed.extend(self.history)
         self._loggers.begin(self.history)
@@ -127,8 +130,7 @@ class Run:
         """Take the row of a finished round: metrics by tag, and what is not a number for
         ``rounds.jsonl`` alone.
         """
-        # one string a tag, not a round
-        self.history.append({sys.intern(tag): value for tag, value in row.items()})
+        self.history.append(_interned(row))
         if self.writes:
             self.rows.append(row)
             self._packed.append(row)
@@ -165,26 +167,21 @@ class Run:
                 f"trainer.monitor must be a logged metric, got {monitor!r}; logged: {tags}"
             )
         value = row[monitor]
-        better = self.best is None or (
-            value > self.best if self.settings.choice.mode == "max" else value < self.best
-        )
-        if better and math.isfinite(value):
-            self.best, self.best_round = value, row["round"]
-            return True
-        return False
+        better = operator.gt if self.settings.choice.mode == "max" else operator.lt
+        if not math.isfinite(value) or not (self.best is None or better(value, self.best)):
+            return False
+        self.best = value
+        self.best_round = row["round"]
+        return True
 
     @property
     def out_of_patience(self) -> bool:
         """Whether `patience` validations have passed without a better monitored metric."""
-        later = [
-            row
-            for row in self.history
-            if row["round"] > self.best_round and self.settings.choice.monitor in row
-        ]
-        return (
-            self.settings.stopping.patience is not None
-            and len(later) >= self.settings.stopping.patience
-        )
+        patience = self.settings.stopping.patience
+        if patience is None:
+            return False
+        later = self.history[self.best_round :]
+        return sum(self.settings.choice.monitor in row for row in later) >= patience
 
     def save(
         self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool
@@ -199,28 +196,30 @@ class Run:
             checkpoint.save(self.checkpoints / "best.ckpt", state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
-        return [
-            *checkpoint.prune(self.checkpoints, self.settings.output.keep_checkpoints),
-            self.best_round,
-        ]
+        kept = checkpoint.prune(self.checkpoints, self.settings.output.keep_checkpoints)
+        return [*kept, self.best_round]
 
     def finish(self, metrics: Mapping[str, float], failed: Exception | None = None) -> None:
         """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with
         what the run failed.
 
         Args:
-            metrics: Of the test; none of a run that failed.
+            metrics: The metrics of the test; none of a run that failed.
             failed: What ended it before its end.
         """
         last = self.history[-1] if self.history else {"round": 0}
         summary: dict[str, Any] = {
-            "metrics": metrics, "bytes": self.ledger.by_group, "rounds": last["round"],
-            "seconds": self.seconds, "simulated_seconds": last.get("time/simulated_s"),
+            "metrics": metrics,
+            "bytes": self.ledger.by_group,
+            "rounds": last["round"],
+            "seconds": self.seconds,
+            "simulated_seconds": last.get("time/simulated_s"),
             "best": {
-                "monitor": self.settings.choice.monitor, "value": self.best,
+                "monitor": self.settings.choice.monitor,
+                "value": self.best,
                 "round": self.best_round,
             },
-        }  # fmt: skip
+        }
         if failed:
             summary["failed"] = f"{type(failed).__name__}: {failed}"[:MAX_FAILED]
         if self.writes:
@@ -241,7 +240,12 @@ class Run:
             self._claim.close()
 
 
-def _environment(settings: Settings) -> dict[str, Any]:
+def _interned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose tags are one string each, not one a round."""
+    return {sys.intern(tag): value for tag, value in row.items()}
+
+
+def _environment(settings: Settings, server: ServerState) -> dict[str, Any]:
     return {
         "bhfl": bhfl.__version__,
         "torch": torch.__version__,
@@ -249,4 +253,5 @@ def _environment(settings: Settings) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": settings.machine.threads,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "channels_last": server.channels_last,
     }

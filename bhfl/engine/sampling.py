@@ -63,9 +63,8 @@ def _share_out(size: int, group_sizes: list[int], rng: np.random.Generator) -> l
     places = [min(max(1, int(q)), n) for q, n in zip(quotas, group_sizes, strict=True)]
     while sum(places) != size:
         step = 1 if sum(places) < size else -1
-        movable = [
-            i for i, n in enumerate(group_sizes) if (places[i] < n if step > 0 else places[i] > 1)
-        ]
+        # no group has more places than clients, and none less than one
+        movable = [i for i, n in enumerate(group_sizes) if 1 <= places[i] + step <= n]
         i = max(movable, key=lambda i: step * (quotas[i] - places[i]))
         places[i] += step
     return places

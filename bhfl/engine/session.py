@@ -16,8 +16,8 @@ from bhfl.engine.buffers import Buffers
 from bhfl.engine.callback import call_hook
 from bhfl.engine.checked import ServerHooks
 from bhfl.engine.client.module_hooks import check_trainable
-from bhfl.engine.client.module_trainer import Place
 from bhfl.engine.client.optim import check_optimizers
+from bhfl.engine.client.place import Place
 from bhfl.engine.client.store import ClientStore, client_store
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.ending import STANDING
@@ -96,8 +96,9 @@ class Session:
             ValueError: Model, data, algorithm and fleet do not fit together.
         """
         machine = trainer.settings.machine
-        count, again = threads or machine.threads, trainer.launched
-        with launched(trainer.fabric, count, machine.timeout_seconds, again=again):
+        seconds = machine.timeout_seconds
+        again = trainer.launched
+        with launched(trainer.fabric, threads or machine.threads, seconds, again=again):
             trainer.launched = True
             loan = Loan(model, data)
             try:
@@ -110,7 +111,8 @@ class Session:
 
     def _set_up(self) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
-        module, settings = self.module, self.settings
+        module = self.module
+        settings = self.settings
         fits = "fit" in self.stages
         check_methods(
             self.data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
@@ -131,8 +133,8 @@ class Session:
         if fits:
             self._check_fit()
         self.worker = Worker(module, self.fabric, self.place)
-        norm = settings.aggregation.norm
         if settings.aggregation.reestimate_norm:
+            norm = settings.aggregation.norm
             self.worker.reestimate_ = reestimation(module, self.data, self.algorithm, norm)
         self._look_at_model()
         self.algorithm.server_optimizer = self._server_optimizer()
@@ -155,21 +157,23 @@ class Session:
         specs = self.trainer.fleet.specs(self.settings.fleet.num_clients)
         sizes = self.data.federate(len(specs), self.settings.cohort.seed)
         uniform = self.settings.aggregation.weights == "uniform"
-        fleet = []
-        for i, (spec, size) in enumerate(zip(specs, sizes, strict=True)):
-            fleet.append(Client(i, spec, size, float(size > 0) if uniform else float(size)))
+        fleet: list[Client] = []
+        for spec, size in zip(specs, sizes, strict=True):
+            weight = float(size > 0) if uniform else float(size)
+            fleet.append(Client(len(fleet), spec, size, weight))
         return fleet
 
     def _check_fit(self) -> None:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
-        module, settings = self.module, self.settings
+        module = self.module
+        settings = self.settings
         made = model_options(module, check_optimizers(module))
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
+        identity = self.told[Role.IDENTITY.value]
         if "model" not in config:  # a class of Python's may be another one with the same tensors
-            self.told[Role.IDENTITY.value]["model"] = self.told[Role.TASK.value].pop("model")
-        size = sum(parameter.numel() for parameter in module.parameters())
-        self.told[Role.IDENTITY.value]["model.num_parameters"] = size
+            identity["model"] = self.told[Role.TASK.value].pop("model")
+        identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
         monitor = settings.choice.monitor
         check_monitor(monitor, module, {client.group for client in self.fleet})
         if next(iter(self.data.val_batches()), None) is not None:
@@ -184,11 +188,11 @@ class Session:
 
     def _look_at_model(self) -> None:
         """Find out what of the model is whose, and whether every client can be made of it."""
-        worker, algorithm = self.worker, self.algorithm
-        changes = type(algorithm).client_gradients_ is not Algorithm.client_gradients_
+        algorithm = type(self.algorithm)
+        changes = algorithm.client_gradients_ is not Algorithm.client_gradients_
         if changes and not self.module.automatic_optimization:
             raise ValueError(
-                f"{type(algorithm).__name__} changes gradients, which needs automatic "
+                f"{algorithm.__name__} changes gradients, which needs automatic "
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
         specs = dict.fromkeys(client.spec for client in self.fleet)
@@ -197,7 +201,7 @@ class Session:
             set_spec_(self.module, spec)
         self.groups = list(dict.fromkeys(client.group for client in self.fleet))
         norm = self.settings.aggregation.norm
-        self.buffers = Buffers(self.module, worker.state(), norm, self.groups)
+        self.buffers = Buffers(self.module, self.worker.state(), norm, self.groups)
         low = any(spec.weights < 32 for spec in specs)
         self.layers = layer_weights(self.module) if low else []
         self.context = Context(
@@ -206,7 +210,7 @@ class Session:
             data=server_data(self.data),
             fabric=self.fabric,
             settings=self.settings,
-            worker=worker,
+            worker=self.worker,
             buffers=self.travelling,
             timing=self.timing,
         )
@@ -232,7 +236,8 @@ class Session:
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
         first = {**server.params, **self.buffers.of(server, self.groups[0])}
-        self.own = Own(first, [name for name in first if self._stays(name)])
+        sent = self.buffers.sent if self.algorithm.communicates else lambda name: False
+        self.own = Own(first, [name for name in first if not sent(name)])
         self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
         return server
 
@@ -258,10 +263,8 @@ class Session:
         Raises:
             CheckpointError: There is none that fits, or what clients keep is not there.
         """
-        found: tuple[Path | None, dict[str, Any]] = (None, {})
-        if self.fabric.is_global_zero:
-            found = self.trainer.find_checkpoint(ckpt_path)
-        folder, state = self.fabric.broadcast(found)
+        found = self.trainer.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else None
+        folder, state = self.fabric.broadcast(found)  # type: ignore[misc]
         self.take_up(fitting(state, self.server))
         if clients and self.evaluator.by_client(self.server):
             self.store = client_store(folder, state)
@@ -312,12 +315,8 @@ class Session:
 
     def begin_round(self, server: ServerState, cohort: list[Client]) -> ServerState:
         """The state that a round is done with, the same in every process."""
-        self.worker.layout.take_(server.channels_last)
-        self.worker.begin(server.round)
-        before = replace(server, metrics={})
-        if type(self.algorithm).begin_round is Algorithm.begin_round:
-            return before
-        started = self.hooks.begin_round(before, cohort, self.context)
+        self.worker.begin(server)
+        started = self.hooks.begin_round(replace(server, metrics={}), cohort, self.context)
         known = {id(tensor) for _, tensor in tensors_in(server)}
         made = [tensor for _, tensor in tensors_in(started) if id(tensor) not in known]
         check_agreement(self.fabric, made, self.hooks.name("begin_round"))
@@ -326,9 +325,4 @@ class Session:
     def travelling(self, server: ServerState, group: str) -> Params:
         """The buffers that go with the parameters of a bit group, both ways."""
         buffers = self.buffers.of(server, group)
-        return {name: tensor for name, tensor in buffers.items() if not self._stays(name)}
-
-    def _stays(self, name: str) -> bool:
-        """Whether a tensor of the model never leaves its client."""
-        sent = self.buffers.sent(name) if self.buffers.owns(name) else True
-        return not (self.algorithm.communicates and sent)
+        return {name: tensor for name, tensor in buffers.items() if name not in self.own.always}

@@ -60,29 +60,22 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
     """
     try:
         fleet = Fleet(settings.fleet.clients)
-    except ValueError as error:
-        return str(error).splitlines()
-    if alone:
-        return []
-    try:
+        if alone:
+            return []
         total = len(fleet.specs(settings.fleet.num_clients))
     except ValueError as error:
-        return [str(error)]
-    return _cohort_problems(total, settings)
-
-
-def _cohort_problems(total: int, settings: Settings) -> list[str]:
-    """Problems of the clients of a round, of a fleet of `total` clients."""
-    cohort = settings.cohort.clients_per_round
-    size = cohort_size(total, cohort)
+        return str(error).splitlines()
+    cohort = settings.cohort
+    size = cohort_size(total, cohort.clients_per_round)
     found = []
     if size > total:
         found.append(
-            f"clients_per_round must be at most {total}, the number of clients, got {cohort!r}"
+            f"clients_per_round must be at most {total}, the number of clients, got "
+            f"{cohort.clients_per_round!r}"
         )
-    if settings.cohort.min_clients > min(size, total):
+    if cohort.min_clients > min(size, total):
         found.append(
             f"min_clients must be at most {min(size, total)}, the clients of a round, got "
-            f"{settings.cohort.min_clients}"
+            f"{cohort.min_clients}"
         )
     return found

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bhfl.checks import refuse
+
 _COUNTERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
 """Integer tensors travel as they are, and the server takes their maximum."""
 _OR_KEEP = "or register_buffer(..., persistent=False), where each client begins anew with it"
@@ -53,20 +55,13 @@ def check_state(model: nn.Module) -> None:
     """
     broken: dict[tuple[str, str], list[str]] = {}
     saved = model.state_dict(keep_vars=True)
-    for name, value in saved.items():
-        if (rule := _broken(value)) is not None:
-            broken.setdefault(rule, []).append(
-                name if rule is _TENSORS else f"{name} is {_kind(value)}"
-            )
-    for name, buffer in model.named_buffers():
-        # others need not be sent
-        if name not in saved and (rule := _broken(buffer)) in (_VALUES, _FLAT):
-            broken.setdefault(rule, []).append(f"{name} is {_kind(buffer)}")
-    if broken:
-        lines = [
-            f"{rule}: {', '.join(names[:5])}; {remedy}" for (rule, remedy), names in broken.items()
-        ]
-        raise ValueError("\n".join(lines))
+    for name, value in {**saved, **dict(model.named_buffers())}.items():
+        rule = _broken(value)
+        # buffers that are never saved need not be sent
+        if rule and (name in saved or rule in (_VALUES, _FLAT)):
+            told = name if rule is _TENSORS else f"{name} is {_kind(value)}"
+            broken.setdefault(rule, []).append(told)
+    refuse(f"{rule}: {', '.join(names[:5])}; {do}" for (rule, do), names in broken.items())
 
 
 def _broken(value: Any) -> tuple[str, str] | None:  # noqa: PLR0911  # rule by rule

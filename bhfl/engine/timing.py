@@ -56,22 +56,15 @@ class Timing:
         client = next((client for client in self.clients if client.num_examples), None)
         if client is None:
             return
-        batch = next(
-            iter(
-                data.client_batches(
-                    client.id, RandomKeys(self.settings.cohort.seed, 0, client.id), 0
-                )
-            )
-        )
+        keys = RandomKeys(self.settings.cohort.seed, 0, client.id)
+        batch = next(iter(data.client_batches(client.id, keys, 0)))
         with _without_fused_kernels(), FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
         recorder = Recorder()
         recorder.observe(batch)
         self.example_flops = counter.get_total_flops() / recorder.batch_size
-        takes_time = any(
-            math.isfinite(self.network.link(0, client.id).compute_flops) for client in self.clients
-        )
-        if takes_time and not self.example_flops:
+        rates = [self.network.link(0, client.id).compute_flops for client in self.clients]
+        if not self.example_flops and any(map(math.isfinite, rates)):
             name = type(worker.module).__name__
             raise ValueError(
                 f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
@@ -94,10 +87,11 @@ class Timing:
 
     def planned(self, client: Client, data: FederatedData) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
-        steps, batches = self.settings.training.local_steps, max(1, data.num_batches(client.id))
-        if steps is None:
-            return self.settings.training.local_epochs * client.num_examples
-        epochs, rest = divmod(steps, batches)
+        training = self.settings.training
+        if training.local_steps is None:
+            return training.local_epochs * client.num_examples
+        batches = max(1, data.num_batches(client.id))
+        epochs, rest = divmod(training.local_steps, batches)
         batch_size = server_data(data).client_batch_size(client)
         return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
 
@@ -108,11 +102,12 @@ class Timing:
             ValueError: In round 0 all would still be at work when it comes, however little they
                 sent.
         """
-        able = [client for client in self.clients if client.num_examples]
-        idle = [
-            self.workload(client, download_bytes, 0, self.planned(client, data)) for client in able
-        ]
-        fastest = min(self.network.client_time(0, work).seconds for work in idle)
+        idle = []
+        for client in self.clients:
+            if client.num_examples:
+                work = self.workload(client, download_bytes, 0, self.planned(client, data))
+                idle.append(self.network.client_time(0, work).seconds)
+        fastest = min(idle)
         if self.network.is_late(fastest):
             raise ValueError(
                 f"network.deadline_seconds={self.network.deadline_seconds:g} is met by no client: "
@@ -134,24 +129,17 @@ class Timing:
 
         A client that failed is known to have, and waited for by nobody.
         """
-        works = [
-            self.workload(
-                self.clients[r.client],
-                r.downlink_bytes - r.closing_bytes,
-                r.uplink_bytes,
-                r.num_examples,
-            )
-            for r in records
-            if r.status != "failed"
-        ]
+        works = []
+        closing = 0.0
+        for r in records:
+            last = Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0)
+            closing = max(closing, self.network.client_time(round, last).seconds)
+            if r.status != "failed":
+                client = self.clients[r.client]
+                down = r.downlink_bytes - r.closing_bytes
+                works.append(self.workload(client, down, r.uplink_bytes, r.num_examples))
         seconds = self.network.round_time(round, works, len(records)).seconds if works else 0.0
-        closings = [
-            Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0)
-            for r in records
-        ]
-        seconds += max(
-            (self.network.client_time(round, work).seconds for work in closings), default=0.0
-        )
+        seconds += closing
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
 
 
@@ -165,11 +153,9 @@ def _without_fused_kernels() -> Iterator[None]:
     try:
         with warnings.catch_warnings():  # of what setting the flags back says of other devices
             warnings.filterwarnings("ignore", "TF32 acceleration")
-            flags = (
-                torch.backends.mkldnn.flags(enabled=False),
-                torch.backends.cudnn.flags(enabled=False),
-            )
-            with flags[0], flags[1], sdpa_kernel(SDPBackend.MATH):
+            mkldnn = torch.backends.mkldnn.flags(enabled=False)
+            cudnn = torch.backends.cudnn.flags(enabled=False)
+            with mkldnn, cudnn, sdpa_kernel(SDPBackend.MATH):
                 yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

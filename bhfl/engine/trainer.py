@@ -18,6 +18,7 @@ from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import digest
 from bhfl.engine.client.local import LocalClients
+from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import STEPS
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
@@ -63,7 +64,7 @@ class FederatedTrainer:
         lr_schedule: ``continue``: schedulers go on over rounds; ``restart``: they begin anew in
             each.
         gradient_clip_val: Largest L2 norm of a client's gradients.
-        weights: Of clients in averages: their numbers of ``samples``, or ``uniform``.
+        weights: The weights of clients in averages: their numbers of ``samples``, or ``uniform``.
         server_optimizer: A torch optimiser for the server's step on ``w_t - mean``; None takes the
             mean itself.
         network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its
@@ -81,14 +82,14 @@ class FederatedTrainer:
         patience: Stop after so many validations without a better `monitor`.
         checkpoint_every_n_rounds: Rounds between checkpoints; the last round always has one.
         keep_checkpoints: Newest checkpoints kept, beside the best.
-        seed: Of every random draw; None takes the number that `lightning.seed_everything` was
-            given, which the initial weights of a model follow, and 0 where it was not called.
-            `settings` and checkpoints hold the number itself.
-        accelerator: As in Fabric.
-        devices: As in Fabric; clients are dealt out to them.
-        num_nodes: As in Fabric.
+        seed: The number that every random draw follows; None takes the one that
+            `lightning.seed_everything` was given, which the initial weights of a model follow, and
+            0 where it was not called. `settings` and checkpoints hold the number itself.
+        accelerator: Fabric's ``accelerator``: ``auto``, ``cpu``, ``cuda`` and others.
+        devices: Fabric's ``devices``, one process each; clients are dealt out to them.
+        num_nodes: Fabric's ``num_nodes``: machines that train together.
         strategy: ``auto``, ``ddp``, or a Fabric `DDPStrategy`: processes that meet in collectives.
-        precision: As in Fabric; mixed precisions and 32-true.
+        precision: Fabric's ``precision``, of which ``32-true``, ``16-mixed`` and ``bf16-mixed``.
         threads: CPU threads of each process, at most 16 for each CPU. Results depend on it in the
             last bits, so it never depends on `devices`.
         timeout_seconds: How long a process waits for another before the run fails.
@@ -152,18 +153,24 @@ class FederatedTrainer:
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
-        options = {key: value for key, value in locals().items() if key != "self"}
-        options["seed"] = global_seed() if seed is None else seed
-        options["algorithm"] = self.algorithm = Algorithm() if algorithm is None else algorithm
+        self._begin({key: value for key, value in locals().items() if key != "self"})
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        """Check all options, and make of them what the trainer works with."""
+        if options["seed"] is None:
+            options["seed"] = global_seed()
+        if options["algorithm"] is None:
+            options["algorithm"] = Algorithm()
         self.settings = checked_settings(options)
-        self.fleet = Fleet(clients)
+        self.fleet = Fleet(options["clients"])
+        self.algorithm: Algorithm = options["algorithm"]
         if not isinstance(self.algorithm, Algorithm):
-            raise ValueError(f"algorithm must be an Algorithm such as FedAvg(), got {algorithm!r}")
+            raise ValueError(
+                f"algorithm must be an Algorithm such as FedAvg(), got {self.algorithm!r}"
+            )
         ALGORITHM_HOOKS.check(self.algorithm)
-        self.callbacks = list(callbacks or [])
-        self.fabric = make_fabric(
-            accelerator, devices, num_nodes, strategy, precision, timeout_seconds
-        )
+        self.callbacks: list[Callback] = list(options["callbacks"] or [])
+        self.fabric = make_fabric(self.settings.machine, options["precision"])
         self.config: dict[str, Any] = {}
         """The parts of the configuration that name classes; the command line says them here."""
         self.run: Run | None = None
@@ -244,7 +251,7 @@ class FederatedTrainer:
     ) -> dict[str, float]:
         module = getattr(model, "_orig_mod", model)
         step = STEPS[stage]
-        if getattr(type(module), step, None) is getattr(L.LightningModule, step):
+        if not overrides(module, step, L.LightningModule):
             raise ValueError(f"{type(module).__name__} must define {step} to be measured")
         fitted = self._fitted if self._fitted and self._fitted.is_of(module) else None
         name = "validate" if stage == "val" else "test"

@@ -156,11 +156,11 @@ class Watch:
         if len(others) == 1:
             who = self._name(others[0])
             was = f", since it was {others[0].doing}"
-        told = str(error).splitlines()[0]
-        line = f"{who} cannot be reached while {STANDING.doing}: {told}"
         if "time" in str(error).lower():
-            line = f"{who} has not answered within {self.timeout_seconds:g} s{was}"
-        self._lose(line)
+            self._lose(f"{who} has not answered within {self.timeout_seconds:g} s{was}")
+        else:
+            told = str(error).splitlines()[0]
+            self._lose(f"{who} cannot be reached while {STANDING.doing}: {told}")
 
     def _missing(self) -> str:
         where = f"{self.address[0]}:{self.address[1]} within {self.timeout_seconds:g} s"

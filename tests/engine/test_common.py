@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bhfl.engine.launch import launched, make_fabric
+from bhfl.engine.launch import launched
+from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.test_processes import in_processes, rank_of
 from tests.federation import fit
 
@@ -80,7 +81,7 @@ def test_a_launcher_that_started_more_processes_than_the_trainer_uses(tmp_path, 
 
 
 def test_two_trainers_in_two_threads_are_refused(tmp_path):
-    fabric = make_fabric("cpu", 1, 1, "auto", "32-true", 60)
+    fabric = FederatedTrainer({32: 1}, accelerator="cpu", devices=1).fabric
     refused = []
 
     def train() -> None:

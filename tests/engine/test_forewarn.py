@@ -38,6 +38,8 @@ def told(model, *bits, batches=10, fresh=True, compiled=False, **options):
     data = fake(8 * batches, val_fraction=0.0)
     data.federate(1, 0)
     quantize_(model, BitSpec())
+    if compiled:
+        model.compile()
     fleet = [Member(i, BitSpec.parse(b), 8 * batches) for i, b in enumerate(bits)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -47,7 +49,6 @@ def told(model, *bits, batches=10, fresh=True, compiled=False, **options):
             Batches(batches),
             FederatedTrainer({32: 1}, devices=1, logger=False, **options).settings,
             fresh=fresh,
-            compiled=compiled,
         )
     return [str(warning.message) for warning in caught]
 

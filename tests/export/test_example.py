@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.place import Place
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.loan import Loan
 from bhfl.engine.trainer import FederatedTrainer

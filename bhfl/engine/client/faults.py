@@ -10,7 +10,6 @@ import torch
 
 import bhfl
 from bhfl.comm import PayloadError
-from bhfl.engine.advice import advice
 from bhfl.engine.exchange import Fault
 from bhfl.engine.handed import ReturnError
 from bhfl.engine.refusal import RefusedError
@@ -42,6 +41,26 @@ def fault_of(error: BaseException, channels_last: bool) -> Fault:
         return Fault("rejected", str(error))
     reason = f"{type(error).__name__}: {error}{advice(error, channels_last)}"
     return Fault("failed", reason, traceback.format_exc(), origin(error))
+
+
+def advice(error: BaseException, channels_last: bool) -> str:
+    """What a user can do about an error in a step of the model, to be put after its message; empty
+    where unknown.
+
+    Args:
+        error: An error in the model's own step.
+        channels_last: Whether its images lay in that format.
+    """
+    text = str(error)
+    if "Expected more than 1 value per channel when training" in text:
+        return (
+            "; BatchNorm cannot train on a batch of one sample: data.drop_last: true leaves small "
+            "last batches out, where data.batch_size is at least 2 and each client has 2 samples"
+        )
+    formats = ("view size is not compatible", "is_contiguous", "contiguous(", "channels_last")
+    if channels_last and any(words in text for words in formats):
+        return "; images lie in channels_last here: set trainer.channels_last: false"
+    return ""
 
 
 def origin(error: BaseException) -> str:

@@ -50,7 +50,8 @@ class Layout:
             parameter.data = parameter.data.contiguous()
         for hook in self._hooks:
             hook.remove()
-        self._changed, self._hooks = [], []
+        self._changed = []
+        self._hooks = []
 
     def batch(self, batch: Any) -> Any:
         """A batch whose images are laid out so."""

@@ -105,7 +105,7 @@ class LocalClients:
         """What each client's own model is worth, when it is asked for."""
         for task in tasks:
             assert task.stage != "train"
-            self._take_place(task)
+            self.worker.begin(task)
             kept = self.store.load(task.client, task.version) or {}
             whole = self.own.whole(self._messages.read(task.downlink), kept)
             self.worker.load_global(whole, self.fleet[task.client].spec)
@@ -122,16 +122,15 @@ class LocalClients:
         """Let each client keep what it came to, changed by the closing message if there is one, or
         drop it.
         """
-        dropped = Verdict(keep=False)
         closings = _Messages(lambda tensors: tensors)
         for client in self._waiting:
-            verdict = verdicts.get(client, dropped)
-            if verdict.keep and verdict.closing is not None:
-                self._close(self.fleet[client], round, closings.read(verdict.closing))
-            elif verdict.keep:
+            verdict = verdicts.get(client)
+            if verdict is None or not verdict.keep:
+                self.store.drop(client)
+            elif verdict.closing is None:
                 self.store.commit(client)
             else:
-                self.store.drop(client)
+                self._close(self.fleet[client], round, closings.read(verdict.closing))
         self._waiting = []
 
     def _close(self, client: Client, round: int, closing: Params) -> None:
@@ -147,7 +146,7 @@ class LocalClients:
         client = self.fleet[task.client]
         work = _Work()
         try:
-            self._take_place(task)
+            self.worker.begin(task)
             self._work(client, task, work)
         except (CheckpointError, Terminated):
             raise  # no failure of the client's: what it had kept is not there, or the run is to end
@@ -171,11 +170,6 @@ class LocalClients:
             fault=work.fault,
         )
 
-    def _take_place(self, task: Task) -> None:
-        """Lay the module out as the task says."""
-        self.worker.layout.take_(task.channels_last)
-        self.worker.begin(task.round)
-
     def _work(self, client: Client, task: Task, work: _Work) -> None:
         """All of a client's round."""
         if not client.num_examples:
@@ -183,9 +177,8 @@ class LocalClients:
             return
         kept = self.store.load(client.id, task.version) or {}
         received = self._messages.read(task.downlink)
-        state = self.worker.to_device(kept.get("algorithm")) or self.hooks.init_client(
-            client, received
-        )
+        state = self.worker.to_device(kept.get("algorithm"))
+        state = state or self.hooks.init_client(client, received)
         given = self.hooks.receive(received, state)
         work.own = self.own.missing(given)
         run = self._run(task, client, received, self.own.whole(given, kept), state)
@@ -226,8 +219,7 @@ class LocalClients:
     def _measure(self, run: LocalRun) -> None:
         """Log what the client's model is worth on its own validation samples, or else on all."""
         batches = self.data.client_val_batches(run.client.id) or self.data.val_batches()
-        found = self.worker.evaluate(batches, "val")
-        for name, value in found.items():
+        for name, value in self.worker.evaluate(batches, "val").items():
             run.metrics[f"val/{name}_local_{run.client.group}"] = value
 
     def _values(self, names: Mapping[str, None]) -> Params:
@@ -240,7 +232,7 @@ class LocalClients:
         update = self.hooks.uplink(run)
         if update is None:
             return None
-        staying = self.own.always | self.worker.tied.keys()
+        staying = self.own.always | self.worker.tied
         try:
             return encode({name: value for name, value in update.items() if name not in staying})
         except PayloadError as error:
@@ -251,6 +243,5 @@ class LocalClients:
         every call.
         """
         batches = self.data.client_batches(client.id, rng, 0)
-        size = self.data.num_batches(client.id)
-        per_batch = math.ceil(client.num_examples / size)
+        per_batch = math.ceil(client.num_examples / self.data.num_batches(client.id))
         return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")

@@ -4,149 +4,20 @@ that half works.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import Logger
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-from bhfl.engine.types import Client, FederatedData
-from bhfl.settings import LocalTraining, Settings
-
-
-class Place:
-    """Where in the run this process's module is. All that a module is told is a function of the
-    round and the client.
-
-    Args:
-        data: The data of the run.
-        settings: The trainer's settings.
-        stage: What is being set up: ``train``, ``val`` or ``test``.
-    """
-
-    def __init__(self, data: FederatedData, settings: Settings, stage: str) -> None:
-        self.data = data
-        self.settings = settings
-        self.stage = stage
-        self.clients: Sequence[Client] = ()
-        """The fleet, once the data are split."""
-        self.loggers: list[Any] = _without_a_run(settings.output.logger)
-        self.folder: Path | None = None
-        self.change_gradients: Callable[[], None] | None = None
-        """Called between backward and clipping."""
-        self.without_loss = False
-        """Whether the training step computed last returned no loss, so that there is nothing to
-        step on.
-        """
-        self.lend([], [])
-        self.begin(0)
-
-    def begin(
-        self, round: int, client: Client | None = None, training: LocalTraining | None = None
-    ) -> None:
-        """Go to the start of a client's round, or between the clients: there it counts what the
-        largest of them does.
-
-        Args:
-            round: Rounds finished.
-            client: Who trains now, None where nobody does.
-            training: How it trains; the trainer's settings where nobody does.
-        """
-        self.round, self.client = round, client
-        self.training = training or self.settings.training
-        self.epoch = self.step = 0
-        """Epochs finished and optimiser steps taken in this round."""
-
-    def open(self, folder: Path, loggers: Sequence[Any]) -> None:
-        """Take the run folder, and its loggers where this process writes any."""
-        self.folder, self.loggers = folder, list(loggers) or self.loggers
-
-    def lend(
-        self, optimizers: Sequence[LightningOptimizer], schedules: Sequence[LRSchedulerConfig]
-    ) -> None:
-        """Let the module find these by `optimizers()`, `lr_schedulers()` and `toggle_optimizer()`;
-        empty for none.
-        """
-        self.optimizers, self.schedules = list(optimizers), list(schedules)
-
-    def count(self) -> None:
-        """One optimiser step more."""
-        self.step += 1
-
-    @contextmanager
-    def evaluating(self, stage: str) -> Iterator[None]:
-        """Say that the module is being validated or tested."""
-        before, self.stage = self.stage, stage
-        try:
-            yield
-        finally:
-            self.stage = before
-
-    @contextmanager
-    def as_it_was(self, interval: str, done: int) -> Iterator[None]:
-        """Stand where so many steps, or epochs, of the client were done, in whatever round that
-        was.
-        """
-        before = self.round, self.epoch, self.step
-        batches = max(1, self.num_batches)
-        self.round = 0
-        self.epoch, self.step = (
-            (done - 1, done * batches) if interval == "epoch" else ((done - 1) // batches, done)
-        )
-        try:
-            yield
-        finally:
-            self.round, self.epoch, self.step = before
-
-    @property
-    def num_batches(self) -> int:
-        """Training batches in a local epoch."""
-        if self.client is not None:
-            return self.data.num_batches(self.client.id)
-        return max((self.data.num_batches(client.id) for client in self.clients), default=0)
-
-    @property
-    def planned_epochs(self) -> int:
-        """Local epochs of a round, the last of which may be cut short."""
-        steps: int | None = self.training.local_steps
-        return (
-            self.training.local_epochs
-            if steps is None
-            else math.ceil(steps / max(self.num_batches, 1))
-        )
-
-    @property
-    def planned_steps(self) -> int:
-        """Optimiser steps of a round."""
-        return self.steps_of(self.num_batches)
-
-    def steps_of(self, num_batches: int) -> int:
-        """Optimiser steps in a round of a client with so many batches."""
-        training = self.training
-        if training.local_steps is None:
-            return training.local_epochs * num_batches
-        return training.local_steps
-
-
-def _without_a_run(chosen: Any) -> list[Any]:
-    """The loggers of a module where no run folder is open, or in another process than the first,
-    which writes.
-    """
-    if isinstance(chosen, (bool, type(None))):
-        return [DummyLogger()] if chosen else []
-    return [chosen] if isinstance(chosen, Logger) else list(chosen)
+from bhfl.engine.client.place import Place
 
 
 class _Kept:
@@ -282,36 +153,44 @@ class ModuleTrainer(_Kept):
     _place: Place
     _results = None  # of Lightning's `log` outside its hooks, which then says so
     accumulate_grad_batches = 1
-    barebones = fast_dev_run = sanity_checking = predicting = False
-    gradient_clip_algorithm = progress_bar_callback = None
+    barebones = False
+    fast_dev_run = False
+    sanity_checking = False
+    predicting = False
+    gradient_clip_algorithm = None
+    progress_bar_callback = None
     is_global_zero = True
-    global_rank = local_rank = node_rank = 0
-    num_devices = num_nodes = world_size = 1
+    global_rank = 0
+    local_rank = 0
+    node_rank = 0
+    num_devices = 1
+    num_nodes = 1
+    world_size = 1
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
         settings = place.settings
-        kept: dict[str, Any] = {
-            "_place": place,
-            "lightning_module": module,
-            "model": module,
-            "datamodule": place.data,
-        }
-        kept |= {"strategy": LocalStrategy(module, place, fabric), "precision_plugin": Precision()}
-        kept |= {
-            "precision": str(settings.training.precision),
-            "gradient_clip_val": settings.training.gradient_clip_val,
-        }
-        steps: int | None = settings.training.local_steps
-        kept["max_steps"] = -1 if steps is None else settings.stopping.max_rounds * steps
-        vars(self).update(kept, default_root_dir=str(settings.output.default_root_dir))
+        steps = settings.training.local_steps
+        vars(self).update(
+            _place=place,
+            lightning_module=module,
+            model=module,
+            datamodule=place.data,
+            strategy=LocalStrategy(module, place, fabric),
+            precision_plugin=Precision(),
+            precision=str(settings.training.precision),
+            gradient_clip_val=settings.training.gradient_clip_val,
+            max_steps=-1 if steps is None else settings.stopping.max_rounds * steps,
+            default_root_dir=str(settings.output.default_root_dir),
+        )
 
     @property
     def current_epoch(self) -> int:
         """Rounds finished times the planned local epochs, and the epochs of this round."""
         place = self._place
         done = place.round * place.planned_epochs + place.epoch
-        # Lightning validates inside its epochs
-        return max(0, done - 1) if self.validating else done
+        if self.validating:  # Lightning validates inside its epochs
+            return max(0, done - 1)
+        return done
 
     @property
     def global_step(self) -> int:

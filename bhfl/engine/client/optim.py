@@ -21,9 +21,30 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from bhfl.engine.client.module_hooks import overrides
-from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.place import Place
 from bhfl.engine.client.recorder import tag_of
 from bhfl.recorded import described, spelled
+
+
+def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """The optimisers that a module asks for, and their schedules.
+
+    Raises:
+        ValueError: It asks for none, or for several where it optimises automatically.
+    """
+    asked: Any = module.configure_optimizers()
+    optimizers, schedulers, monitor = _configure_optimizers(asked) if asked else ([], [], None)
+    hook = f"{type(module).__name__}.configure_optimizers"
+    if not optimizers:
+        raise ValueError(f"{hook} must return an optimizer, got {asked!r}")
+    if not module.automatic_optimization:
+        return optimizers, _configure_schedulers_manual_opt(schedulers)
+    if len(optimizers) > 1:
+        raise ValueError(
+            f"{hook} returned {len(optimizers)} optimizers: several need manual optimization "
+            "(self.automatic_optimization = False), as in Lightning"
+        )
+    return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
 
 def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
@@ -43,11 +64,7 @@ def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the optimisers have made no step
-            configured: Any = module.configure_optimizers()
-            optimizers, schedulers, _ = (
-                _configure_optimizers(configured) if configured else ([], [], None)
-            )
-            schedules = _configure_schedulers_manual_opt(schedulers)
+            optimizers, schedules = configured(module)
             found["optimizer"] = [spelled(type(one), one.defaults) for one in optimizers]
             found["lr_scheduler"] = [described(schedule.scheduler) for schedule in schedules]
             for schedule in schedules:
@@ -85,50 +102,31 @@ class LocalOptimizers:
         place: Place,
         history: Sequence[Mapping[str, Any]] | None,
     ) -> None:
-        configured: Any = module.configure_optimizers()
-        raw, schedulers, monitor = (
-            _configure_optimizers(configured) if configured else ([], [], None)
-        )
-        if not raw:
-            raise ValueError(
-                f"{type(module).__name__}.configure_optimizers must return an optimizer, got "
-                f"{configured!r}"
-            )
-        if module.automatic_optimization:
-            if len(raw) != 1:
-                raise ValueError(
-                    f"{type(module).__name__}.configure_optimizers returned {len(raw)} optimizers: "
-                    "several need manual optimization (self.automatic_optimization = False), as in "
-                    "Lightning"
-                )
-            self.schedules = _configure_schedulers_automatic_opt(schedulers, monitor)
-        else:
-            self.schedules = _configure_schedulers_manual_opt(schedulers)
-        self.raw: list[Optimizer] = raw
+        self.raw, self.schedules = configured(module)
         self.module = module
         self.place = place
         self.continued = history is not None
         self.automatic = module.automatic_optimization
+        before = place.round if self.continued else 0
         self.position = {
-            "epoch": place.round * place.planned_epochs if self.continued else 0,
-            "step": place.round * place.planned_steps if self.continued else 0,
+            "epoch": before * place.planned_epochs,
+            "step": before * place.planned_steps,
         }
         """Learning-rate steps done before this round, by interval; none where schedules restart in
         each round.
         """
         strategy = module.trainer.strategy
-        lent = [
-            LightningOptimizer._to_lightning_optimizer(optimizer, strategy) for optimizer in raw
-        ]
+        lent = []
+        for optimizer in self.raw:
+            lent.append(LightningOptimizer._to_lightning_optimizer(optimizer, strategy))
+            if not self.automatic:
+                lent[-1]._on_after_step = place.count
         place.lend(lent, self.schedules)
-        for optimizer in lent if not self.automatic else ():
-            optimizer._on_after_step = place.count
         for schedule in self.schedules:
             if schedule.reduce_on_plateau:
                 self._replay(schedule, history or ())
-            elif not isinstance(
-                schedule.scheduler, ReduceLROnPlateau
-            ):  # a manual one steps on what its module likes
+            # a manual one steps on what its module likes
+            elif not isinstance(schedule.scheduler, ReduceLROnPlateau):
                 self._fast_forward(schedule)
 
     @property
@@ -158,7 +156,9 @@ class LocalOptimizers:
         for schedule in self._due(interval, done) if not self.continued else ():
             if not schedule.reduce_on_plateau:
                 continue
-            if (monitor := tag_of(schedule.monitor or "")) in (logged := metrics()):
+            monitor = tag_of(schedule.monitor or "")
+            logged = metrics()
+            if monitor in logged:
                 self.module.lr_scheduler_step(schedule.scheduler, logged[monitor])
             elif schedule.strict:
                 raise ValueError(
@@ -191,16 +191,14 @@ class LocalOptimizers:
         """Step ReduceLROnPlateau once for each past round that logged what it monitors."""
         monitor = tag_of(schedule.monitor or "")
         values = [row[monitor] for row in history if monitor in row]
-        stage = monitor.partition("/")[0] + "/"
-        known = (
-            sorted({tag for row in history for tag in row if tag.startswith(stage)})
-            if not values
-            else []
-        )
-        if known and schedule.strict:  # where none is known there was no validation yet
-            raise ValueError(
-                f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: "
-                f"{', '.join(known)}"
-            )
+        if not values and schedule.strict:
+            stage = monitor.partition("/")[0] + "/"
+            logged: set[str] = set().union(*history)
+            known = [tag for tag in sorted(logged) if tag.startswith(stage)]
+            if known:  # else there was no validation yet
+                raise ValueError(
+                    f"ReduceLROnPlateau monitors {monitor!r}, which no round logged; logged: "
+                    f"{', '.join(known)}"
+                )
         for value in values:
             self.module.lr_scheduler_step(schedule.scheduler, value)

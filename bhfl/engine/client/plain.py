@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import count, islice
@@ -16,9 +17,9 @@ from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.layout import Layout
 from bhfl.engine.client.registered import Registered
-from bhfl.engine.exchange import Stage
+from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, ServerState
 from bhfl.quant import (
     BitSpec,
     begin_round_,
@@ -29,6 +30,7 @@ from bhfl.quant import (
     store_,
 )
 from bhfl.quant.quant_layer import takes_low_bits
+from bhfl.settings import LocalTraining
 
 STEPS: Mapping[Stage, str] = {"val": "validation_step", "test": "test_step"}
 
@@ -62,7 +64,7 @@ class PlainWorker:
         }
         """Buffers that are never saved."""
         self.tied = _tied(self.module)
-        """The other names of tensors that have several, with the first."""
+        """The other names of tensors that have several."""
         self.num_measured = 0
         """Samples of the last evaluation."""
 
@@ -81,12 +83,8 @@ class PlainWorker:
         """
         set_spec_(self.module, spec)
         self.registered.train_as_lent()
-        own = self.module.state_dict()
-        for name, value in tensors.items():
-            self.registered.put(name, own.get(name), value)
-        for name, value in self.transient.items():
-            owner, _, leaf = name.rpartition(".")
-            self.registered.put(name, getattr(self.module.get_submodule(owner), leaf, None), value)
+        for name, value in {**tensors, **self.transient}.items():
+            self.registered.put(name, value)
         self.registered.drop_new()
         begin_round_(self.module)
 
@@ -94,8 +92,9 @@ class PlainWorker:
         """Make the module the global model at `spec`, as it is evaluated and handed on."""
         self.load(tensors, spec)
 
-    def begin(self, round: int) -> None:
-        """Stand before or after the clients of a round, of which so many are finished."""
+    def begin(self, at: Task | ServerState) -> None:
+        """Stand before or after the clients of a round, as its state or a task of it says."""
+        self.layout.take_(at.channels_last)
 
     def to_device(self, value: Any) -> Any:
         """A nest of containers with its tensors where the module computes."""
@@ -130,10 +129,8 @@ class PlainWorker:
         generator = self.seed(run)
         optimizer = self.module.configure_optimizers()
         num_batches = data.num_batches(run.client.id)
-        steps = run.training.local_steps
-        planned = run.training.local_epochs * num_batches if steps is None else steps
-        limit = algorithm.num_steps(run, planned)
-        epochs = range(-(-limit // max(1, num_batches))) if steps is None else count()
+        limit = algorithm.num_steps(run, planned_steps(run.training, num_batches))
+        epochs = epochs_of(run.training, limit, num_batches)
         total = 0.0
         for epoch in epochs:
             batches = data.client_batches(run.client.id, run.rng, epoch)
@@ -192,14 +189,27 @@ class PlainWorker:
         return {name: total / self.num_measured for name, total in sums.items()}
 
 
-def _tied(module: nn.Module) -> dict[str, str]:
-    names_of: dict[int, str] = {}
-    tied = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        first = names_of.setdefault(id(tensor), name)
-        if first != name:
-            tied[name] = first
-    return tied
+def planned_steps(training: LocalTraining, num_batches: int) -> int:
+    """Optimiser steps in a round of a client with so many batches."""
+    if training.local_steps is None:
+        return training.local_epochs * num_batches
+    return training.local_steps
+
+
+def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator[int]:
+    """The epochs in which a client makes `limit` steps; by steps, it may go over its data again and
+    again.
+    """
+    if training.local_steps is not None:
+        return count()
+    return iter(range(math.ceil(limit / max(1, num_batches))))
+
+
+def _tied(module: nn.Module) -> set[str]:
+    """All names but the first of tensors that have several."""
+    named = module.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(named.items())}
+    return named.keys() - first.values()
 
 
 def _size(batch: Any) -> int:

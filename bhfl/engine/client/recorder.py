@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Number
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torchmetrics import Metric
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
@@ -68,29 +68,21 @@ class Recorder:
         if isinstance(value, Metric):
             self._metrics[name] = value
             return
-        if not isinstance(value, (torch.Tensor, Number)):
-            raise ValueError(
-                f"self.log({name!r}, ...) needs a number, a tensor or a metric, got "
-                f"{type(value).__name__}"
-            )
-        if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise ValueError(
-                f"self.log({name!r}, ...) needs one value, got a tensor of shape "
-                f"{tuple(value.shape)}"
-            )
+        number = _number(name, value)
         how = getattr(reduce_fx, "__name__", reduce_fx)
         if how not in _COMBINE:
             raise ValueError(
                 f"self.log({name!r}, ...): reduce_fx must be mean, sum, min or max, got "
                 f"{reduce_fx!r}"
             )
-        number = value.detach().double() if isinstance(value, torch.Tensor) else float(value)  # type: ignore[arg-type]  # no wait for the device
         weight = float(batch_size or self.batch_size) if how == "mean" else 1.0
-        first = name not in self._sums
-        self._sums[name] = (
-            weight * number if first else _COMBINE[how](self._sums[name], weight * number)
-        )
-        self._weights[name] = weight if first or how != "mean" else self._weights[name] + weight
+        if name not in self._sums:
+            self._sums[name] = weight * number
+            self._weights[name] = weight
+            return
+        self._sums[name] = _COMBINE[how](self._sums[name], weight * number)
+        if how == "mean":
+            self._weights[name] += weight
 
     def log_dict(self, dictionary: Mapping[str, Any], *flags: Any, **options: Any) -> None:
         """`LightningModule.log_dict`."""
@@ -102,13 +94,12 @@ class Recorder:
         no tensor.
         """
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        if isinstance(first, torch.Tensor) and first.ndim:
+        self.batch_size = 1
+        if isinstance(first, Tensor) and first.ndim:
             self.batch_size = len(first)
         else:
-            try:
+            with suppress(MisconfigurationException):
                 self.batch_size = extract_batch_size(batch)
-            except MisconfigurationException:
-                self.batch_size = 1
         self.num_examples += self.batch_size
 
     @contextmanager
@@ -143,15 +134,35 @@ class Recorder:
         return means | self._compute()
 
 
+def _number(name: str, value: Any) -> Any:
+    """A logged value in float64. A tensor stays one, so that nobody waits for the device."""
+    if not isinstance(value, (Tensor, Number)):
+        kind = type(value).__name__
+        raise ValueError(
+            f"self.log({name!r}, ...) needs a number, a tensor or a metric, got {kind}"
+        )
+    if not isinstance(value, Tensor):
+        return float(value)  # type: ignore[arg-type]
+    if value.numel() != 1:
+        shape = tuple(value.shape)
+        raise ValueError(f"self.log({name!r}, ...) needs one value, got a tensor of shape {shape}")
+    return value.detach().double()
+
+
 def _weighted(values: Sequence[tuple[float, int]]) -> float:
     return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
 
 
 def _one_value(name: str, value: Any) -> float:
-    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+    if is_one_number(value):
         return float(value)
-    shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(f"self.log({name!r}, ...) needs a metric of one value, got {shape}")
+
+
+def is_one_number(value: Any) -> bool:
+    """Whether something is a number, or a tensor of one."""
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def tag_of(name: str) -> str:

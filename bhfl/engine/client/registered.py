@@ -19,9 +19,7 @@ class Registered:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = module, device
         self.parameters = dict(module.named_parameters())
-        self.trained = {
-            name: parameter.requires_grad for name, parameter in self.parameters.items()
-        }
+        self.trained = [(one, one.requires_grad) for one in self.parameters.values()]
         self.layers = list(module.modules())
         self.buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
         self.empty = {name: _empty(layer) for name, layer in module.named_modules()}
@@ -29,27 +27,28 @@ class Registered:
 
     def train_as_lent(self) -> None:
         """Train the parameters that were to be trained."""
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad = self.trained[name]
+        for parameter, trained in self.trained:
+            parameter.requires_grad = trained
 
-    def put(self, name: str, here: Tensor | None, value: Tensor) -> None:
+    def put(self, name: str, value: Tensor) -> None:
         """Give a tensor its value: in place, as others may hold it too, unless a client has
         replaced it.
 
         Args:
             name: The tensor's.
-            here: What the module has by this name now.
             value: Dense or not, on any device.
         """
+        owner, _, leaf = name.rpartition(".")
+        layer = self.module.get_submodule(owner)
+        here = getattr(layer, leaf, None)
         wanted = (value.shape, value.dtype, torch.strided)
         if here is not None and (here.shape, here.dtype, here.layout) == wanted:
             here.copy_(value)
             return
-        owner, _, leaf = name.rpartition(".")
         fresh = value.to(self.device, copy=True)
         if name in self.parameters:
             fresh, self.parameters[name].data = self.parameters[name], fresh
-        setattr(self.module.get_submodule(owner), leaf, fresh)
+        setattr(layer, leaf, fresh)
 
     def drop_new(self) -> None:
         """Take away the buffers that a client has registered, which the next one would go on

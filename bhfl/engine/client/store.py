@@ -8,11 +8,12 @@ checkpoints: a file that is gone, or is another one, is missed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class ClientStore:
 
     Args:
         folder: Made when the first state is written. Processes on several machines must share it.
-        table: Of a checkpoint, see `table`.
+        table: What a checkpoint lists of it, see `table`.
     """
 
     def __init__(self, folder: Path, table: Mapping[str, Tensor] | None = None) -> None:
@@ -62,19 +63,14 @@ class ClientStore:
             )
             self.known = {client: {round: row.tobytes().hex()} for client, round, row in rows}
 
-    def _versions(self, client: int) -> list[tuple[int, Path]]:
-        if not (shard := self._shard(client)).is_dir():  # much faster than to search it
-            return []
-        found = (
-            (_FILE.fullmatch(path.name), path) for path in shard.glob(f"client={client}-round=*.pt")
-        )
-        return sorted((int(match[1]), path) for match, path in found if match)
-
-    def _shard(self, client: int) -> Path:
-        return self.folder / f"{client // 100:04d}"
+    def _versions(self, client: str = "*", shard: str = "*") -> Iterator[tuple[int, Path]]:
+        """The files of one client or all, each with its round."""
+        for path in self.folder.glob(f"{shard}/client={client}-round=*.pt"):
+            if match := _FILE.fullmatch(path.name):
+                yield int(match[1]), path
 
     def _path(self, client: int, round: int) -> Path:
-        return self._shard(client) / f"client={client}-round={round:05d}.pt"
+        return self.folder / _shard(client) / f"client={client}-round={round:05d}.pt"
 
     def load(self, client: int, round: int) -> dict[str, Any] | None:
         """The newest state saved at or before `round` rounds; None where the client has none yet.
@@ -115,16 +111,13 @@ class ClientStore:
 
     def pending(self, client: int) -> dict[str, Any] | None:
         """What was put and has no verdict yet; its tensors are read when they are used."""
-        if client not in self._pending:
-            return None
-        state: dict[str, Any] = checkpoint.read(self._pending[client].path)["state"]
-        return state
+        pending = self._pending.get(client)
+        return checkpoint.read(pending.path)["state"] if pending else None
 
     def commit(self, client: int) -> None:
         """Keep what was put, if anything was."""
-        if client not in self._pending:
+        if (pending := self._pending.get(client)) is None:
             return
-        pending = self._pending[client]
         if pending.sha256:
             settle(pending.path, self._path(client, pending.round))
             self._know(client, pending.round, pending.sha256)
@@ -166,24 +159,23 @@ class ClientStore:
 
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
-        versions = self._versions(client)
-        asked = {
-            max((version for version, _ in versions if version <= round), default=0)
-            for round in rounds
-        }
-        for version, path in versions:
+        # a shard that is not there is passed over at once: to search all of them takes long
+        versions = dict(self._versions(str(client), _shard(client)))
+        asked = set()
+        for round in rounds:
+            asked.add(max((one for one in versions if one <= round), default=0))
+        for version, path in versions.items():
             if version not in asked and version < max(rounds):
                 path.unlink()
                 self.known.get(client, {}).pop(version, None)
 
     def rewind(self, round: int) -> None:
         """Drop versions written after `round` by a run that was killed before its checkpoint."""
-        for path in self.folder.glob("*/client=*-round=*.pt"):
-            if (match := _FILE.fullmatch(path.name)) and int(match[1]) > round:
+        for version, path in self._versions():
+            if version > round:
                 path.unlink()
-        for versions in self.known.values():
-            for version in [version for version in versions if version > round]:
-                del versions[version]
+        for client, versions in self.known.items():
+            self.known[client] = {one: sha for one, sha in versions.items() if one <= round}
 
     # ---- what a checkpoint needs -----------------------------------------------------------------
 
@@ -192,18 +184,12 @@ class ClientStore:
         `sha256`, uint8 n x 32.
         """
         newest = {client: max(rounds) for client, rounds in sorted(self.known.items()) if rounds}
-        digests = b"".join(
-            bytes.fromhex(self.known[client][round]) for client, round in newest.items()
-        )
-        sha256 = (
-            torch.frombuffer(bytearray(digests), dtype=torch.uint8)
-            if digests
-            else torch.zeros(0).byte()
-        )
+        digests = [bytes.fromhex(self.known[client][round]) for client, round in newest.items()]
+        sha256 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
         return {
             "ids": torch.tensor(list(newest), dtype=torch.int64),
             "rounds": torch.tensor(list(newest.values()), dtype=torch.int64),
-            "sha256": sha256.view(-1, DIGEST_BYTES),
+            "sha256": torch.tensor(sha256),
         }
 
     def check(self) -> None:
@@ -214,8 +200,8 @@ class ClientStore:
             CheckpointError: A file is gone or another one, naming it.
         """
         for client, versions in self.known.items():
-            for round in versions:
-                checkpoint.check_is(self._found(client, round), self.known[client][round])
+            for round, sha256 in versions.items():
+                checkpoint.read(self._found(client, round), sha256)
 
     def _found(self, client: int, round: int) -> Path:
         path = self._path(client, round)
@@ -227,12 +213,16 @@ class ClientStore:
         return path
 
 
+def _shard(client: int) -> str:
+    return f"{client // 100:04d}"
+
+
 def client_store(folder: Path | None, state: Mapping[str, Any]) -> ClientStore:
     """What the clients of a checkpoint's run keep, which must be there.
 
     Args:
         folder: The run folder, None for a checkpoint file outside any.
-        state: Of the checkpoint.
+        state: What the checkpoint holds.
 
     Raises:
         CheckpointError: Some of it is not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.client.optim import LocalOptimizers
+from bhfl.engine.client.plain import epochs_of
 from bhfl.engine.client.recorder import Recorder, tag_of
 from bhfl.engine.types import FederatedData
 from bhfl.quant import save_in_int8, store_
@@ -114,7 +115,7 @@ class Training:
             place.change_gradients = lambda: self.algorithm.client_gradients_(run)
         module.on_train_start()
         by_steps = run.training.local_steps is not None
-        for epoch in count() if by_steps else range(-(-self.limit // max(1, place.num_batches))):
+        for epoch in epochs_of(run.training, self.limit, place.num_batches):
             before = run.num_steps
             self.epoch(epoch, data.client_batches(run.client.id, run.rng, epoch))
             if run.num_steps == self.limit or (by_steps and run.num_steps == before):
@@ -136,9 +137,8 @@ class Training:
         index = -1
         self.recorder.begin_epoch()
         module.on_train_epoch_start()
-        for index, batch in enumerate(
-            self.worker.on_device(islice(batches, self.limit - run.num_steps))
-        ):
+        wanted = islice(batches, self.limit - run.num_steps)
+        for index, batch in enumerate(self.worker.on_device(wanted)):
             self.ended = index + 1 == self.place.num_batches
             if not self.batch(batch, index, epoch):
                 break
@@ -172,11 +172,11 @@ class Training:
 
     def step(self, batch: Any, index: int) -> dict[str, Any]:
         """One training step; what ``on_train_batch_end`` is told of it."""
-        module, run = self.module, self.run
-        automatic, rate = module.automatic_optimization, self.optimizers.lr
+        run = self.run
+        rate = self.optimizers.lr
         run.num_steps += 1
         run.num_examples += self.recorder.batch_size
-        if automatic:
+        if self.module.automatic_optimization:
             self.optimise(batch, index)
             rate = self.optimizers.lr  # an overridden optimizer_step may have set it
         else:
@@ -188,7 +188,7 @@ class Training:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
             self.recorder.log(_RETURNED, outputs["loss"])
         if run.client.spec.storage < 32:  # a walk over all layers, for nothing otherwise
-            store_(module, self.generator)
+            store_(self.module, self.generator)
         return outputs
 
     def optimise(self, batch: Any, index: int) -> None:
@@ -243,15 +243,15 @@ def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
         raise ValueError(
             f"training_step must return a tensor, a dict or None, got {type(output).__name__}"
         )
+    loss = output.get("loss")
+    if isinstance(loss, Tensor):
+        loss = loss.detach()
+        return {**output, "loss": loss.clone() if automatic else loss}
     if not automatic:
-        loss = output.get("loss")
-        return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
-    if not isinstance(output.get("loss"), Tensor):
-        raise ValueError(
-            "training_step returned a dict without 'loss', with "
-            f"{', '.join(map(repr, output)) or 'nothing'}"
-            if output.get("loss") is None
-            else "the loss that training_step returned must be a tensor, "
-            f"got {type(output['loss']).__name__}"
-        )
-    return {**output, "loss": output["loss"].detach().clone()}
+        return dict(output)
+    if loss is None:
+        names = ", ".join(map(repr, output)) or "nothing"
+        raise ValueError(f"training_step returned a dict without 'loss', with {names}")
+    raise ValueError(
+        f"the loss that training_step returned must be a tensor, got {type(loss).__name__}"
+    )

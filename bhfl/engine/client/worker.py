@@ -13,17 +13,17 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from bhfl.engine.advice import advice
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_batch_hook, call_step
+from bhfl.engine.client.faults import advice
 from bhfl.engine.client.module_hooks import Transfer, overrides
-from bhfl.engine.client.module_trainer import Place
+from bhfl.engine.client.place import Place
 from bhfl.engine.client.plain import STEPS, PlainWorker
-from bhfl.engine.client.recorder import Recorder, recording
+from bhfl.engine.client.recorder import Recorder, is_one_number, recording
 from bhfl.engine.client.training import Training
-from bhfl.engine.exchange import Stage
+from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, ServerState
 from bhfl.quant import BitSpec
 
 _UNCALLED = (
@@ -63,9 +63,10 @@ class Worker(PlainWorker):
         if self.reestimate_ is not None:
             self.reestimate_(self)
 
-    def begin(self, round: int) -> None:
-        """Stand before or after the clients of a round, of which so many are finished."""
-        self.place.begin(round)
+    def begin(self, at: Task | ServerState) -> None:
+        """Stand before or after the clients of a round, as its state or a task of it says."""
+        super().begin(at)
+        self.place.begin(at.round)
 
     def train(self, algorithm: Algorithm, run: LocalRun, data: FederatedData) -> None:
         """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and
@@ -165,11 +166,7 @@ def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> 
             "gradient_clip_val needs automatic optimization: call self.clip_gradients(...) in "
             "training_step instead"
         )
-    ignored = [
-        name
-        for name in _UNCALLED
-        if getattr(type(module), name) is not getattr(L.LightningModule, name)
-    ]
+    ignored = [name for name in _UNCALLED if overrides(module, name, L.LightningModule)]
     if ignored:
         name = type(module).__name__
         warnings.warn(
@@ -181,10 +178,6 @@ def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> 
 def _numbers(output: Any) -> dict[str, Any]:
     """What a step returned, as metrics: a loss, or a mapping whose one-element values count."""
     if isinstance(output, Tensor):
-        return {"loss": output} if output.numel() == 1 else {}
+        return {"loss": output} if is_one_number(output) else {}
     items = output.items() if isinstance(output, Mapping) else ()
-    return {
-        k: v
-        for k, v in items
-        if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)
-    }
+    return {name: value for name, value in items if is_one_number(value)}
