@@ -1,7 +1,6 @@
 """Data sets, and how they are split among clients.
 
-Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 while they are kept and float32
-in batches.
+Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 in memory and float32 in batches.
 """
 
 from bhfl.data.datamodule import FederatedDataModule, FromDatasets

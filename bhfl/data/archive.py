@@ -27,10 +27,11 @@ from bhfl.files import walk
 MAX_PIXELS = 2**26
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
 REFUSED = {".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif"}
-"""Pictures in formats that are not decoded: refused, because to pass over them like texts would
-lose them.
+"""The formats of pictures that are not decoded. They are refused: passing over them, like over
+texts, would lose pictures silently.
 """
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
+"""The decoders of Pillow that may run on hostile bytes."""
 SPLITS = ("train", "test")
 
 
@@ -55,10 +56,12 @@ class ImageTree:
 
 @dataclass
 class _Pixels:
-    """A split while it is read: one growing buffer, so that no picture is in memory twice."""
+    """A split while it is read."""
 
     data: bytearray = field(default_factory=bytearray)
+    """All pictures in one growing buffer, so that none is in memory twice."""
     classes: list[str] = field(default_factory=list)
+    """The class of each picture."""
 
 
 def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
@@ -66,14 +69,14 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
 
     Args:
         path: A .zip, a .tar with any compression, or a folder.
-        image_size: Resize all pictures to this many rows and columns (bilinear); None: they must
-            have one size.
+        image_size: The number of rows and columns that all pictures are resized to (bilinear); None
+            if they have one size.
 
     Raises:
-        ValueError: Naming the member, if a picture cannot be read, is too large, lies elsewhere,
-            differs in size, is there twice or is of another format; if the archive is damaged; if
+        ValueError: A picture cannot be read, is too large, lies elsewhere, differs in size, is
+            there twice or is of another format, and the message names it; the archive is damaged;
             the pictures take more memory than there is, or far more than their files could honestly
-            hold; or if a split has no pictures or the test split a class of its own.
+            hold; a split has no pictures, or the test split has a class of its own.
     """
     splits = {name: _Pixels() for name in SPLITS}
     shape: tuple[int, ...] = ()
@@ -86,7 +89,7 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
             if pixels.shape != shape:
                 raise ValueError(
                     f"image_size must be set for pictures of several sizes: {name!r} of {path} is "
-                    f"{_size(pixels.shape)}, those before it {_size(shape)}"
+                    f"{pixels.shape[1]}x{pixels.shape[2]}, those before it {shape[1]}x{shape[2]}"
                 )
             budget.keep(pixels.nbytes)
             splits[split].data += pixels.tobytes()
@@ -99,7 +102,7 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
 
 
 def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each picture file."""
+    """The name and the content of each picture file."""
     if path.is_dir():
         yield from _folder_pictures(path, budget)
         return
@@ -120,8 +123,10 @@ def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
 
 
 def _folder_pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
+    """The same of a folder."""
     for file in picture_files(path):
-        name, size = file.relative_to(path).as_posix(), file.stat().st_size
+        name = file.relative_to(path).as_posix()
+        size = file.stat().st_size
         check_member(path, name, size)
         budget.source(size)
         yield name, file.read_bytes()
@@ -131,7 +136,7 @@ def picture_files(path: Path) -> list[Path]:
     """The picture files of a folder tree, sorted; folders and files behind links are among them.
 
     Raises:
-        ValueError: A link leads nowhere, or what is named as a picture is no file.
+        ValueError: A link leads nowhere, or what is named like a picture is not a file.
         OSError: A folder cannot be read.
     """
     found = []
@@ -148,15 +153,15 @@ def picture_files(path: Path) -> list[Path]:
 
 
 def _is_picture(name: str) -> bool:
-    """Whether to read this file at all; hidden files (as macOS adds to archives) and texts are
-    passed over.
+    """Whether to read a file of this name; texts are passed over, and hidden files, which macOS
+    adds to archives.
     """
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES | REFUSED and not path.name.startswith(".")
 
 
 def _place(path: Path, name: str) -> tuple[str, str]:
-    """Split and class of a picture, from its path."""
+    """The split and the class of a picture, from its path."""
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).suffix.lower() in REFUSED:
         raise ValueError(
@@ -183,7 +188,8 @@ def _decode(
                 )
             budget.decode(3 * picture.width * picture.height)
             pixels = _eight_bits(picture)
-            pixels = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+            if pixels.mode != "RGB":
+                pixels = pixels.convert("RGB")
             if image_size is not None:
                 pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.asarray(pixels).transpose(2, 0, 1)
@@ -194,11 +200,10 @@ def _decode(
 
 
 def _eight_bits(picture: Any) -> Any:
-    """A picture of at most 8 bits a channel: of 16 bits the higher ones, which Pillow would
-    clip.
-    """
+    """A picture of at most 8 bits a channel, which are the higher ones of 16."""
     from PIL import Image
 
+    # Pillow would clip 16 bits to the largest of 8
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -207,7 +212,7 @@ def _eight_bits(picture: Any) -> Any:
 
 
 def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) -> ImageTree:
-    """Names to class numbers, buffers to tensors."""
+    """The set, with classes numbered and pictures as tensors."""
     for name, split in splits.items():
         if not split.classes:
             raise ValueError(f"{path} must hold pictures in {name}/<class>/, and has none")
@@ -225,7 +230,3 @@ def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) ->
             torch.tensor([number[label] for label in split.classes]),
         )
     return ImageTree(classes, images["train"], images["test"])
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[2]}"

@@ -1,9 +1,9 @@
-"""Decoded picture sets on disk: written whole or not at all, checked when read, rebuilt when
-damaged.
+"""A cache of decoded picture sets on disk. Files are written whole or not at all, checked when they
+are read, and rebuilt when they are damaged.
 
-They lie in the user's own cache folder, which nobody else can write to: ``$XDG_CACHE_HOME/bhfl``,
-``~/.cache/bhfl``, or ``~/Library/Caches/bhfl`` on macOS. When it grows beyond `MAX_CACHE_BYTES`,
-what was not used for longest is removed.
+The files lie in the user's own cache folder, which nobody else can write to:
+``$XDG_CACHE_HOME/bhfl``, ``~/.cache/bhfl``, or ``~/Library/Caches/bhfl`` on macOS. When it grows
+beyond `MAX_CACHE_BYTES`, what was not used for longest is removed.
 """
 
 import hashlib
@@ -23,14 +23,15 @@ from bhfl.data.archive import ImageTree, LabelledImages, decode_tree, picture_fi
 from bhfl.files import durable, user_path
 
 FORMAT = 2
+"""The version of the files, which is part of their names."""
 MAX_HASHED_BYTES = 2**30
+"""The largest archive whose content is hashed."""
 MAX_CACHE_BYTES = 16 * 2**30
 """The size of the whole cache folder at most; the set in use stays, whatever its size."""
 
 
 def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> ImageTree:
-    """The pictures under `path`, from the cache where there is a sound one; else decoded, and
-    cached.
+    """The pictures under `path`: from the cache, or else decoded, and put into the cache.
 
     Args:
         path: A folder or an archive, see `decode_tree`.
@@ -58,35 +59,34 @@ def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> Im
 
 
 def _user_folder() -> Path:
-    """Where the user's cache belongs; a relative XDG_CACHE_HOME is to be ignored."""
+    """The folder of the cache; a relative XDG_CACHE_HOME is ignored, as its specification says."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if given.is_absolute():
         return given / "bhfl"
-    return Path(
-        "~/Library/Caches/bhfl" if sys.platform == "darwin" else "~/.cache/bhfl"
-    ).expanduser()
+    usual = "~/Library/Caches/bhfl" if sys.platform == "darwin" else "~/.cache/bhfl"
+    return Path(usual).expanduser()
 
 
 def _identity(path: Path) -> str:
-    """What changes when the source does: the content of an archive where that is quick to hash.
+    """A digest that changes when the source does.
 
-    Of a larger one, and of a folder, it is the place, size and times of each file: no change leaves
-    all of them as they were, for no program can set the time of the last change of a file's record
-    (ctime).
+    It is that of the content of an archive that is quick to hash. Of a larger one, and of a folder,
+    it is that of the place, size and times of each file: no change leaves all of them as they were,
+    because no program can set the time of the last change of a file's record (ctime).
     """
     if path.is_file() and path.stat().st_size <= MAX_HASHED_BYTES:
         with path.open("rb") as stream:
             return _digest(iter(lambda: stream.read(2**20), b""))
-    files = picture_files(path) if path.is_dir() else [path]
-    stats = ((os.fsencode(file), file.stat()) for file in files)
-    return _digest(
-        b"%s\0%d %d %d %d %d\n"
-        % (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-        for name, s in stats
-    )
+    lines = []
+    for file in picture_files(path) if path.is_dir() else [path]:
+        s = file.stat()
+        found = (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        lines.append(b"%s\0%d %d %d %d %d\n" % (os.fsencode(file), *found))
+    return _digest(lines)
 
 
 def _digest(chunks: Iterable[Any]) -> str:
+    """The SHA-256 of some buffers one after the other."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -112,15 +112,12 @@ def _checksum(tree: ImageTree) -> str:
 
 
 def _read(file: Path, key: str) -> ImageTree | None:
-    """The cached set, or None if the file is missing, damaged, of another source or not this user's
+    """The cached set; None if the file is missing, damaged, of another source or not this user's
     own.
     """
     try:
-        if not (
-            _is_own(file.parent.stat())
-            and _is_own(file.lstat())
-            and stat.S_ISREG(file.lstat().st_mode)
-        ):
+        own = _is_own(file.parent.stat()) and _is_own(file.lstat())
+        if not (own and stat.S_ISREG(file.lstat().st_mode)):  # a link is not followed
             return None
         stored = torch.load(str(file), mmap=True, weights_only=True)
         train = LabelledImages(stored["train_images"], stored["train_targets"])
@@ -141,12 +138,10 @@ def _is_own(found: os.stat_result) -> bool:
 
 
 def _is_sound(tree: ImageTree) -> bool:
-    """Whether it is what `decode_tree` could have made."""
-    if not all(isinstance(name, str) for name in tree.classes) or tree.classes != sorted(
-        set(tree.classes)
-    ):
+    """Whether a set is one that `decode_tree` could have made."""
+    if not all(isinstance(name, str) for name in tree.classes):
         return False
-    return all(
+    return tree.classes == sorted(set(tree.classes)) and all(
         split.images.dtype == torch.uint8
         and split.images.ndim == 4
         and split.images.shape[1:] == tree.train.images.shape[1:]
@@ -163,7 +158,11 @@ def _is_sound(tree: ImageTree) -> bool:
 
 
 def _write(file: Path, key: str, tree: ImageTree) -> str:
-    """Write the set durably; what is in the way, if anything is."""
+    """Write the set durably.
+
+    Returns:
+        Why it cannot be written; empty if it was.
+    """
     stored = {"key": key, "classes": tree.classes, "checksum": _checksum(tree), **_tensors(tree)}
     folder = file.parent
     try:
@@ -171,22 +170,19 @@ def _write(file: Path, key: str, tree: ImageTree) -> str:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
             return f"{folder} belongs to another user"
-        if not folder.stat().st_mode & stat.S_IWUSR:  # which counts for the administrator as well
+        if not folder.stat().st_mode & stat.S_IWUSR:  # the administrator could write all the same
             return f"{folder} is read-only"
         folder.chmod(0o700)
         with durable(file, mode=0o600) as stream:
             torch.save(stored, stream)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a full disk; torch.save reports that as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         return f"{folder}: {error}"
     return ""
 
 
 def _remove_old(newest: Path) -> None:
     """Remove what was not used for longest, until the folder is within its bound."""
-    with suppress(OSError):  # another process may be at the same
+    with suppress(OSError):  # another process may be removing the same files
         found = [(file, file.lstat()) for file in newest.parent.iterdir() if file != newest]
         left = newest.stat().st_size
         for file, status in sorted(found, key=lambda item: item[1].st_mtime, reverse=True):

@@ -1,11 +1,11 @@
-"""A data set, split for a federation."""
+"""The data module: a data set that is split among clients, and the batches of each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -20,16 +20,10 @@ from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
 from bhfl.engine.hooks import Guard
+from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client
 from bhfl.recorded import Recorded
 from bhfl.settings import Role
-
-
-class RandomStreams(Protocol):
-    """The random streams of one (seed, round, client), as the engine keys them."""
-
-    def torch(self, purpose: str, *extra: int) -> torch.Generator:
-        """A generator for `purpose`; `extra` tells several of one purpose apart."""
 
 
 class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
@@ -43,11 +37,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
     """
 
     roles: ClassVar[Mapping[str, Role]] = {}
-    """What options of a class are to a run, where it is not as in `bhfl.settings.DATA_ROLES`."""
+    """The roles of options of a class that differ from those in `bhfl.settings.DATA_ROLES`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class with a method that looks like one of those above, or like Lightning's, and
-        is none.
+        """Refuse a class with a method whose name is nearly that of a method of this class or of
+        Lightning's.
         """
         super().__init_subclass__(**kwargs)
         _HOOKS.check_class(cls)
@@ -71,21 +65,22 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
 
         Args:
             partition: How the training samples are shared out among the clients.
-            batch_size: Samples in a training batch.
-            eval_batch_size: Samples in a validation or test batch.
-            val_fraction: Part of the training split held out for global validation, in [0, 1).
-            client_val_fraction: Part of each client's samples held out for its own validation, in
+            batch_size: The number of samples in a training batch.
+            eval_batch_size: The number of samples in a validation or test batch.
+            val_fraction: The part of the training split that is held out for global validation, in
                 [0, 1).
-            holdout: Training samples kept from all clients, for the server.
-            max_train_samples: Use a random subset of at most this many training samples, with the
+            client_val_fraction: The part of each client's samples that is held out for its own
+                validation, in [0, 1).
+            holdout: The number of training samples that are kept from all clients, for the server.
+            max_train_samples: The most training samples that are used: a random subset with the
                 label mix of all.
             max_eval_samples: The most samples that validation uses, and testing.
-            num_workers: Worker processes, for data sets that are not tensors; the batches do not
-                depend on it.
-            augment: Changes of training pictures: none, or crop_flip (pad by 4, random crop, random
-                mirror image).
-            drop_last: Leave a client's last batch of an epoch out where it is smaller than the
-                others.
+            num_workers: The number of worker processes, for data sets that are not tensors; no
+                batch depends on it.
+            augment: The changes of training pictures: none, or crop_flip (pad by 4, random crop,
+                random mirror image).
+            drop_last: Whether to leave a client's last batch of an epoch out where it is smaller
+                than the others.
         """
         super().__init__()
         if not isinstance(partition, Partitioner):
@@ -135,7 +130,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         """Load what the stage needs: the test split for "test", the training split otherwise.
 
         Raises:
-            ValueError: If the data are missing, or not of the kind that the options need.
+            ValueError: The data are missing, or not of the kind that the options need.
         """
         source = self._test if stage == "test" else self._train
         if self.augment != "none" and len(source.input_shape) != 3:
@@ -149,10 +144,10 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         `seed`.
 
         Returns:
-            Training samples of each client.
+            The number of training samples of each client.
 
         Raises:
-            ValueError: If the set cannot be split so.
+            ValueError: The set cannot be split so.
         """
         targets = self._train.targets
         if len(targets) != len(self._train):
@@ -183,14 +178,14 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         """
         return self.split.record()
 
-    def client_batches(self, client_id: int, rng: RandomStreams, epoch: int) -> Iterable[Any]:
+    def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Any]:
         """One local epoch of a client's training batches, shuffled and augmented by draws from
         `rng` alone.
 
         Args:
-            client_id: Position in the fleet, from 0.
-            rng: The client's streams of this round; "shuffle" and "augment" are used.
-            epoch: Local epoch, from 0; each has another order.
+            client_id: The client's position in the fleet, from 0.
+            rng: The client's random streams of this round; "shuffle" and "augment" are used.
+            epoch: The local epoch, from 0; each has another order.
         """
         members = self.split.clients[client_id]
         used = min(len(members), self.num_batches(client_id) * self.batch_size)
@@ -274,8 +269,8 @@ _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), n
 class FromDatasets(FederatedDataModule):
     """Any pair of map-style datasets of (input, target).
 
-    Two tensors in a `TensorDataset` take the fast path; everything else goes through a
-    `DataLoader`.
+    A `TensorDataset` of two tensors is indexed directly, which is fast; any other dataset is read
+    through a `DataLoader`.
     """
 
     def __init__(
@@ -289,12 +284,12 @@ class FromDatasets(FederatedDataModule):
         """Keep the datasets.
 
         Args:
-            train: Training split.
-            test: Test split.
+            train: The training split.
+            test: The test split.
             targets: The label of each training sample, for the split; None to take the dataset's
                 `targets`, `labels` or `y` (of a `Subset`, those of its samples). Batches hold what
                 the dataset gives.
-            num_classes: Number of classes; None for the largest training target plus one.
+            num_classes: The number of classes; None for the largest training target plus one.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
@@ -306,7 +301,7 @@ class FromDatasets(FederatedDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; ValueError if it was not given and the targets are no numbers."""
+        """The number of classes; ValueError if it was not given and the targets are not numbers."""
         if self._num_classes is not None:
             return self._num_classes
         targets = self._train.targets

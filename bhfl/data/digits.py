@@ -1,4 +1,4 @@
-"""The data set for first steps and tests: it comes with scikit-learn."""
+"""The data set for first steps and tests, which comes with scikit-learn."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ NUM_TEST = 360
 class Digits(FederatedDataModule):
     """Handwritten digits: 1,437 + 360 grey pictures of 8x8 in 10 classes; nothing is downloaded.
 
-    The test split has the label mix of all, and is the same whatever the seed of the run.
+    The test split has the label mix of all digits, and is the same whatever the seed of the run.
     """
 
     num_classes, input_shape = 10, (1, 8, 8)

@@ -1,4 +1,4 @@
-"""Pictures made up on the spot, for tests and benchmarks."""
+"""Synthetic pictures, for tests and benchmarks."""
 
 import math
 from typing import Any
@@ -17,8 +17,11 @@ class FakeImages(FederatedDataModule):
     """uint8 pictures that can be learned: a coarse pattern of the class plus noise of the same
     strength.
 
-    A function of the arguments only; the classes are equally frequent.
+    They are a function of the arguments only; the classes are equally frequent.
     """
+
+    num_classes: int = 10
+    input_shape: tuple[int, ...] = (3, 32, 32)
 
     def __init__(
         self,
@@ -32,10 +35,10 @@ class FakeImages(FederatedDataModule):
         """Check and keep the options.
 
         Args:
-            num_train: Training pictures.
-            num_test: Test pictures.
+            num_train: The number of training pictures.
+            num_test: The number of test pictures.
             shape: (channels, rows, columns) of a picture.
-            num_classes: Number of classes.
+            num_classes: The number of classes.
             seed: The seed of patterns and noise; the split among clients has another one.
             options: Those of `FederatedDataModule`.
         """
@@ -46,10 +49,10 @@ class FakeImages(FederatedDataModule):
             checked("FakeImages.shape", size, count(1))
         self.num_train = checked("FakeImages.num_train", num_train, count(1))
         self.num_test = checked("FakeImages.num_test", num_test, count(1))
-        self._shape = tuple(shape)
-        self._num_classes = checked("FakeImages.num_classes", num_classes, count(1))
+        self.input_shape = tuple(shape)
+        self.num_classes = checked("FakeImages.num_classes", num_classes, count(1))
         self.seed = checked("FakeImages.seed", seed, count(0, 2**62 - 1))
-        # while they are made, each stands in memory twice
+        # while pictures are made, they and the patterns of their classes are in memory
         pictures = 2 * max(num_train, num_test) + num_classes
         if (size := pictures * (math.prod(shape) + 8)) > (most := memory_bytes() // 2):
             raise ValueError(
@@ -57,30 +60,20 @@ class FakeImages(FederatedDataModule):
                 f"{size:,}: give smaller num_train, num_test, num_classes or shape"
             )
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self._num_classes
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(channels, rows, columns)."""
-        return self._shape
-
     def load(self, train: bool) -> TensorSource:
         """See `FederatedDataModule.load`."""
         generator = torch.Generator().manual_seed(self.seed)
-        channels, *size = self._shape
+        channels, *size = self.input_shape
         coarse = self._uniform((self.num_classes, channels, 4, 4), generator)
         patterns = interpolate(coarse, size=size)
-        if not train:  # other noise than in the training pictures
+        if not train:  # the same patterns, but other noise than in the training pictures
             generator.manual_seed(generator.initial_seed() ^ 2**62)
         targets = torch.arange(self.num_train if train else self.num_test) % self.num_classes
-        images = self._uniform((len(targets), *self._shape), generator).add_(patterns[targets])
+        images = self._uniform((len(targets), *self.input_shape), generator).add_(patterns[targets])
         middle = (0.5,) * channels
         return TensorSource(images, targets, mean=middle, std=middle)
 
     @staticmethod
     def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Half the range of uint8, so that two of them add up without overflow."""
+        """Draws from half the range of uint8, so that two of them add up without overflow."""
         return torch.randint(128, shape, dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""Pictures of the user's own: a folder tree or an archive of one."""
+"""The user's own pictures: a folder tree or an archive of one."""
 
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,12 @@ class ImageFolder(FederatedDataModule):
         """Check and keep the options; the pictures are read when first asked for.
 
         Args:
-            archive: Archive file. Give this or `root`.
-            root: Folder that holds `train` and `test`.
-            image_size: Resize all pictures to this many rows and columns; needed where they differ
-                in size.
-            mean: Mean of red, green and blue in [0, 1]; those of ImageNet by default.
-            std: Standard deviations of the same.
+            archive: The archive file; give this or `root`.
+            root: The folder that holds `train` and `test`.
+            image_size: The number of rows and columns that all pictures are resized to; needed
+                where they differ in size.
+            mean: The mean of red, green and blue in [0, 1]; that of ImageNet by default.
+            std: The standard deviation of the same.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
@@ -63,7 +63,7 @@ class ImageFolder(FederatedDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the training pictures."""
+        """The number of classes of the training pictures."""
         return len(self.tree.classes)
 
     @property

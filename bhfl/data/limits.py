@@ -1,16 +1,16 @@
-"""How much memory the pictures of one source may take: told in the error that refuses more."""
+"""How much memory the pictures of one source may take; each error that refuses more says so."""
 
 import os
 from pathlib import Path
 
 MAX_MEMBER_BYTES = 64 * 2**20
-"""The size of one file in an archive or folder at most."""
+"""The largest file in an archive or folder."""
 MAX_RATIO = 1000
-"""Decoded bytes for each byte of the source. Photographs take about 10, drawings 100; a bomb takes
-a million.
+"""The most decoded bytes for each byte of the source. Photographs have about 10, drawings 100; a
+decompression bomb has a million.
 """
 MIN_DECODED_BYTES = 64 * 2**20
-"""What any source may decode to, however small it is."""
+"""The bytes that any source may decode to, however small it is."""
 
 
 class Budget:
@@ -62,7 +62,7 @@ class Budget:
 
 
 def memory_bytes() -> int:
-    """The memory of this machine."""
+    """The bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,7 +1,7 @@
-"""The files in a .tar or .zip archive, one after the other, from the first byte to the last.
+"""The files in a .tar or .zip archive, read one after the other, from the first byte to the last.
 
-tarfile takes an archive that is cut, or whose headers are damaged, for one that ends there; here
-each must end as the format says, and its checksums must agree.
+Python's tarfile takes an archive that is cut, or whose headers are damaged, for one that ends
+there. Here each must end as the format says, and its checksums must agree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ": lzma.open,
     b"]\0\0": lzma.open,
 }
-"""What the first bytes of a compressed archive say."""
+"""How to open a compressed archive, by its first bytes."""
 _EXTENSIONS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -33,8 +33,8 @@ _EXTENSIONS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 MAX_EXTENSION_BYTES = 2**20
-"""The size of a header that only tells the long name and the like of the next member at most: it is
-kept in memory.
+"""The largest header that only tells more of the next member, such as a long name: tarfile keeps it
+in memory.
 """
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _DAMAGE = (
@@ -49,7 +49,7 @@ _DAMAGE = (
 
 
 def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file whose name is `wanted`, in the archive's order.
+    """The name and the content of each file whose name is `wanted`, in the archive's order.
 
     Raises:
         ValueError: The archive is damaged, cut or encrypted, holds a link, a device or too large a
@@ -69,15 +69,15 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Refuses a large member at its header, which tarfile would load first, and a header that is
-    cut or damaged.
+    """Refuses a large member at its header, before tarfile loads it, and a header that is cut or
+    damaged.
     """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         try:
             member = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # as it should be
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(
@@ -101,7 +101,7 @@ def _tar_members(
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
         for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # else all that were seen are kept
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all that it has read
             archive.pax_headers = {}
             if not (member.isfile() or member.isdir()):
                 raise ValueError(
@@ -113,7 +113,7 @@ def _tar_members(
                     f"archive must unpack to at most {most:,} bytes, and {path} has more"
                 )
             if member.isfile() and wanted(member.name):
-                # again: an extended header can change it
+                # again, because an extended header can change the size
                 check_member(path, member.name, member.size)
                 content = archive.extractfile(member)
                 yield member.name, content.read() if content else b""
@@ -121,8 +121,8 @@ def _tar_members(
 
 
 def _check_rest(stream: IO[bytes]) -> None:
-    """Read on after the mark of the end: zeros alone may follow, and a compressed stream must end
-    in order.
+    """Read what follows the mark of the end: only zeros may, and reading to the end of a compressed
+    stream verifies its checksum.
     """
     while chunk := stream.read(2**16):
         if chunk.strip(b"\0"):
@@ -132,7 +132,7 @@ def _check_rest(stream: IO[bytes]) -> None:
 def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            with archive.open(member) as stream:  # compares its name with that in the list of all
+            with archive.open(member) as stream:  # compares the name with that in the directory
                 if wanted(member.filename) and not member.is_dir():
                     check_member(path, member.filename, member.file_size)
                     yield member.filename, stream.read()

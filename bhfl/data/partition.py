@@ -1,7 +1,7 @@
 """How the training samples are shared out among the clients.
 
-A partitioner is a pure function of (labels, number of clients, NumPy generator). It assigns an
-owner to every sample, so that each sample is with exactly one client by construction.
+A partitioner is a pure function of (labels, number of clients, NumPy generator). It assigns one
+owner, a client, to every sample: so each sample belongs to exactly one client by construction.
 
 Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
 """
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhfl.checks import checked, count, positive
-from bhfl.data.ids import read_ids
 from bhfl.files import user_path
 
 Array = NDArray[Any]
@@ -23,7 +22,7 @@ Indices = NDArray[np.int64]
 
 
 def label_order(labels: Array, rng: np.random.Generator) -> Indices:
-    """All positions, label by label, in random order within each label."""
+    """All positions, label after label, in random order within each label."""
     shuffled = rng.permutation(len(labels))
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
@@ -31,8 +30,8 @@ def label_order(labels: Array, rng: np.random.Generator) -> Indices:
 def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> Indices:
     """`count` positions, sorted; each label gets its share of them, rounded up or down.
 
-    Systematic sampling: evenly spaced places, from a random start, along the samples laid out label
-    by label.
+    This is systematic sampling: places at even distances, from a random start, along the samples
+    that are laid out label after label.
     """
     if count == 0:
         return np.empty(0, np.int64)
@@ -42,7 +41,7 @@ def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> In
 
 
 def _cut(total: int, shares: Array) -> Indices:
-    """`total` in whole parts, in proportion to `shares`, which add up to one."""
+    """`total` cut into whole parts in proportion to `shares`, which add up to one."""
     bounds = (np.cumsum(shares)[:-1] * total).astype(np.int64)
     return np.diff(bounds, prepend=0, append=total)
 
@@ -51,19 +50,19 @@ class Partitioner(ABC):
     """Shares samples out among clients; subclasses define `assign`."""
 
     min_size: int = 1
-    """Samples that each client is sure to get."""
+    """The samples that each client gets at least."""
 
     def __call__(self, labels: Array, num_clients: int, rng: np.random.Generator) -> list[Indices]:
-        """Positions of each client's samples, sorted.
+        """The positions of each client's samples, sorted.
 
         Args:
-            labels: What the split looks at, one value a sample (see `values`).
-            num_clients: Clients to share the samples out among.
-            rng: Source of all draws.
+            labels: The value of each sample that the split goes by (see `values`).
+            num_clients: The number of clients.
+            rng: The source of all draws.
 
         Raises:
-            ValueError: If there are too few samples for every client to have `min_size`, or
-                `assign` returns something else than an owner of each sample.
+            ValueError: There are too few samples for every client to have `min_size`, or `assign`
+                returns something else than an owner of each sample.
         """
         checked("num_clients", num_clients, count(1))
         most = len(labels) // self.min_size
@@ -74,15 +73,14 @@ class Partitioner(ABC):
             )
         owners = np.asarray(self.assign(labels, num_clients, rng))
         if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):
-            found = f"{owners.dtype} {list(owners.shape)}"
             raise ValueError(
-                f"{type(self).__name__}.assign must return integers [{len(labels)}], got {found}"
+                f"{type(self).__name__}.assign must return integers [{len(labels)}], got "
+                f"{owners.dtype} {list(owners.shape)}"
             )
         if len(owners) and not 0 <= owners.min() <= owners.max() < num_clients:
-            found = f"{owners.min()} to {owners.max()}"
             raise ValueError(
                 f"{type(self).__name__}.assign must return clients 0 to {num_clients - 1}, got "
-                f"{found}"
+                f"{owners.min()} to {owners.max()}"
             )
         sizes = np.bincount(owners, minlength=num_clients)
         return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
@@ -92,20 +90,18 @@ class Partitioner(ABC):
         """The client, 0 to `num_clients` - 1, of each sample."""
 
     def values(self, targets: Array) -> Array:
-        """What the split looks at, one value for each of the data set's `targets`: by default these
-        themselves.
+        """The values that the split goes by, one for each of the data set's `targets`; by default
+        the targets themselves.
         """
         return targets
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}"
-            f"({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
-        )
+        options = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({options})"
 
 
 class IID(Partitioner):
-    """A random split into equal parts (sizes differ by one at most)."""
+    """A random split into equal parts, whose sizes differ by one at most."""
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`."""
@@ -115,25 +111,27 @@ class IID(Partitioner):
 class Dirichlet(Partitioner):
     """Label skew: each label's samples are shared out in proportions drawn from Dir(alpha).
 
-    A client that already holds n/K samples draws no more, which keeps the sizes near each other:
-    the scheme of Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4, with its
-    reference code's size rule.
+    This is the scheme of Li et al. 2022, "Federated Learning on Non-IID Data Silos", section 4,
+    with the size rule of its reference code: a client that already holds n/K samples draws no more,
+    which keeps sizes near each other.
     """
 
     def __init__(self, alpha: float = 0.5, min_size: int = 1, max_tries: int = 100) -> None:
         """Check and keep the options.
 
         Args:
-            alpha: Concentration, above 0: near 0 each client sees few labels, above 100 all alike.
-            min_size: Fewest samples of a client; a draw that leaves one with less is drawn again.
-            max_tries: Draws before the split is given up with an error.
+            alpha: The concentration, above 0: near 0 each client sees few labels, above 100 all see
+                the same mix.
+            min_size: The fewest samples of a client; a draw that leaves one with less is drawn
+                again.
+            max_tries: The number of draws before the split is given up with an error.
         """
         self.alpha = float(checked("Dirichlet.alpha", alpha, positive))
         self.min_size = checked("Dirichlet.min_size", min_size, count(1))
         self.max_tries = checked("Dirichlet.max_tries", max_tries, count(1))
 
     def values(self, targets: Array) -> Array:
-        """The labels; ValueError for numbers that are not whole, each of which would be one."""
+        """The labels; ValueError for numbers that are not whole, each of which would be a label."""
         if np.issubdtype(targets.dtype, np.floating) and (odd := targets[~(targets % 1 == 0)]).size:
             raise ValueError(
                 f"{self} needs a label for each sample, a whole number for each kind, as targets, "
@@ -145,7 +143,7 @@ class Dirichlet(Partitioner):
         """See `Partitioner.assign`.
 
         Raises:
-            ValueError: If none of `max_tries` draws gave every client `min_size` samples.
+            ValueError: None of `max_tries` draws gave every client `min_size` samples.
         """
         for _ in range(self.max_tries):
             owners = self._draw(labels, num_clients, rng)
@@ -158,11 +156,12 @@ class Dirichlet(Partitioner):
         )
 
     def _draw(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """One draw of the owners, whatever the sizes."""
         owners = np.empty(len(labels), np.int64)
         sizes = np.zeros(num_clients, np.int64)
         counts = np.unique(labels, return_counts=True)[1]
         groups = np.split(label_order(labels, rng), np.cumsum(counts)[:-1])
-        # in random order: the size rule would favour the first ones
+        # in random order, because the size rule favours the first labels
         for label in rng.permutation(len(groups)):
             below = np.flatnonzero(sizes * num_clients < len(labels))
             parts = _cut(counts[label], rng.dirichlet(np.full(len(below), self.alpha)))
@@ -180,20 +179,19 @@ class Shards(Partitioner):
         """Check and keep the options.
 
         Args:
-            shards_per_client: Shards of a client: about the number of labels that it sees.
+            shards_per_client: The number of shards of a client, which is about the number of labels
+                that it sees.
         """
-        self.shards_per_client = self.min_size = checked(
-            "Shards.shards_per_client", shards_per_client, count(1)
-        )
+        checked("Shards.shards_per_client", shards_per_client, count(1))
+        self.shards_per_client = self.min_size = shards_per_client
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`."""
         num_shards = num_clients * self.shards_per_client
         owner_of_shard = rng.permutation(num_shards) % num_clients
+        shard_of_place = np.arange(len(labels)) * num_shards // len(labels)
         owners = np.empty(len(labels), np.int64)
-        owners[label_order(labels, rng)] = owner_of_shard[
-            np.arange(len(labels)) * num_shards // len(labels)
-        ]
+        owners[label_order(labels, rng)] = owner_of_shard[shard_of_place]
         return owners
 
 
@@ -206,8 +204,8 @@ class QuantitySkew(Partitioner):
         """Check and keep the options.
 
         Args:
-            alpha: Concentration, above 0: near 0 few clients hold nearly all samples.
-            min_size: Fewest samples of a client.
+            alpha: The concentration, above 0: near 0 few clients hold nearly all samples.
+            min_size: The fewest samples of a client.
         """
         self.alpha = float(checked("QuantitySkew.alpha", alpha, positive))
         self.min_size = checked("QuantitySkew.min_size", min_size, count(1))
@@ -220,10 +218,10 @@ class QuantitySkew(Partitioner):
 
 
 class ByColumn(Partitioner):
-    """A natural split: samples with the same group id (a writer, a device) stay with one client.
+    """A natural split: samples with the same group id (a writer, a device) belong to one client.
 
-    With as many groups as clients, client i is the i-th group in sorted order; with more, the
-    groups are dealt out.
+    With as many groups as clients, client i has the i-th group in sorted order; with more, the
+    groups are dealt out at random.
     """
 
     def __init__(self, column: str | Sequence[int]) -> None:
@@ -233,9 +231,10 @@ class ByColumn(Partitioner):
             column: A group id for each training sample: a sequence or array, or the path of a .npy
                 file of one.
         """
-        self.column = (
-            self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
-        )
+        if isinstance(column, str | os.PathLike):
+            self.column = self._read(column)
+        else:
+            self.column = np.asarray(column)
         if self.column.ndim != 1:
             raise ValueError(
                 f"ByColumn.column must have one dimension, got shape {self.column.shape}"
@@ -243,9 +242,16 @@ class ByColumn(Partitioner):
 
     @staticmethod
     def _read(path: str | os.PathLike[str]) -> Array:
+        """The array in a .npy file of hostile bytes; it is mapped before it is read, so that a size
+        that the file merely claims takes no memory.
+        """
         try:
-            return read_ids(user_path(path))
-        except (OSError, ValueError) as error:
+            found = np.load(user_path(path), mmap_mode="r", allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return np.array(found)
+            found.close()
+            raise ValueError("it is an archive of several arrays")
+        except Exception as error:  # the reader of headers raises whatever it likes
             raise ValueError(
                 f"ByColumn.column must be the path of a .npy file of ids, got {path!r}: {error}"
             ) from error
@@ -254,7 +260,7 @@ class ByColumn(Partitioner):
         """The group ids.
 
         Raises:
-            ValueError: If they are not as many as the samples.
+            ValueError: There are not as many ids as samples.
         """
         if len(self.column) != len(targets):
             raise ValueError(
@@ -267,7 +273,7 @@ class ByColumn(Partitioner):
         """See `Partitioner.assign`.
 
         Raises:
-            ValueError: If there are fewer groups than clients.
+            ValueError: There are fewer groups than clients.
         """
         groups, group_of_sample = np.unique(labels, return_inverse=True)
         if len(groups) < num_clients:
@@ -275,9 +281,9 @@ class ByColumn(Partitioner):
                 f"num_clients must be at most {len(groups)}, the number of groups among "
                 f"{len(labels)} samples that are left for clients, got {num_clients}"
             )
-        order = (
-            np.arange(num_clients) if len(groups) == num_clients else rng.permutation(len(groups))
-        )
+        order = np.arange(len(groups))
+        if len(groups) > num_clients:
+            order = rng.permutation(order)
         owner_of_group: Indices = order % num_clients
         return owner_of_group[group_of_sample]
 

@@ -1,10 +1,10 @@
-"""Where batches come from: tensors that are indexed directly, or any map-style dataset through a
+"""The sources of batches: tensors that are indexed directly, or any map-style dataset through a
 DataLoader.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,43 +16,11 @@ from bhfl.data.augment import Augmentation
 from bhfl.data.partition import Array
 
 
-class Source(Protocol):
-    """Batches of chosen samples."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def targets(self) -> Array:
-        """What splits go by: the target of each sample, ``[n]``."""
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-
-    def batches(
-        self,
-        indices: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-        augment: Augmentation | None = None,
-    ) -> Iterator[Any]:
-        """The samples at `indices`, in that order, `batch_size` at a time; the last batch may be
-        smaller.
-
-        Args:
-            indices: int64 positions, ``[m]``.
-            batch_size: Samples a batch.
-            generator: Source of every random draw, those of the dataset's own transforms included.
-            augment: Applied to the inputs of each batch.
-        """
-
-
 class TensorSource:
-    """Inputs and targets that are tensors: a batch is one `index_select`, then float32, then
-    normalised.
+    """Inputs and targets that are tensors: a batch is one `index_select`, which becomes float32 and
+    is normalised.
 
-    uint8 inputs are divided by 255 first; inputs of other integer types (tokens) are handed on as
-    they are.
+    uint8 inputs are divided by 255 first; inputs of other integer types (tokens) stay as they are.
     """
 
     def __init__(
@@ -63,14 +31,15 @@ class TensorSource:
         Args:
             inputs: ``[n, ...]``, pictures ``[n, C, H, W]``.
             targets: ``[n]``.
-            mean: Mean of each channel (dimension 1), in the units of float32 inputs; () for none.
-            std: Standard deviation of each channel; () for one.
+            mean: The mean of each channel (dimension 1), in the units of float32 inputs; () for 0.
+            std: The standard deviation of each channel; () for 1.
         """
         if len(inputs) != len(targets):
             raise ValueError(
                 f"targets must be as many as the {len(inputs)} inputs, got {len(targets)}"
             )
-        self.inputs, self.labels = inputs, targets
+        self.inputs = inputs
+        self.labels = targets
         self.targets: Array = targets.numpy()
         channels = (-1, *[1] * (inputs.dim() - 2))
         deviation = torch.tensor([*std] or [1.0]).view(channels)
@@ -83,7 +52,7 @@ class TensorSource:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
+        """The shape of one input."""
         return tuple(self.inputs.shape[1:])
 
     def batches(
@@ -93,7 +62,15 @@ class TensorSource:
         generator: torch.Generator,
         augment: Augmentation | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Source.batches`; the tensors are new ones."""
+        """The samples at `indices`, in that order, `batch_size` at a time, as new tensors; the last
+        batch may be smaller.
+
+        Args:
+            indices: int64 positions, ``[m]``.
+            batch_size: The number of samples in a batch.
+            generator: The source of every random draw.
+            augment: A change of the inputs of each batch, before they are normalised.
+        """
         for chunk in torch.split(indices, batch_size) if len(indices) else ():
             inputs = self.inputs.index_select(0, chunk)
             if augment is not None:
@@ -101,6 +78,7 @@ class TensorSource:
             yield self._normalised(inputs), self.labels.index_select(0, chunk)
 
     def _normalised(self, inputs: Tensor) -> Tensor:
+        """``(inputs - mean) / std`` in float32, as one product and one sum."""
         if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
             return inputs
         return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
@@ -109,12 +87,13 @@ class TensorSource:
 class _KeyedSamples(Dataset[Any]):
     """Chosen samples of a dataset, each read under a seed of its own.
 
-    Random transforms draw from the global generators; seeding these for each sample, and putting
-    them back, makes the samples independent of the number of workers and of all that ran before.
+    Random transforms draw from the global generators. These are seeded for each sample and put back
+    after it, so that samples depend neither on the number of workers nor on what ran before.
     """
 
     def __init__(self, dataset: Dataset[Any], indices: Tensor, generator: torch.Generator) -> None:
-        self.dataset, self.indices = dataset, indices.tolist()
+        self.dataset = dataset
+        self.indices = indices.tolist()
         self.seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
 
     def __len__(self) -> int:
@@ -138,11 +117,13 @@ class LoaderSource:
         """Keep the dataset.
 
         Args:
-            dataset: Map-style.
-            targets: What splits go by; None to take the dataset's `targets`, `labels` or `y`.
-            num_workers: Worker processes; they change the speed, not the batches.
+            dataset: A map-style dataset.
+            targets: The target of each sample, which splits go by; None to take the dataset's
+                `targets`, `labels` or `y`.
+            num_workers: The number of worker processes, on which the speed depends, but no batch.
         """
-        self.dataset, self.num_workers = dataset, num_workers
+        self.dataset = dataset
+        self.num_workers = num_workers
         self._targets = targets
 
     def __len__(self) -> int:
@@ -155,7 +136,7 @@ class LoaderSource:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of the first input; ValueError if samples are no pairs that begin with it."""
+        """The shape of the first input; ValueError if samples are not pairs that begin with it."""
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
         if not isinstance(sample, (tuple, list, Tensor, np.ndarray)) or not len(sample):
             what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
@@ -172,23 +153,26 @@ class LoaderSource:
         generator: torch.Generator,
         augment: Augmentation | None = None,
     ) -> Iterator[Any]:
-        """See `Source.batches`."""
+        """See `TensorSource.batches`; the draws of the dataset's own transforms are keyed too, and
+        `augment` gets what they give.
+        """
         samples = _KeyedSamples(self.dataset, indices, generator)
-        # its own generator: the loader draws a seed for its workers, by default from the global one
-        loader = DataLoader(
-            samples, batch_size, num_workers=self.num_workers, generator=torch.Generator()
-        )
-        for batch in loader:
-            if augment is None:
-                yield batch
-            else:
+        # The loader draws a seed for its workers: without a generator, from the global one.
+        own = torch.Generator()
+        for batch in DataLoader(samples, batch_size, num_workers=self.num_workers, generator=own):
+            if augment is not None:
                 inputs, targets = batch
-                yield augment(inputs, generator), targets
+                batch = augment(inputs, generator), targets
+            yield batch
+
+
+Source = TensorSource | LoaderSource
+"""What gives batches of chosen samples, and knows their targets and the shape of an input."""
 
 
 def _find_targets(dataset: Dataset[Any]) -> Any:
-    """The `targets`, `labels` or `y` of a dataset, or of that which it is a subset of; ValueError
-    where it has none.
+    """The `targets`, `labels` or `y` of a dataset; those of a `Subset` are looked up in the dataset
+    behind it. ValueError if there are none.
     """
     if isinstance(dataset, Subset):
         return np.asarray(_find_targets(dataset.dataset))[np.asarray(dataset.indices)]
@@ -203,18 +187,18 @@ def _find_targets(dataset: Dataset[Any]) -> Any:
 
 
 def as_source(dataset: Dataset[Any] | Source, targets: Any = None, num_workers: int = 0) -> Source:
-    """The fast source for a pair of tensors, the general one otherwise; a source is handed back.
+    """The fast source for a pair of tensors, and the general one for any other dataset.
 
     Args:
-        dataset: Map-style.
-        targets: What splits go by, one a sample; None to take the dataset's own targets.
+        dataset: A map-style dataset, or a source, which is returned.
+        targets: The target of each sample, which splits go by; None to take the dataset's own.
         num_workers: See `LoaderSource`.
     """
-    if isinstance(dataset, (TensorSource, LoaderSource)):
+    if isinstance(dataset, Source):
         return dataset
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         source = TensorSource(*dataset.tensors)
         if targets is not None:
             source.targets = np.asarray(targets)
         return source
-    return LoaderSource(cast(Dataset[Any], dataset), targets, num_workers)
+    return LoaderSource(dataset, targets, num_workers)

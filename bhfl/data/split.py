@@ -1,4 +1,4 @@
-"""The training split of one federation: who holds which sample."""
+"""The split of a training set for one federation: which samples belong to whom."""
 
 import hashlib
 import json
@@ -20,19 +20,19 @@ class Split:
     scheme: str
     """The partitioner and its options."""
     seed: int
-    """The seed that all of it follows from."""
+    """The seed of all draws."""
     clients: list[Tensor]
-    """Training samples of each client."""
+    """The training samples of each client."""
     client_val: list[Tensor]
-    """Validation samples of each client; empty tensors where none were asked for."""
+    """The validation samples of each client; empty tensors if none were asked for."""
     val: Tensor
-    """Global validation samples, with no client."""
+    """The global validation samples, which no client has."""
     holdout: Tensor
-    """Samples kept for the server, with no client."""
+    """The samples kept for the server, which no client has."""
 
     def record(self) -> dict[str, Any]:
-        """The split as JSON-able values; `sha256` is that of the four index lists as compact JSON
-        with sorted keys.
+        """The split as values for JSON; `sha256` is the digest of the four lists of positions as
+        compact JSON with sorted keys.
         """
         lists = {
             "clients": [part.tolist() for part in self.clients],
@@ -51,16 +51,16 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What is taken from a training set before the clients get the rest, in this order; the first
-    three keep the label mix.
+    """What is taken from a training set, in this order; the clients get the rest. The first three
+    keep the label mix.
     """
 
     max_samples: int | None
-    """A subset of at most so many samples; None takes all."""
+    """The size of the subset that is used at most; None uses all samples."""
     val_fraction: float
     """The part of the subset for global validation."""
     holdout: int
-    """Samples for the server."""
+    """The number of samples for the server."""
     client_val_fraction: float
     """The part of each client's samples for its own validation."""
 
@@ -68,17 +68,20 @@ class Shares:
 def make_split(
     targets: Array, partition: Partitioner, num_clients: int, seed: int, shares: Shares
 ) -> Split:
-    """Split a training set; a function of its arguments only, each share with a stream of its own.
+    """Split a training set: a function of its arguments only.
+
+    Each share draws from a random stream of its own, so that a change of one leaves the draws of
+    the others as they are.
 
     Args:
         targets: The target of each sample, ``[n]``.
-        partition: How the clients share what is theirs.
-        num_clients: Number of clients.
+        partition: How the clients share the rest.
+        num_clients: The number of clients.
         seed: The seed of all draws.
         shares: What is taken before.
 
     Raises:
-        ValueError: The samples do not suffice for this.
+        ValueError: There are too few samples.
     """
     checked("num_clients", num_clients, count(1))
     if targets.ndim != 1:
@@ -114,7 +117,7 @@ def make_split(
 def _take(
     targets: Array, pool: Indices, count: int, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
-    """`count` of the pool with its label mix, and what is left."""
+    """`count` samples of the pool with its label mix, and what is left."""
     chosen = stratified_sample(targets[pool], count, rng)
     return pool[chosen], np.delete(pool, chosen)
 
@@ -122,8 +125,8 @@ def _take(
 def _divide(
     part: Indices, val_fraction: float, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
-    """A client's samples as (training, validation); the latter rounded down, so that training never
-    is empty.
+    """A client's samples as (training, validation); validation is rounded down, so that training
+    is never empty.
     """
     shuffled = rng.permutation(part)
     num_val = int(val_fraction * len(part))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,20 +20,25 @@ from bhfl.settings import Role
 
 
 class _Torchvision(FederatedDataModule):
-    """A set that the subclass of its name in `torchvision.datasets` reads."""
+    """A set that the class of the same name in `torchvision.datasets` reads."""
 
+    num_classes: int = 10
+    input_shape: tuple[int, ...] = (3, 32, 32)
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    # these sets are the same wherever they lie
+    remedy = ": give the folder that does, or fetch them once with data.download=true"
+    """What the user can do about a set that is not there."""
+
+    # the sets are the same in any folder
     roles: ClassVar[Mapping[str, Role]] = {"root": Role.MACHINE, "archive": Role.MACHINE}
 
     def __init__(self, root: str | Path = "data", download: bool = False, **options: Any) -> None:
         """Keep the options; nothing is read yet.
 
         Args:
-            root: Folder of torchvision's files.
-            download: Fetch them into `root` if they are not there.
+            root: The folder of torchvision's files.
+            download: Whether to fetch them into `root` if they are not there.
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
@@ -41,14 +46,14 @@ class _Torchvision(FederatedDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download, where asked to; processes that want the same files take turns."""
+        """Download, if asked to; processes that want the same files take turns."""
         if not self.download:
             return
         root = Path(self.root)
         root.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            if os.access(root, os.W_OK):  # where nothing can be written all has to be there
-                stack.enter_context(queue(root / ".bhfl.lock"))
+        # a folder that cannot be written to holds the files already, or the download fails
+        turn = queue(root / ".bhfl.lock") if os.access(root, os.W_OK) else nullcontext()
+        with turn:
             for train in (True, False):
                 self._open(train, download=True)
 
@@ -56,7 +61,7 @@ class _Torchvision(FederatedDataModule):
         """See `FederatedDataModule.load`.
 
         Raises:
-            ValueError: If `root` does not hold the set.
+            ValueError: `root` does not hold the set.
         """
         dataset = self._open(train)
         images = torch.as_tensor(dataset.data)
@@ -76,44 +81,43 @@ class _Torchvision(FederatedDataModule):
             if download:
                 problem = f"data.download: {files} cannot be fetched to {self.root!r}"
             else:
-                problem = f"data.root must hold {files}, and {self.root!r} does not{self._remedy()}"
+                problem = f"data.root must hold {files}, and {self.root!r} does not{self.remedy}"
             raise ValueError(f"{problem} ({' '.join(str(error).split())})") from error
 
     def _made(self, train: bool, download: bool) -> Any:
+        """The set of torchvision, with torchvision's own errors."""
         from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
 
         return getattr(datasets, type(self).__name__)(self.root, train=train, download=download)
-
-    def _remedy(self) -> str:
-        return ": give the folder that does, or fetch them once with data.download=true"
 
 
 class MNIST(_Torchvision):
     """Handwritten digits: 60,000 + 10,000 grey pictures of 28x28 in 10 classes."""
 
-    num_classes, input_shape = 10, (1, 28, 28)
+    input_shape = (1, 28, 28)
     mean, std = (0.1307,), (0.3081,)
 
 
 class FashionMNIST(_Torchvision):
     """Articles of clothing: 60,000 + 10,000 grey pictures of 28x28 in 10 classes."""
 
-    num_classes, input_shape = 10, (1, 28, 28)
+    input_shape = (1, 28, 28)
     mean, std = (0.2860,), (0.3530,)
 
 
 class CIFAR10(_Torchvision):
     """Objects: 50,000 + 10,000 colour pictures of 32x32 in 10 classes."""
 
-    num_classes, input_shape = 10, (3, 32, 32)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+    remedy = _Torchvision.remedy + ", or name an archive of pictures with data.archive"
 
     def __init__(self, archive: str | Path | None = None, **options: Any) -> None:
         """Keep the options; nothing is read yet.
 
         Args:
-            archive: An archive (or folder) of the set as pictures, laid out as for `ImageFolder`;
-                read instead of torchvision's files in `root`.
+            archive: An archive (or folder) of the set as pictures, laid out as for `ImageFolder`,
+                which is read instead of torchvision's files in `root`.
             options: `root`, `download`, and those of `FederatedDataModule`.
         """
         super().__init__(**options)
@@ -123,16 +127,17 @@ class CIFAR10(_Torchvision):
     def _tree(self) -> ImageTree:
         """The decoded pictures of the archive."""
         tree = load_tree(self.archive or Path())
-        found = len(tree.classes), tuple(tree.train.images.shape[1:])
-        if found != (self.num_classes, self.input_shape):
+        num_classes = len(tree.classes)
+        shape = tuple(tree.train.images.shape[1:])
+        if num_classes != self.num_classes or shape != self.input_shape:
             raise ValueError(
                 f"data.archive must hold {self.num_classes} classes of {self.input_shape} "
-                f"pictures, got {found[0]} of {found[1]} in {self.archive}"
+                f"pictures, got {num_classes} of {shape} in {self.archive}"
             )
         return tree
 
     def prepare_data(self) -> None:
-        """Decode the archive to its cache; without one, download where asked to."""
+        """Decode the archive to the cache; without one, download if asked to."""
         if self.archive is None:
             super().prepare_data()
         else:
@@ -142,21 +147,18 @@ class CIFAR10(_Torchvision):
         """See `FederatedDataModule.load`.
 
         Raises:
-            ValueError: If `root` does not hold the set, or `archive` another one.
+            ValueError: `root` does not hold the set, or `archive` holds another one.
         """
         if self.archive is None:
             return super().load(train)
         split = self._tree.train if train else self._tree.test
         return TensorSource(split.images, split.targets, self.mean, self.std)
 
-    def _remedy(self) -> str:
-        return super()._remedy() + ", or name an archive of pictures with data.archive"
-
 
 class CIFAR100(_Torchvision):
     """Objects: 50,000 + 10,000 colour pictures of 32x32 in 100 classes."""
 
-    num_classes, input_shape = 100, (3, 32, 32)
+    num_classes = 100
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
@@ -165,7 +167,6 @@ class SVHN(_Torchvision):
     with scipy).
     """
 
-    num_classes, input_shape = 10, (3, 32, 32)
     mean, std = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
 
     def _made(self, train: bool, download: bool) -> Any:
