@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
@@ -101,7 +102,9 @@ class Checker:
         if is_callable(hint) and isinstance(value, str) and "." in value:
             return self._callable(instance, value, keys)
         if instance is not None:
-            return self._object(instance, value, keys) if isinstance(value, str | dict) else None
+            # options alone have no name
+            spellings = dict if is_dataclass(instance.base) else (str, dict)
+            return self._object(instance, value, keys) if isinstance(value, spellings) else None
         if isinstance(hint, Section):
             return self._section(hint, value, keys) if isinstance(value, dict) else None
         if isinstance(hint, Checked):
@@ -218,6 +221,13 @@ def _place(keys: Keys) -> Keys:
 
 
 def _holders(section: Section, key: Any) -> list[str]:
-    """The names that `key` has in the sections inside of this one."""
-    inner = [(name, hint) for name, hint in section.fields.items() if isinstance(hint, Section)]
-    return [f"{name}.{key}" for name, hint in inner if key in hint.fields]
+    """The names that `key` has inside: in a section, or as an option of an option."""
+    found = []
+    for name, hint in section.fields.items():
+        inner = hint.fields if isinstance(hint, Section) else {}
+        for instance in filter(None, map(instance_of, alternatives(hint))):
+            if is_dataclass(instance.base):
+                inner = parameters(instance.base)[0]
+        if key in inner:
+            found.append(f"{name}.{key}")
+    return found

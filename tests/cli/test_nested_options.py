@@ -129,6 +129,12 @@ REFUSED: list[tuple[str, list[str], str]] = [
     ),
     ("mask: false", [], f"nested.yaml:4: algorithm.mask {NEITHER} false; did you mean null?"),
     ("other: 3", [], f"algorithm.other {NEITHER} 3"),
+    ("mask: layer", [], f"algorithm.mask {NEITHER} 'layer'"),
+    (
+        "rule: deadline",
+        [],
+        "algorithm.rule is an unknown option of Nested; known: budget.rule",
+    ),
     (
         "budget: null",
         [],
