@@ -1,7 +1,6 @@
 """How the package reads: rules that ruff has none for, read from the source. Nothing is run.
 
-``python -m tests.test_style`` prints the figures, and what the files that are still to be read
-break.
+``python -m tests.test_style`` prints the figures, and the rules that files break.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bhfl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-MOST_TOKENS = 173_900
+MOST_TOKENS = 171_600
 """Names, operators and numbers of the package at most. It may only get less, and is to come down to
 168,395: 1.02 of what the package had before the halves of a round were taken apart.
 """
@@ -27,9 +26,6 @@ MOST_FUNCTION_LINES = 45
 MOST_FILE_LINES = 350
 MOST_TARGETS = 2
 MOST_ARGUMENTS = 6
-
-UNREAD: dict[str, set[str]] = {}
-"""What the files that nobody has read yet break: it may only get less."""
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 PREPOSITIONS = [
@@ -157,14 +153,7 @@ def name_of(file: Path) -> str:
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_a_file_reads_plainly(file: Path) -> None:
-    found = broken(file.read_text())
-    unread = UNREAD.get(name_of(file), set())
-    assert found.keys() <= unread, {rule: found[rule] for rule in found.keys() - unread}
-    assert unread <= found.keys(), f"take off the list: {sorted(unread - found.keys())}"
-
-
-def test_the_list_names_files_that_there_are() -> None:
-    assert UNREAD.keys() <= set(map(name_of, FILES))
+    assert broken(file.read_text()) == {}
 
 
 def num_tokens(file: Path) -> int:
