@@ -15,6 +15,8 @@ from bhfl.engine.handed import ReturnError
 from bhfl.engine.refusal import RefusedError
 
 _OURS = f"{Path(bhfl.__file__).parent}{os.sep}"
+# torch says by a plain RuntimeError that a CPU has no memory, or that a signal killed a worker of a
+# DataLoader
 _PASSING = (
     "out of memory",
     "t allocate memory",
@@ -36,6 +38,7 @@ def fault_of(error: BaseException, channels_last: bool) -> Fault:
         return Fault("rejected", str(error), broken_hook=True)
     if isinstance(error, (PayloadError, RefusedError)):
         cause = error.__cause__
+        # an error of the algorithm's own code, whose line tells whether all clients failed at it
         if isinstance(cause, Exception):
             return Fault("rejected", str(error), traceback.format_exc(), origin(cause))
         return Fault("rejected", str(error))
@@ -73,6 +76,7 @@ def origin(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, (MemoryError, OSError, TimeoutError, torch.OutOfMemoryError)):
             return ""
+        # subprocess.TimeoutExpired, and those of many libraries, derive from no TimeoutError
         if "Timeout" in type(cause).__name__ or any(
             words in str(cause).lower() for words in _PASSING
         ):

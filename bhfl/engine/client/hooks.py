@@ -23,6 +23,7 @@ class ClientHooks:
     def __init__(self, algorithm: Algorithm, model: Mapping[str, Tensor]) -> None:
         self.algorithm = algorithm
         self.model = model
+        # the default gives the message itself, in which there is nothing to check
         self.receives = type(algorithm).receive is not Algorithm.receive
         self.closes = type(algorithm).client_close is not Algorithm.client_close
 

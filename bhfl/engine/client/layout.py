@@ -37,8 +37,11 @@ class Layout:
         last = torch.channels_last
         for parameter in self.module.parameters():
             if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=last):
+                # through .data the parameter stays the object that optimisers and tied layers hold
                 parameter.data = parameter.data.contiguous(memory_format=last)
+                # weights that were lent in channels_last are not among them, and stay so
                 self._changed.append(parameter)
+        # one operand in channels_last is enough for oneDNN to write past its workspace
         for layer in filter(layer_needs_contiguous, self.module.modules()):
             self._hooks.append(layer.register_forward_pre_hook(_contiguous_inputs, prepend=True))
             for parameter in layer.parameters(recurse=False):
@@ -67,6 +70,7 @@ def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
 def _channels_last(batch: Any) -> Any:
     if isinstance(batch, Tensor) and batch.ndim == 4:
         return batch.contiguous(memory_format=torch.channels_last)
+    # the class of a named tuple takes its fields one by one, not an iterable of them
     if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
         return type(batch)(_channels_last(item) for item in batch)
     return batch

@@ -40,6 +40,8 @@ class _Messages:
 
     def read(self, payload: bytes) -> Params:
         """What a message holds; nothing where it is empty."""
+        # a whole cohort is mostly sent the same: to compare bytes costs far less than to decode
+        # them
         if payload != self._payload:
             self._tensors = self.place(float_tensors(decode(payload)))
             self._payload = payload
@@ -122,6 +124,7 @@ class LocalClients:
         """Let each client keep what it came to, changed by the closing message if there is one, or
         drop it.
         """
+        # what clients keep is read from disk to the CPU, and stays there
         closings = _Messages(lambda tensors: tensors)
         for client in self._waiting:
             verdict = verdicts.get(client)
@@ -134,8 +137,10 @@ class LocalClients:
         self._waiting = []
 
     def _close(self, client: Client, round: int, closing: Params) -> None:
+        # a client that came to nothing new has nothing pending, but what it kept before
         kept = self.store.pending(client.id) or self.store.load(client.id, round) or {}
         state = self.hooks.client_close(client, kept.get("algorithm", {}), closing)
+        # a version of its own, as the closing message changed what was put, and so its digest
         self.store.save(client.id, round, {**kept, "algorithm": state})
         self.store.drop(client.id)
 
@@ -149,13 +154,16 @@ class LocalClients:
             self.worker.begin(task)
             self._work(client, task, work)
         except (CheckpointError, Terminated):
-            raise  # no failure of the client's: what it had kept is not there, or the run is to end
-        except (Exception, SystemExit) as error:  # whatever it is, it is not the round's
+            # no failure of the client's: what it had kept is not there, or the run is to end
+            raise
+        # whatever else it is ends the client's round and not the server's, sys.exit in a module too
+        except (Exception, SystemExit) as error:
             work.fault = fault_of(error, task.channels_last)
             work.payload = None
         if work.fault is None:
             # outside the try: a full disk is no client's failure
             self._waiting.append(client.id)
+            # clients without a state of their own write no files
             if any(work.keeps.values()):
                 final = not self.hooks.closes
                 self.store.put(client.id, task.round + 1, work.keeps, final=final)
@@ -178,6 +186,7 @@ class LocalClients:
         kept = self.store.load(client.id, task.version) or {}
         received = self._messages.read(task.downlink)
         state = self.worker.to_device(kept.get("algorithm"))
+        # in the first round of a client, and in each of one that keeps nothing
         state = state or self.hooks.init_client(client, received)
         given = self.hooks.receive(received, state)
         work.own = self.own.missing(given)
@@ -187,9 +196,11 @@ class LocalClients:
         work.metrics = run.metrics
         if task.measures:
             self._measure(run)
+        # what was its own once stays so, through rounds in which it is sent too
         own = self._values(dict.fromkeys([*work.own, *kept.get(KEPT, {})]))
         if self.algorithm.communicates:
             work.payload = self._uplink(run)
+            # again: an uplink hook counts the examples that it measures on
             work.num_examples = run.num_examples
             if work.payload is None:
                 work.fault = Fault("skipped", "nothing was sent")
@@ -199,6 +210,7 @@ class LocalClients:
         self, task: Task, client: Client, message: Params, start: Params, state: dict[str, Tensor]
     ) -> LocalRun:
         assert task.training is not None
+        # no draw depends on which process trains the client, nor on what it trained before
         rng = RandomKeys(task.seed, task.round, client.id)
         return LocalRun(
             client=client,
@@ -232,6 +244,7 @@ class LocalClients:
         update = self.hooks.uplink(run)
         if update is None:
             return None
+        # a tied tensor travels once, by its first name
         staying = self.own.always | self.worker.tied
         try:
             return encode({name: value for name, value in update.items() if name not in staying})
@@ -242,6 +255,7 @@ class LocalClients:
         """Validation metrics of the module on some of a client's training examples, the same at
         every call.
         """
+        # the keyed order of the first epoch, so that models are compared on the same examples
         batches = self.data.client_batches(client.id, rng, 0)
         per_batch = math.ceil(client.num_examples / self.data.num_batches(client.id))
         return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")

@@ -57,6 +57,7 @@ class Transfer:
 
     def __call__(self, batch: Any) -> Any:
         """The batch on the device."""
+        # 0 is the index of the data loader, of which a client has one
         before, move, after = self._owners
         batch = before.on_before_batch_transfer(batch, 0)
         batch = move.transfer_batch_to_device(batch, self.device, 0)

@@ -26,6 +26,7 @@ class _Kept:
     _name = ""
 
     def __getattr__(self, name: str) -> Any:
+        # copy, pickle and inspect ask for these, and take a bare AttributeError for a no
         if name.startswith("__"):
             raise AttributeError(name)
         kept = sorted(kept for kept in {*dir(type(self)), *vars(self)} if not kept.startswith("_"))
@@ -54,6 +55,7 @@ class LocalStrategy(_Kept):
     root_device: torch.device
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
+        # through vars, since __setattr__ refuses whoever sets anything
         vars(self).update(
             lightning_module=module,
             root_device=fabric.device,
@@ -96,6 +98,7 @@ class LocalStrategy(_Kept):
         scaler = self._scaler
         if scaler is None:
             return optimizer.step(closure=partial(self._closed, optimizer, closure), **kwargs)
+        # it calls its closure several times a step, and a GradScaler takes no closure
         if isinstance(optimizer, LBFGS):
             raise ValueError(
                 "LBFGS cannot train under trainer.precision 16-mixed: take bf16-mixed or 32-true"
@@ -103,6 +106,8 @@ class LocalStrategy(_Kept):
         closure()
         if self._place.without_loss:
             return None
+        # fused optimisers unscale in their own kernels, too late for whoever changes the gradients
+        # before
         changed = self._place.change_gradients or self._place.training.gradient_clip_val
         if changed or not getattr(optimizer, "_step_supports_amp_scaling", False):
             self._precision.unscale_gradients(optimizer)
@@ -151,7 +156,8 @@ class ModuleTrainer(_Kept):
 
     _name = "self.trainer"
     _place: Place
-    _results = None  # of Lightning's `log` outside its hooks, which then says so
+    # Lightning's `log` asks for it outside its hooks, and says so where it is None
+    _results = None
     accumulate_grad_batches = 1
     barebones = False
     fast_dev_run = False
@@ -179,6 +185,7 @@ class ModuleTrainer(_Kept):
             precision_plugin=Precision(),
             precision=str(settings.training.precision),
             gradient_clip_val=settings.training.gradient_clip_val,
+            # -1 is Lightning's word for no limit
             max_steps=-1 if steps is None else settings.stopping.max_rounds * steps,
             default_root_dir=str(settings.output.default_root_dir),
         )
@@ -188,7 +195,8 @@ class ModuleTrainer(_Kept):
         """Rounds finished times the planned local epochs, and the epochs of this round."""
         place = self._place
         done = place.round * place.planned_epochs + place.epoch
-        if self.validating:  # Lightning validates inside its epochs
+        # Lightning validates inside its epochs, before they count
+        if self.validating:
             return max(0, done - 1)
         return done
 

@@ -33,6 +33,7 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
         ValueError: It asks for none, or for several where it optimises automatically.
     """
     asked: Any = module.configure_optimizers()
+    # Lightning's own reader takes every form that modules may return
     optimizers, schedulers, monitor = _configure_optimizers(asked) if asked else ([], [], None)
     hook = f"{type(module).__name__}.configure_optimizers"
     if not optimizers:
@@ -63,14 +64,17 @@ def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
     found: dict[str, list[Any]] = {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimisers have made no step
+            # torch warns of schedules that step before their optimisers do
+            warnings.simplefilter("ignore")
             optimizers, schedules = configured(module)
             found["optimizer"] = [spelled(type(one), one.defaults) for one in optimizers]
             found["lr_scheduler"] = [described(schedule.scheduler) for schedule in schedules]
+            # torch refuses some schedules only at their first step
             for schedule in schedules:
                 if isinstance(schedule.scheduler, LRScheduler) and not schedule.reduce_on_plateau:
                     schedule.scheduler.step()
     except Exception as error:
+        # the innermost frame alone: errors of the module's own code are left to its first client
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if str(frames[-1].f_globals.get("__name__", "")).startswith("torch.optim"):
             name = f"{type(module).__name__}.configure_optimizers"
@@ -119,8 +123,10 @@ class LocalOptimizers:
         lent = []
         for optimizer in self.raw:
             lent.append(LightningOptimizer._to_lightning_optimizer(optimizer, strategy))
+            # such a module steps by itself, and nothing else here sees it
             if not self.automatic:
                 lent[-1]._on_after_step = place.count
+        # before any schedule steps: an overridden lr_scheduler_step may ask for them
         place.lend(lent, self.schedules)
         for schedule in self.schedules:
             if schedule.reduce_on_plateau:
@@ -177,9 +183,12 @@ class LocalOptimizers:
         made.
         """
         scheduler: Any = schedule.scheduler
+        # to stand where the run was takes time, and only an overridden hook sees it
         own = self.automatic and overrides(self.module, "lr_scheduler_step", L.LightningModule)
         with warnings.catch_warnings():
+            # the optimiser is fresh, and its steps of the rounds before are not repeated
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            # step by step, as many schedules have no closed form to jump by
             for done in range(self.position[schedule.interval] // schedule.frequency):
                 if not own:
                     scheduler.step()

@@ -96,8 +96,10 @@ class Place:
         """
         before = self.round, self.epoch, self.step
         batches = max(1, self.num_batches)
+        # `done` counts from the first round on: rounds before would be added once more
         self.round = 0
         if interval == "epoch":
+            # Lightning steps schedules before it counts the epoch
             self.epoch = done - 1
             self.step = done * batches
         else:
@@ -113,6 +115,7 @@ class Place:
         """Training batches in a local epoch."""
         if self.client is not None:
             return self.data.num_batches(self.client.id)
+        # at set-up configure_optimizers sizes its schedules by it, and no client makes more
         return max((self.data.num_batches(client.id) for client in self.clients), default=0)
 
     @property
@@ -138,5 +141,6 @@ def _without_a_run(chosen: Any) -> list[Any]:
     which writes.
     """
     if chosen is True:
+        # it takes any call, so that modules log in every process alike, and writes nothing
         return [DummyLogger()]
     return [chosen] if isinstance(chosen, Logger) else list(chosen or [])

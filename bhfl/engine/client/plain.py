@@ -48,11 +48,13 @@ class PlainWorker:
 
     def __init__(self, module: Any, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        # at 32 bits nothing changes; each client's widths are then set without another swap
         self.module: Any = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
         self.module.to(self.device)
         self.layout = Layout(self.module)
         self.frozen: list[nn.Module] = []
         """Layers that its owner handed over in evaluation mode."""
+        # one that is handed over in evaluation mode as a whole says nothing of its layers
         if module.training:
             self.frozen = [layer for layer in module.modules() if not layer.training]
         self.registered = Registered(module, self.device)
@@ -109,10 +111,12 @@ class PlainWorker:
         """Put the module in training mode, but for the layers that are frozen."""
         self.module.train()
         for layer in self.frozen:
+            # not by eval(), which would reach layers inside it that do train
             layer.training = False
 
     def seed(self, run: LocalRun) -> torch.Generator:
         """Seed what draws while a client trains; the generator of layers stored at low bits."""
+        # dropout takes no generator: it draws from the global one
         seed_globals(run.rng.integer("dropout"), self.device)
         generator = run.rng.torch("quant_train", device=self.device)
         seed_(self.module, generator)
@@ -141,6 +145,7 @@ class PlainWorker:
                 run.num_examples += size
                 if run.client.spec.storage < 32:
                     store_(self.module, generator)
+            # an epoch without a step would be followed by others without end
             if run.num_steps in (before, limit):
                 break
         if not run.num_steps:
@@ -157,6 +162,7 @@ class PlainWorker:
         index: int,
     ) -> float:
         """One step of the optimiser; the loss before it."""
+        # codes of 8 bits are fine enough only for activations that have no more
         lean = run.training.save_in_int8 and run.client.spec.activations <= 8
         with save_in_int8() if lean else nullcontext():
             loss = algorithm.client_loss(run, batch, index)
@@ -165,6 +171,7 @@ class PlainWorker:
         algorithm.client_gradients_(run)
         if run.training.gradient_clip_val is not None:
             clip_grad_norm_(self.module.parameters(), run.training.gradient_clip_val)
+        # the rate of this very step: FedCOMGATE divides by the sum of them
         run.lr_sum += optimizer.param_groups[0]["lr"]
         run.num_steps += 1
         optimizer.step()
@@ -175,7 +182,8 @@ class PlainWorker:
         """Means over `batches` of the numbers that the module's validation or test step returns, as
         the module stands.
         """
-        seed_globals(0, self.device)  # models are compared: what draws must draw alike for each
+        # models are compared: what draws must draw alike for each
+        seed_globals(0, self.device)
         self.module.eval()
         sums: dict[str, float] = {}
         self.num_measured = 0
@@ -207,7 +215,9 @@ def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator
 
 def _tied(module: nn.Module) -> set[str]:
     """All names but the first of tensors that have several."""
+    # without keep_vars each name would have a detached tensor of its own, and no two the same id
     named = module.state_dict(keep_vars=True)
+    # reversed, since the last name of an id stays in a dict
     first = {id(tensor): name for name, tensor in reversed(named.items())}
     return named.keys() - first.values()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
+    # divided by the sum of its weights when it is asked for
     "mean": operator.add,
     "sum": operator.add,
     "min": min,
@@ -66,6 +67,8 @@ class Recorder:
             ValueError: It is something else, or `reduce_fx` is another function.
         """
         if isinstance(value, Metric):
+            # computed at the end of the epoch: a mean of its values by batch would be another
+            # number
             self._metrics[name] = value
             return
         number = _number(name, value)
@@ -93,6 +96,7 @@ class Recorder:
         """Take the batch size of `batch` for the values logged until the next one; 1 where it has
         no tensor.
         """
+        # the inputs come first; Lightning's search warns where tensors of a batch differ in length
         first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
         self.batch_size = 1
         if isinstance(first, Tensor) and first.ndim:
@@ -110,6 +114,7 @@ class Recorder:
         values = self._compute()
         self._metrics.clear()
         yield
+        # the hook itself may log further ones
         values |= self._compute()
         self._metrics.clear()
         for name, value in values.items():
@@ -130,6 +135,7 @@ class Recorder:
         """Name to mean, metric objects computed."""
         means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
         for name, epochs in self._epochs.items():
+            # one epoch's value as it is: times and over its weight it may be rounded
             means[name] = epochs[0][0] if len(epochs) == 1 else _weighted(epochs)
         return means | self._compute()
 
@@ -179,8 +185,11 @@ def recording(module: L.LightningModule) -> Iterator[Recorder]:
     recorder = Recorder()
     local = [metric for metric in module.modules() if isinstance(metric, Metric)]
     for metric in local:
-        metric.sync_on_compute = False  # what one process evaluates is its own
-        metric.reset()  # nothing is left of the client or the model before
+        # what one process evaluates is its own: others do not come to this compute with it
+        metric.sync_on_compute = False
+        # nothing is left of the client or the model before
+        metric.reset()
+    # attributes of the object hide the methods of its class until they are deleted
     module.log, module.log_dict = recorder.log, recorder.log_dict  # type: ignore[method-assign, assignment]
     try:
         yield recorder

@@ -21,6 +21,7 @@ class Registered:
         self.parameters = dict(module.named_parameters())
         self.trained = [(one, one.requires_grad) for one in self.parameters.values()]
         self.layers = list(module.modules())
+        # a buffer that several layers share has a name in each
         self.buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
         self.empty = {name: _empty(layer) for name, layer in module.named_modules()}
         self.num_buffers = self._count()
@@ -45,8 +46,10 @@ class Registered:
         if here is not None and (here.shape, here.dtype, here.layout) == wanted:
             here.copy_(value)
             return
+        # a copy: a decoded message serves the clients after this one too
         fresh = value.to(self.device, copy=True)
         if name in self.parameters:
+            # the very Parameter that was lent comes back to its place, with the value as its data
             fresh, self.parameters[name].data = self.parameters[name], fresh
         setattr(layer, leaf, fresh)
 
@@ -54,6 +57,7 @@ class Registered:
         """Take away the buffers that a client has registered, which the next one would go on
         with.
         """
+        # hardly any client registers one: to count costs less than to walk all names
         if self._count() == self.num_buffers:
             return
         for name, _ in list(self.module.named_buffers(remove_duplicate=False)):
@@ -62,6 +66,7 @@ class Registered:
             owner, _, leaf = name.rpartition(".")
             layer = self.module.get_submodule(owner)
             if leaf in self.empty.get(owner, ()):
+                # a buffer that was registered as None, which clients may fill, is not a new one
                 setattr(layer, leaf, None)
                 continue
             delattr(layer, leaf)

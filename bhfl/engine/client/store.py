@@ -101,11 +101,14 @@ class ClientStore:
             final: Whether the verdict comes without a message that changes it.
         """
         path = self._made(client, round)
+        # first: what cannot be stored leaves an earlier state as it was
         for name, value in state.items():
             check_storable(value, name)
         self.drop(client)
+        # beside its place, where settling is a rename, which is whole or not at all
         pending = Pending(round, temporary_beside(path), digest(state) if final else "")
         self._pending[client] = pending
+        # "x" follows no link that somebody put there
         with naming(path), open(pending.path, "xb") as file:
             checkpoint.write(file, state, pending.sha256)
 
@@ -144,6 +147,7 @@ class ClientStore:
         return path
 
     def _know(self, client: int, round: int, sha256: str) -> None:
+        # other processes learn of it after the round, and may train this client next
         self._new.append((client, round, sha256))
         self.known.setdefault(client, {})[round] = sha256
 
@@ -165,6 +169,7 @@ class ClientStore:
         for round in rounds:
             asked.add(max((one for one in versions if one <= round), default=0))
         for version, path in versions.items():
+            # a later version belongs to a round whose checkpoint is still to be written
             if version not in asked and version < max(rounds):
                 path.unlink()
                 self.known.get(client, {}).pop(version, None)
@@ -183,6 +188,7 @@ class ClientStore:
         """The newest version of each client and its digest: `ids` and `rounds`, int64, and
         `sha256`, uint8 n x 32.
         """
+        # by id, whatever process trained whom: checkpoints are equal on any number of them
         newest = {client: max(rounds) for client, rounds in sorted(self.known.items()) if rounds}
         digests = [bytes.fromhex(self.known[client][round]) for client, round in newest.items()]
         sha256 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)

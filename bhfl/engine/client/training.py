@@ -105,6 +105,7 @@ class Training:
         module = self.module
         run = self.run
         place = self.place
+        # first: what is planned depends on whose place it is
         place.begin(run.round, run.client, run.training)
         self.limit = self.algorithm.num_steps(run, place.planned_steps)
         if not self.limit:
@@ -112,12 +113,15 @@ class Training:
         continued = run.training.lr_schedule == "continue"
         self.optimizers = LocalOptimizers(module, place, run.history if continued else None)
         if type(self.algorithm).client_gradients_ is not Algorithm.client_gradients_:
+            # only an overridden hook: under 16-mixed gradients are unscaled for whoever looks at
+            # them
             place.change_gradients = lambda: self.algorithm.client_gradients_(run)
         module.on_train_start()
         by_steps = run.training.local_steps is not None
         for epoch in epochs_of(run.training, self.limit, place.num_batches):
             before = run.num_steps
             self.epoch(epoch, data.client_batches(run.client.id, run.rng, epoch))
+            # an epoch without a step would be followed by others without end
             if run.num_steps == self.limit or (by_steps and run.num_steps == before):
                 break
         module.on_train_end()
@@ -163,6 +167,7 @@ class Training:
         self.batches += 1
         outputs = self.step(batch, index) if goes_on else {}
         self.optimizers.advance("step", self.batches)
+        # Lightning steps the schedules of an epoch before the hook at the end of its last batch
         if self.ended:
             self.optimizers.advance("epoch", epoch + 1)
         if goes_on:
@@ -178,16 +183,19 @@ class Training:
         run.num_examples += self.recorder.batch_size
         if self.module.automatic_optimization:
             self.optimise(batch, index)
-            rate = self.optimizers.lr  # an overridden optimizer_step may have set it
+            # an overridden optimizer_step may have set it
+            rate = self.optimizers.lr
         else:
             self.compute(batch, index)
+        # None again, by which optimise sees whether the next step called its closure
         outputs, self.outputs = self.outputs, None
         assert outputs is not None
         run.lr_sum += rate
         if "loss" in outputs:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
             self.recorder.log(_RETURNED, outputs["loss"])
-        if run.client.spec.storage < 32:  # a walk over all layers, for nothing otherwise
+        # a walk over all layers, for nothing otherwise
+        if run.client.spec.storage < 32:
             store_(self.module, self.generator)
         return outputs
 
@@ -206,11 +214,13 @@ class Training:
             )
         place.count()
 
+    # an optimiser of the user's may call its closure under no_grad, in which torch's own step runs
     @torch.enable_grad()
     def closure(self, batch: Any, index: int) -> Tensor | None:
         """The loss of a batch, detached, and its gradients; an optimiser may ask several times."""
         module, optimizer = self.module, self.optimizers.raw[0]
         loss = self.compute(batch, index)
+        # between loss and backward, as Lightning's closure has it
         module.on_before_zero_grad(optimizer)
         module.optimizer_zero_grad(module.current_epoch, index, optimizer)
         self.place.without_loss = loss is None
@@ -222,6 +232,8 @@ class Training:
 
     def compute(self, batch: Any, index: int) -> Any:
         """Run the algorithm's loss and keep what came of it; the loss itself."""
+        # the step is called on the bare module: outside of autocast it would run in float32,
+        # silently
         with self.worker.fabric.autocast(), self.saving():
             output = self.algorithm.client_loss(self.run, batch, index)
         self.outputs = outputs_of(output, self.module.automatic_optimization)
@@ -238,6 +250,7 @@ def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
     if output is None:
         return {}
     if isinstance(output, Tensor):
+        # a clone: what is only detached shares memory with the loss that backward needs
         return {"loss": output.detach().clone()}
     if not isinstance(output, Mapping):
         raise ValueError(

@@ -66,6 +66,7 @@ class Worker(PlainWorker):
     def begin(self, at: Task | ServerState) -> None:
         """Stand before or after the clients of a round, as its state or a task of it says."""
         super().begin(at)
+        # no client yet: until one begins, the place counts what the largest of them does
         self.place.begin(at.round)
 
     def train(self, algorithm: Algorithm, run: LocalRun, data: FederatedData) -> None:
@@ -84,7 +85,8 @@ class Worker(PlainWorker):
                 training = Training(self, algorithm, run, recorder, generator)
                 training.train(data)
             run.metrics.update(training.metrics())
-        finally:  # nothing is left for the next client, and no memory is held until it comes
+        # nothing is left for the next client, and no memory is held until it comes
+        finally:
             self.module.zero_grad()
             self.place.lend([], [])
             self.place.change_gradients, self.place.without_loss = None, False
@@ -97,12 +99,14 @@ class Worker(PlainWorker):
         Names come without the stage: ``val_acc``, ``val/acc`` and ``acc`` are all ``acc``.
         """
         hook = STEPS[stage].removesuffix("_step")
-        seed_globals(0, self.device)  # models are compared: what draws must draw alike for each
+        # models are compared: what draws must draw alike for each
+        seed_globals(0, self.device)
         returned = Recorder()
         with recording(self.module) as logged, self.place.evaluating(stage), self._noted(hook):
             self._evaluate(hook, batches, logged, returned)
         self.num_measured = logged.num_examples
-        means = [*returned.means().items(), *logged.means().items()]  # what is logged counts more
+        # what is logged comes last, and counts more than what is returned by the same name
+        means = [*returned.means().items(), *logged.means().items()]
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
     def _evaluate(
@@ -117,6 +121,7 @@ class Worker(PlainWorker):
             getattr(module, f"on_{hook}_{name}")()
 
         index = None
+        # the first hooks wait for a batch: Lightning calls none where there is nothing to measure
         for index, batch in enumerate(batches):
             if not index:
                 self.train_mode()
@@ -134,6 +139,7 @@ class Worker(PlainWorker):
             with logged.epoch_end():
                 call("epoch_end")
             call("end")
+            # Lightning calls it only where it is overridden, and else puts the modes back by itself
             if overrides(module, f"on_{hook}_model_train", L.LightningModule):
                 call("model_train")
             else:
