@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
     from bhfl.algorithms.adaquantfl import AdaQuantFL
     from bhfl.algorithms.fedavg import FedAvg

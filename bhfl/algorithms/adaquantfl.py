@@ -94,10 +94,14 @@ class AdaQuantFL(DifferenceAlgorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step, and the bits of the next round."""
+        # left in, the step below would take it for a tensor of the model
         loss = float(aggregate.pop(LOSS))
         first = loss if server.extra["first_loss"] is None else server.extra["first_loss"]
+        # a loss above the first one does not take bits away: the first ones are the fewest
         growth = math.sqrt(max(1.0, first / loss)) if loss > 0 else math.inf
+        # 16 bits have no more levels than that, and the infinity of a loss of 0 has no ceil
         levels = math.ceil(min(growth * (2 ** (self.bits - 1) - 1), 2**15))
+        # b bits have 2**(b-1) - 1 levels: these are the fewest that have enough
         bits = min(self.max_bits, 1 + math.ceil(math.log2(levels + 1)))
         extra = {**server.extra, "bits": torch.tensor(float(bits)), "first_loss": first}
         metrics = {"adaquantfl/bits": float(server.extra["bits"])}

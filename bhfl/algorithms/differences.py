@@ -54,8 +54,10 @@ def qsgd(
         return quantize(x, bits, granularity="channel" if by_row else "tensor", generator=generator)
     rows = x.float().reshape(x.shape[0] if by_row else 1, -1)
     length = torch.linalg.vector_norm(rows, dim=1)
+    # a row of zeros has codes of zero in any scale but 0, which has no reciprocal
     scale = torch.where(length > 0, length / (2 ** (bits - 1) - 1), torch.ones_like(length))
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)  # a subnormal scale has no reciprocal
+    # a subnormal scale has no reciprocal either
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
 
 
@@ -101,11 +103,14 @@ class DifferenceAlgorithm(Algorithm):
         """Differences of weights at their bits, float32 values of the rest."""
         values = run.module.state_dict()
         update: dict[str, Tensor | QuantizedTensor] = dict(values)
+        # rounding draws from a stream of its own, so that the data come in the same order at any
+        # bits
         generator = run.rng.torch("quant_up", device=run.device)
         bits = self.bits_of(run)
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
             parts = buckets(name, difference, self.bucket_size)
+            # an uncut tensor keeps its shape, whose rows are no buckets: it has one norm
             by_row = parts[name] is not difference
             for key, part in parts.items():
                 update[key] = qsgd(part, bits, self.norm, generator, by_row)
@@ -133,7 +138,9 @@ class DifferenceAlgorithm(Algorithm):
         stepped: Params = {}
         for name, difference in self.mean_difference(server.params, aggregate).items():
             stepped[name] = server.params[name] - self.server_lr * difference
-        if self.server_lr == 1:  # what came as values is their mean, without rounding
+        # w - (w - mean) differs from the mean in its last bits, and at 32 bits FedAvg's are
+        # promised
+        if self.server_lr == 1:
             for name in aggregate.keys() - self.quantised(server.params):
                 stepped[name] = aggregate[name]
         return self.apply_mean(server, stepped)

@@ -54,12 +54,14 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def setup(self, context: Context) -> None:
         """Plain SGD and equal numbers of local steps, or `allow_inexact`."""
+        # clients rebuild the model by the server's step, and do not have the optimiser's state
         if self.server_optimizer is not None:
             raise ValueError(
                 "FedCOMGATE makes its own server step: trainer.server_optimizer must be null"
             )
         if self.allow_inexact:
             return
+        # a move divided by the sum of learning rates is a mean gradient under plain SGD alone
         for optimizer in _optimizers(context.module):
             momentum = [group.get("momentum") for group in optimizer.param_groups]
             if type(optimizer) is not torch.optim.SGD or any(momentum):
@@ -68,7 +70,9 @@ class FedCOMGATE(DifferenceAlgorithm):
                     f"{type(optimizer).__name__} with momentum {momentum[0]}; set allow_inexact: "
                     "true to run it nevertheless"
                 )
+        # a client without examples makes no step, and none is expected of it
         able = [client for client in context.clients if client.num_examples]
+        # the deltas sum to zero only where all differences are divided by the same sum of rates
         steps = {context.data.num_batches(client.id) for client in able}
         if context.settings.training.local_steps is None and len(steps) > 1:
             raise ValueError(
@@ -108,6 +112,7 @@ class FedCOMGATE(DifferenceAlgorithm):
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad -= delta_i``."""
         for name, parameter, _ in run.parameters():
+            # there is none in a client's first round: delta_i begins at zero
             if TRACKED + name in run.state:
                 add_to_gradient_(parameter, run.state[TRACKED + name], -1)
 
@@ -115,6 +120,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         """FedCOM's, and a copy kept: the very tensor that was sent enters the tracking."""
         update = super().uplink(run)
         sent = self.as_differences(update, run.received)
+        # states last from round to round, and the device is to hold one client's model at a time
         run.state |= {OWN + name: tensor.cpu() for name, tensor in sent.items()}
         run.state |= {START + name: run.received[name].cpu() for name in sent}
         run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
@@ -146,6 +152,7 @@ def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:
 
 
 def _optimizers(module: Any) -> list[torch.optim.Optimizer]:
+    # configure_optimizers may return many forms, all of which Lightning's own parser knows
     from lightning.pytorch.core.optimizer import _configure_optimizers
 
     return list(_configure_optimizers(module.configure_optimizers())[0])

@@ -38,6 +38,7 @@ class FedProx(Algorithm):
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
         """All planned steps, a straggler's part of them, or none."""
+        # the first draw decides who is a straggler, so that keep and drop meet the same ones
         draw = run.rng.numpy("straggler")
         if draw.random() >= self.straggler_fraction:
             return planned
@@ -45,6 +46,7 @@ class FedProx(Algorithm):
 
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad += mu * (w - w_received)``."""
+        # not even a zero may be added where FedAvg's bits are promised: -0.0 + 0.0 is 0.0
         if self.mu:
             for _, parameter, received in run.parameters():
                 add_to_gradient_(parameter, parameter.detach() - received, self.mu)

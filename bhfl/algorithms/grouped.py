@@ -23,6 +23,7 @@ class GroupedAvg(Algorithm):
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
         specs = {client.group: client.spec for client in clients}
+        # ascending: a group's sources are a slice up to the end, and the last one has the most bits
         groups = sorted(specs, key=lambda group: precision(specs[group]))
         return {"groups": groups, "models": dict.fromkeys(specs, params)}
 
@@ -57,6 +58,8 @@ class GroupedAvg(Algorithm):
         models = dict(server.extra["models"])
         states = dict(server.extra.get("states", {}))
         for group, mean in aggregate.items():
+            # apply_mean knows one model and one state of the optimiser, so each group lends it its
+            # own
             own = {**server.extra, "server_optimizer": states.get(group)}
             stepped = self.apply_mean(replace(server, params=models[group], extra=own), mean)
             models[group] = stepped.params
@@ -109,5 +112,6 @@ def precision(spec: BitSpec) -> tuple[int, int, int, str]:
         spec.weights,
         spec.activations,
         min(spec.errors, spec.gradients, spec.storage),
+        # a tie would leave the order to that of the clients
         spec.label,
     )

@@ -9,6 +9,7 @@ from torch import nn
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and then each of its modules in the mode that it was in."""
+    # train() would give all modules one mode, also those that were kept in evaluation
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -119,6 +119,7 @@ def allocate(
     checked("solver", solver, choice(*get_args(Solver)))
     _check_problem(sizes, candidates, budget_bits, scale_bits)
     table = _checked_costs(costs, (len(sizes), len(candidates)))
+    # no layer is spared bits that gain it nothing: with 32 among them this has to be FedAvg
     if budget_bits == math.inf:
         return _unlimited(table, sizes, candidates, scale_bits)
     menus = []
@@ -127,10 +128,12 @@ def allocate(
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
         return _allocation(menus, smallest, feasible=False)
+    # more than all at their most changes nothing, and might not fit the solvers' int64
     budget = math.floor(min(budget_bits, sum(int(menu.sizes[-1]) for menu in menus)))
     steps = _steps(menus)
     climb = _descend if solver == "greedy_down" else _ascend
     found = climb(menus, steps, budget)
+    # steps are whole: one that does not fit may leave a greedy choice behind a uniform width
     uniform = _uniform(menus, candidates, budget)
     if _cost(menus, uniform) < _cost(menus, found):
         found = uniform
@@ -143,6 +146,7 @@ def _menu(costs: FloatArray, size: int, candidates: Sequence[int], scale_bits: i
     options = []
     for bits, cost in zip(candidates, costs, strict=True):
         options.append((layer_bits(size, bits, scale_bits), float(cost), bits))
+    # in whole bytes a small layer has several widths of one size: the cheapest of them comes first
     options.sort()
     kept = options[:1]
     for option in options[1:]:
@@ -186,6 +190,7 @@ def _ascend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> list
     choice = [0] * len(menus)
     room = budget - _size(menus, choice)
     for step in steps:
+        # a step left out bars those above it, which begin where it would have ended
         if step.size <= room and choice[step.layer] == step.start:
             choice[step.layer] = step.stop
             room -= step.size
@@ -221,7 +226,7 @@ def _exact(
     """Extends all partial assignments layer by layer; drops the dominated and those that cannot
     beat the incumbent.
     """
-    # a sharp bound early
+    # large layers decide most: with them first, the bound is sharp early
     order = sorted(range(len(menus)), key=lambda layer: -int(menus[layer].sizes[-1]))
     best = _cost(menus, incumbent)
     sizes = np.zeros(1, np.int64)
@@ -234,9 +239,12 @@ def _exact(
         bounds = new_costs + _relaxed(menus, steps, order[position + 1 :], budget - new_sizes)
         kept = _undominated(new_sizes, new_costs, np.flatnonzero(bounds < best))
         if len(kept) > MAX_STATES:
+            # the indices are sorted, because the merge in _undominated expects states by growing
+            # size
             kept = kept[np.sort(np.argpartition(bounds[kept], MAX_STATES)[:MAX_STATES])]
         if not len(kept):
             return incumbent
+        # the outer sums lie option after option: the quotient is the option, the rest its parent
         trail.append(np.divmod(kept, len(sizes)))
         sizes = new_sizes[kept]
         costs = new_costs[kept]

@@ -127,6 +127,7 @@ def _checked_variances(variances: npt.ArrayLike, num_rounds: int) -> npt.NDArray
         raise ValueError(f"variances must have shape {shape}, got {list(errors.shape)}")
     if not (np.isfinite(errors).all() and (errors >= 0).all()):
         raise ValueError("variances must be finite and >= 0")
+    # the theorem's (1/T) sum_t enters by the mean, as its other factors know no round
     return errors if errors.ndim == 2 else errors.mean(axis=0)
 
 

@@ -127,7 +127,9 @@ class Budget:
         if self.rule == "average":
             return self._average(traffic.layers)
         assert link is not None
+        # what travels beside the codes, headers too, is the upload at two bits without its codes
         room = link.budget_bytes(traffic.downlink_bytes, num_examples, deadline_seconds)
+        # an allocation needs a positive budget: a single bit fits nothing, so it is infeasible
         return max(1, 8 * (room - traffic.least_bytes()) + traffic.least_bits())
 
     def _average(self, layers: Params) -> int:

@@ -94,7 +94,8 @@ class FedLQ(Algorithm):
                 than any candidate.
         """
         found = {id(module.get_parameter(name)) for name in layer_weights(module)}
-        first: dict[int, str] = {}  # tied weights travel once, under the first of their names
+        # tied weights travel once, under the first of their names
+        first: dict[int, str] = {}
         for name, tensor in module.state_dict(keep_vars=True).items():
             if id(tensor) in found and tensor.numel():
                 first.setdefault(id(tensor), name)
@@ -145,12 +146,14 @@ class FedLQ(Algorithm):
         """
         probe = self.sensitivity.begin_round(context, server, self.layers)
         curvature = self.sensitivity.curvature(probe, len(self.layers))
+        # the deadline's place is kept before it is known: it follows from the size of the downlink
         told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
         traffic = self._traffic(server, context, context.clients[0].group, told)
         examples = {client.id: self._examples(client, server.round, context) for client in cohort}
         deadline = self.budget.deadline_seconds(
             context.timing, server.round, traffic, cohort, examples
         )
+        # rounded up to a float32, it would let a client send what then comes too late
         told[-1] = rounded_down(deadline)
         plan: Tensor | dict[int, Tensor] = told
         if self.plan == "server":
@@ -190,6 +193,7 @@ class FedLQ(Algorithm):
             room = self.budget.layer_bits(traffic, link, examples, deadline)
             allocation = self._allocate(curvature, server.extra["variances"], client, room)
             mine.append((client.id, plan_of(allocation, self.infeasible == "late")))
+        # the order is the same on any number of processes
         return dict(sorted(gather(fabric, mine), key=lambda planned: planned[0]))
 
     def _traffic(self, server: ServerState, context: Context, group: str, plan: Tensor) -> Traffic:
@@ -232,6 +236,7 @@ class FedLQ(Algorithm):
         sent = values
         if self.payload == "delta":
             sent = {name: run.received[name] - value for name, value in values.items()}
+        # what was measured takes room in the payload, so it is there before the budget is
         update |= self.sensitivity.of_client(run, self.layers)
         variances = self._variances(sent)
         others = {name: value for name, value in update.items() if name not in values}
@@ -242,6 +247,7 @@ class FedLQ(Algorithm):
         for name, width, row in zip(self.layers, bits, variances, strict=True):
             if width == 32:
                 update[name] = values[name]
+            # codes that the client computed with go as they are: another rounding adds an error
             elif self.payload == "weights" and _is_as_computed(update[name], width):
                 row.zero_()
             else:
@@ -289,9 +295,7 @@ class FedLQ(Algorithm):
     def coded(
         self, server: ServerState, client: Client, layers: list[str]
     ) -> Mapping[str, Collection[int]]:
-        """The layers, at the bits that were planned for each, or at any that the client can
-        choose.
-        """
+        """The layers, at the bits planned for each, or at any that the client can choose."""
         chosen: list[list[int]] = [self._candidates(client)] * len(self.layers)
         if self.plan == "server":
             chosen = [[width] for width in widths(server.extra["plan"][client.id])]
@@ -323,6 +327,7 @@ class FedLQ(Algorithm):
         probe = self.sensitivity.end_round(known, server, self.layers, harms)
         sent = mean
         if self.payload == "delta":
+            # the step of the mean stands for what a client will send next
             sent = {name: server.params[name] - mean[name] for name in self.layers}
         metrics = {"fedlq/step_squared": self._squared_move(server.params, mean)}
         if probe is not None:

@@ -44,6 +44,7 @@ class MixedMean:
                 continue
             kept: Params = {}
             for (name, like), here in zip(self.start.items(), came, strict=True):
+                # a tensor of the other kind adds nothing here, and its weight is not counted below
                 kept[name] = floats[name] if here else torch.zeros_like(like)
             total.add(self.flattener.flatten(kept), client.weight)
             self.weights[kind] += client.weight * torch.tensor(came)
@@ -59,10 +60,12 @@ class MixedMean:
         by_value, by_difference = weights.repeat_interleave(sizes, dim=1)
         of_values, of_differences = self.sums
         start = self.flattener.flatten(self.start)
+        # 0 / 0 is NaN where no client sent this kind: the choices at the end pass over it
         values = (of_values.value() / by_value).float()
         stepped = start - (of_differences.value() / by_difference).float()
         mixed = by_value * values.double() + by_difference * stepped.double()
         mean = (mixed / (by_value + by_difference)).float()
+        # a mixture of one kind would round again, and both kinds alone are promised to the bit
         mean = torch.where(by_value == 0, stepped, mean)
         return self.flattener.unflatten(torch.where(by_difference == 0, values, mean))
 

@@ -10,6 +10,7 @@ PLAN = ":plan"
 [L + 1]; with ``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send
 nothing, and all with the highest bit set where not even the least payload fits.
 """
+# the highest bit of a uint8, which no width needs: the largest is 32
 _INFEASIBLE = 128
 
 

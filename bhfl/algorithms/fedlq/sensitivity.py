@@ -138,6 +138,7 @@ class Sensitivity:
         fresh: Probe | None = None
         if context.fabric.is_global_zero:
             worker = context.worker
+            # probes run in float32, so running statistics of float clients fit best
             floats = [client.group for client in context.clients if client.spec.is_float]
             group = [*floats, context.clients[0].group][0]
             worker.load({**server.params, **context.buffers(server, group)}, BitSpec())
@@ -164,7 +165,8 @@ class Sensitivity:
         for _, weight, harm in harms:
             mean += weight / total * harm.double()
         distortion = torch.zeros_like(mean)
-        for row, name in enumerate(layers):  # of the weights that the clients probed
+        # the error is that of the weights which the clients probed: the ones they were sent
+        for row, name in enumerate(layers):
             weights = server.params[name]
             for column, bits in enumerate(self.bits):
                 error = quantize(weights, bits).dequantize() - weights

@@ -92,6 +92,7 @@ def quantization_variance(
     else:
         largest = magnitudes.norm(dim=1, keepdim=True)
     step = largest / (2 ** (bits - 1) - 1)
+    # a bucket of zeros has a step of 0; with any other its fractions are 0
     fraction = (magnitudes / step.where(step > 0, 1.0)).frac_()
     spread = (fraction * (1 - fraction)).sum(1, keepdim=True, dtype=torch.float64)
     return float((step.double().square() * spread).sum())
@@ -157,6 +158,8 @@ def probe(
             for column, width in enumerate(bits):
                 with _quantized(weight, width, generator) as error:
                     measured = _measure(model, evaluate, metric, f"with {name} at {width} bits")
+                # a model that does better quantised does so by chance, and a gain would pay for
+                # coarse bits
                 harm[row, column] = max(0.0, measured - reference)
                 distortion[row, column] = error
     sizes = tuple(weight.numel() for weight in weights)
@@ -181,8 +184,10 @@ def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
     """
     checked("shrinkage", shrinkage, within("[0, 1]"))
     ratios = torch.where(probe.distortion > 0, 2 * probe.harm / probe.distortion, torch.nan)
+    # unlike nanmedian, it halves the way between the middle two of an even number
     estimates = ratios.nanquantile(0.5, dim=1)
     mean = estimates.nanmean()
+    # NaN too, where no probe had an error
     if not mean > 0:
         return torch.ones_like(estimates)
     return shrinkage * estimates.where(~estimates.isnan(), mean) + (1 - shrinkage) * mean
@@ -211,6 +216,7 @@ def significance(
 
 
 def _check_probe(model: nn.Module, layers: Sequence[str], bits: Sequence[int]) -> None:
+    # a tied parameter goes by each of its names
     known = dict(model.named_parameters(remove_duplicate=False))
     if not layers:
         raise ValueError(

@@ -80,12 +80,14 @@ class SelectiveMean:
     def add(self, update: Any, client: Client) -> None:
         """A high-bit client's weights, or a low-bit client's update, whose payload is kept."""
         if client.group != self.top:
+            # as it came, an update waits at the client's bits and not at 32
             self.file.write(update.payload)
             self.waiting.append((client, len(update.payload)))
             return
         self.num_high += 1
         self.high.add(update, client)
         self.pool[client.id] = update
+        # the lowest ids stay, in whatever order the clients are trained
         for id in sorted(self.pool)[self.pool_size :]:
             del self.pool[id]
 
@@ -164,8 +166,10 @@ class SelectiveMean:
         everyone = _sorted(fabric, squares, 2)
         if not by_group:
             return found, everyone
+        # each reduction is a collective, so all processes go through the groups in one order
         for group in dict.fromkeys(group for group, _, _ in everyone):
             members = [entry for entry in everyone if entry[0] == group]
+            # a process without a client of the group takes part in its collective all the same
             own = groups.get(group) or self._new_sum()
             own.reduce(fabric)
             tags = {}
@@ -189,6 +193,7 @@ class SelectiveMean:
         if self.reader.origin != "sent":
             return []
         counts = _means(self._counts(squares) for _, _, squares in everyone)
+        # m / (m + coarse) is below a half where m is below coarse
         return [name for name, mean in counts.items() if mean < 0.5]
 
     def _choose(

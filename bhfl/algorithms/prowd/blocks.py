@@ -83,6 +83,7 @@ class Block(nn.Module):
         for parameter in last.parameters():
             parameter.zero_()
         for layer in hidden:
+            # the bound of torch's own draws, which these layers skip: they use the global generator
             width = 1 / math.sqrt(layer.weight[0].numel())
             for parameter in layer.parameters():
                 drawn = torch.empty(parameter.shape).uniform_(-width, width, generator=generator)

@@ -123,6 +123,7 @@ class ProgressiveDequantizer(L.LightningModule):
         for width in self.bits[:-1]:
             self.blocks.append(Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound))
         self.reset_(seed)
+        # in a tuple the network is no submodule: it is neither trained nor saved with the blocks
         self._probe: tuple[nn.Module, Tensor] | None = None
 
     def reset_(self, seed: int) -> None:
@@ -208,6 +209,7 @@ class ProgressiveDequantizer(L.LightningModule):
             slack: Relative excess that is noise. A chain that has diverged to NaN is never better.
         """
         errors = [self._chain_error(batch["rows"]) for batch in batches]
+        # every comparison with NaN is false, so a diverged chain fails
         return all(bool(chain <= (1 + slack) * identity) for chain, identity in errors)
 
     def _blocks(self, entry: int) -> Iterator[Block]:
@@ -298,6 +300,8 @@ class ProgressiveDequantizer(L.LightningModule):
         with evaluating(model):
             with torch.no_grad():
                 teacher = functional_call(model, dict(weights), (inputs,))
+            # what is not raised is the teacher's, so that only the raised weights tell the two
+            # apart
             student = functional_call(model, {**weights, **raised}, (inputs,))
         return -F.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
 

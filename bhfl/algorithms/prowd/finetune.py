@@ -77,6 +77,7 @@ class FineTuning:
             steps: Optimiser steps.
             seed: The seed of what is drawn from the models.
         """
+        # trained once: another device might come to other bits, and all processes need the same
         result = self._train(fabric, state, states, steps, seed) if fabric.is_global_zero else None
         return fabric.broadcast(result)  # type: ignore[return-value]
 
@@ -93,8 +94,10 @@ class FineTuning:
             dequantizer.set_probe(fabric.to_device(network), fabric.to_device(inputs))
         optimizer = dequantizer.configure_optimizers()
         if state["optimizer"] is not None:
+            # only the moments last: the learning rate is that of the options
             groups = optimizer.state_dict()["param_groups"]
-            own = copy.deepcopy(state["optimizer"])  # steps are counted in place
+            # Adam counts its steps in place, and the server's state has to stay what it is
+            own = copy.deepcopy(state["optimizer"])
             optimizer.load_state_dict({"state": own, "param_groups": groups})
         pairs = WeightPairs(
             [fabric.to_device(dict(params)) for params in states],

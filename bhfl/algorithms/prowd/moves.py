@@ -94,7 +94,8 @@ class MoveReader:
         grids = {name: x for name, x in update.items() if isinstance(x, QuantizedTensor)}
         if self.origin == "sent":
             weights = float_tensors(update)
-            moves = {name: -weights[name] for name in grids}  # differences w_t - w_i, as in FedPAQ
+            # clients send w_t - w_i, as in FedPAQ, and a move is w_i - w_t
+            moves = {name: -weights[name] for name in grids}
             squares = {name: _mean_square(grid) for name, grid in grids.items()}
         else:
             weights = self.raised(update)

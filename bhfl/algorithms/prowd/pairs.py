@@ -159,6 +159,7 @@ class WeightPairs(L.LightningDataModule):
 
     def _validation_batch(self, spec: int) -> WeightBatch:
         share = self.num_elements // len(self.names)
+        # the last state is the newest of the pool
         rows = [self._pairs(-1, spec, name, self._split(name)[0], share) for name in self.names]
         return self._batch(rows, -1, spec, seed=0)
 
@@ -174,6 +175,7 @@ class WeightPairs(L.LightningDataModule):
     def _split(self, name: str) -> tuple[Tensor, Tensor]:
         """Indices of the held-out rows of a tensor, and of the others."""
         num_rows = len(self.states[0][name])
+        # not hash(), whose result for a name is another in each process
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         order = torch.randperm(num_rows, generator=generator)
         num_held_out = math.ceil(num_rows * self.holdout)

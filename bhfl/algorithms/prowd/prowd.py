@@ -87,11 +87,13 @@ class ProWD(Algorithm):
         """
         top = self.specs[self.top].weights
         others = [spec for group, spec in self.specs.items() if group != self.top]
+        # float clients alone are let through: nothing is masked or raised, and it is FedAvg
         if not others and top < 32:
             raise ValueError(
                 f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients"
             )
         self.tuning: FineTuning | None = None
+        # a group that differs from the top in activations alone has nothing to raise
         low = [spec for spec in others if spec.weights < top]
         if self.dequantizer is None or not low:
             return
@@ -104,6 +106,7 @@ class ProWD(Algorithm):
             )
         self.tuning = FineTuning(
             self.dequantizer,
+            # the fleet's widest weights count as float, and no block leads beyond them
             ladder=[width for width in ladder if width <= top],
             specs=low,
             probe=self._probe(self.dequantizer, context),
@@ -181,7 +184,9 @@ class ProWD(Algorithm):
         if self.tuning is None or not (steps := self.tuning.num_steps(server.round)):
             return server
         statistics = server.buffers["statistics"]
+        # distillation runs the pool's models, whose norms need the statistics that belong to them
         buffers = statistics.get(self.top, statistics.get("all", {}))
+        # as long as no high-bit client came, the global model has to do
         models = server.extra["pool"] or [server.params]
         state, metrics = self.tuning.tune(
             context.fabric,

@@ -116,6 +116,7 @@ def certified_select(
 
 def _cosine(value: float, norm: float) -> float:
     """The cosine that belongs to `A**2 / B`, given `||h||**2`."""
+    # rounding may leave the quotient a little above 1
     return min(1.0, math.sqrt(value / norm)) if norm > 0 else 0.0
 
 
@@ -131,7 +132,8 @@ def mask_limit(tau: float, numel: int) -> int:
     """
     checked("tau", tau, share_or_count)
     if isinstance(tau, float):
-        return max(1, math.floor(tau * numel + 1e-9))  # 0.29 * 100 is 28.999999999999996
+        # 0.29 * 100 is 28.999999999999996
+        return max(1, math.floor(tau * numel + 1e-9))
     return tau
 
 
@@ -152,6 +154,7 @@ def _solve(
     """Indices of the mask, its `A**2 / B`, and the bound on that of any mask."""
     gain = low * high
     cost = np.square(low)
+    # a square that underflows to 0 would make A**2 / B infinite
     useful = np.flatnonzero((gain > 0) & (cost > 0))
     if not len(useful):
         return useful, 0.0, 0.0
@@ -160,6 +163,7 @@ def _solve(
     search.run(max(delta**2, _COARSE))
     if search.bound > search.best.value * (1 + _EXACT):
         search = search.among_undecided()
+        # the gap is closed as far as a few steps go, and the guarantee kept whatever it takes
         search.run(_EXACT, max_splits=_REFINEMENTS)
         search.run(max(delta**2, _EXACT))
     best = search.best.value
@@ -215,6 +219,7 @@ class _Terms:
         ties = float(self.cost[self._ties(threshold)].sum())
         cost = self.decided_cost + self._sum_above(self.cost, threshold) + ties
         phi += 2 * self.decided_gain - t * self.decided_cost
+        # phi is 2A - tB, so that A follows from it without a pass of its own
         return _Point(t, phi, threshold, (phi + t * cost) / 2, cost)
 
     def top(self, t: float) -> IntArray:
@@ -311,7 +316,9 @@ class _Search:
         """
         while self.bound * (1 - gap) > self.best.value and max_splits > 0:
             _, left, right = self._open[0]
+            # the guarantee rests on the ratio of the ends, which the geometric mean splits evenly
             t = math.sqrt(left.t * right.t)
+            # float64 has no number between the ends: the bound cannot get closer
             if not left.t < t < right.t:
                 return
             middle = self.terms.evaluate(t)

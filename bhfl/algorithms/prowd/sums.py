@@ -28,6 +28,7 @@ class EntrySum:
 
     def merge(self, parts: Tensor, weights: Tensor, kept: Tensor | float = 1.0) -> None:
         """Add an exact sum and its weights where `kept` is 1, which keeps it exact."""
+        # times 1 or 0, the integer parts of an exact sum stay exact
         self.values.parts += parts * kept
         self.weights += weights * kept
 
@@ -104,6 +105,7 @@ class SelectiveSum:
         values = self.masked.values.value()
         weights = self.masked.weights
         if fill == "renorm":
+            # the division is NaN where no client kept the entry, which then stays as it was sent
             mean = torch.where(weights > 0, values / weights, self.start)
         elif fill == "literal":
             mean = values / self.total
