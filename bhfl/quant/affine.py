@@ -69,12 +69,14 @@ def quantize_affine(
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a
             scalar.
     """
+    # for its error alone, where bits are out of range
     levels(bits)
     check_floating(x)
     check_finite(x)
     last = (1 << bits) - 1
     low, scale = _range(x, last if generator is None else last - 1, granularity)
-    if (scale > _HUGE).any():  # computed for values that are smaller by a power of two
+    # computed for values that are smaller by a power of two, which changes no code
+    if (scale > _HUGE).any():
         part = quantize_affine(
             x.float() * 2**-20, bits, granularity=granularity, generator=generator
         )
@@ -82,6 +84,7 @@ def quantize_affine(
     exact = low * scale.reciprocal()
     # by floor, the lowest value lies between the codes 0 and 1: it may be rounded to either
     zero_point = -(exact.round() if generator is None else exact.floor()).to(torch.int32)
+    # this limit is beyond every code: what is clamped are the codes, not the steps from zero
     steps = grid_codes(x.float(), scale, 1 << bits, torch.int32, generator)
     codes = steps.add_(per_slice(zero_point, x.dim())).clamp_(0, last)
     return AffineTensor(codes.to(torch.uint8) if bits <= 8 else codes, scale, zero_point, bits)

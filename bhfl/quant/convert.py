@@ -72,7 +72,8 @@ def quantize_(
             "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or "
             f"nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
         )
-    for name, module in chosen:  # all checks come before any change
+    # all checks come before any change: a model is swapped wholly or not at all
+    for name, module in chosen:
         check_layer(module, spec, name)
     if backend is not None:
         get_backend(backend).require()
@@ -160,6 +161,7 @@ def layer_weights(model: nn.Module) -> list[str]:
     names: dict[int, str] = {}
     for name, module in _without_orphans(model, list(_candidates(model))):
         key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        # the attribute would compute a parametrized weight, which is no parameter
         weight = module._parameters.get(key)
         if weight is not None and takes_low_bits(module):
             names.setdefault(id(weight), f"{name}.{key}" if name else key)
@@ -257,6 +259,7 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
     """
     state: dict[str, Tensor | QuantizedTensor] = dict(model.state_dict())
     for key, layer in layers_by_weight(model).items():
+        # a parametrized weight is not in the state: what it is computed from is
         if layer.spec.weights < FLOAT_BITS and key in state:
             try:
                 state[key] = layer.quantized_weight()
@@ -284,7 +287,8 @@ def begin_round_(model: nn.Module) -> None:
     nothing to fix.
     """
     layers = [layer for _, layer in _quant_layers(model)]
-    for layer in layers:  # all ranges before any rounding: tied layers then share one grid
+    # all ranges come before any rounding: tied layers then share one grid
+    for layer in layers:
         layer.fix_range_()
     for layer in layers:
         layer.store_(None)

@@ -99,6 +99,7 @@ def check_floating(x: Tensor) -> None:
 
 def check_finite(x: Tensor) -> None:
     """ValueError for a tensor that has NaN or infinity."""
+    # amin and amax pass NaN on, so that these two numbers tell of all values
     if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
         raise ValueError(
             "quantize needs finite values, got NaN or infinity: has the training diverged?"

@@ -38,7 +38,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """[N, C, H, W] or [C, H, W] -> the same with out_channels."""
-        if layer_needs_contiguous(self):  # a fault of oneDNN, see bhfl.quant.memory_format
+        # a fault of oneDNN, see bhfl.quant.memory_format
+        if layer_needs_contiguous(self):
             x, weight = contiguous(x), contiguous(weight)
         y: Tensor = self._conv_forward(x, weight, self.bias)
         return y
@@ -54,7 +55,8 @@ class QuantConvTranspose2d(QuantLayer, nn.ConvTranspose2d):
         if self.spec.is_float:
             return nn.ConvTranspose2d.forward(self, input, output_size)
         get_backend(self.backend).report(self)
-        own: Any = self  # torch annotates the sizes of all convolutions as "perhaps text"
+        # torch annotates the sizes of all convolutions as "perhaps text"
+        own: Any = self
         sizes = (own.stride, own.padding, own.kernel_size)
         extra = self._output_padding(input, output_size, *sizes, 2, own.dilation)
         geometry = (own.stride, own.padding, extra, self.groups, own.dilation)
@@ -67,7 +69,8 @@ class QuantEmbedding(QuantLayer, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Indices [...] -> [..., embedding_dim]; always by backend fake."""
-        if self.spec.is_float:  # the parent handles max_norm and sparse gradients
+        # the parent handles max_norm and sparse gradients
+        if self.spec.is_float:
             return nn.Embedding.forward(self, input)
         get_backend(self.backend).report(self)
         y = F.embedding(

@@ -45,14 +45,16 @@ def reestimate_batchnorm_(
         return model
     waiting = iter(batches)
     try:
-        first = next(waiting)  # before any statistics are reset
+        # without a batch the statistics stay, so one has to be there before they are reset
+        first = next(waiting)
     except StopIteration:
         raise ValueError("reestimate_batchnorm_ needs at least one batch, got none") from None
     try:
         model.eval()
         for norm in momenta:
             norm.reset_running_stats()
-            norm.momentum = None  # torch then takes the mean of all batches
+            # torch then takes the mean of all batches, and not a moving average
+            norm.momentum = None
             norm.training = True
         for batch in chain([first], waiting):
             if step is not None:

@@ -55,7 +55,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     out = torch.empty(size, dtype=torch.uint8, device=codes.device)
     flat = codes.reshape(-1)
     if bits > 8:
-        out[: flat.numel()].copy_(flat)  # keeps the low byte
+        # the cast keeps the low byte, on hosts of either byte order
+        out[: flat.numel()].copy_(flat)
         _pack_planes((flat >> 8).to(torch.uint8), bits - 8, out[flat.numel() :])
     else:
         _pack_planes(flat.to(torch.int8).view(torch.uint8), bits, out)
@@ -124,12 +125,14 @@ def _pack_planes(codes: Tensor, bits: int, out: Tensor) -> None:
     """Write the low bits of uint8 codes [n] to uint8 [ceil(n*bits/8)]."""
     head = codes.numel() // 8 * 8
     for first, width, plane in _planes(out, head, bits):
+        # a view of [-1, 0] is ambiguous: of fewer than 8 codes the planes are empty
         for j, chunk in enumerate(codes[:head].view(-1, max(len(plane), 1))):
             part = (chunk >> first if first else chunk) & ((1 << width) - 1)
             if j == 0:
                 plane.copy_(part)
             else:
-                plane.bitwise_or_(part.mul_(1 << (j * width)))  # faster than a shift
+                # in place, a product is faster than a shift
+                plane.bitwise_or_(part.mul_(1 << (j * width)))
     if head < codes.numel():
         tail = 0
         for j, code in enumerate(codes[head:].tolist()):

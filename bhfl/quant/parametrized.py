@@ -19,6 +19,7 @@ def become_(module: nn.Module, cls: type[nn.Module]) -> None:
         cls: A subclass of its class, or a parent.
     """
     if is_parametrized(module):
+        # but for the two descriptors that work only in the class that they were made for
         members = {
             name: value
             for name, value in vars(type(module)).items()

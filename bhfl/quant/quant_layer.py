@@ -73,6 +73,8 @@ class QuantLayer(nn.Module):
         """
         check_layer(self, spec)
         self.spec = spec
+        # as buffers they move with the layer, and outside the state dict it stays that of a float
+        # layer
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("storage_scale", None, persistent=False)
         step = None
@@ -85,8 +87,10 @@ class QuantLayer(nn.Module):
         """Become the parent class again, with the weights as they are."""
         for name in ("spec", "fixed_scale", "storage_scale", "weight_step"):
             delattr(self, name)
-        for name in ("backend", "generator"):  # the class has their defaults
+        # the class has their defaults
+        for name in ("backend", "generator"):
             vars(self).pop(name, None)
+        # the layer of torch is the last base of every class of this kind
         become_(self, own_class(self).__bases__[-1])
 
     @torch.no_grad()
@@ -139,9 +143,11 @@ class QuantLayer(nn.Module):
     def _weight_rule(self) -> dict[str, Any]:
         """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""
         if self.fixed_scale is not None and self.spec.storage == FLOAT_BITS and self._is_trained():
-            self.fixed_scale = None  # the weights will move, and their range with them
+            # the weights will move, and their range with them
+            self.fixed_scale = None
         scale = self.fixed_scale
         if self.weight_step is not None:
+            # an optimiser may take the step through zero, and a scale is positive
             scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
         return {
             "range_rule": self.spec.range_rule,
@@ -244,6 +250,7 @@ class QuantLayer(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        # a float layer would refuse a key that it does not have
         destination.pop(f"{prefix}weight_step", None)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:

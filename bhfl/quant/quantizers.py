@@ -74,6 +74,7 @@ def register_quantizer(quantizer: QuantizerClass) -> QuantizerClass:
     if not (isinstance(quantizer, type) and issubclass(quantizer, Quantizer)):
         raise ValueError(f"register_quantizer needs a subclass of Quantizer, got {quantizer!r}")
     name = getattr(quantizer, "name", None)
+    # the name becomes part of a spec's label, and so of tags and of names of files
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{quantizer.__name__}.name must be a lower-case word, got {name!r}")
     if name in known_rules():

@@ -85,6 +85,7 @@ def _group_scale(x: Tensor, bits: int, limit: int, range_rule: RangeRule) -> Ten
         scale = mean * (2 / math.sqrt(limit))
     elif range_rule == "pow2":
         mantissa, exponent = torch.frexp(largest)
+        # the mantissa is in [1/2, 1): of a power of two, which is its own ceiling, it is 1/2
         scale = _power_of_two(exponent - (mantissa == 0.5).int()) / limit
     else:
         scale = largest / limit
@@ -127,14 +128,16 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     unit = _power_of_two(-torch.frexp(widest)[1])
     start = widest * unit
     sample = _strided_sample(x) * unit.unsqueeze(1)
-    factors = torch.exp2(torch.arange(16, device=x.device) / -2)  # 1 ... 0.006
+    # from the widest scale down to 0.006 of it
+    factors = torch.exp2(torch.arange(16, device=x.device) / -2)
     candidates = start * factors.view(-1, 1)
     best = _squared_error(sample, candidates, limit).argmin(0, keepdim=True)
     scale = candidates.gather(0, best).squeeze(0)
     for _ in range(4):
         codes = (sample / scale.unsqueeze(1)).round_().clamp_(-limit, limit)
         fitted = (sample * codes).sum(1) / codes.square().sum(1)
-        scale = torch.where(fitted > 0, fitted, scale)  # 0/0 where all codes are 0
+        # where all codes are 0 the quotient is 0/0
+        scale = torch.where(fitted > 0, fitted, scale)
     error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
     return torch.where(error[0] < error[1] * _SURE, bounded_scale(scale / unit, limit), widest)
 
@@ -159,7 +162,8 @@ def _blockwise_squared_error(x: Tensor, scale: Tensor, limit: int, unit: Tensor)
     """
     size = block_size(x) // len(scale)
     unit = unit.view(-1, *[1] * (x.dim() - 1))
-    if len(x) == 1:  # one group: cut it along its own first dimension
+    # one group cannot be cut between groups, so it is cut along its own first dimension
+    if len(x) == 1:
         rows = torch.split(x, max(1, size // max(x[0, :1].numel(), 1)), dim=1)
         return torch.stack([_squared_error(part * unit, scale, limit) for part in rows]).sum(0)
     num_groups = max(1, size // x[0].numel())
@@ -221,7 +225,9 @@ def wage_shift(x: Tensor) -> Tensor:
     """
     largest = _absmax(grouped(x, "tensor")).squeeze(0)
     mantissa, exponent = torch.frexp(largest)
+    # the mantissa tells exactly to which side log2 rounds; a float32 log2 may err there
     shift = _power_of_two(exponent - (mantissa < math.sqrt(0.5)).int()).clamp_(min=2.0**-100)
+    # a tensor that diverged has no power of two near it, and must show
     return torch.where(largest.isfinite(), shift, largest)
 
 

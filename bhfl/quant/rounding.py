@@ -146,7 +146,8 @@ def _noises(sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
     odd keys of its own, which spreads each bit over the higher ones, and combines each half with
     its neighbour: a tenth of the time of drawing, without a pattern.
     """
-    needed = sizes[0] // 2 + 1  # the last half needs a neighbour too
+    # the last half needs a neighbour too
+    needed = sizes[0] // 2 + 1
     words = _words(min(needed, _DRAWN_WORDS), generator)
     num_keys = -(-needed // len(words))
     keys = _words(len(sizes) * num_keys, generator).bitwise_or_(1).view(len(sizes), num_keys, 1)

@@ -167,13 +167,15 @@ class _Saving(TorchFunctionMode):
         """The bits in which the running function, with these arguments, saves x; None where x stays
         as it is.
         """
-        if isinstance(x._base, torch.nn.Parameter):  # a view of a weight
+        # a view of a weight is memory that stays anyway
+        if isinstance(x._base, torch.nn.Parameter):
             return None
         if self.function == "relu":
             return 1
         if self.function in _PRODUCTS:
             return 8
-        if not tensors or x.numel() != tensors[0].numel():  # a weight, or statistics of a norm
+        # of another size than the input is a weight, or a statistic of a norm
+        if not tensors or x.numel() != tensors[0].numel():
             return None
         if self.function in _SIXTEEN_BITS:
             return 16
@@ -192,7 +194,8 @@ def _grouping(function: str, x: Tensor) -> Grouping | None:
     """
     order = _order(x)
     last = x.dim() - 1
-    if function in _NORMS_OF_CHANNELS and order[-1] == 1:  # channels_last: a column is a channel
+    # in channels_last, a column of the memory is a channel
+    if function in _NORMS_OF_CHANNELS and order[-1] == 1:
         pixels = x.numel() // x.shape[1] if function == "batch_norm" else math.prod(x.shape[2:])
         # narrow matrices are slow: a line of a piece is several pixels
         together = math.gcd(pixels, max(1, min(_WIDEST // x.shape[1], pixels // 64)))
@@ -203,7 +206,8 @@ def _grouping(function: str, x: Tensor) -> Grouping | None:
     elif function in _NORMS_OF_ROWS:
         width = _size(x.shape[last]) if order[-1] == last else 0
     else:
-        row = 1  # as many of the innermost dimensions as make a group that is not too small
+        # as many of the innermost dimensions as make a group that is not too small
+        row = 1
         for i in reversed(order):
             row *= x.shape[i] if row < _WIDEST // 2 else 1
         width = _size(row) or _WIDEST
@@ -225,7 +229,8 @@ def _is_given(x: Tensor, argument: Tensor) -> bool:
     """Whether x is an argument that was not computed: parameters and data stay in memory anyway."""
     try:
         return argument.grad_fn is None and argument.data_ptr() == x.data_ptr()
-    except RuntimeError:  # sparse tensors and those of torch.func have no data_ptr
+    # sparse tensors and those of torch.func have no data_ptr
+    except RuntimeError:
         return False
 
 

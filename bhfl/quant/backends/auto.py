@@ -55,6 +55,7 @@ class Auto(Backend):
     def chosen_for(self, layer: QuantLayer) -> Backend:
         """See :class:`Backend`."""
         key = (device_of(layer).type, self.fast.name, kind(layer))
+        # a refusal needs no warning here: nobody has asked for that backend by name
         if num_channels(layer) < TABLE.get(key, NEVER) or self.fast.refusal(layer):
             return FAKE
         return self.fast

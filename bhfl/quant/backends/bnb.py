@@ -64,8 +64,10 @@ class BitsAndBytes(EagerBackend):
 def _package() -> tuple[Any, Any]:
     """The function that multiplies, and the class of its state."""
     try:
-        package = importlib.import_module("bitsandbytes")  # takes seconds, so only when needed
-    except Exception as error:  # a broken CUDA set-up raises anything
+        # it takes seconds, so that it is imported only when needed
+        package = importlib.import_module("bitsandbytes")
+    # a broken CUDA set-up raises anything
+    except Exception as error:
         message = (
             f"backend 'bitsandbytes' cannot import bitsandbytes ({error}): "
             "pip install bitsandbytes, or use 'int8'"

@@ -84,7 +84,8 @@ class Int8(EagerBackend):
         """See :class:`Backend`."""
         product = product_of(layer)
         if product is None or not takes(layer, x):
-            return FAKE.compute(layer, x)  # which raises torch's own error for a wrong input
+            # fake raises torch's own error for a wrong input
+            return FAKE.compute(layer, x)
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
         y: Tensor = self.function.apply(
@@ -154,8 +155,11 @@ class StraightThrough(IntegerForward):
         need = ctx.needs_input_grad[:2]
         dtype = ctx.plan.dtype
         weight = codes.to(dtype).mul_(per_slice(scale, codes.dim()).to(dtype))
+        # autocast would multiply in its dtype, and not in the one that the backend is named by
         with torch.autocast(g.device.type, enabled=False):
             gx, gw = product.float_gradients(
                 product.dense(g.to(dtype)), x.whole(dtype), weight, need
             )
+        # the product was with whole numbers, which bfloat16 holds exactly: their scale comes after
+        # it
         return gradients(ctx, g, gx, None if gw is None else gw.float().mul_(x.scale))

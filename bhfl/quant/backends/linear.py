@@ -41,7 +41,8 @@ def _dense(x: Tensor) -> Tensor:
     """A matrix whose rows or columns are contiguous and do not overlap: oneDNN multiplies others
     wrongly.
     """
-    if 1 in x.shape:  # its strides may be anything, and is_contiguous ignores them
+    # strides of a size of 1 may be anything, and is_contiguous ignores them
+    if 1 in x.shape:
         return x.reshape(-1).view(x.shape)
     return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
 
@@ -106,6 +107,7 @@ class Linear:
 
     def fault(self, weight: Sequence[int], device: torch.device) -> str:
         """Why it cannot be computed in integers with a weight of this shape; empty if it can."""
+        # sums run over the inputs in forward and over the outputs in the gradient of the input
         return too_long(max(weight)) or int_mm_fault(str(device))
 
     def dense(self, x: Tensor) -> Tensor:

@@ -62,11 +62,13 @@ def takes(layer: nn.Module, x: Tensor) -> bool:
     num_dims = len(layer.kernel_size)
     if x.dim() not in (num_dims + 1, num_dims + 2) or x.shape[-num_dims - 1] != layer.in_channels:
         return False
-    border = layer._reversed_padding_repeated_twice  # of the last dimension first, both its ends
+    # the border of the last dimension comes first, both its ends
+    border = layer._reversed_padding_repeated_twice
     for i in range(num_dims):
         size = x.shape[-1 - i] + border[2 * i] + border[2 * i + 1]
         if size <= layer.dilation[-1 - i] * (layer.kernel_size[-1 - i] - 1):
-            return False  # the kernel is larger than the padded image
+            # the kernel is larger than the padded image, which torch refuses
+            return False
     return True
 
 

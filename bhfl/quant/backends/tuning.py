@@ -50,6 +50,7 @@ def tune(
     kind_of_device = torch.device(device).type
     found: dict[tuple[str, str, str], int] = {}
     for kind, make in (("linear", partial(_linear, num_rows)), ("conv", _conv)):
+        # the caller's random numbers go on as if nothing had been measured
         with torch.random.fork_rng([device] if kind_of_device == "cuda" else []):
             gains = [_relative_seconds(*make(size, device), spec, num_turns) for size in sizes]
         for backend in gains[0]:
@@ -81,7 +82,8 @@ def _relative_seconds(
     layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int
 ) -> dict[str, float]:
     """The median time of a step of each backend that does not refuse, divided by that of fake."""
-    from bhfl.quant.convert import backend_choices, quantize_, seed_  # they import the backends
+    # they import the backends, of which this file is one part
+    from bhfl.quant.convert import backend_choices, quantize_, seed_
 
     steps: dict[str, Callable[[], None]] = {}
     for backend in ("fake", *FAST.values()):
@@ -90,7 +92,8 @@ def _relative_seconds(
         if backend_choices(model)[""] == backend:
             steps[backend] = _step(model, x)
     seconds: dict[str, list[float]] = {backend: [] for backend in steps}
-    for _ in range(num_turns + 1):  # the first warms up
+    # the first turn warms up, and does not count
+    for _ in range(num_turns + 1):
         for backend, step in steps.items():
             seconds[backend].append(_timed(step, x.device))
     typical = {backend: median(times[1:]) for backend, times in seconds.items()}
