@@ -78,11 +78,13 @@ def analyze(  # noqa: PLR0913
     """
     widths = list(probe_bits)
     _check(trainer, {"samples": samples, "threads": threads or 1}, widths, uniform_bits)
-    layer_weights(model)  # refuses a model without any before the data are loaded
+    # refuses a model without any before the data are loaded
+    layer_weights(model)
     threads = threads or torch.get_num_threads()
     with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:
         run = session.load(ckpt_path, clients=False)[0] if ckpt_path is not None else None
         worker, seed = session.worker, session.settings.cohort.seed
+        # in float32, so that what a probe finds is due to its layer alone
         worker.load(session.global_model(), BitSpec())
         layers = layer_weights(worker.module)
         chunks, source = held_out(datamodule, samples, seed)

@@ -94,6 +94,8 @@ def layer_harm(
     reference, *quantized = total / sum(size for size, _ in chunks)
     change = torch.stack(quantized).sub_(reference).view(-1, len(bits), 2)
     increase = change[..., 0]
+    # cut off at 0 only here, because a mean of cut-off parts would be too high; the distortion is
+    # that of any chunk, as all of them draw alike
     found = Probe(part.layers, part.sizes, part.bits, increase.clamp(min=0), part.distortion)
     return LayerHarm(found, float(reference[0]), float(reference[1]), increase, -change[..., 1])
 
@@ -113,10 +115,12 @@ def _probe_chunk(
 
         def evaluated(_: nn.Module) -> tuple[float, float]:
             measured.append(evaluate())
+            # the first evaluation is that of the model as it is, from which later ones are answered
             reuse.records = False
             progress()
             return measured[-1]
 
+        # made anew for each chunk, so that all chunks meet the same quantised weights
         generator = torch.Generator(device).manual_seed(seed)
         part = probe(model, layers, bits, evaluated, generator=generator)
     return part, torch.tensor(measured, dtype=torch.float64)

@@ -58,8 +58,10 @@ class Reuse:
         """The layer's output, kept or computed; `saved` are its tensors and copies of what they
         held at first.
         """
+        # layer.forward is this method itself by now
         forward = partial(type(layer).forward, layer)
         x = args[0] if len(args) == 1 and not options else None
+        # inference tensors count no versions, so nobody could tell whether they were written to
         if not isinstance(x, Tensor) or x.is_inference() or x.requires_grad or layer.training:
             return forward(*args, **options)
         calls = self._calls.setdefault(id(layer), [])
@@ -94,6 +96,7 @@ def reusing(model: nn.Module) -> Iterator[Reuse]:
         for layer in layers:
             tensors = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
             saved = [(tensor, tensor.detach().clone()) for tensor in tensors]
+            # on the layer itself, below its __call__, so that its hooks run as ever
             layer.forward = partial(reuse.call, layer, saved)
         yield reuse
     finally:
@@ -105,6 +108,7 @@ def _is_pure(layer: nn.Module) -> bool:
     """Whether `layer` has weights and no children, and its class is one of PyTorch's or of
     `bhfl.quant`.
     """
+    # a forward that somebody set on the layer itself may do anything
     known = f"{type(layer).__module__}.".startswith(_PURE) and "forward" not in vars(layer)
     return (
         known

@@ -49,7 +49,8 @@ def pick(batches: Iterable[Any], num_samples: int, seed: int) -> list[Chunk]:
     """
     flat = [tree_flatten(batch) for batch in batches]
     columns = None
-    if len({str(spec) for _, spec in flat}) == 1:  # all batches are built alike
+    # only of batches that are built alike can single samples be drawn
+    if len({str(spec) for _, spec in flat}) == 1:
         columns = _columns([leaves for leaves, _ in flat])
     if columns is None:
         return _whole([tree_unflatten(leaves, spec) for leaves, spec in flat], num_samples)
