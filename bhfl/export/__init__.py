@@ -15,6 +15,7 @@ from bhfl.export.integers import (
 from bhfl.export.qdq import export_onnx
 from bhfl.quant.functional import float_tensors as float_state
 
+# type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
     from bhfl.export.run import export_run
 

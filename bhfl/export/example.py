@@ -56,6 +56,7 @@ def _calls(worker: Worker, batch: Any) -> list[Call]:
     calls: list[Call] = []
     handles = []
     for part in worker.module.modules():
+        # append returns None, by which such a hook leaves the arguments as they are
         note = part.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
         handles.append(note)
     try:
@@ -63,7 +64,8 @@ def _calls(worker: Worker, batch: Any) -> list[Call]:
         if not calls:
             worker.evaluate([batch], "val")
     except Exception as error:
-        if not calls:  # an error after a call, of a metric, say, does no harm
+        # an error after a call, of a metric, say, does no harm
+        if not calls:
             raise ValueError(
                 f"the step that shows its inputs failed: {type(error).__name__}: {error}"
             ) from error

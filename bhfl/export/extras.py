@@ -10,6 +10,7 @@ EXTRAS = {"export": ("safetensors",), "onnx": ("onnx", "onnxscript")}
 
 def installed(extra: str) -> bool:
     """Whether the modules of an extra can be imported."""
+    # only looked for: a run may write no file that needs them
     return all(find_spec(module) for module in EXTRAS[extra])
 
 

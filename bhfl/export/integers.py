@@ -115,6 +115,7 @@ def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
     """
     first: dict[int, str] = {}
     ties = {}
+    # without keep_vars each entry is detached: a new object, by which ties do not show
     for name, tensor in model.state_dict(keep_vars=True).items():
         other = first.setdefault(id(tensor), name)
         if name == other:
@@ -195,6 +196,7 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
     plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     model.load_state_dict(plain, strict=False)
     if quantized:
+        # this comes last, because loading weights makes layers forget fixed scales
         _fix_scales_(model, state, path)
     return model
 
@@ -298,6 +300,7 @@ def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> dict[str, 
     """The JSON object that the metadata hold under a key."""
     try:
         value = json.loads(metadata.get(key, ""))
+    # JSON that is nested deep enough takes the parser to the end of its stack
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -312,10 +315,12 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
     ValueError where they do not fit the description.
     """
     sizes = row if isinstance(row, list) else []
+    # to isinstance, JSON's true would be an integer
     if not sizes or not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError(f"must be described by [bits, *shape], got {row!r}")
     bits, *shape = sizes
-    least = -levels(bits)  # refuses what are not 2..16 bits
+    # levels refuses what are not 2..16 bits
+    least = -levels(bits)
     packed = tensors.pop(f"{name}.codes", None)
     scale = tensors.pop(f"{name}.scale", None)
     if packed is None or scale is None:
@@ -327,6 +332,7 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite")
     codes = unpack(packed, bits, math.prod(shape)).view(shape)
-    if codes.numel() and codes.amin() < least:  # two's complement has one code more
+    # two's complement has one code more than the grid
+    if codes.numel() and codes.amin() < least:
         raise ValueError(f"codes of {bits} bits must be at least {least}, got {least - 1}")
     return QuantizedTensor(codes, scale, bits)

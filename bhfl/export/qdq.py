@@ -67,7 +67,8 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
     shapes = _open_batch(model, inputs)
     model = _evaluating(model)
     try:
-        model(*inputs)  # if that fails, its own error says more than the exporter's
+        # if this fails, its own error says more than the exporter's
+        model(*inputs)
         program = _program(_rewritten(model), inputs, shapes)
     except Exception as error:
         why = _cause(error)
@@ -75,6 +76,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
             why = "it has no forward, which is what the file computes: define it"
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
     with replacing(path) as temporary:
+        # one file is written whole or not at all, which two would not be
         program.save(temporary, external_data=False)
     return user_path(path).stat().st_size
 
@@ -158,7 +160,8 @@ def _evaluating(model: nn.Module) -> nn.Module:
         raise ValueError(
             f"{type(model).__name__} cannot be exported, because it cannot be copied: {error}"
         ) from error
-    if isinstance(model, QuantLayer):  # the exporter needs a module around it
+    # the exporter needs a module around a single layer
+    if isinstance(model, QuantLayer):
         model = nn.Sequential(model)
     return model.float().cpu().eval()
 
@@ -167,11 +170,13 @@ def _rewritten(model: nn.Module) -> nn.Module:
     """The model, changed in place: its layers compute by nodes of ONNX."""
     for layer in model.modules():
         if isinstance(layer, QuantLayer):
+            # of the backends, fake alone calls both methods that are replaced below
             layer.backend = "fake"
             if layer.spec.activations < FLOAT_BITS:
                 layer.forward_input = partial(_input_nodes, steps=(1 << layer.spec.activations) - 1)  # type: ignore[method-assign]
             if layer.spec.weights < FLOAT_BITS:
                 quantized = layer.quantized_weight()
+                # buffers become initializers of the graph, and so part of the file
                 layer.register_buffer("weight_codes", quantized.codes.contiguous())
                 layer.register_buffer("weight_scale", quantized.scale)
                 layer.forward_weight = partial(_weight_nodes, layer)  # type: ignore[method-assign]
@@ -210,6 +215,7 @@ def _node(
 def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: dict[str, Any]) -> Any:
     program: Any = torch.onnx.export(
         model,
+        # a dict at the end counts as the keyword arguments, also where it is the last argument
         (*inputs, {}),
         dynamo=True,
         dynamic_shapes=shapes,

@@ -130,6 +130,7 @@ def _accuracies(
     """
     round = session.server.round
     summary = summary_of(run / "summary.json", made.notes) if run else {}
+    # the summary tells of the end of the run, and the checkpoint may be an earlier state
     if summary.get("rounds") == round and "failed" not in summary:
         stage, split = "test", "test split"
         metrics = summary["metrics"]
@@ -138,6 +139,7 @@ def _accuracies(
         metrics = next((row for row in history if row["round"] == round), {})
     found = {}
     for group in session.groups:
+        # of several accuracies the first name counts, and so it is written last
         for name in reversed(ACCURACIES):
             value = metrics.get(f"{stage}/{name}_{group}")
             if isinstance(value, (int, float)):
