@@ -12,6 +12,7 @@ from bhfl.models.resnet import ResNet, ResNet8, ResNet18, ResNet20
 from bhfl.models.small import CNN, MLP, LeNet
 from bhfl.models.vgg import VGG7
 
+# type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
     from bhfl.models.classifier import Classifier
 

@@ -125,5 +125,6 @@ class Classifier(Recorded, L.LightningModule):
         images, labels = batch
         logits = self(images)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        # the mean over batches weighs each by its size, at which Lightning would have to guess
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(f"{stage}/acc", accuracy, batch_size=len(labels))

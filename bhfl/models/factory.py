@@ -110,6 +110,7 @@ def _build_torchvision(
 def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None:
     """ValueError for an input of a shape that the network cannot take: it is tried."""
     try:
+        # in training, one image may be too few for BatchNorm, and running statistics would move
         network.eval()(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(
@@ -125,7 +126,8 @@ def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
         for key, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
                 found = True
-                if norm != "batch":  # those that are there may have an eps of their own
+                # those that are there may have an eps of their own
+                if norm != "batch":
                     setattr(parent, key, norm2d(norm, child.num_features))
     if not found:
         raise ValueError(

@@ -92,6 +92,8 @@ class ResNet(nn.Module):
         init_he_(self)
         with torch.no_grad():
             for layer in layers:
+                # a norm would undo a smaller convolution before it, so its own weight is what
+                # shrinks
                 last = layer.conv2 if isinstance(layer.norm2, nn.Identity) else layer.norm2
                 last.get_parameter("weight").mul_(len(layers) ** -0.5)
 

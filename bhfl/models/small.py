@@ -35,7 +35,8 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_arguments(num_classes, (1, 1, 1))  # an input of any shape is flattened
+        # an input of any shape is flattened, so that its shape is not the one that is checked
+        check_arguments(num_classes, (1, 1, 1))
         if min(input_shape, default=0) < 1:
             raise ValueError(f"input_shape must be positive numbers, got {input_shape}")
         sizes = [math.prod(input_shape), *hidden]

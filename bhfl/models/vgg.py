@@ -36,6 +36,7 @@ class VGG7(Convolutional):
             raise ValueError(f"width must be at least 1, got {width}")
         channels, image_height, image_width = input_shape
         features = pooled_units(channels, (width, 2 * width, 4 * width), 3, norm, depth=2)
+        # three poolings halve the image, each rounding down: together they are // 8
         num_features = 4 * width * (image_height // 8) * (image_width // 8)
         head = fully_connected([num_features, 8 * width, num_classes], dropout)
         super().__init__(features, head)
