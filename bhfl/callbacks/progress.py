@@ -41,9 +41,11 @@ class Progress(Callback):
             f"{trainer.fabric.device.type}"
         )
         print(f"logs and checkpoints: {trainer.run.folder}", flush=True)
+        # tqdm draws on stderr; stdout may go to a file all the same
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=trainer.settings.stopping.max_rounds,
+                # a resumed run goes on where it stopped
                 initial=trainer.server.round,
                 unit="round",
                 dynamic_ncols=True,
@@ -61,6 +63,7 @@ class Progress(Callback):
         figures = self._figures(trainer, metrics)
         if self._bar is not None:
             in_bar = {name: f"{value:.3f}" for name, value in figures.items()}
+            # the update below draws the bar anyway
             self._bar.set_postfix(in_bar, refresh=False)
             self._bar.update()
             return
