@@ -22,6 +22,8 @@ from bhfl.engine.types import Client, Params
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+# Each unit is 2^34 of the next: what rounding to one leaves is at most half of it, 2^33 of the
+# next, and 2^20 such terms just fill the 53 bits of a float64. Of the first unit, 2^36 is 2^52.
 _UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
 """The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum
 exact.
@@ -49,7 +51,9 @@ class ExactSum:
             factor = weight[start:stop] if isinstance(weight, Tensor) else weight
             rest = values[start:stop].to(torch.float64) * factor
             for part, unit in zip(self.parts[:, start:stop], _UNITS, strict=True):
-                # adding it rounds to multiples of `unit`, subtracting keeps them
+                # Adding it rounds to multiples of `unit`, subtracting keeps them. Within 2^51 units
+                # of 1.5 * 2^52 units, where MAX_TERM keeps every term, a float64's last bit is one
+                # unit for terms of either sign; below 2^52 units it would be half of one.
                 magic = 1.5 * 2.0**52 * unit
                 rounded = (rest + magic).sub_(magic)
                 part.add_(rounded)
@@ -72,14 +76,17 @@ def check_terms(values: Tensor, weight: float) -> None:
     """
     if values.numel():
         low, high = (float(bound) for bound in torch.aminmax(values))
+        # `not <` refuses NaN too, which aminmax passes on
         if not weight * max(high, -low) < MAX_TERM or math.isnan(high):
             raise ValueError("it has a value that is not finite or too large to average")
 
 
 def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
     """Sum of a CPU tensor over all processes, back on the CPU."""
+    # all processes hold the same shape: either none of them leaves the collective out, or all do
     if fabric.world_size == 1 or not tensor.numel():
         return tensor
+    # NCCL reduces tensors on GPUs alone
     total: Tensor = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")  # type: ignore[assignment]
     return total.cpu()
 
@@ -144,6 +151,7 @@ class WeightedMean:
     def __init__(self, like: Params) -> None:
         self.flattener = Flattener(like)
         self.sum = ExactSum(self.flattener.numel)
+        # weights are whole numbers, of samples or 1, whose sums are exact in float64 up to 2^53
         self.weight = torch.zeros((), dtype=torch.float64)
 
     def add(self, update: Params, client: Client) -> None:
@@ -154,6 +162,7 @@ class WeightedMean:
                 nothing was added.
         """
         flat = self.flattener.flatten(update)
+        # before anything is added: half of an update could not be taken out of the sum again
         check_terms(flat, client.weight)
         self.sum.add(flat, client.weight)
         self.weight += client.weight

@@ -24,6 +24,7 @@ from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
 from bhfl.settings import LocalTraining, Settings
 
+# A small device trains with torch alone, so Lightning is imported for type checks only.
 if TYPE_CHECKING:
     import lightning as L
     from lightning.fabric import Fabric
@@ -144,6 +145,7 @@ class Algorithm(Recorded):
         """Refuse a class with a method that looks like a hook and is none."""
         super().__init_subclass__(**kwargs)
         ALGORITHM_HOOKS.check_class(cls)
+        # the trainer sets it on the object, over whatever the class says, and nobody would notice
         if cls.server_optimizer is not None:
             raise HookError(
                 f"{cls.__name__}.server_optimizer is set by the trainer: give it "
@@ -256,6 +258,7 @@ class Algorithm(Recorded):
             )
         if self.server_optimizer is None:
             return replace(server, params={**server.params, **mean})
+        # its state is kept in `extra`, so that moments are in checkpoints like all that lasts
         params, state = self.server_optimizer.step(
             server.params, mean, server.extra.get("server_optimizer")
         )

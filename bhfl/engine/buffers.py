@@ -41,6 +41,7 @@ class Buffers:
         self.policy = policy
         self.groups = groups if policy == "group" else ["all"]
         named = module.named_modules(remove_duplicate=False)
+        # by type, because what a user's own layer calls running_mean is averaged as others are
         owners = {name: layer for name, layer in named if isinstance(layer, _NormBase)}
         self.statistics = [
             key
@@ -64,6 +65,7 @@ class Buffers:
         """The first `ServerState.buffers`."""
         statistics = {name: state[name].clone() for name in self.statistics}
         return {
+            # groups share the first tensors, which nobody changes in place
             "statistics": dict.fromkeys(self.groups, statistics),
             "counters": {name: state[name].clone() for name in self.counters},
         }
@@ -90,6 +92,7 @@ class BufferSum:
         self.buffers = buffers
         self.server = server
         like = {}
+        # under ``local`` no statistics arrive; else those of any group have the shapes of all
         if buffers.policy != "local":
             like, *_ = server.buffers["statistics"].values()
         self.means = GroupedMean(like, buffers.groups)
@@ -110,6 +113,7 @@ class BufferSum:
             statistics.update(self.means.reduce(fabric))
         if fabric.world_size > 1:
             for name, value in self.maxima.items():
+                # not every backend reduces int16 or truth values; int64 holds all kinds of counters
                 wide = value.to(fabric.device, torch.int64)
                 highest: Tensor = fabric.all_reduce(wide, reduce_op="max")  # type: ignore[assignment]
                 self.maxima[name] = highest.to("cpu", value.dtype)

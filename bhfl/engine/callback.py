@@ -49,6 +49,7 @@ class Callback:
         """`trainer.validate` or `trainer.test` is done."""
 
 
+# `call_hook` gives what comes after the trainer by name, so hooks may not call it otherwise.
 _GUARD = Guard(Callback, by_name=True)
 
 
@@ -62,11 +63,13 @@ def callback_problems(callbacks: Any) -> list[str]:
     for i, callback in enumerate(callbacks):
         if isinstance(callback, Callback):
             try:
+                # its class was checked when it was made; an attribute may hide a hook since
                 _GUARD.check(callback)
             except HookError as error:
                 problems += [f"callbacks[{i}]: {line}" for line in str(error).splitlines()]
             continue
         got = type(callback).__name__
+        # Lightning's hooks have some of our names, with other arguments
         if isinstance(callback, L.Callback):
             got = f"{got} of Lightning"
         elif isinstance(callback, type):
@@ -88,6 +91,7 @@ def call_hook(
     """
     for callback in callbacks:
         result = getattr(callback, hook)(trainer, **arguments)
+        # the guard reads signatures; that a wrapped function gives a coroutine shows only here
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
             kind = type(result).__name__
             raise HookError(

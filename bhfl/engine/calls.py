@@ -12,6 +12,7 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
 
     ``batch_idx`` may be left out, as in Lightning, and a ``dataloader_idx`` is 0.
     """
+    # asked of the function, because bound methods in the cache would keep their module alive
     more = _more(_function(step), inspect.ismethod(step))
     return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in more))
 

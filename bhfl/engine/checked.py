@@ -59,6 +59,7 @@ class ServerHooks:
 
     def _check_state(self, hook: str, returned: Any, before: ServerState) -> None:
         check_server(self.name(hook), returned, before)
+        # here, so that it is the hook's error, and not one of whoever resumes the run
         if problem := lost_key(returned.extra, self.extra):
             raise ReturnError(f"{self.name(hook)}: {problem}")
 
@@ -75,6 +76,7 @@ class ServerHooks:
         hook = self.name("downlink")
         try:
             check_tensors(hook, tensors, codes=True)
+            # where a `receive` takes the message apart, it may hold more than tensors of the model
             model = {
                 name: value
                 for name, value in tensors.items()
@@ -82,6 +84,7 @@ class ServerHooks:
             }
             check_tensors(hook, model, self.model, codes=True, known=server.params)
         except ReturnError as error:
+            # a plain ReturnError would be laid on the client whose task is being made
             raise ServerReturnError(str(error)) from None
 
     def fold(
@@ -123,6 +126,7 @@ class ServerHooks:
         params, hook = self.algorithm.group_params(server, group), self.name("group_params")
         check_tensors(hook, params, server.params, known=server.params)
         dropped = server.params.keys() - params.keys()
+        # what clients have of their own is known from the first round on
         if server.round and (lost := dropped - server.buffers["first"].keys()):
             raise ReturnError(f"{hook} must return {min(lost)!r}, which no client has of its own")
         return params

@@ -48,6 +48,7 @@ def digest(state: Any) -> str:
 
 def _update(sha: Any, value: Any) -> None:
     if isinstance(value, Tensor):
+        # kinds and sizes count too: what moves between containers, or is cut otherwise, shows
         sha.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         sha.update(row_major(value))
     elif isinstance(value, Mapping):
@@ -94,6 +95,7 @@ def _spend(value: Any, room: float, depth: int) -> float:  # noqa: C901  # kind 
     if depth > MAX_DEPTH:
         raise _RefusedError(f"must be nested at most {MAX_DEPTH} deep")
     kind = type(value)
+    # by exact type, because torch's safe loader takes no subclasses of them
     if kind in (dict, OrderedDict):
         for key, item in value.items():
             room = _spend_in(key, item, _spend_in(key, key, room, depth), depth)
@@ -115,6 +117,7 @@ def _spend(value: Any, room: float, depth: int) -> float:  # noqa: C901  # kind 
             "must be a tensor, a number, text, None, or a dict or list of these to be kept in a "
             f"checkpoint, got {kind.__name__}"
         )
+    # each value costs at least one: millions of empty containers take memory too
     if room < 1:
         raise _RefusedError("stands for more than its file can hold")
     return room - 1
@@ -173,6 +176,7 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
+    # what a hostile file nests or repeats is bounded before the digest and the copy walk it
     content = read(path, expected)
     check_storable(
         content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size
@@ -201,9 +205,11 @@ def read(path: Path, expected: str | None = None) -> dict[str, Any]:
     try:
         _check_archive(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+    # torch raises many kinds of errors for a damaged or foreign file
+    except Exception as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
     found = content.get("format") if isinstance(content, dict) else None
+    # of any other kind it may be long, or a tensor, which compares entry by entry
     told = found if type(found) is int else None
     if told != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format must be {FORMAT}, got {told}")
@@ -274,7 +280,8 @@ def rewind(folder: Path, round: int, read: Callable[[Path], dict[str, Any]]) -> 
         if number > round:
             path.unlink()
     best = folder / "best.ckpt"
-    with suppress(CheckpointError):  # a missing or damaged one passes for nothing
+    # a missing or damaged one passes for nothing
+    with suppress(CheckpointError):
         if read(best)["server"]["round"] > round:
             best.unlink()
 

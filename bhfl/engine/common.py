@@ -20,6 +20,7 @@ def check_same_options(fabric: Fabric, told: Told) -> None:
     """
     if fabric.world_size == 1:
         return
+    # numerics too: with other threads, one process would come to other bits than the next
     different = differences(fabric.broadcast(told), told, (*MAKE_THE_RUN, Role.NUMERICS))
     for rank, found in enumerate(gather(fabric, [different])):
         if found:
@@ -44,10 +45,13 @@ def check_common_folder(fabric: Fabric, folder: Path) -> None:
     if fabric.world_size == 1:
         return
     token: str = fabric.broadcast(secrets.token_hex(16))
+    # a random name, which no other folder has by chance; as of a temporary file, so that the next
+    # run removes one that a kill leaves behind
     mark = folder / f".{token}.tmp"
     try:
         if fabric.is_global_zero:
             mark.touch(exist_ok=False)
+        # nobody looks for the mark before it is there
         fabric.barrier()
         blind = [rank for rank, sees in enumerate(gather(fabric, [mark.exists()])) if not sees]
     finally:
@@ -57,7 +61,8 @@ def check_common_folder(fabric: Fabric, folder: Path) -> None:
         return
     if fabric.is_global_zero:
         for made in (folder / "checkpoints", folder):
-            with suppress(OSError):  # it holds something: an earlier run
+            # it holds something where it is of an earlier run
+            with suppress(OSError):
                 made.rmdir()
     raise ValueError(
         f"all processes must share the run folder {folder}, got ranks {', '.join(map(str, blind))} "

@@ -22,6 +22,7 @@ from bhfl.engine.records import BYTES
 Check = Callable[[Any, str], None]
 """Raises a CheckpointError about a value, which it calls by the given name."""
 
+# Ids and rounds stand in int64 tensors in the table of what clients keep.
 LARGEST = 2**63
 DIGEST_BYTES = 32
 
@@ -178,7 +179,8 @@ def _buffers(value: Any, name: str) -> None:
     _mapping(value, name)
     for key, part in value.items():
         check = _each(_tensor)
-        if key == "statistics":  # those of each group
+        # those of each group, by its label
+        if key == "statistics":
             check = _each(check)
         check(part, f"{name}.{key:.60}")
 
@@ -209,6 +211,7 @@ def _plain(value: Any, name: str) -> None:
     for item in value if isinstance(value, (list, tuple)) else ():
         _plain(item, name)
     if isinstance(value, Tensor):
+        # options are compared with those of now by !=, which a tensor answers entry by entry
         _refuse(name, "options without tensors", value)
 
 

@@ -25,6 +25,7 @@ from bhfl.engine.types import Client, ServerState, Update
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
 
+# Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
 _FATAL = (CheckpointError, ServerReturnError, Terminated)
 """What is no failure of a client's: it ends the run."""
 
@@ -60,6 +61,7 @@ class Coordinator:
         self.buffers = BufferSum(session.buffers, server)
         travelling = session.travelling(server, session.groups[0])
         counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
+        # neither a term nor the sum over the cohort may leave the range in which sums are exact
         limit = min(MAX_TERM, MAX_TOTAL / len(cohort))
         self.asked = Asked({**expected, **travelling}, counters, limit)
         # codes of 16 bits and a scale for each of them take less than twice the float32 values
@@ -89,6 +91,7 @@ class Coordinator:
     def _tasks(self, history: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
         """The tasks of this process, each made when it is asked for."""
         fabric = self.session.fabric
+        # who trains a client changes none of its draws, so that the stripes change no result
         for client in self.cohort[fabric.global_rank :: fabric.world_size]:
             STANDING.at(f"training client {client.id} in round {self.server.round + 1}")
             record = ClientRecord(client.id, client.group, client.weight, fabric.global_rank)
@@ -131,6 +134,7 @@ class Coordinator:
         if not session.algorithm.communicates or not client.num_examples:
             return b""
         tensors = session.algorithm.downlink(self.server, client)
+        # statistics travel along, and those of another group are another message
         group = session.buffers.key(client.group)
         last = self._last
         if last is None or last.group != group or not _same(tensors, last.tensors):
@@ -165,16 +169,19 @@ class Coordinator:
         """Measure, decode, check, fold in; why an update comes too late, if it does."""
         session = self.session
         client = session.fleet[record.client]
+        # counted before anything can refuse it: late and rejected updates have been sent as well
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)
         if after := self._late_after(record, link):
             return Fault("late", f"its update would have arrived after {after:.3g} s")
+        # a few bytes may claim to stand for more than fits into memory
         update = decode(payload, max_bytes=self.max_bytes)
         coded = session.algorithm.coded(self.server, client, session.layers)
         record.largest = admit(update, self.asked, coded, client)
         weights, buffers = session.buffers.split(update)
         weights = Update(weights, payload)
-        session.hooks.fold(weights, client, self.server, self.updates)  # first: it may refuse
+        # before the buffers, which could not be taken out of their sums where it is refused
+        session.hooks.fold(weights, client, self.server, self.updates)
         self.buffers.add(float_tensors(buffers), client)
         return None
 
@@ -202,13 +209,16 @@ class Coordinator:
         buffers["first"] = session.own.following(server, set(gather(fabric, sorted(self._own))))
         following = server
         if session.algorithm.communicates:
+            # before the hook runs: what it changes in place is not what the others hold any more
             held = Held((server, aggregate))
+            # by one process: what is computed here may differ between machines in its last bits
             if fabric.is_global_zero:
                 rng = RandomKeys(session.settings.cohort.seed, server.round)
                 following = session.hooks.server_update(server, aggregate, self.updates, rng)
             following = broadcast(fabric, following, held)
         round = server.round + 1
         participants = [record.client for record in with_updates(records)]
+        # what is the engine's is the engine's, whatever a hook has put in its place
         return replace(
             following,
             round=round,

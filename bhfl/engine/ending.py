@@ -31,6 +31,8 @@ class LostProcessError(RuntimeError):
     """Another process of the run has died, frozen or failed; the message names it."""
 
 
+# No Exception, so that no `except Exception` on the way out, a user's among them, takes it for an
+# error of its own.
 class Terminated(SystemExit):
     """SIGTERM came: what is open is closed on the way out, and the exit code is 143."""
 
@@ -64,6 +66,7 @@ def no_exit_of_others(
     except SystemExit as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         packages = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+        # a module that exits while it is imported does so below importlib, whoever imports it
         if packages[-1] in allowed and "importlib" not in packages:
             raise
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -140,6 +143,7 @@ def parent() -> int | None:
 
 def speaks_of_others() -> bool:
     """Whether this process says that another one is lost: its parent does, unless that is gone."""
+    # where the parent has gone, one of its children speaks for all
     orphan = parent() not in (None, os.getppid())
     return parent() is None or (orphan and os.environ.get("LOCAL_RANK") == "1")
 
@@ -154,7 +158,8 @@ def end_with_parent() -> None:
 def _wait_for_parent() -> None:
     while os.getppid() == parent():
         time.sleep(0.5)
-    time.sleep(PATIENCE_SECONDS)  # others may know more of it
+    # others may know more of it, and say so first
+    time.sleep(PATIENCE_SECONDS)
     end_now(
         LOST,
         STANDING.last_line(
@@ -170,7 +175,8 @@ def end_now(code: int, line: str = "") -> NoReturn:
         code: The exit code.
         line: What is written to stderr, if anything.
     """
-    if line:  # past sys.stderr, whose lock the main thread may hold
+    # past sys.stderr, whose lock the main thread may hold
+    if line:
         with suppress(OSError):
             os.write(2, f"{line}\n".encode())
     for act in STANDING.last_acts:
@@ -178,7 +184,9 @@ def end_now(code: int, line: str = "") -> NoReturn:
             act()
     flushing = threading.Thread(target=_flush, daemon=True)
     flushing.start()
-    flushing.join(1.0)  # for ever where nobody reads what was written
+    # it would wait for ever where nobody reads what was written
+    flushing.join(1.0)
+    # sys.exit would end the calling thread alone
     os._exit(code)
 
 
@@ -214,11 +222,14 @@ class Signals:
         """Begin, in the main thread."""
         global _listening
         ear, self._mouth = socket.socketpair()
+        # the interpreter writes each signal's number there at once, even while the main thread is
+        # inside a library; it refuses a socket that could block
         self._mouth.setblocking(False)
         signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         for signum in _HOW:
             before = signal.getsignal(signum)
-            if before is not signal.SIG_IGN:  # as in a job that was started in the background
+            # ignored as in a job that was started in the background
+            if before is not signal.SIG_IGN:
                 self._before[signum] = before
                 signal.signal(signum, self._handle)
         _listening = self
@@ -235,7 +246,8 @@ class Signals:
             signal.set_wakeup_fd(-1)
             for signum, before in self._before.items():
                 signal.signal(signum, before)
-            self._mouth.close()  # which ends the thread
+            # which ends the thread
+            self._mouth.close()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again = self._first > 0
@@ -256,6 +268,7 @@ class Signals:
             except TimeoutError:
                 if self.command or self._attended < came:
                     self._end()
+                # every signal has had its handler: the main thread hears, and ends by itself
                 ear.settimeout(None)
                 continue
             if not byte:
@@ -310,6 +323,7 @@ def ended_in_order(deaf: bool) -> Iterator[None]:
             yield
         finally:
             _listening.in_order = before
+    # Python lets only the main thread set handlers
     elif threading.current_thread() is not threading.main_thread():
         yield
     elif deaf:
@@ -320,6 +334,7 @@ def ended_in_order(deaf: bool) -> Iterator[None]:
         finally:
             signals.forget()
     else:
+        # SIGINT raises KeyboardInterrupt by default already
         before_term = signal.signal(signal.SIGTERM, _terminate)
         try:
             yield

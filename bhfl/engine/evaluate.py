@@ -56,6 +56,7 @@ class Evaluator:
         passes = list(enumerate(self._passes(server)))
         mine = passes[fabric.global_rank :: fabric.world_size]
         results: dict[str, list[Mapping[str, float]]] = {}
+        # by the numbers of passes: means then add up in one order on any number of processes
         for index, metrics in sorted(gather(fabric, list(self._measured(server, stage, mine)))):
             results.setdefault(passes[index][1].key, []).append(metrics)
         return self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
@@ -81,8 +82,10 @@ class Evaluator:
             for client in session.fleet:
                 if client.group == group:
                     yield Pass(group, spec, given, client)
+        # float32 clients run the server's own model, which needs no pass of its own beside theirs
         floating = any(spec.is_float for spec in self.groups.values())
         if session.algorithm.communicates and not floating:
+            # no clients have statistics of a float32 model: those of the first group stand in
             buffers = session.buffers.of(server, next(iter(self.groups)))
             yield Pass(GLOBAL, BitSpec(), session.own.whole({**server.params, **buffers}, {}))
 

@@ -48,6 +48,7 @@ def failed_in_a_row(
     elif len(records) - len(bad) >= settings.cohort.min_clients:
         return 0
     elif (
+        # the second: no round of the whole run came to anything, which is no end to be content with
         before >= settings.stopping.max_failed_rounds
         or before + 1 == round >= settings.stopping.max_rounds
     ):
@@ -67,4 +68,5 @@ def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:
     """
     asked = [record for record in records if record.reason != NO_EXAMPLES]
     origins = {record.origin for record in asked}
+    # a client that is alone may fail by its own data, which the next cohort need not have
     return asked if len(asked) > 1 and len(origins) == 1 and origins != {""} else []

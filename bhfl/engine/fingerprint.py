@@ -28,7 +28,8 @@ def fingerprint(settings: Settings, data: Any, model: Mapping[str, Any]) -> Told
             value = Fleet(value).to_list()
         if name == "server_optimizer" and value:
             value = describe(value)
-        deep = role not in (Role.MACHINE, Role.OUTPUT)  # loggers may be made with secrets
+        # their classes alone: loggers may be made with secrets
+        deep = role not in (Role.MACHINE, Role.OUTPUT)
         key = name if name in ("clients", "algorithm") else f"trainer.{name}"
         told[role.value] |= flatten(plain(value, deep), key)
     if isinstance(data, Recorded):

@@ -52,11 +52,13 @@ def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
         session.module.on_fit_end()
         metrics = session.evaluate("test")
         session.tear_down()
+    # an interrupt is no failure: the run can go on from its checkpoint
     except Exception as error:
         run.fail(error)
         raise
     finally:
         run.close()
+    # last of the files: who finds a summary takes the run for done
     run.finish(metrics)
     session.call("on_fit_end", metrics=metrics)
     return metrics
@@ -74,7 +76,8 @@ def _foresee(session: Session, fresh: bool) -> None:
         communicates = session.algorithm.communicates
         smallest = encoded_bytes(session.server.params) if communicates else 0
         session.timing.check_deadline(smallest, data)
-    if fresh:  # a resumed run keeps to what it was begun with
+    # a resumed run keeps to what it was begun with
+    if fresh:
         session.server = with_format(session.server, settings, session.worker, fleet, data)
 
 
@@ -85,11 +88,14 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     settings = session.settings
     partition = session.data.partition_record()
     files = {"partition": partition, SETTINGS: session.told}
+    # a digest of the split among the options: a run goes on with the same samples or not at all
     of_split = {**session.told[Role.RESULT.value], "partition": partition.get("sha256")}
     session.told = {**session.told, Role.RESULT.value: of_split}
+    # before a folder is made: what is refused leaves nothing behind
     check_same_options(fabric, session.told)
     check_storable(vars(session.server), "ServerState")
     _warn(session, doubt(settings.choice.monitor, settings.choice.mode))
+    # once, because each process would make a folder of its own
     found = _folder(session, ckpt_path) if fabric.is_global_zero else (Path(), None)
     folder, state = fabric.broadcast(found)
     check_common_folder(fabric, folder)
@@ -100,6 +106,7 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     session.store = run.store
     run.begin(session.server, files)
     session.place.open(run.folder, run.loggers)
+    # rank 0 has dropped what came after the restored round before another process reads any of it
     fabric.barrier()
     return run
 
@@ -110,7 +117,8 @@ def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, dict[
         return new_run(trainer.root), None
     folder, state = trainer.find_checkpoint(ckpt_path)
     check_told(ckpt_path, state["config"], session.told)
-    client_store(folder, state)  # all of it is there
+    # it raises where what clients keep is not all there
+    client_store(folder, state)
     return folder or new_run(trainer.root), state
 
 
@@ -137,6 +145,8 @@ def _round(session: Session, run: Run) -> None:
     row["problems"] = [
         f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
     ]
+    # before the checkpoint, which holds the rows of its rounds; one that a kill leaves beyond it is
+    # dropped when the run goes on
     run.log(row)
     complete = measured or not settings.choice.monitor.startswith("val/")
     best = run.improved(row, complete=bool(complete and row["clients/ok"]))

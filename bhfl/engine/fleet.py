@@ -100,6 +100,7 @@ class Fleet:
 
 def _spell(spec: BitSpec) -> str | dict[str, Any]:
     try:
+        # a label is shorter, but not every spec has one that reads back to it
         if BitSpec.parse(spec.label) == spec:
             return spec.label
     except ValueError:
@@ -154,6 +155,7 @@ def _across(groups: list[Group]) -> list[str]:
     problems = []
     if any(g.count is None for g in groups) and any(g.fraction is None for g in groups):
         problems.append("clients must all have a count or all have a fraction, got a mix")
+    # 0.1 ten times sums to less than 1 in floating point
     elif groups[0].fraction is not None and not math.isclose(
         total := sum(g.fraction or 0 for g in groups), 1.0
     ):
@@ -166,6 +168,7 @@ def _across(groups: list[Group]) -> list[str]:
 
 def _largest_remainder(fractions: list[float], total: int) -> list[int]:
     quotas = [fraction * total for fraction in fractions]
+    # 0.29 * 100 comes to 28.999...: rounding must not cost a group a client
     counts = [int(quota + 1e-9) for quota in quotas]
     for i in sorted(range(len(counts)), key=lambda i: counts[i] - quotas[i])[: total - sum(counts)]:
         counts[i] += 1

@@ -40,6 +40,7 @@ def new_run(root: Path) -> Path:
         path = root / f"version_{max(_versions(root), default=-1) + 1}"
         try:
             path.mkdir()
+        # another run has just taken the number
         except FileExistsError:
             continue
         (path / CHECKPOINTS).mkdir()
@@ -107,8 +108,8 @@ def round_checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def newest_run(root: Path) -> Path | None:
-    """The ``version_N`` with the highest N that holds the checkpoint of a round, if any:
-    ``best.ckpt`` comes before.
+    """The ``version_N`` with the highest N that holds the checkpoint of a round, if any. A lone
+    ``best.ckpt`` is no such: it is written first, and a kill may come in between.
     """
     runs = {n: run for n, run in _versions(root).items() if round_checkpoints(run / CHECKPOINTS)}
     return runs[max(runs)] if runs else None

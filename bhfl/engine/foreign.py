@@ -42,4 +42,5 @@ def server_data(data: FederatedData) -> ServerData:
     """The data module itself where it has `num_holdout` and what belongs to it, or else one that
     has defaults for them.
     """
+    # of a protocol, isinstance looks for the names of its methods alone
     return data if isinstance(data, ServerData) else _Foreign(data)

@@ -64,6 +64,7 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` was called on a model that is lent, or on a part of it, or
     ``compile()`` of either.
     """
+    # by torch.compile(part), by part.compile(), and by `Loan`, which lends the compiled forward
     return any(
         isinstance(part, OptimizedModule)
         or getattr(part, "_compiled_call_impl", None) is not None
@@ -119,6 +120,7 @@ def _slow_norms(module: nn.Module, steps: int) -> str:
     slow = []
     for name, norm in module.named_modules():
         moves = isinstance(norm, _BatchNorm) and norm.track_running_stats and norm.training
+        # without a momentum statistics are the mean of all batches, and the first ones are gone
         if moves and norm.momentum is not None:
             slow.append((norm.momentum, name))
     if not slow or not steps:

@@ -114,7 +114,8 @@ def _verdict(
     the format's.
     """
     if wanted is False or not any(parameter.ndim == 4 for parameter in module.parameters()):
-        return wanted is True, ""  # nothing to gain
+        # only weights of four dimensions, as of 2D convolutions, gain from it
+        return wanted is True, ""
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -171,9 +172,12 @@ def _tried(
         as_evaluated: Train in evaluation mode, without dropout: its draws depend on the format.
     """
     trial = _Trial()
+    # the fabric is shared: it stands for processes and devices, which no copy has
     tried = copy.deepcopy(module, {id(fabric): fabric})
-    vars(tried).pop("forward", None)  # of a compiled module: it is bound to the original
-    tried.trainer = module._trainer  # which Lightning leaves out of copies
+    # the forward of a compiled module is bound to the original
+    vars(tried).pop("forward", None)
+    # Lightning leaves the trainer out of copies
+    tried.trainer = module._trainer
     layout = Layout(tried)
     layout.take_(channels_last)
     for name in ("training_step", *STEPS.values()):
@@ -183,9 +187,11 @@ def _tried(
         step = getattr(tried, name)
         if not training or as_evaluated:
             tried.eval()
+        # both formats draw alike, as far as their draws do not depend on the format
         seed_globals(0, fabric.device)
         try:
             with recording(tried), fabric.autocast(), torch.set_grad_enabled(training), _NoCrash():  # type: ignore[no-untyped-call]
+                # a step may change its batch in place
                 images = layout.batch(copy.deepcopy(batch))
                 _train(tried, step, images, trial) if training else call_step(step, images, 0)
         except Exception as error:
@@ -206,11 +212,13 @@ def _train(module: L.LightningModule, step: Callable[..., Any], batch: Any, tria
     loss = output.get("loss") if isinstance(output, dict) else output
     if loss is None:
         return
+    # torch advises against a backward pass under autocast
     with torch.autocast(loss.device.type, enabled=False):
         loss.backward()
     trial.loss = float(loss.detach())
     trial.gradients = [p.grad.detach().clone() for p in module.parameters() if p.grad is not None]
     for optimizer in optimizers:
+        # its step may fail by the format too: LBFGS, which insists on a closure, views gradients
         optimizer.step(lambda: loss.detach())
 
 
@@ -238,6 +246,7 @@ class _NoCrash(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # oneDNN writes past its workspace there, which kills the process before any `except`
         strided = func is torch.ops.aten.convolution.default and needs_contiguous(
             args[1].shape, args[3]
         )

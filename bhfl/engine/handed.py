@@ -110,6 +110,7 @@ def is_finite(value: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity; one pass over it."""
     if not value.numel() or not value.is_floating_point():
         return True
+    # it passes NaN on, and needs no mask as large as the tensor, as isfinite would
     low, high = torch.aminmax(value.detach())
     return math.isfinite(float(low)) and math.isfinite(float(high))
 

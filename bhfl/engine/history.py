@@ -63,7 +63,9 @@ class PackedHistory:
 
     def tensor(self) -> Tensor:
         """All rows so far, uint8."""
+        # a copy of the stream is ended, so that the stream itself takes the rows to come
         packed = self._packed + self._stream.copy().flush()
+        # the tensor shares its memory with a bytearray that nobody appends to
         return torch.frombuffer(packed, dtype=torch.uint8)
 
 
@@ -100,6 +102,7 @@ def _lines(packed: bytes) -> Iterator[bytes]:
     left = MAX_TEXT + MAX_GROWTH * len(packed)
     begun = bytearray()
     while not stream.eof:
+        # piece by piece, because a few hostile bytes can stand for any length of text
         piece = stream.decompress(packed, 2**16)
         packed = stream.unconsumed_tail
         left -= len(piece) + ROW_BYTES * piece.count(b"\n")

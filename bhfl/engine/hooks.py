@@ -71,7 +71,8 @@ class Guard:
         """
         made = type(thing)
         if not issubclass(made, self.base):
-            return  # a double, which answers to whatever it is called
+            # a double answers to whatever it is called
+            return
         self.check_class(made)
         known = self._known(made.__mro__)
         own = {name: value for name, value in vars(thing).items() if not name.startswith("_")}
@@ -116,6 +117,7 @@ class Guard:
         for cls in self.others:
             known |= {name: raw for name, raw in vars(cls).items() if inspect.isfunction(raw)}
         for cls in reversed(classes):
+            # what a user's own class adds is no hook: the engine never calls it
             if issubclass(cls, self.base) and cls.__module__.partition(".")[0] == "bhfl":
                 known |= vars(cls)
         return {name: raw for name, raw in known.items() if not name.startswith("_")}
@@ -130,8 +132,10 @@ class Guard:
             return f"{where} must be a method, because it is called as a hook, got a {kind}"
         if hasattr(raw, "__get__"):
             try:
-                raw = raw.__get__(made, made)  # any object does: it is not called
-            except Exception:  # it wants an instance: it shows what it is when one asks it
+                # any object does in place of an instance, because nothing is called
+                raw = raw.__get__(made, made)
+            # a descriptor may want an instance; it shows what it is when one asks it
+            except Exception:
                 return ""
         return call_problem(where, raw, known, self.by_name)
 
@@ -184,7 +188,8 @@ def call_problem(where: str, hook: Any, known: Callable[..., Any], by_name: bool
         # who wraps it may give it more
         signature = inspect.signature(function, follow_wrapped=False)
     except (ValueError, TypeError):
-        return ""  # written in C
+        # functions written in C may tell nothing of their arguments
+        return ""
     try:
         signature.bind(*["self"][: inspect.ismethod(hook)], *given, **dict.fromkeys(named))
     except TypeError as error:
@@ -197,6 +202,7 @@ def call_problem(where: str, hook: Any, known: Callable[..., Any], by_name: bool
         kind = "an async one"
     elif inspect.isgeneratorfunction(function):
         returns = str(inspect.signature(known).return_annotation)
+        # a hook that is to return an iterator may be a generator
         kind = "" if "Iter" in returns else "a generator"
     if not kind:
         return ""
@@ -252,10 +258,12 @@ def _nearest(name: str, hooks: Collection[str], near: float) -> str:
     letters = name.replace("_", "").lower()
     for hook in sorted(hooks):
         of_hook = hook.replace("_", "")
+        # the letters of a short name may make another word by chance
         if letters == of_hook or (len(letters) > 5 and sorted(letters) == sorted(of_hook)):
             return hook
     if not (close := nearest(name, hooks, cutoff=near)):
         return ""
     words = set(name.strip("_").lower().split("_"))
     meant = set(close[0].strip("_").split("_"))
-    return "" if meant < words else close[0]  # a hook's name and a word more: a helper of it
+    # a hook's name with a word more is the name of a helper of it
+    return "" if meant < words else close[0]

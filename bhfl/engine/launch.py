@@ -42,7 +42,8 @@ def make_fabric(machine: Machine, precision: Any) -> Fabric:
         strategy=_strategy(machine),
         precision=precision,
     )
-    if machine.strategy == "auto" and isinstance(fabric.strategy, DDPStrategy):  # Fabric chose it
+    # Fabric has chosen it, with torch's time-out, which is up to 30 minutes for a dead process
+    if machine.strategy == "auto" and isinstance(fabric.strategy, DDPStrategy):
         fabric.strategy._timeout = timedelta(seconds=machine.timeout_seconds)
     return fabric
 
@@ -82,6 +83,7 @@ def launched(
         LostProcessError: Another process has died, frozen or failed.
         ExitCalledError: Code in the block called `sys.exit`.
     """
+    # unwound in reverse: the children are stopped while signals are heard, the lock goes last
     with ExitStack() as stack:
         if not _at_work.acquire(blocking=False):
             raise ValueError(
@@ -95,8 +97,10 @@ def launched(
             _launch(fabric, timeout_seconds)
         if _watch:
             stack.enter_context(_watch.together())
+        # inside `together`, which tells the other processes of an exit as of any error
         stack.enter_context(no_exit_of_others(allowed=()))
         stack.enter_context(computing_threads(threads))
+        # to ask for the state of CUDA's generators would start it where nothing computes on it
         stack.enter_context(isolate_rng(include_cuda=fabric.device.type == "cuda"))
         keep_freed_memory()
         yield
@@ -110,11 +114,13 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
     if isinstance(strategy, DDPStrategy) and not alone:
         connect = strategy.setup_environment
 
-        def meet_and_connect() -> None:  # when Lightning has started what it starts
+        # Lightning calls it when it has started the processes that it starts
+        def meet_and_connect() -> None:
             with _meet(strategy, timeout_seconds).explained():
                 connect()
 
         strategy.setup_environment = meet_and_connect  # type: ignore[method-assign]
+        # the processes that Lightning starts inherit it
         os.environ[PARENT] = str(os.getpid())
     fabric.launch()
 
@@ -124,10 +130,12 @@ def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:
     waits.
     """
     global _watch
+    # workers of a DataLoader and other children to come are none of the run's processes
     os.environ.pop(PARENT, None)
     started = getattr(strategy.launcher, "procs", [])
     _children[:] = started
-    started.clear()  # else Lightning kills this process when it sees one of them end
+    # else Lightning kills this process when it sees one of them end
+    started.clear()
     STANDING.last_acts.append(partial(stop, _children, 1.0))
     cluster: Any = strategy.cluster_environment
     address = (cluster.main_address, cluster.main_port)
@@ -150,10 +158,12 @@ def _check_processes(fabric: Fabric) -> None:
     """ValueError where the launcher has started another number of processes than the trainer is to
     use.
     """
-    if _watch or torch.distributed.is_initialized():  # they work together already
+    # they work together already
+    if _watch or torch.distributed.is_initialized():
         return
     for name in _SIZES:
         size = os.environ.get(name, "")
+        # in a job named bash or interactive SLURM has started a shell, whatever number is set
         if name == "SLURM_NTASKS" and not SLURMEnvironment.detect():
             continue
         if size.isdecimal() and int(size) > 1 and int(size) != fabric.world_size:

@@ -36,8 +36,10 @@ class Loan:
         """Puts the last weights into the module; None before a run has any of its own."""
         self._modes = [(layer, layer.training) for layer in module.modules()]
         self._trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        # `module.trainer` raises where there is none
         self._attached = module._trainer, module.fabric
         self._compiled = module is not model
+        # while a module has a fabric, its `trainer` is a stand-in of Lightning's
         module.fabric = None
         if isinstance(data, L.LightningDataModule):
             self._trainer_of_data = data.trainer
@@ -76,6 +78,7 @@ class Loan:
             if self._compiled:
                 del module.forward
             for layer, training in self._modes:
+                # `train()` would reach all layers below it, and may be the user's own
                 layer.training = training
             for parameter, requires_grad in self._trained:
                 # by attribute: a lazy parameter has no more yet

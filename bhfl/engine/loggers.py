@@ -37,13 +37,16 @@ class Loggers:
             return
         step = history[-1]["round"] + 1 if history else None
         self.active = [
+            # TensorBoard hides what a process that was killed has written from that step on
             TensorBoardLogger(self.folder, name="", version="", purge_step=step),
+            # each row at once, so that a kill loses none
             CSVLogger(self.folder, name="", version="", flush_logs_every_n_steps=1),
         ]
         self.each(lambda logger: self._begin(logger, history))
 
     def _begin(self, logger: Logger, history: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(logger, TensorBoardLogger):
+            # Lightning begins the event file when the experiment is asked for, so right after this
             sort_before_now(self.folder)
             _ = logger.experiment
         if isinstance(logger, CSVLogger):
@@ -52,7 +55,8 @@ class Loggers:
                 # the folder is ours to share
                 warnings.filterwarnings("ignore", message="Experiment logs directory")
                 _ = logger.experiment
-            for row in history:  # it begins a new file: give it the rounds before
+            # it begins a new file: give it the rounds before
+            for row in history:
                 logger.log_metrics(scalars(row), step=row["round"])
 
     def log(self, row: Mapping[str, Any]) -> None:

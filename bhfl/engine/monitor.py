@@ -97,6 +97,7 @@ def _words(monitor: str) -> list[str]:
     text = re.sub(r"[^a-z0-9]+", "_", f"{monitor} {apart}".lower())
     for phrase, word in _PHRASES.items():
         text = text.replace(phrase, word)
+    # `f1` and `l1` are words of their own, `acc5` is an `acc`
     words = [
         word if word in _ERRORS | _SCORES else word.rstrip("0123456789") for word in text.split("_")
     ]

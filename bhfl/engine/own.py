@@ -53,4 +53,6 @@ class Own:
     def following(self, server: ServerState, names: Collection[str]) -> Params:
         """The next ``buffers["first"]``, after a round in which clients began without `names`."""
         known: Params = server.buffers["first"]
+        # sorted, because a checkpoint's digest follows the order, and sets of text have one by
+        # chance
         return {**known, **{name: self.first[name] for name in sorted(names) if name not in known}}

@@ -35,6 +35,7 @@ class Peer:
     def take(self, said: dict[str, Any]) -> None:
         """Take note of what it says."""
         self.heard = time.monotonic()
+        # cut, because whoever finds the door may say anything, and it ends in a message
         self.place = f" ({str(said['place'])[:100]})"
         self.doing = str(said["doing"])[:200]
         self.error = str(said["error"])[:400]
@@ -53,6 +54,7 @@ class Peer:
                 how = f"was ended by {signal.Signals(-code).name}"
             return f"{how} while {self.doing}"
         silent = 0.0 if self.heard is None else time.monotonic() - self.heard
+        # a child's exit code tells more, and may come a little later than its connection ends
         if self.gone and not (self.child and silent < GRACE_SECONDS):
             return f"has ended without a word while {self.doing}"
         if silent > silence_seconds:

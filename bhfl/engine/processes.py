@@ -22,6 +22,7 @@ def gather(fabric: Fabric, mine: list[T]) -> list[T]:
     """The lists of all processes as one, in the order of ranks; small objects only."""
     if fabric.world_size == 1:
         return mine
+    # as pickles, because `all_gather` wants tensors of one shape from all processes
     parts: list[Any] = [None] * fabric.world_size
     torch.distributed.all_gather_object(parts, mine)
     return list(chain.from_iterable(parts))
@@ -71,7 +72,9 @@ class Held:
     """
 
     def __init__(self, value: Any) -> None:
+        # held, so that no identity is given to another tensor meanwhile
         self.tensors = dict(tensors_in(value))
+        # torch counts changes in place, but for those through .data
         self._changes = {path: tensor._version for path, tensor in self.tensors.items()}
 
     def paths(self) -> dict[int, str]:

@@ -51,8 +51,10 @@ def seed_globals(seed: int, device: torch.device) -> None:
     back at its end.
     """
     random.seed(seed)
+    # NumPy's global generator takes 32 bits at most
     np.random.seed(seed % 2**32)
     if device.type == "cpu":
         torch.default_generator.manual_seed(seed)
     else:
-        torch.manual_seed(seed)  # of all devices, and a hundred times slower
+        # it seeds those of all devices, and takes a hundred times as long
+        torch.manual_seed(seed)

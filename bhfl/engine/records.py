@@ -63,6 +63,7 @@ def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     for record in records:
         metrics[f"clients/{record.status}"] += 1
     ok = with_updates(records)
+    # in the order in which they come, which of a set would be another one in each process
     for name in dict.fromkeys(chain.from_iterable(record.metrics for record in ok)):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)
@@ -75,6 +76,7 @@ def outliers(records: list[ClientRecord]) -> str:
     empty string.
     """
     ok = with_updates(records)
+    # the lower of two: the larger one of two clients must not pass for usual
     usual = statistics.median_low(record.largest for record in ok) if ok else 0.0
     far = [record for record in ok if record.largest > _FAR * usual > 0]
     if not far:

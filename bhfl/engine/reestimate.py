@@ -72,6 +72,7 @@ def reestimation(
             with worker.fabric.autocast():
                 call_step(getattr(worker.module, steps[0]), batch, 0)
 
+        # a forward that draws must draw alike for whoever measures the model
         seed_globals(0, worker.fabric.device)
         with recording(worker.module):
             reestimate_batchnorm_(worker.module, worker.on_device(_of_several(batches)), step)

@@ -64,8 +64,10 @@ def admit(  # noqa: C901  # rule by rule
     for name, value in update.items():
         low, high = _range(name, value, asked.tensors[name])
         largest = max(largest, high, -low)
-        if not client.weight * max(high, -low) < asked.limit:  # also true for NaN
+        # `not <` refuses NaN too
+        if not client.weight * max(high, -low) < asked.limit:
             raise RefusedError(f"{name} holds a value that is not finite or too large to average")
+        # BatchNorm takes the root of them
         if low < 0 and name.rpartition(".")[2] == "running_var":
             raise RefusedError(f"{name} must hold variances, which are at least 0, got {low:.4g}")
         if isinstance(value, QuantizedTensor):
@@ -85,6 +87,7 @@ def _range(name: str, value: Tensor | QuantizedTensor, like: Tensor) -> tuple[fl
             f"{name} must have shape {tuple(like.shape)}, got {tuple(content.shape)}"
         )
     if isinstance(value, QuantizedTensor):
+        # a bound by scale and bits: nothing is dequantised that may yet be refused
         scale = float(value.scale.max()) if value.scale.numel() else 0.0
         reach = scale * (2 ** (value.bits - 1) - 1)
         return -reach, reach

@@ -37,6 +37,7 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
     if not text.strip():
         raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {text!r}")
     if text in ("last", "best"):
+        # `root` is the run folder itself where this trainer has a run already
         folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
             raise CheckpointError(f"ckpt_path: {path}: no run with a checkpoint under {root}")
@@ -49,6 +50,7 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str
         raise CheckpointError(f"ckpt_path must be a local path: {error}") from error
     if path.is_dir():
         return path, _load(path, "last")
+    # a link to a checkpoint means the run that it leads to
     return _run_of(path) or _run_of(path.resolve()), read_state(path)
 
 

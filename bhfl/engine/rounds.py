@@ -42,16 +42,20 @@ def run_round(
         mine.append(record)
     STANDING.at(f"combining round {server.round + 1}")
     session.worker.begin(server)
+    # in one order for any number of processes: the means of metrics are sums of floats
     records = sorted(gather(fabric, mine), key=lambda record: record.client)
     _check_hooks(records)
     ok = with_updates(records)
     if len(ok) < session.settings.cohort.min_clients:
         clients.close(server.round + 1, _verdicts(records, []))
-        fabric.barrier()  # before another process trains one of these clients
-        return server.failed(), records  # what begin_round made is dropped with the round
+        # a client's files are in order before another process trains it
+        fabric.barrier()
+        # from the state before the round: what begin_round made is dropped with it
+        return server.failed(), records
     following = coordinator.combine(records)
     closing = session.hooks.closing(following)
     message = None if closing is None else encode(closing)
+    # not before there is a model: where that fails, no client has kept anything of the round
     clients.close(following.round, _verdicts(records, ok, message))
     session.store.learn(gather(fabric, session.store.news()))
     if message is not None:

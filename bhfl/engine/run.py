@@ -114,7 +114,8 @@ class Run:
         except BlockingIOError as error:
             raise CheckpointError(str(error)) from error
         remove_unfinished(self.folder)
-        (self.folder / SUMMARY).unlink(missing_ok=True)  # of an end that is none any more
+        # it tells of an end that is none any more
+        (self.folder / SUMMARY).unlink(missing_ok=True)
         self.store.rewind(server.round)
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
@@ -180,6 +181,7 @@ class Run:
         patience = self.settings.stopping.patience
         if patience is None:
             return False
+        # rounds count from 1: the row after the best round's has its number as index
         later = self.history[self.best_round :]
         return sum(self.settings.choice.monitor in row for row in later) >= patience
 
@@ -193,6 +195,7 @@ class Run:
             return []
         state = self.state(server, config)
         if best:
+            # A kill may leave it later than the newest round's; `rewind` then removes it.
             checkpoint.save(self.checkpoints / "best.ckpt", state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)

@@ -15,6 +15,7 @@ def cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
     """
     if clients_per_round is None:
         return num_clients
+    # 1 is one client and 1.0 all of them: the type alone tells a count from a fraction
     if isinstance(clients_per_round, float):
         return max(1, round(clients_per_round * num_clients))
     return clients_per_round

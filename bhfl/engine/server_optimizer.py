@@ -30,7 +30,8 @@ def unusable(make: OptimizerCallable) -> str:
         make([weight]).step()
     except TypeError as error:
         return f"{error}; the server's step has no closure, as LBFGS needs one"
-    except Exception as error:  # its own words, whatever their kind
+    # its own words, whatever their kind
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -67,6 +68,7 @@ class ServerOptimizer:
         }
         optimizer = self.make(list(weights.values()))
         if state is not None:
+            # hyper-parameters are those of `make`; only moments and steps are carried on
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         for name, weight in weights.items():
@@ -118,6 +120,7 @@ class Yogi(Optimizer):
         state = self.state[weight]
         if not state:
             state["mean"] = torch.zeros_like(weight)
+            # v_{-1} = tau^2, the least in Reddi et al., whose moments have no bias correction
             state["square"] = torch.full_like(weight, options["eps"] ** 2)
         mean = state["mean"]
         square = state["square"]

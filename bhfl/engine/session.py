@@ -171,7 +171,8 @@ class Session:
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
         identity = self.told[Role.IDENTITY.value]
-        if "model" not in config:  # a class of Python's may be another one with the same tensors
+        # a class of Python's may be another one with the same tensors
+        if "model" not in config:
             identity["model"] = self.told[Role.TASK.value].pop("model")
         identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
         monitor = settings.choice.monitor
@@ -243,6 +244,7 @@ class Session:
 
     # ---- states ----------------------------------------------------------------------------------
 
+    # Not in set-up: `connect` hands on the store, which a fit or a checkpoint brings later.
     @cached_property
     def clients(self) -> Clients:
         """Whoever trains on tasks."""
@@ -316,7 +318,9 @@ class Session:
     def begin_round(self, server: ServerState, cohort: list[Client]) -> ServerState:
         """The state that a round is done with, the same in every process."""
         self.worker.begin(server)
+        # without the last round's numbers, which would be logged again
         started = self.hooks.begin_round(replace(server, metrics={}), cohort, self.context)
+        # only what the hook has made is compared: the rest of the state is equal already
         known = {id(tensor) for _, tensor in tensors_in(server)}
         made = [tensor for _, tensor in tensors_in(started) if id(tensor) not in known]
         check_agreement(self.fabric, made, self.hooks.name("begin_round"))

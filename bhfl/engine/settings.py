@@ -24,6 +24,7 @@ def global_seed() -> int:
         ValueError: The environment variable that it leaves behind was set to something else.
     """
     text = os.environ.get("PL_GLOBAL_SEED", "0")
+    # int() alone takes signs, spaces and digits of other alphabets
     if not re.fullmatch("[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
         raise ValueError(
             "the environment variable PL_GLOBAL_SEED must be an integer from 0 to "

@@ -32,6 +32,7 @@ def keep_freed_memory() -> None:
     """
     if sys.platform.startswith("linux"):
         libc = ctypes.CDLL(None)
+        # musl, the C library of Alpine Linux, has no such function
         if hasattr(libc, "mallopt"):
             for option, value in _KEEPING.items():
                 libc.mallopt(option, value)
@@ -43,6 +44,7 @@ def stop(processes: Sequence[Popen[bytes]], patience_seconds: float = 3.0) -> No
     """
     for process in processes:
         process.terminate()
+    # all have been told before one is waited for, so that the patience is for all of them together
     deadline = time.monotonic() + patience_seconds
     for process in processes:
         try:

@@ -40,6 +40,7 @@ class Timing:
     def __init__(
         self, network: SimulatedNetwork, clients: Sequence[Client], settings: Settings
     ) -> None:
+        # asked for the last client, which a trace that is too short does not have
         network.link(0, len(clients) - 1)
         self.network = network
         self.clients = clients
@@ -63,6 +64,7 @@ class Timing:
         recorder = Recorder()
         recorder.observe(batch)
         self.example_flops = counter.get_total_flops() / recorder.batch_size
+        # a device of infinite rate computes in no time, whatever there is to compute
         rates = [self.network.link(0, client.id).compute_flops for client in self.clients]
         if not self.example_flops and any(map(math.isfinite, rates)):
             name = type(worker.module).__name__
@@ -151,7 +153,8 @@ def _without_fused_kernels() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():  # of what setting the flags back says of other devices
+        # setting the flags back warns of other devices
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "TF32 acceleration")
             mkldnn = torch.backends.mkldnn.flags(enabled=False)
             cudnn = torch.backends.cudnn.flags(enabled=False)

@@ -153,6 +153,7 @@ class FederatedTrainer:
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
+        # The first statement, so that `locals` holds the arguments alone.
         self._begin({key: value for key, value in locals().items() if key != "self"})
 
     def _begin(self, options: dict[str, Any]) -> None:
@@ -211,10 +212,13 @@ class FederatedTrainer:
                 the trainer, the algorithm or the data (how they are split and batched); the command
                 line compares the model's too.
         """
+        # a fit that fails leaves a model that is no run's result
         self._fitted = None
         with Session.opened(self, model, datamodule, "fit", "test") as session:
             fit(session, ckpt_path)
         module = session.module
+        # After it was given back, with the last weights in it. By a weak reference, because a
+        # trainer must not keep a model alive that its user has dropped.
         self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), session.server)
         return session.server
 

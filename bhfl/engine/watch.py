@@ -220,6 +220,7 @@ class Watch:
 
     def _torch_store(self, serves: bool) -> TCPStore:
         wait = timedelta(seconds=self.timeout_seconds)
+        # several tenants: torch's own store joins at this port when it connects the processes
         return TCPStore(
             *self.address, None, serves, wait, wait_for_workers=False, multi_tenant=True
         )
@@ -298,6 +299,7 @@ class Watch:
             "go": self._go,
         }
         line = json.dumps(words).encode() + b"\n"
+        # the main thread speaks too, and lines must not run into each other
         with self._speaking:
             for peer in list(self.peers.values()):
                 if connection := peer.socket:
