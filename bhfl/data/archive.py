@@ -24,6 +24,7 @@ from bhfl.data.limits import Budget, check_member
 from bhfl.data.members import members
 from bhfl.files import walk
 
+# 192 MiB once decoded to RGB
 MAX_PIXELS = 2**26
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp"}
 REFUSED = {".tif", ".tiff", ".gif", ".jp2", ".heic", ".avif"}
@@ -118,6 +119,7 @@ def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
             raise ValueError(
                 f"an archive must hold each picture once, and {name!r} is twice in {path}"
             )
+        # as a path, since a//b and a/./b are the same picture
         seen.add(PurePosixPath(name))
         yield name, content
 
@@ -141,14 +143,17 @@ def picture_files(path: Path) -> list[Path]:
     """
     found = []
     for folder, folders, names in walk(path):
+        # in place: the walk enters what is left in its own list
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             file = folder / name
             if file.is_file():
                 found += [file] if _is_picture(name) else []
+            # a link that leads nowhere may be meant for a folder of pictures, whatever its name
             elif _is_picture(name) or (file.is_symlink() and not name.startswith(".")):
                 what = "a link that leads nowhere" if file.is_symlink() else "no file"
                 raise ValueError(f"{path} must hold folders and pictures, and {file} is {what}")
+    # a file system lists a folder in an order of its own
     return sorted(found)
 
 
@@ -167,6 +172,7 @@ def _place(path: Path, name: str) -> tuple[str, str]:
         raise ValueError(
             f"pictures must be {', '.join(sorted(SUFFIXES))}, and {name!r} of {path} is not"
         )
+    # from the end: archives often have one folder around all that is in them
     if len(parts) < 3 or parts[-3] not in SPLITS:
         raise ValueError(
             f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not"
@@ -178,9 +184,11 @@ def _decode(
     path: Path, name: str, content: bytes, image_size: int | None, budget: Budget
 ) -> NDArray[np.uint8]:
     """One picture as uint8 ``[3, H, W]``."""
+    # here, since importing the package is to load no library of pictures
     from PIL import Image
 
     try:
+        # this reads the header alone: both bounds hold before anything is decoded
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(
@@ -188,14 +196,18 @@ def _decode(
                 )
             budget.decode(3 * picture.width * picture.height)
             pixels = _eight_bits(picture)
+            # before it is resized: with a palette Pillow would take the nearest pixel, whatever it
+            # is asked for
             if pixels.mode != "RGB":
                 pixels = pixels.convert("RGB")
             if image_size is not None:
                 pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
             return np.asarray(pixels).transpose(2, 0, 1)
+    # decode_tree knows what helps
     except MemoryError:
         raise
-    except Exception as error:  # hostile bytes: the decoders raise whatever they like
+    # hostile bytes: the decoders raise whatever they like
+    except Exception as error:
         raise ValueError(f"picture {name!r} of {path} cannot be read: {error}") from error
 
 
@@ -226,6 +238,7 @@ def _assemble(path: Path, splits: dict[str, _Pixels], shape: tuple[int, ...]) ->
     images = {}
     for name, split in splits.items():
         images[name] = LabelledImages(
+            # no copy, as the pictures may take up to half of the memory
             torch.frombuffer(split.data, dtype=torch.uint8).view(-1, *shape),
             torch.tensor([number[label] for label in split.classes]),
         )

@@ -42,7 +42,8 @@ def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> Im
     """
     path = user_path(path).absolute()
     if not path.exists():
-        return decode_tree(path, image_size)  # which says what is missing
+        # it says what is missing
+        return decode_tree(path, image_size)
     key = hashlib.sha256(f"{FORMAT} {image_size} {_identity(path)}".encode()).hexdigest()
     file = _user_folder() / f"{key}.pt"
     if (tree := _read(file, key)) is not None:
@@ -55,7 +56,8 @@ def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> Im
         )
         return tree
     _remove_old(file)
-    return _read(file, key) or tree  # the file's pages are shared by the processes of a machine
+    # the file's pages are shared by the processes of a machine, the decoded tensors are not
+    return _read(file, key) or tree
 
 
 def _user_folder() -> Path:
@@ -117,18 +119,22 @@ def _read(file: Path, key: str) -> ImageTree | None:
     """
     try:
         own = _is_own(file.parent.stat()) and _is_own(file.lstat())
-        if not (own and stat.S_ISREG(file.lstat().st_mode)):  # a link is not followed
+        # a link is not followed
+        if not (own and stat.S_ISREG(file.lstat().st_mode)):
             return None
+        # weights_only: whatever the file holds, nothing of it is run
         stored = torch.load(str(file), mmap=True, weights_only=True)
         train = LabelledImages(stored["train_images"], stored["train_targets"])
         test = LabelledImages(stored["test_images"], stored["test_targets"])
         tree = ImageTree(stored["classes"], train, test)
         if stored["key"] != key or not _is_sound(tree) or stored["checksum"] != _checksum(tree):
             return None
-    except Exception:  # damage shows in many ways, and the answer to all of them is to rebuild
+    # damage shows in many ways, and the answer to all of them is to rebuild
+    except Exception:
         return None
     with suppress(OSError):
-        os.utime(file)  # what was used last is kept longest
+        # what was used last is kept longest
+        os.utime(file)
     return tree
 
 
@@ -170,19 +176,23 @@ def _write(file: Path, key: str, tree: ImageTree) -> str:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
             return f"{folder} belongs to another user"
-        if not folder.stat().st_mode & stat.S_IWUSR:  # the administrator could write all the same
+        # the administrator could write all the same
+        if not folder.stat().st_mode & stat.S_IWUSR:
             return f"{folder} is read-only"
+        # one that was there before may be open to others
         folder.chmod(0o700)
         with durable(file, mode=0o600) as stream:
             torch.save(stored, stream)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
         return f"{folder}: {error}"
     return ""
 
 
 def _remove_old(newest: Path) -> None:
     """Remove what was not used for longest, until the folder is within its bound."""
-    with suppress(OSError):  # another process may be removing the same files
+    # another process may be removing the same files
+    with suppress(OSError):
         found = [(file, file.lstat()) for file in newest.parent.iterdir() if file != newest]
         left = newest.stat().st_size
         for file, status in sorted(found, key=lambda item: item[1].st_mtime, reverse=True):

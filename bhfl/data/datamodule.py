@@ -187,6 +187,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             rng: The client's random streams of this round; "shuffle" and "augment" are used.
             epoch: The local epoch, from 0; each has another order.
         """
+        # all samples are ordered before some are left out, so that drop_last shifts no draw
         members = self.split.clients[client_id]
         used = min(len(members), self.num_batches(client_id) * self.batch_size)
         order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))[:used]
@@ -198,6 +199,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
     def num_batches(self, client_id: int) -> int:
         """Training batches in one local epoch of a client."""
         whole, rest = divmod(len(self.split.clients[client_id]), self.batch_size)
+        # an only batch stays, however small: without it the client would train on nothing
         return whole + (rest > 0 and not (self.drop_last and whole))
 
     def client_batch_size(self, client: Client) -> int:
@@ -237,6 +239,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         return self._eval_batches(self._train, kept if limit is None else _spread(kept, limit))
 
     def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:
+        # a new generator has the same seed each time, so that transforms draw alike for every model
         return source.batches(indices, self.eval_batch_size, torch.Generator())
 
     def _subset(self, source: Source, indices: Tensor, limit: int | None = None) -> Tensor:
@@ -252,6 +255,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             labels = None
         if labels is None or labels.ndim != 1:
             return _spread(indices, most)
+        # not of the run's seed: runs of several seeds are measured on the same samples
         chosen = stratified_sample(labels[indices.numpy()], most, np.random.default_rng(0))
         return indices[torch.from_numpy(chosen)]
 
@@ -263,6 +267,7 @@ def _spread(indices: Tensor, most: int) -> Tensor:
     return indices[torch.arange(most) * len(indices) // most]
 
 
+# after the class, whose methods it reads
 _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)
 
 
@@ -293,6 +298,7 @@ class FromDatasets(FederatedDataModule):
             options: Those of `FederatedDataModule`.
         """
         super().__init__(**options)
+        # in this order to be indexed by `train`, of which False is 0
         self._sources = (
             as_source(test, None, self.num_workers),
             as_source(train, targets, self.num_workers),
@@ -305,6 +311,7 @@ class FromDatasets(FederatedDataModule):
         if self._num_classes is not None:
             return self._num_classes
         targets = self._train.targets
+        # NumPy's letters for signed and unsigned integers, floats and booleans
         if targets.dtype.kind not in "iufb" or not targets.size:
             raise ValueError(
                 "data.num_classes must be given for targets that are no numbers, got "

@@ -23,7 +23,10 @@ class Digits(FederatedDataModule):
         from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
         pixels, labels = load_digits(return_X_y=True)
+        # 0 and not the run's seed: every run is measured on the same digits
         test = stratified_sample(labels, NUM_TEST, np.random.default_rng(0))
         chosen = np.delete(np.arange(len(labels)), test) if train else test
+        # its pixels are counts from 0 to 16
         images = torch.tensor(pixels[chosen] / 16, dtype=torch.float32).view(-1, *self.input_shape)
+        # the mean and the deviation of all pixels of the set
         return TensorSource(images, torch.tensor(labels[chosen]), mean=(0.3053,), std=(0.3761,))

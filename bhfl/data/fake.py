@@ -54,6 +54,7 @@ class FakeImages(FederatedDataModule):
         self.seed = checked("FakeImages.seed", seed, count(0, 2**62 - 1))
         # while pictures are made, they and the patterns of their classes are in memory
         pictures = 2 * max(num_train, num_test) + num_classes
+        # the 8 bytes beside each picture are its label
         if (size := pictures * (math.prod(shape) + 8)) > (most := memory_bytes() // 2):
             raise ValueError(
                 f"FakeImages must take at most half of this machine's memory, {most:,} bytes, got "
@@ -66,7 +67,9 @@ class FakeImages(FederatedDataModule):
         channels, *size = self.input_shape
         coarse = self._uniform((self.num_classes, channels, 4, 4), generator)
         patterns = interpolate(coarse, size=size)
-        if not train:  # the same patterns, but other noise than in the training pictures
+        # the same patterns, but other noise than in the training pictures
+        if not train:
+            # seeds end below 2**62, so that no other set begins its noise here
             generator.manual_seed(generator.initial_seed() ^ 2**62)
         targets = torch.arange(self.num_train if train else self.num_test) % self.num_classes
         images = self._uniform((len(targets), *self.input_shape), generator).add_(patterns[targets])

@@ -38,6 +38,7 @@ class Budget:
         Raises:
             ValueError: Its source is far too small to hold it honestly.
         """
+        # of all pictures together: many small bombs are one large one
         self.decoded_bytes += num_bytes
         most = max(MIN_DECODED_BYTES, MAX_RATIO * self.source_bytes)
         if self.decoded_bytes > most:

@@ -37,6 +37,7 @@ MAX_EXTENSION_BYTES = 2**20
 in memory.
 """
 _ZIP = (b"PK\3\4", b"PK\5\6")
+# zipfile says by a RuntimeError that a member is encrypted
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -57,7 +58,9 @@ def members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
     """
     try:
         with open(path, "rb") as file:
+            # as long as the longest mark, that of xz
             first = file.read(6)
+        # by its first bytes: zipfile.is_zipfile looks at the end, where a tar may hold a zip
         if first.startswith(_ZIP):
             yield from _zip_members(path, wanted)
         else:
@@ -79,6 +82,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             member = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end
             raise
+        # tarfile itself would end the archive here, in silence
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(
                 f"it is cut or damaged at the header of a member ({error})"
@@ -98,6 +102,7 @@ def _tar_members(
     most = max(MIN_DECODED_BYTES, MAX_RATIO * path.stat().st_size)
     with (
         opener(path, "rb") as stream,
+        # "r|" never goes back, so that nothing is unpacked twice
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo) as archive,
     ):
         for member in archive:
@@ -108,6 +113,7 @@ def _tar_members(
                     f"archive must hold files and folders only, and {member.name!r} of {path} is a "
                     "link or a device"
                 )
+            # what is passed over is unpacked too, and takes time without end
             if archive.offset > most:
                 raise ValueError(
                     f"archive must unpack to at most {most:,} bytes, and {path} has more"
@@ -132,7 +138,9 @@ def _check_rest(stream: IO[bytes]) -> None:
 def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            with archive.open(member) as stream:  # compares the name with that in the directory
+            # opened whether wanted or not: this compares the name with that in the directory
+            with archive.open(member) as stream:
                 if wanted(member.filename) and not member.is_dir():
+                    # zipfile reads no more than the size that is checked here
                     check_member(path, member.filename, member.file_size)
                     yield member.filename, stream.read()

@@ -24,6 +24,7 @@ Indices = NDArray[np.int64]
 def label_order(labels: Array, rng: np.random.Generator) -> Indices:
     """All positions, label after label, in random order within each label."""
     shuffled = rng.permutation(len(labels))
+    # a stable sort leaves the samples of a label in their random order
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
@@ -42,6 +43,7 @@ def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> In
 
 def _cut(total: int, shares: Array) -> Indices:
     """`total` cut into whole parts in proportion to `shares`, which add up to one."""
+    # bounds are rounded, not parts, so that these add up to the total
     bounds = (np.cumsum(shares)[:-1] * total).astype(np.int64)
     return np.diff(bounds, prepend=0, append=total)
 
@@ -83,6 +85,7 @@ class Partitioner(ABC):
                 f"{owners.min()} to {owners.max()}"
             )
         sizes = np.bincount(owners, minlength=num_clients)
+        # a stable sort leaves the positions of each client in order
         return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
 
     @abstractmethod
@@ -132,6 +135,7 @@ class Dirichlet(Partitioner):
 
     def values(self, targets: Array) -> Array:
         """The labels; ValueError for numbers that are not whole, each of which would be a label."""
+        # NaN, which equals nothing, counts as odd by this way of asking
         if np.issubdtype(targets.dtype, np.floating) and (odd := targets[~(targets % 1 == 0)]).size:
             raise ValueError(
                 f"{self} needs a label for each sample, a whole number for each kind, as targets, "
@@ -163,6 +167,7 @@ class Dirichlet(Partitioner):
         groups = np.split(label_order(labels, rng), np.cumsum(counts)[:-1])
         # in random order, because the size rule favours the first labels
         for label in rng.permutation(len(groups)):
+            # never empty: while samples are left, somebody holds fewer than n/K
             below = np.flatnonzero(sizes * num_clients < len(labels))
             parts = _cut(counts[label], rng.dirichlet(np.full(len(below), self.alpha)))
             owners[groups[label]] = np.repeat(below, parts)
@@ -183,11 +188,13 @@ class Shards(Partitioner):
                 that it sees.
         """
         checked("Shards.shards_per_client", shards_per_client, count(1))
+        # with as many samples as shards no shard is empty
         self.shards_per_client = self.min_size = shards_per_client
 
     def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
         """See `Partitioner.assign`."""
         num_shards = num_clients * self.shards_per_client
+        # each client comes up equally often among as many numbers
         owner_of_shard = rng.permutation(num_shards) % num_clients
         shard_of_place = np.arange(len(labels)) * num_shards // len(labels)
         owners = np.empty(len(labels), np.int64)
@@ -246,12 +253,14 @@ class ByColumn(Partitioner):
         that the file merely claims takes no memory.
         """
         try:
+            # a pickle inside could run code
             found = np.load(user_path(path), mmap_mode="r", allow_pickle=False)
             if isinstance(found, np.ndarray):
                 return np.array(found)
             found.close()
             raise ValueError("it is an archive of several arrays")
-        except Exception as error:  # the reader of headers raises whatever it likes
+        # the reader of headers raises whatever it likes
+        except Exception as error:
             raise ValueError(
                 f"ByColumn.column must be the path of a .npy file of ids, got {path!r}: {error}"
             ) from error

@@ -71,6 +71,7 @@ class TensorSource:
             generator: The source of every random draw.
             augment: A change of the inputs of each batch, before they are normalised.
         """
+        # torch.split makes one empty piece of no indices
         for chunk in torch.split(indices, batch_size) if len(indices) else ():
             inputs = self.inputs.index_select(0, chunk)
             if augment is not None:
@@ -81,6 +82,7 @@ class TensorSource:
         """``(inputs - mean) / std`` in float32, as one product and one sum."""
         if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
             return inputs
+        # in place on a copy, which index_select has made
         return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
 
 
@@ -94,6 +96,7 @@ class _KeyedSamples(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], indices: Tensor, generator: torch.Generator) -> None:
         self.dataset = dataset
         self.indices = indices.tolist()
+        # NumPy's global generator takes seeds of 32 bits
         self.seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
 
     def __len__(self) -> int:
@@ -101,7 +104,9 @@ class _KeyedSamples(Dataset[Any]):
 
     def __getitem__(self, place: int) -> Any:
         seed = self.seeds[place]
+        # a worker that was forked must not touch CUDA
         with isolate_rng(include_cuda=False):
+            # torch.manual_seed would seed GPUs too
             torch.default_generator.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)
@@ -137,6 +142,7 @@ class LoaderSource:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of the first input; ValueError if samples are not pairs that begin with it."""
+        # keyed, so that a look at a sample leaves the global generators as they were
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
         if not isinstance(sample, (tuple, list, Tensor, np.ndarray)) or not len(sample):
             what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
@@ -199,6 +205,7 @@ def as_source(dataset: Dataset[Any] | Source, targets: Any = None, num_workers: 
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         source = TensorSource(*dataset.tensors)
         if targets is not None:
+            # splits go by these; batches still hold what the dataset has
             source.targets = np.asarray(targets)
         return source
     return LoaderSource(dataset, targets, num_workers)

@@ -92,6 +92,7 @@ def make_split(
     rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(
         np.random.default_rng, streams
     )
+    # before anything is taken away, since group ids are given for the whole set
     values = partition.values(targets)
     size = min(len(targets), shares.max_samples or len(targets))
     pool = stratified_sample(targets, size, rng_subset)

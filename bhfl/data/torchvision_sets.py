@@ -65,10 +65,13 @@ class _Torchvision(FederatedDataModule):
         """
         dataset = self._open(train)
         images = torch.as_tensor(dataset.data)
-        if images.dim() == 3:  # grey: [n, H, W]
+        # grey pictures are [n, H, W]
+        if images.dim() == 3:
             images = images.unsqueeze(1)
-        elif images.shape[3] == 3:  # colours last
+        # colours come last, but for SVHN, where they are first already
+        elif images.shape[3] == 3:
             images = images.permute(0, 3, 1, 2).contiguous()
+        # SVHN calls them labels, the others targets
         labels = dataset.labels if hasattr(dataset, "labels") else dataset.targets
         return TensorSource(images, torch.as_tensor(labels, dtype=torch.int64), self.mean, self.std)
 
@@ -86,6 +89,7 @@ class _Torchvision(FederatedDataModule):
 
     def _made(self, train: bool, download: bool) -> Any:
         """The set of torchvision, with torchvision's own errors."""
+        # here, since importing the package is to load no library of data
         from torchvision import datasets  # type: ignore[import-untyped, unused-ignore]
 
         return getattr(datasets, type(self).__name__)(self.root, train=train, download=download)
