@@ -40,6 +40,7 @@ def encode(tensors: Tensors) -> bytes:
     for name, value in tensors.items():
         if isinstance(value, QuantizedTensor):
             parts.append(row_major(_packed(name, value)))
+    # part by part, so that the payload is joined once, and no copy is made for its checksum
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
@@ -78,6 +79,7 @@ def decode(
     if len(view) > max_bytes:
         raise PayloadError(f"payload must be at most {max_bytes} bytes, got {len(view)}")
     entries, offset = wire.read_header(view)
+    # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])
     offset = 0
     plain = {}
@@ -152,6 +154,7 @@ def _check_values(name: str, value: QuantizedTensor) -> None:
                 f"tensor {name!r}: scale must be finite and at least 0, got {low}..{high}"
             )
     if value.codes.numel():
+        # -2^(b-1) is no code, so that grids are symmetric
         limit = 2 ** (value.bits - 1) - 1
         least, most = map(int, torch.aminmax(value.codes))
         if not -limit <= least <= most <= limit:
@@ -186,6 +189,7 @@ def _read_quantized(
 ) -> QuantizedTensor:
     """The quantised tensor of an entry; PayloadError for what :func:`encode` would not write."""
     size = entry.code_bytes
+    # other bits there would be a second encoding of the same tensor
     if size and content[offset + size - 1] >> (8 - (8 * size - entry.numel * entry.bits)):
         raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
     codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel)
@@ -196,6 +200,7 @@ def _read_quantized(
 
 def _over(content: bytearray, offset: int, dtype: torch.dtype, count: int) -> Tensor:
     """A flat tensor over its own stretch of `content`, which it keeps alive."""
+    # torch.frombuffer refuses an empty stretch
     if not count:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(content, dtype=dtype, count=count, offset=offset)

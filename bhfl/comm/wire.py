@@ -36,6 +36,7 @@ MAGIC = b"BHFL"
 VERSION = 1
 CRC_BYTES = 4
 
+# what a hostile header may claim at most, far above what models have
 MAX_TENSORS = 65_536
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_BYTES = 512
@@ -44,6 +45,7 @@ MAX_DIM = 2**32 - 1
 MAX_ELEMENTS = 2**63 - 1
 """Torch counts elements and strides in int64, even those of an empty tensor."""
 
+# the numbers are on the wire: one that has a meaning keeps it
 DTYPES: dict[int, torch.dtype] = {
     1: torch.float32,
     2: torch.float64,
@@ -112,6 +114,7 @@ class Entry(NamedTuple):
 
 def wider_first(entries: Sequence[Entry]) -> list[Entry]:
     """The order of plain tensors and scales in the content."""
+    # a stable sort keeps the order of the table within a width
     return sorted(entries, key=lambda entry: -entry.plain_dtype.itemsize)
 
 
@@ -159,11 +162,13 @@ def read_header(data: memoryview) -> tuple[list[Entry], int]:
     """
     num_tensors, size = read_prelude(data)
     stored = int.from_bytes(data[-CRC_BYTES:], "little")
+    # before the table: an accident is told as damage, not as what it does to names and shapes
     if (computed := zlib.crc32(data[:-CRC_BYTES])) != stored:
         raise PayloadError(
             f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}"
         )
     entries = _read_table(bytes(data[:size]), num_tensors)
+    # integers of Python do not overflow, whatever the shapes claim
     if (told := payload_bytes(entries, size)) != len(data):
         raise PayloadError(f"payload must be {told} bytes by its header, got {len(data)}")
     return entries, size
@@ -260,5 +265,6 @@ def _check_row(entry: Entry) -> None:
         raise PayloadError(
             f"tensor {name!r}: a dimension must be at most {MAX_DIM}, got {max(shape)}"
         )
+    # a dimension of 0 counts as 1, as it does in torch's strides
     if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
         raise PayloadError(f"tensor {name!r}: shape must multiply to less than 2**63, got {shape}")

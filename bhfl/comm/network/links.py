@@ -41,6 +41,7 @@ class Link:
 
     def compute_seconds(self, flops: float) -> float:
         """How long local training takes."""
+        # an infinite speed makes it 0
         return flops / self.compute_flops * self.slowdown
 
     def upload_seconds(self, num_bytes: int) -> float:
@@ -165,7 +166,9 @@ class ProfileLinks:
 
     def link(self, round_index: int, client: int) -> Link:
         """See `LinkSource.link`."""
-        fixed = _stream(self._seed, "network_client", 0, client)  # the same in every round
+        # the same in every round
+        fixed = _stream(self._seed, "network_client", 0, client)
+        # without the last bound, which rounding may leave below a draw
         drawn = int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))
         profile = self._profiles[self._names[drawn]]
         rate = _factor(fixed, profile.spread, profile.distribution)
@@ -183,6 +186,7 @@ class ProfileLinks:
 
 def _stream(seed: int, purpose: str, round_index: int, client: int) -> np.random.Generator:
     """The random stream of one client in one round, for one purpose."""
+    # a checksum of the purpose, since hash() of text is another in each process
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), round_index, client])
 
 

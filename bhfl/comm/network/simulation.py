@@ -113,6 +113,7 @@ class SimulatedNetwork(Recorded):
         low_bit_speedup: bool = False,
         server_seconds: float = 0.0,
     ) -> None:
+        # None by default, not wifi: what stands beside a trace was given by somebody
         if trace is not None and (profiles is not None or custom_profiles is not None):
             raise ValueError(f"trace={trace} replaces profiles and custom_profiles: leave them out")
         if trace is not None and not user_path(trace).is_file():
@@ -202,6 +203,7 @@ class SimulatedNetwork(Recorded):
         checked("fraction", fraction, within("(0, 1]"))
         clients = self.client_times(round_index, workloads, num_participants)
         times = sorted(client.seconds for client in clients)
+        # 0.28 of 25 comes out above 7 in floats
         return times[math.ceil(fraction * len(times) - _TOLERANCE) - 1]
 
     def uplink_budget_bits(

@@ -31,6 +31,7 @@ class TraceLinks:
         self._links = _read(self._path)
         self._num_clients = 1 + max(client for client, _ in self._links)
         self._rounds = sorted({round_index for _, round_index in self._links})
+        # at once, as a gap would end a run in its middle
         for client in range(self._num_clients):
             for round_index in range(self._rounds[0], self._rounds[-1] + 1):
                 if (client, round_index) not in self._links:
@@ -55,6 +56,7 @@ class TraceLinks:
 def _read(path: Path) -> dict[tuple[int, int], Link]:
     """The links of a file, by client and round."""
     links: dict[tuple[int, int], Link] = {}
+    # spreadsheets write a byte order mark, and csv wants line ends as they are
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         header = [name.strip() for name in next(reader, [])]
@@ -102,6 +104,7 @@ def _link(cells: dict[str, str], where: str) -> Link:
 
 def _whole(cells: dict[str, str], column: str, where: str) -> int:
     text = cells[column].strip()
+    # int() would take 1_0, and the digits of other alphabets
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{where}: column {column} must be a whole number >= 0, got {text!r}")
     return int(text)
@@ -119,6 +122,7 @@ def _number(cells: dict[str, str], column: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
+        # NaN fails the test below, in the same words as what is out of range
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{where}: column {column} must be a finite number >= 0, got {text!r}")
