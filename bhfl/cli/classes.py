@@ -75,6 +75,7 @@ def resolve(name: Any, base: type) -> type:
         return names[name]
     if "." not in name:
         raise ValueError(refusal + suggestion(name, names))
+    # the import alone of some of it does something: antigravity opens a browser
     if _is_standard(name):
         raise ValueError(f"{refusal} of the standard library")
     try:
@@ -119,9 +120,11 @@ def imported(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
+        # the module is there and lacks another one, or there is no outer one to look in
         if error.name != module or "." not in module:
             raise ValueError(str(error)) from error
-        try:  # it may be a class in a module
+        # it may be a class in a module
+        try:
             return getattr(imported(module), name)
         except (ValueError, AttributeError):
             raise ValueError(str(error)) from error
@@ -151,6 +154,7 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
     """
     found: dict[str, Any] = {}
     passes_on = False
+    # all but object, whose constructor takes nothing
     for owner in cls.__mro__[:-1]:
         init = vars(owner).get("__init__")
         if init is None:
@@ -158,6 +162,7 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
         try:
             given = list(inspect.signature(init).parameters.values())[1:]
             hints = get_type_hints(init)
+        # of constructors in C, or with hints that are imported for type checkers alone
         except (ValueError, TypeError, NameError):
             return found, True
         passes_on = False
@@ -165,6 +170,7 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
             passes_on |= one.kind is one.VAR_KEYWORD
             if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
                 hint = hints.get(one.name, Any)
+                # the nearest class has the word; null is its default, whatever its hint says
                 found.setdefault(one.name, Optional[hint] if one.default is None else hint)
         if not passes_on:
             break

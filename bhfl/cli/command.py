@@ -26,9 +26,11 @@ def main(args: Sequence[str]) -> int:
 
 
 def _run(args: Sequence[str]) -> int:
+    """Read the options, and run the command that they are of."""
     from bhfl.cli.reading import read_layers
 
-    layers = read_layers(args[1:])  # what is wrong here is answered before torch is loaded
+    # what is wrong here is answered before torch is loaded
+    layers = read_layers(args[1:])
     from bhfl.cli.federated_cli import FederatedCLI
 
     FederatedCLI(args, layers)
@@ -38,15 +40,24 @@ def _run(args: Sequence[str]) -> int:
 def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
     """Run a command that reads configurations; where its user can mend what ends it, tell that.
 
+    Args:
+        run: What runs the command, given its arguments; it returns the exit code.
+        args: The command and its options.
+
     Returns:
         The exit code.
+
+    Raises:
+        LostProcessError: Another process of the run is gone.
+        Exception: Whatever its user cannot mend.
     """
     from bhfl.cli.current_folder import find_in_current_folder
     from bhfl.cli.exits import BAD_CONFIG, exit_code, report, told
     from bhfl.cli.reading import ConfigError
     from bhfl.engine.ending import LostProcessError, no_exit_of_others
 
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
+    # warnings of what LightningCLI calls, which no user can mend
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # of sockets that end, which is told in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     find_in_current_folder()
@@ -56,6 +67,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     except ConfigError as error:
         report(error.problems)
         return BAD_CONFIG
+    # it has an exit code of its own, which `_until_stopped` knows
     except LostProcessError:
         raise
     except Exception as error:
@@ -80,13 +92,16 @@ def leave(run: Callable[[list[str]], int], args: Sequence[str] | None) -> NoRetu
     if args is not None:
         raise SystemExit(_until_stopped(run, list(args)))
     for signum in (signal.SIGINT, signal.SIGTERM):
+        # a shell lets what runs in the background ignore SIGINT, and that is to stay so
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, _end_at_once)  # what hears them later takes a moment to load
+            # what hears them later takes a moment to load
+            signal.signal(signum, _end_at_once)
     from bhfl.engine.ending import Signals, end_with_parent
 
     signals = Signals(command=True)
     signals.listen()
     end_with_parent()
+    # an error that nobody turns into a code leaves with its traceback and this one
     code = 1
     try:
         code = _until_stopped(run, sys.argv[1:])
@@ -96,9 +111,13 @@ def leave(run: Callable[[list[str]], int], args: Sequence[str] | None) -> NoRetu
 
 
 def _end_at_once(signum: int, frame: FrameType | None) -> None:
+    """End the process by a signal that came before there was anything to save."""
+    # one line a machine, whatever the number of its processes
     if os.environ.get("LOCAL_RANK", "0") == "0":
         how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal.Signals(signum)]
+        # not by print, in the middle of which the signal may have come
         os.write(2, f"error: {how} while starting; nothing new is saved\n".encode())
+    # at once: what is just being imported may catch exceptions, and there is nothing to close yet
     os._exit(128 + signum)
 
 

@@ -51,10 +51,14 @@ class CommandTrainer(FederatedTrainer):
                 layer and width.
             uniform_bits: Width of all layers for their shares of the convergence bound.
             threads: CPU threads, in place of ``trainer.threads``; all cores by default.
+
+        Raises:
+            ValueError: `out` names no folder.
         """
         from bhfl.analysis import analyze
         from bhfl.report.layers import draw, table, write_csv
 
+        # before the work, which takes long, and not when its outcome is to be written
         _check_folder(out)
         found = analyze(
             self,
@@ -69,6 +73,7 @@ class CommandTrainer(FederatedTrainer):
         )
         folder = self._folder(out, found.run)
         print(f"{found.title}\n\n{table(found.rows)}\n")
+        # before the picture, which needs a package that may not be there
         write_csv(found.rows, folder / "layers.csv")
         print(folder / "layers.csv")
         try:
@@ -102,6 +107,9 @@ class CommandTrainer(FederatedTrainer):
             ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
                 `name`.
             out: Folder to write to; by default ``export`` in the checkpoint's run folder.
+
+        Raises:
+            ValueError: `out` names no folder, or no checkpoint is given.
         """
         from bhfl.export import export_run
 
@@ -131,6 +139,7 @@ def _check_folder(out: Union[str, Path, None]) -> None:
 @contextmanager
 def _bar(threads: int, what: str, num_samples: int) -> Iterator[Callable[[int], object]]:
     """A bar over samples on stderr; where that is no terminal, it is written again but seldom."""
+    # the bar is on stderr, and would come before what waits in the buffer of stdout
     print(what, flush=True)
     seldom = 0.1 if sys.stderr.isatty() else 15.0
     words = f"{threads} thread{'s' * (threads > 1)}"

@@ -33,6 +33,7 @@ class CurrentFolder(MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The module's spec; None for one that is not here, or not to be looked for here."""
+        # with a path it is a submodule, which its package finds by itself
         if path is not None or not self._asked_by_the_user():
             return None
         spec = PathFinder.find_spec(name, [self.folder], target)
@@ -41,6 +42,8 @@ class CurrentFolder(MetaPathFinder):
         return spec
 
     def _asked_by_the_user(self) -> bool:
+        """Whether the import is one of a configuration, or of a module that was found here."""
+        # 0 is here and 1 is find_spec: whoever asked stands behind Python's own import
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and _is_of_import(frame):
             frame = frame.f_back
@@ -60,12 +63,17 @@ def find_in_current_folder() -> None:
     """Find the user's own modules in the folder that is the current one now, unless Python does so
     already.
     """
+    # one program may run several commands, each in another folder
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, CurrentFolder)]
     if os.getcwd() not in sys.path:
+        # last, so that what is installed comes first
         sys.meta_path.append(CurrentFolder(os.getcwd()))
 
 
 def forget_start_folder() -> None:
-    """Take back that ``python -m`` puts the current folder before all that is installed."""
+    """Take the current folder off ``sys.path``, where ``python -m`` has put it before all that is
+    installed.
+    """
+    # under python -P it was not put there, and the first path is somebody else's
     if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]

@@ -62,6 +62,7 @@ def exit_code(error: Exception) -> int | None:
         return BAD_CHECKPOINT
     if isinstance(error, TooFewClientsError):
         return TOO_FEW_CLIENTS
+    # its own traceback is ours: where exit was called stands in that of its cause
     if isinstance(error, ExitCalledError):
         return BAD_DATA if error.__cause__ and by_data(error.__cause__) else BAD_CONFIG
     if (isinstance(error, (ValueError, OSError)) or too_large(error)) and by_data(error):
@@ -86,7 +87,8 @@ def told(error: BaseException) -> str:
     """What an error says, with its notes, and what helps where memory was short."""
     text = str(error)
     notes = getattr(error, "__notes__", [])
-    if too_large(error):  # in one line: torch adds where it was in its own code
+    # in one line: torch adds where it was in its own code
+    if too_large(error):
         text = text.partition("\n")[0]
         notes = [*notes, "(smaller sizes of model, data or batch need less memory)"]
     return " ".join([text, *notes])

@@ -54,6 +54,7 @@ class FederatedCLI(LightningCLI):
             parser_class=Parser,
             parser_kwargs={args[0]: {"dump_header": [f"bhfl {bhfl.__version__}"], "usage": usage}},
             args=list(args),
+            # models bring their own optimisers: there are no options for them beside the model's
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -93,8 +94,11 @@ class FederatedCLI(LightningCLI):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
             raise ConfigError(problems)
+        # only when all layers are read is it known which class the model is
         parser_of_command.link_to_data(checker.classes["model",])
         given = {"subcommand": self.command, self.command: checker.merged}
+        # once, from what all layers come to: the parser would merge files and options by its own
+        # rules
         self.config = parser.parse_object(given)
         take_own_defaults(self.config, given)
         self._tell_of_no_effect(Layer(checker.merged))
@@ -116,7 +120,8 @@ class FederatedCLI(LightningCLI):
     def _check_settings(self) -> None:
         """The trainer's own checks, before anything is built."""
         options = trainer_options(self.config[self.command])
-        options["callbacks"] = None  # their classes are checked, and they are made later
+        # their classes are checked, and they are made later
+        options["callbacks"] = None
         try:
             checked_settings(options)
         except ValueError as error:
@@ -154,6 +159,7 @@ class FederatedCLI(LightningCLI):
             by = raised_by(cause)
             refused = isinstance(cause, (ValueError, OSError)) or too_large(cause)
             if by_data(cause) or not (refused or by == "lightning"):
+                # a bug, or one of the data: its own type decides on the exit code
                 raise cause from None
             text = core(str(cause)) if by == "jsonargparse" else told(cause)
             raise ConfigError(text.splitlines()) from cause
@@ -166,7 +172,8 @@ class FederatedCLI(LightningCLI):
         given = init.trainer.callbacks or []
         ours = [cls() for cls in (Progress, WeightHistograms) if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
-        if self.command in ("analyze", "export"):  # whatever a run's configuration says
+        # they need one process, whatever a run's configuration says
+        if self.command in ("analyze", "export"):
             devices = init.trainer.devices
             init.trainer.devices = devices[:1] if isinstance(devices, list) else 1
             init.trainer.num_nodes = 1
@@ -197,7 +204,8 @@ class FederatedCLI(LightningCLI):
         if which in ("last", "best"):
             for layer in self.layers:
                 file = Path(layer.file)
-                for run in (file.resolve().parent, file.parent):  # it may be a link
+                # a link to a run's config.yaml means that run
+                for run in (file.resolve().parent, file.parent):
                     if layer.file and (run / "checkpoints").is_dir():
                         best = run / "checkpoints" / "best.ckpt"
                         arguments["ckpt_path"] = run if which == "last" else best
@@ -208,7 +216,8 @@ def trainer_options(config: Namespace) -> dict[str, Any]:
     """The trainer's keyword arguments that a configuration says."""
     parameters = inspect.signature(FederatedTrainer).parameters
     options = {name: one.default for name, one in parameters.items()}
-    options |= config.trainer  # which lacks optional classes that are not chosen
+    # it lacks optional classes that are not chosen, so that defaults stand below it
+    options |= config.trainer
     outside = {"clients": config.clients, "algorithm": config.algorithm}
     return {**options, **outside, "seed": config.seed_everything}
 

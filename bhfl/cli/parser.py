@@ -62,6 +62,7 @@ class Parser(LightningArgumentParser):
             "--clients", type=Fleet, help="The fleet (required): '{8: 5, 32: 5}' is bits: count."
         )
         for part, (base, default) in PARTS.items():
+            # fail_untyped: classes of the user's may have options without hints
             self.add_subclass_arguments(
                 base, part, required=True, fail_untyped=False, default={"class_path": default}
             )
@@ -115,6 +116,7 @@ class Parser(LightningArgumentParser):
         unchecked = {**kwargs, "skip_validation": True}
         with _no_excuses():
             text: str = super().dump(_copied(cfg, _in_order), *args, **unchecked)
+        # what our own reader would refuse is not to be written
         read_text(text)
         return text
 
@@ -133,9 +135,11 @@ def reads_back(action: Any, value: Any) -> bool:
     # not of a union, where jsonargparse may write a number as a path's text
     is_plain = hint in (bool, int, str) and type(value) is hint
     if hint is None or value is None or is_plain:
-        return True  # nothing can go wrong
+        # nothing can go wrong
+        return True
     if _holds_objects(value):
-        return True  # whose options are asked for one by one
+        # its options are asked for one by one
+        return True
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--x", type=hint)
     with _no_excuses():

@@ -132,6 +132,7 @@ def _meant(name: str, text: str) -> Any:
     with suppress(ConfigError):
         if name.endswith("+") and isinstance(items := read_text(text), list):
             return items
+    # whether it is YAML or plain text depends on the hint, which is known when torch is loaded
     return Text(text)
 
 
@@ -150,7 +151,9 @@ def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         if not _is_option(word):
             yield "", word
             continue
+        # at the first sign alone: values may hold others
         name, equals, value = word.lstrip("-").partition("=")
+        # one dash makes no option: -1 is a value
         if not equals and rest and not _is_option(rest[0]) and name not in _FLAGS:
             value, equals = rest.pop(0), "="
         yield ("config" if word == "-c" else name), (value if equals else None)
@@ -184,6 +187,7 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     missing = f"{what} must be a YAML file, and there is no file {path or ''!r}"
     try:
         file = user_path(path or "")
+        # neither a pipe nor a device, whose end may never come
         if not file.is_file():
             raise ConfigError([missing])
         size = file.stat().st_size
@@ -220,6 +224,7 @@ def read_text(text: str) -> Any:
 
 
 _ANYTHING = re.compile("(?s).*")
+# merge keys, sets, binary data and objects of Python are not among them
 _KINDS = ("bool", "int", "float", "null", "str")
 
 
@@ -234,6 +239,7 @@ class _Reader:
         self.values: Any = None
         self.loader = Loader(text)
         try:
+            # before the tree is built, which recursion in C does
             check_depth(text, Loader)
             node = self.loader.get_single_node()
             self.values = None if node is None else self._value(node, ())
@@ -253,12 +259,15 @@ class _Reader:
         mark = getattr(error, "problem_mark", None)
         number = mark.line if mark else 0
         line = text.split("\n")[number] if number <= text.count("\n") else ""
+        # libyaml does not say that the character which it cannot take is a tab
         if mark and "\t" in line[: mark.column + 1]:
             what = "indent with spaces, not with tabs"
         self._problem(number, f"not valid YAML: {what}")
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        # an alias is walked wherever it stands, so that a few lines may come to gigabytes
         self.size.add(node, len(keys))
+        # the line of its key is known already, where it has one
         self.lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self._mapping(node, keys)
@@ -267,6 +276,7 @@ class _Reader:
         return self._scalar(node, keys)
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[Any, Any]:
+        # PyYAML would take the last of several in silence
         seen = set()
         for key, _ in node.value:
             if (key.tag, str(key.value)) in seen:
@@ -307,8 +317,10 @@ def unusable(text: str) -> str:
     """Why `text` can be no value, neither as it is nor as YAML; empty if it can."""
     if "\0" in text:
         return "must not hold the character NUL"
+    # so Python hands on arguments whose bytes are not UTF-8
     if re.search("[\ud800-\udfff]", text):
         return f"must be valid UTF-8, got {shown(text)}"
+    # shorter text cannot be nested deeper
     if len(text) <= MAX_DEPTH:
         return ""
     try:

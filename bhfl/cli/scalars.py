@@ -46,6 +46,7 @@ def _resolvers() -> dict[str, list[tuple[str, Any]]]:
     return found
 
 
+# PyYAML may have been built without libyaml
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Takes dates for text, and for a number whatever any reader takes for one."""
 
