@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,12 @@ def _seed_of_lightning_is_put_back() -> Iterator[None]:
     os.environ.pop("PL_GLOBAL_SEED", None)
     if before is not None:
         os.environ["PL_GLOBAL_SEED"] = before
+
+
+@pytest.fixture(autouse=True)
+def _registered_quantizers_are_put_back() -> Iterator[None]:
+    """A name is registered once in a process, and examples of several pages register the same."""
+    yield
+    # not imported here: some tests run without torch
+    if quantizers := sys.modules.get("bhfl.quant.quantizers"):
+        quantizers.REGISTERED.clear()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
-from bhfl.tags import LOST, Status
+from bhfl.tags import ACCURACIES, LOST, Status
 
 
 class Progress(Callback):
@@ -114,8 +114,8 @@ def metric_names(metrics: dict[str, Any], stage: str) -> list[str]:
 
 
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
-    """What was measured of each bit group and of all clients, `metric` first and in per cent, with
-    the bytes really sent where a run has been.
+    """What was measured of each bit group and of all clients, `metric` first, accuracies in per
+    cent, with the bytes really sent where a run has been.
     """
     ledger = trainer.run.ledger if trainer.run is not None else None
     counts = Counter(client.group for client in trainer.clients)
@@ -124,7 +124,7 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     ways = ("uplink_bytes", "downlink_bytes") if ledger else ()
 
     def measured(group: str) -> list[str]:
-        return [_figure(metrics.get(f"{stage}/{name}_{group}"), name == metric) for name in names]
+        return [_figure(metrics.get(f"{stage}/{name}_{group}"), name) for name in names]
 
     head = ["group", "clients", *(f"{stage} {name}" for name in names)]
     rows = [[*head, "up MB", "down MB"] if ledger else head]
@@ -166,7 +166,7 @@ def _megabytes(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _figure(value: float | None, percent: bool) -> str:
+def _figure(value: float | None, metric: str) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if metric in ACCURACIES else f"{value:.4g}"

@@ -52,14 +52,16 @@ def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
         session.module.on_fit_end()
         metrics = session.evaluate("test")
         session.tear_down()
+        run.close_logs()
+        # last of the files, and while nobody else may write here: who finds a summary takes the
+        # run for done
+        run.finish(metrics)
     # an interrupt is no failure: the run can go on from its checkpoint
     except Exception as error:
         run.fail(error)
         raise
     finally:
         run.close()
-    # last of the files: who finds a summary takes the run for done
-    run.finish(metrics)
     session.call("on_fit_end", metrics=metrics)
     return metrics
 

@@ -5,6 +5,7 @@ by one process.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -264,10 +265,17 @@ def _same(plain: _Trial, last: _Trial) -> bool:
     sizes = [float(g.norm()) for g in plain.gradients]
     least = _NOISE * max(sizes, default=0.0)
     close = len(plain.gradients) == len(last.gradients) and all(
-        not float((a - b).norm()) > _TOLERANCE * max(size, least)
+        _near(float((a - b).norm()), max(size, least))
         for a, b, size in zip(plain.gradients, last.gradients, sizes, strict=True)
     )
-    return close and not abs(plain.loss - last.loss) > _TOLERANCE * abs(plain.loss)
+    return close and _near(abs(plain.loss - last.loss), abs(plain.loss))
+
+
+def _near(distance: float, size: float) -> bool:
+    """Whether a distance is that of rounding, beside a size; anything is near what is not finite,
+    of which nothing can be told.
+    """
+    return distance <= _TOLERANCE * size or not math.isfinite(size)
 
 
 def _line(error: Exception) -> str:

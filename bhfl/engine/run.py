@@ -233,11 +233,15 @@ class Run:
         with suppress(OSError):
             self.finish({}, error)
 
-    def close(self) -> None:
-        """Flush and close the loggers, drop what clients came to in a round without an end, and
-        leave the folder to others.
-        """
+    def close_logs(self) -> None:
+        """Flush and close the loggers."""
         self._loggers.close()
+
+    def close(self) -> None:
+        """Close the loggers, drop what clients came to in a round without an end, and leave the
+        folder to others.
+        """
+        self.close_logs()
         self.store.drop_all()
         if self._claim:
             self._claim.close()

@@ -331,7 +331,11 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
         )
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite")
-    codes = unpack(packed, bits, math.prod(shape)).view(shape)
+    flat = unpack(packed, bits, math.prod(shape))
+    # no codes fit a shape with a size of 0 beside any other size, and tensors count in 64 bits
+    if math.prod(max(size, 1) for size in shape) >= 2**63:
+        raise ValueError(f"must be of a shape that a tensor may have, got {shape}")
+    codes = flat.view(shape)
     # two's complement has one code more than the grid
     if codes.numel() and codes.amin() < least:
         raise ValueError(f"codes of {bits} bits must be at least {least}, got {least - 1}")

@@ -41,6 +41,14 @@ def test_the_table_has_a_row_for_each_group_and_one_for_all(tmp_path: Path) -> N
     assert notes[0].startswith("2 rounds in ")
 
 
+def test_a_chosen_metric_that_is_no_accuracy_is_shown_as_it_is(tmp_path: Path) -> None:
+    measured = {"test/loss_avg": 0.6931, "test/loss_min": 0.5, "test/acc_avg": 0.5}
+    measured["test/acc_min"] = 0.4
+    rows = table(run(tmp_path), measured, "loss", "test").splitlines()
+    assert rows[0].split()[2:6] == ["test", "loss", "test", "acc"]
+    assert rows[5].split()[2:5] == ["0.6931", "50.00", "%"]
+
+
 def test_metrics_are_those_that_were_measured_by_group() -> None:
     metrics = dict.fromkeys(["val/acc_avg", "val/acc_min", "val/own_avg", "test/loss_avg"], 0.0)
     assert metric_names(metrics, "val") == ["acc"]

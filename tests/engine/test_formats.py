@@ -56,6 +56,20 @@ class Net(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+class NothingThere(Net):
+    """It computes what is not a number from images in channels_last."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 if x.is_contiguous() else float("nan"))
+
+
+class NothingAnywhere(Net):
+    """It computes what is not a number from any images."""
+
+    def forward(self, x):
+        return super().forward(x) * float("nan")
+
+
 class View(Net):
     def flat(self, x):
         return x.view(len(x), -1)
@@ -183,7 +197,9 @@ def agreed(wanted, module, given=batch):
     return chosen, [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("kind", [Net, DropsOut, ManualThatFits, ChangesItsBatch, Grouped])
+@pytest.mark.parametrize(
+    "kind", [Net, DropsOut, NothingAnywhere, ManualThatFits, ChangesItsBatch, Grouped]
+)
 def test_models_that_fit_are_taken_without_a_word(kind):
     assert agreed("auto", kind()) == (True, [])
 
@@ -197,6 +213,7 @@ MISFITS = [
     OfItsWeight,
     Manual,
     InValidation,
+    NothingThere,
     Functional,
     Backward,
 ]
@@ -211,7 +228,7 @@ def test_models_that_do_not_fit_stay_contiguous_with_one_line(kind):
         "trainer.channels_last: auto takes contiguous images, which can be slower: "
     )
     assert "\n" not in told[0]
-    if kind in (Strided,):
+    if kind in (Strided, NothingThere):
         return  # wanted is taken: it raises nothing
     with pytest.raises(
         ValueError,

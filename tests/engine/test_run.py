@@ -18,6 +18,8 @@ from bhfl.callbacks import WeightHistograms
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.folder import read_summary
+from bhfl.engine.run import Run
+from bhfl.files import claim
 from bhfl.recorded import described, flatten
 from bhfl.report.reading import read_run
 from bhfl.settings import Role, differences
@@ -120,6 +122,22 @@ def test_a_folder_in_which_another_process_trains(tmp_path):
         other.communicate()
     go_on(tmp_path)
     go_on(tmp_path)  # the process that has finished claims nothing
+
+
+def test_the_summary_is_written_while_nobody_else_may_write(tmp_path, monkeypatch):
+    claimed = []
+    finish = Run.finish
+
+    def finished(run, *args):
+        with pytest.raises(BlockingIOError):
+            claim(run.folder / ".lock", "")
+        claimed.append(run.folder)
+        finish(run, *args)
+
+    monkeypatch.setattr(Run, "finish", finished)
+    folder = run(tmp_path).run.folder
+    assert claimed == [folder]
+    claim(folder / ".lock", "").close()
 
 
 def go_on(folder):

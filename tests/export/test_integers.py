@@ -204,6 +204,16 @@ ONE = {"w.codes": torch.tensor([0x21], dtype=torch.uint8), "w.scale": torch.tens
             r"w: 295147905179352825856 codes of 4 bits are uint8",
         ),
         (ONE, {"codes": '{"w": [4, 3]}'}, r"w: 3 codes of 4 bits are uint8 of shape \[2\]"),
+        (
+            {**ONE, "w.codes": torch.zeros(0, dtype=torch.uint8)},
+            {"codes": f'{{"w": [4, {2**63}, 0]}}'},
+            "w: must be of a shape that a tensor may have",
+        ),
+        (
+            {**ONE, "w.codes": torch.zeros(0, dtype=torch.uint8)},
+            {"codes": f'{{"w": [4, 0, {2**40}, {2**40}]}}'},
+            "w: must be of a shape that a tensor may have",
+        ),
         (ONE, {"codes": '{"v": [4, 2]}'}, "v: its codes or its scale are missing"),
         (ONE, {"ties": '{"v": "u"}'}, "v must be tied to a tensor of the file, got 'u'"),
         ({**ONE, "w": torch.ones(2)}, {}, "w is there twice"),
