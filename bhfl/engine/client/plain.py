@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_step
@@ -223,6 +223,5 @@ def _tied(module: nn.Module) -> set[str]:
 
 
 def _size(batch: Any) -> int:
-    """Samples in a batch: the rows of its first tensor."""
-    first = batch[0] if isinstance(batch, (list, tuple)) else batch
-    return len(first)
+    """Samples in a batch: the rows of its first tensor, however deep in lists and mappings."""
+    return len(tree_leaves(batch)[0])
