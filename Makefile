@@ -21,7 +21,7 @@ help:  ## print the targets
 install: .venv/.installed  ## set up .venv with the package and what it needs
 
 docs: .venv/.docs  ## build the documentation: docs/_build/html/index.html
-	$(BIN)/python -m sphinx -b html -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 
 demo: install  ## train int8 and float32 clients on real images, about a minute
 	$(BIN)/bhfl fit --config configs/digits/fedavg.yaml
@@ -40,8 +40,8 @@ soak: install  ## kills, mutations, lost processes, signals and full disks by ch
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check bhfl tests examples benchmarks
-	$(BIN)/ruff format --check bhfl tests examples benchmarks
+	$(BIN)/ruff check bhfl tests examples benchmarks docs
+	$(BIN)/ruff format --check bhfl tests examples benchmarks docs
 	$(BIN)/mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios

@@ -13,8 +13,14 @@ author = "The bhfl authors"
 copyright = "2026, The bhfl authors"
 version = release = bhfl.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "generated"]
-source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "generated",
+]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 exclude_patterns = ["_build", "_ext"]
 
 # ---- what must hold: every name that is linked exists -------------------------------------------
@@ -23,10 +29,10 @@ nitpicky = True
 
 # ---- pages written in Markdown -------------------------------------------------------------------
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
-"""No notebook is here yet; `make test-docs` runs the code blocks."""
+"""`make test-docs` runs the code blocks."""
 
 # ---- docstrings ----------------------------------------------------------------------------------
 
@@ -43,7 +49,7 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-# ---- what pages look like, and that they load nothing from elsewhere ------------------------------
+# ---- what pages look like, and that they load nothing from elsewhere -----------------------------
 
 html_theme = "pydata_sphinx_theme"
 html_title = "bhfl"
