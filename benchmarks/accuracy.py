@@ -164,7 +164,8 @@ def table(runs: list[Run], records: dict[Run, dict[str, Any]]) -> str:
     """Test accuracy in per cent, mean and standard deviation over seeds, as Markdown."""
     rows = [["variant", "seeds", "test accuracy", "below float32", "aim", "CPU s an epoch"]]
     means: dict[str, float] = {}
-    for name, (_, _, aim) in VARIANTS.items():  # float32, which others are compared with, is first
+    # float32, with which the others are compared, is the first
+    for name, (_, _, aim) in VARIANTS.items():
         found = [records[run] for run in runs if run.variant == name and run in records]
         if not found:
             continue

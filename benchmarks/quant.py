@@ -214,7 +214,7 @@ def codes() -> None:
         dtype = torch.int8 if bits <= 8 else torch.int16
         values = torch.randint(-half, half, (num_codes,), dtype=dtype)
         packed = pack(values, bits)
-        # all other widths are put together from planes of 1, 2 and 4 bits
+        # one plane of less than a byte; all other widths move more bytes, or several planes
         bound = 0.1 if bits in (1, 2, 4) else 0.65
         packing = _nanoseconds(partial(pack, values, bits), num_codes)
         line(f"pack a code of {bits} bits", packing, bound, " ns")

@@ -119,7 +119,8 @@ def options(cls: type, optional: bool = False) -> Check:
 
     Args:
         cls: The class of the group.
-        optional: Whether None, null in a configuration, leaves out what the options are of.
+        optional: Whether it may be None (null in a configuration), which leaves out the part that
+            the options are for.
 
     >>> options(dict, optional=True)(False)
     'must be a dict or None (null), got False'

@@ -200,6 +200,10 @@ class LocalTraining(Group):
     precision: int | str = option(Role.RESULT, choice("32", "32-true", "16-mixed", "bf16-mixed"))
     save_in_int8: bool = option(Role.RESULT, true_or_false)
 
+    def planned_steps(self, num_batches: int) -> int:
+        """Optimiser steps in a round of a client with so many batches."""
+        return self.local_epochs * num_batches if self.local_steps is None else self.local_steps
+
 
 @dataclass(frozen=True)
 class Aggregation(Group):

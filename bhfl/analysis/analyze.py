@@ -14,6 +14,7 @@ import torch
 
 from bhfl.analysis.layers import layer_harm, layer_rows
 from bhfl.analysis.samples import held_out
+from bhfl.checks import refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
@@ -77,10 +78,16 @@ def analyze(  # noqa: PLR0913
         CheckpointError: `ckpt_path` cannot be used.
     """
     widths = list(probe_bits)
-    _check(trainer, {"samples": samples, "threads": threads or 1}, widths, uniform_bits)
+    if threads is None:
+        threads = torch.get_num_threads()
+    _check(
+        trainer,
+        {"samples": samples, "threads": threads},
+        widths,
+        uniform_bits,
+    )
     # refuses a model without any before the data are loaded
     layer_weights(model)
-    threads = threads or torch.get_num_threads()
     with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:
         run = session.load(ckpt_path, clients=False)[0] if ckpt_path is not None else None
         worker, seed = session.worker, session.settings.cohort.seed
@@ -120,8 +127,7 @@ def _check(
     if not 2 <= uniform_bits <= 16:
         problems.append(f"uniform_bits must be 2..16, got {uniform_bits}")
     problems += trainer.needs_global_model("analyze")
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems)
 
 
 def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:

@@ -58,7 +58,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
 
     # warnings of what LightningCLI calls, which no user can mend
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # of sockets that end, which is told in one line
+    # warnings of sockets whose other end is gone, which is told in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     find_in_current_folder()
     try:

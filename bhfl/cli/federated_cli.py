@@ -20,7 +20,7 @@ from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.merging import is_spelled_out
-from bhfl.cli.parser import PARTS, Parser, core, dumped, schema
+from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
 from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, options
 from bhfl.cli.schema import Checker
 from bhfl.data import FederatedDataModule
@@ -107,10 +107,11 @@ class FederatedCLI(LightningCLI):
         self._check_settings()
 
     def _tell_of_no_effect(self, merged: Layer) -> None:
-        """Tell of typed options that a later one took away again, with the class they were for."""
+        """Tell of options that a later one took away again, with the object that they belong to."""
         for layer in self.layers:
             if layer.option and not merged.gives(layer.path):
-                say(f"note: --{layer.option} has no effect: a later option replaces what it is of")
+                name = layer.place(layer.path) + layer.name(layer.path)
+                say(f"note: {name} has no effect: a later option replaces what it belongs to")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is taken from a checkpoint: what is typed holds, and the trainer lists
@@ -218,13 +219,12 @@ def trainer_options(config: Namespace) -> dict[str, Any]:
     options = {name: one.default for name, one in parameters.items()}
     # it lacks optional classes that are not chosen, so that defaults stand below it
     options |= config.trainer
-    outside = {"clients": config.clients, "algorithm": config.algorithm}
-    return {**options, **outside, "seed": config.seed_everything}
+    return options | {key: config[name] for key, name in OUTSIDE.items()}
 
 
 def take_own_defaults(config: Namespace, given: Mapping[str, Any]) -> None:
-    """Undo what jsonargparse hands on to a class that was named from the one that its place has by
-    default.
+    """Undo what jsonargparse hands on from the class that a place has by default to the class that
+    was named there.
 
     A momentum would go to every SGD, a learning rate to every optimiser.
 

@@ -44,8 +44,8 @@ PARTS: dict[str, tuple[type, str]] = {
     "data": (bhfl.data.FederatedDataModule, "bhfl.data.Digits"),
 }
 """The sections that name a class: its base, and the class by default."""
-OUTSIDE = ("clients", "algorithm", "seed")
-"""Options of the trainer that stand at the top level."""
+OUTSIDE = {"clients": "clients", "algorithm": "algorithm", "seed": "seed_everything"}
+"""Options of the trainer that stand at the top level, and their names there."""
 _FROM_DATA = ("num_classes", "input_shape")
 """Options of the model that are attributes of the data."""
 
@@ -77,15 +77,21 @@ class Parser(LightningArgumentParser):
                 action.sub_add_kwargs["sub_configs"] = False
 
     def link_to_data(self, model: type) -> None:
-        """Give a model of this class what it takes of the data. The data of others are not asked
-        for what they may not have.
+        """Give a model of this class what it takes of the data. Data of the user's own may lack
+        these attributes: they are asked only for what the model takes.
         """
         taken, _ = parameters(model)
-        for name in taken.keys() & _FROM_DATA:
+        for name in sorted(taken.keys() & _FROM_DATA):
             self.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def print_and_leave(self, parser: ArgumentParser, config: Namespace, flags: str) -> None:
-        """Answer ``--print_config=flags`` of the command of `parser` and `config`, and leave."""
+        """Print `config` as ``--print_config=flags`` asks for it, and end the process.
+
+        Args:
+            parser: The parser of all commands.
+            config: What it parsed.
+            flags: What stands behind the option.
+        """
         action: Any = self._option_string_actions["--print_config"]
         try:
             action(self, config, [flags], "--print_config")
@@ -203,11 +209,7 @@ def schema(command: str) -> Section:
         del own[key]
     for key in (*OUTSIDE, "return"):
         del trainer[key]
-    taken = {
-        "clients": "is given as clients",
-        "algorithm": "is given as algorithm",
-        "seed": "is given as seed_everything",
-    }
+    taken = {key: f"is given as {name}" for key, name in OUTSIDE.items()}
     parts = {part: Instance(base) for part, (base, _) in PARTS.items()}
     parts["model"] = Instance(
         L.LightningModule, dict.fromkeys(_FROM_DATA, "is taken from the data")

@@ -80,7 +80,9 @@ class Layer:
         return f"{self.file}:{self.lines.get(keys, 1)}: " if self.file else ""
 
     def gives(self, keys: Keys) -> bool:
-        """Whether there is a value at `keys`, whether or not ``init_args`` are spelled out."""
+        """Whether there is a value at `keys`, whether or not ``init_args`` are spelled out. A place
+        inside a list counts as given: its items are not looked at.
+        """
         values = self.values
         for key in keys:
             if isinstance(values, dict) and key not in values:

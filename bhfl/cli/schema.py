@@ -124,7 +124,7 @@ class Checker:
         """Problems of the items of a list, each of which has a hint of its own in a tuple."""
         if not isinstance(values, list):
             # a typed --list.option is one of its last item
-            return [] if isinstance(values, dict) and self._layer.option else None
+            return [] if len(_place(keys)) < len(self._layer.path) else None
         args = get_args(hint) or (Any,)
         if get_origin(hint) is not tuple or args[-1] is Ellipsis:
             args = args[:1] * len(values)

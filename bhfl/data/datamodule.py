@@ -246,7 +246,8 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         """The samples that are evaluated: `limit` or `max_eval_samples` where there are more, with
         the label mix of all, or evenly spread where nobody knows the labels.
         """
-        most = min(self.max_eval_samples or len(indices), limit or len(indices))
+        caps = [cap for cap in (self.max_eval_samples, limit) if cap is not None]
+        most = min([len(indices), *caps])
         if len(indices) <= most:
             return indices
         try:

@@ -21,7 +21,7 @@ from bhfl.data.limits import MAX_RATIO, MIN_DECODED_BYTES, check_member
 _OPENERS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
-    b"\xfd7zXZ": lzma.open,
+    b"\xfd7zXZ\0": lzma.open,
     b"]\0\0": lzma.open,
 }
 """How to open a compressed archive, by its first bytes."""

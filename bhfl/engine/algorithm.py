@@ -59,7 +59,7 @@ class Context:
         """
         if not client.num_examples:
             return 0
-        return self.worker.place.steps_of(self.data.num_batches(client.id))
+        return self.settings.training.planned_steps(self.data.num_batches(client.id))
 
 
 @dataclass

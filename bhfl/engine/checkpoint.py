@@ -176,8 +176,8 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    # what a hostile file nests or repeats is bounded before the digest and the copy walk it
     content = read(path, expected)
+    # what a hostile file nests or repeats is bounded before the digest and the copy walk it
     check_storable(
         content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size
     )
@@ -193,9 +193,10 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
 
 
 def read(path: Path, expected: str | None = None) -> dict[str, Any]:
-    """A file's content, unchecked: its tensors are read from disk when they are used.
+    """A file's content, its values unchecked: its tensors are read from disk when they are used.
 
-    Whether it has the digest that it claims to have, and that is `expected`, `load` alone tells.
+    The digest that it claims to have must be `expected`, where that is given; whether its content
+    has that digest, `load` alone tells.
 
     Raises:
         CheckpointError: As of `load`, but for what only its tensors tell.

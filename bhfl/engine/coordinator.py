@@ -13,7 +13,7 @@ from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
 from bhfl.engine.ending import STANDING, Terminated
-from bhfl.engine.exchange import ClientLink, Clients, Fault, Reply, Task
+from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
 from bhfl.engine.handed import ServerReturnError, name_of
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
@@ -73,17 +73,14 @@ class Coordinator:
         """Clients that have a task, each with what is known of it and its link."""
         self._last: _Message | None = None
 
-    def records(
-        self, clients: Clients, history: Sequence[Mapping[str, Any]]
-    ) -> Iterator[ClientRecord]:
+    def records(self, history: Sequence[Mapping[str, Any]]) -> Iterator[ClientRecord]:
         """What became of each client of this process, as their replies come.
 
         Args:
-            clients: Whoever trains.
             history: The server's metrics, a row for each past round.
         """
         # by map, which holds no reply while the next client trains
-        yield from map(self._take, clients.train(self._tasks(history)))
+        yield from map(self._take, self.session.clients.train(self._tasks(history)))
         yield from self._unsent
 
     # ---- what is sent ----------------------------------------------------------------------------

@@ -20,8 +20,11 @@ class _Foreign:
         return getattr(self._data, name)
 
     def num_holdout(self) -> int:
-        """What its attribute `holdout` says; without one no sample is held out."""
-        return int(getattr(self._data, "holdout", 0))
+        """Its own answer, or what its attribute `holdout` says; 0 where it hands none out."""
+        if not hasattr(self._data, "holdout_batches"):
+            return 0
+        own = getattr(self._data, "num_holdout", None)
+        return int(getattr(self._data, "holdout", 0) if own is None else own())
 
     def holdout_batches(self, limit: int | None = None) -> Iterable[Any]:
         """All that it has."""
@@ -33,7 +36,10 @@ class _Foreign:
         return batches
 
     def client_batch_size(self, client: Client) -> int:
-        """What its attribute `batch_size` says, or as its number of batches has it."""
+        """Its own answer, what its attribute `batch_size` says, or as its batches have it."""
+        own = getattr(self._data, "client_batch_size", None)
+        if own is not None:
+            return int(own(client))
         batches = max(1, self._data.num_batches(client.id))
         return int(getattr(self._data, "batch_size", math.ceil(client.num_examples / batches)))
 

@@ -12,7 +12,6 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bhfl.engine.client.plain import planned_steps
 from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import BitSpec, layer_weights
 from bhfl.settings import Settings
@@ -53,7 +52,7 @@ def forewarn(
         told += [f"{group} clients {layers}" for group in low]
     if fresh and not settings.aggregation.reestimate_norm:
         batches = [data.num_batches(client.id) for client in clients if client.num_examples]
-        told.append(_slow_norms(module, planned_steps(settings.training, max(batches, default=0))))
+        told.append(_slow_norms(module, settings.training.planned_steps(max(batches, default=0))))
     if is_compiled(module):
         told.append(_too_many_graphs(len({client.spec for client in clients} | {BitSpec()})))
     for text in filter(None, told):

@@ -15,6 +15,7 @@ from bhfl.engine.calls import call_step
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import Recorder, recording
+from bhfl.engine.foreign import server_data
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData
 from bhfl.quant import reestimate_batchnorm_
@@ -58,8 +59,8 @@ def reestimation(
             f"{where} needs statistics of the server's, and with trainer.norm: local each client "
             "has its own"
         )
-    batches = getattr(data, "holdout_batches", None)
-    if batches is None or next(iter(batches()), None) is None:
+    batches = server_data(data).holdout_batches
+    if next(iter(batches()), None) is None:
         raise ValueError(f"{where} needs samples that no client has: set data.holdout, e.g. to 256")
     steps = [step for step in STEPS.values() if overrides(module, step, L.LightningModule)]
     if not steps:

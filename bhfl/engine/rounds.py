@@ -37,7 +37,7 @@ def run_round(
     started = session.begin_round(server, cohort)
     coordinator = Coordinator(session, started, cohort)
     mine = []
-    for record in coordinator.records(clients, history):
+    for record in coordinator.records(history):
         session.call("on_client_end", client=session.fleet[record.client], record=record)
         mine.append(record)
     STANDING.at(f"combining round {server.round + 1}")

@@ -332,7 +332,8 @@ def _quantized(name: str, row: object, tensors: dict[str, Tensor]) -> QuantizedT
     if not ((scale > 0) & scale.isfinite()).all():
         raise ValueError("scale must be positive and finite")
     flat = unpack(packed, bits, math.prod(shape))
-    # no codes fit a shape with a size of 0 beside any other size, and tensors count in 64 bits
+    # where one size is 0 there are no codes, by whose number unpack would refuse the other sizes;
+    # torch counts in int64, even for an empty tensor
     if math.prod(max(size, 1) for size in shape) >= 2**63:
         raise ValueError(f"must be of a shape that a tensor may have, got {shape}")
     codes = flat.view(shape)

@@ -109,8 +109,8 @@ def _planes(data: Tensor, num_codes: int, bits: int) -> Iterator[tuple[int, int,
         bits: 1..8.
 
     Yields:
-        The first bit of the codes in a plane, how many, and its bytes: at 7 bits (0, 4, [L / 2]),
-        (4, 2, [L / 4]), (6, 1, [L / 8]) for L codes.
+        The first bit of the codes in a plane, how many, and its bytes: for n codes of 7 bits
+        (0, 4, [n / 2]), (4, 2, [n / 4]), (6, 1, [n / 8]).
     """
     first = offset = 0
     for width in (8, 4, 2, 1):

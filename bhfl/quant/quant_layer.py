@@ -165,10 +165,14 @@ class QuantLayer(nn.Module):
         return self._forward_output(get_backend(self.backend).forward(self, input))
 
     def float_product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """What the parent computes with such an input and weight, and with the bias of the
-        layer.
+        """What the parent computes with such an input and weight, and with the bias of the layer.
+
+        A subclass defines it, or else has a :meth:`forward` of its own, as embeddings do.
+
+        Raises:
+            NotImplementedError: The subclass has neither.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no product of an input and a weight")
+        raise NotImplementedError(f"{type(self).__name__} must define float_product, or a forward")
 
     def forward_input(self, x: Tensor) -> Tensor:
         """The input on its grid."""

@@ -19,7 +19,7 @@ _SAMPLE = 1 << 13
 _GROUP_SAMPLE = 1 << 7
 """The fewest elements of a group that are in the sample, where it has so many."""
 _SURE = 1 - 1e-5
-"""The error must fall below this part of that of absmax: less may be the rounding of the sums."""
+"""The error must fall below this part of that of absmax: a smaller gain may be rounding."""
 
 
 def weight_scale(
@@ -215,7 +215,9 @@ def wage_scale(weight: Tensor, bits: int, weight_bits: int) -> Tensor:
 
 
 def fan_in(weight: Tensor) -> int:
-    """The number of weights of one output channel, which is a slice of dimension 0."""
+    """The number of weights in a slice of dimension 0, which is an output channel but in transposed
+    convolutions.
+    """
     return math.prod(weight.shape[1:])
 
 

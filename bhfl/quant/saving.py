@@ -246,7 +246,7 @@ def _has_its_elements(x: Tensor) -> bool:
 
 
 def _as_it_is(x: Tensor) -> Restore:
-    """Save a tensor without its graph, which would hold a result of itself and never be freed."""
+    """Save a tensor without its graph: that of a result would hold the result, and so itself."""
     kept, version = x.detach(), x._version
 
     def restore() -> Tensor:
@@ -292,7 +292,7 @@ def _codes(x: Tensor, bits: int, grouping: Grouping) -> Restore:
     for values, target in zip(_pieces(flat, piece), _pieces(codes, piece), strict=True):
         low = values.amin(dim, keepdim=True).float()
         high = values.amax(dim, keepdim=True).float()
-        # each divided by itself: their difference may be more than the largest float
+        # both ends are divided before they are subtracted: their difference may overflow
         step = (high / last - low / last).clamp_(min=torch.finfo(torch.float32).tiny)
         middle = low + half * step
         if not torch.isfinite(middle).all():

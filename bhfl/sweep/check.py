@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.cli.federated_cli import FederatedCLI, trainer_options
-from bhfl.cli.reading import ConfigError
+from bhfl.cli.reading import ConfigError, Layer
 from bhfl.engine.fingerprint import fingerprint
 from bhfl.files import read_limited
 from bhfl.plain import MAX_BYTES, read_json
@@ -92,6 +92,9 @@ class _Parsed(FederatedCLI):
     def __init__(self, job: Job, machine: bool) -> None:
         self.machine = machine
         super().__init__(job.args, job.layers)
+
+    def _tell_of_no_effect(self, merged: Layer) -> None:
+        """Say nothing here: the log of each run says it."""
 
     def _set_seed(self) -> None:
         """Leave this process's seeds alone."""

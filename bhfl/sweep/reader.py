@@ -113,7 +113,7 @@ class _Reader:
             return []
         found = []
         for key, value in values.items():
-            # which is no option of a run, and is read by itself
+            # the configuration file is not an option of a run: it is read by itself
             if key == "config" and keys[0] == "methods":
                 continue
             if not isinstance(key, str) or not OPTION.fullmatch(key):
@@ -233,7 +233,7 @@ class _Reader:
         for key in values:
             if key not in known:
                 near = suggestion(str(key), known)
-                self.problem((*keys, key), f"is not a key of a matrix{near}")
+                self.problem((*keys, key), f"is an unknown key of a matrix{near}")
 
     def check_name(self, keys: Keys, name: Any) -> None:
         """Check a name, which is the name of a folder too."""

@@ -106,7 +106,7 @@ def _take(request: Request, name: str, value: str | None) -> None:
         request.typed.append(_typed(name, value))
     else:
         near = suggestion(name, (*_OWN, "dry_run", *_OF_RUNS))
-        raise ValueError(f"--{name} is not an option of sweep{near}")
+        raise ValueError(f"--{name} is an unknown option of sweep{near}")
 
 
 def _typed(name: str, value: str | None) -> Option:

@@ -143,6 +143,9 @@ def _run(folder, name: str, given: tuple, settings: tuple) -> str:
     try:
         run = fit(folder, algorithm, clients, Forward, data, **trainer_options)
     except ValueError as error:
+        # FedCOMGATE alone refuses a run, unless allow_inexact
+        if (name, given) != ("FedCOMGATE", ()):
+            raise
         return str(error)
     rows = []
     for row in run.run.history:

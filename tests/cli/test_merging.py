@@ -143,5 +143,5 @@ def test_typed_options_that_come_too_early_are_told(bhfl: Command) -> None:
     done = bhfl("fit", "--config", "tiny.yaml", *words, "--print_config")
     assert yaml.safe_load(done.out)["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.001
     assert done.err == (
-        "note: --model.optimizer.lr has no effect: a later option replaces what it is of\n"
+        "note: --model.optimizer.lr has no effect: a later option replaces what it belongs to\n"
     )

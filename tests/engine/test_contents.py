@@ -144,6 +144,10 @@ def test_wrong_contents_are_refused_by_name(run):
             torch.zeros(2, 31).byte(),
             "clients must be a table of ids, rounds and sha256",
         ),
+        (("server", "accepted"), [], "server.accepted must be a round for each client, got list"),
+        (("server", "accepted", 0), 3, "server.accepted must hold a round of at most 2 for each"),
+        (("server", "accepted", 0), 1, "server.accepted must hold .* none before what the client"),
+        (("clients", "rounds"), torch.zeros(2).long(), "clients must hold each client once, with"),
     ],
 )
 def test_the_file_and_the_entry_are_named(run, tmp_path, place, value, message):

@@ -8,6 +8,7 @@ from bhfl.engine.foreign import server_data
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
 from tests.engine.hand_made import HandMade, points
+from tests.engine.test_refusal import run
 from tests.federation import fake
 
 
@@ -39,8 +40,17 @@ def test_its_own_attributes_are_believed():
     assert len(list(server_data(data).holdout_batches())) == 1
 
 
-def test_a_method_that_needs_a_holdout_says_so(tmp_path):
-    from tests.engine.test_refusal import run
+def test_its_own_methods_are_believed_where_it_lacks_others():
+    data = HandMade([points(9)], batch_size=5)
+    data.num_holdout = lambda: 4
+    # nothing hands the samples out
+    assert server_data(data).num_holdout() == 0
+    data.holdout_batches = lambda: [torch.ones(4, 3)]
+    assert server_data(data).num_holdout() == 4
+    data.client_batch_size = lambda client: 3
+    assert server_data(data).client_batch_size(Client(0, BitSpec(), num_examples=9)) == 3
 
+
+def test_a_method_that_needs_a_holdout_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"data\.holdout must be at least 1 for FedLQ"):
         run(tmp_path, FedLQ())

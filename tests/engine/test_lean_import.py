@@ -100,7 +100,8 @@ def test_a_device_trains_with_torch_alone(tmp_path) -> None:
     module = module.replace("import torch\n", "import torch\nimport lightning as L\n", 1)
     under_fabric = """
 from lightning.fabric import Fabric
-from bhfl.engine.client.module_trainer import ModuleTrainer, Place
+from bhfl.engine.client.module_trainer import ModuleTrainer
+from bhfl.engine.client.place import Place
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.trainer import FederatedTrainer
 trainer = FederatedTrainer({8: 1}, devices=1, accelerator="cpu", gradient_clip_val=1.0)

@@ -114,20 +114,23 @@ def test_an_option_of_an_option_is_tuned() -> None:
     assert MISSING in Survey(there, configs).states().values()
 
 
-@pytest.mark.parametrize("given", ["algorithm.mask.tau: 0.1", "algorithm.mask: {tau: 0.1}"])
-def test_what_is_tuned_is_given_nowhere_else(given: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        plan(TUNED.replace("algorithm.mask.scope: model", given))
-    rule = "tune.key must not be given elsewhere too, and algorithm.init_args.mask.tau is"
-    assert refused.value.problems == [f"m.yaml:6: {rule}"]
+GIVEN = "must not be given elsewhere too, and algorithm.init_args.mask.tau is"
+LEFT_OUT = "must not be an option of algorithm.mask, which is null elsewhere"
 
 
-@pytest.mark.parametrize("given", ["algorithm.mask: null", "algorithm: {init_args: {mask: null}}"])
-def test_an_option_of_what_a_method_leaves_out_is_not_tuned(given: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ("algorithm.mask.tau: 0.1", GIVEN),
+        ("algorithm.mask: {tau: 0.1}", GIVEN),
+        ("algorithm.mask: null", LEFT_OUT),
+        ("algorithm: {init_args: {mask: null}}", LEFT_OUT),
+    ],
+)
+def test_what_is_tuned_is_neither_given_nor_left_out_elsewhere(given: str, rule: str) -> None:
     with pytest.raises(ConfigError) as refused:
         plan(TUNED.replace("algorithm.mask.scope: model", given))
-    rule = "tune.key must not be an option of algorithm.mask, which is null elsewhere"
-    assert refused.value.problems == [f"m.yaml:6: {rule}"]
+    assert refused.value.problems == [f"m.yaml:6: tune.key {rule}"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,10 @@ def test_an_option_of_what_a_method_leaves_out_is_not_tuned(given: str) -> None:
             "algorithm.mask: false",
             "m.yaml:6: algorithm.mask must be a mapping of the options of Mask or null, got false; "
             "did you mean null? (more/seed0)",
+        ),
+        (
+            "trainer.callbacks: {a: 1}",
+            "m.yaml:6: trainer.callbacks must be a list or null, got {a: 1} (more/seed0)",
         ),
     ],
 )

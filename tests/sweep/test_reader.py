@@ -70,7 +70,7 @@ def test_values_become_arguments(value: object, word: str) -> None:
 
 
 PROBLEMS = [
-    ("seed: [0]", "m.yaml:3: seed is not a key of a matrix; did you mean 'seeds'?"),
+    ("seed: [0]", "m.yaml:3: seed is an unknown key of a matrix; did you mean 'seeds'?"),
     ("name: a/b", "m.yaml:3: name must be a name of letters, digits and . _ + -, got 'a/b'"),
     ("base: 5", "m.yaml:3: base must be a mapping of options such as trainer.max_rounds: 5, got 5"),
     (
@@ -97,7 +97,10 @@ PROBLEMS = [
     ("settings: {A: {}}", "m.yaml:3: settings.A is the name of a method too"),
     ("first: [B]", "m.yaml:3: first[0] must be a method or a setting, got 'B'; known: A"),
     ("first: A", "m.yaml:3: first must be a list of one or more items, got 'A'"),
-    ("report: {goal: 1}", "m.yaml:3: report.goal is not a key of a matrix; known: target, window"),
+    (
+        "report: {goal: 1}",
+        "m.yaml:3: report.goal is an unknown key of a matrix; known: target, window",
+    ),
     ("report: {target: 5}", "m.yaml:3: report.target must be an accuracy in (0, 1) or null, got 5"),
     (
         "report: {window: 0}",
@@ -148,7 +151,7 @@ PROBLEMS = [
     ),
     (
         "tune: {key: x, values: [1], seeds: [5], sed: 1}",
-        "m.yaml:3: tune.sed is not a key of a matrix; did you mean 'seeds'?",
+        "m.yaml:3: tune.sed is an unknown key of a matrix; did you mean 'seeds'?",
     ),
     (
         "tune: {key: x, values: [1], seeds: [5], metric: test/acc}",

@@ -63,7 +63,7 @@ def test_everything_that_is_wrong_is_said() -> None:
         "--only must be distinct methods and settings with commas between them, got ''",
         "--seeds must be distinct integers from 0 with commas between them, got '1,1'",
         "--root must be a folder, got ' '",
-        "--job is not an option of sweep; did you mean 'jobs'?",
+        "--job is an unknown option of sweep; did you mean 'jobs'?",
         "--trainer.name cannot be used: trainer.name is given by the sweep",
         "--seed_everything cannot be used: seed_everything is given by seeds",
         "--data.archive needs a value",

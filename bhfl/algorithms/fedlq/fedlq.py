@@ -32,7 +32,9 @@ from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 
 _MOST_CURVED = 1e30
-"""Above it a curvature is no finite float32, or its product with a variance none."""
+"""The largest curvature that goes down: a float32 above 3.4e38 is infinite, and costs must be
+finite.
+"""
 
 
 class FedLQ(Algorithm):

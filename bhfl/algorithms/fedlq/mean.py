@@ -81,7 +81,8 @@ class ProbedMean(MixedMean):
         """Fold in a decoded update, and keep its harm: the client's id, its weight, [L, P]."""
         super().add(update, client)
         if HARM in update:
-            self.harms.append((client.id, client.weight, float_tensors(update)[HARM]))
+            harm = float_tensors({HARM: update[HARM]})[HARM]
+            self.harms.append((client.id, client.weight, harm))
 
     def reduce(self, fabric: Fabric) -> Any:
         """The mean, and what all clients measured, by their ids."""

@@ -15,10 +15,10 @@ _INFEASIBLE = 128
 
 
 def plan_of(allocation: Allocation, sends_anyway: bool) -> Tensor:
-    """A plan.
+    """The plan of an allocation, uint8 [L], marked as infeasible where nothing fits.
 
     Args:
-        allocation: The choice.
+        allocation: The bits that were chosen for the client's layers.
         sends_anyway: Whether the client sends the least payload where none fits.
     """
     plan = torch.tensor(allocation.bits, dtype=torch.uint8)

@@ -13,7 +13,6 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
-from bhfl.engine.client.plain import planned_steps
 from bhfl.engine.types import Client, FederatedData
 from bhfl.settings import LocalTraining, Settings
 
@@ -129,11 +128,7 @@ class Place:
     @property
     def planned_steps(self) -> int:
         """Optimiser steps of a round."""
-        return self.steps_of(self.num_batches)
-
-    def steps_of(self, num_batches: int) -> int:
-        """Optimiser steps in a round of a client with so many batches."""
-        return planned_steps(self.training, num_batches)
+        return self.training.planned_steps(self.num_batches)
 
 
 def _without_a_run(chosen: Any) -> list[Any]:

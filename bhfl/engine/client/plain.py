@@ -133,7 +133,7 @@ class PlainWorker:
         generator = self.seed(run)
         optimizer = self.module.configure_optimizers()
         num_batches = data.num_batches(run.client.id)
-        limit = algorithm.num_steps(run, planned_steps(run.training, num_batches))
+        limit = algorithm.num_steps(run, run.training.planned_steps(num_batches))
         epochs = epochs_of(run.training, limit, num_batches)
         total = 0.0
         for epoch in epochs:
@@ -197,13 +197,6 @@ class PlainWorker:
         return {name: total / self.num_measured for name, total in sums.items()}
 
 
-def planned_steps(training: LocalTraining, num_batches: int) -> int:
-    """Optimiser steps in a round of a client with so many batches."""
-    if training.local_steps is None:
-        return training.local_epochs * num_batches
-    return training.local_steps
-
-
 def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator[int]:
     """The epochs in which a client makes `limit` steps; by steps, it may go over its data again and
     again.
@@ -224,4 +217,5 @@ def _tied(module: nn.Module) -> set[str]:
 
 def _size(batch: Any) -> int:
     """Samples in a batch: the rows of its first tensor, however deep in lists and mappings."""
-    return len(tree_leaves(batch)[0])
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return len(tensors[0])

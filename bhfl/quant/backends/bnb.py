@@ -54,7 +54,7 @@ class BitsAndBytes(EagerBackend):
             rows = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
             weight = layer.forward_weight()
             if weight.requires_grad:
-                # the package reads weight.grad, of which torch warns at a tensor without one
+                # the package reads weight.grad, at which torch warns of a tensor that is not a leaf
                 weight.retain_grad()
             y: Tensor = matmul(rows, weight, bias=layer.bias, state=new_state())
         return y.view(*x.shape[:-1], y.shape[-1]).to(dtype)

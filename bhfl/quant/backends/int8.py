@@ -84,7 +84,7 @@ class Int8(EagerBackend):
         """See :class:`Backend`."""
         product = product_of(layer)
         if product is None or not takes(layer, x):
-            # fake raises torch's own error for a wrong input
+            # fake computes an empty input, and raises torch's own error for a wrong one
             return FAKE.compute(layer, x)
         plan = Plan(product, layer.spec.activations, self.dtype, layer.generator)
         stand_in, codes, scale = layer.forward_codes()
@@ -155,7 +155,7 @@ class StraightThrough(IntegerForward):
         need = ctx.needs_input_grad[:2]
         dtype = ctx.plan.dtype
         weight = codes.to(dtype).mul_(per_slice(scale, codes.dim()).to(dtype))
-        # autocast would multiply in its dtype, and not in the one that the backend is named by
+        # autocast would multiply in a dtype of its own, and not in that of the backend
         with torch.autocast(g.device.type, enabled=False):
             gx, gw = product.float_gradients(
                 product.dense(g.to(dtype)), x.whole(dtype), weight, need

@@ -2,8 +2,8 @@
 back.
 
 A linear layer becomes a product of matrices [M, K] and [N, K]; a convolution of one dimension or
-two becomes one of images [B, C, H, W], of which an H of 1 is added, and padding other than zeros is
-done before.
+two becomes one of images [B, C, H, W], with H == 1 where it has one. Padding other than zeros is
+done before the product.
 """
 
 import torch

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.quant.backends.auto import FAST, TABLE
+from bhfl.quant.convert import backend_choices, quantize_, seed_
 
 SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
 """Channels of the layers that are measured."""
@@ -82,9 +83,6 @@ def _relative_seconds(
     layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int
 ) -> dict[str, float]:
     """The median time of a step of each backend that does not refuse, divided by that of fake."""
-    # they import the backends, of which this file is one part
-    from bhfl.quant.convert import backend_choices, quantize_, seed_
-
     steps: dict[str, Callable[[], None]] = {}
     for backend in ("fake", *FAST.values()):
         model = quantize_(copy.deepcopy(layer), spec or 8, backend=backend)

@@ -10,6 +10,8 @@ from bhfl.engine.client.plain import _size
 X, Y = torch.zeros(6, 3), torch.zeros(6)
 
 
-@pytest.mark.parametrize("batch", [X, [X, Y], {"x": X, "y": Y}, {"views": [X, X], "y": Y}, (X,)])
+@pytest.mark.parametrize(
+    "batch", [X, [X, Y], {"x": X, "y": Y}, {"id": "abc", "x": X}, {"views": [X, X], "y": Y}, (X,)]
+)
 def test_a_batch_has_as_many_samples_as_its_first_tensor_has_rows(batch: Any) -> None:
     assert _size(batch) == 6
