@@ -80,12 +80,7 @@ def analyze(  # noqa: PLR0913
     widths = list(probe_bits)
     if threads is None:
         threads = torch.get_num_threads()
-    _check(
-        trainer,
-        {"samples": samples, "threads": threads},
-        widths,
-        uniform_bits,
-    )
+    _check(trainer, {"samples": samples, "threads": threads}, widths, uniform_bits)
     # refuses a model without any before the data are loaded
     layer_weights(model)
     with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:

@@ -148,7 +148,7 @@ def test_what_is_tuned_is_neither_given_nor_left_out_elsewhere(given: str, rule:
         ),
         (
             "trainer.callbacks: {a: 1}",
-            "m.yaml:6: trainer.callbacks must be a list or null, got {a: 1} (more/seed0)",
+            "m.yaml:6: trainer.callbacks must be a list or null, got {'a': 1} (more/seed0)",
         ),
     ],
 )

@@ -32,9 +32,7 @@ from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 
 _MOST_CURVED = 1e30
-"""The largest curvature that goes down: a float32 above 3.4e38 is infinite, and costs must be
-finite.
-"""
+"""The largest curvature that goes down: a float32 has to hold it, and costs must be finite."""
 
 
 class FedLQ(Algorithm):
