@@ -4,6 +4,7 @@ import contextlib
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,30 +62,43 @@ def run(*arguments: str) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize(
-    "path", CONFIGS, ids=[f"{path.parent.name}/{path.stem}" for path in CONFIGS]
-)
-def test_runs_a_round(path, pictures, tmp_path, monkeypatch):
+def some_of(config: dict[str, Any]) -> list[str]:
+    """What makes a configuration's fleet, network and batches small; all else is as shipped."""
+    clients = {bits: 1 + (len(config["clients"]) == 1) for bits in config["clients"]}
+    words = [f"--clients={yaml.safe_dump(clients, default_flow_style=True).strip()}"]
+    if "net_kwargs" in config["model"]["init_args"]:
+        words.append("--model.net_kwargs.width=4")
+    return [*words, "--data.batch_size=8"]
+
+
+def shipped(large: str) -> list[Any]:
+    """All configurations as they are run here, and those of `large` also at their own size."""
+    found = []
+    for path in CONFIGS:
+        name = f"{path.parent.name}/{path.stem}"
+        is_large = path.parent.name == large
+        found.append(pytest.param(path, is_large, id=name))
+        if is_large:
+            found.append(pytest.param(path, False, id=f"{name}-whole", marks=pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("path", "is_small"), shipped(large="cifar10"))
+def test_runs_a_round(path, is_small, pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    short = [
-        "--trainer.max_rounds",
-        "1",
-        "--trainer.local_steps",
-        "2",
-        "--trainer.default_root_dir",
-        str(tmp_path),
+    words = [
+        "--trainer.max_rounds=1",
+        "--trainer.local_steps=2",
+        f"--trainer.default_root_dir={tmp_path}",
     ]
-    archive = (
-        ["--data.archive", str(pictures), "--data.holdout", "128"]
-        if path.parent.name == "cifar10"
-        else []
-    )
-    prowd = (
-        ["--algorithm.dequantizer.first_steps=2", "--algorithm.dequantizer.warmup_rounds=1"]
-        if path.stem == "prowd"
-        else []
-    )
-    output = run("fit", "--config", str(path), *short, *archive, *prowd)
+    if path.parent.name == "cifar10":
+        words += [f"--data.archive={pictures}", "--data.holdout=128"]
+    if is_small:
+        words += some_of(yaml.safe_load(path.read_text()))
+    if path.stem == "prowd":
+        words += ["--algorithm.dequantizer.first_steps=2"]
+        words += ["--algorithm.dequantizer.warmup_rounds=1"]
+    output = run("fit", "--config", str(path), *words)
     assert "rounds in" in output
     assert len(list(tmp_path.glob("*/version_0/summary.json"))) == 1
 
@@ -112,10 +126,14 @@ def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys)
 def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     plan = Plan(read_matrix(str(path)), tmp_path)
     tune, seed = plan.matrix.tune, plan.matrix.seeds[0]
-    setting, method = next(iter(plan.matrix.settings)), next(iter(plan.matrix.methods))
-    cells = [
-        c for c in plan.cells if c.seed == seed and (c.setting == setting or c.method == method)
-    ]
+    settings, methods = list(plan.matrix.settings), list(plan.matrix.methods)
+    # the first method on the first setting, the second on the second, until each has been there
+    chosen = {
+        (settings[i % len(settings)], methods[i % len(methods)])
+        for i in range(max(len(settings), len(methods)))
+    }
+    cells = [c for c in plan.cells if c.seed == seed and (c.setting, c.method) in chosen]
+    assert len(cells) == len(chosen)
     configs = Configs(machine=False)
     configs.check([plan.job(cell, tune.values[0] if tune else None) for cell in cells])
     if tune:
