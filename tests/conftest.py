@@ -10,6 +10,10 @@ from tests.interrupts import hear_interrupts
 
 hear_interrupts()
 
+# Two threads in each of two processes on two cores wait for each other in loops, and made some
+# tests ten times as dear. Set before torch is imported; processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def _seed_of_lightning_is_put_back() -> Iterator[None]:

@@ -10,6 +10,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,21 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield from nodes(node)
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    """The source of a file, which several tests read."""
+    return ast.parse(file.read_text())
+
+
+@cache
+def imports(file: Path) -> tuple[str, ...]:
     """The absolute names of all modules that `file` imports, wherever in it."""
-    for node in nodes(ast.parse(file.read_text())):
+    return tuple(imported(file))
+
+
+def imported(file: Path) -> Iterator[str]:
+    """One name after the other of what `imports` returns."""
+    for node in nodes(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -218,7 +231,7 @@ def test_shared_files_import_no_room(name):
 
 
 def test_the_package_itself_imports_nothing():
-    assert list(imports(PACKAGE / "__init__.py")) == []
+    assert imports(PACKAGE / "__init__.py") == ()
 
 
 def names(node: ast.AST) -> str:
@@ -250,10 +263,10 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 
 
-def dangers(source: str) -> list[str]:
+def dangers(source: ast.Module) -> list[str]:
     """What in a source could run code that came with data."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(source):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = (
                 [alias.name for alias in node.names]
@@ -280,7 +293,7 @@ def dangers(source: str) -> list[str]:
 
 
 def test_nothing_can_run_code_that_came_with_data():
-    found = {str(file.relative_to(ROOT)): dangers(file.read_text()) for file in FILES}
+    found = {str(file.relative_to(ROOT)): dangers(parsed(file)) for file in FILES}
     assert {file: what for file, what in found.items() if what} == {}
 
 
@@ -294,7 +307,7 @@ def test_nothing_can_run_code_that_came_with_data():
     ],
 )  # fmt: skip
 def test_the_search_finds_what_it_looks_for(source):
-    assert dangers(source)
+    assert dangers(ast.parse(source))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +321,7 @@ def test_the_search_finds_what_it_looks_for(source):
     ],
 )
 def test_the_search_finds_nothing_else(source):
-    assert not dangers(source)
+    assert not dangers(ast.parse(source))
 
 
 def test_no_seed_no_thread_count_and_no_file_is_touched_by_an_import():
@@ -325,7 +338,7 @@ def test_no_seed_no_thread_count_and_no_file_is_touched_by_an_import():
     }
     wrong = []
     for file in FILES:
-        for statement in ast.parse(file.read_text()).body:
+        for statement in parsed(file).body:
             if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 continue
             calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]

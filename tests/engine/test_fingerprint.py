@@ -122,7 +122,7 @@ def test_arguments_tell_algorithms_apart(tmp_path, first, second, line):
 @pytest.mark.parametrize("make", [ProWD, FedLQ])
 def test_what_a_method_meets_in_its_set_up_is_no_option(tmp_path, make):
     """Among it the number of threads, of which a resumed run is warned."""
-    options = {"data": fake(300, holdout=128), "clients": {4: 2, 32: 2}}
+    options = {"data": fake(300, holdout=128), "clients": {4: 2, 32: 2}, "local_steps": 1}
     options["module"] = partial(Classifier, "cnn", CLASSES, SHAPE)
     fit(tmp_path, make(), max_rounds=1, **options)
     with pytest.warns(UserWarning, match=r"trainer\.threads: 1 -> 2; the last bits"):

@@ -181,7 +181,7 @@ def test_width_off_the_ladder() -> None:
 def test_learns_what_correlated_rows_say(bound: Any) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.95, seed=1)}
     pairs = WeightPairs(
-        [weights], [BitSpec(weights=3)], (3, 32), num_steps=80, num_elements=8192, holdout=0.2
+        [weights], [BitSpec(weights=3)], (3, 32), num_steps=40, num_elements=2048, holdout=0.2
     )
     dequantizer = ProgressiveDequantizer((3, 32), lr=1e-2, bound=bound)
     history = train_(dequantizer, pairs)
@@ -197,7 +197,7 @@ def test_learns_what_correlated_rows_say(bound: Any) -> None:
 
 def test_does_no_harm_where_nothing_can_be_learnt() -> None:
     weights = {"w": torch.randn(200, 128, generator=generator(3))}
-    pairs = WeightPairs([weights], [8], (8, 32), num_steps=60, num_elements=8192, holdout=0.2)
+    pairs = WeightPairs([weights], [8], (8, 32), num_steps=60, num_elements=2048, holdout=0.2)
     dequantizer = ProgressiveDequantizer((8, 32), lr=1e-2)
     train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
@@ -207,7 +207,7 @@ def test_does_no_harm_where_nothing_can_be_learnt() -> None:
 @pytest.mark.parametrize("arch", ["pointwise", "mlp_chunk"])
 def test_other_architectures_learn(arch: Arch) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.99, seed=1)}
-    pairs = WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=120, num_elements=4096)
+    pairs = WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=60, num_elements=4096)
     dequantizer = ProgressiveDequantizer((3, 32), arch=arch, lr=1e-2)
     train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
