@@ -8,7 +8,7 @@ from bhfl.engine.sampling import sample_cohort
 from tests.algorithms.quadratics import Data, Module
 from tests.federation import Client, fake, fit, same
 
-ROUNDS = 200
+ROUNDS = 60
 QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 
 

@@ -230,6 +230,7 @@ def test_cifar10_refuses_an_archive_of_something_else(tmp_path, files, pack):
         data.setup("fit")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"no {ARCHIVE}")
 def test_the_whole_of_cifar10_is_decoded():
     tree = load_tree(ARCHIVE)

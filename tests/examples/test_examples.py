@@ -32,8 +32,9 @@ def test_resnet18_under_a_plain_trainer(tmp_path):
     )
 
 
-def test_a_vision_transformer_in_a_plain_loop():
-    found = script("vit_loop").main()
+@pytest.mark.parametrize("options", [{"steps": 120}, pytest.param({}, marks=pytest.mark.slow)])
+def test_a_vision_transformer_in_a_plain_loop(options):
+    found = script("vit_loop").main(**options)
     assert found["8 bits"] > 0.9
     assert found["ternary"] > 0.9
     assert found["ternary weights, plain layers"] > 0.85

@@ -117,7 +117,8 @@ def test_tune_takes_the_least_size_from_which_all_are_faster(
     assert {**found, ("cuda", "int8", "linear"): 1} == auto.TABLE
 
 
-def test_tune_really_measures() -> None:
+def test_tune_really_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_NUM_IMAGES", 1)
     state = torch.get_rng_state()
     for (device, backend, kind), size in tune(sizes=(8, 16), num_rows=64, num_turns=1).items():
         assert (device, size) in (("cpu", 8), ("cpu", 16))
