@@ -623,7 +623,10 @@ def test_a_bad_option_is_refused(
     check(code, err, expected, tmp_path, before)
 
 
-@pytest.mark.parametrize("name", ["tab", "alias-bomb", "class-popen-callback"])
+@pytest.mark.parametrize(
+    "name",
+    ["tab", "alias-bomb", pytest.param("class-popen-callback", marks=pytest.mark.slow)],
+)
 def test_a_bad_file_is_refused_by_the_real_command(
     real_bhfl: Command, tmp_path: Path, name: str
 ) -> None:

@@ -253,21 +253,27 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_number_of_processes_does_not_matter(tmp_path, case):
+FOUR = ("gate", "prowd", "prowd by group", "fedlq", "own parts")
+"""What also runs on four processes, among the slow tests."""
+
+
+def numbers() -> list[Any]:
+    """Cases with the numbers of processes that are compared with one."""
+    # seven clients, and one, on four processes
+    quick = [
+        pytest.param(case, (2, 4) if case in ("stateful", "one client") else (2,), id=case)
+        for case in CASES
+    ]
+    slow = [pytest.param(case, (4,), id=f"{case}-4", marks=pytest.mark.slow) for case in FOUR]
+    return [*quick, *slow]
+
+
+@pytest.mark.parametrize(("case", "worlds"), numbers())
+def test_the_number_of_processes_does_not_matter(tmp_path, case, worlds):
     one = train(tmp_path / "1", 1, case)
     assert len(one["rows"]) == 3
-    assert train(tmp_path / "2", 2, case) == one
-    if case in (
-        "stateful",
-        "one client",
-        "gate",
-        "prowd",
-        "prowd by group",
-        "fedlq",
-        "own parts",
-    ):  # seven clients, and one, on four processes
-        assert train(tmp_path / "4", 4, case) == one
+    for world in worlds:
+        assert train(tmp_path / str(world), world, case) == one
 
 
 def refused(*args: Any) -> None:
@@ -365,9 +371,9 @@ def wait_for_rounds(folder: Path, process: subprocess.Popen[str], rounds: int) -
 @pytest.mark.parametrize(
     ("how", "code", "devices"),
     [
-        (signal.SIGTERM, 143, 2),
+        (signal.SIGTERM, 143, 1),
+        pytest.param(signal.SIGTERM, 143, 2, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 130, 1, marks=pytest.mark.slow),
     ],
 )
@@ -390,6 +396,7 @@ def test_signals_end_a_run_in_order(tmp_path, how, code, devices):
     assert {**found, "rows": found["rows"][:rounds]} == same
 
 
+@pytest.mark.slow
 def test_a_dead_process_takes_the_others_with_it(tmp_path):
     with command(tmp_path, 2) as process:
         wait_for_rounds(tmp_path, process, 2)
