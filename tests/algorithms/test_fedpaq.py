@@ -21,8 +21,15 @@ def exact_variance(x, bits, norm):
     return float((m / s) ** 2 * (f * (1 - f)).sum())
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("bits", "norm"),
+    [
+        (2, "linf"),
+        (8, "l2"),
+        *(pytest.param(*both, marks=pytest.mark.slow) for both in ((2, "l2"), (8, "linf"))),
+        *(pytest.param(4, norm, marks=pytest.mark.slow) for norm in ("linf", "l2")),
+    ],
+)
 def test_unbiased_with_the_closed_form_variance(norm, bits):
     x = torch.randn(200, dtype=torch.float32, generator=generator(1))
     x[::10] = 0

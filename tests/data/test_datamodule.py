@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -232,20 +230,6 @@ def test_num_classes_is_checked():
         ValueError, match="num_classes must be an integer from 1 to 2,147,483,648, got 0"
     ):
         FromDatasets(pair, pair, num_classes=0)
-
-
-def test_importing_the_package_loads_no_data_library():
-    code = (
-        "import sys, lightning; before = set(sys.modules); import bhfl.data; new = "
-        "set(sys.modules) - before;print([name for name in ('torchvision', 'sklearn', 'PIL') if "
-        "name in new])"
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
-    )
 
 
 def test_options_can_be_typed_on_a_command_line():

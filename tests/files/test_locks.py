@@ -1,32 +1,12 @@
 """One process at a time: who has a lock is named, and what is no lock is left alone."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from bhfl.files import claim, queue
-
-WITHOUT_FCNTL = """
-import importlib, os, pkgutil, sys
-sys.modules["fcntl"] = None
-for name in ("O_NOFOLLOW", "O_NONBLOCK", "geteuid", "pread", "pwrite", "setsid", "killpg"):
-    delattr(os, name)
-import bhfl
-for module in pkgutil.walk_packages(bhfl.__path__, "bhfl."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-"""
-
-
-def test_all_is_imported_without_what_windows_lacks() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FCNTL], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_lock_is_no_link_where_no_flag_says_so(

@@ -1,6 +1,8 @@
 """Small trainings: what a width must still be able to learn."""
 
 import copy
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +56,20 @@ def test_wage_fits_a_separable_set() -> None:
     assert (model(x).argmax(1) == y).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
-@pytest.mark.parametrize("spec", ["int8", "ternary", "strict8", "wage2888"])
+BACKENDS = ["int8", "int8-bfloat16", "integer"]
+SPECS = ["int8", "ternary", "strict8", "wage2888"]
+
+
+def pairs() -> list[Any]:
+    """Each backend with 8 bits and each spec with integers, and all other pairs as slow ones."""
+    found = []
+    for spec, backend in product(SPECS, BACKENDS):
+        quick = spec == "int8" or backend == "integer"
+        found.append(pytest.param(backend, spec, marks=() if quick else pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("backend", "spec"), pairs())
 def test_other_backends_learn_as_fake_does(backend: str, spec: str) -> None:
     model, x, y = problem()
     lr = 2 * 2.0**-7 if spec == "wage2888" else 0.1
