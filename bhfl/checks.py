@@ -5,8 +5,6 @@ A check is a function from a value to what is wrong with it, such as ``must be a
 module needs the standard library alone.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Iterable, Sequence

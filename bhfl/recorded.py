@@ -1,7 +1,5 @@
 """What objects were made with, as plain values that can be written down and compared."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import sys

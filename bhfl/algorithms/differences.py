@@ -1,7 +1,5 @@
 """What FedPAQ, FedCOM and FedCOMGATE share: quantised differences up, float32 down."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """What each layer of a model saves when it is quantised, and what quantising it alone costs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Classes that a configuration names: which one is meant, and what its constructor takes."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """What the command line does besides training and measuring: ``analyze`` and ``export``."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

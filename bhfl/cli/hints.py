@@ -1,7 +1,5 @@
 """Type hints, and three of our own: what values they take, and how messages call those."""
 
-from __future__ import annotations
-
 import math
 import os
 import types

@@ -1,7 +1,5 @@
 """The layers of a configuration, one over the other, as one mapping that a parser reads once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -6,8 +6,6 @@ A file is refused where two readers could take it differently: a key given twice
 are answered before torch is loaded.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ jsonargparse would do part of this, but stops at the first problem, suggests no 
 refuses the class.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import is_dataclass

@@ -1,7 +1,5 @@
 """The data module: a data set that is split among clients, and the batches of each."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The data sets of torchvision, decoded to uint8 tensors once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Checkpoints: durable to write, safe to read, refused when a bit of them changed."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """What all processes of a run must have in common: its options, and its folder."""
 
-from __future__ import annotations
-
 import secrets
 from contextlib import suppress
 from pathlib import Path

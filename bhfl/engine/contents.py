@@ -4,8 +4,6 @@ of a wrong content.
 What it cannot tell is a wrong value of the right kind: a SHA-256 is no signature.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path

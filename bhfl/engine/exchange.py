@@ -7,8 +7,6 @@ Whoever trains on tasks is `Clients`: this process (`bhfl.engine.client.local.Lo
 another one, or devices behind a network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol

@@ -1,7 +1,5 @@
 """What is said of clients that fail, and when a run ends because of them."""
 
-from __future__ import annotations
-
 import warnings
 
 from bhfl.engine.exchange import NO_EXAMPLES

@@ -1,7 +1,5 @@
 """What a run was told: all its options as plain values, by what they are to it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Data modules that are not ours: what they lack of what algorithms and analyses ask for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """What a client has of its own: the tensors of the model that it is not sent."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

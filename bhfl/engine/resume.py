@@ -1,7 +1,5 @@
 """Where a run goes on: the checkpoint that is meant, whether it fits, and what else it needs."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from itertools import chain

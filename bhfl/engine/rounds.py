@@ -1,7 +1,5 @@
 """One round, a straight line: draw, begin, train, combine, close."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any

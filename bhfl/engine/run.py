@@ -1,7 +1,5 @@
 """One run on disk while it is written: its rows, its best round, its checkpoints, its summary."""
 
-from __future__ import annotations
-
 import math
 import operator
 import platform

@@ -2,8 +2,6 @@
 arXiv 2003.00295).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`FederatedTrainer`: the round loop on Lightning Fabric."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The one way to write a file: whole or not at all, and on disk when it is written."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

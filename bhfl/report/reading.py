@@ -4,8 +4,6 @@ is wrong with its files.
 Nothing here trusts a file: a run may be damaged, killed, or being written while it is read.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

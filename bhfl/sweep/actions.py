@@ -1,7 +1,5 @@
 """What ``bhfl sweep`` does with a plan: it lists its runs, or runs what is missing and reports."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 

@@ -2,8 +2,6 @@
 compared with what run folders were made with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``bhfl sweep``: reads what is asked for and the matrix, runs what is missing, and reports."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The command line of ``bhfl sweep``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Runs what is missing of a sweep, a few runs at a time."""
 
-from __future__ import annotations
-
 import time
 
 from bhfl.cli.exits import TOO_FEW_CLIENTS

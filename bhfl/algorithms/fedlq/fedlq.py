@@ -6,8 +6,6 @@ memory saved against accuracy lost, with a convergence bound behind it. The rest
 this project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """Selective weight aggregation: high-bit clients whole, low-bit clients through their masks."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Fine-tuning the dequantizer inside the round loop: state in, state out, on rank 0."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a low-bit client's update says: its move, and how well its grid resolves it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

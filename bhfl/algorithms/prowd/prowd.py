@@ -1,7 +1,5 @@
 """ProWD. Yoon, Park, Jeong, Hwang, ICML 2022, https://arxiv.org/abs/2202.11453."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
