@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bhfl.checks import checked, choice, count
+from bhfl.checks import checked, choice
 
 Solver = Literal["dp", "greedy", "greedy_down"]
 FloatArray = npt.NDArray[np.float64]
@@ -82,11 +82,11 @@ class _Step(NamedTuple):
     gain: float
 
 
-def layer_bits(size: int, bits: int, scale_bits: int = 32) -> int:
+def layer_bits(size: int, bits: int) -> int:
     """Bits on the wire of a layer of `size` weights: byte-aligned codes and one scale, or plain
     float32 at 32 bits.
     """
-    return 32 * size if bits == 32 else 8 * math.ceil(size * bits / 8) + scale_bits
+    return 32 * size if bits == 32 else 8 * math.ceil(size * bits / 8) + 32
 
 
 def allocate(
@@ -96,7 +96,6 @@ def allocate(
     budget_bits: float,
     *,
     solver: Solver = "dp",
-    scale_bits: int = 32,
 ) -> Allocation:
     """Chooses a bit-width per layer so that the payload fits the budget and the expected loss is
     small.
@@ -111,20 +110,17 @@ def allocate(
         budget_bits: what the layers may take. The caller has taken off side-band, headers and the
             table of bits. `math.inf`: no limit, every layer gets the largest width.
         solver: see the module.
-        scale_bits: bits of one layer's scale.
 
     Raises:
         ValueError: an argument is out of its range, or the shapes disagree.
     """
     checked("solver", solver, choice(*get_args(Solver)))
-    _check_problem(sizes, candidates, budget_bits, scale_bits)
+    _check_problem(sizes, candidates, budget_bits)
     table = _checked_costs(costs, (len(sizes), len(candidates)))
     # no layer is spared bits that gain it nothing: with 32 among them this has to be FedAvg
     if budget_bits == math.inf:
-        return _unlimited(table, sizes, candidates, scale_bits)
-    menus = []
-    for row, size in zip(table, sizes, strict=True):
-        menus.append(_menu(row, size, candidates, scale_bits))
+        return _unlimited(table, sizes, candidates)
+    menus = [_menu(row, size, candidates) for row, size in zip(table, sizes, strict=True)]
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
         return _allocation(menus, smallest, feasible=False)
@@ -142,10 +138,10 @@ def allocate(
     return _allocation(menus, found, feasible=True)
 
 
-def _menu(costs: FloatArray, size: int, candidates: Sequence[int], scale_bits: int) -> _Menu:
+def _menu(costs: FloatArray, size: int, candidates: Sequence[int]) -> _Menu:
     options = []
     for bits, cost in zip(candidates, costs, strict=True):
-        options.append((layer_bits(size, bits, scale_bits), float(cost), bits))
+        options.append((layer_bits(size, bits), float(cost), bits))
     # in whole bytes a small layer has several widths of one size: the cheapest of them comes first
     options.sort()
     kept = options[:1]
@@ -302,12 +298,10 @@ def _allocation(menus: Sequence[_Menu], choice: Sequence[int], *, feasible: bool
     return Allocation(bits, _cost(menus, choice), _size(menus, choice), feasible)
 
 
-def _unlimited(
-    table: FloatArray, sizes: Sequence[int], candidates: Sequence[int], scale_bits: int
-) -> Allocation:
+def _unlimited(table: FloatArray, sizes: Sequence[int], candidates: Sequence[int]) -> Allocation:
     widest = max(candidates)
     cost = math.fsum(table[:, list(candidates).index(widest)])
-    payload = sum(layer_bits(size, widest, scale_bits) for size in sizes)
+    payload = sum(layer_bits(size, widest) for size in sizes)
     return Allocation((widest,) * len(sizes), cost, payload, feasible=True)
 
 
@@ -321,9 +315,7 @@ def candidates_problem(candidates: Sequence[int]) -> str:
     return f"must be distinct widths of 2..16 or 32, got {list(candidates)}"
 
 
-def _check_problem(
-    sizes: Sequence[int], candidates: Sequence[int], budget_bits: float, scale_bits: int
-) -> None:
+def _check_problem(sizes: Sequence[int], candidates: Sequence[int], budget_bits: float) -> None:
     if not len(sizes):
         raise ValueError(
             "sizes must name at least one layer, got none: the model has no quantisable layer"
@@ -333,7 +325,6 @@ def _check_problem(
     checked("candidates", candidates, candidates_problem)
     if not budget_bits > 0:
         raise ValueError(f"budget_bits must be > 0, got {budget_bits}")
-    checked("scale_bits", scale_bits, count(0))
 
 
 def _checked_costs(costs: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:

@@ -25,7 +25,6 @@ every halving of eta takes half a bit more to hold it.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +70,6 @@ def convergence_bound(  # noqa: PLR0913
     local_steps: int,
     num_rounds: int,
     variances: npt.ArrayLike,
-    weights: Sequence[float] | None = None,
 ) -> ConvergenceBound:
     """Bounds the mean squared gradient norm over `num_rounds` rounds; see the theorem above.
 
@@ -83,9 +81,8 @@ def convergence_bound(  # noqa: PLR0913
         learning_rate: `eta` of the local steps, at most `1 / (8 L K)`.
         local_steps: `K`.
         num_rounds: `T`.
-        variances: `V`, expected squared quantisation errors: `[clients, layers]`, the same in all
-            rounds, or `[rounds, clients, layers]`. Zeros for float32.
-        weights: `p_i` of the clients, summing to 1; None: uniform.
+        variances: `V`, expected squared quantisation errors, `[clients, layers]`: means over the
+            rounds. Zeros for float32. The clients count alike.
 
     Raises:
         ValueError: an argument is out of its range, or the shapes disagree.
@@ -97,8 +94,8 @@ def convergence_bound(  # noqa: PLR0913
     checked("local_steps", local_steps, count(1))
     checked("num_rounds", num_rounds, count(1))
     _check_step(learning_rate, smoothness, local_steps)
-    errors = _checked_variances(variances, num_rounds)
-    squares = _checked_weights(weights, errors.shape[0]) ** 2
+    errors = _checked_variances(variances)
+    squares = np.full(len(errors), 1 / len(errors)) ** 2
     steps = learning_rate * local_steps
     local_noise = gradient_variance + 6 * local_steps * heterogeneity
     return ConvergenceBound(
@@ -118,27 +115,10 @@ def _check_step(learning_rate: float, smoothness: float, local_steps: int) -> No
         )
 
 
-def _checked_variances(variances: npt.ArrayLike, num_rounds: int) -> npt.NDArray[np.float64]:
-    """`[clients, layers]`: the mean over the rounds."""
+def _checked_variances(variances: npt.ArrayLike) -> npt.NDArray[np.float64]:
     errors = np.asarray(variances, dtype=np.float64)
-    fits = errors.ndim == 2 or (errors.ndim == 3 and len(errors) == num_rounds)
-    if not fits or 0 in errors.shape:
-        shape = f"[clients, layers] or [{num_rounds} rounds, clients, layers]"
-        raise ValueError(f"variances must have shape {shape}, got {list(errors.shape)}")
+    if errors.ndim != 2 or 0 in errors.shape:
+        raise ValueError(f"variances must have shape [clients, layers], got {list(errors.shape)}")
     if not (np.isfinite(errors).all() and (errors >= 0).all()):
         raise ValueError("variances must be finite and >= 0")
-    # the theorem's (1/T) sum_t enters by the mean, as its other factors know no round
-    return errors if errors.ndim == 2 else errors.mean(axis=0)
-
-
-def _checked_weights(weights: Sequence[float] | None, num_clients: int) -> npt.NDArray[np.float64]:
-    if weights is None:
-        return np.full(num_clients, 1 / num_clients)
-    if len(weights) != num_clients:
-        raise ValueError(
-            f"weights must hold one number per client, {num_clients}, got {len(weights)}"
-        )
-    total = math.fsum(weights)
-    if min(weights) < 0 or not math.isclose(total, 1, rel_tol=1e-6):
-        raise ValueError(f"weights must be >= 0 and sum to 1, got sum {total:g}")
-    return np.asarray(weights, dtype=np.float64)
+    return errors

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.modes import evaluating
-from bhfl.checks import checked, count, or_none, within
+from bhfl.checks import checked, within
 from bhfl.quant import quantize
 
 Evaluate = Callable[[nn.Module], tuple[float, float]]
@@ -62,46 +62,31 @@ class Probe:
         )
 
 
-def quantization_variance(
-    x: Tensor, bits: int, *, norm: Literal["linf", "l2"] = "linf", bucket: int | None = None
-) -> float:
+def quantization_variance(x: Tensor, bits: int) -> float:
     """Expected squared error of stochastic rounding, in closed form: `(M/s)^2 sum_j f_j (1 - f_j)`.
 
-    `s = 2**(bits-1) - 1` levels, `M` the norm of the bucket, `f_j` the fractional part of `|x_j| s
-    / M`: each code is a Bernoulli variable between two neighbours, independent of the others. With
-    the default arguments this is the quantiser of the wire, `quantize(x, bits, generator=...)`;
-    "l2" is that of QSGD (Alistarh et al. 2017).
+    `s = 2**(bits-1) - 1` levels, `M` the largest magnitude, `f_j` the fractional part of `|x_j| s /
+    M`: each code is a Bernoulli variable between two neighbours, independent of the others. This is
+    the quantiser of the wire, `quantize(x, bits, generator=...)`.
 
     Args:
         x: any shape, floating.
         bits: 2..16, or 32 (no error).
-        norm: what scales a bucket.
-        bucket: consecutive elements that share a scale; None: all of `x`.
 
     Raises:
-        ValueError: `bits` or `bucket` is out of its range.
+        ValueError: `bits` is out of its range.
     """
     if bits == 32:
         return 0.0
     if not 2 <= bits <= 16:
         raise ValueError(f"bits must be 2..16 or 32, got {bits}")
-    checked("bucket", bucket, or_none(count(1)))
-    magnitudes = _buckets(x.detach().abs().float().flatten(), bucket)
-    if norm == "linf":
-        largest = magnitudes.amax(1, keepdim=True)
-    else:
-        largest = magnitudes.norm(dim=1, keepdim=True)
-    step = largest / (2 ** (bits - 1) - 1)
-    # a bucket of zeros has a step of 0; with any other its fractions are 0
+    # as a row: an empty tensor has no row, and so no largest
+    magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
+    step = magnitudes.amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    # zeros have a step of 0; with any other their fractions are 0
     fraction = (magnitudes / step.where(step > 0, 1.0)).frac_()
     spread = (fraction * (1 - fraction)).sum(1, keepdim=True, dtype=torch.float64)
     return float((step.double().square() * spread).sum())
-
-
-def _buckets(flat: Tensor, bucket: int | None) -> Tensor:
-    """`[buckets, elements]`, filled up with zeros, which add no error."""
-    size = bucket or max(1, flat.numel())
-    return nn.functional.pad(flat, (0, -flat.numel() % size)).view(-1, size)
 
 
 def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:

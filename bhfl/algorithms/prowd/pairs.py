@@ -7,7 +7,7 @@ client's codes are; the top is `w / A` itself.
 
 import math
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import lightning as L
@@ -64,7 +64,6 @@ class WeightPairs(L.LightningDataModule):
         specs: What the low-bit clients of the fleet quantise with: width, range rule and
             granularity of their weights.
         ladder: The widths of the dequantizer.
-        names: The weights among the tensors of a state; by default all of two or more dimensions.
         num_steps: Batches in an epoch. Every epoch repeats them.
         num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their
             size.
@@ -83,7 +82,6 @@ class WeightPairs(L.LightningDataModule):
         specs: Sequence[BitSpec | int | str],
         ladder: Sequence[int],
         *,
-        names: Collection[str] | None = None,
         num_steps: int = 500,
         num_elements: int = 1 << 14,
         holdout: float = 0.1,
@@ -102,13 +100,10 @@ class WeightPairs(L.LightningDataModule):
         self.seed = seed
         self.names = []
         for name, value in states[0].items():
-            wanted = value.dim() > 1 if names is None else name in names
-            if wanted and value.numel() and value.is_floating_point():
+            if value.dim() > 1 and value.numel() and value.is_floating_point():
                 self.names.append(name)
         if not self.names:
-            raise ValueError(
-                "states must hold a float tensor of two or more dimensions, or names must name one"
-            )
+            raise ValueError("states must hold a float tensor of two or more dimensions")
         self._scales = [self._scales_of(state) for state in states]
 
     def train_dataloader(self) -> "_Batches":

@@ -74,38 +74,29 @@ def test_variance_is_that_of_the_wire_quantiser(bits: int) -> None:
     )
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bucket", [None, 64])
 @pytest.mark.parametrize("bits", [2, 4, 6])
-def test_variance_is_that_of_textbook_qsgd(norm: Any, bucket: int | None, bits: int) -> None:
+def test_variance_is_that_of_textbook_qsgd(bits: int) -> None:
     x = torch.randn(300, generator=generator(bits), dtype=torch.float64)
-    levels, error = 2 ** (bits - 1) - 1, 0.0
-    for part in x.split(bucket or 300):
-        scale = part.abs().max() if norm == "linf" else part.norm()
-        position = part.abs() * levels / scale
-        noise = torch.rand(8000, len(part), generator=generator(7), dtype=torch.float64)
-        codes = position.floor() + (noise < position.frac())
-        error += float(((codes - position) * scale / levels).square().sum(1).mean())
-    assert quantization_variance(x, bits, norm=norm, bucket=bucket) == pytest.approx(
-        error, rel=0.03
-    )
+    step = x.abs().max() / (2 ** (bits - 1) - 1)
+    position = x.abs() / step
+    noise = torch.rand(8000, len(x), generator=generator(7), dtype=torch.float64)
+    codes = position.floor() + (noise < position.frac())
+    error = float(((codes - position) * step).square().sum(1).mean())
+    assert quantization_variance(x, bits) == pytest.approx(error, rel=0.03)
 
 
 @given(
     st.integers(0, 10**6), st.integers(1, 400), st.sampled_from([2, 3, 5, 8]), st.floats(0.01, 100)
 )
 @settings(max_examples=60, deadline=None)
-def test_variance_stays_below_its_bounds_and_scales_with_the_square(
+def test_variance_stays_below_its_bound_and_scales_with_the_square(
     seed: int, size: int, bits: int, factor: float
 ) -> None:
     x = torch.randn(size, generator=generator(seed), dtype=torch.float64)
     levels = 2 ** (bits - 1) - 1
-    linf, l2 = quantization_variance(x, bits), quantization_variance(x, bits, norm="l2")
+    linf = quantization_variance(x, bits)
     energy = float(x.square().sum())
     assert linf <= size * float(x.abs().max()) ** 2 / (4 * levels**2) * (1 + 1e-5)
-    assert (
-        l2 <= min(size / levels**2, math.sqrt(size) / levels) * energy * (1 + 1e-5) + 1e-5 * energy
-    )
     assert quantization_variance(factor * x, bits) / factor**2 == pytest.approx(
         linf, rel=1e-3, abs=1e-5 * energy
     )
@@ -141,7 +132,6 @@ def test_tables_have_a_row_a_layer() -> None:
     [
         ({"bits": 1}, "bits must be 2..16 or 32, got 1"),
         ({"bits": 17}, "bits must be 2..16 or 32, got 17"),
-        ({"bits": 4, "bucket": 0}, "bucket must be an integer from 1 to 2,147,483,648, got 0"),
     ],
 )
 def test_variance_errors(arguments: dict[str, Any], message: str) -> None:
