@@ -7,7 +7,7 @@ module needs the standard library alone.
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,6 +37,12 @@ def checked(key: str, value: T, check: Check) -> T:
     if problem := check(value):
         raise ValueError(f"{key} {problem}")
     return value
+
+
+def check_options(owner: str, options: object, checks: Mapping[str, Check]) -> None:
+    """Check the attributes of a group of options; ValueError that names ``owner.key``."""
+    for key, check in checks.items():
+        checked(f"{owner}.{key}", getattr(options, key), check)
 
 
 def refuse(problems: Iterable[str]) -> None:

@@ -133,9 +133,11 @@ class DifferenceAlgorithm(Algorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step with `server_lr`."""
-        stepped: Params = {}
-        for name, difference in self.mean_difference(server.params, aggregate).items():
-            stepped[name] = server.params[name] - self.server_lr * difference
+        differences = self.mean_difference(server.params, aggregate)
+        stepped = {
+            name: server.params[name] - self.server_lr * difference
+            for name, difference in differences.items()
+        }
         # w - (w - mean) differs from the mean in its last bits, and at 32 bits FedAvg's are
         # promised
         if self.server_lr == 1:

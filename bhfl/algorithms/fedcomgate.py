@@ -119,17 +119,15 @@ class FedCOMGATE(DifferenceAlgorithm):
     def uplink(self, run: LocalRun) -> Tensors:
         """FedCOM's, and a copy kept: the very tensor that was sent enters the tracking."""
         update = super().uplink(run)
-        sent = self.as_differences(update, run.received)
+        floating = {
+            name: tensor for name, tensor in run.received.items() if tensor.is_floating_point()
+        }
+        sent = self.mean_difference(floating, self.join(update, floating))
         # states last from round to round, and the device is to hold one client's model at a time
         run.state |= {OWN + name: tensor.cpu() for name, tensor in sent.items()}
         run.state |= {START + name: run.received[name].cpu() for name in sent}
         run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
         return update
-
-    def as_differences(self, update: Tensors, start: Params) -> Params:
-        """A client's update as ``Q(w_t - w_i)``, for all float tensors that it started from."""
-        floating = {name: tensor for name, tensor in start.items() if tensor.is_floating_point()}
-        return self.mean_difference(floating, self.join(update, floating))
 
     def client_close(
         self, client: Client, state: dict[str, Tensor], closing: Params

@@ -1,6 +1,9 @@
-"""BatchNorm statistics for weights that are quantised to another width."""
+"""Evaluation mode for a while, and BatchNorm statistics for weights that are quantised to another
+width.
+"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -8,6 +11,19 @@ import torch
 from torch import nn
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and then each of its modules in the mode that it was in."""
+    # train() would give all modules one mode, also those that were kept in evaluation
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @torch.no_grad()
@@ -35,10 +51,9 @@ def reestimate_batchnorm_(
     Raises:
         ValueError: There are no batches.
     """
-    modes = {module: module.training for module in model.modules()}
     momenta = {
         module: module.momentum
-        for module in modes
+        for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     }
     if not momenta:
@@ -49,21 +64,19 @@ def reestimate_batchnorm_(
         first = next(waiting)
     except StopIteration:
         raise ValueError("reestimate_batchnorm_ needs at least one batch, got none") from None
-    try:
-        model.eval()
-        for norm in momenta:
-            norm.reset_running_stats()
-            # torch then takes the mean of all batches, and not a moving average
-            norm.momentum = None
-            norm.training = True
-        for batch in chain([first], waiting):
-            if step is not None:
-                step(batch)
-            else:
-                model(batch[0] if isinstance(batch, tuple | list) else batch)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
+    with evaluating(model):
+        try:
+            for norm in momenta:
+                norm.reset_running_stats()
+                # torch then takes the mean of all batches, and not a moving average
+                norm.momentum = None
+                norm.training = True
+            for batch in chain([first], waiting):
+                if step is not None:
+                    step(batch)
+                else:
+                    model(batch[0] if isinstance(batch, tuple | list) else batch)
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
     return model

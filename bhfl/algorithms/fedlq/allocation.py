@@ -139,11 +139,11 @@ def allocate(
 
 
 def _menu(costs: FloatArray, size: int, candidates: Sequence[int]) -> _Menu:
-    options = []
-    for bits, cost in zip(candidates, costs, strict=True):
-        options.append((layer_bits(size, bits), float(cost), bits))
     # in whole bytes a small layer has several widths of one size: the cheapest of them comes first
-    options.sort()
+    options = sorted(
+        (layer_bits(size, bits), float(cost), bits)
+        for bits, cost in zip(candidates, costs, strict=True)
+    )
     kept = options[:1]
     for option in options[1:]:
         if option[1] < kept[-1][1]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
-from bhfl.checks import checked, choice, positive, within
+from bhfl.checks import check_options, choice, positive, within
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.timing import Timing
@@ -17,6 +17,12 @@ from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
 Rule = Literal["average", "deadline", "quantile"]
+
+_CHECKS = {
+    "rule": choice(*get_args(Rule)),
+    "average_bits": positive,
+    "quantile": within("(0, 1]"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        checked("FedLQ.budget.rule", self.rule, choice(*get_args(Rule)))
-        checked("FedLQ.budget.average_bits", self.average_bits, positive)
-        checked("FedLQ.budget.quantile", self.quantile, within("(0, 1]"))
+        check_options("FedLQ.budget", self, _CHECKS)
 
     def check(self, timing: Timing | None) -> None:
         """ValueError unless the network is there that this rule reads."""

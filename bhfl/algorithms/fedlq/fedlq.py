@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candidates_problem
+from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
 from bhfl.algorithms.fedlq.mean import ProbedMean
-from bhfl.algorithms.fedlq.observed import observed_bound
 from bhfl.algorithms.fedlq.plan import PLAN, is_infeasible, plan_of, widths
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
 from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table

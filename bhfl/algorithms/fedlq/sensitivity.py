@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, widths_problem
-from bhfl.checks import checked, choice, count, within
+from bhfl.checks import check_options, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, quantize, set_spec_
@@ -22,6 +22,16 @@ Source = Literal["server", "clients"]
 Metric = Literal["loss", "accuracy"]
 Joint = Literal["ratio", "convex"]
 
+_CHECKS = {
+    "source": choice(*get_args(Source)),
+    "bits": widths_problem,
+    "samples": count(1),
+    "refresh": count(1),
+    "decay": within("[0, 1)"),
+    "shrinkage": within("[0, 1]"),
+    "metric": choice(*get_args(Metric)),
+    "joint": choice(*get_args(Joint)),
+}
 HARM = ":harm"
 """What a client that probes sends besides: the harm of each layer at each probed width, float32 [L,
 P].
@@ -60,14 +70,7 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        checked("FedLQ.sensitivity.source", self.source, choice(*get_args(Source)))
-        checked("FedLQ.sensitivity.bits", self.bits, widths_problem)
-        checked("FedLQ.sensitivity.samples", self.samples, count(1))
-        checked("FedLQ.sensitivity.refresh", self.refresh, count(1))
-        checked("FedLQ.sensitivity.decay", self.decay, within("[0, 1)"))
-        checked("FedLQ.sensitivity.shrinkage", self.shrinkage, within("[0, 1]"))
-        checked("FedLQ.sensitivity.metric", self.metric, choice(*get_args(Metric)))
-        checked("FedLQ.sensitivity.joint", self.joint, choice(*get_args(Joint)))
+        check_options("FedLQ.sensitivity", self, _CHECKS)
 
     def check(self, context: Context) -> None:
         """ValueError where the server is to probe and cannot."""

@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bhfl.algorithms.modes import evaluating
 from bhfl.checks import checked, within
 from bhfl.quant import quantize
+from bhfl.quant.norms import evaluating
 
 Evaluate = Callable[[nn.Module], tuple[float, float]]
 """Loss and accuracy (0..1) of a model on held-out data."""

@@ -42,6 +42,7 @@ class Selected:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
 class SelectiveMean:
     """Holds high-bit updates as sums and low-bit ones as the payloads they were, until the high-bit
     mean is known.
@@ -55,21 +56,15 @@ class SelectiveMean:
         pool_size: High-bit clients whose weights are handed back.
     """
 
-    def __init__(
-        self,
-        reader: MoveReader,
-        top: str,
-        mask: Mask | None,
-        past_move: Params | None,
-        pool_size: int,
-    ) -> None:
-        self.reader = reader
-        self.top = top
-        self.mask = mask
-        self.coarse = mask.coarse if mask else None
-        self.past_move = past_move
-        self.pool_size = pool_size
-        self.high = WeightedMean(reader.start)
+    reader: MoveReader
+    top: str
+    mask: Mask | None
+    past_move: Params | None
+    pool_size: int
+
+    def __post_init__(self) -> None:
+        self.coarse = self.mask.coarse if self.mask else None
+        self.high = WeightedMean(self.reader.start)
         self.num_high = 0
         self.waiting: list[tuple[Client, int]] = []
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
@@ -111,7 +106,7 @@ class SelectiveMean:
             move=own_move,
             pool=self._pooled(fabric),
             num_clients=num_clients,
-            metrics=_means(tags for _, tags in _sorted(fabric, found, 1)),
+            metrics=dict(sorted(means(tags for _, tags in _sorted(fabric, found, 1)).items())),
         )
 
     def _new_sum(self) -> SelectiveSum:
@@ -171,7 +166,7 @@ class SelectiveMean:
             own = groups.get(group) or self._new_sum()
             own.reduce(fabric)
             tags = {}
-            mean = _means(squares for _, _, squares in members)
+            mean = means(squares for _, _, squares in members)
             masks = self._choose(own.filled("renorm"), move, mean, tags)
             if fabric.is_global_zero:  # the group's sum is already that of all processes
                 sums.merge(own, masks)
@@ -190,7 +185,7 @@ class SelectiveMean:
         """
         if self.reader.origin != "sent":
             return []
-        counts = _means(self._counts(squares) for _, _, squares in everyone)
+        counts = means(self._counts(squares) for _, _, squares in everyone)
         # m / (m + coarse) is below a half where m is below coarse
         return [name for name, mean in counts.items() if mean < 0.5]
 
@@ -208,10 +203,11 @@ class SelectiveMean:
         if self.mask is None or move is None:
             return {}
         weights = [name for name, tensor in params.items() if tensor.ndim >= 2]
-        low: Params = {}
-        for name in weights:
-            if self.coarse is None or squares.get(name, self.coarse) < self.coarse:
-                low[name] = params[name] - self.reader.start[name]
+        low = {
+            name: params[name] - self.reader.start[name]
+            for name in weights
+            if self.coarse is None or squares.get(name, self.coarse) < self.coarse
+        }
         masks: Params = {}
         if low:
             choose = _a_tensor if self.mask.scope == "layer" else _of_all
@@ -254,10 +250,10 @@ def _sorted(fabric: Fabric, entries: list[Any], length: int) -> list[Any]:
     return sorted(gather(fabric, entries), key=lambda entry: entry[:length])
 
 
-def _means(rows: Iterable[Numbers]) -> Numbers:
+def means(rows: Iterable[Numbers]) -> Numbers:
     """The mean of the numbers of each name, over the rows that have it."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, number in row.items():
             values.setdefault(name, []).append(number)
-    return {name: sum(numbers) / len(numbers) for name, numbers in sorted(values.items())}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

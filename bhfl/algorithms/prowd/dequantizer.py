@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bhfl.algorithms.modes import evaluating
 from bhfl.algorithms.prowd.blocks import Arch, Block, Bound
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
 from bhfl.checks import checked, choice, count, not_negative, positive, within
 from bhfl.quant import QuantizedTensor, quantize
+from bhfl.quant.norms import evaluating
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
 

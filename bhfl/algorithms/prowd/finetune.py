@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bhfl.algorithms.prowd.aggregation import means
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
 from bhfl.algorithms.prowd.options import Dequantizer
 from bhfl.algorithms.prowd.pairs import WeightPairs
@@ -135,20 +136,14 @@ def _steps(
     fabric: Fabric, dequantizer: ProgressiveDequantizer, optimizer: Optimizer, pairs: WeightPairs
 ) -> dict[str, float]:
     """Steps on all training batches; the means of what the steps gave, but for the loss."""
-    sums: dict[str, list[float]] = {}
+    rows = []
     for index, batch in enumerate(pairs.train_dataloader()):
         step = dequantizer.training_step(batch, index)
         optimizer.zero_grad()
         fabric.backward(step.pop("loss"))
         optimizer.step()
-        for tag, value in step.items():
-            sums.setdefault(tag, []).append(float(value))
-    return {tag: sum(values) / len(values) for tag, values in sums.items()}
-
-
-def own_copy(module: nn.Module) -> nn.Module:
-    """A copy of the clients' network that training them does not touch."""
-    return copy.deepcopy(module).requires_grad_(False).cpu()
+        rows.append({tag: float(value) for tag, value in step.items()})
+    return means(rows)
 
 
 def _on_cpu(state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:

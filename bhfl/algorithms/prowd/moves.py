@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from bhfl.comm import float_tensors
 from bhfl.engine.types import Client, Params, Tensors
-from bhfl.quant import BitSpec, QuantizedTensor, quantize
+from bhfl.quant import QuantizedTensor, quantize
 from bhfl.quant.rounding import per_slice
 
 Origin = Literal["broadcast", "dequant_start", "sent"]
@@ -49,6 +49,7 @@ def count(square: float, coarse: float) -> float:
     return round(1024 * square / (square + coarse)) / 1024
 
 
+@dataclass
 class MoveReader:
     """Makes moves of updates.
 
@@ -61,20 +62,12 @@ class MoveReader:
         raised: Raises an update of weights to float32.
     """
 
-    def __init__(
-        self,
-        start: Params,
-        low_start: Params,
-        two_models: bool,
-        origin: Origin,
-        raised: Callable[[Tensors], Params],
-    ) -> None:
-        self.start = start
-        self.low_start = low_start
-        self.two_models = two_models
-        self.origin = origin
-        self.raised = raised
-        self._starts: dict[str, tuple[Grids, Params]] = {}
+    start: Params
+    low_start: Params
+    two_models: bool
+    origin: Origin
+    raised: Callable[[Tensors], Params]
+    _starts: dict[str, tuple[Grids, Params]] = field(default_factory=dict)
 
     @property
     def other_start(self) -> Params | None:
@@ -119,16 +112,18 @@ class MoveReader:
         """
         codes, starts = self._starts.setdefault(client.group, ({}, {}))
         fresh: dict[str, Tensor | QuantizedTensor] = {}
+        spec = client.spec
         for name in grids.keys() - codes.keys():
-            codes[name] = fresh[name] = _as_client(self.low_start[name], client.spec)
+            # as the client has rounded it
+            codes[name] = fresh[name] = quantize(
+                self.low_start[name],
+                spec.weights,
+                range_rule=spec.range_rule,
+                granularity=spec.granularity,
+            )
         if fresh:
             starts |= self.raised(fresh) if self.origin == "dequant_start" else self.low_start
         return codes, starts
-
-
-def _as_client(weight: Tensor, spec: BitSpec) -> QuantizedTensor:
-    """A weight as a client of `spec` quantises it."""
-    return quantize(weight, spec.weights, range_rule=spec.range_rule, granularity=spec.granularity)
 
 
 def _mean_square(end: QuantizedTensor, start: QuantizedTensor | None = None) -> float:

@@ -6,11 +6,26 @@ from typing import Literal, get_args
 from bhfl.algorithms.prowd.blocks import Arch, Bound
 from bhfl.algorithms.prowd.dequantizer import CHECKS, ladder_problem
 from bhfl.algorithms.prowd.selection import share_or_count
-from bhfl.checks import checked, choice, count, or_none, positive
+from bhfl.checks import check_options, choice, count, or_none, positive
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Per = Literal["client", "group"]
 Scope = Literal["layer", "model"]
+
+_MASK = {
+    "coarse": or_none(positive),
+    "tau": share_or_count,
+    "scope": choice(*get_args(Scope)),
+    "per": choice(*get_args(Per)),
+    "fill": choice(*get_args(Fill)),
+    "high_max_age": count(0),
+}
+_SIZES = ("warmup_rounds", "period", "first_steps", "steps", "buffer_size", "pool_size")
+_DEQUANTIZER = {
+    "ladder": or_none(ladder_problem),
+    **dict.fromkeys(_SIZES, count(1)),
+    **{key: CHECKS[key] for key in ("distill_weight", "lr", "arch", "bound")},
+}
 
 
 @dataclass(frozen=True)
@@ -47,12 +62,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        checked("ProWD.mask.coarse", self.coarse, or_none(positive))
-        checked("ProWD.mask.tau", self.tau, share_or_count)
-        checked("ProWD.mask.scope", self.scope, choice(*get_args(Scope)))
-        checked("ProWD.mask.per", self.per, choice(*get_args(Per)))
-        checked("ProWD.mask.fill", self.fill, choice(*get_args(Fill)))
-        checked("ProWD.mask.high_max_age", self.high_max_age, count(0))
+        check_options("ProWD.mask", self, _MASK)
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,4 @@ class Dequantizer:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        checked("ProWD.dequantizer.ladder", self.ladder, or_none(ladder_problem))
-        for key in ("warmup_rounds", "period", "first_steps", "steps", "buffer_size", "pool_size"):
-            checked(f"ProWD.dequantizer.{key}", getattr(self, key), count(1))
-        for key in ("distill_weight", "lr", "arch", "bound"):
-            checked(f"ProWD.dequantizer.{key}", getattr(self, key), CHECKS[key])
+        check_options("ProWD.dequantizer", self, _DEQUANTIZER)

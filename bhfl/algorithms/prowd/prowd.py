@@ -1,5 +1,6 @@
 """ProWD. Yoon, Park, Jeong, Hwang, ICML 2022, https://arxiv.org/abs/2202.11453."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.grouped import precision
 from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
-from bhfl.algorithms.prowd.finetune import FineTuning, own_copy
+from bhfl.algorithms.prowd.finetune import FineTuning
 from bhfl.algorithms.prowd.moves import MoveReader
 from bhfl.algorithms.prowd.options import Dequantizer, Mask
 from bhfl.checks import checked, choice, options
@@ -121,7 +122,8 @@ class ProWD(Algorithm):
                 f"data.holdout must be at least ProWD.dequantizer.buffer_size={wanted.buffer_size},"
                 f" got {held_out}; or set ProWD.dequantizer.distill_weight: 0"
             )
-        network = own_copy(context.module)
+        # a copy, which training the clients does not touch
+        network = copy.deepcopy(context.module).requires_grad_(False).cpu()
         if type(network).forward is L.LightningModule.forward:
             raise ValueError(
                 "ProWD distils through the model's forward(inputs), which "

@@ -186,28 +186,23 @@ class _Point(NamedTuple):
         return self.gain**2 / self.cost if self.cost > 0 else 0.0
 
 
+@dataclass
 class _Terms:
     """The terms `2 gain_i - t cost_i` of the undecided entries, beside the sums over those already
     decided.
     """
 
-    def __init__(
-        self,
-        gain: FloatArray,
-        cost: FloatArray,
-        limit: int,
-        decided_gain: float = 0.0,
-        decided_cost: float = 0.0,
-    ) -> None:
-        self.gain = gain
-        self.cost = cost
-        self.limit = limit
-        self.decided_gain = decided_gain
-        self.decided_cost = decided_cost
-        self._double_gain = 2 * gain
+    gain: FloatArray
+    cost: FloatArray
+    limit: int
+    decided_gain: float = 0.0
+    decided_cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._double_gain = 2 * self.gain
         # reused: page faults cost more than sums
-        self._terms = np.empty_like(gain)
-        self._scratch = np.empty_like(gain)
+        self._terms = np.empty_like(self.gain)
+        self._scratch = np.empty_like(self.gain)
 
     def evaluate(self, t: float) -> _Point:
         """O(d): one partition and a few passes."""
