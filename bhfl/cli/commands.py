@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Optional, Union
 
 import lightning as L
 import torch
@@ -26,12 +25,12 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: Union[str, Path, None] = None,
-        out: Union[str, Path, None] = None,
+        ckpt_path: str | Path | None = None,
+        out: str | Path | None = None,
         samples: int = 1000,
         probe_bits: Sequence[int] = (2, 4),
         uniform_bits: int = 4,
-        threads: Optional[int] = None,
+        threads: int | None = None,
     ) -> None:
         """What each layer saves when it is quantised, and what quantising it alone costs: a table,
         ``layers.csv``, and ``layers.png`` where matplotlib is installed.
@@ -80,7 +79,7 @@ class CommandTrainer(FederatedTrainer):
         except ImportError as error:
             say(f"note: no picture is drawn: {error}")
 
-    def _folder(self, out: Union[str, Path, None], run: Path | None) -> Path:
+    def _folder(self, out: str | Path | None, run: Path | None) -> Path:
         """The folder to write an analysis to, made."""
         if out is None and run is not None:
             return subfolder(run, "analysis")
@@ -94,8 +93,8 @@ class CommandTrainer(FederatedTrainer):
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: Union[str, Path, None] = None,
-        out: Union[str, Path, None] = None,
+        ckpt_path: str | Path | None = None,
+        out: str | Path | None = None,
     ) -> None:
         """Write the model of a checkpoint as each bit group runs it, with a model card.
 
@@ -125,7 +124,7 @@ class CommandTrainer(FederatedTrainer):
         print(made.card)
 
 
-def _check_folder(out: Union[str, Path, None]) -> None:
+def _check_folder(out: str | Path | None) -> None:
     """Refuse a name of no folder: an empty one would be the working folder."""
     try:
         _ = out is None or user_path(out)

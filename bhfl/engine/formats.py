@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
@@ -34,7 +34,7 @@ from bhfl.settings import Settings
 if TYPE_CHECKING:
     from bhfl.engine.client.worker import Worker
 
-Wanted = Union[bool, Literal["auto"]]
+Wanted = bool | Literal["auto"]
 
 _TOLERANCE = 0.1
 """Gradients that differ by more than this share are other gradients; orders of summation differ by

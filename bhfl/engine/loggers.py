@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -24,7 +24,7 @@ class Loggers:
         folder: The run folder.
     """
 
-    def __init__(self, chosen: Union[bool, Logger, Sequence[Logger]], folder: Path) -> None:
+    def __init__(self, chosen: bool | Logger | Sequence[Logger], folder: Path) -> None:
         self.chosen = chosen
         self.folder = folder
         self.active: list[Logger] = []

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import lightning as L
 from lightning.fabric.loggers import Logger
@@ -112,19 +112,19 @@ class FederatedTrainer:
 
     def __init__(  # noqa: PLR0913
         self,
-        clients: Union[Fleet, Mapping[Any, int], Sequence[Mapping[str, Any]]],
-        algorithm: Optional[Algorithm] = None,
-        num_clients: Optional[int] = None,
+        clients: Fleet | Mapping[Any, int] | Sequence[Mapping[str, Any]],
+        algorithm: Algorithm | None = None,
+        num_clients: int | None = None,
         max_rounds: int = 10,
-        clients_per_round: Union[int, float, None] = None,
+        clients_per_round: int | float | None = None,
         sampling: Literal["stratified", "uniform"] = "stratified",
         local_epochs: int = 1,
-        local_steps: Optional[int] = None,
+        local_steps: int | None = None,
         lr_schedule: Literal["continue", "restart"] = "continue",
-        gradient_clip_val: Optional[float] = None,
+        gradient_clip_val: float | None = None,
         weights: Literal["samples", "uniform"] = "samples",
-        server_optimizer: Optional[OptimizerCallable] = None,
-        network: Optional[SimulatedNetwork] = None,
+        server_optimizer: OptimizerCallable | None = None,
+        network: SimulatedNetwork | None = None,
         norm: NormPolicy = "group",
         min_clients: int = 1,
         max_failed_rounds: int = 3,
@@ -132,22 +132,22 @@ class FederatedTrainer:
         check_val_every_n_rounds: int = 1,
         monitor: str = "val/acc_avg",
         mode: Literal["max", "min"] = "max",
-        patience: Optional[int] = None,
+        patience: int | None = None,
         checkpoint_every_n_rounds: int = 1,
         keep_checkpoints: int = 2,
-        seed: Optional[int] = None,
+        seed: int | None = None,
         accelerator: str = "auto",
-        devices: Union[int, str, list[int]] = "auto",
+        devices: int | str | list[int] = "auto",
         num_nodes: int = 1,
-        strategy: Union[str, Strategy] = "auto",
-        precision: Union[int, str] = "32-true",
+        strategy: str | Strategy = "auto",
+        precision: int | str = "32-true",
         threads: int = 1,
         timeout_seconds: int = 600,
-        channels_last: Union[bool, Literal["auto"]] = "auto",
+        channels_last: bool | Literal["auto"] = "auto",
         save_in_int8: bool = False,
         reestimate_norm: bool = False,
-        logger: Union[bool, Logger, list[Logger]] = True,
-        callbacks: Optional[list[Callback]] = None,
+        logger: bool | Logger | list[Logger] = True,
+        callbacks: list[Callback] | None = None,
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
@@ -185,7 +185,7 @@ class FederatedTrainer:
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: Union[str, Path, None] = None,
+        ckpt_path: str | Path | None = None,
     ) -> ServerState:
         """Train `model` over the fleet, its data split by `datamodule`, and test the result.
 
@@ -224,7 +224,7 @@ class FederatedTrainer:
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: Union[str, Path, None] = None,
+        ckpt_path: str | Path | None = None,
     ) -> dict[str, float]:
         """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group.
 
@@ -237,7 +237,7 @@ class FederatedTrainer:
         self,
         model: L.LightningModule,
         datamodule: FederatedData,
-        ckpt_path: Union[str, Path, None] = None,
+        ckpt_path: str | Path | None = None,
     ) -> dict[str, float]:
         """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group; see
         `validate`.
@@ -248,7 +248,7 @@ class FederatedTrainer:
         self,
         model: L.LightningModule,
         data: FederatedData,
-        ckpt_path: Union[str, Path, None],
+        ckpt_path: str | Path | None,
         stage: Stage,
     ) -> dict[str, float]:
         module = getattr(model, "_orig_mod", model)
@@ -300,7 +300,7 @@ class FederatedTrainer:
         """Where the folders of this trainer's runs are."""
         return user_path(self.settings.output.default_root_dir) / str(self.settings.output.name)
 
-    def find_checkpoint(self, ckpt_path: Union[str, Path]) -> tuple[Path | None, dict[str, Any]]:
+    def find_checkpoint(self, ckpt_path: str | Path) -> tuple[Path | None, dict[str, Any]]:
         """The run folder and the state that `ckpt_path` means.
 
         ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its
