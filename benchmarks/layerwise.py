@@ -16,7 +16,7 @@ WIDTHS = (2, 3, 4, 6, 8, 16, 32)
 
 def allocation() -> None:
     """Time the bits of sixty layers of seven widths: the slowest of thirty budgets."""
-    from bhfl.algorithms.fedlq import allocate, layer_bits
+    from bhfl.algorithms.fedlq.allocation import allocate, layer_bits
 
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(4, 15, 60)).astype(int).tolist()

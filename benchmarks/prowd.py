@@ -17,7 +17,7 @@ from benchmarks.contest import contest, line
 
 def mask() -> None:
     """Measure the mask of one million entries, on one core."""
-    from bhfl.algorithms.prowd import certified_select
+    from bhfl.algorithms.prowd.selection import certified_select
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -37,7 +37,7 @@ def dequantize() -> None:
 
     It runs in a process of its own, whose peak memory is that of nothing else.
     """
-    from bhfl.algorithms.prowd import ProgressiveDequantizer
+    from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
     from bhfl.models import build
     from bhfl.quant import quantize_, quantized_state
 

@@ -202,7 +202,7 @@ def suggestion(word: str, known: Iterable[str], others: bool = True, most: int =
 def shown(value: object, longest: int = 60) -> str:
     """`value` as in a configuration, its middle left out where it is long."""
     text = repr(value)
-    if isinstance(value, (bool, type(None))):
+    if isinstance(value, bool | None):
         text = {None: "null", True: "true", False: "false"}[value]
     return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
 

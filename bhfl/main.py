@@ -60,25 +60,21 @@ def run(args: list[str]) -> int:
         print(f"bhfl {__version__}")
         return 0
     if args[0] not in COMMANDS:
-        return _unknown(args[0])
+        from bhfl.checks import suggestion
+        from bhfl.cli.exits import BAD_CONFIG, report
+
+        report([f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}"])
+        return BAD_CONFIG
     if args[0] == "sweep":
         from bhfl.sweep.command import main as sweep
 
         return sweep(args[1:])
     if args[0] == "report":
         from bhfl.engine.ending import ended_in_order
-        from bhfl.report.command import main as report
+        from bhfl.report.command import main as compare
 
         with ended_in_order(deaf=False):
-            return report(args[1:])
+            return compare(args[1:])
     from bhfl.cli.command import main as command
 
     return command(args)
-
-
-def _unknown(command: str) -> int:
-    from bhfl.checks import suggestion
-    from bhfl.cli.exits import BAD_CONFIG, report
-
-    report([f"unknown command {command!r}{suggestion(command, COMMANDS)}"])
-    return BAD_CONFIG

@@ -79,13 +79,13 @@ def plain(value: Any, deep: bool = True) -> Any:
     if hasattr(value, "tolist") and getattr(value, "nbytes", math.inf) <= _MOST_BYTES:
         value = value.tolist()  # a number of NumPy's too, which is no number of JSON's
     odd = isinstance(value, float) and not math.isfinite(value)
-    if odd or isinstance(value, (Enum, PathLike)):
+    if odd or isinstance(value, Enum | PathLike):
         return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
         return {str(key): plain(item, deep) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)) and len(value) <= _MOST_ITEMS:
+    if isinstance(value, list | tuple | set) and len(value) <= _MOST_ITEMS:
         return [plain(item, deep) for item in value]
     return _plain_object(value, deep)
 

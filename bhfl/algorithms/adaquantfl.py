@@ -15,7 +15,7 @@ from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, ClientState, Params, ServerState
 
 BITS, LOSS = ":bits", ":loss"
 """The round's bits, sent down; a client's mean training loss, sent up: a float32 number each."""
@@ -54,7 +54,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         """The model and the bits, the same tensors for all."""
         return {**server.params, BITS: server.extra["bits"]}
 
-    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+    def receive(self, received: Params, state: ClientState) -> Params:
         """The model."""
         return {name: tensor for name, tensor in received.items() if name != BITS}
 

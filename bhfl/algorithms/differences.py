@@ -148,7 +148,7 @@ class DifferenceAlgorithm(Algorithm):
     def mean_difference(self, params: Params, aggregate: Params) -> Params:
         """``mean_i Q(w_t - w_i)`` of all tensors that clients send."""
         quantised = self.quantised(params)
-        differences: Params = {}
+        differences = {}
         for name, value in params.items():
             if name in quantised and name in aggregate:
                 differences[name] = aggregate[name]

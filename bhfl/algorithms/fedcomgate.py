@@ -9,7 +9,7 @@ from torch import Tensor
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 
 TRACKED = "tracked/"
 OWN = "own/"
@@ -103,7 +103,7 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     # ---- client ----------------------------------------------------------------------------------
 
-    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+    def receive(self, received: Params, state: ClientState) -> Params:
         """The weights that were sent, else those rebuilt."""
         started = {name: value for name, value in state.items() if name.startswith(START)}
         rebuilt = {name.removeprefix(START): value for name, value in started.items()}
@@ -129,11 +129,9 @@ class FedCOMGATE(DifferenceAlgorithm):
         run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
         return update
 
-    def client_close(
-        self, client: Client, state: dict[str, Tensor], closing: Params
-    ) -> dict[str, Tensor]:
+    def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
         """Track, unless nothing could have moved, and rebuild the model."""
-        following: dict[str, Tensor] = {}
+        following = {}
         for name, mean in closing.items():
             tracked = state.get(TRACKED + name, torch.zeros_like(mean))
             if state["lr_sum"]:

@@ -92,14 +92,8 @@ def analyze(  # noqa: PLR0913
         on = f"on {total:,} samples of {source}"
         what = f"{len(layers)} layers, each alone at {' and '.join(map(str, widths))} bits, {on}"
         with progress(what, total * (1 + len(layers) * len(widths))) as advance:
-            harm = layer_harm(
-                worker.module,
-                widths,
-                _evaluation(worker),
-                chunks,
-                seed=seed,
-                progress=advance,
-            )
+            evaluate = _evaluation(worker)
+            harm = layer_harm(worker.module, widths, evaluate, chunks, seed=seed, progress=advance)
         rows = layer_rows(worker.module, harm, uniform_bits=uniform_bits)
         accuracy = "" if math.isnan(harm.accuracy) else f", accuracy {100 * harm.accuracy:.2f} %"
         name = f"{type(worker.module).__name__} after {session.server.round} rounds"

@@ -108,7 +108,7 @@ def _probe_chunk(
     progress: Callable[[], object],
 ) -> tuple[Probe, Tensor]:
     """A probe, and losses and accuracies `[1 + L P, 2]` in its order."""
-    measured: list[tuple[float, float]] = []
+    measured = []
     layers = layer_weights(model)
     device = model.get_parameter(layers[0]).device
     with reusing(model) as reuse:
@@ -143,7 +143,7 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
     joint = significance(found)
     bent = curvature(found)
     shares = bound_shares(variance_table(weights, [uniform_bits])[:, 0])
-    rows: list[Row] = []
+    rows = []
     for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
         row: Row = {"layer": name, "parameters": size}
         for b in CANDIDATES:

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bhfl.engine.client.recorder import Recorder
-from bhfl.engine.foreign import server_data
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, server_data
 
 CHUNK = 128
 """Samples evaluated at once: as fast as larger batches, and the activations kept for reuse stay

@@ -40,4 +40,4 @@ class WeightHistograms(Callback):
                     logger.experiment.add_histogram(tag, tensor, metrics["round"], bins=_BINS)
 
         # a logger that fails is left out from then on, and the run goes on
-        trainer.run.each_logger(write)
+        trainer.run.loggers.each(write)

@@ -48,7 +48,7 @@ def is_component(hint: Any) -> bool:
         return False
     if _is_standard(hint.__module__) or getattr(hint, "_is_protocol", False):
         return False
-    of_values = issubclass(hint, (int, float, str, tuple, dict, Enum))
+    of_values = issubclass(hint, int | float | str | tuple | dict | Enum)
     return not of_values and get_registered_type(hint) is None
 
 

@@ -15,7 +15,7 @@ from bhfl.cli.exits import say
 from bhfl.engine.folder import subfolder
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
-from bhfl.files import user_path
+from bhfl.files import user_option
 
 
 class CommandTrainer(FederatedTrainer):
@@ -50,13 +50,13 @@ class CommandTrainer(FederatedTrainer):
             threads: CPU threads, in place of ``trainer.threads``; all cores by default.
 
         Raises:
-            ValueError: `out` names no folder.
+            ValueError: `out` is no path.
         """
         from bhfl.analysis import analyze
         from bhfl.report.layers import draw, table, write_csv
 
         # before the work, which takes long, and not when its outcome is to be written
-        _check_folder(out)
+        chosen = user_option("out", out)
         found = analyze(
             self,
             model,
@@ -68,7 +68,8 @@ class CommandTrainer(FederatedTrainer):
             threads=threads,
             progress=partial(_bar, threads or torch.get_num_threads()),
         )
-        folder = self._folder(out, found.run)
+        folder = chosen or self._folder(found.run)
+        folder.mkdir(parents=True, exist_ok=True)
         print(f"{found.title}\n\n{table(found.rows)}\n")
         # before the picture, which needs a package that may not be there
         write_csv(found.rows, folder / "layers.csv")
@@ -79,15 +80,12 @@ class CommandTrainer(FederatedTrainer):
         except ImportError as error:
             say(f"note: no picture is drawn: {error}")
 
-    def _folder(self, out: str | Path | None, run: Path | None) -> Path:
-        """The folder to write an analysis to, made."""
-        if out is None and run is not None:
+    def _folder(self, run: Path | None) -> Path:
+        """The folder that an analysis is written to by default."""
+        if run is not None:
             return subfolder(run, "analysis")
         places = (self.root / f"analysis_{n}" for n in count())
-        free = (place for place in places if not place.exists())
-        folder = user_path(out) if out is not None else next(free)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return next(place for place in places if not place.exists())
 
     def export(
         self,
@@ -106,31 +104,22 @@ class CommandTrainer(FederatedTrainer):
             out: Folder to write to; by default ``export`` in the checkpoint's run folder.
 
         Raises:
-            ValueError: `out` names no folder, or no checkpoint is given.
+            ValueError: `out` is no path, or no checkpoint is given.
         """
         from bhfl.export import export_run
 
-        _check_folder(out)
+        chosen = user_option("out", out)
         if not ckpt_path:
             raise ValueError(
                 "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"
             )
-        made = export_run(self, model, datamodule, ckpt_path, out)
+        made = export_run(self, model, datamodule, ckpt_path, chosen)
         for note in made.notes:
             say(f"note: {note}")
         for file in made.files:
             share = f"{file.num_bytes / file.float_bytes:.3f} of float32"
             print(f"{made.folder / file.file}  {file.num_bytes:,} bytes, {share}")
         print(made.card)
-
-
-def _check_folder(out: str | Path | None) -> None:
-    """Refuse a name of no folder: an empty one would be the working folder."""
-    try:
-        _ = out is None or user_path(out)
-    except ValueError as error:
-        why = f": {error}" if out else ""
-        raise ValueError(f"out must name a folder, got {str(out)!r}{why}") from None
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def exit_code(error: Exception) -> int | None:
     # its own traceback is ours: where exit was called stands in that of its cause
     if isinstance(error, ExitCalledError):
         return BAD_DATA if error.__cause__ and by_data(error.__cause__) else BAD_CONFIG
-    if (isinstance(error, (ValueError, OSError)) or too_large(error)) and by_data(error):
+    if (isinstance(error, ValueError | OSError) or too_large(error)) and by_data(error):
         return BAD_DATA
     if isinstance(error, OSError) or (isinstance(error, ValueError) and raised_by(error) == "bhfl"):
         return BAD_CONFIG
@@ -76,7 +76,7 @@ def too_large(error: BaseException) -> bool:
     """Whether an array was asked for that no memory, or no index, is large enough for."""
     # of NumPy, whose error is a ValueError
     words = "array is too big|[Mm]aximum allowed (dimension|size) exceeded"
-    if isinstance(error, (RuntimeError, TypeError, OverflowError)):
+    if isinstance(error, RuntimeError | TypeError | OverflowError):
         words = "allocate|out of memory|[Oo]verflow|too large"
     elif not isinstance(error, ValueError):
         return isinstance(error, MemoryError)

@@ -17,15 +17,14 @@ from bhfl.callbacks import Progress, WeightHistograms
 from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
-from bhfl.cli.merging import is_spelled_out
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
-from bhfl.cli.reading import ConfigError, Keys, Layer, asks_help, options
-from bhfl.cli.schema import Checker
+from bhfl.cli.reading import ConfigError, Layer, asks_help, options
+from bhfl.cli.schema import Checker, is_spelled_out
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
 from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
-from bhfl.files import durable
+from bhfl.files import write_text
 from bhfl.settings import DATA_ROLES, Role
 
 
@@ -131,7 +130,7 @@ class FederatedCLI(LightningCLI):
         given.
         """
         key, _, rule = problem.partition(" ")
-        keys: Keys = ("seed_everything",) if key == "seed" else ("trainer", key)
+        keys = ("seed_everything",) if key == "seed" else ("trainer", key)
         elsewhere = key in ("clients", "algorithm")
         if elsewhere or key not in inspect.signature(FederatedTrainer).parameters:
             return problem
@@ -156,7 +155,7 @@ class FederatedCLI(LightningCLI):
         except Exception as error:
             cause = original(error)
             by = raised_by(cause)
-            refused = isinstance(cause, (ValueError, OSError)) or too_large(cause)
+            refused = isinstance(cause, ValueError | OSError) or too_large(cause)
             if by_data(cause) or not (refused or by == "lightning"):
                 # a bug, or one of the data: its own type decides on the exit code
                 raise cause from None
@@ -241,7 +240,7 @@ def take_own_defaults(config: Namespace, given: Mapping[str, Any]) -> None:
     own = inspect.signature(imported(config.class_path)).parameters
     for option, value in vars(config.init_args).items():
         default = own[option].default if option in own else value
-        plain = isinstance(default, (bool, int, float, str))
+        plain = isinstance(default, bool | int | float | str)
         if plain and option not in given.get("init_args", {}) and value != default:
             config.init_args[option] = float(default) if isinstance(value, float) else default
 
@@ -260,5 +259,4 @@ class SaveConfig(Callback):
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Write it, now that the folder is there."""
         if trainer.fabric.is_global_zero and trainer.run is not None:
-            with durable(trainer.run.folder / "config.yaml") as file:
-                file.write(self.text.encode())
+            write_text(trainer.run.folder / "config.yaml", self.text)

@@ -97,8 +97,8 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
     Raises:
         ConfigError: With the problems of all files and of arguments that are no options.
     """
-    layers: list[Layer] = []
-    problems: list[str] = []
+    layers = []
+    problems = []
     for name, value in () if asks_help(args) else options(args):
         try:
             layers += _layers_of(name, value)

@@ -6,10 +6,9 @@ Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 in memory and
 from bhfl.data.datamodule import FederatedDataModule, FromDatasets
 from bhfl.data.digits import Digits
 from bhfl.data.fake import FakeImages
-from bhfl.data.image_folder import ImageFolder
 from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards
+from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
 from bhfl.data.source import TensorSource
-from bhfl.data.torchvision_sets import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
 __all__ = [
     "CIFAR10",

@@ -30,7 +30,7 @@ MAX_CACHE_BYTES = 16 * 2**30
 """The size of the whole cache folder at most; the set in use stays, whatever its size."""
 
 
-def load_tree(path: str | os.PathLike[str], image_size: int | None = None) -> ImageTree:
+def load_tree(path: str | Path, image_size: int | None = None) -> ImageTree:
     """The pictures under `path`: from the cache, or else decoded, and put into the cache.
 
     Args:

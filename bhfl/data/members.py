@@ -4,8 +4,6 @@ Python's tarfile takes an archive that is cut, or whose headers are damaged, for
 there. Here each must end as the format says, and its checksums must agree.
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import lzma
@@ -77,7 +75,7 @@ class _StrictTarInfo(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictTarInfo":
         try:
             member = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end

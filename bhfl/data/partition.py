@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from bhfl.checks import checked, count, positive
@@ -21,14 +22,14 @@ Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
 
-def label_order(labels: Array, rng: np.random.Generator) -> Indices:
+def label_order(labels: Array, rng: Generator) -> Indices:
     """All positions, label after label, in random order within each label."""
     shuffled = rng.permutation(len(labels))
     # a stable sort leaves the samples of a label in their random order
     return shuffled[np.argsort(labels[shuffled], kind="stable")]
 
 
-def stratified_sample(labels: Array, count: int, rng: np.random.Generator) -> Indices:
+def stratified_sample(labels: Array, count: int, rng: Generator) -> Indices:
     """`count` positions, sorted; each label gets its share of them, rounded up or down.
 
     This is systematic sampling: places at even distances, from a random start, along the samples
@@ -54,7 +55,7 @@ class Partitioner(ABC):
     min_size: int = 1
     """The samples that each client gets at least."""
 
-    def __call__(self, labels: Array, num_clients: int, rng: np.random.Generator) -> list[Indices]:
+    def __call__(self, labels: Array, num_clients: int, rng: Generator) -> list[Indices]:
         """The positions of each client's samples, sorted.
 
         Args:
@@ -89,7 +90,7 @@ class Partitioner(ABC):
         return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
 
     @abstractmethod
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """The client, 0 to `num_clients` - 1, of each sample."""
 
     def values(self, targets: Array) -> Array:
@@ -106,7 +107,7 @@ class Partitioner(ABC):
 class IID(Partitioner):
     """A random split into equal parts, whose sizes differ by one at most."""
 
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """See `Partitioner.assign`."""
         return rng.permutation(np.arange(len(labels)) % num_clients)
 
@@ -143,7 +144,7 @@ class Dirichlet(Partitioner):
             )
         return targets
 
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """See `Partitioner.assign`.
 
         Raises:
@@ -159,7 +160,7 @@ class Dirichlet(Partitioner):
             "num_clients"
         )
 
-    def _draw(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def _draw(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """One draw of the owners, whatever the sizes."""
         owners = np.empty(len(labels), np.int64)
         sizes = np.zeros(num_clients, np.int64)
@@ -191,7 +192,7 @@ class Shards(Partitioner):
         # with as many samples as shards no shard is empty
         self.shards_per_client = self.min_size = shards_per_client
 
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """See `Partitioner.assign`."""
         num_shards = num_clients * self.shards_per_client
         # each client comes up equally often among as many numbers
@@ -217,7 +218,7 @@ class QuantitySkew(Partitioner):
         self.alpha = float(checked("QuantitySkew.alpha", alpha, positive))
         self.min_size = checked("QuantitySkew.min_size", min_size, count(1))
 
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """See `Partitioner.assign`."""
         spare = len(labels) - num_clients * self.min_size
         sizes = self.min_size + _cut(spare, rng.dirichlet(np.full(num_clients, self.alpha)))
@@ -278,7 +279,7 @@ class ByColumn(Partitioner):
             )
         return self.column
 
-    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
         """See `Partitioner.assign`.
 
         Raises:

@@ -144,7 +144,7 @@ class LoaderSource:
         """The shape of the first input; ValueError if samples are not pairs that begin with it."""
         # keyed, so that a look at a sample leaves the global generators as they were
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
-        if not isinstance(sample, (tuple, list, Tensor, np.ndarray)) or not len(sample):
+        if not isinstance(sample, tuple | list | Tensor | np.ndarray) or not len(sample):
             what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
             raise ValueError(
                 f"{what} for a model that takes input_shape from the data, got a "

@@ -19,7 +19,7 @@ from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
-from bhfl.engine.types import Client, Params, ServerData, ServerState, Tensors
+from bhfl.engine.types import Client, ClientState, Params, Row, ServerData, ServerState, Tensors
 from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
 from bhfl.settings import LocalTraining, Settings
@@ -77,7 +77,7 @@ class LocalRun:
     """The weights it started from, as decoded from what the server sent, on the module's device."""
     message: Params
     """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
-    state: dict[str, Tensor]
+    state: ClientState
     """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its
     entries.
     """
@@ -86,7 +86,7 @@ class LocalRun:
     """The module's validation metrics, as it stands, on so many of the client's own training
     examples, in batches.
     """
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Row] = ()
     """The server's metrics, a row for each past round."""
     link: ClientLink | None = None
     """The client's in this round, where a network is simulated."""
@@ -290,11 +290,11 @@ class Algorithm(Recorded):
         they are given.
         """
 
-    def init_client(self, client: Client, received: Params) -> dict[str, Tensor]:
+    def init_client(self, client: Client, received: Params) -> ClientState:
         """What the client keeps between rounds, at its first round; empty for stateless clients."""
         return {}
 
-    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+    def receive(self, received: Params, state: ClientState) -> Params:
         """The weights that a client starts from, given a downlink and what it kept."""
         return received
 
@@ -319,9 +319,7 @@ class Algorithm(Recorded):
         """
         return quantized_state(run.module)
 
-    def client_close(
-        self, client: Client, state: dict[str, Tensor], closing: Params
-    ) -> dict[str, Tensor]:
+    def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
         """The client's state after it received the round's `closing` message."""
         return state
 

@@ -57,7 +57,7 @@ def callback_problems(callbacks: Any) -> list[str]:
     """What is wrong with the callbacks that a trainer was given, one a line."""
     if callbacks is None:
         return []
-    if not isinstance(callbacks, (list, tuple)):
+    if not isinstance(callbacks, list | tuple):
         return [f"callbacks must be a list such as [Progress()], got {callbacks!r}"]
     problems = []
     for i, callback in enumerate(callbacks):

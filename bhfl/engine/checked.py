@@ -1,7 +1,7 @@
 """The server half of an algorithm: hooks held to what they may return before anything goes on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from bhfl.engine.refusal import RefusedError
 from bhfl.engine.types import Client, Params, ServerState
 
 
+@dataclass
 class ServerHooks:
     """Calls the hooks of the server half.
 
@@ -35,13 +36,9 @@ class ServerHooks:
         extra: The first `ServerState.extra`, for its keys and the kinds of what they hold.
     """
 
-    def __init__(
-        self, algorithm: Algorithm, model: Mapping[str, Tensor], extra: Mapping[str, Any]
-    ) -> None:
-        self.algorithm = algorithm
-        self.model = model
-        self.extra = extra
-        self.receives = type(algorithm).receive is not Algorithm.receive
+    algorithm: Algorithm
+    model: Mapping[str, Tensor]
+    extra: Mapping[str, Any]
 
     def name(self, hook: str) -> str:
         """What errors call a hook."""
@@ -72,13 +69,14 @@ class ServerHooks:
         that.
         """
         hook = self.name("downlink")
+        receives = type(self.algorithm).receive is not Algorithm.receive
         try:
             check_tensors(hook, tensors, codes=True)
             # where a `receive` takes the message apart, it may hold more than tensors of the model
             model = {
                 name: value
                 for name, value in tensors.items()
-                if not self.receives or name in server.params
+                if not receives or name in server.params
             }
             check_tensors(hook, model, self.model, codes=True, known=server.params)
         except ReturnError as error:

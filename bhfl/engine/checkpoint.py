@@ -19,6 +19,9 @@ from bhfl.comm.payload import row_major
 from bhfl.engine.folder import round_checkpoints
 from bhfl.files import durable
 
+State = dict[str, Any]
+"""What a checkpoint holds, by name."""
+
 FORMAT = 5
 MAX_DEPTH = 64
 """Containers in containers; more are refused, because they would exhaust Python's stack."""
@@ -54,7 +57,7 @@ def _update(sha: Any, value: Any) -> None:
         for key, item in value.items():
             _update(sha, key)
             _update(sha, item)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list | tuple):
         sha.update(f"list {len(value)}".encode())
         for item in value:
             _update(sha, item)
@@ -125,7 +128,7 @@ def _spend_in(place: Any, value: Any, room: float, depth: int) -> float:
     try:
         return _spend(value, room, depth + 1)
     except _RefusedError as refused:
-        told = f"{place!r:.60}" if isinstance(place, (str, int)) else f"a {type(place).__name__}"
+        told = f"{place!r:.60}" if isinstance(place, str | int) else f"a {type(place).__name__}"
         refused.way.append(f"[{told}]")
         raise
 
@@ -133,7 +136,7 @@ def _spend_in(place: Any, value: Any, room: float, depth: int) -> float:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def save(path: Path, state: dict[str, Any]) -> str:
+def save(path: Path, state: State) -> str:
     """Write `state` with its format number and digest; the old file or the whole new one, whatever
     happens.
 
@@ -152,7 +155,7 @@ def save(path: Path, state: dict[str, Any]) -> str:
     return sha256
 
 
-def write(file: IO[bytes], state: dict[str, Any], sha256: str) -> None:
+def write(file: IO[bytes], state: State, sha256: str) -> None:
     """Write `state` and its digest to an open file, as `load` reads it."""
     try:
         torch.save({"format": FORMAT, "sha256": sha256, "state": state}, file)
@@ -163,7 +166,7 @@ def write(file: IO[bytes], state: dict[str, Any], sha256: str) -> None:
         raise
 
 
-def load(path: Path, expected: str | None = None) -> dict[str, Any]:
+def load(path: Path, expected: str | None = None) -> State:
     """The state saved at `path`. Only tensors and plain values are read: nothing in the file is
     executed.
 
@@ -182,7 +185,7 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     try:
         found = digest(content["state"])
         # in memory of its own: the file may be replaced
-        state: dict[str, Any] = copy.deepcopy(content["state"])
+        state: State = copy.deepcopy(content["state"])
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
     if found != content["sha256"]:
@@ -190,7 +193,7 @@ def load(path: Path, expected: str | None = None) -> dict[str, Any]:
     return state
 
 
-def read(path: Path, expected: str | None = None) -> dict[str, Any]:
+def read(path: Path, expected: str | None = None) -> State:
     """A file's content, its values unchecked: its tensors are read from disk when they are used.
 
     The digest that it claims to have must be `expected`, where that is given; whether its content
@@ -203,7 +206,7 @@ def read(path: Path, expected: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         _check_archive(path)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # torch raises many kinds of errors for a damaged or foreign file
     except Exception as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
@@ -254,7 +257,7 @@ def round_path(folder: Path, round: int) -> Path:
     return folder / f"round={round:05d}.ckpt"
 
 
-def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> dict[str, Any]:
+def load_last(folder: Path, read: Callable[[Path], State] = load) -> State:
     """The newest checkpoint of `folder` that `read` takes; each one before it that it refuses costs
     a warning.
 
@@ -271,7 +274,7 @@ def load_last(folder: Path, read: Callable[[Path], dict[str, Any]] = load) -> di
     raise CheckpointError(f"{folder}: no usable checkpoint{among}")
 
 
-def rewind(folder: Path, round: int, read: Callable[[Path], dict[str, Any]]) -> None:
+def rewind(folder: Path, round: int, read: Callable[[Path], State]) -> None:
     """Remove the checkpoints of later rounds: the run goes on from `round`, and they would pass for
     its own.
     """

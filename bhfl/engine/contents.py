@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bhfl.checks import is_integer
-from bhfl.engine.checkpoint import CheckpointError, load
+from bhfl.engine.checkpoint import CheckpointError, State, load
 from bhfl.engine.history import unpack
 from bhfl.engine.records import BYTES
 
@@ -25,7 +25,7 @@ LARGEST = 2**63
 DIGEST_BYTES = 32
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> State:
     """The state in a run's checkpoint, each part of the kind that a run writes; its history
     unpacked, as rows.
 
@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
 
 
-def check_contents(state: Mapping[str, Any]) -> dict[str, Any]:
+def check_contents(state: State) -> State:
     """`state` with its history unpacked; CheckpointError naming the first entry that no run
     writes.
     """
@@ -59,7 +59,7 @@ def check_contents(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "run": {**run, "history": history}}
 
 
-def check_kept(state: Mapping[str, Any], path: Path) -> None:
+def check_kept(state: State, path: Path) -> None:
     """Refuse what is no state of a client.
 
     Raises:
@@ -103,7 +103,7 @@ _ALIKE: tuple[tuple[type, ...], ...] = ((int, float, Tensor), (str,), (list, tup
 
 def _refuse(name: str, rule: str, value: Any) -> None:
     told = type(value).__name__
-    if isinstance(value, (bool, int, float, str, type(None))):
+    if isinstance(value, bool | int | float | str | None):
         told = f"{value!r:.60}"
     raise CheckpointError(f"{name or 'it'} must be {rule}, got {told}")
 
@@ -206,7 +206,7 @@ def _plain(value: Any, name: str) -> None:
     """Text, numbers, and lists and mappings of them."""
     if isinstance(value, Mapping):
         value = list(value.values())
-    for item in value if isinstance(value, (list, tuple)) else ():
+    for item in value if isinstance(value, list | tuple) else ():
         _plain(item, name)
     if isinstance(value, Tensor):
         # options are compared with those of now by !=, which a tensor answers entry by entry

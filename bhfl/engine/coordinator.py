@@ -1,11 +1,9 @@
 """The server's half of a round: tasks go out, replies are taken, and what they hold is combined."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bhfl.comm import decode, encode, encoded_bytes, float_tensors, header_bytes
 from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
@@ -20,10 +18,8 @@ from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
 from bhfl.engine.refusal import Asked, admit
-from bhfl.engine.types import Client, ServerState, Update
-
-if TYPE_CHECKING:
-    from bhfl.engine.session import Session
+from bhfl.engine.session import Session
+from bhfl.engine.types import Client, Row, ServerState, Update
 
 # Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
 _FATAL = (CheckpointError, ServerReturnError, Terminated)
@@ -73,7 +69,7 @@ class Coordinator:
         """Clients that have a task, each with what is known of it and its link."""
         self._last: _Message | None = None
 
-    def records(self, history: Sequence[Mapping[str, Any]]) -> Iterator[ClientRecord]:
+    def records(self, history: Sequence[Row]) -> Iterator[ClientRecord]:
         """What became of each client of this process, as their replies come.
 
         Args:
@@ -85,7 +81,7 @@ class Coordinator:
 
     # ---- what is sent ----------------------------------------------------------------------------
 
-    def _tasks(self, history: Sequence[Mapping[str, Any]]) -> Iterator[Task]:
+    def _tasks(self, history: Sequence[Row]) -> Iterator[Task]:
         """The tasks of this process, each made when it is asked for."""
         fabric = self.session.fabric
         # who trains a client changes none of its draws, so that the stripes change no result
@@ -103,9 +99,7 @@ class Coordinator:
             self._waiting[client.id] = (record, task.link)
             yield task
 
-    def _task(
-        self, client: Client, record: ClientRecord, history: Sequence[Mapping[str, Any]]
-    ) -> Task:
+    def _task(self, client: Client, record: ClientRecord, history: Sequence[Row]) -> Task:
         session = self.session
         server = self.server
         timing = session.timing

@@ -9,9 +9,10 @@ another one, or devices behind a network.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from bhfl.comm.network import Link
+from bhfl.engine.types import Row
 from bhfl.settings import LocalTraining
 from bhfl.tags import Status
 
@@ -69,7 +70,7 @@ class Task:
     """Whether it also measures the model that it has trained."""
     link: ClientLink | None = None
     """Its link, where a network is simulated."""
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Row] = ()
     """The server's metrics, a row for each past round."""
 
 

@@ -6,23 +6,23 @@ import shlex
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 from bhfl.comm import encoded_bytes
-from bhfl.engine.checkpoint import check_storable
+from bhfl.engine.checkpoint import State, check_storable
 from bhfl.engine.client.store import client_store
-from bhfl.engine.common import check_common_folder, check_same_options
 from bhfl.engine.ending import STANDING
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.processes import check_common_folder, check_same_options
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.resume import check_told, fitting
 from bhfl.engine.rounds import run_round
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
+from bhfl.engine.types import Row
 from bhfl.settings import SETTINGS, Role
 
 
@@ -50,7 +50,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
         session.module.on_fit_end()
         metrics = session.evaluate("test")
         session.tear_down()
-        run.close_logs()
+        run.loggers.close()
         # last of the files, and while nobody else may write here: who finds a summary takes the
         # run for done
         run.finish(metrics)
@@ -105,13 +105,13 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
         run.restore(state)
     session.store = run.store
     run.begin(session.server, files)
-    session.place.open(run.folder, run.loggers)
+    session.place.open(run.folder, run.loggers.active)
     # rank 0 has dropped what came after the restored round before another process reads any of it
     fabric.barrier()
     return run
 
 
-def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
+def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, State | None]:
     trainer = session.trainer
     if ckpt_path is None:
         return new_run(trainer.root), None
@@ -155,10 +155,10 @@ def _round(session: Session, run: Run) -> None:
     session.call("on_round_end", metrics=row)
 
 
-def _row(session: Session, run: Run, records: list[ClientRecord]) -> dict[str, Any]:
+def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     """What training a round came to, by tag."""
     server = session.server
-    row: dict[str, Any] = {"round": server.round, **round_metrics(records), **server.metrics}
+    row = {"round": server.round, **round_metrics(records), **server.metrics}
     row |= run.ledger.add(records)
     if session.timing:
         before = run.history[-1]["time/simulated_s"] if run.history else 0.0

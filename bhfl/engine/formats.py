@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -26,13 +26,11 @@ from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.optim import configured
 from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import recording
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.random import RandomKeys, seed_globals
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.quant.memory_format import has_usual_strides, needs_contiguous
 from bhfl.settings import Settings
-
-if TYPE_CHECKING:
-    from bhfl.engine.client.worker import Worker
 
 Wanted = bool | Literal["auto"]
 
@@ -228,7 +226,7 @@ def _optimised_by_itself(
     module: L.LightningModule, optimizers: list[torch.optim.Optimizer]
 ) -> Iterator[None]:
     """What a module that optimises manually calls, on plain optimisers."""
-    lent: dict[str, Any] = {
+    lent = {
         "optimizers": lambda *_, **__: optimizers if optimizers[1:] else optimizers[0],
         "manual_backward": lambda loss, *arguments, **options: loss.backward(*arguments, **options),
         **dict.fromkeys(_IGNORED, lambda *_, **__: None),

@@ -143,7 +143,7 @@ def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from tensors_in(item, f"{path}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from tensors_in(item, f"{path}[{index}]")
     elif is_dataclass(value) and not isinstance(value, type):
@@ -173,7 +173,7 @@ def check_metrics(rule: str, metrics: Any) -> None:
     if not isinstance(metrics, Mapping):
         raise ReturnError(f"{rule} numbers by tag, got {type(metrics).__name__}")
     for tag, value in metrics.items():
-        if not isinstance(tag, str) or not isinstance(value, (int, float)):
+        if not isinstance(tag, str) or not isinstance(value, int | float):
             raise ReturnError(f"{rule} numbers by tag, got {type(value).__name__} as {tag!r}")
 
 

@@ -9,13 +9,14 @@ text stay apart.
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.types import Row
 
 LEVEL = 6
 MAX_TEXT = 2**25
@@ -41,7 +42,7 @@ class PackedHistory:
         self._names: dict[str, int] = {}
         self._sets: dict[tuple[str, ...], int] = {}
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Row) -> None:
         """Add the row of a round: names to what JSON can hold."""
         keys = tuple(row)
         if keys not in self._sets:
@@ -50,11 +51,6 @@ class PackedHistory:
             for key in keys:
                 self._names.setdefault(key, len(self._names))
         self._write([self._sets[keys], *row.values()])
-
-    def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add several."""
-        for row in rows:
-            self.append(row)
 
     def _write(self, line: Any) -> None:
         self._packed += self._stream.compress(
@@ -69,7 +65,7 @@ class PackedHistory:
         return torch.frombuffer(packed, dtype=torch.uint8)
 
 
-def unpack(packed: Any) -> list[dict[str, Any]]:
+def unpack(packed: Any) -> list[Row]:
     """The rows in what `PackedHistory.tensor` gave.
 
     Raises:
@@ -78,7 +74,7 @@ def unpack(packed: Any) -> list[dict[str, Any]]:
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.ndim != 1:
         raise CheckpointError("its history must be packed rows, which it is not")
     names: list[str] = []
-    sets: list[list[str]] = []
+    sets = []
     rows = []
     try:
         for line in _lines(packed.numpy().tobytes()):

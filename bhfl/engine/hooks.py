@@ -9,6 +9,7 @@ generator whose body never runs.
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial, partialmethod
 from typing import Any
 
@@ -26,6 +27,7 @@ class HookError(TypeError, ValueError):
     """
 
 
+@dataclass
 class Guard:
     """What the hooks of a base class are, and the check of classes that derive from it.
 
@@ -37,18 +39,10 @@ class Guard:
         near: Likeness above which a name is taken for that of a hook, misspelt.
     """
 
-    def __init__(
-        self,
-        base: type,
-        *,
-        others: Collection[type] = (),
-        by_name: bool = False,
-        near: float = _NEAR,
-    ) -> None:
-        self.base = base
-        self.others = others
-        self.by_name = by_name
-        self.near = near
+    base: type
+    others: Collection[type] = ()
+    by_name: bool = False
+    near: float = _NEAR
 
     def check_class(self, cls: type) -> None:
         """Check all that `cls` and the classes between it and the base define, and what is mixed
@@ -125,7 +119,7 @@ class Guard:
     def _override_problem(self, made: type, name: str, raw: Any, known: Any) -> str:
         where = f"{made.__name__}.{name}"
         if not inspect.isroutine(known):
-            wrong = inspect.isfunction(raw) and not isinstance(known, (property, cached_property))
+            wrong = inspect.isfunction(raw) and not isinstance(known, property | cached_property)
             return f"{where} must be a value such as {known!r}, got a method" if wrong else ""
         if inspect.isdatadescriptor(raw) or isinstance(raw, cached_property):
             kind = type(raw).__name__
@@ -146,7 +140,7 @@ class Guard:
         it a helper.
         """
         value = own[name]
-        if isinstance(value, (property, cached_property, type)):
+        if isinstance(value, property | cached_property | type):
             return ""
         method = inspect.isroutine(value) or isinstance(value, _METHODS)
         hooks = [hook for hook, raw in known.items() if inspect.isroutine(raw)]
@@ -221,7 +215,7 @@ def check_methods(thing: Any, protocol: type, what: str) -> None:
     Raises:
         HookError: With every problem, one a line.
     """
-    problems: list[str] = []
+    problems = []
     owner = type(thing).__name__
     for name, known in vars(protocol).items():
         if name.startswith("_"):

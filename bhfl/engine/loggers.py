@@ -5,18 +5,21 @@ is said once.
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from bhfl.engine.types import Row
 
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
 """An event file of TensorBoard: the second in which it was begun, and the rest of its name."""
 
 
+@dataclass
 class Loggers:
-    """The loggers that still write.
+    """The loggers of a run.
 
     Args:
         chosen: The trainer's option: True for TensorBoard and CSV in the run folder, False, or any
@@ -24,12 +27,12 @@ class Loggers:
         folder: The run folder.
     """
 
-    def __init__(self, chosen: bool | Logger | Sequence[Logger], folder: Path) -> None:
-        self.chosen = chosen
-        self.folder = folder
-        self.active: list[Logger] = []
+    chosen: bool | Logger | Sequence[Logger]
+    folder: Path
+    active: list[Logger] = field(default_factory=list)
+    """Those that still write."""
 
-    def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def begin(self, history: Sequence[Row]) -> None:
         """Open the loggers, after the rounds of `history`."""
         chosen = self.chosen
         if chosen is not True:
@@ -44,7 +47,7 @@ class Loggers:
         ]
         self.each(lambda logger: self._begin(logger, history))
 
-    def _begin(self, logger: Logger, history: Sequence[Mapping[str, Any]]) -> None:
+    def _begin(self, logger: Logger, history: Sequence[Row]) -> None:
         if isinstance(logger, TensorBoardLogger):
             # Lightning begins the event file when the experiment is asked for, so right after this
             sort_before_now(self.folder)
@@ -59,7 +62,7 @@ class Loggers:
             for row in history:
                 logger.log_metrics(scalars(row), step=row["round"])
 
-    def log(self, row: Mapping[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """Write the numbers of a finished round."""
         self.each(lambda logger: _log(logger, row))
 
@@ -110,14 +113,14 @@ def sort_before_now(folder: Path) -> None:
         (folder / name[0]).rename(folder / f"events.out.tfevents.{number:010d}.{name[2]}")
 
 
-def scalars(row: Mapping[str, Any]) -> dict[str, Any]:
+def scalars(row: Row) -> Row:
     """The metrics of a row: what has a tag and is a number."""
     return {
-        tag: value for tag, value in row.items() if "/" in tag and isinstance(value, (int, float))
+        tag: value for tag, value in row.items() if "/" in tag and isinstance(value, int | float)
     }
 
 
-def _log(logger: Logger, row: Mapping[str, Any]) -> None:
+def _log(logger: Logger, row: Row) -> None:
     logger.log_metrics(scalars(row), step=row["round"])
     if isinstance(logger, TensorBoardLogger):
         # a thread of its own writes: what it still holds would be lost in a kill

@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
 
@@ -12,6 +13,7 @@ process may be silent beyond the time-out.
 """
 
 
+@dataclass
 class Peer:
     """Another process, as it was last heard of.
 
@@ -20,17 +22,17 @@ class Peer:
         child: The process itself, where this one has started it.
     """
 
-    def __init__(self, rank: int, child: Popen[bytes] | None = None) -> None:
-        self.rank, self.child = rank, child
-        self.place = ""
-        self.doing = "starting"
-        self.error = ""
-        self.left = False
-        """It has finished what the processes do together."""
-        self.heard: float | None = None
-        self.gone = False
-        self.socket: socket.socket | None = None
-        self.unread = b""
+    rank: int
+    child: Popen[bytes] | None = None
+    place: str = ""
+    doing: str = "starting"
+    error: str = ""
+    left: bool = False
+    """It has finished what the processes do together."""
+    heard: float | None = None
+    gone: bool = False
+    connection: socket.socket | None = None
+    unread: bytes = b""
 
     def take(self, said: dict[str, Any]) -> None:
         """Take note of what it says."""

@@ -1,6 +1,7 @@
 """Randomness by keys: the same draws whatever ran before, and on whichever process."""
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ PURPOSES = (
 """Names of the streams. Appending one leaves the draws of all others as they are."""
 
 
+@dataclass
 class RandomKeys:
     """The random streams of one (seed, round, client): a generator for each purpose, none shared,
     none global.
@@ -20,10 +22,9 @@ class RandomKeys:
     order.
     """
 
-    def __init__(self, seed: int, round: int = 0, client: int = 0) -> None:
-        self.seed = seed
-        self.round = round
-        self.client = client
+    seed: int
+    round: int = 0
+    client: int = 0
 
     def _sequence(self, purpose: str, extra: tuple[int, ...]) -> np.random.SeedSequence:
         key = (PURPOSES.index(purpose), self.round, self.client, *extra)

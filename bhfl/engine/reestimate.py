@@ -2,10 +2,8 @@
 of the server.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,13 +13,10 @@ from bhfl.engine.calls import call_step
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import Recorder, recording
-from bhfl.engine.foreign import server_data
+from bhfl.engine.client.worker import Worker
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, server_data
 from bhfl.quant import reestimate_batchnorm_
-
-if TYPE_CHECKING:
-    from bhfl.engine.client.worker import Worker
 
 
 def reestimation(

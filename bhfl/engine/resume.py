@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bhfl.engine import checkpoint
-from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.contents import lost_key, read_state
 from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.types import ServerState
@@ -21,7 +21,7 @@ from bhfl.settings import MUST_STAY, Role, Told, differences
 _MAX_RECORD_BYTES = 2**30
 
 
-def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, dict[str, Any]]:
+def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, State]:
     """The run folder (None for a file outside any) and the state that `path` means.
 
     Args:
@@ -86,7 +86,7 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
         )
 
 
-def _load(folder: Path, which: str) -> dict[str, Any]:
+def _load(folder: Path, which: str) -> State:
     checkpoints = folder / CHECKPOINTS
     if which == "last":
         return checkpoint.load_last(checkpoints, read_state)
@@ -96,7 +96,7 @@ def _load(folder: Path, which: str) -> dict[str, Any]:
     return read_state(checkpoints / "best.ckpt")
 
 
-def fitting(state: Mapping[str, Any], fresh: ServerState) -> ServerState:
+def fitting(state: State, fresh: ServerState) -> ServerState:
     """The checkpoint's server state, if it fits the model and groups of `fresh`.
 
     Raises:

@@ -1,8 +1,7 @@
 """One round, a straight line: draw, begin, train, combine, close."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from bhfl.comm import encode, header_bytes
 from bhfl.engine.coordinator import Coordinator
@@ -12,11 +11,11 @@ from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
 from bhfl.engine.records import ClientRecord, outliers, with_updates
 from bhfl.engine.session import Session
-from bhfl.engine.types import ServerState
+from bhfl.engine.types import Row, ServerState
 
 
 def run_round(
-    session: Session, server: ServerState, history: Sequence[Mapping[str, Any]]
+    session: Session, server: ServerState, history: Sequence[Row]
 ) -> tuple[ServerState, list[ClientRecord]]:
     """One round from `server`; its successor and what became of each client, the same on every
     process.

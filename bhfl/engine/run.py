@@ -5,17 +5,16 @@ import operator
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from lightning.fabric.loggers import Logger
 
 import bhfl
 from bhfl.engine import checkpoint
-from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import read_state
 from bhfl.engine.folder import (
@@ -29,9 +28,9 @@ from bhfl.engine.folder import (
 from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
-from bhfl.engine.types import ServerState
+from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, claim, write_json
-from bhfl.settings import Settings
+from bhfl.settings import Settings, Told
 
 MAX_FAILED = 2000
 """Characters that ``summary.json`` keeps of an error."""
@@ -53,19 +52,19 @@ class Run:
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Row] = []
         self._packed = PackedHistory()
         self.ledger = Ledger()
         self.best: float | None = None
         self.best_round = 0
         self.failed_rounds = 0
         self.seconds = 0.0
-        self._loggers = Loggers(settings.output.logger, folder)
+        self.loggers = Loggers(settings.output.logger, folder)
         self._claim: IO[bytes] | None = None
 
     # ---- beginning and resuming ------------------------------------------------------------------
 
-    def state(self, server: ServerState, config: Mapping[str, Any]) -> dict[str, Any]:
+    def state(self, server: ServerState, config: Told) -> State:
         """All that a resumed run needs."""
         return {
             "server": vars(server),
@@ -82,7 +81,7 @@ class Run:
             "version": bhfl.__version__,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Go on from `state`."""
         run = state["run"]
         self.store = ClientStore(self.store.folder, state["clients"])
@@ -120,12 +119,13 @@ class Run:
             write_json(self.folder / f"{name}.json", value)
         write_json(self.folder / "env.json", _environment(self.settings, server))
         self.rows.rewrite(self.history)
-        self._packed.extend(self.history)
-        self._loggers.begin(self.history)
+        for row in self.history:
+            self._packed.append(row)
+        self.loggers.begin(self.history)
 
     # ---- one round -------------------------------------------------------------------------------
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """Take the row of a finished round: metrics by tag, and what is not a number for
         ``rounds.jsonl`` alone.
         """
@@ -133,20 +133,9 @@ class Run:
         if self.writes:
             self.rows.append(row)
             self._packed.append(row)
-            self._loggers.log(row)
+            self.loggers.log(row)
 
-    @property
-    def loggers(self) -> list[Logger]:
-        """Those that still write."""
-        return self._loggers.active
-
-    def each_logger(self, action: Callable[[Logger], object]) -> None:
-        """Call `action` with every logger; one that cannot write is left out from then on, with a
-        warning.
-        """
-        self._loggers.each(action)
-
-    def improved(self, row: Mapping[str, Any], complete: bool) -> bool:
+    def improved(self, row: Row, complete: bool) -> bool:
         """Whether the monitored metric of `row` is the best so far.
 
         Args:
@@ -183,9 +172,7 @@ class Run:
         later = self.history[self.best_round :]
         return sum(self.settings.choice.monitor in row for row in later) >= patience
 
-    def save(
-        self, server: ServerState, config: Mapping[str, Any], best: bool, last: bool
-    ) -> list[int]:
+    def save(self, server: ServerState, config: Told, best: bool, last: bool) -> list[int]:
         """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best one's
         too.
         """
@@ -231,21 +218,17 @@ class Run:
         with suppress(OSError):
             self.finish({}, error)
 
-    def close_logs(self) -> None:
-        """Flush and close the loggers."""
-        self._loggers.close()
-
     def close(self) -> None:
         """Close the loggers, drop what clients came to in a round without an end, and leave the
         folder to others.
         """
-        self.close_logs()
+        self.loggers.close()
         self.store.drop_all()
         if self._claim:
             self._claim.close()
 
 
-def _interned(row: Mapping[str, Any]) -> dict[str, Any]:
+def _interned(row: Row) -> Row:
     """A row whose tags are one string each, not one a round."""
     return {sys.intern(tag): value for tag, value in row.items()}
 

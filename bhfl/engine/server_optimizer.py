@@ -3,12 +3,14 @@ arXiv 2003.00295).
 """
 
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bhfl.engine.types import Params
 from bhfl.recorded import spelled
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -34,6 +36,7 @@ def unusable(make: OptimizerCallable) -> str:
     return ""
 
 
+@dataclass
 class ServerOptimizer:
     """Steps any torch optimiser on means of client weights; its state comes in and goes out, none
     stays here.
@@ -47,13 +50,12 @@ class ServerOptimizer:
             take the mean.
     """
 
-    def __init__(self, make: OptimizerCallable, trained: Collection[str]) -> None:
-        self.make = make
-        self.trained = trained
+    make: OptimizerCallable
+    trained: Collection[str]
 
     def step(
-        self, params: dict[str, Tensor], mean: dict[str, Tensor], state: dict[str, Any] | None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self, params: Params, mean: Params, state: dict[str, Any] | None
+    ) -> tuple[Params, dict[str, Any]]:
         """One step from `params` with ``params - mean`` for gradient; the new params and optimiser
         state.
 

@@ -24,7 +24,6 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.fingerprint import fingerprint, model_options
-from bhfl.engine.foreign import server_data
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -38,7 +37,7 @@ from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.state import check_state
 from bhfl.engine.timing import Timing
-from bhfl.engine.types import Client, FederatedData, Params, ServerState
+from bhfl.engine.types import Client, FederatedData, Params, ServerState, server_data
 from bhfl.quant import BitSpec, layer_weights, set_spec_
 from bhfl.settings import Role, Told
 

@@ -15,10 +15,9 @@ from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.client.recorder import Recorder
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
-from bhfl.engine.foreign import server_data
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
-from bhfl.engine.types import Client, FederatedData
+from bhfl.engine.types import Client, FederatedData, server_data
 from bhfl.settings import Settings
 
 _BACKWARD = 3

@@ -14,7 +14,7 @@ from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback
-from bhfl.engine.checkpoint import digest
+from bhfl.engine.checkpoint import State, digest
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import STEPS
@@ -300,7 +300,7 @@ class FederatedTrainer:
         """Where the folders of this trainer's runs are."""
         return user_path(self.settings.output.default_root_dir) / str(self.settings.output.name)
 
-    def find_checkpoint(self, ckpt_path: str | Path) -> tuple[Path | None, dict[str, Any]]:
+    def find_checkpoint(self, ckpt_path: str | Path) -> tuple[Path | None, State]:
         """The run folder and the state that `ckpt_path` means.
 
         ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its

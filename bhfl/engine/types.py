@@ -4,6 +4,7 @@ module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,11 @@ Params = dict[str, Tensor]
 """State-dict names to float32 tensors: every floating entry of the model but the running statistics
 of norm layers.
 """
+
+ClientState = dict[str, Tensor]
+"""What a client keeps between rounds, by names of the algorithm's."""
+Row = dict[str, Any]
+"""A round's metrics by tag, and what else its line of ``rounds.jsonl`` holds."""
 
 
 class Update(dict[str, Tensor | QuantizedTensor]):
@@ -118,7 +124,7 @@ class FederatedData(Protocol):
 
 @runtime_checkable
 class ServerData(FederatedData, Protocol):
-    """What algorithms and analyses ask of a data module besides; `bhfl.engine.foreign.server_data`
+    """What algorithms and analyses ask of a data module besides; `server_data`
     gives any data module the methods that it lacks.
     """
 
@@ -141,3 +147,46 @@ class ServerData(FederatedData, Protocol):
 
     def client_batch_size(self, client: Client) -> int:
         """Samples in a training batch of the client; the last one may be smaller."""
+
+
+class _Foreign:
+    """A data module, with a default for each method of `ServerData` that others may lack."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the data module's own."""
+        return getattr(self._data, name)
+
+    def num_holdout(self) -> int:
+        """Its own answer, or what its attribute `holdout` says; 0 where it hands none out."""
+        if not hasattr(self._data, "holdout_batches"):
+            return 0
+        own = getattr(self._data, "num_holdout", None)
+        return int(getattr(self._data, "holdout", 0) if own is None else own())
+
+    def holdout_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """All that it has."""
+        return self._data.holdout_batches() if self.num_holdout() else ()
+
+    def val_batches(self, limit: int | None = None) -> Iterable[Any]:
+        """All that it has."""
+        batches: Iterable[Any] = self._data.val_batches()
+        return batches
+
+    def client_batch_size(self, client: Client) -> int:
+        """Its own answer, what its attribute `batch_size` says, or as its batches have it."""
+        own = getattr(self._data, "client_batch_size", None)
+        if own is not None:
+            return int(own(client))
+        batches = max(1, self._data.num_batches(client.id))
+        return int(getattr(self._data, "batch_size", math.ceil(client.num_examples / batches)))
+
+
+def server_data(data: FederatedData) -> ServerData:
+    """The data module itself where it has `num_holdout` and what belongs to it, or else one that
+    has defaults for them.
+    """
+    # of a protocol, isinstance looks for the names of its methods alone
+    return data if isinstance(data, ServerData) else _Foreign(data)

@@ -244,14 +244,14 @@ class Watch:
             self._add(stranger, Peer(-1))
 
     def _add(self, connection: socket.socket, peer: Peer) -> None:
-        peer.socket = connection
+        peer.connection = connection
         self._selector.register(connection, selectors.EVENT_READ, peer)
         self._next_beat = 0.0
 
     def _read(self, peer: Peer) -> None:
-        assert peer.socket
+        assert peer.connection
         try:
-            data = peer.socket.recv(_LONGEST)
+            data = peer.connection.recv(_LONGEST)
         except BlockingIOError:
             return
         except OSError:
@@ -264,14 +264,14 @@ class Watch:
             data = b""
         if not data or len(peer.unread) > _LONGEST:
             peer.gone = True
-            self._selector.unregister(peer.socket)
-            peer.socket.close()
-            peer.socket = None
+            self._selector.unregister(peer.connection)
+            peer.connection.close()
+            peer.connection = None
 
     def _hear(self, peer: Peer, said: dict[str, Any]) -> None:
         if peer.rank < 0:  # somebody who has come to the door: is it one of us?
             known = self.peers[said["rank"]]
-            if known.socket is None and said["of"] == self.num_processes:
+            if known.connection is None and said["of"] == self.num_processes:
                 peer.rank, peer.child = known.rank, known.child
                 self.peers[known.rank] = peer
         if peer.rank < 0 or said["rank"] != peer.rank:
@@ -302,7 +302,7 @@ class Watch:
         # the main thread speaks too, and lines must not run into each other
         with self._speaking:
             for peer in list(self.peers.values()):
-                if connection := peer.socket:
+                if connection := peer.connection:
                     with suppress(OSError):  # who cannot be reached is noticed when reading
                         connection.send(line)
 
@@ -329,8 +329,8 @@ class Watch:
         """
         STANDING.on_change = None
         for peer in self.peers.values():
-            if peer.socket:
-                peer.socket.close()
+            if peer.connection:
+                peer.connection.close()
 
 
 def _agent_has_the_port() -> bool:

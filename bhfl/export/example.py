@@ -53,7 +53,7 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
 
 def _calls(worker: Worker, batch: Any) -> list[Call]:
     """The parts of the model that a step calls on a batch, with the arguments of each call."""
-    calls: list[Call] = []
+    calls = []
     handles = []
     for part in worker.module.modules():
         # append returns None, by which such a hook leaves the arguments as they are

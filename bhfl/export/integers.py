@@ -64,8 +64,8 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
         ImportError: The extra ``export`` is not installed.
     """
     save_file = needed("safetensors.torch", "export").save_file
-    ties: dict[str, str] = {}
-    specs: dict[str, dict[str, Any]] = {}
+    ties = {}
+    specs = {}
     if isinstance(model, nn.Module):
         state: Tensors = quantized_state(model)
         ties = _ties(model, state)
@@ -93,7 +93,7 @@ def _flat(state: Tensors) -> dict[str, Tensor]:
     """The tensors of the file, by name. Each is cloned, because safetensors refuses tensors that
     share memory.
     """
-    flat: dict[str, Tensor] = {}
+    flat = {}
     for name, value in state.items():
         parts = {name: value}
         if isinstance(value, QuantizedTensor):

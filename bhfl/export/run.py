@@ -22,7 +22,7 @@ from bhfl.export.example import example_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx
-from bhfl.files import durable, read_limited, user_path
+from bhfl.files import read_limited, user_path, write_text
 from bhfl.plain import read_json
 from bhfl.tags import ACCURACIES
 
@@ -96,8 +96,7 @@ def export_run(
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
         made.files += _files(session, made, accuracies)
         session.tear_down()
-    with durable(made.card) as file:
-        file.write(_card(session, made, measured, Ledger(state["run"]["ledger"])).encode())
+    write_text(made.card, _card(session, made, measured, Ledger(state["run"]["ledger"])))
     return made
 
 
@@ -142,7 +141,7 @@ def _accuracies(
         # of several accuracies the first name counts, and so it is written last
         for name in reversed(ACCURACIES):
             value = metrics.get(f"{stage}/{name}_{group}")
-            if isinstance(value, (int, float)):
+            if isinstance(value, int | float):
                 found[group] = value
     return split, found
 

@@ -10,6 +10,7 @@ from bhfl.files.writing import (
     settle,
     temporary_beside,
     write_json,
+    write_text,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "user_path",
     "walk",
     "write_json",
+    "write_text",
 ]

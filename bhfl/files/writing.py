@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -124,19 +125,24 @@ def _existing(path: str, flags: int) -> int:
     return no_link(path, flags & ~os.O_CREAT)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, durably."""
+    with durable(path) as file:
+        file.write(text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, durably."""
-    with durable(path) as file:
-        file.write(json.dumps(value, indent=1).encode() + b"\n")
+    write_text(path, f"{json.dumps(value, indent=1)}\n")
 
 
+@dataclass
 class RoundsFile:
     """``rounds.jsonl``: one line of JSON for each round. A line is on disk when it is written, so
     that the file is valid after a kill.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def rewrite(self, rows: Iterable[dict[str, Any]]) -> None:
         """Begin with the rows of the rounds before, whatever was there."""
@@ -157,7 +163,7 @@ class RoundsFile:
 
     def read(self) -> list[dict[str, Any]]:
         """All whole rows, up to the first line that is damaged, such as one that a kill cut off."""
-        rows: list[dict[str, Any]] = []
+        rows = []
         try:
             for line in self.path.read_bytes().splitlines():
                 row = json.loads(line)

@@ -62,7 +62,7 @@ def pooled_units(
     """Return `depth` convolution units for each width, and a pooling behind them that halves the
     image.
     """
-    layers: list[nn.Module] = []
+    layers = []
     for width in widths:
         for _ in range(depth):
             layers += conv_unit(in_channels, width, kernel, norm)

@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         super().__init__()
         check_arguments(num_classes, input_shape)
         self.stem = nn.Sequential(*conv_unit(input_shape[0], widths[0], 3, norm))
-        layers: list[ResidualBlock] = []
+        layers = []
         channels = widths[0]
         for stage, width in enumerate(widths):
             for block in range(blocks):

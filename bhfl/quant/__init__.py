@@ -16,7 +16,6 @@ learning.
 """
 
 from bhfl.quant.affine import AffineTensor, fake_quantize_affine, quantize_affine
-from bhfl.quant.attention import QuantMultiheadAttention
 from bhfl.quant.backends import BackendWarning
 from bhfl.quant.backends.tuning import tune
 from bhfl.quant.convert import (
@@ -45,6 +44,7 @@ from bhfl.quant.layers import (
     QuantEmbedding,
     QuantLayer,
     QuantLinear,
+    QuantMultiheadAttention,
 )
 from bhfl.quant.norms import reestimate_batchnorm_
 from bhfl.quant.packing import pack, packed_bytes, unpack

@@ -8,10 +8,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from bhfl.quant.attention import can_be_quantized, guard_fused_kernels_
 from bhfl.quant.backends import get_backend
 from bhfl.quant.functional import QuantizedTensor
-from bhfl.quant.layers import QUANT_CLASSES
+from bhfl.quant.layers import QUANT_CLASSES, can_be_quantized, guard_fused_kernels_
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.quant_layer import QuantLayer, check_layer, chosen_backend, takes_low_bits
 from bhfl.quant.spec import FLOAT_BITS, BitSpec
@@ -124,10 +123,9 @@ def set_backend_(
         ImportError: The backend needs a package that cannot be imported.
     """
     get_backend(backend).require()
-    layers = []
-    for name, layer in _quant_layers(model):
-        if filter_fn is None or filter_fn(name, layer):
-            layers.append(layer)
+    layers = [
+        layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)
+    ]
     if not layers:
         raise ValueError(
             f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ "
@@ -272,11 +270,11 @@ def layers_by_weight(model: nn.Module) -> dict[str, QuantLayer]:
     """The Quant* layers of a model by the keys that their weights have in its state dict; a layer
     that is there under several names has as many keys.
     """
-    found = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, QuantLayer):
-            found[f"{name}.{module.weight_key}".removeprefix(".")] = module
-    return found
+    return {
+        f"{name}.{module.weight_key}".removeprefix("."): module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, QuantLayer)
+    }
 
 
 def begin_round_(model: nn.Module) -> None:

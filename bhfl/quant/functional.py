@@ -40,10 +40,10 @@ class QuantizedTensor:
 
 def float_tensors(tensors: Mapping[str, Tensor | QuantizedTensor]) -> dict[str, Tensor]:
     """Quantised tensors as the float32 values that they stand for, and all others as they are."""
-    found = {}
-    for name, value in tensors.items():
-        found[name] = value.dequantize() if isinstance(value, QuantizedTensor) else value
-    return found
+    return {
+        name: value.dequantize() if isinstance(value, QuantizedTensor) else value
+        for name, value in tensors.items()
+    }
 
 
 def code_dtype(bits: int) -> torch.dtype:

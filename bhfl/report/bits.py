@@ -76,7 +76,7 @@ def heat(panels: Sequence[Any], found: Sequence[Bits]) -> None:
     high = max(float(np.nanmax(bits)) for _, _, bits in found)
     # a scale needs two ends, and all bits may be the same
     colours = LogNorm(low, high if high > low else low + 1)
-    image: Any = None
+    image = None
     for panel, (layers, rounds, bits) in zip(panels, found, strict=True):
         extent = (rounds[0] - 0.5, rounds[-1] + 0.5, len(layers) - 0.5, -0.5)
         style = {"norm": colours, "cmap": "viridis", "aspect": "auto", "interpolation": "nearest"}

@@ -1,13 +1,12 @@
 """``bhfl report RUN...``: what finished and unfinished runs came to, side by side."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from bhfl.files import durable, user_path
+from bhfl.files import user_path, write_text
 from bhfl.report.arguments import errors_told, path_argument
 from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
@@ -22,8 +21,8 @@ or links are in tables of their own. Runs that are not finished, or damaged, are
 
 
 def write_report(
-    runs: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    runs: Sequence[str | Path],
+    out: str | Path,
     *,
     names: Mapping[Path, str] | None = None,
     target: float | None = None,
@@ -72,8 +71,7 @@ def write_report(
         "report.html": page(found, tables),
     }
     for name, text in texts.items():
-        with durable(out / name) as file:
-            file.write(text.encode())
+        write_text(out / name, text)
     return "\n\n".join(map(console, flat))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import aligned
-from bhfl.files import durable
+from bhfl.files import durable, write_text
 from bhfl.report.arguments import errors_told, path_argument
 from bhfl.report.drawing import bare, labels, pyplot
 from bhfl.report.forms import csv_text
@@ -79,8 +79,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     Raises:
         OSError: `path` cannot be written.
     """
-    with durable(path) as file:
-        file.write(csv_text(rows).encode())
+    write_text(path, csv_text(rows))
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

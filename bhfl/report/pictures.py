@@ -243,7 +243,7 @@ def _curves(
 def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
     """Draw one curve; `place` is its place among all, from 0 to 1."""
     finished = line.row.finished
-    style: dict[str, Any] = {"color": colour, "markersize": 4, "label": _shown(line.row)}
+    style = {"color": colour, "markersize": 4, "label": _shown(line.row)}
     style["linestyle"] = "-" if finished else "--"
     # a curve that hides another is the thinner one
     style["linewidth"] = 1.0 + (1.0 - place) * finished

@@ -49,7 +49,7 @@ def ranking(section: Section, group: str) -> Ranking:
         section: The rows, which are ranked where it is known that they may be compared.
         group: A bit group, or the average over clients.
     """
-    whole: dict[int, BySeed] = {}
+    whole = {}
     unmeasured = []
     for i, row in enumerate(section.rows):
         found = row.by_seed(group) if row.finished and section.comparable else {}

@@ -6,7 +6,6 @@ Nothing here trusts a file: a run may be damaged, killed, or being written while
 
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,7 +164,7 @@ def _printable(value: Any) -> Any:
 # ---- folders -------------------------------------------------------------------------------------
 
 
-def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """The run folders that `paths` mean, each once: paths in their order, versions by number.
 
     Args:
@@ -298,7 +297,7 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
     round: Any = found.get("round")
     if not is_integer(round) or not 0 < round <= MAX_ROUND:
         return {}
-    row: dict[str, Any] = {}
+    row = {}
     for tag, value in found.items():
         row[tags.setdefault(tag, printable(tag))] = number(value)
     return row | {"round": round}

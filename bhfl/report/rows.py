@@ -2,8 +2,6 @@
 the seed share a row.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +27,7 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> "Spread":
         """The mean and deviation of the finite values; NaN if there are none."""
         finite = [value for value in values if math.isfinite(value)]
         mean = statistics.mean(finite) if finite else math.nan
@@ -192,7 +190,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
     repeated = []
     for label, members in zip(named, methods, strict=True):
         # several runs that are cut off have a row each, as their rounds differ
-        finished: dict[int | None, Run] = {}
+        finished = {}
         for run in sorted(members, key=lambda run: run.seed or 0):
             if not run.finished:
                 rows.append(Row(label, (run,)))

@@ -205,7 +205,7 @@ def _group(entry: Mapping[str, Any]) -> str:
     if name.isdigit():
         name = "float32" if name == "32" else f"int{name}"
     fraction = entry.get("fraction")
-    if isinstance(fraction, (int, float)):
+    if isinstance(fraction, int | float):
         return f"{100 * fraction:g} % {name}"
     return f"{entry.get('count')} x {name}"
 

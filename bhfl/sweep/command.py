@@ -34,7 +34,7 @@ def _sweep(args: Sequence[str]) -> int:
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     _check_only(request.only, matrix)
     # torch is loaded from here on, when the matrix is known to be right
-    from bhfl.sweep.actions import list_runs, run_missing
+    from bhfl.sweep.runner import list_runs, run_missing
 
     plan = Plan(matrix, request.root / matrix.name, request.only)
     if request.dry_run:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from bhfl.cli.reading import Layer, read_file
 from bhfl.engine.folder import newest_run, read_summary
 from bhfl.files import RoundsFile
-from bhfl.sweep.matrix import EACH, Matrix
-from bhfl.sweep.options import Option
+from bhfl.sweep.matrix import EACH, Matrix, Option
 
 TRIALS = "_tuning"
 """The folder of runs that tune; names of settings and methods begin with a letter or digit."""

@@ -13,8 +13,7 @@ from bhfl.checks import Check, count, positive, shown, suggestion, within
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.files import user_path
 from bhfl.settings import LARGEST_SEED
-from bhfl.sweep.matrix import EACH, Matrix, Tune
-from bhfl.sweep.options import OPTION, Option, leaves, reserved
+from bhfl.sweep.matrix import EACH, OPTION, Matrix, Option, Tune, leaves, reserved
 
 KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
 Given = list[tuple[str, Any]]
@@ -130,10 +129,11 @@ class _Reader:
         # ("base", "a.b", "c") of the matrix is ("a", "b", "c") of the run
         own = tuple(key.removesuffix("+").split("."))
         length = len(keys) + 1
-        lines: dict[Keys, int] = {}
-        for inner, line in self.layer.lines.items():
-            if inner[:length] == (*keys, key):
-                lines[own + inner[length:]] = line
+        lines = {
+            own + inner[length:]: line
+            for inner, line in self.layer.lines.items()
+            if inner[:length] == (*keys, key)
+        }
         lines[own[:1]] = lines[own]
         return Layer(nested(key, value), self.layer.file, lines, key)
 
@@ -144,7 +144,7 @@ class _Reader:
         return seeds
 
     def tune(self, values: Any, settings: list[str], given: Given) -> Tune | None:
-        keys: Keys = ("tune",)
+        keys = ("tune",)
         if not isinstance(values, dict):
             self.problem(keys, f"must be a mapping with key, values and seeds, got {shown(values)}")
             return None
@@ -155,7 +155,7 @@ class _Reader:
         for i, value in enumerate(self.items((*keys, "values"), values.get("values"))):
             # a folder of trials is called by the value
             word = isinstance(value, str) and _NAME.fullmatch(value)
-            if not word and not isinstance(value, (int, float)):
+            if not word and not isinstance(value, int | float):
                 place = (*keys, "values", f"[{i}]")
                 self.problem(place, f"must be a number or a word, got {shown(value)}")
         self.seeds((*keys, "seeds"), values.get("seeds"))

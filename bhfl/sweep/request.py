@@ -9,7 +9,7 @@ from typing import Any
 from bhfl.checks import checked, count, positive, shown, suggestion
 from bhfl.cli.reading import ConfigError, Text, options
 from bhfl.files import user_path
-from bhfl.sweep.options import OPTION, Option, reserved
+from bhfl.sweep.matrix import OPTION, Option, reserved
 
 HELP = """usage: bhfl sweep MATRIX.yaml [--option value ...]
 

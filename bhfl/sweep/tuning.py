@@ -97,7 +97,7 @@ class Tuning:
         assert self.tune is not None
         of_seeds = self.plan.trials(cell)
         behind = math.inf if self.tune.margin is None else self.tune.margin
-        found: Outcomes = {}
+        found = {}
         racing = []
         for value in self.tune.values:
             trials = [of_seed[value] for of_seed in of_seeds]

@@ -608,7 +608,7 @@ def test_empty_words_name_nothing(bhfl: Command, run: Path, command: str) -> Non
     assert "ckpt_path" in err
     if command in ("export", "analyze"):
         code, _, err = bhfl(command, "--config", config, "--ckpt_path", "last", "--out", "")
-        assert (code, err) == (2, "error: out must name a folder, got ''\n")
+        assert (code, err) == (2, "error: out must be a path: a path must not be empty, got ''\n")
 
 
 def test_warnings_are_one_line() -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from bhfl.algorithms import FedLQ
-from bhfl.engine.foreign import server_data
-from bhfl.engine.types import Client
+from bhfl.engine.types import Client, server_data
 from bhfl.quant import BitSpec
 from tests.engine.hand_made import HandMade, points
 from tests.engine.test_refusal import run

@@ -23,7 +23,8 @@ from bhfl.engine.history import PackedHistory, unpack
 
 def packed(rows: list[dict]) -> torch.Tensor:
     made = PackedHistory()
-    made.extend(rows)
+    for row in rows:
+        made.append(row)
     return made.tensor()
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.sweep.matrix import Tune
-from bhfl.sweep.options import Option
+from bhfl.sweep.matrix import Option, Tune
 from bhfl.sweep.reader import read_matrix
 
 WHOLE = """\

@@ -227,7 +227,7 @@ def _exact(
     best = _cost(menus, incumbent)
     sizes = np.zeros(1, np.int64)
     costs = np.zeros(1)
-    trail: list[tuple[IntArray, IntArray]] = []
+    trail = []
     for position, layer in enumerate(order):
         menu = menus[layer]
         new_sizes = np.add.outer(menu.sizes, sizes).ravel()

@@ -26,7 +26,7 @@ from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, ClientState, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
 
 _MOST_CURVED = 1e30
@@ -164,7 +164,7 @@ class FedLQ(Algorithm):
         plan = server.extra["plan"]
         return {**server.params, PLAN: plan[client.id] if self.plan == "server" else plan}
 
-    def receive(self, received: Params, state: dict[str, Tensor]) -> Params:
+    def receive(self, received: Params, state: ClientState) -> Params:
         """The model."""
         return {name: tensor for name, tensor in received.items() if name != PLAN}
 

@@ -138,7 +138,7 @@ class Sensitivity:
         due = known is None or self.is_due(server.round, "server")
         if self.source != "server" or not self.shrinkage or not due:
             return known
-        fresh: Probe | None = None
+        fresh = None
         if context.fabric.is_global_zero:
             worker = context.worker
             # probes run in float32, so running statistics of float clients fit best

@@ -144,8 +144,8 @@ class SelectiveMean:
         """
         by_group = move is not None and self.mask is not None and self.mask.per == "group"
         groups: dict[str, SelectiveSum] = {}
-        squares: Squares = []
-        found: list[tuple[int, Numbers]] = []
+        squares = []
+        found = []
         for low in self._low():
             client = low.client
             counts = self._counts(low.squares)
@@ -208,7 +208,7 @@ class SelectiveMean:
             for name in weights
             if self.coarse is None or squares.get(name, self.coarse) < self.coarse
         }
-        masks: Params = {}
+        masks = {}
         if low:
             choose = _a_tensor if self.mask.scope == "layer" else _of_all
             masks = choose(low, move, self.mask.tau, tags)
@@ -224,7 +224,7 @@ class SelectiveMean:
 
 def _a_tensor(low: Params, move: Params, tau: float, tags: Numbers) -> Params:
     """A mask for each tensor."""
-    masks: Params = {}
+    masks = {}
     cosine = 0.0
     for name, own in low.items():
         selection = certified_select(own, move[name], cap=tau)

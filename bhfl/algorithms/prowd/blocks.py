@@ -10,13 +10,12 @@ Shapes: R rows, L elements a row (the fan-in), H hidden channels.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhfl.checks import checked, choice
 from bhfl.quant.rounding import levels
 
 Arch = Literal["conv1d", "pointwise", "mlp_chunk"]
@@ -56,10 +55,8 @@ class Block(nn.Module):
         hidden: int = 16,
         kernel: int = 9,
         bound: Bound = "auto",
-    ):
+    ) -> None:
         super().__init__()
-        checked("arch", arch, choice(*get_args(Arch)))
-        checked("bound", bound, choice(*get_args(Bound)))
         self.step = 1 / levels(bits)
         bounded = bound == "half_step" or (bound == "auto" and bits > 2)
         self.reach = _reach(bits) if bounded else math.inf

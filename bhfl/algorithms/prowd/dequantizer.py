@@ -155,7 +155,7 @@ class ProgressiveDequantizer(L.LightningModule):
         Raises:
             ValueError: A tensor has a width that is not on the ladder.
         """
-        raised: dict[str, Tensor] = {}
+        raised = {}
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor):
                 raised[name] = tensor

@@ -79,7 +79,7 @@ class Dequantizer:
         buffer_size: Samples of the server's buffer, out of `data.holdout`.
         pool_size: High-bit models that it learns from.
         lr: Its learning rate.
-        arch: Architecture of its blocks, see `bhfl.algorithms.prowd.Block`.
+        arch: Architecture of its blocks, see `bhfl.algorithms.prowd.blocks.Block`.
         bound: How far its blocks may move a weight, see there.
 
     Raises:

@@ -29,8 +29,6 @@ search goes on among them at little cost, until its bound meets the best set (ex
 are spent.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Sequence
@@ -229,7 +227,7 @@ class _Terms:
         self._fill(t)
         return self._sum_above(values, 0.0)
 
-    def between(self, left: _Point, right: _Point) -> _Terms:
+    def between(self, left: _Point, right: _Point) -> "_Terms":
         """The same problem for t in [left.t, right.t], with what is decided there taken out."""
         self._fill(right.t)
         sure = self._terms > left.threshold
@@ -285,7 +283,7 @@ class _Search:
         heapq.heapify(self._open)
 
     @classmethod
-    def over_all(cls, terms: _Terms, squares: FloatArray) -> _Search:
+    def over_all(cls, terms: _Terms, squares: FloatArray) -> "_Search":
         """A search over all t at which the best set can have its `A/B`, given `h_i**2`.
 
         Below: the set of t = 0, the k largest gains, has the largest A there is, and `A0**2 / B0 <=
@@ -322,7 +320,7 @@ class _Search:
             heapq.heappush(self._open, _interval(middle, right))
             max_splits -= 1
 
-    def among_undecided(self) -> _Search:
+    def among_undecided(self) -> "_Search":
         """The search goes on where it may still gain, among the entries that are open there."""
         live = [interval for interval in self._open if -interval[0] > self.best.value]
         left = min(interval[1] for interval in live)

@@ -1,7 +1,5 @@
 """Exact sums of models by entry, for means in which every entry has weights of its own."""
 
-from __future__ import annotations
-
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -63,7 +61,7 @@ class SelectiveSum:
             flat = self.flattener.flatten(low.plain)
             self.plain.add(flat, self.factors({}, {} if low.sent else counts).mul_(weight))
 
-    def merge(self, other: SelectiveSum, masks: Params) -> None:
+    def merge(self, other: "SelectiveSum", masks: Params) -> None:
         """Add another's sums, the first through masks."""
         masked = other.masked
         self.masked.merge(masked.values.parts, masked.weights, self.factors(masks, {}))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bhfl.algorithms.fedlq import convergence_bound, quantization_variance
+from bhfl.algorithms.fedlq.bound import convergence_bound
+from bhfl.algorithms.fedlq.significance import quantization_variance
 from bhfl.quant import quantize
 
 GOOD: dict[str, Any] = {

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedLQ
-from bhfl.algorithms.fedlq import Budget, Sensitivity, layer_bits, probe
+from bhfl.algorithms.fedlq import Budget, Sensitivity
+from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.algorithms.fedlq.budget import rounded_down
+from bhfl.algorithms.fedlq.significance import probe
 from bhfl.comm import decode, header_bytes
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.engine.client.local import LocalClients

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bhfl.algorithms.fedlq import (
+from bhfl.algorithms.fedlq.allocation import allocate
+from bhfl.algorithms.fedlq.significance import (
     Probe,
-    allocate,
     curvature,
     layer_costs,
     probe,

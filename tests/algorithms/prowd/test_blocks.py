@@ -81,12 +81,3 @@ def test_pointwise_takes_the_nearest_code() -> None:
     z = torch.tensor([[-1.0, 0.0, 0.34, 1 / 3, 1.7]])
     table = block.body.weight / levels(3)  # type: ignore[operator]
     torch.testing.assert_close(block(z), table[torch.tensor([[0, 3, 4, 4, 6]])])  # type: ignore[index]
-
-
-def test_unknown_choices() -> None:
-    with pytest.raises(
-        ValueError, match="arch must be one of conv1d, pointwise, mlp_chunk, got 'conv2d'"
-    ):
-        Block(8, arch="conv2d")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="bound must be one of auto, half_step, none, got 'step'"):
-        Block(8, bound="step")  # type: ignore[arg-type]
