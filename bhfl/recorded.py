@@ -3,7 +3,7 @@
 import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from os import PathLike
@@ -32,22 +32,27 @@ class Recorded:
 
 
 def _arguments(cls: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of ``cls(*args, **kwargs)`` by name, those left to their defaults too.
-
-    ``**options`` of a constructor are followed to the constructors of its bases.
-    """
+    """All arguments of ``cls(*args, **kwargs)`` by name, those left to their defaults too."""
     defaults: dict[str, Any] = {}
     given: dict[str, Any] = {}
-    for owner in cls.__mro__[:-1]:
-        if "__init__" not in vars(owner):
-            continue
-        known = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+    for _, known in constructors(cls):
         defaults = {one.name: one.default for one in known} | defaults
         given = given or {one.name: value for one, value in zip(known, args, strict=False)}
-        if not any(one.kind is one.VAR_KEYWORD for one in known):
-            break
     found = {**defaults, **given, **kwargs}
     return {key: value for key, value in found.items() if value is not inspect.Parameter.empty}
+
+
+def constructors(cls: type) -> Iterator[tuple[Any, list[inspect.Parameter]]]:
+    """The constructor of a class, and those of its bases that ``**options`` are handed on to, each
+    with its parameters.
+    """
+    # all but object, whose constructor takes nothing
+    for owner in cls.__mro__[:-1]:
+        if init := vars(owner).get("__init__"):
+            known = list(inspect.signature(init).parameters.values())[1:]
+            yield init, known
+            if not any(one.kind is one.VAR_KEYWORD for one in known):
+                return
 
 
 def described(thing: Any) -> dict[str, Any]:

@@ -142,7 +142,10 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
     variances = variance_table(weights, CANDIDATES)
     joint = significance(found)
     bent = curvature(found)
-    shares = bound_shares(variance_table(weights, [uniform_bits])[:, 0])
+    # the bound's quantisation term is a sum over the layers of what is the same for all of them
+    # times the variance (`bhfl.algorithms.fedlq.bound`), so the shares are those of the variances
+    terms = variance_table(weights, [uniform_bits])[:, 0].tolist()
+    total = math.fsum(terms) or 1.0
     rows = []
     for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
         row: Row = {"layer": name, "parameters": size}
@@ -154,7 +157,7 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
             row |= _columns("accuracy_drop", found.bits, harm.accuracy_drop[i])
         row["significance"] = float(joint[i])
         row["curvature"] = float(bent[i])
-        row[f"bound_share_{uniform_bits}"] = shares[i]
+        row[f"bound_share_{uniform_bits}"] = terms[i] / total
         rows.append(row)
     return rows
 
@@ -162,15 +165,3 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
 def _columns(name: str, bits: Sequence[int], values: Tensor) -> dict[str, float]:
     """The columns of a row that hold one value for each width."""
     return {f"{name}_{b}": float(value) for b, value in zip(bits, values, strict=True)}
-
-
-def bound_shares(variances: Tensor) -> list[float]:
-    """`[L]`: each layer's share of the convergence bound's quantisation term; zeros where there is
-    no error.
-
-    The term is a sum over the layers of what is the same for all of them times the variance
-    (`bhfl.algorithms.fedlq.bound`), so the shares are those of the variances.
-    """
-    terms = variances.tolist()
-    total = math.fsum(terms) or 1.0
-    return [term / total for term in terms]

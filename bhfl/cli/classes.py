@@ -10,6 +10,7 @@ from typing import Any, Optional, get_origin, get_type_hints
 from jsonargparse.typing import get_registered_type
 
 from bhfl.checks import shown, suggestion
+from bhfl.recorded import constructors
 
 
 def indefinite(base: type) -> str:
@@ -152,24 +153,17 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
     """
     found: dict[str, Any] = {}
     passes_on = False
-    # all but object, whose constructor takes nothing
-    for owner in cls.__mro__[:-1]:
-        init = vars(owner).get("__init__")
-        if init is None:
-            continue
-        try:
-            given = list(inspect.signature(init).parameters.values())[1:]
+    try:
+        for init, given in constructors(cls):
             hints = get_type_hints(init)
-        # of constructors in C, or with hints that are imported for type checkers alone
-        except (ValueError, TypeError, NameError):
-            return found, True
-        passes_on = False
-        for one in given:
-            passes_on |= one.kind is one.VAR_KEYWORD
-            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-                hint = hints.get(one.name, Any)
-                # the nearest class has the word; null is its default, whatever its hint says
-                found.setdefault(one.name, Optional[hint] if one.default is None else hint)
-        if not passes_on:
-            break
+            passes_on = False
+            for one in given:
+                passes_on |= one.kind is one.VAR_KEYWORD
+                if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                    hint = hints.get(one.name, Any)
+                    # the nearest class has the word; null is its default, whatever its hint says
+                    found.setdefault(one.name, Optional[hint] if one.default is None else hint)
+    # of constructors in C, or with hints that are imported for type checkers alone
+    except (ValueError, TypeError, NameError):
+        return found, True
     return found, passes_on

@@ -22,7 +22,7 @@ from torch import Tensor
 from bhfl.data.archive import ImageTree, LabelledImages, decode_tree, picture_files
 from bhfl.files import durable, user_path
 
-FORMAT = 2
+FORMAT = 3
 """The version of the files, which is part of their names."""
 MAX_HASHED_BYTES = 2**30
 """The largest archive whose content is hashed."""
@@ -95,19 +95,9 @@ def _digest(chunks: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _tensors(tree: ImageTree) -> dict[str, Tensor]:
-    return {
-        "train_images": tree.train.images,
-        "train_targets": tree.train.targets,
-        "test_images": tree.test.images,
-        "test_targets": tree.test.targets,
-    }
-
-
 def _checksum(tree: ImageTree) -> str:
-    return _digest(
-        [repr(tree.classes).encode(), *(tensor.numpy() for tensor in _tensors(tree).values())]
-    )
+    tensors = [*vars(tree.train).values(), *vars(tree.test).values()]
+    return _digest([repr(tree.classes).encode(), *map(Tensor.numpy, tensors)])
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -124,9 +114,8 @@ def _read(file: Path, key: str) -> ImageTree | None:
             return None
         # weights_only: whatever the file holds, nothing of it is run
         stored = torch.load(str(file), mmap=True, weights_only=True)
-        train = LabelledImages(stored["train_images"], stored["train_targets"])
-        test = LabelledImages(stored["test_images"], stored["test_targets"])
-        tree = ImageTree(stored["classes"], train, test)
+        train = LabelledImages(**stored["train"])
+        tree = ImageTree(stored["classes"], train, LabelledImages(**stored["test"]))
         if stored["key"] != key or not _is_sound(tree) or stored["checksum"] != _checksum(tree):
             return None
     # damage shows in many ways, and the answer to all of them is to rebuild
@@ -169,7 +158,13 @@ def _write(file: Path, key: str, tree: ImageTree) -> str:
     Returns:
         Why it cannot be written; empty if it was.
     """
-    stored = {"key": key, "classes": tree.classes, "checksum": _checksum(tree), **_tensors(tree)}
+    stored = {
+        "key": key,
+        "classes": tree.classes,
+        "train": vars(tree.train),
+        "test": vars(tree.test),
+        "checksum": _checksum(tree),
+    }
     folder = file.parent
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

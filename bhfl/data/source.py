@@ -145,10 +145,9 @@ class LoaderSource:
         # keyed, so that a look at a sample leaves the global generators as they were
         sample = _KeyedSamples(self.dataset, torch.tensor([0]), torch.Generator())[0]
         if not isinstance(sample, tuple | list | Tensor | np.ndarray) or not len(sample):
-            what = f"samples of {type(self.dataset).__name__} must be pairs (input, target)"
             raise ValueError(
-                f"{what} for a model that takes input_shape from the data, got a "
-                f"{type(sample).__name__}"
+                f"samples of {type(self.dataset).__name__} must be pairs (input, target) for a "
+                f"model that takes input_shape from the data, got a {type(sample).__name__}"
             )
         return tuple(np.shape(sample[0]))
 

@@ -50,9 +50,10 @@ def failed_in_a_row(
         before >= settings.stopping.max_failed_rounds
         or before + 1 == round >= settings.stopping.max_rounds
     ):
-        rounds = f"{before + 1} rounds in a row"
         least = settings.cohort.min_clients
-        why = f"{rounds} had fewer than min_clients={least} usable updates; last"
+        why = (
+            f"{before + 1} rounds in a row had fewer than min_clients={least} usable updates; last"
+        )
     else:
         return before + 1
     first = (alike or bad)[0]

@@ -91,8 +91,10 @@ def _load(folder: Path, which: str) -> State:
     if which == "last":
         return checkpoint.load_last(checkpoints, read_state)
     if not (checkpoints / "best.ckpt").exists():
-        why = "its best round is not kept, or the monitored metric has had no value"
-        raise CheckpointError(f"{folder} has no best model: {why}; use last")
+        raise CheckpointError(
+            f"{folder} has no best model: its best round is not kept, or the monitored metric has "
+            "had no value; use last"
+        )
     return read_state(checkpoints / "best.ckpt")
 
 

@@ -73,10 +73,11 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     else:
         state = model
     stored = {name: value for name, value in state.items() if name not in ties}
-    codes = {}
-    for name, value in stored.items():
-        if isinstance(value, QuantizedTensor):
-            codes[name] = [value.bits, *value.codes.shape]
+    codes = {
+        name: [value.bits, *value.codes.shape]
+        for name, value in stored.items()
+        if isinstance(value, QuantizedTensor)
+    }
     metadata = {
         "format": FORMAT,
         "version": VERSION,

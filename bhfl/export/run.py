@@ -161,10 +161,10 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
         "Sent": f"{sent.total('uplink_bytes'):,} bytes up, "
         f"{sent.total('downlink_bytes'):,} bytes down",
     }
-    name = f"{session.settings.output.name}: {type(model).__name__}"
     given = trainer.config.get("model", {}).get("init_args", {})
     return model_card(
-        f"{name}, {rounds} rounds of {facts['Method']}",
+        f"{session.settings.output.name}: {type(model).__name__}, {rounds} rounds of "
+        f"{facts['Method']}",
         made.files,
         measured,
         facts,
@@ -215,10 +215,11 @@ def _loading(
         file: The name of the file.
     """
     accepted = inspect.signature(type(model)).parameters
-    values = {}
-    for key, value in given.items():
-        if key in accepted and value != accepted[key].default:
-            values[key] = value
+    values = {
+        key: value
+        for key, value in given.items()
+        if key in accepted and value != accepted[key].default
+    }
     for key in ("num_classes", "input_shape"):
         if key in accepted and hasattr(data, key):
             values[key] = getattr(data, key)

@@ -79,7 +79,8 @@ def fully_connected(sizes: Sequence[int], dropout: float | None = None) -> nn.Se
     for num_in, num_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(num_in, num_out), nn.ReLU()]
         if dropout is not None:
-            layers.append(dropout_layer(dropout))
+            # the identity for 0, so that the keys of `state_dict` do not depend on it
+            layers.append(nn.Dropout(dropout) if dropout else nn.Identity())
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
@@ -101,11 +102,6 @@ class Convolutional(nn.Module):
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
-
-
-def dropout_layer(probability: float) -> nn.Module:
-    """Return dropout, or the identity for 0, so that `state_dict` keys do not depend on it."""
-    return nn.Dropout(probability) if probability else nn.Identity()
 
 
 def init_he_(network: nn.Module) -> None:

@@ -41,8 +41,9 @@ def read(run: Run) -> Bits:
     rounds = range(run.rounds[0]["round"], run.num_rounds + 1)
     # a damaged file may name any round: nothing of that size is made for it
     if len(tags) * len(rounds) > _MAX_CELLS:
-        size = f"{len(rounds)} rounds of {len(tags)} layers"
-        raise ValueError(f"{run.folder}: {size} are too many for a picture")
+        raise ValueError(
+            f"{run.folder}: {len(rounds)} rounds of {len(tags)} layers are too many for a picture"
+        )
     found = np.full((len(tags), len(rounds)), np.nan)
     for i, tag in enumerate(tags):
         for round, bits in run.series(tag).items():

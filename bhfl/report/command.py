@@ -49,8 +49,10 @@ def write_report(
         OSError: `out` cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):
-        rule = "--window and --baseline need --target"
-        raise ValueError(f"{rule}, got --window {window} and --baseline {baseline}")
+        raise ValueError(
+            f"--window and --baseline need --target, got --window {window} and --baseline "
+            f"{baseline}"
+        )
     goal = Goal(target, window, baseline) if target is not None else None
     names = names or {}
     read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]

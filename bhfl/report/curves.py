@@ -42,8 +42,10 @@ def time_to_accuracy(
 
 def _check(times: Sequence[float], accuracies: Sequence[float], window: int) -> None:
     if len(times) != len(accuracies):
-        rule = "times and accuracies must have the same length"
-        raise ValueError(f"{rule}, got {len(times)} and {len(accuracies)}")
+        raise ValueError(
+            f"times and accuracies must have the same length, got {len(times)} and "
+            f"{len(accuracies)}"
+        )
     if any(later < earlier for earlier, later in pairwise(times)):
         raise ValueError("times must be cumulative: they must not fall")
     if window < 1:

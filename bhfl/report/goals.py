@@ -77,8 +77,10 @@ class Goal:
         for section in sections:
             if section.comparable:
                 known |= dict.fromkeys(row.label for row in section.finished)
-        rule = "--baseline must be the label of a finished row"
-        raise ValueError(f"{rule}, got {self.baseline!r}; there are {', '.join(known)}")
+        raise ValueError(
+            f"--baseline must be the label of a finished row, got {self.baseline!r}; there are "
+            f"{', '.join(known)}"
+        )
 
     def times_sooner(self, row: Row, base: Row, axis: str) -> Spread | None:
         """How many times sooner than `base` a row got there, over the seeds that both have; None if

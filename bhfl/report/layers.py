@@ -97,8 +97,9 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
             numbers = {key: float(value) for key, value in line.items() if key != "layer"}
             rows.append({**line, **numbers})
     except (TypeError, ValueError) as error:
-        rule = "every column but the layer must hold numbers"
-        raise ValueError(f"{path}: {rule}: {error}") from error
+        raise ValueError(
+            f"{path}: every column but the layer must hold numbers: {error}"
+        ) from error
     if not rows or not {"layer", "parameters", "significance"} <= rows[0].keys():
         raise ValueError(f"{path}: no table of layers; they are written by bhfl analyze")
     return rows

@@ -181,8 +181,10 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         runs = list(chain.from_iterable(map(_runs_below, matches)))
         if not runs:
             what = "no run in it" if matches else "no such folder"
-            rule = f"RUN must be a run folder (with {' or '.join(MARKERS)}) or hold some"
-            problems.append(f"{path}: {what}; {rule}")
+            problems.append(
+                f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold "
+                "some"
+            )
         for run in runs:
             # links and overlapping paths may lead to a run twice
             found.setdefault(run.resolve(), run)

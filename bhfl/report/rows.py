@@ -195,8 +195,9 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
             if not run.finished:
                 rows.append(Row(label, (run,)))
             elif run.seed in finished:
-                what = f"repeats {label} with seed {run.seed} and is left out"
-                repeated.append(f"{printable(run.folder)} {what}")
+                repeated.append(
+                    f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out"
+                )
             else:
                 finished[run.seed] = run
         if finished:

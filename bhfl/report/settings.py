@@ -216,9 +216,10 @@ def _links(own: Options) -> str:
     if not network:
         return ""
     profiles = "trainer.network.profiles"
-    mixed = []
-    for key, share in network.items():
-        if key.startswith(f"{profiles}."):
-            mixed.append(f"{share} {key.removeprefix(f'{profiles}.')}")
+    mixed = [
+        f"{share} {key.removeprefix(f'{profiles}.')}"
+        for key, share in network.items()
+        if key.startswith(f"{profiles}.")
+    ]
     trace = network.get("trainer.network.trace")
     return f"over {trace or ', '.join(mixed) or network.get(profiles, 'a network')}"

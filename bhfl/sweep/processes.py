@@ -98,12 +98,10 @@ def account(job: Job, code: int) -> str:
     """What is to be said of a job that failed: how it ended, and its last lines."""
     how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
     log = log_of(job)
-    told = [f"{job.name} {how}; {log} ends with"]
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]:
-        # the first line is the command, which says nothing of the failure
-        if not line.startswith("$ "):
-            told.append(f"  {line}")
-    return "\n".join(told)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+    # the first line is the command, which says nothing of the failure
+    told = [f"  {line}" for line in lines if not line.startswith("$ ")]
+    return "\n".join([f"{job.name} {how}; {log} ends with", *told])
 
 
 def _close(process: Popen[bytes]) -> None:

@@ -185,8 +185,10 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
             print(f"{text}\n{out / 'report.html'}")
         left = f"{runner.left} of {len(runner.sizes)} runs left"
         if runner.left and time.monotonic() >= until:
-            when = f"stopped after {request.minutes:g} minutes"
-            print(f"{when}: {left}, {runner.display.left()}; the same command goes on")
+            print(
+                f"stopped after {request.minutes:g} minutes: {left}, {runner.display.left()}; "
+                "the same command goes on"
+            )
         if runner.failed:
             report([f"failed: {', '.join(runner.failed)}; {left}"])
             return FAILED

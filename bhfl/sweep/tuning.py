@@ -72,8 +72,9 @@ class Tuning:
         means = _means(found)
         tried = [value for value in means if len(found[value]) == len(self.tune.seeds)]
         if not tried:
-            problem = f"no value of {self.tune.key} can be chosen: every trial diverged"
-            raise ConfigError([f"{name}: {problem}"])
+            raise ConfigError(
+                [f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"]
+            )
         best = max(tried, key=means.__getitem__)
         # at the edge of numbers, a value that was not tried may be better; words have no edge
         numbers = [value for value in found if not isinstance(value, str)]
@@ -138,8 +139,9 @@ class Tuning:
         values = [row[metric] for row in rows if metric in row]
         if not values:
             logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
-            rule = "tune.metric must be logged"
-            raise ConfigError([f"{rule}, got {metric!r}; {job.name} logged {logged}"])
+            raise ConfigError(
+                [f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"]
+            )
         # a run that came to its end may have diverged all the same
         mean = statistics.fmean(values[-self.tune.last :])
         return mean if math.isfinite(mean) else None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bhfl.algorithms.fedlq.significance import probe, quantization_variance, significance
-from bhfl.analysis.layers import CANDIDATES, bound_shares, layer_harm, layer_rows
+from bhfl.analysis.layers import CANDIDATES, layer_harm, layer_rows
 from bhfl.analysis.reuse import reusing
 from bhfl.quant import layer_weights
 
@@ -163,6 +163,8 @@ def test_a_model_without_accuracy_and_weights_of_zero() -> None:
     )
     rows = layer_rows(model, harm)
     assert not any(key.startswith("accuracy") for key in rows[0])
-    assert bound_shares(torch.zeros(2, dtype=torch.float64)) == [0, 0]
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    assert [row["bound_share_4"] for row in layer_rows(model, harm)] == [0, 0]
     with pytest.raises(ValueError, match="chunks must hold at least one sample"):
         layer_harm(model, (2,), lambda x: (0.0, 0.0), [])

@@ -160,9 +160,11 @@ def test_a_failed_write_leaves_nothing_behind(source, monkeypatch, user_cache):
 
 def planted(file, **changes):
     """The cached set changed and sealed again, as one who can write to the folder would."""
-    stored = torch.load(file, weights_only=True) | changes
-    train = LabelledImages(stored["train_images"], stored["train_targets"])
-    test = LabelledImages(stored["test_images"], stored["test_targets"])
+    stored = torch.load(file, weights_only=True)
+    for key, value in changes.items():
+        split, _, part = key.partition("_")
+        stored[split] = {**stored[split], part: value} if part else value
+    train, test = LabelledImages(**stored["train"]), LabelledImages(**stored["test"])
     tree = ImageTree(stored["classes"], train, test)
     file.unlink()
     torch.save(stored | {"checksum": cache._checksum(tree)}, file)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bhfl.models.blocks import conv2d, conv_unit, dropout_layer, init_he_, norm2d, num_groups
+from bhfl.models.blocks import conv2d, conv_unit, fully_connected, init_he_, norm2d, num_groups
 
 
 @given(st.integers(1, 2048))
@@ -45,8 +45,10 @@ def test_bias_only_without_a_norm(norm, bias):
 
 
 def test_dropout_does_not_change_keys():
-    assert isinstance(dropout_layer(0.5), nn.Dropout)
-    assert isinstance(dropout_layer(0.0), nn.Identity)
+    some, none = (fully_connected((2, 3, 4), dropout) for dropout in (0.5, 0.0))
+    assert isinstance(some[3], nn.Dropout)
+    assert isinstance(none[3], nn.Identity)
+    assert some.state_dict().keys() == none.state_dict().keys()
 
 
 def test_initial_weights_have_the_variance_they_should():

@@ -42,10 +42,11 @@ class MixedMean:
             came = [one == bool(kind) for one in differ]
             if not any(came):
                 continue
-            kept = {}
-            for (name, like), here in zip(self.start.items(), came, strict=True):
-                # a tensor of the other kind adds nothing here, and its weight is not counted below
-                kept[name] = floats[name] if here else torch.zeros_like(like)
+            # a tensor of the other kind adds nothing here, and its weight is not counted below
+            kept = {
+                name: floats[name] if here else torch.zeros_like(like)
+                for (name, like), here in zip(self.start.items(), came, strict=True)
+            }
             total.add(self.flattener.flatten(kept), client.weight)
             self.weights[kind] += client.weight * torch.tensor(came)
 

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bhfl.checks import checked, count, within
+from bhfl.checks import checked, count
 from bhfl.quant import BitSpec, quantize, weight_scale
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
@@ -65,9 +65,6 @@ class WeightPairs(L.LightningDataModule):
             granularity of their weights.
         ladder: The widths of the dequantizer.
         num_steps: Batches in an epoch. Every epoch repeats them.
-        num_elements: Weights in a batch, about; layers are drawn in proportion to the root of their
-            size.
-        holdout: Share of the rows held out, in (0, 1).
         seed: The seed of the draws. The held-out rows are the same for every seed, so that they
             stay held out.
 
@@ -76,15 +73,18 @@ class WeightPairs(L.LightningDataModule):
             names it.
     """
 
-    def __init__(  # noqa: PLR0913
+    num_elements = 1 << 14
+    """Weights in a batch, about; layers are drawn in proportion to the root of their size."""
+    holdout = 0.1
+    """Share of the rows held out, in (0, 1)."""
+
+    def __init__(
         self,
         states: Sequence[Mapping[str, Tensor]],
         specs: Sequence[BitSpec | int | str],
         ladder: Sequence[int],
         *,
         num_steps: int = 500,
-        num_elements: int = 1 << 14,
-        holdout: float = 0.1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -95,8 +95,6 @@ class WeightPairs(L.LightningDataModule):
         self._check_specs()
         self.states = states
         self.num_steps = checked("num_steps", num_steps, count(1))
-        self.num_elements = checked("num_elements", num_elements, count(1))
-        self.holdout = checked("holdout", holdout, within("(0, 1)"))
         self.seed = seed
         self.names = []
         for name, value in states[0].items():

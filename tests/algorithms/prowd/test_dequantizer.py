@@ -93,8 +93,13 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def sized(pairs: WeightPairs, num_elements: int, holdout: float = 0.1) -> WeightPairs:
+    pairs.num_elements, pairs.holdout = num_elements, holdout
+    return pairs
+
+
 def network_pairs(net: nn.Module, specs: list[Any], num_steps: int = 2) -> WeightPairs:
-    return WeightPairs([snapshot(net)], specs, LADDER, num_steps=num_steps, num_elements=1024)
+    return sized(WeightPairs([snapshot(net)], specs, LADDER, num_steps=num_steps), 1024)
 
 
 # ---- raising ----
@@ -180,9 +185,7 @@ def test_width_off_the_ladder() -> None:
 @pytest.mark.parametrize("bound", ["half_step", "none"])
 def test_learns_what_correlated_rows_say(bound: Any) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.95, seed=1)}
-    pairs = WeightPairs(
-        [weights], [BitSpec(weights=3)], (3, 32), num_steps=40, num_elements=2048, holdout=0.2
-    )
+    pairs = sized(WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=40), 2048, 0.2)
     dequantizer = ProgressiveDequantizer((3, 32), lr=1e-2, bound=bound)
     history = train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
@@ -197,7 +200,7 @@ def test_learns_what_correlated_rows_say(bound: Any) -> None:
 
 def test_does_no_harm_where_nothing_can_be_learnt() -> None:
     weights = {"w": torch.randn(200, 128, generator=generator(3))}
-    pairs = WeightPairs([weights], [8], (8, 32), num_steps=60, num_elements=2048, holdout=0.2)
+    pairs = sized(WeightPairs([weights], [8], (8, 32), num_steps=60), 2048, 0.2)
     dequantizer = ProgressiveDequantizer((8, 32), lr=1e-2)
     train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
@@ -207,7 +210,7 @@ def test_does_no_harm_where_nothing_can_be_learnt() -> None:
 @pytest.mark.parametrize("arch", ["pointwise", "mlp_chunk"])
 def test_other_architectures_learn(arch: Arch) -> None:
     weights = {"w": autoregressive(400, 128, rho=0.99, seed=1)}
-    pairs = WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=60, num_elements=4096)
+    pairs = sized(WeightPairs([weights], [BitSpec(weights=3)], (3, 32), num_steps=60), 4096)
     dequantizer = ProgressiveDequantizer((3, 32), arch=arch, lr=1e-2)
     train_(dequantizer, pairs)
     metrics = dequantizer.validation_step(next(iter(pairs.val_dataloader())), 0)
