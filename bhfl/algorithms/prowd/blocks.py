@@ -23,6 +23,10 @@ Bound = Literal["auto", "half_step", "none"]
 
 CHUNK = 64
 """Elements that the `mlp_chunk` architecture sees together."""
+_HIDDEN = 16
+"""Channels of the convolutions, and units of the perceptrons."""
+_KERNEL = 9
+"""Length of both convolutions, odd."""
 _FINEST = 1e-6
 """Below any root mean square that a row of codes can have, other than zero."""
 _NUM_STATISTICS = 3
@@ -42,25 +46,15 @@ class Block(nn.Module):
         arch: `conv1d`: two convolutions along the row. `mlp_chunk`: a small perceptron on chunks of
             64 elements. `pointwise`: a table with one residual for each code; under an L1 loss it
             learns the conditional median.
-        hidden: Channels (conv1d) or units (mlp_chunk).
-        kernel: Length of both convolutions, odd.
         bound: See above.
     """
 
-    def __init__(
-        self,
-        bits: int,
-        *,
-        arch: Arch = "conv1d",
-        hidden: int = 16,
-        kernel: int = 9,
-        bound: Bound = "auto",
-    ) -> None:
+    def __init__(self, bits: int, *, arch: Arch = "conv1d", bound: Bound = "auto") -> None:
         super().__init__()
         self.step = 1 / levels(bits)
         bounded = bound == "half_step" or (bound == "auto" and bits > 2)
         self.reach = _reach(bits) if bounded else math.inf
-        self.body = _body(bits, arch, hidden, kernel)
+        self.body = _body(bits, arch)
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalised rows [R, L] to their residual [R, L]."""
@@ -87,11 +81,11 @@ class Block(nn.Module):
                 parameter.copy_(drawn)
 
 
-def _body(bits: int, arch: Arch, hidden: int, kernel: int) -> nn.Module:
+def _body(bits: int, arch: Arch) -> nn.Module:
     if arch == "conv1d":
-        return _Convolutions(hidden, kernel)
+        return _Convolutions()
     if arch == "mlp_chunk":
-        return _Chunks(hidden)
+        return _Chunks()
     return _Table(levels(bits))
 
 
@@ -124,12 +118,12 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
 class _Convolutions(nn.Module):
     """Two convolutions along the row, where neighbours are kernel positions and input channels."""
 
-    def __init__(self, hidden: int, kernel: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.statistics = _linear(_NUM_STATISTICS, hidden)
-        self.first = _conv(1, hidden, kernel)
-        self.second = _conv(hidden, hidden, kernel)
-        self.last = _conv(hidden, 1, 1)
+        self.statistics = _linear(_NUM_STATISTICS, _HIDDEN)
+        self.first = _conv(1, _HIDDEN, _KERNEL)
+        self.second = _conv(_HIDDEN, _HIDDEN, _KERNEL)
+        self.last = _conv(_HIDDEN, 1, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         unit, statistics = _row_statistics(z)
@@ -143,11 +137,11 @@ class _Chunks(nn.Module):
     chunk exist.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.statistics = _linear(_NUM_STATISTICS, hidden)
-        self.first = _linear(2 * CHUNK, hidden)
-        self.last = _linear(hidden, CHUNK)
+        self.statistics = _linear(_NUM_STATISTICS, _HIDDEN)
+        self.first = _linear(2 * CHUNK, _HIDDEN)
+        self.last = _linear(_HIDDEN, CHUNK)
 
     def forward(self, z: Tensor) -> Tensor:
         rows, length = z.shape

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bhfl.algorithms.prowd.blocks import Arch, Block, Bound
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
-from bhfl.checks import checked, choice, count, not_negative, positive, within
+from bhfl.checks import checked, choice, not_negative, positive, within
 from bhfl.quant import QuantizedTensor, quantize
 from bhfl.quant.norms import evaluating
 from bhfl.quant.rounding import levels
@@ -33,18 +33,16 @@ from bhfl.quant.spec import FLOAT_BITS
 Loss = Literal["mean_norm", "sum"]
 Tensors = Mapping[str, Tensor | QuantizedTensor]
 
+_SLACK = 1.01
+"""A chain is no worse than the identity where its error is at most so many times that of it."""
+
 CHECKS = {
     "arch": choice(*get_args(Arch)),
-    "hidden": count(1),
-    "kernel": count(1),
     "bound": choice(*get_args(Bound)),
     "lr": positive,
     "loss": choice(*get_args(Loss)),
     "teacher_forcing": within("[0, 1]"),
     "distill_weight": not_negative,
-    "distill_every": count(1),
-    "distill_elements": count(1),
-    "max_elements": count(1),
 }
 """What the options of a dequantizer must be."""
 
@@ -66,8 +64,6 @@ class ProgressiveDequantizer(L.LightningModule):
             (float32) or the largest width there is, which then counts as float. Steps of similar
             size learn best.
         arch: Architecture of the blocks, see :class:`Block`.
-        hidden: Its hidden size.
-        kernel: Its kernel length (conv1d), odd.
         bound: How far a block may move a weight, see :class:`Block`.
         lr: Learning rate of Adam.
         loss: Reconstruction as `mean_norm`, the mean over elements in steps of the width, which
@@ -76,32 +72,31 @@ class ProgressiveDequantizer(L.LightningModule):
         teacher_forcing: Probability that a block is trained on true weights of its width; else on
             what the block below it returned. 1 is the paper's.
         distill_weight: Factor of the distillation loss; 0 leaves it out.
-        distill_every: Distil at every such step.
-        distill_elements: Weights through which the distillation gradient flows, a random share of
-            each layer's rows; bounds memory at about 200 bytes times the steps climbed for each.
-        max_elements: Weights raised at a time; the default keeps a CPU in its cache. Does not
-            change the result.
         seed: The seed of the hidden weights at the start.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
     """
 
+    distill_every = 2
+    """Distil at every such step."""
+    distill_elements = 1 << 18
+    """Weights through which the distillation gradient flows, a random share of each layer's rows;
+    bounds memory at about 200 bytes times the steps climbed for each.
+    """
+    max_elements = 1 << 14
+    """Weights raised at a time; this many keep a CPU in its cache. Does not change the result."""
+
     def __init__(  # noqa: PLR0913
         self,
         bits: Sequence[int] = (2, 8, 32),
         *,
         arch: Arch = "conv1d",
-        hidden: int = 16,
-        kernel: int = 9,
         bound: Bound = "auto",
         lr: float = 1e-3,
         loss: Loss = "mean_norm",
         teacher_forcing: float = 1.0,
         distill_weight: float = 1.0,
-        distill_every: int = 2,
-        distill_elements: int = 1 << 18,
-        max_elements: int = 1 << 14,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -109,19 +104,14 @@ class ProgressiveDequantizer(L.LightningModule):
         checked("bits", bits, ladder_problem)
         for key, check in CHECKS.items():
             checked(key, self.hparams[key], check)
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {kernel}")
         self.bits = tuple(bits)
         self.lr = lr
         self.loss = loss
         self.teacher_forcing = teacher_forcing
         self.distill_weight = distill_weight
-        self.distill_every = distill_every
-        self.distill_elements = distill_elements
-        self.max_elements = max_elements
         self.blocks = nn.ModuleList()
         for width in self.bits[:-1]:
-            self.blocks.append(Block(width, arch=arch, hidden=hidden, kernel=kernel, bound=bound))
+            self.blocks.append(Block(width, arch=arch, bound=bound))
         self.reset_(seed)
         # in a tuple the network is no submodule: it is neither trained nor saved with the blocks
         self._probe: tuple[nn.Module, Tensor] | None = None
@@ -136,7 +126,7 @@ class ProgressiveDequantizer(L.LightningModule):
         """Distil on this network and buffer from now on.
 
         Args:
-            model: A float32 network whose state has the names of the weights; it is run in eval
+            model: A float32 network whose state has the names of all weights; it is run in eval
                 mode with the weights of each batch and is left as it was, parameters, buffers and
                 mode.
             inputs: `u`, a batch of its inputs, on its device. No labels are needed.
@@ -197,20 +187,17 @@ class ProgressiveDequantizer(L.LightningModule):
         return torch.optim.Adam(self.parameters(), self.lr)
 
     @torch.no_grad()
-    def is_better_than_identity(
-        self, batches: Iterable[WeightBatch], *, slack: float = 0.01
-    ) -> bool:
+    def is_better_than_identity(self, batches: Iterable[WeightBatch]) -> bool:
         """Whether the chain may be used: on no held-out batch is its error above that of the
         identity.
 
         Args:
             batches: Held-out rows, such as `WeightPairs.val_dataloader()`: one batch for each width
                 that comes in.
-            slack: Relative excess that is noise. A chain that has diverged to NaN is never better.
         """
         errors = [self._chain_error(batch["rows"]) for batch in batches]
         # every comparison with NaN is false, so a diverged chain fails
-        return all(bool(chain <= (1 + slack) * identity) for chain, identity in errors)
+        return all(bool(chain <= _SLACK * identity) for chain, identity in errors)
 
     def _blocks(self, entry: int) -> Iterator[Block]:
         for block in self.blocks[entry:]:
@@ -287,10 +274,6 @@ class ProgressiveDequantizer(L.LightningModule):
         """Minus the mean cosine similarity of the logits with true and with raised weights."""
         weights = batch["weights"]
         scales = batch["scales"]
-        if unknown := scales.keys() - model.state_dict().keys():
-            raise ValueError(
-                f"the probe's model has no tensor {min(unknown)!r}, which the pairs hold"
-            )
         total = sum(weights[name].numel() for name in scales)
         share = self.distill_elements / max(total, 1)
         raised = {}

@@ -14,7 +14,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bhfl.checks import checked, count
 from bhfl.quant import BitSpec, quantize, weight_scale
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
@@ -60,17 +59,16 @@ class WeightPairs(L.LightningDataModule):
     a tensor of a single row serves for both.
 
     Args:
-        states: Float32 states of high-bit clients.
-        specs: What the low-bit clients of the fleet quantise with: width, range rule and
-            granularity of their weights.
-        ladder: The widths of the dequantizer.
+        states: Float32 states of high-bit clients, at least one.
+        specs: What the low-bit clients of the fleet quantise with, at least one: width, range rule
+            and granularity of their weights.
+        ladder: The widths of the dequantizer, all of the specs' below its top.
         num_steps: Batches in an epoch. Every epoch repeats them.
         seed: The seed of the draws. The held-out rows are the same for every seed, so that they
             stay held out.
 
     Raises:
-        ValueError: There is nothing to learn from, or an argument is out of range; the message
-            names it.
+        ValueError: There is nothing to learn from.
     """
 
     num_elements = 1 << 14
@@ -81,20 +79,17 @@ class WeightPairs(L.LightningDataModule):
     def __init__(
         self,
         states: Sequence[Mapping[str, Tensor]],
-        specs: Sequence[BitSpec | int | str],
+        specs: Sequence[BitSpec],
         ladder: Sequence[int],
         *,
         num_steps: int = 500,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not states:
-            raise ValueError("states must hold at least one state of float weights, got none")
-        self.ladder = tuple(ladder)
-        self.specs = [BitSpec.parse(spec) for spec in specs]
-        self._check_specs()
         self.states = states
-        self.num_steps = checked("num_steps", num_steps, count(1))
+        self.specs = specs
+        self.ladder = ladder
+        self.num_steps = num_steps
         self.seed = seed
         self.names = []
         for name, value in states[0].items():
@@ -113,16 +108,6 @@ class WeightPairs(L.LightningDataModule):
     def val_dataloader(self) -> "_Batches":
         """One batch of held-out rows of the last state for each spec."""
         return _Batches(self._validation_batch, range(len(self.specs)))
-
-    def _check_specs(self) -> None:
-        if not self.specs:
-            raise ValueError("specs must hold at least one spec of a low-bit client, got none")
-        for i, spec in enumerate(self.specs):
-            if spec.weights not in self.ladder[:-1]:
-                raise ValueError(
-                    f"specs[{i}] has {spec.weights} bits, which is not below the top of "
-                    f"{self.ladder}"
-                )
 
     def _scales_of(self, state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The scale of each weight of a state, as the clients of each spec choose it."""

@@ -12,7 +12,7 @@ ARCHS: list[Arch] = ["conv1d", "pointwise", "mlp_chunk"]
 
 def trained(bits: int, arch: Arch = "conv1d", bound: str = "half_step", size: float = 3.0) -> Block:
     """A block with large random weights everywhere."""
-    block = Block(bits, arch=arch, hidden=4, kernel=5, bound=bound)  # type: ignore[arg-type]
+    block = Block(bits, arch=arch, bound=bound)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(bits)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=size, generator=generator)
@@ -35,7 +35,7 @@ def test_new_block_returns_exactly_zero_and_draws_nothing_globally(arch: Arch) -
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_reset_is_a_function_of_the_generator(arch: Arch) -> None:
-    first, second = trained(3, arch), Block(3, arch=arch, hidden=4, kernel=5)
+    first, second = trained(3, arch), Block(3, arch=arch)
     for block in (first, second):
         block.reset_(torch.Generator().manual_seed(1))
     assert all(
