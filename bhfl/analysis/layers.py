@@ -76,12 +76,12 @@ def layer_harm(
         model: The global model, of which `bhfl.quant.layer_weights` are the L layers.
         bits: Widths to probe, 2..16, P of them.
         evaluate: Gives mean loss and accuracy of the model on a chunk; nan for no accuracy.
-        chunks: Numbers of samples, and what `evaluate` takes.
+        chunks: Numbers of samples, and what `evaluate` takes; at least one.
         seed: The seed of the stochastic rounding.
         progress: Called after each evaluation, with the samples it took.
 
     Raises:
-        ValueError: There is no chunk, or as `significance.probe`.
+        ValueError: As `significance.probe`.
     """
     total = torch.zeros((), dtype=torch.float64)
     part = None
@@ -89,8 +89,7 @@ def layer_harm(
         evaluated = partial(evaluate, chunk)
         part, measured = _probe_chunk(model, bits, evaluated, seed, partial(progress, size))
         total = total + size * measured
-    if part is None:
-        raise ValueError("chunks must hold at least one sample, got none")
+    assert part is not None
     reference, *quantized = total / sum(size for size, _ in chunks)
     change = torch.stack(quantized).sub_(reference).view(-1, len(bits), 2)
     increase = change[..., 0]
@@ -133,9 +132,6 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
         model: The model that `harm` is of.
         harm: See `layer_harm`.
         uniform_bits: Width of all layers at which the bound's quantisation term is shared out.
-
-    Raises:
-        ValueError: A width is not in 2..16.
     """
     found = harm.probe
     weights = [model.get_parameter(name) for name in found.layers]

@@ -23,12 +23,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from bhfl.checks import checked, choice
 
 Solver = Literal["dp", "greedy", "greedy_down"]
 FloatArray = npt.NDArray[np.float64]
@@ -105,18 +103,18 @@ def allocate(
 
     Args:
         costs: `[L, B]`, `C_l(b)` for each layer and each of `candidates`; finite and >= 0.
-        sizes: number of weights of each layer.
+        sizes: number of weights of each layer, at least 1.
         candidates: distinct widths, 2..16 or 32. Leave out what the client cannot do.
-        budget_bits: what the layers may take. The caller has taken off side-band, headers and the
-            table of bits. `math.inf`: no limit, every layer gets the largest width.
+        budget_bits: what the layers may take, above 0. The caller has taken off side-band, headers
+            and the table of bits. `math.inf`: no limit, every layer gets the largest width.
         solver: see the module.
 
     Raises:
-        ValueError: an argument is out of its range, or the shapes disagree.
+        ValueError: a cost is not finite, or negative.
     """
-    checked("solver", solver, choice(*get_args(Solver)))
-    _check_problem(sizes, candidates, budget_bits)
-    table = _checked_costs(costs, (len(sizes), len(candidates)))
+    table = np.asarray(costs, dtype=np.float64)
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        raise ValueError("costs must be finite and >= 0")
     # no layer is spared bits that gain it nothing: with 32 among them this has to be FedAvg
     if budget_bits == math.inf:
         return _unlimited(table, sizes, candidates)
@@ -313,24 +311,3 @@ def candidates_problem(candidates: Sequence[int]) -> str:
     if known and len(set(candidates)) == len(candidates):
         return ""
     return f"must be distinct widths of 2..16 or 32, got {list(candidates)}"
-
-
-def _check_problem(sizes: Sequence[int], candidates: Sequence[int], budget_bits: float) -> None:
-    if not len(sizes):
-        raise ValueError(
-            "sizes must name at least one layer, got none: the model has no quantisable layer"
-        )
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"sizes must be >= 1, got {list(sizes)}")
-    checked("candidates", candidates, candidates_problem)
-    if not budget_bits > 0:
-        raise ValueError(f"budget_bits must be > 0, got {budget_bits}")
-
-
-def _checked_costs(costs: npt.ArrayLike, shape: tuple[int, int]) -> FloatArray:
-    table = np.asarray(costs, dtype=np.float64)
-    if table.shape != shape:
-        raise ValueError(f"costs must have shape {shape} (layers, candidates), got {table.shape}")
-    if not (np.isfinite(table).all() and (table >= 0).all()):
-        raise ValueError("costs must be finite and >= 0")
-    return table

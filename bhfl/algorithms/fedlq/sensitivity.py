@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bhfl.algorithms.fedlq.significance import Probe, curvature, probe, widths_problem
+from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
 from bhfl.checks import check_options, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.types import Client, Params, ServerState
@@ -22,9 +22,17 @@ Source = Literal["server", "clients"]
 Metric = Literal["loss", "accuracy"]
 Joint = Literal["ratio", "convex"]
 
+
+def _widths_problem(bits: Sequence[int]) -> str:
+    """What is wrong with widths to probe."""
+    if bits and all(2 <= width <= 16 for width in bits):
+        return ""
+    return f"must be widths of 2..16, got {list(bits)}"
+
+
 _CHECKS = {
     "source": choice(*get_args(Source)),
-    "bits": widths_problem,
+    "bits": _widths_problem,
     "samples": count(1),
     "refresh": count(1),
     "decay": within("[0, 1)"),

@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bhfl.checks import checked, within
 from bhfl.quant import quantize
 from bhfl.quant.norms import evaluating
 
@@ -46,15 +45,10 @@ class Probe:
     harm: Tensor
     distortion: Tensor
 
-    def blend(self, previous: "Probe", decay: float = 0.7) -> "Probe":
-        """Exponential moving average over refreshes: `decay` of `previous`, the rest of this one.
-
-        Raises:
-            ValueError: `decay` is not in [0, 1), or `previous` probed other layers or widths.
+    def blend(self, previous: "Probe", decay: float) -> "Probe":
+        """Exponential moving average over refreshes: `decay` of `previous`, which probed the same
+        layers at the same widths, and the rest of this one.
         """
-        checked("decay", decay, within("[0, 1)"))
-        if (self.layers, self.bits) != (previous.layers, previous.bits):
-            raise ValueError("previous must have probed the same layers at the same bits")
         return replace(
             self,
             harm=torch.lerp(self.harm, previous.harm, decay),
@@ -72,14 +66,9 @@ def quantization_variance(x: Tensor, bits: int) -> float:
     Args:
         x: any shape, floating.
         bits: 2..16, or 32 (no error).
-
-    Raises:
-        ValueError: `bits` is out of its range.
     """
     if bits == 32:
         return 0.0
-    if not 2 <= bits <= 16:
-        raise ValueError(f"bits must be 2..16 or 32, got {bits}")
     # as a row: an empty tensor has no row, and so no largest
     magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
     step = magnitudes.amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
@@ -130,10 +119,8 @@ def probe(
             nearest.
 
     Raises:
-        ValueError: there is nothing to probe, a name or a width is unknown, or `evaluate` returns
-            no finite number.
+        ValueError: `evaluate` returns no finite number.
     """
-    _check_probe(model, layers, bits)
     weights = [model.get_parameter(name) for name in layers]
     harm = torch.zeros(len(layers), len(bits), dtype=torch.float64)
     distortion = torch.zeros_like(harm)
@@ -163,11 +150,7 @@ def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
     Args:
         probe: harm and distortion.
         shrinkage: 1 believes the probes alone, 0 gives all layers the same curvature.
-
-    Raises:
-        ValueError: `shrinkage` is not in [0, 1].
     """
-    checked("shrinkage", shrinkage, within("[0, 1]"))
     ratios = torch.where(probe.distortion > 0, 2 * probe.harm / probe.distortion, torch.nan)
     # unlike nanmedian, it halves the way between the middle two of an even number
     estimates = ratios.nanquantile(0.5, dim=1)
@@ -178,46 +161,20 @@ def curvature(probe: Probe, shrinkage: float = 0.5) -> Tensor:
     return shrinkage * estimates.where(~estimates.isnan(), mean) + (1 - shrinkage) * mean
 
 
-def significance(
-    probe: Probe, joint: Literal["ratio", "convex"] = "ratio", alpha: float = 0.5
-) -> Tensor:
+def significance(probe: Probe, joint: Literal["ratio", "convex"] = "ratio") -> Tensor:
     """`[L]`: layer significance, harm done and memory saved in one number.
 
     Harm share `a_l = mean_b [a_l(b) / sum_j a_j(b)]`, memory share `m_l = d_l (32 - b) / sum_j d_j
     (32 - b) = d_l / d`. "ratio" is `a_l / m_l`: above 1 a layer is worth protecting, below 1 it is
-    worth squeezing. "convex" is `alpha a_l + (1 - alpha) (1 - m_l)`. Widths at which nothing did
-    harm say nothing: there `a_l = m_l`.
-
-    Raises:
-        ValueError: `alpha` is not in [0, 1].
+    worth squeezing. "convex" is the mean of `a_l` and `1 - m_l`. Widths at which nothing did harm
+    say nothing: there `a_l = m_l`.
     """
-    checked("alpha", alpha, within("[0, 1]"))
     sizes = torch.tensor(probe.sizes, dtype=torch.float64)
     memory = sizes / sizes.sum()
     total = probe.harm.sum(0)
     shares = probe.harm / total.where(total > 0, 1.0)
     harm = torch.where(total > 0, shares, memory.unsqueeze(1)).mean(1)
-    return harm / memory if joint == "ratio" else alpha * harm + (1 - alpha) * (1 - memory)
-
-
-def _check_probe(model: nn.Module, layers: Sequence[str], bits: Sequence[int]) -> None:
-    # a tied parameter goes by each of its names
-    known = dict(model.named_parameters(remove_duplicate=False))
-    if not layers:
-        raise ValueError(
-            "layers must name at least one parameter: the model has no quantisable layer"
-        )
-    for name in layers:
-        if name not in known:
-            raise ValueError(f"layers must name parameters of the model, got {name!r}")
-    checked("bits", bits, widths_problem)
-
-
-def widths_problem(bits: Sequence[int]) -> str:
-    """What is wrong with widths to probe."""
-    if bits and all(2 <= width <= 16 for width in bits):
-        return ""
-    return f"must be widths of 2..16, got {list(bits)}"
+    return harm / memory if joint == "ratio" else (harm + (1 - memory)) / 2
 
 
 def _measure(model: nn.Module, evaluate: Evaluate, metric: str, state: str) -> float:

@@ -41,13 +41,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bhfl.checks import checked, is_integer, within
+from bhfl.checks import is_integer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_COARSE = 0.05**2
-"""Gap between bound and set at which the decided entries are taken out."""
+_GUARANTEE = 0.05**2
+"""Gap between bound and set that is allowed, and at which the decided entries are taken out."""
 _EXACT = 1e-12
 """Gap that float64 sums cannot tell from zero."""
 _REFINEMENTS = 64
@@ -69,9 +69,7 @@ class Selection:
     bound: float
 
 
-def certified_select(
-    low: Tensor, high: Tensor, *, cap: float = 0.5, delta: float = 0.05
-) -> Selection:
+def certified_select(low: Tensor, high: Tensor, *, cap: float = 0.5) -> Selection:
     """The mask of one index set (a layer, or a whole model) under a cap, with a bound on what any
     mask can reach.
 
@@ -83,18 +81,15 @@ def certified_select(
         high: Mean move of the high-bit clients, the shape of `low`.
         cap: Largest mask: a float in (0, 1] is a fraction of the entries (at least one), an int a
             count. 1.0: no cap.
-        delta: `cosine**2 >= (1 - delta**2) * optimum` is guaranteed; what is reached is nearly
-            always the optimum. 0 demands it, whatever the time.
+
+    Returns:
+        The mask. ``cosine**2 >= (1 - 0.05**2) * optimum`` is guaranteed; what is reached is nearly
+        always the optimum.
 
     Raises:
-        ValueError: The shapes differ, cap or delta is out of range, or a move has NaN or infinity.
+        ValueError: A move has NaN or infinity.
     """
     limit = mask_limit(cap, low.numel())
-    if low.shape != high.shape:
-        raise ValueError(
-            f"low and high must have the same shape, got {list(low.shape)} and {list(high.shape)}"
-        )
-    checked("delta", delta, within("[0, 1)"))
     low_move = _flat(low)
     high_move = _flat(high)
     norm = float(np.square(high_move).sum())
@@ -102,7 +97,7 @@ def certified_select(
         raise ValueError(
             "low and high must be finite, got NaN or infinity: has the client diverged?"
         )
-    chosen, value, bound = _solve(low_move, high_move, limit, delta)
+    chosen, value, bound = _solve(low_move, high_move, limit)
     mask = torch.zeros(low.numel(), dtype=torch.bool)
     mask[torch.from_numpy(chosen)] = True
     return Selection(
@@ -124,11 +119,7 @@ def mask_limit(tau: float, numel: int) -> int:
 
     >>> mask_limit(0.5, 9), mask_limit(3, 9)
     (4, 3)
-
-    Raises:
-        ValueError: tau is neither a fraction in (0, 1] nor a positive count.
     """
-    checked("tau", tau, share_or_count)
     if isinstance(tau, float):
         # 0.29 * 100 is 28.999999999999996
         return max(1, math.floor(tau * numel + 1e-9))
@@ -146,9 +137,7 @@ def _flat(move: Tensor) -> FloatArray:
     return move.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
 
-def _solve(
-    low: FloatArray, high: FloatArray, limit: int, delta: float
-) -> tuple[IntArray, float, float]:
+def _solve(low: FloatArray, high: FloatArray, limit: int) -> tuple[IntArray, float, float]:
     """Indices of the mask, its `A**2 / B`, and the bound on that of any mask."""
     gain = low * high
     cost = np.square(low)
@@ -158,12 +147,12 @@ def _solve(
         return useful, 0.0, 0.0
     terms = _Terms(gain[useful], cost[useful], limit)
     search = _Search.over_all(terms, np.square(high[useful]))
-    search.run(max(delta**2, _COARSE))
+    search.run(_GUARANTEE)
     if search.bound > search.best.value * (1 + _EXACT):
         search = search.among_undecided()
         # the gap is closed as far as a few steps go, and the guarantee kept whatever it takes
         search.run(_EXACT, max_splits=_REFINEMENTS)
-        search.run(max(delta**2, _EXACT))
+        search.run(_GUARANTEE)
     best = search.best.value
     return useful[terms.top(search.best.t)], best, max(best, search.bound)
 

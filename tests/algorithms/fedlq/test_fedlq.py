@@ -368,6 +368,10 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
             "FedLQ.candidates must be distinct widths of 2..16 or 32, got [1]",
         ),
         (
+            lambda: FedLQ(candidates=[8, 8]),
+            "FedLQ.candidates must be distinct widths of 2..16 or 32, got [8, 8]",
+        ),
+        (
             lambda: Budget(average_bits=0),
             "FedLQ.budget.average_bits must be positive and finite, got 0",
         ),

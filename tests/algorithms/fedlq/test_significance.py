@@ -5,7 +5,6 @@ curvature is known.
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -127,19 +126,6 @@ def test_tables_have_a_row_a_layer() -> None:
     assert torch.equal(layer_costs(torch.tensor([4.0, 1.0]), table)[0], 2 * table[0])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"bits": 1}, "bits must be 2..16 or 32, got 1"),
-        ({"bits": 17}, "bits must be 2..16 or 32, got 17"),
-    ],
-)
-def test_variance_errors(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        quantization_variance(torch.ones(3), **arguments)
-    assert str(error.value) == message
-
-
 # --- probing --------------------------------------------------------------------------------------
 
 
@@ -238,21 +224,6 @@ def test_an_unused_layer_does_no_harm_and_gets_the_fewest_bits() -> None:
     assert allocate(costs, found.sizes, (2, 4, 8), 2 * 192 * 6).bits == (8, 2)
 
 
-@pytest.mark.parametrize(
-    ("layers", "bits", "message"),
-    [
-        ([], (2,), "layers must name at least one parameter: the model has no quantisable layer"),
-        (["4.wait"], (2,), "layers must name parameters of the model, got '4.wait'"),
-        (["4.weight"], (), "bits must be widths of 2..16, got []"),
-        (["4.weight"], (2, 32), "bits must be widths of 2..16, got [2, 32]"),
-    ],
-)
-def test_probe_errors(layers: list[str], bits: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError) as error:
-        probe(small_model(), layers, bits, classification)
-    assert str(error.value) == message
-
-
 def test_a_loss_that_is_no_number_names_the_layer() -> None:
     losses = iter([1.0, 1.0, math.nan])
     with pytest.raises(
@@ -322,8 +293,8 @@ def test_curvature_without_evidence_is_neutral() -> None:
 def test_significance_is_harm_share_over_memory_share() -> None:
     found = made_probe([[3.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]], (100, 300))
     assert significance(found).tolist() == pytest.approx([0.625 / 0.25, 0.375 / 0.75])
-    assert significance(found, "convex", alpha=0.25).tolist() == pytest.approx(
-        [0.25 * 0.625 + 0.75 * 0.75, 0.25 * 0.375 + 0.75 * 0.25]
+    assert significance(found, "convex").tolist() == pytest.approx(
+        [(0.625 + 0.75) / 2, (0.375 + 0.25) / 2]
     )
     harmless = made_probe([[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], (100, 300))
     assert significance(harmless).tolist() == [1.0, 1.0]
@@ -332,19 +303,6 @@ def test_significance_is_harm_share_over_memory_share() -> None:
 def test_refreshes_are_averaged() -> None:
     old = made_probe([[1.0, 1.0]], [[2.0, 2.0]], (10,))
     new = made_probe([[2.0, 0.0]], [[1.0, 1.0]], (10,))
-    assert new.blend(old).harm.tolist() == [pytest.approx([1.3, 0.7])]
-    assert new.blend(old).distortion.tolist() == [pytest.approx([1.7, 1.7])]
+    assert new.blend(old, decay=0.7).harm.tolist() == [pytest.approx([1.3, 0.7])]
+    assert new.blend(old, decay=0.7).distortion.tolist() == [pytest.approx([1.7, 1.7])]
     assert torch.equal(new.blend(old, decay=0.0).harm, new.harm)
-
-
-def test_errors_of_what_is_made_of_probes() -> None:
-    found = made_probe([[1.0, 1.0]], [[2.0, 2.0]], (10,))
-    other = made_probe([[1.0, 1.0], [1.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]], (10, 10))
-    for call, message in [
-        (lambda: curvature(found, 1.5), r"shrinkage must be in \[0, 1\], got 1.5"),
-        (lambda: significance(found, "convex", alpha=-1.0), r"alpha must be in \[0, 1\], got -1.0"),
-        (lambda: found.blend(found, decay=1.0), r"decay must be in \[0, 1\), got 1.0"),
-        (lambda: found.blend(other), "previous must have probed the same layers at the same bits"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            call()
