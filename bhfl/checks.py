@@ -64,19 +64,19 @@ def is_number(value: object) -> bool:
     return is_integer(value) or isinstance(value, float)
 
 
+def _such(rule: str, test: Callable[[Any], bool]) -> Check:
+    """The check of a value that passes `test`; `rule` says in words which do, after "must"."""
+    return lambda value: "" if test(value) else _must(rule, value)
+
+
 def count(low: int, high: int = LARGEST) -> Check:
     """The check of an integer from `low` to `high`, both included.
 
     >>> count(1, 9)(0)
     'must be an integer from 1 to 9, got 0'
     """
-
-    def check(value: Any) -> str:
-        if is_integer(value) and low <= value <= high:
-            return ""
-        return _must(f"be an integer from {low} to {high:,}", value)
-
-    return check
+    rule = f"be an integer from {low} to {high:,}"
+    return _such(rule, lambda value: is_integer(value) and low <= value <= high)
 
 
 def within(interval: str) -> Check:
@@ -90,12 +90,10 @@ def within(interval: str) -> Check:
     ends = {low} if interval.startswith("[") else set()
     ends |= {high} if interval.endswith("]") else set()
 
-    def check(value: Any) -> str:
-        if is_number(value) and (low < value < high or value in ends):
-            return ""
-        return _must(f"be in {interval}", value)
+    def test(value: Any) -> bool:
+        return is_number(value) and (low < value < high or value in ends)
 
-    return check
+    return _such(f"be in {interval}", test)
 
 
 def choice(*words: str) -> Check:
@@ -130,32 +128,17 @@ def options(cls: type, optional: bool = False) -> Check:
     'must be a dict or None (null), got False'
     """
     rule = f"be a {cls.__name__}" + " or None (null)" * optional
-
-    def check(value: Any) -> str:
-        if isinstance(value, cls) or (optional and value is None):
-            return ""
-        return _must(rule, value)
-
-    return check
+    return _such(rule, lambda value: isinstance(value, cls) or (optional and value is None))
 
 
-def positive(value: Any) -> str:
-    """What is wrong with a number that must be positive and finite."""
-    if is_number(value) and 0 < value < math.inf:
-        return ""
-    return _must("be positive and finite", value)
-
-
-def not_negative(value: Any) -> str:
-    """What is wrong with a number that must be finite, and not below zero."""
-    if is_number(value) and 0 <= value < math.inf:
-        return ""
-    return _must("be finite and at least 0", value)
-
-
-def true_or_false(value: Any) -> str:
-    """What is wrong with a switch."""
-    return "" if isinstance(value, bool) else _must("be true or false", value)
+positive = _such("be positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
+"""The check of a number that must be positive and finite."""
+not_negative = _such(
+    "be finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf
+)
+"""The check of a number that must be finite, and not below zero."""
+true_or_false = _such("be true or false", lambda value: isinstance(value, bool))
+"""The check of a switch."""
 
 
 def _must(rule: str, value: object) -> str:
@@ -199,12 +182,12 @@ def suggestion(word: str, known: Iterable[str], others: bool = True, most: int =
     return f"; known: {', '.join(names)}" if names and others else ""
 
 
-def shown(value: object, longest: int = 60) -> str:
+def shown(value: object) -> str:
     """`value` as in a configuration, its middle left out where it is long."""
     text = repr(value)
     if isinstance(value, bool | None):
         text = {None: "null", True: "true", False: "false"}[value]
-    return text if len(text) <= longest else f"{text[: longest - 15]} ... {text[-10:]}"
+    return text if len(text) <= 60 else f"{text[:45]} ... {text[-10:]}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -83,7 +83,6 @@ def make_split(
     Raises:
         ValueError: There are too few samples.
     """
-    checked("num_clients", num_clients, count(1))
     if targets.ndim != 1:
         raise ValueError(
             f"targets must have one dimension for a split, got shape {targets.shape}; pass targets="

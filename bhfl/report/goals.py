@@ -3,10 +3,11 @@ megabytes.
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from bhfl.report.curves import time_to_accuracy
 from bhfl.report.reading import Run
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
@@ -95,3 +96,38 @@ class Goal:
                 return None
             ratios.append(other[seed] / own[seed])
         return Spread.of(ratios) if ratios else None
+
+
+def time_to_accuracy(
+    times: Sequence[float], accuracies: Sequence[float], target: float, window: int = 1
+) -> float:
+    """The first of `times` at which the median of the last `window` accuracies is at least
+    `target`.
+
+    Args:
+        times: Cumulative seconds at each evaluation, or bytes, or whatever never falls.
+        accuracies: The accuracy at each evaluation, or any metric that grows; NaN where there is
+            none, which no median counts.
+        target: The accuracy to reach.
+        window: The number of evaluations in the median; 1 takes the accuracy itself. The target is
+            not reached before there are that many.
+
+    Returns:
+        The time, or infinity if the target is never reached: then no speed-up can be told.
+
+    Raises:
+        ValueError: `times` fall.
+
+    >>> time_to_accuracy([10, 20, 30, 40], [0.5, 0.7, 0.6, 0.8], target=0.65)
+    20.0
+    >>> time_to_accuracy([10, 20, 30, 40], [0.5, 0.7, 0.6, 0.8], target=0.65, window=3)
+    40.0
+    """
+    if any(later < earlier for earlier, later in pairwise(times)):
+        raise ValueError("times must be cumulative: they must not fall")
+    # a median of several forgives one lucky validation
+    for end in range(window, len(times) + 1):
+        recent = accuracies[end - window : end]
+        if not any(math.isnan(value) for value in recent) and statistics.median(recent) >= target:
+            return float(times[end - 1])
+    return math.inf
