@@ -67,6 +67,10 @@ class _Menu:
     costs: FloatArray
 
 
+_Menus = Sequence[_Menu]
+"""What each layer may choose."""
+
+
 class _Step(NamedTuple):
     """A step from option `start` of a layer's menu to `stop`: more bits by `size`, less loss by
     `gain`.
@@ -150,7 +154,7 @@ def _menu(costs: FloatArray, size: int, candidates: Sequence[int]) -> _Menu:
     return _Menu(widths, menu_sizes, menu_costs)
 
 
-def _steps(menus: Sequence[_Menu]) -> list[_Step]:
+def _steps(menus: _Menus) -> list[_Step]:
     """All steps along the lower convex hulls, most significant first."""
     steps = []
     for layer, menu in enumerate(menus):
@@ -180,7 +184,7 @@ def _is_above(
     return gain_to * (sizes[right] - sizes[middle]) <= gain_from * (sizes[middle] - sizes[left])
 
 
-def _ascend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> list[int]:
+def _ascend(menus: _Menus, steps: Sequence[_Step], budget: int) -> list[int]:
     choice = [0] * len(menus)
     room = budget - _size(menus, choice)
     for step in steps:
@@ -191,7 +195,7 @@ def _ascend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> list
     return choice
 
 
-def _descend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> list[int]:
+def _descend(menus: _Menus, steps: Sequence[_Step], budget: int) -> list[int]:
     choice = [len(menu.sizes) - 1 for menu in menus]
     excess = _size(menus, choice) - budget
     for step in reversed(steps):
@@ -202,7 +206,7 @@ def _descend(menus: Sequence[_Menu], steps: Sequence[_Step], budget: int) -> lis
     return choice
 
 
-def _uniform(menus: Sequence[_Menu], candidates: Sequence[int], budget: int) -> list[int]:
+def _uniform(menus: _Menus, candidates: Sequence[int], budget: int) -> list[int]:
     """The best choice that gives every layer the same width, less the bits that gain a layer
     nothing.
     """
@@ -214,9 +218,7 @@ def _uniform(menus: Sequence[_Menu], candidates: Sequence[int], budget: int) -> 
     return best
 
 
-def _exact(
-    menus: Sequence[_Menu], steps: Sequence[_Step], budget: int, incumbent: list[int]
-) -> list[int]:
+def _exact(menus: _Menus, steps: Sequence[_Step], budget: int, incumbent: list[int]) -> list[int]:
     """Extends all partial assignments layer by layer; drops the dominated and those that cannot
     beat the incumbent.
     """
@@ -246,7 +248,7 @@ def _exact(
 
 
 def _relaxed(
-    menus: Sequence[_Menu], steps: Sequence[_Step], layers: Sequence[int], room: IntArray
+    menus: _Menus, steps: Sequence[_Step], layers: Sequence[int], room: IntArray
 ) -> FloatArray:
     """Lower bound of what `layers` cost in each of `room`: steps may be taken in part; infinite
     where nothing fits.
@@ -283,15 +285,15 @@ def _walk_back(
     return choice
 
 
-def _size(menus: Sequence[_Menu], choice: Sequence[int]) -> int:
+def _size(menus: _Menus, choice: Sequence[int]) -> int:
     return sum(int(menu.sizes[k]) for menu, k in zip(menus, choice, strict=True))
 
 
-def _cost(menus: Sequence[_Menu], choice: Sequence[int]) -> float:
+def _cost(menus: _Menus, choice: Sequence[int]) -> float:
     return math.fsum(float(menu.costs[k]) for menu, k in zip(menus, choice, strict=True))
 
 
-def _allocation(menus: Sequence[_Menu], choice: Sequence[int], *, feasible: bool) -> Allocation:
+def _allocation(menus: _Menus, choice: Sequence[int], *, feasible: bool) -> Allocation:
     bits = tuple(int(menu.bits[k]) for menu, k in zip(menus, choice, strict=True))
     return Allocation(bits, _cost(menus, choice), _size(menus, choice), feasible)
 
