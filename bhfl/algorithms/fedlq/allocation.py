@@ -44,15 +44,11 @@ class Allocation:
 
     Attributes:
         bits: The width of each layer, in the order of `sizes`.
-        cost: `sum_l C_l(b_l)`, in the unit of the costs (loss).
-        payload_bits: What the layers take on the wire, codes and scales.
         feasible: False when not even the smallest payload fits; `bits` is that payload, and the
             client is late.
     """
 
     bits: tuple[int, ...]
-    cost: float
-    payload_bits: int
     feasible: bool
 
 
@@ -121,7 +117,7 @@ def allocate(
         raise ValueError("costs must be finite and >= 0")
     # no layer is spared bits that gain it nothing: with 32 among them this has to be FedAvg
     if budget_bits == math.inf:
-        return _unlimited(table, sizes, candidates)
+        return Allocation((max(candidates),) * len(sizes), feasible=True)
     menus = [_menu(row, size, candidates) for row, size in zip(table, sizes, strict=True)]
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
@@ -295,14 +291,7 @@ def _cost(menus: _Menus, choice: Sequence[int]) -> float:
 
 def _allocation(menus: _Menus, choice: Sequence[int], *, feasible: bool) -> Allocation:
     bits = tuple(int(menu.bits[k]) for menu, k in zip(menus, choice, strict=True))
-    return Allocation(bits, _cost(menus, choice), _size(menus, choice), feasible)
-
-
-def _unlimited(table: FloatArray, sizes: Sequence[int], candidates: Sequence[int]) -> Allocation:
-    widest = max(candidates)
-    cost = math.fsum(table[:, list(candidates).index(widest)])
-    payload = sum(layer_bits(size, widest) for size in sizes)
-    return Allocation((widest,) * len(sizes), cost, payload, feasible=True)
+    return Allocation(bits, feasible)
 
 
 def candidates_problem(candidates: Sequence[int]) -> str:
