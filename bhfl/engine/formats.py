@@ -2,8 +2,6 @@
 by one process.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings
@@ -44,6 +42,16 @@ _NOISE = 0.01
 """Gradients smaller than this share of the largest are compared with that share: they may be
 rounding alone.
 """
+
+
+@dataclass
+class _Trial:
+    """What became of one batch."""
+
+    errors: dict[str, Exception] = field(default_factory=dict)
+    """What was raised, by the step that raised it."""
+    loss: float | None = None
+    gradients: list[Tensor] = field(default_factory=list)
 
 
 def with_format(
@@ -142,16 +150,6 @@ def _compared(wanted: Wanted, tried: Callable[..., _Trial]) -> tuple[bool, str]:
     if _same(plain, last) or _same(tried(False, True), tried(True, True)):
         return True, ""
     return False, "training_step computes other gradients from images in channels_last"
-
-
-@dataclass
-class _Trial:
-    """What became of one batch."""
-
-    errors: dict[str, Exception] = field(default_factory=dict)
-    """What was raised, by the step that raised it."""
-    loss: float | None = None
-    gradients: list[Tensor] = field(default_factory=list)
 
 
 def _tried(
