@@ -15,7 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from bhfl.quant.quantizers import clips
 from bhfl.quant.ranges import wage_shift, weight_scale
-from bhfl.quant.rounding import grid_codes, levels, nearest, per_slice
+from bhfl.quant.rounding import extremes, grid_codes, levels, nearest, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
 
 
@@ -99,8 +99,8 @@ def check_floating(x: Tensor) -> None:
 
 def check_finite(x: Tensor) -> None:
     """ValueError for a tensor that has NaN or infinity."""
-    # amin and amax pass NaN on, so that these two numbers tell of all values
-    if x.numel() and not torch.isfinite(torch.stack([x.amin(), x.amax()])).all():
+    # they pass NaN on, and so tell of all values
+    if x.numel() and not torch.isfinite(torch.stack(extremes(x))).all():
         raise ValueError(
             "quantize needs finite values, got NaN or infinity: has the training diverged?"
         )
@@ -292,8 +292,8 @@ def activation_range(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         x: A floating tensor, not empty.
         steps: One less than the number of codes.
     """
-    low = x.amin().float().clamp_(max=0)
-    high = x.amax().float().clamp_(min=0)
+    low, high = extremes(x)
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
     return low, affine_scale(low, high, steps)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bhfl.quant.rounding import extremes
+
 
 def packed_bytes(numel: int, bits: int) -> int:
     """The size of ``numel`` codes of ``bits`` bits, ``ceil(numel * bits / 8)``.
@@ -93,7 +95,7 @@ def _check_codes(codes: Tensor, bits: int) -> None:
     """ValueError for a code that needs more bits; where the dtype has as many, none does."""
     least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if codes.numel() and bits != codes.element_size() * 8:
-        low, high = torch.stack([codes.amin(), codes.amax()]).tolist()
+        low, high = torch.stack(extremes(codes)).tolist()
         if low < least or high > most:
             raise ValueError(
                 f"codes of {bits} bits must be in [{least}, {most}], got values in [{low}, {high}]"

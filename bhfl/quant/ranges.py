@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bhfl.quant.quantizers import REGISTERED, group_scale, known_rules
-from bhfl.quant.rounding import block_size, levels
+from bhfl.quant.rounding import block_size, extremes, levels
 from bhfl.quant.spec import Granularity, RangeRule, check_choice
 
 _SAMPLE = 1 << 13
@@ -100,6 +100,9 @@ def _absmax(x: Tensor) -> Tensor:
     """The largest magnitude of each group, [G, ...] -> [G]."""
     if x.numel() == 0:
         return x.new_zeros(len(x))
+    if len(x) == 1:
+        low, high = extremes(x)
+        return torch.maximum(high, -low).view(1)
     dims = tuple(range(1, x.dim()))
     return torch.maximum(x.amax(dims), x.amin(dims).neg_())
 
