@@ -62,7 +62,10 @@ class FedCOMGATE(DifferenceAlgorithm):
         if self.allow_inexact:
             return
         # a move divided by the sum of learning rates is a mean gradient under plain SGD alone
-        for optimizer in _optimizers(context.module):
+        optimizers = _optimizers(context.module)
+        for devices in dict.fromkeys(client.devices for client in context.clients):
+            optimizers.append(devices.optimizer(optimizers[0]))
+        for optimizer in optimizers:
             momentum = [group.get("momentum") for group in optimizer.param_groups]
             if type(optimizer) is not torch.optim.SGD or any(momentum):
                 raise ValueError(
@@ -73,11 +76,11 @@ class FedCOMGATE(DifferenceAlgorithm):
         # a client without examples makes no step, and none is expected of it
         able = [client for client in context.clients if client.num_examples]
         # the deltas sum to zero only where all differences are divided by the same sum of rates
-        steps = {context.data.num_batches(client.id) for client in able}
-        if context.settings.training.local_steps is None and len(steps) > 1:
+        steps = {context.planned_steps(client) for client in able}
+        if len(steps) > 1:
             raise ValueError(
                 f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} "
-                "batches a client; set trainer.local_steps, or allow_inexact: true"
+                "a client; set trainer.local_steps, or allow_inexact: true"
             )
 
     # ---- server ----------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ class GroupedAvg(Algorithm):
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
-        specs = {client.group: client.spec for client in clients}
+        specs = {client.bits: client.spec for client in clients}
         # ascending: a group's sources are a slice up to the end, and the last one has the most bits
-        groups = sorted(specs, key=lambda group: precision(specs[group]))
+        groups = sorted(specs, key=lambda group: (precision(specs[group]), group))
         return {"groups": groups, "models": dict.fromkeys(specs, params)}
 
     def downlink(self, server: ServerState, client: Client) -> Params:
-        """The model of the client's group."""
-        return self.group_params(server, client.group)
+        """The model of the client's bit group."""
+        return self.group_params(server, client.bits)
 
     def group_params(self, server: ServerState, group: str) -> Params:
         """The model of `group`; ValueError if there is none, as in a checkpoint of another
@@ -102,7 +102,7 @@ class _RoutedMeans(GroupedMean):
 
     def add(self, update: Params, client: Client) -> None:
         for group, sources in self.sources.items():
-            if client.group in sources:
+            if client.bits in sources:
                 self.means[group].add(update, client)
 
 

@@ -14,10 +14,11 @@ from bhfl.analysis.layers import layer_harm, layer_rows
 from bhfl.analysis.samples import held_out
 from bhfl.checks import refuse
 from bhfl.engine.client.worker import Worker
+from bhfl.engine.devices import FLOAT
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
-from bhfl.quant import BitSpec, layer_weights
+from bhfl.quant import layer_weights
 from bhfl.tags import ACCURACIES
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
@@ -85,7 +86,7 @@ def analyze(  # noqa: PLR0913
         run = session.load(ckpt_path, clients=False)[0] if ckpt_path is not None else None
         worker, seed = session.worker, session.settings.cohort.seed
         # in float32, so that what a probe finds is due to its layer alone
-        worker.load(session.global_model(), BitSpec())
+        worker.load(session.global_model(), FLOAT)
         layers = layer_weights(worker.module)
         chunks, source = held_out(datamodule, samples, seed)
         total = sum(size for size, _ in chunks)

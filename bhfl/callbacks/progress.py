@@ -142,6 +142,9 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         seconds = trainer.run.seconds
         text.append(f"{len(history)} rounds in {seconds:.1f} s; bytes as measured on the payloads")
         text += _notes(history)
+    for devices in dict.fromkeys(client.devices for client in trainer.clients):
+        if note := devices.caution(trainer.fabric.device.type):
+            text.append(f"note: {note}")
     return "\n".join(text)
 
 

@@ -184,8 +184,8 @@ class GroupedMean:
         self.means = {group: WeightedMean(like) for group in groups}
 
     def add(self, update: Params, client: Client) -> None:
-        """Fold `update` into the mean of the client's group."""
-        self.means[client.group].add(update, client)
+        """Fold `update` into the mean of the clients of the same bits."""
+        self.means[client.bits].add(update, client)
 
     def reduce(self, fabric: Fabric) -> dict[str, Params]:
         """The means of the groups that had a client."""

@@ -59,7 +59,8 @@ class Context:
         """
         if not client.num_examples:
             return 0
-        return self.settings.training.planned_steps(self.data.num_batches(client.id))
+        training = client.devices.training(self.settings.training)
+        return training.planned_steps(self.data.num_batches(client.id))
 
 
 @dataclass
@@ -219,7 +220,12 @@ class Algorithm(Recorded):
             client: Who sends.
             layers: Names of the weights that low-bit clients compute with as codes.
         """
-        return dict.fromkeys(layers, (client.spec.weights,)) if client.spec.weights < 32 else {}
+        allowed = {}
+        for name in layers:
+            bits = client.devices.spec_of(name).weights
+            if bits < 32:
+                allowed[name] = (bits,)
+        return allowed
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
         """A decoded uplink as the aggregator takes it; by default linear dequantisation to
@@ -275,7 +281,8 @@ class Algorithm(Recorded):
         return {}
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        """The global model that clients of `group` run: what ``val/acc_<group>`` is measured on.
+        """The global model that clients of a bit group run, which is told by its label,
+        `Client.bits`: what ``val/acc_<group>`` is measured on.
 
         Leave out what is the clients' own (see `downlink`), and the group's value is the mean over
         its clients' models; otherwise the model is measured with the server's value of it.

@@ -100,7 +100,7 @@ class BufferSum:
 
     def add(self, update: Mapping[str, Tensor], client: Client) -> None:
         """Fold in what the client sent."""
-        self.means.means[self.buffers.key(client.group)].add(dict(update), client)
+        self.means.means[self.buffers.key(client.bits)].add(dict(update), client)
         for name, value in self.maxima.items():
             self.maxima[name] = torch.maximum(value, update[name].to(value.dtype))
 

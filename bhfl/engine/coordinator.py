@@ -48,6 +48,8 @@ class Coordinator:
         self.session = session
         self.server = server
         self.cohort = cohort
+        # who trains a client changes none of its draws, so that no result depends on it
+        self.mine = session.dealer.deal(cohort)
         hooks = session.hooks
         self.updates = session.algorithm.aggregator(server, session.fleet)
         expected = hooks.expected(server)
@@ -55,7 +57,7 @@ class Coordinator:
             self.updates, Aggregator, f"{hooks.name('aggregator')} must return an Aggregator"
         )
         self.buffers = BufferSum(session.buffers, server)
-        travelling = session.travelling(server, session.groups[0])
+        travelling = session.travelling(server, session.bits[0])
         counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
         # neither a term nor the sum over the cohort may leave the range in which sums are exact
         limit = min(MAX_TERM, MAX_TOTAL / len(cohort))
@@ -84,8 +86,7 @@ class Coordinator:
     def _tasks(self, history: Sequence[Row]) -> Iterator[Task]:
         """The tasks of this process, each made when it is asked for."""
         fabric = self.session.fabric
-        # who trains a client changes none of its draws, so that the stripes change no result
-        for client in self.cohort[fabric.global_rank :: fabric.world_size]:
+        for client in self.mine:
             STANDING.at(f"training client {client.id} in round {self.server.round + 1}")
             record = ClientRecord(client.id, client.group, client.weight, fabric.global_rank)
             try:
@@ -113,7 +114,7 @@ class Coordinator:
             version=server.accepted.get(client.id, 0),
             channels_last=server.channels_last,
             seed=session.settings.cohort.seed,
-            training=session.settings.training,
+            training=client.devices.training(session.settings.training),
             measures=session.settings.output.evaluate_clients,
             link=timing.link(server.round, client, len(self.cohort)) if timing else None,
             history=history,
@@ -126,11 +127,11 @@ class Coordinator:
             return b""
         tensors = session.algorithm.downlink(self.server, client)
         # statistics travel along, and those of another group are another message
-        group = session.buffers.key(client.group)
+        group = session.buffers.key(client.bits)
         last = self._last
         if last is None or last.group != group or not _same(tensors, last.tensors):
             session.hooks.check_downlink(tensors, self.server)
-            payload = encode({**tensors, **session.travelling(self.server, client.group)})
+            payload = encode({**tensors, **session.travelling(self.server, client.bits)})
             last = self._last = _Message(tensors, group, payload)
         return last.payload
 

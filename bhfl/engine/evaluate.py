@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bhfl.comm import encode
+from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.processes import gather
 from bhfl.engine.types import Client, Params, ServerState
-from bhfl.quant import BitSpec
 
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
@@ -22,10 +22,10 @@ GLOBAL = "global"
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the evaluation set: a model, run at a spec, whose result counts for `key`."""
+    """One pass over the evaluation set: a model on some devices, whose result counts for `key`."""
 
     key: str
-    spec: BitSpec
+    devices: Devices
     tensors: Params
     """The model, without what its client has of its own."""
     client: Client | None = None
@@ -43,7 +43,7 @@ class Evaluator:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.groups = {client.group: client.spec for client in session.fleet}
+        self.groups = {client.group: client.devices for client in session.fleet}
         counts = Counter(client.group for client in session.fleet)
         self.shares = {group: counts[group] / counts.total() for group in self.groups}
 
@@ -64,30 +64,30 @@ class Evaluator:
     def by_client(self, server: ServerState) -> bool:
         """Whether the model of any group is not whole without what its clients keep."""
         own = self.session.own
-        return any(own.missing(self._of_group(server, group)) for group in self.groups)
+        return any(own.missing(self.model(server, one)) for one in self.groups.values())
 
-    def _of_group(self, server: ServerState, group: str) -> Params:
+    def model(self, server: ServerState, devices: Devices) -> Params:
         """The model of a group, without what is its clients' own."""
         session = self.session
-        params = session.hooks.group_params(server, group)
-        return {**params, **session.buffers.of(server, group)}
+        params = session.hooks.group_params(server, devices.bits)
+        return {**params, **session.buffers.of(server, devices.bits)}
 
     def _passes(self, server: ServerState) -> Iterator[Pass]:
         session = self.session
-        for group, spec in self.groups.items():
-            given = self._of_group(server, group)
+        for group, devices in self.groups.items():
+            given = self.model(server, devices)
             if not session.own.missing(given):
-                yield Pass(group, spec, given)
+                yield Pass(group, devices, given)
                 continue
             for client in session.fleet:
                 if client.group == group:
-                    yield Pass(group, spec, given, client)
+                    yield Pass(group, devices, given, client)
         # float32 clients run the server's own model, which needs no pass of its own beside theirs
-        floating = any(spec.is_float for spec in self.groups.values())
+        floating = any(devices.spec.is_float for devices in self.groups.values())
         if session.algorithm.communicates and not floating:
             # no clients have statistics of a float32 model: those of the first group stand in
-            buffers = session.buffers.of(server, next(iter(self.groups)))
-            yield Pass(GLOBAL, BitSpec(), session.own.whole({**server.params, **buffers}, {}))
+            buffers = session.buffers.of(server, session.bits[0])
+            yield Pass(GLOBAL, FLOAT, session.own.whole({**server.params, **buffers}, {}))
 
     def _measured(
         self, server: ServerState, stage: Stage, passes: Sequence[tuple[int, Pass]]
@@ -103,7 +103,7 @@ class Evaluator:
             if one.client is not None:
                 alone[one.client.id] = index
                 continue
-            worker.load_global(one.tensors, one.spec)
+            worker.load_global(one.tensors, one.devices)
             yield index, worker.evaluate(batches(), stage)
         if alone:
             tasks = self._tasks(server, stage, (one for _, one in passes))
@@ -133,7 +133,8 @@ class Evaluator:
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
         """The numbers of all passes by tag, from the mean of each key."""
         # clients that compute in float32 run the server's own model
-        whole = next((group for group, spec in self.groups.items() if spec.is_float), GLOBAL)
+        floats = (group for group, devices in self.groups.items() if devices.spec.is_float)
+        whole = next(floats, GLOBAL)
         overall = results.get(whole, {})
         results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}

@@ -1,14 +1,17 @@
 """What a run was told: all its options as plain values, by what they are to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 
+from bhfl.engine.devices import Devices
 from bhfl.engine.fleet import Fleet
-from bhfl.engine.server_optimizer import describe
+from bhfl.engine.optimizers import describe
 from bhfl.recorded import Recorded, described, flatten, plain, spelled
-from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told
+from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told, told_of
+
+_BACKENDS = "backends"
 
 
 def fingerprint(settings: Settings, data: Any, model: Mapping[str, Any]) -> Told:
@@ -56,3 +59,17 @@ def model_options(model: L.LightningModule, optimizers: Mapping[str, Any]) -> di
     """
     made_with = getattr(model, "_made_with", model.hparams)
     return spelled(type(model), {**made_with, **optimizers})
+
+
+def note_backends(told: Told, groups: Iterable[Devices]) -> None:
+    """Take down which layers have another backend than ``fake``, by group, for the run folder and
+    for whoever goes on; nothing where all are ``fake``, or nothing is told.
+    """
+    chosen = {devices.group.label: devices.backends for devices in groups}
+    if told and any(chosen.values()):
+        told[Role.NUMERICS.value][_BACKENDS] = chosen
+
+
+def noted_backends(told: Mapping[str, Any], group: str) -> Any:
+    """The backends that were taken down for a group, as they stand there."""
+    return told_of(told, [Role.NUMERICS]).get(_BACKENDS, {}).get(group, {})

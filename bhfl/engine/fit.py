@@ -102,6 +102,7 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     session.trainer.run = run = Run(settings, folder, fabric.is_global_zero)
     if state is not None:
         session.take_up(fitting(state, session.server))
+        session.use_backends(state["config"])
         run.restore(state)
     session.store = run.store
     run.begin(session.server, files)
@@ -116,6 +117,7 @@ def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, State
     if ckpt_path is None:
         return new_run(trainer.root), None
     folder, state = trainer.find_checkpoint(ckpt_path)
+    session.use_backends(state["config"])
     check_told(ckpt_path, state["config"], session.told)
     # it raises where what clients keep is not all there
     client_store(folder, state)

@@ -1,24 +1,25 @@
-"""Who takes part: groups of clients, each with one bit specification."""
+"""Who takes part: groups of clients, and what each group says of its devices."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal
 
-from bhfl.checks import checked, count, or_none, suggestion, within
+from bhfl.checks import checked, choice, count, or_none, suggestion, within
+from bhfl.engine.devices import Devices, Group
+from bhfl.engine.optimizers import parse_optimizer
+from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
+from bhfl.quant.backends import BACKENDS
+from bhfl.quant.spec import LONGEST_NAME
+from bhfl.settings import text
 
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Clients of one spec: a `count` of them, or a `fraction` of ``num_clients``."""
-
-    bits: BitSpec
-    count: int | None = None
-    fraction: float | None = None
+RESERVED = ("all", "avg", "global", "min")
+"""What tags and tables call all clients together, which no group can be called."""
 
 
 class Fleet:
@@ -29,6 +30,12 @@ class Fleet:
         {8: 5, 32: 5}                                                      # bits: count
         {ternary: 3, 4: 3, float32: 4}                                     # preset: count
         [{bits: 8, fraction: 0.5}, {bits: wage2888, fraction: 0.5}]        # shares of num_clients
+
+    A group of the last spelling may also say what its devices are: ``name``, ``backend``,
+    ``layers`` (bits by patterns of layer names), ``local_epochs`` or ``local_steps``, ``optimizer``
+    (``class_path`` and ``init_args``) and ``profile``, as in
+    ``{bits: 8, count: 5, name: phones, backend: auto, profile: phone-4g}``. What a group says goes
+    before what the trainer and the model say; see `Group`.
 
     Args:
         value: One of them, or a Fleet.
@@ -45,8 +52,8 @@ class Fleet:
         """Whether the groups are shares, so that the number of clients is still to be said."""
         return self.groups[0].fraction is not None
 
-    def specs(self, num_clients: int | None = None) -> list[BitSpec]:
-        """The spec of each client, groups in their order.
+    def devices(self, num_clients: int | None = None) -> list[Devices]:
+        """The devices of each client, groups in their order; one object a group.
 
         Args:
             num_clients: Size of a fleet given by fractions; for counts None, or their sum.
@@ -70,24 +77,24 @@ class Fleet:
                 f"num_clients must be {sum(counts)}, the sum of the counts in clients, got "
                 f"{num_clients}"
             )
-        specs: list[BitSpec] = []
+        devices: list[Devices] = []
         for group, size in zip(self.groups, counts, strict=True):
-            specs += [group.bits] * size
-        return specs
+            devices += [Devices(group)] * size
+        return devices
 
     def to_config(self) -> Any:
         """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and
         lists.
         """
         groups = self.to_list()
-        if self.by_fraction or not all(isinstance(group["bits"], str) for group in groups):
+        plain = all(group.keys() == {"bits", "count"} for group in groups)
+        if not plain or not all(isinstance(group["bits"], str) for group in groups):
             return groups
         return {group["bits"]: group["count"] for group in groups}
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The groups in their order, each with its bits and its size."""
-        size = "fraction" if self.by_fraction else "count"
-        return [{"bits": _spell(group.bits), size: getattr(group, size)} for group in self.groups]
+        """The groups in their order, each with its bits, its size and what else it says."""
+        return [_written(group) for group in self.groups]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fleet) and other.groups == self.groups
@@ -96,6 +103,34 @@ class Fleet:
 
     def __repr__(self) -> str:
         return f"Fleet({self.to_config()!r})"
+
+
+def clients_of(
+    devices: Sequence[Devices], sizes: Sequence[int], weights: Literal["samples", "uniform"]
+) -> list[Client]:
+    """The clients of a fleet.
+
+    Args:
+        devices: The devices of each client, see `Fleet.devices`.
+        sizes: Training samples of each.
+        weights: What each counts in averages; one without samples never counts.
+    """
+    found: list[Client] = []
+    for its, size in zip(devices, sizes, strict=True):
+        weight = float(size > 0) if weights == "uniform" else float(size)
+        found.append(Client(len(found), its.spec, size, weight, its))
+    return found
+
+
+def _written(group: Group) -> dict[str, Any]:
+    default = Group(bits=group.bits)
+    said: dict[str, Any] = {}
+    for key, value in vars(group).items():
+        if value != getattr(default, key):
+            said[key] = value
+    if group.layers:
+        said["layers"] = {pattern: _spell(spec) for pattern, spec in group.layers.items()}
+    return {"bits": _spell(group.bits), **said}
 
 
 def _spell(spec: BitSpec) -> str | dict[str, Any]:
@@ -134,6 +169,28 @@ def _parse(value: Any) -> list[Group]:
 
 
 def _parse_group(entry: Any) -> Group:
+    _check_keys(entry)
+    said = {key: value for key, value in entry.items() if value is not None}
+    said["bits"] = BitSpec.parse(entry["bits"])
+    for key, check in _CHECKS.items():
+        checked(key, said.get(key), or_none(check))
+    if "layers" in said:
+        said["layers"] = _layers(said["layers"], said["bits"])
+    if "optimizer" in said:
+        try:
+            said["optimizer"] = parse_optimizer(said["optimizer"])
+        except ValueError as error:
+            raise ValueError(f"optimizer {error}") from error
+    group = Group(**said)
+    checked("name", group.label, _name)
+    unfit = [BACKENDS[group.backend].unfit(spec) for spec in (group.bits, *group.layers.values())]
+    if all(unfit):
+        raise ValueError(f"backend {group.backend!r} cannot serve these bits: {unfit[0]}")
+    return group
+
+
+def _check_keys(entry: Any) -> None:
+    """Refuse a group with keys that it does not have, or that exclude each other."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"must be a mapping with bits and count or fraction, got {entry!r}")
     known = [f.name for f in fields(Group)]
@@ -142,12 +199,51 @@ def _parse_group(entry: Any) -> Group:
             raise ValueError(f"unknown key {key!r}{suggestion(str(key), known)}")
     if "bits" not in entry:
         raise ValueError(f"bits is missing in {dict(entry)!r}")
-    number, fraction = entry.get("count"), entry.get("fraction")
-    if (number is None) == (fraction is None):
+    said = {key for key, value in entry.items() if value is not None}
+    if len(said & {"count", "fraction"}) != 1:
         raise ValueError(f"needs either count or fraction, got {dict(entry)!r}")
-    checked("count", number, or_none(count(1, 10**7)))
-    checked("fraction", fraction, or_none(within("(0, 1]")))
-    return Group(bits=BitSpec.parse(entry["bits"]), count=number, fraction=fraction)
+    if {"local_epochs", "local_steps"} <= said:
+        raise ValueError(f"takes local_epochs or local_steps, not both, got {dict(entry)!r}")
+
+
+def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"layers must be a mapping of patterns to bits, got {value!r}")
+    if value and bits.is_float:
+        raise ValueError(
+            "layers needs bits below 32 beside it: give the low bits as bits, and 32 in layers to "
+            f"what stays float32, got bits: 32 and layers: {dict(value)!r}"
+        )
+    found = {}
+    for pattern, its in value.items():
+        try:
+            found[str(pattern)] = BitSpec.parse(its)
+        except ValueError as error:
+            raise ValueError(f"layers[{pattern}]: {error}") from error
+    return found
+
+
+def _name(value: Any) -> str:
+    """What is wrong with the name of a group, of which tags and names of files are made."""
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
+        return f"must be letters, digits, '_', '-' or '.', got {value!r}"
+    if len(value.encode()) > LONGEST_NAME:
+        return f"must have at most {LONGEST_NAME} bytes, got {value[:20]!r} ..."
+    if value in RESERVED:
+        return f"must be none of {', '.join(RESERVED)}, which mean all clients, got {value!r}"
+    return ""
+
+
+_CHECKS = {
+    "count": count(1, 10**7),
+    "fraction": within("(0, 1]"),
+    "name": _name,
+    "backend": choice(*BACKENDS),
+    "local_epochs": count(1),
+    "local_steps": count(1),
+    "profile": text,
+}
+"""What the options of a group must be that are plain values."""
 
 
 def _across(groups: list[Group]) -> list[str]:
@@ -160,9 +256,12 @@ def _across(groups: list[Group]) -> list[str]:
         total := sum(g.fraction or 0 for g in groups), 1.0
     ):
         problems.append(f"clients: fractions must sum to 1, got {total:g}")
-    for label, times in sorted(Counter(group.bits.label for group in groups).items()):
+    for label, times in sorted(Counter(group.label for group in groups).items()):
         if times > 1:
-            problems.append(f"clients: {label} is given more than once; merge its groups into one")
+            problems.append(
+                f"clients: {label} is given more than once; merge its groups into one, or give "
+                "each a name"
+            )
     return problems
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.types import Client, FederatedData
-from bhfl.quant import BitSpec, layer_weights
+from bhfl.quant import layer_weights
 from bhfl.settings import Settings
 
 _SHARE = 0.5
@@ -35,8 +36,9 @@ def forewarn(
     *,
     fresh: bool,
 ) -> None:
-    """Warn of low-bit groups that compute in float32 for the most part, of BatchNorm that hardly
-    moves, and of more bit-widths than a compiled model has graphs for.
+    """Warn of low-bit groups that compute in float32 for the most part, of backends that do not
+    serve all layers, of BatchNorm that hardly moves, and of more bit-widths than a compiled model
+    has graphs for.
 
     Args:
         module: The model, whose layers are swapped already.
@@ -47,14 +49,21 @@ def forewarn(
             clients.
     """
     told = []
+    device = next(module.parameters()).device.type
     low = dict.fromkeys(client.group for client in clients if client.spec.weights < 32)
     if low and (layers := _mostly_float(module)):
         told += [f"{group} clients {layers}" for group in low]
     if fresh and not settings.aggregation.reestimate_norm:
-        batches = [data.num_batches(client.id) for client in clients if client.num_examples]
-        told.append(_slow_norms(module, settings.training.planned_steps(max(batches, default=0))))
+        steps = 0
+        for client in clients:
+            if client.num_examples:
+                training = client.devices.training(settings.training)
+                steps = max(steps, training.planned_steps(data.num_batches(client.id)))
+        told.append(_slow_norms(module, steps))
+    for devices in dict.fromkeys(client.devices for client in clients):
+        told += [_partly_served(module, devices), devices.caution(device)]
     if is_compiled(module):
-        told.append(_too_many_graphs(len({client.spec for client in clients} | {BitSpec()})))
+        told.append(_too_many_graphs(len({client.bits for client in clients} | {FLOAT.bits})))
     for text in filter(None, told):
         warnings.warn(text, stacklevel=2)
 
@@ -109,6 +118,31 @@ def _mostly_float(module: nn.Module) -> str:
         f"hold {quantised / total:.0%} of the model's weights at their bits, the rest stays "
         f"float32: {named}; layers of torch's own classes Linear, Conv, Embedding and "
         "MultiheadAttention are quantised"
+    )
+
+
+def _partly_served(module: nn.Module, devices: Devices) -> str:
+    """Which share of its low-bit weights a group's backend computes; empty where it is all of
+    them, or where the backend is to choose.
+    """
+    backend = devices.group.backend
+    if backend == "fake" or backend.startswith("auto"):
+        return ""
+    sizes: Counter[str] = Counter()
+    for name in layer_weights(module):
+        layer = name.rpartition(".")[0]
+        if not devices.spec_of(name).is_float:
+            sizes[layer] += module.get_parameter(name).numel()
+    others = [layer for layer in sizes if layer not in devices.backends]
+    if not others:
+        return ""
+    share = 1 - sum(sizes[layer] for layer in others) / sizes.total()
+    named = ", ".join(others[:_NAMED])
+    if len(others) > _NAMED:
+        named += f" and {len(others) - _NAMED} more"
+    return (
+        f"{devices.group.label} clients compute {share:.0%} of their low-bit weights by "
+        f"{backend!r}, which cannot serve {named}: these run as 'fake'"
     )
 
 

@@ -1,17 +1,19 @@
 """Where a run goes on: the checkpoint that is meant, whether it fits, and what else it needs."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.contents import lost_key, read_state
+from bhfl.engine.devices import Devices
+from bhfl.engine.fingerprint import noted_backends
 from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
@@ -131,6 +133,24 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
             f"the checkpoint is of another algorithm, or of a wrong content: {problem}"
         )
     return loaded
+
+
+def use_backends_(told: Told, groups: Sequence[Devices], module: nn.Module) -> None:
+    """Let devices compute by what a run was told, on whatever machine that was.
+
+    Args:
+        told: What the run was told.
+        groups: The devices of each group, to be changed in place.
+        module: Whose layers are meant.
+
+    Raises:
+        CheckpointError: There is no such layer or backend.
+    """
+    for devices in groups:
+        try:
+            devices.use_(module, noted_backends(told, devices.group.label))
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint cannot be used: {error}") from error
 
 
 def _same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:

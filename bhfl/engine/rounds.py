@@ -11,7 +11,7 @@ from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
 from bhfl.engine.records import ClientRecord, outliers, with_updates
 from bhfl.engine.session import Session
-from bhfl.engine.types import Row, ServerState
+from bhfl.engine.types import Client, Row, ServerState
 
 
 def run_round(
@@ -41,6 +41,8 @@ def run_round(
     session.worker.begin(server)
     # in one order for any number of processes: the means of metrics are sums of floats
     records = sorted(gather(fabric, mine), key=lambda record: record.client)
+    _check_dealt(cohort, records)
+    session.dealer.learn(session.fleet, records)
     _check_hooks(records)
     ok = with_updates(records)
     if len(ok) < session.settings.cohort.min_clients:
@@ -60,6 +62,15 @@ def run_round(
     if fabric.is_global_zero:
         _tell(session, server, following, records)
     return following, records
+
+
+def _check_dealt(cohort: Sequence[Client], records: Sequence[ClientRecord]) -> None:
+    """RuntimeError unless each client of the cohort was trained by exactly one process."""
+    if [record.client for record in records] != [client.id for client in cohort]:
+        raise RuntimeError(
+            f"the processes must train each of {len(cohort)} clients once, and came back with "
+            f"{len(records)} records"
+        )
 
 
 def _check_hooks(records: Sequence[ClientRecord]) -> None:
@@ -96,7 +107,7 @@ def _tell(
     if far := outliers(records):
         warnings.warn(f"round {following.round}: {far}", stacklevel=2)
     new = following.buffers["first"].keys() - server.buffers["first"].keys() - session.own.always
-    measured = session.algorithm.group_params(following, session.groups[0]) if new else {}
+    measured = session.algorithm.group_params(following, session.bits[0]) if new else {}
     if left := [name for name in new if name in measured]:
         warnings.warn(
             f"{min(left)} ({len(left)} tensors) is not sent to clients, which go on with their "

@@ -10,30 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.types import Params
-from bhfl.recorded import spelled
-
-OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-def describe(make: OptimizerCallable) -> dict[str, Any]:
-    """An optimiser's class and hyper-parameters, as a configuration says them."""
-    optimizer = make([nn.Parameter(torch.zeros(1))])
-    return spelled(type(optimizer), optimizer.defaults)
-
-
-def unusable(make: OptimizerCallable) -> str:
-    """Why an optimiser cannot be used, told by one step on a single weight; empty if it can."""
-    weight = nn.Parameter(torch.zeros(1))
-    weight.grad = torch.zeros(1)
-    try:
-        make([weight]).step()
-    except TypeError as error:
-        return f"{error}; the server's step has no closure, as LBFGS needs one"
-    # its own words, whatever their kind
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 @dataclass

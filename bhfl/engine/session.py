@@ -20,10 +20,13 @@ from bhfl.engine.client.optim import check_optimizers
 from bhfl.engine.client.place import Place
 from bhfl.engine.client.store import ClientStore, client_store
 from bhfl.engine.client.worker import Worker
+from bhfl.engine.dealing import Dealer
+from bhfl.engine.devices import FLOAT
 from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
-from bhfl.engine.fingerprint import fingerprint, model_options
+from bhfl.engine.fingerprint import fingerprint, model_options, note_backends
+from bhfl.engine.fleet import clients_of
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -32,13 +35,13 @@ from bhfl.engine.monitor import check_monitor
 from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
-from bhfl.engine.resume import fitting
+from bhfl.engine.resume import fitting, use_backends_
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.state import check_state
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, server_data
-from bhfl.quant import BitSpec, layer_weights, set_spec_
+from bhfl.quant import layer_weights
 from bhfl.settings import Role, Told
 
 if TYPE_CHECKING:
@@ -136,6 +139,7 @@ class Session:
             norm = settings.aggregation.norm
             self.worker.reestimate_ = reestimation(module, self.data, self.algorithm, norm)
         self._look_at_model()
+        self.dealer: Dealer = Dealer(self.fabric, self.context.planned_steps)
         self.algorithm.server_optimizer = self._server_optimizer()
         self.algorithm.setup(self.context)
         self.evaluator = Evaluator(self)
@@ -153,20 +157,15 @@ class Session:
         STANDING.at("setting up")
         for stage in self.stages:
             self.data.setup(stage)
-        specs = self.trainer.fleet.specs(self.settings.fleet.num_clients)
-        sizes = self.data.federate(len(specs), self.settings.cohort.seed)
-        uniform = self.settings.aggregation.weights == "uniform"
-        fleet: list[Client] = []
-        for spec, size in zip(specs, sizes, strict=True):
-            weight = float(size > 0) if uniform else float(size)
-            fleet.append(Client(len(fleet), spec, size, weight))
-        return fleet
+        everyone = self.trainer.fleet.devices(self.settings.fleet.num_clients)
+        sizes = self.data.federate(len(everyone), self.settings.cohort.seed)
+        return clients_of(everyone, sizes, self.settings.aggregation.weights)
 
     def _check_fit(self) -> None:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
         module = self.module
         settings = self.settings
-        made = model_options(module, check_optimizers(module))
+        made = model_options(module, check_optimizers(module, self.trainer.fleet.groups))
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
         identity = self.told[Role.IDENTITY.value]
@@ -195,14 +194,19 @@ class Session:
                 f"{algorithm.__name__} changes gradients, which needs automatic "
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
-        specs = dict.fromkeys(client.spec for client in self.fleet)
-        for spec in (*specs, BitSpec()):
+        groups = dict.fromkeys(client.devices for client in self.fleet)
+        for devices in (*groups, FLOAT):
             # raises now, not in the first client, where the model cannot take it
-            set_spec_(self.module, spec)
-        self.groups = list(dict.fromkeys(client.group for client in self.fleet))
+            devices.match_(self.module)
+            devices.set_(self.module)
+            devices.choose_(self.module)
+            # one choice for all: what is fast may differ from machine to machine
+            devices.backends = self.fabric.broadcast(devices.backends)
+        note_backends(self.told, groups)
+        self.bits = list(dict.fromkeys(client.bits for client in self.fleet))
         norm = self.settings.aggregation.norm
-        self.buffers = Buffers(self.module, self.worker.state(), norm, self.groups)
-        low = any(spec.weights < 32 for spec in specs)
+        self.buffers = Buffers(self.module, self.worker.state(), norm, self.bits)
+        low = any(devices.has_low_weights for devices in groups)
         self.layers = layer_weights(self.module) if low else []
         self.context = Context(
             clients=self.fleet,
@@ -235,7 +239,7 @@ class Session:
         server = replace(server, extra=self.algorithm.init_server(params, self.fleet))
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
-        first = {**server.params, **self.buffers.of(server, self.groups[0])}
+        first = {**server.params, **self.buffers.of(server, self.bits[0])}
         sent = self.buffers.sent if self.algorithm.communicates else lambda name: False
         self.own = Own(first, [name for name in first if not sent(name)])
         self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
@@ -267,9 +271,20 @@ class Session:
         found = self.trainer.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else None
         folder, state = self.fabric.broadcast(found)  # type: ignore[misc]
         self.take_up(fitting(state, self.server))
+        self.use_backends(state["config"])
         if clients and self.evaluator.by_client(self.server):
             self.store = client_store(folder, state)
         return folder, state
+
+    def use_backends(self, told: Told) -> None:
+        """Compute the layers by what a run was told, on whatever machine that was.
+
+        Raises:
+            CheckpointError: There is no such layer or backend.
+        """
+        groups = list(self.evaluator.groups.values())
+        use_backends_(told, groups, self.module)
+        note_backends(self.told, groups)
 
     def take_up(self, server: ServerState) -> None:
         """Go on from a state, and from the first model that it had."""
@@ -283,13 +298,13 @@ class Session:
 
     def global_model(self) -> Params:
         """The server's model in float32, by name."""
-        groups = [client.group for client in self.fleet if client.spec.is_float]
-        buffers = self.buffers.of(self.server, (groups or self.groups)[0])
+        floats = [client.bits for client in self.fleet if client.spec.is_float]
+        buffers = self.buffers.of(self.server, (floats or self.bits)[0])
         return {**self.server.params, **buffers}
 
     def load_global(self) -> None:
         """Put the global model into the module."""
-        self.worker.load_global(self.global_model(), BitSpec())
+        self.worker.load_global(self.global_model())
 
     def tear_down(self) -> None:
         """Let module and data put away what they were set up with; the session has done its
@@ -326,6 +341,6 @@ class Session:
         return started
 
     def travelling(self, server: ServerState, group: str) -> Params:
-        """The buffers that go with the parameters of a bit group, both ways."""
+        """The buffers that go with the parameters of a bit group (`Client.bits`), both ways."""
         buffers = self.buffers.of(server, group)
         return {name: tensor for name, tensor in buffers.items() if name not in self.own.always}

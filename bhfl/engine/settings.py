@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bhfl.checks import choice
 from bhfl.engine.callback import callback_problems
+from bhfl.engine.devices import Group
 from bhfl.engine.fleet import Fleet
+from bhfl.engine.optimizers import unusable
 from bhfl.engine.sampling import cohort_size
-from bhfl.engine.server_optimizer import unusable
 from bhfl.settings import LARGEST_SEED, Settings
 
 
@@ -61,12 +63,13 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
         fleet = Fleet(settings.fleet.clients)
         if alone:
             return []
-        total = len(fleet.specs(settings.fleet.num_clients))
+        total = len(fleet.devices(settings.fleet.num_clients))
     except ValueError as error:
         return str(error).splitlines()
     cohort = settings.cohort
     size = cohort_size(total, cohort.clients_per_round)
-    found = []
+    found = [_profile_problem(group, settings.fleet.network) for group in fleet.groups]
+    found = list(filter(None, found))
     if size > total:
         found.append(
             f"clients_per_round must be at most {total}, the number of clients, got "
@@ -78,3 +81,17 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
             f"{cohort.min_clients}"
         )
     return found
+
+
+def _profile_problem(group: Group, network: Any) -> str:
+    """What is wrong with the profile of a group; empty if nothing is."""
+    if group.profile is None:
+        return ""
+    key = f"clients: profile of group {group.label!r}"
+    if network is None:
+        return f"{key} needs trainer.network, got {group.profile!r}"
+    known = network.profiles
+    if not known:
+        return f"{key} needs links from profiles, and trainer.network has a trace"
+    problem = choice(*known)(group.profile)
+    return f"{key} {problem}" if problem else ""

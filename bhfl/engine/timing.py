@@ -64,7 +64,11 @@ class Timing:
         recorder.observe(batch)
         self.example_flops = counter.get_total_flops() / recorder.batch_size
         # a device of infinite rate computes in no time, whatever there is to compute
-        rates = [self.network.link(0, client.id).compute_flops for client in self.clients]
+        rates = []
+        for client in self.clients:
+            rates.append(
+                self.network.link(0, client.id, client.devices.group.profile).compute_flops
+            )
         if not self.example_flops and any(map(math.isfinite, rates)):
             name = type(worker.module).__name__
             raise ValueError(
@@ -84,11 +88,12 @@ class Timing:
             upload_bytes=upload_bytes,
             flops=_BACKWARD * self.example_flops * num_examples,
             bits=client.spec.weights,
+            profile=client.devices.group.profile,
         )
 
     def planned(self, client: Client, data: FederatedData) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
-        training = self.settings.training
+        training = client.devices.training(self.settings.training)
         if training.local_steps is None:
             return training.local_epochs * client.num_examples
         batches = max(1, data.num_batches(client.id))
@@ -119,8 +124,7 @@ class Timing:
         """What a client knows of its link in a round, which it shares with the other
         participants.
         """
-        bits = client.spec.weights
-        link = self.network.shared_link(round, client.id, bits, num_participants)
+        link = self.network.shared_link(round, self.workload(client, 0, 0, 0), num_participants)
         return ClientLink(link, _BACKWARD * self.example_flops)
 
     def metrics(
@@ -133,10 +137,10 @@ class Timing:
         works = []
         closing = 0.0
         for r in records:
-            last = Workload(client=r.client, download_bytes=r.closing_bytes, upload_bytes=0)
+            client = self.clients[r.client]
+            last = self.workload(client, r.closing_bytes, 0, 0)
             closing = max(closing, self.network.client_time(round, last).seconds)
             if r.status != "failed":
-                client = self.clients[r.client]
                 down = r.downlink_bytes - r.closing_bytes
                 works.append(self.workload(client, down, r.uplink_bytes, r.num_examples))
         seconds = self.network.round_time(round, works, len(records)).seconds if works else 0.0

@@ -23,9 +23,9 @@ from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
+from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
-from bhfl.engine.server_optimizer import OptimizerCallable
 from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed
 from bhfl.engine.types import Client, FederatedData, ServerState

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from bhfl.comm.payload import Tensors as Tensors
+from bhfl.engine.devices import Devices
 from bhfl.engine.random import RandomKeys
 from bhfl.quant import BitSpec, QuantizedTensor
 
@@ -52,11 +53,24 @@ class Client:
     """Training samples it holds."""
     weight: float = 1.0
     """Its weight in averages, not normalised: `num_examples`, or 1 for uniform weights."""
+    devices: Devices = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    """What the fleet says of its group; by default the bits of `spec` alone."""
+
+    def __post_init__(self) -> None:
+        if self.devices is None:
+            object.__setattr__(self, "devices", Devices.of(self.spec))
 
     @property
     def group(self) -> str:
-        """Label of the clients with the same spec, as in the tag ``val/acc_int8``."""
-        return self.spec.label
+        """The name of its group of the fleet, as in the tag ``val/acc_int8``."""
+        return self.devices.group.label
+
+    @property
+    def bits(self) -> str:
+        """The label of all clients that compute with the same bits, whatever their groups are
+        called: what exists because of bits, such as a model for each width, goes by it.
+        """
+        return self.devices.bits
 
 
 @dataclass

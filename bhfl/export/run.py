@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,11 +108,11 @@ def _files(session: Session, made: Export, accuracies: Mapping[str, float]) -> I
     onnx = installed("onnx")
     if not onnx:
         made.notes.append("no ONNX file is written: pip install 'bhfl[onnx]'")
-    for group, spec in session.evaluator.groups.items():
-        params = session.algorithm.group_params(server, group)
-        tensors = session.own.whole({**params, **session.buffers.of(server, group)}, {})
+    for group, devices in session.evaluator.groups.items():
+        spec = devices.spec
+        tensors = session.own.whole(session.evaluator.model(server, devices), {})
         float_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        worker.load_global(tensors, spec)
+        worker.load_global(tensors, devices)
         path = made.folder / f"{group}.safetensors"
         sizes = {path.name: save_quantized(worker.module, path)}
         # other weights would not be a smaller file: a graph has int8 at least
@@ -137,7 +138,7 @@ def _accuracies(
         stage, split = "val", "validation split"
         metrics = next((row for row in history if row["round"] == round), {})
     found = {}
-    for group in session.groups:
+    for group in session.evaluator.groups:
         # of several accuracies the first name counts, and so it is written last
         for name in reversed(ACCURACIES):
             value = metrics.get(f"{stage}/{name}_{group}")
@@ -150,12 +151,12 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
     """The text of the model card."""
     trainer, model = session.trainer, session.module
     config = {"clients": trainer.fleet.to_config(), **trainer.config}
-    groups = [client.group for client in session.fleet]
+    sizes = Counter(client.group for client in session.fleet)
     examples = sum(client.num_examples for client in session.fleet)
     rounds = session.server.round
     facts = {
         "Data": f"{type(session.data).__name__}, {examples:,} training samples",
-        "Clients": ", ".join(f"{groups.count(group)} of {group}" for group in session.groups),
+        "Clients": ", ".join(f"{size} of {group}" for group, size in sizes.items()),
         "Method": type(session.algorithm).__name__,
         "Rounds": f"{rounds}, seed {session.settings.cohort.seed}",
         "Sent": f"{sent.total('uplink_bytes'):,} bytes up, "

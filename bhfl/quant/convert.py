@@ -123,9 +123,10 @@ def set_backend_(
         ImportError: The backend needs a package that cannot be imported.
     """
     get_backend(backend).require()
-    layers = [
-        layer for name, layer in _quant_layers(model) if filter_fn is None or filter_fn(name, layer)
-    ]
+    layers = []
+    for name, layer in quant_layers(model):
+        if filter_fn is None or filter_fn(name, layer):
+            layers.append(layer)
     if not layers:
         raise ValueError(
             f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ "
@@ -140,7 +141,7 @@ def backend_choices(model: nn.Module) -> dict[str, str]:
     """The backend that really computes each Quant* layer, by the name of the layer: what auto
     chose, or what fell back.
     """
-    return {name: chosen_backend(layer) for name, layer in _quant_layers(model)}
+    return {name: chosen_backend(layer) for name, layer in quant_layers(model)}
 
 
 def layer_weights(model: nn.Module) -> list[str]:
@@ -230,7 +231,7 @@ def dequantize_(model: Model) -> Model:
         ValueError: A quantised weight has parametrizations, which compute it anew: remove them
             first.
     """
-    layers = [layer for _, layer in _quant_layers(model)]
+    layers = [layer for _, layer in quant_layers(model)]
     quantized = [layer for layer in layers if layer.spec.weights < FLOAT_BITS]
     for layer in quantized:
         refuse_parametrized(layer, "dequantize_")
@@ -284,7 +285,7 @@ def begin_round_(model: nn.Module) -> None:
     rounded to nearest. With range rule lsq it is the start of the learned steps. Other layers have
     nothing to fix.
     """
-    layers = [layer for _, layer in _quant_layers(model)]
+    layers = [layer for _, layer in quant_layers(model)]
     # all ranges come before any rounding: tied layers then share one grid
     for layer in layers:
         layer.fix_range_()
@@ -302,7 +303,7 @@ def store_(model: nn.Module, generator: torch.Generator) -> None:
     Raises:
         ValueError: :func:`begin_round_` has not fixed the grid since the weights were loaded.
     """
-    for _, layer in _quant_layers(model):
+    for _, layer in quant_layers(model):
         layer.store_(generator)
 
 
@@ -320,12 +321,12 @@ def seed_(model: nn.Module, generator: torch.Generator) -> None:
         raise ValueError(
             f"seed_ needs a torch.Generator, as torch.Generator().manual_seed(0), got {generator!r}"
         )
-    for _, layer in _quant_layers(model):
+    for _, layer in quant_layers(model):
         layer.generator = generator
 
 
-def _quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
-    """Name and module of each Quant* layer."""
+def quant_layers(model: nn.Module) -> Iterator[tuple[str, QuantLayer]]:
+    """The name and the module of each Quant* layer of a model, in its order."""
     for name, module in model.named_modules():
         if isinstance(module, QuantLayer):
             yield name, module

@@ -204,6 +204,8 @@ def _group(entry: Mapping[str, Any]) -> str:
     name = str(bits)
     if name.isdigit():
         name = "float32" if name == "32" else f"int{name}"
+    if entry.get("name"):
+        name = f"{entry['name']} ({name})"
     fraction = entry.get("fraction")
     if isinstance(fraction, int | float):
         return f"{100 * fraction:g} % {name}"

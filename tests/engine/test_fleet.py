@@ -9,7 +9,7 @@ from bhfl.quant import BitSpec
 
 
 def labels(value, num_clients=None):
-    return Counter(spec.label for spec in Fleet(value).specs(num_clients))
+    return Counter(one.spec.label for one in Fleet(value).devices(num_clients))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_share_that_comes_to_no_client_is_refused():
 
 
 def test_groups_keep_their_order():
-    assert [spec.label for spec in Fleet({32: 1, 8: 2}).specs()] == ["float32", "int8", "int8"]
+    assert [one.spec.label for one in Fleet({32: 1, 8: 2}).devices()] == ["float32", "int8", "int8"]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_all_problems_at_once():
 
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="num_clients must say how many"):
-        Fleet([{"bits": 8, "fraction": 1.0}]).specs()
+        Fleet([{"bits": 8, "fraction": 1.0}]).devices()
     with pytest.raises(ValueError, match="num_clients must be 10, the sum"):
-        Fleet({8: 5, 32: 5}).specs(11)
-    assert Fleet({8: 1}).specs(1) == [BitSpec.parse(8)]
+        Fleet({8: 5, 32: 5}).devices(11)
+    assert [one.spec for one in Fleet({8: 1}).devices(1)] == [BitSpec.parse(8)]

@@ -28,6 +28,7 @@ from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
+from bhfl.engine.fleet import Fleet
 from bhfl.main import main
 from tests.engine.hand_made import HandMade, Module, points
 from tests.engine.test_resume import PROCESSES, Remembering
@@ -138,6 +139,19 @@ class OwnParts(Algorithm):
         }
 
 
+CHANNEL = {"weights": 8, "activations": 8, "granularity": "channel"}
+RATE = {"class_path": "SGD", "init_args": {"lr": 0.0078125}}
+DEVICES = [
+    {"bits": 8, "count": 1, "backend": "int8", "name": "forward"},
+    {"bits": 8, "count": 1, "backend": "int8-bfloat16", "name": "bfloat16", "local_steps": 3},
+    {"bits": 8, "count": 1, "backend": "integer", "name": "both-ways"},
+    {"bits": "wage2888", "count": 1, "backend": "integer", "optimizer": RATE},
+    {"bits": CHANNEL, "count": 1, "backend": "bitsandbytes", "name": "bnb"},
+    {"bits": 4, "count": 1, "layers": {"*": 6}, "backend": "auto-integer", "local_epochs": 2},
+    {"bits": 32, "count": 2},
+]
+"""Groups of every kind, and every backend."""
+
 CASES: dict[str, dict[str, Any]] = {
     "stateful": {"algorithm": Remembering},
     "local": {
@@ -183,6 +197,12 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate_clients": True,
         "clients_per_round": 4,
     },
+    "devices": {
+        "clients": DEVICES,
+        "algorithm": partial(ProWD, Mask(per="group"), None),
+        "norm": "group",
+        "evaluate_clients": True,
+    },
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -203,9 +223,7 @@ def rank_of(
         os.environ |= {name: str(value) for name, value in names.items()}
     settings = {"clients": MIXED, "module": Net, **CASES[case], **options}
     settings["algorithm"] = settings["algorithm"]() if "algorithm" in settings else None
-    clients = (
-        sum(group["count"] for group in settings["clients"]) if settings["clients"] is MIXED else 1
-    )
+    clients = len(Fleet(settings["clients"]).devices())
     data = HandMade(
         [points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True
     )
@@ -253,7 +271,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-FOUR = ("gate", "prowd", "prowd by group", "fedlq", "own parts")
+FOUR = ("gate", "prowd", "prowd by group", "fedlq", "own parts", "devices")
 """What also runs on four processes, among the slow tests."""
 
 

@@ -18,7 +18,7 @@ from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candi
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
 from bhfl.algorithms.fedlq.mean import ProbedMean
-from bhfl.algorithms.fedlq.plan import PLAN, is_infeasible, plan_of, widths
+from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, plan_of, widths
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
 from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
 from bhfl.checks import checked, choice, options
@@ -88,8 +88,8 @@ class FedLQ(Algorithm):
         """Find the layers.
 
         Raises:
-            ValueError: The model has no quantisable layer, or a client computes with fewer bits
-                than any candidate.
+            ValueError: The model has no quantisable layer, a client computes with fewer bits than
+                any candidate, or a group says the bits of its layers.
         """
         found = {id(module.get_parameter(name)) for name in layer_weights(module)}
         # tied weights travel once, under the first of their names
@@ -103,12 +103,7 @@ class FedLQ(Algorithm):
                 "FedLQ needs a layer with weights: all that can be quantised are empty"
             )
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
-        for client in clients:
-            if not self._candidates(client):
-                raise ValueError(
-                    f"FedLQ.candidates must hold a width of at most {client.spec.weights} for "
-                    f"{client.group} clients, got {list(self.candidates)}"
-                )
+        check_clients(clients, self.candidates)
 
     def setup(self, context: Context) -> None:
         """Check that what the budget and the probes read is there.
@@ -146,7 +141,7 @@ class FedLQ(Algorithm):
         curvature = self.sensitivity.curvature(probe, len(self.layers))
         # the deadline's place is kept before it is known: it follows from the size of the downlink
         told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
-        traffic = self._traffic(server, context, context.clients[0].group, told)
+        traffic = self._traffic(server, context, context.clients[0].bits, told)
         examples = {client.id: self._examples(client, server.round, context) for client in cohort}
         deadline = self.budget.deadline_seconds(
             context.timing, server.round, traffic, cohort, examples
@@ -185,7 +180,7 @@ class FedLQ(Algorithm):
         nothing = torch.zeros(len(self.layers), dtype=torch.uint8)
         mine = []
         for client in cohort[fabric.global_rank :: fabric.world_size]:
-            traffic = self._traffic(server, context, client.group, nothing)
+            traffic = self._traffic(server, context, client.bits, nothing)
             link = timing.link(server.round, client, len(cohort)) if timing else None
             examples = self._examples(client, server.round, context)
             room = self.budget.layer_bits(traffic, link, examples, deadline)
@@ -195,7 +190,7 @@ class FedLQ(Algorithm):
         return dict(sorted(gather(fabric, mine), key=lambda planned: planned[0]))
 
     def _traffic(self, server: ServerState, context: Context, group: str, plan: Tensor) -> Traffic:
-        """What a client of a group and the server send each other."""
+        """What a client of a bit group and the server send each other."""
         layers = {name: server.params[name] for name in self.layers}
         others = {**server.params, **context.buffers(server, group)}
         for name in layers:

@@ -1,9 +1,12 @@
-"""The server's choice of a client's bits, as it goes down."""
+"""The server's choice of a client's bits, as it goes down, and the clients it can be made for."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import Allocation
+from bhfl.engine.types import Client
 
 PLAN = ":plan"
 """What goes down beside the model: with ``plan: client`` the curvatures and the deadline, float32
@@ -35,3 +38,23 @@ def widths(plan: Tensor) -> list[int]:
 def is_infeasible(plan: Tensor) -> bool:
     """Whether not even the least payload fits."""
     return bool((plan & _INFEASIBLE).any())
+
+
+def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:
+    """Refuse clients that no width can be chosen for.
+
+    Raises:
+        ValueError: A client computes with fewer bits than any candidate, or its group says the bits
+            of its layers.
+    """
+    for client in clients:
+        if client.devices.group.layers:
+            raise ValueError(
+                "FedLQ chooses the bits of each layer itself: clients must leave out layers, got "
+                f"them in group {client.group!r}"
+            )
+        if min(candidates) > client.spec.weights:
+            raise ValueError(
+                f"FedLQ.candidates must hold a width of at most {client.spec.weights} for "
+                f"{client.group} clients, got {list(candidates)}"
+            )

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
 from bhfl.checks import check_options, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
+from bhfl.engine.devices import FLOAT
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, quantize, set_spec_
 
@@ -150,9 +151,9 @@ class Sensitivity:
         if context.fabric.is_global_zero:
             worker = context.worker
             # probes run in float32, so running statistics of float clients fit best
-            floats = [client.group for client in context.clients if client.spec.is_float]
-            group = [*floats, context.clients[0].group][0]
-            worker.load({**server.params, **context.buffers(server, group)}, BitSpec())
+            floats = [client.bits for client in context.clients if client.spec.is_float]
+            group = [*floats, context.clients[0].bits][0]
+            worker.load({**server.params, **context.buffers(server, group)}, FLOAT)
             batches = context.data.holdout_batches
             fresh = self._probe(worker.module, layers, lambda: worker.evaluate(batches(), "val"))
         fresh = context.fabric.broadcast(fresh)
@@ -203,7 +204,7 @@ class Sensitivity:
             # as the server would: what clients measure does not depend on their bits
             set_spec_(run.module, BitSpec())
             found = self._probe(run.module, layers, lambda: run.evaluate(self.samples))
-            set_spec_(run.module, run.client.spec)
+            run.client.devices.set_(run.module)
         run.num_examples += self.examples(run.client, run.round, len(layers))
         return {HARM: found.harm.float()}
 

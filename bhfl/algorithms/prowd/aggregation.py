@@ -72,7 +72,7 @@ class SelectiveMean:
 
     def add(self, update: Any, client: Client) -> None:
         """A high-bit client's weights, or a low-bit client's update, whose payload is kept."""
-        if client.group != self.top:
+        if client.bits != self.top:
             # as it came, an update waits at the client's bits and not at 32
             self.file.write(update.payload)
             self.waiting.append((client, len(update.payload)))
@@ -151,10 +151,10 @@ class SelectiveMean:
             counts = self._counts(low.squares)
             tags = {"prowd/count": sum(counts.values()) / len(counts)} if counts else {}
             if by_group:
-                groups.setdefault(client.group, self._new_sum()).add(low, {}, counts)
+                groups.setdefault(client.bits, self._new_sum()).add(low, {}, counts)
             else:
                 sums.add(low, self._choose(low.params, move, low.squares, tags), counts)
-            squares.append((client.group, client.id, low.squares))
+            squares.append((client.bits, client.id, low.squares))
             found.append((client.id, tags))
         everyone = _sorted(fabric, squares, 2)
         if not by_group:

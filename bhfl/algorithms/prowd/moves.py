@@ -110,11 +110,11 @@ class MoveReader:
         """What the client makes of the weights that it was sent, and where its moves begin; each
         tensor once a bit group.
         """
-        codes, starts = self._starts.setdefault(client.group, ({}, {}))
+        codes, starts = self._starts.setdefault(client.bits, ({}, {}))
         fresh: dict[str, Tensor | QuantizedTensor] = {}
-        spec = client.spec
         for name in grids.keys() - codes.keys():
             # as the client has rounded it
+            spec = client.devices.spec_of(name)
             codes[name] = fresh[name] = quantize(
                 self.low_start[name],
                 spec.weights,

@@ -74,8 +74,8 @@ class ProWD(Algorithm):
 
     def prepare(self, module: nn.Module, clients: list[Client]) -> None:
         """Find the high-bit group, whose clients send weights."""
-        self.specs = {client.group: client.spec for client in clients}
-        self.top = max(self.specs, key=lambda group: precision(self.specs[group]))
+        self.devices = {client.bits: client.devices for client in clients}
+        self.top = max(self.devices, key=lambda group: precision(self.devices[group].spec))
 
     def setup(self, context: Context) -> None:
         """See whether there are high-bit clients to learn from, and what the dequantizer needs.
@@ -84,8 +84,11 @@ class ProWD(Algorithm):
             ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
                 held-out data.
         """
-        top = self.specs[self.top].weights
-        others = [spec for group, spec in self.specs.items() if group != self.top]
+        top = self.devices[self.top].spec.weights
+        others = []
+        for group, devices in self.devices.items():
+            if group != self.top:
+                others += devices.specs
         # float clients alone are let through: nothing is masked or raised, and it is FedAvg
         if not others and top < 32:
             raise ValueError(
@@ -93,7 +96,7 @@ class ProWD(Algorithm):
             )
         self.tuning: FineTuning | None = None
         # a group that differs from the top in activations alone has nothing to raise
-        low = [spec for spec in others if spec.weights < top]
+        low = [spec for spec in dict.fromkeys(others) if spec.weights < top]
         if self.dequantizer is None or not low:
             return
         widths = sorted({spec.weights for spec in low} | {top})
@@ -150,7 +153,7 @@ class ProWD(Algorithm):
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The client's global model."""
-        return self.group_params(server, client.group)
+        return self.group_params(server, client.bits)
 
     def group_params(self, server: ServerState, group: str) -> Params:
         """The selective aggregate, or with ``dual`` the plain one for low-bit groups."""
@@ -162,7 +165,7 @@ class ProWD(Algorithm):
         w_i``.
         """
         update = quantized_state(run.module)
-        if self.payload == "weights" or run.client.group == self.top:
+        if self.payload == "weights" or run.client.bits == self.top:
             return update
         values = run.module.state_dict()
         generator = run.rng.torch("quant_up", device=run.device)
@@ -175,7 +178,7 @@ class ProWD(Algorithm):
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
         """High-bit weights in float32; low-bit tensors wait as they are."""
-        return float_tensors(update) if client.group == self.top else update
+        return float_tensors(update) if client.bits == self.top else update
 
     def begin_round(
         self, server: ServerState, cohort: Sequence[Client], context: Context

@@ -133,8 +133,17 @@ PROFILES: Mapping[str, Profile] = {
 class LinkSource(Protocol):
     """Where links come from: profiles or a trace."""
 
-    def link(self, round_index: int, client: int) -> Link:
-        """The link of one client in one round; the same at every call."""
+    profiles: Mapping[str, Profile]
+    """What the profile of a client can be, where it is given."""
+
+    def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
+        """The link of one client in one round; the same at every call.
+
+        Args:
+            round_index: Which draws to use.
+            client: Its id.
+            profile: Its profile, where that is given and not drawn.
+        """
 
 
 class ProfileLinks:
@@ -161,26 +170,26 @@ class ProfileLinks:
             raise ValueError(f"profiles: shares must sum to 1, got {total:g}")
         self._names = list(shares)
         self._cumulative = np.cumsum(list(shares.values())) / total
-        self._profiles = profiles
+        self.profiles = profiles
         self._seed = seed
 
-    def link(self, round_index: int, client: int) -> Link:
+    def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
         """See `LinkSource.link`."""
         # the same in every round
         fixed = _stream(self._seed, "network_client", 0, client)
         # without the last bound, which rounding may leave below a draw
         drawn = int(np.searchsorted(self._cumulative[:-1], fixed.random(), "right"))
-        profile = self._profiles[self._names[drawn]]
-        rate = _factor(fixed, profile.spread, profile.distribution)
-        speed = _factor(fixed, profile.spread, profile.distribution)
+        kind = self.profiles[profile or self._names[drawn]]
+        rate = _factor(fixed, kind.spread, kind.distribution)
+        speed = _factor(fixed, kind.spread, kind.distribution)
         varying = _stream(self._seed, "network_round", round_index, client)
-        rate *= _factor(varying, profile.jitter, profile.distribution)
+        rate *= _factor(varying, kind.jitter, kind.distribution)
         return Link(
-            uplink_bps=profile.uplink_bps * rate,
-            downlink_bps=profile.downlink_bps * rate,
-            latency_seconds=profile.latency_seconds,
-            compute_flops=profile.compute_flops * speed,
-            slowdown=1 + profile.compute_jitter * float(varying.standard_exponential()),
+            uplink_bps=kind.uplink_bps * rate,
+            downlink_bps=kind.downlink_bps * rate,
+            latency_seconds=kind.latency_seconds,
+            compute_flops=kind.compute_flops * speed,
+            slowdown=1 + kind.compute_jitter * float(varying.standard_exponential()),
         )
 
 

@@ -12,7 +12,7 @@ until the deadline if one of them misses it, plus server time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Workload:
         upload_bytes: The length of the payload that it sends.
         flops: FLOPs of the local training: steps * batch size * 3 * FLOPs of one forward pass.
         bits: The width that it computes with, which matters with `low_bit_speedup`.
+        profile: Its profile, where that is given and not drawn.
     """
 
     client: int
@@ -43,6 +44,7 @@ class Workload:
     upload_bytes: int
     flops: float = 0.0
     bits: int = 32
+    profile: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +134,16 @@ class SimulatedNetwork(Recorded):
                 shares = {shares: 1.0}
             self._links = ProfileLinks(shares, {**PROFILES, **(custom_profiles or {})}, seed)
 
-    def link(self, round_index: int, client: int) -> Link:
-        """The link of one client in one round, the same for every algorithm."""
-        return self._links.link(round_index, client)
+    @property
+    def profiles(self) -> Mapping[str, Profile]:
+        """What the profile of a client can be, by name; none where links come from a trace."""
+        return self._links.profiles
+
+    def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
+        """The link of one client in one round, the same for every algorithm; see
+        `LinkSource.link`.
+        """
+        return self._links.link(round_index, client, profile)
 
     def round_time(
         self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
@@ -222,14 +231,14 @@ class SimulatedNetwork(Recorded):
             deadline_seconds: When the upload must have arrived.
             num_participants: The participants of the round; they matter with `shared_uplink`.
         """
-        link = self.shared_link(round_index, workload.client, workload.bits, num_participants)
+        link = self.shared_link(round_index, workload, num_participants)
         return link.uplink_budget_bits(workload.download_bytes, workload.flops, deadline_seconds)
 
     def client_time(
         self, round_index: int, workload: Workload, num_participants: int = 1
     ) -> ClientTime:
         """The seconds of one participant; how many there are matters with `shared_uplink`."""
-        link = self.shared_link(round_index, workload.client, workload.bits, num_participants)
+        link = self.shared_link(round_index, workload, num_participants)
         return ClientTime(
             client=workload.client,
             download_seconds=link.download_seconds(workload.download_bytes),
@@ -237,19 +246,17 @@ class SimulatedNetwork(Recorded):
             upload_seconds=link.upload_seconds(workload.upload_bytes),
         )
 
-    def shared_link(
-        self, round_index: int, client: int, bits: int = 32, num_participants: int = 1
-    ) -> Link:
+    def shared_link(self, round_index: int, workload: Workload, num_participants: int = 1) -> Link:
         """The link and the device of one client as they are in a round with others.
 
         Args:
             round_index: Which draws to use.
-            client: Its id.
-            bits: The width that it computes with, which matters with `low_bit_speedup`.
+            workload: Who the client is, and the width that it computes with, which matters with
+                `low_bit_speedup`.
             num_participants: The participants of the round; they matter with `shared_uplink`.
         """
-        link = self.link(round_index, client)
-        speedup = 32 / bits if self._low_bit_speedup else 1.0
+        link = self.link(round_index, workload.client, workload.profile)
+        speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
         sharing = num_participants if self._shared_uplink else 1
         return replace(
             link,

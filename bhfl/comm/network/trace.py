@@ -2,9 +2,10 @@
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from bhfl.comm.network.links import Link
+from bhfl.comm.network.links import Link, Profile
 from bhfl.files import user_path
 
 REQUIRED = ("client", "round", "uplink_bps", "downlink_bps")
@@ -26,6 +27,8 @@ class TraceLinks:
         ValueError: The file is not such a table; the message names file, line and column.
     """
 
+    profiles: Mapping[str, Profile] = {}  # never changed
+
     def __init__(self, path: str | Path) -> None:
         self._path = user_path(path)
         self._links = _read(self._path)
@@ -39,8 +42,8 @@ class TraceLinks:
                         f"{self._path} has no line for client {client} in round {round_index}"
                     )
 
-    def link(self, round_index: int, client: int) -> Link:
-        """The line of this client and round.
+    def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
+        """The line of this client and round; see `LinkSource.link`.
 
         Raises:
             ValueError: The file has no such client.

@@ -110,7 +110,7 @@ class LocalClients:
             self.worker.begin(task)
             kept = self.store.load(task.client, task.version) or {}
             whole = self.own.whole(self._messages.read(task.downlink), kept)
-            self.worker.load_global(whole, self.fleet[task.client].spec)
+            self.worker.load_global(whole, self.fleet[task.client].devices)
             batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
             yield Measured(
                 client=task.client,

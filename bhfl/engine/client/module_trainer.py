@@ -175,7 +175,6 @@ class ModuleTrainer(_Kept):
 
     def __init__(self, module: L.LightningModule, place: Place, fabric: Fabric) -> None:
         settings = place.settings
-        steps = settings.training.local_steps
         vars(self).update(
             _place=place,
             lightning_module=module,
@@ -185,8 +184,6 @@ class ModuleTrainer(_Kept):
             precision_plugin=Precision(),
             precision=str(settings.training.precision),
             gradient_clip_val=settings.training.gradient_clip_val,
-            # -1 is Lightning's word for no limit
-            max_steps=-1 if steps is None else settings.stopping.max_rounds * steps,
             default_root_dir=str(settings.output.default_root_dir),
         )
 
@@ -214,6 +211,14 @@ class ModuleTrainer(_Kept):
     def max_epochs(self) -> int:
         """Local epochs of a client that takes part in every round."""
         return self._place.settings.stopping.max_rounds * self._place.planned_epochs
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of a client that takes part in every round, where they are counted; else -1, which
+        is Lightning's word for no limit.
+        """
+        steps = self._place.training.local_steps
+        return -1 if steps is None else self._place.settings.stopping.max_rounds * steps
 
     @property
     def num_training_batches(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -23,6 +23,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.place import Place
 from bhfl.engine.client.recorder import tag_of
+from bhfl.engine.devices import Group
+from bhfl.engine.optimizers import Replaced
 from bhfl.recorded import described, spelled
 
 
@@ -48,18 +50,22 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
     return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
 
-def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
+def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) -> dict[str, Any]:
     """Make the optimisers once, before any work: what torch refuses would fail every client of
     every round.
 
     Other errors are left to the first client, for which alone the module has all that it may ask
     for.
 
+    Args:
+        module: Whose optimisers are meant.
+        groups: The fleet's, which may have an optimiser in place of the module's one.
+
     Returns:
         What the optimisers and their schedules are, as a configuration says them.
 
     Raises:
-        ValueError: In torch's words.
+        ValueError: In torch's words; or a group has one in place of several.
     """
     found: dict[str, list[Any]] = {}
     try:
@@ -81,6 +87,12 @@ def check_optimizers(module: L.LightningModule) -> dict[str, Any]:
             raise ValueError(
                 f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
             ) from error
+    for group in groups:
+        if group.optimizer is not None and len(found.get("optimizer", ())) > 1:
+            raise ValueError(
+                f"clients: optimizer of group {group.label!r} stands in for one optimizer, and "
+                f"{type(module).__name__}.configure_optimizers returns several"
+            )
     # several stay a list; none are as if they were not set
     return {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
 
@@ -107,6 +119,13 @@ class LocalOptimizers:
         history: Sequence[Mapping[str, Any]] | None,
     ) -> None:
         self.raw, self.schedules = configured(module)
+        self.replaced: Replaced | None = None
+        """The optimiser of the client's group, where it has one."""
+        wanted = place.client.devices.group.optimizer if place.client else None
+        if wanted is not None:
+            # a module with several was refused before the first round
+            self.replaced = Replaced(self.raw[0], wanted)
+            self.raw = [self.replaced.optimizer]
         self.module = module
         self.place = place
         self.continued = history is not None
@@ -138,6 +157,8 @@ class LocalOptimizers:
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group of the first optimiser."""
+        if self.replaced is not None:
+            self.replaced.follow()
         return float(self.raw[0].param_groups[0]["lr"])
 
     def advance(self, interval: Literal["step", "epoch"], done: int) -> None:

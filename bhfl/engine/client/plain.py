@@ -17,6 +17,7 @@ from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.layout import Layout
 from bhfl.engine.client.registered import Registered
+from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData, ServerState
@@ -26,7 +27,6 @@ from bhfl.quant import (
     quantize_,
     save_in_int8,
     seed_,
-    set_spec_,
     store_,
 )
 from bhfl.quant.quant_layer import takes_low_bits
@@ -76,23 +76,23 @@ class PlainWorker:
         return {name: tensor for name, tensor in state.items() if name not in self.tied}
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
-        """Make the module a client of `spec` with these weights; buffers that are never saved begin
-        anew.
+    def load(self, tensors: Mapping[str, Tensor], devices: Devices) -> None:
+        """Make the module a client on such devices with these weights; buffers that are never
+        saved begin anew.
 
         Whatever a client before it did to parameters and buffers is undone, so that nothing goes
         from one to the next.
         """
-        set_spec_(self.module, spec)
+        devices.set_(self.module)
         self.registered.train_as_lent()
         for name, value in {**tensors, **self.transient}.items():
             self.registered.put(name, value)
         self.registered.drop_new()
         begin_round_(self.module)
 
-    def load_global(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
-        """Make the module the global model at `spec`, as it is evaluated and handed on."""
-        self.load(tensors, spec)
+    def load_global(self, tensors: Mapping[str, Tensor], devices: Devices = FLOAT) -> None:
+        """Make the module the global model on such devices, as it is evaluated and handed on."""
+        self.load(tensors, devices)
 
     def begin(self, at: Task | ServerState) -> None:
         """Stand before or after the clients of a round, as its state or a task of it says."""
@@ -128,10 +128,11 @@ class PlainWorker:
         Raises:
             RuntimeError: The client makes no step.
         """
-        self.load(run.received, run.client.spec)
+        devices = run.client.devices
+        self.load(run.received, devices)
         self.train_mode()
         generator = self.seed(run)
-        optimizer = self.module.configure_optimizers()
+        optimizer = devices.optimizer(self.module.configure_optimizers())
         num_batches = data.num_batches(run.client.id)
         limit = algorithm.num_steps(run, run.training.planned_steps(num_batches))
         epochs = epochs_of(run.training, limit, num_batches)
@@ -143,7 +144,7 @@ class PlainWorker:
                 size = _size(batch)
                 total += size * self._step(algorithm, run, optimizer, batch, index)
                 run.num_examples += size
-                if run.client.spec.storage < 32:
+                if devices.stores_low_bits:
                     store_(self.module, generator)
             # an epoch without a step would be followed by others without end
             if run.num_steps in (before, limit):
@@ -163,7 +164,7 @@ class PlainWorker:
     ) -> float:
         """One step of the optimiser; the loss before it."""
         # codes of 8 bits are fine enough only for activations that have no more
-        lean = run.training.save_in_int8 and run.client.spec.activations <= 8
+        lean = run.training.save_in_int8 and run.client.devices.most_activation_bits <= 8
         with save_in_int8() if lean else nullcontext():
             loss = algorithm.client_loss(run, batch, index)
         optimizer.zero_grad()

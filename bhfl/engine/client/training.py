@@ -82,7 +82,7 @@ class Training:
         """Batches that on_train_batch_start was called with."""
         self.ended = False
         """Whether this epoch has come to its last batch."""
-        lean = run.training.save_in_int8 and run.client.spec.activations <= 8
+        lean = run.training.save_in_int8 and run.client.devices.most_activation_bits <= 8
         self.saving: Callable[[], AbstractContextManager[None]] = (
             save_in_int8 if lean else nullcontext
         )
@@ -195,7 +195,7 @@ class Training:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
             self.recorder.log(_RETURNED, outputs["loss"])
         # a walk over all layers, for nothing otherwise
-        if run.client.spec.storage < 32:
+        if run.client.devices.stores_low_bits:
             store_(self.module, self.generator)
         return outputs
 

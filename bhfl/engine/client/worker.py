@@ -21,10 +21,10 @@ from bhfl.engine.client.place import Place
 from bhfl.engine.client.plain import STEPS, PlainWorker
 from bhfl.engine.client.recorder import Recorder, is_one_number, recording
 from bhfl.engine.client.training import Training
+from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData, ServerState
-from bhfl.quant import BitSpec
 
 _UNCALLED = (
     "configure_callbacks",
@@ -57,9 +57,9 @@ class Worker(PlainWorker):
         # those of rank 0, as the weights are
         self.transient = fabric.broadcast(self.transient)
 
-    def load_global(self, tensors: Mapping[str, Tensor], spec: BitSpec) -> None:
-        """Make the module the global model at `spec`, as it is evaluated and handed on."""
-        self.load(tensors, spec)
+    def load_global(self, tensors: Mapping[str, Tensor], devices: Devices = FLOAT) -> None:
+        """Make the module the global model on such devices, as it is evaluated and handed on."""
+        self.load(tensors, devices)
         if self.reestimate_ is not None:
             self.reestimate_(self)
 
@@ -73,7 +73,7 @@ class Worker(PlainWorker):
         """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and
         of logged values.
         """
-        self.load(run.received, run.client.spec)
+        self.load(run.received, run.client.devices)
         self.train_mode()
         generator = self.seed(run)
         precision: Any = self.fabric.strategy.precision

@@ -1,22 +1,26 @@
 """Backends ``auto...``: integer products for the layers that are faster by them, ``fake`` for the
 others.
 
-Small layers lose more by quantising in passes of their own than they gain in the product. A table
-says which are small, by device and kind of layer: :func:`bhfl.quant.tune` measures it anew.
-:func:`bhfl.quant.backend_choices` and ``print(model)`` show what was chosen.
+Small layers lose more by quantising in passes of their own than they gain in the product, and all
+lose on hardware without instructions for such products. A table says from which size on a layer
+gains, by kind of layer: see :mod:`bhfl.quant.backends.machine`; :func:`bhfl.quant.tune` measures it
+anew. :func:`bhfl.quant.backend_choices` and ``print(model)`` show what was chosen.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from bhfl.quant.backends.base import FAKE, Backend
+from bhfl.quant.backends.machine import Table, table_of
 from bhfl.quant.backends.shapes import device_of, kernel_shape, product_of
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
+    from bhfl.quant.spec import BitSpec
 
 FAST = {"auto": "int8", "auto-bfloat16": "int8-bfloat16", "auto-integer": "integer"}
 """The backends of this kind, and the one that each takes where it is faster."""
@@ -24,19 +28,9 @@ FAST = {"auto": "int8", "auto-bfloat16": "int8-bfloat16", "auto-integer": "integ
 NEVER = 1 << 62
 """More channels than any layer has."""
 
-TABLE: dict[tuple[str, str, str], int] = {
-    ("cpu", "int8", "linear"): 192,
-    ("cpu", "int8", "conv"): 32,
-    ("cpu", "int8-bfloat16", "linear"): 128,
-    ("cpu", "int8-bfloat16", "conv"): 16,
-    ("cpu", "integer", "linear"): 128,
-    ("cpu", "integer", "conv"): 32,
-    ("cuda", "int8", "linear"): 1024,
-    ("cuda", "int8-bfloat16", "linear"): 1024,
-    ("cuda", "integer", "linear"): 1024,
-}
-"""Device type, backend, kind of layer -> the number of channels from which the backend is faster;
-what is never faster has no entry.
+TABLES: dict[str, Table] = {}
+"""What this process goes by, by type of device; see :func:`bhfl.quant.backends.machine.table_of`,
+which is asked once, and :func:`bhfl.quant.tune`.
 """
 
 
@@ -52,17 +46,35 @@ class Auto(Backend):
         self.name = name
         self.fast = fast
 
+    def require(self) -> None:
+        """See :class:`Backend`; look at the machine before a compiler looks at the layers."""
+        self.fast.require()
+        devices = ["cuda"] if torch.cuda.is_available() else ["cpu"]
+        for device in devices:
+            _threshold(device, self.fast.name, "linear")
+
+    def unfit(self, spec: BitSpec) -> str:
+        """See :class:`Backend`."""
+        return self.fast.unfit(spec)
+
     def chosen_for(self, layer: QuantLayer) -> Backend:
         """See :class:`Backend`."""
-        key = (device_of(layer).type, self.fast.name, kind(layer))
+        least = _threshold(device_of(layer).type, self.fast.name, kind(layer))
         # a refusal needs no warning here: nobody has asked for that backend by name
-        if num_channels(layer) < TABLE.get(key, NEVER) or self.fast.refusal(layer):
+        if num_channels(layer) < least or self.fast.refusal(layer):
             return FAKE
         return self.fast
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`."""
         return self.chosen_for(layer).forward(layer, x)
+
+
+def _threshold(device: str, backend: str, kind: str) -> int:
+    """The channels from which a backend is faster here."""
+    if device not in TABLES:
+        TABLES[device] = table_of(device)
+    return TABLES[device].get((backend, kind), NEVER)
 
 
 def kind(layer: nn.Module) -> str:

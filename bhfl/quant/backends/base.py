@@ -18,6 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
+    from bhfl.quant.spec import BitSpec
 
 
 class BackendWarning(UserWarning):
@@ -37,6 +38,14 @@ class Backend(ABC):
     def require(self) -> None:
         """ImportError where this backend needs a package that cannot be imported."""
         return
+
+    def unfit(self, spec: BitSpec) -> str:
+        """Why this backend can compute no layer of these bits; empty if it can."""
+        return ""
+
+    def caution(self, device: str) -> str:
+        """What a user of this backend has to know, on a type of device; mostly nothing."""
+        return ""
 
     def refusal(self, layer: QuantLayer) -> str:
         """Why this backend cannot compute a layer on its device with its spec; empty if it can."""

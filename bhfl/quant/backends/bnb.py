@@ -23,6 +23,7 @@ from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
+    from bhfl.quant.spec import BitSpec
 
 
 class BitsAndBytes(EagerBackend):
@@ -34,15 +35,27 @@ class BitsAndBytes(EagerBackend):
         """See :class:`Backend`."""
         _package()
 
-    def refusal(self, layer: QuantLayer) -> str:
+    def unfit(self, spec: BitSpec) -> str:
         """See :class:`Backend`."""
-        spec = layer.spec
-        if not isinstance(layer, nn.Linear):
-            return "it has linear layers only"
         found = (spec.weights, spec.activations, spec.range_rule, spec.granularity)
         if found == (8, 8, "absmax", "channel"):
             return ""
         return f"it needs {{weights: 8, activations: 8, granularity: channel}}, got {spec.label}"
+
+    def caution(self, device: str) -> str:
+        """See :class:`Backend`."""
+        if device != "cpu":
+            return ""
+        return (
+            "on a CPU bitsandbytes multiplies its 8-bit weights with inputs that it leaves in "
+            "float32"
+        )
+
+    def refusal(self, layer: QuantLayer) -> str:
+        """See :class:`Backend`."""
+        return (
+            self.unfit(layer.spec) if isinstance(layer, nn.Linear) else "it has linear layers only"
+        )
 
     def compute(self, layer: QuantLayer, x: Tensor) -> Tensor:
         """See :class:`Backend`."""

@@ -32,6 +32,7 @@ from bhfl.quant.rounding import is_channels_last, per_slice
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
+    from bhfl.quant.spec import BitSpec
 
 WIDEST = 8
 """The bits that an int8 code holds."""
@@ -67,14 +68,19 @@ class Int8(EagerBackend):
         self.dtype = dtype
         self.function: type[IntegerForward] = StraightThrough
 
+    def unfit(self, spec: BitSpec) -> str:
+        """See :class:`Backend`."""
+        if max(spec.weights, spec.activations) <= WIDEST:
+            return ""
+        return (
+            f"it needs weights and activations of at most {WIDEST} bits, "
+            f"got {spec.weights}, {spec.activations}"
+        )
+
     def refusal(self, layer: QuantLayer) -> str:
         """See :class:`Backend`."""
-        spec = layer.spec
-        if max(spec.weights, spec.activations) > WIDEST:
-            return (
-                f"it needs weights and activations of at most {WIDEST} bits, "
-                f"got {spec.weights}, {spec.activations}"
-            )
+        if problem := self.unfit(layer.spec):
+            return problem
         product = product_of(layer)
         if product is None:
             return "it has no integer product"

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bhfl.quant.backends.auto import FAST, TABLE
+from bhfl.quant.backends import machine
+from bhfl.quant.backends.auto import FAST, TABLES
+from bhfl.quant.backends.machine import Table
 from bhfl.quant.convert import backend_choices, quantize_, seed_
 
 SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
@@ -18,6 +20,8 @@ SIZES = (16, 32, 64, 128, 192, 256, 512, 1024)
 _NUM_IMAGES = 32
 _MARGIN = 0.95
 """A backend is faster where it takes less than this part of the time of fake."""
+_HOPELESS = 2.0
+"""A backend that takes so many times as long as fake is not measured at larger sizes."""
 
 
 def tune(
@@ -27,7 +31,7 @@ def tune(
     num_rows: int = 1024,
     num_turns: int = 7,
     **spec: Any,
-) -> dict[tuple[str, str, str], int]:
+) -> Table:
     """Measure from which size on each backend is faster than ``fake``, and let the ``auto...``
     backends go by that until the process ends.
 
@@ -45,25 +49,40 @@ def tune(
         **spec: Fields of a :class:`~bhfl.quant.BitSpec`; by default 8 bits.
 
     Returns:
-        Device type, backend and kind of layer -> the size from which on the backend was faster at
-        all sizes; what was never faster has no entry.
+        Backend and kind of layer -> the size from which on the backend was faster at all sizes;
+        what was never faster has no entry.
     """
-    kind_of_device = torch.device(device).type
-    found: dict[tuple[str, str, str], int] = {}
+    table = measure(device, sizes=sizes, num_rows=num_rows, num_turns=num_turns, **spec)
+    TABLES[torch.device(device).type] = table
+    return table
+
+
+def measure(
+    device: str | torch.device,
+    *,
+    sizes: tuple[int, ...],
+    num_rows: int,
+    num_turns: int,
+    **spec: Any,
+) -> Table:
+    """What :func:`tune` finds, of which nobody is told."""
+    devices = [device] if torch.device(device).type == "cuda" else []
+    found: Table = {}
     for kind, make in (("linear", partial(_linear, num_rows)), ("conv", _conv)):
-        # the caller's random numbers go on as if nothing had been measured
-        with torch.random.fork_rng([device] if kind_of_device == "cuda" else []):
-            gains = [_relative_seconds(*make(size, device), spec, num_turns) for size in sizes]
-        for backend in gains[0]:
-            # from the largest size down, as long as the backend is faster
-            for size, gain in zip(reversed(sizes), reversed(gains), strict=True):
-                if gain[backend] >= _MARGIN:
-                    break
-                found[kind_of_device, backend, kind] = size
-    for key in list(TABLE):
-        if key[0] == kind_of_device:
-            del TABLE[key]
-    TABLE.update(found)
+        backends = list(FAST.values())
+        for size in sizes:
+            # the caller's random numbers go on as if nothing had been measured
+            with torch.random.fork_rng(devices):
+                layer, x = make(size, device)
+                gains = _relative_seconds(layer, x, backends, spec, num_turns)
+            # where it is that slow the hardware has no such products, and large layers take minutes
+            backends = [backend for backend, gain in gains.items() if gain < _HOPELESS]
+            for backend in FAST.values():
+                if gains.get(backend, _HOPELESS) >= _MARGIN:
+                    # it has to be faster at all sizes from the least one on
+                    found.pop((backend, kind), None)
+                else:
+                    found.setdefault((backend, kind), size)
     return found
 
 
@@ -80,11 +99,11 @@ def _conv(size: int, device: str | torch.device) -> tuple[nn.Module, Tensor]:
 
 
 def _relative_seconds(
-    layer: nn.Module, x: Tensor, spec: dict[str, Any], num_turns: int
+    layer: nn.Module, x: Tensor, backends: list[str], spec: dict[str, Any], num_turns: int
 ) -> dict[str, float]:
     """The median time of a step of each backend that does not refuse, divided by that of fake."""
     steps: dict[str, Callable[[], None]] = {}
-    for backend in ("fake", *FAST.values()):
+    for backend in ("fake", *backends):
         model = quantize_(copy.deepcopy(layer), spec or 8, backend=backend)
         seed_(model, torch.Generator(x.device).manual_seed(0))
         if backend_choices(model)[""] == backend:
@@ -123,3 +142,6 @@ def _timed(step: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start
+
+
+machine.measure = partial(measure, sizes=(32, 128, 512), num_rows=512, num_turns=3)

@@ -1,7 +1,6 @@
 """The backends that choose, and the table that they choose by."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,15 +11,10 @@ from bhfl.quant.backends import auto, tuning
 
 
 @pytest.fixture(autouse=True)
-def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = dict(auto.TABLE)
-    auto.TABLE.clear()
-    auto.TABLE.update(
-        {("cpu", "int8", "linear"): 64, ("cpu", "int8", "conv"): 32, ("cpu", "integer", "conv"): 16}
-    )
-    yield
-    auto.TABLE.clear()
-    auto.TABLE.update(before)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {("int8", "linear"): 64, ("int8", "conv"): 32, ("integer", "conv"): 16}
+    monkeypatch.setattr(auto, "TABLES", {"cpu": table})
+    monkeypatch.setattr(tuning, "TABLES", auto.TABLES)
 
 
 def model() -> nn.Sequential:
@@ -104,24 +98,39 @@ def test_tune_takes_the_least_size_from_which_all_are_faster(
     }
 
     def measured(
-        layer: nn.Module, x: torch.Tensor, spec: object, num_turns: int
+        layer: nn.Module, x: torch.Tensor, backends: list[str], spec: object, num_turns: int
     ) -> dict[str, float]:
-        return {backend: times[x.shape[1]] for backend, times in seconds.items()}
+        return {backend: seconds[backend][x.shape[1]] for backend in backends}
 
-    auto.TABLE["cuda", "int8", "linear"] = 1
+    auto.TABLES["cuda"] = {("int8", "linear"): 1}
     monkeypatch.setattr(tuning, "_relative_seconds", measured)
     found = tune(sizes=(8, 16, 32, 64))
     assert found == {
-        ("cpu", b, k): n for k in ("linear", "conv") for b, n in (("int8", 32), ("integer", 8))
+        (b, k): n for k in ("linear", "conv") for b, n in (("int8", 32), ("integer", 8))
     }
-    assert {**found, ("cuda", "int8", "linear"): 1} == auto.TABLE
+    assert {"cpu": found, "cuda": {("int8", "linear"): 1}} == auto.TABLES
+
+
+def test_a_hopeless_backend_is_not_measured_any_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, list[str]]] = []
+
+    def measured(
+        layer: nn.Module, x: torch.Tensor, backends: list[str], spec: object, num_turns: int
+    ) -> dict[str, float]:
+        asked.append((x.shape[1], backends))
+        return {backend: 0.5 if backend == "int8" else 13.0 for backend in backends}
+
+    monkeypatch.setattr(tuning, "_relative_seconds", measured)
+    assert tune(sizes=(8, 16)) == {("int8", "linear"): 8, ("int8", "conv"): 8}
+    everyone = list(auto.FAST.values())
+    assert asked == [(8, everyone), (16, ["int8"])] * 2
 
 
 def test_tune_really_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_NUM_IMAGES", 1)
     state = torch.get_rng_state()
-    for (device, backend, kind), size in tune(sizes=(8, 16), num_rows=64, num_turns=1).items():
-        assert (device, size) in (("cpu", 8), ("cpu", 16))
+    for (backend, kind), size in tune(sizes=(8, 16), num_rows=64, num_turns=1).items():
+        assert size in (8, 16)
         assert backend in auto.FAST.values()
         assert kind in ("linear", "conv")
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,155 @@
+"""Which backends this machine computes fast, and from which size of a layer on.
+
+Where the processor says that it has products of int8 codes, a table that was measured on one that
+has them holds; where it says that it has none, no backend is faster than ``fake``. Where it cannot
+be told, as on processors other than x86, one short measurement decides, which is kept in
+``~/.cache/bhfl`` (or ``$XDG_CACHE_HOME/bhfl``) for the next process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Table = dict[tuple[str, str], int]
+"""Backend and kind of layer -> the number of channels from which the backend is faster than
+``fake``; what is never faster has no entry.
+"""
+MEASURED: dict[str, Table] = {
+    "cpu": {
+        ("int8", "linear"): 192,
+        ("int8", "conv"): 32,
+        ("int8-bfloat16", "linear"): 128,
+        ("int8-bfloat16", "conv"): 16,
+        ("integer", "linear"): 128,
+        ("integer", "conv"): 32,
+    },
+    "cuda": {
+        ("int8", "linear"): 1024,
+        ("int8-bfloat16", "linear"): 1024,
+        ("integer", "linear"): 1024,
+    },
+}
+"""What was measured where products of int8 codes are fast: one thread of an AMD EPYC with AVX-512
+VNNI, and an H200.
+"""
+measure: Callable[[str], Table] | None = None
+"""The short measurement. It quantises layers, and so stands above this file, in
+:mod:`bhfl.quant.backends.tuning`, which puts it here.
+"""
+_CODES = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""Instructions for products of int8 codes, one of which is enough."""
+_BFLOAT16 = {"avx512_bf16", "amx_bf16"}
+_MOST_BYTES = 1 << 16
+"""More than any kept measurement takes."""
+
+
+def table_of(device: str) -> Table:
+    """The table of a type of device on this machine, measured where nothing else decides.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+    """
+    fast = fast_products(device)
+    if fast is None:
+        return _kept(device) or _measured(device)
+    table: Table = {}
+    for key, size in MEASURED.get(device, {}).items():
+        if key[0] in fast:
+            table[key] = size
+    return table
+
+
+def fast_products(device: str) -> set[str] | None:
+    """The backends that the hardware has instructions for; None where that cannot be told."""
+    if device == "cuda":
+        # Turing brought products of int8 codes, Ampere those of bfloat16
+        version = torch.cuda.get_device_capability()
+        codes = version >= (7, 5)
+        bfloat16 = version >= (8, 0)
+    elif device == "cpu":
+        flags = _flags()
+        if flags is None:
+            return None
+        codes = bool(flags & _CODES)
+        bfloat16 = bool(flags & _BFLOAT16)
+    else:
+        return set()
+    if not codes:
+        return set()
+    return {"int8", "integer", "int8-bfloat16"} if bfloat16 else {"int8", "integer"}
+
+
+def _flags() -> set[str] | None:
+    """The instruction sets of an x86 processor; None of another one, or where it is not told."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    # torch tells them from 2.12 on
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if told:
+        return {name for name, value in told.items() if value is True}
+    for line in _cpuinfo().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return None
+
+
+def _cpuinfo() -> str:
+    """What Linux tells of the processors; empty elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# ---- a measurement that is kept ------------------------------------------------------------------
+
+
+def _path(device: str) -> Path:
+    """The file of this processor, torch and number of threads."""
+    lines = _cpuinfo().splitlines()
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}
+    parts = [platform.machine(), platform.processor(), *sorted(told)]
+    parts += [torch.__version__, str(torch.get_num_threads()), device]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "bhfl" / f"backends-{digest}.json"
+
+
+def _kept(device: str) -> Table | None:
+    """The table that was measured before; None where there is none, or a damaged file."""
+    table: Table = {}
+    try:
+        with _path(device).open("rb") as file:
+            rows: Any = json.loads(file.read(_MOST_BYTES))
+        for backend, kind, size in rows:
+            if kind not in ("linear", "conv") or type(size) is not int or size < 1:
+                return None
+            table[str(backend), kind] = size
+    except (OSError, ValueError, TypeError, RuntimeError, RecursionError):
+        return None
+    return table
+
+
+def _measured(device: str) -> Table:
+    """Measure the table, and keep it where that is possible."""
+    assert measure is not None, "bhfl.quant has put it there"
+    table = measure(device)
+    rows = [[*key, size] for key, size in table.items()]
+    # a home that cannot be written costs another measurement, and no more
+    with suppress(OSError, RuntimeError):
+        path = _path(device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(rows, file)
+        Path(file.name).replace(path)
+    return table
