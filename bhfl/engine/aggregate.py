@@ -1,93 +1,28 @@
-"""Streaming means whose result does not depend on the order of the clients nor on the number of
-processes.
-
-Float sums depend on their order. `ExactSum` therefore splits every float64 term into three parts,
-each a multiple of its own power of two and small enough that all sums of such parts are exact in
-float64 (the idea of reproducible summation, Demmel and Nguyen 2013). Exact sums commute, so 1, 2 or
-4 processes give the same bits by construction.
-"""
+"""Streaming means of models: exact sums (`bhfl.engine.sums`), divided by the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bhfl.engine.handed import ReturnError
+from bhfl.engine.sums import MAX_TERM, ExactSum, Grid, all_reduce_sum, largest
 from bhfl.engine.types import Client, Params
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-
-# Each unit is 2^34 of the next: what rounding to one leaves is at most half of it, 2^33 of the
-# next, and 2^20 such terms just fill the 53 bits of a float64. Of the first unit, 2^36 is 2^52.
-_UNITS = (2.0**-16, 2.0**-50, 2.0**-84)
-"""The parts are multiples of these; |sum| < 2^36 and at most 2^20 terms keep every partial sum
-exact.
-"""
-MAX_TERM = 2.0**35
-"""Bound on one |weight * value|: a larger update is refused before it is added."""
-MAX_TOTAL = 2.0**36
-_CHUNK = 1 << 16
-
-
-class ExactSum:
-    """A sum of float vectors of `numel` entries, exact to 2^-85, independent of order; 24 bytes an
-    entry.
-    """
-
-    def __init__(self, numel: int) -> None:
-        self.parts = torch.zeros(3, numel, dtype=torch.float64)
-
-    def add(self, values: Tensor, weight: float | Tensor = 1.0) -> None:
-        """Add ``weight * values``; `values` float [numel] on the CPU, `weight` a number or a float
-        [numel].
-        """
-        for start in range(0, values.numel(), _CHUNK):
-            stop = start + _CHUNK
-            factor = weight[start:stop] if isinstance(weight, Tensor) else weight
-            rest = values[start:stop].to(torch.float64) * factor
-            for part, unit in zip(self.parts[:, start:stop], _UNITS, strict=True):
-                # Adding it rounds to multiples of `unit`, subtracting keeps them. Within 2^51 units
-                # of 1.5 * 2^52 units, where MAX_TERM keeps every term, a float64's last bit is one
-                # unit for terms of either sign; below 2^52 units it would be half of one.
-                magic = 1.5 * 2.0**52 * unit
-                rounded = (rest + magic).sub_(magic)
-                part.add_(rounded)
-                rest.sub_(rounded)
-
-    def reduce(self, fabric: Fabric) -> None:
-        """Sum over the processes; every one of them holds the total afterwards."""
-        self.parts = all_reduce_sum(fabric, self.parts)
-
-    def value(self) -> Tensor:
-        """The sum, float64 [numel]."""
-        high, middle, low = self.parts
-        total: Tensor = high + (middle + low)
-        return total
 
 
 def check_terms(values: Tensor, weight: float) -> None:
     """ValueError unless every ``weight * value`` is finite and small enough for exact sums; one
     pass.
     """
-    if values.numel():
-        low, high = (float(bound) for bound in torch.aminmax(values))
-        # `not <` refuses NaN too, which aminmax passes on
-        if not weight * max(high, -low) < MAX_TERM:
-            raise ValueError("it has a value that is not finite or too large to average")
-
-
-def all_reduce_sum(fabric: Fabric, tensor: Tensor) -> Tensor:
-    """Sum of a CPU tensor over all processes, back on the CPU."""
-    # all processes hold the same shape: either none of them leaves the collective out, or all do
-    if fabric.world_size == 1 or not tensor.numel():
-        return tensor
-    # NCCL reduces tensors on GPUs alone
-    total: Tensor = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum")  # type: ignore[assignment]
-    return total.cpu()
+    # `not <` refuses NaN too
+    if not weight * largest(values) < MAX_TERM:
+        raise ValueError("it has a value that is not finite or too large to average")
 
 
 class Flattener:
@@ -133,6 +68,9 @@ class Flattener:
 class Aggregator(Protocol):
     """What an algorithm folds a round's updates into: `add` streams on this process, `reduce` ends
     the round.
+
+    One with a method ``expect(cohort)`` is first told of the clients of the round, on all
+    processes, each of which `add` then sees at most once.
     """
 
     def add(self, update: Any, client: Client) -> None:
@@ -148,10 +86,15 @@ class WeightedMean:
     """``sum_i weight_i * params_i / sum_i weight_i``: one model in memory, whatever the cohort."""
 
     def __init__(self, like: Params) -> None:
+        self.like = like
         self.flattener = Flattener(like)
         self.sum = ExactSum(self.flattener.numel)
         # weights are whole numbers, of samples or 1, whose sums are exact in float64 up to 2^53
         self.weight = torch.zeros((), dtype=torch.float64)
+
+    def expect(self, cohort: Sequence[Client]) -> None:
+        """Sum in a third of the room, and several times as fast."""
+        self.sum = ExactSum(self.flattener.numel, Grid.of(self.like, cohort))
 
     def add(self, update: Params, client: Client) -> None:
         """Fold `update` in with the client's weight.
@@ -182,6 +125,11 @@ class GroupedMean:
 
     def __init__(self, like: Params, groups: list[str]) -> None:
         self.means = {group: WeightedMean(like) for group in groups}
+
+    def expect(self, cohort: Sequence[Client]) -> None:
+        """The same grid for all groups: a client counts alike in a group and among all."""
+        for mean in self.means.values():
+            mean.expect(cohort)
 
     def add(self, update: Params, client: Client) -> None:
         """Fold `update` into the mean of the clients of the same bits."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bhfl.comm import decode, encode, encoded_bytes, float_tensors, header_bytes
-from bhfl.engine.aggregate import MAX_TERM, MAX_TOTAL, Aggregator
+from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
@@ -19,6 +19,7 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
 from bhfl.engine.refusal import Asked, admit
 from bhfl.engine.session import Session
+from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
 from bhfl.engine.types import Client, Row, ServerState, Update
 
 # Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
@@ -57,6 +58,9 @@ class Coordinator:
             self.updates, Aggregator, f"{hooks.name('aggregator')} must return an Aggregator"
         )
         self.buffers = BufferSum(session.buffers, server)
+        self.buffers.means.expect(cohort)
+        if expect := getattr(self.updates, "expect", None):
+            expect(cohort)
         travelling = session.travelling(server, session.bits[0])
         counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
         # neither a term nor the sum over the cohort may leave the range in which sums are exact

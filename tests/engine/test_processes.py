@@ -152,6 +152,26 @@ DEVICES = [
 ]
 """Groups of every kind, and every backend."""
 
+
+class FarOff(Algorithm):
+    """FedAvg of which one client, and so one process, sends what is far larger than the model."""
+
+    def uplink(self, run):
+        update = dict(super().uplink(run))
+        if run.client.id == 1:
+            update["net.0.bias"] = update["net.0.bias"] + 1e6
+        return update
+
+
+class Zeros(Net):
+    """A model of zeros, of which only biases leave it at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            parameter.data.zero_()
+
+
 CASES: dict[str, dict[str, Any]] = {
     "stateful": {"algorithm": Remembering},
     "local": {
@@ -162,6 +182,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "unlucky": {"algorithm": Unlucky, "norm": "average"},
     "one client": {"clients": {8: 1}},
+    "far off": {"algorithm": FarOff, "norm": "group"},
+    "zeros": {"module": Zeros},
     "gate": {
         "algorithm": partial(FedCOMGATE, allow_inexact=True),
         "norm": "average",
@@ -278,10 +300,8 @@ FOUR = ("gate", "prowd", "prowd by group", "fedlq", "own parts", "devices")
 def numbers() -> list[Any]:
     """Cases with the numbers of processes that are compared with one."""
     # seven clients, and one, on four processes
-    quick = [
-        pytest.param(case, (2, 4) if case in ("stateful", "one client") else (2,), id=case)
-        for case in CASES
-    ]
+    both = ("stateful", "one client", "far off")
+    quick = [pytest.param(case, (2, 4) if case in both else (2,), id=case) for case in CASES]
     slow = [pytest.param(case, (4,), id=f"{case}-4", marks=pytest.mark.slow) for case in FOUR]
     return [*quick, *slow]
 

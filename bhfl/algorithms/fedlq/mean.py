@@ -1,5 +1,6 @@
 """The mean of models of which every tensor came either as a value or as a quantised difference."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from bhfl.algorithms.fedlq.sensitivity import HARM
 from bhfl.comm import Tensors, float_tensors
-from bhfl.engine.aggregate import ExactSum, Flattener, all_reduce_sum
+from bhfl.engine.aggregate import Flattener
 from bhfl.engine.processes import gather
+from bhfl.engine.sums import ExactSum, Grid, all_reduce_sum
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
@@ -33,6 +35,11 @@ class MixedMean:
         """The sums of the values, and of the differences."""
         self.weights = torch.zeros(2, len(start), dtype=torch.float64)
         """The weights of the values, and of the differences, of each tensor."""
+
+    def expect(self, cohort: Sequence[Client]) -> None:
+        """The same grid for values and differences."""
+        grid = Grid.of(self.start, cohort)
+        self.sums = [ExactSum(self.flattener.numel, grid) for _ in self.sums]
 
     def add(self, update: Tensors, client: Client) -> None:
         """Fold in a decoded update."""

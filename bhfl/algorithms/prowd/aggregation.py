@@ -1,7 +1,7 @@
 """Selective weight aggregation: high-bit clients whole, low-bit clients through their masks."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from bhfl.algorithms.prowd.options import Mask
 from bhfl.algorithms.prowd.selection import certified_select
 from bhfl.algorithms.prowd.sums import SelectiveSum
 from bhfl.comm import decode
-from bhfl.engine.aggregate import Flattener, WeightedMean, all_reduce_sum
+from bhfl.engine.aggregate import Flattener, WeightedMean
 from bhfl.engine.processes import gather
+from bhfl.engine.sums import all_reduce_sum
 from bhfl.engine.types import Client, Params
 
 _MEMORY = 1 << 26
@@ -70,6 +71,10 @@ class SelectiveMean:
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
         self.pool: dict[int, Params] = {}
 
+    def expect(self, cohort: Sequence[Client]) -> None:
+        """One grid for the sums of high-bit and of low-bit clients, which are merged."""
+        self.high.expect(cohort)
+
     def add(self, update: Any, client: Client) -> None:
         """A high-bit client's weights, or a low-bit client's update, whose payload is kept."""
         if client.bits != self.top:
@@ -110,7 +115,7 @@ class SelectiveMean:
         )
 
     def _new_sum(self) -> SelectiveSum:
-        return SelectiveSum(self.reader.start, keep_plain=self.reader.two_models)
+        return SelectiveSum(self.reader.start, self.reader.two_models, self.high.sum.grid)
 
     def _pooled(self, fabric: Fabric) -> list[Params]:
         """The weights of the first high-bit clients of all processes, in the order of their ids."""

@@ -6,8 +6,11 @@ from torch import Tensor
 
 from bhfl.algorithms.prowd.moves import LowMove
 from bhfl.algorithms.prowd.options import Fill
-from bhfl.engine.aggregate import ExactSum, Flattener, WeightedMean, all_reduce_sum
+from bhfl.engine.aggregate import Flattener, WeightedMean
+from bhfl.engine.sums import ExactSum, Grid, all_reduce_sum
 from bhfl.engine.types import Params
+
+_ALL = torch.ones(())
 
 
 class EntrySum:
@@ -15,8 +18,8 @@ class EntrySum:
     masked.
     """
 
-    def __init__(self, numel: int) -> None:
-        self.values = ExactSum(numel)
+    def __init__(self, numel: int, grid: Grid) -> None:
+        self.values = ExactSum(numel, grid)
         self.weights = torch.zeros(numel, dtype=torch.float64)
 
     def add(self, flat: Tensor, factors: Tensor) -> None:
@@ -24,10 +27,9 @@ class EntrySum:
         self.values.add(flat, factors)
         self.weights += factors
 
-    def merge(self, parts: Tensor, weights: Tensor, kept: Tensor | float = 1.0) -> None:
-        """Add an exact sum and its weights where `kept` is 1, which keeps it exact."""
-        # times 1 or 0, the integer parts of an exact sum stay exact
-        self.values.parts += parts * kept
+    def merge(self, values: ExactSum, weights: Tensor, kept: Tensor = _ALL) -> None:
+        """Add an exact sum and its weights where `kept` is 1 and not 0."""
+        self.values.merge(values, kept)
         self.weights += weights * kept
 
     def reduce(self, fabric: Fabric) -> None:
@@ -42,13 +44,14 @@ class SelectiveSum:
     Args:
         start: The weights that high-bit clients were sent.
         keep_plain: Also sum without masks.
+        grid: What the sum of high-bit clients has.
     """
 
-    def __init__(self, start: Params, keep_plain: bool) -> None:
+    def __init__(self, start: Params, keep_plain: bool, grid: Grid) -> None:
         self.flattener = Flattener(start)
         self.start = self.flattener.flatten(start).double()
-        self.masked = EntrySum(self.flattener.numel)
-        self.plain = EntrySum(self.flattener.numel) if keep_plain else None
+        self.masked = EntrySum(self.flattener.numel, grid)
+        self.plain = EntrySum(self.flattener.numel, grid) if keep_plain else None
         self.total = torch.zeros((), dtype=torch.float64)
 
     def add(self, low: LowMove, masks: Params, counts: dict[str, float]) -> None:
@@ -64,10 +67,10 @@ class SelectiveSum:
     def merge(self, other: "SelectiveSum", masks: Params) -> None:
         """Add another's sums, the first through masks."""
         masked = other.masked
-        self.masked.merge(masked.values.parts, masked.weights, self.factors(masks, {}))
+        self.masked.merge(masked.values, masked.weights, self.factors(masks, {}))
         self.total += other.total
         if self.plain is not None and other.plain is not None:
-            self.plain.merge(other.plain.values.parts, other.plain.weights)
+            self.plain.merge(other.plain.values, other.plain.weights)
 
     def merge_high(self, high: WeightedMean, joined: Tensor) -> None:
         """Add the sum of the high-bit clients, which needs no mask.
@@ -76,10 +79,10 @@ class SelectiveSum:
             high: Their sum.
             joined: 1 for each entry of the unmasked sum that takes it, else 0.
         """
-        self.masked.merge(high.sum.parts, high.weight)
+        self.masked.merge(high.sum, high.weight)
         self.total += high.weight
         if self.plain is not None:
-            self.plain.merge(high.sum.parts, high.weight, joined)
+            self.plain.merge(high.sum, high.weight, joined)
 
     def factors(self, masks: Params, counts: dict[str, float]) -> Tensor:
         """Masks times counts by entry, 1 where there is neither: float64 [numel]."""
