@@ -70,7 +70,7 @@ SERVER = {
 """Files of the engine that a client has no use for: it may be another machine."""
 OTHERS = {
     "quant": {"torch"},
-    "comm": {"torch", "numpy"},
+    "comm": {"torch", "numpy", "zlib_ng"},
     "models": {"torch", "lightning", "torchvision"},
     "export": {"torch", "safetensors", "onnx", "onnxscript", "yaml"},
 }

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import zlib
 from collections.abc import Mapping
 
 import torch
@@ -18,6 +17,10 @@ Tensors = Mapping[str, Tensor | QuantizedTensor]
 
 MAX_BYTES = 1 << 32
 """The longest payload that is decoded unless the caller says otherwise."""
+_unread: bytes | None = None
+"""The payload that was made last, until one is read: these very bytes, which nobody can change,
+have gone no way on which they could be damaged.
+"""
 
 
 def encode(tensors: Tensors) -> bytes:
@@ -31,6 +34,7 @@ def encode(tensors: Tensors) -> bytes:
     Raises:
         PayloadError: :func:`decode` would refuse a tensor or a name.
     """
+    global _unread
     _require_little_endian()
     entries = [_describe(name, value) for name, value in tensors.items()]
     parts = [memoryview(wire.write_header(entries))]
@@ -43,8 +47,9 @@ def encode(tensors: Tensors) -> bytes:
     # part by part, so that the payload is joined once, and no copy is made for its checksum
     crc = 0
     for part in parts:
-        crc = zlib.crc32(part, crc)
-    return b"".join([*parts, crc.to_bytes(wire.CRC_BYTES, "little")])
+        crc = wire.crc32(part, crc)
+    _unread = b"".join([*parts, crc.to_bytes(wire.CRC_BYTES, "little")])
+    return _unread
 
 
 def encoded_bytes(tensors: Tensors) -> int:
@@ -74,11 +79,15 @@ def decode(
     Raises:
         PayloadError: `data` is not exactly one well-formed payload.
     """
+    global _unread
     _require_little_endian()
+    made_here = data is _unread
+    # it is held no longer than whoever reads it holds it
+    _unread = None
     view = memoryview(data).cast("B")
     if len(view) > max_bytes:
         raise PayloadError(f"payload must be at most {max_bytes} bytes, got {len(view)}")
-    entries, offset = wire.read_header(view)
+    entries, offset = wire.read_header(view, check=not made_here)
     # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])
     offset = 0

@@ -24,11 +24,11 @@ nothing in a header is believed before it agrees with the length of the payload.
 
 import math
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from bhfl.quant import packed_bytes
 
@@ -150,12 +150,13 @@ def _write_row(entry: Entry) -> bytes:
     return row + name + struct.pack(f"<{len(entry.shape)}I", *entry.shape)
 
 
-def read_header(data: memoryview) -> tuple[list[Entry], int]:
+def read_header(data: memoryview, *, check: bool = True) -> tuple[list[Entry], int]:
     """The table of a payload and where its content starts, with every size checked against the
     bytes at hand.
 
     Args:
         data: A whole payload, as unsigned bytes.
+        check: Whether the checksum is compared too.
 
     Raises:
         PayloadError: The payload is damaged or contradicts itself.
@@ -163,7 +164,7 @@ def read_header(data: memoryview) -> tuple[list[Entry], int]:
     num_tensors, size = read_prelude(data)
     stored = int.from_bytes(data[-CRC_BYTES:], "little")
     # before the table: an accident is told as damage, not as what it does to names and shapes
-    if (computed := zlib.crc32(data[:-CRC_BYTES])) != stored:
+    if check and (computed := crc32(data[:-CRC_BYTES])) != stored:
         raise PayloadError(
             f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}"
         )

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import zlib
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bhfl.comm import Tensors, decode, encode, float_tensors, header_bytes
+from bhfl.comm import Tensors, decode, encode, float_tensors, header_bytes, wire
 from bhfl.quant import QuantizedTensor, quantize
 from tests.comm.mutations import DTYPES, corpus, random_codes
 
@@ -265,3 +266,24 @@ def test_a_part_of_a_larger_tensor_travels_whatever_its_strides(shape) -> None:
     )
     assert torch.equal(received["part"], part)
     assert torch.equal(received["codes"].codes, part.to(torch.int8))
+
+
+def test_the_checksum_is_that_of_zlib() -> None:
+    for size in (0, 1, 3, 15, 64, 1000, 70_001):
+        payload = encode({"a": torch.arange(size, dtype=torch.int16)})
+        assert int.from_bytes(payload[-4:], "little") == zlib.crc32(payload[:-4])
+
+
+def test_only_the_very_bytes_that_were_just_made_are_not_checked(monkeypatch) -> None:
+    checked = []
+    monkeypatch.setattr(wire, "crc32", lambda *data: checked.append(data) or zlib.crc32(*data))
+    payload = encode({"a": torch.arange(5)})
+    checked.clear()
+    decode(payload)
+    assert not checked
+    # read once, they may have been anywhere; equal bytes are others
+    others = encode({"a": torch.arange(5)})
+    checked.clear()
+    for data in (payload, bytes(bytearray(payload)), bytearray(others), memoryview(others)):
+        decode(data)
+    assert len(checked) == 4
