@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contest import contest, line
+from benchmarks.contest import contest, line, ratio
 
 
 def mask() -> None:
@@ -95,4 +95,5 @@ def run() -> None:
     line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")
     line("    memory above the model", memory, 500, " MiB")
     found = contest({"prowd": (turns, ("prowd",)), "fedavg": (turns, ("fedavg",))}, 3)
-    line("ProWD round without fine-tuning / FedAvg round", found["prowd"] / found["fedavg"], 1.5)
+    what = "ProWD round without fine-tuning / FedAvg round"
+    ratio(what, found["prowd"], found["fedavg"], 1.5)

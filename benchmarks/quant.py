@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contest import contest, line
+from benchmarks.contest import contest, line, ratio
 
 
 class TinyViT(nn.Module):
@@ -158,15 +158,15 @@ def backends(threads: int, turns: int = 7) -> None:
         seconds = contest(contestants, turns)
         for backend in contestants:
             if backend != "float32":
-                ratio = seconds[backend] / seconds["float32"]
                 what = f"{name}, {threads} threads: {backend} / float32 step"
-                line(what, ratio, bounds.get(backend))
+                bound = bounds.get(backend)
+                ratio(what, seconds[backend], seconds["float32"], bound, by_wall=threads > 1)
     names = ("float32", "fake", "int8", "int8-bfloat16", "integer")
     seconds = contest({backend: (linear, (backend, threads)) for backend in names}, turns)
     for backend in names[1:]:
         bound = 0.22 if backend == "integer" else None
-        ratio = seconds[backend] / seconds["float32"]
-        line(f"Linear 512x1024x1024, {threads} threads: {backend} / float32", ratio, bound)
+        what = f"Linear 512x1024x1024, {threads} threads: {backend} / float32"
+        ratio(what, seconds[backend], seconds["float32"], bound, by_wall=threads > 1)
 
 
 def kept_for_backward() -> None:

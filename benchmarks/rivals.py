@@ -9,7 +9,6 @@ has.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.contest import contest, line
+from benchmarks.contest import contest, ratio
 from benchmarks.quant import WideMLP
 
 LEAD = 1.3
@@ -220,9 +219,9 @@ def run(turns: int = 9) -> None:
         rivals = [rival for rival in able if rival not in missing]
         ours = ("fake", "int8", "auto", "auto-bfloat16", "auto-integer")
         contestants = {which: (step, (name, which)) for which in ("float32", *ours, *rivals)}
-        seconds = contest(contestants, turns, time.thread_time)
+        seconds = contest(contestants, turns)
         for which in (*ours, *rivals):
-            line(f"{name}: {which} / float32 step", seconds[which] / seconds["float32"], None)
+            ratio(f"{name}: {which} / float32 step", seconds[which], seconds["float32"], None)
         for rival in rivals:
             bound = 1 / LEAD if rival in ("torchao", "brevitas") else None
-            line(f"{name}: auto / {rival}", seconds["auto"] / seconds[rival], bound)
+            ratio(f"{name}: auto / {rival}", seconds["auto"], seconds[rival], bound)
