@@ -140,3 +140,26 @@ def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     configs.check([plan.job(cell, tune.values[0] if tune else None) for cell in cells])
     if tune:
         configs.check(list(plan.trials(cells[0])[0].values()))
+
+
+def test_groups_are_described_on_the_command_line(tmp_path):
+    fleet = (
+        "[{bits: 8, count: 1, backend: auto, name: fast, profile: iot}, "
+        "{bits: 8, count: 1, name: plain, local_steps: 1, layers: {net.head.*: 4}}, "
+        "{bits: 32, count: 2, optimizer: {class_path: Adam, init_args: {lr: 0.01}}}]"
+    )
+    digits = next(path for path in CONFIGS if path.parts[-2:] == ("digits", "fedavg.yaml"))
+    given = ["fit", "--config", str(digits), "--clients", fleet, "--trainer.network.profiles=wifi"]
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(run(*given, "--print_config"))
+    clients = yaml.safe_load(printed.read_text())["clients"]
+    assert [group["bits"] for group in clients] == ["int8", "int8", "float32"]
+    assert clients[2]["optimizer"]["class_path"] == "torch.optim.Adam"
+    short = ["--trainer.max_rounds=1", f"--trainer.default_root_dir={tmp_path}"]
+    output = run("fit", "--config", str(printed), *short)
+    assert [line.split()[0] for line in output.splitlines() if " %" in line] == [
+        "fast",
+        "plain",
+        "float32",
+        "all",
+    ]

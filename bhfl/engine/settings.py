@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bhfl.checks import choice
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.devices import Group
 from bhfl.engine.fleet import Fleet
@@ -68,8 +69,7 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
         return str(error).splitlines()
     cohort = settings.cohort
     size = cohort_size(total, cohort.clients_per_round)
-    found = [_profile_problem(group, settings.fleet.network) for group in fleet.groups]
-    found = list(filter(None, found))
+    found = []
     if size > total:
         found.append(
             f"clients_per_round must be at most {total}, the number of clients, got "
@@ -83,8 +83,13 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
     return found
 
 
-def _profile_problem(group: Group, network: Any) -> str:
-    """What is wrong with the profile of a group; empty if nothing is."""
+def profile_problem(group: Group, network: SimulatedNetwork | None) -> str:
+    """What is wrong with the profile of a group; empty if nothing is.
+
+    Args:
+        group: A group of the fleet.
+        network: The simulated network, made: a configuration alone does not say what it knows.
+    """
     if group.profile is None:
         return ""
     key = f"clients: profile of group {group.label!r}"

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.fabric.loggers import Logger
 from lightning.fabric.strategies import Strategy
 
+from bhfl.checks import refuse
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
@@ -27,7 +28,7 @@ from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
-from bhfl.engine.settings import checked_settings, global_seed
+from bhfl.engine.settings import checked_settings, global_seed, profile_problem
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
 
@@ -162,6 +163,8 @@ class FederatedTrainer:
             options["algorithm"] = Algorithm()
         self.settings = checked_settings(options)
         self.fleet = Fleet(options["clients"])
+        network = self.settings.fleet.network
+        refuse(profile_problem(group, network) for group in self.fleet.groups)
         self.algorithm: Algorithm = options["algorithm"]
         if not isinstance(self.algorithm, Algorithm):
             raise ValueError(
