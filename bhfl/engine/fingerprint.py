@@ -72,4 +72,5 @@ def note_backends(told: Told, groups: Iterable[Devices]) -> None:
 
 def noted_backends(told: Mapping[str, Any], group: str) -> Any:
     """The backends that were taken down for a group, as they stand there."""
-    return told_of(told, [Role.NUMERICS]).get(_BACKENDS, {}).get(group, {})
+    found = told_of(told, [Role.NUMERICS]).get(_BACKENDS, {})
+    return found.get(group, {}) if isinstance(found, Mapping) else found

@@ -199,8 +199,9 @@ class Session:
             # raises now, not in the first client, where the model cannot take it
             devices.match_(self.module)
             devices.set_(self.module)
-            devices.choose_(self.module)
             # one choice for all: what is fast may differ from machine to machine
+            if self.fabric.is_global_zero:
+                devices.choose_(self.module)
             devices.backends = self.fabric.broadcast(devices.backends)
         note_backends(self.told, groups)
         self.bits = list(dict.fromkeys(client.bits for client in self.fleet))

@@ -378,12 +378,13 @@ def test_resumed_is_never_stopped_with_every_backend(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fast_machine")
-@pytest.mark.parametrize("change", [{"net.9": "int8"}, {"net.3": "int9"}, 7])
-def test_backends_of_a_checkpoint_that_are_not_known(tmp_path: Path, change: Any) -> None:
+@pytest.mark.parametrize(
+    "backends", [{"int8": {"net.9": "int8"}}, {"int8": {"net.3": "int9"}}, {"int8": 7}, 7]
+)
+def test_backends_of_a_checkpoint_that_are_not_known(tmp_path: Path, backends: Any) -> None:
     trainer = fit(tmp_path, FedAvg(), INTEGERS, max_rounds=1)
-    told = {"numerics": {"backends": {"int8": change}}}
     with pytest.raises(CheckpointError, match="the checkpoint cannot be used"):
-        trainer.session.use_backends(told)
+        trainer.session.use_backends({"numerics": {"backends": backends}})
 
 
 @pytest.mark.parametrize("backend", ["int8", "integer", "bitsandbytes"])
