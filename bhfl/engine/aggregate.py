@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
-def check_terms(values: Tensor, weight: float) -> None:
-    """ValueError unless every ``weight * value`` is finite and small enough for exact sums; one
-    pass.
-    """
-    # `not <` refuses NaN too
-    if not weight * largest(values) < MAX_TERM:
-        raise ValueError("it has a value that is not finite or too large to average")
-
-
 class Flattener:
     """Params to one flat float32 vector and back, in the order of `like`."""
 
@@ -104,8 +95,9 @@ class WeightedMean:
                 nothing was added.
         """
         flat = self.flattener.flatten(update)
-        # before anything is added: half of an update could not be taken out of the sum again
-        check_terms(flat, client.weight)
+        # `not <` refuses NaN too
+        if not client.weight * largest(flat) < MAX_TERM:
+            raise ValueError("it has a value that is not finite or too large to average")
         self.sum.add(flat, client.weight)
         self.weight += client.weight
 

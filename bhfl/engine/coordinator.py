@@ -178,7 +178,8 @@ class Coordinator:
         weights = Update(weights, payload)
         # before the buffers, which could not be taken out of their sums where it is refused
         session.hooks.fold(weights, client, self.server, self.updates)
-        self.buffers.add(float_tensors(buffers), client)
+        if buffers:
+            self.buffers.add(float_tensors(buffers), client)
         return None
 
     def _late_after(self, record: ClientRecord, link: ClientLink | None) -> float:

@@ -71,7 +71,7 @@ class Grid(NamedTuple):
             return NO_GRID
         # one term more than there will be, for what rounding adds to the quotients
         _, exponent = math.frexp(bound * (len(cohort) + 1))
-        return cls(unit=math.ldexp(1.0, exponent - 63), bound=bound)
+        return cls(math.ldexp(1.0, exponent - 63), bound)
 
     def takes(self, values: Tensor, weights: Tensor) -> bool:
         """Whether terms are within the bound, as they themselves tell; NaN is not."""
@@ -109,23 +109,23 @@ class ExactSum:
         weights = torch.as_tensor(weight, dtype=torch.float64)
         # one look at all of them, which mostly spares one at each chunk
         fits = self.grid.takes(values, weights)
+        # numpy knows no bfloat16
+        exact = (values if values.dtype == torch.float32 else values.double()).numpy()
+        # exact too, since the unit is a power of two
+        scale = np.broadcast_to(weights.numpy() / self.grid.unit, len(values))
+        weights = weights.expand(len(values))
+        lane = self.lane.numpy()
         for start in range(0, len(values), _CHUNK):
             where = slice(start, start + _CHUNK)
-            chunk = values[where]
-            factor = weights[where] if weights.ndim else weights
             # by the chunk alone: what depended on other terms would depend on their order
-            if not (fits or self.grid.takes(chunk, factor)):
-                self._split(where, chunk.double() * factor)
+            if not (fits or self.grid.takes(values[where], weights[where])):
+                self._split(where, values[where].double() * weights[where])
                 continue
-            # numpy knows no bfloat16
-            exact = chunk if chunk.dtype == torch.float32 else chunk.double()
-            # exact too, since the unit is a power of two
-            scale = factor.numpy() / self.grid.unit
-            terms = self._terms[: len(chunk)]
+            part = lane[where]
+            terms = self._terms[: len(part)]
             # in half of torch's time: it casts as it multiplies, which cuts off what is below 1
-            np.multiply(exact.numpy(), scale, out=terms, dtype=np.float64, casting="unsafe")
-            lane = self.lane[where].numpy()
-            np.add(lane, terms, out=lane)
+            np.multiply(exact[where], scale[where], out=terms, dtype=np.float64, casting="unsafe")
+            np.add(part, terms, out=part)
 
     def _split(self, where: slice, rest: Tensor) -> None:
         """Add terms to some entries of the parts."""
