@@ -81,13 +81,13 @@ def decode(
     """
     global _unread
     _require_little_endian()
-    made_here = data is _unread
+    check = data is not _unread
     # it is held no longer than whoever reads it holds it
     _unread = None
     view = memoryview(data).cast("B")
     if len(view) > max_bytes:
         raise PayloadError(f"payload must be at most {max_bytes} bytes, got {len(view)}")
-    entries, offset = wire.read_header(view, check=not made_here)
+    entries, offset = wire.read_header(view, check)
     # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])
     offset = 0

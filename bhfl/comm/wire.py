@@ -150,7 +150,7 @@ def _write_row(entry: Entry) -> bytes:
     return row + name + struct.pack(f"<{len(entry.shape)}I", *entry.shape)
 
 
-def read_header(data: memoryview, *, check: bool = True) -> tuple[list[Entry], int]:
+def read_header(data: memoryview, check: bool) -> tuple[list[Entry], int]:
     """The table of a payload and where its content starts, with every size checked against the
     bytes at hand.
 

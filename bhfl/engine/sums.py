@@ -78,7 +78,7 @@ class Grid(NamedTuple):
         return largest(values) * largest(weights) <= self.bound
 
 
-NO_GRID = Grid(unit=1.0, bound=-1.0)
+NO_GRID = Grid(1.0, -1.0)
 """It takes no term."""
 
 
@@ -125,7 +125,7 @@ class ExactSum:
             terms = self._terms[: len(part)]
             # in half of torch's time: it casts as it multiplies, which cuts off what is below 1
             np.multiply(exact[where], scale[where], out=terms, dtype=np.float64, casting="unsafe")
-            np.add(part, terms, out=part)
+            part += terms
 
     def _split(self, where: slice, rest: Tensor) -> None:
         """Add terms to some entries of the parts."""
