@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,8 @@ class Dealer:
     def __init__(self, fabric: Fabric, steps: Callable[[Client], int]) -> None:
         self.fabric = fabric
         self.steps = steps
-        self._seconds: dict[str, float] = {}
-        self._steps: dict[str, int] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._steps: dict[str, int] = defaultdict(int)
 
     def deal(self, cohort: Sequence[Client]) -> list[Client]:
         """The clients that this process trains, in the order of their ids; a collective.
@@ -46,14 +47,12 @@ class Dealer:
     def learn(self, fleet: Sequence[Client], records: Sequence[ClientRecord]) -> None:
         """Take down what the clients of a round took."""
         for record in with_updates(records):
-            group = record.group
-            self._seconds[group] = self._seconds.get(group, 0.0) + record.seconds
-            self._steps[group] = self._steps.get(group, 0) + self.steps(fleet[record.client])
+            self._seconds[record.group] += record.seconds
+            self._steps[record.group] += self.steps(fleet[record.client])
 
     def _cost(self, client: Client) -> float:
         """Seconds that a client is expected to take, or its steps where none was measured."""
-        steps = self._steps.get(client.group, 0)
-        if steps:
+        if steps := self._steps[client.group]:
             pace = self._seconds[client.group] / steps
         else:
             pace = sum(self._seconds.values()) / max(1, sum(self._steps.values())) or 1.0

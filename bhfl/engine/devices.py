@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import filter as filter_names
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -81,18 +80,15 @@ class Devices:
             ValueError: A pattern matches none of them.
         """
         names = [name for name, _ in quant_layers(module)]
-        for pattern in self.group.layers:
-            if not filter_names(names, pattern):
+        # from the last on, so that the first that matches has the last word
+        for pattern, spec in reversed(list(self.group.layers.items())):
+            matched = [name for name in names if fnmatchcase(name, pattern)]
+            if not matched:
                 raise ValueError(
                     f"clients: layers of group {self.group.label!r} must match a layer that can be "
                     f"quantised, got {pattern!r}{suggestion(pattern, names)}"
                 )
-        self.layers = {}
-        for name in names:
-            for pattern, spec in self.group.layers.items():
-                if fnmatchcase(name, pattern):
-                    self.layers[name] = spec
-                    break
+            self.layers |= dict.fromkeys(matched, spec)
 
     def spec_of(self, weight: str) -> BitSpec:
         """The bits of the layer that a weight belongs to.
@@ -141,17 +137,20 @@ class Devices:
             ValueError: The backend serves no layer.
         """
         name = self.group.backend
+        if name == "fake":
+            return
         backend = get_backend(name)
         backend.require()
-        layers = dict(quant_layers(module))
-        refusals = [backend.refusal(layer) for layer in layers.values() if not layer.spec.is_float]
-        if name != "fake" and all(refusals):
+        refusals = [
+            backend.refusal(layer) for _, layer in quant_layers(module) if not layer.spec.is_float
+        ]
+        if all(refusals):
             why = refusals[0] if refusals else "none computes with low bits"
             raise ValueError(
                 f"clients: backend {name!r} of group {self.group.label!r} serves no layer of "
                 f"{type(module).__name__}: {why}"
             )
-        chosen = backend_choices(set_backend_(module, name)) if name != "fake" else {}
+        chosen = backend_choices(set_backend_(module, name))
         self.backends = {layer: by for layer, by in chosen.items() if by != "fake"}
 
     def caution(self, device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,12 +27,14 @@ def unusable(make: OptimizerCallable) -> str:
     """Why an optimiser cannot be used, told by one step on a single weight; empty if it can."""
     weight = nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
+    optimizer = None
     try:
-        make([weight]).step()
-    except TypeError as error:
-        return f"{error}; its steps have no closure, as LBFGS needs one"
+        optimizer = make([weight])
+        optimizer.step()
     # its own words, whatever their kind
     except Exception as error:
+        if optimizer is not None and isinstance(error, TypeError):
+            return f"{error}; its steps have no closure, as LBFGS needs one"
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -47,19 +50,23 @@ def parse_optimizer(value: Any) -> dict[str, Any]:
         ValueError: There is no such optimiser, or it refuses its arguments.
     """
     if callable(value):
-        found = value
-    else:
-        if not isinstance(value, Mapping) or value.keys() - {"init_args"} != {"class_path"}:
-            raise ValueError(f"must be a mapping of class_path and init_args, got {value!r}")
-        arguments = value.get("init_args") or {}
-        if not isinstance(arguments, Mapping):
-            raise ValueError(f"init_args must be a mapping, got {arguments!r}")
-        cls = _class(value["class_path"])
-        value = {"class_path": public_path(cls), "init_args": dict(arguments)}
-        found = _maker(value)
-    if problem := unusable(found):
+        if problem := unusable(value):
+            raise ValueError(f"cannot be used: {problem}")
+        value = describe(value)
+        # what an optimiser notes of itself is more than some constructors take
+        taken = inspect.signature(_class(value["class_path"])).parameters
+        noted = value["init_args"]
+        value["init_args"] = {key: noted[key] for key in noted if key in taken}
+    if not isinstance(value, Mapping) or value.keys() - {"init_args"} != {"class_path"}:
+        raise ValueError(f"must be a mapping of class_path and init_args, got {value!r}")
+    arguments = value.get("init_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"init_args must be a mapping, got {arguments!r}")
+    cls = _class(value["class_path"])
+    found = {"class_path": public_path(cls), "init_args": dict(arguments)}
+    if problem := unusable(_maker(found)):
         raise ValueError(f"cannot be used: {problem}")
-    return describe(found) if callable(value) else value
+    return found
 
 
 def _class(path: Any) -> type[Optimizer]:
@@ -67,10 +74,11 @@ def _class(path: Any) -> type[Optimizer]:
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module or "torch.optim"), name, None)
-    except ImportError:
+    # TypeError and ValueError: of names with too many dots
+    except (ImportError, TypeError, ValueError):
         found = None
     if not isinstance(found, type) or not issubclass(found, Optimizer):
-        known = [key for key, cls in vars(torch.optim).items() if isinstance(cls, type)]
+        known = torch.optim.__all__
         raise ValueError(
             f"class_path must be an optimizer, got {path!r}{suggestion(name, known, False)}"
         )

@@ -19,12 +19,12 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-def launcher(folder: Path, node: int, port: int) -> subprocess.Popen[str]:
+def launcher(folder: Path, node: int, port: int, *more: str) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     meeting = [f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}"]
     own = [f"--trainer.default_root_dir={folder}", "--trainer.devices=1", "--trainer.num_nodes=2"]
     return subprocess.Popen(
-        [*torchrun, *meeting, *OPTIONS, *own, "--trainer.timeout_seconds=60"],
+        [*torchrun, *meeting, *OPTIONS, *own, "--trainer.timeout_seconds=60", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -53,12 +53,7 @@ def test_two_nodes_come_to_what_one_process_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_node_that_is_lost_ends_the_other_with_its_name(tmp_path: Path) -> None:
     port = free_port()
-    long = ["--trainer.max_rounds=2000"]
-    OPTIONS.extend(long)
-    try:
-        nodes = [launcher(tmp_path, node, port) for node in range(2)]
-    finally:
-        OPTIONS.remove(*long)
+    nodes = [launcher(tmp_path, node, port, "--trainer.max_rounds=2000") for node in range(2)]
     assert nodes[0].stdout is not None
     for line in nodes[0].stdout:
         if line.startswith("round"):

@@ -326,3 +326,11 @@ def test_the_learned_step_is_a_parameter_that_restarts_with_the_weights() -> Non
     )
     set_spec_(layer, "int8")
     assert layer.weight_step is None
+
+
+def test_a_class_without_a_product_is_told_what_it_must_define() -> None:
+    class Unfinished(QuantLayer, nn.Bilinear):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Unfinished must define float_product, or a for"):
+        Unfinished(2, 2, 2)(torch.ones(1, 2))

@@ -68,6 +68,7 @@ def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) ->
         ValueError: In torch's words; or a group has one in place of several.
     """
     found: dict[str, list[Any]] = {}
+    optimizers: list[Optimizer] = []
     try:
         with warnings.catch_warnings():
             # torch warns of schedules that step before their optimisers do
@@ -88,11 +89,15 @@ def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) ->
                 f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
             ) from error
     for group in groups:
-        if group.optimizer is not None and len(found.get("optimizer", ())) > 1:
+        if group.optimizer is None or not optimizers:
+            continue
+        if len(optimizers) > 1:
             raise ValueError(
                 f"clients: optimizer of group {group.label!r} stands in for one optimizer, and "
                 f"{type(module).__name__}.configure_optimizers returns several"
             )
+        # raises where its rate cannot follow, which would fail each client of the group
+        Replaced(optimizers[0], group.optimizer)
     # several stay a list; none are as if they were not set
     return {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
 

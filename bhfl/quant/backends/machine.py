@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -39,8 +38,8 @@ MEASURED: dict[str, Table] = {
         ("integer", "linear"): 1024,
     },
 }
-"""What was measured where products of int8 codes are fast: one thread of an AMD EPYC with AVX-512
-VNNI, and an H200.
+"""What holds where products of int8 codes are fast, by type of device: measured, the first on one
+thread of an AMD EPYC with AVX-512 VNNI.
 """
 measure: Callable[[str], Table] | None = None
 """The short measurement. It quantises layers, and so stands above this file, in
@@ -61,7 +60,9 @@ def table_of(device: str) -> Table:
     """
     fast = fast_products(device)
     if fast is None:
-        return _kept(device) or _measured(device)
+        kept = _kept(device)
+        # an empty table was measured too: nothing is faster here
+        return _measured(device) if kept is None else kept
     table: Table = {}
     for key, size in MEASURED.get(device, {}).items():
         if key[0] in fast:
@@ -93,7 +94,7 @@ def _flags() -> set[str] | None:
     """The instruction sets of an x86 processor; None of another one, or where it is not told."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
-    # torch tells them from 2.12 on
+    # older releases of torch do not tell them
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if told:
         return {name for name, value in told.items() if value is True}
@@ -149,7 +150,6 @@ def _measured(device: str) -> Table:
     with suppress(OSError, RuntimeError):
         path = _path(device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(rows, file)
-        Path(file.name).replace(path)
+        # a file that is cut off is measured anew, as any other damage
+        path.write_text(json.dumps(rows))
     return table

@@ -91,6 +91,21 @@ def test_one_measurement_is_kept(measured: list[str], own_folder: Path) -> None:
     ]
 
 
+def test_a_machine_on_which_nothing_gains_is_measured_once_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def measure(device: str) -> machine.Table:
+        asked.append(device)
+        return {}
+
+    monkeypatch.setattr(machine, "_flags", lambda: None)
+    monkeypatch.setattr(machine, "measure", measure)
+    assert [machine.table_of("cpu") for _ in range(2)] == [{}, {}]
+    assert asked == ["cpu"]
+
+
 def test_another_number_of_threads_is_measured_by_itself(
     measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
