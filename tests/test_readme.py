@@ -3,6 +3,7 @@ exist.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,16 @@ def test_its_layers_example_runs():
     assert len(model[0].weight.unique()) <= 3
 
 
-def test_its_algorithm_is_fedprox(tmp_path):
+def test_the_algorithm_of_the_page_it_leads_to_is_fedprox(tmp_path):
     from bhfl.algorithms import FedProx
     from tests.federation import fit, same
 
+    page = (ROOT / "docs/howto/algorithm.md").read_text()
     names: dict = {}
-    exec(next(block for block in blocks("python") if "class FedProx" in block), names)
+    exec(re.findall(r":caption: methods.py\n\n(.*?)```", page, re.S)[0], names)
     runs = [
         fit(tmp_path, algorithm, max_rounds=1)
-        for algorithm in (names["FedProx"](0.1), FedProx(0.1))
+        for algorithm in (names["Proximal"](0.1), FedProx(0.1))
     ]
     assert same(runs[0].server.params, runs[1].server.params)
 
@@ -63,3 +65,28 @@ def test_the_files_it_names_exist(path):
 def test_every_make_target_it_names_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`?make ([a-z][a-z-]+)", README)) <= targets
+
+
+def test_its_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.M)
+            assert anchor in [heading.lower() for heading in headings], target
+
+
+def test_it_can_be_read_in_three_minutes():
+    assert len(README.splitlines()) <= 130
+
+
+def test_its_picture_shows_the_table_of_every_method():
+    sys.path.append(str(ROOT / "docs/_ext"))
+    import first_picture
+
+    told = first_picture.PICTURE.read_text()
+    found = first_picture.rows()
+    assert len(found) == 12
+    for row in found:
+        assert f">{row.method}<" in told
+        assert f">{row.up:.0f} MB<" in told
