@@ -44,8 +44,8 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff format --check bhfl tests examples benchmarks docs
 	$(BIN)/mypy
 
-bench: install  ## measure speed and memory against bare PyTorch, as ratios
-	$(BIN)/python -m benchmarks
+bench: install  ## measure speed and memory against bare PyTorch, as ratios; PEERS=1: rounds of pfl-research and Flower
+	$(BIN)/python -m benchmarks $(if $(PEERS),peers)
 
 accuracy: install  ## CIFAR-10, ResNet-8: accuracy at 8, 4 and 2 bits against float32 over three seeds (half an hour)
 	$(BIN)/python -m benchmarks.accuracy

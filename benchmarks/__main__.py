@@ -1,10 +1,11 @@
 """``make bench``: figures as ratios of runs that took turns, each beside what it should be at
-most. ``python -m benchmarks engine quant`` measures some parts alone.
+most. ``python -m benchmarks engine quant`` measures some parts alone; ``peers`` is measured where
+it is named.
 """
 
 import sys
 
-from benchmarks import data, engine, layerwise, prowd, quant, rivals
+from benchmarks import data, engine, layerwise, peers, prowd, quant, rivals
 
 if __name__ == "__main__":
     parts = {
@@ -15,5 +16,6 @@ if __name__ == "__main__":
         "prowd": prowd.run,
         "fedlq": layerwise.run,
     }
+    named = parts | {"peers": peers.run}
     for name in sys.argv[1:] or parts:
-        parts[name]()
+        named[name]()
