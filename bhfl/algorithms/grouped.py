@@ -43,7 +43,12 @@ class GroupedAvg(Algorithm):
         return models[group]
 
     def sources(self, server: ServerState, group: str) -> list[str]:
-        """The groups whose clients enter the model of `group`."""
+        """The groups whose clients enter the model of a group.
+
+        Args:
+            server: The state of the round, whose ``extra["groups"]`` are all groups by width.
+            group: The label of the group.
+        """
         return [group]
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:

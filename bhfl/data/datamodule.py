@@ -138,8 +138,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             )
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
-        """Split the training set among clients; a function of the options, `num_clients` and
-        `seed`.
+        """Split the training set among clients; a function of the options and the arguments.
+
+        Args:
+            num_clients: The number of clients.
+            seed: The run's.
 
         Returns:
             The number of training samples of each client.

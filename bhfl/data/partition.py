@@ -91,7 +91,16 @@ class Partitioner(ABC):
 
     @abstractmethod
     def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
-        """The client, 0 to `num_clients` - 1, of each sample."""
+        """The client of each sample.
+
+        Args:
+            labels: What `values` gave: one for each of the n samples.
+            num_clients: The number of clients.
+            rng: The only source of random draws.
+
+        Returns:
+            n integers of 0 to `num_clients` - 1.
+        """
 
     def values(self, targets: Array) -> Array:
         """The values that the split goes by, one for each of the data set's `targets`; by default

@@ -4,131 +4,24 @@ half in one class.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
-from bhfl.engine.calls import call_step
-from bhfl.engine.exchange import ClientLink
+from bhfl.engine.context import Context, LocalRun, add_to_gradient_
 from bhfl.engine.handed import ReturnError, check_tensors, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer
-from bhfl.engine.types import Client, ClientState, Params, Row, ServerData, ServerState, Tensors
+from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
-from bhfl.settings import LocalTraining, Settings
 
-# A small device trains with torch alone, so Lightning is imported for type checks only.
-if TYPE_CHECKING:
-    import lightning as L
-    from lightning.fabric import Fabric
-
-    from bhfl.engine.client.worker import Worker
-    from bhfl.engine.timing import Timing
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a run is made of."""
-
-    clients: list[Client]
-    module: L.LightningModule
-    data: ServerData
-    fabric: Fabric
-    settings: Settings
-    """The trainer's settings."""
-    worker: Worker
-    """This process's module and what trains and evaluates it; idle before and after the clients of
-    a round.
-    """
-    buffers: Callable[[ServerState, str], Params]
-    """The norm statistics and counters that travel with the parameters of a bit group, both ways.
-    """
-    timing: Timing | None
-    """The simulated network, where there is one."""
-
-    def planned_steps(self, client: Client) -> int:
-        """Optimiser steps that a round has for `client`, by its batches and the settings;
-        none without examples. `Algorithm.num_steps` may make fewer of them.
-        """
-        if not client.num_examples:
-            return 0
-        training = client.devices.training(self.settings.training)
-        return training.planned_steps(self.data.num_batches(client.id))
-
-
-@dataclass
-class LocalRun:
-    """One client's work in one round, as the client half of an algorithm sees it."""
-
-    client: Client
-    round: int
-    module: nn.Module
-    device: torch.device
-    """Where the module computes."""
-    training: LocalTraining
-    """How long and in what manner it trains."""
-    received: Params
-    """The weights it started from, as decoded from what the server sent, on the module's device."""
-    message: Params
-    """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
-    state: ClientState
-    """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its
-    entries.
-    """
-    rng: RandomKeys
-    evaluate: Callable[[int], dict[str, float]]
-    """The module's validation metrics, as it stands, on so many of the client's own training
-    examples, in batches.
-    """
-    history: Sequence[Row] = ()
-    """The server's metrics, a row for each past round."""
-    link: ClientLink | None = None
-    """The client's in this round, where a network is simulated."""
-    downlink_bytes: int = 0
-    """Received at the start of the round."""
-    num_examples: int = 0
-    """Training examples seen so far, each as often as it was seen."""
-    num_steps: int = 0
-    """Optimiser steps taken so far."""
-    lr_sum: float = 0.0
-    """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Numbers to be averaged over the cohort and logged."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it
-        out.
-        """
-        module: Any = self.module
-        return call_step(module.training_step, batch, batch_idx)
-
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """(name, parameter, the received value) of every trainable parameter that the server
-        sent.
-        """
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad and name in self.received:
-                yield name, parameter, self.received[name]
-
-
-def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:
-    """Add ``alpha * value`` to the gradient of a parameter, for `Algorithm.client_gradients_`.
-
-    A sparse gradient becomes a dense one. A parameter without a gradient, which the loss does not
-    reach, stays so.
-    """
-    if parameter.grad is None:
-        return
-    if parameter.grad.layout != torch.strided:
-        parameter.grad = parameter.grad.to_dense()
-    parameter.grad.add_(value.to(parameter.grad.device), alpha=alpha)
+__all__ = ["ALGORITHM_HOOKS", "Algorithm", "Context", "LocalRun", "add_to_gradient_"]
 
 
 class Algorithm(Recorded):
@@ -164,13 +57,19 @@ class Algorithm(Recorded):
     """Set by the trainer; `apply_mean` goes through it."""
 
     def setup(self, context: Context) -> None:
-        """See what the run is made of, before any work is done and after `prepare`; ValueError
-        where this method cannot run with it.
+        """See what the run is made of, before any work is done and after `prepare`.
+
+        Raises:
+            ValueError: This method cannot run with it.
         """
 
     def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
         """The first `ServerState.extra`; every later one has its keys too, with values of the same
         kinds.
+
+        Args:
+            params: The first global model: float32 tensors by name.
+            clients: The whole fleet.
         """
         return {}
 
@@ -190,6 +89,9 @@ class Algorithm(Recorded):
             server: The state before the round; it is not to be changed.
             cohort: The clients of the round, in the order of their ids.
             context: What the run is made of, and the steps that are planned for each client.
+
+        Returns:
+            The state that every other hook of the round is given.
         """
         return server
 
@@ -200,6 +102,13 @@ class Algorithm(Recorded):
         A tensor of the model that neither this sends nor `receive` makes is the client's own: it
         goes on from its value at the end of the client's last round, and begins as in the first
         model.
+
+        Args:
+            server: The state of the round.
+            client: Who is sent it.
+
+        Returns:
+            Tensors by name, of the model's shapes or others that `receive` knows.
         """
         return server.params
 
@@ -219,6 +128,9 @@ class Algorithm(Recorded):
             server: The state of the round.
             client: Who sends.
             layers: Names of the weights that low-bit clients compute with as codes.
+
+        Returns:
+            The widths that are taken, by the name of the tensor.
         """
         allowed = {}
         for name in layers:
@@ -235,22 +147,39 @@ class Algorithm(Recorded):
             update: A `bhfl.engine.types.Update`: its tensors by name, beside its payload.
             client: Who sent it.
             server: The state of the round.
+
+        Returns:
+            What `aggregator` adds; by default float32 tensors by name.
         """
         return float_tensors(update)
 
     def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
-        """A fresh aggregator for this round; `clients` is the whole fleet."""
+        """A fresh aggregator for this round.
+
+        Args:
+            server: The state of the round.
+            clients: The whole fleet; one that has `expect` is told who takes part.
+        """
         return WeightedMean(server.params)
 
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
-        """The state with the new model. Runs on rank 0; `server` itself is not to be changed."""
+        """The state with the new model. Runs on rank 0.
+
+        Args:
+            server: The state of the round; it is not to be changed.
+            aggregate: What `Aggregator.reduce` came to.
+            rng: The round's source of random draws.
+        """
         return self.apply_mean(server, aggregate)
 
     def apply_mean(self, server: ServerState, mean: Params) -> ServerState:
         """The state whose model is `mean`, or where the server optimiser's step on ``w_t - mean``
         leads.
 
-        Tensors that clients are not asked for may be missing in `mean`: they stay as they are.
+        Args:
+            server: The state of the round.
+            mean: Float32 tensors by name. Those that clients are not asked for may be missing: they
+                stay as they are.
 
         Raises:
             ValueError: `mean` lacks one that clients are asked for, or has other shapes than the
@@ -277,7 +206,15 @@ class Algorithm(Recorded):
         return None
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
-        """More numbers to log, from those of a finished round."""
+        """More numbers to log, from those of a finished round.
+
+        Args:
+            server: The state after it.
+            metrics: Its row, by tag.
+
+        Returns:
+            Numbers by tag, which the row gets too.
+        """
         return {}
 
     def group_params(self, server: ServerState, group: str) -> Params:
@@ -286,6 +223,10 @@ class Algorithm(Recorded):
 
         Leave out what is the clients' own (see `downlink`), and the group's value is the mean over
         its clients' models; otherwise the model is measured with the server's value of it.
+
+        Args:
+            server: The state after a round.
+            group: The label.
         """
         return server.params
 
@@ -295,24 +236,54 @@ class Algorithm(Recorded):
         """See the model and the fleet, as they were handed over: called first of all hooks, once in
         every process that trains clients. The client hooks live on what this found and on what
         they are given.
+
+        Args:
+            module: The user's module, in float32.
+            clients: The whole fleet.
         """
 
     def init_client(self, client: Client, received: Params) -> ClientState:
-        """What the client keeps between rounds, at its first round; empty for stateless clients."""
+        """What the client keeps between rounds, at its first round; empty for stateless clients.
+
+        Args:
+            client: Who keeps it.
+            received: The first downlink as decoded.
+        """
         return {}
 
     def receive(self, received: Params, state: ClientState) -> Params:
-        """The weights that a client starts from, given a downlink and what it kept."""
+        """The weights that a client starts from.
+
+        Args:
+            received: The downlink as decoded: float32 tensors by name.
+            state: What the client kept.
+        """
         return received
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
-        """Optimiser steps that the client makes of the `planned` ones; 0 for a client that drops
-        out.
+        """The optimiser steps that the client makes.
+
+        Args:
+            run: Its work in this round, before the first step.
+            planned: The steps by its batches and the settings.
+
+        Returns:
+            At most `planned`; 0 for a client that drops out.
         """
         return planned
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
-        """The local loss; by default the module's own `training_step`."""
+        """The local loss; by default the module's own `training_step`.
+
+        Args:
+            run: The client's work in this round.
+            batch: A batch of the client's, on the module's device.
+            batch_idx: Its place in the local epoch, from 0.
+
+        Returns:
+            What a `training_step` may return: a scalar tensor, a dict with ``loss``, or None to
+            leave the batch out.
+        """
         return run.training_step(batch, batch_idx)
 
     def client_gradients_(self, run: LocalRun) -> None:
@@ -327,7 +298,13 @@ class Algorithm(Recorded):
         return quantized_state(run.module)
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
-        """The client's state after it received the round's `closing` message."""
+        """The client's state after it received the round's `closing` message.
+
+        Args:
+            client: Whose state it is.
+            state: What its round left.
+            closing: The message as decoded.
+        """
         return state
 
 

@@ -35,18 +35,40 @@ class Callback:
     def on_client_end(
         self, trainer: FederatedTrainer, client: Client, record: ClientRecord
     ) -> None:
-        """A client of this process is done with its round; `record` says what became of it."""
+        """A client of this process is done with its round.
+
+        Args:
+            trainer: The run's.
+            client: Who is done.
+            record: What became of it: its status, bytes, steps and metrics.
+        """
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
-        """A round is logged and saved; `metrics` is its row of ``rounds.jsonl``."""
+        """A round is logged and saved.
+
+        Args:
+            trainer: The run's.
+            metrics: Its row of ``rounds.jsonl``, by tag.
+        """
 
     def on_fit_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
-        """The run is done; `metrics` are those of its test."""
+        """The run is done.
+
+        Args:
+            trainer: The run's.
+            metrics: Those of its test, by tag.
+        """
 
     def on_measured(
         self, trainer: FederatedTrainer, metrics: dict[str, float], stage: Literal["val", "test"]
     ) -> None:
-        """`trainer.validate` or `trainer.test` is done."""
+        """`trainer.validate` or `trainer.test` is done.
+
+        Args:
+            trainer: Who measured.
+            metrics: What was measured, by tag.
+            stage: The split.
+        """
 
 
 # `call_hook` gives what comes after the trainer by name, so hooks may not call it otherwise.

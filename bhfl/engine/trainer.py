@@ -233,6 +233,19 @@ class FederatedTrainer:
 
         A model as `fit` left it is measured with all that its run came to: each group's or client's
         own model too.
+
+        Args:
+            model: Any LightningModule that has the step of the split.
+            datamodule: A `bhfl.data.FederatedDataModule`, or another one with its methods.
+            ckpt_path: A checkpoint, a run folder or "last" or "best", see `fit`; None for the model
+                as it is.
+
+        Returns:
+            The metrics by tag, such as ``val/acc_int8``.
+
+        Raises:
+            ValueError: The model lacks the step, or does not fit the data or the fleet.
+            CheckpointError: The checkpoint cannot be used.
         """
         return self._measure(model, datamodule, ckpt_path, "val")
 
@@ -242,8 +255,15 @@ class FederatedTrainer:
         datamodule: FederatedData,
         ckpt_path: str | Path | None = None,
     ) -> dict[str, float]:
-        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group; see
-        `validate`.
+        """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group.
+
+        Args:
+            model: See `validate`.
+            datamodule: See `validate`.
+            ckpt_path: See `validate`.
+
+        Returns:
+            The metrics by tag, such as ``test/acc_int8``.
         """
         return self._measure(model, datamodule, ckpt_path, "test")
 

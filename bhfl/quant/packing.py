@@ -21,7 +21,11 @@ from bhfl.quant.rounding import extremes
 
 
 def packed_bytes(numel: int, bits: int) -> int:
-    """The size of ``numel`` codes of ``bits`` bits, ``ceil(numel * bits / 8)``.
+    """The size of codes when they are packed, ``ceil(numel * bits / 8)`` bytes.
+
+    Args:
+        numel: The number of codes.
+        bits: The bits of each.
 
     Raises:
         ValueError: bits is not 1..16, or numel is negative.

@@ -169,6 +169,10 @@ class QuantLayer(nn.Module):
 
         A subclass defines it, or else has a :meth:`forward` of its own, as embeddings do.
 
+        Args:
+            x: An input of the parent's shape, whose values may lie on a grid.
+            weight: Values of the shape of the layer's own.
+
         Raises:
             NotImplementedError: The subclass has neither.
         """

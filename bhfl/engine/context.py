@@ -1,0 +1,133 @@
+"""What the hooks of an algorithm are given: what a run is made of, and one client's work in one
+round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.engine.calls import call_step
+from bhfl.engine.exchange import ClientLink
+from bhfl.engine.random import RandomKeys
+from bhfl.engine.types import Client, ClientState, Params, Row, ServerData, ServerState
+from bhfl.settings import LocalTraining, Settings
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.fabric import Fabric
+
+    from bhfl.engine.client.worker import Worker
+    from bhfl.engine.timing import Timing
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is made of."""
+
+    clients: list[Client]
+    module: L.LightningModule
+    data: ServerData
+    fabric: Fabric
+    settings: Settings
+    """The trainer's settings."""
+    worker: Worker
+    """This process's module and what trains and evaluates it; idle before and after the clients of
+    a round.
+    """
+    buffers: Callable[[ServerState, str], Params]
+    """The norm statistics and counters that travel with the parameters of a bit group, both ways.
+    """
+    timing: Timing | None
+    """The simulated network, where there is one."""
+
+    def planned_steps(self, client: Client) -> int:
+        """Optimiser steps that a round has for `client`, by its batches and the settings;
+        none without examples. `Algorithm.num_steps` may make fewer of them.
+        """
+        if not client.num_examples:
+            return 0
+        training = client.devices.training(self.settings.training)
+        return training.planned_steps(self.data.num_batches(client.id))
+
+
+@dataclass
+class LocalRun:
+    """One client's work in one round, as the client half of an algorithm sees it."""
+
+    client: Client
+    round: int
+    module: nn.Module
+    device: torch.device
+    """Where the module computes."""
+    training: LocalTraining
+    """How long and in what manner it trains."""
+    received: Params
+    """The weights it started from, as decoded from what the server sent, on the module's device."""
+    message: Params
+    """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
+    state: ClientState
+    """What this client keeps between rounds (see `Algorithm.init_client`); hooks replace its
+    entries.
+    """
+    rng: RandomKeys
+    evaluate: Callable[[int], dict[str, float]]
+    """The module's validation metrics, as it stands, on so many of the client's own training
+    examples, in batches.
+    """
+    history: Sequence[Row] = ()
+    """The server's metrics, a row for each past round."""
+    link: ClientLink | None = None
+    """The client's in this round, where a network is simulated."""
+    downlink_bytes: int = 0
+    """Received at the start of the round."""
+    num_examples: int = 0
+    """Training examples seen so far, each as often as it was seen."""
+    num_steps: int = 0
+    """Optimiser steps taken so far."""
+    lr_sum: float = 0.0
+    """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Numbers to be averaged over the cohort and logged."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it
+        out.
+
+        Args:
+            batch: A batch of the client's, on the module's device.
+            batch_idx: Its place in the local epoch, from 0.
+        """
+        module: Any = self.module
+        return call_step(module.training_step, batch, batch_idx)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """(name, parameter, the received value) of every trainable parameter that the server
+        sent.
+        """
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and name in self.received:
+                yield name, parameter, self.received[name]
+
+
+def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:
+    """Add ``alpha * value`` to the gradient of a parameter, for `Algorithm.client_gradients_`.
+
+    A sparse gradient becomes a dense one. A parameter without a gradient, which the loss does not
+    reach, stays so.
+
+    Args:
+        parameter: A weight of any shape, whose gradient is changed in place.
+        value: What is added, of the same shape, on any device.
+        alpha: Its factor.
+    """
+    if parameter.grad is None:
+        return
+    if parameter.grad.layout != torch.strided:
+        parameter.grad = parameter.grad.to_dense()
+    parameter.grad.add_(value.to(parameter.grad.device), alpha=alpha)
