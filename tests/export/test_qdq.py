@@ -56,8 +56,14 @@ class EveryLayer(nn.Module):
         return tuple(layer(x) for layer, x in zip(self.layers.values(), inputs, strict=True))
 
 
+CHANNEL = {"weights": 8, "activations": 8, "granularity": "channel"}
+
+
 @pytest.mark.parametrize(
-    "spec", [8, 3, {"weights": 8, "activations": 8, "granularity": "channel"}], ids=str
+    "spec",
+    # eight bits a tensor are those of the networks, too
+    [3, CHANNEL, pytest.param(8, marks=pytest.mark.slow)],
+    ids=str,
 )
 @torch.no_grad()
 def test_every_layer_is_equal(spec, tmp_path):
@@ -149,9 +155,9 @@ NETWORKS = {
     "name",
     # batch norm stands in the CNN's, and skips in that of ResNet-8 with group norm
     [
-        "mlp",
         "cnn-batch",
         "resnet8-group",
+        pytest.param("mlp", marks=pytest.mark.slow),
         pytest.param("cnn", marks=pytest.mark.slow),
         pytest.param("resnet8-batch", marks=pytest.mark.slow),
     ],
@@ -192,7 +198,9 @@ def test_networks_are_equal_but_for_the_odd_turned_code(name, tmp_path):
     assert b"bhfl/" not in (tmp_path / "a.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 def test_a_layer_alone_and_examples_of_another_dtype(dtype, tmp_path):
     layer = quantize_(nn.Linear(8, 4), 8).to(dtype)
     export_onnx(layer, torch.randn(2, 8, dtype=dtype), tmp_path / "a.onnx")
@@ -228,6 +236,14 @@ class OfDict(Base):
         return self.layer(batch["x"]) + batch["y"][0]
 
 
+class OfAll(Base):
+    """All forms at once: an export takes a second, however many there are."""
+
+    def forward(self, first, batch, scale, mask=None, *rest):
+        y = self.layer(first) * scale + self.layer(batch["x"]) + batch["y"][0]
+        return (y if mask is None else y * mask) - sum(self.layer(x) for x in rest)
+
+
 class WithEmpty(Base):
     """Layers without an input or an output, an empty buffer, and scalars."""
 
@@ -245,15 +261,34 @@ class WithEmpty(Base):
 
 
 ROWS = torch.linspace(-1, 1, 20).view(4, 5)
+MORE = torch.linspace(-2, 1, 35).view(7, 5)
+"""Another batch size."""
+
+
+def of_all(rows):
+    """What `OfAll` is given."""
+    batch = {"x": -rows, "y": (torch.ones(3),)}
+    return rows, batch, torch.tensor(0.5), rows[:, :1].cos(), rows.square(), rows + 1
+
+
 EXAMPLES = {
-    "several": (Several, (ROWS, -ROWS), (2, 5)),
-    "one of several": (Several, (ROWS,), (2, 5)),
-    "first and rest": (FirstAndRest, (ROWS, ROWS.square(), -ROWS), (2, 5)),
+    "all at once": (OfAll, of_all(ROWS), of_all(MORE)),
+    "several": (Several, (ROWS, -ROWS), (MORE, MORE.square())),
+    "one of several": (Several, (ROWS,), (MORE,)),
+    "first and rest": (FirstAndRest, (ROWS, ROWS.square(), -ROWS), (MORE, -MORE, MORE.sin())),
     "a scalar": (Scaled, (ROWS, torch.tensor(0.5)), None),
     "an optional one": (Scaled, (ROWS, torch.tensor(0.5), torch.ones(4, 1)), None),
     "a dict": (OfDict, ({"x": ROWS, "y": (torch.ones(3),)},), None),
-    "empty layers": (WithEmpty, (ROWS,), (2, 5)),
+    "empty layers": (WithEmpty, (ROWS,), (MORE,)),
 }
+QUICK = ("all at once", "one of several", "a scalar", "empty layers")
+"""With and without what a forward may be given or not."""
+
+
+def forms():
+    """All examples, those that another one holds too among the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=() if name in QUICK else slow) for name in EXAMPLES]
 
 
 def flat(value):
@@ -262,17 +297,16 @@ def flat(value):
     ]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", forms())
 @torch.no_grad()
 def test_every_form_of_forward(name, tmp_path):
-    cls, example, shape = EXAMPLES[name]
+    cls, example, given = EXAMPLES[name]
     torch.manual_seed(0)
     model = quantize_(cls().eval(), 8)
     assert export_onnx(model, example, tmp_path / "a.onnx") == (tmp_path / "a.onnx").stat().st_size
     session = opened(tmp_path / "a.onnx")
     names = [value.name for value in session.get_inputs()]
-    # another batch size
-    given = example if shape is None else tuple(torch.randn(7, *shape[1:]) for _ in example)
+    given = example if given is None else given
     feeds = dict(zip(names, [leaf.numpy() for leaf in flat(given)], strict=True))
     (found,) = session.run(None, feeds)
     torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-5)
