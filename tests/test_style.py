@@ -63,9 +63,10 @@ def nested(tree: ast.AST) -> Iterator[int]:
 def nested_choices(tree: ast.AST) -> Iterator[int]:
     """Lines of ``a if b else c`` that hold another one."""
     for node in ast.walk(tree):
-        inner = sum(isinstance(one, ast.IfExp) for one in ast.walk(node))
-        if isinstance(node, ast.IfExp) and inner > 1:
-            yield node.lineno
+        if isinstance(node, ast.IfExp):
+            inner = sum(isinstance(one, ast.IfExp) for one in ast.walk(node))
+            if inner > 1:
+                yield node.lineno
 
 
 def crowded(tree: ast.AST) -> Iterator[int]:
