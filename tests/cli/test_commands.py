@@ -1,5 +1,6 @@
 """What the commands do, from options to files and exit codes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,10 +47,20 @@ class Failing(FedAvg):
 """
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of the first test that asks for one is kept for the others."""
+    return tmp_path_factory.mktemp("kept") / "runs"
+
+
 @pytest.fixture
-def run(bhfl: Command, tmp_path: Path) -> Path:
-    """The folder of a finished run of two rounds."""
-    assert bhfl("fit", "--config", "tiny.yaml").code == 0
+def run(bhfl: Command, tmp_path: Path, kept: Path) -> Path:
+    """The folder of a finished run of two rounds, a copy for each test."""
+    if kept.exists():
+        shutil.copytree(kept, tmp_path / "runs")
+    else:
+        assert bhfl("fit", "--config", "tiny.yaml").code == 0
+        shutil.copytree(tmp_path / "runs", kept)
     return tmp_path / "runs" / "tiny" / "version_0"
 
 
