@@ -27,12 +27,25 @@ SPECS: dict[str, Any] = {
     "strict8": "strict8",
 }
 
+
+def layers_and_backends() -> list[Any]:
+    """Each layer by each backend; the transformer's parts, attention and linear layers, are there
+    too, so that it stands by one backend before the slow tests.
+    """
+    cases = []
+    for name in CASES:
+        for backend in ("fake", "int8", "integer"):
+            is_slow = name == "transformer" and backend != "integer"
+            marks = [pytest.mark.slow] if is_slow else []
+            cases.append(pytest.param(name, backend, id=f"{name}-{backend}", marks=marks))
+    return cases
+
+
 pytestmark = [
-    pytest.mark.parametrize("backend", ["fake", "int8", "integer"]),
+    pytest.mark.parametrize(("name", "backend"), layers_and_backends()),
     pytest.mark.parametrize(
         "spec", ["int8", *(pytest.param(s, marks=pytest.mark.slow) for s in SPECS if s != "int8")]
     ),
-    pytest.mark.parametrize("name", CASES),
     pytest.mark.filterwarnings(
         "ignore::bhfl.quant.BackendWarning"
     ),  # transposed convolutions have no integer product
