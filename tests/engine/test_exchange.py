@@ -30,7 +30,7 @@ from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.settings import LocalTraining
 from tests.engine.hand_made import HandMade, Module, points
-from tests.engine.test_resume import PROCESSES
+from tests.processes import PROCESSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected|late)")
 

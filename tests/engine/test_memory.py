@@ -16,8 +16,9 @@ import torch
 
 from bhfl.engine.callback import Callback
 from tests.engine.hand_made import HandMade, Module, points
-from tests.engine.test_resume import PROCESSES, Remembering
+from tests.engine.test_resume import Remembering
 from tests.federation import fit
+from tests.processes import PROCESSES
 
 pytestmark = pytest.mark.slow
 

@@ -31,8 +31,9 @@ from bhfl.engine.checkpoint import digest, load, load_last
 from bhfl.engine.fleet import Fleet
 from bhfl.main import main
 from tests.engine.hand_made import HandMade, Module, points
-from tests.engine.test_resume import PROCESSES, Remembering
+from tests.engine.test_resume import Remembering
 from tests.federation import fit
+from tests.processes import PROCESSES
 
 # ---- what is computed: ranks that this test starts itself, as torchrun would ---------------------
 
@@ -273,8 +274,11 @@ def in_processes(
 
 
 def train(folder: Path, world: int, case: str, **options: Any) -> dict[str, Any]:
-    """A run on `world` processes, and what came of it."""
-    in_processes(rank_of, folder, world, case, options)
+    """A run on `world` processes, one of which is this one, and what came of it."""
+    if world == 1:
+        rank_of(folder, 0, 1, 0, case, options)
+    else:
+        in_processes(rank_of, folder, world, case, options)
     return outcome(folder / "bhfl" / "version_0")
 
 

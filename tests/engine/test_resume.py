@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -44,6 +43,7 @@ from bhfl.engine.history import unpack
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import Client, fit
+from tests.processes import PROCESSES
 
 ROUNDS = 6
 CLIENTS = [{"bits": bits, "count": 1} for bits in (32, 8, "ternary", "strict8")]
@@ -306,11 +306,6 @@ def test_the_best_model_still_has_its_clients(tmp_path):
 
 
 # ---- killed --------------------------------------------------------------------------------------
-
-_METHODS = multiprocessing.get_all_start_methods()
-PROCESSES: Any = multiprocessing.get_context("forkserver" if "forkserver" in _METHODS else "spawn")
-if "forkserver" in _METHODS:
-    PROCESSES.set_forkserver_preload(["tests.engine.test_resume"])
 
 
 def resume_or_begin(folder: Path, kill_at: str = "", count: int = 0, **options: Any) -> None:

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.engine.lost_ranks import POINTS, left_alone
-from tests.engine.test_resume import PROCESSES
+from tests.processes import PROCESSES
 
 LINES = {
     "killed": "has ended without a word while ",

@@ -30,6 +30,7 @@ from bhfl.quant import (
 )
 from bhfl.quant.backends import auto
 from bhfl.quant.backends.linear import int_mm_fault
+from tests.processes import METHOD
 
 BACKENDS = ("fake", "int8", "integer")
 
@@ -217,7 +218,7 @@ def _replica(rank: int, folder: str) -> None:
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    mp.spawn(_replica, (str(tmp_path),), nprocs=2)
+    mp.start_processes(_replica, (str(tmp_path),), nprocs=2, start_method=METHOD)
     for backend in BACKENDS:
         net = model(backend)
         (sum(net(x()[rank::2]).sum() for rank in range(2)) / 2).backward()

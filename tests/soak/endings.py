@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bhfl.engine.checkpoint import digest, load_last
 from tests.engine.lost_ranks import FATES, POINTS, left_alone
-from tests.engine.test_resume import PROCESSES
+from tests.processes import PROCESSES
 
 TIMEOUT_SECONDS = 8
 """How long a process waits for another that is lost."""

@@ -21,7 +21,8 @@ import torch
 from bhfl.algorithms import FedAvg, FedCOMGATE, ProWD
 from bhfl.algorithms.prowd import Dequantizer
 from tests.engine.lost_ranks import free_port
-from tests.engine.test_resume import DEADLY, PROCESSES, in_process, outcome, resume_or_begin
+from tests.engine.test_resume import DEADLY, in_process, outcome, resume_or_begin
+from tests.processes import PROCESSES
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"algorithm": FedAvg(), "server_optimizer": partial(torch.optim.Adam, lr=0.01)},

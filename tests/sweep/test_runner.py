@@ -2,17 +2,21 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import bhfl as package
+from bhfl.sweep import processes
+from bhfl.sweep.plan import Plan
 from bhfl.sweep.processes import locked
-from bhfl.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED
-from tests.sweep.conftest import MATRIX, TUNED, Sweeps
+from bhfl.sweep.reader import read_matrix
+from bhfl.sweep.runner import Runner
+from bhfl.sweep.survey import CUT_OFF, DIVERGED, DONE, DROPPED, MISSING, UNTUNED, Survey
+from tests.processes import PROCESSES
+from tests.sweep.conftest import FAKE, MATRIX, TUNED, FakeConfigs, Sweeps
 
 
 def begun() -> list[str]:
@@ -228,17 +232,15 @@ def test_runs_with_a_value_that_is_chosen_no_more_are_refused(
 
 # ---- being killed
 
-KILLED = """\
-from pathlib import Path
-from tests.sweep.conftest import FAKE, FakeConfigs, MATRIX
-from bhfl.sweep import plan, processes, reader, runner, survey
-from bhfl.sweep.processes import locked
 
-processes.RUN = FAKE
-with locked(Path("runs/m")) as lock:
-    there = survey.Survey(plan.Plan(reader.read_matrix("m.yaml"), Path("runs/m")), FakeConfigs())
-    runner.Runner(there, processes.Processes(lock), 2).run(float("inf"))
-"""
+def run_slowly(folder: Path) -> None:
+    """The sweep of ``m.yaml``, whose runs do not end in time."""
+    os.chdir(folder)
+    os.environ |= {"FAKE_SECONDS": "60", "PYTHONPATH": str(Path(package.__file__).parents[1])}
+    processes.RUN = FAKE
+    with locked(Path("runs/m")) as lock:
+        there = Survey(Plan(read_matrix("m.yaml"), Path("runs/m")), FakeConfigs())
+        Runner(there, processes.Processes(lock), 2).run(float("inf"))
 
 
 def alive(word: str) -> list[int]:
@@ -261,15 +263,14 @@ def test_a_sweep_that_is_killed_leaves_nobody_behind_and_goes_on(
         MATRIX.replace("{config: c.yaml}", f"{{config: c.yaml, mark: {folder.name}}}")
     )
     text = (folder / "m.yaml").read_text()
-    killed = subprocess.Popen(
-        [sys.executable, "-c", KILLED], env={**os.environ, "FAKE_SECONDS": "60"}
-    )
+    killed = PROCESSES.Process(target=run_slowly, args=(folder,))
+    killed.start()
     first = Path("runs/m/A/seed0/version_0")
     while not list(first.glob("checkpoints/round=*.ckpt")):
-        assert killed.poll() is None
+        assert killed.is_alive()
         time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.join()
     with locked(Path("runs/m")):  # waits for those it left
         assert alive(f"--mark={folder.name}") == []
     assert sweep.survey(text).states()["A/seed0"] == CUT_OFF
