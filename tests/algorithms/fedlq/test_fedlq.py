@@ -101,8 +101,18 @@ def timed(folder, plan, deadline=None, rule="deadline", setting="plain", **optio
     return fit(folder, algorithm, {8: 2, 32: 3}, **settings)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("plan", ["client", "server"])
+def plans_and_settings():
+    """Each setting with one of the plans, which take turns, and among the slow tests with both."""
+    plans, cases = ("client", "server"), []
+    for place, setting in enumerate(SETTINGS):
+        quick, slow = plans[place % 2], plans[1 - place % 2]
+        cases.append(pytest.param(quick, setting, id=f"{quick}-{setting}"))
+        marks = pytest.mark.slow
+        cases.append(pytest.param(slow, setting, id=f"{slow}-{setting}", marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("plan", "setting"), plans_and_settings())
 def test_time_budgets_are_spent_and_nobody_is_late(tmp_path, payloads, plan, setting):
     for deadline in (2.5, 2.77, 3.1):
         run = timed(tmp_path, plan, deadline, setting=setting)
@@ -114,8 +124,7 @@ def test_time_budgets_are_spent_and_nobody_is_late(tmp_path, payloads, plan, set
     assert all(max(bits_of(message).values()) <= 8 for _, client, message in payloads if client < 2)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("plan", ["client", "server"])
+@pytest.mark.parametrize(("plan", "setting"), plans_and_settings())
 def test_the_quantile_is_the_share_that_can_send_the_average(tmp_path, payloads, plan, setting):
     run = timed(tmp_path, plan, rule="quantile", setting=setting)
     for round in range(3):
