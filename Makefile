@@ -2,6 +2,7 @@
 PYTHON ?= python3
 MINUTES ?= 20
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo docs test test-docs test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
@@ -27,14 +28,17 @@ demo: install  ## train int8 and float32 clients on real images, about a minute
 	$(BIN)/bhfl fit --config configs/digits/fedavg.yaml
 
 test: install  ## lint, types, and the tests that end in minutes
-	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	@said=$$(mktemp) && trap 'kill $$linter 2>/dev/null; rm -f "$$said"' EXIT && trap 'exit 130' INT TERM; \
+	$(MAKE) --no-print-directory lint > "$$said" 2>&1 & linter=$$!; \
+	$(PYTEST) -m "not slow and not gpu"; tested=$$?; \
+	wait $$linter; linted=$$?; cat "$$said"; \
+	exit $$((tested ? tested : linted))
 
 test-docs: .venv/.docs  ## build the documentation, and run all code of its pages
-	$(BIN)/python -m pytest -n 2 tests/test_docs.py
+	$(PYTEST) tests/test_docs.py
 
 test-slow: install  ## the long tests too
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 soak: install  ## kills, mutations, lost processes, signals and full disks by chance, MINUTES=20 of them
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
