@@ -11,7 +11,7 @@ from typing import Any
 
 from bhfl.report.reading import Run, number, printable
 from bhfl.report.settings import Options, labels, method, task, titles
-from bhfl.settings import MAKE_THE_RUN, told_of
+from bhfl.settings import MAKE_THE_RUN, Role, told_of
 from bhfl.tags import LOST, Status
 
 AVERAGE = "avg"
@@ -176,7 +176,8 @@ def _alike(
 
 def _is_known(run: Run) -> bool:
     """Whether it is known what a run was told to do, so that it may be compared with others."""
-    known = told_of(run.told, MAKE_THE_RUN)
+    # the model of a run of Python's is an identity: its class may be another one of that name
+    known = told_of(run.told, (*MAKE_THE_RUN, Role.IDENTITY))
     parts = [known.get(part) for part in ("algorithm", "clients", "data", "model")]
     return run.seed is not None and all(parts)
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.data import Digits
+from bhfl.engine import FederatedTrainer
+from bhfl.models import Classifier
 from bhfl.report.ranking import ranking
 from bhfl.report.reading import Run, find_runs, read_run
 from bhfl.report.rows import Row, Section, Spread, sections
@@ -54,6 +57,18 @@ def test_fleets_data_and_links_are_sections(tmp_path: Path) -> None:
         ("10 x float32", ["FedAvg"]),
         ("5 x int8, 5 x float32", ["ProWD", "FedAvg"]),
     ]
+
+
+def test_runs_made_in_python_are_told_by_their_settings(tmp_path: Path) -> None:
+    options = {"logger": False, "devices": 1, "max_rounds": 1, "default_root_dir": tmp_path}
+    for name, seed, steps in (("a/b", 0, 1), ("a/c", 1, 1), ("d", 0, 2)):
+        own = {"name": name, "seed": seed, "local_steps": steps}
+        trainer = FederatedTrainer({8: 1, 32: 1}, **own, **options)
+        trainer.fit(Classifier("mlp"), Digits(max_train_samples=200))
+    (section,) = read(tmp_path)
+    assert section.title == "Digits, IID, mlp, 1 x int8, 1 x float32"
+    rows = [(row.label, len(row.runs)) for row in section.rows]
+    assert rows == [("Algorithm (local_steps=1)", 2), ("Algorithm (local_steps=2)", 1)]
 
 
 def test_other_data_sets_are_never_one_table(tmp_path: Path) -> None:
