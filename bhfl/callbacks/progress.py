@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
-from bhfl.tags import ACCURACIES, LOST, Status
+from bhfl.engine.figures import group_rows, megabytes, metric_names
+from bhfl.tags import LOST, Status
 
 
 class Progress(Callback):
@@ -68,8 +69,8 @@ class Progress(Callback):
             self._bar.update()
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        up = _megabytes(metrics["comm/uplink_MB"])
-        down = _megabytes(metrics["comm/downlink_MB"])
+        up = megabytes(1e6 * metrics["comm/uplink_MB"])
+        down = megabytes(1e6 * metrics["comm/downlink_MB"])
         total = trainer.settings.stopping.max_rounds
         print(
             f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
@@ -107,34 +108,13 @@ class Progress(Callback):
             print(table(trainer, metrics, self.metric, stage), flush=True)
 
 
-def metric_names(metrics: dict[str, Any], stage: str) -> list[str]:
-    """The metrics that were measured by bit group, without stage and group."""
-    tags = [tag for tag in metrics if tag.startswith(f"{stage}/") and tag.endswith("_avg")]
-    return [tag[len(stage) + 1 : -4] for tag in tags if f"{tag[:-4]}_min" in metrics]
-
-
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
     """What was measured of each bit group and of all clients, `metric` first, accuracies in per
     cent, with the bytes really sent where a run has been.
     """
-    ledger = trainer.run.ledger if trainer.run is not None else None
-    counts = Counter(client.group for client in trainer.clients)
-    found = metric_names(metrics, stage) or [metric]
-    names = sorted(found, key=lambda name: (name != metric, name))
-    ways = ("uplink_bytes", "downlink_bytes") if ledger else ()
-
-    def measured(group: str) -> list[str]:
-        return [_figure(metrics.get(f"{stage}/{name}_{group}"), name) for name in names]
-
-    head = ["group", "clients", *(f"{stage} {name}" for name in names)]
-    rows = [[*head, "up MB", "down MB"] if ledger else head]
-    for group, num_clients in counts.items():
-        sent = ledger.by_group.get(group, {}) if ledger else {}
-        megabytes = [_megabytes(sent.get(way, 0) / 1e6) for way in ways]
-        rows.append([group, str(num_clients), *measured(group), *megabytes])
-    megabytes = [_megabytes(ledger.total(way) / 1e6) for way in ways] if ledger else []
-    rows.append(["all", str(sum(counts.values())), *measured("avg"), *megabytes])
-    lines = aligned(rows)
+    sent = trainer.run.ledger.by_group if trainer.run is not None else None
+    sizes = Counter(client.group for client in trainer.clients)
+    lines = aligned(group_rows(metrics, stage, sizes, sent, metric))
     width = max(map(len, lines))
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
@@ -163,13 +143,3 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
     if (seconds := row.get("time/simulated_s")) is not None:
         notes.append(f"on the simulated network: {seconds:,.1f} s")
     return notes
-
-
-def _megabytes(value: float) -> str:
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def _figure(value: float | None, metric: str) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.2f} %" if metric in ACCURACIES else f"{value:.4g}"

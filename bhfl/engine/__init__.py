@@ -7,16 +7,27 @@ if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
     from bhfl.engine.callback import Callback
     from bhfl.engine.failures import TooFewClientsError
+    from bhfl.engine.result import Best, FitResult
     from bhfl.engine.trainer import FederatedTrainer
 
 _HOMES = {
     "Algorithm": "algorithm",
+    "Best": "result",
     "Callback": "callback",
     "FederatedTrainer": "trainer",
+    "FitResult": "result",
     "LocalRun": "algorithm",
     "TooFewClientsError": "failures",
 }
-__all__ = ["Algorithm", "Callback", "FederatedTrainer", "LocalRun", "TooFewClientsError"]
+__all__ = [
+    "Algorithm",
+    "Best",
+    "Callback",
+    "FederatedTrainer",
+    "FitResult",
+    "LocalRun",
+    "TooFewClientsError",
+]
 
 
 def __getattr__(name: str) -> Any:

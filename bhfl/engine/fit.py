@@ -18,6 +18,7 @@ from bhfl.engine.formats import with_format
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.processes import check_common_folder, check_same_options
 from bhfl.engine.records import ClientRecord, round_metrics
+from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
 from bhfl.engine.rounds import run_round
 from bhfl.engine.run import Run
@@ -26,8 +27,8 @@ from bhfl.engine.types import Row
 from bhfl.settings import SETTINGS, Role
 
 
-def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
-    """All rounds; the metrics of the test.
+def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
+    """All rounds and the test; what the run came to.
 
     Args:
         session: Opened for a fit and its test.
@@ -61,7 +62,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> dict[str, float]:
     finally:
         run.close()
     session.call("on_fit_end", metrics=metrics)
-    return metrics
+    return result_of(session, run, metrics)
 
 
 def _foresee(session: Session, fresh: bool) -> None:

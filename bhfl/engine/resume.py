@@ -107,16 +107,16 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
         CheckpointError: It has other tensors, or no running statistics of a group that needs them.
     """
     loaded = ServerState(**state["server"])
-    _same(fresh.params, loaded.params)
+    check_same(fresh.params, loaded.params)
     if fresh.buffers.keys() != loaded.buffers.keys():
         raise CheckpointError(
             f"the checkpoint must have buffers of {', '.join(fresh.buffers)}, got others"
         )
-    _same(fresh.buffers["counters"], loaded.buffers["counters"])
+    check_same(fresh.buffers["counters"], loaded.buffers["counters"])
     whole = {**fresh.params, **fresh.buffers["counters"]}
     for group in fresh.buffers["statistics"].values():
         whole |= group
-    _same(
+    check_same(
         {name: whole[name] for name in loaded.buffers["first"] if name in whole},
         loaded.buffers["first"],
     )
@@ -127,7 +127,7 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
             raise CheckpointError(
                 f"the checkpoint has running statistics of {known}, got clients of {group}"
             )
-        _same(first, statistics.setdefault(group, first))
+        check_same(first, statistics.setdefault(group, first))
     if problem := lost_key(loaded.extra, fresh.extra):
         raise CheckpointError(
             f"the checkpoint is of another algorithm, or of a wrong content: {problem}"
@@ -153,7 +153,7 @@ def use_backends_(told: Told, groups: Sequence[Devices], module: nn.Module) -> N
             raise CheckpointError(f"the checkpoint cannot be used: {error}") from error
 
 
-def _same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
+def check_same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint's tensors `there` that differ in name, shape or kind from those of the
     model `here`.
     """

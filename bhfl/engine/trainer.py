@@ -25,6 +25,7 @@ from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
 from bhfl.engine.optimizers import OptimizerCallable
+from bhfl.engine.result import FitResult
 from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
@@ -189,7 +190,7 @@ class FederatedTrainer:
         model: L.LightningModule,
         datamodule: FederatedData,
         ckpt_path: str | Path | None = None,
-    ) -> ServerState:
+    ) -> FitResult:
         """Train `model` over the fleet, its data split by `datamodule`, and test the result.
 
         Args:
@@ -201,8 +202,7 @@ class FederatedTrainer:
                 `name`.
 
         Returns:
-            The last server state, whose float32 weights are in `model` too. `run` holds the folder,
-            the history of metrics and the ledger.
+            What the run came to, its weights too; the last float32 ones are in `model`.
 
         Raises:
             ValueError: The data cannot be split, or the model, algorithm and fleet do not fit
@@ -216,12 +216,12 @@ class FederatedTrainer:
         # a fit that fails leaves a model that is no run's result
         self._fitted = None
         with Session.opened(self, model, datamodule, "fit", "test") as session:
-            fit(session, ckpt_path)
+            result = fit(session, ckpt_path)
         module = session.module
         # After it was given back, with the last weights in it. By a weak reference, because a
         # trainer must not keep a model alive that its user has dropped.
         self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), session.server)
-        return session.server
+        return result
 
     def validate(
         self,

@@ -6,7 +6,8 @@ import pytest
 
 from bhfl.algorithms import FedAvg
 from bhfl.callbacks import Progress
-from bhfl.callbacks.progress import metric_names, table
+from bhfl.callbacks.progress import table
+from bhfl.engine.figures import metric_names
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
 

@@ -215,7 +215,7 @@ def test_a_second_fit_works_after_one_that_failed(tmp_path):
     failed.training_step = lambda batch, batch_idx: Module.training_step(failed, batch, batch_idx)
     failed.load_state_dict(fresh.state_dict())
     again = federated.fit(failed, data())
-    assert same(again.params, trainer(tmp_path).fit(fresh, data()).params)
+    assert same(again.server.params, trainer(tmp_path).fit(fresh, data()).server.params)
 
 
 def test_what_was_attached_before_is_attached_again(tmp_path):
@@ -263,10 +263,10 @@ def test_gradients_of_an_algorithm_reach_a_closure(tmp_path):
     found = []
     for cls in (Module, ByHand):
         torch.manual_seed(0)
-        found.append(trainer(tmp_path, FedProx(0.5), max_rounds=1).fit(cls(), data()).params)
+        found.append(trainer(tmp_path, FedProx(0.5), max_rounds=1).fit(cls(), data()).server.params)
     torch.manual_seed(0)
     assert same(*found)
-    assert not same(found[0], trainer(tmp_path, max_rounds=1).fit(Module(), data()).params)
+    assert not same(found[0], trainer(tmp_path, max_rounds=1).fit(Module(), data()).server.params)
 
 
 # ---- compiled models -----------------------------------------------------------------------------
@@ -302,9 +302,9 @@ def test_a_compiled_model_is_unwrapped_and_trained_compiled(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = torch.compile(module, backend=backend)
-        reached = federated.fit(compiled, data()).params
+        reached = federated.fit(compiled, data()).server.params
     assert backend.graphs > 0
-    assert same(reached, trainer(tmp_path / "plain", max_rounds=1).fit(plain, data()).params)
+    assert same(reached, trainer(tmp_path / "plain", max_rounds=1).fit(plain, data()).server.params)
     measured = federated.test(compiled, data())
     assert measured == federated.test(module, data())
     check_usable(module, None)

@@ -453,7 +453,7 @@ def test_weights_that_are_set_before_the_first_round_count(tmp_path):
     found = []
     for cls in (Pretrained, ByHand):
         torch.manual_seed(0)
-        found.append(trainer(tmp_path, max_rounds=1).fit(cls(), data()).params)
+        found.append(trainer(tmp_path, max_rounds=1).fit(cls(), data()).server.params)
     assert same(*found)
 
 

@@ -1,0 +1,99 @@
+"""The models of a run as its groups run them, in a plain module."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bhfl.checks import suggestion
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.buffers import Buffers, NormPolicy
+from bhfl.engine.client.plain import PlainWorker
+from bhfl.engine.devices import FLOAT, Devices
+from bhfl.engine.resume import check_same
+from bhfl.engine.types import ServerState
+from bhfl.quant import BitSpec, dequantize_, quantized_state, set_spec_
+from bhfl.quant.functional import float_tensors
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Deployed:
+    """The models that a server state holds: the server's own, and that of each group.
+
+    Args:
+        server: The state.
+        groups: The devices of each group, in the fleet's order.
+        norm: What became of BatchNorm's running statistics, see `FederatedTrainer`.
+        algorithm: The run's, prepared for its fleet: it knows what the model of a group is.
+    """
+
+    def __init__(
+        self, server: ServerState, groups: Sequence[Devices], norm: NormPolicy, algorithm: Algorithm
+    ) -> None:
+        self.server = server
+        self.groups = {devices.group.label: devices for devices in groups}
+        self.norm = norm
+        self.algorithm = algorithm
+
+    @torch.no_grad()
+    def put_(self, module: Module, group: str | None = None) -> Module:
+        """Put weights into a module of the run's architecture.
+
+        Args:
+            module: Changed in place; its layers are torch's own again afterwards.
+            group: A group of the fleet, whose weights lie on the grid of its bits, as its devices
+                compute with them; by default the server's model in float32.
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: There is no such group, or its model is not whole without its clients.
+            CheckpointError: The module is another one than the run's.
+        """
+        devices = self._devices(group)
+        worker = PlainWorker(module, next(module.parameters()).device)
+        try:
+            devices.match_(module)
+            worker.load_global(self._tensors(worker, devices, group), devices)
+            state = float_tensors(quantized_state(module))
+        finally:
+            dequantize_(set_spec_(module, BitSpec()))
+        module.load_state_dict(state)
+        return module
+
+    def _devices(self, group: str | None) -> Devices:
+        if group is None:
+            return FLOAT
+        if group not in self.groups:
+            raise ValueError(
+                f"group must be one of the run's, got {group!r}{suggestion(group, self.groups)}"
+            )
+        return self.groups[group]
+
+    def _tensors(
+        self, worker: PlainWorker, devices: Devices, group: str | None
+    ) -> Mapping[str, Tensor]:
+        """The whole model of a group, by the names of the module's state."""
+        server = self.server
+        state = worker.state()
+        labels = [one.bits for one in self.groups.values()]
+        buffers = Buffers(worker.module, state, self.norm, labels)
+        first: Mapping[str, Tensor] = server.buffers["first"]
+        if group is None:
+            floats = [one.bits for one in self.groups.values() if one.spec.is_float]
+            own = buffers.of(server, (floats or labels)[0])
+            found = {**first, **server.params, **own}
+        else:
+            params = self.algorithm.group_params(server, devices.bits)
+            found = {**params, **buffers.of(server, devices.bits)}
+            stays = buffers.statistics if self.norm == "local" else []
+            if missing := [*stays, *(name for name in first if name not in found)]:
+                raise ValueError(
+                    f"the model of group {group!r} is not whole on the server: {missing[0]} stays "
+                    "with its clients"
+                )
+        check_same(state, found)
+        return found
