@@ -12,6 +12,12 @@ from typing import Any
 _MOST_ITEMS = 100
 _MOST_BYTES = 2**12
 """Only the class and the length are written down where a list or an array is larger."""
+UNWRITTEN = "unwritten"
+"""The key under which the configuration of a run that was made in Python names what it lacks."""
+FROM_DATA = ("num_classes", "input_shape")
+"""Arguments of a model that a configuration leaves to the data, which have attributes of these
+names.
+"""
 
 
 class Recorded:

@@ -25,6 +25,7 @@ from bhfl.engine.callback import Callback
 from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import write_text
+from bhfl.recorded import UNWRITTEN
 from bhfl.settings import DATA_ROLES, Role
 
 
@@ -83,7 +84,7 @@ class FederatedCLI(LightningCLI):
             parser.parse_args(args)
         parser_of_command: Any = self._parser(self.command)
         checker = Checker(schema(self.command), parser_of_command.get_defaults().as_dict())
-        problems = []
+        problems = take_unwritten(self.layers)
         for layer in self.layers:
             problems += checker(layer)
         prints = [flags or "" for name, flags in options(args[1:]) if name == "print_config"]
@@ -208,6 +209,30 @@ class FederatedCLI(LightningCLI):
                         best = run / "checkpoints" / "best.ckpt"
                         arguments["ckpt_path"] = run if which == "last" else best
         return arguments
+
+
+def take_unwritten(layers: Sequence[Layer]) -> list[str]:
+    """What the configurations of runs that were made in Python lack and no layer gives, one
+    sentence a file; the layers are without that list afterwards.
+    """
+    problems = []
+    for layer in layers:
+        missing = layer.values.get(UNWRITTEN) if layer.file else None
+        if not isinstance(missing, dict):
+            continue
+        del layer.values[UNWRITTEN]
+        lacks = []
+        needs = []
+        for key, why in missing.items():
+            if not any(one.gives(tuple(str(key).split("."))) for one in layers):
+                lacks.append(f"{key} ({why})")
+                needs.append(f"--{key}")
+        if lacks:
+            problems.append(
+                f"{layer.file}: the run was made in Python, and a file cannot say its "
+                f"{', '.join(lacks)}: give {' and '.join(needs)}, or go on in Python"
+            )
+    return problems
 
 
 def trainer_options(config: Namespace) -> dict[str, Any]:

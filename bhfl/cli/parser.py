@@ -35,6 +35,7 @@ from bhfl.cli.schema import Checker
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.recorded import FROM_DATA
 
 PARTS: dict[str, tuple[type, str]] = {
     "algorithm": (Algorithm, "bhfl.algorithms.FedAvg"),
@@ -44,8 +45,6 @@ PARTS: dict[str, tuple[type, str]] = {
 """The sections that name a class: its base, and the class by default."""
 OUTSIDE = {"clients": "clients", "algorithm": "algorithm", "seed": "seed_everything"}
 """Options of the trainer that stand at the top level, and their names there."""
-_FROM_DATA = ("num_classes", "input_shape")
-"""Options of the model that are attributes of the data."""
 
 
 class Parser(LightningArgumentParser):
@@ -79,7 +78,7 @@ class Parser(LightningArgumentParser):
         these attributes: they are asked only for what the model takes.
         """
         taken, _ = parameters(model)
-        for name in sorted(taken.keys() & _FROM_DATA):
+        for name in sorted(taken.keys() & FROM_DATA):
             self.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def print_and_leave(self, parser: ArgumentParser, config: Namespace, flags: str) -> None:
@@ -209,9 +208,7 @@ def schema(command: str) -> Section:
         del trainer[key]
     taken = {key: f"is given as {name}" for key, name in OUTSIDE.items()}
     parts = {part: Instance(base) for part, (base, _) in PARTS.items()}
-    parts["model"] = Instance(
-        L.LightningModule, dict.fromkeys(_FROM_DATA, "is taken from the data")
-    )
+    parts["model"] = Instance(L.LightningModule, dict.fromkeys(FROM_DATA, "is taken from the data"))
     fields = {"seed_everything": int, "clients": Checked(Fleet), "trainer": Section(trainer, taken)}
     return Section({**fields, **parts, **own})
 

@@ -24,6 +24,8 @@ from bhfl.engine.rounds import run_round
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.types import Row
+from bhfl.engine.written import configuration
+from bhfl.files import write_text
 from bhfl.settings import SETTINGS, Role
 
 
@@ -107,6 +109,9 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
         run.restore(state)
     session.store = run.store
     run.begin(session.server, files)
+    # the command line writes its own
+    if fabric.is_global_zero and not session.trainer.config:
+        write_text(folder / "config.yaml", configuration(session))
     session.place.open(run.folder, run.loggers.active)
     # rank 0 has dropped what came after the restored round before another process reads any of it
     fabric.barrier()

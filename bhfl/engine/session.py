@@ -165,7 +165,8 @@ class Session:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
         module = self.module
         settings = self.settings
-        made = model_options(module, check_optimizers(module, self.trainer.fleet.groups))
+        self.optimizers = check_optimizers(module, self.trainer.fleet.groups)
+        made = model_options(module, self.optimizers)
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
         identity = self.told[Role.IDENTITY.value]
