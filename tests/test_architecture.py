@@ -50,6 +50,7 @@ OURS = {
         "quant",
         "report",
     },
+    "loading": {"cli", "engine", "report"},
     "sweep": {"cli", "engine", "report"},
     "main": {"cli", "engine", "report", "sweep"},
 }
@@ -230,8 +231,8 @@ def test_shared_files_import_no_room(name):
     assert {module.split(".")[1] for module in found} <= SHARED
 
 
-def test_the_package_itself_imports_nothing():
-    assert imports(PACKAGE / "__init__.py") == ()
+def test_the_package_itself_imports_nothing_of_its_own():
+    assert set(imports(PACKAGE / "__init__.py")) == {"importlib", "typing"}
 
 
 def names(node: ast.AST) -> str:

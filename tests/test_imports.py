@@ -21,6 +21,10 @@ def brought(before):
     packages = {name.split(".")[0] for name in set(sys.modules) - before}
     return packages - set(sys.stdlib_module_names)
 
+import bhfl
+assert {"load_run", "load_model"} <= set(bhfl.__all__)
+assert loaded("torch", "lightning", "numpy", "yaml") == []
+
 import torch
 before, threads = set(sys.modules), torch.get_num_threads()
 drawn, python = torch.get_rng_state(), random.getstate()

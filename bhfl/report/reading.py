@@ -26,6 +26,8 @@ MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; the last is there before the first round is done."""
 CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")
 """Tags that count from the first round on."""
+PROBLEMS = "problems"
+"""The entry of a row that says what became of clients, in words."""
 MAX_SUMMARY_BYTES = 4 * 2**20
 MAX_ROUNDS_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 4 * 2**20
@@ -302,6 +304,9 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
     row = {}
     for tag, value in found.items():
         row[tags.setdefault(tag, printable(tag))] = number(value)
+    # the one entry that is text
+    if isinstance(problems := found.get(PROBLEMS), list):
+        row[PROBLEMS] = _printable(problems)
     return row | {"round": round}
 
 

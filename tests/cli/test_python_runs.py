@@ -14,12 +14,14 @@ from lightning.fabric.loggers import CSVLogger
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
+from bhfl import load_model, load_run
 from bhfl.algorithms import FedProx, ProWD
 from bhfl.algorithms.prowd import Mask
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import Dirichlet, FakeImages, FromDatasets
 from bhfl.engine import FederatedTrainer
 from bhfl.models import Classifier
+from bhfl.quant import fake_quantize
 from tests.cli.conftest import Command
 from tests.federation import Client
 
@@ -133,6 +135,18 @@ def test_what_no_file_can_say_is_named_and_asked_for(bhfl: Command) -> None:
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert result.rounds == 1
+
+
+def test_a_run_of_the_command_line_is_read_in_python(bhfl: Command) -> None:
+    options = ["--algorithm", "ProWD", "--algorithm.dequantizer", "null"]
+    assert bhfl("fit", "--config", "tiny.yaml", *options).code == 0
+    found = load_run("runs/tiny/version_0")
+    assert (found.method, found.groups) == ("ProWD", {"int8": 2, "float32": 2})
+    low = found.server.extra["low"]
+    weight = next(name for name in low if name.endswith("weight"))
+    assert torch.equal(found.state_dict("int8")[weight], fake_quantize(low[weight], 8))
+    assert torch.equal(found.state_dict("float32")[weight], found.server.params[weight])
+    assert isinstance(load_model(found.folder), Classifier)
 
 
 class Twice(Dirichlet):

@@ -1,0 +1,60 @@
+"""What a configuration names, made again in the process of somebody else: nothing is run."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from bhfl.cli.federated_cli import FederatedCLI
+from bhfl.cli.reading import ConfigError, read_file
+from bhfl.recorded import UNWRITTEN
+
+
+class _Remade(FederatedCLI):
+    """A command that ends when its classes are made; it draws from no global generator."""
+
+    def _check_settings(self) -> None:
+        """The trainer is not made."""
+
+    def _set_seed(self) -> None:
+        """The generators are those of whoever asks."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """None is needed."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """There is nothing to run."""
+
+    def made(self, part: str) -> Any:
+        """The object that a section of the configuration names."""
+        return self._get(self.config_init, part)
+
+
+def remade(config: Path, parts: Collection[str]) -> dict[str, Any]:
+    """Objects that a run's configuration names.
+
+    Args:
+        config: Its ``config.yaml``.
+        parts: Which of ``algorithm``, ``model`` and ``data``; the model needs the data, for its
+            number of classes.
+
+    Raises:
+        ValueError: They cannot be made; the message says why.
+    """
+    # warnings of what LightningCLI calls, which no user can mend
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    try:
+        layer = read_file(str(config), "config.yaml")
+        taken = {key: value for key, value in layer.values.items() if key in (*parts, "clients")}
+        if isinstance(missing := layer.values.get(UNWRITTEN), dict):
+            for part in parts:
+                if part in missing:
+                    raise ValueError(f"{part} is not written there: {missing[part]}")
+        layer.values = taken
+        with isolate_rng(include_cuda=False):
+            found = _Remade(["test"], [layer])
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems)) from error
+    return {part: found.made(part) for part in parts}

@@ -1,0 +1,156 @@
+"""Finished runs from their folders: what they came to, and their models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import bhfl
+from bhfl.checks import checked, choice
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.deployed import Deployed
+from bhfl.engine.fleet import Fleet, clients_of
+from bhfl.engine.result import Best, FitResult
+from bhfl.engine.resume import find_checkpoint
+from bhfl.engine.types import ServerState
+from bhfl.files import read_limited, user_path
+from bhfl.plain import MAX_BYTES, read_json
+from bhfl.report.reading import MARKERS, Run, read_run
+from bhfl.report.settings import short
+from bhfl.settings import Role, told_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CONFIG = "config.yaml"
+
+
+def load_run(folder: str | Path) -> FitResult:
+    """What a finished run came to, from its folder.
+
+    Args:
+        folder: The run folder, ``<default_root_dir>/<name>/version_N``.
+
+    Returns:
+        What `FederatedTrainer.fit` returned; its weights are read when they are asked for.
+
+    Raises:
+        ValueError: The folder is none of a run, or of one that was cut off, has failed, is damaged
+            or of a version that this one cannot read.
+    """
+    path = _run_folder(folder)
+    run = read_run(path)
+    if not run.finished:
+        raise ValueError(
+            f"{path}: the run has not come to its end ({run.missing}): go on with it by ckpt_path, "
+            "or take the model of its last checkpoint by bhfl.load_model(folder, 'last')"
+        )
+    if run.faults:
+        raise ValueError(f"{path}: {'; '.join(run.faults)}{_written_by(path)}")
+    try:
+        return _result(path, run)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its files lack what this version reads, {type(error).__name__}: {error}"
+            f"{_written_by(path)}"
+        ) from error
+
+
+def _result(path: Path, run: Run) -> FitResult:
+    told = told_of(run.told, Role)
+    summary = run.summary
+    devices = Fleet(told["clients"]).devices(told["trainer.num_clients"])
+
+    @cache
+    def server() -> ServerState:
+        return ServerState(**find_checkpoint(path, path)[1]["server"])
+
+    return FitResult(
+        folder=path,
+        method=short(told["algorithm"]),
+        groups=Counter(one.group.label for one in devices),
+        metrics=dict(summary["metrics"]),
+        bytes={group: dict(sent) for group, sent in summary["bytes"].items()},
+        seconds=float(summary["seconds"]),
+        best=Best(**summary["best"]),
+        history=[dict(row) for row in run.rounds],
+        _server=server,
+        _weights=lambda group: load_model(path, "last", group).state_dict(),
+    )
+
+
+def load_model(
+    folder: str | Path,
+    which: Literal["best", "last"] = "best",
+    group: str | None = None,
+    model: nn.Module | None = None,
+) -> nn.Module:
+    """The model of a run, finished or not: a plain module of torch's layers, in evaluation mode.
+
+    Args:
+        folder: The run folder.
+        which: The checkpoint: of the ``best`` round, or the ``last`` one.
+        group: A bit group, whose weights lie on the grid of its bits; by default the server's
+            float32 model. Activations are those of a float model in either case, and running
+            statistics of BatchNorm those that the run kept.
+        model: A module of the run's architecture, which is given the weights. It is needed where
+            the run's folder does not say its class and arguments, as for a class of a notebook.
+
+    Raises:
+        ValueError: The folder is none of a run, there is no such group, its model is not whole
+            without its clients, or the run's classes cannot be made from ``config.yaml``.
+        CheckpointError: The checkpoint is missing, damaged, of another version or another model.
+    """
+    path = _run_folder(folder)
+    _, state = find_checkpoint(checked("which", which, choice("best", "last")), path)
+    told = told_of(state["config"], Role)
+    devices = Fleet(told["clients"]).devices(told["trainer.num_clients"])
+    parts = [] if model is not None else ["data", "model"]
+    if group is not None:
+        parts.append("algorithm")
+    made = _made(path, parts) if parts else {}
+    algorithm = made.get("algorithm", Algorithm())
+    module: nn.Module = model if model is not None else made["model"]
+    if group is not None:
+        algorithm.prepare(module, clients_of(devices, [1] * len(devices), "uniform"))
+    server = ServerState(**state["server"])
+    groups = list(dict.fromkeys(devices))
+    deployed = Deployed(server, groups, told["trainer.norm"], algorithm)
+    return deployed.put_(module, group).eval()
+
+
+def _made(path: Path, parts: list[str]) -> dict[str, Any]:
+    """Objects that the run's configuration names."""
+    from bhfl.cli.remade import remade
+
+    try:
+        return remade(path / CONFIG, parts)
+    except ValueError as error:
+        remedy = "give bhfl.load_model a model of the run's architecture as model="
+        if "model" not in parts:
+            remedy = "without group=, the server's float32 model needs no class"
+        raise ValueError(
+            f"{path}: its {' and '.join(parts)} cannot be made again, {error}; {remedy}"
+        ) from error
+
+
+def _run_folder(folder: str | Path) -> Path:
+    path = user_path(folder)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder; folder must be that of a run")
+    if any((path / name).is_file() for name in MARKERS):
+        return path
+    below = sorted(str(file.parent) for file in path.glob("**/env.json"))[:3]
+    hint = f"; there are {', '.join(below)}" if below else ""
+    raise ValueError(f"{path}: no run, which has {' or '.join(MARKERS)}{hint}")
+
+
+def _written_by(path: Path) -> str:
+    """Which versions do not fit, as far as it is known."""
+    try:
+        version = read_json(read_limited(path / "env.json", MAX_BYTES))["bhfl"]
+    except (OSError, ValueError, TypeError, KeyError):
+        version = "an unknown version"
+    return f"; it was written by bhfl {version}, and this is {bhfl.__version__}"
