@@ -272,6 +272,7 @@ class Output(Group):
     keep_checkpoints: int = option(Role.OUTPUT, count(1))
     logger: Any = option(Role.OUTPUT)
     callbacks: Sequence[Any] | None = option(Role.OUTPUT)
+    enable_progress_bar: bool = option(Role.OUTPUT, true_or_false)
     default_root_dir: str | os.PathLike[str] = option(Role.OUTPUT, folder)
     name: str = option(Role.OUTPUT, folder_name)
 

@@ -3,7 +3,7 @@
 """
 
 from bhfl.callbacks.histograms import WeightHistograms
-from bhfl.callbacks.progress import Progress
 from bhfl.engine.callback import Callback
+from bhfl.engine.progress import Progress
 
 __all__ = ["Callback", "Progress", "WeightHistograms"]

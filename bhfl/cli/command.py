@@ -52,7 +52,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
         Exception: Whatever its user cannot mend.
     """
     from bhfl.cli.current_folder import find_in_current_folder
-    from bhfl.cli.exits import BAD_CONFIG, exit_code, report, told
+    from bhfl.cli.exits import BAD_CONFIG, exit_code, log_on_stdout, report, told
     from bhfl.cli.reading import ConfigError
     from bhfl.engine.ending import LostProcessError, no_exit_of_others
 
@@ -62,7 +62,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     find_in_current_folder()
     try:
-        with no_exit_of_others():
+        with no_exit_of_others(), log_on_stdout():
             return run(args)
     except ConfigError as error:
         report(error.problems)

@@ -1,11 +1,12 @@
 """What a command that fails says on the console, and its exit code."""
 
+import logging
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,32 @@ def report(problems: Sequence[str]) -> None:
         say("error: " + "\n".join(map(clipped, problem.splitlines())))
     if len(problems) > MAX_PROBLEMS:
         say(f"error: and {len(problems) - MAX_PROBLEMS} more")
+
+
+class _Stdout(logging.Handler):
+    """Prints what a run says: on the console of now, and a full disk is an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message as it is."""
+        print(record.getMessage(), flush=True)
+
+
+@contextmanager
+def log_on_stdout() -> Iterator[None]:
+    """Print the messages of the logger ``bhfl``, and nowhere else, while a command runs."""
+    logger = logging.getLogger("bhfl")
+    handler = _Stdout()
+    level = logger.level
+    propagate = logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def say(text: str) -> None:

@@ -28,20 +28,34 @@ from bhfl.engine.system import computing_threads, keep_freed_memory, stop
 from bhfl.engine.watch import Watch
 from bhfl.settings import Machine
 
+_IN_NOTEBOOKS = (
+    "devices must be 1 in a notebook or an interactive session, whose code other processes cannot "
+    "run, got {!r}: put the code in a file and call `python FILE`, or call `bhfl fit` with a "
+    "configuration"
+)
+
 
 def make_fabric(machine: Machine, precision: Any) -> Fabric:
     """Fabric with our time-out, whose strategy wraps no model, so that no gradients are averaged.
 
     Raises:
-        ValueError: The strategy is none that the round loop can use.
+        ValueError: The strategy is none that the round loop can use, or several processes are asked
+            for in a notebook.
     """
+    strategy = _strategy(machine)
+    interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    if interactive and isinstance(strategy, DDPStrategy):
+        raise ValueError(_IN_NOTEBOOKS.format(machine.devices))
     fabric = Fabric(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=_strategy(machine),
+        strategy=strategy,
         precision=precision,
     )
+    # of `auto`, where there are several
+    if interactive and fabric.world_size > 1:
+        raise ValueError(_IN_NOTEBOOKS.format(machine.devices))
     # Fabric has chosen it, with torch's time-out, which is up to 30 minutes for a dead process
     if machine.strategy == "auto" and isinstance(fabric.strategy, DDPStrategy):
         fabric.strategy._timeout = timedelta(seconds=machine.timeout_seconds)

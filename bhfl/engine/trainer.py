@@ -25,6 +25,7 @@ from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
 from bhfl.engine.optimizers import OptimizerCallable
+from bhfl.engine.progress import with_progress
 from bhfl.engine.result import FitResult
 from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
@@ -105,6 +106,8 @@ class FederatedTrainer:
             loggers.
         callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are
             called in this order.
+        enable_progress_bar: Show a bar where a terminal or a notebook looks on; in Python
+            `bhfl.callbacks.Progress` is then among the callbacks unasked.
         default_root_dir: Where run folders are made.
         name: Run folders are ``<default_root_dir>/<name>/version_N``.
 
@@ -150,6 +153,7 @@ class FederatedTrainer:
         reestimate_norm: bool = False,
         logger: bool | Logger | list[Logger] = True,
         callbacks: list[Callback] | None = None,
+        enable_progress_bar: bool = True,
         default_root_dir: str = "runs",
         name: str = "bhfl",
     ) -> None:
@@ -172,7 +176,7 @@ class FederatedTrainer:
                 f"algorithm must be an Algorithm such as FedAvg(), got {self.algorithm!r}"
             )
         ALGORITHM_HOOKS.check(self.algorithm)
-        self.callbacks: list[Callback] = list(options["callbacks"] or [])
+        self.callbacks = with_progress(self.settings.output)
         self.fabric = make_fabric(self.settings.machine, options["precision"])
         self.config: dict[str, Any] = {}
         """The parts of the configuration that name classes; the command line says them here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
@@ -89,6 +91,14 @@ def test_all_problems_at_once():
     with pytest.raises(ValueError) as error:
         FederatedTrainer({8: 0}, max_rounds=0, norm="no", gradient_clip_val=-1.0)
     assert len(str(error.value).splitlines()) == 4
+
+
+@pytest.mark.parametrize("options", [{"devices": 2}, {"devices": 1, "strategy": "ddp"}])
+def test_a_notebook_is_told_what_to_do_for_several_processes(options, monkeypatch):
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert FederatedTrainer({32: 2}, devices=1, accelerator="cpu").fabric.world_size == 1
+    with pytest.raises(ValueError, match=r"devices must be 1 in a notebook .* call `python FILE`"):
+        FederatedTrainer({32: 2}, accelerator="cpu", **options)
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(2, "auto"), (1, "ddp"), (2, DDPStrategy())])

@@ -1,7 +1,11 @@
-"""What a run says on the console: a bar on a terminal, plain lines elsewhere, and a table at the
-end.
+"""What a run says while it goes on: a bar on a terminal or in a notebook, plain lines elsewhere,
+and a table at the end.
+
+Lines and tables go to the logger ``bhfl`` as INFO: the command line prints them, and in Python
+``logging`` says what becomes of them.
 """
 
+import logging
 import sys
 from collections import Counter
 from typing import Any, get_args
@@ -11,12 +15,18 @@ from tqdm import tqdm
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
 from bhfl.engine.figures import group_rows, megabytes, metric_names
+from bhfl.settings import Output
 from bhfl.tags import LOST, Status
+
+_LOG = logging.getLogger("bhfl")
 
 
 class Progress(Callback):
-    """A progress bar over clients and rounds where the console is a terminal, one line a round
-    where it is not.
+    """A progress bar over clients and rounds on a terminal or in a notebook, one line a round
+    elsewhere; and a table at the end.
+
+    Lines and the table are messages of the logger ``bhfl``, as INFO. A trainer has this callback
+    unasked where somebody looks on, see ``enable_progress_bar``.
 
     Args:
         metric: The metric shown by bit group in each round, without its stage: ``acc`` for
@@ -36,14 +46,15 @@ class Progress(Callback):
         sizes = Counter(client.group for client in trainer.clients)
         fleet = ", ".join(f"{size} x {group}" for group, size in sizes.items())
         size = sum(tensor.numel() for tensor in trainer.server.params.values())
-        print(
+        _LOG.info(
             f"{type(trainer.algorithm).__name__}: {len(trainer.clients)} clients ({fleet}), "
             f"{size:,} parameters, {processes} process{'es' * (processes > 1)} on "
             f"{trainer.fabric.device.type}"
         )
-        print(f"logs and checkpoints: {trainer.run.folder}", flush=True)
+        _LOG.info(f"logs and checkpoints: {trainer.run.folder}")
         # tqdm draws on stderr; stdout may go to a file all the same
-        if sys.stderr.isatty():
+        enabled = trainer.settings.output.enable_progress_bar
+        if enabled and (sys.stderr.isatty() or in_notebook()):
             self._bar = tqdm(
                 total=trainer.settings.stopping.max_rounds,
                 # a resumed run goes on where it stopped
@@ -72,10 +83,9 @@ class Progress(Callback):
         up = megabytes(1e6 * metrics["comm/uplink_MB"])
         down = megabytes(1e6 * metrics["comm/downlink_MB"])
         total = trainer.settings.stopping.max_rounds
-        print(
+        _LOG.info(
             f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
-            f"MB  {metrics['time/round_s']:.1f} s",
-            flush=True,
+            f"MB  {metrics['time/round_s']:.1f} s"
         )
 
     def _figures(self, trainer: Any, metrics: dict[str, Any]) -> dict[str, float]:
@@ -100,12 +110,32 @@ class Progress(Callback):
             self._bar.close()
             self._bar = None
         if trainer.fabric.is_global_zero:
-            print("\n" + table(trainer, metrics, self.metric, "test"), flush=True)
+            _LOG.info("\n" + table(trainer, metrics, self.metric, "test"))
 
     def on_measured(self, trainer: Any, metrics: dict[str, float], stage: str) -> None:
         """Print the table of ``bhfl validate`` and ``bhfl test``."""
         if trainer.fabric.is_global_zero:
-            print(table(trainer, metrics, self.metric, stage), flush=True)
+            _LOG.info(table(trainer, metrics, self.metric, stage))
+
+
+def with_progress(output: Output) -> list[Callback]:
+    """The callbacks of a trainer: those that it was given, and a bar where somebody looks on.
+
+    Args:
+        output: The trainer's settings.
+    """
+    given = list(output.callbacks or [])
+    watched = sys.stdout.isatty() or in_notebook()
+    told = any(isinstance(callback, Progress) for callback in given)
+    return [Progress(), *given] if output.enable_progress_bar and watched and not told else given
+
+
+def in_notebook() -> bool:
+    """Whether this is the process of a notebook."""
+    # what has not been imported does not run this code
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")
 
 
 def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
