@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from packaging.requirements import Requirement
 
+import bhfl
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -38,6 +40,15 @@ def test_the_licence_is_the_one_that_the_package_names():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License" in text
     assert "Copyright 2026 The bhfl authors" in text
+
+
+def test_the_citation_is_of_this_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == bhfl.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    assert citation["keywords"] == PROJECT["keywords"]
+    assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
 
 
 def test_the_checks_before_a_commit_run_tools_and_files_that_exist():
