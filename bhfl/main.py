@@ -27,14 +27,14 @@ commands:
   bhfl --version             the version
 
 examples:
-  bhfl fit --config configs/digits/fedavg.yaml
-  bhfl fit --config configs/digits/fedavg.yaml --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
-  bhfl fit --config configs/digits/fedavg.yaml --print_config
+  bhfl fit --config digits/fedavg
+  bhfl fit --config digits/fedavg --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
+  bhfl fit --config digits/fedavg --print_config
   bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
-  bhfl sweep configs/digits/sweeps/demo.yaml --jobs 2                     several methods over seeds, and a report
+  bhfl sweep digits/sweeps/demo --jobs 2                                  several methods over seeds, and a report
   bhfl report runs --target 0.9                                           all runs side by side
 """  # noqa: E501
 

@@ -131,7 +131,6 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
 def test_commands_of_a_page_run(page, tmp_path):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     for name, source in re.findall(
         r"^```\{code-block\} (?:python|yaml)\n:caption: ([\w.]+)\n\n(.*?)^```",
         page.read_text(),

@@ -18,7 +18,7 @@ from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
-from bhfl.cli.reading import ConfigError, Layer, asks_help, options
+from bhfl.cli.reading import ConfigError, Layer, asks_help, options, without_files
 from bhfl.cli.schema import Checker, is_spelled_out
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
@@ -81,7 +81,7 @@ class FederatedCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Check each layer by itself, parse what they come to, and check the outcome."""
         if asks_help(args):
-            parser.parse_args(args)
+            parser.parse_args(without_files(args))
         parser_of_command: Any = self._parser(self.command)
         checker = Checker(schema(self.command), parser_of_command.get_defaults().as_dict())
         problems = take_unwritten(self.layers)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bhfl.checks import shown
+from bhfl.cli.packaged import find_config
 from bhfl.cli.scalars import UNAMBIGUOUS, Loader
-from bhfl.files import user_path
 from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth
 
 _FLAGS = ("print_config", "dry_run")
@@ -141,6 +142,18 @@ def asks_help(args: Sequence[str]) -> bool:
     return any(word == "-h" or re.fullmatch(r"--([\w.]+\.)?help(=.*)?", word) for word in args)
 
 
+def without_files(args: Sequence[str]) -> list[str]:
+    """The arguments without ``--config FILE``, on which no help depends."""
+    kept = []
+    rest = iter(args)
+    for word in rest:
+        if word in ("-c", "--config"):
+            next(rest, None)
+        elif not word.startswith(("-c=", "--config=")):
+            kept.append(word)
+    return kept
+
+
 def options(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """``(name, value)`` of each option; no name for an argument that is none, no value where none
     is given.
@@ -178,18 +191,14 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     """The settings in a YAML file.
 
     Args:
-        path: The file.
+        path: The file, or the name of one that comes with bhfl; see `find_config`.
         what: Its name in messages.
 
     Raises:
         ConfigError: With every problem of the file.
     """
-    missing = f"{what} must be a YAML file, and there is no file {path or ''!r}"
     try:
-        file = user_path(path or "")
-        # neither a pipe nor a device, whose end may never come
-        if not file.is_file():
-            raise ConfigError([missing])
+        file = find_config(path or "", Path())
         size = file.stat().st_size
         if size > MAX_BYTES:
             rule = f"must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"
@@ -198,7 +207,7 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
     except ValueError as error:
-        raise ConfigError([f"{missing}: {error}"]) from error
+        raise ConfigError([f"{what} {error}"]) from error
     reader = _Reader(text, str(file))
     values = reader.values
     problems = reader.problems

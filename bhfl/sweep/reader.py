@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import Check, count, positive, shown, suggestion, within
+from bhfl.cli.packaged import find_config
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
-from bhfl.files import user_path
 from bhfl.settings import LARGEST_SEED
 from bhfl.sweep.matrix import EACH, OPTION, Matrix, Option, Tune, leaves, reserved
 
@@ -84,7 +84,7 @@ class _Reader:
     # ---- parts -----------------------------------------------------------------------------------
 
     def config(self, method: str, row: Any) -> str:
-        """The path of a method's configuration, which the matrix names relative to itself."""
+        """The path of a method's configuration, named relative to the matrix or as one of ours."""
         keys = ("methods", method, "config")
         path = row.get("config") if isinstance(row, dict) else None
         rule = "must be the method's configuration file"
@@ -92,12 +92,10 @@ class _Reader:
             self.problem(keys, f"{rule}, got {shown(path)}")
             return ""
         try:
-            found = Path(self.layer.file).parent / user_path(path)
-        except ValueError as error:
-            self.problem(keys, f"{rule}: {error}")
+            found = find_config(path, Path(self.layer.file).parent)
+        except (ValueError, OSError) as error:
+            self.problem(keys, str(error))
             return ""
-        if not found.is_file():
-            self.problem(keys, f"must be a YAML file, and there is no file {str(found)!r}")
         return str(found)
 
     def options_of_each(self, key: str, rows: dict[str, Any]) -> dict[str, list[Option]]:

@@ -30,7 +30,7 @@ a matrix:
   seeds: [0, 1, 2]
   settings:                                            # if any
     half: {clients: {ternary: 5, float32: 5}}
-  methods:                                             # config: relative to the matrix
+  methods:                                             # config: relative to the matrix, or as digits/fedavg
     FedAvg: {config: ../fedavg.yaml}
     ProWD-mask: {config: ../prowd.yaml, algorithm.dequantizer: null}
   tune: {key: model.optimizer.lr, values: [0.02, 0.05, 0.1], seeds: [0, 1, 2], setting: half}    # if anything

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.cli.packaged import packaged_folder
 from bhfl.cli.reading import ConfigError
 from bhfl.sweep.matrix import Option, Tune
 from bhfl.sweep.reader import read_matrix
@@ -197,7 +198,9 @@ def test_one_problem(folder: Path, line: str, problem: str) -> None:
             "seeds: [0, -1, 0, x]\nmethods: {A: {}, B: {config: no.yaml}, C: 5}\n",
             [
                 "m.yaml:2: methods.A.config must be the method's configuration file, got null",
-                "m.yaml:2: methods.B.config must be a YAML file, and there is no file 'no.yaml'",
+                "m.yaml:2: methods.B.config must be a YAML file or the name of one that comes with "
+                f"bhfl, and there is no 'no.yaml' in FOLDER or {packaged_folder()}; bhfl init "
+                "--list lists them",
                 "m.yaml:2: methods.C.config must be the method's configuration file, got null",
                 (
                     "m.yaml:2: methods.C must be a mapping of options such as trainer.max_rounds: "
@@ -225,12 +228,13 @@ def test_all_problems_at_once(folder: Path, text: str, problems: list[str]) -> N
     (folder / "m.yaml").write_text(text)
     with pytest.raises(ConfigError) as refused:
         read_matrix("m.yaml")
+    problems = [problem.replace("FOLDER", str(folder)) for problem in problems]
     assert refused.value.problems == problems
 
 
 def test_there_must_be_a_file(folder: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"the matrix must be a YAML file, and there is no file 'nope\.yaml'"
+        ConfigError, match=r"the matrix must be a YAML file or .* there is no 'nope\.yaml' in"
     ):
         read_matrix("nope.yaml")
 
@@ -243,7 +247,6 @@ def test_a_bad_matrix_is_answered_without_torch(folder: Path) -> None:
         "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (
-        done.stderr == "error: the matrix must be a YAML file, and there is no file 'nope.yaml'\n"
-    )
+    assert done.stderr.startswith("error: the matrix must be a YAML file or the name of one that")
+    assert len(done.stderr.splitlines()) == 1
     assert done.returncode == 0

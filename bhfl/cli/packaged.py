@@ -1,0 +1,73 @@
+"""The configurations that come with bhfl, which are found by their names.
+
+This module needs the standard library alone: a misspelt name is answered before torch is loaded.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import bhfl
+from bhfl.checks import suggestion
+from bhfl.files import user_path
+
+_SUFFIX = ".yaml"
+
+
+def packaged_folder() -> Path:
+    """The folder of the configurations that come with bhfl: in the package where it is installed,
+    and beside it in a checkout, from where they are packed.
+    """
+    package = Path(bhfl.__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def packaged_names() -> list[str]:
+    """The names of all configurations and matrices that come with bhfl, such as
+    ``digits/fedavg``.
+    """
+    folder = packaged_folder()
+    names = []
+    for file in folder.rglob(f"*{_SUFFIX}"):
+        names.append(file.relative_to(folder).with_suffix("").as_posix())
+    return sorted(names)
+
+
+def find_config(given: str, folder: Path) -> Path:
+    """The YAML file that a user means.
+
+    Args:
+        given: A path, or the name of a configuration that comes with bhfl; ``.yaml`` may be left
+            out. A file of the user's own comes before a packaged one.
+        folder: Where a relative path begins.
+
+    Raises:
+        ValueError: There is no such file; the message says from "must" on where it was looked for.
+    """
+    try:
+        wanted = user_path(given)
+    except ValueError as error:
+        raise ValueError(f"must be a YAML file, and there is no file {given!r}: {error}") from error
+    # what climbs or begins somewhere names a place, and no configuration of ours
+    named = not wanted.is_absolute() and ".." not in wanted.parts
+    places = [folder, packaged_folder()] if named else [folder]
+    for place in places:
+        for file in _spelled_out(place / wanted):
+            # neither a pipe nor a device, whose end may never come
+            if file.is_file():
+                return file
+    if not named:
+        raise ValueError(f"must be a YAML file, and there is no file {str(folder / wanted)!r}")
+    name = wanted.as_posix().removesuffix(_SUFFIX)
+    near = suggestion(name, packaged_names(), others=False, most=3)
+    rule = "must be a YAML file or the name of one that comes with bhfl"
+    searched = f"{folder.absolute()} or {packaged_folder()}"
+    remedy = near or "; bhfl init --list lists them"
+    raise ValueError(f"{rule}, and there is no {given!r} in {searched}{remedy}")
+
+
+def _spelled_out(path: Path) -> Iterator[Path]:
+    """The file as it was written, and with the suffix that may be left out."""
+    yield path
+    if path.suffix != _SUFFIX:
+        yield Path(f"{path}{_SUFFIX}")
