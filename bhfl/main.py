@@ -1,4 +1,4 @@
-"""The command line: ``bhfl fit | validate | test | analyze | export | sweep | report``."""
+"""The command line: ``bhfl COMMAND``, one of `COMMANDS`."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -7,6 +7,7 @@ from bhfl import __version__
 from bhfl.cli.command import leave
 
 COMMANDS = {
+    "init": "write a commented configuration to begin with",
     "fit": "train one model over a fleet of clients, then test it",
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
@@ -27,6 +28,7 @@ commands:
   bhfl --version             the version
 
 examples:
+  bhfl init demo                                                          write demo.yaml; bhfl init --list has others
   bhfl fit --config digits/fedavg
   bhfl fit --config digits/fedavg --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
   bhfl fit --config digits/fedavg --print_config
@@ -65,16 +67,25 @@ def run(args: list[str]) -> int:
 
         report([f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}"])
         return BAD_CONFIG
-    if args[0] == "sweep":
-        from bhfl.sweep.command import main as sweep
+    return _run_known(args[0], args[1:])
 
-        return sweep(args[1:])
-    if args[0] == "report":
+
+def _run_known(command: str, args: list[str]) -> int:
+    """Run a command of `COMMANDS`, given its options; its exit code."""
+    if command == "report":
         from bhfl.engine.ending import ended_in_order
         from bhfl.report.command import main as compare
 
         with ended_in_order(deaf=False):
-            return compare(args[1:])
-    from bhfl.cli.command import main as command
+            return compare(args)
+    if command == "init":
+        from bhfl.cli.init import main as init
 
-    return command(args)
+        return init(args)
+    if command == "sweep":
+        from bhfl.sweep.command import main as sweep
+
+        return sweep(args)
+    from bhfl.cli.command import main as run_configured
+
+    return run_configured([command, *args])

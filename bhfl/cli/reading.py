@@ -21,7 +21,7 @@ from bhfl.cli.packaged import find_config
 from bhfl.cli.scalars import UNAMBIGUOUS, Loader
 from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth
 
-_FLAGS = ("print_config", "dry_run")
+_FLAGS = ("print_config", "dry_run", "list")
 """Options that take no value."""
 
 Keys = tuple[Any, ...]
