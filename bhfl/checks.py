@@ -7,6 +7,7 @@ module needs the standard library alone.
 
 import difflib
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ LARGEST = 2**31
 """The largest count or size; a product of them may still be more than a machine has."""
 LONGEST = 400
 """Characters of one problem at most."""
+CONSOLE = 80
+"""Columns of a report for people."""
 
 
 def checked(key: str, value: T, check: Check) -> T:
@@ -201,6 +204,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     for cell, *rest in rows:
         lines.append("  ".join([cell.ljust(first), *map(str.rjust, rest, others)]))
     return lines
+
+
+def labelled(label: str, text: str) -> str:
+    """A line of a report for people: a word and what it is about, folded to `CONSOLE` columns.
+
+    >>> labelled("cpu", "2 threads")
+    '  cpu           2 threads'
+    """
+    return textwrap.fill(
+        text,
+        CONSOLE,
+        initial_indent=f"  {label:<13} ",
+        subsequent_indent=" " * 16,
+        # a command is to be copied whole
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def clipped(line: str) -> str:

@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
     "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
     "report": "compare runs: tables, CSV and one page with all pictures",
+    "doctor": "look at this installation and machine: versions, devices, backends, extras",
 }
 
 HELP = f"""usage: bhfl COMMAND [--config FILE ...] [--option value ...]
@@ -82,6 +83,10 @@ def _run_known(command: str, args: list[str]) -> int:
         from bhfl.cli.init import main as init
 
         return init(args)
+    if command == "doctor":
+        from bhfl.cli.doctor import main as doctor
+
+        return doctor(args)
     if command == "sweep":
         from bhfl.sweep.command import main as sweep
 

@@ -43,6 +43,7 @@ OURS = {
         "algorithms",
         "analysis",
         "callbacks",
+        "comm",
         "data",
         "engine",
         "export",

@@ -90,6 +90,14 @@ def fast_products(device: str) -> set[str] | None:
     return {"int8", "integer", "int8-bfloat16"} if bfloat16 else {"int8", "integer"}
 
 
+def product_instructions() -> list[str] | None:
+    """The instructions of the processor for products of int8 codes and of bfloat16, by name; None
+    where it does not tell.
+    """
+    flags = _flags()
+    return None if flags is None else sorted(flags & (_CODES | _BFLOAT16))
+
+
 def _flags() -> set[str] | None:
     """The instruction sets of an x86 processor; None of another one, or where it is not told."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
