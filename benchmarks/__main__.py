@@ -5,11 +5,12 @@ it is named.
 
 import sys
 
-from benchmarks import data, engine, layerwise, peers, prowd, quant, rivals
+from benchmarks import data, engine, kept, layerwise, peers, prowd, quant, rivals
 
 if __name__ == "__main__":
     parts = {
         "engine": engine.run,
+        "kept": kept.run,
         "quant": quant.run,
         "rivals": rivals.run,
         "data": data.run,

@@ -60,27 +60,41 @@ def _trainer(clients: int, folder: str, num_train: int = NUM_TRAIN, **options):
     return trainer, _model(), data
 
 
-def engine(
-    clients: int, num_train: int = NUM_TRAIN, clients_per_round: int | None = None
-) -> Callable[[], None]:
-    """Rounds of `FederatedTrainer`: payloads, checks and exact sums included."""
+def session_of(clients: int, folder: str, num_train: int = NUM_TRAIN, **options):
+    """A session with the work of this file, as it stands before the first round.
+
+    Args:
+        clients: The number of clients.
+        folder: Where they keep what they keep.
+        num_train: The number of images.
+        **options: The trainer's.
+    """
     from bhfl.engine.client.store import ClientStore
     from bhfl.engine.formats import with_format
     from bhfl.engine.loan import Loan
-    from bhfl.engine.rounds import run_round
     from bhfl.engine.session import Session
     from bhfl.engine.system import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()
-    trainer, model, data = _trainer(
-        clients, tempfile.mkdtemp(), num_train, clients_per_round=clients_per_round
-    )
+    trainer, model, data = _trainer(clients, folder, num_train, **options)
     session = Session(trainer, Loan(model, data), ["fit", "test"])
-    session.store = ClientStore(Path(tempfile.mkdtemp()))
+    session.store = ClientStore(Path(folder) / "clients")
     # as `fit` does before the first round
     session.server = with_format(
         session.server, session.settings, session.worker, session.fleet, session.data
+    )
+    return session
+
+
+def engine(
+    clients: int, num_train: int = NUM_TRAIN, clients_per_round: int | None = None
+) -> Callable[[], None]:
+    """Rounds of `FederatedTrainer`: payloads, checks and exact sums included."""
+    from bhfl.engine.rounds import run_round
+
+    session = session_of(
+        clients, tempfile.mkdtemp(), num_train, clients_per_round=clients_per_round
     )
 
     def turn() -> None:

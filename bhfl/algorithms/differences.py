@@ -165,5 +165,6 @@ class DifferenceAlgorithm(Algorithm):
         tensors = float_tensors(update)
         for name in self.quantised(params):
             if parts := [tensors[key].reshape(-1) for key in (name, name + REST) if key in tensors]:
-                tensors[name] = torch.cat(parts).view(params[name].shape)
+                joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+                tensors[name] = joined.view(params[name].shape)
         return {name: tensors[name] for name in params if name in tensors}

@@ -10,10 +10,13 @@ from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
+from bhfl.quant import QuantizedTensor
 
 TRACKED = "tracked/"
-OWN = "own/"
 START = "start/"
+OWN = "own/"
+CODES = "codes/"
+SCALES = "scales/"
 _NOTHING: Tensors = {}
 
 
@@ -40,6 +43,9 @@ class FedCOMGATE(DifferenceAlgorithm):
         ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not
             as above.
     """
+
+    # all clients of a round rebuild the same model
+    common = (START,)
 
     def __init__(
         self,
@@ -108,9 +114,7 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def receive(self, received: Params, state: ClientState) -> Params:
         """The weights that were sent, else those rebuilt."""
-        started = {name: value for name, value in state.items() if name.startswith(START)}
-        rebuilt = {name.removeprefix(START): value for name, value in started.items()}
-        return {**rebuilt, **received}
+        return {**_named(state, START), **received}
 
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad -= delta_i``."""
@@ -120,34 +124,64 @@ class FedCOMGATE(DifferenceAlgorithm):
                 add_to_gradient_(parameter, run.state[TRACKED + name], -1)
 
     def uplink(self, run: LocalRun) -> Tensors:
-        """FedCOM's, and a copy kept: the very tensor that was sent enters the tracking."""
+        """FedCOM's, and what it stands for kept: the very difference that was sent enters the
+        tracking.
+        """
         update = super().uplink(run)
-        floating = {
-            name: tensor for name, tensor in run.received.items() if tensor.is_floating_point()
-        }
-        sent = self.mean_difference(floating, self.join(update, floating))
+        # without what is the client's own
+        given = self.receive(run.message, run.state)
+        floating = {name: run.received[name] for name in given if given[name].is_floating_point()}
+        coded = {key: value for key, value in update.items() if isinstance(value, QuantizedTensor)}
+        plain = {key: value for key, value in update.items() if key not in coded}
+        differences = self.mean_difference(floating, self.join(plain, floating))
         # states last from round to round, and the device is to hold one client's model at a time
-        run.state |= {OWN + name: tensor.cpu() for name, tensor in sent.items()}
-        run.state |= {START + name: run.received[name].cpu() for name in sent}
+        run.state |= {OWN + name: tensor.cpu() for name, tensor in differences.items()}
+        # as codes, which take far fewer bytes than what they stand for
+        run.state |= {CODES + key: value.codes.cpu() for key, value in coded.items()}
+        run.state |= {SCALES + key: value.scale.cpu() for key, value in coded.items()}
+        run.state |= {START + name: tensor.cpu() for name, tensor in floating.items()}
         run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
         return update
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
         """Track, unless nothing could have moved, and rebuild the model."""
+        start = _named(state, START)
+        scales = _named(state, SCALES)
+        coded = {
+            key: QuantizedTensor(codes, scales[key], self.bits)
+            for key, codes in _named(state, CODES).items()
+        }
+        own = self.join({**_named(state, OWN), **coded}, start)
         following = {}
         for name, mean in closing.items():
-            tracked = state.get(TRACKED + name, torch.zeros_like(mean))
-            if state["lr_sum"]:
-                correction = (state[OWN + name] - mean) / state["lr_sum"]
-                tracked = tracked + correction.float()
-            following[TRACKED + name] = tracked
-            following[START + name] = _step(state[START + name], mean, self.server_lr)
+            following[TRACKED + name] = _tracked(state, name, own[name], mean)
+            following[START + name] = _step(start[name], mean, self.server_lr)
         return following
+
+
+def _tracked(state: ClientState, name: str, own: Tensor, mean: Tensor) -> Tensor:
+    """The next ``delta_i`` of a tensor."""
+    tracked = state.get(TRACKED + name)
+    if tracked is None:
+        tracked = torch.zeros_like(mean)
+    if not state["lr_sum"]:
+        return tracked
+    return (own - mean).div_(state["lr_sum"]).add_(tracked)
+
+
+def _named(state: ClientState, beginning: str) -> Params:
+    """The entries of a state whose names begin so, without that."""
+    return {
+        name.removeprefix(beginning): value
+        for name, value in state.items()
+        if name.startswith(beginning)
+    }
 
 
 def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:
     """The server's step; the client makes the same operations, so it has the same bits."""
-    return weight - server_lr * difference
+    # a product with 1 is the difference itself
+    return weight - (difference if server_lr == 1 else server_lr * difference)
 
 
 def _optimizers(module: Any) -> list[torch.optim.Optimizer]:

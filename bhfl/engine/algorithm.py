@@ -232,6 +232,11 @@ class Algorithm(Recorded):
 
     # ---- client ----------------------------------------------------------------------------------
 
+    common: Sequence[str] = ()
+    """How the names of those tensors begin that a client keeps and most clients of its round keep
+    too, to the bit. They are held and written once for all of them, and not to be changed in place.
+    """
+
     def prepare(self, module: nn.Module, clients: list[Client]) -> None:
         """See the model and the fleet, as they were handed over: called first of all hooks, once in
         every process that trains clients. The client hooks live on what this found and on what

@@ -1,6 +1,5 @@
 """Checkpoints: durable to write, safe to read, refused when a bit of them changed."""
 
-import copy
 import hashlib
 import math
 import os
@@ -177,24 +176,25 @@ def load(path: Path, expected: str | None = None) -> State:
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
-    content = read(path, expected)
-    # what a hostile file nests or repeats is bounded before the digest and the copy walk it
+    # in memory of its own: the file may be replaced
+    content = read(path, expected, mapped=False)
+    # what a hostile file nests or repeats is bounded before the digest walks it
     check_storable(
         content["state"], f"{path}: not a readable checkpoint: it", MAX_GROWTH * path.stat().st_size
     )
     try:
         found = digest(content["state"])
-        # in memory of its own: the file may be replaced
-        state: State = copy.deepcopy(content["state"])
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None
     if found != content["sha256"]:
         raise CheckpointError(f"{path}: damaged, its content does not match its SHA-256")
+    state: State = content["state"]
     return state
 
 
-def read(path: Path, expected: str | None = None) -> State:
-    """A file's content, its values unchecked: its tensors are read from disk when they are used.
+def read(path: Path, expected: str | None = None, mapped: bool = True) -> State:
+    """A file's content, its values unchecked; where it is `mapped`, its tensors are read from disk
+    when they are used.
 
     The digest that it claims to have must be `expected`, where that is given; whether its content
     has that digest, `load` alone tells.
@@ -206,7 +206,7 @@ def read(path: Path, expected: str | None = None) -> State:
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         _check_archive(path)
-        content: State = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content: State = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     # torch raises many kinds of errors for a damaged or foreign file
     except Exception as error:
         raise CheckpointError(f"{path}: not a readable checkpoint: {_reason(error)}") from None

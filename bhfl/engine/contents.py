@@ -67,6 +67,7 @@ def check_kept(state: State, path: Path) -> None:
     """
     for key, part in {"algorithm": _mapping, "staying": _each(_tensor)}.items():
         part(state.get(key, {}), f"{path}: {key}")
+    _kind("text", str)(state.get("common", ""), f"{path}: common")
 
 
 def lost_key(extra: Mapping[str, Any], first: Mapping[str, Any]) -> str:

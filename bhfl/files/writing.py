@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,25 +52,37 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
-def settle(temporary: Path, path: Path) -> None:
-    """Let a file that is written become `path`, as durably as by `durable`.
+def settle_all(files: Mapping[Path, Path]) -> None:
+    """Let files that are written become others, each as durably as by `durable`: all are on disk
+    before the first is renamed, and each folder is written once.
+
+    Args:
+        files: What each is to be called, in the order of renaming; the folder is the same.
 
     Raises:
-        OSError: It cannot be, naming `path`.
+        OSError: One cannot be, naming it.
     """
-    with naming(path):
-        with open(temporary, "rb+") as file:
+    for temporary, path in files.items():
+        with naming(path), open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        _replace(temporary, path)
+    for temporary, path in files.items():
+        with naming(path):
+            os.replace(temporary, path)
+    for folder in dict.fromkeys(path.parent for path in files.values()):
+        _sync_names(folder)
 
 
 def _replace(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
     # Windows opens no folder, and its renaming is durable by itself
     if os.name == "nt":
         return
     # the name of a file is its folder's content
-    directory = os.open(path.parent, os.O_RDONLY)
+    directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:

@@ -90,7 +90,7 @@ def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
         local_steps=2,
     )
     for client in range(4):
-        state = run.session.store.load(client, 3)["algorithm"]
+        state = run.session.store.load(client, 3)["common"]
         rebuilt = {
             name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")
         }

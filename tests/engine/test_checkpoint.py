@@ -1,5 +1,6 @@
 """Checkpoints are whole or refused, and what was there before stays until the new one is."""
 
+import errno
 import os
 import random
 import resource
@@ -172,16 +173,17 @@ def test_client_store_versions(tmp_path):
     store = ClientStore(tmp_path / "clients")
     assert store.load(7, 5) is None
     for round in (1, 3, 4):
-        store.save(7, round, {"round": round})
-    store.save(70, 4, {"round": 4})
-    assert [store.load(7, round)["round"] for round in (1, 2, 3, 9)] == [1, 1, 3, 4]
+        store.save(7, round, {"algorithm": {"round": round}})
+    store.save(70, 4, {"algorithm": {"round": 4}})
+    found = [store.load(7, round)["algorithm"]["round"] for round in (1, 2, 3, 9)]
+    assert found == [1, 1, 3, 4]
     assert store.load(7, 0) is None
     store.rewind(3)
-    assert store.load(7, 9)["round"] == 3
+    assert store.load(7, 9)["algorithm"]["round"] == 3
     assert store.load(70, 9) is None
     store.prune(7, [3])
     assert store.load(7, 2) is None
-    assert store.load(7, 3)["round"] == 3
+    assert store.load(7, 3)["algorithm"]["round"] == 3
 
 
 def test_what_clients_came_to_waits_for_its_verdict(tmp_path):
@@ -191,10 +193,9 @@ def test_what_clients_came_to_waits_for_its_verdict(tmp_path):
     assert [store.load(client, 9) for client in (1, 2, 3, 4)] == [None] * 4
     assert store.pending(3) == {"algorithm": {"client": 3}}
     assert not list(tmp_path.rglob("*.pt"))
-    for client in (1, 3):
-        store.commit(client)
+    store.put(3, 1, store.pending(3))
     store.drop(2)
-    store.commit(2)  # which has nothing left to keep
+    store.commit([1, 2, 3])  # of which 2 has nothing left to keep
     found = [store.load(client, 1) for client in (1, 2, 3, 4)]
     assert found == [{"algorithm": {"client": 1}}, None, {"algorithm": {"client": 3}}, None]
     ClientStore(tmp_path / "clients", store.table()).check()
@@ -203,6 +204,106 @@ def test_what_clients_came_to_waits_for_its_verdict(tmp_path):
     assert store.pending(4) is None
     files = sorted(path.name for path in (tmp_path / "clients").rglob("*") if path.is_file())
     assert files == ["client=1-round=00001.pt", "client=3-round=00001.pt"]
+
+
+def counted(rows):
+    """A client's state beside a model that others keep too."""
+    return {"algorithm": {"rows": torch.arange(rows)}, "common": {"start/w": torch.ones(70_000)}}
+
+
+def inodes(folder):
+    return {path.stat().st_ino for path in folder.rglob("*-common.pt")}
+
+
+def test_what_clients_have_in_common_is_kept_once(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    for client in (1, 2, 300):
+        store.put(client, 1, counted(client))
+    store.commit([1, 2, 300])
+    assert len(inodes(tmp_path)) == 1
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*-round=00001.pt")) < 70_000
+    again = ClientStore(tmp_path / "clients", store.table())
+    again.check()
+    found = [again.load(client, 1) for client in (1, 2, 300)]
+    assert digest(found[1]) == digest(counted(2))
+    assert found[0]["common"]["start/w"] is found[2]["common"]["start/w"]
+    # the file of a version is its own: to drop one takes nothing from the others
+    again.save(1, 2, counted(5))
+    assert len(inodes(tmp_path)) == 1
+    again.prune(1, [2])
+    again.rewind(1)
+    assert sorted(path.name for path in tmp_path.rglob("client=1-*")) == []
+    assert digest(again.load(300, 1)) == digest(counted(300))
+
+
+def test_what_is_common_is_as_it_was_saved_whatever_a_client_does_to_it(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    state = counted(1)
+    store.save(1, 1, state)
+    state["common"]["start/w"].add_(1)
+    store.load(1, 1)["common"]["start/w"].mul_(3)
+    assert digest(store.load(1, 1)) == digest(counted(1))
+    store.save(2, 1, counted(2))
+    store.save(3, 1, {"common": {"start/w": -torch.zeros(70_000)}})
+    store.save(4, 1, {"common": {"start/w": torch.zeros(70_000)}})
+    assert store.load(3, 1)["common"]["start/w"].signbit().all()
+    assert not store.load(4, 1)["common"]["start/w"].signbit().any()
+    assert len(inodes(tmp_path)) == 3
+
+
+def test_what_is_common_is_copied_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def no_links(*names):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("bhfl.engine.client.common.os.link", no_links)
+    store = ClientStore(tmp_path / "clients")
+    for client in (1, 2):
+        store.save(client, 1, counted(client))
+    assert len(inodes(tmp_path)) == 2
+    assert digest(ClientStore(store.folder, store.table()).load(2, 1)) == digest(counted(2))
+
+
+def test_what_is_common_is_missed(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    for client in (1, 2):
+        store.save(client, 1, counted(client))
+    store.save(3, 1, {"common": {"start/w": torch.zeros(3)}})
+    path = tmp_path / "clients" / "0000" / "client=1-round=00001-common.pt"
+    good = path.read_bytes()
+    other = path.with_name("client=3-round=00001-common.pt").read_bytes()
+    path.unlink()
+    for content, message in {
+        None: "there is no .*client=1-round=00001-common.pt",
+        b"cut": "client=1-round=00001-common.pt: not a readable checkpoint",
+        other: "client=1-round=00001-common.pt: another file than the one",
+        good[:9000] + b"!" + good[9001:]: "client=1-round=00001-common.pt: damaged",
+    }.items():
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            ClientStore(store.folder, store.table()).load(1, 1)
+        assert ClientStore(store.folder, store.table()).load(2, 1)
+    table = store.table()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"there is no .*client=1-round=00001-common\.pt"):
+        ClientStore(store.folder, table).check()
+
+
+def test_what_a_client_leaves_as_it_was_is_not_written_for_a_verdict(tmp_path):
+    store = ClientStore(tmp_path / "clients")
+    kept = {"a": torch.zeros(70_000), "b": torch.zeros(70_000), "c": torch.zeros(3)}
+    store.save(1, 1, {"algorithm": kept})
+    state = store.load(1, 1)["algorithm"]
+    state["b"].add_(1)
+    state["c"] = torch.ones(3)
+    store.put(1, 2, {"algorithm": state}, final=False)
+    (waiting,) = tmp_path.rglob(".*.tmp")
+    assert 280_000 < waiting.stat().st_size < 300_000
+    assert digest(store.pending(1)) == digest({"algorithm": state})
+    store.put(1, 2, store.pending(1))
+    store.commit([1])
+    assert digest(store.load(1, 2)) == digest({"algorithm": state})
+    assert not list(tmp_path.rglob(".*.tmp"))
 
 
 # ---- from elsewhere ------------------------------------------------------------------------------

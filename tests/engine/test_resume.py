@@ -355,7 +355,7 @@ def in_process(folder: Path, seconds: float | None = None, **arguments: Any) -> 
 DEADLY = [
     "files.open", "os.fsync", "os.replace", "os.replace+", "checkpoint.digest", "checkpoint.prune",
     "RoundsFile.append", "RoundsFile.append+", "ClientStore.put", "ClientStore.put+",
-    "ClientStore.save", "ClientStore.save+", "ClientStore.prune+", "RoundsFile.rewrite+",
+    "ClientStore.commit", "ClientStore.commit+", "ClientStore.prune+", "RoundsFile.rewrite+",
 ]  # fmt: skip
 
 
@@ -366,7 +366,7 @@ def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
         1
         if "rewrite" in kill_at
         else rng.randrange(4, 7)
-        if "prune" in kill_at
+        if "prune" in kill_at or "commit" in kill_at
         else rng.randrange(5, 30)
     )
     if kill_at.startswith("RoundsFile.append"):
@@ -390,7 +390,7 @@ class Counting(Algorithm):
 
 @pytest.mark.parametrize(
     ("kill_at", "algorithm"),
-    [("ClientStore.commit", Counting()), ("ClientStore.save", Remembering())],
+    [("ClientStore.commit", Counting()), ("ClientStore.commit", Remembering())],
     ids=["kept", "changed"],
 )
 def test_killed_between_what_clients_came_to_and_its_verdict(tmp_path, kill_at, algorithm):

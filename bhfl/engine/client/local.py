@@ -15,6 +15,7 @@ from torch import Tensor
 from bhfl.comm import PayloadError, decode, encode, float_tensors
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.checkpoint import CheckpointError
+from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.faults import fault_of
 from bhfl.engine.client.hooks import ClientHooks
 from bhfl.engine.client.plain import PlainWorker
@@ -130,19 +131,25 @@ class LocalClients:
             verdict = verdicts.get(client)
             if verdict is None or not verdict.keep:
                 self.store.drop(client)
-            elif verdict.closing is None:
-                self.store.commit(client)
-            else:
+            elif verdict.closing is not None:
                 self._close(self.fleet[client], round, closings.read(verdict.closing))
+        self.store.commit(self._waiting)
         self._waiting = []
 
     def _close(self, client: Client, round: int, closing: Params) -> None:
         # a client that came to nothing new has nothing pending, but what it kept before
         kept = self.store.pending(client.id) or self.store.load(client.id, round) or {}
-        state = self.hooks.client_close(client, kept.get("algorithm", {}), closing)
+        state = self.hooks.client_close(client, _state(kept), closing)
         # a version of its own, as the closing message changed what was put, and so its digest
-        self.store.save(client.id, round, {**kept, "algorithm": state})
-        self.store.drop(client.id)
+        self.store.put(client.id, round, {**kept, **self._kept(state)})
+
+    def _kept(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        """What the algorithm keeps of a client, apart from what other clients keep too."""
+        parts: dict[str, Any] = {"algorithm": {}, COMMON: {}}
+        for name, value in state.items():
+            part = COMMON if name.startswith(tuple(self.algorithm.common)) else "algorithm"
+            parts[part][name] = value
+        return parts
 
     # ---- one client ------------------------------------------------------------------------------
 
@@ -185,7 +192,7 @@ class LocalClients:
             return
         kept = self.store.load(client.id, task.version) or {}
         received = self._messages.read(task.downlink)
-        state = self.worker.to_device(kept.get("algorithm"))
+        state = self.worker.to_device(_state(kept))
         # in the first round of a client, and in each of one that keeps nothing
         state = state or self.hooks.init_client(client, received)
         given = self.hooks.receive(received, state)
@@ -204,7 +211,7 @@ class LocalClients:
             work.num_examples = run.num_examples
             if work.payload is None:
                 work.fault = Fault("skipped", "nothing was sent")
-        work.keeps = {"algorithm": run.state, KEPT: own}
+        work.keeps = {**self._kept(run.state), KEPT: own}
 
     def _run(
         self, task: Task, client: Client, message: Params, start: Params, state: dict[str, Tensor]
@@ -259,3 +266,8 @@ class LocalClients:
         batches = self.data.client_batches(client.id, rng, 0)
         per_batch = math.ceil(client.num_examples / self.data.num_batches(client.id))
         return self.worker.evaluate(islice(batches, math.ceil(num_examples / per_batch)), "val")
+
+
+def _state(kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All that the algorithm keeps of a client."""
+    return {**kept.get("algorithm", {}), **kept.get(COMMON, {})}

@@ -1,5 +1,5 @@
 """What stateful clients keep between rounds: on disk, one file a client and version, never all in
-memory.
+memory, and a second one for what several clients keep alike.
 
 Which versions there are, and their digests, is known apart from the files and kept in the run's
 checkpoints: a file that is gone, or is another one, is missed.
@@ -8,7 +8,7 @@ checkpoints: a file that is gone, or is another one, is missed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
+from bhfl.engine.client.common import COMMON, Common
 from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
-from bhfl.files import naming, settle, temporary_beside
+from bhfl.files import naming, settle_all, temporary_beside
 
-_FILE = re.compile(r"client=\d+-round=(\d+)\.pt")
+_FILE = re.compile(r"client=\d+-round=(\d+)(-common)?\.pt")
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,34 @@ class Pending:
     """What a client came to in a round that has no verdict yet."""
 
     round: int
-    path: Path
     sha256: str
-    """Its digest; empty where the verdict is to change it."""
+    """The digest of its file; empty where the verdict is to change it."""
+    files: Mapping[Path, Path]
+    """What each file that was written for it is to be called."""
+    names: Mapping[str, Sequence[str]]
+    """All that it holds, in order."""
+    before: Path | None
+    """The file of what it does not hold anew."""
+
+    @property
+    def path(self) -> Path:
+        """The file of what is its own."""
+        return list(self.files)[-1]
+
+
+@dataclass
+class _Loaded:
+    """What was loaded last: as long as nobody changes it, its file holds it."""
+
+    client: int
+    path: Path
+    tensors: dict[int, tuple[Tensor, int]]
+    """Each by its id, with how often it had been changed in place."""
+
+    def without(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that the file does not hold."""
+        held = {key for key, (one, count) in self.tensors.items() if one._version == count}
+        return {name: value for name, value in values.items() if id(value) not in held}
 
 
 class ClientStore:
@@ -54,6 +80,8 @@ class ClientStore:
         """Client to round to digest, of all versions that a round or a later one may ask for."""
         self._new: list[tuple[int, int, str]] = []
         self._pending: dict[int, Pending] = {}
+        self._common = Common()
+        self._loaded: _Loaded | None = None
         if table is not None:
             rows = zip(
                 table["ids"].tolist(),
@@ -75,63 +103,115 @@ class ClientStore:
     def load(self, client: int, round: int) -> dict[str, Any] | None:
         """The newest state saved at or before `round` rounds; None where the client has none yet.
 
+        What it has in common with others is not to be changed in place: they are given it too.
+
         Raises:
-            CheckpointError: Its file is gone, damaged or another one, naming it.
+            CheckpointError: A file of it is gone, damaged or another one, naming it.
         """
         versions = [version for version in self.known.get(client, ()) if version <= round]
         if not versions:
             return None
         newest = max(versions)
-        path = self._found(client, newest)
+        path = self._found(self._path(client, newest))
         state = checkpoint.load(path, self.known[client][newest])
         check_kept(state, path)
+        tensors = [value for _, value in _entries(state) if isinstance(value, Tensor)]
+        held = {id(tensor): (tensor, tensor._version) for tensor in tensors}
+        self._loaded = _Loaded(client, path, held)
+        if COMMON in state:
+            state[COMMON] = self._common.load(self._found(_common(path)), state[COMMON])
         return state
 
     def save(self, client: int, round: int, state: dict[str, Any]) -> None:
         """Keep `state` as of `round` finished rounds."""
-        self._know(client, round, checkpoint.save(self._made(client, round), state))
+        self.put(client, round, state)
+        self.commit([client])
 
     def put(self, client: int, round: int, state: dict[str, Any], *, final: bool = True) -> None:
-        """Hold `state` as of `round` finished rounds until the round's verdict.
+        """Hold `state` as of `round` finished rounds until the round's verdict, in place of what
+        was held of the client.
 
         Args:
             client: Its id.
             round: Rounds finished with this one.
-            state: What it is to keep.
+            state: What it is to keep: mappings by name, of which that under `COMMON` holds tensors
+                that other clients keep too.
             final: Whether the verdict comes without a message that changes it.
         """
         path = self._made(client, round)
         # first: what cannot be stored leaves an earlier state as it was
         for name, value in state.items():
             check_storable(value, name)
-        self.drop(client)
-        # beside its place, where settling is a rename, which is whole or not at all
-        pending = Pending(round, temporary_beside(path), digest(state) if final else "")
+        own = {**state}
+        files: dict[Path, Path] = {}
+        if common := own.pop(COMMON, None):
+            own[COMMON] = self._common.digest(common)
+            # beside its place, where settling is a rename, which is whole or not at all
+            files[temporary_beside(_common(path))] = _common(path)
+        files[temporary_beside(path)] = path
+        written, before = (own, None) if final else self._anew(client, own)
+        self._loaded = None
+        names = {part: list(values) for part, values in own.items() if part != COMMON}
+        last = self._pending.get(client)
+        pending = Pending(round, digest(own) if final else "", files, names, before)
         self._pending[client] = pending
+        try:
+            with naming(path):
+                self._write(pending, written)
+        finally:
+            # not earlier: what is written may come from there
+            _remove(last)
+
+    def _write(self, pending: Pending, own: dict[str, Any]) -> None:
+        if COMMON in own:
+            self._common.write(next(iter(pending.files)), own[COMMON])
         # "x" follows no link that somebody put there
-        with naming(path), open(pending.path, "xb") as file:
-            checkpoint.write(file, state, pending.sha256)
+        with open(pending.path, "xb") as file:
+            checkpoint.write(file, own, pending.sha256)
+
+    def _anew(self, client: int, own: dict[str, Any]) -> tuple[dict[str, Any], Path | None]:
+        """What of a state its last file does not hold, and that file where it is needed."""
+        loaded = self._loaded
+        if loaded is None or loaded.client != client:
+            return own, None
+        anew: dict[str, Any] = {}
+        for part, values in own.items():
+            anew[part] = values if part == COMMON else loaded.without(values)
+        return anew, loaded.path
 
     def pending(self, client: int) -> dict[str, Any] | None:
         """What was put and has no verdict yet; its tensors are read when they are used."""
-        pending = self._pending.get(client)
-        return checkpoint.read(pending.path)["state"] if pending else None
-
-    def commit(self, client: int) -> None:
-        """Keep what was put, if anything was."""
         if (pending := self._pending.get(client)) is None:
-            return
-        if pending.sha256:
-            settle(pending.path, self._path(client, pending.round))
-            self._know(client, pending.round, pending.sha256)
-        else:
-            self.save(client, pending.round, checkpoint.read(pending.path)["state"])
-        self.drop(client)
+            return None
+        anew = checkpoint.read(pending.path)["state"]
+        # what was loaded from it in this round has its digest
+        before = checkpoint.read(pending.before)["state"] if pending.before else {}
+        state: dict[str, Any] = {}
+        for part, names in pending.names.items():
+            values = {**before.get(part, {}), **anew[part]}
+            state[part] = {name: values[name] for name in names}
+        if COMMON in anew:
+            state[COMMON] = self._common.load(next(iter(pending.files)), anew[COMMON])
+        return state
+
+    def commit(self, clients: Iterable[int]) -> None:
+        """Keep what each of these clients put, if anything was. All files wait for the disk
+        together, which takes far less long than one after the other.
+        """
+        pending = {client: self._pending[client] for client in clients if client in self._pending}
+        files: dict[Path, Path] = {}
+        for one in pending.values():
+            files |= one.files
+        settle_all(files)
+        for client, one in pending.items():
+            del self._pending[client]
+            for old, new in one.files.items():
+                self._common.moved(old, new)
+            self._know(client, one.round, one.sha256)
 
     def drop(self, client: int) -> None:
         """Forget what was put, if anything was: its round came to nothing."""
-        if pending := self._pending.pop(client, None):
-            pending.path.unlink(missing_ok=True)
+        _remove(self._pending.pop(client, None))
 
     def drop_all(self) -> None:
         """Forget all that has no verdict."""
@@ -164,11 +244,11 @@ class ClientStore:
     def prune(self, client: int, rounds: Sequence[int]) -> None:
         """Drop the versions that neither the checkpoints of `rounds` nor later ones can ask for."""
         # a shard that is not there is passed over at once: to search all of them takes long
-        versions = dict(self._versions(str(client), _shard(client)))
+        versions = list(self._versions(str(client), _shard(client)))
         asked = set()
         for round in rounds:
-            asked.add(max((one for one in versions if one <= round), default=0))
-        for version, path in versions.items():
+            asked.add(max((one for one, _ in versions if one <= round), default=0))
+        for version, path in versions:
             # a later version belongs to a round whose checkpoint is still to be written
             if version not in asked and version < max(rounds):
                 path.unlink()
@@ -207,16 +287,36 @@ class ClientStore:
         """
         for client, versions in self.known.items():
             for round, sha256 in versions.items():
-                checkpoint.read(self._found(client, round), sha256)
+                path = self._found(self._path(client, round))
+                state = checkpoint.read(path, sha256)["state"]
+                check_kept(state, path)
+                if COMMON in state:
+                    checkpoint.read(self._found(_common(path)), state[COMMON])
 
-    def _found(self, client: int, round: int) -> Path:
-        path = self._path(client, round)
+    def _found(self, path: Path) -> Path:
         if not path.is_file():
             raise CheckpointError(
                 "clients of this run keep state of their own, which the checkpoint lacks: there "
                 f"is no {path}"
             )
         return path
+
+
+def _remove(pending: Pending | None) -> None:
+    for path in pending.files if pending else ():
+        path.unlink(missing_ok=True)
+
+
+def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All values of the mappings in a state, by name."""
+    for part in state.values():
+        if isinstance(part, Mapping):
+            yield from part.items()
+
+
+def _common(path: Path) -> Path:
+    """The file of what a version has in common with others, beside that of its own."""
+    return path.with_name(f"{path.stem}-common.pt")
 
 
 def _shard(client: int) -> str:
