@@ -120,10 +120,14 @@ class Devices:
 
     def set_(self, module: nn.Module) -> None:
         """Let a module whose layers are quantised ones compute as these devices do."""
-        set_spec_(module, self.spec)
-        for name, layer in quant_layers(module):
-            if name in self.layers:
-                layer.set_spec_(self.layers[name])
+        layers = dict(quant_layers(module))
+        specs = {name: self.layers.get(name, self.spec) for name in layers}
+        # to set specs anew walks the whole module several times, for each client
+        if not layers or not all(layer.is_as_set(specs[name]) for name, layer in layers.items()):
+            set_spec_(module, self.spec)
+            for name in self.layers:
+                layers[name].set_spec_(self.layers[name])
+        for name, layer in layers.items():
             layer.backend = self.backends.get(name, "fake")
 
     def choose_(self, module: nn.Module) -> None:

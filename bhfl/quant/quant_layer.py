@@ -83,6 +83,11 @@ class QuantLayer(nn.Module):
             step = nn.Parameter(start, requires_grad=self.weight.requires_grad)
         self.register_parameter("weight_step", step)
 
+    def is_as_set(self, spec: BitSpec) -> bool:
+        """Whether it stands as :meth:`set_spec_` leaves it, with nothing fixed or learned since."""
+        lasting = (self.fixed_scale, self.storage_scale, self.weight_step)
+        return self.spec == spec and all(value is None for value in lasting)
+
     def to_float_(self) -> None:
         """Become the parent class again, with the weights as they are."""
         for name in ("spec", "fixed_scale", "storage_scale", "weight_step"):
