@@ -1,4 +1,4 @@
-"""How long it takes to decode an archive of pictures."""
+"""How long it takes to decode an archive of pictures, and to read samples of any dataset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.contest import line
+import torch
+
+from benchmarks.contest import line, now, since
 
 ARCHIVE = Path(__file__).parents[2] / "shared/data/cifar10-jpg.tar.gz"
 
@@ -25,8 +27,37 @@ def decode() -> None:
     print(time.perf_counter() - start)
 
 
+class Pairs:
+    """A dataset that is no pair of tensors, and draws nothing."""
+
+    def __init__(self) -> None:
+        self.x = torch.randn(2000, 1, 8, 8)
+        self.targets = torch.randint(0, 10, (2000,))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[place], self.targets[place]
+
+
+def samples() -> None:
+    """Time a sample of `FromDatasets` by its general path, in batches of 50."""
+    from bhfl.data.source import LoaderSource
+
+    source = LoaderSource(Pairs())
+    found = []
+    for _ in range(7):
+        start = now()
+        for _ in source.batches(torch.arange(2000), 50, torch.Generator()):
+            pass
+        found.append(since(start).cpu / 2000)
+    line("a sample of any dataset, without random transforms", 1e6 * min(found), 15, " us")
+
+
 def run() -> None:
-    """Decode all 60,000 pictures of CIFAR-10, if they are at hand."""
+    """Read samples, and decode all 60,000 pictures of CIFAR-10, if they are at hand."""
+    samples()
     if not ARCHIVE.exists():
         print(f"decoding CIFAR-10: skipped, no {ARCHIVE.name}")
         return

@@ -86,12 +86,37 @@ class TensorSource:
         return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
 
 
+class _Untouched:
+    """Tells whether anybody else has drawn from the global generators of NumPy and Python.
+
+    Both are seeded, so that what each is to give next is known.
+
+    Args:
+        num_times: How often it is asked, at most.
+    """
+
+    def __init__(self, num_times: int) -> None:
+        self._seed()
+        by_python = [random.random() for _ in range(num_times)]
+        self._expected = zip(by_python, np.random.random_sample(num_times).tolist(), strict=True)
+        self._seed()
+
+    def __call__(self) -> bool:
+        return (random.random(), np.random.random_sample()) == next(self._expected)
+
+    def _seed(self) -> None:
+        random.seed(0)
+        np.random.seed(0)
+
+
 class _KeyedSamples(Dataset[Any]):
     """Chosen samples of a dataset, each read under a seed of its own.
 
     Random transforms draw from the global generators. These are seeded for each sample, so that
     samples depend neither on the number of workers nor on what ran before; who reads samples puts
-    the generators back, which takes ten times as long as to seed them.
+    the generators back, which takes ten times as long as to seed them. To seed those of NumPy and
+    Python takes longer than to read many a sample: it is put off until one has drawn from them,
+    which is then read again.
     """
 
     def __init__(self, dataset: Dataset[Any], indices: Tensor, generator: torch.Generator) -> None:
@@ -99,9 +124,31 @@ class _KeyedSamples(Dataset[Any]):
         self.indices = indices.tolist()
         # NumPy's global generator takes seeds of 32 bits
         self.seeds = torch.randint(2**32, (len(indices),), generator=generator).tolist()
+        self.draws = False
+        """Whether a sample is known to have drawn from NumPy's or Python's generator."""
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __getitems__(self, places: Sequence[int]) -> list[Any]:
+        """The samples of a batch, by which a DataLoader asks for them."""
+        untouched = _Untouched(0 if self.draws else len(places))
+        return [self[place] if self.draws else self._tried(place, untouched) for place in places]
+
+    def _tried(self, place: int, untouched: _Untouched) -> Any:
+        """A sample that is not expected to draw from NumPy's or Python's generator."""
+        torch.default_generator.manual_seed(self.seeds[place])
+        try:
+            sample = self.dataset[self.indices[place]]
+        except Exception:
+            # it may be for what it has drawn that it fails
+            if untouched():
+                raise
+        else:
+            if untouched():
+                return sample
+        self.draws = True
+        return self[place]
 
     def __getitem__(self, place: int) -> Any:
         seed = self.seeds[place]

@@ -136,3 +136,54 @@ def test_errors():
         _ = as_source(Pairs()).targets
     with pytest.raises(ValueError, match="targets must be as many as the 10 inputs, got 3"):
         TensorSource(IMAGES, TARGETS[:3])
+
+
+class SeldomNoisy(Dataset):
+    """Of the samples one draws, from one generator; what it draws may be an error."""
+
+    def __init__(self, draw, fails=False):
+        self.draw = draw
+        self.fails = fails
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        noise = self.draw() if index == 0 else 0.0
+        if self.fails and noise < 0.9:
+            raise ValueError(f"drawn: {noise}")
+        return index + torch.rand(()).double() + noise, index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: random.gauss(0, 1)])
+def test_a_sample_that_draws_late_has_its_own_seed(draw, workers):
+    dataset = SeldomNoisy(draw)
+    found = torch.cat([x for x, _ in LoaderSource(dataset, [0], workers).batches(
+        ORDER, 5, generator()
+    )])  # fmt: skip
+    seeds = torch.randint(2**32, (len(ORDER),), generator=generator()).tolist()
+    alone = []
+    for index, seed in zip(ORDER.tolist(), seeds, strict=True):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        alone.append(dataset[index][0])
+    assert torch.equal(found, torch.stack(alone))
+
+
+def test_a_sample_that_fails_by_what_it_draws_has_its_own_seed():
+    seed = torch.randint(2**32, (1,), generator=generator()).tolist()[0]
+    random.seed(seed)
+    with pytest.raises(ValueError, match=f"drawn: {random.random()}"):
+        list(
+            LoaderSource(SeldomNoisy(random.random, fails=True)).batches(
+                torch.tensor([0]), 1, generator()
+            )
+        )
+    with pytest.raises(ValueError, match=r"drawn: 0\.0"):
+        list(
+            LoaderSource(SeldomNoisy(random.random, fails=True)).batches(
+                torch.tensor([1]), 1, generator()
+            )
+        )
