@@ -44,12 +44,13 @@ def _model():
     return Classifier("cnn", input_shape=(3, 32, 32), optimizer=optimizer)
 
 
-def _trainer(clients: int, folder: str, num_train: int = NUM_TRAIN, **options):
+def _trainer(clients: int, folder: str, num_train: int = NUM_TRAIN, holdout: int = 0, **options):
     from bhfl.data import FakeImages
     from bhfl.engine.trainer import FederatedTrainer
 
     data = FakeImages(
-        num_train=num_train,
+        num_train=num_train + holdout,
+        holdout=holdout,
         num_test=NUM_TEST,
         shape=(3, 32, 32),
         batch_size=BATCH,
@@ -91,11 +92,15 @@ def engine(
     clients: int, num_train: int = NUM_TRAIN, clients_per_round: int | None = None
 ) -> Callable[[], None]:
     """Rounds of `FederatedTrainer`: payloads, checks and exact sums included."""
-    from bhfl.engine.rounds import run_round
-
     session = session_of(
         clients, tempfile.mkdtemp(), num_train, clients_per_round=clients_per_round
     )
+    return rounds_of(session)
+
+
+def rounds_of(session) -> Callable[[], None]:
+    """Rounds of a session, one a turn, each with its test."""
+    from bhfl.engine.rounds import run_round
 
     def turn() -> None:
         session.server, records = run_round(session, session.server, [])

@@ -1,4 +1,4 @@
-"""FedLQ: how long the allocation of one client takes, and the analysis of ResNet-18."""
+"""FedLQ: its rounds, how long the allocation of one client takes, and the analysis of ResNet-18."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.contest import line
+from benchmarks.contest import contest, line, ratio
+from benchmarks.engine import engine, rounds_of, session_of
 
 WIDTHS = (2, 3, 4, 6, 8, 16, 32)
 
@@ -36,6 +38,28 @@ def allocation() -> None:
         line(what, 1e3 * max(seconds), 50, " ms")
 
 
+def fedlq(refresh: int) -> Callable[[], None]:
+    """Rounds of FedLQ with ten clients of 1,000 images.
+
+    Args:
+        refresh: Rounds between probes, of nine passes over 1,000 images of the server's.
+    """
+    from bhfl.algorithms import FedLQ
+    from bhfl.algorithms.fedlq import Sensitivity
+
+    algorithm = FedLQ(sensitivity=Sensitivity(refresh=refresh))
+    return rounds_of(session_of(10, tempfile.mkdtemp(), holdout=1000, algorithm=algorithm))
+
+
+def rounds() -> None:
+    """Measure what a round costs more than FedAvg's, without a probe and with one."""
+    entries = {"fedavg": (engine, (10,)), "fedlq": (fedlq, (10,)), "probing": (fedlq, (1,))}
+    seconds = contest(entries, 3)
+    what = "round of 10 clients x 1,000 images: FedLQ"
+    ratio(f"{what} / FedAvg, without a probe", seconds["fedlq"], seconds["fedavg"], 1.10)
+    ratio(f"{what} / FedAvg, with a probe", seconds["probing"], seconds["fedavg"], None)
+
+
 def analysis() -> None:
     """Time ``bhfl analyze`` of ResNet-18 on 1,000 images with two threads, start-up included."""
     options = "--model.net=resnet18 --data=FakeImages --data.num_train=1300 --data.num_test=10"
@@ -48,6 +72,7 @@ def analysis() -> None:
 
 
 def run() -> None:
-    """Measure both."""
+    """Measure all of it."""
+    rounds()
     allocation()
     analysis()

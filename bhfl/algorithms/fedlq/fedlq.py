@@ -28,6 +28,7 @@ from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
 from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
+from bhfl.quant.rounding import extremes
 
 _MOST_CURVED = 1e30
 """The largest curvature that goes down: a float32 has to hold it, and costs must be finite."""
@@ -224,7 +225,9 @@ class FedLQ(Algorithm):
         trained = quantized_state(run.module)
         update = {name: value for name, value in trained.items() if name in run.message}
         values = float_tensors({name: update[name] for name in self.layers})
-        if not all(bool(value.isfinite().all()) for value in values.values()):
+        # they pass NaN on, and so tell of all values
+        ends = torch.stack([end for value in values.values() for end in extremes(value)])
+        if not ends.isfinite().all():
             raise ValueError("its weights are not finite after training")
         sent = values
         if self.payload == "delta":
@@ -277,7 +280,7 @@ class FedLQ(Algorithm):
     def _squared_move(self, start: Params, end: Params) -> float:
         """The squared length of a move of all layers."""
         moves = [start[name] - end[name] for name in self.layers]
-        return float(sum(move.double().square().sum() for move in moves))
+        return float(sum(move.double().square_().sum() for move in moves))
 
     # ---- the server ------------------------------------------------------------------------------
 

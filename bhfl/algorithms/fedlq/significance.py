@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bhfl.quant import quantize
 from bhfl.quant.norms import evaluating
+from bhfl.quant.rounding import matching_blocks
 
 Evaluate = Callable[[nn.Module], tuple[float, float]]
 """Loss and accuracy (0..1) of a model on held-out data."""
@@ -67,24 +68,36 @@ def quantization_variance(x: Tensor, bits: int) -> float:
         x: any shape, floating.
         bits: 2..16, or 32 (no error).
     """
-    if bits == 32:
-        return 0.0
+    return _variances(x, [bits])[0]
+
+
+def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
+    """The variance of a tensor at each width."""
     # as a row: an empty tensor has no row, and so no largest
     magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
-    step = magnitudes.amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-    # zeros have a step of 0; with any other their fractions are 0
-    fraction = (magnitudes / step.where(step > 0, 1.0)).frac_()
-    spread = (fraction * (1 - fraction)).sum(1, keepdim=True, dtype=torch.float64)
-    return float((step.double().square() * spread).sum())
+    largest = magnitudes.amax(1, keepdim=True)
+    spreads = torch.empty_like(magnitudes, dtype=torch.float64)
+    found = []
+    for bits in candidates:
+        if bits == 32:
+            found.append(0.0)
+            continue
+        step = largest / (2 ** (bits - 1) - 1)
+        # zeros have a step of 0; with any other their fractions are 0
+        divisor = step.where(step > 0, 1.0)
+        # in blocks that a cache holds
+        for part, spread in matching_blocks(magnitudes, spreads):
+            fraction = part.div(divisor.view(-1)).frac_()
+            spread.copy_((1 - fraction).mul_(fraction))
+        total = spreads.sum(1, keepdim=True)
+        found.append(float((step.double().square() * total).sum()))
+    return found
 
 
 def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:
     """`[L, B]`: `V_l(b)` of each tensor that a client is about to send, at each candidate width."""
-    table = torch.empty(len(tensors), len(candidates), dtype=torch.float64)
-    for row, x in enumerate(tensors):
-        for column, bits in enumerate(candidates):
-            table[row, column] = quantization_variance(x, bits)
-    return table
+    rows = [_variances(x, candidates) for x in tensors]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def layer_costs(curvature: Tensor, variances: Tensor) -> Tensor:
