@@ -8,6 +8,7 @@ this project.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
@@ -226,7 +227,7 @@ class FedLQ(Algorithm):
         update = {name: value for name, value in trained.items() if name in run.message}
         values = float_tensors({name: update[name] for name in self.layers})
         # they pass NaN on, and so tell of all values
-        ends = torch.stack([end for value in values.values() for end in extremes(value)])
+        ends = torch.stack([*chain.from_iterable(map(extremes, values.values()))])
         if not ends.isfinite().all():
             raise ValueError("its weights are not finite after training")
         sent = values
