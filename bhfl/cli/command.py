@@ -31,7 +31,10 @@ def _run(args: Sequence[str]) -> int:
 
     # what is wrong here is answered before torch is loaded
     layers = read_layers(args[1:])
-    from bhfl.cli.federated_cli import FederatedCLI
+    from bhfl.engine.console import told
+
+    with told("loading PyTorch and Lightning"):
+        from bhfl.cli.federated_cli import FederatedCLI
 
     FederatedCLI(args, layers)
     return 0
@@ -125,10 +128,10 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     """The exit code of a command, or of what stops it, which is told in one line."""
     import warnings
 
-    from bhfl.cli.exits import format_warning
+    from bhfl.cli.exits import WarningForm
     from bhfl.engine.ending import LOST, STANDING, LostProcessError, Terminated, speaks_of_others
 
-    warnings.formatwarning = format_warning  # type: ignore[assignment]  # it hands on the rest
+    warnings.formatwarning = WarningForm()  # type: ignore[assignment]  # it hands on the rest
     STANDING.begin("nothing new is saved")
     try:
         return run(args)

@@ -1,6 +1,6 @@
 """What the command line does besides training and measuring: ``analyze`` and ``export``."""
 
-import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,13 +9,16 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from tqdm import tqdm
 
 from bhfl.cli.exits import say
+from bhfl.engine.console import terminal
 from bhfl.engine.folder import subfolder
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
 from bhfl.files import user_option
+
+SELDOM_SECONDS = 15.0
+"""The time between two lines of `analyze` where no bar is drawn."""
 
 
 class CommandTrainer(FederatedTrainer):
@@ -124,12 +127,33 @@ class CommandTrainer(FederatedTrainer):
 
 @contextmanager
 def _bar(threads: int, what: str, num_samples: int) -> Iterator[Callable[[int], object]]:
-    """A bar over samples on stderr; where that is no terminal, it is written again but seldom."""
+    """A bar over samples where stderr is a terminal, and a line now and then where it is not."""
     # the bar is on stderr, and would come before what waits in the buffer of stdout
     print(what, flush=True)
-    seldom = 0.1 if sys.stderr.isatty() else 15.0
     words = f"{threads} thread{'s' * (threads > 1)}"
-    with tqdm(
-        total=num_samples, desc=words, unit=" samples", unit_scale=True, mininterval=seldom
-    ) as bar:
-        yield bar.update
+    console = terminal()
+    if console is None:
+        yield _Lines(words, num_samples).advance
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as bars:
+        yield partial(bars.advance, bars.add_task(words, total=num_samples))
+
+
+class _Lines:
+    """Says now and then how many samples are done."""
+
+    def __init__(self, words: str, num_samples: int) -> None:
+        self.words = words
+        self.num_samples = num_samples
+        self.done = 0
+        self.said = time.monotonic()
+
+    def advance(self, num_samples: int) -> None:
+        """Count samples that are done."""
+        self.done += num_samples
+        over = self.done >= self.num_samples
+        if over or time.monotonic() - self.said >= SELDOM_SECONDS:
+            self.said = time.monotonic()
+            say(f"{self.words}: {self.done / self.num_samples:.0%} of {self.num_samples:,} samples")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import clipped
+from bhfl.engine.console import coloured
 from bhfl.engine.ending import speaks
 
 BAD_CONFIG = 2
@@ -65,16 +66,29 @@ def say(text: str) -> None:
             print(text, file=sys.stderr)
 
 
-def format_warning(
-    message: Warning | str, category: type[Warning], filename: str, *place: Any
-) -> str:
-    """Our own warnings as one line for users; others as ever, with the place in the code.
+class WarningForm:
+    """Our own warnings as one line for users; others as ever, with the place in the code; each text
+    once.
 
-    It takes the arguments of ``warnings.formatwarning``, which it is to replace.
+    An object takes the arguments of ``warnings.formatwarning``, which it is to replace.
     """
-    if category is UserWarning and filename.startswith(_SOURCE):
-        return f"warning: {clipped(str(message))}\n"
-    return _format_warning(message, category, filename, *place)
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(
+        self, message: Warning | str, category: type[Warning], filename: str, *place: Any
+    ) -> str:
+        """The text of a warning; none where the same was said before."""
+        text = _format_warning(message, category, filename, *place)
+        ours = category is UserWarning and filename.startswith(_SOURCE)
+        if ours:
+            text = f"warning: {clipped(str(message))}"
+        # Python forgets what it has shown whenever any code sets a filter of its own
+        if text in self._said:
+            return ""
+        self._said.add(text)
+        return f"{coloured(text, 'yellow')}\n" if ours else text
 
 
 def exit_code(error: Exception) -> int | None:

@@ -28,6 +28,9 @@ from bhfl.files import write_text
 from bhfl.recorded import UNWRITTEN
 from bhfl.settings import DATA_ROLES, Role
 
+_SILENT = ("analyze", "export")
+"""Commands of which no callback tells."""
+
 
 class FederatedCLI(LightningCLI):
     """Parses, builds and runs one command.
@@ -169,10 +172,12 @@ class FederatedCLI(LightningCLI):
         """
         init = self.config_init[self.subcommand]
         given = init.trainer.callbacks or []
-        ours = [cls() for cls in (Progress, WeightHistograms) if cls not in map(type, given)]
+        # they draw and write nothing else, and `analyze` has a bar of its own
+        classes = (Progress, WeightHistograms) if self.command not in _SILENT else ()
+        ours = [cls() for cls in classes if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
         # they need one process, whatever a run's configuration says
-        if self.command in ("analyze", "export"):
+        if self.command in _SILENT:
             devices = init.trainer.devices
             init.trainer.devices = devices[:1] if isinstance(devices, list) else 1
             init.trainer.num_nodes = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
@@ -28,6 +29,16 @@ class Callback:
         """Refuse a class with a method that looks like a hook and is none."""
         super().__init_subclass__(**kwargs)
         _GUARD.check_class(cls)
+
+    def around(self, trainer: FederatedTrainer, stage: str) -> AbstractContextManager[object]:
+        """A context that a fit or a measurement lies in, from before its data and its model are set
+        up to its end, whatever that is. By default nothing is done.
+
+        Args:
+            trainer: What trains or measures.
+            stage: ``fit``, ``validate`` or ``test``.
+        """
+        return nullcontext()
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Everything is set up, a checkpoint is taken up, and no round has begun."""

@@ -29,6 +29,8 @@ class Dealer:
     def __init__(self, fabric: Fabric, steps: Callable[[Client], int]) -> None:
         self.fabric = fabric
         self.steps = steps
+        self.num_dealt = 0
+        """The clients of the last round that this process trains."""
         self._seconds: dict[str, float] = defaultdict(float)
         self._steps: dict[str, int] = defaultdict(int)
 
@@ -38,6 +40,11 @@ class Dealer:
         Args:
             cohort: The clients of the round.
         """
+        mine = self._dealt(cohort)
+        self.num_dealt = len(mine)
+        return mine
+
+    def _dealt(self, cohort: Sequence[Client]) -> list[Client]:
         if self.fabric.world_size == 1:
             return list(cohort)
         # the figures of one process for all, so that every client is dealt out exactly once

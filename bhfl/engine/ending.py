@@ -84,7 +84,10 @@ class Standing:
         self.begin("")
         self.last_acts: list[Callable[[], object]] = []
         """Called before the process is ended by force."""
-        self.on_change: Callable[[], object] | None = None
+        self.listeners: list[Callable[[], object]] = []
+        """Called when something else is done."""
+        self.erase = b""
+        """What a terminal is sent before the last line of a process that is ended by force."""
 
     def begin(self, saved: str) -> None:
         """Take note that a command begins.
@@ -114,8 +117,8 @@ class Standing:
     def at(self, doing: str) -> None:
         """Take note of what is done from now on."""
         self.doing = doing
-        if self.on_change:
-            self.on_change()
+        for listener in self.listeners:
+            listener()
 
 
 STANDING = Standing()
@@ -176,9 +179,10 @@ def end_now(code: int, line: str = "") -> NoReturn:
         line: What is written to stderr, if anything.
     """
     # past sys.stderr, whose lock the main thread may hold
-    if line:
+    text = STANDING.erase + f"{line}\n".encode() * bool(line)
+    if text:
         with suppress(OSError):
-            os.write(2, f"{line}\n".encode())
+            os.write(2, text)
     for act in STANDING.last_acts:
         with suppress(Exception):
             act()

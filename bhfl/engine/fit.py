@@ -75,12 +75,14 @@ def _foresee(session: Session, fresh: bool) -> None:
     if session.fabric.is_global_zero:
         forewarn(session.module, fleet, data, settings, fresh=fresh)
     if session.timing:
+        STANDING.at("counting the operations of a step")
         session.timing.measure_(session.worker, data)
         communicates = session.algorithm.communicates
         smallest = encoded_bytes(session.server.params) if communicates else 0
         session.timing.check_deadline(smallest, data)
     # a resumed run keeps to what it was begun with
     if fresh:
+        STANDING.at("trying channels_last")
         session.server = with_format(session.server, settings, session.worker, fleet, data)
 
 
@@ -153,6 +155,7 @@ def _round(session: Session, run: Run) -> None:
     row["problems"] = [
         f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
     ]
+    STANDING.at(f"saving round {round}")
     # before the checkpoint, which holds the rows of its rounds; one that a kill leaves beyond it is
     # dropped when the run goes on
     run.log(row)

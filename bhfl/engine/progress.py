@@ -1,20 +1,23 @@
-"""What a run says while it goes on: a bar on a terminal or in a notebook, plain lines elsewhere,
-and a table at the end.
+"""What a run says while it goes on: bars on a terminal, a line in a notebook, plain lines
+elsewhere; and at the end a table and what to type next.
 
 Lines and tables go to the logger ``bhfl`` as INFO: the command line prints them, and in Python
 ``logging`` says what becomes of them.
 """
 
 import logging
+import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
-
-from tqdm import tqdm
 
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
+from bhfl.engine.console import terminal
 from bhfl.engine.figures import group_rows, megabytes, metric_names
+from bhfl.engine.screen import Screen
 from bhfl.settings import Output
 from bhfl.tags import LOST, Status
 
@@ -22,8 +25,8 @@ _LOG = logging.getLogger("bhfl")
 
 
 class Progress(Callback):
-    """A progress bar over clients and rounds on a terminal or in a notebook, one line a round
-    elsewhere; and a table at the end.
+    """Bars of rounds and of clients on a terminal, with warnings above them; a line that changes in
+    a notebook; one line a round elsewhere; and a table at the end.
 
     Lines and the table are messages of the logger ``bhfl``, as INFO. A trainer has this callback
     unasked where somebody looks on, see ``enable_progress_bar``.
@@ -36,7 +39,24 @@ class Progress(Callback):
 
     def __init__(self, metric: str = "acc") -> None:
         self.metric = metric
-        self._bar: Any = None
+        self._screen: Screen | None = None
+
+    @contextmanager
+    def around(self, trainer: Any, stage: str) -> Iterator[None]:
+        """Show on a terminal what is done, from the first seconds on."""
+        shows = trainer.settings.output.enable_progress_bar and trainer.fabric.is_global_zero
+        console = terminal() if shows else None
+        if console is not None:
+            self._screen = Screen(console)
+        try:
+            yield
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._screen is not None:
+            self._screen.close()
+            self._screen = None
 
     def on_fit_start(self, trainer: Any) -> None:
         """Say what is about to run."""
@@ -52,41 +72,35 @@ class Progress(Callback):
             f"{trainer.fabric.device.type}"
         )
         _LOG.info(f"logs and checkpoints: {trainer.run.folder}")
-        # tqdm draws on stderr; stdout may go to a file all the same
-        enabled = trainer.settings.output.enable_progress_bar
-        if enabled and (sys.stderr.isatty() or in_notebook()):
-            self._bar = tqdm(
-                total=trainer.settings.stopping.max_rounds,
-                # a resumed run goes on where it stopped
-                initial=trainer.server.round,
-                unit="round",
-                dynamic_ncols=True,
-            )
+        if self._screen is not None:
+            # a resumed run goes on where it stopped
+            self._screen.begin(trainer.server.round, trainer.settings.stopping.max_rounds)
 
     def on_client_end(self, trainer: Any, client: Any, record: Any) -> None:
-        """Say in the bar which client has just trained."""
-        if self._bar is not None:
-            self._bar.set_description(f"client {client.id} ({client.group})")
+        """Count the client in its bar."""
+        if self._screen is not None:
+            self._screen.count(record.status == "ok", trainer.session.dealer.num_dealt)
 
     def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Show the round's loss and metrics, and what has been sent so far."""
         if not trainer.fabric.is_global_zero:
             return
         figures = self._figures(trainer, metrics)
-        if self._bar is not None:
-            in_bar = {name: f"{value:.3f}" for name, value in figures.items()}
-            # the update below draws the bar anyway
-            self._bar.set_postfix(in_bar, refresh=False)
-            self._bar.update()
+        shown = {name: f"{value:.4f}" for name, value in figures.items()}
+        shown["up"] = f"{megabytes(1e6 * metrics['comm/uplink_MB'])} MB"
+        shown["down"] = f"{megabytes(1e6 * metrics['comm/downlink_MB'])} MB"
+        if self._screen is not None:
+            self._screen.end_round(shown, trainer.run.best_round == metrics["round"])
             return
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        up = megabytes(1e6 * metrics["comm/uplink_MB"])
-        down = megabytes(1e6 * metrics["comm/downlink_MB"])
+        text = "  ".join(f"{name} {value}" for name, value in shown.items())
         total = trainer.settings.stopping.max_rounds
-        _LOG.info(
-            f"round {metrics['round']:>{len(str(total))}}/{total}  {text}  up {up} MB  down {down} "
-            f"MB  {metrics['time/round_s']:.1f} s"
-        )
+        line = f"round {metrics['round']:>{len(str(total))}}/{total}  {text}"
+        if trainer.settings.output.enable_progress_bar and in_notebook():
+            # over the last one
+            sys.stderr.write(f"\r{line}")
+            sys.stderr.flush()
+            return
+        _LOG.info(f"{line}  {metrics['time/round_s']:.1f} s")
 
     def _figures(self, trainer: Any, metrics: dict[str, Any]) -> dict[str, float]:
         """The loss of training, and the metric of each bit group, as far as they were measured."""
@@ -105,15 +119,15 @@ class Progress(Callback):
         return {name: value for name, value in figures.items() if value is not None}
 
     def on_fit_end(self, trainer: Any, metrics: dict[str, float]) -> None:
-        """Close the bar and print the table."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Say the table, and what to type next."""
+        self._close()
         if trainer.fabric.is_global_zero:
             _LOG.info("\n" + table(trainer, metrics, self.metric, "test"))
+            _LOG.info("\n" + following(trainer))
 
     def on_measured(self, trainer: Any, metrics: dict[str, float], stage: str) -> None:
         """Print the table of ``bhfl validate`` and ``bhfl test``."""
+        self._close()
         if trainer.fabric.is_global_zero:
             _LOG.info(table(trainer, metrics, self.metric, stage))
 
@@ -156,6 +170,22 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         if note := devices.caution(trainer.fabric.device.type):
             text.append(f"note: {note}")
     return "\n".join(text)
+
+
+def following(trainer: Any) -> str:
+    """The best round of a run that is done, where its files are, and what can be typed next."""
+    run = trainer.run
+    lines = []
+    if run.best is not None:
+        monitor = trainer.settings.choice.monitor
+        lines.append(f"best round: {run.best_round}, {monitor} {run.best:.4g}")
+    lines.append(f"run folder: {run.folder}")
+    folder = shlex.quote(str(run.folder))
+    config = shlex.quote(str(run.folder / "config.yaml"))
+    lines += ["next:", f"  bhfl test --config {config} --ckpt_path best", f"  bhfl report {folder}"]
+    if any(run.folder.glob("events.out.tfevents.*")):
+        lines.append(f"  tensorboard --logdir {folder}")
+    return "\n".join(lines)
 
 
 def _notes(history: list[dict[str, Any]]) -> list[str]:

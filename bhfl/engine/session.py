@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -103,11 +103,12 @@ class Session:
         with launched(trainer.fabric, threads or machine.threads, seconds, again=again):
             trainer.launched = True
             loan = Loan(model, data)
-            try:
+            with ExitStack() as stack:
+                for callback in trainer.callbacks:
+                    stack.enter_context(callback.around(trainer, stage=stages[0]))
+                stack.callback(loan.give_back)
                 trainer.session = session = cls(trainer, loan, stages)
                 yield session
-            finally:
-                loan.give_back()
 
     # ---- setting up ------------------------------------------------------------------------------
 
@@ -157,6 +158,7 @@ class Session:
         STANDING.at("setting up")
         for stage in self.stages:
             self.data.setup(stage)
+        STANDING.at("splitting the data among the clients")
         everyone = self.trainer.fleet.devices(self.settings.fleet.num_clients)
         sizes = self.data.federate(len(everyone), self.settings.cohort.seed)
         return clients_of(everyone, sizes, self.settings.aggregation.weights)
@@ -196,6 +198,7 @@ class Session:
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
         groups = dict.fromkeys(client.devices for client in self.fleet)
+        STANDING.at("choosing backends for the model")
         for devices in (*groups, FLOAT):
             # raises now, not in the first client, where the model cannot take it
             devices.match_(self.module)

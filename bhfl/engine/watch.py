@@ -85,7 +85,7 @@ class Watch:
             OSError: The address cannot be used.
         """
         STANDING.at("waiting for the other processes")
-        STANDING.on_change = self._speak
+        STANDING.listeners.append(self._speak)
         os.register_at_fork(after_in_child=self._forget)
         deadline = time.monotonic() + self.timeout_seconds
         port = self._open_door() if self.rank == 0 else self._find_door(deadline)
@@ -327,7 +327,7 @@ class Watch:
         """Close the connections in a forked process, such as one of a DataLoader: they end with
         their owner.
         """
-        STANDING.on_change = None
+        STANDING.listeners.clear()
         for peer in self.peers.values():
             if peer.connection:
                 peer.connection.close()

@@ -9,8 +9,9 @@ from bhfl.cli.exits import TOO_FEW_CLIENTS, report
 from bhfl.cli.reading import ConfigError
 from bhfl.report.command import write_report
 from bhfl.settings import Role
+from bhfl.sweep import display
 from bhfl.sweep.check import Configs
-from bhfl.sweep.display import Display
+from bhfl.sweep.display import RUNNING, Display, Shown
 from bhfl.sweep.plan import TRIALS, Cell, Job, Plan
 from bhfl.sweep.processes import Processes, account, locked
 from bhfl.sweep.request import Request
@@ -44,6 +45,8 @@ class Runner:
         for job in survey.jobs():
             told = survey.configs(job)[Role.LENGTH.value]
             self.sizes[job.name] = told["trainer.max_rounds"]
+        self.states: dict[str, str] = {}
+        """The state of each job, as `Survey.states` has it."""
         self.over: set[str] = set()
         """Names of jobs that are not run, or not again."""
         self.rounds: dict[str, int] = {}
@@ -73,7 +76,7 @@ class Runner:
                     return
                 for job, _ in running.values():
                     self._count(job)
-                self.display.update(sum(self.rounds.values()))
+                self._show()
                 time.sleep(_POLL_SECONDS)
         finally:
             # out of time, interrupted or failed: no run is left behind
@@ -128,7 +131,7 @@ class Runner:
             self._fail(job.name, account(job, code))
             return
         self._look()
-        self.display.update(sum(self.rounds.values()))
+        self._show()
         how = f"done; {self.display.left()}" if done else "diverged: it is not chosen"
         self.display.tell(f"{job.name} {how}")
 
@@ -138,12 +141,24 @@ class Runner:
 
     def _look(self) -> None:
         """See which jobs are over, and how many rounds all of them have."""
-        states = self.survey.states()
-        self.over = {name for name, state in states.items() if state in OVER}
+        self.states = self.survey.states()
+        self.over = {name for name, state in self.states.items() if state in OVER}
         # a run that was made with other options may have come to its end
         self.over.difference_update(self.failed)
         for job in self.survey.jobs():
             self._count(job)
+
+    def _show(self) -> None:
+        """Show how far the sweep and each of its runs is."""
+        runs = []
+        for name, size in self.sizes.items():
+            state = self.states[name]
+            if name in self.processes.running:
+                state = RUNNING
+            elif name in self.failed:
+                state = display.FAILED
+            runs.append(Shown(name, state, self.rounds[name], size))
+        self.display.update(sum(self.rounds.values()), runs)
 
     def _count(self, job: Job) -> None:
         """Count the rounds of a job: all of them where it is over."""

@@ -91,7 +91,8 @@ def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
         "import sys, bhfl.main\n"
         "try: bhfl.main.main(sys.argv[1:])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
-        "assert not {'torch', 'lightning', 'numpy', 'yaml', 'jsonargparse'} & set(sys.modules)"
+        "heavy = {'torch', 'lightning', 'numpy', 'yaml', 'jsonargparse', 'rich'}\n"
+        "assert not heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -624,16 +625,19 @@ def test_empty_words_name_nothing(bhfl: Command, run: Path, command: str) -> Non
 
 def test_warnings_are_one_line() -> None:
     source = str(Path(exits.__file__).parents[1] / "engine" / "trainer.py")
-    assert (
-        exits.format_warning("client 3 failed", UserWarning, source, 7)
-        == "warning: client 3 failed\n"
-    )
-    assert exits.format_warning("old", DeprecationWarning, source, 7).startswith(
-        f"{source}:7: DeprecationWarning: old"
-    )
-    assert exits.format_warning("odd", UserWarning, "other.py", 7, "").startswith(
-        "other.py:7: UserWarning: odd"
-    )
+    told = exits.WarningForm()
+    assert told("client 3 failed", UserWarning, source, 7) == "warning: client 3 failed\n"
+    old = told("old", DeprecationWarning, source, 7)
+    assert old.startswith(f"{source}:7: DeprecationWarning: old")
+    odd = told("odd", UserWarning, "other.py", 7, "")
+    assert odd.startswith("other.py:7: UserWarning: odd")
+
+
+def test_a_warning_is_said_once_whatever_filters_are_set_between() -> None:
+    source = str(Path(exits.__file__).parents[1] / "engine" / "trainer.py")
+    told = exits.WarningForm()
+    texts = [told(text, UserWarning, source, line) for text, line in (("a", 1), ("a", 9), ("b", 1))]
+    assert texts == ["warning: a\n", "", "warning: b\n"]
 
 
 HOOKS = """\
@@ -676,7 +680,7 @@ def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
     code, _, err = bhfl("fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_interrupt.Stop")
     assert (code, err) == (
         130,
-        "error: interrupted while validating; "
+        "error: interrupted while saving round 1; "
         "--ckpt_path runs/tiny/version_0 goes on from round 1\n",
     )
     assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "runs/tiny/version_0").code == 0

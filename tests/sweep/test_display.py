@@ -1,11 +1,13 @@
 """How far a sweep is."""
 
+import io
 import time
 
 import pytest
+from rich.console import Console
 
 from bhfl.sweep import display
-from bhfl.sweep.display import Display
+from bhfl.sweep.display import FAILED, RUNNING, Display, Shown
 
 
 @pytest.mark.parametrize(
@@ -37,14 +39,26 @@ def test_lines_are_seldom_where_there_is_no_terminal(
     shown.close()
 
 
-def test_a_terminal_has_a_bar(
+def test_a_terminal_has_a_table_of_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    shown = Display(total=10, done=2)
-    shown.update(5)
+    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "LINES": "9", "COLUMNS": "80"}
+    for name, value in terminal.items():
+        monkeypatch.setenv(name, value)
+    shown = Display(total=40, done=2)
+    over = Shown("done", "done", 10, 10)
+    runs = [over, Shown("waits", "missing", 0, 10), Shown("works", RUNNING, 5, 10)]
+    shown.update(5, [*runs, Shown("failed", FAILED, 3, 10)])
     shown.tell("news")
+    table = Console(file=io.StringIO(), width=80, force_terminal=False, color_system=None)
+    table.print(shown.picture())
     shown.close()
     out, err = capsys.readouterr()
-    assert "news" in out
-    assert "5/10" in err
+    assert out == "news\n"
+    assert err.rindex("\x1b[?25h") > err.rindex("\x1b[?25l")
+    # as many runs as there is room for, those at work first
+    head, *lines = table.file.getvalue().splitlines()
+    assert head.split() == ["run", "state", "rounds"]
+    assert [line.split()[0] for line in lines[:-1]] == ["works", "failed", "waits"]
+    assert lines[0].split()[-1] == "5/10"
+    assert lines[-1].startswith("1 done, 1 missing, 1 running, 1 failed, 35 of 40 rounds left")
