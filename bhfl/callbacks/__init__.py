@@ -3,7 +3,8 @@
 """
 
 from bhfl.callbacks.histograms import WeightHistograms
+from bhfl.callbacks.pictures import Pictures
 from bhfl.engine.callback import Callback
 from bhfl.engine.progress import Progress
 
-__all__ = ["Callback", "Progress", "WeightHistograms"]
+__all__ = ["Callback", "Pictures", "Progress", "WeightHistograms"]

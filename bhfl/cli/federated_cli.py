@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
-from bhfl.callbacks import Progress, WeightHistograms
+from bhfl.callbacks import Pictures, Progress, WeightHistograms
 from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
@@ -173,7 +173,7 @@ class FederatedCLI(LightningCLI):
         init = self.config_init[self.subcommand]
         given = init.trainer.callbacks or []
         # they draw and write nothing else, and `analyze` has a bar of its own
-        classes = (Progress, WeightHistograms) if self.command not in _SILENT else ()
+        classes = (Progress, WeightHistograms, Pictures) if self.command not in _SILENT else ()
         ours = [cls() for cls in classes if cls not in map(type, given)]
         init.trainer.callbacks = [*ours, *given]
         # they need one process, whatever a run's configuration says

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor
@@ -178,6 +179,22 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         `Split.record`).
         """
         return self.split.record()
+
+    def label_counts(self, num_clients: int) -> npt.NDArray[np.int64] | None:
+        """The training samples of the first clients in each class, ``[clients, classes]``; None
+        where targets are no numbers of classes.
+
+        Args:
+            num_clients: How many clients at most.
+        """
+        targets = np.asarray(self._train.targets)
+        if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.min() < 0:
+            return None
+        size = max(self.num_classes, int(targets.max()) + 1)
+        counts = []
+        for members in self.split.clients[:num_clients]:
+            counts.append(np.bincount(targets[members], minlength=size))
+        return np.stack(counts)
 
     def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Any]:
         """One local epoch of a client's training batches, shuffled and augmented by draws from

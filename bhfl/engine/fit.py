@@ -53,6 +53,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         session.module.on_fit_end()
         metrics = session.evaluate("test")
         session.tear_down()
+        run.loggers.end(metrics, session.server.round)
         run.loggers.close()
         # last of the files, and while nobody else may write here: who finds a summary takes the
         # run for done

@@ -5,12 +5,15 @@ is said once.
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from bhfl.engine.overview import layout, overview
 from bhfl.engine.types import Row
 
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
@@ -29,14 +32,25 @@ class Loggers:
 
     chosen: bool | Logger | Sequence[Logger]
     folder: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the run is told, by name."""
     active: list[Logger] = field(default_factory=list)
     """Those that still write."""
+    _laid_out: bool = False
 
-    def begin(self, history: Sequence[Row]) -> None:
-        """Open the loggers, after the rounds of `history`."""
+    def begin(self, history: Sequence[Row], options: Mapping[str, Any]) -> None:
+        """Open the loggers, after the rounds of `history`.
+
+        Args:
+            history: What is logged already.
+            options: What the run is told, by name.
+        """
+        self.options = options
+        self._laid_out = False
         chosen = self.chosen
         if chosen is not True:
             self.active = [chosen] if isinstance(chosen, Logger) else list(chosen or [])
+            self.each(self._tell_options)
             return
         step = history[-1]["round"] + 1 if history else None
         self.active = [
@@ -62,9 +76,45 @@ class Loggers:
             for row in history:
                 logger.log_metrics(scalars(row), step=row["round"])
 
+    def _tell_options(self, logger: Logger) -> None:
+        # TensorBoard's comparison of runs wants options and results in one entry, at the end
+        if isinstance(logger, TensorBoardLogger):
+            return
+        # a file of rows, such as Fabric's CSV, has no place for them
+        with suppress(NotImplementedError):
+            logger.log_hyperparams(dict(self.options))
+
     def log(self, row: Row) -> None:
         """Write the numbers of a finished round."""
-        self.each(lambda logger: _log(logger, row))
+        self.each(lambda logger: self._log(logger, row))
+
+    def _log(self, logger: Logger, row: Row) -> None:
+        logger.log_metrics(scalars(row), step=row["round"])
+        if isinstance(logger, TensorBoardLogger):
+            shown = overview(row)
+            logger.log_metrics(shown, step=row["round"])
+            # a row without a validation does not name all curves
+            if not self._laid_out and any("accuracy" in tag for tag in shown):
+                self._laid_out = True
+                logger.experiment.add_custom_scalars(layout(row))
+            # a thread of its own writes: what it still holds would be lost in a kill
+            logger.experiment.flush()
+
+    def end(self, metrics: Row, round: int) -> None:
+        """Write the metrics of the test, with the options of the run where loggers keep those.
+
+        Args:
+            metrics: Their values, by tag.
+            round: The last round.
+        """
+
+        def write(logger: Logger) -> None:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(dict(self.options), dict(metrics), step=round)
+            elif metrics:
+                logger.log_metrics(scalars(metrics), step=round)
+
+        self.each(write)
 
     def each(self, action: Callable[[Logger], object]) -> None:
         """Call `action` with every logger; one that fails is left out from then on, with a
@@ -118,10 +168,3 @@ def scalars(row: Row) -> Row:
     return {
         tag: value for tag, value in row.items() if "/" in tag and isinstance(value, int | float)
     }
-
-
-def _log(logger: Logger, row: Row) -> None:
-    logger.log_metrics(scalars(row), step=row["round"])
-    if isinstance(logger, TensorBoardLogger):
-        # a thread of its own writes: what it still holds would be lost in a kill
-        logger.experiment.flush()

@@ -5,6 +5,7 @@ import operator
 import platform
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.records import Ledger
 from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, claim, write_json
-from bhfl.settings import Settings, Told
+from bhfl.settings import SETTINGS, Settings, Told
 
 MAX_FAILED = 2000
 """Characters that ``summary.json`` keeps of an error."""
@@ -121,7 +122,8 @@ class Run:
         self.rows.rewrite(self.history)
         for row in self.history:
             self._packed.append(row)
-        self.loggers.begin(self.history)
+        told = records[SETTINGS].values()
+        self.loggers.begin(self.history, dict(ChainMap(*map(dict, told))))
 
     # ---- one round -------------------------------------------------------------------------------
 

@@ -255,3 +255,22 @@ def test_options_can_be_typed_on_a_command_line():
     assert default.partition.class_path == "bhfl.data.IID"
     with pytest.raises(jsonargparse.ArgumentError, match="bacth_size"):
         parser.parse_args(["--data=CIFAR10", "--data.bacth_size=7"])
+
+
+def test_the_labels_of_each_client_are_counted():
+    data = ready()
+    counts = data.label_counts(4)
+    assert counts.shape == (4, 5)
+    for client, mine in enumerate(counts):
+        _, labels = joined(data.client_batches(client, RandomKeys(0), 0))
+        assert mine.tolist() == torch.bincount(labels, minlength=5).tolist()
+
+
+def test_targets_that_are_no_classes_are_not_counted():
+    data = FromDatasets(POINTS, POINTS, targets=torch.rand(40), num_classes=1)
+    data.setup("fit")
+    data.federate(2, 0)
+    assert data.label_counts(2) is None
+
+
+POINTS = TensorDataset(torch.randn(40, 3), torch.rand(40))

@@ -24,7 +24,7 @@ def rows(*rounds: int) -> list[dict]:
 def write(folder: Path, first: int, last: int) -> None:
     """What a run does that goes on before round `first` and stops after round `last`."""
     loggers = Loggers(True, folder)
-    loggers.begin(rows(*range(1, first)))
+    loggers.begin(rows(*range(1, first)), {})
     for row in rows(*range(first, last + 1)):
         loggers.log(row)
     loggers.close()
@@ -75,7 +75,7 @@ def small_files(limit: int) -> Iterator[None]:
 )  # TensorBoard's own
 def test_tensorboard_on_a_full_disk_is_left_out_and_its_file_is_named(tmp_path):
     loggers = Loggers(True, tmp_path)
-    loggers.begin([])
+    loggers.begin([], {})
     with small_files(3000), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for row in rows(*range(1, 200)):
@@ -96,7 +96,7 @@ def test_loggers_that_cannot_even_begin(tmp_path):
     with pytest.warns(
         UserWarning, match=r"CSVLogger is left out from now on: it cannot write to .*metrics\.csv"
     ):
-        loggers.begin([])
+        loggers.begin([], {})
     assert [type(logger).__name__ for logger in loggers.active] == ["TensorBoardLogger"]
 
 
@@ -114,7 +114,7 @@ class Offline(Logger):
 
 def test_a_service_that_does_not_answer_is_left_out_once(tmp_path):
     loggers = Loggers(Offline(), tmp_path)
-    loggers.begin([])
+    loggers.begin([], {})
     expected = (
         "Offline is left out from now on: RuntimeError: no answer from the service; "
         "rounds.jsonl goes on"

@@ -1,0 +1,61 @@
+"""Pictures for TensorBoard: which labels each client has, and the bits that each layer is sent
+with.
+"""
+
+from typing import Any
+
+import numpy as np
+from lightning.fabric.loggers import Logger, TensorBoardLogger
+
+from bhfl.callbacks.heatmap import Pixels, heatmap
+from bhfl.engine.callback import Callback
+
+_MOST = 64
+"""Rows and columns of a picture at most: the first clients, the last rounds."""
+_BITS = "fedlq/bits_"
+
+
+class Pictures(Callback):
+    """Writes ``pictures/partition`` before the first round, where the data have labels, and after
+    the last one ``pictures/bits_by_layer``, where the method gives each layer bits of its own.
+    """
+
+    def on_fit_start(self, trainer: Any) -> None:
+        """Draw how many training samples of each class each client has."""
+        count = getattr(trainer.session.data, "label_counts", None)
+        counts = count(_MOST) if count and trainer.fabric.is_global_zero else None
+        if counts is None or counts.shape[1] > _MOST:
+            return
+        clients = trainer.clients[:_MOST]
+        title = f"training samples by client and class; {len(trainer.clients)} clients"
+        names = [f"{client.id} {client.group}" for client in clients]
+        classes = [str(label) for label in range(counts.shape[1])]
+        _write(trainer, "partition", heatmap(counts.astype(float), names, classes, title))
+
+    def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Draw the bits of all rounds, once the last one is done."""
+        most = trainer.settings.stopping.max_rounds
+        if metrics["round"] < most and not trainer.run.out_of_patience:
+            return
+        tags = [tag for tag in metrics if tag.startswith(_BITS)]
+        if not tags:
+            return
+        history = trainer.run.history[-_MOST:]
+        values = np.full((len(tags), len(history)), np.nan)
+        for i, tag in enumerate(tags):
+            for j, row in enumerate(history):
+                # zero bits: no client sent the layer
+                values[i, j] = row.get(tag) or np.nan
+        names = [tag.removeprefix(_BITS) for tag in tags]
+        rounds = [str(row["round"]) for row in history]
+        title = "mean bits of a layer's weights, by round"
+        _write(trainer, "bits_by_layer", heatmap(values, names, rounds, title))
+
+
+def _write(trainer: Any, name: str, picture: Pixels) -> None:
+    def write(logger: Logger) -> None:
+        if isinstance(logger, TensorBoardLogger):
+            round = trainer.server.round
+            logger.experiment.add_image(f"pictures/{name}", picture, round, dataformats="HWC")
+
+    trainer.run.loggers.each(write)
