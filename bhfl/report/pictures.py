@@ -1,6 +1,4 @@
-"""The report's pictures: a method has the same colour in all of them, and legends stand below the
-data.
-"""
+"""The report's pictures: a method has the same colour in all of them, which the page names once."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,15 +32,19 @@ _OVER_ROUNDS = {
     ),
     "ProWD: the dequantizer": (
         "Rounds in which it was trained; dotted: the loss of the identity, which does nothing.",
-        {"dequantizer/recon": "reconstruction loss", "dequantizer/distill": "distillation loss"},
+        {
+            "dequantizer/recon": "reconstruction loss",
+            "dequantizer/distill": "distillation loss",
+        },
     ),
 }
 """Chapters of what algorithms log: how to read them, and what to call their tags."""
 _DOTTED = {"dequantizer/recon": "dequantizer/recon_identity"}
 """The tag that is drawn dotted beside another one."""
+_UNITS = {"dequantizer/recon": ", steps of the grid"}
 _WIDTH = 4.5
 _HEIGHT = 3.0
-"""Inches of a picture, its legend left out."""
+"""Inches of a picture."""
 _WIDE = 5
 """An axis is logarithmic where the largest end of a curve is more than so many times the smallest.
 """
@@ -183,7 +185,7 @@ def _series(section: Section, colours: Colours, names: Mapping[str, str]) -> lis
     for tag, name in names.items():
         lines = _lines(section, tag, "round")
         if lines:
-            y = "clients" if tag.startswith("clients/") else name
+            y = "clients" if tag.startswith("clients/") else name + _UNITS.get(tag, "")
             other = _DOTTED.get(tag)
             dotted = _lines(section, other, "round") if other else []
             pictures.append(Picture(name, _curves(lines, colours, "round", y, dotted)))
@@ -222,7 +224,7 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
 def _curves(
     lines: Sequence[Line], colours: Colours, x: str, y: str, dotted: Sequence[Line] = ()
 ) -> bytes:
-    """Curves with their legend, and other curves dotted; `x` and `y` are the names of the axes."""
+    """Curves, and other curves dotted; `x` and `y` are the names of the axes."""
     axis = _axis(x, y)
     for i, line in enumerate(lines):
         _curve(axis, line, colours[line.row.label], i / len(lines))
@@ -237,13 +239,13 @@ def _curves(
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     else:
         _spread_out(axis, [line.x[-1] for line in lines if line.x[-1] > 0])
-    return _drawn(axis)
+    return svg(axis.figure)
 
 
 def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
     """Draw one curve; `place` is its place among all, from 0 to 1."""
     finished = line.row.finished
-    style = {"color": colour, "markersize": 4, "label": _shown(line.row)}
+    style = {"color": colour, "markersize": 4}
     style["linestyle"] = "-" if finished else "--"
     # a curve that hides another is the thinner one
     style["linewidth"] = 1.0 + (1.0 - place) * finished
@@ -258,19 +260,18 @@ def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
 
 
 def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) -> bytes:
-    """Points with their legend; `x` is the name of the axis, and a line joins the best."""
+    """Points; `x` is the name of the axis, and a line joins the best."""
     axis = _axis(x, "test accuracy, %")
     if joined:
         axis.plot(*zip(*_front(points), strict=True), color="#999999", linewidth=1, zorder=1)
     style = {"fmt": "o", "markersize": 7, "capsize": 3, "linewidth": 1.2}
     for row, sent, accuracy in points:
         error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-        named = {"color": colours[row.label], "label": _shown(row)}
-        axis.errorbar(sent, 100 * accuracy.mean, error, **named, **style)
+        axis.errorbar(sent, 100 * accuracy.mean, error, color=colours[row.label], **style)
     # zero has no place on a logarithmic axis, and a method may send nothing
     if all(point.sent for point in points):
         _spread_out(axis, [point.sent for point in points])
-    return _drawn(axis)
+    return svg(axis.figure)
 
 
 def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
@@ -283,15 +284,9 @@ def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
     return front
 
 
-def _shown(row: Row) -> str:
-    """A row's name as a legend shows it, where an underscore at its beginning would hide it."""
-    name = plain(row.name)
-    return f" {name}" if name.startswith("_") else name
-
-
 def _axis(x: str, y: str) -> Any:
     """A panel whose axes have these names."""
-    _, axis = pyplot().subplots(layout="constrained")
+    _, axis = pyplot().subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     bare(axis)
     axis.set(xlabel=x, ylabel=y)
     return axis
@@ -301,13 +296,3 @@ def _spread_out(axis: Any, ends: Sequence[float]) -> None:
     """Make the axis of x logarithmic where the ends of curves lie far apart."""
     if ends and max(ends) > _WIDE * min(ends):
         logarithmic(axis)
-
-
-def _drawn(axis: Any) -> bytes:
-    """The SVG of a panel, with a legend below of as many columns as its longest name admits."""
-    _, names = axis.get_legend_handles_labels()
-    columns = max(1, min(3, len(names), 62 // (max(map(len, names)) + 6)))
-    figure = axis.figure
-    figure.set_size_inches(_WIDTH, _HEIGHT + 0.19 * math.ceil(len(names) / columns))
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
-    return svg(figure)

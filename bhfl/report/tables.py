@@ -51,14 +51,16 @@ def results(section: Section) -> Table:
     rankings = {group: ranking(section, group) for group in section.groups}
     # columns that would be empty or zero in every row are left out
     timed = any(not math.isnan(row.mean(SIMULATED)) for row in section.rows)
-    head = ["method", "seeds", "rounds", *map(_column, rankings), "up MB", "down MB", "bits up"]
+    # accuracy first: a narrow screen shows the first columns alone
+    head = ["method", *map(_column, rankings), "seeds", "rounds", "up MB", "down MB", "bits up"]
     if timed:
         head.append("simulated s")
     rows = []
     for place, row in enumerate(section.rows):
-        cells = [Cell(row.name), Cell(_seeds(row)), Cell(_rounds(row))]
+        cells = [Cell(row.name)]
         for group, found in rankings.items():
             cells.append(_marked(row, group, found.marks[place]))
+        cells += [Cell(_seeds(row)), Cell(_rounds(row))]
         figures = [_amount(row.mean("comm/uplink_MB")), _amount(row.mean("comm/downlink_MB"))]
         figures.append(_fixed(row.uplink_bits, 1))
         if timed:

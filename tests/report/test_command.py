@@ -62,7 +62,7 @@ def test_one_whole_run_among_damaged_ones(tmp_path: Path) -> None:
     (tmp_path / "empty" / "rounds.jsonl").write_text("")
     text = write_report([tmp_path], tmp_path / "out")
     assert [line.split()[:4] for line in text.splitlines() if line.startswith("FedAvg ")] == [
-        ["FedAvg", "1", "3", "80.0"]
+        ["FedAvg", "80.0", "90.0", "85.0"]
     ]
     assert len([line for line in text.splitlines() if line.startswith("FedAvg, seed ")]) == 3
     assert f"{tmp_path}/killed: not finished: 3 of 3 rounds" in text

@@ -27,6 +27,7 @@ addEventListener("load", () => {{
   document.body.dataset.found = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {{
     const page = frame.contentDocument, root = page.documentElement, pictures = [...page.images];
     return {{
+      accuracy: page.querySelector("tbody td:nth-child(3)")?.getBoundingClientRect().toJSON(),
       width: root.clientWidth, content: root.scrollWidth, pictures: pictures.length,
       broken: pictures.filter(picture => !picture.naturalWidth).length,
       scrolling: [...page.querySelectorAll(".scroll")].filter(box => box.scrollWidth > box.clientWidth).length,
@@ -92,6 +93,22 @@ def test_it_is_whole_and_loads_nothing(text: str) -> None:
     assert '<td class="best">' in text
 
 
+def test_a_section_begins_in_words_and_has_one_legend(text: str) -> None:
+    first, second = text.split("<section")[1:]
+    assert "is first, with" in first or "are equal, with" in first
+    assert "No run is finished yet." in second
+    for section, names in ((first, 2), (second, 1)):
+        (legend,) = re.findall(r'<ul class="legend">(.*?)</ul>', section)
+        assert legend.count("<li>") == names
+    assert 'class="swatch dashed"' in second
+
+
+def test_it_has_colours_for_light_and_dark_screens(text: str) -> None:
+    light, dark = re.findall(r":root {([^}]*)}", text)
+    names = set(re.findall(r"(--\w+):", light))
+    assert set(re.findall(r"(--\w+):", dark)) == names == set(re.findall(r"var\((--\w+)\)", text))
+
+
 def test_what_runs_are_called_is_no_markup(tmp_path: Path) -> None:
     made.run(
         tmp_path / "a", {**made.config(), "algorithm": {"class_path": "<script>alert(1)</script>"}}
@@ -119,6 +136,9 @@ def test_in_a_browser_at_desktop_and_phone_width(text: str, tmp_path: Path) -> N
         assert seen["width"] == seen["content"] == width  # nothing sticks out
         assert (seen["pictures"], seen["broken"], seen["fetched"]) == (14, 0, [])
     assert [seen["scrolling"] for seen in found] == [0, 2]  # the tables, each inside its box
+    # of a phone of 844 pixels, too
+    assert all(seen["accuracy"]["bottom"] < 844 for seen in found)
+    assert all(seen["accuracy"]["right"] < seen["width"] for seen in found)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")

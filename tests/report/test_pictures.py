@@ -100,14 +100,6 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     assert chapters(section, colours([section])) == chapters(section, colours([section]))
 
 
-def test_names_that_matplotlib_would_take_for_more(tmp_path: Path) -> None:
-    made.run(tmp_path / "a", made.config("_Own", cost="$1 or $2"), ONE)
-    made.run(tmp_path / "b", made.config("_Own", cost="$x$"), ONE)
-    found = drawn(read(tmp_path)[0])
-    entries = found["Accuracy: float32"].pictures[0].svg.count(b" _Own (cost=$")
-    assert entries == 2
-
-
 def test_more_methods_than_colours(tmp_path: Path) -> None:
     for bits in range(len(PALETTE) + 1):
         made.run(tmp_path / str(bits), made.config("FedPAQ", bits=bits), ONE)

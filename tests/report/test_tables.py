@@ -37,18 +37,18 @@ def test_console(section: Section) -> None:
     assert lines[0] == "Digits, IID, cnn, 5 x int8, 5 x float32"
     assert (
         " ".join(lines[2].split())
-        == "method seeds rounds int8 float32 average up MB down MB bits up"
+        == "method int8 float32 average seeds rounds up MB down MB bits up"
     )
     assert lines[4] == (
-        "FedAvg              2       3  50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4 "
+        "FedAvg         50.0 ± 1.4   80.0 ± 1.4*  65.0 ± 1.4        2       3"
         "   3.00     6.00     16.0"
     )
     assert lines[5] == (
-        "ProWD               2       3  70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 0.0*"
+        "ProWD          70.0 ± 1.4*  79.5 ± 1.4~  74.8 ± 0.0*       2       3"
         "   3.00     6.00     16.0"
     )
     assert (
-        " ".join(lines[6].split()) == "Local, seed 0 seed 0 3 of 8 (90.0) (90.0) (90.0) 0.00 0.00 -"
+        " ".join(lines[6].split()) == "Local, seed 0 (90.0) (90.0) (90.0) seed 0 3 of 8 0.00 0.00 -"
     )
     assert lines[1] == lines[3] == lines[7] == "-" * len(lines[4])
     assert any(line.endswith("/c: not finished: 3 of 8 rounds") for line in lines)
@@ -61,12 +61,12 @@ def test_markdown(section: Section) -> None:
     lines = markdown(results(section)).splitlines()
     assert (
         lines[2]
-        == "| method | seeds | rounds | int8 | float32 | average | up MB | down MB | bits up |"
+        == "| method | int8 | float32 | average | seeds | rounds | up MB | down MB | bits up |"
     )
     assert lines[3] == "|---|" + "---:|" * 8
     assert (
         lines[5]
-        == "| ProWD | 2 | 3 | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 0.0** | 3.00 | 6.00 | 16.0 |"
+        == "| ProWD | **70.0 ± 1.4** | *79.5 ± 1.4* | **74.8 ± 0.0** | 2 | 3 | 3.00 | 6.00 | 16.0 |"
     )
 
 
@@ -105,8 +105,8 @@ def test_a_seed_without_a_value_is_told(tmp_path: Path) -> None:
     )
     (found,) = sections([read_run(folder) for folder in find_runs([tmp_path])])
     table = results(found)
-    assert [row[3] for row in table.rows] == [Cell("80.0 (1 of 2 seeds)"), Cell("10.0 ± 0.0")]
-    assert table.rows[0][4] == Cell("90.0 ± 0.0", "best")
+    assert [row[1] for row in table.rows] == [Cell("80.0 (1 of 2 seeds)"), Cell("10.0 ± 0.0")]
+    assert table.rows[0][2] == Cell("90.0 ± 0.0", "best")
     assert "FedAvg is not compared in int8: a seed has no value" in table.notes
 
 
@@ -155,7 +155,7 @@ def test_rounds_of_seeds_that_stopped_early(tmp_path: Path) -> None:
     made.run(tmp_path / "a")
     made.write(tmp_path / "b", made.config(seed=1), made.rows([{"int8": 0.1, "float32": 0.1}] * 2))
     table = results(sections([read_run(tmp_path / "a"), read_run(tmp_path / "b")])[0])
-    assert table.rows[0][2].text == "2 to 3"
+    assert table.rows[0][5].text == "2 to 3"
 
 
 def test_until_without_the_baseline(timed_section: Section) -> None:
