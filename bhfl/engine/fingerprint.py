@@ -11,7 +11,7 @@ from bhfl.engine.optimizers import describe
 from bhfl.recorded import Recorded, described, flatten, plain, spelled
 from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told, told_of
 
-_BACKENDS = "backends"
+BACKENDS = "backends"
 
 
 def fingerprint(settings: Settings, data: Any, model: Mapping[str, Any]) -> Told:
@@ -67,10 +67,10 @@ def note_backends(told: Told, groups: Iterable[Devices]) -> None:
     """
     chosen = {devices.group.label: devices.backends for devices in groups}
     if told and any(chosen.values()):
-        told[Role.NUMERICS.value][_BACKENDS] = chosen
+        told[Role.NUMERICS.value][BACKENDS] = chosen
 
 
 def noted_backends(told: Mapping[str, Any], group: str) -> Any:
     """The backends that were taken down for a group, as they stand there."""
-    found = told_of(told, [Role.NUMERICS]).get(_BACKENDS, {})
+    found = told_of(told, [Role.NUMERICS]).get(BACKENDS, {})
     return found.get(group, {}) if isinstance(found, Mapping) else found

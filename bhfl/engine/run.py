@@ -2,22 +2,19 @@
 
 import math
 import operator
-import platform
 import sys
-import time
 from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 import bhfl
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import read_state
+from bhfl.engine.environment import environment
 from bhfl.engine.folder import (
     CHECKPOINTS,
     CLIENTS,
@@ -118,7 +115,9 @@ class Run:
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             write_json(self.folder / f"{name}.json", value)
-        write_json(self.folder / "env.json", _environment(self.settings, server))
+        threads = self.settings.machine.threads
+        found = environment(records[SETTINGS], threads, server.channels_last)
+        write_json(self.folder / "env.json", found)
         self.rows.rewrite(self.history)
         for row in self.history:
             self._packed.append(row)
@@ -233,15 +232,3 @@ class Run:
 def _interned(row: Row) -> Row:
     """A row whose tags are one string each, not one a round."""
     return {sys.intern(tag): value for tag, value in row.items()}
-
-
-def _environment(settings: Settings, server: ServerState) -> dict[str, Any]:
-    return {
-        "bhfl": bhfl.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": settings.machine.threads,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "channels_last": server.channels_last,
-    }

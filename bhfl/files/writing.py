@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     with durable(path) as file:
         yield Path(file.name)
+        # the library may have put a file of its own there, open to this user alone
+        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        with open(file.name, "rb+") as written:
+            os.fsync(written.fileno())
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Files are written whole or not at all, and through no link."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from bhfl.files import RoundsFile, durable
+from bhfl.files import RoundsFile, durable, replacing
 
 
 def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path: Path) -> None:
@@ -26,3 +27,18 @@ def test_who_may_read_is_said_when_it_is_written(tmp_path: Path) -> None:
         file.write(b"secret")
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_what_a_library_puts_in_place_has_ordinary_permissions(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "file"
+    before = os.umask(umask)
+    try:
+        with replacing(path) as temporary:
+            own = tmp_path / "own"
+            # as safetensors does
+            own.touch(0o600)
+            own.rename(temporary)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,0 +1,110 @@
+"""What a run was made with: versions, the code in the current folder, processor and backends."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bhfl
+from bhfl.engine.fingerprint import BACKENDS
+from bhfl.settings import Role, Told
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "numpy", "bitsandbytes")
+"""Those whose versions results may depend on."""
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+)
+_GIT_SECONDS = 5.0
+
+
+def environment(told: Told, threads: int, channels_last: bool) -> dict[str, Any]:
+    """What is written to ``env.json``.
+
+    Args:
+        told: What the run is told, which names the backends that were chosen.
+        threads: CPU threads of a process.
+        channels_last: The format of its images.
+    """
+    return {
+        "bhfl": bhfl.__version__,
+        "python": platform.python_version(),
+        **versions(),
+        "platform": platform.platform(),
+        "git": git(Path()),
+        "cpu": processor(),
+        "gpu": gpu(),
+        "threads": threads,
+        "backends": told[Role.NUMERICS.value].get(BACKENDS, {}),
+        "channels_last": channels_last,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of `PACKAGES` that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    # with what it was built for
+    return found | {"torch": str(torch.__version__)}
+
+
+def processor() -> dict[str, Any]:
+    """The name of the CPU, the widest instructions that torch uses on it, those it has for codes of
+    8 bits and bfloat16, and the cores that this process may use.
+    """
+    told: dict[str, str] = {}
+    # Linux alone tells by a file
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            told.setdefault(key.strip(), value.strip())
+    flags = told.get("flags", "").split()
+    return {
+        "name": told.get("model name") or platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+def gpu() -> str | None:
+    """The name of the GPU that is computed on; None where none is."""
+    # to ask for a name would start CUDA where nothing computes on it
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.cuda.get_device_name() if started else None
+
+
+def git(folder: Path) -> Mapping[str, Any] | None:
+    """The commit that a folder is at, and whether files that git knows were changed since; None
+    where there is no git, or no repository.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if changed is None else bool(changed)}
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    # no program that the repository's own settings name is run, and no file of it is written
+    call = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *command]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=_GIT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
