@@ -3,7 +3,7 @@ alone costs.
 
 One row a layer, of plain values, so that it is a line of CSV as it stands (`bhfl analyze`):
 
-    layer, parameters
+    layer, kind, parameters
     saved_bytes_<b>      bytes on the wire against float32, codes and scale counted
     variance_<b>         expected squared error of stochastic rounding
     loss_increase_<b>    held-out loss with only this layer quantised, less that of the whole model
@@ -144,7 +144,9 @@ def layer_rows(model: nn.Module, harm: LayerHarm, *, uniform_bits: int = 4) -> l
     total = math.fsum(terms) or 1.0
     rows = []
     for i, (name, size) in enumerate(zip(found.layers, found.sizes, strict=True)):
-        row: Row = {"layer": name, "parameters": size}
+        layer = model.get_submodule(name.rpartition(".")[0])
+        kind = type(layer).__name__.removeprefix("Quant")
+        row: Row = {"layer": name, "kind": kind, "parameters": size}
         for b in CANDIDATES:
             row[f"saved_bytes_{b}"] = (layer_bits(size, 32) - layer_bits(size, b)) // 8
         row |= _columns("variance", CANDIDATES, variances[i])

@@ -21,6 +21,8 @@ from bhfl.report.forms import csv_text
 Row = Mapping[str, Any]
 """One layer: its name and its figures, by column."""
 
+_WORDS = ("layer", "kind")
+"""The columns that hold no numbers."""
 _PANELS = {
     "saved_bytes": (1e-6, "memory saved against float32 [MB]"),
     "loss_increase": (1.0, "loss increase, this layer alone quantised"),
@@ -42,7 +44,9 @@ def table(rows: Sequence[Row]) -> str:
     at every width.
     """
     share = widths(rows, "bound_share")[0]
-    harm = {"layer": labels([row["layer"] for row in rows])}
+    # whole paths, which `layers` of a group in a configuration match
+    harm = {"layer": [row["layer"].removesuffix(".weight") for row in rows]}
+    harm["kind"] = [row["kind"] for row in rows]
     cost = {**harm}
     harm["parameters"] = [f"{row['parameters']:,}" for row in rows]
     for b in widths(rows, "loss_increase"):
@@ -94,11 +98,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
         for line in lines:
-            numbers = {key: float(value) for key, value in line.items() if key != "layer"}
+            numbers = {key: float(value) for key, value in line.items() if key not in _WORDS}
             rows.append({**line, **numbers})
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{path}: every column but the layer must hold numbers: {error}"
+            f"{path}: every column but layer and kind must hold numbers: {error}"
         ) from error
     if not rows or not {"layer", "parameters", "significance"} <= rows[0].keys():
         raise ValueError(f"{path}: no table of layers; they are written by bhfl analyze")

@@ -140,6 +140,10 @@ def test_rows_hold_what_their_columns_say() -> None:
     harm = layer_harm(model, (3,), lambda rows: measure(model, rows), CHUNKS)
     rows = layer_rows(model, harm, uniform_bits=6)
     assert [row["layer"] for row in rows] == ["stem.weight", "twice.weight", "head.weight"]
+    assert [row["kind"] for row in rows] == [
+        type(getattr(model, name)).__name__.removeprefix("Quant")
+        for name in ("stem", "twice", "head")
+    ]
     stem = rows[0]
     assert stem["parameters"] == 162
     assert stem["saved_bytes_3"] == 162 * 4 - math.ceil(162 * 3 / 8) - 4

@@ -16,6 +16,7 @@ def made_rows(count: int = 21, accuracy: bool = True) -> list[dict[str, Any]]:
     for i in range(count):
         row: dict[str, Any] = {
             "layer": f"net.blocks.{i}.shortcut.0.weight",
+            "kind": "Conv2d",
             "parameters": 1000 * 2**i,
         }
         row |= {f"saved_bytes_{b}": (32 - b) * 125 * 2**i for b in (2, 4, 8)}
@@ -34,10 +35,11 @@ def test_csv_keeps_every_number(tmp_path: Path) -> None:
 
 def test_table_has_a_line_for_each_layer() -> None:
     lines = table(made_rows(3)).splitlines()
-    assert lines[0].split()[:2] == ["layer", "parameters"]
-    first = next(line for line in lines if line.startswith("1.shortcut.0"))
+    assert lines[0].split()[:3] == ["layer", "kind", "parameters"]
+    first = next(line for line in lines if line.startswith("net.blocks.1.shortcut.0"))
     assert first.split() == [
-        "1.shortcut.0",
+        "net.blocks.1.shortcut.0",
+        "Conv2d",
         "2,000",
         "-0.0500",
         "-0.0250",
@@ -48,7 +50,7 @@ def test_table_has_a_line_for_each_layer() -> None:
         "33.3",
         "%",
     ]
-    assert sum(line.startswith("2.shortcut.0") for line in lines) == 2
+    assert sum(line.startswith("net.blocks.2.shortcut.0") for line in lines) == 2
     assert max(map(len, table(made_rows()).splitlines())) <= 130
     assert "acc" not in table(made_rows(accuracy=False))
 
