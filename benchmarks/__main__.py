@@ -5,7 +5,7 @@ it is named.
 
 import sys
 
-from benchmarks import data, engine, kept, layerwise, peers, prowd, quant, rivals
+from benchmarks import data, engine, kept, layerwise, onnx, peers, prowd, quant, rivals
 
 if __name__ == "__main__":
     parts = {
@@ -16,6 +16,7 @@ if __name__ == "__main__":
         "data": data.run,
         "prowd": prowd.run,
         "fedlq": layerwise.run,
+        "onnx": onnx.run,
     }
     named = parts | {"peers": peers.run}
     for name in sys.argv[1:] or parts:

@@ -96,6 +96,7 @@ class CommandTrainer(FederatedTrainer):
         datamodule: FederatedData,
         ckpt_path: str | Path | None = None,
         out: str | Path | None = None,
+        calibrate: int | None = None,
     ) -> None:
         """Write the model of a checkpoint as each bit group runs it, with a model card.
 
@@ -105,9 +106,11 @@ class CommandTrainer(FederatedTrainer):
             ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
                 `name`.
             out: Folder to write to; by default ``export`` in the checkpoint's run folder.
+            calibrate: Samples of the validation split on which the ranges of activations in ONNX
+                files are found, to be constants, which run faster.
 
         Raises:
-            ValueError: `out` is no path, or no checkpoint is given.
+            ValueError: `out` is no path, `calibrate` is less than 1, or no checkpoint is given.
         """
         from bhfl.export import export_run
 
@@ -116,7 +119,7 @@ class CommandTrainer(FederatedTrainer):
             raise ValueError(
                 "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"
             )
-        made = export_run(self, model, datamodule, ckpt_path, chosen)
+        made = export_run(self, model, datamodule, ckpt_path, chosen, calibrate=calibrate)
         for note in made.notes:
             say(f"note: {note}")
         for file in made.files:

@@ -4,6 +4,9 @@ how to load them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,18 @@ class Exported:
     """The bytes of the same model with its tensors in float32."""
     accuracy: float | None
     """The fraction of right answers; None where nobody measured it."""
+    calibrated: int | None = None
+    """The samples on which an ONNX file's ranges were fixed; None where none were."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model was trained for."""
+
+    data: str
+    """The name of the data."""
+    kind: str | None
+    """The Hub's word for it, such as ``image-classification``; None where it is not known."""
 
 
 def model_card(
@@ -40,7 +55,8 @@ def model_card(
     """
     rows = "\n".join(map(_row, files))
     listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    onnx = "\n" + _ONNX if any(file.file.endswith(".onnx") for file in files) else ""
+    graphs = [file for file in files if file.file.endswith(".onnx")]
+    onnx = "\n" + _onnx(graphs[0]) if graphs else ""
     return f"""# {title}
 
 One model, trained by bhfl over clients of different bit-widths. Each file is this model
@@ -70,10 +86,39 @@ as the clients of one group run it.
 {onnx}"""  # noqa: E501
 
 
-_ONNX = """\
-An ONNX file runs under onnxruntime, without bhfl or torch. Like the layers in torch it takes the
-range of activations from the batch at hand.
-"""
+def front_matter(title: str, files: Sequence[Exported], measured: str, task: Task) -> str:
+    """What the Hugging Face Hub reads of a card, as YAML that stands at its top.
+
+    Args:
+        title: The name of the model.
+        files: The files, whose accuracies are its results.
+        measured: The split that the accuracies were measured on.
+        task: What the model was trained for.
+    """
+    tags = ["bhfl", "federated-learning", "quantization"]
+    if any(file.file.endswith(".onnx") for file in files):
+        tags.append("onnx")
+    found: dict[str, Any] = {"library_name": "bhfl", "tags": tags}
+    results = []
+    # one for each group, whatever the number of its files
+    accuracies = {file.group: file.accuracy for file in files if file.accuracy is not None}
+    for group, value in accuracies.items():
+        name = f"accuracy of {group} ({measured})"
+        results.append({"type": "accuracy", "value": value, "name": name})
+    # the Hub takes results only of a task that it knows
+    if task.kind:
+        found["pipeline_tag"] = task.kind
+        data = {"name": task.data, "type": task.data.lower()}
+        result = {"task": {"type": task.kind}, "dataset": data, "metrics": results}
+        found["model-index"] = [{"name": title, "results": [result]}]
+    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n\n"
+
+
+def _onnx(file: Exported) -> str:
+    ranges = "takes the\nrange of activations from the batch at hand, like the layers in torch."
+    if file.calibrated:
+        ranges = f"has\nranges of activations that were fixed on {file.calibrated} samples."
+    return f"An ONNX file runs under onnxruntime, without bhfl or torch. It {ranges}\n"
 
 
 def _row(file: Exported) -> str:

@@ -1,6 +1,7 @@
 """Example inputs of a model's ``forward``, from which an ONNX file takes its shapes."""
 
 import inspect
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from bhfl.engine.client.worker import Worker
-from bhfl.engine.types import FederatedData
-from bhfl.export.qdq import holds_samples, num_samples
+from bhfl.engine.types import FederatedData, server_data
+from bhfl.export.qdq import holds_samples
+from bhfl.export.qdq import num_samples as rows_of
 
 _SAMPLES = 2
 """The exporter takes a dimension of 1 for a constant, and so needs two."""
@@ -42,13 +44,41 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
         raise ValueError(
             "there is neither a test batch nor a validation batch, from which its inputs are taken"
         )
+    return _cut(_inputs(worker, batch))
+
+
+def samples_of(worker: Worker, data: FederatedData, num_samples: int) -> Iterator[tuple[Any, ...]]:
+    """The positional arguments of ``forward`` for samples of the validation split, batch by batch.
+
+    Args:
+        worker: The model, with the means to run its steps.
+        data: The data module that gives the batches.
+        num_samples: How many samples at most.
+
+    Raises:
+        ValueError: There are none, or no step calls any part of the model.
+    """
+    left = num_samples
+    for batch in server_data(data).val_batches(num_samples):
+        arguments = _cut(_inputs(worker, batch), left)
+        yield arguments
+        left -= rows_of(arguments) or 1
+        if left <= 0:
+            return
+    if left == num_samples:
+        raise ValueError("there is no validation batch, on which ranges would be found")
+
+
+def _inputs(worker: Worker, batch: Any) -> tuple[Any, ...]:
+    """What ``forward`` is called with on a batch, or else the first part of the model that is."""
+    module = worker.module
     calls = _calls(worker, batch)
     if not calls:
         raise ValueError(
             f"neither test_step nor validation_step of {type(module).__name__} calls any layer"
         )
     called, args, kwargs = next((call for call in calls if call[0] is module), calls[0])
-    return _cut(inspect.signature(called.forward).bind(*args, **kwargs).args)
+    return inspect.signature(called.forward).bind(*args, **kwargs).args
 
 
 def _calls(worker: Worker, batch: Any) -> list[Call]:
@@ -75,12 +105,12 @@ def _calls(worker: Worker, batch: Any) -> list[Call]:
     return calls
 
 
-def _cut(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _cut(arguments: tuple[Any, ...], most: int = _SAMPLES) -> tuple[Any, ...]:
     """The first samples of all tensors that are as long as the first one."""
-    rows = num_samples(arguments)
+    rows = rows_of(arguments)
 
     def cut(leaf: Any) -> Any:
-        return leaf[:_SAMPLES] if holds_samples(leaf, rows) else leaf
+        return leaf[:most] if holds_samples(leaf, rows) else leaf
 
     with torch.no_grad():
         return tuple(tree_map(cut, arguments))

@@ -1,7 +1,8 @@
 """ONNX graphs with QuantizeLinear and DequantizeLinear nodes (QDQ), of models of up to 8 bits.
 
 Weights are int8 initializers behind a DequantizeLinear, the codes that forward computes with: the
-file is a quarter of the float32 one. Activations are quantised to uint8 with the dynamic range of
+file is a quarter of the float32 one. Where the ranges of activations are fixed by samples, see
+:mod:`bhfl.export.static`; otherwise activations are quantised to uint8 with the dynamic range of
 the tensor, as the layers do in torch. The range is not a constant from a calibration set but the
 result of a few scalar nodes, by the same float operations in the same order, so that the same input
 gives the same codes to the bit. QuantizeLinear divides where torch multiplies by the reciprocal:
@@ -17,6 +18,7 @@ ResNet-8 with BatchNorm, and 3 did in one with GroupNorm.
 
 import copy
 import inspect
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bhfl.export.extras import EXTRAS, needed
+from bhfl.export.static import check_static, quantize_file
 from bhfl.files import replacing, user_path
-from bhfl.quant import QuantLayer
+from bhfl.quant import QuantLayer, dequantize_
 from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS
 
@@ -35,7 +38,13 @@ WIDEST = 8
 """The bits of the int8 and uint8 of a graph, which hold narrower codes too."""
 
 
-def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
+def export_onnx(
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    *,
+    calibration: Iterable[Any] | None = None,
+) -> int:
     """Write a model with Quant* layers, as it computes in evaluation, as one ONNX file.
 
     Args:
@@ -46,13 +55,16 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
             first dimension of the first tensor may be of any size in the graph, and so may that of
             all others of the same length.
         path: Written whole or not at all.
+        calibration: Batches in the form of `example`, on which the ranges of activations are
+            found, to be constants of the graph. By default each input has a range of its own.
 
     Returns:
         Bytes of the file.
 
     Raises:
-        ValueError: A layer has 9 to 16 bits, the model has no ``forward``, ``forward`` cannot take
-            the example, or PyTorch cannot export it; the message names the cause.
+        ValueError: A layer has 9 to 16 bits, or with `calibration` any number but 8; the model has
+            no ``forward``, ``forward`` cannot take the example, or PyTorch cannot export it; the
+            message names the cause.
         ImportError: The extra ``onnx`` is not installed, or torch is older than 2.8.
     """
     for module in EXTRAS["onnx"]:
@@ -61,7 +73,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
         raise ImportError(
             f"ONNX graphs with nodes of our choice need torch 2.8 or later, got {torch.__version__}"
         )
-    _check_widths(model)
+    _check_widths(model) if calibration is None else check_static(model)
     given = example if isinstance(example, tuple) else (example,)
     inputs = tree_map(partial(_example, rows=num_samples(given)), given)
     shapes = _open_batch(model, inputs)
@@ -69,12 +81,15 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path) -> int:
     try:
         # if this fails, its own error says more than the exporter's
         model(*inputs)
-        program = _program(_rewritten(model), inputs, shapes)
+        model = _rewritten(model) if calibration is None else dequantize_(model)
+        program = _program(model, inputs, shapes)
     except Exception as error:
         why = _cause(error)
         if isinstance(error, NotImplementedError) and '"forward"' in str(error):
             why = "it has no forward, which is what the file computes: define it"
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
+    if calibration is not None:
+        return quantize_file(program, calibration, path)
     with replacing(path) as temporary:
         # one file is written whole or not at all, which two would not be
         program.save(temporary, external_data=False)

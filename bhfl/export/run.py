@@ -18,8 +18,8 @@ from bhfl.engine.folder import subfolder
 from bhfl.engine.records import Ledger
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
-from bhfl.export.card import Exported, model_card
-from bhfl.export.example import example_of
+from bhfl.export.card import Exported, Task, front_matter, model_card
+from bhfl.export.example import example_of, samples_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx
@@ -57,6 +57,8 @@ def export_run(
     datamodule: FederatedData,
     ckpt_path: str | Path,
     out: str | Path | None = None,
+    *,
+    calibrate: int | None = None,
 ) -> Export:
     """Write the model of a checkpoint as each group of clients runs it, with a model card.
 
@@ -69,15 +71,20 @@ def export_run(
         datamodule: The data as for `fit`; their inputs give an ONNX file its shapes.
         ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run.
         out: The folder to write to; by default ``export`` in the checkpoint's run folder.
+        calibrate: Samples of the validation split on which the ranges of activations in ONNX files
+            are found, to be constants; by default each input has a range of its own.
 
     Returns:
         The files, and why one is missing.
 
     Raises:
-        ValueError: The algorithm has no whole global model, or a package is not installed.
+        ValueError: The algorithm has no whole global model, a package is not installed, or
+            `calibrate` is less than 1.
         CheckpointError: `ckpt_path` cannot be used.
     """
     problems = trainer.needs_global_model("export")
+    if calibrate is not None and calibrate < 1:
+        problems.append(f"calibrate must be at least 1 sample, got {calibrate}")
     if not installed("export"):
         problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
     refuse(problems)
@@ -95,13 +102,15 @@ def export_run(
             folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
-        made.files += _files(session, made, accuracies)
+        made.files += _files(session, made, accuracies, calibrate)
         session.tear_down()
     write_text(made.card, _card(session, made, measured, Ledger(state["run"]["ledger"])))
     return made
 
 
-def _files(session: Session, made: Export, accuracies: Mapping[str, float]) -> Iterator[Exported]:
+def _files(
+    session: Session, made: Export, accuracies: Mapping[str, float], calibrate: int | None
+) -> Iterator[Exported]:
     """Write the files, each when it is asked for."""
     worker, server = session.worker, session.server
     worker.layout.take_(server.channels_last)
@@ -117,9 +126,11 @@ def _files(session: Session, made: Export, accuracies: Mapping[str, float]) -> I
         sizes = {path.name: save_quantized(worker.module, path)}
         # other weights would not be a smaller file: a graph has int8 at least
         if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
-            sizes |= _onnx(worker, session.data, path.with_name(f"{group}.onnx"), made.notes)
+            file = path.with_name(f"{group}.onnx")
+            sizes |= _onnx(worker, session.data, file, made.notes, calibrate)
         for name, size in sizes.items():
-            yield Exported(group, name, size, float_bytes, accuracies.get(group))
+            fixed = calibrate if name.endswith(".onnx") else None
+            yield Exported(group, name, size, float_bytes, accuracies.get(group), fixed)
 
 
 def _accuracies(
@@ -163,9 +174,14 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
         f"{sent.total('downlink_bytes'):,} bytes down",
     }
     given = trainer.config.get("model", {}).get("init_args", {})
-    return model_card(
-        f"{session.settings.output.name}: {type(model).__name__}, {rounds} rounds of "
-        f"{facts['Method']}",
+    name = f"{session.settings.output.name}: {type(model).__name__}"
+    title = f"{name}, {rounds} rounds of {facts['Method']}"
+    # of which the Hub has a name: pictures that have classes
+    pictures = len(getattr(session.data, "input_shape", ())) == 3
+    kind = "image-classification" if pictures and hasattr(session.data, "num_classes") else None
+    task = Task(type(session.data).__name__, kind)
+    return front_matter(title, made.files, measured, task) + model_card(
+        title,
         made.files,
         measured,
         facts,
@@ -192,13 +208,16 @@ def summary_of(path: Path, notes: list[str]) -> Mapping[str, Any]:
     return found
 
 
-def _onnx(worker: Worker, data: FederatedData, path: Path, notes: list[str]) -> dict[str, int]:
+def _onnx(
+    worker: Worker, data: FederatedData, path: Path, notes: list[str], calibrate: int | None
+) -> dict[str, int]:
     """The name and the size of the ONNX file; empty, with a note, if the exporter cannot take the
     model or its input.
     """
     try:
         example = example_of(worker, data)
-        return {path.name: export_onnx(worker.module, example, path)}
+        samples = samples_of(worker, data, calibrate) if calibrate else None
+        return {path.name: export_onnx(worker.module, example, path, calibration=samples)}
     except (ValueError, ImportError) as error:
         notes.append(f"{path.name} is not written: {clipped(' '.join(str(error).split()))}")
         return {}

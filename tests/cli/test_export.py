@@ -41,7 +41,12 @@ def test_a_run_s_model_at_each_width(
     floats = load_quantized(run / "export" / "float32.safetensors")
     assert all(torch.equal(value, state[name]) for name, value in floats.items())
 
+    # as the user's umask says, whatever the library that wrote it thinks
+    usual = (run / "config.yaml").stat().st_mode
+    assert {path.stat().st_mode for path in (run / "export").iterdir()} == {usual}
     card = (run / "export" / "README.md").read_text()
+    assert "library_name: bhfl\n" in card
+    assert "pipeline_tag: image-classification\n" in card
     assert "# tiny: Classifier, 2 rounds of FedAvg\n" in card
     assert re.search(r"\| int8 \| `int8.safetensors` \| [\d,]+ \| 0\.2\d\d \| [\d.]+ % \|\n", card)
     assert "accuracy (test split)" in card
@@ -153,9 +158,12 @@ def test_onnx_of_batches_with_the_label_first(model: str, bhfl: Command, tmp_pat
     ]
     assert bhfl("fit", *own, "--trainer.max_rounds", "1", "--trainer.threads", "1").code == 0
     run = tmp_path / "runs" / "own" / "version_0"
-    code, _, err = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last")
+    fixed = ["--calibrate", "3"]
+    code, _, err = bhfl("export", "--config", run / "config.yaml", "--ckpt_path", "last", *fixed)
     assert code == 0
     assert (run / "export" / "int8.safetensors").exists()
+    card = (run / "export" / "README.md").read_text()
+    assert ("fixed on 3 samples" in card) == (model == "Model")
     assert (run / "export" / "int8.onnx").exists() == (model == "Model")
     told = "int8.onnx is not written: Silent cannot be exported to ONNX: it has no forward, which"
     assert (told in err) == (model == "Silent")
@@ -168,6 +176,10 @@ def test_onnx_of_batches_with_the_label_first(model: str, bhfl: Command, tmp_pat
         (
             ["--ckpt_path", "last", "--algorithm", "Local"],
             "export needs a global model, and Local keeps none",
+        ),
+        (
+            ["--ckpt_path", "last", "--calibrate", "0"],
+            "calibrate must be at least 1 sample, got 0",
         ),
     ],
 )

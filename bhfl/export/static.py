@@ -1,0 +1,106 @@
+"""ONNX graphs whose ranges of activations are constants, found on samples: onnxruntime computes
+them with integer kernels, norms folded into the layers before them.
+
+onnxruntime's own tool places the nodes and finds the ranges (the lowest and highest value of each
+tensor on all samples). Weights get a scale for each output channel, which holds the codes that the
+layer computes with as finely as one for the tensor does.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bhfl.export.extras import needed
+from bhfl.files import replacing, user_path
+from bhfl.quant import QuantLayer
+
+BITS = 8
+"""The bits of weights and activations in such a graph."""
+
+
+def check_static(model: nn.Module) -> None:
+    """ValueError, with its name, for a layer that a graph with fixed ranges would change."""
+    layers = [(name, one) for name, one in model.named_modules() if isinstance(one, QuantLayer)]
+    for name, layer in layers:
+        for key in ("weights", "activations"):
+            if (bits := getattr(layer.spec, key)) != BITS:
+                raise ValueError(
+                    f"fixed ranges need {BITS} bits for weights and activations of every layer, "
+                    f"and {name!r} has {key} of {bits}"
+                )
+
+
+def quantize_file(program: Any, samples: Iterable[Any], path: str | Path) -> int:
+    """Write an exported float program as a graph with fixed ranges.
+
+    Args:
+        program: What ``torch.onnx.export`` gives.
+        samples: What ``forward`` is called with, batch by batch: a tensor, or a tuple of all
+            positional arguments.
+        path: Written whole or not at all.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+    """
+    tool = needed("onnxruntime.quantization", "onnx")
+    prepare = needed("onnxruntime.quantization.shape_inference", "onnx").quant_pre_process
+    reader = _Reader([value.name for value in program.model.graph.inputs], samples)
+    with tempfile.TemporaryDirectory() as folder, _quiet(), replacing(path) as temporary:
+        plain, prepared = Path(folder) / "plain.onnx", Path(folder) / "prepared.onnx"
+        program.save(plain, external_data=False)
+        # by its own shapes: a symbolic pass would need one more package
+        prepare(plain, prepared, skip_symbolic_shape=True)
+        tool.quantize_static(
+            prepared,
+            temporary,
+            reader,
+            quant_format=tool.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=tool.QuantType.QUInt8,
+            weight_type=tool.QuantType.QInt8,
+        )
+    return user_path(path).stat().st_size
+
+
+class _Reader:
+    """Gives the tool one batch after the other."""
+
+    def __init__(self, names: list[str], samples: Iterable[Any]) -> None:
+        self.names = names
+        self.samples = iter(samples)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The inputs of the graph by name; None after the last batch."""
+        batch = next(self.samples, None)
+        if batch is None:
+            return None
+        arrays = []
+        for leaf in tree_leaves(batch):
+            if isinstance(leaf, Tensor):
+                x = leaf.float() if leaf.is_floating_point() else leaf
+                arrays.append(x.detach().cpu().numpy())
+        return dict(zip(self.names, arrays, strict=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what the tool advises its own users."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(before)
