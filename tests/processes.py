@@ -9,4 +9,4 @@ _SERVED = "forkserver" in multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if _SERVED else "spawn"
 PROCESSES: Any = multiprocessing.get_context(METHOD)
 if _SERVED:
-    PROCESSES.set_forkserver_preload(["bitsandbytes", "tests.preloaded"])
+    PROCESSES.set_forkserver_preload(["tests.preloaded"])
