@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,12 @@ from torch import Tensor
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, check_storable, digest
 from bhfl.engine.client.common import COMMON, Common
+from bhfl.engine.client.pending import Loaded, Pending
 from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
 from bhfl.files import naming, settle_all, temporary_beside
 
 _FILE = re.compile(r"client=\d+-round=(\d+)(-common)?\.pt")
-
-
-@dataclass(frozen=True)
-class Pending:
-    """What a client came to in a round that has no verdict yet."""
-
-    round: int
-    sha256: str
-    """The digest of its file; empty where the verdict is to change it."""
-    files: Mapping[Path, Path]
-    """What each file that was written for it is to be called."""
-    names: Mapping[str, Sequence[str]]
-    """All that it holds, in order."""
-    before: Path | None
-    """The file of what it does not hold anew."""
-
-    @property
-    def path(self) -> Path:
-        """The file of what is its own."""
-        return list(self.files)[-1]
-
-
-@dataclass
-class _Loaded:
-    """What was loaded last: as long as nobody changes it, its file holds it."""
-
-    client: int
-    path: Path
-    tensors: dict[int, tuple[Tensor, int]]
-    """Each by its id, with how often it had been changed in place."""
-
-    def without(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values that the file does not hold."""
-        held = {key for key, (one, count) in self.tensors.items() if one._version == count}
-        return {name: value for name, value in values.items() if id(value) not in held}
 
 
 class ClientStore:
@@ -81,7 +46,7 @@ class ClientStore:
         self._new: list[tuple[int, int, str]] = []
         self._pending: dict[int, Pending] = {}
         self._common = Common()
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         if table is not None:
             rows = zip(
                 table["ids"].tolist(),
@@ -115,9 +80,7 @@ class ClientStore:
         path = self._found(self._path(client, newest))
         state = checkpoint.load(path, self.known[client][newest])
         check_kept(state, path)
-        tensors = [value for _, value in _entries(state) if isinstance(value, Tensor)]
-        held = {id(tensor): (tensor, tensor._version) for tensor in tensors}
-        self._loaded = _Loaded(client, path, held)
+        self._loaded = Loaded.of(client, path, state)
         if COMMON in state:
             state[COMMON] = self._common.load(self._found(_common(path)), state[COMMON])
         return state
@@ -176,7 +139,7 @@ class ClientStore:
             return own, None
         anew: dict[str, Any] = {}
         for part, values in own.items():
-            anew[part] = values if part == COMMON else loaded.without(values)
+            anew[part] = values if part == COMMON else loaded.without(part, values)
         return anew, loaded.path
 
     def pending(self, client: int) -> dict[str, Any] | None:
@@ -198,7 +161,13 @@ class ClientStore:
         """Keep what each of these clients put, if anything was. All files wait for the disk
         together, which takes far less long than one after the other.
         """
-        pending = {client: self._pending[client] for client in clients if client in self._pending}
+        pending: dict[int, Pending] = {}
+        for client in clients:
+            if (one := self._pending.get(client)) and not one.sha256:
+                # no message came that was to change it
+                self.put(client, one.round, self.pending(client) or {})
+            if client in self._pending:
+                pending[client] = self._pending[client]
         files: dict[Path, Path] = {}
         for one in pending.values():
             files |= one.files
@@ -305,13 +274,6 @@ class ClientStore:
 def _remove(pending: Pending | None) -> None:
     for path in pending.files if pending else ():
         path.unlink(missing_ok=True)
-
-
-def _entries(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All values of the mappings in a state, by name."""
-    for part in state.values():
-        if isinstance(part, Mapping):
-            yield from part.items()
 
 
 def _common(path: Path) -> Path:
