@@ -95,10 +95,11 @@ class WeightedMean:
                 nothing was added.
         """
         flat = self.flattener.flatten(update)
+        most = client.weight * largest(flat)
         # `not <` refuses NaN too
-        if not client.weight * largest(flat) < MAX_TERM:
+        if not most < MAX_TERM:
             raise ValueError("it has a value that is not finite or too large to average")
-        self.sum.add(flat, client.weight)
+        self.sum.add(flat, client.weight, most)
         self.weight += client.weight
 
     def reduce(self, fabric: Fabric) -> Params | None:

@@ -101,14 +101,19 @@ class ExactSum:
         """All others, as the sums of their parts."""
         self._terms = np.empty(min(numel, _CHUNK), np.int64)
 
-    def add(self, values: Tensor, weight: float | Tensor = 1.0) -> None:
-        """Add ``weight * values``; `values` float [numel] on the CPU, `weight` a number or a float
-        [numel].
+    def add(self, values: Tensor, weight: float | Tensor = 1.0, most: float | None = None) -> None:
+        """Add ``weight * values``.
+
+        Args:
+            values: Float [numel] on the CPU.
+            weight: A number, or a float [numel].
+            most: The largest ``|weight * value|``, where it is known: finding it takes a third of
+                the time.
         """
         values = values.detach()
         weights = torch.as_tensor(weight, dtype=torch.float64)
         # one look at all of them, which mostly spares one at each chunk
-        fits = self.grid.takes(values, weights)
+        fits = self.grid.takes(values, weights) if most is None else most <= self.grid.bound
         # numpy knows no bfloat16
         exact = (values if values.dtype == torch.float32 else values.double()).numpy()
         # exact too, since the unit is a power of two
