@@ -5,7 +5,7 @@ it is named.
 
 import sys
 
-from benchmarks import data, engine, kept, layerwise, onnx, peers, prowd, quant, rivals
+from benchmarks import data, engine, kept, layerwise, onnx, peers, prowd, quant, rivals, sweep
 
 if __name__ == "__main__":
     parts = {
@@ -17,6 +17,7 @@ if __name__ == "__main__":
         "prowd": prowd.run,
         "fedlq": layerwise.run,
         "onnx": onnx.run,
+        "sweep": sweep.run,
     }
     named = parts | {"peers": peers.run}
     for name in sys.argv[1:] or parts:

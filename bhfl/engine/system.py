@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from subprocess import Popen, TimeoutExpired
+from subprocess import TimeoutExpired
+from typing import Protocol
 
 import torch
 
@@ -38,7 +39,22 @@ def keep_freed_memory() -> None:
                 libc.mallopt(option, value)
 
 
-def stop(processes: Sequence[Popen[bytes]], patience_seconds: float = 3.0) -> None:
+class Process(Protocol):
+    """What `stop` asks of a process; `subprocess.Popen` is one."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it by force."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended; its exit code. TimeoutExpired where it has not after so many
+        seconds.
+        """
+
+
+def stop(processes: Sequence[Process], patience_seconds: float = 3.0) -> None:
     """End child processes: by SIGTERM, and by SIGKILL those that wait in a collective and cannot
     hear it.
     """

@@ -3,10 +3,14 @@ started it has gone.
 
 The sweep holds the other end of standard input and writes nothing to it. So the end of standard
 input is the end of the sweep, even of one that was killed.
+
+``python -m bhfl.sweep.child``, without arguments, loads what such a run needs once, and is then
+forked for each run of a sweep: see `bhfl.sweep.forks`.
 """
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -30,6 +34,11 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     forget_start_folder()
+    if not sys.argv[1:]:
+        from bhfl.sweep.forks import serve
+
+        # it returns in each fork, which goes on as a process that was started with these words
+        sys.argv[1:] = serve()
     # a daemon, so that a run that has ended does not wait for its sweep
     threading.Thread(target=end_with_parent, daemon=True).start()
     leave(main, None)

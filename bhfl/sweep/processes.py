@@ -10,10 +10,13 @@ from subprocess import PIPE, Popen
 from bhfl.cli.reading import ConfigError
 from bhfl.engine.system import stop
 from bhfl.files import claim, queue
+from bhfl.sweep.forks import Forked, ForkServer
 from bhfl.sweep.plan import Job
 
 RUN = (sys.executable, "-m", "bhfl.sweep.child")
-"""The command that runs the arguments of a job."""
+"""The command that runs the arguments of a job, where runs are not forked."""
+FORKS = sys.platform == "linux"
+"""Whether runs are forked, which the libraries of other systems do not bear."""
 STOP_SECONDS = 10.0
 """The time that a run may take to end in order."""
 _LAST_LINES = 8
@@ -40,6 +43,9 @@ def locked(folder: Path) -> Iterator[int]:
         yield runs
 
 
+Run = Popen[bytes] | Forked
+
+
 class Processes:
     """The runs that are at work.
 
@@ -49,7 +55,9 @@ class Processes:
 
     def __init__(self, lock: int) -> None:
         self.lock = lock
-        self.running: dict[str, tuple[Job, Popen[bytes]]] = {}
+        self.running: dict[str, tuple[Job, Run]] = {}
+        self._server: ForkServer | None = None
+        """What runs are forked from, once there is one to run."""
 
     def start(self, job: Job) -> None:
         """Begin a run, or go on with one that was cut off."""
@@ -58,17 +66,24 @@ class Processes:
         with open(log_of(job), "ab") as log:
             log.write(f"$ bhfl {shlex.join(args)}\n".encode())
             log.flush()
-            process = Popen(
-                [*RUN, *args],
-                stdin=PIPE,
-                stdout=log,
-                stderr=log,
-                pass_fds=[self.lock],
-                # in a session of its own Ctrl-C does not reach it: the sweep ends it in order
-                start_new_session=True,
-            )
+            process = self._begin(args, log.fileno())
         # the log is open in the run alone from here on
         self.running[job.name] = (job, process)
+
+    def _begin(self, args: list[str], log: int) -> Run:
+        """A process for the words that follow ``bhfl``, whose output goes to the file `log`."""
+        if FORKS:
+            self._server = self._server or ForkServer(self.lock)
+            return self._server.start(args, log)
+        return Popen(
+            [*RUN, *args],
+            stdin=PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[self.lock],
+            # in a session of its own Ctrl-C does not reach it: the sweep ends it in order
+            start_new_session=True,
+        )
 
     def ended(self) -> list[tuple[Job, int]]:
         """The jobs that have ended since the last call, and their exit codes."""
@@ -87,6 +102,9 @@ class Processes:
         for process in processes:
             _close(process)
         self.running.clear()
+        if self._server:
+            self._server.close()
+            self._server = None
 
 
 def log_of(job: Job) -> Path:
@@ -104,6 +122,6 @@ def account(job: Job, code: int) -> str:
     return "\n".join([f"{job.name} {how}; {log} ends with", *told])
 
 
-def _close(process: Popen[bytes]) -> None:
+def _close(process: Run) -> None:
     if process.stdin:
         process.stdin.close()

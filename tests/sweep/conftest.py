@@ -78,4 +78,5 @@ class Sweeps:
 def sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sweeps:
     monkeypatch.setattr(runner, "_POLL_SECONDS", 0.05)
     monkeypatch.setattr(processes, "RUN", FAKE)
+    monkeypatch.setattr(processes, "FORKS", False)
     return Sweeps(folder)

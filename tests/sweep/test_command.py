@@ -2,18 +2,21 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import bhfl as package
+from bhfl.engine.checkpoint import digest
+from bhfl.engine.contents import read_state
 from bhfl.sweep import processes
 from tests.cli.conftest import Command
-from tests.sweep.test_runner import alive
 
 MATRIX = """\
 base: {trainer.max_rounds: 1}
@@ -43,9 +46,10 @@ def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
     # the report calls methods as the matrix does
     assert re.search(r"^Mean-2 +1 +1 ", out, re.M)
     assert Path("runs/m/report/report.csv").exists()
+    equals_what_is_typed(bhfl, Path("runs/m/Mean-2/seed0/version_0"))
     code, out, _ = bhfl("sweep", "m.yaml", "--only", "Mean-2")
     assert (code, "done;" in out) == (0, False)
-    assert len(list(Path("runs").rglob("version_*"))) == 1
+    assert len(list(Path("runs/m/Mean-2").rglob("version_*"))) == 1
     assert bhfl("sweep", "m.yaml", "--dry_run").out.endswith("2 runs: 1 done, 1 missing\n")
     code, _, err = bhfl("sweep", "m.yaml", "--dry_run", "--trainer.max_rounds=2")
     assert code == 2
@@ -53,6 +57,26 @@ def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
         "runs/m/Mean-2/seed0/version_0 was made with other options: trainer.max_rounds: 1 -> 2"
         in err
     )
+
+
+def equals_what_is_typed(bhfl: Command, swept: Path) -> None:
+    """Whether a run of a sweep, which is forked, came to what its command does by itself."""
+    first, *log = swept.with_name("log.txt").read_text().splitlines()
+    words = shlex.split(first.removeprefix("$ bhfl "))
+    typed = bhfl(*words[:-1], "--trainer.name=typed")
+    assert (typed.code, words[-1]) == (0, "--trainer.name=Mean-2/seed0")
+    run = swept.parents[2] / "typed/version_0"
+    ours, theirs = (read_state(folder / "checkpoints/round=00001.ckpt") for folder in (swept, run))
+    assert digest(ours["server"]) == digest(theirs["server"])
+    assert {path.name for path in swept.iterdir()} ^ {path.name for path in run.iterdir()} <= {
+        path.name for path in swept.parents[2].rglob("events.*")
+    }
+    said = without_clock(typed.out.replace(str(run), str(swept))).splitlines()
+    assert set(said) <= set(without_clock("\n".join(log)).splitlines())
+
+
+def without_clock(text: str) -> str:
+    return re.sub(r"\d+\.\d s\b", "", text)
 
 
 def test_out_of_time(bhfl: Command, matrix: Path) -> None:
@@ -70,6 +94,7 @@ def test_a_run_that_fails_makes_the_sweep_fail(
 ) -> None:
     script = "import sys; print('error: no data', file=sys.stderr); raise SystemExit(3)"
     monkeypatch.setattr(processes, "RUN", (sys.executable, "-c", script))
+    monkeypatch.setattr(processes, "FORKS", False)
     code, out, err = bhfl("sweep", "m.yaml")
     assert code == 1
     assert (
@@ -108,6 +133,16 @@ def test_runs_are_stopped_early_enough_to_end_within_the_minutes(
     assert 500 < left[1] <= 520
 
 
+def holders(lock: Path) -> set[int]:
+    """The processes that hold a lock open."""
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it has just ended
+            if file.resolve() == lock.resolve():
+                found.add(int(file.parts[2]))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -126,12 +161,14 @@ def test_killed_in_the_middle_of_real_runs(
     ):
         assert killed.poll() is None
         time.sleep(0.05)
+    # the sweep, what it forks, and two runs
+    assert len(holders(root / ".runs.lock")) >= 4
     killed.send_signal(how)
     _, err = killed.communicate(timeout=60)
     assert killed.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[how]
     assert ("the same command goes on" in err) == (how == signal.SIGINT)
     assert bhfl("sweep", "m.yaml", "--jobs", 2).code == 0
-    assert alive(f"--trainer.default_root_dir=runs/{name}") == []
+    assert holders(root / ".runs.lock") == set()
     assert sorted(path.parent.parent.name for path in root.rglob("version_*")) == [
         "FedProx",
         "Mean-2",

@@ -238,6 +238,7 @@ def run_slowly(folder: Path) -> None:
     os.chdir(folder)
     os.environ |= {"FAKE_SECONDS": "60", "PYTHONPATH": str(Path(package.__file__).parents[1])}
     processes.RUN = FAKE
+    processes.FORKS = False
     with locked(Path("runs/m")) as lock:
         there = Survey(Plan(read_matrix("m.yaml"), Path("runs/m")), FakeConfigs())
         Runner(there, processes.Processes(lock), 2).run(float("inf"))
