@@ -5,7 +5,19 @@ it is named.
 
 import sys
 
-from benchmarks import data, engine, kept, layerwise, onnx, peers, prowd, quant, rivals, sweep
+from benchmarks import (
+    data,
+    engine,
+    fleet,
+    kept,
+    layerwise,
+    onnx,
+    peers,
+    prowd,
+    quant,
+    rivals,
+    sweep,
+)
 
 if __name__ == "__main__":
     parts = {
@@ -18,6 +30,7 @@ if __name__ == "__main__":
         "fedlq": layerwise.run,
         "onnx": onnx.run,
         "sweep": sweep.run,
+        "fleet": fleet.run,
     }
     named = parts | {"peers": peers.run}
     for name in sys.argv[1:] or parts:

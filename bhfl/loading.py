@@ -11,9 +11,10 @@ import bhfl
 from bhfl.checks import checked, choice
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.deployed import Deployed
-from bhfl.engine.fleet import Fleet, clients_of
+from bhfl.engine.fleet import Fleet
 from bhfl.engine.result import Best, FitResult
 from bhfl.engine.resume import find_checkpoint
+from bhfl.engine.roster import Roster
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import MAX_BYTES, read_json
@@ -106,7 +107,9 @@ def load_model(
     path = _run_folder(folder)
     _, state = find_checkpoint(checked("which", which, choice("best", "last")), path)
     told = told_of(state["config"], Role)
-    devices = Fleet(told["clients"]).devices(told["trainer.num_clients"])
+    fleet = Fleet(told["clients"])
+    counts = fleet.counts(told["trainer.num_clients"])
+    clients = Roster(fleet.groups, counts, [1] * sum(counts), "uniform")
     parts = [] if model is not None else ["data", "model"]
     if group is not None:
         parts.append("algorithm")
@@ -114,10 +117,9 @@ def load_model(
     algorithm = made.get("algorithm", Algorithm())
     module: nn.Module = model if model is not None else made["model"]
     if group is not None:
-        algorithm.prepare(module, clients_of(devices, [1] * len(devices), "uniform"))
+        algorithm.prepare(module, clients)
     server = ServerState(**state["server"])
-    groups = list(dict.fromkeys(devices))
-    deployed = Deployed(server, groups, told["trainer.norm"], algorithm)
+    deployed = Deployed(server, list(clients.members), told["trainer.norm"], algorithm)
     return deployed.put_(module, group).eval()
 
 

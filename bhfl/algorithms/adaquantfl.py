@@ -3,6 +3,7 @@ https://arxiv.org/abs/2102.04487.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ class AdaQuantFL(DifferenceAlgorithm):
             )
         self.max_bits = max_bits
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """The bits of the first round, as they are sent; no loss is known."""
         return {"bits": torch.tensor(float(self.bits)), "first_loss": None}
 
@@ -88,7 +89,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         assert isinstance(loss, Tensor)
         return {**super().reconstruct(update, client, server), LOSS: loss}
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> WeightedMean:
+    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> WeightedMean:
         """A mean of both."""
         return WeightedMean({**server.params, LOSS: torch.zeros(())})
 

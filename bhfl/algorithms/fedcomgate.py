@@ -1,5 +1,6 @@
 """FedCOMGATE. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor
 
@@ -69,8 +71,8 @@ class FedCOMGATE(DifferenceAlgorithm):
             return
         # a move divided by the sum of learning rates is a mean gradient under plain SGD alone
         optimizers = _optimizers(context.module)
-        for devices in dict.fromkeys(client.devices for client in context.clients):
-            optimizers.append(devices.optimizer(optimizers[0]))
+        for client in one_of_each(context.clients):
+            optimizers.append(client.devices.optimizer(optimizers[0]))
         for optimizer in optimizers:
             momentum = [group.get("momentum") for group in optimizer.param_groups]
             if type(optimizer) is not torch.optim.SGD or any(momentum):
@@ -91,7 +93,7 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     # ---- server ----------------------------------------------------------------------------------
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """Nothing to rebuild from yet."""
         return {"mean": None}
 

@@ -2,6 +2,7 @@
 al. 2022).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from bhfl.checks import checked, choice
 from bhfl.engine.aggregate import Aggregator, GroupedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec
 
@@ -20,9 +22,9 @@ class GroupedAvg(Algorithm):
     `ServerState.params` is the model of the group with the most bits.
     """
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
-        specs = {client.bits: client.spec for client in clients}
+        specs = {client.bits: client.spec for client in one_of_each(clients)}
         # ascending: a group's sources are a slice up to the end, and the last one has the most bits
         groups = sorted(specs, key=lambda group: (precision(specs[group]), group))
         return {"groups": groups, "models": dict.fromkeys(specs, params)}
@@ -51,7 +53,7 @@ class GroupedAvg(Algorithm):
         """
         return [group]
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
+    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
         """One mean a group, each of the updates of its sources."""
         sources = {group: self.sources(server, group) for group in server.extra["groups"]}
         return _RoutedMeans(server.params, sources)

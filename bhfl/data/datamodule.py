@@ -163,7 +163,8 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             client_val_fraction=self.client_val_fraction,
         )
         self._split = make_split(targets, self.partition, num_clients, seed, shares)
-        return [len(part) for part in self._split.clients]
+        sizes: list[int] = self._split.clients.sizes.tolist()
+        return sizes
 
     @property
     def split(self) -> Split:
@@ -216,7 +217,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
 
     def num_batches(self, client_id: int) -> int:
         """Training batches in one local epoch of a client."""
-        whole, rest = divmod(len(self.split.clients[client_id]), self.batch_size)
+        whole, rest = divmod(self.split.clients.size(client_id), self.batch_size)
         # an only batch stays, however small: without it the client would train on nothing
         return whole + (rest > 0 and not (self.drop_last and whole))
 

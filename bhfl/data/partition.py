@@ -22,11 +22,20 @@ Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
 
+def stable_order(values: Array) -> Indices:
+    """The positions that sort `values`; equal ones stay in their order."""
+    whole = np.issubdtype(values.dtype, np.integer) and len(values) > 0
+    # sorted by counting, several times as fast
+    if whole and values.min() >= 0 and values.max() < 2**15:
+        values = values.astype(np.int16)
+    return np.argsort(values, kind="stable")
+
+
 def label_order(labels: Array, rng: Generator) -> Indices:
     """All positions, label after label, in random order within each label."""
     shuffled = rng.permutation(len(labels))
     # a stable sort leaves the samples of a label in their random order
-    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return shuffled[stable_order(labels[shuffled])]
 
 
 def stratified_sample(labels: Array, count: int, rng: Generator) -> Indices:
@@ -35,9 +44,10 @@ def stratified_sample(labels: Array, count: int, rng: Generator) -> Indices:
     This is systematic sampling: places at even distances, from a random start, along the samples
     that are laid out label after label.
     """
-    if count == 0:
-        return np.empty(0, np.int64)
     n = len(labels)
+    # none and all are no choice, and to order the samples takes long
+    if count in (0, n):
+        return np.arange(count)
     places = (np.arange(count) * n + rng.integers(n)) // count
     return np.sort(label_order(labels, rng)[places])
 
@@ -57,6 +67,21 @@ class Partitioner(ABC):
 
     def __call__(self, labels: Array, num_clients: int, rng: Generator) -> list[Indices]:
         """The positions of each client's samples, sorted.
+
+        Args:
+            labels: What `dealt` takes, and so are the others.
+            num_clients: The number of clients.
+            rng: The source of all draws.
+
+        Raises:
+            ValueError: `dealt` raises it.
+        """
+        positions, sizes = self.dealt(labels, num_clients, rng)
+        return np.split(positions, np.cumsum(sizes)[:-1])
+
+    def dealt(self, labels: Array, num_clients: int, rng: Generator) -> tuple[Indices, Indices]:
+        """The positions of all samples, client after client and sorted within each, and the number
+        of samples of each client.
 
         Args:
             labels: The value of each sample that the split goes by (see `values`).
@@ -86,8 +111,7 @@ class Partitioner(ABC):
                 f"{owners.min()} to {owners.max()}"
             )
         sizes = np.bincount(owners, minlength=num_clients)
-        # a stable sort leaves the positions of each client in order
-        return np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
+        return stable_order(owners), sizes
 
     @abstractmethod
     def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:

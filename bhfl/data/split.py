@@ -11,19 +11,23 @@ from torch import Tensor
 
 from bhfl.checks import checked, count
 from bhfl.data.partition import Array, Indices, Partitioner, stratified_sample
+from bhfl.data.parts import Parts
+
+_CHUNK = 10_000
+"""Parts, or positions, whose text is made at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Disjoint, sorted positions in the training set, each an int64 tensor."""
+    """Disjoint, sorted positions in the training set, as int64 tensors."""
 
     scheme: str
     """The partitioner and its options."""
     seed: int
     """The seed of all draws."""
-    clients: list[Tensor]
+    clients: Parts
     """The training samples of each client."""
-    client_val: list[Tensor]
+    client_val: Parts
     """The validation samples of each client; empty tensors if none were asked for."""
     val: Tensor
     """The global validation samples, which no client has."""
@@ -35,18 +39,28 @@ class Split:
         compact JSON with sorted keys.
         """
         lists = {
-            "clients": [part.tolist() for part in self.clients],
-            "client_val": [part.tolist() for part in self.client_val],
+            "clients": self.clients.tolist(),
+            "client_val": self.client_val.tolist(),
             "val": self.val.tolist(),
             "holdout": self.holdout.tolist(),
         }
-        text = json.dumps(lists, sort_keys=True, separators=(",", ":"))
-        return {
-            "scheme": self.scheme,
-            "seed": self.seed,
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            **lists,
-        }
+        return {"scheme": self.scheme, "seed": self.seed, "sha256": _digest(lists), **lists}
+
+
+def _digest(lists: dict[str, list[Any]]) -> str:
+    """The digest of the lists as compact JSON with sorted keys, whose text is never whole: that of
+    many clients is long.
+    """
+    digest = hashlib.sha256()
+    before = "{"
+    for key, values in sorted(lists.items()):
+        digest.update(f'{before}"{key}":['.encode())
+        for start in range(0, len(values), _CHUNK):
+            text = json.dumps(values[start : start + _CHUNK], separators=(",", ":"))
+            digest.update(f"{',' * (start > 0)}{text[1:-1]}".encode())
+        before = "],"
+    digest.update(b"]}")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +116,15 @@ def make_split(
             f"{shares.holdout}"
         )
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
-    parts = [pool[part] for part in partition(values[pool], num_clients, rng_clients)]
-    pairs = [_divide(part, shares.client_val_fraction, rng_client_val) for part in parts]
+    positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients)
+    clients, client_val = _divide(
+        pool[positions], sizes, shares.client_val_fraction, rng_client_val
+    )
     return Split(
         scheme=repr(partition),
         seed=seed,
-        clients=[torch.from_numpy(train) for train, _ in pairs],
-        client_val=[torch.from_numpy(held) for _, held in pairs],
+        clients=clients,
+        client_val=client_val,
         val=torch.from_numpy(val),
         holdout=torch.from_numpy(kept),
     )
@@ -122,12 +138,43 @@ def _take(
     return pool[chosen], np.delete(pool, chosen)
 
 
-def _divide(
-    part: Indices, val_fraction: float, rng: np.random.Generator
+def _dealt(
+    partition: Partitioner, values: Array, num_clients: int, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
-    """A client's samples as (training, validation); validation is rounded down, so that training
-    is never empty.
+    """What `Partitioner.dealt` returns, also of a partitioner that makes the lists by itself."""
+    if type(partition).__call__ is Partitioner.__call__:
+        return partition.dealt(values, num_clients, rng)
+    parts = partition(values, num_clients, rng)
+    return np.concatenate(parts), np.array([len(part) for part in parts])
+
+
+def _divide(
+    positions: Indices, sizes: Indices, val_fraction: float, rng: np.random.Generator
+) -> tuple[Parts, Parts]:
+    """The samples of the clients as (training, validation); validation is rounded down, so that
+    training is never empty.
+
+    Args:
+        positions: Those of all clients, one client after the other.
+        sizes: The number of each client's samples.
+        val_fraction: The part of each client's samples for validation.
+        rng: The source of all draws.
     """
-    shuffled = rng.permutation(part)
-    num_val = int(val_fraction * len(part))
-    return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])
+    held = (val_fraction * sizes).astype(np.int64)
+    ends = np.cumsum(sizes)
+    if not val_fraction:
+        return _parts(positions, sizes), Parts(positions[:0], held)
+    is_held = np.zeros(len(positions), bool)
+    for end, size, num_val in zip(ends.tolist(), sizes.tolist(), held.tolist(), strict=True):
+        chosen = rng.permutation(size)[:num_val]
+        is_held[end - size + chosen] = True
+    return _parts(positions[~is_held], sizes - held), _parts(positions[is_held], held)
+
+
+def _parts(positions: Indices, sizes: Indices) -> Parts:
+    """The parts, each sorted, as only a partitioner that makes lists by itself may not have it."""
+    falls = 1 + np.flatnonzero(positions[1:] < positions[:-1])
+    if not np.isin(falls, np.cumsum(sizes)).all():
+        owners = np.repeat(np.arange(len(sizes)), sizes)
+        positions = positions[np.lexsort((positions, owners))]
+    return Parts(positions, sizes)

@@ -63,7 +63,7 @@ class Algorithm(Recorded):
             ValueError: This method cannot run with it.
         """
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """The first `ServerState.extra`; every later one has its keys too, with values of the same
         kinds.
 
@@ -153,7 +153,7 @@ class Algorithm(Recorded):
         """
         return float_tensors(update)
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> Aggregator:
+    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
         """A fresh aggregator for this round.
 
         Args:
@@ -237,7 +237,7 @@ class Algorithm(Recorded):
     too, to the bit. They are held and written once for all of them, and not to be changed in place.
     """
 
-    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
+    def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """See the model and the fleet, as they were handed over: called first of all hooks, once in
         every process that trains clients. The client hooks live on what this found and on what
         they are given.

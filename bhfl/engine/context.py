@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Context:
     """What a run is made of."""
 
-    clients: list[Client]
+    clients: Sequence[Client]
     module: L.LightningModule
     data: ServerData
     fabric: Fabric

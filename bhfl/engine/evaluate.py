@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from bhfl.comm import encode
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.processes import gather
+from bhfl.engine.roster import group_sizes
 from bhfl.engine.types import Client, Params, ServerState
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Evaluator:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.groups = {client.group: client.devices for client in session.fleet}
-        counts = Counter(client.group for client in session.fleet)
+        self.groups = {devices.group.label: devices for devices in session.fleet.members}
+        counts = group_sizes(session.fleet)
         self.shares = {group: counts[group] / counts.total() for group in self.groups}
 
     def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
@@ -79,9 +79,8 @@ class Evaluator:
             if not session.own.missing(given):
                 yield Pass(group, devices, given)
                 continue
-            for client in session.fleet:
-                if client.group == group:
-                    yield Pass(group, devices, given, client)
+            for id in session.fleet.members[devices]:
+                yield Pass(group, devices, given, session.fleet[id])
         # float32 clients run the server's own model, which needs no pass of its own beside theirs
         floating = any(devices.spec.is_float for devices in self.groups.values())
         if session.algorithm.communicates and not floating:

@@ -7,12 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 from bhfl.checks import checked, choice, count, or_none, suggestion, within
 from bhfl.engine.devices import Devices, Group
 from bhfl.engine.optimizers import parse_optimizer
-from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
 from bhfl.quant.backends import BACKENDS
 from bhfl.quant.spec import LONGEST_NAME
@@ -52,8 +51,8 @@ class Fleet:
         """Whether the groups are shares, so that the number of clients is still to be said."""
         return self.groups[0].fraction is not None
 
-    def devices(self, num_clients: int | None = None) -> list[Devices]:
-        """The devices of each client, groups in their order; one object a group.
+    def counts(self, num_clients: int | None = None) -> list[int]:
+        """The number of clients of each group.
 
         Args:
             num_clients: Size of a fleet given by fractions; for counts None, or their sum.
@@ -77,8 +76,16 @@ class Fleet:
                 f"num_clients must be {sum(counts)}, the sum of the counts in clients, got "
                 f"{num_clients}"
             )
+        return counts
+
+    def devices(self, num_clients: int | None = None) -> list[Devices]:
+        """The devices of each client, groups in their order; one object a group.
+
+        Args:
+            num_clients: What `counts` takes.
+        """
         devices: list[Devices] = []
-        for group, size in zip(self.groups, counts, strict=True):
+        for group, size in zip(self.groups, self.counts(num_clients), strict=True):
             devices += [Devices(group)] * size
         return devices
 
@@ -103,23 +110,6 @@ class Fleet:
 
     def __repr__(self) -> str:
         return f"Fleet({self.to_config()!r})"
-
-
-def clients_of(
-    devices: Sequence[Devices], sizes: Sequence[int], weights: Literal["samples", "uniform"]
-) -> list[Client]:
-    """The clients of a fleet.
-
-    Args:
-        devices: The devices of each client, see `Fleet.devices`.
-        sizes: Training samples of each.
-        weights: What each counts in averages; one without samples never counts.
-    """
-    found: list[Client] = []
-    for its, size in zip(devices, sizes, strict=True):
-        weight = float(size > 0) if weights == "uniform" else float(size)
-        found.append(Client(len(found), its.spec, size, weight, its))
-    return found
 
 
 def _written(group: Group) -> dict[str, Any]:

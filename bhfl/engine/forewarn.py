@@ -4,7 +4,8 @@ effect.
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.devices import FLOAT, Devices
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import layer_weights
 from bhfl.settings import Settings
@@ -50,22 +52,31 @@ def forewarn(
     """
     told = []
     device = next(module.parameters()).device.type
-    low = dict.fromkeys(client.group for client in clients if client.spec.weights < 32)
+    groups = [client.devices for client in one_of_each(clients)]
+    low = dict.fromkeys(its.group.label for its in groups if its.spec.weights < 32)
     if low and (layers := _mostly_float(module)):
         told += [f"{group} clients {layers}" for group in low]
     if fresh and not settings.aggregation.reestimate_norm:
-        steps = 0
-        for client in clients:
-            if client.num_examples:
-                training = client.devices.training(settings.training)
-                steps = max(steps, training.planned_steps(data.num_batches(client.id)))
-        told.append(_slow_norms(module, steps))
-    for devices in dict.fromkeys(client.devices for client in clients):
+        told.append(_slow_norms(module, partial(_most_steps, clients, data, settings)))
+    for devices in groups:
         told += [_partly_served(module, devices), devices.caution(device)]
     if is_compiled(module):
-        told.append(_too_many_graphs(len({client.bits for client in clients} | {FLOAT.bits})))
+        told.append(_too_many_graphs(len({devices.bits for devices in groups} | {FLOAT.bits})))
     for text in filter(None, told):
         warnings.warn(text, stacklevel=2)
+
+
+def _most_steps(clients: Sequence[Client], data: FederatedData, settings: Settings) -> int:
+    """Optimiser steps of the client that makes most of them in a round."""
+    batches: dict[Devices, int] = {}
+    for client in clients:
+        if client.num_examples:
+            most = batches.get(client.devices, 0)
+            batches[client.devices] = max(most, data.num_batches(client.id))
+    steps = 0
+    for devices, most in batches.items():
+        steps = max(steps, devices.training(settings.training).planned_steps(most))
+    return steps
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -146,9 +157,13 @@ def _partly_served(module: nn.Module, devices: Devices) -> str:
     )
 
 
-def _slow_norms(module: nn.Module, steps: int) -> str:
+def _slow_norms(module: nn.Module, most_steps: Callable[[], int]) -> str:
     """The BatchNorm whose running statistics move least in a round, where that is little; else an
     empty string.
+
+    Args:
+        module: The model.
+        most_steps: Counts the steps of a round, which takes long for many clients.
     """
     slow = []
     for name, norm in module.named_modules():
@@ -156,7 +171,7 @@ def _slow_norms(module: nn.Module, steps: int) -> str:
         # without a momentum statistics are the mean of all batches, and the first ones are gone
         if moves and norm.momentum is not None:
             slow.append((norm.momentum, name))
-    if not slow or not steps:
+    if not slow or not (steps := most_steps()):
         return ""
     momentum, name = min(slow)
     left = (1 - momentum) ** steps

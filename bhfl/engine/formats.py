@@ -5,7 +5,7 @@ by one process.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +26,8 @@ from bhfl.engine.client.plain import STEPS
 from bhfl.engine.client.recorder import recording
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.random import RandomKeys, seed_globals
-from bhfl.engine.types import Client, FederatedData, ServerState
+from bhfl.engine.roster import Roster
+from bhfl.engine.types import FederatedData, ServerState
 from bhfl.quant.memory_format import has_usual_strides, needs_contiguous
 from bhfl.settings import Settings
 
@@ -58,7 +59,7 @@ def with_format(
     server: ServerState,
     settings: Settings,
     worker: Worker,
-    clients: Iterable[Client],
+    clients: Roster,
     data: FederatedData,
 ) -> ServerState:
     """A first server state with the memory format that its run takes; see `agree_on_format`.
@@ -72,7 +73,7 @@ def with_format(
     """
 
     def first() -> Any:
-        client = max(clients, key=lambda client: client.num_examples)
+        client = clients[int(clients.sizes.argmax())]
         batches = data.client_batches(client.id, RandomKeys(settings.cohort.seed, 0, client.id), 0)
         return next(iter(worker.on_device(batches)))
 

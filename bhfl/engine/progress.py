@@ -17,6 +17,7 @@ from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
 from bhfl.engine.console import terminal
 from bhfl.engine.figures import group_rows, megabytes, metric_names
+from bhfl.engine.roster import group_sizes, one_of_each
 from bhfl.engine.screen import Screen
 from bhfl.settings import Output
 from bhfl.tags import LOST, Status
@@ -63,7 +64,7 @@ class Progress(Callback):
         if not trainer.fabric.is_global_zero:
             return
         processes = trainer.fabric.world_size
-        sizes = Counter(client.group for client in trainer.clients)
+        sizes = group_sizes(trainer.clients)
         fleet = ", ".join(f"{size} x {group}" for group, size in sizes.items())
         size = sum(tensor.numel() for tensor in trainer.server.params.values())
         _LOG.info(
@@ -114,7 +115,7 @@ class Progress(Callback):
         if name not in measured and monitored in measured:
             name = monitored
             label = f" {name}"
-        for group in dict.fromkeys(client.group for client in trainer.clients):
+        for group in group_sizes(trainer.clients):
             figures[group + label] = metrics.get(f"val/{name}_{group}")
         return {name: value for name, value in figures.items() if value is not None}
 
@@ -157,7 +158,7 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     cent, with the bytes really sent where a run has been.
     """
     sent = trainer.run.ledger.by_group if trainer.run is not None else None
-    sizes = Counter(client.group for client in trainer.clients)
+    sizes = group_sizes(trainer.clients)
     lines = aligned(group_rows(metrics, stage, sizes, sent, metric))
     width = max(map(len, lines))
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
@@ -166,8 +167,8 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         seconds = trainer.run.seconds
         text.append(f"{len(history)} rounds in {seconds:.1f} s; bytes as measured on the payloads")
         text += _notes(history)
-    for devices in dict.fromkeys(client.devices for client in trainer.clients):
-        if note := devices.caution(trainer.fabric.device.type):
+    for client in one_of_each(trainer.clients):
+        if note := client.devices.caution(trainer.fabric.device.type):
             text.append(f"note: {note}")
     return "\n".join(text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +15,7 @@ from torch import Tensor
 from bhfl.checks import aligned, suggestion
 from bhfl.engine.deployed import Deployed
 from bhfl.engine.figures import group_rows, metric_names, total
+from bhfl.engine.roster import group_sizes
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.types import Row, ServerState
@@ -209,9 +209,9 @@ def result_of(session: Session, run: Run, metrics: Mapping[str, float]) -> FitRe
         metrics: What the test measured.
     """
     settings = session.settings
-    groups = dict.fromkeys(client.devices for client in session.fleet)
+    groups = list(session.fleet.members)
     norm = settings.aggregation.norm
-    deployed = Deployed(session.server, list(groups), norm, session.algorithm)
+    deployed = Deployed(session.server, groups, norm, session.algorithm)
 
     def weights(group: str | None) -> dict[str, Tensor]:
         # of a copy: the module is its owner's
@@ -221,7 +221,7 @@ def result_of(session: Session, run: Run, metrics: Mapping[str, float]) -> FitRe
     return FitResult(
         folder=run.folder,
         method=type(session.algorithm).__name__,
-        groups=Counter(client.group for client in session.fleet),
+        groups=group_sizes(session.fleet),
         metrics=metrics,
         bytes=run.ledger.by_group,
         seconds=run.seconds,

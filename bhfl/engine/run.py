@@ -114,7 +114,9 @@ class Run:
         self.store.rewind(server.round)
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
-            write_json(self.folder / f"{name}.json", value)
+            # the split of many clients is long, and nobody reads it by eye
+            indent = None if name == "partition" else 1
+            write_json(self.folder / f"{name}.json", value, indent)
         threads = self.settings.machine.threads
         found = environment(records[SETTINGS], threads, server.channels_last)
         write_json(self.folder / "env.json", found)

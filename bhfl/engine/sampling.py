@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import members
 from bhfl.engine.types import Client
 
 
@@ -40,13 +41,11 @@ def sample_cohort(
     if sampling == "uniform":
         chosen = rng.choice(len(clients), size, replace=False)
         return [clients[i] for i in sorted(chosen)]
-    groups: dict[str, list[Client]] = {}
-    for client in clients:
-        groups.setdefault(client.group, []).append(client)
-    places = _share_out(size, [len(members) for members in groups.values()], rng)
+    groups = list(members(clients).values())
+    places = _share_out(size, list(map(len, groups)), rng)
     cohort = []
-    for members, count in zip(groups.values(), places, strict=True):
-        cohort += [members[i] for i in rng.choice(len(members), count, replace=False)]
+    for group, count in zip(groups, places, strict=True):
+        cohort += [clients[group[i]] for i in rng.choice(len(group), count, replace=False)]
     return sorted(cohort, key=lambda client: client.id)
 
 

@@ -26,7 +26,6 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.fingerprint import fingerprint, model_options, note_backends
-from bhfl.engine.fleet import clients_of
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -36,6 +35,7 @@ from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import fitting, use_backends_
+from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.sampling import cohort_size, sample_cohort
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.state import check_state
@@ -150,7 +150,7 @@ class Session:
         self.server = replace(self.init_server(), channels_last=channels_last)
         self.loan.weights = self._release
 
-    def _split(self) -> list[Client]:
+    def _split(self) -> Roster:
         """Fetch the data, and deal them out to the fleet."""
         STANDING.at("preparing the data")
         in_turns(self.fabric, self.data.prepare_data)
@@ -159,9 +159,10 @@ class Session:
         for stage in self.stages:
             self.data.setup(stage)
         STANDING.at("splitting the data among the clients")
-        everyone = self.trainer.fleet.devices(self.settings.fleet.num_clients)
-        sizes = self.data.federate(len(everyone), self.settings.cohort.seed)
-        return clients_of(everyone, sizes, self.settings.aggregation.weights)
+        fleet = self.trainer.fleet
+        counts = fleet.counts(self.settings.fleet.num_clients)
+        sizes = self.data.federate(sum(counts), self.settings.cohort.seed)
+        return Roster(fleet.groups, counts, sizes, self.settings.aggregation.weights)
 
     def _check_fit(self) -> None:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
@@ -177,14 +178,14 @@ class Session:
             identity["model"] = self.told[Role.TASK.value].pop("model")
         identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
         monitor = settings.choice.monitor
-        check_monitor(monitor, module, {client.group for client in self.fleet})
+        check_monitor(monitor, module, set(group_sizes(self.fleet)))
         if next(iter(self.data.val_batches()), None) is not None:
             return
         missing = "needs validation samples, and the data have none"
         if settings.stopping.patience is not None and monitor.startswith("val/"):
             raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
         if settings.output.evaluate_clients and not any(
-            self.data.client_val_batches(client.id) for client in self.fleet
+            self.data.client_val_batches(id) for id in range(len(self.fleet))
         ):
             raise ValueError(f"trainer.evaluate_clients {missing}; got True")
 
@@ -197,7 +198,7 @@ class Session:
                 f"{algorithm.__name__} changes gradients, which needs automatic "
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
-        groups = dict.fromkeys(client.devices for client in self.fleet)
+        groups = list(self.fleet.members)
         STANDING.at("choosing backends for the model")
         for devices in (*groups, FLOAT):
             # raises now, not in the first client, where the model cannot take it
@@ -208,7 +209,7 @@ class Session:
                 devices.choose_(self.module)
             devices.backends = self.fabric.broadcast(devices.backends)
         note_backends(self.told, groups)
-        self.bits = list(dict.fromkeys(client.bits for client in self.fleet))
+        self.bits = list(dict.fromkeys(devices.bits for devices in groups))
         norm = self.settings.aggregation.norm
         self.buffers = Buffers(self.module, self.worker.state(), norm, self.bits)
         low = any(devices.has_low_weights for devices in groups)
@@ -303,7 +304,7 @@ class Session:
 
     def global_model(self) -> Params:
         """The server's model in float32, by name."""
-        floats = [client.bits for client in self.fleet if client.spec.is_float]
+        floats = [devices.bits for devices in self.fleet.members if devices.spec.is_float]
         buffers = self.buffers.of(self.server, (floats or self.bits)[0])
         return {**self.server.params, **buffers}
 

@@ -64,7 +64,7 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
         fleet = Fleet(settings.fleet.clients)
         if alone:
             return []
-        total = len(fleet.devices(settings.fleet.num_clients))
+        total = sum(fleet.counts(settings.fleet.num_clients))
     except ValueError as error:
         return str(error).splitlines()
     cohort = settings.cohort

@@ -64,17 +64,18 @@ class Timing:
         recorder.observe(batch)
         self.example_flops = counter.get_total_flops() / recorder.batch_size
         # a device of infinite rate computes in no time, whatever there is to compute
-        rates = []
-        for client in self.clients:
-            rates.append(
-                self.network.link(0, client.id, client.devices.group.profile).compute_flops
-            )
-        if not self.example_flops and any(map(math.isfinite, rates)):
+        if not self.example_flops and any(map(math.isfinite, self._rates())):
             name = type(worker.module).__name__
             raise ValueError(
                 f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
                 "nothing: define it, or give devices no compute_flops"
             )
+
+    def _rates(self) -> Iterator[float]:
+        """FLOPs a second of the clients in round 0."""
+        for client in self.clients:
+            profile = client.devices.group.profile
+            yield self.network.link(0, client.id, profile).compute_flops
 
     def workload(
         self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int
@@ -108,6 +109,8 @@ class Timing:
             ValueError: In round 0 all would still be at work when it comes, however little they
                 sent.
         """
+        if self.network.deadline_seconds is None:
+            return
         idle = []
         for client in self.clients:
             if client.num_examples:

@@ -313,7 +313,7 @@ class FederatedTrainer:
         )
 
     @property
-    def clients(self) -> list[Client]:
+    def clients(self) -> Sequence[Client]:
         """The fleet, once the data are split among it."""
         return self.session.fleet if self.session else []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from bhfl.checks import clipped, refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.records import Ledger
+from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
 from bhfl.export.card import Exported, Task, front_matter, model_card
@@ -162,8 +162,8 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
     """The text of the model card."""
     trainer, model = session.trainer, session.module
     config = {"clients": trainer.fleet.to_config(), **trainer.config}
-    sizes = Counter(client.group for client in session.fleet)
-    examples = sum(client.num_examples for client in session.fleet)
+    sizes = group_sizes(session.fleet)
+    examples = session.fleet.sizes.sum()
     rounds = session.server.round
     facts = {
         "Data": f"{type(session.data).__name__}, {examples:,} training samples",

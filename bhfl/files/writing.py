@@ -148,9 +148,15 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, durably."""
-    write_text(path, f"{json.dumps(value, indent=1)}\n")
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write `value` as JSON, durably.
+
+    Args:
+        path: What is to be written.
+        value: Plain values.
+        indent: The spaces of a level; None for one line, which is written many times as fast.
+    """
+    write_text(path, f"{json.dumps(value, indent=indent)}\n")
 
 
 @dataclass

@@ -82,3 +82,42 @@ def test_every_client_keeps_a_training_sample():
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         split(**changes)
+
+
+class Lists(IID):
+    """A partitioner that makes the lists of positions by itself, in any order."""
+
+    def __call__(self, labels, num_clients, rng):
+        return [rng.permutation(part) for part in super().__call__(labels, num_clients, rng)]
+
+
+def divided(parts, fraction, rng):
+    """What each client trains on and validates with, one client after the other."""
+    for part in parts:
+        shuffled = rng.permutation(part)
+        num_val = int(fraction * len(part))
+        yield sorted(shuffled[num_val:].tolist()), sorted(shuffled[:num_val].tolist())
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.33])
+@pytest.mark.parametrize("partition", [IID(), DIRICHLET, Lists()], ids=repr)
+def test_all_clients_together_are_divided_as_one_by_one(partition, fraction):
+    found = split(partition, val_fraction=0.0, holdout=0, client_val_fraction=fraction)
+    streams = np.random.SeedSequence(5).spawn(5)
+    parts = partition(TARGETS, 8, np.random.default_rng(streams[3]))
+    expected = list(divided(parts, fraction, np.random.default_rng(streams[4])))
+    trained = [part.tolist() for part in found.clients]
+    held = [part.tolist() for part in found.client_val]
+    assert list(zip(trained, held, strict=True)) == expected
+    assert found.clients.tolist() == trained
+    assert found.clients.sizes.tolist() == [found.clients.size(i) for i in range(8)]
+
+
+def test_the_parts_of_a_split_read_as_a_list():
+    clients = split().clients
+    assert len(clients) == 8
+    assert torch.equal(clients[-1], clients[7])
+    assert all(map(torch.equal, clients[2:4], [clients[2], clients[3]]))
+    assert clients[0].dtype == torch.int64
+    with pytest.raises(IndexError):
+        clients[8]

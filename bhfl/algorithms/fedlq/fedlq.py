@@ -86,7 +86,7 @@ class FedLQ(Algorithm):
 
     # ---- setting up ------------------------------------------------------------------------------
 
-    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
+    def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """Find the layers.
 
         Raises:
@@ -120,7 +120,7 @@ class FedLQ(Algorithm):
     def _candidates(self, client: Client) -> list[int]:
         return [bits for bits in self.candidates if bits <= client.spec.weights]
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """No probe yet; the variances of the first plan are those of the weights."""
         return {"probe": None, "variances": self._planned_variances(params)}
 
@@ -301,7 +301,7 @@ class FedLQ(Algorithm):
             allowed[name] = [width for width in bits if width < 32]
         return allowed
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> ProbedMean:
+    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> ProbedMean:
         """The mean of the models, and what the clients measured."""
         return ProbedMean(server.params)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import Allocation
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client
 
 PLAN = ":plan"
@@ -47,7 +48,7 @@ def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:
         ValueError: A client computes with fewer bits than any candidate, or its group says the bits
             of its layers.
     """
-    for client in clients:
+    for client in one_of_each(clients):
         if client.devices.group.layers:
             raise ValueError(
                 "FedLQ chooses the bits of each layer itself: clients must leave out layers, got "

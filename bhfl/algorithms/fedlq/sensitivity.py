@@ -16,6 +16,7 @@ from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
 from bhfl.checks import check_options, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.devices import FLOAT
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, quantize, set_spec_
 
@@ -151,7 +152,9 @@ class Sensitivity:
         if context.fabric.is_global_zero:
             worker = context.worker
             # probes run in float32, so running statistics of float clients fit best
-            floats = [client.bits for client in context.clients if client.spec.is_float]
+            floats = [
+                client.bits for client in one_of_each(context.clients) if client.spec.is_float
+            ]
             group = [*floats, context.clients[0].bits][0]
             worker.load({**server.params, **context.buffers(server, group)}, FLOAT)
             batches = context.data.holdout_batches

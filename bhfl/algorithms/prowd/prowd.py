@@ -19,6 +19,7 @@ from bhfl.checks import checked, choice, options
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
 
@@ -72,9 +73,9 @@ class ProWD(Algorithm):
 
     # ---- setting up ------------------------------------------------------------------------------
 
-    def prepare(self, module: nn.Module, clients: list[Client]) -> None:
+    def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """Find the high-bit group, whose clients send weights."""
-        self.devices = {client.bits: client.devices for client in clients}
+        self.devices = {client.bits: client.devices for client in one_of_each(clients)}
         self.top = max(self.devices, key=lambda group: precision(self.devices[group].spec))
 
     def setup(self, context: Context) -> None:
@@ -139,7 +140,7 @@ class ProWD(Algorithm):
         spread = torch.arange(wanted.buffer_size) * len(inputs) // wanted.buffer_size
         return network, inputs[spread]
 
-    def init_server(self, params: Params, clients: list[Client]) -> dict[str, Any]:
+    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """No high-bit move yet; the identity for a dequantizer."""
         return {
             "move": None,
@@ -200,7 +201,7 @@ class ProWD(Algorithm):
         )
         return replace(server, extra={**server.extra, "dequantizer": state}, metrics=metrics)
 
-    def aggregator(self, server: ServerState, clients: list[Client]) -> SelectiveMean:
+    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> SelectiveMean:
         """Hold the round's updates until the high-bit move is known."""
         low: Params | None = server.extra["low"]
         chain = self.tuning.chain(server.extra["dequantizer"]) if self.tuning else None

@@ -115,7 +115,7 @@ class Place:
         if self.client is not None:
             return self.data.num_batches(self.client.id)
         # at set-up configure_optimizers sizes its schedules by it, and no client makes more
-        return max((self.data.num_batches(client.id) for client in self.clients), default=0)
+        return max(map(self.data.num_batches, range(len(self.clients))), default=0)
 
     @property
     def planned_epochs(self) -> int:
