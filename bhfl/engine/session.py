@@ -159,10 +159,9 @@ class Session:
         for stage in self.stages:
             self.data.setup(stage)
         STANDING.at("splitting the data among the clients")
-        fleet = self.trainer.fleet
-        counts = fleet.counts(self.settings.fleet.num_clients)
+        counts = self.trainer.fleet.counts(self.settings.fleet.num_clients)
         sizes = self.data.federate(sum(counts), self.settings.cohort.seed)
-        return Roster(fleet.groups, counts, sizes, self.settings.aggregation.weights)
+        return Roster(self.trainer.fleet.groups, counts, sizes, self.settings.aggregation.weights)
 
     def _check_fit(self) -> None:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
@@ -313,9 +312,7 @@ class Session:
         self.worker.load_global(self.global_model())
 
     def tear_down(self) -> None:
-        """Let module and data put away what they were set up with; the session has done its
-        work.
-        """
+        """Let module and data put away what they were set up with, now that the work is done."""
         self.loan.tear_down(*self.stages)
 
     def _release(self) -> None:
