@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-docs test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
+.PHONY: help install demo docs test test-docs test-wheel test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,27 +25,30 @@ docs: .venv/.docs  ## build the documentation: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 
 demo: install  ## train int8 and float32 clients on real images, about a minute
-	$(BIN)/bhfl fit --config configs/digits/fedavg.yaml
+	$(BIN)/bhfl fit --config digits/fedavg
 
 test: install  ## lint, types, and the tests that end in minutes
 	@said=$$(mktemp) && trap 'kill $$linter 2>/dev/null; rm -f "$$said"' EXIT && trap 'exit 130' INT TERM; \
 	$(MAKE) --no-print-directory lint > "$$said" 2>&1 & linter=$$!; \
-	$(PYTEST) -m "not slow and not gpu"; tested=$$?; \
+	$(PYTEST) -m "not slow and not gpu and not wheel"; tested=$$?; \
 	wait $$linter; linted=$$?; cat "$$said"; \
 	exit $$((tested ? tested : linted))
 
 test-docs: .venv/.docs  ## build the documentation, and run all code of its pages
 	$(PYTEST) tests/test_docs.py
 
+test-wheel: install  ## install the wheel as a user would, in minutes, and run README's commands outside of the checkout
+	$(BIN)/python -m pytest -m wheel --durations=0 tests/test_wheel.py
+
 test-slow: install  ## the long tests too
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not wheel"
 
 soak: install  ## kills, mutations, lost processes, signals and full disks by chance, MINUTES=20 of them
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check bhfl tests examples benchmarks docs
-	$(BIN)/ruff format --check bhfl tests examples benchmarks docs
+	$(BIN)/ruff check bhfl tests examples benchmarks docs noxfile.py setup.py
+	$(BIN)/ruff format --check bhfl tests examples benchmarks docs noxfile.py setup.py
 	$(BIN)/mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios; PEERS=1: rounds of pfl-research and Flower
@@ -55,19 +58,19 @@ accuracy: install  ## CIFAR-10, ResNet-8: accuracy at 8, 4 and 2 bits against fl
 	$(BIN)/python -m benchmarks.accuracy
 
 effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, three seeds (hours)
-	$(BIN)/bhfl sweep configs/cifar10/sweeps/effect.yaml --jobs 2
+	$(BIN)/bhfl sweep cifar10/sweeps/effect --jobs 2
 
 fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones, three seeds (hours)
-	$(BIN)/bhfl sweep configs/cifar10/sweeps/fedlq.yaml --jobs 2
+	$(BIN)/bhfl sweep cifar10/sweeps/fedlq --jobs 2
 
 table: install  ## CIFAR-10, small: every method on five fleets, three seeds (many hours)
-	$(BIN)/bhfl sweep configs/cifar10/sweeps/table.yaml --jobs 2
+	$(BIN)/bhfl sweep cifar10/sweeps/table --jobs 2
 
 paper: install  ## CIFAR-10, full size, on a GPU: nine minutes of it; call it again to go on
-	$(BIN)/bhfl sweep configs/cifar10/sweeps/paper.yaml --minutes 9
+	$(BIN)/bhfl sweep cifar10/sweeps/paper --minutes 9
 
 tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs
 
 clean:  ## remove what was set up and what runs left
-	rm -rf .venv runs docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info

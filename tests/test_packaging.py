@@ -51,6 +51,14 @@ def test_the_citation_is_of_this_package():
     assert (citation["cff-version"], citation["type"]) == ("1.2.0", "software")
 
 
+def test_the_pythons_that_are_promised_are_those_that_nox_tests():
+    (listed,) = re.findall(r"^PYTHONS = (\[.*\])$", (ROOT / "noxfile.py").read_text(), re.M)
+    prefix = "Programming Language :: Python :: "
+    promised = [line.removeprefix(prefix) for line in PROJECT["classifiers"] if prefix in line]
+    assert promised == ["3 :: Only", *yaml.safe_load(listed)]
+    assert PROJECT["requires-python"] == ">=3.11"  # what is newer than these is not excluded
+
+
 def test_the_checks_before_a_commit_run_tools_and_files_that_exist():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert {"ruff", "ruff-format", "mypy", "fast-tests"} == {hook["id"] for hook in hooks}
