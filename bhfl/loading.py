@@ -90,6 +90,9 @@ def load_model(
 ) -> nn.Module:
     """The model of a run, finished or not: a plain module of torch's layers, in evaluation mode.
 
+    Classes that the run's ``config.yaml`` names are imported: of a folder from somebody else, give
+    a `model`, and no `group`.
+
     Args:
         folder: The run folder.
         which: The checkpoint: of the ``best`` round, or the ``last`` one.
@@ -110,9 +113,11 @@ def load_model(
     fleet = Fleet(told["clients"])
     counts = fleet.counts(told["trainer.num_clients"])
     clients = Roster(fleet.groups, counts, [1] * sum(counts), "uniform")
-    parts = [] if model is not None else ["data", "model"]
-    if group is not None:
-        parts.append("algorithm")
+    parts = []
+    if model is None:
+        parts = ["algorithm", "data", "model"]
+    elif group is not None:
+        parts = ["algorithm"]
     made = _made(path, parts) if parts else {}
     algorithm = made.get("algorithm", Algorithm())
     module: nn.Module = model if model is not None else made["model"]
@@ -134,7 +139,7 @@ def _made(path: Path, parts: list[str]) -> dict[str, Any]:
         if "model" not in parts:
             remedy = "without group=, the server's float32 model needs no class"
         raise ValueError(
-            f"{path}: its {' and '.join(parts)} cannot be made again, {error}; {remedy}"
+            f"{path}: its {', '.join(parts)} cannot be made again, {error}; {remedy}"
         ) from error
 
 

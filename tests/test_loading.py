@@ -83,7 +83,7 @@ def test_a_class_that_nothing_names_is_asked_for(tmp_path: Path) -> None:
 
     folder = trained(tmp_path, Hidden(), fake(), max_rounds=1).folder
     with pytest.raises(
-        ValueError, match="data and model cannot be made again, model is not w"
+        ValueError, match="algorithm, data, model cannot be made again, model is not w"
     ) as e:
         bhfl.load_model(folder)
     assert "Hidden is written in a script, a notebook or a function" in str(e.value)

@@ -50,9 +50,13 @@ class Deployed:
             The module.
 
         Raises:
-            ValueError: There is no such group, or its model is not whole without its clients.
+            ValueError: There is no such group, its model is not whole without its clients, or the
+                algorithm keeps none on the server.
             CheckpointError: The module is another one than the run's.
         """
+        if not self.algorithm.communicates:
+            name = type(self.algorithm).__name__
+            raise ValueError(f"{name} keeps no global model: each client has a model of its own")
         devices = self._devices(group)
         worker = PlainWorker(module, next(module.parameters()).device)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bhfl.algorithms import GroupedAvg
+from bhfl.algorithms import GroupedAvg, Local
 from bhfl.engine import FederatedTrainer, FitResult
 from bhfl.quant import fake_quantize
 from tests.federation import Client, Net, fake, same
@@ -109,6 +109,12 @@ def test_a_model_that_stays_with_clients_in_part_is_not_given(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"'int8' is not whole on the server: net.1.running_mean"):
         result.state_dict("int8")
     assert "net.1.running_mean" in result.state_dict()
+
+
+def test_who_keeps_no_global_model_gives_none(tmp_path: Path) -> None:
+    result, _, _ = trained(tmp_path, {8: 2}, algorithm=Local(), max_rounds=1)
+    with pytest.raises(ValueError, match="Local keeps no global model: each client has a model of"):
+        result.state_dict()
 
 
 def test_what_draws_and_tabulates_is_optional(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
