@@ -71,4 +71,4 @@ html_theme_options = {
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
-html_sidebars = {"index": [], "install": [], "faq": []}
+html_sidebars = {"index": [], "install": [], "results": [], "faq": [], "contributing": []}

@@ -36,7 +36,11 @@ IMPORTS_ALONE = {"reference/wire.md", "howto/quantise.md"}
 """Pages whose code takes less than a second."""
 
 
-OTHERS = {"howto/hub.md": ("timm", "transformers")}
+OTHERS = {
+    "howto/hub.md": ("timm", "transformers"),
+    "howto/optuna.md": ("optuna",),
+    "howto/tracking.md": ("wandb", "mlflow"),
+}
 """Packages that nothing of ours depends on."""
 
 
