@@ -1,5 +1,6 @@
 """How Sphinx builds these pages; ``make docs``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,24 @@ nitpicky = True
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"
-"""`make test-docs` runs the code blocks."""
+
+# ---- the tutorials, which are notebooks: their cells run when their pages are built --------------
+
+nb_execution_mode = "force"
+"""Pages without the header of a notebook are left alone: `make test-docs` runs their code."""
+nb_execution_timeout = 300
+"""Seconds that a cell may take."""
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove"
+"""It has the line of each round; `make test-docs` sees that nothing else is said there."""
+# What a notebook's process inherits: this checkout, no GPU, so that pages say the same everywhere,
+# one thread, and the look of pictures.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MATPLOTLIBRC"] = str(HERE / "_ext" / "matplotlibrc")
 
 # ---- docstrings ----------------------------------------------------------------------------------
 

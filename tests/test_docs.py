@@ -5,6 +5,7 @@ What takes long is marked slow: ``make test-docs`` runs all of it.
 
 import html
 import inspect
+import json
 import math
 import os
 import re
@@ -27,7 +28,10 @@ PAGES = sorted(
     for path in DOCS.rglob("*")
     if path.suffix in (".md", ".rst") and "_build" not in path.relative_to(DOCS).parts
 )
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials" and page.stem != "index"]
 MOST_WORDS = 1500
+MOST_LINES = 30
+"""What a cell of a tutorial may print: no dump of weights."""
 sys.path.append(str(DOCS / "_ext"))
 
 import facts  # noqa: E402
@@ -99,6 +103,31 @@ def test_configurations_on_pages_can_be_parsed(page, tmp_path, monkeypatch, caps
         with pytest.raises(SystemExit) as ended:
             main(["fit", "--config", "page.yaml", *fleet, "--print_config"])
         assert ended.value.code == 0, capsys.readouterr().err
+
+
+# ---- tutorials -----------------------------------------------------------------------------------
+
+
+def test_every_tutorial_is_in_the_index():
+    text = (DOCS / "tutorials/index.md").read_text()
+    contents = blocks(DOCS / "tutorials/index.md", r"\{toctree\}")[0].splitlines()
+    assert len(TUTORIALS) == 6
+    assert sorted(contents[1:]) == [page.stem for page in TUTORIALS]
+    for page in TUTORIALS:
+        assert f"({page.name})" in text, page.name
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
+def test_a_tutorial_is_a_notebook_whose_cells_all_run(page):
+    text = page.read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["jupytext"]["text_representation"]["format_name"] == "myst"
+    assert header["kernelspec"]["name"] == "python3"
+    assert len(blocks(page, r"\{code-cell\} python")) == text.count("{code-cell}") > 5
+    for not_run in ("python", r"\{code-block\} python"):
+        assert not blocks(page, not_run), f"{page.name}: a block that is no cell does not run"
+    for tag in ("skip-execution", "raises-exception"):
+        assert tag not in text, page.name
 
 
 # ---- code ----------------------------------------------------------------------------------------
@@ -395,11 +424,16 @@ def built(tmp_path_factory) -> Path:
     return folder / "html"
 
 
+on_built_pages = pytest.mark.xdist_group("built")
+"""One process takes all of these tests, because it is enough that one builds the pages."""
+
+
 def written(built: Path) -> list[Path]:
     """The pages themselves, without the theme's templates."""
     return [path for path in built.rglob("*.html") if "_static" not in path.parts]
 
 
+@on_built_pages
 @pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(built):
     pages = written(built)
@@ -419,6 +453,7 @@ def test_pages_load_nothing_from_elsewhere(built):
             assert not re.match(r"[\"'\s]*(https?:)?//", "".join(address)), path.name
 
 
+@on_built_pages
 @pytest.mark.slow
 def test_links_and_anchors_of_built_pages_lead_somewhere(built):
     pages = {path.resolve(): Page(path) for path in written(built)}
@@ -434,6 +469,7 @@ def test_links_and_anchors_of_built_pages_lead_somewhere(built):
                 assert anchor in pages[other].places, f"{path.name}: {link}"
 
 
+@on_built_pages
 @pytest.mark.slow
 def test_the_search_works_from_the_disk(built):
     """Its index is a script, which a page on a disk may load; a fetch is what it may not do."""
@@ -446,8 +482,33 @@ def test_the_search_works_from_the_disk(built):
     assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
 
 
+@on_built_pages
 @pytest.mark.slow
 def test_formulas_are_drawn_by_a_file_of_ours(built):
     page = Page(built / "reference/methods.html")
     assert any("mathjax/tex-svg.js" in address for address in page.loads)
     assert math.isclose((built / "_static/mathjax/tex-svg.js").stat().st_size, 2_108_580, abs_tol=1)
+
+
+@on_built_pages
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
+def test_cells_of_a_tutorial_ran_and_said_little(built, page):
+    notebook = built.parent / "jupyter_execute/tutorials" / f"{page.stem}.ipynb"
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    for output in outputs:
+        assert output["output_type"] != "error", output
+        said = output.get("text", []) + output.get("data", {}).get("text/plain", [])
+        if output.get("name") == "stderr":
+            # one line, which changes with each round
+            assert all(re.match(r"round +\d+/\d+  ", one) for one in "".join(said).split("\r")[1:])
+            assert said[0].startswith("\r"), output
+            continue
+        assert len(said) <= MOST_LINES, said[:3]
+    num_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    built_page = Page(built / "tutorials" / f"{page.stem}.html")
+    shown = [address for address in built_page.loads if "_images" in address]
+    assert num_pictures == len(shown) > 0
+    assert any(link.endswith(f"/{page.stem}.ipynb") for link in built_page.links)
