@@ -9,10 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.contest import contest, line, ratio
+from benchmarks.contest import Seconds, contest, line, ratio
+
+if TYPE_CHECKING:
+    from bhfl.engine.session import Session
 
 
 def mask() -> None:
@@ -55,14 +59,13 @@ def dequantize() -> None:
     print(min(seconds), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
-def turns(method: str) -> Callable[[], None]:
-    """Rounds of 10 clients, half of them ternary, with 1,000 images each."""
+def new_session(method: str, distill_weight: float) -> Session:
+    """A fleet of 10 clients, half of them ternary, with 1,000 images each."""
     from bhfl.algorithms import FedAvg, ProWD
     from bhfl.algorithms.prowd import Dequantizer
     from bhfl.data import FakeImages
     from bhfl.engine.client.store import ClientStore
     from bhfl.engine.loan import Loan
-    from bhfl.engine.rounds import run_round
     from bhfl.engine.session import Session
     from bhfl.engine.system import keep_freed_memory
     from bhfl.engine.trainer import FederatedTrainer
@@ -71,18 +74,63 @@ def turns(method: str) -> Callable[[], None]:
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)
-    data = FakeImages(num_train=10_000, num_test=10, batch_size=50, val_fraction=0.0)
-    untrained = Dequantizer(warmup_rounds=10_000, distill_weight=0.0)
+    size = {"num_train": 10_000, "num_test": 10}
+    holdout = 128 if distill_weight else 0
+    data = FakeImages(**size, batch_size=50, val_fraction=0.0, holdout=holdout)
+    untrained = Dequantizer(warmup_rounds=10_000, distill_weight=distill_weight)
     algorithm = FedAvg() if method == "fedavg" else ProWD(dequantizer=untrained)
     trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
     module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
     session = Session(trainer, Loan(module, data), ["fit"])
     session.store = ClientStore(Path(tempfile.mkdtemp()))
+    return session
+
+
+def turns(method: str) -> Callable[[], None]:
+    """Rounds of the fleet, without fine-tuning."""
+    from bhfl.engine.rounds import run_round
+
+    session = new_session(method, distill_weight=0.0)
 
     def turn() -> None:
         session.server, _ = run_round(session, session.server, [])
 
     return turn
+
+
+def tunings(part: str) -> Callable[[], None]:
+    """Fine-tunings of 30 steps on as many models as the pool holds: `all`, without distillation
+    (`blocks`), or of them only what draws the `pairs`.
+    """
+    from bhfl.algorithms import ProWD
+    from bhfl.algorithms.prowd.pairs import WeightPairs
+
+    session = new_session("prowd", distill_weight=1.0 if part == "all" else 0.0)
+    assert isinstance(session.algorithm, ProWD)
+    tuning = session.algorithm.tuning
+    assert tuning is not None
+    models = [dict(session.server.params) for _ in range(tuning.options.pool_size)]
+    steps = tuning.options.steps
+
+    def draw() -> None:
+        pairs = WeightPairs(models, tuning.specs, tuning.ladder, num_steps=steps)
+        for _ in pairs.train_dataloader():
+            pass
+
+    def tune() -> None:
+        tuning.tune(session.context.fabric, tuning.initial(), models, steps, seed=0)
+
+    return draw if part == "pairs" else tune
+
+
+def fine_tuning(found: dict[str, Seconds]) -> None:
+    """Print fine-tuning against a FedAvg round, and how it divides."""
+    what = "ProWD fine-tuning of 30 steps / a FedAvg round of the same ten clients"
+    ratio(what, found["all"], found["fedavg"], 1.0)
+    whole, blocks, pairs = (found[part].cpu for part in ("all", "blocks", "pairs"))
+    line("    share of drawing the pairs", pairs / whole, None)
+    line("    share of the blocks on the pairs", (blocks - pairs) / whole, None)
+    line("    share of distillation", (whole - blocks) / whole, None)
 
 
 def run() -> None:
@@ -94,6 +142,9 @@ def run() -> None:
     seconds, memory = map(float, out.split()[-2:])
     line("dequantise ResNet-18 through three steps, two cores", seconds, 2, " s")
     line("    memory above the model", memory, 500, " MiB")
-    found = contest({"prowd": (turns, ("prowd",)), "fedavg": (turns, ("fedavg",))}, 3)
+    rounds = {method: (turns, (method,)) for method in ("prowd", "fedavg")}
+    parts = {part: (tunings, (part,)) for part in ("all", "blocks", "pairs")}
+    found = contest({**rounds, **parts}, 3)
     what = "ProWD round without fine-tuning / FedAvg round"
     ratio(what, found["prowd"], found["fedavg"], 1.5)
+    fine_tuning(found)

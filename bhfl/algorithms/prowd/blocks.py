@@ -127,9 +127,21 @@ class _Convolutions(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         unit, statistics = _row_statistics(z)
-        x = F.silu(self.first(unit.unsqueeze(1)) + self.statistics(statistics).unsqueeze(2))
-        out: Tensor = self.last(F.silu(self.second(x)))
-        return out.squeeze(1)
+        # [R, L, H], so that all channels of an element lie together: twice as fast as [R, H, L]
+        windows = F.pad(unit, (_KERNEL // 2, _KERNEL // 2)).unfold(1, _KERNEL, 1)
+        hidden = F.linear(windows, self.first.weight.squeeze(1), self.first.bias)
+        hidden = F.silu(hidden + self.statistics(statistics).unsqueeze(1))
+        hidden = F.silu(_along_rows(hidden, self.second))
+        return hidden @ self.last.weight.flatten() + self.last.bias
+
+
+def _along_rows(x: Tensor, layer: nn.Conv1d) -> Tensor:
+    """A convolution of [R, L, H] along the rows."""
+    kernel = layer.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    # as an image of one line, whose channels may lie last
+    image = x.unsqueeze(1).permute(0, 3, 1, 2)
+    out = F.conv2d(image, kernel, layer.bias, padding=(0, *layer.padding))
+    return out.permute(0, 2, 3, 1).squeeze(1)
 
 
 class _Chunks(nn.Module):

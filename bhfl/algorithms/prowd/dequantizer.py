@@ -115,6 +115,7 @@ class ProgressiveDequantizer(L.LightningModule):
         self.reset_(seed)
         # in a tuple the network is no submodule: it is neither trained nor saved with the blocks
         self._probe: tuple[nn.Module, Tensor] | None = None
+        self._teachers: dict[int, Tensor] = {}
 
     def reset_(self, seed: int) -> None:
         """Become the identity again, with new hidden weights: what to do when training diverged."""
@@ -132,6 +133,7 @@ class ProgressiveDequantizer(L.LightningModule):
             inputs: `u`, a batch of its inputs, on its device. No labels are needed.
         """
         self._probe = (model, inputs)
+        self._teachers = {}
 
     @torch.no_grad()
     def forward(self, tensors: Tensors) -> dict[str, Tensor]:
@@ -233,14 +235,13 @@ class ProgressiveDequantizer(L.LightningModule):
         """The same as `_raise`, with a gradient through a random share of the rows only."""
         if share >= 1:
             return self._raise(tensor)
-        with torch.no_grad():
-            values = self._raise(tensor)
         num_rows = len(tensor.codes)
-        order = torch.randperm(num_rows, generator=generator)
-        picked = order[: math.ceil(share * num_rows)].to(values.device)
-        scale = tensor.scale[picked] if tensor.scale.dim() else tensor.scale
-        part = self._raise(QuantizedTensor(tensor.codes[picked], scale, tensor.bits))
-        return values.index_copy(0, picked, part)
+        order = torch.randperm(num_rows, generator=generator).to(tensor.codes.device)
+        picked, others = order.tensor_split([math.ceil(share * num_rows)])
+        part = self._raise(_rows(tensor, picked))
+        with torch.no_grad():
+            rest = self._raise(_rows(tensor, others))
+        return torch.cat([part, rest])[order.argsort()]
 
     def _reconstruction(
         self, rows: Sequence[RowPairs], generator: torch.Generator
@@ -281,8 +282,7 @@ class ProgressiveDequantizer(L.LightningModule):
             codes = quantize(weights[name], batch["bits"], scale=scale)
             raised[name] = self._raise_in_part(codes, share, generator)
         with evaluating(model):
-            with torch.no_grad():
-                teacher = functional_call(model, dict(weights), (inputs,))
+            teacher = self._teacher(model, inputs, batch)
             # what is not raised is the teacher's, so that only the raised weights tell the two
             # apart
             student = functional_call(model, {**weights, **raised}, (inputs,))
@@ -303,7 +303,21 @@ class ProgressiveDequantizer(L.LightningModule):
             identity.append((target - z).abs().flatten() * largest)
         return torch.cat(chain).mean(), torch.cat(identity).mean()
 
+    def _teacher(self, model: nn.Module, inputs: Tensor, batch: WeightBatch) -> Tensor:
+        """The logits with true weights, computed once for each state."""
+        number = batch["number"]
+        if number not in self._teachers:
+            with torch.no_grad():
+                self._teachers[number] = functional_call(model, dict(batch["weights"]), (inputs,))
+        return self._teachers[number]
+
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         # under Fabric every point would be logged at step 0: the engine logs
         if self._trainer is not None:
             self.log_dict(dict(metrics), batch_size=1)
+
+
+def _rows(tensor: QuantizedTensor, indices: Tensor) -> QuantizedTensor:
+    """Some rows of a tensor, with their scales."""
+    scale = tensor.scale[indices] if tensor.scale.dim() else tensor.scale
+    return QuantizedTensor(tensor.codes[indices], scale, tensor.bits)

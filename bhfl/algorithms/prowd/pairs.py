@@ -5,6 +5,7 @@ The range `A = scale * n` of the width at which a tensor comes in normalises all
 client's codes are; the top is `w / A` itself.
 """
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from bhfl.quant.spec import FLOAT_BITS
 
 _DRAWS = 16
 """Layers drawn for a batch."""
+_NUMBERS = itertools.count()
+"""A number for each state, so that none is taken for another."""
 
 
 class RowPairs(TypedDict):
@@ -40,6 +43,7 @@ class WeightBatch(TypedDict):
 
     rows: The pairs.
     weights: A whole float state, for distillation.
+    number: What no other state of this process is known by.
     scales: The scale of each of its weights at `bits`.
     bits: A width that comes in.
     seed: The seed of the random choices of the step.
@@ -47,6 +51,7 @@ class WeightBatch(TypedDict):
 
     rows: list[RowPairs]
     weights: Mapping[str, Tensor]
+    number: int
     scales: dict[str, Tensor]
     bits: int
     seed: int
@@ -97,6 +102,7 @@ class WeightPairs(L.LightningDataModule):
                 self.names.append(name)
         if not self.names:
             raise ValueError("states must hold a float tensor of two or more dimensions")
+        self._numbers = [next(_NUMBERS) for _ in states]
         self._scales = [self._scales_of(state) for state in states]
 
     def train_dataloader(self) -> "_Batches":
@@ -145,6 +151,7 @@ class WeightPairs(L.LightningDataModule):
         return WeightBatch(
             rows=rows,
             weights=self.states[state],
+            number=self._numbers[state],
             scales=self._scales[state][spec],
             bits=self.specs[spec].weights,
             seed=seed,

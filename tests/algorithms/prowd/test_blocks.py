@@ -1,9 +1,11 @@
 """One block: where it starts, how far it reaches, which rows it looks at."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from bhfl.algorithms.prowd.blocks import CHUNK, Arch, Block
+from bhfl.algorithms.prowd.blocks import CHUNK, Arch, Block, _row_statistics
 from bhfl.quant import quantize
 from bhfl.quant.rounding import levels
 
@@ -74,6 +76,23 @@ def test_rows_do_not_mix(arch: Arch, length: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_rows_of_zeros_stay_finite(arch: Arch) -> None:
     assert trained(8, arch)(torch.zeros(2, 9)).isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1, 5, 200])
+def test_convolutions_are_those_of_their_layers(length: int) -> None:
+    block = trained(4, bound="none", size=0.3).double()
+    body: Any = block.body
+    z = rows(4, (6, length)).double().requires_grad_()
+    unit, statistics = _row_statistics(z)
+    x = body.first(unit.unsqueeze(1)) + body.statistics(statistics).unsqueeze(2)
+    x = body.second(torch.nn.functional.silu(x))
+    expected = body.last(torch.nn.functional.silu(x)).squeeze(1) * block.step
+    torch.testing.assert_close(block(z), expected)
+    leaves = [z, *block.parameters()]
+    gradients = torch.autograd.grad(block(z).square().sum(), leaves)
+    references = torch.autograd.grad(expected.square().sum(), leaves)
+    for found, own in zip(gradients, references, strict=True):
+        torch.testing.assert_close(found, own)
 
 
 def test_pointwise_takes_the_nearest_code() -> None:

@@ -301,6 +301,39 @@ def test_distillation_is_minus_the_cosine_of_the_logits() -> None:
     assert "dequantizer/distill" not in second
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_rows_without_a_gradient_are_raised_too(granularity: Any, share: float) -> None:
+    dequantizer = disturb_(ProgressiveDequantizer(LADDER), 0.3)
+    weights = torch.randn(10, 4, 3, 3, generator=generator())
+    tensor = quantize(weights, 4, granularity=granularity)
+    raised = dequantizer._raise_in_part(tensor, share, generator())
+    torch.testing.assert_close(raised, dequantizer({"w": tensor})["w"].view_as(raised))
+    (gradient,) = torch.autograd.grad(raised[9].sum(), dequantizer.blocks[1].body.last.bias)  # type: ignore[union-attr,arg-type]
+    last = int(torch.randperm(10, generator=generator()).argmax())
+    assert bool(gradient.any()) == (last < math.ceil(10 * share))
+
+
+def test_the_teacher_runs_once_for_each_state_and_probe() -> None:
+    net, inputs = SmallNet().eval(), torch.randn(6, 1, 6, 6, generator=generator())
+    runs = []
+    net.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    dequantizer = ProgressiveDequantizer(LADDER)
+    for states in ([snapshot(net)], [snapshot(SmallNet()), snapshot(net)]):
+        pairs = WeightPairs(states, [BitSpec.parse(4)], LADDER, num_steps=9)
+        dequantizer.set_probe(net, inputs)
+        runs.clear()
+        for batch in pairs.train_dataloader():
+            dequantizer.training_step(batch, 0)
+        assert runs.count(True) == 9
+        assert runs.count(False) == len(states)
+    dequantizer.set_probe(net, 2 * inputs)
+    first = dequantizer.training_step(batch, 0)["dequantizer/distill"]
+    other = ProgressiveDequantizer(LADDER)
+    other.set_probe(net, 2 * inputs)
+    assert torch.equal(first, other.training_step(batch, 0)["dequantizer/distill"])
+
+
 # ---- the guard ----
 
 
