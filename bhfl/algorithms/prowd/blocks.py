@@ -132,7 +132,9 @@ class _Convolutions(nn.Module):
         hidden = F.linear(windows, self.first.weight.squeeze(1), self.first.bias)
         hidden = F.silu(hidden + self.statistics(statistics).unsqueeze(1))
         hidden = F.silu(_along_rows(hidden, self.second))
-        return hidden @ self.last.weight.flatten() + self.last.bias
+        # one channel is left of each element
+        out: Tensor = F.linear(hidden, self.last.weight.squeeze(2), self.last.bias).squeeze(2)
+        return out
 
 
 def _along_rows(x: Tensor, layer: nn.Conv1d) -> Tensor:
