@@ -10,7 +10,7 @@ from typing import Any, Optional, get_origin, get_type_hints
 from jsonargparse.typing import get_registered_type
 
 from bhfl.checks import shown, suggestion
-from bhfl.recorded import constructors
+from bhfl.recorded import constructors, public_path
 
 
 def indefinite(base: type) -> str:
@@ -20,12 +20,18 @@ def indefinite(base: type) -> str:
 
 
 def known(base: type) -> dict[str, type]:
-    """The classes that may stand for `base`, are loaded and can be made, by short name."""
-    return {
-        cls.__name__: cls
-        for cls in _subclasses(base)
-        if not inspect.isabstract(cls) and not cls.__name__.startswith("_")
-    }
+    """The classes that may stand for `base`, are loaded and can be made, by short name; of two of
+    one name that of the package of `base`, else the one that was made first.
+    """
+    home = base.__module__.partition(".")[0]
+    found: dict[str, type] = {}
+    for cls in _subclasses(base):
+        if inspect.isabstract(cls) or cls.__name__.startswith("_"):
+            continue
+        # bitsandbytes, once it is loaded, has an Adam too
+        if cls.__name__ not in found or cls.__module__.partition(".")[0] == home:
+            found[cls.__name__] = cls
+    return found
 
 
 def _subclasses(base: type) -> list[type]:
@@ -86,6 +92,12 @@ def resolve(name: Any, base: type) -> type:
         raise ValueError(f"{refusal}, which {why}")
     found: type = cls
     return found
+
+
+def unambiguous(name: str, base: type) -> str:
+    """A name that `resolve` takes, as a dotted path where several loaded classes have it."""
+    alike = [cls for cls in _subclasses(base) if cls.__name__ == name]
+    return name if len(alike) < 2 else public_path(known(base)[name])
 
 
 def _unfit(cls: Any, base: type) -> str:

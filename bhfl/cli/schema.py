@@ -13,7 +13,15 @@ from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from bhfl.checks import shown, suggestion
-from bhfl.cli.classes import imported, indefinite, names_one, only, parameters, resolve
+from bhfl.cli.classes import (
+    imported,
+    indefinite,
+    names_one,
+    only,
+    parameters,
+    resolve,
+    unambiguous,
+)
 from bhfl.cli.hints import (
     LISTS,
     Checked,
@@ -41,14 +49,14 @@ class Merge:
         meanings: Texts that were typed, to the values that they mean.
         sections: The places of mappings from options, which are merged key by key; any other
             mapping is a value, which replaces the earlier one.
-        named: The places where the layer names a class.
+        named: The places where the layer names a class, and the name by which it is the only one.
         other: Those of them where another class stood, whose options are not taken over.
     """
 
     layer: Layer
     meanings: dict[Text, Any] = field(default_factory=dict)
     sections: set[Keys] = field(default_factory=set)
-    named: set[Keys] = field(default_factory=set)
+    named: dict[Keys, str] = field(default_factory=dict)
     other: set[Keys] = field(default_factory=set)
 
     def __call__(self, old: Any, new: Any, place: Keys = ()) -> Any:
@@ -56,12 +64,13 @@ class Merge:
         if isinstance(new, Text):
             new = self.meanings.get(new, str(new))
         if place in self.named and isinstance(new, str):
-            new = {"class_path": new}
+            new = {"class_path": self.named[place]}
         # what is typed as --a.b leads through mappings of any kind
         leads_on = len(place) < len(self.layer.path)
         if isinstance(new, list):
             return self._added(old, new, place)
-        if not isinstance(new, dict) or not (leads_on or place in self.sections | self.named):
+        merged = place in self.sections or place in self.named
+        if not isinstance(new, dict) or not (leads_on or merged):
             return new
         if leads_on and isinstance(old, list) and old:
             return [*old[:-1], self(old[-1], new, place)]
@@ -89,6 +98,8 @@ class Merge:
         for key, item in new.items():
             inner = place if key == "init_args" else (*place, key)
             found[key] = self(old.get(key), item, inner)
+        if "class_path" in new and place in self.named:
+            found["class_path"] = self.named[place]
         return found
 
 
@@ -264,7 +275,7 @@ class Checker:
         except ValueError as error:
             self.classes[place] = None
             return self._problem(name_keys, str(error))
-        self._merge.named.add(place)
+        self._merge.named[place] = unambiguous(name, base)
         if self.classes[place] is not self._before.get(place):
             self._merge.other.add(place)
             # what its options are by default is not known here
