@@ -127,7 +127,7 @@ class _Convolutions(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         unit, statistics = _row_statistics(z)
-        # [R, L, H], so that all channels of an element lie together: twice as fast as [R, H, L]
+        # [R, L, H], so that all channels of an element lie together, which is faster than [R, H, L]
         windows = F.pad(unit, (_KERNEL // 2, _KERNEL // 2)).unfold(1, _KERNEL, 1)
         hidden = F.linear(windows, self.first.weight.squeeze(1), self.first.bias)
         hidden = F.silu(hidden + self.statistics(statistics).unsqueeze(1))
