@@ -26,7 +26,7 @@ def test_its_configuration_is_the_demos():
 
 def test_its_federated_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code = next(block for block in blocks("python") if "trainer.fit" in block)
+    code = next(block for block in blocks("python") if ".fit(model" in block)
     exec(code.replace("max_rounds=20", "max_rounds=1"), {})
     assert "int8" in capsys.readouterr().out
 
