@@ -23,13 +23,12 @@ def known(base: type) -> dict[str, type]:
     """The classes that may stand for `base`, are loaded and can be made, by short name; of two of
     one name that of the package of `base`, else the one that was made first.
     """
-    home = base.__module__.partition(".")[0]
     found: dict[str, type] = {}
     for cls in _subclasses(base):
         if inspect.isabstract(cls) or cls.__name__.startswith("_"):
             continue
         # bitsandbytes, once it is loaded, has an Adam too
-        if cls.__name__ not in found or cls.__module__.partition(".")[0] == home:
+        if cls.__name__ not in found or _is_at_home(cls, base):
             found[cls.__name__] = cls
     return found
 
@@ -95,9 +94,15 @@ def resolve(name: Any, base: type) -> type:
 
 
 def unambiguous(name: str, base: type) -> str:
-    """A name that `resolve` takes, as a dotted path where several loaded classes have it."""
+    """A name that `resolve` takes; a dotted path where other packages have one of that name too."""
     alike = [cls for cls in _subclasses(base) if cls.__name__ == name]
-    return name if len(alike) < 2 else public_path(known(base)[name])
+    ours = [cls for cls in alike if _is_at_home(cls, base)]
+    return public_path(ours[0]) if len(ours) == 1 < len(alike) else name
+
+
+def _is_at_home(cls: type, base: type) -> bool:
+    """Whether a class is of the package of its base."""
+    return cls.__module__.partition(".")[0] == base.__module__.partition(".")[0]
 
 
 def _unfit(cls: Any, base: type) -> str:

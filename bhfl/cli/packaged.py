@@ -63,7 +63,7 @@ def find_config(given: str, folder: Path) -> Path:
     rule = "must be a YAML file or the name of one that comes with bhfl"
     searched = f"{folder.absolute()} or {packaged_folder()}"
     remedy = near or "; bhfl init --list lists them"
-    raise ValueError(f"{rule}, and there is no {given!r} in {searched}{remedy}")
+    raise ValueError(f"{rule}, and there is no file {given!r} in {searched}{remedy}")
 
 
 def _spelled_out(path: Path) -> Iterator[Path]:

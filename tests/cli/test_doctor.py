@@ -52,7 +52,7 @@ def test_wrong_bits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_extras_and_packages_that_are_missing_name_their_command(
     bhfl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = ("matplotlib", "onnxscript", "sphinx", "torchmetrics", "tqdm")
+    gone = ("matplotlib", "onnxscript", "sphinx", "rich", "torchmetrics")
     known = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: "" if name in gone else known(name))
     code, out, _ = bhfl("doctor")
@@ -60,7 +60,7 @@ def test_extras_and_packages_that_are_missing_name_their_command(
     assert "plots         pip install 'bhfl[plots]' (missing: matplotlib)" in out
     assert "onnx          pip install 'bhfl[onnx]' (missing: onnxscript)" in out
     assert "docs          not installed: pip install -e '.[docs]'" in out
-    assert out.endswith("\nnot all is well: pip install torchmetrics tqdm\n")
+    assert out.endswith("\nnot all is well: pip install torchmetrics rich\n")
 
 
 def test_a_torch_that_cannot_be_imported_is_told(

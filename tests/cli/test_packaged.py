@@ -12,7 +12,7 @@ from bhfl.sweep.reader import read_matrix
 from tests.cli.conftest import Command
 
 ROOT = Path(__file__).parents[2]
-BOTH = "must be a YAML file or the name of one that comes with bhfl, and there is no"
+BOTH = "must be a YAML file or the name of one that comes with bhfl, and there is no file"
 
 
 def test_every_shipped_file_has_a_name() -> None:
@@ -52,7 +52,10 @@ def test_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("given", "ending"),
     [
-        ("digits/fedavgg", "; did you mean 'digits/fedavg' or 'digits/fedpaq' or 'digits/fedlq'?"),
+        (
+            "digits/fedavgg",
+            "; did you mean 'digits/fedavg' or 'digits/fedpaq' or 'digits/fednova'?",
+        ),
         ("fedprox.yaml", "; did you mean 'digits/fedprox' or 'cifar10/fedprox'?"),
         ("configs/digits/wage.yaml", "; did you mean 'digits/wage'?"),
         ("nothing.like.it", "; bhfl init --list lists them"),

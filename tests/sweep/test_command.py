@@ -44,7 +44,7 @@ def test_a_sweep_runs_reports_and_is_over(bhfl: Command, matrix: Path) -> None:
     assert "Mean-2/seed0 done; 0 of 1 rounds left" in out
     assert "runs/m/report/report.html" in out
     # the report calls methods as the matrix does
-    assert re.search(r"^Mean-2 +1 +1 ", out, re.M)
+    assert re.search(r"^Mean-2 +\d", out, re.M)
     assert Path("runs/m/report/report.csv").exists()
     equals_what_is_typed(bhfl, Path("runs/m/Mean-2/seed0/version_0"))
     code, out, _ = bhfl("sweep", "m.yaml", "--only", "Mean-2")

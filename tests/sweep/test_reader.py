@@ -199,7 +199,7 @@ def test_one_problem(folder: Path, line: str, problem: str) -> None:
             [
                 "m.yaml:2: methods.A.config must be the method's configuration file, got null",
                 "m.yaml:2: methods.B.config must be a YAML file or the name of one that comes with "
-                f"bhfl, and there is no 'no.yaml' in FOLDER or {packaged_folder()}; bhfl init "
+                f"bhfl, and there is no file 'no.yaml' in FOLDER or {packaged_folder()}; bhfl init "
                 "--list lists them",
                 "m.yaml:2: methods.C.config must be the method's configuration file, got null",
                 (
@@ -234,7 +234,7 @@ def test_all_problems_at_once(folder: Path, text: str, problems: list[str]) -> N
 
 def test_there_must_be_a_file(folder: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"the matrix must be a YAML file or .* there is no 'nope\.yaml' in"
+        ConfigError, match=r"the matrix must be a YAML file or .* there is no file 'nope\.yaml' in"
     ):
         read_matrix("nope.yaml")
 
