@@ -179,7 +179,6 @@ class Training:
         """One training step; what ``on_train_batch_end`` is told of it."""
         run = self.run
         rate = self.optimizers.lr
-        run.num_steps += 1
         run.num_examples += self.recorder.batch_size
         if self.module.automatic_optimization:
             self.optimise(batch, index)
@@ -191,6 +190,7 @@ class Training:
         outputs, self.outputs = self.outputs, None
         assert outputs is not None
         run.lr_sum += rate
+        run.num_steps += 1
         if "loss" in outputs:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
             self.recorder.log(_RETURNED, outputs["loss"])
