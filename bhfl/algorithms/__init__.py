@@ -9,38 +9,68 @@ if TYPE_CHECKING:
     from bhfl.algorithms.fedavg import FedAvg
     from bhfl.algorithms.fedcom import FedCOM
     from bhfl.algorithms.fedcomgate import FedCOMGATE
+    from bhfl.algorithms.feddyn import FedDyn
+    from bhfl.algorithms.fedexp import FedExP
     from bhfl.algorithms.fedlq.fedlq import FedLQ
+    from bhfl.algorithms.fednova import FedNova
     from bhfl.algorithms.fedpaq import FedPAQ
     from bhfl.algorithms.fedprox import FedProx
     from bhfl.algorithms.grouped import GroupedAvg, GroupedAvgAsymmetric
     from bhfl.algorithms.local import Local
+    from bhfl.algorithms.personal import FedBN, FedPer, FedRep
     from bhfl.algorithms.prowd.prowd import ProWD
+    from bhfl.algorithms.robust import ClippedMean, GeometricMedian, Krum, Median, TrimmedMean
+    from bhfl.algorithms.scaffold import SCAFFOLD
 
 _HOMES = {
     "AdaQuantFL": "adaquantfl",
+    "ClippedMean": "robust",
     "FedAvg": "fedavg",
+    "FedBN": "personal",
     "FedCOM": "fedcom",
     "FedCOMGATE": "fedcomgate",
+    "FedDyn": "feddyn",
+    "FedExP": "fedexp",
     "FedLQ": "fedlq.fedlq",
+    "FedNova": "fednova",
     "FedPAQ": "fedpaq",
+    "FedPer": "personal",
     "FedProx": "fedprox",
+    "FedRep": "personal",
+    "GeometricMedian": "robust",
     "GroupedAvg": "grouped",
     "GroupedAvgAsymmetric": "grouped",
+    "Krum": "robust",
     "Local": "local",
+    "Median": "robust",
     "ProWD": "prowd.prowd",
+    "SCAFFOLD": "scaffold",
+    "TrimmedMean": "robust",
 }
 __all__ = [
+    "SCAFFOLD",
     "AdaQuantFL",
+    "ClippedMean",
     "FedAvg",
+    "FedBN",
     "FedCOM",
     "FedCOMGATE",
+    "FedDyn",
+    "FedExP",
     "FedLQ",
+    "FedNova",
     "FedPAQ",
+    "FedPer",
     "FedProx",
+    "FedRep",
+    "GeometricMedian",
     "GroupedAvg",
     "GroupedAvgAsymmetric",
+    "Krum",
     "Local",
+    "Median",
     "ProWD",
+    "TrimmedMean",
 ]
 
 

@@ -59,7 +59,7 @@ def qsgd(
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
 
 
-def _width(value: Any) -> str:
+def width(value: Any) -> str:
     """What is wrong with the bits of a difference."""
     if value == 32 or not count(2, 16)(value):
         return ""
@@ -78,7 +78,7 @@ class DifferenceAlgorithm(Algorithm):
 
     def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
         name = type(self).__name__
-        self.bits = checked(f"{name}.bits", bits, _width)
+        self.bits = checked(f"{name}.bits", bits, width)
         self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
         self.server_lr = checked(f"{name}.server_lr", server_lr, positive)

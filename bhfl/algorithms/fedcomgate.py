@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.algorithms.optimizers import optimizers
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor
 
@@ -70,10 +71,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         if self.allow_inexact:
             return
         # a move divided by the sum of learning rates is a mean gradient under plain SGD alone
-        optimizers = _optimizers(context.module)
-        for client in one_of_each(context.clients):
-            optimizers.append(client.devices.optimizer(optimizers[0]))
-        for optimizer in optimizers:
+        for optimizer in chain.from_iterable(optimizers(context).values()):
             momentum = [group.get("momentum") for group in optimizer.param_groups]
             if type(optimizer) is not torch.optim.SGD or any(momentum):
                 raise ValueError(
@@ -184,10 +182,3 @@ def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:
     """The server's step; the client makes the same operations, so it has the same bits."""
     # a product with 1 is the difference itself
     return weight - (difference if server_lr == 1 else server_lr * difference)
-
-
-def _optimizers(module: Any) -> list[torch.optim.Optimizer]:
-    # configure_optimizers may return many forms, all of which Lightning's own parser knows
-    from lightning.pytorch.core.optimizer import _configure_optimizers
-
-    return list(_configure_optimizers(module.configure_optimizers())[0])

@@ -28,6 +28,9 @@ SOON = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=2, buffer_siz
 OFTEN = Sensitivity(refresh=1)
 BY_CLIENTS = Sensitivity("clients", refresh=1)
 FEW = {"straggler_fraction": 0.9}
+HEAD = {"personal": ("net.5",)}
+HEAD_FIRST = {**HEAD, "head_steps": 1}
+MANY = {"clients": (("ternary", 4), (32, 4)), "min_clients": 8}
 
 Case = tuple[Any, dict[str, Any], dict[str, Any]]
 """Another value of an option, what else the algorithm is made with, and options of the trainer."""
@@ -50,6 +53,22 @@ CASES: dict[str, dict[str, Case]] = {
         "norm": ("l2", {"allow_inexact": True}, {}),
         "bucket_size": (7, {"allow_inexact": True}, {}),
         "allow_inexact": (True, {}, {}),
+    },
+    "SCAFFOLD": {"server_lr": (0.5, {}, {}), "control_bits": (32, {}, {})},
+    "FedDyn": {"alpha": (0.1, {}, {})},
+    "FedExP": {"eps": (1e3, {}, {})},
+    "FedPer": {"personal": (("net.3", "net.5"), HEAD, {})},
+    "FedRep": {
+        "personal": (("net.3", "net.5"), HEAD_FIRST, {}),
+        "head_steps": (2, HEAD_FIRST, {"local_epochs": 3}),
+    },
+    "TrimmedMean": {"trim": (0.3, {}, {})},
+    "Krum": {"wild": (2, {}, MANY), "chosen": (2, {}, MANY)},
+    "GeometricMedian": {"steps": (1, {}, {}), "smoothing": (10.0, {}, {})},
+    "ClippedMean": {
+        "bound": (0.01, {}, {}),
+        "quantile": (0.5, {}, {}),
+        "rate": (1.0, {"quantile": 0.5}, {}),
     },
     "AdaQuantFL": {"bits": (4, {}, {}), "max_bits": (2, {}, TWICE), "norm": ("l2", {}, {})},
     "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},
@@ -106,6 +125,11 @@ class Forward(Client):
         return self.net(x)
 
 
+def Plain():
+    """One without momentum."""
+    return Forward(momentum=0.0)
+
+
 def defaults_of(name: str) -> dict[str, Any]:
     """The options of an algorithm, groups as one."""
     _, *parameters = inspect.signature(getattr(algorithms, name).__init__).parameters.values()
@@ -144,7 +168,8 @@ def _run(folder, name: str, given: tuple, settings: tuple) -> str:
     algorithm = getattr(algorithms, name)(**dict(given))
     data = fake(120, holdout=24)
     try:
-        run = fit(folder, algorithm, clients, Forward, data, **trainer_options)
+        module = Plain if name == "SCAFFOLD" else Forward
+        run = fit(folder, algorithm, clients, module, data, **trainer_options)
     except ValueError as error:
         # FedCOMGATE alone refuses a run, unless allow_inexact
         if (name, given) != ("FedCOMGATE", ()):

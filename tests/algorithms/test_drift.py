@@ -1,0 +1,190 @@
+"""SCAFFOLD, FedDyn, FedNova and FedExP against recursions written apart, in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bhfl.algorithms import SCAFFOLD, FedAvg, FedDyn, FedExP, FedNova
+from tests.algorithms.quadratics import Data, Module
+from tests.federation import Client, fit, same
+
+ROUNDS = 20
+QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
+LR = 0.05
+
+
+def plain():
+    return Client(lr=0.1, momentum=0.0)
+
+
+def trained(folder, algorithm, data, clients=4, module=Module, **options):
+    settings = {"max_rounds": ROUNDS, **QUIET, **options}
+    return fit(folder, algorithm, {32: clients}, module, data, **settings)
+
+
+def numbers(data):
+    return data.h.double().numpy(), data.t.double().numpy()
+
+
+def close(run, w):
+    found = run.server.params["weight"].double().numpy()
+    return np.abs(found - w).max() <= 1e-5 * np.abs(w).max()
+
+
+def test_scaffold(tmp_path):
+    data = Data(4)
+    run = trained(tmp_path, SCAFFOLD(server_lr=0.7), data)
+    h, t = numbers(data)
+    w = np.zeros_like(t[0])
+    c = np.zeros_like(w)
+    own = np.zeros_like(t)
+    for _ in range(ROUNDS):
+        ends = []
+        for i in range(4):
+            y = w.copy()
+            for _ in range(data.steps):
+                y = y - LR * (h[i] * (y - t[i]) - own[i] + c)
+            ends.append(y)
+        new = own - c + (w - np.stack(ends)) / (data.steps * LR)
+        c = c + (new - own).mean(0)
+        own = new
+        w = w + 0.7 * (np.mean(ends, 0) - w)
+    assert close(run, w)
+
+
+def test_scaffold_with_a_part_of_the_fleet(tmp_path):
+    data = Data(6)
+    run = trained(tmp_path, SCAFFOLD(), data, 6, clients_per_round=3)
+    kept = [run.session.store.load(i, 99) for i in range(6)]
+    controls = [state["algorithm"]["control/weight"] for state in kept if state]
+    total = torch.stack(controls).double().sum(0) / 6
+    assert torch.stack(controls).abs().max() > 0.05
+    assert torch.allclose(run.server.extra["control"]["weight"].double(), total, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 32])
+def test_the_control_variate_is_the_mean_of_the_clients_at_any_bits(tmp_path, bits):
+    fleet = {"ternary": 2, 32: 2}
+    run = fit(tmp_path, SCAFFOLD(control_bits=bits), fleet, plain, max_rounds=3)
+    kept = [run.session.store.load(i, 99)["algorithm"] for i in range(4)]
+    weights = torch.tensor([float(client.weight) for client in run.clients]).double()
+    for name, control in run.server.extra["control"].items():
+        own = torch.stack([state["control/" + name].double() for state in kept])
+        mean = (own.movedim(0, -1) * weights).sum(-1) / weights.sum()
+        assert torch.allclose(control.double(), mean, atol=1e-5 * float(own.abs().max()))
+
+
+def test_feddyn(tmp_path):
+    data = Data(4)
+    alpha = 0.3
+    run = trained(tmp_path, FedDyn(alpha), data)
+    h, t = numbers(data)
+    w = np.zeros_like(t[0])
+    dual = np.zeros_like(w)
+    own = np.zeros_like(t)
+    for _ in range(ROUNDS):
+        ends = []
+        for i in range(4):
+            y = w.copy()
+            for _ in range(data.steps):
+                y = y - LR * (h[i] * (y - t[i]) - own[i] + alpha * (y - w))
+            ends.append(y)
+        own = own - alpha * (np.stack(ends) - w)
+        dual = dual - alpha * (np.mean(ends, 0) - w)
+        w = np.mean(ends, 0) - dual / alpha
+    assert close(run, w)
+
+
+def test_fedexp(tmp_path):
+    data = Data(4, steps=2, spread=3.0)
+    run = trained(tmp_path, FedExP(eps=0.5), data)
+    h, t = numbers(data)
+    w = np.zeros_like(t[0])
+    longest = 0.0
+    for _ in range(ROUNDS):
+        ends = []
+        for i in range(4):
+            y = w.copy()
+            for _ in range(data.steps):
+                y = y - LR * h[i] * (y - t[i])
+            ends.append(y)
+        moves = w - np.stack(ends)
+        mean = moves.mean(0)
+        eta = max(1.0, (moves**2).sum() / 4 / (2 * ((mean**2).sum() + 0.5)))
+        longest = max(longest, eta)
+        w = w - eta * mean
+    assert longest > 1.5
+    assert close(run, w)
+
+
+def test_fedexp_is_fedavg_where_all_move_alike(tmp_path):
+    data = Data(4)
+    data.h = data.h[:1].expand(4, -1, -1)
+    data.t = data.t[:1].expand(4, -1, -1)
+    runs = [trained(tmp_path, algorithm, data, max_rounds=3) for algorithm in (FedExP(), FedAvg())]
+    assert same(runs[0].server.params, runs[1].server.params)
+
+
+class Uneven(Data):
+    """Clients of 2, 5, 8 and 11 steps."""
+
+    def num_batches(self, client_id):
+        return 2 + 3 * client_id
+
+    def client_batches(self, client_id, rng, epoch):
+        return [(self.h[client_id], self.t[client_id])] * self.num_batches(client_id)
+
+
+class Heavy(Module):
+    """The module with momentum."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6)
+
+
+@pytest.mark.parametrize(("module", "momentum"), [(Module, 0.0), (Heavy, 0.6)])
+def test_fednova(tmp_path, module, momentum):
+    data = Uneven(4)
+    run = trained(tmp_path, FedNova(), data, module=module)
+    h, t = numbers(data)
+    w = np.zeros_like(t[0])
+    for _ in range(ROUNDS):
+        directions, lengths = [], []
+        for i in range(4):
+            y = w.copy()
+            velocity = np.zeros_like(w)
+            share = np.zeros(data.num_batches(i))
+            for step in range(data.num_batches(i)):
+                velocity = momentum * velocity + h[i] * (y - t[i])
+                y = y - LR * velocity
+                # what each gradient so far has come to, counted one by one
+                share[: step + 1] += momentum ** np.arange(step, -1, -1)
+            lengths.append(share.sum())
+            directions.append((w - y) / share.sum())
+        w = w - np.mean(lengths) * np.mean(directions, 0)
+    assert close(run, w)
+
+
+def test_fednova_needs_sgd(tmp_path):
+    class Adaptive(Module):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), self.lr)
+
+    with pytest.raises(ValueError, match=r"FedNova needs one torch.optim.SGD .* has Adam"):
+        trained(tmp_path, FedNova(), Data(4), module=Adaptive)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SCAFFOLD(server_lr=0), "SCAFFOLD.server_lr must be"),
+        (lambda: SCAFFOLD(control_bits=1), "SCAFFOLD.control_bits must be 2..16 or 32, got 1"),
+        (lambda: FedDyn(alpha=0), "FedDyn.alpha must be"),
+        (lambda: FedExP(eps=-1), "FedExP.eps must be"),
+    ],
+)
+def test_an_argument_out_of_its_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
