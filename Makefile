@@ -35,7 +35,7 @@ test: install  ## lint, types, and the tests that end in minutes
 	exit $$((tested ? tested : linted))
 
 test-docs: .venv/.docs  ## build the documentation, and run all code of its pages
-	$(PYTEST) --dist loadgroup tests/test_docs.py
+	$(PYTEST) tests/test_docs.py
 
 test-wheel: install  ## install the wheel as a user would, in minutes, and run README's commands outside of the checkout
 	$(BIN)/python -m pytest -m wheel --durations=0 tests/test_wheel.py

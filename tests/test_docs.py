@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -412,7 +413,20 @@ def built(tmp_path_factory) -> Path:
     """The pages, built as ``make docs`` does: a warning is an error."""
     for name in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
         pytest.importorskip(name, reason="the extra docs is not installed: make test-docs")
-    folder = tmp_path_factory.mktemp("docs")
+    folder = tmp_path_factory.getbasetemp()
+    # what the processes of one run of the tests have in common: one of them builds for all
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    said = folder / "docs-said.txt"
+    with FileLock(folder / "docs.lock"):
+        if not said.exists():
+            said.write_text(build(folder))
+    assert not said.read_text(), said.read_text()
+    return folder / "html"
+
+
+def build(folder: Path) -> str:
+    """Build the pages into a folder; what was said if that failed."""
     command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
     done = subprocess.run(
         [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
@@ -420,12 +434,7 @@ def built(tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-8000:]
-    return folder / "html"
-
-
-on_built_pages = pytest.mark.xdist_group("built")
-"""One process takes all of these tests, because it is enough that one builds the pages."""
+    return done.stderr[-8000:] or "it failed" if done.returncode else ""
 
 
 def written(built: Path) -> list[Path]:
@@ -433,7 +442,6 @@ def written(built: Path) -> list[Path]:
     return [path for path in built.rglob("*.html") if "_static" not in path.parts]
 
 
-@on_built_pages
 @pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(built):
     pages = written(built)
@@ -453,7 +461,6 @@ def test_pages_load_nothing_from_elsewhere(built):
             assert not re.match(r"[\"'\s]*(https?:)?//", "".join(address)), path.name
 
 
-@on_built_pages
 @pytest.mark.slow
 def test_links_and_anchors_of_built_pages_lead_somewhere(built):
     pages = {path.resolve(): Page(path) for path in written(built)}
@@ -469,7 +476,6 @@ def test_links_and_anchors_of_built_pages_lead_somewhere(built):
                 assert anchor in pages[other].places, f"{path.name}: {link}"
 
 
-@on_built_pages
 @pytest.mark.slow
 def test_the_search_works_from_the_disk(built):
     """Its index is a script, which a page on a disk may load; a fetch is what it may not do."""
@@ -482,7 +488,6 @@ def test_the_search_works_from_the_disk(built):
     assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
 
 
-@on_built_pages
 @pytest.mark.slow
 def test_formulas_are_drawn_by_a_file_of_ours(built):
     page = Page(built / "reference/methods.html")
@@ -490,7 +495,6 @@ def test_formulas_are_drawn_by_a_file_of_ours(built):
     assert math.isclose((built / "_static/mathjax/tex-svg.js").stat().st_size, 2_108_580, abs_tol=1)
 
 
-@on_built_pages
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
 def test_cells_of_a_tutorial_ran_and_said_little(built, page):
