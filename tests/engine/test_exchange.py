@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import bhfl.algorithms
-from bhfl.algorithms import FedCOMGATE, FedLQ, Local, ProWD
+from bhfl.algorithms import FedBN, FedCOMGATE, FedLQ, FedPer, FedRep, Krum, Local, ProWD
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
@@ -213,6 +213,10 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
         {"network": slow(1.0)},
     ),
     "Local": (Local, {"evaluate_clients": True, "norm": "local"}),
+    "FedPer": (partial(FedPer, ["net.4"]), {"evaluate_clients": True}),
+    "FedRep": (partial(FedRep, ["net.4"], 1), {}),
+    "FedBN": (FedBN, {"norm": "local"}),
+    "Krum": (Krum, {"min_clients": 5}),
     "norm local": (Algorithm, {"evaluate_clients": True, "norm": "local", "clients_per_round": 3}),
     "own head": (OwnHead, {"evaluate_clients": True}),
     "unlucky": (Unlucky, {}),
