@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ from bhfl.engine.deployed import Deployed
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.result import Best, FitResult
 from bhfl.engine.resume import find_checkpoint
-from bhfl.engine.roster import Roster
+from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import MAX_BYTES, read_json
@@ -62,7 +62,6 @@ def load_run(folder: str | Path) -> FitResult:
 def _result(path: Path, run: Run) -> FitResult:
     told = told_of(run.told, Role)
     summary = run.summary
-    devices = Fleet(told["clients"]).devices(told["trainer.num_clients"])
 
     @cache
     def server() -> ServerState:
@@ -71,7 +70,7 @@ def _result(path: Path, run: Run) -> FitResult:
     return FitResult(
         folder=path,
         method=short(told["algorithm"]),
-        groups=Counter(one.group.label for one in devices),
+        groups=group_sizes(_clients(told)),
         metrics=dict(summary["metrics"]),
         bytes={group: dict(sent) for group, sent in summary["bytes"].items()},
         seconds=float(summary["seconds"]),
@@ -110,9 +109,7 @@ def load_model(
     path = _run_folder(folder)
     _, state = find_checkpoint(checked("which", which, choice("best", "last")), path)
     told = told_of(state["config"], Role)
-    fleet = Fleet(told["clients"])
-    counts = fleet.counts(told["trainer.num_clients"])
-    clients = Roster(fleet.groups, counts, [1] * sum(counts), "uniform")
+    clients = _clients(told)
     parts = []
     if model is None:
         parts = ["algorithm", "data", "model"]
@@ -126,6 +123,13 @@ def load_model(
     server = ServerState(**state["server"])
     deployed = Deployed(server, list(clients.members), told["trainer.norm"], algorithm)
     return deployed.put_(module, group).eval()
+
+
+def _clients(told: Mapping[str, Any]) -> Roster:
+    """The fleet of a run, whose samples do not matter here."""
+    fleet = Fleet(told["clients"])
+    counts = fleet.counts(told["trainer.num_clients"])
+    return Roster(fleet.groups, counts, [1] * sum(counts), "uniform")
 
 
 def _made(path: Path, parts: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Methods whose clients keep a part of the model for themselves: FedPer, FedRep, FedBN."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -12,14 +13,14 @@ from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
 
-class Personal(Algorithm):
+class Personal(Algorithm, ABC):
     """FedAvg of a part of the model. The rest neither goes up nor down: it is each client's own,
     begins as in the first model, and is measured with the client's.
     """
 
+    @abstractmethod
     def is_personal(self, name: str) -> bool:
         """Whether a parameter is its client's own."""
-        raise NotImplementedError
 
     def setup(self, context: Context) -> None:
         """Some parameters are personal, and others are not.
@@ -73,7 +74,7 @@ class FedPer(Personal):
     """
 
     def __init__(self, personal: Sequence[str]) -> None:
-        self.personal = checked("personal", list(personal), _names)
+        self.personal = checked(f"{type(self).__name__}.personal", personal, _names)
 
     def is_personal(self, name: str) -> bool:
         """Whether a pattern matches the name, or that of a module around it."""
@@ -171,7 +172,8 @@ def _matches(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
-def _names(value: list[str]) -> str:
-    if value and all(isinstance(one, str) and one for one in value):
+def _names(value: Sequence[str]) -> str:
+    """What is wrong with a list of patterns; a text alone is a sequence of letters."""
+    if value and not isinstance(value, str) and all(isinstance(one, str) and one for one in value):
         return ""
-    return f"must name at least one module or parameter, got {value!r}"
+    return f"must be a list of at least one module or parameter, got {value!r}"

@@ -10,6 +10,7 @@ claim any. Running statistics of BatchNorm are averaged by the engine as ever.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -120,16 +121,16 @@ class _Kept:
         return self.rule.combine(Updates(tensors, self.like)) if tensors else None
 
 
-class Robust(Algorithm):
+class Robust(Algorithm, ABC):
     """FedAvg with another rule in the place of the mean: a subclass defines `combine`."""
 
+    @abstractmethod
     def combine(self, updates: Updates) -> Params:
         """The model that the updates of a round come to, the same in every process.
 
         Args:
             updates: Those of all processes, by id of the client.
         """
-        raise NotImplementedError
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Tensors:
         """The update as it came."""

@@ -14,19 +14,11 @@ import torch
 
 import bhfl
 from bhfl.engine.fingerprint import BACKENDS
+from bhfl.quant.backends.machine import product_instructions
 from bhfl.settings import Role, Told
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "numpy", "bitsandbytes")
 """Those whose versions results may depend on."""
-_INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_bf16",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_bf16",
-    "amx_int8",
-)
 _GIT_SECONDS = 5.0
 
 
@@ -73,11 +65,10 @@ def processor() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             told.setdefault(key.strip(), value.strip())
-    flags = told.get("flags", "").split()
     return {
         "name": told.get("model name") or platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "instructions": [name for name in _INSTRUCTIONS if name in flags],
+        "instructions": product_instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     }
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from bhfl.checks import checked, choice, count, or_none, suggestion, within
-from bhfl.engine.devices import Devices, Group
+from bhfl.engine.devices import Group
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.quant import BitSpec
 from bhfl.quant.backends import BACKENDS
@@ -77,17 +77,6 @@ class Fleet:
                 f"{num_clients}"
             )
         return counts
-
-    def devices(self, num_clients: int | None = None) -> list[Devices]:
-        """The devices of each client, groups in their order; one object a group.
-
-        Args:
-            num_clients: What `counts` takes.
-        """
-        devices: list[Devices] = []
-        for group, size in zip(self.groups, self.counts(num_clients), strict=True):
-            devices += [Devices(group)] * size
-        return devices
 
     def to_config(self) -> Any:
         """The shortest spelling that parses to this fleet: plain numbers, strings, dicts and

@@ -41,16 +41,13 @@ def test_scaffold(tmp_path):
     c = np.zeros_like(w)
     own = np.zeros_like(t)
     for _ in range(ROUNDS):
-        ends = []
-        for i in range(4):
-            y = w.copy()
-            for _ in range(data.steps):
-                y = y - LR * (h[i] * (y - t[i]) - own[i] + c)
-            ends.append(y)
-        new = own - c + (w - np.stack(ends)) / (data.steps * LR)
+        ends = np.stack(4 * [w])
+        for _ in range(data.steps):
+            ends = ends - LR * (h * (ends - t) - own + c)
+        new = own - c + (w - ends) / (data.steps * LR)
         c = c + (new - own).mean(0)
         own = new
-        w = w + 0.7 * (np.mean(ends, 0) - w)
+        w = w + 0.7 * (ends.mean(0) - w)
     assert close(run, w)
 
 
@@ -85,15 +82,12 @@ def test_feddyn(tmp_path):
     dual = np.zeros_like(w)
     own = np.zeros_like(t)
     for _ in range(ROUNDS):
-        ends = []
-        for i in range(4):
-            y = w.copy()
-            for _ in range(data.steps):
-                y = y - LR * (h[i] * (y - t[i]) - own[i] + alpha * (y - w))
-            ends.append(y)
-        own = own - alpha * (np.stack(ends) - w)
-        dual = dual - alpha * (np.mean(ends, 0) - w)
-        w = np.mean(ends, 0) - dual / alpha
+        ends = np.stack(4 * [w])
+        for _ in range(data.steps):
+            ends = ends - LR * (h * (ends - t) - own + alpha * (ends - w))
+        own = own - alpha * (ends - w)
+        dual = dual - alpha * (ends.mean(0) - w)
+        w = ends.mean(0) - dual / alpha
     assert close(run, w)
 
 
@@ -104,13 +98,10 @@ def test_fedexp(tmp_path):
     w = np.zeros_like(t[0])
     longest = 0.0
     for _ in range(ROUNDS):
-        ends = []
-        for i in range(4):
-            y = w.copy()
-            for _ in range(data.steps):
-                y = y - LR * h[i] * (y - t[i])
-            ends.append(y)
-        moves = w - np.stack(ends)
+        ends = np.stack(4 * [w])
+        for _ in range(data.steps):
+            ends = ends - LR * (h * (ends - t))
+        moves = w - ends
         mean = moves.mean(0)
         eta = max(1.0, (moves**2).sum() / 4 / (2 * ((mean**2).sum() + 0.5)))
         longest = max(longest, eta)

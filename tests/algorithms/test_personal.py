@@ -188,7 +188,8 @@ def test_what_is_personal_is_neither_sent_nor_received(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FedPer([]), "personal must name at least one"),
+        (lambda: FedPer([]), r"FedPer.personal must be a list of at least one .* got \[\]"),
+        (lambda: FedPer("head"), "FedPer.personal must be a list of .* got 'head'"),
         (lambda: FedRep(["head"], head_steps=0), "FedRep.head_steps must be"),
     ],
 )

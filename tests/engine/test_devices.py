@@ -71,7 +71,8 @@ def test_a_name_never_changes_a_shared_model(tmp_path: Path, algorithm: Any) -> 
 
 
 def test_a_name_beats_that_of_the_bits() -> None:
-    (devices,) = Fleet([{"bits": {"weights": 4, "name": "x"}, "count": 1, "name": "y"}]).devices()
+    (group,) = Fleet([{"bits": {"weights": 4, "name": "x"}, "count": 1, "name": "y"}]).groups
+    devices = Devices(group)
     client = OneClient(0, devices.spec, 1, devices=devices)
     assert (client.group, client.bits) == ("y", "w4a32")
     assert OneClient(0, BitSpec(weights=4, name="x"), 1).group == "x"

@@ -9,7 +9,11 @@ from bhfl.quant import BitSpec
 
 
 def labels(value, num_clients=None):
-    return Counter(one.spec.label for one in Fleet(value).devices(num_clients))
+    fleet = Fleet(value)
+    found = Counter()
+    for group, count in zip(fleet.groups, fleet.counts(num_clients), strict=True):
+        found[group.bits.label] += count
+    return found
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,9 @@ def test_a_share_that_comes_to_no_client_is_refused():
 
 
 def test_groups_keep_their_order():
-    assert [one.spec.label for one in Fleet({32: 1, 8: 2}).devices()] == ["float32", "int8", "int8"]
+    fleet = Fleet({32: 1, 8: 2})
+    assert [group.label for group in fleet.groups] == ["float32", "int8"]
+    assert list(fleet.counts()) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +128,8 @@ def test_all_problems_at_once():
 
 def test_sizes_that_do_not_fit():
     with pytest.raises(ValueError, match="num_clients must say how many"):
-        Fleet([{"bits": 8, "fraction": 1.0}]).devices()
+        Fleet([{"bits": 8, "fraction": 1.0}]).counts()
     with pytest.raises(ValueError, match="num_clients must be 10, the sum"):
-        Fleet({8: 5, 32: 5}).devices(11)
-    assert [one.spec for one in Fleet({8: 1}).devices(1)] == [BitSpec.parse(8)]
+        Fleet({8: 5, 32: 5}).counts(11)
+    assert list(Fleet({8: 1}).counts(1)) == [1]
+    assert [group.bits for group in Fleet({8: 1}).groups] == [BitSpec.parse(8)]

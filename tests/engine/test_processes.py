@@ -246,7 +246,7 @@ def rank_of(
         os.environ |= {name: str(value) for name, value in names.items()}
     settings = {"clients": MIXED, "module": Net, **CASES[case], **options}
     settings["algorithm"] = settings["algorithm"]() if "algorithm" in settings else None
-    clients = len(Fleet(settings["clients"]).devices())
+    clients = sum(Fleet(settings["clients"]).counts())
     data = HandMade(
         [points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True
     )
