@@ -3,9 +3,10 @@
 Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 in memory and float32 in batches.
 """
 
-from bhfl.data.datamodule import FederatedDataModule, FromDatasets
+from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.digits import Digits
 from bhfl.data.fake import FakeImages
+from bhfl.data.given import FromDatasets
 from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards
 from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
 from bhfl.data.source import TensorSource

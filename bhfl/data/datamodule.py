@@ -53,6 +53,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         eval_batch_size: int = 256,
         val_fraction: float = 0.1,
         client_val_fraction: float = 0.0,
+        client_test_fraction: float = 0.0,
         holdout: int = 0,
         max_train_samples: int | None = None,
         max_eval_samples: int | None = None,
@@ -70,6 +71,8 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
                 [0, 1).
             client_val_fraction: The part of each client's samples that is held out for its own
                 validation, in [0, 1).
+            client_test_fraction: The part of each client's samples that is held out for its own
+                test, in [0, 1), beside its validation. The final test alone uses it.
             holdout: The number of training samples that are kept from all clients, for the server.
             max_train_samples: The most training samples that are used: a random subset with the
                 label mix of all.
@@ -91,6 +94,14 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         self.client_val_fraction = float(
             checked("data.client_val_fraction", client_val_fraction, within("[0, 1)"))
         )
+        self.client_test_fraction = float(
+            checked("data.client_test_fraction", client_test_fraction, within("[0, 1)"))
+        )
+        if (held := self.client_val_fraction + self.client_test_fraction) >= 1:
+            raise ValueError(
+                "data.client_val_fraction and data.client_test_fraction must leave training "
+                f"samples and sum to less than 1, got {held:g}"
+            )
         self.holdout = checked("data.holdout", holdout, count(0))
         self.max_train_samples = checked(
             "data.max_train_samples", max_train_samples, or_none(count(1))
@@ -161,6 +172,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             val_fraction=self.val_fraction,
             holdout=self.holdout,
             client_val_fraction=self.client_val_fraction,
+            client_test_fraction=self.client_test_fraction,
         )
         self._split = make_split(targets, self.partition, num_clients, seed, shares)
         sizes: list[int] = self._split.clients.sizes.tolist()
@@ -230,6 +242,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         held = self.split.client_val[client_id]
         return self._eval_batches(self._train, held) if len(held) else None
 
+    def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
+        """A client's own test batches, or None where it has none. Nothing may be chosen by them."""
+        held = self.split.client_test[client_id]
+        return self._eval_batches(self._train, held) if len(held) else None
+
     def val_batches(self, limit: int | None = None) -> Iterable[Any]:
         """Batches of the global validation samples, held out of the training split; empty if
         `val_fraction` is 0.
@@ -289,61 +306,3 @@ def _spread(indices: Tensor, most: int) -> Tensor:
 
 # after the class, whose methods it reads
 _HOOKS = Guard(FederatedDataModule, others=(DataHooks, L.LightningDataModule), near=0.9)
-
-
-class FromDatasets(FederatedDataModule):
-    """Any pair of map-style datasets of (input, target).
-
-    A `TensorDataset` of two tensors is indexed directly, which is fast; any other dataset is read
-    through a `DataLoader`.
-    """
-
-    def __init__(
-        self,
-        train: Dataset,  # type: ignore[type-arg]  # jsonargparse makes no Dataset[Any]
-        test: Dataset,  # type: ignore[type-arg]
-        targets: Any = None,
-        num_classes: int | None = None,
-        **options: Any,
-    ) -> None:
-        """Keep the datasets.
-
-        Args:
-            train: The training split.
-            test: The test split.
-            targets: The label of each training sample, for the split; None to take the dataset's
-                `targets`, `labels` or `y` (of a `Subset`, those of its samples). Batches hold what
-                the dataset gives.
-            num_classes: The number of classes; None for the largest training target plus one.
-            options: Those of `FederatedDataModule`.
-        """
-        super().__init__(**options)
-        # in this order to be indexed by `train`, of which False is 0
-        self._sources = (
-            as_source(test, None, self.num_workers),
-            as_source(train, targets, self.num_workers),
-        )
-        self._num_classes = checked("data.num_classes", num_classes, or_none(count(1)))
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes; ValueError if it was not given and the targets are not numbers."""
-        if self._num_classes is not None:
-            return self._num_classes
-        targets = self._train.targets
-        # NumPy's letters for signed and unsigned integers, floats and booleans
-        if targets.dtype.kind not in "iufb" or not targets.size:
-            raise ValueError(
-                "data.num_classes must be given for targets that are no numbers, got "
-                f"{targets.dtype}"
-            )
-        return int(targets.max()) + 1
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of the first training input."""
-        return self._train.input_shape
-
-    def load(self, train: bool) -> Source:
-        """See `FederatedDataModule.load`."""
-        return self._sources[train]

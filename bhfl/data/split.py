@@ -29,14 +29,16 @@ class Split:
     """The training samples of each client."""
     client_val: Parts
     """The validation samples of each client; empty tensors if none were asked for."""
+    client_test: Parts
+    """The test samples of each client, likewise."""
     val: Tensor
     """The global validation samples, which no client has."""
     holdout: Tensor
     """The samples kept for the server, which no client has."""
 
     def record(self) -> dict[str, Any]:
-        """The split as values for JSON; `sha256` is the digest of the four lists of positions as
-        compact JSON with sorted keys.
+        """The split as values for JSON; `sha256` is the digest of the lists of positions as compact
+        JSON with sorted keys. `client_test` is among them where a client has test samples.
         """
         lists = {
             "clients": self.clients.tolist(),
@@ -44,6 +46,8 @@ class Split:
             "val": self.val.tolist(),
             "holdout": self.holdout.tolist(),
         }
+        if self.client_test.sizes.any():
+            lists["client_test"] = self.client_test.tolist()
         return {"scheme": self.scheme, "seed": self.seed, "sha256": _digest(lists), **lists}
 
 
@@ -77,6 +81,8 @@ class Shares:
     """The number of samples for the server."""
     client_val_fraction: float
     """The part of each client's samples for its own validation."""
+    client_test_fraction: float = 0.0
+    """The part of each client's samples for its own test."""
 
 
 def make_split(
@@ -101,10 +107,8 @@ def make_split(
         raise ValueError(
             f"targets must have one dimension for a split, got shape {targets.shape}; pass targets="
         )
-    streams = np.random.SeedSequence(checked("seed", seed, count(0, 2**63 - 1))).spawn(5)
-    rng_subset, rng_val, rng_holdout, rng_clients, rng_client_val = map(
-        np.random.default_rng, streams
-    )
+    streams = np.random.SeedSequence(checked("seed", seed, count(0, 2**63 - 1))).spawn(6)
+    rng_subset, rng_val, rng_holdout, rng_clients, *rngs_held = map(np.random.default_rng, streams)
     # before anything is taken away, since group ids are given for the whole set
     values = partition.values(targets)
     size = min(len(targets), shares.max_samples or len(targets))
@@ -117,14 +121,22 @@ def make_split(
         )
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
     positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients)
-    clients, client_val = _divide(
-        pool[positions], sizes, shares.client_val_fraction, rng_client_val
-    )
+    positions = pool[positions]
+    left = sizes
+    held = []
+    fractions = (shares.client_val_fraction, shares.client_test_fraction)
+    for fraction, rng in zip(fractions, rngs_held, strict=True):
+        # rounded down, so that training is never empty
+        num_held = (fraction * sizes).astype(np.int64)
+        positions, chosen = _divide(positions, left, num_held, rng)
+        left = left - num_held
+        held.append(_parts(chosen, num_held))
     return Split(
         scheme=repr(partition),
         seed=seed,
-        clients=clients,
-        client_val=client_val,
+        clients=_parts(positions, left),
+        client_val=held[0],
+        client_test=held[1],
         val=torch.from_numpy(val),
         holdout=torch.from_numpy(kept),
     )
@@ -149,26 +161,24 @@ def _dealt(
 
 
 def _divide(
-    positions: Indices, sizes: Indices, val_fraction: float, rng: np.random.Generator
-) -> tuple[Parts, Parts]:
-    """The samples of the clients as (training, validation); validation is rounded down, so that
-    training is never empty.
+    positions: Indices, sizes: Indices, num_held: Indices, rng: np.random.Generator
+) -> tuple[Indices, Indices]:
+    """The samples of the clients as (kept, held).
 
     Args:
         positions: Those of all clients, one client after the other.
         sizes: The number of each client's samples.
-        val_fraction: The part of each client's samples for validation.
+        num_held: The number of those that are held.
         rng: The source of all draws.
     """
-    held = (val_fraction * sizes).astype(np.int64)
+    if not num_held.any():
+        return positions, positions[:0]
     ends = np.cumsum(sizes)
-    if not val_fraction:
-        return _parts(positions, sizes), Parts(positions[:0], held)
     is_held = np.zeros(len(positions), bool)
-    for end, size, num_val in zip(ends.tolist(), sizes.tolist(), held.tolist(), strict=True):
-        chosen = rng.permutation(size)[:num_val]
+    for end, size, count_held in zip(ends.tolist(), sizes.tolist(), num_held.tolist(), strict=True):
+        chosen = rng.permutation(size)[:count_held]
         is_held[end - size + chosen] = True
-    return _parts(positions[~is_held], sizes - held), _parts(positions[is_held], held)
+    return positions[~is_held], positions[is_held]
 
 
 def _parts(positions: Indices, sizes: Indices) -> Parts:

@@ -159,6 +159,9 @@ class ServerData(FederatedData, Protocol):
             limit: Samples that are needed, where a data module can choose.
         """
 
+    def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
+        """The client's own test batches, or None where it has none; for the final test alone."""
+
     def client_batch_size(self, client: Client) -> int:
         """Samples in a training batch of the client; the last one may be smaller."""
 
@@ -187,6 +190,12 @@ class _Foreign:
     def val_batches(self, limit: int | None = None) -> Iterable[Any]:
         """All that it has."""
         batches: Iterable[Any] = self._data.val_batches()
+        return batches
+
+    def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
+        """Its own answer; None where it gives none."""
+        own = getattr(self._data, "client_test_batches", None)
+        batches: Iterable[Any] | None = None if own is None else own(client_id)
         return batches
 
     def client_batch_size(self, client: Client) -> int:

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from bhfl.data import Digits, Dirichlet, FakeImages, FromDatasets
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, server_data
 
 
 def ready(num_clients=6, seed=0, **options):
@@ -42,6 +42,15 @@ def same(first, second):
         (
             {"client_val_fraction": -0.1},
             "data.client_val_fraction must be in [0, 1), got -0.1",
+        ),
+        (
+            {"client_test_fraction": 1.0},
+            "data.client_test_fraction must be in [0, 1), got 1.0",
+        ),
+        (
+            {"client_val_fraction": 0.5, "client_test_fraction": 0.5},
+            "data.client_val_fraction and data.client_test_fraction must leave training samples "
+            "and sum to less than 1, got 1",
         ),
         ({"holdout": -1}, "data.holdout must be an integer from 0 to 2,147,483,648, got -1"),
         (
@@ -135,6 +144,29 @@ def test_no_validation_where_none_was_asked_for():
     data = ready(val_fraction=0.0)
     assert list(data.val_batches()) == []
     assert data.client_val_batches(0) is None
+
+
+def test_each_client_has_a_test_set_of_its_own():
+    data = ready(client_val_fraction=0.2, client_test_fraction=0.3)
+    other = ready(client_val_fraction=0.2)
+    assert other.client_test_batches(0) is None
+    assert "client_test" not in other.partition_record()
+    split = data.split
+    for client in range(6):
+        mine = (split.clients[client], split.client_val[client], split.client_test[client])
+        assert len(joined(data.client_test_batches(client))[1]) == len(mine[2]) == 9
+        # neither another client's share nor this one's validation moves
+        assert torch.equal(mine[1], other.split.client_val[client])
+        assert torch.equal(torch.cat(mine[::2]).sort().values, other.split.clients[client])
+    assert same(data.test_batches(), other.test_batches())
+
+
+def test_a_data_module_of_one_s_own_need_have_no_test_sets_of_clients():
+    class Own:
+        def client_val_batches(self, client_id):
+            return None
+
+    assert server_data(Own()).client_test_batches(0) is None
 
 
 def test_max_eval_samples_caps_evaluation_and_leaves_training_alone():
