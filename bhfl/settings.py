@@ -182,8 +182,8 @@ class Cohort(Group):
     """The clients of a round, and how many of them a round needs."""
 
     clients_per_round: int | float | None = option(Role.RESULT, part)
-    sampling: Literal["stratified", "uniform"] = option(
-        Role.RESULT, choice("stratified", "uniform")
+    sampling: Literal["stratified", "uniform", "poisson"] = option(
+        Role.RESULT, choice("stratified", "uniform", "poisson")
     )
     min_clients: int = option(Role.RESULT, count(1))
     seed: int = option(Role.RESULT, count(0, LARGEST_SEED))

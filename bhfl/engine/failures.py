@@ -56,6 +56,9 @@ def failed_in_a_row(
         )
     else:
         return before + 1
+    # of few clients that were drawn, none need have failed
+    if not (alike or bad):
+        raise TooFewClientsError(f"{why} round drew {len(records)} clients")
     first = (alike or bad)[0]
     told = f"{why}, client {first.client} {first.status}: {first.reason}"
     raise TooFewClientsError(f"{told}\n{first.traceback}".rstrip())

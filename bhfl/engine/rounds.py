@@ -31,6 +31,9 @@ def run_round(
     fabric = session.fabric
     clients = session.clients
     cohort = session.cohort(server.round)
+    # by chance, under poisson sampling: no algorithm is to begin a round that nobody is in
+    if not cohort:
+        return server.failed(), []
     started = session.begin_round(server, cohort)
     coordinator = Coordinator(session, started, cohort)
     mine = []

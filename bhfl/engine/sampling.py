@@ -8,6 +8,7 @@ import numpy as np
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import members
 from bhfl.engine.types import Client
+from bhfl.settings import Cohort
 
 
 def cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
@@ -20,6 +21,15 @@ def cohort_size(num_clients: int, clients_per_round: int | float | None) -> int:
     if isinstance(clients_per_round, float):
         return max(1, round(clients_per_round * num_clients))
     return clients_per_round
+
+
+def cohort_of(clients: Sequence[Client], cohort: Cohort, round: int) -> list[Client]:
+    """The clients of one round, as the trainer's settings say."""
+    if cohort.sampling == "poisson":
+        rate = inclusion_rate(len(clients), cohort.clients_per_round)
+        return poisson_cohort(clients, rate, cohort.seed, round)
+    size = cohort_size(len(clients), cohort.clients_per_round)
+    return sample_cohort(clients, size, cohort.seed, round, cohort.sampling)
 
 
 def sample_cohort(
@@ -47,6 +57,21 @@ def sample_cohort(
     for group, count in zip(groups, places, strict=True):
         cohort += [clients[group[i]] for i in rng.choice(len(group), count, replace=False)]
     return sorted(cohort, key=lambda client: client.id)
+
+
+def inclusion_rate(num_clients: int, clients_per_round: int | float | None) -> float:
+    """The probability with which a client takes part in a round of ``sampling: poisson``."""
+    if isinstance(clients_per_round, float):
+        return clients_per_round
+    return cohort_size(num_clients, clients_per_round) / num_clients
+
+
+def poisson_cohort(clients: Sequence[Client], rate: float, seed: int, round: int) -> list[Client]:
+    """The clients of one round, each of which takes part with probability `rate` whatever the
+    others do, in the order of their ids: a function of (seed, round).
+    """
+    draws = RandomKeys(seed, round).numpy("sample").random(len(clients))
+    return [clients[int(id)] for id in np.flatnonzero(draws < rate)]
 
 
 def _share_out(size: int, group_sizes: list[int], rng: np.random.Generator) -> list[int]:

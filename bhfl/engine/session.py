@@ -36,7 +36,7 @@ from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import fitting, use_backends_
 from bhfl.engine.roster import Roster, group_sizes
-from bhfl.engine.sampling import cohort_size, sample_cohort
+from bhfl.engine.sampling import cohort_of
 from bhfl.engine.server_optimizer import ServerOptimizer
 from bhfl.engine.state import check_state
 from bhfl.engine.timing import Timing
@@ -328,9 +328,7 @@ class Session:
 
     def cohort(self, round: int) -> list[Client]:
         """The clients of a round."""
-        cohort = self.settings.cohort
-        size = cohort_size(len(self.fleet), cohort.clients_per_round)
-        return sample_cohort(self.fleet, size, cohort.seed, round, cohort.sampling)
+        return cohort_of(self.fleet, self.settings.cohort, round)
 
     def begin_round(self, server: ServerState, cohort: list[Client]) -> ServerState:
         """The state that a round is done with, the same in every process."""

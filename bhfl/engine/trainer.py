@@ -59,7 +59,7 @@ class FederatedTrainer:
         max_rounds: Rounds in all, those before a resume included.
         clients_per_round: Cohort: a count, a fraction of the fleet (a float), or all.
         sampling: ``stratified``: every bit group takes part in each round; ``uniform``: drawn from
-            the whole fleet.
+            the whole fleet; ``poisson``: each client by itself, `clients_per_round` on average.
         local_epochs: Passes of a client over its data in a round.
         local_steps: Optimiser steps of a client in a round instead of `local_epochs`.
         lr_schedule: ``continue``: schedulers go on over rounds; ``restart``: they begin anew in
@@ -122,7 +122,7 @@ class FederatedTrainer:
         num_clients: int | None = None,
         max_rounds: int = 10,
         clients_per_round: int | float | None = None,
-        sampling: Literal["stratified", "uniform"] = "stratified",
+        sampling: Literal["stratified", "uniform", "poisson"] = "stratified",
         local_epochs: int = 1,
         local_steps: int | None = None,
         lr_schedule: Literal["continue", "restart"] = "continue",

@@ -45,6 +45,17 @@ def train(folder, module, clients=3, algorithm=None, **options):
     return fit(folder, algorithm, clients={8: clients}, module=module, **options)
 
 
+def test_rounds_that_draw_nobody_are_skipped_and_end_a_run_that_is_all_of_them(tmp_path):
+    options = {"sampling": "poisson", "clients_per_round": 0.3, "max_rounds": 8}
+    run = train(tmp_path / "some", Module, algorithm=FedAvg(), max_failed_rounds=8, **options)
+    empty = [row["clients/ok"] == 0 for row in run.run.history]
+    assert any(empty)
+    assert not all(empty)
+    options["clients_per_round"] = 1e-9
+    with pytest.raises(TooFewClientsError, match="usable updates; last round drew 0 clients"):
+        train(tmp_path / "none", Module, max_failed_rounds=3, **options)
+
+
 def rounds(folder) -> int:
     """Those that were logged before the run ended."""
     rows = folder / "bhfl" / "version_0" / "rounds.jsonl"

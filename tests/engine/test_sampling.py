@@ -2,11 +2,12 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from bhfl.engine.random import PURPOSES, RandomKeys
-from bhfl.engine.sampling import cohort_size, sample_cohort
+from bhfl.engine.sampling import cohort_size, inclusion_rate, poisson_cohort, sample_cohort
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
 
@@ -96,3 +97,24 @@ def test_every_client_is_drawn_about_as_often():
 def test_a_full_cohort_is_everyone():
     clients = fleet((8, 3), (32, 2))
     assert sample_cohort(clients, 5, 0, 0, "stratified") == clients
+
+
+@pytest.mark.parametrize(("asked", "rate"), [(None, 1.0), (4, 0.4), (0.25, 0.25), (10, 1.0)])
+def test_the_rate_of_poisson_sampling_is_what_was_asked_for(asked, rate):
+    assert inclusion_rate(10, asked) == rate
+
+
+def test_under_poisson_clients_join_by_themselves():
+    clients = fleet((8, 10), (32, 10))
+    cohorts = [poisson_cohort(clients, 0.1, 0, round) for round in range(2000)]
+    assert cohorts[7] == poisson_cohort(clients, 0.1, 0, 7)
+    joined = np.array([[client in cohort for client in clients] for cohort in cohorts])
+    # within five standard deviations: each client's rate, and the spread of the cohort's size
+    assert np.abs(joined.mean(0) - 0.1).max() < 5 * (0.1 * 0.9 / 2000) ** 0.5
+    sizes = joined.sum(1)
+    assert sizes.min() == 0
+    assert abs(sizes.var() - 20 * 0.1 * 0.9) < 5 * 1.8 * (2 / 2000) ** 0.5
+    # of two clients as often both as if neither knew of the other
+    both = (joined.T.astype(float) @ joined)[np.triu_indices(20, 1)] / 2000
+    assert np.abs(both - 0.01).max() < 5 * (0.01 / 2000) ** 0.5
+    assert poisson_cohort(clients, 1.0, 0, 0) == clients

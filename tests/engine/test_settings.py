@@ -42,7 +42,7 @@ from bhfl.engine.trainer import FederatedTrainer
         ),
         ({"server_optimizer": torch.optim.LBFGS}, "server_optimizer cannot be used: .*closure"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be an integer from 1"),
-        ({"sampling": "random"}, "sampling must be one of stratified, uniform, got 'random'"),
+        ({"sampling": "random"}, "must be one of stratified, uniform, poisson, got"),
         ({"lr_schedule": "go on"}, "lr_schedule must be one of continue, restart"),
         ({"weights": "equal"}, "weights must be one of samples, uniform"),
         ({"norm": "none"}, "norm must be one of average, local, group"),
