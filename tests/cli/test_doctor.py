@@ -88,7 +88,11 @@ def test_without_pip_nothing_is_said_of_extras(
     ("flags", "products", "chosen"),
     [
         ({"avx2"}, "instructions: none", "fake for all layers"),
-        ({"avx_vnni"}, "instructions: avx_vnni", "int8 for linear layers from 192 channels and"),
+        (
+            {"avx_vnni"},
+            "instructions: avx_vnni",
+            "int8 for linear layers from 256 channels, else fake",
+        ),
     ],
 )
 def test_backends_of_other_processors(
@@ -99,6 +103,7 @@ def test_backends_of_other_processors(
     chosen: str,
 ) -> None:
     monkeypatch.setattr(machine, "_flags", lambda: flags)
+    monkeypatch.setattr(machine, "_kept", lambda device: {("int8", "linear"): 256})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     out = bhfl("doctor").out
     assert re.search(rf"^  products +{products}$", out, re.M)

@@ -1,9 +1,9 @@
 """Which backends this machine computes fast, and from which size of a layer on.
 
-Where the processor says that it has products of int8 codes, a table that was measured on one that
-has them holds; where it says that it has none, no backend is faster than ``fake``. Where it cannot
-be told, as on processors other than x86, one short measurement decides, which is kept in
-``~/.cache/bhfl`` (or ``$XDG_CACHE_HOME/bhfl``) for the next process.
+Where a processor says that it has no products of int8 codes, no backend is faster than ``fake``.
+Where it has them, or does not tell, one short measurement decides, which is kept in
+``~/.cache/bhfl`` (or ``$XDG_CACHE_HOME/bhfl``) for the next process: two processors with the same
+instructions gain by them from sizes that are eight times apart. On GPUs a table holds.
 """
 
 from __future__ import annotations
@@ -23,24 +23,12 @@ Table = dict[tuple[str, str], int]
 """Backend and kind of layer -> the number of channels from which the backend is faster than
 ``fake``; what is never faster has no entry.
 """
-MEASURED: dict[str, Table] = {
-    "cpu": {
-        ("int8", "linear"): 192,
-        ("int8", "conv"): 32,
-        ("int8-bfloat16", "linear"): 128,
-        ("int8-bfloat16", "conv"): 16,
-        ("integer", "linear"): 128,
-        ("integer", "conv"): 32,
-    },
-    "cuda": {
-        ("int8", "linear"): 1024,
-        ("int8-bfloat16", "linear"): 1024,
-        ("integer", "linear"): 1024,
-    },
+CUDA: Table = {
+    ("int8", "linear"): 1024,
+    ("int8-bfloat16", "linear"): 1024,
+    ("integer", "linear"): 1024,
 }
-"""What holds where products of int8 codes are fast, by type of device: measured, the first on one
-thread of an AMD EPYC with AVX-512 VNNI.
-"""
+"""What holds on GPUs that have products of int8 codes."""
 measure: Callable[[str], Table] | None = None
 """The short measurement. It quantises layers, and so stands above this file, in
 :mod:`bhfl.quant.backends.tuning`, which puts it here.
@@ -58,36 +46,25 @@ def table_of(device: str) -> Table:
     Args:
         device: ``cpu`` or ``cuda``.
     """
-    fast = fast_products(device)
-    if fast is None:
-        kept = _kept(device)
-        # an empty table was measured too: nothing is faster here
-        return _measured(device) if kept is None else kept
-    table: Table = {}
-    for key, size in MEASURED.get(device, {}).items():
-        if key[0] in fast:
-            table[key] = size
-    return table
-
-
-def fast_products(device: str) -> set[str] | None:
-    """The backends that the hardware has instructions for; None where that cannot be told."""
     if device == "cuda":
-        # Turing brought products of int8 codes, Ampere those of bfloat16
-        version = torch.cuda.get_device_capability()
-        codes = version >= (7, 5)
-        bfloat16 = version >= (8, 0)
-    elif device == "cpu":
-        flags = _flags()
-        if flags is None:
-            return None
-        codes = bool(flags & _CODES)
-        bfloat16 = bool(flags & _BFLOAT16)
-    else:
+        fast = fast_on_cuda()
+        return {key: size for key, size in CUDA.items() if key[0] in fast}
+    flags = _flags()
+    if device != "cpu" or (flags is not None and not flags & _CODES):
+        return {}
+    kept = _kept(device)
+    # an empty table was measured too: nothing is faster here
+    return _measured(device) if kept is None else kept
+
+
+def fast_on_cuda() -> set[str]:
+    """The backends that this GPU has instructions for: Turing brought products of int8 codes,
+    Ampere those of bfloat16.
+    """
+    version = torch.cuda.get_device_capability()
+    if version < (7, 5):
         return set()
-    if not codes:
-        return set()
-    return {"int8", "integer", "int8-bfloat16"} if bfloat16 else {"int8", "integer"}
+    return {"int8", "integer", "int8-bfloat16"} if version >= (8, 0) else {"int8", "integer"}
 
 
 def product_instructions() -> list[str] | None:

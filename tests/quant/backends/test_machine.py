@@ -31,26 +31,24 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize(
-    ("flags", "fast"),
-    [
-        ({"avx2"}, set()),
-        ({"avx2", "avx512_f", "avx512_bf16"}, set()),
-        (VNNI, {"int8", "integer"}),
-        ({"avx2", "avx_vnni"}, {"int8", "integer"}),
-        (VNNI | {"avx512_bf16"}, {"int8", "integer", "int8-bfloat16"}),
-        ({"amx_int8", "amx_bf16"}, {"int8", "integer", "int8-bfloat16"}),
-    ],
-)
-def test_the_processor_tells(
-    flags: set[str], fast: set[str], monkeypatch: pytest.MonkeyPatch, measured: list[str]
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_f", "avx512_bf16"}])
+def test_no_backend_is_fast_without_products_of_codes(
+    flags: set[str], monkeypatch: pytest.MonkeyPatch, measured: list[str]
 ) -> None:
     monkeypatch.setattr(machine, "_flags", lambda: flags)
-    assert machine.fast_products("cpu") == fast
-    table = machine.table_of("cpu")
-    assert {backend for backend, _ in table} == fast
-    assert table.items() <= machine.MEASURED["cpu"].items()
+    assert machine.table_of("cpu") == {}
     assert measured == []
+
+
+@pytest.mark.parametrize(
+    "flags", [VNNI, {"avx2", "avx_vnni"}, {"amx_int8", "amx_bf16"}, None], ids=str
+)
+def test_where_they_may_be_fast_it_is_measured(
+    flags: set[str] | None, monkeypatch: pytest.MonkeyPatch, measured: list[str]
+) -> None:
+    monkeypatch.setattr(machine, "_flags", lambda: flags)
+    assert machine.table_of("cpu") == {("int8", "linear"): 256}
+    assert measured == ["cpu"]
 
 
 @pytest.mark.parametrize(
