@@ -216,6 +216,7 @@ class Aggregation(Group):
         Role.RESULT, choice("average", "local", "group")
     )
     reestimate_norm: bool = option(Role.RESULT, true_or_false)
+    finetune_epochs: int = option(Role.RESULT, count(0))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bhfl.comm import encode
@@ -12,6 +12,7 @@ from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.processes import gather
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.types import Client, Params, ServerState
+from bhfl.settings import LocalTraining
 
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
@@ -29,7 +30,7 @@ class Pass:
     tensors: Params
     """The model, without what its client has of its own."""
     client: Client | None = None
-    """The client that alone has the whole of it; None where the server has."""
+    """The client whose own model is measured; None for one that the server has."""
 
 
 class Evaluator:
@@ -46,6 +47,14 @@ class Evaluator:
         self.groups = {devices.group.label: devices for devices in session.fleet.members}
         counts = group_sizes(session.fleet)
         self.shares = {group: counts[group] / counts.total() for group in self.groups}
+        settings = session.settings
+        self.training: LocalTraining | None = None
+        """What clients do before they are measured."""
+        if epochs := settings.aggregation.finetune_epochs:
+            # a schedule of all rounds may have come to its end, where nothing is learnt
+            self.training = replace(
+                settings.training, local_epochs=epochs, local_steps=None, lr_schedule="restart"
+            )
 
     def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
@@ -63,8 +72,10 @@ class Evaluator:
 
     def by_client(self, server: ServerState) -> bool:
         """Whether the model of any group is not whole without what its clients keep."""
-        own = self.session.own
-        return any(own.missing(self.model(server, one)) for one in self.groups.values())
+        return any(self._lacks(self.model(server, one)) for one in self.groups.values())
+
+    def _lacks(self, given: Params) -> bool:
+        return bool(self.session.own.missing(given))
 
     def model(self, server: ServerState, devices: Devices) -> Params:
         """The model of a group, without what is its clients' own."""
@@ -74,15 +85,19 @@ class Evaluator:
 
     def _passes(self, server: ServerState) -> Iterator[Pass]:
         session = self.session
+        apart = self.training is not None
+        floating = False
         for group, devices in self.groups.items():
             given = self.model(server, devices)
-            if not session.own.missing(given):
+            lacks = self._lacks(given)
+            # float32 clients run the server's own model, which needs no pass of its own beside
+            # theirs
+            floating |= devices.spec.is_float and (lacks or not apart)
+            if not (lacks or apart):
                 yield Pass(group, devices, given)
                 continue
             for id in session.fleet.members[devices]:
                 yield Pass(group, devices, given, session.fleet[id])
-        # float32 clients run the server's own model, which needs no pass of its own beside theirs
-        floating = any(devices.spec.is_float for devices in self.groups.values())
         if session.algorithm.communicates and not floating:
             # no clients have statistics of a float32 model: those of the first group stand in
             buffers = session.buffers.of(server, session.bits[0])
@@ -110,14 +125,15 @@ class Evaluator:
                 yield alone[measured.client], measured.metrics
 
     def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
-        """Tasks for the clients that alone have whole models; one message for all of a group."""
+        """Tasks for clients that are measured each; one message for all of a group."""
+        session = self.session
         group = ""
         payload = b""
         for one in passes:
             if one.client is None:
                 continue
             if one.key != group:
-                own = self.session.own.always
+                own = session.own.always
                 payload = encode({n: t for n, t in one.tensors.items() if n not in own})
                 group = one.key
             yield Task(
@@ -127,13 +143,15 @@ class Evaluator:
                 downlink=payload,
                 version=server.accepted.get(one.client.id, 0),
                 channels_last=server.channels_last,
+                seed=session.settings.cohort.seed,
+                training=self.training if one.client.num_examples else None,
             )
 
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
         """The numbers of all passes by tag, from the mean of each key."""
         # clients that compute in float32 run the server's own model
         floats = (group for group, devices in self.groups.items() if devices.spec.is_float)
-        whole = next(floats, GLOBAL)
+        whole = GLOBAL if GLOBAL in results else next(floats, GLOBAL)
         overall = results.get(whole, {})
         results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}

@@ -65,7 +65,7 @@ class Task:
     seed: int = 0
     """The run's, which every draw is keyed by."""
     training: LocalTraining | None = None
-    """How long and in what manner it trains; None where it does not."""
+    """How long and in what manner it trains, before it is measured too; None where it does not."""
     measures: bool = False
     """Whether it also measures the model that it has trained."""
     link: ClientLink | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,9 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from torch import Tensor
 
 from bhfl.checks import aligned, suggestion
+from bhfl.engine.checkpoint import digest
 from bhfl.engine.deployed import Deployed
 from bhfl.engine.figures import group_rows, metric_names, total
 from bhfl.engine.roster import group_sizes
@@ -20,6 +23,19 @@ from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.types import Row, ServerState
 from bhfl.tags import ACCURACIES
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run came to, and the model that it was left in."""
+
+    model: weakref.ref[L.LightningModule]
+    sha256: str
+    server: ServerState
+
+    def is_of(self, model: L.LightningModule) -> bool:
+        """Whether `model` is as the run left it."""
+        return self.model() is model and digest(model.state_dict()) == self.sha256
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Session:
         check_methods(
             self.data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
         )
-        if fits:
+        if fits or settings.aggregation.finetune_epochs:
             check_trainable(module)
         stage = {"fit": "train", "validate": "val"}.get(self.stages[0], self.stages[0])
         self.place = Place(self.data, settings, stage)

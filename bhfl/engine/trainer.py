@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,26 +25,13 @@ from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
 from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.progress import with_progress
-from bhfl.engine.result import FitResult
+from bhfl.engine.result import FitResult, Fitted
 from bhfl.engine.resume import find_checkpoint, warn_of_known
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a run came to, and the model that it was left in."""
-
-    model: weakref.ref[L.LightningModule]
-    sha256: str
-    server: ServerState
-
-    def is_of(self, model: L.LightningModule) -> bool:
-        """Whether `model` is as the run left it."""
-        return self.model() is model and digest(model.state_dict()) == self.sha256
 
 
 class FederatedTrainer:
@@ -100,8 +86,9 @@ class FederatedTrainer:
         save_in_int8: Clients with activations of up to 8 bits keep what the backward pass needs as
             integers, about a third of the memory, see `bhfl.quant.save_in_int8`; steps take longer.
         reestimate_norm: Evaluate the global model with BatchNorm statistics of its own at each
-            width, from the samples of ``data.holdout``; the server's seconds for it are in
-            ``time/round_s``.
+            width, from the samples of ``data.holdout``.
+        finetune_epochs: Evaluate each client's model after so many epochs on its own training data,
+            by a copy that is then dropped; 0 for the models as they are.
         logger: True for TensorBoard and CSV in the run folder, False for none, or any Lightning
             loggers.
         callbacks: Objects of classes that derive from `bhfl.engine.Callback`, whose hooks are
@@ -151,6 +138,7 @@ class FederatedTrainer:
         channels_last: bool | Literal["auto"] = "auto",
         save_in_int8: bool = False,
         reestimate_norm: bool = False,
+        finetune_epochs: int = 0,
         logger: bool | Logger | list[Logger] = True,
         callbacks: list[Callback] | None = None,
         enable_progress_bar: bool = True,

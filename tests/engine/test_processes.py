@@ -216,6 +216,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "own parts": {
         "algorithm": OwnParts,
+        "finetune_epochs": 1,
         "norm": "local",
         "evaluate_clients": True,
         "clients_per_round": 4,
