@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
     from bhfl.algorithms.adaquantfl import AdaQuantFL
+    from bhfl.algorithms.ditto import Ditto
     from bhfl.algorithms.fedavg import FedAvg
     from bhfl.algorithms.fedcom import FedCOM
     from bhfl.algorithms.fedcomgate import FedCOMGATE
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaQuantFL": "adaquantfl",
     "ClippedMean": "robust",
+    "Ditto": "ditto",
     "FedAvg": "fedavg",
     "FedBN": "personal",
     "FedCOM": "fedcom",
@@ -51,6 +53,7 @@ __all__ = [
     "SCAFFOLD",
     "AdaQuantFL",
     "ClippedMean",
+    "Ditto",
     "FedAvg",
     "FedBN",
     "FedCOM",

@@ -232,6 +232,14 @@ class Algorithm(Recorded):
 
     # ---- client ----------------------------------------------------------------------------------
 
+    own_model: bool = False
+    """True for clients that each keep a whole model of their own beside the one that they send.
+
+    After its update is made, a client trains that model for another round of steps, on the same
+    batches and by the same hooks, whose `LocalRun.own` then tells it. It begins as what the client
+    receives first, goes on from round to round, and is measured in the place of the global one.
+    """
+
     common: Sequence[str] = ()
     """How the names of those tensors begin that a client keeps and most clients of its round keep
     too, to the bit. They are held and written once for all of them, and not to be changed in place.

@@ -65,7 +65,8 @@ def check_kept(state: State, path: Path) -> None:
     Raises:
         CheckpointError: Naming the file `path`, from which it comes, and the entry.
     """
-    for key, part in {"algorithm": _mapping, "staying": _each(_tensor)}.items():
+    tensors = _each(_tensor)
+    for key, part in {"algorithm": _mapping, "staying": tensors, "own_model": tensors}.items():
         part(state.get(key, {}), f"{path}: {key}")
     _kind("text", str)(state.get("common", ""), f"{path}: common")
 

@@ -68,7 +68,9 @@ class LocalRun:
     training: LocalTraining
     """How long and in what manner it trains."""
     received: Params
-    """The weights it started from, as decoded from what the server sent, on the module's device."""
+    """The weights it started from, as decoded from what the server sent, on the module's device.
+    Where `own` is not None it started from that.
+    """
     message: Params
     """The downlink as decoded; `received` is what `Algorithm.receive` made of it."""
     state: ClientState
@@ -84,6 +86,10 @@ class LocalRun:
     """The server's metrics, a row for each past round."""
     link: ClientLink | None = None
     """The client's in this round, where a network is simulated."""
+    own: Params | None = None
+    """The client's own model as this training found it, which starts from it; None where the model
+    is trained that the client sends. See `Algorithm.own_model`.
+    """
     downlink_bytes: int = 0
     """Received at the start of the round."""
     num_examples: int = 0

@@ -9,6 +9,8 @@ from bhfl.engine.types import Params, ServerState
 
 KEPT = "staying"
 """Key of these tensors in what a client keeps between rounds."""
+MODEL = "own_model"
+"""Key of a whole model that it keeps, see `Algorithm.own_model`."""
 
 
 class Own:

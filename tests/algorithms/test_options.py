@@ -56,6 +56,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "SCAFFOLD": {"server_lr": (0.5, {}, {}), "control_bits": (32, {}, {})},
     "FedDyn": {"alpha": (0.1, {}, {})},
+    "Ditto": {"lam": (1.0, {}, {})},
     "FedExP": {"eps": (1e3, {}, {})},
     "FedPer": {"personal": (("net.3", "net.5"), HEAD, {})},
     "FedRep": {

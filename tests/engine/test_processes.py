@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms import FedCOMGATE, FedLQ, ProWD
+from bhfl.algorithms import Ditto, FedCOMGATE, FedLQ, ProWD
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import SimulatedNetwork
@@ -221,6 +221,7 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate_clients": True,
         "clients_per_round": 4,
     },
+    "own models": {"algorithm": Ditto, "clients_per_round": 4},
     "devices": {
         "clients": DEVICES,
         "algorithm": partial(ProWD, Mask(per="group"), None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from bhfl.engine.client.plain import PlainWorker
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.ending import Terminated
 from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verdict
-from bhfl.engine.own import KEPT, Own
+from bhfl.engine.own import KEPT, MODEL, Own
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, FederatedData, Params
 
@@ -110,7 +110,8 @@ class LocalClients:
             assert task.stage != "train"
             self.worker.begin(task)
             kept = self.store.load(task.client, task.version) or {}
-            whole = self.own.whole(self._messages.read(task.downlink), kept)
+            sent = self._messages.read(task.downlink)
+            whole = kept.get(MODEL) or self.own.whole(sent, kept)
             client = self.fleet[task.client]
             if task.training is None:
                 self.worker.load_global(whole, client.devices)
@@ -222,7 +223,21 @@ class LocalClients:
             work.num_examples = run.num_examples
             if work.payload is None:
                 work.fault = Fault("skipped", "nothing was sent")
-        work.keeps = {**self._kept(run.state), KEPT: own}
+        # last, as it leaves another model in the module
+        model = {}
+        if self.algorithm.own_model and work.fault is None:
+            model = {MODEL: self._train_own(run, kept.get(MODEL), work)}
+        work.keeps = {**self._kept(run.state), KEPT: own, **model}
+
+    def _train_own(self, sent: LocalRun, kept: Params | None, work: _Work) -> Params:
+        """Train the client's own model after the one that it sends; what it comes to."""
+        start = self.worker.to_device(kept) if kept else sent.received
+        run = replace(sent, own=start, num_examples=0, num_steps=0, lr_sum=0.0, metrics={})
+        self.worker.train(self.algorithm, run, self.data)
+        # its time counts, and its loss is another one
+        work.num_examples += run.num_examples
+        work.metrics |= {f"{name}_own": value for name, value in run.metrics.items()}
+        return self._values(dict.fromkeys(self.worker.state()))
 
     def _run(
         self, task: Task, client: Client, message: Params, start: Params, state: dict[str, Tensor]

@@ -129,7 +129,7 @@ class PlainWorker:
             RuntimeError: The client makes no step.
         """
         devices = run.client.devices
-        self.load(run.received, devices)
+        self.load(run.own or run.received, devices)
         self.train_mode()
         generator = self.seed(run)
         optimizer = devices.optimizer(self.module.configure_optimizers())

@@ -73,7 +73,7 @@ class Worker(PlainWorker):
         """Train as `run.client` from `run.received`; `run.metrics` holds the means of the loss and
         of logged values.
         """
-        self.load(run.received, run.client.devices)
+        self.load(run.own or run.received, run.client.devices)
         self.train_mode()
         generator = self.seed(run)
         precision: Any = self.fabric.strategy.precision
