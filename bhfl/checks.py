@@ -7,6 +7,7 @@ module needs the standard library alone.
 
 import difflib
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,6 +16,11 @@ T = TypeVar("T")
 Check = Callable[[Any], str]
 """A function from a value to what is wrong with it, from "must" on; empty if nothing is."""
 
+_LONGEST_PART = 255
+_LONGEST_PATH = 3000
+"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside
+of a run folder.
+"""
 LARGEST = 2**31
 """The largest count or size; a product of them may still be more than a machine has."""
 LONGEST = 400
@@ -142,6 +148,34 @@ not_negative = _such(
 """The check of a number that must be finite, and not below zero."""
 true_or_false = _such("be true or false", lambda value: isinstance(value, bool))
 """The check of a switch."""
+
+
+def text(value: Any) -> str:
+    """Problems of text that is to say something."""
+    if not isinstance(value, str) or not value.strip():
+        return f"must not be empty, got {value!r}"
+    if not value.isprintable() and re.search("[\0\ud800-\udfff]", value):
+        return f"must be text without NUL that UTF-8 can write, got {value!r}"
+    return ""
+
+
+def folder_name(value: Any) -> str:
+    """Problems of the name of a folder inside another one, which may hold slashes."""
+    if problem := text(value) or too_long(value):
+        return problem
+    if value.startswith("/") or ".." in value.split("/"):
+        return f"must stay inside default_root_dir, got {value!r}"
+    return ""
+
+
+def too_long(value: str) -> str:
+    """Problems of a path that a file system may not take."""
+    size = len(value.encode())
+    longest_part = max(map(len, value.encode().split(b"/")))
+    if size <= _LONGEST_PATH and longest_part <= _LONGEST_PART:
+        return ""
+    longest = f"{_LONGEST_PATH} bytes, and {_LONGEST_PART} between two slashes"
+    return f"must have at most {longest}, got {size} bytes that begin with {value[:20]!r}"
 
 
 def _must(rule: str, value: object) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import bhfl
 from bhfl.checks import checked, choice
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.best import Best
 from bhfl.engine.deployed import Deployed
 from bhfl.engine.fleet import Fleet
-from bhfl.engine.result import Best, FitResult
+from bhfl.engine.result import FitResult
 from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.types import ServerState
@@ -75,6 +76,9 @@ def _result(path: Path, run: Run) -> FitResult:
         bytes={group: dict(sent) for group, sent in summary["bytes"].items()},
         seconds=float(summary["seconds"]),
         best=Best(**summary["best"]),
+        best_by_group={
+            group: Best(**best) for group, best in summary.get("best_by_group", {}).items()
+        },
         history=[dict(row) for row in run.rounds],
         _server=server,
         _weights=lambda group: load_model(path, "last", group).state_dict(),
@@ -83,7 +87,7 @@ def _result(path: Path, run: Run) -> FitResult:
 
 def load_model(
     folder: str | Path,
-    which: Literal["best", "last"] = "best",
+    which: str = "best",
     group: str | None = None,
     model: nn.Module | None = None,
 ) -> nn.Module:
@@ -94,7 +98,8 @@ def load_model(
 
     Args:
         folder: The run folder.
-        which: The checkpoint: of the ``best`` round, or the ``last`` one.
+        which: The checkpoint: of the ``best`` round, or the ``last`` one; or ``best-int8``, of the
+            best round of a bit group, where the run looked for it.
         group: A bit group, whose weights lie on the grid of its bits; by default the server's
             float32 model. Activations are those of a float model in either case, and running
             statistics of BatchNorm those that the run kept.
@@ -107,7 +112,7 @@ def load_model(
         CheckpointError: The checkpoint is missing, damaged, of another version or another model.
     """
     path = _run_folder(folder)
-    _, state = find_checkpoint(checked("which", which, choice("best", "last")), path)
+    _, state = find_checkpoint(checked("which", which, _which), path)
     told = told_of(state["config"], Role)
     clients = _clients(told)
     parts = []
@@ -123,6 +128,11 @@ def load_model(
     server = ServerState(**state["server"])
     deployed = Deployed(server, list(clients.members), told["trainer.norm"], algorithm)
     return deployed.put_(module, group).eval()
+
+
+def _which(value: object) -> str:
+    """What is wrong with the name of a checkpoint; whether there is one of a group, files say."""
+    return "" if str(value).startswith("best-") else choice("best", "last")(value)
 
 
 def _clients(told: Mapping[str, Any]) -> Roster:

@@ -9,23 +9,29 @@ classes.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import chain
 from typing import Any, Literal, get_type_hints
 
-from bhfl.checks import Check, choice, count, is_integer, or_none, positive, true_or_false
+from bhfl.checks import (
+    Check,
+    choice,
+    count,
+    folder_name,
+    is_integer,
+    not_negative,
+    or_none,
+    positive,
+    text,
+    too_long,
+    true_or_false,
+)
 from bhfl.files import user_path
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed of `lightning.seed_everything`."""
-_LONGEST_PART = 255
-_LONGEST_PATH = 3000
-"""Bytes of a file's name and of a path, as Linux takes them, which leaves room for the files inside
-of a run folder.
-"""
 _A_CPU = 16
 """Threads, or processes, for each CPU at most: far more than help, and far fewer than crash a
 machine.
@@ -108,24 +114,6 @@ def auto_or_switch(value: Any) -> str:
     return f"must be auto, true or false, got {value!r}"
 
 
-def text(value: Any) -> str:
-    """Problems of text that is to say something."""
-    if not isinstance(value, str) or not value.strip():
-        return f"must not be empty, got {value!r}"
-    if not value.isprintable() and re.search("[\0\ud800-\udfff]", value):
-        return f"must be text without NUL that UTF-8 can write, got {value!r}"
-    return ""
-
-
-def folder_name(value: Any) -> str:
-    """Problems of the name of a folder inside another one, which may hold slashes."""
-    if problem := text(value) or _too_long(value):
-        return problem
-    if value.startswith("/") or ".." in value.split("/"):
-        return f"must stay inside default_root_dir, got {value!r}"
-    return ""
-
-
 def folder(value: Any) -> str:
     """Problems of the path of a folder."""
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
@@ -134,16 +122,7 @@ def folder(value: Any) -> str:
         user_path(value)
     except ValueError as error:
         return f"must be a folder: {error}"
-    return text(str(value)) or _too_long(str(value))
-
-
-def _too_long(value: str) -> str:
-    size = len(value.encode())
-    longest_part = max(map(len, value.encode().split(b"/")))
-    if size <= _LONGEST_PATH and longest_part <= _LONGEST_PART:
-        return ""
-    longest = f"{_LONGEST_PATH} bytes, and {_LONGEST_PART} between two slashes"
-    return f"must have at most {longest}, got {size} bytes that begin with {value[:20]!r}"
+    return text(str(value)) or too_long(str(value))
 
 
 def part(value: Any) -> str:
@@ -225,6 +204,7 @@ class Stopping(Group):
 
     max_rounds: int = option(Role.LENGTH, count(1))
     patience: int | None = option(Role.LENGTH, or_none(count(1)))
+    min_delta: float = option(Role.LENGTH, not_negative)
     max_failed_rounds: int = option(Role.MACHINE, count(0))
 
 
@@ -234,6 +214,7 @@ class Choice(Group):
 
     monitor: str = option(Role.CHOICE, text)
     mode: Literal["max", "min"] = option(Role.CHOICE, choice("max", "min"))
+    best_by_group: bool = option(Role.CHOICE, true_or_false)
 
 
 @dataclass(frozen=True)

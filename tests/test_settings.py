@@ -37,8 +37,8 @@ def test_every_field_has_a_role(name):
     ("role", "names"),
     [
         (Role.TASK, "clients network num_clients"),
-        (Role.LENGTH, "max_rounds patience"),
-        (Role.CHOICE, "mode monitor"),
+        (Role.LENGTH, "max_rounds min_delta patience"),
+        (Role.CHOICE, "best_by_group mode monitor"),
         (Role.NUMERICS, "channels_last threads"),
         (
             Role.MACHINE,

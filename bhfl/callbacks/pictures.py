@@ -35,7 +35,8 @@ class Pictures(Callback):
     def on_round_end(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Draw the bits of all rounds, once the last one is done."""
         most = trainer.settings.stopping.max_rounds
-        if metrics["round"] < most and not trainer.run.out_of_patience:
+        over = trainer.should_stop or trainer.run.out_of_patience
+        if metrics["round"] < most and not over:
             return
         tags = [tag for tag in metrics if tag.startswith(_BITS)]
         if not tags:

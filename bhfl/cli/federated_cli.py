@@ -22,6 +22,7 @@ from bhfl.cli.reading import ConfigError, Layer, asks_help, options, without_fil
 from bhfl.cli.schema import Checker, is_spelled_out
 from bhfl.data import FederatedDataModule
 from bhfl.engine.callback import Callback
+from bhfl.engine.resume import is_word
 from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import write_text
@@ -173,9 +174,12 @@ class FederatedCLI(LightningCLI):
         init = self.config_init[self.subcommand]
         given = init.trainer.callbacks or []
         # they draw and write nothing else, and `analyze` has a bar of its own
-        classes = (Progress, WeightHistograms, Pictures) if self.command not in _SILENT else ()
-        ours = [cls() for cls in classes if cls not in map(type, given)]
-        init.trainer.callbacks = [*ours, *given]
+        if self.command not in _SILENT:
+            kinds = list(map(type, given))
+            ours = [cls() for cls in (Progress, WeightHistograms) if cls not in kinds]
+            # after one of the user's that may stop the run: it draws when the last round is done
+            given = [*ours, *given, *([] if Pictures in kinds else [Pictures()])]
+        init.trainer.callbacks = given
         # they need one process, whatever a run's configuration says
         if self.command in _SILENT:
             devices = init.trainer.devices
@@ -205,14 +209,14 @@ class FederatedCLI(LightningCLI):
         which = arguments["ckpt_path"]
         if which is None and subcommand not in ("fit", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
-        if which in ("last", "best"):
+        if is_word(which):
             for layer in self.layers:
                 file = Path(layer.file)
                 # a link to a run's config.yaml means that run
                 for run in (file.resolve().parent, file.parent):
                     if layer.file and (run / "checkpoints").is_dir():
-                        best = run / "checkpoints" / "best.ckpt"
-                        arguments["ckpt_path"] = run if which == "last" else best
+                        file = run / "checkpoints" / f"{which}.ckpt"
+                        arguments["ckpt_path"] = run if which == "last" else file
         return arguments
 
 

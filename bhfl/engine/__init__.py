@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
+    from bhfl.engine.best import Best
     from bhfl.engine.callback import Callback
     from bhfl.engine.failures import TooFewClientsError
-    from bhfl.engine.result import Best, FitResult
+    from bhfl.engine.result import FitResult
     from bhfl.engine.trainer import FederatedTrainer
 
 _HOMES = {
     "Algorithm": "algorithm",
-    "Best": "result",
+    "Best": "best",
     "Callback": "callback",
     "FederatedTrainer": "trainer",
     "FitResult": "result",

@@ -22,7 +22,8 @@ class Callback:
 
     Hooks are called on every process, as ``hook(trainer, **named)``: check
     ``trainer.fabric.is_global_zero`` before anything that one process should do. They are given
-    what the run uses, so they are not to change it.
+    what the run uses, so they are not to change it, but for ``trainer.should_stop``: set to True on
+    any process, it ends a fit after the round that is at work.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from bhfl.files import durable
 State = dict[str, Any]
 """What a checkpoint holds, by name."""
 
-FORMAT = 5
+FORMAT = 6
 MAX_DEPTH = 64
 """Containers in containers; more are refused, because they would exhaust Python's stack."""
 MAX_INT_BITS = 8192
@@ -281,11 +281,11 @@ def rewind(folder: Path, round: int, read: Callable[[Path], State]) -> None:
     for number, path in round_checkpoints(folder).items():
         if number > round:
             path.unlink()
-    best = folder / "best.ckpt"
-    # a missing or damaged one passes for nothing
-    with suppress(CheckpointError):
-        if read(best)["server"]["round"] > round:
-            best.unlink()
+    for best in (folder / "best.ckpt", *folder.glob("best-*.ckpt")):
+        # a missing or damaged one passes for nothing
+        with suppress(CheckpointError):
+            if read(best)["server"]["round"] > round:
+                best.unlink()
 
 
 def prune(folder: Path, keep: int) -> list[int]:

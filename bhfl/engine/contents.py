@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bhfl.checks import is_integer
+from bhfl.engine.best import ALL
 from bhfl.engine.checkpoint import CheckpointError, State, load
 from bhfl.engine.history import unpack
 from bhfl.engine.records import BYTES
@@ -51,10 +52,13 @@ def check_contents(state: State) -> State:
         raise CheckpointError(
             f"its history must have one row for each of {rounds} rounds, got {len(history)} rows"
         )
-    if run["best_round"] > rounds or (run["best"] is None) != (run["best_round"] == 0):
-        raise CheckpointError(
-            f"run.best_round must be a round with run.best, got {run['best_round']}"
-        )
+    if ALL not in run["bests"]:
+        raise CheckpointError("run.bests must hold the best round of all clients")
+    for group, best in run["bests"].items():
+        if best["round"] > rounds or (best["value"] is None) != (best["round"] == 0):
+            raise CheckpointError(
+                f"run.bests[{group!r:.60}].round must be a round with a value, got {best['round']}"
+            )
     _check_clients(state["clients"], state["server"]["accepted"], rounds)
     return {**state, "run": {**run, "history": history}}
 
@@ -232,8 +236,8 @@ _STATE: dict[str, Check] = {
         {
             "history": _tensor,
             "ledger": _each(_record(dict.fromkeys(BYTES, _count))),
-            "best": _best,
-            "best_round": _count,
+            "bests": _each(_record({"value": _best, "round": _count})),
+            "stopped": _kind("true or false", bool),
             "failed_rounds": _count,
             "seconds": _seconds,
         }

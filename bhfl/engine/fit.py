@@ -16,7 +16,7 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.monitor import doubt, unseen
-from bhfl.engine.processes import check_common_folder, check_same_options
+from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, round_metrics
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
@@ -26,7 +26,7 @@ from bhfl.engine.session import Session
 from bhfl.engine.types import Row
 from bhfl.engine.written import configuration
 from bhfl.files import write_text
-from bhfl.settings import SETTINGS, Role
+from bhfl.settings import SETTINGS, Role, differences
 
 
 def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
@@ -45,9 +45,16 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
             f"{most}",
             stacklevel=1,
         )
+    elif run.stopped:
+        _warn(
+            session,
+            f"nothing is left to train: a callback stopped the run after round "
+            f"{session.server.round}; it goes on with another max_rounds, patience or min_delta",
+        )
     session.call("on_fit_start")
     try:
-        while session.server.round < most and not run.out_of_patience:
+        _hear_callbacks(session, run)
+        while session.server.round < most and not (run.stopped or run.out_of_patience):
             _round(session, run)
         session.load_global()
         session.module.on_fit_end()
@@ -105,11 +112,16 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     found = _folder(session, ckpt_path) if fabric.is_global_zero else (Path(), None)
     folder, state = fabric.broadcast(found)
     check_common_folder(fabric, folder)
-    session.trainer.run = run = Run(settings, folder, fabric.is_global_zero)
+    run = Run(settings, folder, fabric.is_global_zero, session.bests)
+    session.trainer.run = run
+    session.trainer.should_stop = False
     if state is not None:
         session.take_up(fitting(state, session.server))
         session.use_backends(state["config"])
         run.restore(state)
+        # with other options of its length it is the same run made longer
+        run.stopped &= not differences(state["config"], session.told, [Role.LENGTH])
+        session.trainer.should_stop = run.stopped
     session.store = run.store
     run.begin(session.server, files)
     # the command line writes its own
@@ -165,6 +177,17 @@ def _round(session: Session, run: Run) -> None:
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
     _save(session, run, best, due, records)
     session.call("on_round_end", metrics=row)
+    _hear_callbacks(session, run)
+    if run.stopped:
+        # where a resumed run finds that it has come to its end
+        _save(session, run, [], True, records)
+
+
+def _hear_callbacks(session: Session, run: Run) -> None:
+    """Find out whether a callback of any process has asked for the end, on all processes alike."""
+    trainer = session.trainer
+    run.stopped = any(gather(session.fabric, [trainer.should_stop]))
+    trainer.should_stop = run.stopped
 
 
 def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
@@ -184,7 +207,9 @@ def _warn(session: Session, text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _save(session: Session, run: Run, best: bool, due: bool, records: list[ClientRecord]) -> None:
+def _save(
+    session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
+) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
     round, store = session.server.round, session.store
     kept = run.save(session.server, session.told, best, due)

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from bhfl.checks import checked, choice, count, or_none, suggestion, within
+from bhfl.checks import checked, choice, count, or_none, suggestion, text, within
 from bhfl.engine.devices import Group
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.quant import BitSpec
 from bhfl.quant.backends import BACKENDS
 from bhfl.quant.spec import LONGEST_NAME
-from bhfl.settings import text
 
 RESERVED = ("all", "avg", "global", "min")
 """What tags and tables call all clients together, which no group can be called."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,11 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from torch import Tensor
 
 from bhfl.checks import aligned, suggestion
-from bhfl.engine.checkpoint import digest
+from bhfl.engine.best import ALL, Best
 from bhfl.engine.deployed import Deployed
 from bhfl.engine.figures import group_rows, metric_names, total
 from bhfl.engine.roster import group_sizes
@@ -23,31 +21,6 @@ from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.types import Row, ServerState
 from bhfl.tags import ACCURACIES
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a run came to, and the model that it was left in."""
-
-    model: weakref.ref[L.LightningModule]
-    sha256: str
-    server: ServerState
-
-    def is_of(self, model: L.LightningModule) -> bool:
-        """Whether `model` is as the run left it."""
-        return self.model() is model and digest(model.state_dict()) == self.sha256
-
-
-@dataclass(frozen=True)
-class Best:
-    """The round whose monitored metric was the best."""
-
-    monitor: str
-    """The tag of the metric."""
-    value: float | None
-    """None where it never had a value."""
-    round: int
-    """The number of the round, from 1; 0 where there is none."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -65,6 +38,7 @@ class FitResult:
             and ``header_bytes`` of both.
         seconds: Seconds of all rounds.
         best: The best round, and what made it the best.
+        best_by_group: The same of each bit group, with ``trainer.best_by_group``.
         history: The row of each round: metrics by tag.
     """
 
@@ -75,6 +49,7 @@ class FitResult:
     bytes: Mapping[str, Mapping[str, int]]
     seconds: float
     best: Best
+    best_by_group: Mapping[str, Best]
     history: Sequence[Row]
     _server: Callable[[], ServerState]
     _weights: Callable[[str | None], dict[str, Tensor]]
@@ -241,7 +216,8 @@ def result_of(session: Session, run: Run, metrics: Mapping[str, float]) -> FitRe
         metrics=metrics,
         bytes=run.ledger.by_group,
         seconds=run.seconds,
-        best=Best(settings.choice.monitor, run.best, run.best_round),
+        best=run.bests[ALL],
+        best_by_group={group: best for group, best in run.bests.items() if group != ALL},
         history=list(run.history),
         _server=lambda: deployed.server,
         _weights=weights,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bhfl.checks import suggestion
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.contents import lost_key, read_state
@@ -27,7 +28,8 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, State]:
     """The run folder (None for a file outside any) and the state that `path` means.
 
     Args:
-        path: A checkpoint file, a run folder, ``last`` or ``best`` of the newest run under `root`.
+        path: A checkpoint file, a run folder, ``last`` or ``best`` of the newest run under `root`,
+            or ``best-<group>`` of it.
         root: ``<default_root_dir>/<name>``.
 
     Raises:
@@ -36,7 +38,7 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, State]:
     text = str(path)
     if not text.strip():
         raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {text!r}")
-    if text in ("last", "best"):
+    if is_word(text):
         # `root` is the run folder itself where this trainer has a run already
         folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
@@ -52,6 +54,12 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, State]:
         return path, _load(path, "last")
     # a link to a checkpoint means the run that it leads to
     return _run_of(path) or _run_of(path.resolve()), read_state(path)
+
+
+def is_word(path: str | Path | None) -> bool:
+    """Whether it is no path, but means the newest checkpoint or a best one."""
+    text = str(path)
+    return text in ("last", "best") or (text.startswith("best-") and not Path(text).exists())
 
 
 def _run_of(file: Path) -> Path | None:
@@ -92,12 +100,17 @@ def _load(folder: Path, which: str) -> State:
     checkpoints = folder / CHECKPOINTS
     if which == "last":
         return checkpoint.load_last(checkpoints, read_state)
-    if not (checkpoints / "best.ckpt").exists():
+    path = checkpoints / f"{which}.ckpt"
+    if path.exists():
+        return read_state(path)
+    if which == "best":
         raise CheckpointError(
             f"{folder} has no best model: its best round is not kept, or the monitored metric has "
             "had no value; use last"
         )
-    return read_state(checkpoints / "best.ckpt")
+    known = [file.stem for file in checkpoints.glob("best-*.ckpt")]
+    more = suggestion(which, known) or "; trainer.best_by_group keeps one for each bit group"
+    raise CheckpointError(f"{folder} has no checkpoint {which}{more}")
 
 
 def fitting(state: State, fresh: ServerState) -> ServerState:

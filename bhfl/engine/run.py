@@ -1,16 +1,16 @@
 """One run on disk while it is written: its rows, its best round, its checkpoints, its summary."""
 
-import math
-import operator
 import sys
 from collections import ChainMap
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import bhfl
 from bhfl.engine import checkpoint
+from bhfl.engine.best import ALL, Best, checkpoint_name, told, waited
 from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import read_state
@@ -41,10 +41,16 @@ class Run:
         settings: The trainer's settings.
         folder: The run folder, on every process the same.
         writes: Whether this process is rank 0.
+        bests: What is looked for, see `bhfl.engine.best.watched`.
     """
 
-    def __init__(self, settings: Settings, folder: Path, writes: bool) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, writes: bool, bests: Mapping[str, Best]
+    ) -> None:
         self.settings = settings
+        self.bests = dict(bests)
+        """The best rounds so far, by bit group; `bhfl.engine.best.ALL` is the monitored metric's.
+        """
         self.folder = folder
         self.writes = writes
         self.rows = RoundsFile(folder / "rounds.jsonl")
@@ -53,8 +59,8 @@ class Run:
         self.history: list[Row] = []
         self._packed = PackedHistory()
         self.ledger = Ledger()
-        self.best: float | None = None
-        self.best_round = 0
+        self.stopped = False
+        """Whether a callback has asked for the end after the last round."""
         self.failed_rounds = 0
         self.seconds = 0.0
         self.loggers = Loggers(settings.output.logger, folder)
@@ -69,8 +75,11 @@ class Run:
             "run": {
                 "history": self._packed.tensor(),
                 "ledger": self.ledger.by_group,
-                "best": self.best,
-                "best_round": self.best_round,
+                "bests": {
+                    group: {"value": best.value, "round": best.round}
+                    for group, best in self.bests.items()
+                },
+                "stopped": self.stopped,
                 "failed_rounds": self.failed_rounds,
                 "seconds": self.seconds,
             },
@@ -80,13 +89,22 @@ class Run:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from `state`."""
+        """Go on from `state`.
+
+        Raises:
+            CheckpointError: It tells of the best rounds of other bit groups.
+        """
         run = state["run"]
+        if run["bests"].keys() != self.bests.keys():
+            raise CheckpointError(
+                f"the checkpoint has best rounds of {list(run['bests'])}, got {list(self.bests)}"
+            )
         self.store = ClientStore(self.store.folder, state["clients"])
         self.history = list(map(_interned, run["history"]))
         self.ledger = Ledger(run["ledger"])
-        self.best = run["best"]
-        self.best_round = run["best_round"]
+        for group, found in run["bests"].items():
+            self.bests[group] = replace(self.bests[group], **found)
+        self.stopped = run["stopped"]
         self.failed_rounds = run["failed_rounds"]
         self.seconds = run["seconds"]
 
@@ -123,8 +141,8 @@ class Run:
         self.rows.rewrite(self.history)
         for row in self.history:
             self._packed.append(row)
-        told = records[SETTINGS].values()
-        self.loggers.begin(self.history, dict(ChainMap(*map(dict, told))))
+        options = records[SETTINGS].values()
+        self.loggers.begin(self.history, dict(ChainMap(*map(dict, options))))
 
     # ---- one round -------------------------------------------------------------------------------
 
@@ -138,8 +156,8 @@ class Run:
             self._packed.append(row)
             self.loggers.log(row)
 
-    def improved(self, row: Row, complete: bool) -> bool:
-        """Whether the monitored metric of `row` is the best so far.
+    def improved(self, row: Row, complete: bool) -> list[str]:
+        """The bit groups whose monitored metric in `row` is the best so far, `ALL` among them.
 
         Args:
             row: Metrics of a round.
@@ -149,46 +167,62 @@ class Run:
         Raises:
             ValueError: It is not logged; the error lists what is.
         """
-        monitor = self.settings.choice.monitor
-        if monitor not in row:
-            if not complete:
-                return False
-            tags = ", ".join(sorted(scalars(row)))
-            raise ValueError(
-                f"trainer.monitor must be a logged metric, got {monitor!r}; logged: {tags}"
-            )
-        value = row[monitor]
-        better = operator.gt if self.settings.choice.mode == "max" else operator.lt
-        if not math.isfinite(value) or not (self.best is None or better(value, self.best)):
-            return False
-        self.best = value
-        self.best_round = row["round"]
-        return True
+        found = []
+        for group, best in self.bests.items():
+            if complete and best.monitor not in row:
+                tags = ", ".join(sorted(scalars(row)))
+                raise ValueError(
+                    f"trainer.monitor must be a logged metric, got {best.monitor!r}; logged: {tags}"
+                )
+            self.bests[group] = best.after(row, self.settings.choice.mode)
+            if self.bests[group] is not best:
+                found.append(group)
+        return found
+
+    @property
+    def best(self) -> float | None:
+        """The best value of the monitored metric; None where it never had one."""
+        return self.bests[ALL].value
+
+    @property
+    def best_round(self) -> int:
+        """The round of that value, from 1; 0 where there is none."""
+        return self.bests[ALL].round
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether `patience` validations have passed without a better monitored metric."""
-        patience = self.settings.stopping.patience
-        if patience is None:
+        """Whether `patience` validations have passed in which no metric that is looked at became
+        better.
+        """
+        stopping = self.settings.stopping
+        if stopping.patience is None:
             return False
-        # rounds count from 1: the row after the best round's has its number as index
-        later = self.history[self.best_round :]
-        return sum(self.settings.choice.monitor in row for row in later) >= patience
+        mode = self.settings.choice.mode
+        waits = []
+        for best in self.bests.values():
+            waits.append(waited(self.history, best.monitor, mode, stopping.min_delta))
+        return min(waits) >= stopping.patience
 
-    def save(self, server: ServerState, config: Told, best: bool, last: bool) -> list[int]:
-        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best one's
+    def save(self, server: ServerState, config: Told, best: list[str], last: bool) -> list[int]:
+        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best ones'
         too.
+
+        Args:
+            server: The state after the round.
+            config: What the run was told.
+            best: The bit groups that have not had a better round, see `improved`.
+            last: Whether the round's own checkpoint is due.
         """
         if not self.writes or not (best or last):
             return []
         state = self.state(server, config)
-        if best:
+        for group in best:
             # A kill may leave it later than the newest round's; `rewind` then removes it.
-            checkpoint.save(self.checkpoints / "best.ckpt", state)
+            checkpoint.save(self.checkpoints / checkpoint_name(group), state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
         kept = checkpoint.prune(self.checkpoints, self.settings.output.keep_checkpoints)
-        return [*kept, self.best_round]
+        return [*kept, *(best.round for best in self.bests.values())]
 
     def finish(self, metrics: Mapping[str, float], failed: Exception | None = None) -> None:
         """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with
@@ -205,11 +239,7 @@ class Run:
             "rounds": last["round"],
             "seconds": self.seconds,
             "simulated_seconds": last.get("time/simulated_s"),
-            "best": {
-                "monitor": self.settings.choice.monitor,
-                "value": self.best,
-                "round": self.best_round,
-            },
+            **told(self.bests),
         }
         if failed:
             summary["failed"] = f"{type(failed).__name__}: {failed}"[:MAX_FAILED]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from bhfl.engine.algorithm import Algorithm, Context
+from bhfl.engine.best import watched
 from bhfl.engine.buffers import Buffers
 from bhfl.engine.callback import call_hook
 from bhfl.engine.checked import ServerHooks
@@ -177,7 +178,9 @@ class Session:
             identity["model"] = self.told[Role.TASK.value].pop("model")
         identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
         monitor = settings.choice.monitor
-        check_monitor(monitor, module, set(group_sizes(self.fleet)))
+        groups = group_sizes(self.fleet)
+        check_monitor(monitor, module, set(groups))
+        self.bests = watched(monitor, groups, settings.choice.best_by_group)
         if next(iter(self.data.val_batches()), None) is not None:
             return
         missing = "needs validation samples, and the data have none"

@@ -1,6 +1,5 @@
 """`FederatedTrainer`: the round loop on Lightning Fabric."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +13,18 @@ from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback
-from bhfl.engine.checkpoint import State, digest
+from bhfl.engine.checkpoint import State
 from bhfl.engine.client.local import LocalClients
-from bhfl.engine.client.module_hooks import overrides
-from bhfl.engine.client.plain import STEPS
-from bhfl.engine.exchange import Clients, Stage
+from bhfl.engine.exchange import Clients
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
+from bhfl.engine.measure import Fitted, measure
 from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.progress import with_progress
-from bhfl.engine.result import FitResult, Fitted
-from bhfl.engine.resume import find_checkpoint, warn_of_known
+from bhfl.engine.result import FitResult
+from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
@@ -66,7 +64,10 @@ class FederatedTrainer:
         check_val_every_n_rounds: Rounds between validations; the last round is always validated.
         monitor: Logged metric by which the best model is chosen.
         mode: Whether `monitor` is better at its ``max`` or ``min``.
+        best_by_group: Also keep the best model of each bit group, by the `monitor` of its own
+            (``val/acc_int8`` for ``val/acc_avg``); `patience` then waits for all of them.
         patience: Stop after so many validations without a better `monitor`.
+        min_delta: What is better by no more than this does not count for `patience`.
         checkpoint_every_n_rounds: Rounds between checkpoints; the last round always has one.
         keep_checkpoints: Newest checkpoints kept, beside the best.
         seed: The number that every random draw follows; None takes the one that
@@ -110,8 +111,7 @@ class FederatedTrainer:
         max_rounds: int = 10,
         clients_per_round: int | float | None = None,
         sampling: Literal["stratified", "uniform", "poisson"] = "stratified",
-        local_epochs: int = 1,
-        local_steps: int | None = None,
+        local_epochs: int = 1, local_steps: int | None = None,
         lr_schedule: Literal["continue", "restart"] = "continue",
         gradient_clip_val: float | None = None,
         weights: Literal["samples", "uniform"] = "samples",
@@ -122,15 +122,14 @@ class FederatedTrainer:
         max_failed_rounds: int = 3,
         evaluate_clients: bool = False,
         check_val_every_n_rounds: int = 1,
-        monitor: str = "val/acc_avg",
-        mode: Literal["max", "min"] = "max",
-        patience: int | None = None,
+        monitor: str = "val/acc_avg", mode: Literal["max", "min"] = "max",
+        best_by_group: bool = False,
+        patience: int | None = None, min_delta: float = 0.0,
         checkpoint_every_n_rounds: int = 1,
         keep_checkpoints: int = 2,
         seed: int | None = None,
         accelerator: str = "auto",
-        devices: int | str | list[int] = "auto",
-        num_nodes: int = 1,
+        devices: int | str | list[int] = "auto", num_nodes: int = 1,
         strategy: str | Strategy = "auto",
         precision: int | str = "32-true",
         threads: int = 1,
@@ -144,7 +143,7 @@ class FederatedTrainer:
         enable_progress_bar: bool = True,
         default_root_dir: str = "runs",
         name: str = "bhfl",
-    ) -> None:
+    ) -> None:  # fmt: skip
         # The first statement, so that `locals` holds the arguments alone.
         self._begin({key: value for key, value in locals().items() if key != "self"})
 
@@ -173,7 +172,10 @@ class FederatedTrainer:
         """What the last fit or measurement worked with, or still does."""
         self.launched = False
         """Whether the processes have been started."""
-        self._fitted: Fitted | None = None
+        self.should_stop = False
+        """Set by a callback, on any process, to end a fit after the round that is at work."""
+        self.fitted: Fitted | None = None
+        """What the last fit came to, and the model that it was left in."""
 
     # ---- what users call -------------------------------------------------------------------------
 
@@ -206,13 +208,11 @@ class FederatedTrainer:
                 line compares the model's too.
         """
         # a fit that fails leaves a model that is no run's result
-        self._fitted = None
+        self.fitted = None
         with Session.opened(self, model, datamodule, "fit", "test") as session:
             result = fit(session, ckpt_path)
-        module = session.module
-        # After it was given back, with the last weights in it. By a weak reference, because a
-        # trainer must not keep a model alive that its user has dropped.
-        self._fitted = Fitted(weakref.ref(module), digest(module.state_dict()), session.server)
+        # after the model was given back, with the last weights in it
+        self.fitted = Fitted.of(session)
         return result
 
     def validate(
@@ -229,8 +229,8 @@ class FederatedTrainer:
         Args:
             model: Any LightningModule that has the step of the split.
             datamodule: A `bhfl.data.FederatedDataModule`, or another one with its methods.
-            ckpt_path: A checkpoint, a run folder or "last" or "best", see `fit`; None for the model
-                as it is.
+            ckpt_path: A checkpoint, a run folder or "last" or "best", see `fit`, or "best-int8" for
+                the best of a bit group; None for the model as it is.
 
         Returns:
             The metrics by tag, such as ``val/acc_int8``.
@@ -239,7 +239,7 @@ class FederatedTrainer:
             ValueError: The model lacks the step, or does not fit the data or the fleet.
             CheckpointError: The checkpoint cannot be used.
         """
-        return self._measure(model, datamodule, ckpt_path, "val")
+        return measure(self, model, datamodule, ckpt_path, "val")
 
     def test(
         self,
@@ -257,33 +257,7 @@ class FederatedTrainer:
         Returns:
             The metrics by tag, such as ``test/acc_int8``.
         """
-        return self._measure(model, datamodule, ckpt_path, "test")
-
-    def _measure(
-        self,
-        model: L.LightningModule,
-        data: FederatedData,
-        ckpt_path: str | Path | None,
-        stage: Stage,
-    ) -> dict[str, float]:
-        module = getattr(model, "_orig_mod", model)
-        step = STEPS[stage]
-        if not overrides(module, step, L.LightningModule):
-            raise ValueError(f"{type(module).__name__} must define {step} to be measured")
-        fitted = self._fitted if self._fitted and self._fitted.is_of(module) else None
-        name = "validate" if stage == "val" else "test"
-        with Session.opened(self, model, data, name) as session:
-            if ckpt_path is not None:
-                folder, _ = session.load(ckpt_path)
-                if stage == "val" and folder and self.fabric.is_global_zero:
-                    warn_of_known(folder, data.partition_record())
-            elif fitted and self.run:
-                session.store = self.run.store
-                session.take_up(fitted.server)
-            metrics = session.evaluate(stage)
-            session.call("on_measured", metrics=metrics, stage=stage)
-            session.tear_down()
-        return metrics
+        return measure(self, model, datamodule, ckpt_path, "test")
 
     # ---- what a run works with -------------------------------------------------------------------
 
@@ -318,8 +292,8 @@ class FederatedTrainer:
     def find_checkpoint(self, ckpt_path: str | Path) -> tuple[Path | None, State]:
         """The run folder and the state that `ckpt_path` means.
 
-        ``last`` and ``best`` are those of this trainer's own run, or of the newest one of its
-        `name` before it has any.
+        ``last``, ``best`` and ``best-<group>`` are those of this trainer's own run, or of the
+        newest one of its `name` before it has any.
 
         Raises:
             CheckpointError: There is none, or it is unusable.

@@ -360,7 +360,7 @@ def test_own_classes_beside_the_configuration(bhfl: Command, tmp_path: Path) -> 
         "--trainer.callbacks+=Progress", "--seed_everything=7",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert "callbacks: WeightHistograms Pictures Tell Progress SaveConfig" in out
+    assert "callbacks: WeightHistograms Tell Progress Pictures SaveConfig" in out
     assert "classes: 4 seed: 7" in out
 
 

@@ -43,9 +43,9 @@ WRONG = [
     [[-1]],
 ]
 HARMLESS = {
-    "server.metrics", "server.participants", "server.participants.0", "run.seconds", "run.best",
-    "run.ledger", "run.ledger.int8", "run.ledger.float32", "config", "version", "server.extra.mean",
-    "server.channels_last", "server.buffers.first",
+    "server.metrics", "server.participants", "server.participants.0", "run.seconds",
+    "run.bests..value", "run.ledger", "run.ledger.int8", "run.ledger.float32", "config",
+    "version", "server.extra.mean", "server.channels_last", "server.buffers.first", "run.stopped",
 }  # fmt: skip
 """Where some of these are what a run could have written, or what the algorithm itself replaces
 before it is used.
@@ -137,7 +137,9 @@ def test_wrong_contents_are_refused_by_name(run):
         ),
         (("run", "history"), GONE, "run must hold history, .*: 'history' is missing or unknown"),
         (("server", "round"), 1, "its history must have one row for each of 1 rounds, got 2 rows"),
-        (("run", "best"), math.nan, "run.best must be finite, got nan"),
+        (("run", "bests", "", "value"), math.nan, r"run.bests\[''\].value must be finite, got nan"),
+        (("run", "bests", "", "round"), 3, r"run.bests\[''\].round must be a round with a value"),
+        (("run", "bests", ""), GONE, "run.bests must hold the best round of all clients"),
         (("config",), {"trainer": torch.zeros(2)}, "config must be options without tensors"),
         (
             ("clients", "sha256"),

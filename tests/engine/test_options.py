@@ -33,6 +33,7 @@ TESTED = {
     "logger": "client/test_module_trainer.py::test_the_logger_of_the_run_is_the_module_s",
     "lr_schedule": "client/test_optim.py::test_restart_begins_anew_in_each_round",
     "max_failed_rounds": "test_failures.py::test_what_may_pass_is_waited_for",
+    "min_delta": "test_best.py::test_small_steps_do_not_count_for_patience",
     "mode": "test_trainer.py::test_patience_and_the_best_model",
     "monitor": "test_options.py::test_the_best_round_is_that_of_the_monitored_metric",
     "num_clients": "test_options.py::test_a_fleet_by_fractions_has_as_many_clients_as_asked",
