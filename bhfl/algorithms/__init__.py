@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bhfl.algorithms.fedprox import FedProx
     from bhfl.algorithms.grouped import GroupedAvg, GroupedAvgAsymmetric
     from bhfl.algorithms.local import Local
+    from bhfl.algorithms.moon import MOON
     from bhfl.algorithms.personal import FedBN, FedPer, FedRep
     from bhfl.algorithms.prowd.prowd import ProWD
     from bhfl.algorithms.robust import ClippedMean, GeometricMedian, Krum, Median, TrimmedMean
@@ -44,12 +45,14 @@ _HOMES = {
     "GroupedAvgAsymmetric": "grouped",
     "Krum": "robust",
     "Local": "local",
+    "MOON": "moon",
     "Median": "robust",
     "ProWD": "prowd.prowd",
     "SCAFFOLD": "scaffold",
     "TrimmedMean": "robust",
 }
 __all__ = [
+    "MOON",
     "SCAFFOLD",
     "AdaQuantFL",
     "ClippedMean",

@@ -28,6 +28,7 @@ SOON = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=2, buffer_siz
 OFTEN = Sensitivity(refresh=1)
 BY_CLIENTS = Sensitivity("clients", refresh=1)
 FEW = {"straggler_fraction": 0.9}
+WIDE = {"features": "net.1"}
 HEAD = {"personal": ("net.5",)}
 HEAD_FIRST = {**HEAD, "head_steps": 1}
 MANY = {"clients": (("ternary", 4), (32, 4)), "min_clients": 8}
@@ -55,6 +56,11 @@ CASES: dict[str, dict[str, Case]] = {
         "allow_inexact": (True, {}, {}),
     },
     "SCAFFOLD": {"server_lr": (0.5, {}, {}), "control_bits": (32, {}, {})},
+    "MOON": {
+        "features": ("net.4", WIDE, TWICE),
+        "mu": (0.0, WIDE, TWICE),
+        "temperature": (0.1, WIDE, TWICE),
+    },
     "FedDyn": {"alpha": (0.1, {}, {})},
     "Ditto": {"lam": (1.0, {}, {})},
     "FedExP": {"eps": (1e3, {}, {})},

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import bhfl.algorithms
-from bhfl.algorithms import FedBN, FedCOMGATE, FedLQ, FedPer, FedRep, Krum, Local, ProWD
+from bhfl.algorithms import MOON, FedBN, FedCOMGATE, FedLQ, FedPer, FedRep, Krum, Local, ProWD
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
@@ -135,6 +135,9 @@ class Net(Module):
         layers = [nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Dropout(0.2), nn.ReLU(), nn.Linear(7, 3)]
         super().__init__(nn.Sequential(*layers))
 
+    def forward(self, inputs):
+        return self.net(inputs)
+
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), 0.1)
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
@@ -216,6 +219,7 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "FedPer": (partial(FedPer, ["net.4"]), {"evaluate_clients": True}),
     "FedRep": (partial(FedRep, ["net.4"], 1), {}),
     "FedBN": (FedBN, {"norm": "local"}),
+    "MOON": (partial(MOON, "net.1"), {}),
     "Krum": (Krum, {"min_clients": 5}),
     "norm local": (Algorithm, {"evaluate_clients": True, "norm": "local", "clients_per_round": 3}),
     "own head": (OwnHead, {"evaluate_clients": True}),

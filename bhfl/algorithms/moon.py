@@ -1,0 +1,126 @@
+"""MOON. Li, He, Song, CVPR 2021, https://arxiv.org/abs/2103.16257."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cosine_similarity, softplus
+
+from bhfl.checks import checked, not_negative, positive, suggestion
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.types import Params, Tensors
+
+PREVIOUS = "previous/"
+"""Begins the names of a client's last model in its state."""
+
+
+class MOON(Algorithm):
+    """FedAvg whose clients also learn a representation ``z`` that is like the global model's,
+    ``z_g``, and unlike that of their own last model, ``z_p``. To the loss of a batch they add
+
+    ``mu * mean(-log(exp(cos(z, z_g) / T) / (exp(cos(z, z_g) / T) + exp(cos(z, z_p) / T))))``.
+
+    ``z_g`` and ``z_p`` are computed at the client's bits, in evaluation mode, by the module's
+    ``forward`` of the first entry of the batch. A client without a last model learns as FedAvg's:
+    both models are the same to it, and the term has no gradient. A step takes two forward passes
+    more.
+
+    Args:
+        features: The name of the module whose output is the representation, such as ``net.fc1``;
+            all but its first dimension are one.
+        mu: Weight of the term. The paper takes the best of {0.1, 1, 5, 10}; 0 is FedAvg to the bit.
+        temperature: ``T``; 0.5 in the paper.
+
+    Raises:
+        ValueError: `mu` or `temperature` is out of its range; in `setup`, the model has no such
+            module, or no ``forward``.
+    """
+
+    def __init__(self, features: str, mu: float = 1.0, temperature: float = 0.5) -> None:
+        self.features = features
+        self.mu = checked("MOON.mu", mu, not_negative)
+        self.temperature = checked("MOON.temperature", temperature, positive)
+
+    def setup(self, context: Context) -> None:
+        """The model can be called, and has the module."""
+        module = context.module
+        names = [name for name, _ in module.named_modules() if name]
+        if self.features not in names:
+            raise ValueError(
+                "MOON.features must be the name of a module of the model, got "
+                f"{self.features!r}{suggestion(self.features, names)}"
+            )
+        if type(module).forward is L.LightningModule.forward:
+            raise ValueError(
+                "MOON computes representations through the model's forward(inputs), which "
+                f"{type(module).__name__} does not define"
+            )
+
+    def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
+        """The module's own loss, and the contrast."""
+        last = _without(PREVIOUS, run.state)
+        if not (self.mu and last):
+            return run.training_step(batch, batch_idx)
+        with self._seen(run.module) as seen:
+            output = run.training_step(batch, batch_idx)
+        if output is None:
+            return None
+        here = self._representation(seen)
+        alike, unlike = (
+            cosine_similarity(here, self._of(model, run.module, batch[0]), dim=1)
+            for model in (run.received, last)
+        )
+        term = self.mu * softplus((unlike - alike) / self.temperature).mean()
+        if isinstance(output, Mapping):
+            return {**output, "loss": output["loss"] + term}
+        return output + term
+
+    def uplink(self, run: LocalRun) -> Tensors | None:
+        """FedAvg's; the client keeps its model."""
+        if self.mu:
+            for name, value in run.module.state_dict().items():
+                run.state[PREVIOUS + name] = value.cpu().clone()
+        return super().uplink(run)
+
+    @contextmanager
+    def _seen(self, module: nn.Module) -> Iterator[list[Tensor]]:
+        """What the layer puts out inside."""
+        seen: list[Tensor] = []
+        layer = module.get_submodule(self.features)
+        handle = layer.register_forward_hook(lambda *call: seen.append(call[-1]))
+        try:
+            yield seen
+        finally:
+            handle.remove()
+
+    def _representation(self, seen: list[Tensor]) -> Tensor:
+        """The last of what was seen, [samples, features]."""
+        if not seen:
+            raise RuntimeError(f"MOON.features: the model never called its module {self.features}")
+        return seen[-1].flatten(1).float()
+
+    @torch.no_grad()
+    def _of(self, weights: Params, module: nn.Module, inputs: Any) -> Tensor:
+        """The representation by other weights."""
+        modes = {layer: layer.training for layer in module.modules()}
+        module.eval()
+        try:
+            with self._seen(module) as seen:
+                functional_call(module, weights, (inputs,))
+        finally:
+            for layer, mode in modes.items():
+                layer.training = mode
+        return self._representation(seen)
+
+
+def _without(prefix: str, tensors: Params) -> Params:
+    """The tensors whose names begin so, without that."""
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = value
+    return found
