@@ -11,6 +11,7 @@ COMMANDS = {
     "fit": "train one model over a fleet of clients, then test it",
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
+    "predict": "write what a model predicts of the test split to a file: CSV or NumPy",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
     "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
@@ -35,6 +36,7 @@ examples:
   bhfl fit --config digits/fedavg --print_config
   bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
+  bhfl predict --config runs/NAME/version_0/config.yaml --ckpt_path best --out predictions.csv
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
   bhfl sweep digits/sweeps/demo --jobs 2                                  several methods over seeds, and a report

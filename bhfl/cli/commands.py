@@ -1,4 +1,4 @@
-"""What the command line does besides training and measuring: ``analyze`` and ``export``."""
+"""What the command line does besides training and measuring: `predict`, `analyze`, `export`."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -89,6 +90,34 @@ class CommandTrainer(FederatedTrainer):
             return subfolder(run, "analysis")
         places = (self.root / f"analysis_{n}" for n in count())
         return next(place for place in places if not place.exists())
+
+    def predict(
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: str | Path | None = None,
+        group: str | None = None,
+        out: str | Path | None = None,
+    ) -> list[Any]:
+        """Write what a model predicts of the test split, or of the ``predict_dataloader`` that data
+        of your own may have: a row for each sample.
+
+        Args:
+            model: The LightningModule, whose predict_step is called.
+            datamodule: Data as for `fit`.
+            ckpt_path: A checkpoint, a run folder, or ``last`` or ``best`` of the newest run of this
+                `name`.
+            group: Predict as this bit group runs the model; by default its float32 weights.
+            out: The file to write, which ends in .csv or .npz.
+
+        Raises:
+            ValueError: `out` is missing, or cannot hold what is predicted.
+        """
+        if out is None:
+            raise ValueError("predict needs a file to write: --out predictions.csv, or .npz")
+        outputs = super().predict(model, datamodule, ckpt_path, group, out)
+        print(user_option("out", out))
+        return outputs
 
     def export(
         self,

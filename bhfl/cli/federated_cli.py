@@ -29,7 +29,7 @@ from bhfl.files import write_text
 from bhfl.recorded import UNWRITTEN
 from bhfl.settings import DATA_ROLES, Role
 
-_SILENT = ("analyze", "export")
+_SILENT = ("predict", "analyze", "export")
 """Commands of which no callback tells."""
 
 

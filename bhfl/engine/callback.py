@@ -37,7 +37,7 @@ class Callback:
 
         Args:
             trainer: What trains or measures.
-            stage: ``fit``, ``validate`` or ``test``.
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
         """
         return nullcontext()
 

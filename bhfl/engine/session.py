@@ -92,7 +92,7 @@ class Session:
             trainer: Whose options, fleet, algorithm and callbacks are meant.
             model: Lent to the session.
             data: Lent to the session.
-            stages: What it is for: ``fit``, ``validate``, ``test``.
+            stages: What it is for: ``fit``, ``validate``, ``test``, ``predict``.
             threads: CPU threads, in place of the trainer's.
 
         Raises:

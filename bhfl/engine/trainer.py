@@ -22,6 +22,7 @@ from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
 from bhfl.engine.measure import Fitted, measure
 from bhfl.engine.optimizers import OptimizerCallable
+from bhfl.engine.predict import predict
 from bhfl.engine.progress import with_progress
 from bhfl.engine.result import FitResult
 from bhfl.engine.resume import find_checkpoint
@@ -258,6 +259,37 @@ class FederatedTrainer:
             The metrics by tag, such as ``test/acc_int8``.
         """
         return measure(self, model, datamodule, ckpt_path, "test")
+
+    def predict(
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: str | Path | None = None,
+        group: str | None = None,
+        out: str | Path | None = None,
+    ) -> list[Any]:
+        """What `model`, or a checkpoint of it, predicts of the test split, or of the data's
+        ``predict_dataloader`` where they have one.
+
+        Args:
+            model: Its ``predict_step`` is called; where it has none, ``forward`` with the inputs of
+                a batch.
+            datamodule: See `validate`.
+            ckpt_path: See `validate`.
+            group: A bit group, with whose bits the model computes; by default the server's float32
+                model.
+            out: A file that the predictions are written to, ``.csv`` or ``.npz``: a row for each
+                sample, with its target where the batches tell it.
+
+        Returns:
+            What ``predict_step`` returned of each batch, on the CPU.
+
+        Raises:
+            ValueError: There is no such group, no whole model on the server, or `out` cannot hold
+                what is predicted.
+            CheckpointError: The checkpoint cannot be used.
+        """
+        return predict(self, model, datamodule, ckpt_path, group, out)
 
     # ---- what a run works with -------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
     assert done.stdout.startswith(("usage: bhfl", "bhfl "))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "analyze"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "analyze"])
 def test_help_of_a_command_tells_its_options(bhfl: Command, command: str) -> None:
     code, out, err = bhfl(command, "--help")
     assert (code, err) == (0, "")
@@ -793,3 +793,16 @@ def test_what_cannot_be_said_leaves_the_exit_code(monkeypatch):
 
     monkeypatch.setattr(exits.sys, "stderr", Full())
     exits.report(["no space"])
+
+
+def test_predictions_are_written(bhfl: Command, run: Path, tmp_path: Path) -> None:
+    words = ("predict", "--config", run / "config.yaml", "--ckpt_path", "best")
+    code, out, err = bhfl(*words, "--group", "int8", "--out", "predicted.csv")
+    assert (code, out, err) == (0, "predicted.csv\n", "")
+    head, *rows = (tmp_path / "predicted.csv").read_text().splitlines()
+    assert head.startswith("sample,output_0,")
+    assert head.endswith(",target")
+    assert len(rows) > 1
+    code, _, err = bhfl(*words)
+    told = "error: predict needs a file to write: --out predictions.csv, or .npz\n"
+    assert (code, err) == (2, told)

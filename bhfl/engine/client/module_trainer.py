@@ -162,7 +162,6 @@ class ModuleTrainer(_Kept):
     barebones = False
     fast_dev_run = False
     sanity_checking = False
-    predicting = False
     gradient_clip_algorithm = None
     progress_bar_callback = None
     is_global_zero = True
@@ -256,9 +255,14 @@ class ModuleTrainer(_Kept):
         return self._place.stage == "test"
 
     @property
+    def predicting(self) -> bool:
+        """Whether the module predicts."""
+        return self._place.stage == "predict"
+
+    @property
     def evaluating(self) -> bool:
         """Whether the module is being validated or tested."""
-        return self._place.stage != "train"
+        return self._place.stage in ("val", "test")
 
     @property
     def loggers(self) -> list[Any]:

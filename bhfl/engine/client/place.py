@@ -24,7 +24,7 @@ class Place:
     Args:
         data: The data of the run.
         settings: The trainer's settings.
-        stage: What is being set up: ``train``, ``val`` or ``test``.
+        stage: What is being set up: ``train``, ``val``, ``test`` or ``predict``.
     """
 
     def __init__(self, data: FederatedData, settings: Settings, stage: str) -> None:
@@ -81,7 +81,7 @@ class Place:
 
     @contextmanager
     def evaluating(self, stage: str) -> Iterator[None]:
-        """Say that the module is being validated or tested."""
+        """Say that the module is being validated or tested, or predicts."""
         before, self.stage = self.stage, stage
         try:
             yield

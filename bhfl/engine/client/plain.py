@@ -141,7 +141,7 @@ class PlainWorker:
             batches = data.client_batches(run.client.id, run.rng, epoch)
             before = run.num_steps
             for index, batch in enumerate(self.on_device(islice(batches, limit - before))):
-                size = _size(batch)
+                size = num_samples(batch)
                 total += size * self._step(algorithm, run, optimizer, batch, index)
                 run.num_examples += size
                 if devices.stores_low_bits:
@@ -189,7 +189,7 @@ class PlainWorker:
         sums: dict[str, float] = {}
         self.num_measured = 0
         for index, batch in enumerate(self.on_device(batches)):
-            size = _size(batch)
+            size = num_samples(batch)
             self.num_measured += size
             found = call_step(getattr(self.module, STEPS[stage]), batch, index)
             for name, value in found.items():
@@ -216,7 +216,7 @@ def _tied(module: nn.Module) -> set[str]:
     return named.keys() - first.values()
 
 
-def _size(batch: Any) -> int:
+def num_samples(batch: Any) -> int:
     """Samples in a batch: the rows of its first tensor, however deep in lists and mappings."""
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     return len(tensors[0])

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.calls import call_batch_hook, call_step
@@ -102,18 +103,42 @@ class Worker(PlainWorker):
         # models are compared: what draws must draw alike for each
         seed_globals(0, self.device)
         returned = Recorder()
+        step = getattr(self.module, STEPS[stage])
         with recording(self.module) as logged, self.place.evaluating(stage), self._noted(hook):
-            self._evaluate(hook, batches, logged, returned)
+            for batch, output in self._passed(hook, step, batches, logged):
+                returned.observe(batch)
+                returned.log_dict(_numbers(output))
         self.num_measured = logged.num_examples
         # what is logged comes last, and counts more than what is returned by the same name
         means = [*returned.means().items(), *logged.means().items()]
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
 
-    def _evaluate(
-        self, hook: str, batches: Iterable[Any], logged: Recorder, returned: Recorder
-    ) -> None:
-        """Lightning's hooks around each batch of a pass, and around the pass if it has any
-        batch.
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Any]) -> list[Any]:
+        """What the module's ``predict_step`` makes of each batch, on the CPU, as the module stands.
+
+        Where it has none of its own, its ``forward`` is given the batch, and of a pair of inputs
+        and targets the inputs.
+        """
+        seed_globals(0, self.device)
+        own = overrides(self.module, "predict_step", L.LightningModule)
+        step = self.module.predict_step if own else self._forward
+        outputs = []
+        place = self.place.evaluating("predict")
+        with recording(self.module) as logged, place, self._noted("predict"):
+            for _, output in self._passed("predict", step, batches, logged):
+                outputs.append(tree_map_only(Tensor, Tensor.cpu, output))
+        return outputs
+
+    def _forward(self, batch: Any, batch_idx: int) -> Any:
+        pair = isinstance(batch, list | tuple) and len(batch) == 2
+        return self.module(batch[0] if pair else batch)
+
+    def _passed(
+        self, hook: str, step: Callable[..., Any], batches: Iterable[Any], logged: Recorder
+    ) -> Iterator[tuple[Any, Any]]:
+        """Each batch and what a step makes of it, with Lightning's hooks around each one, and
+        around the pass if it has any batch.
         """
         module = self.module
 
@@ -130,10 +155,9 @@ class Worker(PlainWorker):
             (batch,) = self.on_device([batch])
             call_batch_hook(getattr(module, f"on_{hook}_batch_start"), batch, index)
             logged.observe(batch)
-            returned.observe(batch)
             with self.fabric.autocast():
-                output = call_step(getattr(module, f"{hook}_step"), batch, index)
-            returned.log_dict(_numbers(output))
+                output = call_step(step, batch, index)
+            yield batch, output
             call_batch_hook(getattr(module, f"on_{hook}_batch_end"), output, batch, index)
         if index is not None:
             with logged.epoch_end():
