@@ -42,9 +42,9 @@ bhfl.models.build("cnn", 10, (1, 8, 8))
 assert loaded("lightning", "torchmetrics", "torchvision") == []
 
 import lightning
-before = set(loaded("torchvision", "sklearn", "PIL"))
+before = set(loaded("torchvision", "sklearn", "PIL", "datasets"))
 import bhfl.data
-assert set(loaded("torchvision", "sklearn", "PIL")) == before
+assert set(loaded("torchvision", "sklearn", "PIL", "datasets")) == before
 
 for module in pkgutil.walk_packages(bhfl.__path__, "bhfl."):
     if not module.name.endswith("__main__"):

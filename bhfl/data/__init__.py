@@ -7,7 +7,8 @@ from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.digits import Digits
 from bhfl.data.fake import FakeImages
 from bhfl.data.given import FromDatasets
-from bhfl.data.partition import IID, ByColumn, Dirichlet, Partitioner, QuantitySkew, Shards
+from bhfl.data.natural import ByColumn
+from bhfl.data.partition import IID, Dirichlet, Partitioner, QuantitySkew, Shards
 from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
 from bhfl.data.source import TensorSource
 

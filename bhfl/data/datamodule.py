@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from bhfl.checks import checked, choice, count, or_none, within
 from bhfl.data.augment import AUGMENTATIONS
+from bhfl.data.columns import column_of
+from bhfl.data.natural import ByColumn
 from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
@@ -174,9 +176,27 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             client_val_fraction=self.client_val_fraction,
             client_test_fraction=self.client_test_fraction,
         )
-        self._split = make_split(targets, self.partition, num_clients, seed, shares)
+        self._split = make_split(targets, self._partition(num_clients), num_clients, seed, shares)
         sizes: list[int] = self._split.clients.sizes.tolist()
         return sizes
+
+    def _partition(self, num_clients: int) -> Partitioner:
+        """The partitioner, with the column of the training set that it goes by."""
+        if not isinstance(self.partition, ByColumn):
+            return self.partition
+        return self.partition.of(self.column)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """The values of a column of the training set, one for each sample.
+
+        Args:
+            name: The column of a table, the key in rows that are mappings, or an attribute of the
+                data set that holds a value for each sample.
+
+        Raises:
+            ValueError: There is no such column.
+        """
+        return column_of("ByColumn.column", self._train, name)
 
     @property
     def split(self) -> Split:
@@ -239,13 +259,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
 
     def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own validation batches, or None where it has none."""
-        held = self.split.client_val[client_id]
-        return self._eval_batches(self._train, held) if len(held) else None
+        return self._own_batches(self._train, self.split.client_val[client_id])
 
     def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own test batches, or None where it has none. Nothing may be chosen by them."""
-        held = self.split.client_test[client_id]
-        return self._eval_batches(self._train, held) if len(held) else None
+        return self._own_batches(self._train, self.split.client_test[client_id])
 
     def val_batches(self, limit: int | None = None) -> Iterable[Any]:
         """Batches of the global validation samples, held out of the training split; empty if
@@ -273,6 +291,10 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         """
         kept = self.split.holdout
         return self._eval_batches(self._train, kept if limit is None else _spread(kept, limit))
+
+    def _own_batches(self, source: Source, indices: Tensor) -> Iterable[Any] | None:
+        """Batches of what a client holds out, or None where that is nothing."""
+        return self._eval_batches(source, indices) if len(indices) else None
 
     def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:
         # a new generator has the same seed each time, so that transforms draw alike for every model

@@ -6,9 +6,7 @@ owner, a client, to every sample: so each sample belongs to exactly one client b
 Shapes: ``n`` samples, ``K`` clients; labels and owners are ``[n]``.
 """
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from bhfl.checks import checked, count, positive
-from bhfl.files import user_path
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -256,81 +253,3 @@ class QuantitySkew(Partitioner):
         spare = len(labels) - num_clients * self.min_size
         sizes = self.min_size + _cut(spare, rng.dirichlet(np.full(num_clients, self.alpha)))
         return rng.permutation(np.repeat(np.arange(num_clients), sizes))
-
-
-class ByColumn(Partitioner):
-    """A natural split: samples with the same group id (a writer, a device) belong to one client.
-
-    With as many groups as clients, client i has the i-th group in sorted order; with more, the
-    groups are dealt out at random.
-    """
-
-    def __init__(self, column: str | Sequence[int]) -> None:
-        """Keep the group ids.
-
-        Args:
-            column: A group id for each training sample: a sequence or array, or the path of a .npy
-                file of one.
-        """
-        if isinstance(column, str | os.PathLike):
-            self.column = self._read(column)
-        else:
-            self.column = np.asarray(column)
-        if self.column.ndim != 1:
-            raise ValueError(
-                f"ByColumn.column must have one dimension, got shape {self.column.shape}"
-            )
-
-    @staticmethod
-    def _read(path: str | os.PathLike[str]) -> Array:
-        """The array in a .npy file of hostile bytes; it is mapped before it is read, so that a size
-        that the file merely claims takes no memory.
-        """
-        try:
-            # a pickle inside could run code
-            found = np.load(user_path(path), mmap_mode="r", allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return np.array(found)
-            found.close()
-            raise ValueError("it is an archive of several arrays")
-        # the reader of headers raises whatever it likes
-        except Exception as error:
-            raise ValueError(
-                f"ByColumn.column must be the path of a .npy file of ids, got {path!r}: {error}"
-            ) from error
-
-    def values(self, targets: Array) -> Array:
-        """The group ids.
-
-        Raises:
-            ValueError: There are not as many ids as samples.
-        """
-        if len(self.column) != len(targets):
-            raise ValueError(
-                f"ByColumn.column must have one id for each of {len(targets)} samples, got "
-                f"{len(self.column)}"
-            )
-        return self.column
-
-    def assign(self, labels: Array, num_clients: int, rng: Generator) -> Indices:
-        """See `Partitioner.assign`.
-
-        Raises:
-            ValueError: There are fewer groups than clients.
-        """
-        groups, group_of_sample = np.unique(labels, return_inverse=True)
-        if len(groups) < num_clients:
-            raise ValueError(
-                f"num_clients must be at most {len(groups)}, the number of groups among "
-                f"{len(labels)} samples that are left for clients, got {num_clients}"
-            )
-        order = np.arange(len(groups))
-        if len(groups) > num_clients:
-            order = rng.permutation(order)
-        owner_of_group: Indices = order % num_clients
-        return owner_of_group[group_of_sample]
-
-    def __repr__(self) -> str:
-        # with their counts, for which NumPy sorts: many ids take it several times as long to hash
-        groups, _ = np.unique(self.column, return_counts=True)
-        return f"ByColumn({len(groups)} groups)"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from bhfl.data.augment import Augmentation
 from bhfl.data.partition import Array
@@ -41,6 +41,8 @@ class TensorSource:
         self.inputs = inputs
         self.labels = targets
         self.targets: Array = targets.numpy()
+        self.columns: dict[str, Array] = {}
+        """What else is known of each sample, by name."""
         channels = (-1, *[1] * (inputs.dim() - 2))
         deviation = torch.tensor([*std] or [1.0]).view(channels)
         unit = 255.0 if inputs.dtype == torch.uint8 else 1.0
@@ -164,7 +166,9 @@ class LoaderSource:
     workers.
     """
 
-    def __init__(self, dataset: Dataset[Any], targets: Any = None, num_workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], targets: Any = None, num_workers: int = 0, **loading: Any
+    ) -> None:
         """Keep the dataset.
 
         Args:
@@ -172,9 +176,10 @@ class LoaderSource:
             targets: The target of each sample, which splits go by; None to take the dataset's
                 `targets`, `labels` or `y`.
             num_workers: The number of worker processes, on which the speed depends, but no batch.
+            loading: Further options of the DataLoader.
         """
         self.dataset = dataset
-        self.num_workers = num_workers
+        self.loading = {"num_workers": num_workers, **loading}
         self._targets = targets
 
     def __len__(self) -> int:
@@ -194,7 +199,8 @@ class LoaderSource:
         if not isinstance(sample, tuple | list | Tensor | np.ndarray) or not len(sample):
             raise ValueError(
                 f"samples of {type(self.dataset).__name__} must be pairs (input, target) for a "
-                f"model that takes input_shape from the data, got a {type(sample).__name__}"
+                f"model that takes input_shape from the data, got a {type(sample).__name__}; of "
+                "mappings, data.inputs names the column of the inputs"
             )
         return tuple(np.shape(sample[0]))
 
@@ -211,7 +217,7 @@ class LoaderSource:
         samples = _KeyedSamples(self.dataset, indices, generator)
         # The loader draws a seed for its workers: without a generator, from the global one.
         own = torch.Generator()
-        loader = DataLoader(samples, batch_size, num_workers=self.num_workers, generator=own)
+        loader = DataLoader(samples, batch_size, generator=own, **self.loading)
         read = iter(loader)
         for _ in range(len(loader)):
             # CUDA aside: nothing here draws from its generators
@@ -229,10 +235,14 @@ Source = TensorSource | LoaderSource
 
 def _find_targets(dataset: Dataset[Any]) -> Any:
     """The `targets`, `labels` or `y` of a dataset; those of a `Subset` are looked up in the dataset
-    behind it. ValueError if there are none.
+    behind it, and so are those of several as one. ValueError if there are none.
     """
     if isinstance(dataset, Subset):
         return np.asarray(_find_targets(dataset.dataset))[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([np.asarray(_find_targets(part)) for part in dataset.datasets])
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        return dataset.tensors[1]
     for name in ("targets", "labels", "y"):
         found = getattr(dataset, name, None)
         if found is not None:
@@ -243,20 +253,22 @@ def _find_targets(dataset: Dataset[Any]) -> Any:
     )
 
 
-def as_source(dataset: Dataset[Any] | Source, targets: Any = None, num_workers: int = 0) -> Source:
+def as_source(dataset: Dataset[Any] | Source, targets: Any = None, **loading: Any) -> Source:
     """The fast source for a pair of tensors, and the general one for any other dataset.
 
     Args:
         dataset: A map-style dataset, or a source, which is returned.
         targets: The target of each sample, which splits go by; None to take the dataset's own.
-        num_workers: See `LoaderSource`.
+        loading: See `LoaderSource`; with a `collate_fn` tensors are read through a DataLoader too.
     """
     if isinstance(dataset, Source):
         return dataset
+    if loading.get("collate_fn") is not None:
+        return LoaderSource(dataset, targets, **loading)
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         source = TensorSource(*dataset.tensors)
         if targets is not None:
             # splits go by these; batches still hold what the dataset has
             source.targets = np.asarray(targets)
         return source
-    return LoaderSource(dataset, targets, num_workers)
+    return LoaderSource(dataset, targets, **loading)

@@ -407,6 +407,53 @@ trainer: {max_rounds: 1, name: vectors, accelerator: cpu}
 """  # noqa: E501
 
 
+ROWS = """\
+import torch
+from torch.utils.data import Dataset
+
+class Rows(Dataset):
+    def __init__(self, n: int = 30, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.rand(n, 6, generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "kind": int(self.x[index, 0] > 0.5)}
+
+def collate(samples):
+    return torch.stack([x for x, _ in samples]), torch.tensor([kind for _, kind in samples])
+"""
+A_SET_EACH = """\
+clients: {8: 1, 32: 1}
+model: {class_path: Classifier, init_args: {net: mlp}}
+data:
+  class_path: FromDatasets
+  init_args:
+    train:
+    - {class_path: own_rows.Rows, init_args: {n: 40}}
+    - {class_path: own_rows.Rows, init_args: {n: 50, seed: 1}}
+    test: {class_path: own_rows.Rows, init_args: {seed: 2}}
+    targets: kind
+    inputs: x
+    collate_fn: own_rows.collate
+trainer: {max_rounds: 1, name: rows, accelerator: cpu}
+"""
+
+
+def test_a_data_set_of_each_client_in_a_file(bhfl: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_rows.py").write_text(ROWS)
+    (tmp_path / "rows.yaml").write_text(A_SET_EACH)
+    _, out, _ = bhfl("fit", "--config", "rows.yaml")
+    assert "1 x int8, 1 x float32" in out
+    code, _, err = bhfl("fit", "--config", "rows.yaml", "--data.targets", "knd")
+    assert (code, "got 'knd'; did you mean 'kind'?" in err) == (3, True)
+    code, _, err = bhfl("fit", "--config", "rows.yaml", "--clients", "{8: 2, 32: 1}")
+    expected = "data.train must have a data set for each of 3 clients where it is a list, got 2"
+    assert (code, expected in err) == (3, True)
+
+
 def test_own_data_sets_and_quantisers_in_a_file(
     bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bhfl.data.natural import ByColumn
 from bhfl.data.partition import (
     IID,
-    ByColumn,
     Dirichlet,
     Partitioner,
     QuantitySkew,

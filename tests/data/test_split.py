@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from bhfl.data.partition import IID, ByColumn, Dirichlet
+from bhfl.data.natural import ByColumn
+from bhfl.data.partition import IID, Dirichlet
 from bhfl.data.split import Shares, make_split
 
 TARGETS = np.arange(1000) % 10
