@@ -134,7 +134,7 @@ class SCAFFOLD(Algorithm):
 
     def _bits(self, client: Client) -> int:
         """Bits of the client's moves of its control variate."""
-        own = client.devices.spec.weights
+        own = client.devices.spec.sent_bits
         return own if self.control_bits is None else self.control_bits
 
     def _both(self, server: ServerState) -> Params:

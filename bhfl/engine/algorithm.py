@@ -134,7 +134,7 @@ class Algorithm(Recorded):
         """
         allowed = {}
         for name in layers:
-            bits = client.devices.spec_of(name).weights
+            bits = client.devices.spec_of(name).sent_bits
             if bits < 32:
                 allowed[name] = (bits,)
         return allowed
@@ -305,10 +305,10 @@ class Algorithm(Recorded):
         """
 
     def uplink(self, run: LocalRun) -> Tensors | None:
-        """What the client sends: by default its weights as it computes with them, at its own bits;
+        """What the client sends: by default its weights, at the bits of its spec;
         None for nothing.
         """
-        return quantized_state(run.module)
+        return quantized_state(run.module, sent=True)
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
         """The client's state after it received the round's `closing` message.

@@ -245,8 +245,13 @@ def dequantize_(model: Model) -> Model:
     return model
 
 
-def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
+def quantized_state(model: nn.Module, *, sent: bool = False) -> dict[str, Tensor | QuantizedTensor]:
     """The state dict of a model, in its order and with its keys, with codes for quantised weights.
+
+    Args:
+        model: A model with Quant* layers.
+        sent: Give the codes that a client sends, which are other ones where ``spec.sends`` is
+            ``stored``.
 
     Returns:
         For the weight of each Quant* layer with ``spec.weights < 32``, the :class:`QuantizedTensor`
@@ -261,7 +266,7 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor | QuantizedTensor]:
         # a parametrized weight is not in the state: what it is computed from is
         if layer.spec.weights < FLOAT_BITS and key in state:
             try:
-                state[key] = layer.quantized_weight()
+                state[key] = layer.sent_weight() if sent else layer.quantized_weight()
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
     return state

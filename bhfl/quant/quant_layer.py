@@ -21,15 +21,9 @@ from bhfl.quant.functional import (
     quantize_with_gradient,
 )
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
-from bhfl.quant.ranges import (
-    bounded_scale,
-    fan_in,
-    wage_alpha,
-    wage_scale,
-    wage_shift,
-    weight_scale,
-)
+from bhfl.quant.ranges import bounded_scale, fan_in, wage_alpha, wage_shift
 from bhfl.quant.rounding import levels
+from bhfl.quant.sending import quantize_as_sent, spec_scale
 from bhfl.quant.spec import FLOAT_BITS, PRESETS, BitSpec
 
 
@@ -112,9 +106,7 @@ class QuantLayer(nn.Module):
 
     def _range(self, bits: int) -> Tensor:
         """The scale that the range rule finds for the present weights at this many bits."""
-        if self.spec.range_rule == "wage":
-            return wage_scale(self.weight, bits, self.spec.weights)
-        return weight_scale(self.weight, bits, self.spec.range_rule, self.spec.granularity)
+        return spec_scale(self.weight, self.spec, bits)
 
     @torch.no_grad()
     def store_(self, generator: torch.Generator | None) -> None:
@@ -144,6 +136,17 @@ class QuantLayer(nn.Module):
         if self.spec.weights == FLOAT_BITS:
             raise ValueError("quantized_weight needs BitSpec.weights of 2..16, got 32")
         return quantize(self.weight, self.spec.weights, **self._weight_rule())
+
+    @torch.no_grad()
+    def sent_weight(self) -> QuantizedTensor:
+        """The codes that a client sends: those of :meth:`quantized_weight`, or its stored weights.
+
+        Raises:
+            ValueError: The spec leaves the weights in float32, or they are not finite.
+        """
+        if self.spec.sends == "computed":
+            return self.quantized_weight()
+        return quantize_as_sent(self.weight, self.spec, self.storage_scale)
 
     def _weight_rule(self) -> dict[str, Any]:
         """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from bhfl.quant.quantizers import known_rules
@@ -11,6 +11,7 @@ from bhfl.quant.quantizers import known_rules
 RangeRule = str
 """absmax, mse, lsq, pow2, wage, or a name given to :func:`bhfl.quant.register_quantizer`."""
 Granularity = Literal["tensor", "channel"]
+Sends = Literal["computed", "stored"]
 
 FLOAT_BITS = 32
 LONGEST_NAME = 100
@@ -33,6 +34,10 @@ class BitSpec:
             after each step (:func:`bhfl.quant.store_`).
         range_rule: How the scale of the weights is found; see :func:`bhfl.quant.weight_scale`.
         granularity: One scale for the tensor, or one for each output channel (dimension 0).
+        sends: Which weights a client sends: the codes that it has ``computed`` with, or its
+            ``stored`` ones at the bits of ``storage``.
+        send_bits: Bits to which float32 shadow weights are rounded, to nearest, when they are sent,
+            ``weights``..16; ``sends`` is ``stored`` where it is given.
         name: What metrics call this spec; not part of its identity.
 
     Raises:
@@ -47,6 +52,8 @@ class BitSpec:
     storage: int = FLOAT_BITS
     range_rule: RangeRule = "absmax"
     granularity: Granularity = "tensor"
+    sends: Sends = "computed"
+    send_bits: int | None = None
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +61,7 @@ class BitSpec:
             _check_bits(f"BitSpec.{key}", getattr(self, key))
         check_choice("BitSpec.range_rule", self.range_rule, known_rules())
         check_choice("BitSpec.granularity", self.granularity, get_args(Granularity))
+        check_choice("BitSpec.sends", self.sends, get_args(Sends))
         if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]*", self.name):
             raise ValueError(
                 f"BitSpec.name must be letters, digits, '_', '-' or '.', got {self.name!r}"
@@ -84,11 +92,43 @@ class BitSpec:
             raise ValueError(
                 "BitSpec.granularity must be 'tensor' with range_rule='wage', got 'channel'"
             )
+        self._check_sending()
+
+    def _check_sending(self) -> None:
+        shadows = self.storage == FLOAT_BITS
+        if self.send_bits is None:
+            if self.sends == "stored" and shadows:
+                raise ValueError(
+                    "BitSpec.sends must be 'computed' with storage=32 and without send_bits ("
+                    "stored weights are float32 then: send_bits says to how many bits they are "
+                    "rounded), got 'stored'"
+                )
+            return
+        _check_bits("BitSpec.send_bits", self.send_bits)
+        if not shadows or self.weights == FLOAT_BITS:
+            raise ValueError(
+                "BitSpec.send_bits must be left out unless weights below 32 bits have shadow "
+                f"weights of 32, got {self.send_bits} with weights={self.weights} and "
+                f"storage={self.storage}"
+            )
+        if not self.weights <= self.send_bits < FLOAT_BITS:
+            raise ValueError(
+                f"BitSpec.send_bits must be weights={self.weights} to 16, got {self.send_bits}"
+            )
+        # equal specs are written in one way
+        object.__setattr__(self, "sends", "stored")
 
     @property
     def is_float(self) -> bool:
         """Whether nothing at all is quantised."""
         return all(getattr(self, key) == FLOAT_BITS for key in _WIDTHS)
+
+    @property
+    def sent_bits(self) -> int:
+        """Bits of the weights that a client sends; 32 for float32 values."""
+        if self.sends == "computed":
+            return self.weights
+        return self.storage if self.send_bits is None else self.send_bits
 
     @property
     def label(self) -> str:
@@ -100,6 +140,9 @@ class BitSpec:
         """
         if self.name:
             return self.name
+        if self.sends == "stored" and self != PRESETS["wage2888-stored"]:
+            computed = replace(self, sends="computed", send_bits=None)
+            return f"{computed.label}-s{self.sent_bits}"
         for preset in (*PRESETS.values(), *map(_integer, range(2, 17))):
             if self == preset:
                 return preset.name
@@ -165,20 +208,24 @@ def _integer(bits: int) -> BitSpec:
     return BitSpec(weights=bits, activations=8, range_rule="mse", name=name)
 
 
+# Wu et al. 2018, "Training and inference with integers in deep neural networks"
+_WAGE = BitSpec(
+    weights=2,
+    activations=8,
+    errors=8,
+    gradients=8,
+    storage=8,
+    range_rule="wage",
+    name="wage2888",
+)
+
 PRESETS: dict[str, BitSpec] = {
     spec.name: spec
     for spec in (
         BitSpec(name="float32"),
         *map(_integer, (16, 12, 8, 6, 4, 3, 2)),
-        BitSpec(
-            weights=2,
-            activations=8,
-            errors=8,
-            gradients=8,
-            storage=8,
-            range_rule="wage",
-            name="wage2888",
-        ),  # Wu et al. 2018, "Training and inference with integers in deep neural networks"
+        _WAGE,
+        replace(_WAGE, sends="stored", name="wage2888-stored"),
         BitSpec(weights=8, activations=8, errors=8, gradients=8, storage=8, name="strict8"),
     )
 }

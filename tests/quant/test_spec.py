@@ -16,6 +16,7 @@ WIDTHS = {  # weights, activations, errors, gradients, storage, range rule
     "int3": (3, 8, 32, 32, 32, "mse"),
     "ternary": (2, 8, 32, 32, 32, "mse"),
     "wage2888": (2, 8, 8, 8, 8, "wage"),
+    "wage2888-stored": (2, 8, 8, 8, 8, "wage"),
     "strict8": (8, 8, 8, 8, 8, "absmax"),
 }
 

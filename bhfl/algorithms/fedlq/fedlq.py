@@ -118,7 +118,7 @@ class FedLQ(Algorithm):
         self.sensitivity.check(context)
 
     def _candidates(self, client: Client) -> list[int]:
-        return [bits for bits in self.candidates if bits <= client.spec.weights]
+        return [bits for bits in self.candidates if bits <= client.spec.sent_bits]
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """No probe yet; the variances of the first plan are those of the weights."""
@@ -223,7 +223,7 @@ class FedLQ(Algorithm):
         Raises:
             ValueError: A weight is not finite.
         """
-        trained = quantized_state(run.module)
+        trained = quantized_state(run.module, sent=True)
         update = {name: value for name, value in trained.items() if name in run.message}
         values = float_tensors({name: update[name] for name in self.layers})
         # they pass NaN on, and so tell of all values

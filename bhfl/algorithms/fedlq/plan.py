@@ -45,7 +45,7 @@ def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:
     """Refuse clients that no width can be chosen for.
 
     Raises:
-        ValueError: A client computes with fewer bits than any candidate, or its group says the bits
+        ValueError: A client sends fewer bits than any candidate, or its group says the bits
             of its layers.
     """
     for client in one_of_each(clients):
@@ -54,8 +54,8 @@ def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:
                 "FedLQ chooses the bits of each layer itself: clients must leave out layers, got "
                 f"them in group {client.group!r}"
             )
-        if min(candidates) > client.spec.weights:
+        if min(candidates) > client.spec.sent_bits:
             raise ValueError(
-                f"FedLQ.candidates must hold a width of at most {client.spec.weights} for "
+                f"FedLQ.candidates must hold a width of at most {client.spec.sent_bits} for "
                 f"{client.group} clients, got {list(candidates)}"
             )

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bhfl.comm import float_tensors
 from bhfl.engine.types import Client, Params, Tensors
-from bhfl.quant import QuantizedTensor, quantize
+from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import per_slice
+from bhfl.quant.sending import quantize_as_sent
 
 Origin = Literal["broadcast", "dequant_start", "sent"]
 """Where moves are measured from: the broadcast weights, the client's rounding of them, or they were
@@ -115,12 +116,7 @@ class MoveReader:
         for name in grids.keys() - codes.keys():
             # as the client has rounded it
             spec = client.devices.spec_of(name)
-            codes[name] = fresh[name] = quantize(
-                self.low_start[name],
-                spec.weights,
-                range_rule=spec.range_rule,
-                granularity=spec.granularity,
-            )
+            codes[name] = fresh[name] = quantize_as_sent(self.low_start[name], spec)
         if fresh:
             starts |= self.raised(fresh) if self.origin == "dequant_start" else self.low_start
         return codes, starts

@@ -15,8 +15,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from bhfl.quant import BitSpec, quantize, weight_scale
+from bhfl.quant import BitSpec, quantize
 from bhfl.quant.rounding import levels
+from bhfl.quant.sending import sent_scale
 from bhfl.quant.spec import FLOAT_BITS
 
 _DRAWS = 16
@@ -65,8 +66,7 @@ class WeightPairs(L.LightningDataModule):
 
     Args:
         states: Float32 states of high-bit clients, at least one.
-        specs: What the low-bit clients of the fleet quantise with, at least one: width, range rule
-            and granularity of their weights.
+        specs: What the low-bit clients of the fleet quantise with when they send, at least one.
         ladder: The widths of the dequantizer, all of the specs' below its top.
         num_steps: Batches in an epoch. Every epoch repeats them.
         seed: The seed of the draws. The held-out rows are the same for every seed, so that they
@@ -119,8 +119,7 @@ class WeightPairs(L.LightningDataModule):
         """The scale of each weight of a state, as the clients of each spec choose it."""
         scales = []
         for spec in self.specs:
-            own = (spec.weights, spec.range_rule, spec.granularity)
-            scales.append({name: weight_scale(state[name], *own) for name in self.names})
+            scales.append({name: sent_scale(state[name], spec) for name in self.names})
         return scales
 
     def _training_batch(self, seed: int) -> WeightBatch:
@@ -153,7 +152,7 @@ class WeightPairs(L.LightningDataModule):
             weights=self.states[state],
             number=self._numbers[state],
             scales=self._scales[state][spec],
-            bits=self.specs[spec].weights,
+            bits=self.specs[spec].sent_bits,
             seed=seed,
         )
 
@@ -172,7 +171,7 @@ class WeightPairs(L.LightningDataModule):
         """The first rows of an order, at least one, up to a number of elements."""
         weight = self.states[state][name]
         scale = self._scales[state][spec][name]
-        bits = self.specs[spec].weights
+        bits = self.specs[spec].sent_bits
         length = weight[0].numel()
         picked = order[: max(1, num_elements // length)].to(weight.device)
         rows = weight.detach()[picked].reshape(len(picked), length).float()

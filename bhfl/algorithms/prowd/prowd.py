@@ -85,7 +85,7 @@ class ProWD(Algorithm):
             ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
                 held-out data.
         """
-        top = self.devices[self.top].spec.weights
+        top = self.devices[self.top].spec.sent_bits
         others = []
         for group, devices in self.devices.items():
             if group != self.top:
@@ -97,10 +97,10 @@ class ProWD(Algorithm):
             )
         self.tuning: FineTuning | None = None
         # a group that differs from the top in activations alone has nothing to raise
-        low = [spec for spec in dict.fromkeys(others) if spec.weights < top]
+        low = [spec for spec in dict.fromkeys(others) if spec.sent_bits < top]
         if self.dequantizer is None or not low:
             return
-        widths = sorted({spec.weights for spec in low} | {top})
+        widths = sorted({spec.sent_bits for spec in low} | {top})
         ladder = self.dequantizer.ladder or doublings(widths)
         if missing := [width for width in widths if width not in ladder]:
             raise ValueError(
@@ -165,7 +165,7 @@ class ProWD(Algorithm):
         """Weights at the client's bits; with ``delta``, a low-bit client's differences ``w_t -
         w_i``.
         """
-        update = quantized_state(run.module)
+        update = quantized_state(run.module, sent=True)
         if self.payload == "weights" or run.client.bits == self.top:
             return update
         values = run.module.state_dict()
