@@ -162,6 +162,54 @@ def test_code_of_a_page_runs(page, tmp_path, monkeypatch):
         exec(re.sub(r"max_rounds=\d+", "max_rounds=1", block), names)
 
 
+TYPES = """\
+[mypy]
+strict = true
+ignore_missing_imports = true
+# what torch does not say, such as what Tensor.backward is given
+untyped_calls_exclude = torch
+[mypy-bhfl.*]
+ignore_errors = true
+"""
+
+
+def modules_of(page: Path) -> dict[str, str]:
+    """The code of a page as a user's files: those that it names, and one of all else."""
+    files = {}
+    rest = []
+    code = r"^```(?:\{code-(?:block|cell)\} )?python\n(?::caption: (\w+)\.py\n)?(.*?)^```"
+    for name, source in re.findall(code, page.read_text(), re.S | re.M):
+        lines = [line for line in source.splitlines() if not re.match(r":[\w-]+:", line)]
+        if name:
+            files[name] = "\n".join(lines)
+        else:
+            rest += lines
+    if rest:
+        files["page_" + re.sub(r"\W", "_", str(page.relative_to(ROOT)))] = "\n".join(rest)
+    return files
+
+
+@pytest.mark.slow
+def test_code_of_readme_and_pages_passes_mypy_strict(tmp_path):
+    """One process over all of it, as a user's who has installed bhfl."""
+    for page in (ROOT / "README.md", *PAGES):
+        for name, source in modules_of(page).items():
+            assert not (tmp_path / f"{name}.py").exists(), f"two pages name {name}.py"
+            (tmp_path / f"{name}.py").write_text(source + "\n")
+    (tmp_path / "mypy.ini").write_text(TYPES)
+    files = sorted(tmp_path.glob("*.py"))
+    assert len(files) > 25
+    options = ["--config-file", tmp_path / "mypy.ini", "--cache-dir", ROOT / ".mypy_cache/pages"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, *files],
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
 def test_commands_of_a_page_run(page, tmp_path):

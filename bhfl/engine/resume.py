@@ -19,7 +19,7 @@ from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
-from bhfl.settings import MUST_STAY, Role, Told, differences
+from bhfl.settings import MUST_STAY, Role, Told, differences, told_of
 
 _MAX_RECORD_BYTES = 2**30
 
@@ -197,7 +197,8 @@ def check_told(path: object, stored: Told, now: Told) -> None:
     Raises:
         CheckpointError: With all options that must stay as they are and have not.
     """
-    if changed := differences(stored, now, MUST_STAY):
+    before, after = _class_told_alike(stored, now)
+    if changed := differences(before, after, MUST_STAY):
         listed = "\n  ".join(changed)
         raise CheckpointError(
             f"{path}: the checkpoint's run had other options (old -> new):\n  {listed}"
@@ -208,3 +209,19 @@ def check_told(path: object, stored: Told, now: Told) -> None:
             "bits of its results may differ",
             stacklevel=2,
         )
+
+
+def _class_told_alike(*both: Told) -> list[Told]:
+    """What two runs were told, where one was made in Python and the other is of a configuration:
+    the class of the model is IDENTITY in the first and TASK in the second.
+
+    Its name alone is compared then, as the module of a script is ``__main__`` while it runs.
+    """
+    tasks = [told_of(told, [Role.TASK]) for told in both]
+    if sum("model" in task for task in tasks) != 1:
+        return [*both]
+    found = []
+    for told, task in zip(both, tasks, strict=True):
+        path = str(told_of(told, [Role.TASK, Role.IDENTITY]).get("model"))
+        found.append({**told, Role.TASK.value: {**task, "model": path.rpartition(".")[2]}})
+    return found

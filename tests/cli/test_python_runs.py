@@ -23,7 +23,7 @@ from bhfl.engine import FederatedTrainer
 from bhfl.models import Classifier
 from bhfl.quant import fake_quantize
 from tests.cli.conftest import Command
-from tests.federation import Client
+from tests.federation import Client, same
 
 OWN = """\
 import torch
@@ -89,6 +89,27 @@ def test_what_is_written_makes_the_same_run(bhfl: Command) -> None:
     del first["model.num_classes"], first["model.input_shape"]
     del first["trainer.callbacks"], second["trainer.callbacks"]
     assert first == second
+
+
+def test_a_run_of_python_goes_on_at_the_command_line_to_the_same_bits(bhfl: Command) -> None:
+    options: dict[str, Any] = {
+        "algorithm": ProWD(Mask(tau=0.1), dequantizer=None),
+        "server_optimizer": lambda params: torch.optim.SGD(params, 0.9),
+        "network": SimulatedNetwork("phone-4g", seed=5),
+        "clients_per_round": 3,
+    }
+    for name, rounds in (("whole", 2), ("cut", 1)):
+        L.seed_everything(3, verbose=False)
+        model = network(optimizer=lambda params: torch.optim.Adam(params, 0.01))
+        result, config, _ = trained(model, name=name, max_rounds=rounds, **options)
+    more = ("fit", "--config", config, "--trainer.max_rounds", "2", "--ckpt_path", "last")
+    other = bhfl(*more, "--model", "tests.cli.test_python_runs.Local")
+    assert "  model: 'Classifier' -> 'Local'" in other.err
+    assert bhfl(*more).code == 0
+    whole, cut = (load_run(f"runs/{name}/version_0") for name in ("whole", "cut"))
+    assert cut.rounds == 2
+    assert same(whole.server.params, cut.server.params)
+    assert same(whole.server.extra["low"], cut.server.extra["low"])
 
 
 def test_a_module_of_ones_own_is_written_with_its_hyperparameters(
