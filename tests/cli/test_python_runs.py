@@ -101,7 +101,7 @@ def test_a_run_of_python_goes_on_at_the_command_line_to_the_same_bits(bhfl: Comm
     for name, rounds in (("whole", 2), ("cut", 1)):
         L.seed_everything(3, verbose=False)
         model = network(optimizer=lambda params: torch.optim.Adam(params, 0.01))
-        result, config, _ = trained(model, name=name, max_rounds=rounds, **options)
+        config = trained(model, name=name, max_rounds=rounds, **options)[1]
     more = ("fit", "--config", config, "--trainer.max_rounds", "2", "--ckpt_path", "last")
     other = bhfl(*more, "--model", "tests.cli.test_python_runs.Local")
     assert "  model: 'Classifier' -> 'Local'" in other.err
