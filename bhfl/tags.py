@@ -13,5 +13,10 @@ Status = Literal["ok", "failed", "rejected", "late", "skipped"]
 """An update was folded in; training raised; the update was refused; it came after the deadline;
 none was sent.
 """
-LOST: tuple[Status, ...] = get_args(Status)[1:]
+STATUSES: tuple[Status, ...] = get_args(Status)
+LOST = STATUSES[1:]
 """What becomes of clients whose updates do not count."""
+SPREAD = ("mean", "std", "worst10", "jain")
+"""How a metric is spread over clients, in the tags ``clients_val/acc_mean_<group>``."""
+CLIENTS_CSV = "clients.csv"
+"""File of a run folder: every client's numbers, a row a client and round."""

@@ -379,7 +379,12 @@ def tags_on_page() -> list[re.Pattern[str]]:
     text = (DOCS / "reference/metrics.md").read_text()
     first_cells = re.findall(r"^\| ([^|]*) \|", text, re.M)
     tags = re.findall(r"`([\w/]+)`", " ".join(first_cells))
-    letters = {r"\bM": "(loss|acc)", "_G": "_[a-z0-9]+", "_L": r"_[\w.]+"}
+    letters = {
+        r"\bM": "(loss|acc)",
+        "_G": "_[a-z0-9]+",
+        "_S": "_(mean|std|worst10|jain)",
+        "_L": r"_[\w.]+",
+    }
     patterns = []
     for tag in tags:
         for letter, what in letters.items():
@@ -390,17 +395,19 @@ def tags_on_page() -> list[re.Pattern[str]]:
 
 def test_metrics_and_files_of_a_run_are_on_their_pages(tmp_path):
     from bhfl.comm.network import SimulatedNetwork
-    from tests.federation import fit
+    from tests.federation import fake, fit
 
     trainer = fit(
         tmp_path,
+        data=fake(client_val_fraction=0.2, client_test_fraction=0.2),
         max_rounds=1,
-        evaluate_clients=True,
+        evaluate_clients="both",
         network=SimulatedNetwork("phone-4g"),
         logger=True,
     )
     patterns = tags_on_page()
-    for tag in trainer.run.history[-1]:
+    measured = json.loads((trainer.run.folder / "summary.json").read_text())["metrics"]
+    for tag in [*trainer.run.history[-1], *measured]:
         assert "/" not in tag or any(one.fullmatch(tag) for one in patterns), tag
     text = (DOCS / "reference/run-folder.md").read_text()
     for path in trainer.run.folder.iterdir():

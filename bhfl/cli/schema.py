@@ -35,6 +35,7 @@ from bhfl.cli.hints import (
     is_callable,
 )
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
+from bhfl.settings import written_now
 
 
 @dataclass
@@ -171,6 +172,7 @@ class Checker:
             near = suggestion(value, map(str, known), others=False)
         if value is False and type(None) in choices:
             near = "; did you mean null?"
+        near = near or written_now(str(keys[-1]) if keys else "", value)
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
 
     def _fit(self, hint: Any, value: Any, keys: Keys) -> list[str] | None:

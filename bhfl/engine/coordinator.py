@@ -146,7 +146,9 @@ class Coordinator:
         start = time.perf_counter()
         record, link = self._waiting.pop(reply.client)
         record.num_examples = reply.num_examples
+        record.num_steps = reply.num_steps
         record.metrics = dict(reply.metrics)
+        record.measured = dict(reply.measured)
         self._own.update(reply.own)
         fault = reply.fault
         try:
@@ -158,6 +160,8 @@ class Coordinator:
             fault = fault_of(error, self.server.channels_last)
         if fault:
             record.become(fault)
+        if link is not None and record.status != "failed":
+            record.simulated_seconds = _seconds(record, link)
         record.seconds = reply.seconds + time.perf_counter() - start
         return record
 
@@ -187,7 +191,7 @@ class Coordinator:
         timing = self.session.timing
         if link is None or timing is None:
             return 0.0
-        after = link.seconds(record.downlink_bytes, record.uplink_bytes, record.num_examples)
+        after = _seconds(record, link)
         return after if timing.network.is_late(after) else 0.0
 
     # ---- what comes of it ------------------------------------------------------------------------
@@ -224,6 +228,11 @@ class Coordinator:
             accepted=server.accepted | dict.fromkeys(participants, round),
             channels_last=server.channels_last,
         )
+
+
+def _seconds(record: ClientRecord, link: ClientLink) -> float:
+    """Simulated seconds until the update of a client has arrived."""
+    return link.seconds(record.downlink_bytes, record.uplink_bytes, record.num_examples)
 
 
 def _same(tensors: Any, last: Mapping[str, Any]) -> bool:

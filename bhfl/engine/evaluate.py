@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from bhfl.comm import encode
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
+from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
 from bhfl.engine.roster import group_sizes
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, Params, ServerState, server_data
 from bhfl.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -30,7 +32,11 @@ class Pass:
     tensors: Params
     """The model, without what its client has of its own."""
     client: Client | None = None
-    """The client whose own model is measured; None for one that the server has."""
+    """The client whose own model is measured, or that measures it; None where the server does."""
+    common: bool = True
+    """Whether it is measured on the samples of all."""
+    own: bool = False
+    """Whether it is measured on the client's own test samples."""
 
 
 class Evaluator:
@@ -47,6 +53,8 @@ class Evaluator:
         self.groups = {devices.group.label: devices for devices in session.fleet.members}
         counts = group_sizes(session.fleet)
         self.shares = {group: counts[group] / counts.total() for group in self.groups}
+        self.own: dict[int, Mapping[str, float]] = {}
+        """What each client's model is worth on its own test samples, by id, as last measured."""
         settings = session.settings
         self.training: LocalTraining | None = None
         """What clients do before they are measured."""
@@ -59,16 +67,24 @@ class Evaluator:
     def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
         ``val/acc_<group>``, ``val/acc_avg`` (weighted by the groups' numbers of clients),
-        ``val/acc_min``.
+        ``val/acc_min``; of a test, the distribution over clients of what they are worth on test
+        samples of their own, see `bhfl.engine.per_client.spread`.
         """
         fabric = self.session.fabric
-        passes = list(enumerate(self._passes(server)))
+        passes = list(enumerate(self._passes(server, stage)))
         mine = passes[fabric.global_rank :: fabric.world_size]
         results: dict[str, list[Mapping[str, float]]] = {}
+        self.own = {}
+        found = gather(fabric, list(self._measured(server, stage, mine)))
         # by the numbers of passes: means then add up in one order on any number of processes
-        for index, metrics in sorted(gather(fabric, list(self._measured(server, stage, mine)))):
-            results.setdefault(passes[index][1].key, []).append(metrics)
-        return self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
+        for index, metrics, own in sorted(found, key=itemgetter(0)):
+            one = passes[index][1]
+            if one.common:
+                results.setdefault(one.key, []).append(metrics)
+            if one.client is not None and own:
+                self.own[one.client.id] = own
+        tags = self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
+        return tags | spread(stage, self.own, self.session.fleet)
 
     def by_client(self, server: ServerState) -> bool:
         """Whether any group cannot be measured without what its clients keep."""
@@ -85,9 +101,11 @@ class Evaluator:
         params = session.hooks.group_params(server, devices.bits)
         return {**params, **session.buffers.of(server, devices.bits)}
 
-    def _passes(self, server: ServerState) -> Iterator[Pass]:
+    def _passes(self, server: ServerState, stage: Stage) -> Iterator[Pass]:
         session = self.session
         apart = session.algorithm.own_model or self.training is not None
+        # rounds are not measured on test samples: nothing may be chosen by them
+        samples = server_data(session.data).client_test_batches if stage == "test" else None
         floating = False
         for group, devices in self.groups.items():
             given = self.model(server, devices)
@@ -95,11 +113,13 @@ class Evaluator:
             # float32 clients run the server's own model, which needs no pass of its own beside
             # theirs
             floating |= devices.spec.is_float and (lacks or not apart)
-            if not (lacks or apart):
+            alone = lacks or apart
+            if not alone:
                 yield Pass(group, devices, given)
-                continue
             for id in session.fleet.members[devices]:
-                yield Pass(group, devices, given, session.fleet[id])
+                own = samples is not None and samples(id) is not None
+                if alone or own:
+                    yield Pass(group, devices, given, session.fleet[id], alone, own)
         if session.algorithm.communicates and not floating:
             # no clients have statistics of a float32 model: those of the first group stand in
             buffers = session.buffers.of(server, session.bits[0])
@@ -107,8 +127,8 @@ class Evaluator:
 
     def _measured(
         self, server: ServerState, stage: Stage, passes: Sequence[tuple[int, Pass]]
-    ) -> Iterator[tuple[int, Mapping[str, float]]]:
-        """The results of some passes, with their numbers."""
+    ) -> Iterator[tuple[int, Mapping[str, float], Mapping[str, float]]]:
+        """The results of some passes, with their numbers: on common samples, and on own ones."""
         session = self.session
         worker = session.worker
         data = session.data
@@ -120,11 +140,11 @@ class Evaluator:
                 alone[one.client.id] = index
                 continue
             worker.load_global(one.tensors, one.devices)
-            yield index, worker.evaluate(batches(), stage)
+            yield index, worker.evaluate(batches(), stage), {}
         if alone:
             tasks = self._tasks(server, stage, (one for _, one in passes))
             for measured in session.clients.evaluate(tasks):
-                yield alone[measured.client], measured.metrics
+                yield alone[measured.client], measured.metrics, measured.own
 
     def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
         """Tasks for clients that are measured each; one message for all of a group."""
@@ -147,6 +167,8 @@ class Evaluator:
                 channels_last=server.channels_last,
                 seed=session.settings.cohort.seed,
                 training=self.training if one.client.num_examples else None,
+                common=one.common,
+                own=one.own,
             )
 
     def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from bhfl.comm.network import Link
 from bhfl.engine.types import Row
-from bhfl.settings import LocalTraining
+from bhfl.settings import LocalTraining, Measures
 from bhfl.tags import Status
 
 Stage = Literal["val", "test"]
@@ -66,8 +66,12 @@ class Task:
     """The run's, which every draw is keyed by."""
     training: LocalTraining | None = None
     """How long and in what manner it trains, before it is measured too; None where it does not."""
-    measures: bool = False
-    """Whether it also measures the model that it has trained."""
+    measures: Measures = "none"
+    """When it also measures its model in a round of training."""
+    common: bool = True
+    """Whether a model that is measured is so on the samples of all."""
+    own: bool = False
+    """Whether it is measured on the client's own test samples."""
     link: ClientLink | None = None
     """Its link, where a network is simulated."""
     history: Sequence[Row] = ()
@@ -99,9 +103,15 @@ class Reply:
     """Its update; None where there is none."""
     num_examples: int = 0
     """Examples trained on, each as often as it was seen."""
+    num_steps: int = 0
+    """Optimiser steps made."""
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers to be averaged over the cohort and logged."""
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """What its model is worth on its own validation samples: ``acc`` after its training,
+    ``acc_before``.
+    """
     own: Sequence[str] = ()
     """Names of the tensors without which its round began."""
     fault: Fault | None = None
@@ -110,14 +120,14 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a model that is whole on one client alone is worth."""
+    """What a client's model is worth."""
 
     client: int
     stage: Stage
-    metrics: Mapping[str, float]
-    """Means over the samples, by name."""
-    count: int
-    """Samples that it was measured on."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Means over the common samples, by name; none where it was not asked for."""
+    own: Mapping[str, float] = field(default_factory=dict)
+    """Means over its own test samples, likewise."""
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,18 @@ def group_rows(
     names = sorted(metric_names(metrics, stage) or [first], key=lambda one: (one != first, one))
     ways = WAYS if sent is not None else ()
     counted = sent or {}
+    # on samples of the clients' own, where they have some
+    over = f"clients_{stage}/{names[0]}"
+    own = {"mean": "clients' mean", "worst10": "worst 10 %"} if f"{over}_mean" in metrics else {}
 
     def row(label: str, size: int, key: str, bytes: Mapping[str, int]) -> list[str]:
         measured = [_figure(metrics.get(f"{stage}/{name}_{key}"), name) for name in names]
+        group = "" if key == "avg" else f"_{key}"
+        for word in own:
+            measured.append(_figure(metrics.get(f"{over}_{word}{group}"), names[0]))
         return [label, str(size), *measured, *(megabytes(bytes.get(way, 0)) for way in ways)]
 
-    head = ["group", "clients", *(f"{stage} {name}" for name in names)]
+    head = ["group", "clients", *(f"{stage} {name}" for name in names), *own.values()]
     rows = [[*head, "up MB", "down MB"] if ways else head]
     for group, size in sizes.items():
         rows.append(row(group, size, group, counted.get(group, {})))

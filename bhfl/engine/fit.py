@@ -16,8 +16,9 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
-from bhfl.engine.records import ClientRecord, round_metrics
+from bhfl.engine.records import ClientRecord, round_metrics, with_updates
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
 from bhfl.engine.rounds import run_round
@@ -59,6 +60,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         session.load_global()
         session.module.on_fit_end()
         metrics = session.evaluate("test")
+        run.log_clients(test_rows(session.server.round, session.evaluator.own, session.fleet))
         session.tear_down()
         run.loggers.end(metrics, session.server.round)
         run.loggers.close()
@@ -172,6 +174,7 @@ def _round(session: Session, run: Run) -> None:
     # before the checkpoint, which holds the rows of its rounds; one that a kill leaves beyond it is
     # dropped when the run goes on
     run.log(row)
+    run.log_clients(training_rows(round, records, session.fleet))
     complete = measured or not settings.choice.monitor.startswith("val/")
     best = run.improved(row, complete=bool(complete and row["clients/ok"]))
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
@@ -194,6 +197,8 @@ def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     """What training a round came to, by tag."""
     server = session.server
     row = {"round": server.round, **round_metrics(records), **server.metrics}
+    measured = {record.client: record.measured for record in with_updates(records)}
+    row |= spread("val", measured, session.fleet)
     row |= run.ledger.add(records)
     if session.timing:
         before = run.history[-1]["time/simulated_s"] if run.history else 0.0

@@ -81,7 +81,7 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
         return
     ends = ["", "_avg", "_min"]
     for group in groups:
-        ends += [f"_{group}", f"_local_{group}"]
+        ends += [f"_{group}", f"_local_{group}", f"_local_before_{group}"]
     tags = [f"val/{name}{end}" for name, end in product(known, ends)]
     if monitor not in tags:
         logged = f"; {type(model).__name__} logs {', '.join(known)}"

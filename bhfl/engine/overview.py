@@ -11,6 +11,7 @@ from bhfl.tags import ACCURACIES
 OVERVIEW = "0_overview"
 """TensorBoard opens on the tags in the order of their names: this word comes before all others."""
 _ACCURACY = re.compile(rf"val/(?:{'|'.join(ACCURACIES)})_(?!min$|local_)(.+)")
+_OVER_CLIENTS = re.compile(rf"clients_val/(?:{'|'.join(ACCURACIES)})_(mean|worst10)")
 _OTHERS = {
     "train/loss": "loss_train",
     "val/loss_avg": "loss_val",
@@ -27,8 +28,11 @@ def overview(row: Row) -> Row:
     """
     found = {}
     for tag, value in row.items():
-        match = _ACCURACY.fullmatch(tag)
-        name = f"accuracy_{match[1]}" if match else _OTHERS.get(tag)
+        name = _OTHERS.get(tag)
+        if match := _ACCURACY.fullmatch(tag):
+            name = f"accuracy_{match[1]}"
+        elif match := _OVER_CLIENTS.fullmatch(tag):
+            name = f"accuracy_clients_{match[1]}"
         if name:
             found[f"{OVERVIEW}/{name}"] = value
     return found

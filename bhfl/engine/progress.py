@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 from bhfl.checks import aligned
 from bhfl.engine.callback import Callback
@@ -20,7 +20,7 @@ from bhfl.engine.figures import group_rows, megabytes, metric_names
 from bhfl.engine.roster import group_sizes, one_of_each
 from bhfl.engine.screen import Screen
 from bhfl.settings import Output
-from bhfl.tags import LOST, Status
+from bhfl.tags import LOST, STATUSES
 
 _LOG = logging.getLogger("bhfl")
 
@@ -194,7 +194,7 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
     notes = []
     totals = Counter[str]()
     for row in history:
-        for status in get_args(Status):
+        for status in STATUSES:
             totals[status] += int(row.get(f"clients/{status}", 0))
     if lost := ", ".join(f"{totals[status]} {status}" for status in LOST if totals[status]):
         notes.append(f"of {totals.total()} updates {lost}; rounds.jsonl says why")

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import get_args
 
 from bhfl.engine.exchange import Fault
-from bhfl.tags import Status
+from bhfl.tags import STATUSES, Status
 
 BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes")
 """The fields of a record that the ledger adds up."""
@@ -36,8 +35,16 @@ class ClientRecord:
     """The part of `downlink_bytes` that came when the round had ended."""
     num_examples: int = 0
     """Examples trained on, each as often as it was seen."""
+    num_steps: int = 0
+    """Optimiser steps made."""
     seconds: float = 0.0
+    simulated_seconds: float | None = None
+    """What passes on the simulated network from the start of the round until its update has
+    arrived; None without a network, and of a client that failed.
+    """
     metrics: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    """What its model is worth on its own validation samples, see `bhfl.engine.exchange.Reply`."""
     largest: float = 0.0
     """The largest magnitude in its update."""
     traceback: str = ""
@@ -59,7 +66,7 @@ def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients,
     counts.
     """
-    metrics = {f"clients/{status}": 0.0 for status in get_args(Status)}
+    metrics = {f"clients/{status}": 0.0 for status in STATUSES}
     for record in records:
         metrics[f"clients/{record.status}"] += 1
     ok = with_updates(records)

@@ -1,8 +1,10 @@
 """One run on disk while it is written: its rows, its best round, its checkpoints, its summary."""
 
+import re
 import sys
+import warnings
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +27,12 @@ from bhfl.engine.folder import (
 )
 from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
+from bhfl.engine.per_client import COLUMNS
 from bhfl.engine.records import Ledger
 from bhfl.engine.types import Row, ServerState
-from bhfl.files import RoundsFile, claim, write_json
+from bhfl.files import RoundsFile, TableFile, claim, write_json
 from bhfl.settings import SETTINGS, Settings, Told
+from bhfl.tags import CLIENTS_CSV, STATUSES
 
 MAX_FAILED = 2000
 """Characters that ``summary.json`` keeps of an error."""
@@ -56,6 +60,7 @@ class Run:
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
+        self.clients = TableFile(folder / CLIENTS_CSV, COLUMNS)
         self.history: list[Row] = []
         self._packed = PackedHistory()
         self.ledger = Ledger()
@@ -139,10 +144,27 @@ class Run:
         found = environment(records[SETTINGS], threads, server.channels_last)
         write_json(self.folder / "env.json", found)
         self.rows.rewrite(self.history)
+        self._rewind_clients(server.round)
         for row in self.history:
             self._packed.append(row)
         options = records[SETTINGS].values()
         self.loggers.begin(self.history, dict(ChainMap(*map(dict, options))))
+
+    def _rewind_clients(self, round: int) -> None:
+        """Drop the clients' rows of later rounds, and of a test that is no end any more."""
+        left = self.clients.cut(
+            lambda row: row["stage"] == "train" and 0 < _number(row["round"]) <= round
+        )
+        # a row of the history counts what became of each client
+        known = 0
+        for row in self.history:
+            known += int(sum(row.get(f"clients/{status}", 0) for status in STATUSES))
+        if left < known:
+            warnings.warn(
+                f"{self.clients.path} has {left} of the {known} rows of rounds 1 to {round}: it "
+                "was damaged, or this is another folder",
+                stacklevel=2,
+            )
 
     # ---- one round -------------------------------------------------------------------------------
 
@@ -155,6 +177,11 @@ class Run:
             self.rows.append(row)
             self._packed.append(row)
             self.loggers.log(row)
+
+    def log_clients(self, rows: Iterable[Row]) -> None:
+        """Take rows of ``clients.csv``, see `bhfl.engine.per_client`."""
+        if self.writes:
+            self.clients.append(list(rows))
 
     def improved(self, row: Row, complete: bool) -> list[str]:
         """The bit groups whose monitored metric in `row` is the best so far, `ALL` among them.
@@ -259,6 +286,11 @@ class Run:
         self.store.drop_all()
         if self._claim:
             self._claim.close()
+
+
+def _number(text: str) -> int:
+    """The number of a round; 0 for what is none."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def _interned(row: Row) -> Row:

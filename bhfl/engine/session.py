@@ -186,10 +186,10 @@ class Session:
         missing = "needs validation samples, and the data have none"
         if settings.stopping.patience is not None and monitor.startswith("val/"):
             raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
-        if settings.output.evaluate_clients and not any(
-            self.data.client_val_batches(id) for id in range(len(self.fleet))
-        ):
-            raise ValueError(f"trainer.evaluate_clients {missing}; got True")
+        measures = settings.output.evaluate_clients
+        own = map(self.data.client_val_batches, range(len(self.fleet)))
+        if measures != "none" and not any(own):
+            raise ValueError(f"trainer.evaluate_clients {missing}; got {measures!r}")
 
     def _look_at_model(self) -> None:
         """Find out what of the model is whose, and whether every client can be made of it."""

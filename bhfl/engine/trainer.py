@@ -31,6 +31,7 @@ from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
+from bhfl.settings import Measures
 
 
 class FederatedTrainer:
@@ -60,8 +61,9 @@ class FederatedTrainer:
         min_clients: Fewer usable updates than this, and the round is skipped.
         max_failed_rounds: Skipped rounds in a row that are put up with; one more, and the run stops
             with an error.
-        evaluate_clients: Also measure the clients' own models after local training
-            (``val/acc_local_<group>``).
+        evaluate_clients: Also measure the clients' own models, each on its own validation samples:
+            ``after`` local training (``val/acc_local_<group>``), or ``both`` before
+            (``val/acc_local_before_<group>``) and after it; ``clients.csv`` has each client's.
         check_val_every_n_rounds: Rounds between validations; the last round is always validated.
         monitor: Logged metric by which the best model is chosen.
         mode: Whether `monitor` is better at its ``max`` or ``min``.
@@ -121,7 +123,7 @@ class FederatedTrainer:
         norm: NormPolicy = "group",
         min_clients: int = 1,
         max_failed_rounds: int = 3,
-        evaluate_clients: bool = False,
+        evaluate_clients: Measures = "none",
         check_val_every_n_rounds: int = 1,
         monitor: str = "val/acc_avg", mode: Literal["max", "min"] = "max",
         best_by_group: bool = False,

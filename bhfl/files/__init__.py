@@ -2,6 +2,7 @@
 
 from bhfl.files.locks import claim, queue
 from bhfl.files.paths import matching, read_limited, user_option, user_path, walk
+from bhfl.files.table import TableFile
 from bhfl.files.writing import (
     RoundsFile,
     durable,
@@ -15,6 +16,7 @@ from bhfl.files.writing import (
 
 __all__ = [
     "RoundsFile",
+    "TableFile",
     "claim",
     "durable",
     "matching",

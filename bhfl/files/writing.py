@@ -138,7 +138,8 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | _NO_FOLLOW, 0o666)
 
 
-def _existing(path: str, flags: int) -> int:
+def existing(path: str, flags: int) -> int:
+    """An opener for `open` that makes no file, and follows no link."""
     return no_link(path, flags & ~os.O_CREAT)
 
 
@@ -179,7 +180,7 @@ class RoundsFile:
             OSError: The file cannot be written, or has vanished, naming it.
         """
         line = json.dumps(row).encode() + b"\n"
-        with naming(self.path), open(self.path, "ab", opener=_existing) as file:
+        with naming(self.path), open(self.path, "ab", opener=existing) as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

@@ -105,7 +105,7 @@ def test_every_client_its_own_group_is_local_training(tmp_path):
     """
     clients = {16: 1, 12: 1, 32: 1}
     grouped, local = (
-        fit(tmp_path, algorithm, clients, evaluate_clients=False)
+        fit(tmp_path, algorithm, clients, evaluate_clients="none")
         for algorithm in (GroupedAvg(), Local())
     )
     kept = local.session.store.load(2, 3)["staying"]

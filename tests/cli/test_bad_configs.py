@@ -59,6 +59,10 @@ FILES = {
         "trainer: {max_ronds: 3}\n",
         ["trainer.max_ronds is an unknown option", "'max_rounds'"],
     ),
+    "trainer-switch": (
+        "trainer: {evaluate_clients: true}\n",
+        ["trainer.evaluate_clients must be one of none, after, both", "written after now"],
+    ),
     "trainer-seed": ("trainer: {seed: 3}\n", ["trainer.seed is given as seed_everything"]),
     "trainer-clients": ("trainer: {clients: {8: 3}}\n", ["trainer.clients is given as clients"]),
     "trainer-algorithm": (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -33,6 +35,7 @@ class HandMade:
         batch_size: Samples in a batch.
         held_out: Samples for validation and for testing; none for no validation.
         shuffle: Whether clients draw the order of their samples.
+        own: Samples of each client for its own validation and test.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class HandMade:
         batch_size: int = 4,
         held_out: Points | None = None,
         shuffle: bool = False,
+        own: Sequence[Points] = (),
     ) -> None:
         self.clients = list(clients)
         self.batch_size = batch_size
         self.held_out = held_out
         self.shuffle = shuffle
+        self.own = own
 
     def prepare_data(self) -> None: ...
 
@@ -77,7 +82,10 @@ class HandMade:
         return -(-len(self.clients[client_id][1]) // self.batch_size)
 
     def client_val_batches(self, client_id: int) -> Iterable[Points] | None:
-        return None
+        return [self.own[client_id]] if self.own else None
+
+    def client_test_batches(self, client_id: int) -> Iterable[Points] | None:
+        return self.client_val_batches(client_id)
 
     def val_batches(self) -> Iterable[Points]:
         return [self.held_out] if self.held_out is not None else []
@@ -107,6 +115,15 @@ class Module(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+
+def client_rows(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's ``clients.csv``, without real seconds."""
+    with open(run / "clients.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["seconds"]
+    return rows
 
 
 def float_state(module: nn.Module) -> dict[str, Tensor]:

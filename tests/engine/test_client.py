@@ -648,12 +648,13 @@ def test_evaluating_clients_changes_nothing(tmp_path):
     data = HandMade([points(12, seed) for seed in range(4)], held_out=points(9, seed=9))
     clients = [{"bits": bits, "count": 1} for bits in (32, 8, "strict8", LSQ)]
     runs = []
-    for evaluates in (False, True):
+    for evaluates in ("none", "after", "both"):
         torch.manual_seed(1)
         runs.append(
             train(tmp_path, Module(), clients, data=data, max_rounds=3, evaluate_clients=evaluates)
         )
     assert same(runs[0].server.params, runs[1].server.params)
+    assert same(runs[0].server.params, runs[2].server.params)
     assert "val/acc_local_int8" in runs[1].run.history[0]
 
 

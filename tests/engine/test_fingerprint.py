@@ -140,7 +140,7 @@ def test_what_a_method_meets_in_its_set_up_is_no_option(tmp_path, make):
 
 def test_a_run_goes_on_with_another_length_and_other_outputs(tmp_path):
     fit(tmp_path, max_rounds=1)
-    options = {"patience": 9, "keep_checkpoints": 1, "evaluate_clients": False, "threads": 1}
+    options = {"patience": 9, "keep_checkpoints": 1, "evaluate_clients": "none", "threads": 1}
     trainer = fit(tmp_path, ckpt_path="last", name="bhfl", max_failed_rounds=9, **options)
     assert trainer.server.round == 3
     assert told(trainer)["length"]["trainer.patience"] == 9

@@ -35,9 +35,9 @@ def go(folder: Path, rounds: int, ckpt_path: object = None, **options):
 
 LINKS = [
     ".lock", "rounds.jsonl", "metrics.csv", "config.yaml", "partition.json", "env.json",
-    "summary.json", "events.out.tfevents.1800000000.host.1.0", "checkpoints/round=00009.ckpt",
-    "checkpoints/best.ckpt", "clients/0000/client=0-round=00009.pt", "checkpoints", "clients",
-    "clients/0000",
+    "summary.json", "clients.csv", "events.out.tfevents.1800000000.host.1.0",
+    "checkpoints/round=00009.ckpt", "checkpoints/best.ckpt",
+    "clients/0000/client=0-round=00009.pt", "checkpoints", "clients", "clients/0000",
 ]  # fmt: skip
 
 

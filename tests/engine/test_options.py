@@ -26,7 +26,6 @@ TESTED = {
     "checkpoint_every_n_rounds": "test_options.py::test_checkpoints_are_written_and_kept_as_asked",
     "clients_per_round": "test_options.py::test_the_cohort_is_drawn_as_asked",
     "default_root_dir": "test_options.py::test_run_folders_are_made_where_they_are_asked_for",
-    "evaluate_clients": "test_options.py::test_the_clients_own_models_are_measured_where_asked",
     "enable_progress_bar": "../callbacks/test_progress.py::test_a_bar_can_be_declined",
     "gradient_clip_val": f"test_client.py::{CLIPPED}",
     "keep_checkpoints": "test_options.py::test_checkpoints_are_written_and_kept_as_asked",
@@ -140,11 +139,20 @@ def test_checkpoints_are_written_and_kept_as_asked(tmp_path, keep):
     assert found == ["round=00004.ckpt", "round=00005.ckpt"][-keep:]
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_the_clients_own_models_are_measured_where_asked(tmp_path, asked):
+@pytest.mark.parametrize(("asked", "number"), [("none", 0), ("after", 1), ("both", 2)])
+def test_the_clients_own_models_are_measured_where_asked(tmp_path, asked, number):
     trainer = run(tmp_path, {8: 1, 32: 1}, 2, max_rounds=1, evaluate_clients=asked)
     row = trainer.run.history[-1]
-    assert ("val/loss_local_int8" in row) == ("val/loss_local_float32" in row) == asked
+    tags = ["val/loss_local_float32", "val/loss_local_before_float32"]
+    assert [tag in row for tag in tags] == [i < number for i in range(2)]
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "after"), (False, "none")])
+def test_a_switch_of_before_is_told_its_word(old, new):
+    with pytest.raises(
+        ValueError, match=f"one of none, after, both, got {old}; it is written {new} now"
+    ):
+        FederatedTrainer({8: 1}, evaluate_clients=old)
 
 
 def test_the_best_round_is_that_of_the_monitored_metric(tmp_path):

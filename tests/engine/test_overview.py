@@ -23,10 +23,15 @@ ROW = {
     "val/acc_min": 0.4,
     "val/acc_int8": 0.4,
     "val/acc_local_int8": 0.3,
+    "clients_val/acc_worst10": 0.1,
+    "clients_val/acc_worst10_int8": 0.1,
     "comm/uplink_MB": 1.0,
     "comm/downlink_MB": 2.0,
 }
-SHOWN = ["accuracy_avg", "accuracy_int8", "loss_train", "loss_val", "sent_down_MB", "sent_up_MB"]
+SHOWN = [
+    "accuracy_avg", "accuracy_clients_worst10", "accuracy_int8", "loss_train", "loss_val",
+    "sent_down_MB", "sent_up_MB",
+]  # fmt: skip
 
 
 def test_accuracy_by_group_loss_and_bytes_come_first_in_the_order_of_names() -> None:
@@ -40,7 +45,10 @@ def test_a_chart_holds_the_groups_together() -> None:
     (kind, patterns) = charts["accuracy"]
     assert kind == "Multiline"
     held = [tag for tag in overview(ROW) if any(re.match(one, tag) for one in patterns)]
-    assert held == [f"{OVERVIEW}/accuracy_avg", f"{OVERVIEW}/accuracy_int8"]
+    assert held == [
+        f"{OVERVIEW}/{name}"
+        for name in ("accuracy_avg", "accuracy_int8", "accuracy_clients_worst10")
+    ]
 
 
 def test_tensorboard_holds_overview_charts_options_and_results(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
 from bhfl.engine.fleet import Fleet
 from bhfl.main import main
-from tests.engine.hand_made import HandMade, Module, points
+from tests.engine.hand_made import HandMade, Module, client_rows, points
 from tests.engine.test_resume import Remembering
 from tests.federation import fit
 from tests.processes import PROCESSES
@@ -73,6 +73,9 @@ class Net(Module):
         super().validation_step(batch, batch_idx)
         self.log("val/place", self.place())
         self.log("val/draw", torch.rand(1).item() + random.random())
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/loss", self.net(batch[0]).square().mean())
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
@@ -178,7 +181,7 @@ CASES: dict[str, dict[str, Any]] = {
     "local": {
         "algorithm": Remembering,
         "norm": "local",
-        "evaluate_clients": True,
+        "evaluate_clients": "both",
         "clients_per_round": 4,
     },
     "unlucky": {"algorithm": Unlucky, "norm": "average"},
@@ -218,7 +221,7 @@ CASES: dict[str, dict[str, Any]] = {
         "algorithm": OwnParts,
         "finetune_epochs": 1,
         "norm": "local",
-        "evaluate_clients": True,
+        "evaluate_clients": "after",
         "clients_per_round": 4,
     },
     "own models": {"algorithm": Ditto, "clients_per_round": 4},
@@ -226,7 +229,7 @@ CASES: dict[str, dict[str, Any]] = {
         "clients": DEVICES,
         "algorithm": partial(ProWD, Mask(per="group"), None),
         "norm": "group",
-        "evaluate_clients": True,
+        "evaluate_clients": "after",
     },
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
@@ -250,7 +253,10 @@ def rank_of(
     settings["algorithm"] = settings["algorithm"]() if "algorithm" in settings else None
     clients = sum(Fleet(settings["clients"]).counts())
     data = HandMade(
-        [points(6 + 4 * i, i) for i in range(clients)], held_out=points(9, 99), shuffle=True
+        [points(6 + 4 * i, i) for i in range(clients)],
+        held_out=points(9, 99),
+        shuffle=True,
+        own=[points(3, 50 + i) for i in range(clients)],
     )
     # what a rank draws for itself must not matter; `fit` seeds the initial weights
     torch.manual_seed(rank)
@@ -295,6 +301,7 @@ def outcome(run: Path) -> dict[str, Any]:
         ],
         "server": digest(state["server"]),
         "ledger": state["run"]["ledger"],
+        "numbers": client_rows(run),
         "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},
     }
 
@@ -316,6 +323,8 @@ def numbers() -> list[Any]:
 def test_the_number_of_processes_does_not_matter(tmp_path, case, worlds):
     one = train(tmp_path / "1", 1, case)
     assert len(one["rows"]) == 3
+    tested = [row["client"] for row in one["numbers"] if row["stage"] == "test"]
+    assert len({*tested}) == len(tested) == sum(Fleet(CASES[case].get("clients", MIXED)).counts())
     for world in worlds:
         assert train(tmp_path / str(world), world, case) == one
 

@@ -41,7 +41,7 @@ from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
 from bhfl.engine.history import unpack
 from bhfl.engine.trainer import FederatedTrainer
-from tests.engine.hand_made import HandMade, Module, points
+from tests.engine.hand_made import HandMade, Module, client_rows, points
 from tests.federation import Client, fit
 from tests.processes import PROCESSES
 
@@ -96,14 +96,15 @@ def net() -> Module:
 
 def data(seed: int = 0) -> HandMade:
     clients = [points(6 + 4 * i, seed + i) for i in range(4)]
-    return HandMade(clients, held_out=points(9, 99), shuffle=True)
+    own = [points(3, 50 + i) for i in range(4)]
+    return HandMade(clients, held_out=points(9, 99), shuffle=True, own=own)
 
 
 def go(folder: Path, max_rounds: int = ROUNDS, **options: Any) -> FederatedTrainer:
     """The run of these tests, as far as `max_rounds`."""
     settings = {
         "algorithm": Remembering(), "clients": CLIENTS, "module": net, "data": data(),
-        "clients_per_round": 3, "norm": "local", "evaluate_clients": True,
+        "clients_per_round": 3, "norm": "local", "evaluate_clients": "after",
     }  # fmt: skip
     return fit(folder, max_rounds=max_rounds, **{**settings, **options})
 
@@ -124,6 +125,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "server": digest(state["server"]),
         "history": history,
         "ledger": state["run"]["ledger"],
+        "numbers": client_rows(run),
         "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},
         "summary": {key: value for key, value in summary.items() if key != "seconds"},
         "best": digest(load(run / "checkpoints" / "best.ckpt")["server"]),
@@ -542,7 +544,7 @@ def test_options_that_shape_no_model_may_change(tmp_path, uninterrupted):
     trainer = go(
         tmp_path, ckpt_path="last", check_val_every_n_rounds=2, keep_checkpoints=4,
         checkpoint_every_n_rounds=3, patience=50, max_failed_rounds=1, callbacks=[watch],
-        timeout_seconds=99, evaluate_clients=False,
+        timeout_seconds=99, evaluate_clients="none",
     )  # fmt: skip
     found = outcome(tmp_path)
     assert found["clients"] == uninterrupted["clients"]

@@ -700,7 +700,7 @@ def test_clients_cannot_be_evaluated_without_samples(tmp_path):
         ValueError,
         match=r"trainer\.evaluate_clients needs validation samples, and the data have none",
     ):
-        run(tmp_path, {32: 2}, unequal(2), evaluate_clients=True)
+        run(tmp_path, {32: 2}, unequal(2), evaluate_clients="after")
 
 
 def test_a_monitor_that_has_no_value_yet(tmp_path):
@@ -708,7 +708,7 @@ def test_a_monitor_that_has_no_value_yet(tmp_path):
         def fails(self, client, round):
             return round == 0
 
-    options = {"algorithm": FirstRound(0), "evaluate_clients": True, "max_rounds": 4}
+    options = {"algorithm": FirstRound(0), "evaluate_clients": "after", "max_rounds": 4}
     trainer = run(tmp_path / "a", {32: 2}, unequal(2, True), monitor="train/loss", **options)
     assert trainer.run.best_round > 1
     options["check_val_every_n_rounds"] = 3

@@ -102,7 +102,7 @@ def test_runs_of_other_options_are_refused_by_name(sweep: Sweeps) -> None:
     "changes",
     [
         {"logger": False, "keep_checkpoints": 9, "checkpoint_every_n_rounds": 2},
-        {"callbacks": ["mine.Watch"], "evaluate_clients": True, "check_val_every_n_rounds": 2},
+        {"callbacks": ["mine.Watch"], "evaluate_clients": "after", "check_val_every_n_rounds": 2},
         {"max_failed_rounds": 9, "timeout_seconds": 9, "strategy": "ddp"},
         {"threads": 2, "channels_last": False},
     ],

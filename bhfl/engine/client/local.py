@@ -24,7 +24,7 @@ from bhfl.engine.ending import Terminated
 from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verdict
 from bhfl.engine.own import KEPT, MODEL, Own
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, FederatedData, Params
+from bhfl.engine.types import Client, FederatedData, Params, server_data
 
 
 class _Messages:
@@ -61,7 +61,9 @@ class _Work:
     payload: bytes | None = None
     own: Sequence[str] = ()
     num_examples: int = 0
+    num_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
     keeps: dict[str, Any] = field(default_factory=dict)
     fault: Fault | None = None
 
@@ -117,13 +119,15 @@ class LocalClients:
                 self.worker.load_global(whole, client.devices)
             else:
                 self._finetune(client, task, whole)
-            batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
-            yield Measured(
-                client=task.client,
-                stage=task.stage,
-                metrics=self.worker.evaluate(batches(), task.stage),
-                count=self.worker.num_measured,
-            )
+            metrics = {}
+            own = {}
+            if task.common:
+                batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
+                metrics = self.worker.evaluate(batches(), task.stage)
+            if task.own:
+                samples = server_data(self.data).client_test_batches(task.client)
+                own = self.worker.evaluate(samples or (), task.stage)
+            yield Measured(client=task.client, stage=task.stage, metrics=metrics, own=own)
         self._messages.forget()
 
     def _finetune(self, client: Client, task: Task, start: Params) -> None:
@@ -191,8 +195,10 @@ class LocalClients:
             round=task.round,
             payload=work.payload,
             num_examples=work.num_examples,
+            num_steps=work.num_steps,
             seconds=time.perf_counter() - start,
             metrics=work.metrics,
+            measured=work.measured,
             own=work.own,
             fault=work.fault,
         )
@@ -210,11 +216,16 @@ class LocalClients:
         given = self.hooks.receive(received, state)
         work.own = self.own.missing(given)
         run = self._run(task, client, received, self.own.whole(given, kept), state)
+        if task.measures == "both":
+            # training loads it again, so that nothing of the measurement is left
+            self.worker.load(kept.get(MODEL) or run.received, client.devices)
+            self._measure(run, work, "_before")
         self.worker.train(self.algorithm, run, self.data)
         work.num_examples = run.num_examples
+        work.num_steps = run.num_steps
         work.metrics = run.metrics
-        if task.measures:
-            self._measure(run)
+        if task.measures != "none" and not self.algorithm.own_model:
+            self._measure(run, work)
         # what was its own once stays so, through rounds in which it is sent too
         own = self._values(dict.fromkeys([*work.own, *kept.get(KEPT, {})]))
         if self.algorithm.communicates:
@@ -227,6 +238,8 @@ class LocalClients:
         model = {}
         if self.algorithm.own_model and work.fault is None:
             model = {MODEL: self._train_own(run, kept.get(MODEL), work)}
+            if task.measures != "none":
+                self._measure(run, work)
         work.keeps = {**self._kept(run.state), KEPT: own, **model}
 
     def _train_own(self, sent: LocalRun, kept: Params | None, work: _Work) -> Params:
@@ -236,6 +249,7 @@ class LocalClients:
         self.worker.train(self.algorithm, run, self.data)
         # its time counts, and its loss is another one
         work.num_examples += run.num_examples
+        work.num_steps += run.num_steps
         work.metrics |= {f"{name}_own": value for name, value in run.metrics.items()}
         return self._values(dict.fromkeys(self.worker.state()))
 
@@ -261,11 +275,13 @@ class LocalClients:
             downlink_bytes=len(task.downlink),
         )
 
-    def _measure(self, run: LocalRun) -> None:
+    def _measure(self, run: LocalRun, work: _Work, when: str = "") -> None:
         """Log what the client's model is worth on its own validation samples, or else on all."""
-        batches = self.data.client_val_batches(run.client.id) or self.data.val_batches()
-        for name, value in self.worker.evaluate(batches, "val").items():
-            run.metrics[f"val/{name}_local_{run.client.group}"] = value
+        own = self.data.client_val_batches(run.client.id)
+        for name, value in self.worker.evaluate(own or self.data.val_batches(), "val").items():
+            run.metrics[f"val/{name}_local{when}_{run.client.group}"] = value
+            if own:
+                work.measured[name + when] = value
 
     def _values(self, names: Mapping[str, None]) -> Params:
         """A copy of some tensors of the module, on the CPU."""

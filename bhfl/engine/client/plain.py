@@ -67,8 +67,6 @@ class PlainWorker:
         """Buffers that are never saved."""
         self.tied = _tied(self.module)
         """The other names of tensors that have several."""
-        self.num_measured = 0
-        """Samples of the last evaluation."""
 
     def state(self) -> dict[str, Tensor]:
         """The module's state by name, tied tensors once."""
@@ -187,15 +185,15 @@ class PlainWorker:
         seed_globals(0, self.device)
         self.module.eval()
         sums: dict[str, float] = {}
-        self.num_measured = 0
+        measured = 0
         for index, batch in enumerate(self.on_device(batches)):
             size = num_samples(batch)
-            self.num_measured += size
+            measured += size
             found = call_step(getattr(self.module, STEPS[stage]), batch, index)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + size * float(value)
         self.train_mode()
-        return {name: total / self.num_measured for name, total in sums.items()}
+        return {name: total / measured for name, total in sums.items()}
 
 
 def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator[int]:

@@ -108,7 +108,6 @@ class Worker(PlainWorker):
             for batch, output in self._passed(hook, step, batches, logged):
                 returned.observe(batch)
                 returned.log_dict(_numbers(output))
-        self.num_measured = logged.num_examples
         # what is logged comes last, and counts more than what is returned by the same name
         means = [*returned.means().items(), *logged.means().items()]
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
