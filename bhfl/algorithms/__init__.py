@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
     from bhfl.algorithms.adaquantfl import AdaQuantFL
+    from bhfl.algorithms.clipped import ClippedMean
     from bhfl.algorithms.ditto import Ditto
     from bhfl.algorithms.fedavg import FedAvg
     from bhfl.algorithms.fedcom import FedCOM
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from bhfl.algorithms.moon import MOON
     from bhfl.algorithms.personal import FedBN, FedPer, FedRep
     from bhfl.algorithms.prowd.prowd import ProWD
-    from bhfl.algorithms.robust import ClippedMean, GeometricMedian, Krum, Median, TrimmedMean
+    from bhfl.algorithms.robust import GeometricMedian, Krum, Median, TrimmedMean
     from bhfl.algorithms.scaffold import SCAFFOLD
 
 _HOMES = {
     "AdaQuantFL": "adaquantfl",
-    "ClippedMean": "robust",
+    "ClippedMean": "clipped",
     "Ditto": "ditto",
     "FedAvg": "fedavg",
     "FedBN": "personal",

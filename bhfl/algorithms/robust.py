@@ -1,17 +1,15 @@
-"""Rules that a few wild clients cannot move: median, trimmed mean, Krum, geometric median,
-clipping.
+"""Rules that a few wild clients cannot move: median, trimmed mean, Krum, geometric median.
 
-All but clipping need all updates of a round at once, and each process keeps them as they were sent,
-packed at their bits; when the round ends they are decoded, codes at one or two bytes each, and read
-in chunks of rows. A client counts as one, whatever its number of samples, for a wild one could
+They need all updates of a round at once, and each process keeps them as they were sent, packed at
+their bits; when the round ends they are decoded, codes at one or two bytes each, and read in chunks
+of rows. A client counts as one, whatever its number of samples, for a wild one could
 claim any. Running statistics of BatchNorm are averaged by the engine as ever.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bhfl.checks import checked, count, or_none, positive, within
+from bhfl.algorithms.rules import Rule
+from bhfl.checks import checked, count, positive, within
 from bhfl.comm import decode, float_tensors
-from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, Context
 from bhfl.engine.processes import gather
-from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors, Update
 from bhfl.quant import QuantizedTensor
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 15
 """Entries of each update that are looked at together, about."""
-_INSIDE = ":inside"
-"""Name of what tells whether a client's move was within the bound; no module has such a one."""
 
 
 class Updates:
@@ -102,15 +98,19 @@ def _rows(value: Tensor | QuantizedTensor, where: slice) -> Tensor:
 class _Kept:
     """Keeps payloads until the round ends."""
 
-    def __init__(self, rule: Robust, like: Params) -> None:
+    def __init__(self, rule: Robust, like: Params, means: Aggregator | None) -> None:
         self.rule = rule
         self.like = like
+        self.means = means
         self.payloads: list[tuple[int, bytes]] = []
 
     def add(self, update: Update, client: Client) -> None:
+        if self.means:
+            self.means.add(float_tensors(update), client)
         self.payloads.append((client.id, update.payload))
 
     def reduce(self, fabric: Fabric) -> Params | None:
+        beside = self.means.reduce(fabric) if self.means else None
         # by id: who trained whom changes nothing
         payloads = sorted(gather(fabric, self.payloads), reverse=True)
         self.payloads = []
@@ -118,11 +118,15 @@ class _Kept:
         while payloads:
             # each is given up as it is decoded, so that both are never there for all of them
             tensors.append(decode(payloads.pop()[1]))
-        return self.rule.combine(Updates(tensors, self.like)) if tensors else None
+        if not tensors:
+            return None
+        return {**(beside or {}), **self.rule.combine(Updates(tensors, self.like))}
 
 
-class Robust(Algorithm, ABC):
-    """FedAvg with another rule in the place of the mean: a subclass defines `combine`."""
+class Robust(Rule, ABC):
+    """Another rule in the place of the mean: a subclass defines `combine`. It is taken of all that
+    clients send, with SCAFFOLD of the moves of control variates too.
+    """
 
     @abstractmethod
     def combine(self, updates: Updates) -> Params:
@@ -137,13 +141,17 @@ class Robust(Algorithm, ABC):
         return update
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
-        """All updates of the round."""
-        return _Kept(self, server.params)
+        """All updates of the round, and what else the server of `client` makes of them."""
+        means = self.client.aggregator(server, clients) if self._adds else None
+        return _Kept(self, dict(self.expected(server)), means)
 
 
 class Median(Robust):
     """The median of each entry (Yin et al., ICML 2018, https://arxiv.org/abs/1803.01498); of an
     even number of clients the mean of the middle two.
+
+    Args:
+        client: See `Rule`.
     """
 
     def combine(self, updates: Updates) -> Params:
@@ -157,12 +165,14 @@ class TrimmedMean(Robust):
 
     Args:
         trim: The share of the clients left out at each end, in [0, 0.5); rounded down.
+        client: See `Rule`.
 
     Raises:
         ValueError: `trim` is out of its range.
     """
 
-    def __init__(self, trim: float = 0.1) -> None:
+    def __init__(self, trim: float = 0.1, client: Algorithm | None = None) -> None:
+        super().__init__(client)
         self.trim = checked("TrimmedMean.trim", trim, within("[0, 0.5)"))
 
     def combine(self, updates: Updates) -> Params:
@@ -179,18 +189,21 @@ class Krum(Robust):
         wild: The number of wild clients in a round that are to be withstood; it takes
             ``2 * wild + 3`` clients.
         chosen: The updates of the best scores, whose mean is taken: 1 is Krum, more multi-Krum.
+        client: See `Rule`.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, ``trainer.min_clients`` lets a
             round through that has too few clients.
     """
 
-    def __init__(self, wild: int = 1, chosen: int = 1) -> None:
+    def __init__(self, wild: int = 1, chosen: int = 1, client: Algorithm | None = None) -> None:
+        super().__init__(client)
         self.wild = checked("Krum.wild", wild, count(1))
         self.chosen = checked("Krum.chosen", chosen, count(1))
 
     def setup(self, context: Context) -> None:
         """There are enough clients in a round."""
+        super().setup(context)
         least = max(2 * self.wild + 3, self.chosen)
         given = context.settings.cohort.min_clients
         if given < least:
@@ -219,12 +232,16 @@ class GeometricMedian(Robust):
     Args:
         steps: How many.
         smoothing: The least distance that is divided by, as a share of the median distance.
+        client: See `Rule`.
 
     Raises:
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, steps: int = 8, smoothing: float = 1e-6) -> None:
+    def __init__(
+        self, steps: int = 8, smoothing: float = 1e-6, client: Algorithm | None = None
+    ) -> None:
+        super().__init__(client)
         self.steps = checked("GeometricMedian.steps", steps, count(1))
         self.smoothing = checked("GeometricMedian.smoothing", smoothing, positive)
 
@@ -243,63 +260,6 @@ class GeometricMedian(Robust):
             inverse = 1 / np.maximum(distances, floor)
             shares = inverse / inverse.sum()
         return updates.mean(shares)
-
-
-class ClippedMean(Algorithm):
-    """FedAvg of moves of bounded length: ``w_{t+1} = w_t + mean_i clip(w_i - w_t)``, which streams.
-
-    With `quantile` the bound follows the moves (Andrew et al., NeurIPS 2021,
-    https://arxiv.org/abs/1905.03871): after each round it becomes ``bound * exp(-rate * (b -
-    quantile))``, with ``b`` the weighted share of clients whose move was within it.
-
-    Args:
-        bound: The largest length of a client's move, over all parameters.
-        quantile: The share of moves that are to be within the bound, in [0, 1]; null for a fixed
-            bound.
-        rate: How fast it follows.
-
-    Raises:
-        ValueError: An argument is out of its range.
-    """
-
-    def __init__(
-        self, bound: float = 1.0, quantile: float | None = None, rate: float = 0.2
-    ) -> None:
-        self.bound = checked("ClippedMean.bound", bound, positive)
-        self.quantile = checked("ClippedMean.quantile", quantile, or_none(within("[0, 1]")))
-        self.rate = checked("ClippedMean.rate", rate, positive)
-
-    def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
-        """The bound."""
-        return {"bound": self.bound}
-
-    def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Params:
-        """The weights at the bound, and whether they were within it."""
-        weights = float_tensors(update)
-        moves = {name: weights[name] - value for name, value in server.params.items()}
-        length = math.sqrt(sum(float(move.double().square().sum()) for move in moves.values()))
-        inside = length <= server.extra["bound"]
-        if not inside:
-            share = server.extra["bound"] / length
-            weights = {name: server.params[name] + share * move for name, move in moves.items()}
-        return {**weights, _INSIDE: torch.tensor(float(inside))}
-
-    def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
-        """Means of both."""
-        return WeightedMean({**server.params, _INSIDE: torch.zeros(())})
-
-    def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
-        """The mean, and the next bound."""
-        mean = {name: aggregate[name] for name in server.params}
-        following = self.apply_mean(server, mean)
-        bound = server.extra["bound"]
-        if self.quantile is not None:
-            bound *= math.exp(-self.rate * (float(aggregate[_INSIDE]) - self.quantile))
-        return replace(following, extra={**following.extra, "bound": bound})
-
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The next bound."""
-        return {"clipping/bound": server.extra["bound"]}
 
 
 def _middle(chunk: np.ndarray, left_out: int) -> np.ndarray:

@@ -240,6 +240,13 @@ class Algorithm(Recorded):
     receives first, goes on from round to round, and is measured in the place of the global one.
     """
 
+    @property
+    def client_half(self) -> Algorithm:
+        """Whose hooks of the client half are called: its own, or those of an algorithm that it is
+        built on.
+        """
+        return self
+
     common: Sequence[str] = ()
     """How the names of those tensors begin that a client keeps and most clients of its round keep
     too, to the bit. They are held and written once for all of them, and not to be changed in place.

@@ -69,7 +69,7 @@ class ServerHooks:
         that.
         """
         hook = self.name("downlink")
-        receives = type(self.algorithm).receive is not Algorithm.receive
+        receives = type(self.algorithm.client_half).receive is not Algorithm.receive
         try:
             check_tensors(hook, tensors, codes=True)
             # where a `receive` takes the message apart, it may hold more than tensors of the model

@@ -193,7 +193,7 @@ class Session:
 
     def _look_at_model(self) -> None:
         """Find out what of the model is whose, and whether every client can be made of it."""
-        algorithm = type(self.algorithm)
+        algorithm = type(self.algorithm.client_half)
         changes = algorithm.client_gradients_ is not Algorithm.client_gradients_
         if changes and not self.module.automatic_optimization:
             raise ValueError(

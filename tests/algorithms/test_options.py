@@ -28,6 +28,7 @@ SOON = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=2, buffer_siz
 OFTEN = Sensitivity(refresh=1)
 BY_CLIENTS = Sensitivity("clients", refresh=1)
 FEW = {"straggler_fraction": 0.9}
+OTHER = algorithms.FedDyn(0.1)
 WIDE = {"features": "net.1"}
 HEAD = {"personal": ("net.5",)}
 HEAD_FIRST = {**HEAD, "head_steps": 1}
@@ -69,13 +70,19 @@ CASES: dict[str, dict[str, Case]] = {
         "personal": (("net.3", "net.5"), HEAD_FIRST, {}),
         "head_steps": (2, HEAD_FIRST, {"local_epochs": 3}),
     },
-    "TrimmedMean": {"trim": (0.3, {}, {})},
-    "Krum": {"wild": (2, {}, MANY), "chosen": (2, {}, MANY)},
-    "GeometricMedian": {"steps": (1, {}, {}), "smoothing": (10.0, {}, {})},
+    "Median": {"client": (OTHER, {}, {})},
+    "TrimmedMean": {"trim": (0.3, {}, {}), "client": (OTHER, {}, {})},
+    "Krum": {"wild": (2, {}, MANY), "chosen": (2, {}, MANY), "client": (OTHER, {}, MANY)},
+    "GeometricMedian": {
+        "steps": (1, {}, {}),
+        "smoothing": (10.0, {}, {}),
+        "client": (OTHER, {}, {}),
+    },
     "ClippedMean": {
         "bound": (0.01, {}, {}),
         "quantile": (0.5, {}, {}),
         "rate": (1.0, {"quantile": 0.5}, {}),
+        "client": (OTHER, {}, {}),
     },
     "AdaQuantFL": {"bits": (4, {}, {}), "max_bits": (2, {}, TWICE), "norm": ("l2", {}, {})},
     "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},
@@ -102,6 +109,7 @@ CASES: dict[str, dict[str, Case]] = {
         "global_models": ("single", {"dequantizer": None}, {}),
         "payload": ("delta", {"dequantizer": None}, {}),
         "delta_ref": ("broadcast", {"dequantizer": None}, {}),
+        "client": (OTHER, {"dequantizer": None, "global_models": "single"}, {}),
     },
     "FedLQ": {
         "payload": ("delta", {}, {}),

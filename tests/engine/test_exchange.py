@@ -16,7 +16,19 @@ import torch
 from torch import nn
 
 import bhfl.algorithms
-from bhfl.algorithms import MOON, FedBN, FedCOMGATE, FedLQ, FedPer, FedRep, Krum, Local, ProWD
+from bhfl.algorithms import (
+    MOON,
+    SCAFFOLD,
+    FedBN,
+    FedCOMGATE,
+    FedLQ,
+    FedPer,
+    FedRep,
+    Krum,
+    Local,
+    Median,
+    ProWD,
+)
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
@@ -220,6 +232,7 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "FedRep": (partial(FedRep, ["net.4"], 1), {}),
     "FedBN": (FedBN, {"norm": "local"}),
     "MOON": (partial(MOON, "net.1"), {}),
+    "Median of SCAFFOLD": (partial(Median, SCAFFOLD()), {}),
     "Krum": (Krum, {"min_clients": 5}),
     "norm local": (
         Algorithm,

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms import Ditto, FedCOMGATE, FedLQ, ProWD
+from bhfl.algorithms import Ditto, FedCOMGATE, FedDyn, FedLQ, Median, ProWD
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import SimulatedNetwork
@@ -225,6 +225,7 @@ CASES: dict[str, dict[str, Any]] = {
         "clients_per_round": 4,
     },
     "own models": {"algorithm": Ditto, "clients_per_round": 4},
+    "median": {"algorithm": partial(Median, FedDyn())},
     "devices": {
         "clients": DEVICES,
         "algorithm": partial(ProWD, Mask(per="group"), None),

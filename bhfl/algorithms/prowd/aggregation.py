@@ -12,7 +12,7 @@ from bhfl.algorithms.prowd.moves import LowMove, MoveReader, count
 from bhfl.algorithms.prowd.options import Mask
 from bhfl.algorithms.prowd.selection import certified_select
 from bhfl.algorithms.prowd.sums import SelectiveSum
-from bhfl.comm import decode
+from bhfl.comm import decode, float_tensors
 from bhfl.engine.aggregate import Flattener, WeightedMean
 from bhfl.engine.processes import gather
 from bhfl.engine.sums import all_reduce_sum
@@ -40,6 +40,8 @@ class Selected:
     """Weights of a few clients of the highest group, in the order of their ids."""
     num_clients: int
     """Clients whose updates came in, over all processes."""
+    beside: Params = field(default_factory=dict)
+    """The means of all that clients sent, where asked for."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -55,6 +57,7 @@ class SelectiveMean:
         past_move: The high-bit move of an earlier round, for a round without a high-bit client; or
             None.
         pool_size: High-bit clients whose weights are handed back.
+        beside: Takes all that clients send, in float32; None where weights are all.
     """
 
     reader: MoveReader
@@ -62,6 +65,7 @@ class SelectiveMean:
     mask: Mask | None
     past_move: Params | None
     pool_size: int
+    beside: Any = None
 
     def __post_init__(self) -> None:
         self.coarse = self.mask.coarse if self.mask else None
@@ -74,9 +78,13 @@ class SelectiveMean:
     def expect(self, cohort: Sequence[Client]) -> None:
         """One grid for the sums of high-bit and of low-bit clients, which are merged."""
         self.high.expect(cohort)
+        if self.beside:
+            self.beside.expect(cohort)
 
     def add(self, update: Any, client: Client) -> None:
         """A high-bit client's weights, or a low-bit client's update, whose payload is kept."""
+        if self.beside:
+            self.beside.add(float_tensors(update), client)
         if client.bits != self.top:
             # as it came, an update waits at the client's bits and not at 32
             self.file.write(update.payload)
@@ -94,6 +102,7 @@ class SelectiveMean:
         masks.
         """
         start = self.reader.start
+        beside = self.beside.reduce(fabric) if self.beside else None
         high = self.high.reduce(fabric)
         own_move = None if high is None else {name: high[name] - start[name] for name in high}
         move = self.past_move if own_move is None else own_move
@@ -111,6 +120,7 @@ class SelectiveMean:
             move=own_move,
             pool=self._pooled(fabric),
             num_clients=num_clients,
+            beside=beside or {},
             metrics=dict(sorted(means(tags for _, tags in _sorted(fabric, found, 1)).items())),
         )
 

@@ -15,6 +15,7 @@ from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
 from bhfl.algorithms.prowd.finetune import FineTuning
 from bhfl.algorithms.prowd.moves import MoveReader
 from bhfl.algorithms.prowd.options import Dequantizer, Mask
+from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, choice, options
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
@@ -24,7 +25,7 @@ from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
 
 
-class ProWD(Algorithm):
+class ProWD(Rule):
     """Progressive weight dequantisation and selective weight aggregation.
 
     A trainable dequantizer raises low-bit weights to float32 before they are averaged; a mask keeps
@@ -45,6 +46,8 @@ class ProWD(Algorithm):
             the broadcast weights at its bits, the move being added to them (``dequant_start``), so
             that rounding the broadcast is no part of the average; or the ``broadcast`` weights, its
             own weights being averaged as they are.
+        client: Whose client half trains, see `bhfl.algorithms.rules.Rule`; null for FedAvg's. What
+            it sends besides weights is averaged without masks.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do
@@ -58,7 +61,15 @@ class ProWD(Algorithm):
         global_models: Literal["single", "dual"] = "dual",
         payload: Literal["weights", "delta"] = "weights",
         delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
+        client: Algorithm | None = None,
     ) -> None:
+        super().__init__(client)
+        self.is_composed = client is not None
+        if client is not None and (global_models, payload) != ("single", "weights"):
+            raise ValueError(
+                "ProWD.client needs ProWD.global_models: single and ProWD.payload: weights, got "
+                f"{global_models} and {payload}"
+            )
         self.mask = checked("ProWD.mask", mask, options(Mask, optional=True))
         self.dequantizer = checked(
             "ProWD.dequantizer", dequantizer, options(Dequantizer, optional=True)
@@ -71,10 +82,16 @@ class ProWD(Algorithm):
                 "ProWD.dequantizer learns from weights and must be null with ProWD.payload: delta"
             )
 
+    @property
+    def client_half(self) -> Algorithm:
+        """That of `client`, or its own, which may send moves."""
+        return super().client_half if self.is_composed else self
+
     # ---- setting up ------------------------------------------------------------------------------
 
     def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """Find the high-bit group, whose clients send weights."""
+        super().prepare(module, clients)
         self.devices = {client.bits: client.devices for client in one_of_each(clients)}
         self.top = max(self.devices, key=lambda group: precision(self.devices[group].spec))
 
@@ -85,6 +102,7 @@ class ProWD(Algorithm):
             ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
                 held-out data.
         """
+        super().setup(context)
         top = self.devices[self.top].spec.sent_bits
         others = []
         for group, devices in self.devices.items():
@@ -143,6 +161,7 @@ class ProWD(Algorithm):
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """No high-bit move yet; the identity for a dequantizer."""
         return {
+            **super().init_server(params, clients),
             "move": None,
             "low": params if self.global_models == "dual" else None,
             "pool": [],
@@ -154,7 +173,8 @@ class ProWD(Algorithm):
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The client's global model."""
-        return self.group_params(server, client.bits)
+        params = self.group_params(server, client.bits)
+        return super().downlink(replace(server, params=params), client)
 
     def group_params(self, server: ServerState, group: str) -> Params:
         """The selective aggregate, or with ``dual`` the plain one for low-bit groups."""
@@ -185,6 +205,7 @@ class ProWD(Algorithm):
         self, server: ServerState, cohort: Sequence[Client], context: Context
     ) -> ServerState:
         """Fine-tune the dequantizer where that is due, on the weights of earlier rounds."""
+        server = super().begin_round(server, cohort, context)
         if self.tuning is None or not (steps := self.tuning.num_steps(server.round)):
             return server
         statistics = server.buffers["statistics"]
@@ -220,6 +241,7 @@ class ProWD(Algorithm):
             self.mask,
             past_move=move["params"] if fresh else None,
             pool_size=self.tuning.options.pool_size if self.tuning else 0,
+            beside=self.client.aggregator(server, clients) if self._adds else None,
         )
 
     def server_update(
@@ -239,7 +261,8 @@ class ProWD(Algorithm):
         extra["published_MB"] += published / 1e6
         metrics = {**aggregate.metrics, **server.metrics}
         metrics["comm/downlink_published_MB"] = extra["published_MB"]
-        return self.apply_mean(replace(server, extra=extra, metrics=metrics), aggregate.params)
+        state = replace(server, extra=extra, metrics=metrics)
+        return self.client.server_update(state, {**aggregate.beside, **aggregate.params}, rng)
 
 
 def published_downlink_bytes(params: Params) -> int:

@@ -90,8 +90,8 @@ class LocalClients:
         store: ClientStore,
     ) -> None:
         self.worker = worker
-        self.algorithm = algorithm
-        self.hooks = ClientHooks(algorithm, own.first)
+        self.algorithm = algorithm.client_half
+        self.hooks = ClientHooks(self.algorithm, own.first)
         self.fleet = fleet
         self.data = data
         self.own = own
