@@ -16,6 +16,11 @@ hear_interrupts()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# A machine that loses its power is not tested, and to wait for its disk took a third of the time of
+# short runs. Processes that tests start still wait.
+os.fsync = lambda file: None
+
+
 def pytest_collection_finish() -> None:
     """What was imported and collected stays to the end: no later collection has to look through
     millions of objects for garbage again.

@@ -74,6 +74,8 @@ def fit(
         "logger": False,
         "default_root_dir": str(folder),
         "devices": 1,
+        # to try another order of memory takes longer than a round, and is tested by itself
+        "channels_last": False,
         **options,
     }
     trainer = FederatedTrainer(clients or {8: 2, 32: 2}, algorithm, **settings)

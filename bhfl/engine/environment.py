@@ -84,11 +84,17 @@ def git(folder: Path) -> Mapping[str, Any] | None:
     """The commit that a folder is at, and whether files that git knows were changed since; None
     where there is no git, or no repository.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+    told = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+    if told is None:
+        # of a large tree, what was changed may take too long to find
+        commit = _git(folder, "rev-parse", "HEAD")
+        return None if commit is None else {"commit": commit, "changed": None}
+    # lines of the branch come first, such as "# branch.oid 346b00a..."
+    lines = told.splitlines()
+    commit = lines[0].removeprefix("# branch.oid ")
+    if commit == "(initial)":
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": None if changed is None else bool(changed)}
+    return {"commit": commit, "changed": not lines[-1].startswith("# ")}
 
 
 def _git(folder: Path, *command: str) -> str | None:

@@ -8,6 +8,7 @@ import json
 import random
 import threading
 import warnings
+from functools import partial
 
 import lightning as L
 import numpy as np
@@ -24,9 +25,12 @@ from bhfl.engine.client.layout import Layout
 from bhfl.engine.formats import agree_on_format
 from bhfl.engine.trainer import TooFewClientsError
 from bhfl.quant.memory_format import has_usual_strides
-from tests.federation import Client, fake, fit, same
+from tests import federation
+from tests.federation import Client, fake, same
 
 FABRIC = Fabric(accelerator="cpu", devices=1)
+
+fit = partial(federation.fit, channels_last="auto")
 
 
 def batch():

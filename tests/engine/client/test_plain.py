@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bhfl.engine.client.plain import _size
+from bhfl.engine.client.plain import num_samples
 
 X, Y = torch.zeros(6, 3), torch.zeros(6)
 
@@ -14,4 +14,4 @@ X, Y = torch.zeros(6, 3), torch.zeros(6)
     "batch", [X, [X, Y], {"x": X, "y": Y}, {"id": "abc", "x": X}, {"views": [X, X], "y": Y}, (X,)]
 )
 def test_a_batch_has_as_many_samples_as_its_first_tensor_has_rows(batch: Any) -> None:
-    assert _size(batch) == 6
+    assert num_samples(batch) == 6
