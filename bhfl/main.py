@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "measure a model on the test split, by bit group",
     "predict": "write what a model predicts of the test split to a file: CSV or NumPy",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
+    "profile": "tell what a round costs each bit group: FLOPs, memory, seconds, bytes, by layer",
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
     "sweep": "run a matrix of methods, settings and seeds: what is missing, a few runs at a time",
     "report": "compare runs: tables, CSV and one page with all pictures",
@@ -38,6 +39,7 @@ examples:
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
   bhfl predict --config runs/NAME/version_0/config.yaml --ckpt_path best --out predictions.csv
   bhfl analyze --config runs/NAME/version_0/config.yaml --ckpt_path last  its layers: table, CSV and picture
+  bhfl profile --config digits/fedavg                                     what a fleet costs, before it trains
   bhfl export --config runs/NAME/version_0/config.yaml --ckpt_path best   its files for others, with a card
   bhfl sweep digits/sweeps/demo --jobs 2                                  several methods over seeds, and a report
   bhfl report runs --target 0.9                                           all runs side by side

@@ -1,4 +1,4 @@
-"""What the command line does besides training and measuring: `predict`, `analyze`, `export`."""
+"""What the command line does besides training and measuring: predict, analyze, profile, export."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,18 +78,52 @@ class CommandTrainer(FederatedTrainer):
         # before the picture, which needs a package that may not be there
         write_csv(found.rows, folder / "layers.csv")
         print(folder / "layers.csv")
-        try:
-            draw(found.rows, folder / "layers.png", found.title)
-            print(folder / "layers.png")
-        except ImportError as error:
-            say(f"note: no picture is drawn: {error}")
+        _drawn(lambda: draw(found.rows, folder / "layers.png", found.title), folder / "layers.png")
 
-    def _folder(self, run: Path | None) -> Path:
-        """The folder that an analysis is written to by default."""
+    def _folder(self, run: Path | None, name: str = "analysis") -> Path:
+        """The folder that an analysis or a profile is written to by default."""
         if run is not None:
-            return subfolder(run, "analysis")
-        places = (self.root / f"analysis_{n}" for n in count())
+            return subfolder(run, name)
+        places = (self.root / f"{name}_{n}" for n in count())
         return next(place for place in places if not place.exists())
+
+    def profile(
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        out: str | Path | None = None,
+        steps: int = 5,
+        repeats: int = 3,
+    ) -> None:
+        """What a round costs a client of each bit group before anything is trained, in all and
+        layer by layer: parameters, FLOPs, memory, seconds of a step, bytes up and down, and energy
+        where the machine counts it. A table, ``profile.csv``, and ``profile.png`` where matplotlib
+        is installed.
+
+        Args:
+            model: Any LightningModule that can be trained.
+            datamodule: Data as for `fit`.
+            out: Folder to write to; by default a new one, ``<default_root_dir>/<name>/profile_N``.
+            steps: Training steps of the shorter of two measurements; the longer one has twice as
+                many.
+            repeats: How often both are measured; the median counts.
+
+        Raises:
+            ValueError: `out` is no path.
+        """
+        from bhfl.analysis import profile
+        from bhfl.report.profile import draw, table, write_csv
+
+        chosen = user_option("out", out)
+        found = profile(self, model, datamodule, steps=steps, repeats=repeats)
+        folder = chosen or self._folder(None, "profile")
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{found.title}\n\n{table(found.rows)}\n")
+        write_csv(found.rows, folder / "profile.csv")
+        print(folder / "profile.csv")
+        _drawn(
+            lambda: draw(found.rows, folder / "profile.png", found.title), folder / "profile.png"
+        )
 
     def predict(
         self,
@@ -155,6 +189,15 @@ class CommandTrainer(FederatedTrainer):
             share = f"{file.num_bytes / file.float_bytes:.3f} of float32"
             print(f"{made.folder / file.file}  {file.num_bytes:,} bytes, {share}")
         print(made.card)
+
+
+def _drawn(draw: Callable[[], None], path: Path) -> None:
+    """Draw a picture and say where it is, or why there is none."""
+    try:
+        draw()
+        print(path)
+    except ImportError as error:
+        say(f"note: no picture is drawn: {error}")
 
 
 @contextmanager

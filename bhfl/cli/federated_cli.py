@@ -29,7 +29,7 @@ from bhfl.files import write_text
 from bhfl.recorded import UNWRITTEN
 from bhfl.settings import DATA_ROLES, Role
 
-_SILENT = ("predict", "analyze", "export")
+_SILENT = ("predict", "analyze", "profile", "export")
 """Commands of which no callback tells."""
 
 
@@ -206,8 +206,8 @@ class FederatedCLI(LightningCLI):
         ``config.yaml`` is used.
         """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
-        which = arguments["ckpt_path"]
-        if which is None and subcommand not in ("fit", "export"):
+        which = arguments.get("ckpt_path")
+        if which is None and subcommand not in ("fit", "profile", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
         if is_word(which):
             for layer in self.layers:

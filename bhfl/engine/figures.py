@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bhfl.comm import decode, encoded_bytes
 from bhfl.tags import ACCURACIES
 
 WAYS = ("uplink_bytes", "downlink_bytes")
@@ -68,3 +69,14 @@ def _figure(value: float | None, metric: str) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if metric in ACCURACIES else f"{value:.4g}"
+
+
+def tensor_bytes(payload: bytes) -> dict[str, int]:
+    """The bytes of a payload by tensor, each with its part of the header; none of an empty one."""
+    if not payload:
+        return {}
+    empty = encoded_bytes({})
+    found = {}
+    for name, tensor in decode(payload).items():
+        found[name] = encoded_bytes({name: tensor}) - empty
+    return found

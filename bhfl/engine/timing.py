@@ -58,7 +58,7 @@ class Timing:
             return
         keys = RandomKeys(self.settings.cohort.seed, 0, client.id)
         batch = next(iter(data.client_batches(client.id, keys, 0)))
-        with _without_fused_kernels(), FlopCounterMode(display=False) as counter:
+        with without_fused_kernels(), FlopCounterMode(display=False) as counter:
             worker.evaluate([batch], "val")
         recorder = Recorder()
         recorder.observe(batch)
@@ -152,7 +152,7 @@ class Timing:
 
 
 @contextmanager
-def _without_fused_kernels() -> Iterator[None]:
+def without_fused_kernels() -> Iterator[None]:
     """Recurrent layers and attention by products one by one: those in one kernel are not
     counted.
     """

@@ -853,3 +853,17 @@ def test_predictions_are_written(bhfl: Command, run: Path, tmp_path: Path) -> No
     code, _, err = bhfl(*words)
     told = "error: predict needs a file to write: --out predictions.csv, or .npz\n"
     assert (code, err) == (2, told)
+
+
+def test_a_profile_is_printed_and_written(bhfl: Command, tmp_path: Path) -> None:
+    words = ("profile", "--config", "tiny.yaml", "--steps", "1", "--repeats", "1")
+    code, out, err = bhfl(*words)
+    assert (code, err) == (0, "")
+    assert "\ngroup " in out
+    assert "\nint8, layer by layer\n" in out
+    for name in ("profile.csv", "profile.png"):
+        assert (tmp_path / "runs" / "tiny" / "profile_0" / name).exists()
+    assert bhfl(*words, "--out", "")[::2] == (
+        2,
+        "error: out must be a path: a path must not be empty, got ''\n",
+    )

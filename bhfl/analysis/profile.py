@@ -1,0 +1,309 @@
+"""What a round costs each bit group before anything is trained, in all and layer by layer: one
+client of each group trains a little, on this machine and by the method that is meant.
+
+One row a layer and group, one of what belongs to no layer, and one of the group, whose layer is
+`ALL`, of plain values:
+
+    group, layer, kind, bits   names; the bits are the layer's own
+    parameters                 their number
+    low_share                  share of the parameters that are computed with below 32 bits
+    flops                      FLOPs of a forward pass of one sample
+    kept_bytes                 what is kept of a batch for the backward pass: activations, their
+                               masks, and weights as the layer computes with them
+    step_seconds               a training step on this machine, with the group's backend; of a layer
+                               its forward and backward pass alone
+    uplink_bytes               what the client sends in a round, and
+    downlink_bytes             what it is sent; in all, the whole payload with its header
+    step_joules                energy of a step, of all packages of the processor; there only where
+                               the machine counts it
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+from torch.utils.flop_counter import FlopCounterMode
+
+from bhfl.analysis.energy import POWERCAP, EnergyMeter
+from bhfl.analysis.probes import REST, Watch, layer_seconds, layers_of
+from bhfl.checks import checked, count, refuse
+from bhfl.engine.client.plain import num_samples
+from bhfl.engine.client.store import ClientStore
+from bhfl.engine.coordinator import Coordinator
+from bhfl.engine.devices import FLOAT
+from bhfl.engine.exchange import Clients, Measured, Reply, Task, Verdict
+from bhfl.engine.figures import tensor_bytes
+from bhfl.engine.formats import with_format
+from bhfl.engine.random import RandomKeys
+from bhfl.engine.session import Session
+from bhfl.engine.timing import without_fused_kernels
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.types import Client, FederatedData
+from bhfl.quant import quant_layers
+
+ALL = "(all)"
+"""The layer of a group's own row."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a fleet costs."""
+
+    rows: list[Row]
+    """See `bhfl.analysis.profile` for the columns, `bhfl.report.profile` for tables."""
+    title: str
+    """What they are of, in words."""
+
+
+def profile(
+    trainer: FederatedTrainer,
+    model: L.LightningModule,
+    datamodule: FederatedData,
+    *,
+    steps: int = 5,
+    repeats: int = 3,
+    powercap: Path = POWERCAP,
+) -> Profile:
+    """Measure one client of each bit group: its layers, its steps, its bytes. Nothing is written,
+    and the model is left with the weights that it had.
+
+    Args:
+        trainer: Whose options, fleet and algorithm are meant.
+        model: Any LightningModule that can be trained; FLOPs are those of its validation_step.
+        datamodule: Data as for `fit`.
+        steps: Training steps of the shorter of two measurements; the longer one has twice as many,
+            and what it takes more is the time of so many steps.
+        repeats: How often both are measured; the median counts.
+        powercap: Where the machine shows its counters of energy.
+
+    Raises:
+        ValueError: An option is out of its range, the run has several processes, or model, data,
+            algorithm and fleet do not fit together.
+        RuntimeError: A client cannot train.
+    """
+    checked("steps", steps, count(1))
+    checked("repeats", repeats, count(1))
+    if trainer.fabric.world_size > 1:
+        devices = trainer.settings.machine.devices
+        refuse([f"profile runs in one process: devices must be 1, got {devices!r}"])
+    meter = EnergyMeter(powercap)
+    with Session.opened(trainer, model, datamodule, "fit") as session:
+        with tempfile.TemporaryDirectory() as folder:
+            session.store = ClientStore(Path(folder))
+            rows = _Bench(session, steps, repeats, meter).rows()
+        name = type(session.module).__name__
+        session.tear_down()
+    method = type(trainer.algorithm).__name__
+    threads = trainer.settings.machine.threads
+    words = f"{threads} thread{'s' * (threads > 1)}"
+    return Profile(rows, f"{name} by {method}, {words} on {trainer.fabric.device.type}")
+
+
+class _Short:
+    """Clients that make a few steps alone; what crosses to them and back is taken down."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self.steps = 1
+        self.saves_in_int8 = True
+        self.sent = b""
+        self.reply: Reply | None = None
+
+    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
+        """The replies, each kept until the next one."""
+        for reply in self.clients.train(map(self._shortened, tasks)):
+            self.reply = reply
+            yield reply
+
+    def _shortened(self, task: Task) -> Task:
+        self.sent = task.downlink
+        assert task.training is not None
+        lean = task.training.save_in_int8 and self.saves_in_int8
+        training = replace(task.training, local_steps=self.steps, save_in_int8=lean)
+        return replace(task, training=training)
+
+    def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
+        """What the clients' own models are worth."""
+        return self.clients.evaluate(tasks)
+
+    def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
+        """End a round."""
+        self.clients.close(round, verdicts)
+
+
+class _Bench:
+    """Measures one client of each group.
+
+    Args:
+        session: Opened for a fit.
+        steps: See `profile`.
+        repeats: See `profile`.
+        meter: The machine's counters of energy.
+    """
+
+    def __init__(self, session: Session, steps: int, repeats: int, meter: EnergyMeter) -> None:
+        self.session = session
+        self.steps = steps
+        self.repeats = repeats
+        self.meter = meter
+        worker = session.worker
+        if session.timing:
+            session.timing.measure_(worker, session.data)
+        session.server = with_format(
+            session.server, session.settings, worker, session.fleet, session.data
+        )
+        self.short = _Short(session.clients)
+        session.clients = self.short
+        self.measured = self._first_of_groups()
+        sampled = {client.id: client for client in [*session.cohort(0), *self.measured]}
+        self.cohort = [sampled[id] for id in sorted(sampled)]
+        self.started = session.begin_round(session.server, self.cohort)
+        self.layers = layers_of(session.module)
+        self.low = dict(quant_layers(session.module))
+        self.flops = self._flops()
+
+    def rows(self) -> list[Row]:
+        """The rows of all groups, in the fleet's order; groups without samples are left out."""
+        found: list[Row] = []
+        for client in self.measured:
+            found += self._of(client)
+        return found
+
+    def _first_of_groups(self) -> list[Client]:
+        """The first client of each group that has samples."""
+        fleet = self.session.fleet
+        found = []
+        for ids in fleet.members.values():
+            found += [fleet[id] for id in ids if fleet[id].num_examples][:1]
+        return found
+
+    # ---- one group -------------------------------------------------------------------------------
+
+    def _of(self, client: Client) -> list[Row]:
+        self._train(client, 1)
+        watch = self._watched(client)
+        seconds, joules = self._timed(client)
+        assert self.short.reply is not None
+        sent = {
+            "uplink_bytes": self._bytes(self.short.reply.payload or b""),
+            "downlink_bytes": self._bytes(self.short.sent),
+        }
+        rows = []
+        for name, layer in self.layers.items():
+            row = self._layer_row(client, name, layer, watch)
+            rows.append(row | {key: sizes.get(name, 0) for key, sizes in sent.items()})
+        whole = self._whole_row(client, rows, watch)
+        whole["step_seconds"] = seconds
+        whole["uplink_bytes"] = len(self.short.reply.payload or b"")
+        whole["downlink_bytes"] = len(self.short.sent)
+        rest = {**whole, "layer": REST, "kind": "", "low_share": 0.0, "step_seconds": math.nan}
+        for key in ("parameters", "flops", "kept_bytes"):
+            rest[key] -= sum(row[key] for row in rows)
+        rest |= {key: sizes.get(REST, 0) for key, sizes in sent.items()}
+        rows.append(rest)
+        if self.meter:
+            rows = [{**row, "step_joules": math.nan} for row in rows]
+            whole["step_joules"] = joules
+        return [*rows, whole]
+
+    def _whole_row(self, client: Client, rows: list[Row], watch: Watch) -> Row:
+        module = self.session.module
+        total = sum(p.numel() for p in module.parameters())
+        low = sum(row["low_share"] * row["parameters"] for row in rows)
+        row: Row = {"group": client.group, "layer": ALL, "kind": type(module).__name__}
+        row["bits"] = client.spec.label
+        row["parameters"] = total
+        row["low_share"] = low / max(total, 1)
+        row["flops"] = self.flops.get(ALL, 0)
+        row["kept_bytes"] = sum(watch.kept.values())
+        return row
+
+    def _layer_row(self, client: Client, name: str, layer: Any, watch: Watch) -> Row:
+        size = sum(p.numel() for p in layer.parameters(recurse=False))
+        row: Row = {"group": client.group, "layer": name}
+        row["kind"] = type(layer).__name__.removeprefix("Quant")
+        spec = client.devices.spec_of(f"{name}.weight") if name in self.low else FLOAT.spec
+        row["bits"] = spec.label
+        row["parameters"] = size
+        is_low = name in self.low and spec.weights < 32
+        row["low_share"] = layer.weight.numel() / size if is_low else 0.0
+        row["flops"] = self.flops.get(name, 0)
+        row["kept_bytes"] = watch.kept.get(name, 0)
+        row["step_seconds"] = math.nan
+        if name in watch.inputs:
+            with self.session.fabric.autocast():
+                row["step_seconds"] = layer_seconds(layer, watch.inputs[name], 3 * self.repeats)
+        return row
+
+    def _train(self, client: Client, steps: int) -> float:
+        """Seconds of a client's first round, cut to so many steps."""
+        self.short.steps = steps
+        coordinator = Coordinator(self.session, self.started, self.cohort)
+        coordinator.mine = [client]
+        (record,) = coordinator.records([])
+        # nothing is kept: each round is the first
+        self.short.close(self.started.round + 1, {})
+        if record.status in ("failed", "rejected"):
+            raise RuntimeError(
+                f"client {client.id} of group {client.group} {record.status}: {record.reason}"
+            )
+        assert self.short.reply is not None
+        return self.short.reply.seconds
+
+    def _timed(self, client: Client) -> tuple[float, float]:
+        """Seconds and joules of a step."""
+        found = []
+        before = self.meter.read()
+        for _ in range(self.repeats):
+            short = self._train(client, self.steps)
+            found.append((self._train(client, 2 * self.steps) - short) / self.steps)
+        joules = self.meter.joules(before, self.meter.read())
+        return max(median(found), 0.0), joules / (3 * self.steps * self.repeats)
+
+    def _watched(self, client: Client) -> Watch:
+        """One step, watched layer by layer; the module then stands as the client's."""
+        self.short.saves_in_int8 = False
+        try:
+            with Watch(self.session.module).open() as watch:
+                self._train(client, 1)
+        finally:
+            self.short.saves_in_int8 = True
+        return watch
+
+    def _flops(self) -> dict[str, int]:
+        """FLOPs of a forward pass of one sample in float32, by layer and in all."""
+        session = self.session
+        client = self.measured[0]
+        session.worker.begin(session.server)
+        session.worker.load_global(session.global_model(), FLOAT)
+        keys = RandomKeys(session.settings.cohort.seed, 0, client.id)
+        batch = next(iter(session.data.client_batches(client.id, keys, 0)))
+        counter = FlopCounterMode(display=False)
+        with without_fused_kernels(), counter, Watch(session.module, counter).open() as watch:
+            session.worker.evaluate([batch], "val")
+        size = num_samples(batch)
+        found = {name: flops // size for name, flops in watch.flops.items()}
+        return {**found, ALL: counter.get_total_flops() // size}
+
+    def _bytes(self, payload: bytes) -> dict[str, int]:
+        """Bytes of a payload by layer, each with its part of the header."""
+        found: dict[str, int] = {}
+        for name, size in tensor_bytes(payload).items():
+            layer = self._layer_of(name)
+            found[layer] = found.get(layer, 0) + size
+        return found
+
+    def _layer_of(self, tensor: str) -> str:
+        """The layer that a tensor is of, whatever a method puts before its name."""
+        owner = tensor.rpartition(".")[0]
+        fitting = [n for n in self.layers if re.search(rf"(?<!\w){re.escape(n)}$", owner)]
+        return max(fitting, key=len, default=REST)

@@ -1,0 +1,182 @@
+"""What a fleet costs before it trains: against what a run then sends, and what is known by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bhfl.algorithms import SCAFFOLD
+from bhfl.analysis import profile
+from bhfl.analysis.energy import EnergyMeter
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.report.profile import draw, table, write_csv
+from tests.engine.hand_made import HandMade, Module, points
+from tests.federation import fit
+
+FLEET = [{"bits": 4, "count": 1, "layers": {"net.2": 8}}, {"bits": 32, "count": 2}]
+
+
+def data() -> HandMade:
+    parts = [points(8), points(0, seed=1), points(8, seed=2)]
+    return HandMade(parts, held_out=points(4, seed=9))
+
+
+class SGD(Module):
+    """Optimised as SCAFFOLD wants it."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(folder: Path, **options: Any) -> FederatedTrainer:
+    options = {"logger": False, "devices": 1, "default_root_dir": str(folder), **options}
+    return FederatedTrainer(FLEET, SCAFFOLD(), monitor="train/loss", mode="min", **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The rows by group and layer, and the model before and after."""
+    folder = tmp_path_factory.mktemp("profile")
+    module = SGD()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found = profile(
+        trainer(folder), module, data(), steps=1, repeats=1, powercap=folder / "nowhere"
+    )
+    assert not list(folder.iterdir())
+    rows = {(row["group"], row["layer"]): row for row in found.rows}
+    return found, rows, before, module.state_dict()
+
+
+def test_the_bytes_are_those_of_a_run(made: Any, tmp_path: Path) -> None:
+    run = fit(
+        tmp_path, SCAFFOLD(), FLEET, SGD, data(), max_rounds=1, monitor="train/loss", mode="min"
+    ).run
+    _, rows, _, _ = made
+    for group in ("int4", "float32"):
+        # the second client has no samples, and is sent nothing
+        for way in ("uplink_bytes", "downlink_bytes"):
+            assert rows[group, "(all)"][way] == run.ledger.by_group[group][way]
+            parts = [row[way] for (its, layer), row in rows.items() if its == group]
+            header = rows[group, "(all)"][way] - (sum(parts) - rows[group, "(all)"][way])
+            assert 0 < header < 200
+
+
+def test_layers_have_their_own_bits_and_parameters(made: Any) -> None:
+    _, rows, _, _ = made
+    assert [rows["int4", name]["bits"] for name in ("net.0", "net.2")] == ["int4", "int8"]
+    assert rows["float32", "net.0"]["bits"] == "float32"
+    for group in ("int4", "float32"):
+        sizes = [
+            rows[group, name]["parameters"] for name in ("net.0", "net.2", "(others)", "(all)")
+        ]
+        assert sizes == [6 * 7 + 7, 7 * 3 + 3, 0, 73]
+    assert rows["int4", "net.0"]["low_share"] == 42 / 49
+    assert rows["int4", "(all)"]["low_share"] == 63 / 73
+    assert rows["float32", "(all)"]["low_share"] == 0
+
+
+def test_flops_and_memory_are_those_that_are_known(made: Any) -> None:
+    _, rows, _, _ = made
+    for group in ("int4", "float32"):
+        assert rows[group, "net.0"]["flops"] == 2 * 6 * 7
+        assert rows[group, "(all)"]["flops"] == 2 * (6 * 7 + 7 * 3)
+    # a batch of four samples: a linear layer keeps its input
+    assert rows["float32", "net.0"]["kept_bytes"] == 4 * 6 * 4
+    # and where it is quantised more, such as the weights that it computes with
+    assert rows["int4", "net.0"]["kept_bytes"] > 4 * 6 * 4
+    for group in ("int4", "float32"):
+        for name in ("net.0", "net.2"):
+            assert 0 < rows[group, name]["step_seconds"] < 1
+
+
+def test_nothing_is_left_behind(made: Any) -> None:
+    found, _, before, after = made
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert found.title == "SGD by SCAFFOLD, 1 thread on cpu"
+    assert "step_joules" not in found.rows[0]
+
+
+def test_it_is_told_written_and_drawn(made: Any, tmp_path: Path) -> None:
+    found = made[0]
+    text = table(found.rows)
+    assert text.splitlines()[0].split()[:2] == ["group", "bits"]
+    assert "int4, layer by layer" in text
+    assert "step J" not in text
+    write_csv(found.rows, tmp_path / "profile.csv")
+    head, *lines = (tmp_path / "profile.csv").read_text().splitlines()
+    assert head.startswith("group,layer,kind,bits,parameters,low_share,flops,kept_bytes,")
+    assert len(lines) == len(found.rows) == 8
+    assert "nan" not in "".join(lines)
+    draw(found.rows, tmp_path / "profile.png", found.title)
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- energy --------------------------------------------------------------------------------------
+
+
+def counter(root: Path, name: str, label: str, value: int) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{label}\n")
+    (folder / "energy_uj").write_text(f"{value}\n")
+    (folder / "max_energy_range_uj").write_text("1000000\n")
+    return folder
+
+
+def test_energy_is_that_of_all_packages(tmp_path: Path) -> None:
+    first = counter(tmp_path, "intel-rapl:0", "package-0", 100)
+    second = counter(tmp_path, "intel-rapl:1", "package-1", 999_000)
+    counter(tmp_path, "intel-rapl:0:0", "core", 5)
+    counter(tmp_path, "intel-rapl:2", "psys", 5)
+    meter = EnergyMeter(tmp_path)
+    before = meter.read()
+    assert before == [100, 999_000]
+    (first / "energy_uj").write_text("500100\n")
+    # it has begun anew
+    (second / "energy_uj").write_text("1000\n")
+    assert meter.joules(before, meter.read()) == pytest.approx(0.502)
+
+
+def test_no_energy_is_told_where_none_is_counted(tmp_path: Path) -> None:
+    counter(tmp_path / "hidden", "intel-rapl:0", "package-0", 1)
+    (tmp_path / "hidden" / "intel-rapl:0" / "energy_uj").unlink()
+    assert not EnergyMeter(tmp_path / "hidden")
+    assert not EnergyMeter(tmp_path / "nowhere")
+
+
+def test_a_step_has_its_energy_where_it_is_counted(tmp_path: Path) -> None:
+    counter(tmp_path / "powercap", "intel-rapl:0", "package-0", 7)
+    found = profile(
+        trainer(tmp_path), SGD(), data(), steps=1, repeats=1, powercap=tmp_path / "powercap"
+    )
+    for row in found.rows:
+        assert row["step_joules"] == 0 or math.isnan(row["step_joules"])
+    assert "step J" in table(found.rows)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("repeats", -1), ("steps", 1.5)])
+def test_a_wrong_number_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{key} must be an integer from 1"):
+        profile(trainer(tmp_path), SGD(), data(), **{key: value})
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="profile runs in one process: devices must be 1, got 2"):
+        profile(trainer(tmp_path, devices=2, accelerator="cpu"), SGD(), data())
+
+
+def test_a_client_that_cannot_train_is_told(tmp_path: Path) -> None:
+    class Broken(SGD):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match=r"client 0 of group int4 failed: .*out of order"):
+        profile(trainer(tmp_path), Broken(), data(), steps=1, repeats=1)
