@@ -25,6 +25,7 @@ nothing in a header is believed before it agrees with the length of the payload.
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,8 @@ ONE_SCALE = 32
 CHANNEL_SCALES = 33
 CODE_BITS = range(2, 17)
 
+_HEADERS = 16
+"""How many different ones are remembered."""
 _PRELUDE = struct.Struct("<4sIII")
 _ROW = struct.Struct("<BBBH")
 
@@ -129,6 +132,11 @@ def write_header(entries: Sequence[Entry]) -> bytes:
     Raises:
         PayloadError: The entries break a rule or a limit of the format.
     """
+    return _header(tuple(entries))
+
+
+@lru_cache(maxsize=_HEADERS)
+def _header(entries: tuple[Entry, ...]) -> bytes:
     if len(entries) > MAX_TENSORS:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {len(entries)}")
     table = b"".join(map(_write_row, entries))
@@ -168,7 +176,7 @@ def read_header(data: memoryview, check: bool) -> tuple[list[Entry], int]:
         raise PayloadError(
             f"payload is damaged: its CRC-32 must be {stored:08x}, got {computed:08x}"
         )
-    entries = _read_table(bytes(data[:size]), num_tensors)
+    entries = list(_read_table(bytes(data[:size]), num_tensors))
     # integers of Python do not overflow, whatever the shapes claim
     if (told := payload_bytes(entries, size)) != len(data):
         raise PayloadError(f"payload must be {told} bytes by its header, got {len(data)}")
@@ -201,7 +209,9 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
     return num_tensors, size
 
 
-def _read_table(header: bytes, num_tensors: int) -> list[Entry]:
+# clients of the same bits send the same header
+@lru_cache(maxsize=_HEADERS)
+def _read_table(header: bytes, num_tensors: int) -> tuple[Entry, ...]:
     """The rows of a header, which must end where the last row does."""
     entries: dict[str, Entry] = {}
     offset = _PRELUDE.size
@@ -212,7 +222,7 @@ def _read_table(header: bytes, num_tensors: int) -> list[Entry]:
         entries[entry.name] = entry
     if offset != len(header):
         raise PayloadError(f"payload header must be {offset} bytes by its table, got {len(header)}")
-    return list(entries.values())
+    return tuple(entries.values())
 
 
 def _read_row(header: bytes, offset: int) -> tuple[Entry, int]:

@@ -30,6 +30,11 @@ class Flattener:
         Raises:
             ReturnError: `params` lacks a tensor of `like`, or has one of another shape.
         """
+        pieces = self.pieces(params)
+        return torch.cat(pieces) if pieces else torch.zeros(0)
+
+    def pieces(self, params: Params) -> list[Tensor]:
+        """What `flatten` puts one after the other; it raises the same."""
         if not isinstance(params, Mapping):
             raise ReturnError(f"must be a dict of tensors by name, got {type(params).__name__}")
         for name, shape in self.shapes.items():
@@ -41,9 +46,7 @@ class Flattener:
                 raise ReturnError(
                     f"{name!r} must have shape {tuple(shape)}, got {tuple(value.shape)}"
                 )
-        if not self.shapes:
-            return torch.zeros(0)
-        return torch.cat([params[name].reshape(-1) for name in self.shapes])
+        return [params[name].reshape(-1) for name in self.shapes]
 
     def unflatten(self, flat: Tensor) -> Params:
         """The inverse: float32 tensors, none of which shares its memory with another, because to
@@ -94,12 +97,12 @@ class WeightedMean:
             ValueError: It has a value that is not finite, or too large for the sum to be exact;
                 nothing was added.
         """
-        flat = self.flattener.flatten(update)
-        most = client.weight * largest(flat)
+        pieces = self.flattener.pieces(update)
+        terms = [client.weight * largest(piece) for piece in pieces]
         # `not <` refuses NaN too
-        if not most < MAX_TERM:
+        if not all(term < MAX_TERM for term in terms):
             raise ValueError("it has a value that is not finite or too large to average")
-        self.sum.add(flat, client.weight, most)
+        self.sum.add_pieces(pieces, client.weight, max(terms, default=0.0))
         self.weight += client.weight
 
     def reduce(self, fabric: Fabric) -> Params | None:

@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 
 from bhfl.checks import suggestion
 from bhfl.engine.optimizers import Replaced
-from bhfl.quant import BitSpec, backend_choices, quant_layers, set_backend_, set_spec_
+from bhfl.quant import (
+    BitSpec,
+    QuantLayer,
+    backend_choices,
+    quant_layers,
+    set_backend_,
+    set_spec_,
+)
 from bhfl.quant.backends import BACKENDS, get_backend
 from bhfl.settings import LocalTraining
 
@@ -114,13 +121,23 @@ class Devices:
         return any(spec.storage < 32 for spec in self.specs)
 
     @property
+    def fixes_ranges(self) -> bool:
+        """Whether a round begins with ranges that stay as they are, or are learned from there."""
+        return self.stores_low_bits or any(spec.range_rule == "lsq" for spec in self.specs)
+
+    @property
     def most_activation_bits(self) -> int:
         """The bits of the widest activations."""
         return max(spec.activations for spec in self.specs)
 
-    def set_(self, module: nn.Module) -> None:
-        """Let a module whose layers are quantised ones compute as these devices do."""
-        layers = dict(quant_layers(module))
+    def set_(self, module: nn.Module, layers: Mapping[str, QuantLayer] | None = None) -> None:
+        """Let a module whose layers are quantised ones compute as these devices do.
+
+        Args:
+            module: The module.
+            layers: These layers by name, where they are known: to find them takes a walk.
+        """
+        layers = dict(quant_layers(module)) if layers is None else layers
         specs = {name: self.layers.get(name, self.spec) for name in layers}
         # to set specs anew walks the whole module several times, for each client
         if not layers or not all(layer.is_as_set(specs[name]) for name, layer in layers.items()):

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bhfl.engine.types import Client
@@ -101,36 +102,53 @@ class ExactSum:
         """All others, as the sums of their parts."""
         self._terms = np.empty(min(numel, _CHUNK), np.int64)
 
-    def add(self, values: Tensor, weight: float | Tensor = 1.0, most: float | None = None) -> None:
+    def add(self, values: Tensor, weight: float | Tensor = 1.0) -> None:
         """Add ``weight * values``.
 
         Args:
             values: Float [numel] on the CPU.
             weight: A number, or a float [numel].
-            most: The largest ``|weight * value|``, where it is known: finding it takes a third of
-                the time.
         """
         values = values.detach()
         weights = torch.as_tensor(weight, dtype=torch.float64)
         # one look at all of them, which mostly spares one at each chunk
-        fits = self.grid.takes(values, weights) if most is None else most <= self.grid.bound
-        # numpy knows no bfloat16
-        exact = (values if values.dtype == torch.float32 else values.double()).numpy()
-        # exact too, since the unit is a power of two
+        fits = self.grid.takes(values, weights)
+        # exact, since the unit is a power of two
         scale = np.broadcast_to(weights.numpy() / self.grid.unit, len(values))
         weights = weights.expand(len(values))
-        lane = self.lane.numpy()
+        exact = _exact(values)
         for start in range(0, len(values), _CHUNK):
             where = slice(start, start + _CHUNK)
             # by the chunk alone: what depended on other terms would depend on their order
-            if not (fits or self.grid.takes(values[where], weights[where])):
+            if fits or self.grid.takes(values[where], weights[where]):
+                self._count(where, exact[where], scale[where])
+            else:
                 self._split(where, values[where].double() * weights[where])
-                continue
-            part = lane[where]
-            terms = self._terms[: len(part)]
-            # in half of torch's time: it casts as it multiplies, which cuts off what is below 1
-            np.multiply(exact[where], scale[where], out=terms, dtype=np.float64, casting="unsafe")
-            part += terms
+
+    def add_pieces(self, pieces: list[Tensor], weight: float, most: float) -> None:
+        """Add ``weight * torch.cat(pieces)``, mostly without that copy.
+
+        Args:
+            pieces: Float vectors of `numel` entries in all, on the CPU.
+            weight: A number.
+            most: The largest ``|weight * value|``.
+        """
+        if pieces and not most <= self.grid.bound:
+            # chunks go their ways one by one, and so must be cut as they always are
+            self.add(torch.cat(pieces), weight)
+            return
+        end = 0
+        for piece in pieces:
+            for values in torch.split(piece.detach(), _CHUNK):
+                start, end = end, end + len(values)
+                self._count(slice(start, end), _exact(values), weight / self.grid.unit)
+
+    def _count(self, where: slice, values: NDArray[Any], scale: Any) -> None:
+        """Add terms that the grid takes to some entries of the lane, ``scale * values``."""
+        terms = self._terms[: len(values)]
+        # in half of torch's time: it casts as it multiplies, which cuts off what is below 1
+        np.multiply(values, scale, out=terms, dtype=np.float64, casting="unsafe")
+        self.lane.numpy()[where] += terms
 
     def _split(self, where: slice, rest: Tensor) -> None:
         """Add terms to some entries of the parts."""
@@ -171,6 +189,12 @@ class ExactSum:
             high, middle, low = self.parts
             total += high + (middle + low)
         return total
+
+
+def _exact(values: Tensor) -> NDArray[Any]:
+    """The same numbers for numpy, which knows no bfloat16."""
+    array: NDArray[Any] = (values if values.dtype == torch.float32 else values.double()).numpy()
+    return array
 
 
 def largest(values: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bhfl.engine.devices import Devices
 from bhfl.engine.sums import NO_GRID, ExactSum, Grid
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
@@ -20,7 +21,10 @@ ONE = torch.ones(())
 
 
 def cohort(*weights: int) -> list[Client]:
-    return [Client(i, BitSpec.parse(32), weight, weight) for i, weight in enumerate(weights)]
+    spec = BitSpec.parse(32)
+    # shared, as in a fleet: to find them for each of a million clients takes a minute
+    devices = Devices.of(spec)
+    return [Client(i, spec, weight, weight, devices) for i, weight in enumerate(weights)]
 
 
 def grid_of(largest: float, *weights: int) -> Grid:
@@ -242,3 +246,22 @@ def test_a_merged_sum_keeps_what_is_asked_for(largest):
     assert total.value().tolist() == [1e7 + 1, 0.0, 1.5]
     with pytest.raises(AssertionError):
         total.merge(ExactSum(3, grid_of(3.0, 1)), ONE)
+
+
+@pytest.mark.parametrize("largest", LARGEST)
+def test_pieces_are_summed_as_what_they_are_cut_from(largest):
+    """Whether the grid takes all of them, some chunks, or none."""
+    whole, cut = (ExactSum(2 * CHUNK, grid_of(largest, 3, 5)) for _ in range(2))
+    for row, _ in terms(2, 2 * CHUNK, seed=6):
+        most = 3 * float(row.abs().max())
+        whole.add(row, 3)
+        cut.add_pieces([*torch.split(row, [1, 40_000, 0, 2 * CHUNK - 40_001])], 3, most)
+    assert torch.equal(whole.lane, cut.lane)
+    assert (whole.parts is None) == (cut.parts is None)
+    assert torch.equal(whole.value(), cut.value())
+
+
+def test_no_pieces_add_nothing():
+    total = ExactSum(0)
+    total.add_pieces([], 3, 0.0)
+    assert len(total.value()) == 0

@@ -35,8 +35,11 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
         ValueError: It asks for none, or for several where it optimises automatically.
     """
     asked: Any = module.configure_optimizers()
-    # Lightning's own reader takes every form that modules may return
-    optimizers, schedulers, monitor = _configure_optimizers(asked) if asked else ([], [], None)
+    found: tuple[list[Any], list[Any], str | None] = ([asked], [], None)
+    if not isinstance(asked, Optimizer):
+        # Lightning's own reader takes every form that modules may return
+        found = _configure_optimizers(asked) if asked else ([], [], None)
+    optimizers, schedulers, monitor = found
     hook = f"{type(module).__name__}.configure_optimizers"
     if not optimizers:
         raise ValueError(f"{hook} must return an optimizer, got {asked!r}")

@@ -24,9 +24,9 @@ from bhfl.engine.types import FederatedData, ServerState
 from bhfl.quant import (
     BitSpec,
     begin_round_,
+    quant_layers,
     quantize_,
     save_in_int8,
-    seed_,
     store_,
 )
 from bhfl.quant.quant_layer import takes_low_bits
@@ -51,6 +51,8 @@ class PlainWorker:
         # at 32 bits nothing changes; each client's widths are then set without another swap
         self.module: Any = quantize_(module, BitSpec(), lambda _, layer: takes_low_bits(layer))
         self.module.to(self.device)
+        self.layers = dict(quant_layers(self.module))
+        """The layers that can take low bits, by name: what each client's load would walk for."""
         self.layout = Layout(self.module)
         self.frozen: list[nn.Module] = []
         """Layers that its owner handed over in evaluation mode."""
@@ -81,12 +83,13 @@ class PlainWorker:
         Whatever a client before it did to parameters and buffers is undone, so that nothing goes
         from one to the next.
         """
-        devices.set_(self.module)
+        devices.set_(self.module, self.layers)
         self.registered.train_as_lent()
         for name, value in {**tensors, **self.transient}.items():
             self.registered.put(name, value)
         self.registered.drop_new()
-        begin_round_(self.module)
+        if devices.fixes_ranges:
+            begin_round_(self.module)
 
     def load_global(self, tensors: Mapping[str, Tensor], devices: Devices = FLOAT) -> None:
         """Make the module the global model on such devices, as it is evaluated and handed on."""
@@ -117,7 +120,8 @@ class PlainWorker:
         # dropout takes no generator: it draws from the global one
         seed_globals(run.rng.integer("dropout"), self.device)
         generator = run.rng.torch("quant_train", device=self.device)
-        seed_(self.module, generator)
+        for layer in self.layers.values():
+            layer.generator = generator
         return generator
 
     def train(self, algorithm: Algorithm, run: LocalRun, data: FederatedData) -> None:
