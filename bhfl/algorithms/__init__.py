@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bhfl.algorithms.adaquantfl import AdaQuantFL
     from bhfl.algorithms.clipped import ClippedMean
     from bhfl.algorithms.ditto import Ditto
+    from bhfl.algorithms.dpfedavg import DPFedAvg
     from bhfl.algorithms.fedavg import FedAvg
     from bhfl.algorithms.fedcom import FedCOM
     from bhfl.algorithms.fedcomgate import FedCOMGATE
@@ -29,6 +30,7 @@ _HOMES = {
     "AdaQuantFL": "adaquantfl",
     "ClippedMean": "clipped",
     "Ditto": "ditto",
+    "DPFedAvg": "dpfedavg",
     "FedAvg": "fedavg",
     "FedBN": "personal",
     "FedCOM": "fedcom",
@@ -57,6 +59,7 @@ __all__ = [
     "SCAFFOLD",
     "AdaQuantFL",
     "ClippedMean",
+    "DPFedAvg",
     "Ditto",
     "FedAvg",
     "FedBN",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bhfl.algorithms.clipping import clipped, following_bound
 from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, or_none, positive, within
 from bhfl.comm import float_tensors
@@ -86,12 +86,7 @@ class ClippedMean(Rule):
         """The weights at the bound, and whether they were within it."""
         weights = float_tensors(update)
         start = {name: server.params.get(name, torch.zeros(())) for name in weights}
-        moves = {name: value - start[name] for name, value in weights.items()}
-        length = math.sqrt(sum(float(move.double().square().sum()) for move in moves.values()))
-        inside = length <= server.extra["bound"]
-        if not inside:
-            share = server.extra["bound"] / length
-            weights = {name: start[name] + share * move for name, move in moves.items()}
+        weights, inside = clipped(weights, start, server.extra["bound"])
         return {**weights, _INSIDE: torch.tensor(float(inside))}
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
@@ -102,9 +97,8 @@ class ClippedMean(Rule):
         """The mean, and the next bound."""
         means = {name: mean for name, mean in aggregate.items() if name != _INSIDE}
         following = super().server_update(server, means, rng)
-        bound = server.extra["bound"]
-        if self.quantile is not None:
-            bound *= math.exp(-self.rate * (float(aggregate[_INSIDE]) - self.quantile))
+        inside = float(aggregate[_INSIDE])
+        bound = following_bound(server.extra["bound"], inside, self.quantile, self.rate)
         return replace(following, extra={**following.extra, "bound": bound})
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -108,9 +108,9 @@ def exit_code(error: Exception) -> int | None:
         return BAD_DATA if error.__cause__ and by_data(error.__cause__) else BAD_CONFIG
     if (isinstance(error, ValueError | OSError) or too_large(error)) and by_data(error):
         return BAD_DATA
-    if isinstance(error, OSError) or (isinstance(error, ValueError) and raised_by(error) == "bhfl"):
-        return BAD_CONFIG
-    return None
+    # of ours, an ImportError names the extra that is missing
+    ours = isinstance(error, ValueError | ImportError) and raised_by(error) == "bhfl"
+    return BAD_CONFIG if ours or isinstance(error, OSError) else None
 
 
 def too_large(error: BaseException) -> bool:
@@ -150,8 +150,8 @@ def by_data(error: BaseException) -> bool:
 
 
 def raised_by(error: BaseException) -> str:
-    """The package whose code raised `error`: bhfl raises ValueError for what its user can mend, and
-    nothing else.
+    """The package whose code raised `error`: bhfl raises ValueError, or for a
+    missing package ImportError, for what its user can mend, and nothing else.
     """
     name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):

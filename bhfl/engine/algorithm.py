@@ -53,6 +53,12 @@ class Algorithm(Recorded):
     rounds.
     """
 
+    private: bool = False
+    """True for a method that promises something of what clients send: whatever it did not ask for
+    stays with them, norm statistics and counters, and every round counts, however few took part:
+    one without any update is combined like all others.
+    """
+
     server_optimizer: ServerOptimizer | None = None
     """Set by the trainer; `apply_mean` goes through it."""
 

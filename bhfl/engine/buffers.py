@@ -17,6 +17,8 @@ from bhfl.engine.types import Client, Params, ServerState, Tensors
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from bhfl.engine.algorithm import Algorithm
+
 NormPolicy = Literal["average", "local", "group"]
 
 
@@ -80,9 +82,13 @@ class Buffers:
         """What the statistics that `group` shares are kept under."""
         return group if self.policy == "group" else "all"
 
-    def sent(self, name: str) -> bool:
-        """Whether a tensor of the model travels: all do but the statistics under ``local``."""
-        return self.policy != "local" or name not in self.statistics
+    def sent(self, name: str, algorithm: Algorithm) -> bool:
+        """Whether a tensor of the model travels: all do but the statistics under ``local``, and but
+        statistics and counters for a private method.
+        """
+        if algorithm.private:
+            return not self.owns(name)
+        return algorithm.communicates and (self.policy != "local" or name not in self.statistics)
 
 
 class BufferSum:

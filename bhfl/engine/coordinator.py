@@ -64,7 +64,7 @@ class Coordinator:
         travelling = session.travelling(server, session.bits[0])
         counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
         # neither a term nor the sum over the cohort may leave the range in which sums are exact
-        limit = min(MAX_TERM, MAX_TOTAL / len(cohort))
+        limit = min(MAX_TERM, MAX_TOTAL / max(1, len(cohort)))
         self.asked = Asked({**expected, **travelling}, counters, limit)
         # codes of 16 bits and a scale for each of them take less than twice the float32 values
         self.max_bytes = 2 * encoded_bytes(self.asked.tensors)

@@ -43,7 +43,7 @@ def failed_in_a_row(
         )
     if alike := failed_alike(records):
         why = f"the same error in all {len(alike)} clients of round {round}"
-    elif len(records) - len(bad) >= settings.cohort.min_clients:
+    elif len(records) - len(bad) >= _needed(records, settings):
         return 0
     elif (
         # the second: no round of the whole run came to anything, which is no end to be content with
@@ -62,6 +62,14 @@ def failed_in_a_row(
     first = (alike or bad)[0]
     told = f"{why}, client {first.client} {first.status}: {first.reason}"
     raise TooFewClientsError(f"{told}\n{first.traceback}".rstrip())
+
+
+def _needed(records: list[ClientRecord], settings: Settings) -> int:
+    """The usable updates that a round needs to count as one."""
+    if settings.aggregation.algorithm.private:
+        # it was combined anyway; but a run whose clients all fail is not to go on for ever
+        return min(1, len(records))
+    return settings.cohort.min_clients
 
 
 def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:

@@ -29,6 +29,12 @@ _GRAPHS = 4
 in evaluation.
 """
 
+_PUBLIC = (
+    "the guarantee is of the models alone: what the run folder tells of clients is outside of it, "
+    "their metrics, train/loss among them, clients.csv, who took part and what became of whom, and "
+    "so is the seed, which the noise follows"
+)
+
 
 def forewarn(
     module: nn.Module,
@@ -50,7 +56,7 @@ def forewarn(
         fresh: The run begins with the first statistics of BatchNorm; a resumed one has those of its
             clients.
     """
-    told = []
+    told = [_PUBLIC] if settings.aggregation.algorithm.private else []
     device = next(module.parameters()).device.type
     groups = [client.devices for client in one_of_each(clients)]
     low = dict.fromkeys(its.group.label for its in groups if its.spec.weights < 32)

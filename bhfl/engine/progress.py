@@ -88,6 +88,8 @@ class Progress(Callback):
             return
         figures = self._figures(trainer, metrics)
         shown = {name: f"{value:.4f}" for name, value in figures.items()}
+        if (epsilon := metrics.get("privacy/epsilon")) is not None:
+            shown["epsilon"] = f"{epsilon:.3g}"
         shown["up"] = f"{megabytes(1e6 * metrics['comm/uplink_MB'])} MB"
         shown["down"] = f"{megabytes(1e6 * metrics['comm/downlink_MB'])} MB"
         if self._screen is not None:
@@ -203,4 +205,7 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
         notes.append(f"downlink as the method's authors count it: {published:.2f} MB")
     if (seconds := row.get("time/simulated_s")) is not None:
         notes.append(f"on the simulated network: {seconds:,.1f} s")
+    if (epsilon := row.get("privacy/epsilon")) is not None:
+        delta = row["privacy/delta"]
+        notes.append(f"privacy of the models: epsilon {epsilon:.3g} at delta {delta:.2g}")
     return notes

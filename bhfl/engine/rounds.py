@@ -31,8 +31,9 @@ def run_round(
     fabric = session.fabric
     clients = session.clients
     cohort = session.cohort(server.round)
-    # by chance, under poisson sampling: no algorithm is to begin a round that nobody is in
-    if not cohort:
+    private = session.algorithm.private
+    # by chance, under poisson sampling: no other algorithm is to begin a round that nobody is in
+    if not cohort and not private:
         return server.failed(), []
     started = session.begin_round(server, cohort)
     coordinator = Coordinator(session, started, cohort)
@@ -48,7 +49,7 @@ def run_round(
     session.dealer.learn(session.fleet, records)
     _check_hooks(records)
     ok = with_updates(records)
-    if len(ok) < session.settings.cohort.min_clients:
+    if len(ok) < session.settings.cohort.min_clients and not private:
         clients.close(server.round + 1, _verdicts(records, []))
         # a client's files are in order before another process trains it
         fabric.barrier()

@@ -248,8 +248,8 @@ class Session:
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
         first = {**server.params, **self.buffers.of(server, self.bits[0])}
-        sent = self.buffers.sent if self.algorithm.communicates else lambda name: False
-        self.own = Own(first, [name for name in first if not sent(name)])
+        stays = [name for name in first if not self.buffers.sent(name, self.algorithm)]
+        self.own = Own(first, stays)
         self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
         return server
 

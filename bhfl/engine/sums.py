@@ -64,6 +64,8 @@ class Grid(NamedTuple):
             like: The model that the round began with.
             cohort: The clients of the round, on all processes.
         """
+        if not cohort:
+            return NO_GRID
         weights = [client.weight for client in cohort]
         # few clients can be heavier than that, and all others would have a coarser unit for them
         heavy = min(max(weights), _HEAVY * sum(weights) / len(weights))

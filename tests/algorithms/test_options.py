@@ -33,6 +33,7 @@ WIDE = {"features": "net.1"}
 HEAD = {"personal": ("net.5",)}
 HEAD_FIRST = {**HEAD, "head_steps": 1}
 MANY = {"clients": (("ternary", 4), (32, 4)), "min_clients": 8}
+PRIVATE = {"sampling": "poisson", "weights": "uniform"}
 
 Case = tuple[Any, dict[str, Any], dict[str, Any]]
 """Another value of an option, what else the algorithm is made with, and options of the trainer."""
@@ -83,6 +84,14 @@ CASES: dict[str, dict[str, Case]] = {
         "quantile": (0.5, {}, {}),
         "rate": (1.0, {"quantile": 0.5}, {}),
         "client": (OTHER, {}, {}),
+    },
+    "DPFedAvg": {
+        "bound": (0.01, {}, PRIVATE),
+        "noise_multiplier": (2.0, {}, PRIVATE),
+        "delta": (1e-3, {}, PRIVATE),
+        "quantile": (0.5, {}, PRIVATE),
+        "rate": (1.0, {"quantile": 0.5}, PRIVATE),
+        "count_noise": (2.0, {"quantile": 0.5}, PRIVATE),
     },
     "AdaQuantFL": {"bits": (4, {}, {}), "max_bits": (2, {}, TWICE), "norm": ("l2", {}, {})},
     "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},

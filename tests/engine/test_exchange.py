@@ -19,6 +19,7 @@ import bhfl.algorithms
 from bhfl.algorithms import (
     MOON,
     SCAFFOLD,
+    DPFedAvg,
     FedBN,
     FedCOMGATE,
     FedLQ,
@@ -233,6 +234,7 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "FedBN": (FedBN, {"norm": "local"}),
     "MOON": (partial(MOON, "net.1"), {}),
     "Median of SCAFFOLD": (partial(Median, SCAFFOLD()), {}),
+    "DPFedAvg": (DPFedAvg, {"norm": "local", "sampling": "poisson", "weights": "uniform"}),
     "Krum": (Krum, {"min_clients": 5}),
     "norm local": (
         Algorithm,

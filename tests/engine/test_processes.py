@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms import Ditto, FedCOMGATE, FedDyn, FedLQ, Median, ProWD
+from bhfl.algorithms import Ditto, DPFedAvg, FedCOMGATE, FedDyn, FedLQ, Median, ProWD
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import SimulatedNetwork
@@ -232,6 +232,13 @@ CASES: dict[str, dict[str, Any]] = {
         "norm": "group",
         "evaluate_clients": "after",
     },
+    "private": {
+        "algorithm": partial(DPFedAvg, 0.1, quantile=0.5),
+        "norm": "local",
+        "sampling": "poisson",
+        "weights": "uniform",
+        "clients_per_round": 2,
+    },
     "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
 }
 
@@ -307,7 +314,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-FOUR = ("gate", "prowd", "prowd by group", "fedlq", "own parts", "devices")
+FOUR = ("private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices")
 """What also runs on four processes, among the slow tests."""
 
 
