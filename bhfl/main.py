@@ -12,6 +12,7 @@ COMMANDS = {
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
     "predict": "write what a model predicts of the test split to a file: CSV or NumPy",
+    "partition": "show which samples each client has, without training: table, CSV and picture",
     "analyze": "tell what each layer saves when it is quantised, and what that costs",
     "profile": "tell what a round costs each bit group: FLOPs, memory, seconds, bytes, by layer",
     "export": "write a trained model at each bit-width of its fleet: integers, ONNX, model card",
@@ -35,6 +36,7 @@ examples:
   bhfl fit --config digits/fedavg
   bhfl fit --config digits/fedavg --clients '{{ternary: 3, 4: 3, 32: 4}}' --trainer.max_rounds 5
   bhfl fit --config digits/fedavg --print_config
+  bhfl partition --config digits/fedavg                                   which samples each client has
   bhfl fit --config runs/NAME/version_0/config.yaml --ckpt_path last      go on with a run
   bhfl test --config runs/NAME/version_0/config.yaml --ckpt_path best     measure its best model
   bhfl predict --config runs/NAME/version_0/config.yaml --ckpt_path best --out predictions.csv

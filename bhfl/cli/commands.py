@@ -1,4 +1,6 @@
-"""What the command line does besides training and measuring: predict, analyze, profile, export."""
+"""What the command line does besides training and measuring: predict, partition, analyze, profile,
+export.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,11 +83,38 @@ class CommandTrainer(FederatedTrainer):
         _drawn(lambda: draw(found.rows, folder / "layers.png", found.title), folder / "layers.png")
 
     def _folder(self, run: Path | None, name: str = "analysis") -> Path:
-        """The folder that an analysis or a profile is written to by default."""
+        """The folder that an analysis is written to by default."""
         if run is not None:
             return subfolder(run, name)
         places = (self.root / f"{name}_{n}" for n in count())
         return next(place for place in places if not place.exists())
+
+    def partition(self, datamodule: FederatedData, out: str | Path | None = None) -> None:
+        """Show which samples each client has, without training.
+
+        It prints a table, and writes ``partition.csv`` and, where matplotlib is installed,
+        ``partition.png``.
+
+        Args:
+            datamodule: Data as for `fit`.
+            out: Folder to write to; by default a new one,
+                ``<default_root_dir>/<name>/partition_N``.
+
+        Raises:
+            ValueError: `out` is no path, or the data cannot be split.
+        """
+        from bhfl.analysis import partition
+        from bhfl.report.partition import draw, table, write_csv
+
+        chosen = user_option("out", out)
+        found = partition(self, datamodule)
+        folder = chosen or self._folder(None, "partition")
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{table(found)}\n")
+        write_csv(found, folder / "partition.csv")
+        print(folder / "partition.csv")
+        picture = folder / "partition.png"
+        _drawn(lambda: draw(found, picture), picture)
 
     def profile(
         self,

@@ -29,7 +29,7 @@ from bhfl.files import write_text
 from bhfl.recorded import UNWRITTEN
 from bhfl.settings import DATA_ROLES, Role
 
-_SILENT = ("predict", "analyze", "profile", "export")
+_SILENT = ("predict", "partition", "analyze", "profile", "export")
 """Commands of which no callback tells."""
 
 
@@ -206,6 +206,10 @@ class FederatedCLI(LightningCLI):
         ``config.yaml`` is used.
         """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "partition":
+            # of the data alone
+            del arguments["model"]
+            return arguments
         which = arguments.get("ckpt_path")
         if which is None and subcommand not in ("fit", "profile", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")

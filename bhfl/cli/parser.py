@@ -202,8 +202,9 @@ def schema(command: str) -> Section:
     """What the arguments of every command and of the trainer's method `command` may be."""
     trainer = get_type_hints(FederatedTrainer.__init__)
     own = get_type_hints(getattr(CommandTrainer, command))
+    # what is built here, and is none of a command's own options
     for key in ("model", "datamodule", "return"):
-        del own[key]
+        own.pop(key, None)
     for key in (*OUTSIDE, "return"):
         del trainer[key]
     taken = {key: f"is given as {name}" for key, name in OUTSIDE.items()}

@@ -18,6 +18,7 @@ from bhfl.data.augment import AUGMENTATIONS
 from bhfl.data.columns import column_of
 from bhfl.data.natural import ByColumn
 from bhfl.data.partition import IID, Partitioner, stratified_sample
+from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
 from bhfl.engine.hooks import Guard
@@ -224,10 +225,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.min() < 0:
             return None
         size = max(self.num_classes, int(targets.max()) + 1)
-        counts = []
-        for members in self.split.clients[:num_clients]:
-            counts.append(np.bincount(targets[members], minlength=size))
-        return np.stack(counts)
+        positions, owners = self.split.clients.flat(num_clients)
+        # one number for each pair of a client and a class
+        pairs = owners * size + targets[positions].astype(np.int64)
+        num = min(num_clients, len(self.split.clients))
+        return np.bincount(pairs, minlength=num * size).reshape(num, size)
 
     def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Any]:
         """One local epoch of a client's training batches, shuffled and augmented by draws from
@@ -259,11 +261,11 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
 
     def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own validation batches, or None where it has none."""
-        return self._own_batches(self._train, self.split.client_val[client_id])
+        return self._own_batches("val", client_id)
 
     def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
         """A client's own test batches, or None where it has none. Nothing may be chosen by them."""
-        return self._own_batches(self._train, self.split.client_test[client_id])
+        return self._own_batches("test", client_id)
 
     def val_batches(self, limit: int | None = None) -> Iterable[Any]:
         """Batches of the global validation samples, held out of the training split; empty if
@@ -292,8 +294,17 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         kept = self.split.holdout
         return self._eval_batches(self._train, kept if limit is None else _spread(kept, limit))
 
-    def _own_batches(self, source: Source, indices: Tensor) -> Iterable[Any] | None:
-        """Batches of what a client holds out, or None where that is nothing."""
+    def held_sizes(self, split: Literal["val", "test"]) -> npt.NDArray[np.int64]:
+        """The number of samples that each client holds out for its own validation, or test."""
+        return self._held(split)[1].sizes
+
+    def _held(self, split: str) -> tuple[Source, Parts]:
+        """What clients hold out for their own validation, or test, and the source of that."""
+        return self._train, self.split.client_val if split == "val" else self.split.client_test
+
+    def _own_batches(self, split: str, client_id: int) -> Iterable[Any] | None:
+        source, parts = self._held(split)
+        indices = parts[client_id]
         return self._eval_batches(source, indices) if len(indices) else None
 
     def _eval_batches(self, source: Source, indices: Tensor) -> Iterable[Any]:

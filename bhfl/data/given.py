@@ -192,17 +192,11 @@ class FromDatasets(FederatedDataModule):
         source = self._sources["val"]
         return self._eval_batches(source, self._subset(source, torch.arange(len(source)), limit))
 
-    def client_val_batches(self, client_id: int) -> Iterable[Any] | None:
-        """See `FederatedDataModule.client_val_batches`."""
-        if "val" not in self._lists:
-            return super().client_val_batches(client_id)
-        return self._own_batches(self._sources["val"], self._lists["val"][client_id])
-
-    def client_test_batches(self, client_id: int) -> Iterable[Any] | None:
-        """See `FederatedDataModule.client_test_batches`."""
-        if "test" not in self._lists:
-            return super().client_test_batches(client_id)
-        return self._own_batches(self._sources["test"], self._lists["test"][client_id])
+    def _held(self, split: str) -> tuple[Source, Parts]:
+        """What each client brought, where the split was given as a list."""
+        if split not in self._lists:
+            return super()._held(split)
+        return self._sources[split], self._lists[split]
 
     def _partition(self, num_clients: int) -> Partitioner:
         """Each client's own set, where there are such."""

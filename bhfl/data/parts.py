@@ -5,7 +5,7 @@ positions.
 import gc
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -38,6 +38,12 @@ class Parts(Sequence[Tensor]):
     def size(self, index: int) -> int:
         """The number of positions in one part."""
         return int(self._bounds[index + 1] - self._bounds[index])
+
+    def flat(self, num: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The positions of the first `num` parts, and the part of each."""
+        sizes = self.sizes[:num]
+        positions = self._positions[: self._bounds[len(sizes)]]
+        return positions, np.repeat(np.arange(len(sizes)), sizes)
 
     def tolist(self) -> list[list[int]]:
         """All parts as plain lists."""

@@ -867,3 +867,25 @@ def test_a_profile_is_printed_and_written(bhfl: Command, tmp_path: Path) -> None
         2,
         "error: out must be a path: a path must not be empty, got ''\n",
     )
+
+
+def test_a_partition_is_shown_without_training(
+    bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = bhfl("partition", "--config", "tiny.yaml", "--out", "split")
+    assert (code, err) == (0, "")
+    assert "by IID(), seed 0: " in out
+    assert {file.name for file in (tmp_path / "split").iterdir()} == {
+        "partition.csv",
+        "partition.png",
+    }
+    assert not (tmp_path / "runs").exists()
+    # as where matplotlib is not installed
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = bhfl("partition", "--config", "tiny.yaml")
+    folder = tmp_path / "runs" / "tiny" / "partition_0"
+    assert [file.name for file in folder.iterdir()] == ["partition.csv"]
+    assert "note: no picture is drawn: pictures need matplotlib" in err
+    code, _, err = bhfl("partition", "--config", "tiny.yaml", "--clients", "{32: 100000}")
+    assert (code, "num_clients must be at most" in err) == (3, True)
+    assert bhfl("partition", "--config", "tiny.yaml", "--ckpt_path", "last").code == 2

@@ -293,6 +293,7 @@ def test_the_labels_of_each_client_are_counted():
     data = ready()
     counts = data.label_counts(4)
     assert counts.shape == (4, 5)
+    assert data.label_counts(99).shape == (6, 5)
     for client, mine in enumerate(counts):
         _, labels = joined(data.client_batches(client, RandomKeys(0), 0))
         assert mine.tolist() == torch.bincount(labels, minlength=5).tolist()

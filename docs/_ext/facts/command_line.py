@@ -30,9 +30,10 @@ def help_of(command: str) -> str:
 def own_help(command: str) -> str:
     """The help of a command, without what it shares with ``fit``."""
     lines = help_of(command).splitlines()
-    if command in ("validate", "test", "predict", "analyze", "profile", "export"):
+    if command in ("validate", "test", "predict", "partition", "analyze", "profile", "export"):
         shared = set(help_of("fit").splitlines())
-        start = max(i for i, line in enumerate(lines) if "--ckpt_path" in line)
+        own = "--ckpt_path" if "--ckpt_path" in "\n".join(lines) else "--out"
+        start = max(i for i, line in enumerate(lines) if own in line)
         head = [line for line in lines[: lines.index("options:")] if line not in shared or not line]
         lines = [*head, "options, besides those of bhfl fit:", *lines[start:]]
     text = "\n".join(lines)
