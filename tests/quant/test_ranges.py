@@ -86,6 +86,22 @@ def test_mse_sees_every_tap_and_column(
     assert seen < 1.05 * known
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("power", [0, 1, 5], ids=["uniform", "normal", "heavy"])
+@pytest.mark.parametrize("unit", [1e-37, 1.0, 1e35])
+def test_mse_finds_the_same_in_all_ways(
+    bits: int, power: int, unit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales that are passed over, and sums that are broken off, change nothing."""
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(70_000, generator=generator) ** power if power else torch.rand(70_000) - 0.5
+    x = (x * unit).view(70, 10, 10, 10).contiguous(memory_format=torch.channels_last)
+    found = weight_scale(x, bits, "mse")
+    monkeypatch.setattr("bhfl.quant.ranges._CLEAR", 0.0)
+    monkeypatch.setattr("bhfl.quant.ranges._LIKELY", 0.0)
+    assert torch.equal(weight_scale(x, bits, "mse"), found)
+
+
 def test_mse_beats_absmax_under_an_outlier_and_does_not_depend_on_the_layout() -> None:
     x = torch.randn(16, 32, 9, 9, generator=torch.Generator().manual_seed(0))
     x[3, 3, 3, 3] = 60
