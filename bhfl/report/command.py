@@ -10,17 +10,21 @@ from bhfl.files import user_path, write_text
 from bhfl.report.arguments import errors_told, path_argument
 from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
+from bhfl.report.latex import as_latex
+from bhfl.report.metric import Mode, check_known
 from bhfl.report.page import page
+from bhfl.report.paired import differences, ranks, read_order
 from bhfl.report.reading import find_runs, read_run
-from bhfl.report.rows import sections
-from bhfl.report.tables import results, until
+from bhfl.report.rows import Section, sections
+from bhfl.report.spread import over_clients
+from bhfl.report.tables import Table, results, until
 
 _ABOUT = """Compare runs: a table on the console, and report.md, report.csv and report.html (one file with all pictures,
 which loads nothing) in the folder --out. Runs that differ only in seed are one row; runs of other fleets, data, models
 or links are in tables of their own. Runs that are not finished, or damaged, are marked and not compared."""  # noqa: E501
 
 
-def write_report(
+def write_report(  # noqa: PLR0913
     runs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -28,6 +32,10 @@ def write_report(
     target: float | None = None,
     window: int = 1,
     baseline: str | None = None,
+    metric: str | None = None,
+    mode: Mode | None = None,
+    latex: bool = False,
+    order: str | Path | None = None,
 ) -> str:
     """Write ``report.md``, ``report.csv`` and ``report.html``.
 
@@ -40,12 +48,18 @@ def write_report(
         window: The number of successive validations whose median has to reach the target.
         baseline: The label of the row that speed is measured against; the first row of each table
             by default.
+        metric: The tag that methods are compared by, such as ``val/loss``, by bit group where there
+            are such; what the runs monitored by default, on the test split.
+        mode: Whether it is better at its ``max`` or ``min``; as it was monitored by default.
+        latex: Write ``report.tex`` too, with a booktabs table for each.
+        order: A CSV with a column ``method``, the best first: Kendall's tau between that order and
+            the ranks of the report is told.
 
     Returns:
         The tables, for the console.
 
     Raises:
-        ValueError: A path holds no run, or an option is out of range.
+        ValueError: A path holds no run, an option is out of range, or no run logged the metric.
         OSError: `out` cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):
@@ -56,13 +70,12 @@ def write_report(
     goal = Goal(target, window, baseline) if target is not None else None
     names = names or {}
     read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
-    found = sections(read)
+    if metric is not None:
+        check_known(metric, read)
+    found = sections(read, metric, mode)
     if goal:
         goal.check_baseline(found)
-    tables = []
-    for section in found:
-        goals = [until(section, goal)] if goal else []
-        tables.append([results(section), *filter(None, goals)])
+    tables = _tables(found, goal, None if order is None else read_order(order))
     flat = list(chain.from_iterable(tables))
     # nothing is written before all of it is known to be right
     out = user_path(out)
@@ -72,9 +85,25 @@ def write_report(
         "report.csv": as_csv(found, goal),
         "report.html": page(found, tables),
     }
+    if latex:
+        texts["report.tex"] = as_latex(flat)
     for name, text in texts.items():
         write_text(out / name, text)
     return "\n\n".join(map(console, flat))
+
+
+def _tables(
+    found: Sequence[Section], goal: Goal | None, order: Sequence[str] | None
+) -> list[list[Table]]:
+    """The tables of each section, those of all behind the last one's."""
+    tables = []
+    for section in found:
+        more = [differences(section), over_clients(section)]
+        more += [until(section, goal)] if goal else []
+        tables.append([results(section), *filter(None, more)])
+    if ranked := ranks(found, order):
+        tables[-1].append(ranked)
+    return tables
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -108,6 +137,17 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--baseline", metavar="LABEL", help="row to measure speed against (default: the first)"
+    )
+    parser.add_argument(
+        "--metric", metavar="TAG", help="what to compare by (default: what the runs monitored)"
+    )
+    parser.add_argument("--mode", choices=("max", "min"), help="the end at which it is the best")
+    parser.add_argument("--latex", action="store_true", help="write report.tex too (booktabs)")
+    parser.add_argument(
+        "--order",
+        type=path_argument,
+        metavar="FILE",
+        help="CSV with a column method, the best first: tell Kendall's tau to it",
     )
     options = vars(parser.parse_args(args))
     with errors_told(parser):

@@ -56,7 +56,7 @@ def _escaped(text: str) -> str:
 
 
 def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
-    """The rows of all sections as CSV: accuracies in 0..1, and empty fields for missing values."""
+    """The rows of all sections as CSV: shares in 0..1, and empty fields for missing values."""
     groups = list(dict.fromkeys(chain.from_iterable(section.groups for section in sections)))
     lines = []
     for section in sections:
@@ -67,9 +67,10 @@ def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
 
 
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines as CSV; all of them have the columns of the first."""
+    """Lines as CSV, with the columns of all of them."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    columns = dict.fromkeys(chain.from_iterable(lines))
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
@@ -94,10 +95,13 @@ def _numbers(
     }
     for group in groups:
         # the accuracy of a run that is cut off is no test accuracy
-        found = row.accuracy(group) if row.finished else Spread.of([])
-        line |= {f"test_acc_{group}": found.mean, f"test_acc_{group}_std": found.deviation}
-        line[f"test_acc_{group}_seeds"] = found.count
-        line[f"val_acc_{group}"] = row.mean(f"val/{row.runs[0].metric}_{group}")
+        found = row.value(group) if row.finished else Spread.of([])
+        column = f"{row.metric.tag.replace('/', '_')}_{group}"
+        line |= {column: found.mean, f"{column}_std": found.deviation}
+        line[f"{column}_seeds"] = found.count
+        if row.metric.stage == "test":
+            tag = row.metric.before(row.runs[0], group)[0]
+            line[f"val_{row.metric.name}_{group}"] = row.mean(tag)
     line["up_MB"] = row.mean("comm/uplink_MB")
     line["down_MB"] = row.mean("comm/downlink_MB")
     line["bits_up"] = row.uplink_bits

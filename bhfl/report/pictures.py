@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bhfl.report import bits, weights
+from bhfl.report import bits, spread, weights
 from bhfl.report.drawing import PALETTE, bare, logarithmic, plain, pyplot, svg
 from bhfl.report.goals import SIMULATED
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
@@ -21,7 +21,7 @@ _OVER = {
     "over all bytes sent": ("comm/total_MB", "MB up and down"),
     "over simulated time": (SIMULATED, "simulated seconds"),
 }
-"""What accuracy is drawn over: the tag, and the name of the axis."""
+"""What a metric is drawn over: the tag, and the name of the axis."""
 _OVER_ROUNDS = {
     "ProWD: what its mask keeps": (
         "Entries of low-bit clients, all layers together.",
@@ -66,11 +66,11 @@ class Chapter(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A finished row: the megabytes that a run of it sent, and its test accuracy."""
+    """A finished row: the megabytes that a run of it sent, and its metric."""
 
     row: Row
     sent: float
-    accuracy: Spread
+    value: Spread
 
 
 class Line(NamedTuple):
@@ -95,8 +95,8 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
     Raises:
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    parts = [_accuracy(section, colours, group) for group in section.groups]
-    parts += [_frontier(section, colours), _weights(section)]
+    parts = [_metric(section, colours, group) for group in section.groups]
+    parts += [_frontier(section, colours), _clients(section), _weights(section)]
     for title, (about, names) in _OVER_ROUNDS.items():
         parts.append(Chapter(title, about, _series(section, colours, names)))
     parts += [_bits(section), _lost(section, colours)]
@@ -106,16 +106,17 @@ def chapters(section: Section, colours: Colours) -> list[Chapter]:
 # ---- chapters ------------------------------------------------------------------------------------
 
 
-def _accuracy(section: Section, colours: Colours, group: str) -> Chapter:
+def _metric(section: Section, colours: Colours, group: str) -> Chapter:
+    metric = section.metric
     pictures = []
     for title, (tag, axis) in _OVER.items():
-        lines = _lines(section, group, tag, 100)
+        lines = _lines(section, group, tag, metric.scale)
         # methods that send nothing have no curve over bytes
         if any(line.x[-1] for line in lines):
-            pictures.append(Picture(title, _curves(lines, colours, axis, "validation accuracy, %")))
+            pictures.append(Picture(title, _curves(lines, colours, axis, metric.axis(begun=True))))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
     whose = "average over clients" if group == AVERAGE else group
-    return Chapter(f"Accuracy: {whose}", about, pictures)
+    return Chapter(f"{metric.heading}: {whose}", about, pictures)
 
 
 def _frontier(section: Section, colours: Colours) -> Chapter:
@@ -126,18 +127,35 @@ def _frontier(section: Section, colours: Colours) -> Chapter:
     for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
         points = []
         for row in section.finished:
-            point = Point(row, row.mean(tag), row.accuracy(AVERAGE))
-            if math.isfinite(point.sent + point.accuracy.mean):
+            point = Point(row, row.mean(tag), row.value(AVERAGE))
+            if math.isfinite(point.sent + point.value.mean):
                 points.append(point)
         if len(points) > 1 and any(point.sent for point in points):
             pictures.append(Picture(axis, _scatter(points, colours, axis, joined)))
-    about = "Test accuracy of all clients after the last round, against what a run sent. "
+    words = section.metric.words
+    about = f"{words[0].upper()}{words[1:]} of all clients after the last round, against what a "
+    about += "run sent. "
     if joined:
         about += "The line joins methods that no other beats in both."
     else:
         about += "No line joins the best, as the methods were not all run with the same "
         about += "seeds and known settings."
-    return Chapter("Accuracy against bytes", about, pictures)
+    return Chapter(f"{section.metric.heading} against bytes", about, pictures)
+
+
+def _clients(section: Section) -> Chapter:
+    pictures = []
+    for label, clients in spread.points(section).items():
+        axis = _axis("training samples", f"own test {section.metric.heading.lower()}")
+        for group in dict.fromkeys(client.group for client in clients):
+            members = [client for client in clients if client.group == group]
+            x = [client.samples for client in members]
+            y = [client.value for client in members]
+            axis.scatter(x, y, s=14, alpha=0.7, label=plain(group), linewidths=0)
+        axis.legend(fontsize=8)
+        pictures.append(Picture(label, svg(axis.figure)))
+    about = "Each point is a client, measured on test samples of its own; first seed."
+    return Chapter("Clients: what each has, against its samples", about, pictures)
 
 
 def _weights(section: Section) -> Chapter:
@@ -200,13 +218,14 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
 
     Args:
         section: The rows.
-        tag: What is drawn; a bit group stands for its accuracy, by whatever name a run has it.
+        tag: What is drawn; a bit group stands for its metric, by whatever name a run has it.
         over: The tag that it is drawn over.
         scale: What the values are multiplied by.
     """
     lines = []
     for row in section.rows:
-        name = tag if "/" in tag else f"val/{row.runs[0].metric}_{tag}"
+        names = [tag] if "/" in tag else row.metric.before(row.runs[0], tag)
+        name = next((name for name in names if row.runs[0].series(name)), names[0])
         ys = [run.series(name) for run in row.runs]
         xs = [run.series(over) for run in row.runs]
         line = Line(row, [], [], [])
@@ -261,13 +280,14 @@ def _curve(axis: Any, line: Line, colour: str, place: float) -> None:
 
 def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) -> bytes:
     """Points; `x` is the name of the axis, and a line joins the best."""
-    axis = _axis(x, "test accuracy, %")
+    metric = points[0].row.metric
+    axis = _axis(x, metric.axis())
     if joined:
         axis.plot(*zip(*_front(points), strict=True), color="#999999", linewidth=1, zorder=1)
     style = {"fmt": "o", "markersize": 7, "capsize": 3, "linewidth": 1.2}
-    for row, sent, accuracy in points:
-        error = None if math.isnan(accuracy.deviation) else 100 * accuracy.deviation
-        axis.errorbar(sent, 100 * accuracy.mean, error, color=colours[row.label], **style)
+    for row, sent, value in points:
+        error = None if math.isnan(value.deviation) else metric.scale * value.deviation
+        axis.errorbar(sent, metric.scale * value.mean, error, color=colours[row.label], **style)
     # zero has no place on a logarithmic axis, and a method may send nothing
     if all(point.sent for point in points):
         _spread_out(axis, [point.sent for point in points])
@@ -275,12 +295,14 @@ def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) ->
 
 
 def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Megabytes and accuracy in per cent of the rows that no other beats in both."""
+    """Megabytes and the metric of the rows that no other beats in both."""
+    metric = points[0].row.metric
     # from the fewest bytes on, and of equal ones the best first
     front: list[tuple[float, float]] = []
-    for _, sent, accuracy in sorted(points, key=lambda point: (point.sent, -point.accuracy.mean)):
-        if not front or 100 * accuracy.mean > front[-1][1]:
-            front.append((sent, 100 * accuracy.mean))
+    for _, sent, value in sorted(points, key=lambda one: (one.sent, -metric.sign * one.value.mean)):
+        drawn = metric.scale * value.mean
+        if not front or metric.sign * drawn > metric.sign * front[-1][1]:
+            front.append((sent, drawn))
     return front
 
 

@@ -39,7 +39,7 @@ class Ranking:
 
 
 def ranking(section: Section, group: str) -> Ranking:
-    """Rank the rows of a section by their test accuracy of a bit group.
+    """Rank the rows of a section by their metric of a bit group.
 
     The best rows are those that no row leads, each compared with all others. There is none where
     rows share too few seeds to tell, or lead each other in a circle. A row is level with the best
@@ -55,7 +55,7 @@ def ranking(section: Section, group: str) -> Ranking:
         found = row.by_seed(group) if row.finished and section.comparable else {}
         # without the seed that diverged, a row would look better than it is
         if len(found) == len(row.runs):
-            whole[i] = found
+            whole[i] = {seed: row.metric.sign * value for seed, value in found.items()}
         elif found:
             unmeasured.append(row)
     compared = {i: own for i, own in whole.items() if _shares_a_seed(i, whole)}

@@ -112,7 +112,12 @@ class Run:
     @cached_property
     def groups(self) -> list[str]:
         """The bit groups, in the fleet's order."""
-        prefix = f"val/{self.metric}_"
+        name = self.metric
+        if f"val/{name}_avg" not in self.tags:
+            # a model without an accuracy
+            ends = [tag for tag in self.tags if re.fullmatch("val/.+_avg", tag)]
+            name = ends[0][4:-4] if ends else name
+        prefix = f"val/{name}_"
         measured = [tag.removeprefix(prefix) for tag in self.tags if tag.startswith(prefix)]
         # a metric whose name begins alike looks like a group, but no bytes were counted for it
         counted = self.summary.get("bytes")

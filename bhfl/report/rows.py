@@ -5,17 +5,16 @@ the seed share a row.
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from bhfl.report.reading import Run, number, printable
+from bhfl.report.metric import AVERAGE as AVERAGE
+from bhfl.report.metric import Metric, Mode, asked, monitored
+from bhfl.report.reading import Run, printable
 from bhfl.report.settings import Options, labels, method, task, titles
 from bhfl.settings import MAKE_THE_RUN, Role, told_of
 from bhfl.tags import LOST, Status
-
-AVERAGE = "avg"
-"""The mean over clients, beside the bit groups."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,12 @@ class Row:
     Args:
         label: What the method is called, in all tables and pictures.
         runs: Its runs, one or more.
+        metric: What it is compared by.
     """
 
     label: str
     runs: tuple[Run, ...]
+    metric: Metric = field(default_factory=Metric)
 
     @property
     def finished(self) -> bool:
@@ -60,15 +61,15 @@ class Row:
             return self.label
         return f"{self.label}, seed {seed}"
 
-    def accuracy(self, group: str) -> Spread:
-        """The accuracy of a bit group on the test split, or at the last validation of a run that is
-        not finished.
+    def value(self, group: str, metric: Metric | None = None) -> Spread:
+        """The metric of a bit group, see `Metric.of`; another one than the row's where it is
+        given.
         """
-        return Spread.of([_accuracy(run, group) for run in self.runs])
+        return Spread.of([(metric or self.metric).of(run, group) for run in self.runs])
 
     def by_seed(self, group: str) -> dict[int | None, float]:
-        """The accuracies of the runs that have one, by their seeds."""
-        found = {run.seed: _accuracy(run, group) for run in self.runs}
+        """The metric of the runs that have one, by their seeds."""
+        found = {run.seed: self.metric.of(run, group) for run in self.runs}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
     def mean(self, tag: str) -> float:
@@ -92,11 +93,6 @@ class Row:
         up = self.total("uplink_bytes")
         down = self.total("downlink_bytes")
         return 32 * up / down if down else math.nan
-
-
-def _accuracy(run: Run, group: str) -> float:
-    tag = f"{run.metric}_{group}"
-    return number(run.metrics.get(f"test/{tag}")) if run.finished else run.last(f"val/{tag}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,19 @@ class Section:
         # a run that is cut off may know fewer groups, or others, than those that are whole
         counted = [run for run in self.runs if run.finished or not self.finished]
         found = list(dict.fromkeys(chain.from_iterable(run.groups for run in counted)))
-        return [*found, AVERAGE] if len(found) > 1 else found
+        all = [*found, AVERAGE] if len(found) > 1 else found or [AVERAGE]
+        measured = [group for group in all if self._has(group)]
+        # a metric that is none of groups, such as a loss in training
+        return measured or [group for group in [AVERAGE] if self._has(group)]
+
+    def _has(self, group: str) -> bool:
+        """Whether any row has a value there."""
+        return any(row.value(group).count for row in self.rows)
+
+    @property
+    def metric(self) -> Metric:
+        """What its rows are compared by."""
+        return self.rows[0].metric
 
     @property
     def losses(self) -> list[Status]:
@@ -146,18 +154,36 @@ class Section:
 # ---- grouping ------------------------------------------------------------------------------------
 
 
-def sections(runs: Sequence[Run]) -> list[Section]:
+def sections(
+    runs: Sequence[Run], metric: str | None = None, mode: Mode | None = None
+) -> list[Section]:
     """All runs, in sections by first appearance; runs of unknown settings come last, each with a
     row of its own.
+
+    Args:
+        runs: The runs.
+        metric: The tag that they are compared by; what each section monitored by default.
+        mode: Whether it is better at its ``max`` or ``min``; as it was monitored by default.
+
+    Raises:
+        ValueError: The mode is not known.
     """
+
+    def compared(members: Sequence[Run]) -> Metric:
+        chosen = monitored(members) if metric is None else asked(metric, mode, members)
+        return replace(chosen, mode=mode or chosen.mode)
+
     tasks = _alike([run for run in runs if _is_known(run)], task)
     names = titles([members[0].told for members in tasks])
-    found = [_section(title, members) for title, members in zip(names, tasks, strict=True)]
+    found = [
+        _section(title, members, compared(members))
+        for title, members in zip(names, tasks, strict=True)
+    ]
     if unknown := [run for run in runs if not _is_known(run)]:
         rows = []
         for run in unknown:
             label = printable(f"{run.folder.parent.name}/{run.folder.name}")
-            rows.append(Row(label, (run,)))
+            rows.append(Row(label, (run,), compared(unknown)))
         notes = (*map(_note, unknown), "runs of unknown settings are not compared")
         found.append(Section("settings unknown", _ordered(rows), notes, comparable=False))
     return found
@@ -182,7 +208,7 @@ def _is_known(run: Run) -> bool:
     return run.seed is not None and all(parts)
 
 
-def _section(title: str, runs: Sequence[Run]) -> Section:
+def _section(title: str, runs: Sequence[Run], metric: Metric) -> Section:
     """The section of runs that share their task."""
     methods = _alike(runs, method)
     options = [method(members[0].told) for members in methods]
@@ -194,7 +220,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
         finished = {}
         for run in sorted(members, key=lambda run: run.seed or 0):
             if not run.finished:
-                rows.append(Row(label, (run,)))
+                rows.append(Row(label, (run,), metric))
             elif run.seed in finished:
                 repeated.append(
                     f"{printable(run.folder)} repeats {label} with seed {run.seed} and is left out"
@@ -202,7 +228,7 @@ def _section(title: str, runs: Sequence[Run]) -> Section:
             else:
                 finished[run.seed] = run
         if finished:
-            rows.append(Row(label, tuple(finished.values())))
+            rows.append(Row(label, tuple(finished.values()), metric))
     shown = chain.from_iterable(row.runs for row in rows)
     doubtful = [_note(run) for run in shown if run.faults or not run.finished]
     notes = (*_differences(options, named), *repeated, *doubtful)

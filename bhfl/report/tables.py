@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bhfl.report.goals import AXES, SIMULATED, Goal
+from bhfl.report.metric import Metric
 from bhfl.report.ranking import Mark, Ranking, ranking
 from bhfl.report.rows import AVERAGE, Row, Section, Spread
 
@@ -45,13 +46,13 @@ class Table:
 
 
 def results(section: Section) -> Table:
-    """The table of a section: accuracy by bit group, what was sent, and how many updates did not
-    count.
+    """The table of a section: its metric by bit group, what was sent, and how many updates did not
+    count. Columns that are empty, or the same in all rows, are left out.
     """
     rankings = {group: ranking(section, group) for group in section.groups}
     # columns that would be empty or zero in every row are left out
     timed = any(not math.isnan(row.mean(SIMULATED)) for row in section.rows)
-    # accuracy first: a narrow screen shows the first columns alone
+    # the metric first: a narrow screen shows the first columns alone
     head = ["method", *map(_column, rankings), "seeds", "rounds", "up MB", "down MB", "bits up"]
     if timed:
         head.append("simulated s")
@@ -67,13 +68,40 @@ def results(section: Section) -> Table:
             figures.append(_amount(row.mean(SIMULATED)))
         figures += [_fixed(row.lost(status), 0) for status in section.losses]
         rows.append([*cells, *map(Cell, figures)])
+    head, rows, alike = without_idle([*head, *section.losses], rows, 1 + len(rankings))
     return Table(
         title=section.title,
-        head=[*head, *section.losses],
+        head=head,
         rows=rows,
-        notes=[*_legend(section), *_compared(section, rankings), *section.notes],
+        notes=[*_legend(section), *alike, *_compared(section, rankings), *section.notes],
         level=_LEVEL if any(found.marked for found in rankings.values()) else "",
     )
+
+
+def without_idle(
+    head: Sequence[str], rows: Sequence[Sequence[Cell]], keep: int
+) -> tuple[list[str], list[list[Cell]], list[str]]:
+    """A table without the columns that are empty or the same in all of several rows, and notes on
+    what they hold.
+
+    Args:
+        head: The names of its columns.
+        rows: Its cells.
+        keep: The first columns, which stay.
+    """
+    alike = {}
+    for i in range(keep, len(head)):
+        texts = {row[i].text for row in rows}
+        # what a single row has is worth a column
+        if texts == {"-"} or (len(texts) == 1 and len(rows) > 1):
+            alike[i] = texts.pop()
+    stays = [i for i in range(len(head)) if i not in alike]
+    told = [f"{head[i]} {text}" for i, text in alike.items() if text != "-"]
+    notes = [f"the same in all rows: {', '.join(told)}"] if told else []
+    cut = []
+    for row in rows:
+        cut.append([row[i] for i in stays])
+    return [head[i] for i in stays], cut, notes
 
 
 def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
@@ -118,10 +146,13 @@ def _column(group: str) -> str:
 
 def _legend(section: Section) -> list[str]:
     """Notes on how to read the table."""
+    unit = " in per cent" if section.metric.is_share else ""
     notes = [
-        "test accuracy in per cent after the last round, mean ± standard deviation over seeds; "
+        f"{section.metric.words}{unit} after the last round, mean ± standard deviation over seeds; "
         "MB = 10^6 bytes"
     ]
+    if section.metric.mode == "min":
+        notes.append("the lower the better")
     if any(not math.isnan(row.uplink_bits) for row in section.rows):
         notes.append(
             "bits up: 32 x MB up / MB down, all included: bits of a weight that came down as "
@@ -161,7 +192,7 @@ def until(section: Section, goal: Goal) -> Table | None:
         axis = "s" if timed else "rounds"
         sooner = goal.times_sooner(row, base, axis) if base else None
         cells.append(_over_seeds(sooner, 2, row) if sooner else "-")
-        cells.append(_accuracy(row, AVERAGE))
+        cells.append(over_seeds(row, Metric(), AVERAGE))
         rows.append(list(map(Cell, cells)))
     return Table(
         title=f"Until {name}",
@@ -192,15 +223,21 @@ def _goal_notes(section: Section, goal: Goal, base: Row | None, timed: bool) -> 
 
 
 def _marked(row: Row, group: str, mark: Mark) -> Cell:
-    """The accuracy of a row; it stands in parentheses where the run is not finished."""
-    text = _accuracy(row, group)
+    """The metric of a row; it stands in parentheses where the run is not finished."""
+    text = over_seeds(row, row.metric, group)
     return Cell(text, mark) if row.finished or text == "-" else Cell(f"({text})")
 
 
-def _accuracy(row: Row, group: str) -> str:
-    """The accuracy of a row in per cent."""
-    found = row.accuracy(group)
-    return _over_seeds(Spread(100 * found.mean, 100 * found.deviation, found.count), 1, row)
+def over_seeds(row: Row, metric: Metric, group: str) -> str:
+    """A metric of a row: mean and deviation over its seeds."""
+    found = row.value(group, metric)
+    digits = 1
+    if not metric.is_share:
+        digits = 4 if abs(found.mean) < 10 else 2
+    scale = metric.scale
+    return _over_seeds(
+        Spread(scale * found.mean, scale * found.deviation, found.count), digits, row
+    )
 
 
 def _over_seeds(spread: Spread, digits: int, row: Row) -> str:

@@ -20,7 +20,7 @@ def summary(section: Section) -> str:
         return "No run is finished yet."
     if len(section.finished) == 1:
         (row,) = section.finished
-        return f"{row.label} has {_accuracy(row, group)} {whose}, on {_seeds(len(row.runs))}."
+        return f"{row.label} has {_value(row, group)} {whose}, on {_seeds(len(row.runs))}."
     found = ranking(section, group)
     best = [row for row, mark in zip(section.rows, found.marks, strict=True) if mark == "best"]
     if not best:
@@ -31,13 +31,14 @@ def summary(section: Section) -> str:
     first = best[0]
     if len(best) > 1:
         names = " and ".join(row.label for row in best)
-        return f"{names} are equal, with {_accuracy(first, group)} {whose}."
+        return f"{names} are equal, with {_value(first, group)} {whose}."
     others = [row for row in section.finished if row is not first and _shared(first, row, group)]
     second = min(others, key=lambda row: _lead(first, row, group))
     shared = len(_shared(first, second, group))
+    points = " points" if first.metric.is_share else ""
     text = (
-        f"{first.label} is first, with {_accuracy(first, group)} {whose}: "
-        f"{100 * _lead(first, second, group):.2f} points ahead of {second.label}, on "
+        f"{first.label} is first, with {_value(first, group)} {whose}: "
+        f"{first.metric.text(_lead(first, second, group), 2)}{points} ahead of {second.label}, on "
         f"{_seeds(shared)} that both have."
     )
     if found.marks[section.rows.index(second)] == "level":
@@ -45,8 +46,10 @@ def summary(section: Section) -> str:
     return f"{text} One seed tells little." if shared == 1 else text
 
 
-def _accuracy(row: Row, group: str) -> str:
-    return f"{100 * row.accuracy(group).mean:.2f} % test accuracy"
+def _value(row: Row, group: str) -> str:
+    metric = row.metric
+    text = metric.text(row.value(group).mean, 2)
+    return f"{text} % {metric.words}" if metric.is_share else f"a {metric.words} of {text}"
 
 
 def _seeds(number: int) -> str:
@@ -56,7 +59,8 @@ def _seeds(number: int) -> str:
 def _shared(first: Row, other: Row, group: str) -> list[float]:
     """The differences on the seeds that both have."""
     own, theirs = first.by_seed(group), other.by_seed(group)
-    return [own[seed] - theirs[seed] for seed in own if seed in theirs]
+    sign = first.metric.sign
+    return [sign * (own[seed] - theirs[seed]) for seed in own if seed in theirs]
 
 
 def _lead(first: Row, other: Row, group: str) -> float:

@@ -25,9 +25,9 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
     (section,) = read(tmp_path)
     (row,) = section.rows
     assert (row.label, [run.seed for run in row.runs], section.notes) == ("FedAvg", [0, 1, 2], ())
-    found = row.accuracy("int8")
+    found = row.value("int8")
     assert (found.mean, found.deviation, found.count) == (pytest.approx(0.8), pytest.approx(0.1), 3)
-    assert row.accuracy("float32").deviation == 0
+    assert row.value("float32").deviation == 0
     assert (row.mean("comm/uplink_MB"), row.total("downlink_bytes")) == (3, 6_000_000)
 
 
@@ -83,7 +83,7 @@ def test_a_repeated_seed_counts_once(tmp_path: Path) -> None:
     made.run(tmp_path / "version_1", ends=(0.1, 0.1))
     (section,) = read(tmp_path)
     assert [len(row.runs) for row in section.rows] == [1]
-    assert section.rows[0].accuracy("int8").mean == 0.8
+    assert section.rows[0].value("int8").mean == 0.8
     assert section.notes == (f"{tmp_path}/version_1 repeats FedAvg with seed 0 and is left out",)
 
 
@@ -97,7 +97,7 @@ def test_what_is_not_finished_has_a_row_of_its_own_at_the_end(tmp_path: Path) ->
         ("Local", True),
         ("FedAvg, seed 0", False),
     ]
-    assert section.rows[-1].accuracy("int8").mean == 0.8  # of the last validation
+    assert section.rows[-1].value("int8").mean == 0.8  # of the last validation
     # it is no rival, and those two have no seed in common
     assert ranking(section, "int8").marks == ["", "", ""]
     assert section.notes == (f"{tmp_path}/a: not finished: 3 of 9 rounds",)
@@ -173,4 +173,4 @@ def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
     )
     (section,) = sections([run])
     assert (section.groups, ranking(section, "int8").marks) == ([], [""])
-    assert math.isnan(Row("x", (run,)).accuracy("int8").mean)
+    assert math.isnan(Row("x", (run,)).value("int8").mean)
