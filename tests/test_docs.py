@@ -82,6 +82,10 @@ def test_a_page_is_short_and_names_what_exists(page):
     text = page.read_text()
     if "reference" not in page.parts:
         assert len(text.split()) <= MOST_WORDS
+    # code in blocks of another kind would not run
+    known = r"python|bash|yaml|text|\{[\w:-]+\}"
+    assert not re.findall(rf"^```(?!(?:{known})\b)\w+", text, re.M)
+    assert ">>> " not in text
     for path in re.findall(r"`((?:bhfl|configs|examples)/[\w/]+\.(?:py|yaml|md))`", text):
         assert (ROOT / path).is_file(), path
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))

@@ -1,8 +1,10 @@
 """The examples in docstrings are true, and what the reference lists says what it is given."""
 
+import ast
 import doctest
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -49,11 +51,26 @@ def in_the_reference() -> Iterator[tuple[str, object]]:
                         yield f"{name}.{method}", getattr(member, "__func__", member)
 
 
-def test_public_functions_say_what_their_arguments_are():
+def raises(function: object) -> bool:
+    """Whether its own lines raise an error."""
+    lines = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    return any(isinstance(line, ast.Raise) and line.exc is not None for line in lines)
+
+
+def test_public_functions_say_what_they_take_give_and_raise():
     silent = []
     for name, function in in_the_reference():
-        if inspect.isfunction(function):
-            given = [one for one in inspect.signature(function).parameters if one != "self"]
-            if len(given) > 1 and "Args:" not in (function.__doc__ or ""):
-                silent.append(name)
+        if not inspect.isfunction(function):
+            continue
+        signature = inspect.signature(function)
+        of_several = len([one for one in signature.parameters if one != "self"]) > 1
+        gives = signature.return_annotation not in (None, "None", inspect.Signature.empty)
+        needed = {
+            "Args:": of_several,
+            "Returns:": of_several and gives,
+            "Raises:": raises(function),
+        }
+        for section, has in needed.items():
+            if has and section not in (function.__doc__ or ""):
+                silent.append(f"{name} lacks {section}")
     assert not silent

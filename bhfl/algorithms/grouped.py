@@ -50,6 +50,9 @@ class GroupedAvg(Algorithm):
         Args:
             server: The state of the round, whose ``extra["groups"]`` are all groups by width.
             group: The label of the group.
+
+        Returns:
+            Their labels.
         """
         return [group]
 

@@ -71,6 +71,9 @@ def analyze(  # noqa: PLR0913
         threads: CPU threads, in place of ``trainer.threads``; all cores by default.
         progress: Told of what is done.
 
+    Returns:
+        A row for each layer, and what they are of.
+
     Raises:
         ValueError: An option is out of its range, the model has no layer to quantise or logs no
             loss, the algorithm keeps no global model, or there are no samples.

@@ -239,6 +239,9 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             client_id: The client's position in the fleet, from 0.
             rng: The client's random streams of this round; "shuffle" and "augment" are used.
             epoch: The local epoch, from 0; each has another order.
+
+        Returns:
+            Batches as the module's ``training_step`` takes them.
         """
         # all samples are ordered before some are left out, so that drop_last shifts no draw
         members = self.split.clients[client_id]

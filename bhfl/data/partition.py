@@ -85,6 +85,9 @@ class Partitioner(ABC):
             num_clients: The number of clients.
             rng: The source of all draws.
 
+        Returns:
+            int64 arrays: the positions, one for each sample, and the numbers, one for each client.
+
         Raises:
             ValueError: There are too few samples for every client to have `min_size`, or `assign`
                 returns something else than an owner of each sample.

@@ -72,6 +72,9 @@ class TensorSource:
             batch_size: The number of samples in a batch.
             generator: The source of every random draw.
             augment: A change of the inputs of each batch, before they are normalised.
+
+        Returns:
+            Inputs ``[b, ...]``, float32 unless they are tokens, and targets ``[b]``.
         """
         # torch.split makes one empty piece of no indices
         for chunk in torch.split(indices, batch_size) if len(indices) else ():

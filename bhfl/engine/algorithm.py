@@ -1,6 +1,4 @@
-"""What an algorithm's author writes: hooks, each defaulting to FedAvg's, client half and server
-half in one class.
-"""
+"""What an algorithm's author writes: the hooks of both halves, which are FedAvg's by default."""
 
 from __future__ import annotations
 
@@ -76,6 +74,9 @@ class Algorithm(Recorded):
         Args:
             params: The first global model: float32 tensors by name.
             clients: The whole fleet.
+
+        Returns:
+            Nested dicts and lists of tensors, numbers and strings.
         """
         return {}
 
@@ -119,9 +120,7 @@ class Algorithm(Recorded):
         return server.params
 
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
-        """Names, shapes and dtypes that every uplink must have; an update that differs is
-        rejected.
-        """
+        """Names, shapes and dtypes that every uplink must have, or else it is rejected."""
         return server.params
 
     def coded(
@@ -165,6 +164,9 @@ class Algorithm(Recorded):
         Args:
             server: The state of the round.
             clients: The whole fleet; one that has `expect` is told who takes part.
+
+        Returns:
+            It has taken nothing in yet.
         """
         return WeightedMean(server.params)
 
@@ -175,6 +177,9 @@ class Algorithm(Recorded):
             server: The state of the round; it is not to be changed.
             aggregate: What `Aggregator.reduce` came to.
             rng: The round's source of random draws.
+
+        Returns:
+            A new state, as by `apply_mean` or `dataclasses.replace`.
         """
         return self.apply_mean(server, aggregate)
 
@@ -186,6 +191,9 @@ class Algorithm(Recorded):
             server: The state of the round.
             mean: Float32 tensors by name. Those that clients are not asked for may be missing: they
                 stay as they are.
+
+        Returns:
+            A new state; `server` is as it was.
 
         Raises:
             ValueError: `mean` lacks one that clients are asked for, or has other shapes than the
@@ -233,6 +241,9 @@ class Algorithm(Recorded):
         Args:
             server: The state after a round.
             group: The label.
+
+        Returns:
+            Float32 tensors by name, of the shapes of `ServerState.params`.
         """
         return server.params
 
@@ -274,6 +285,9 @@ class Algorithm(Recorded):
         Args:
             client: Who keeps it.
             received: The first downlink as decoded.
+
+        Returns:
+            Tensors by name.
         """
         return {}
 
@@ -283,6 +297,9 @@ class Algorithm(Recorded):
         Args:
             received: The downlink as decoded: float32 tensors by name.
             state: What the client kept.
+
+        Returns:
+            Float32 tensors by name, of the shapes of the model's.
         """
         return received
 
@@ -313,14 +330,10 @@ class Algorithm(Recorded):
         return run.training_step(batch, batch_idx)
 
     def client_gradients_(self, run: LocalRun) -> None:
-        """Change the gradients in place, after backward and before clipping and the optimiser's
-        step.
-        """
+        """Change the gradients in place, after backward and before they are clipped and used."""
 
     def uplink(self, run: LocalRun) -> Tensors | None:
-        """What the client sends: by default its weights, at the bits of its spec;
-        None for nothing.
-        """
+        """What the client sends, or None: by default its weights, at the bits of its spec."""
         return quantized_state(run.module, sent=True)
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
@@ -330,6 +343,9 @@ class Algorithm(Recorded):
             client: Whose state it is.
             state: What its round left.
             closing: The message as decoded.
+
+        Returns:
+            What the client keeps from now on.
         """
         return state
 

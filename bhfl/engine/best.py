@@ -30,6 +30,9 @@ class Best:
         Args:
             row: The metrics of that round.
             mode: Whether the metric is better at its ``max`` or ``min``.
+
+        Returns:
+            That round where it is better than all before, else the present one.
         """
         value = row.get(self.monitor)
         if value is None or not _better(value, self.value, mode):

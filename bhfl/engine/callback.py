@@ -38,6 +38,9 @@ class Callback:
         Args:
             trainer: What trains or measures.
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Returns:
+            It is entered once, on every process.
         """
         return nullcontext()
 

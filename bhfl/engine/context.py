@@ -108,6 +108,9 @@ class LocalRun:
         Args:
             batch: A batch of the client's, on the module's device.
             batch_idx: Its place in the local epoch, from 0.
+
+        Returns:
+            A loss, a mapping with a ``loss``, or None, as Lightning has it.
         """
         module: Any = self.module
         return call_step(module.training_step, batch, batch_idx)

@@ -44,6 +44,9 @@ def build(
         **options: More arguments of the network, such as ``width`` of vgg7 or ``image_size`` of
             torchvision/vit_b_16, which is that of the input by default.
 
+    Returns:
+        A module that takes ``[n, *input_shape]`` to logits ``[n, num_classes]``.
+
     Raises:
         ValueError: The name, an option or a size is wrong.
     """

@@ -65,6 +65,9 @@ def quantize_affine(
             less. Without one, codes are the nearest, and with granularity "tensor" their values
             are those of :func:`bhfl.quant.fake_quantize_activations`.
 
+    Returns:
+        The codes, of x's shape, and the scale and zero point of each range.
+
     Raises:
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or "channel" of a
             scalar.
@@ -104,6 +107,9 @@ def fake_quantize_affine(
         bits: 2..16, or 32 to return x itself.
         granularity: See :func:`quantize_affine`.
         generator: See :func:`quantize_affine`.
+
+    Returns:
+        A tensor of x's shape and dtype.
 
     Raises:
         ValueError: See :func:`quantize_affine`.

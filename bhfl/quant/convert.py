@@ -118,6 +118,9 @@ def set_backend_(
         filter_fn: Called with the name and the module of each Quant* layer; False leaves it as it
             is.
 
+    Returns:
+        The model itself.
+
     Raises:
         ValueError: The backend is unknown, or the model has no Quant* layers that filter_fn keeps.
         ImportError: The backend needs a package that cannot be imported.

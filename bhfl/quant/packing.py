@@ -27,6 +27,9 @@ def packed_bytes(numel: int, bits: int) -> int:
         numel: The number of codes.
         bits: The bits of each.
 
+    Returns:
+        Bytes, without any header.
+
     Raises:
         ValueError: bits is not 1..16, or numel is negative.
     """

@@ -112,6 +112,10 @@ class QuantLayer(nn.Module):
     def store_(self, generator: torch.Generator | None) -> None:
         """Put strict weights on the storage grid: stochastically, or to nearest without a
         generator.
+
+        Raises:
+            ValueError: :func:`bhfl.quant.begin_round_` has set no range, or the weight is
+                parametrised.
         """
         if self.spec.storage == FLOAT_BITS:
             return
@@ -181,6 +185,9 @@ class QuantLayer(nn.Module):
             x: An input of the parent's shape, whose values may lie on a grid.
             weight: Values of the shape of the layer's own.
 
+        Returns:
+            The output of the parent's shape.
+
         Raises:
             NotImplementedError: The subclass has neither.
         """
@@ -230,8 +237,10 @@ class QuantLayer(nn.Module):
         return y
 
     def required_generator(self) -> torch.Generator:
-        """The generator of stochastic rounding; ValueError if :func:`bhfl.quant.seed_` has not set
-        one.
+        """The generator of stochastic rounding.
+
+        Raises:
+            ValueError: :func:`bhfl.quant.seed_` has set none.
         """
         if self.generator is None:
             by = "" if self.backend == "fake" else f" by {self.backend!r}"

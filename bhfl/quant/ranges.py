@@ -51,6 +51,9 @@ def weight_scale(
         range_rule: One of the rules above, or a registered one.
         granularity: One scale for the tensor, or one for each slice of dimension 0.
 
+    Returns:
+        A positive scalar, or with "channel" one scale for each slice, ``[x.shape[0]]``.
+
     Raises:
         ValueError: Bits out of range, an unknown rule or granularity, or "channel" of a tensor
             without dimensions.
@@ -241,6 +244,9 @@ def wage_alpha(num_inputs: int, bits: int) -> float:
     Args:
         num_inputs: The fan-in: the number of weights of one output channel.
         bits: Bits of the weights.
+
+    Returns:
+        A power of two, at least 1.
     """
     widest = 1.5 * 2.0 ** (1 - bits) / math.sqrt(6 / max(num_inputs, 1))
     return float(max(2.0 ** round(math.log2(widest)), 1.0))

@@ -162,6 +162,9 @@ class BitSpec:
             value: A spec; a width (``8``, ``"8"``); the name of a preset (``"ternary"``) or
                 ``"int<bits>"``; or a mapping of the fields of this class.
 
+        Returns:
+            The spec; `value` itself if it is one.
+
         Raises:
             ValueError: The value does not describe a spec; the message names the nearest that does.
         """
