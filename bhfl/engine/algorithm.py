@@ -68,8 +68,7 @@ class Algorithm(Recorded):
         """
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
-        """The first `ServerState.extra`; every later one has its keys too, with values of the same
-        kinds.
+        """The first `ServerState.extra`; later ones have its keys too, with values of its kinds.
 
         Args:
             params: The first global model: float32 tensors by name.
@@ -214,9 +213,7 @@ class Algorithm(Recorded):
         return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
 
     def closing(self, server: ServerState) -> Tensors | None:
-        """What the clients of the round are sent when it has ended, besides the next downlink; None
-        for nothing.
-        """
+        """What the round's clients are sent at its end, besides the next downlink, or None."""
         return None
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -232,15 +229,14 @@ class Algorithm(Recorded):
         return {}
 
     def group_params(self, server: ServerState, group: str) -> Params:
-        """The global model that clients of a bit group run, which is told by its label,
-        `Client.bits`: what ``val/acc_<group>`` is measured on.
+        """The global model that clients of a bit group run: ``val/acc_<group>`` is measured on it.
 
         Leave out what is the clients' own (see `downlink`), and the group's value is the mean over
         its clients' models; otherwise the model is measured with the server's value of it.
 
         Args:
             server: The state after a round.
-            group: The label.
+            group: The label, as in `Client.bits`.
 
         Returns:
             Float32 tensors by name, of the shapes of `ServerState.params`.
@@ -259,9 +255,7 @@ class Algorithm(Recorded):
 
     @property
     def client_half(self) -> Algorithm:
-        """Whose hooks of the client half are called: its own, or those of an algorithm that it is
-        built on.
-        """
+        """Whose client hooks are called: its own, or those of an algorithm that it is built on."""
         return self
 
     common: Sequence[str] = ()
