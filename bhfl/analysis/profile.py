@@ -85,6 +85,9 @@ def profile(
         repeats: How often both are measured; the median counts.
         powercap: Where the machine shows its counters of energy.
 
+    Returns:
+        Rows of layers and of whole clients, and what they are of.
+
     Raises:
         ValueError: An option is out of its range, the run has several processes, or model, data,
             algorithm and fleet do not fit together.

@@ -336,7 +336,7 @@ FILES = {
     ),
     "choice": (
         "trainer: {sampling: stratifed}\n",
-        ["one of stratified, uniform, got 'stratifed'", "'stratified'"],
+        ["one of stratified, uniform, poisson, got 'stratifed'", "'stratified'"],
     ),
     "precision": ("trainer: {precision: 8}\n", ["trainer.precision must be one of 32", "got 8"]),
     "text-empty": ("trainer: {name: ''}\n", ["trainer.name must not be empty"]),

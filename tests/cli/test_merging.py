@@ -41,6 +41,8 @@ SCHEMA = Section(
     }
 )
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
+# of a name that no other package has, which a short one leads to in any process
+RPROP: dict[str, Any] = {"class_path": "torch.optim.Rprop", "init_args": {"lr": 0.1}}
 
 
 def merged(*given: Any) -> dict[str, Any]:
@@ -78,8 +80,8 @@ CASES: list[tuple[list[Any], dict[str, Any]]] = [
         [{"optimizer": SGD}, ADAM, "--optimizer.lr=0.2"],
         {"optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.2}}},
     ),
-    ([{"optimizer": SGD}, ADAM, "--optimizer=SGD"], {"optimizer": {"class_path": "SGD"}}),
-    ([{"optimizer": SGD}, "--optimizer=SGD"], {"optimizer": {**SGD, "class_path": "SGD"}}),
+    ([{"optimizer": RPROP}, ADAM, "--optimizer=Rprop"], {"optimizer": {"class_path": "Rprop"}}),
+    ([{"optimizer": RPROP}, "--optimizer=Rprop"], {"optimizer": {**RPROP, "class_path": "Rprop"}}),
     ([{"optimizer": SGD}, "--optimizer={class_path: torch.optim.SGD}"], {"optimizer": SGD}),
     (
         [{"optimizer": SGD}, "--optimizer.lr=1"],

@@ -100,7 +100,7 @@ def test_what_is_no_path_is_refused_everywhere(home: Path, form: str) -> None:
     with pytest.raises(ConfigError, match="--root must be a folder"):
         read_request(["m.yaml", "--root", form])
     for make in (
-        lambda: ByColumn(form),
+        lambda: ByColumn(f"{form}.npy"),
         lambda: ImageFolder(root=form),
         lambda: CIFAR10(archive=form),
         lambda: CIFAR10(root=form),

@@ -41,7 +41,10 @@ from bhfl.engine.trainer import FederatedTrainer
             "server_optimizer cannot be used: .* rate: -1",
         ),
         ({"server_optimizer": torch.optim.LBFGS}, "server_optimizer cannot be used: .*closure"),
-        ({"finetune_epochs": -1}, "finetune_epochs must be an integer from 0, got -1"),
+        (
+            {"finetune_epochs": -1},
+            "finetune_epochs must be an integer from 0 to 2,147,483,648, got -1",
+        ),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be an integer from 1"),
         ({"sampling": "random"}, "must be one of stratified, uniform, poisson, got"),
         ({"lr_schedule": "go on"}, "lr_schedule must be one of continue, restart"),
