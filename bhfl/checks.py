@@ -146,8 +146,28 @@ not_negative = _such(
     "be finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf
 )
 """The check of a number that must be finite, and not below zero."""
+
+
+def bits_or(*words: str) -> Check:
+    """The check of a width, or of one of some words."""
+
+    def problem(value: Any) -> str:
+        if value in words or value == 32 or not count(2, 16)(value):
+            return ""
+        return _must("be " + ", ".join([*words, "2..16 or 32"]), value)
+
+    return problem
+
+
 true_or_false = _such("be true or false", lambda value: isinstance(value, bool))
 """The check of a switch."""
+
+
+def auto_or_switch(value: Any) -> str:
+    """Problems of a switch that may be left to ``auto``."""
+    if isinstance(value, bool) or value == "auto":
+        return ""
+    return f"must be auto, true or false, got {value!r}"
 
 
 def text(value: Any) -> str:

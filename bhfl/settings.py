@@ -17,6 +17,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from bhfl.checks import (
     Check,
+    auto_or_switch,
+    bits_or,
     choice,
     count,
     folder_name,
@@ -44,6 +46,8 @@ Measures = Literal["none", "after", "both"]
 after it.
 """
 MEASURES = get_args(Measures)
+Downlink = Literal["float32", "client"] | int
+"""Bits of the weights that clients are sent, see `bhfl.engine.downlink`."""
 _WRITTEN_NOW = {"evaluate_clients": {"true": "after", "false": "none"}}
 """Values that an option had before, and the words for them."""
 
@@ -117,13 +121,6 @@ def option(role: Role, check: Check | None = None) -> Any:
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def auto_or_switch(value: Any) -> str:
-    """Problems of a switch that may be left to ``auto``."""
-    if isinstance(value, bool) or value == "auto":
-        return ""
-    return f"must be auto, true or false, got {value!r}"
-
-
 def folder(value: Any) -> str:
     """Problems of the path of a folder."""
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
@@ -177,6 +174,7 @@ class Fleet(Group):
     clients: Any = option(Role.TASK)
     num_clients: int | None = option(Role.TASK, or_none(count(1)))
     network: Any = option(Role.TASK)
+    downlink: Downlink = option(Role.RESULT, bits_or("float32", "client"))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from bhfl.sweep.reader import read_matrix
 
 FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
-SMALL = {"bitsandbytes", "clients", "median_scaffold", "prowd_feddyn", "stored", "wage"}
+SMALL = {"bitsandbytes", "downlink", "clients", "median_scaffold", "prowd_feddyn", "stored", "wage"}
 """What is shown on the digits alone."""
 MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 

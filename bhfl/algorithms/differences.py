@@ -1,12 +1,12 @@
 """What FedPAQ, FedCOM and FedCOMGATE share: quantised differences up, float32 down."""
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bhfl.checks import checked, choice, count, or_none, positive
+from bhfl.checks import bits_or, checked, choice, count, or_none, positive
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.random import RandomKeys
@@ -59,13 +59,6 @@ def qsgd(
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
 
 
-def width(value: Any) -> str:
-    """What is wrong with the bits of a difference."""
-    if value == 32 or not count(2, 16)(value):
-        return ""
-    return f"must be 2..16 or 32, got {value!r}"
-
-
 class DifferenceAlgorithm(Algorithm):
     """Clients send ``Q(w_t - w_i)``, the server steps ``w_{t+1} = w_t - gamma * mean_i Q(w_t -
     w_i)``.
@@ -78,7 +71,7 @@ class DifferenceAlgorithm(Algorithm):
 
     def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
         name = type(self).__name__
-        self.bits = checked(f"{name}.bits", bits, width)
+        self.bits = checked(f"{name}.bits", bits, bits_or())
         self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
         self.server_lr = checked(f"{name}.server_lr", server_lr, positive)

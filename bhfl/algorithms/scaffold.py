@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhfl.algorithms.differences import qsgd, width
+from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.optimizers import momenta
 from bhfl.algorithms.shares import SHARE, ShareMean
-from bhfl.checks import checked, or_none, positive
+from bhfl.checks import bits_or, checked, or_none, positive
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
 from bhfl.engine.random import RandomKeys
@@ -43,7 +43,7 @@ class SCAFFOLD(Algorithm):
 
     def __init__(self, server_lr: float = 1.0, control_bits: int | None = None) -> None:
         self.server_lr = checked("SCAFFOLD.server_lr", server_lr, positive)
-        self.control_bits = checked("SCAFFOLD.control_bits", control_bits, or_none(width))
+        self.control_bits = checked("SCAFFOLD.control_bits", control_bits, or_none(bits_or()))
 
     def setup(self, context: Context) -> None:
         """Plain SGD, under which alone a move over the sum of rates is a mean gradient."""

@@ -10,6 +10,8 @@ from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
+from bhfl.engine.devices import Devices
+from bhfl.engine.downlink import lowered
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
 from bhfl.engine.handed import ServerReturnError, name_of
@@ -32,7 +34,7 @@ class _Message:
     """What was sent last, and to whom else it may be sent as it is."""
 
     tensors: Any
-    group: str
+    group: tuple[str, Devices | None]
     payload: bytes
 
 
@@ -130,12 +132,14 @@ class Coordinator:
         if not session.algorithm.communicates or not client.num_examples:
             return b""
         tensors = session.algorithm.downlink(self.server, client)
-        # statistics travel along, and those of another group are another message
-        group = session.buffers.key(client.bits)
+        # statistics travel along, and those of another group are another message, as other bits are
+        devices = None if client.devices.downlink == "float32" else client.devices
+        group = (session.buffers.key(client.bits), devices)
         last = self._last
         if last is None or last.group != group or not _same(tensors, last.tensors):
             session.hooks.check_downlink(tensors, self.server)
-            payload = encode({**tensors, **session.travelling(self.server, client.bits)})
+            message = lowered(tensors, devices, self.server.params) if devices else tensors
+            payload = encode({**message, **session.travelling(self.server, client.bits)})
             last = self._last = _Message(tensors, group, payload)
         return last.payload
 

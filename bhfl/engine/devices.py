@@ -21,7 +21,7 @@ from bhfl.quant import (
     set_spec_,
 )
 from bhfl.quant.backends import BACKENDS, get_backend
-from bhfl.settings import LocalTraining
+from bhfl.settings import Downlink, LocalTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,12 @@ class Devices:
     Attributes:
         layers: The bits of layers that have their own, by module name; `match_` finds them.
         backends: What computes a layer, by module name, where it is not ``fake``.
+        downlink: Bits at which they are sent the model, see `bhfl.engine.downlink`.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, downlink: Downlink = "float32") -> None:
         self.group = group
+        self.downlink = downlink
         self.spec = group.bits
         self.layers: dict[str, BitSpec] = {}
         self.backends: dict[str, str] = {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from bhfl.comm import encoded_bytes
 from bhfl.engine.checkpoint import State, check_storable
 from bhfl.engine.client.store import client_store
+from bhfl.engine.downlink import lowered
 from bhfl.engine.ending import STANDING
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.folder import new_run
@@ -21,6 +22,7 @@ from bhfl.engine.processes import check_common_folder, check_same_options, gathe
 from bhfl.engine.records import ClientRecord, round_metrics, with_updates
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.rounds import run_round
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
@@ -87,13 +89,22 @@ def _foresee(session: Session, fresh: bool) -> None:
     if session.timing:
         STANDING.at("counting the operations of a step")
         session.timing.measure_(session.worker, data)
-        communicates = session.algorithm.communicates
-        smallest = encoded_bytes(session.server.params) if communicates else 0
-        session.timing.check_deadline(smallest, data)
+        session.timing.check_deadline(_least_downlink(session), data)
     # a resumed run keeps to what it was begun with
     if fresh:
         STANDING.at("trying channels_last")
         session.server = with_format(session.server, settings, session.worker, fleet, data)
+
+
+def _least_downlink(session: Session) -> int:
+    """Bytes of the first model as the client is sent it that receives the least."""
+    if not session.algorithm.communicates:
+        return 0
+    model = session.server.params
+    sizes = []
+    for client in one_of_each(session.fleet):
+        sizes.append(encoded_bytes(lowered(model, client.devices, model)))
+    return min(sizes)
 
 
 def open_run(session: Session, ckpt_path: str | Path | None) -> Run:

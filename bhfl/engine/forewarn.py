@@ -14,6 +14,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bhfl.engine.devices import FLOAT, Devices
+from bhfl.engine.downlink import bits_down
 from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import layer_weights
@@ -23,6 +24,8 @@ _SHARE = 0.5
 """Low-bit groups of which a smaller share of the weights is at their bits are told of."""
 _LEFT = 0.5
 """BatchNorm that keeps more than this of its first statistics after a client's round is told of."""
+_FINE = 8
+"""A model that clients are sent at fewer bits than these and theirs is told of."""
 _NAMED = 5
 _GRAPHS = 4
 """What `torch.compile` makes of a forward at one bit-width: full and last batches, in training and
@@ -65,7 +68,7 @@ def forewarn(
     if fresh and not settings.aggregation.reestimate_norm:
         told.append(_slow_norms(module, partial(_most_steps, clients, data, settings)))
     for devices in groups:
-        told += [_partly_served(module, devices), devices.caution(device)]
+        told += [_coarsely_sent(devices), _partly_served(module, devices), devices.caution(device)]
     if is_compiled(module):
         told.append(_too_many_graphs(len({devices.bits for devices in groups} | {FLOAT.bits})))
     for text in filter(None, told):
@@ -110,6 +113,17 @@ def _too_many_graphs(num_specs: int) -> str:
         f"the model is compiled anew for each of {num_specs} bit-widths, up to {wanted} times, and "
         f"torch runs it uncompiled after {config.recompile_limit}: set "
         f"torch._dynamo.config.recompile_limit = {wanted} before the run"
+    )
+
+
+def _coarsely_sent(devices: Devices) -> str:
+    """That a model reaches its clients at fewer bits than they compute with."""
+    bits = bits_down(devices.downlink, devices.spec)
+    if bits >= min(_FINE, devices.spec.weights):
+        return ""
+    return (
+        f"trainer.downlink {devices.downlink} rounds the model of {devices.group.label} clients to "
+        f"{bits} bits before each round, and what they had learned below that is lost"
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bhfl.engine.devices import Devices, Group
 from bhfl.engine.types import Client
+from bhfl.settings import Downlink
 
 
 class Roster(Sequence[Client]):
@@ -21,6 +22,7 @@ class Roster(Sequence[Client]):
         counts: The number of clients of each group.
         sizes: Training samples of each client.
         weights: What each counts in averages; one without samples never counts.
+        downlink: Bits at which all are sent the model.
 
     Raises:
         ValueError: There are more or fewer sizes than clients.
@@ -32,6 +34,7 @@ class Roster(Sequence[Client]):
         counts: Sequence[int],
         sizes: Sequence[int],
         weights: Literal["samples", "uniform"],
+        downlink: Downlink = "float32",
     ) -> None:
         self.sizes: NDArray[np.int64] = np.asarray(sizes, np.int64)
         """Training samples of each client."""
@@ -40,7 +43,7 @@ class Roster(Sequence[Client]):
         self._uniform = weights == "uniform"
         end = 0
         for group, number in zip(groups, counts, strict=True):
-            self.members[Devices(group)] = range(end, end + number)
+            self.members[Devices(group, downlink)] = range(end, end + number)
             end += number
         if len(self.sizes) != end:
             raise ValueError(

@@ -99,9 +99,8 @@ class Session:
             ValueError: Model, data, algorithm and fleet do not fit together.
         """
         machine = trainer.settings.machine
-        seconds = machine.timeout_seconds
-        again = trainer.launched
-        with launched(trainer.fabric, threads or machine.threads, seconds, again=again):
+        num_threads, seconds = threads or machine.threads, machine.timeout_seconds
+        with launched(trainer.fabric, num_threads, seconds, again=trainer.launched):
             trainer.launched = True
             loan = Loan(model, data)
             with ExitStack() as stack:
@@ -116,7 +115,7 @@ class Session:
     def _set_up(self) -> None:
         """Data, clients, worker and the first server state; all problems show here."""
         module = self.module
-        settings = self.settings
+        settings, machine = self.settings, self.settings.machine
         fits = "fit" in self.stages
         check_methods(
             self.data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
@@ -147,8 +146,7 @@ class Session:
         self.evaluator = Evaluator(self)
         if fits:
             module.on_fit_start()
-        channels_last = settings.machine.channels_last is True
-        self.server = replace(self.init_server(), channels_last=channels_last)
+        self.server = replace(self.init_server(), channels_last=machine.channels_last is True)
         self.loan.weights = self._release
 
     def _split(self) -> Roster:
@@ -160,9 +158,11 @@ class Session:
         for stage in self.stages:
             self.data.setup(stage)
         STANDING.at("splitting the data among the clients")
-        counts = self.trainer.fleet.counts(self.settings.fleet.num_clients)
-        sizes = self.data.federate(sum(counts), self.settings.cohort.seed)
-        return Roster(self.trainer.fleet.groups, counts, sizes, self.settings.aggregation.weights)
+        fleet, settings = self.trainer.fleet, self.settings
+        counts = fleet.counts(settings.fleet.num_clients)
+        sizes = self.data.federate(sum(counts), settings.cohort.seed)
+        ways = settings.aggregation.weights, settings.fleet.downlink
+        return Roster(fleet.groups, counts, sizes, *ways)
 
     def _check_fit(self) -> None:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""

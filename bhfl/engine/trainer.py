@@ -31,7 +31,7 @@ from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
-from bhfl.settings import Measures
+from bhfl.settings import Downlink, Measures
 
 
 class FederatedTrainer:
@@ -56,6 +56,9 @@ class FederatedTrainer:
             mean itself.
         network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its
             deadline.
+        downlink: Bits of the weights that clients are sent, with a scale for each output channel: a
+            number; ``client``: what the client stores in, or computes with, at least 8; or
+            ``float32``.
         norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or
             ``local``.
         min_clients: Fewer usable updates than this, and the round is skipped.
@@ -120,6 +123,7 @@ class FederatedTrainer:
         weights: Literal["samples", "uniform"] = "samples",
         server_optimizer: OptimizerCallable | None = None,
         network: SimulatedNetwork | None = None,
+        downlink: Downlink = "float32",
         norm: NormPolicy = "group",
         min_clients: int = 1,
         max_failed_rounds: int = 3,

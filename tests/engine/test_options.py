@@ -24,7 +24,6 @@ TESTED = {
     "callbacks": "test_options.py::test_the_cohort_is_drawn_as_asked",
     "channels_last": "test_client.py::test_channels_last",
     "checkpoint_every_n_rounds": "test_options.py::test_checkpoints_are_written_and_kept_as_asked",
-    "clients_per_round": "test_options.py::test_the_cohort_is_drawn_as_asked",
     "default_root_dir": "test_options.py::test_run_folders_are_made_where_they_are_asked_for",
     "enable_progress_bar": "../callbacks/test_progress.py::test_a_bar_can_be_declined",
     "gradient_clip_val": f"test_client.py::{CLIPPED}",
@@ -38,14 +37,12 @@ TESTED = {
     "num_clients": "test_options.py::test_a_fleet_by_fractions_has_as_many_clients_as_asked",
     "num_nodes": "test_options.py::test_processes_are_those_of_all_nodes",
     "patience": "test_trainer.py::test_patience_and_the_best_model",
-    "sampling": "test_options.py::test_the_cohort_is_drawn_as_asked",
     "save_in_int8": "test_client.py::test_low_bit_clients_save_in_int8",
     "seed": "test_options.py::test_another_seed_makes_other_cohorts_and_weights",
     "server_optimizer": "test_trainer.py::test_server_optimisers_step_on_the_difference",
     "strategy": f"test_settings.py::{PROCESSES}",
     "threads": "test_options.py::test_clients_compute_with_as_many_threads_as_asked",
     "timeout_seconds": f"test_settings.py::{PROCESSES}",
-    "weights": "test_trainer.py::test_fedavg_is_the_mean_of_its_clients",
 }
 """Option to the test that fails where the option is ignored."""
 

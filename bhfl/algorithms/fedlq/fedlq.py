@@ -25,6 +25,7 @@ from bhfl.algorithms.fedlq.significance import layer_costs, significance, varian
 from bhfl.checks import checked, choice, options
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.downlink import lowered
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
@@ -101,9 +102,7 @@ class FedLQ(Algorithm):
                 first.setdefault(id(tensor), name)
         self.layers = list(first.values())
         if not self.layers:
-            raise ValueError(
-                "FedLQ needs a layer with weights: all that can be quantised are empty"
-            )
+            raise ValueError("FedLQ needs layers with weights: all that can be quantised are empty")
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
 
@@ -143,7 +142,7 @@ class FedLQ(Algorithm):
         curvature = self.sensitivity.curvature(probe, len(self.layers))
         # the deadline's place is kept before it is known: it follows from the size of the downlink
         told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
-        traffic = self._traffic(server, context, context.clients[0].bits, told)
+        traffic = self._traffic(server, context, context.clients[0], told)
         examples = {client.id: self._examples(client, server.round, context) for client in cohort}
         deadline = self.budget.deadline_seconds(
             context.timing, server.round, traffic, cohort, examples
@@ -182,7 +181,7 @@ class FedLQ(Algorithm):
         nothing = torch.zeros(len(self.layers), dtype=torch.uint8)
         mine = []
         for client in cohort[fabric.global_rank :: fabric.world_size]:
-            traffic = self._traffic(server, context, client.bits, nothing)
+            traffic = self._traffic(server, context, client, nothing)
             link = timing.link(server.round, client, len(cohort)) if timing else None
             examples = self._examples(client, server.round, context)
             room = self.budget.layer_bits(traffic, link, examples, deadline)
@@ -191,14 +190,17 @@ class FedLQ(Algorithm):
         # the order is the same on any number of processes
         return dict(sorted(gather(fabric, mine), key=lambda planned: planned[0]))
 
-    def _traffic(self, server: ServerState, context: Context, group: str, plan: Tensor) -> Traffic:
-        """What a client of a bit group and the server send each other."""
+    def _traffic(
+        self, server: ServerState, context: Context, client: Client, plan: Tensor
+    ) -> Traffic:
+        """What a client and the server send each other."""
         layers = {name: server.params[name] for name in self.layers}
-        others = {**server.params, **context.buffers(server, group)}
+        others = {**server.params, **context.buffers(server, client.bits)}
         for name in layers:
             del others[name]
         up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
-        return Traffic(layers, up, encoded_bytes({**layers, **others, PLAN: plan}))
+        down = lowered({**layers, **others, PLAN: plan}, client.devices, server.params)
+        return Traffic(layers, up, encoded_bytes(down))
 
     def _examples(self, client: Client, round: int, context: Context) -> int:
         """Examples that a client is going to compute on, probing included."""

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from bhfl.comm import float_tensors
+from bhfl.engine.downlink import as_received
 from bhfl.engine.types import Client, Params, Tensors
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import per_slice
@@ -115,8 +116,9 @@ class MoveReader:
         fresh: dict[str, Tensor | QuantizedTensor] = {}
         for name in grids.keys() - codes.keys():
             # as the client has rounded it
+            received = as_received(name, self.low_start[name], client.devices)
             spec = client.devices.spec_of(name)
-            codes[name] = fresh[name] = quantize_as_sent(self.low_start[name], spec)
+            codes[name] = fresh[name] = quantize_as_sent(received, spec)
         if fresh:
             starts |= self.raised(fresh) if self.origin == "dequant_start" else self.low_start
         return codes, starts
