@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,17 @@ from bhfl.sweep.reader import read_matrix
 
 FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
-SMALL = {"bitsandbytes", "downlink", "clients", "median_scaffold", "prowd_feddyn", "stored", "wage"}
-"""What is shown on the digits alone."""
+SMALL = {
+    "bitsandbytes",
+    "clients",
+    "downlink",
+    "femnist",
+    "median_scaffold",
+    "prowd_feddyn",
+    "stored",
+    "wage",
+}
+"""What is shown on one set of data alone."""
 MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 
 
@@ -55,6 +65,17 @@ def pictures(tmp_path_factory) -> Path:
                     buffer.seek(0)
                     archive.addfile(member, buffer)
     return path
+
+
+def writers(root: Path) -> Path:
+    """A folder laid out as LEAF's FEMNIST is."""
+    users = [f"f{i:04d}_00" for i in range(5)]
+    samples = {"x": np.random.default_rng(0).random((8, 784)).tolist(), "y": [*range(54, 62)]}
+    content = {"num_samples": [8] * 5, "users": users, "user_data": dict.fromkeys(users, samples)}
+    for split in ("train", "test"):
+        (root / split).mkdir()
+        (root / split / "all_data_0.json").write_text(json.dumps(content))
+    return root
 
 
 def run(*arguments: str) -> str:
@@ -98,6 +119,9 @@ def test_runs_a_round(path, is_small, pictures, tmp_path, monkeypatch):
     ]
     if path.parent.name == "cifar10":
         words += [f"--data.archive={pictures}", "--data.holdout=128"]
+    if path.parent.name == "leaf":
+        words += [f"--data.root={writers(tmp_path)}", "--trainer.num_clients=4"]
+        words += ["--trainer.clients_per_round=2"]
     if is_small:
         words += some_of(yaml.safe_load(path.read_text()))
     if path.stem == "prowd":

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
@@ -20,13 +20,13 @@ from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
 from bhfl.cli.reading import ConfigError, Layer, asks_help, options, without_files
 from bhfl.cli.schema import Checker, is_spelled_out
-from bhfl.data import FederatedDataModule
+from bhfl.data import FederatedDataModule, Partitioner
 from bhfl.engine.callback import Callback
 from bhfl.engine.resume import is_word
 from bhfl.engine.settings import checked_settings
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.files import write_text
-from bhfl.recorded import UNWRITTEN
+from bhfl.recorded import UNWRITTEN, described
 from bhfl.settings import DATA_ROLES, Role
 
 _SILENT = ("predict", "partition", "analyze", "profile", "export")
@@ -278,9 +278,25 @@ def take_own_defaults(config: Namespace, given: Mapping[str, Any]) -> None:
     own = inspect.signature(imported(config.class_path)).parameters
     for option, value in vars(config.init_args).items():
         default = own[option].default if option in own else value
-        plain = isinstance(default, bool | int | float | str)
-        if plain and option not in given.get("init_args", {}) and value != default:
-            config.init_args[option] = float(default) if isinstance(value, float) else default
+        if option not in given.get("init_args", {}):
+            config.init_args[option] = _own_default(default, value)
+
+
+def _own_default(default: Any, value: Any) -> Any:
+    """What a class has by default for an option, as jsonargparse spells it.
+
+    Args:
+        default: The default; only plain values and partitioners can be spelled.
+        value: What was handed on.
+    """
+    if isinstance(default, bool | int | float | str) and value != default:
+        return float(default) if isinstance(value, float) else default
+    if not isinstance(default, Partitioner) or "class_path" not in value:
+        return value
+    own = described(default)
+    if own["class_path"] == value.class_path:
+        return value
+    return dict_to_namespace(own)
 
 
 class SaveConfig(Callback):

@@ -7,6 +7,8 @@ from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.digits import Digits
 from bhfl.data.fake import FakeImages
 from bhfl.data.given import FromDatasets
+from bhfl.data.hugging_face import HuggingFace
+from bhfl.data.leaf import LEAF
 from bhfl.data.natural import ByColumn
 from bhfl.data.partition import IID, Dirichlet, Partitioner, QuantitySkew, Shards
 from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
@@ -16,6 +18,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "IID",
+    "LEAF",
     "MNIST",
     "SVHN",
     "ByColumn",
@@ -25,6 +28,7 @@ __all__ = [
     "FashionMNIST",
     "FederatedDataModule",
     "FromDatasets",
+    "HuggingFace",
     "ImageFolder",
     "Partitioner",
     "QuantitySkew",

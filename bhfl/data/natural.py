@@ -33,19 +33,15 @@ class ByColumn(Partitioner):
             column: A group id for each training sample: a sequence or array, the path of a .npy
                 file of one, or else the name of a column of the training data.
         """
-        self.name = ""
-        """The column of the training data, until they are there."""
+        self.column: Array | str
+        """The ids, or the name of their column until the data are there."""
         if isinstance(column, str) and not column.endswith((".npy", ".npz")):
-            self.name = checked("ByColumn.column", column, _named)
-            self.column = np.empty(0, np.int64)
-        elif isinstance(column, str | os.PathLike):
-            self.column = self._read(column)
-        else:
-            self.column = np.asarray(column)
-        if self.column.ndim != 1:
-            raise ValueError(
-                f"ByColumn.column must have one dimension, got shape {self.column.shape}"
-            )
+            self.column = checked("ByColumn.column", column, _named)
+            return
+        ids = self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
+        if ids.ndim != 1:
+            raise ValueError(f"ByColumn.column must have one dimension, got shape {ids.shape}")
+        self.column = ids
 
     def of(self, column: Callable[[str], Array]) -> "ByColumn":
         """The partitioner with its ids.
@@ -53,7 +49,9 @@ class ByColumn(Partitioner):
         Args:
             column: A function from the name of a column to what it holds of each sample.
         """
-        return ByColumn(column(self.name)) if self.name else self  # type: ignore[arg-type]
+        if not isinstance(self.column, str):
+            return self
+        return ByColumn(column(self.column))  # type: ignore[arg-type]  # an array is a sequence
 
     @staticmethod
     def _read(path: str | os.PathLike[str]) -> Array:
@@ -77,8 +75,10 @@ class ByColumn(Partitioner):
         """The group ids.
 
         Raises:
-            ValueError: There are not as many ids as samples.
+            ValueError: There are not as many ids as samples, or they are still to be looked up.
         """
+        if isinstance(self.column, str):
+            raise ValueError(f"ByColumn({self.column!r}) finds its ids in a data module alone")
         if len(self.column) != len(targets):
             raise ValueError(
                 f"ByColumn.column must have one id for each of {len(targets)} samples, got "
@@ -105,8 +105,8 @@ class ByColumn(Partitioner):
         return owner_of_group[group_of_sample]
 
     def __repr__(self) -> str:
-        if self.name:
-            return f"ByColumn({self.name})"
+        if isinstance(self.column, str):
+            return f"ByColumn({self.column})"
         # with their counts, for which NumPy sorts: many ids take it several times as long to hash
         groups, _ = np.unique(self.column, return_counts=True)
         return f"ByColumn({len(groups)} groups)"

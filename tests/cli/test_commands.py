@@ -869,6 +869,16 @@ def test_a_profile_is_printed_and_written(bhfl: Command, tmp_path: Path) -> None
     )
 
 
+def test_a_data_module_has_the_partition_of_its_own_by_default(bhfl: Command) -> None:
+    words = ("fit", "--clients", "{8: 1}", "--data", "LEAF", "--data.root", ".", "--print_config")
+    own = yaml.safe_load(bhfl(*words).out)["data"]["init_args"]["partition"]
+    assert own == {"class_path": "bhfl.data.ByColumn", "init_args": {"column": "user"}}
+    other = bhfl(*words, "--data.partition", "IID").out
+    assert yaml.safe_load(other)["data"]["init_args"]["partition"] == {
+        "class_path": "bhfl.data.IID"
+    }
+
+
 def test_a_partition_is_shown_without_training(
     bhfl: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def test_inside_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (
             "digits/fedavgg",
-            "; did you mean 'digits/fedavg' or 'digits/fedpaq' or 'digits/fednova'?",
+            "; did you mean 'digits/fedavg' or 'digits/dpfedavg' or 'digits/fedpaq'?",
         ),
         ("fedprox.yaml", "; did you mean 'digits/fedprox' or 'cifar10/fedprox'?"),
         ("configs/digits/wage.yaml", "; did you mean 'digits/wage'?"),
