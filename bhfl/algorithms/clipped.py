@@ -66,6 +66,8 @@ class ClippedMean(Rule):
         ValueError: An argument is out of its range.
     """
 
+    withstands = True
+
     def __init__(
         self,
         bound: float = 1.0,

@@ -74,6 +74,7 @@ class DPFedAvg(Algorithm):
     """
 
     private = True
+    withstands = True
 
     def __init__(
         self,

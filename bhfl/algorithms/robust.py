@@ -128,6 +128,8 @@ class Robust(Rule, ABC):
     clients send, with SCAFFOLD of the moves of control variates too.
     """
 
+    withstands = True
+
     @abstractmethod
     def combine(self, updates: Updates) -> Params:
         """The model that the updates of a round come to, the same in every process.

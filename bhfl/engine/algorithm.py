@@ -57,6 +57,9 @@ class Algorithm(Recorded):
     one without any update is combined like all others.
     """
 
+    withstands: bool = False
+    """Whether a few clients that are far off cannot make the model their own: no warning then."""
+
     server_optimizer: ServerOptimizer | None = None
     """Set by the trainer; `apply_mean` goes through it."""
 
@@ -248,9 +251,8 @@ class Algorithm(Recorded):
     own_model: bool = False
     """True for clients that each keep a whole model of their own beside the one that they send.
 
-    After its update is made, a client trains that model for another round of steps, on the same
-    batches and by the same hooks, whose `LocalRun.own` then tells it. It begins as what the client
-    receives first, goes on from round to round, and is measured in the place of the global one.
+    After its update is made, a client trains that model too, on the same batches and by the same
+    hooks, as `LocalRun.own` tells. It begins as the first model received, and is what is measured.
     """
 
     @property

@@ -91,8 +91,8 @@ def outliers(records: list[ClientRecord]) -> str:
     worst = max(far, key=lambda record: record.largest)
     return (
         f"client {worst.client} sent values up to {worst.largest:.3g}, the median client up to "
-        f"{usual:.3g}: the mean is its own ({len(far)} of {len(ok)} clients are so far off); no "
-        "bound of updates is built in"
+        f"{usual:.3g}: the mean is its own ({len(far)} of {len(ok)} clients are so far off); "
+        "algorithms such as Median and ClippedMean withstand such clients"
     )
 
 

@@ -108,7 +108,8 @@ def _tell(
     """Warn of updates that nothing refuses and that outweigh all others, and of tensors that nobody
     measures.
     """
-    if far := outliers(records):
+    far = "" if session.algorithm.withstands else outliers(records)
+    if far:
         warnings.warn(f"round {following.round}: {far}", stacklevel=2)
     new = following.buffers["first"].keys() - server.buffers["first"].keys() - session.own.always
     measured = session.algorithm.group_params(following, session.bits[0]) if new else {}

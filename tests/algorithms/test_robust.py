@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -88,9 +90,12 @@ def test_a_wild_client_moves_the_mean_and_not_the_others(tmp_path):
     data.t[6] = 1e4
     options = {"max_rounds": 2, "min_clients": 7, "checkpoint_every_n_rounds": 9}
     for algorithm in (FedAvg(), Median(), TrimmedMean(0.2), Krum(), GeometricMedian()):
-        run = fit(tmp_path, algorithm, {32: 7}, Module, data, **options)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run = fit(tmp_path, algorithm, {32: 7}, Module, data, **options)
         off = (run.server.params["weight"] - honest).abs().max()
         assert (off > 100) == isinstance(algorithm, FedAvg), type(algorithm).__name__
+        assert any("client 6 sent values" in str(one.message) for one in told) == (off > 100)
 
 
 def test_clipping_bounds_the_move_of_a_round(tmp_path):
