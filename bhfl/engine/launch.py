@@ -1,5 +1,6 @@
 """The processes of a run: what Fabric makes of the options, and how the processes begin and end."""
 
+import logging
 import os
 import sys
 import threading
@@ -136,7 +137,22 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
         strategy.setup_environment = meet_and_connect  # type: ignore[method-assign]
         # the processes that Lightning starts inherit it
         os.environ[PARENT] = str(os.getpid())
-    fabric.launch()
+    with _without_lines_of_lightning():
+        fabric.launch()
+
+
+@contextmanager
+def _without_lines_of_lightning() -> Iterator[None]:
+    """Leave out what Lightning tells of processes that meet: the run tells their number itself."""
+    loggers = [logging.getLogger(f"lightning.{room}.utilities") for room in ("fabric", "pytorch")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _meet(strategy: DDPStrategy, timeout_seconds: float) -> Watch:

@@ -447,7 +447,10 @@ def test_signals_end_a_run_in_order(tmp_path, how, code, devices):
             process.send_signal(how)
         assert process.wait(TAKES_SECONDS) == code, (tmp_path / "output.txt").read_text()
         assert alive(process.pid) == []
-    assert "Traceback" not in (tmp_path / "output.txt").read_text()
+    said = (tmp_path / "output.txt").read_text()
+    assert "Traceback" not in said
+    assert said.count("error: ") == said.count(f"--ckpt_path {run} goes on from round") == 1
+    assert "distributed" not in said
     found, rounds = outcome(run), load_last(run / "checkpoints")["server"]["round"]
     assert rounds <= len(found["rows"]) <= rounds + 1
     alone = PROCESSES.Process(target=the_same_on_one_process, args=(tmp_path / "one", rounds))
