@@ -80,6 +80,7 @@ def _result(path: Path, run: Run) -> FitResult:
             group: Best(**best) for group, best in summary.get("best_by_group", {}).items()
         },
         history=[dict(row) for row in run.rounds],
+        first=dict(run.first),
         _server=server,
         _weights=lambda group: load_model(path, "last", group).state_dict(),
     )

@@ -270,6 +270,7 @@ class Output(Group):
     """What a run measures and writes, where, and how often."""
 
     evaluate_clients: Measures = option(Role.OUTPUT, when_measured)
+    validate_first: bool = option(Role.OUTPUT, true_or_false)
     check_val_every_n_rounds: int = option(Role.OUTPUT, count(1))
     checkpoint_every_n_rounds: int = option(Role.OUTPUT, count(1))
     keep_checkpoints: int = option(Role.OUTPUT, count(1))

@@ -76,6 +76,8 @@ def fit(
         "devices": 1,
         # to try another order of memory takes longer than a round, and is tested by itself
         "channels_last": False,
+        # validation before training is beside the point of most tests too
+        "validate_first": False,
         **options,
     }
     trainer = FederatedTrainer(clients or {8: 2, 32: 2}, algorithm, **settings)

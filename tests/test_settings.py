@@ -47,7 +47,8 @@ def test_every_field_has_a_role(name):
         (
             Role.OUTPUT,
             "callbacks check_val_every_n_rounds checkpoint_every_n_rounds default_root_dir "
-            "enable_progress_bar evaluate_clients keep_checkpoints logger name",
+            "enable_progress_bar evaluate_clients keep_checkpoints logger name "
+            "validate_first",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from bhfl.analysis.samples import held_out
 from bhfl.checks import refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.devices import FLOAT
+from bhfl.engine.measure import needs_global_model
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
@@ -117,7 +118,7 @@ def _check(
         problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")
     if not 2 <= uniform_bits <= 16:
         problems.append(f"uniform_bits must be 2..16, got {uniform_bits}")
-    problems += trainer.needs_global_model("analyze")
+    problems += needs_global_model(trainer, "analyze")
     refuse(problems)
 
 

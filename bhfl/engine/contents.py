@@ -47,6 +47,8 @@ def check_contents(state: State) -> State:
     """
     _record(_STATE)(state, "")
     run, rounds = state["run"], state["server"]["round"]
+    if run["first"] and run["first"].get("round") != 0:
+        raise CheckpointError("run.first must be of round 0, which it is not")
     history = unpack(run["history"])
     if [row.get("round") for row in history] != list(range(1, rounds + 1)):
         raise CheckpointError(
@@ -235,6 +237,7 @@ _STATE: dict[str, Check] = {
     "run": _record(
         {
             "history": _tensor,
+            "first": _each(_number),
             "ledger": _each(_record(dict.fromkeys(BYTES, _count))),
             "bests": _each(_record({"value": _best, "round": _count})),
             "stopped": _kind("true or false", bool),

@@ -57,6 +57,8 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
     session.call("on_fit_start")
     try:
         _hear_callbacks(session, run)
+        if ckpt_path is None and not run.stopped:
+            _before_training(session, run)
         while session.server.round < most and not (run.stopped or run.out_of_patience):
             _round(session, run)
         session.load_global()
@@ -77,6 +79,13 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         run.close()
     session.call("on_fit_end", metrics=metrics)
     return result_of(session, run, metrics)
+
+
+def _before_training(session: Session, run: Run) -> None:
+    """Validate the first model, if that is asked for and there is anything to validate on."""
+    measured = session.evaluate("val") if session.settings.output.validate_first else {}
+    if measured:
+        run.log_first(measured)
 
 
 def _foresee(session: Session, fresh: bool) -> None:

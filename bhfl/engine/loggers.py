@@ -93,8 +93,9 @@ class Loggers:
         if isinstance(logger, TensorBoardLogger):
             shown = overview(row)
             logger.log_metrics(shown, step=row["round"])
-            # a row without a validation does not name all curves
-            if not self._laid_out and any("accuracy" in tag for tag in shown):
+            # a row without a validation does not name all curves, nor does one before training
+            named = row["round"] > 0 and any("accuracy" in tag for tag in shown)
+            if not self._laid_out and named:
                 self._laid_out = True
                 logger.experiment.add_custom_scalars(layout(row))
             # a thread of its own writes: what it still holds would be lost in a kill

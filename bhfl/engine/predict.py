@@ -18,7 +18,7 @@ from bhfl.checks import refuse, suggestion
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import num_samples
 from bhfl.engine.devices import FLOAT
-from bhfl.engine.measure import fitted_in, take_up
+from bhfl.engine.measure import fitted_in, needs_global_model, take_up
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
 from bhfl.files import durable, user_option, write_text
@@ -41,7 +41,7 @@ def predict(
 ) -> list[Any]:
     """What a model makes of each batch; see `FederatedTrainer.predict`."""
     file = user_option("out", out)
-    problems = trainer.needs_global_model("predict")
+    problems = needs_global_model(trainer, "predict")
     if file is not None and file.suffix not in ENDINGS:
         problems.append(f"out must end in {' or '.join(ENDINGS)}, got {str(out)!r}")
     module = getattr(model, "_orig_mod", model)

@@ -40,6 +40,7 @@ class FitResult:
         best: The best round, and what made it the best.
         best_by_group: The same of each bit group, with ``trainer.best_by_group``.
         history: The row of each round: metrics by tag.
+        first: What validation before the first round gave, by tag; empty where there was none.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class FitResult:
     best: Best
     best_by_group: Mapping[str, Best]
     history: Sequence[Row]
+    first: Row
     _server: Callable[[], ServerState]
     _weights: Callable[[str | None], dict[str, Tensor]]
 
@@ -120,7 +122,11 @@ class FitResult:
             ImportError: matplotlib is not installed; the message says how to.
         """
         name = metric or self._metric
-        lines = {group: self.series(f"val/{name}_{group}") for group in self.groups}
+        lines = {}
+        for group in self.groups:
+            tag = f"val/{name}_{group}"
+            before = {0: self.first[tag]} if tag in self.first else {}
+            lines[group] = before | self.series(tag)
         try:
             from matplotlib import pyplot
         except ImportError as error:
@@ -219,6 +225,7 @@ def result_of(session: Session, run: Run, metrics: Mapping[str, float]) -> FitRe
         best=run.bests[ALL],
         best_by_group={group: best for group, best in run.bests.items() if group != ALL},
         history=list(run.history),
+        first=run.first,
         _server=lambda: deployed.server,
         _weights=weights,
     )

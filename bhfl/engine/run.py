@@ -61,6 +61,10 @@ class Run:
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
         self.clients = TableFile(folder / CLIENTS_CSV, COLUMNS)
+        self.first: Row = {}
+        """What validation before the first round gave; empty where there was none. It is no part of
+        the history, which schedules, algorithms, patience and the best round go by.
+        """
         self.history: list[Row] = []
         self._packed = PackedHistory()
         self.ledger = Ledger()
@@ -78,6 +82,7 @@ class Run:
         return {
             "server": vars(server),
             "run": {
+                "first": self.first,
                 "history": self._packed.tensor(),
                 "ledger": self.ledger.by_group,
                 "bests": {
@@ -105,6 +110,7 @@ class Run:
                 f"the checkpoint has best rounds of {list(run['bests'])}, got {list(self.bests)}"
             )
         self.store = ClientStore(self.store.folder, state["clients"])
+        self.first = run["first"]
         self.history = list(map(_interned, run["history"]))
         self.ledger = Ledger(run["ledger"])
         for group, found in run["bests"].items():
@@ -143,12 +149,13 @@ class Run:
         threads = self.settings.machine.threads
         found = environment(records[SETTINGS], threads, server.channels_last)
         write_json(self.folder / "env.json", found)
-        self.rows.rewrite(self.history)
+        logged = [*filter(None, [self.first]), *self.history]
+        self.rows.rewrite(logged)
         self._rewind_clients(server.round)
         for row in self.history:
             self._packed.append(row)
         options = records[SETTINGS].values()
-        self.loggers.begin(self.history, dict(ChainMap(*map(dict, options))))
+        self.loggers.begin(logged, dict(ChainMap(*map(dict, options))))
 
     def _rewind_clients(self, round: int) -> None:
         """Drop the clients' rows of later rounds, and of a test that is no end any more."""
@@ -167,6 +174,13 @@ class Run:
             )
 
     # ---- one round -------------------------------------------------------------------------------
+
+    def log_first(self, measured: Row) -> None:
+        """Take what validation before the first round gave."""
+        self.first = {"round": 0, **measured}
+        if self.writes:
+            self.rows.append(self.first)
+            self.loggers.log(self.first)
 
     def log(self, row: Row) -> None:
         """Take the row of a finished round: metrics by tag, and what is not a number for

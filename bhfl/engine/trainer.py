@@ -67,6 +67,8 @@ class FederatedTrainer:
         evaluate_clients: Also measure the clients' own models, each on its own validation samples:
             ``after`` local training (``val/acc_local_<group>``), or ``both`` before
             (``val/acc_local_before_<group>``) and after it; ``clients.csv`` has each client's.
+        validate_first: Validate before the first round too, as round 0, which is logged alone: it
+            is never the best round, and neither `patience`, schedules nor algorithms see it.
         check_val_every_n_rounds: Rounds between validations; the last round is always validated.
         monitor: Logged metric by which the best model is chosen.
         mode: Whether `monitor` is better at its ``max`` or ``min``.
@@ -128,7 +130,7 @@ class FederatedTrainer:
         min_clients: int = 1,
         max_failed_rounds: int = 3,
         evaluate_clients: Measures = "none",
-        check_val_every_n_rounds: int = 1,
+        validate_first: bool = True, check_val_every_n_rounds: int = 1,
         monitor: str = "val/acc_avg", mode: Literal["max", "min"] = "max",
         best_by_group: bool = False,
         patience: int | None = None, min_delta: float = 0.0,
@@ -337,14 +339,3 @@ class FederatedTrainer:
             CheckpointError: There is none, or it is unusable.
         """
         return find_checkpoint(ckpt_path, self.run.folder if self.run else self.root)
-
-    def needs_global_model(self, command: str) -> list[str]:
-        """Why a command that works on the global model, in one process, cannot be run."""
-        problems = []
-        if not self.algorithm.communicates:
-            name = type(self.algorithm).__name__
-            problems.append(f"{command} needs a global model, and {name} keeps none")
-        if self.fabric.world_size > 1:
-            devices = self.settings.machine.devices
-            problems.append(f"{command} runs in one process: devices must be 1, got {devices!r}")
-        return problems

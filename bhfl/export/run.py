@@ -14,6 +14,7 @@ import yaml
 from bhfl.checks import clipped, refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
+from bhfl.engine.measure import needs_global_model
 from bhfl.engine.records import Ledger
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
@@ -82,7 +83,7 @@ def export_run(
             `calibrate` is less than 1.
         CheckpointError: `ckpt_path` cannot be used.
     """
-    problems = trainer.needs_global_model("export")
+    problems = needs_global_model(trainer, "export")
     if calibrate is not None and calibrate < 1:
         problems.append(f"calibrate must be at least 1 sample, got {calibrate}")
     if not installed("export"):

@@ -226,8 +226,10 @@ def _lines(section: Section, tag: str, over: str, scale: float = 1) -> list[Line
     for row in section.rows:
         names = [tag] if "/" in tag else row.metric.before(row.runs[0], tag)
         name = next((name for name in names if row.runs[0].series(name)), names[0])
-        ys = [run.series(name) for run in row.runs]
-        xs = [run.series(over) for run in row.runs]
+        # before training there are rounds to draw over, and no bytes or seconds
+        first = over == "round"
+        ys = [run.series(name, first) for run in row.runs]
+        xs = [run.series(over, first) for run in row.runs]
         line = Line(row, [], [], [])
         # a mean over fewer seeds at the end of a curve would make it jump
         for round in sorted(set.intersection(*map(set, [*ys, *xs]))):

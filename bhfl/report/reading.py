@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -41,10 +41,11 @@ class Run:
     Args:
         folder: The folder itself.
         told: What the run was told, as its ``settings.json`` has it; empty if that cannot be read.
-        rounds: The rows of all whole rounds, by tag.
+        rounds: The rows of all whole rounds, by tag; not that of validation before the first one.
         summary: What came of the run; empty while it is not finished.
         faults: What is wrong with its files, in words.
         name: What its method is called, if it was given a name.
+        first: The row of validation before the first round; empty where there is none.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Run:
     summary: Mapping[str, Any]
     faults: tuple[str, ...] = ()
     name: str = ""
+    first: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -125,9 +127,12 @@ class Run:
         groups = [group for group in measured if group in known and group not in ("avg", "min")]
         return [group for group in groups if not group.startswith("local_")]
 
-    def series(self, tag: str) -> dict[int, float]:
-        """The values of a tag by round, of the rounds that have a finite one."""
-        values = {int(row["round"]): number(row.get(tag)) for row in self.rounds}
+    def series(self, tag: str, first: bool = False) -> dict[int, float]:
+        """The values of a tag by round, of the rounds that have a finite one; on demand with that
+        of validation before the `first` round, as round 0.
+        """
+        rows = [self.first, *self.rounds] if first and self.first else self.rounds
+        values = {int(row["round"]): number(row.get(tag)) for row in rows}
         return {round: value for round, value in values.items() if math.isfinite(value)}
 
     def total(self, tag: str) -> float:
@@ -245,7 +250,8 @@ def read_run(folder: Path) -> Run:
     # a run may lack them that was made before there were such files, or moved in part
     if not path.exists():
         faults.append(f"no {path.name}: its settings are unknown")
-    return Run(folder, told, rounds, summary, tuple(faults))
+    first = rounds.pop(0) if rounds and rounds[0]["round"] == 0 else {}
+    return Run(folder, told, rounds, summary, tuple(faults), first=first)
 
 
 def _text(path: Path, most: int, faults: list[str]) -> str | None:
@@ -282,7 +288,7 @@ def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
     # a line without an end is being written, which is not a fault
     for place, line in enumerate(lines[:-1], 1):
         row = _row(line, tags)
-        if not row or not _follows(row, rows[-1] if rows else {"round": 0}):
+        if not row or not _follows(row, rows[-1] if rows else {"round": -1}):
             faults.append(f"line {place} of {path.name} is damaged: it is read up to there")
             return rows
         rows.append(row)
@@ -304,7 +310,7 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         return {}
     round: Any = found.get("round")
-    if not is_integer(round) or not 0 < round <= MAX_ROUND:
+    if not is_integer(round) or not 0 <= round <= MAX_ROUND:
         return {}
     row = {}
     for tag, value in found.items():

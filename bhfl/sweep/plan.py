@@ -78,8 +78,9 @@ class Job:
         return [read_file(self.config), *(option.layer for option in self.all_options)]
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The rows of its finished rounds."""
-        return RoundsFile(run / "rounds.jsonl").read() if (run := self.run) else []
+        """The rows of its finished rounds; what was measured before the first is none of them."""
+        rows = RoundsFile(run / "rounds.jsonl").read() if (run := self.run) else []
+        return [row for row in rows if row["round"]]
 
 
 class Plan:

@@ -303,8 +303,8 @@ def test_last_means_the_run_whose_configuration_is_used(bhfl: Command, run: Path
         "3",
     )
     assert bhfl(*args).code == 0
-    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
-    assert len((run.with_name("version_1") / "rounds.jsonl").read_text().splitlines()) == 2
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 1 + 3
+    assert len((run.with_name("version_1") / "rounds.jsonl").read_text().splitlines()) == 1 + 2
 
 
 def test_last_means_the_newest_run_otherwise(bhfl: Command, run: Path) -> None:
@@ -314,7 +314,7 @@ def test_last_means_the_newest_run_otherwise(bhfl: Command, run: Path) -> None:
         ).code
         == 0
     )
-    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 1 + 3
 
 
 def test_a_run_killed_before_the_checkpoint_of_its_first_round_is_passed_over(
@@ -331,7 +331,7 @@ def test_a_run_killed_before_the_checkpoint_of_its_first_round_is_passed_over(
         ).code
         == 0
     )
-    assert len((run / "rounds.jsonl").read_text().splitlines()) == 3
+    assert len((run / "rounds.jsonl").read_text().splitlines()) == 1 + 3
 
 
 def test_the_seed_decides_the_run(bhfl: Command, tmp_path: Path) -> None:

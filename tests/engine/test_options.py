@@ -34,7 +34,6 @@ TESTED = {
     "min_delta": "test_best.py::test_small_steps_do_not_count_for_patience",
     "mode": "test_trainer.py::test_patience_and_the_best_model",
     "monitor": "test_options.py::test_the_best_round_is_that_of_the_monitored_metric",
-    "num_clients": "test_options.py::test_a_fleet_by_fractions_has_as_many_clients_as_asked",
     "num_nodes": "test_options.py::test_processes_are_those_of_all_nodes",
     "patience": "test_trainer.py::test_patience_and_the_best_model",
     "save_in_int8": "test_client.py::test_low_bit_clients_save_in_int8",
@@ -43,6 +42,7 @@ TESTED = {
     "strategy": f"test_settings.py::{PROCESSES}",
     "threads": "test_options.py::test_clients_compute_with_as_many_threads_as_asked",
     "timeout_seconds": f"test_settings.py::{PROCESSES}",
+    "validate_first": "test_first.py::test_it_changes_no_bit_of_what_comes_after",
 }
 """Option to the test that fails where the option is ignored."""
 

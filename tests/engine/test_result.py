@@ -144,6 +144,7 @@ def test_a_picture_has_a_line_for_each_group(run: Any) -> None:
     result = run[0]
     ax = result.plot()
     assert [line.get_label() for line in ax.get_lines()] == ["small", "float32"]
-    assert list(ax.get_lines()[0].get_ydata()) == list(result.series("val/acc_small").values())
+    values = [result.first["val/acc_small"], *result.series("val/acc_small").values()]
+    assert list(ax.get_lines()[0].get_ydata()) == values
     assert result.plot("loss", ax) is ax
     assert len(ax.get_lines()) == 4

@@ -199,7 +199,7 @@ def test_pipes_and_devices_are_not_read(tmp_path: Path, name: str) -> None:
     assert read_run(folder).faults == (fault,)
 
 
-@pytest.mark.parametrize("round", ["true", "1e400", str(2**31 + 1), "0", "-1", "1.5", "9" * 5000])
+@pytest.mark.parametrize("round", ["true", "1e400", str(2**31 + 1), "-1", "1.5", "9" * 5000])
 def test_a_round_that_is_none(tmp_path: Path, round: str) -> None:
     folder = made.run(tmp_path / "a")
     (folder / "rounds.jsonl").write_text(f'{{"round": {round}}}\n')

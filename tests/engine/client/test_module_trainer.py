@@ -34,6 +34,7 @@ def trainer(folder, clients: Any = None, **options: Any) -> FederatedTrainer:
         "logger": False,
         "devices": 1,
         "default_root_dir": str(folder),
+        "validate_first": False,
         **options,
     }
     return FederatedTrainer(clients or {32: len(SIZES)}, **options)
