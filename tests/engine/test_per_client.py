@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms import FedPer
+from bhfl.algorithms import Ditto, FedPer
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.engine.figures import group_rows
+from bhfl.engine.own import MODEL
 from bhfl.engine.per_client import spread
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
@@ -95,6 +97,9 @@ def test_the_final_test_alone_is_on_test_samples_of_their_own(run):
     own = [float(row["test/acc"]) for row in tested.values()]
     assert summary["clients_test/acc_mean"] == np.mean(own)
     assert not [tag for row in run.run.history for tag in row if tag.startswith("clients_test")]
+    head, *_, all_clients = group_rows(summary, "test", {"float32": 4}, None, "acc")
+    assert head[-2:] == ["clients' mean", "worst 10 %"]
+    assert all_clients[-2:] == [f"{100 * np.mean(own):.2f} %", f"{100 * min(own):.2f} %"]
 
 
 def test_they_are_measured_before_and_after_their_training(run):
@@ -113,6 +118,20 @@ def test_they_are_measured_before_and_after_their_training(run):
     assert row["val/loss_local_before_float32"] == pytest.approx(
         np.average(before, weights=weights)
     )
+
+
+def test_a_model_beside_the_one_that_is_sent_is_the_one_that_is_measured(tmp_path):
+    trainer = go(tmp_path, algorithm=Ditto(), clients={32: 4}, evaluate_clients="both")
+    rows = client_rows(trainer.run.folder)
+    net = Measurable().net
+    for id in range(4):
+        kept = trainer.run.store.load(id, 2)[MODEL]
+        net.load_state_dict({name.removeprefix("net."): kept[name] for name in kept})
+        assert float(rows[4 + id]["val/acc"]) == float(rows[8 + id]["test/acc"])
+        assert float(rows[4 + id]["val/acc"]) == accuracy(net, OWN[id])
+        # as it was left by the round before
+        assert rows[4 + id]["val/loss_before"] == rows[id]["val/loss"]
+    assert [row["steps"] for row in rows[:4]] == ["4", "6", "8", "10"]
 
 
 def test_without_samples_of_their_own_there_are_no_metrics(tmp_path):
