@@ -189,7 +189,7 @@ def test_unusual_but_honest_updates_are_taken(tmp_path, method, form):
 def test_a_lying_client_leaves_no_trace_in_the_model(tmp_path, monkeypatch):
     lied = run(tmp_path / "a", lying(FedAvg, LIES["negative variances"][0]))
     monkeypatch.setattr(
-        "bhfl.engine.session.sample_cohort", lambda clients, *_: [c for c in clients if c.id != 1]
+        "bhfl.engine.session.cohort_of", lambda clients, *_: [c for c in clients if c.id != 1]
     )
     without = run(tmp_path / "b", FedAvg())
     assert same(lied.server.params, without.server.params)
