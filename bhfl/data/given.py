@@ -15,6 +15,7 @@ from bhfl.data.natural import ByColumn
 from bhfl.data.partition import IID, Array, Partitioner
 from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
+from bhfl.recorded import spelled
 from bhfl.settings import Role
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class FromDatasets(FederatedDataModule):
     def _take(self, split: str, data: Any) -> None:
         """Read one of the splits."""
         key = f"data.{split}"
+        named = isinstance(data, list) and all(isinstance(one, Dataset) for one in data)
+        made_with = vars(self)["_made_with"]
+        # a class that derives from this one may have other arguments
+        if isinstance(data, list | tuple) and not named and split in made_with:
+            # no configuration holds arrays, however small they are
+            made_with[split] = spelled(type(data), {"len": len(data)})
         if isinstance(data, Source):
             self._sources[split] = data
             self._table = data if self._table is None else self._table

@@ -18,6 +18,8 @@ from torch.utils.data import (
 from bhfl.data import ByColumn, FromDatasets, Shards
 from bhfl.data.source import LoaderSource, TensorSource
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.written import UnwrittenError, spell
+from bhfl.recorded import plain
 
 X = torch.arange(60.0).view(30, 2)
 Y = torch.arange(30) % 3
@@ -78,6 +80,15 @@ def test_the_dtypes_of_pairs_are_those_that_losses_take():
     read_only = X.numpy().copy()
     read_only.flags.writeable = False
     assert torch.equal(FromDatasets((read_only, Y.bool()), (X, Y))._train.inputs, X)
+
+
+@pytest.mark.parametrize("train", [(X, Y), [(X, Y)]], ids=["pair", "list"])
+def test_arrays_are_not_written_to_a_configuration(train):
+    data = FromDatasets(train, (X, Y))
+    told = plain(data)["init_args"]
+    assert told["train"]["init_args"] == {"len": len(train)}
+    with pytest.raises(UnwrittenError, match=r"builtins.(tuple|list) is no class that a config"):
+        spell(told["train"])
 
 
 def test_random_splits_have_the_targets_and_the_speed_of_what_they_are_of():
