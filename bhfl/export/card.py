@@ -83,6 +83,9 @@ as the clients of one group run it.
 `restore_(model, file, quantized=False)` gives a plain float model with the same weights, and
 `bhfl.export.load_quantized(file)` the integers themselves. For readers in other languages, the head of
 `bhfl/quant/packing.py` says how codes of other than 8 bits lie in bytes: in planes, not one behind another.
+
+The model takes inputs as the batches of its training data hold them: what is done to raw data there, such as
+scaling pixels and subtracting their mean, is to be done to every input.
 {onnx}"""  # noqa: E501
 
 

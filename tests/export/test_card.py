@@ -42,6 +42,11 @@ def test_the_hub_reads_what_it_is_and_how_well_it_does():
     assert yaml.safe_load(unknown.split("---\n")[1]).keys() == {"library_name", "tags"}
 
 
+def test_a_card_says_what_is_done_to_inputs():
+    text = model_card("a", [], "test split", {}, "", "")
+    assert "inputs as the batches of its training data hold them" in text
+
+
 def test_a_card_says_how_an_onnx_file_has_its_ranges():
     for calibrated, words in ((None, "from the batch at hand"), (256, "fixed on 256 samples")):
         files = [Exported("int8", "int8.onnx", 12, 40, 0.5, calibrated)]
