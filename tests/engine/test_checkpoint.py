@@ -169,6 +169,24 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, st
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+def test_what_this_process_wrote_is_compared_again_only_once_it_is_touched(tmp_path, monkeypatch):
+    store = ClientStore(tmp_path / "clients")
+    store.save(0, 1, {"algorithm": {"w": torch.arange(3.0)}})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "digest", lambda state: "another")
+        assert torch.equal(store.load(0, 1)["algorithm"]["w"], torch.arange(3.0))
+        with pytest.raises(CheckpointError, match="damaged"):
+            ClientStore(tmp_path / "clients", store.table()).load(0, 1)
+    (path,) = (tmp_path / "clients").rglob("client=0-*.pt")
+    content = path.read_bytes()
+    place = content.index(torch.arange(3.0).numpy().tobytes())
+    path.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    # the clock of a file system is coarse
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    with pytest.raises(CheckpointError, match="damaged"):
+        store.load(0, 1)
+
+
 def test_client_store_versions(tmp_path):
     store = ClientStore(tmp_path / "clients")
     assert store.load(7, 5) is None

@@ -453,6 +453,24 @@ def test_every_method_that_keeps_anything_survives_a_kill(tmp_path, algorithm, o
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+CHANNEL = {"weights": 8, "activations": 8, "granularity": "channel"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["fake", "int8", "int8-bfloat16", "integer", "bitsandbytes"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_with_each_backend_survives_a_kill(tmp_path, backend):
+    low = {"bits": CHANNEL, "count": 2, "name": "low", "backend": backend}
+    options = {"clients": [low, {"bits": 32, "count": 2}], "monitor": "val/acc_low"}
+    killed = in_process(tmp_path / "killed", kill_at="RoundsFile.append", count=3, **options)
+    assert killed == -signal.SIGKILL
+    assert in_process(tmp_path / "killed", **options) == 0
+    trainer = go(tmp_path / "whole", **options)
+    used = {*trainer.clients[0].devices.backends.values()} or {"fake"}
+    assert used == {backend}
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
 # ---- damaged -------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from bhfl.engine.contents import DIGEST_BYTES, check_kept
 from bhfl.engine.folder import CLIENTS
 from bhfl.files import naming, settle_all, temporary_beside
 
+_Stamp = tuple[int, int, int, int]
 _FILE = re.compile(r"client=\d+-round=(\d+)(-common)?\.pt")
 
 
@@ -47,6 +48,8 @@ class ClientStore:
         self._pending: dict[int, Pending] = {}
         self._common = Common()
         self._loaded: Loaded | None = None
+        self._written: dict[int, tuple[Path, _Stamp]] = {}
+        """The last file of each client that this process has written, as it was left."""
         if table is not None:
             rows = zip(
                 table["ids"].tolist(),
@@ -78,7 +81,8 @@ class ClientStore:
             return None
         newest = max(versions)
         path = self._found(self._path(client, newest))
-        state = checkpoint.load(path, self.known[client][newest])
+        untouched = self._written.get(client) == (path, _stamp(path))
+        state = checkpoint.load(path, self.known[client][newest], known=untouched)
         check_kept(state, path)
         self._loaded = Loaded.of(client, path, state)
         if COMMON in state:
@@ -119,7 +123,7 @@ class ClientStore:
         pending = Pending(round, digest(own) if final else "", files, names, before)
         self._pending[client] = pending
         try:
-            with naming(path):
+            with naming(path), checkpoint.without_crc():
                 self._write(pending, written)
         finally:
             # not earlier: what is written may come from there
@@ -177,6 +181,8 @@ class ClientStore:
             for old, new in one.files.items():
                 self._common.moved(old, new)
             self._know(client, one.round, one.sha256)
+            own = one.files[one.path]
+            self._written[client] = own, _stamp(own)
 
     def drop(self, client: int) -> None:
         """Forget what was put, if anything was: its round came to nothing."""
@@ -269,6 +275,12 @@ class ClientStore:
                 f"is no {path}"
             )
         return path
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes where anybody writes to a file, or puts another one in its place."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _remove(pending: Pending | None) -> None:
