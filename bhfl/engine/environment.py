@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def environment(told: Told, threads: int, channels_last: bool) -> dict[str, Any]
     }
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of `PACKAGES` that are installed."""
     found = {}
