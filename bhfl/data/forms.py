@@ -106,12 +106,12 @@ def joined(key: str, sets: Sequence[Any]) -> tuple[Dataset[Any], list[int]]:
 
 def _check_alike(key: str, what: str, tensors: Sequence[Tensor]) -> None:
     """Raise ValueError for the first tensor that is not of the kind of the one before all."""
-    first = tensors[0]
+    dtype, shape = tensors[0].dtype, tensors[0].shape[1:]
     for i, tensor in enumerate(tensors):
-        if tensor.shape[1:] != first.shape[1:] or tensor.dtype != first.dtype:
+        if tensor.dtype != dtype or tensor.shape[1:] != shape:
             raise ValueError(
-                f"{key}[{i}] must have {what} like those of {key}[0], {first.dtype} "
-                f"{list(first.shape[1:])}, got {tensor.dtype} {list(tensor.shape[1:])}"
+                f"{key}[{i}] must have {what} like those of {key}[0], {dtype} {list(shape)}, got "
+                f"{tensor.dtype} {list(tensor.shape[1:])}"
             )
 
 
@@ -121,8 +121,11 @@ def _is_pair(data: Any) -> bool:
 
 def _are_arrays(items: tuple[Any, ...]) -> bool:
     """Whether these are two arrays of at least one dimension."""
-    arrays = [isinstance(item, Tensor | np.ndarray) and item.ndim > 0 for item in items]
-    return arrays == [True, True]
+    if len(items) != 2:
+        return False
+    first, second = items
+    arrays = isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray)
+    return arrays and first.ndim > 0 and second.ndim > 0
 
 
 def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
@@ -133,9 +136,11 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
             f"{key} must hold two arrays (inputs, targets) where it is a tuple, got {kinds}; a "
             "list gives each client a data set of its own"
         )
-    inputs = _tensor(f"the inputs of {key}", pair[0])
-    targets = _tensor(f"the targets of {key}", pair[1])
-    targets = targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
+    inputs = _tensor(key, "inputs", pair[0])
+    targets = _tensor(key, "targets", pair[1])
+    # a million clients have as many pairs: what need not be done is not
+    if targets.dtype not in (torch.int64, torch.float32):
+        targets = targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
     if len(inputs) != len(targets):
         raise ValueError(
             f"{key} must have as many targets as inputs, got {len(targets)} and {len(inputs)}"
@@ -143,13 +148,13 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
     return TensorDataset(inputs, targets)
 
 
-def _tensor(what: str, array: Any) -> Tensor:
+def _tensor(key: str, what: str, array: Any) -> Tensor:
     """An array as a tensor, which shares its memory where it may be written to."""
     if isinstance(array, Tensor):
         return array
     if array.dtype.kind not in "biuf":
         raise ValueError(
-            f"{what} must be numbers, got {array.dtype}; text is numbered by "
+            f"the {what} of {key} must be numbers, got {array.dtype}; text is numbered by "
             "numpy.unique(text, return_inverse=True)"
         )
     # torch computes with no other unsigned integers than these
