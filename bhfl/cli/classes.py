@@ -5,12 +5,22 @@ import inspect
 import sys
 import traceback
 from enum import Enum
+from functools import cache
 from typing import Any, Optional, get_origin, get_type_hints
 
 from jsonargparse.typing import get_registered_type
 
 from bhfl.checks import shown, suggestion
+from bhfl.quant.plugins import leave_out, offered
 from bhfl.recorded import constructors, public_path
+
+GROUPS = {
+    "bhfl.engine.algorithm.Algorithm": "bhfl.algorithms",
+    "bhfl.data.partition.Partitioner": "bhfl.partitioners",
+    "bhfl.engine.callback.Callback": "bhfl.callbacks",
+}
+"""The groups of entry points in which other packages offer classes, by the class they derive from.
+"""
 
 
 def indefinite(base: type) -> str:
@@ -20,16 +30,30 @@ def indefinite(base: type) -> str:
 
 
 def known(base: type) -> dict[str, type]:
-    """The classes that may stand for `base`, are loaded and can be made, by short name; of two of
-    one name that of the package of `base`, else the one that was made first.
+    """The classes that may stand for `base`, are loaded or offered by other packages, and can be
+    made, by short name; of two of one name that of the package of `base`, else the one that was
+    made first.
     """
-    found: dict[str, type] = {}
+    found = dict(_offered(base))
     for cls in _subclasses(base):
         if inspect.isabstract(cls) or cls.__name__.startswith("_"):
             continue
         # bitsandbytes, once it is loaded, has an Adam too
         if cls.__name__ not in found or _is_at_home(cls, base):
             found[cls.__name__] = cls
+    return found
+
+
+@cache
+def _offered(base: type) -> dict[str, type]:
+    """The classes that other packages offer for `base` by entry points, by their names there."""
+    group = GROUPS.get(f"{base.__module__}.{base.__qualname__}")
+    found = {}
+    for name, cls in (offered(group) if group else {}).items():
+        if why := _unfit(cls, base):
+            leave_out(str(group), name, f"it {why}")
+        else:
+            found[name] = cls
     return found
 
 
@@ -96,6 +120,8 @@ def resolve(name: Any, base: type) -> type:
 def unambiguous(name: str, base: type) -> str:
     """A name that `resolve` takes; a dotted path where other packages have one of that name too."""
     alike = [cls for cls in _subclasses(base) if cls.__name__ == name]
+    if not alike and name in _offered(base):
+        return public_path(_offered(base)[name])
     ours = [cls for cls in alike if _is_at_home(cls, base)]
     return public_path(ours[0]) if len(ours) == 1 < len(alike) else name
 

@@ -79,10 +79,9 @@ class Merge:
 
     def _added(self, old: Any, new: list[Any], place: Keys) -> list[Any]:
         """A list in place of the earlier one, or after it where it is given by ``--a.b+``."""
-        if not self.layer.option.endswith("+") or place != self.layer.path:
-            return new
         items = [self(None, item, (*place, f"[{i}]")) for i, item in enumerate(new)]
-        return [*old, *items] if isinstance(old, list) else items
+        added = self.layer.option.endswith("+") and place == self.layer.path
+        return [*old, *items] if added and isinstance(old, list) else items
 
     def _mapping(self, old: Any, new: dict[Any, Any], place: Keys) -> dict[Any, Any]:
         """Options over the earlier ones of the same section or object."""

@@ -13,7 +13,7 @@ from bhfl.checks import checked, choice, count, or_none, suggestion, text, withi
 from bhfl.engine.devices import Group
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.quant import BitSpec
-from bhfl.quant.backends import BACKENDS
+from bhfl.quant.backends import BACKENDS, take_offered
 from bhfl.quant.spec import LONGEST_NAME
 
 RESERVED = ("all", "avg", "global", "min")
@@ -201,6 +201,13 @@ def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
     return found
 
 
+def _backend(value: Any) -> str:
+    """What is wrong with the name of a backend, those of other packages among them."""
+    if str(value) not in BACKENDS:
+        take_offered()
+    return choice(*BACKENDS)(value)
+
+
 def _name(value: Any) -> str:
     """What is wrong with the name of a group, of which tags and names of files are made."""
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+", value):
@@ -216,7 +223,7 @@ _CHECKS = {
     "count": count(1, 10**7),
     "fraction": within("(0, 1]"),
     "name": _name,
-    "backend": choice(*BACKENDS),
+    "backend": _backend,
     "local_epochs": count(1),
     "local_steps": count(1),
     "profile": text,
