@@ -31,6 +31,8 @@ SMALL = {
     "wage",
 }
 """What is shown on one set of data alone."""
+QUICK = {"fedavg", "prowd", "fedlq"}
+"""What runs a round on pictures among the quick tests too."""
 MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 
 
@@ -103,7 +105,9 @@ def shipped(large: str) -> list[Any]:
     for path in CONFIGS:
         name = f"{path.parent.name}/{path.stem}"
         is_large = path.parent.name == large
-        found.append(pytest.param(path, is_large, id=name))
+        # the same methods run on the digits
+        marks = pytest.mark.slow if is_large and path.stem not in QUICK else ()
+        found.append(pytest.param(path, is_large, id=name, marks=marks))
         if is_large:
             found.append(pytest.param(path, False, id=f"{name}-whole", marks=pytest.mark.slow))
     return found
@@ -134,7 +138,7 @@ def test_runs_a_round(path, is_small, pictures, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*/version_0/summary.json"))) == 1
 
 
-@pytest.mark.parametrize("path", CONFIGS[::5], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", CONFIGS[::3], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_it_prints_is_itself(path, tmp_path):
     printed = run("fit", "--config", str(path), "--print_config")
     again = tmp_path / "again.yaml"
