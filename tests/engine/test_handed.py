@@ -211,7 +211,7 @@ def test_a_reconstruction_of_one_client_that_is_no_number_rejects_that_client_al
         "client 1 rejected: Mine.reconstruct: WeightedMean.add raised ValueError: it has a"
     )
     monkeypatch.setattr(
-        "bhfl.engine.session.sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        "bhfl.engine.sampling.sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     assert same(trainer.server.params, run(tmp_path / "b", None, clients=3).server.params)
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import bhfl.engine.client.local
 import bhfl.engine.coordinator
-import bhfl.engine.session
+import bhfl.engine.sampling
 from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.comm import decode, encode
 from bhfl.engine import checkpoint
@@ -114,10 +114,10 @@ def test_the_order_of_clients_does_not_matter(tmp_path, monkeypatch):
     first = run(
         tmp_path / "a", MIXED, unequal(5, True), lambda: Client(Flat()), monitor="val/acc_avg"
     )
-    sample = bhfl.engine.session.sample_cohort
+    sample = bhfl.engine.sampling.sample_cohort
     for seed in range(3):
         monkeypatch.setattr(
-            bhfl.engine.session,
+            bhfl.engine.sampling,
             "sample_cohort",
             lambda *a, seed=seed: random.Random(seed).sample(sample(*a), 5),
         )
@@ -148,7 +148,9 @@ def timeless(row):
 
 
 def test_a_client_that_is_never_sampled_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(bhfl.engine.session, "sample_cohort", lambda clients, *_: list(clients[:3]))
+    monkeypatch.setattr(
+        bhfl.engine.sampling, "sample_cohort", lambda clients, *_: list(clients[:3])
+    )
     few, many = (run(tmp_path / str(n), {32: n}, unequal(n)) for n in (3, 6))
     assert same(few.server.params, many.server.params)
 
@@ -308,7 +310,7 @@ def test_failing_clients_are_left_out_of_the_mean(tmp_path, monkeypatch, rate):
     assert [row["clients/ok"] for row in trainer.run.history] == [40 - count for count in failed]
     assert [len(row["problems"]) for row in trainer.run.history] == failed
     monkeypatch.setattr(
-        bhfl.engine.session, "sample_cohort",
+        bhfl.engine.sampling, "sample_cohort",
         lambda clients, size, seed, round, how: [
             c for c in clients if not algorithm.fails(c.id, round)
         ],
@@ -444,7 +446,7 @@ def test_bad_updates_are_rejected_and_change_nothing(tmp_path, monkeypatch, lie)
     assert problem.startswith("client 1 rejected: ")
     assert re.search(BAD[lie], problem)
     monkeypatch.setattr(
-        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.sampling, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     without = run(tmp_path / "b", {32: 3}, unequal(3))
     assert same(trainer.server.params, without.server.params)
@@ -466,7 +468,7 @@ def test_clients_without_examples_have_no_effect(tmp_path, monkeypatch):
     trainer = run(tmp_path / "a", {32: 3}, data)
     assert trainer.run.history[0]["problems"] == ["client 1 rejected: the client has no examples"]
     monkeypatch.setattr(
-        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.sampling, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     assert same(trainer.server.params, run(tmp_path / "b", {32: 3}, data).server.params)
 
@@ -491,7 +493,7 @@ def test_an_update_that_cannot_be_reconstructed_enters_neither_weights_nor_buffe
 
     trainer = run(tmp_path / "a", {32: 3}, unequal(3), lambda: Module(Flat()), algorithm=Refusing())
     monkeypatch.setattr(
-        bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
+        bhfl.engine.sampling, "sample_cohort", lambda clients, *_: [clients[0], clients[2]]
     )
     without = run(tmp_path / "b", {32: 3}, unequal(3), lambda: Module(Flat()))
     assert same(trainer.server.params, without.server.params)
@@ -809,7 +811,7 @@ def test_a_client_that_joins_late_begins_with_fresh_local_statistics(tmp_path, m
 
     starts: list = []
     monkeypatch.setattr(
-        bhfl.engine.session, "sample_cohort", lambda c, size, seed, round, how: [c[round]]
+        bhfl.engine.sampling, "sample_cohort", lambda c, size, seed, round, how: [c[round]]
     )
     run(
         tmp_path, {32: 3}, unequal(3, True), lambda: Module(Flat()), norm="local", algorithm=Watch()
@@ -818,7 +820,7 @@ def test_a_client_that_joins_late_begins_with_fresh_local_statistics(tmp_path, m
 
 
 def test_a_group_without_a_client_keeps_its_statistics(tmp_path, monkeypatch):
-    monkeypatch.setattr(bhfl.engine.session, "sample_cohort", lambda clients, *_: [clients[0]])
+    monkeypatch.setattr(bhfl.engine.sampling, "sample_cohort", lambda clients, *_: [clients[0]])
     trainer = run(tmp_path, {8: 1, 32: 1}, unequal(2), lambda: Module(Flat()))
     statistics = trainer.server.buffers["statistics"]
     assert torch.equal(statistics["float32"]["net.1.running_mean"], torch.zeros(7))
