@@ -7,6 +7,7 @@ from collections import Counter
 
 from bhfl.cli.exits import TOO_FEW_CLIENTS, report
 from bhfl.cli.reading import ConfigError
+from bhfl.engine.ending import STANDING
 from bhfl.report.command import write_report
 from bhfl.settings import Role
 from bhfl.sweep import display
@@ -158,7 +159,12 @@ class Runner:
             elif name in self.failed:
                 state = display.FAILED
             runs.append(Shown(name, state, self.rounds[name], size))
-        self.display.update(sum(self.rounds.values()), runs)
+        done = sum(self.rounds.values())
+        self.display.update(done, runs)
+        STANDING.at(
+            f"{len(self.processes.running)} of {self.left} runs go on, with {done} of "
+            f"{sum(self.sizes.values())} rounds done"
+        )
 
     def _count(self, job: Job) -> None:
         """Count the rounds of a job: all of them where it is over."""
