@@ -97,7 +97,7 @@ def divided(parts, fraction, rng):
     for part in parts:
         shuffled = rng.permutation(part)
         num_val = int(fraction * len(part))
-        yield sorted(shuffled[num_val:].tolist()), sorted(shuffled[:num_val].tolist())
+        yield tuple(sorted(shuffled[num_val:].tolist())), tuple(sorted(shuffled[:num_val].tolist()))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.2, 0.33])
@@ -107,8 +107,8 @@ def test_all_clients_together_are_divided_as_one_by_one(partition, fraction):
     streams = np.random.SeedSequence(5).spawn(5)
     parts = partition(TARGETS, 8, np.random.default_rng(streams[3]))
     expected = list(divided(parts, fraction, np.random.default_rng(streams[4])))
-    trained = [part.tolist() for part in found.clients]
-    held = [part.tolist() for part in found.client_val]
+    trained = [tuple(part.tolist()) for part in found.clients]
+    held = [tuple(part.tolist()) for part in found.client_val]
     assert list(zip(trained, held, strict=True)) == expected
     assert found.clients.tolist() == trained
     assert found.clients.sizes.tolist() == [found.clients.size(i) for i in range(8)]
