@@ -11,6 +11,7 @@ from torch import Tensor
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.algorithms.optimizers import optimizers
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
+from bhfl.engine.downlink import check_whole
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor
@@ -62,7 +63,8 @@ class FedCOMGATE(DifferenceAlgorithm):
         self.allow_inexact = allow_inexact
 
     def setup(self, context: Context) -> None:
-        """Plain SGD and equal numbers of local steps, or `allow_inexact`."""
+        """A whole downlink; plain SGD and equal numbers of local steps, or `allow_inexact`."""
+        check_whole("FedCOMGATE", context.clients)
         # clients rebuild the model by the server's step, and do not have the optimiser's state
         if self.server_optimizer is not None:
             raise ValueError(

@@ -10,7 +10,8 @@ from bhfl.algorithms.shares import SHARE, ShareMean
 from bhfl.checks import checked, positive
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator
-from bhfl.engine.algorithm import Algorithm, LocalRun, add_to_gradient_
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
+from bhfl.engine.downlink import check_whole
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
@@ -37,6 +38,14 @@ class FedDyn(Algorithm):
 
     def __init__(self, alpha: float = 0.01) -> None:
         self.alpha = checked("FedDyn.alpha", alpha, positive)
+
+    def setup(self, context: Context) -> None:
+        """Refuse what would make the server's ``h`` another one than the mean of the clients'.
+
+        Raises:
+            ValueError: Clients do not receive ``w_t`` as it is.
+        """
+        check_whole("FedDyn", context.clients)
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """``h``, zero, and the weight of the fleet."""

@@ -4,12 +4,14 @@ Weights (floating tensors of two or more dimensions) travel as codes, rounded to
 scale for each output channel; biases, norms and all that is not the model's stay as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from bhfl.engine.devices import Devices
+from bhfl.engine.roster import one_of_each
+from bhfl.engine.types import Client
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
 from bhfl.quant.spec import FLOAT_BITS
 from bhfl.settings import Downlink
@@ -69,6 +71,26 @@ def lowered(
         if isinstance(tensors[name], Tensor):
             found[name] = on_its_way(name, tensors[name], devices)
     return found
+
+
+def check_whole(method: str, clients: Sequence[Client]) -> None:
+    """Refuse a coarse downlink, for a method whose clients and server both reckon from the weights
+    that a round begins with: the two would be other ones.
+
+    Args:
+        method: Its name.
+        clients: The fleet.
+
+    Raises:
+        ValueError: Some clients are sent weights at fewer bits than float32.
+    """
+    for client in one_of_each(clients):
+        rule = client.devices.downlink
+        if any(bits_down(rule, spec) < FLOAT_BITS for spec in client.devices.specs):
+            raise ValueError(
+                f"{method} reckons from the weights that clients receive: trainer.downlink must be "
+                f"float32, got {rule}"
+            )
 
 
 def as_received(name: str, weight: Tensor, devices: Devices) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bhfl.comm import encode
 from bhfl.engine.devices import FLOAT, Devices
@@ -104,8 +104,7 @@ class Evaluator:
     def _passes(self, server: ServerState, stage: Stage) -> Iterator[Pass]:
         session = self.session
         apart = session.algorithm.own_model or self.training is not None
-        # rounds are not measured on test samples: nothing may be chosen by them
-        samples = server_data(session.data).client_test_batches if stage == "test" else None
+        samples = self._own_samples(stage)
         floating = False
         for group, devices in self.groups.items():
             given = self.model(server, devices)
@@ -116,6 +115,8 @@ class Evaluator:
             alone = lacks or apart
             if not alone:
                 yield Pass(group, devices, given)
+            if not alone and samples is None:
+                continue
             for id in session.fleet.members[devices]:
                 own = samples is not None and samples(id) is not None
                 if alone or own:
@@ -124,6 +125,17 @@ class Evaluator:
             # no clients have statistics of a float32 model: those of the first group stand in
             buffers = session.buffers.of(server, session.bits[0])
             yield Pass(GLOBAL, FLOAT, session.own.whole({**server.params, **buffers}, {}))
+
+    def _own_samples(self, stage: Stage) -> Callable[[int], Iterable[Any] | None] | None:
+        """What gives each client's own test samples; None where nobody is measured on them."""
+        # rounds are not: nothing may be chosen by test samples
+        if stage != "test":
+            return None
+        sizes = getattr(self.session.data, "held_sizes", None)
+        # to ask each of a million clients takes a quarter of a minute
+        if sizes is not None and not sizes("test").any():
+            return None
+        return server_data(self.session.data).client_test_batches
 
     def _measured(
         self, server: ServerState, stage: Stage, passes: Sequence[tuple[int, Pass]]

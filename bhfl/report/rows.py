@@ -87,8 +87,11 @@ class Row:
     @property
     def uplink_bits(self) -> float:
         """The bits that a weight took on its way up, headers and scales included, if it came down
-        as float32; nan where nothing came down.
+        as float32; nan where nothing came down, or some of it with fewer bits.
         """
+        for run in self.runs:
+            if told_of(run.told, Role).get("trainer.downlink") not in (None, "float32", 32):
+                return math.nan
         # weights come down at 32 bits, headers aside, so that their number need not be known
         up = self.total("uplink_bytes")
         down = self.total("downlink_bytes")

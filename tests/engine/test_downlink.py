@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bhfl.algorithms import FedAvg, FedCOMGATE, FedLQ, ProWD
+from bhfl.algorithms import FedAvg, FedCOMGATE, FedDyn, FedLQ, FedPAQ, Median, ProWD
 from bhfl.algorithms.fedlq import Budget
 from bhfl.algorithms.prowd import Mask
 from bhfl.algorithms.prowd.moves import MoveReader
@@ -93,7 +93,7 @@ def test_float32_is_what_is_sent_without_the_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        lambda: FedCOMGATE(allow_inexact=True),
+        FedPAQ,
         lambda: FedLQ(budget=Budget(average_bits=4)),
         lambda: ProWD(Mask(tau=0.5), None),
         lambda: ProWD(Mask(tau=0.5), None, global_models="dual"),
@@ -106,6 +106,18 @@ def test_methods_run_and_go_on_with_it(tmp_path: Path, algorithm: Any) -> None:
     resumed = fit(tmp_path / "b", algorithm(), FLEET, **options, ckpt_path="last")
     assert same(whole.server.params, resumed.server.params)
     assert [row["clients/ok"] for row in whole.run.history] == [4] * 3
+
+
+@pytest.mark.parametrize(
+    "algorithm", [FedCOMGATE(allow_inexact=True), FedDyn(), Median(client=FedDyn())]
+)
+def test_methods_that_reckon_from_what_is_received_refuse_it(
+    tmp_path: Path, algorithm: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.downlink must be float32, got client"):
+        fit(tmp_path, algorithm, {8: 2}, downlink="client")
+    # float32 clients are sent float32
+    fit(tmp_path, algorithm, {32: 2}, downlink="client", max_rounds=1)
 
 
 def test_a_low_bit_client_that_learns_nothing_does_not_move() -> None:

@@ -156,6 +156,10 @@ def test_bits_of_what_went_up(tmp_path: Path) -> None:
     first, second = read(tmp_path)[0].rows
     assert first.uplink_bits == 8
     assert math.isnan(second.uplink_bits)
+    # what came down is no measure where it had fewer bits
+    made.run(tmp_path / "c" / "d", made.config(trainer__downlink=8), up=500_000, down=500_000)
+    (coarse,) = read(tmp_path / "c")[0].rows
+    assert math.isnan(coarse.uplink_bits)
 
 
 def test_spread_of_one_and_of_none() -> None:
