@@ -20,6 +20,7 @@ from bhfl.checks import checked, not_negative, or_none, positive, refuse, within
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, Flattener, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.private import followed, is_public
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.sampling import cohort_size, inclusion_rate
 from bhfl.engine.sums import all_reduce_sum
@@ -128,7 +129,8 @@ class DPFedAvg(Algorithm):
 
         Raises:
             ValueError: Cohorts are drawn in another way than is accounted for, clients do not count
-                alike, or running statistics would be averaged.
+                alike, make each other late, or follow each other's metrics, or running statistics
+                would be averaged.
             ImportError: There is noise, and the extra ``dp`` is not installed.
         """
         refuse(self._misfits(context))
@@ -165,6 +167,38 @@ class DPFedAvg(Algorithm):
                 f"their clients: trainer.norm must be local, got {settings.aggregation.norm!r}; or "
                 "take a model without BatchNorm"
             )
+        network = settings.fleet.network
+        shares = bool(network and network.shared_uplink and network.deadline_seconds is not None)
+        if self.noise_multiplier and shares:
+            yield (
+                "DPFedAvg accounts for clients that change nothing of each other's round: "
+                "network.shared_uplink must be false where network.deadline_seconds is set, "
+                "because one client more makes others late, got true"
+            )
+        yield from self._unfit_schedules(context)
+
+    def _unfit_schedules(self, context: Context) -> Iterator[str]:
+        """Schedules by which what clients measure would reach their models without noise."""
+        settings = context.settings
+        if settings.training.lr_schedule == "restart":
+            return
+        hook = f"{type(context.module).__name__}.configure_optimizers"
+        # statistics and counters stay with clients, whose models validation then measures
+        counters = [not tensor.is_floating_point() for tensor in context.worker.state().values()]
+        apart = any(counters) or settings.aggregation.finetune_epochs
+        for tag in followed(context.module):
+            told = f"ReduceLROnPlateau in {hook} must not follow what clients measure, got {tag!r}"
+            if apart:
+                yield (
+                    f"DPFedAvg adds no noise to metrics: {told}, which is of clients' own models "
+                    "under trainer.finetune_epochs and where BatchNorm or integer buffers stay "
+                    "with them; set trainer.lr_schedule: restart"
+                )
+            elif not is_public(tag, {client.group for client in context.clients}):
+                yield (
+                    f"DPFedAvg adds no noise to metrics: {told}; monitor what the server measures, "
+                    "such as val/loss, or set trainer.lr_schedule: restart"
+                )
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """The bound."""

@@ -16,6 +16,7 @@ from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
 from bhfl.engine.handed import ServerReturnError, name_of
 from bhfl.engine.hooks import check_methods
+from bhfl.engine.private import public_rows
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
@@ -83,8 +84,13 @@ class Coordinator:
         Args:
             history: The server's metrics, a row for each past round.
         """
+        session = self.session
+        if session.algorithm.private:
+            # what never travels, or is tuned, makes models of the clients' own
+            apart = session.own.always or session.evaluator.training
+            history = public_rows(history, () if apart else session.evaluator.groups)
         # by map, which holds no reply while the next client trains
-        yield from map(self._take, self.session.clients.train(self._tasks(history)))
+        yield from map(self._take, session.clients.train(self._tasks(history)))
         yield from self._unsent
 
     # ---- what is sent ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from bhfl.algorithms import DPFedAvg, FedAvg
 from bhfl.algorithms.dpfedavg import _one_round
 from bhfl.cli.exits import BAD_CONFIG, exit_code
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.engine.checkpoint import digest
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.sampling import poisson_cohort
@@ -23,6 +24,7 @@ LR = 0.05
 QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 POISSON = {"sampling": "poisson", "weights": "uniform"}
 pytestmark = pytest.mark.filterwarnings("ignore:the guarantee is of the models alone")
+ENDS = ("", "_float32", "_avg", "_min")
 NOBODY = 1e-9
 """A rate at which no round has a client."""
 
@@ -279,6 +281,66 @@ def test_options_without_a_guarantee_are_refused(options, message):
 def test_settings_that_would_break_the_guarantee_are_refused(tmp_path, options, module, message):
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, DPFedAvg(), {32: 2}, module, **{**POISSON, **options})
+    assert not list(tmp_path.iterdir())
+
+
+class Following(Module):
+    """With a rate that halves where a metric of past rounds stands still."""
+
+    def __init__(self, monitor, integers=False):
+        super().__init__()
+        self.monitor = monitor
+        if integers:
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        entry = {"scheduler": plateau, "monitor": self.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": entry}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "integers", "options"),
+    [
+        ("train_loss", False, {}),
+        ("val/loss_local_float32", False, {}),
+        ("val/loss", True, {}),
+        ("val/loss_avg", False, {"finetune_epochs": 1}),
+    ],
+)
+def test_rates_that_follow_what_clients_measure_are_refused(tmp_path, monitor, integers, options):
+    def module():
+        return Following(monitor, integers)
+
+    told = rf"must not follow what clients measure, got '{monitor.replace('n_', 'n/')}'"
+    with pytest.raises(ValueError, match=told):
+        trained(tmp_path, DPFedAvg(), Data(2), 2, module, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_clients_are_told_nothing_that_clients_measured(tmp_path):
+    told = []
+
+    class Listening(DPFedAvg):
+        def client_loss(self, run, batch, batch_idx):
+            told.append(set().union(*run.history))
+            return super().client_loss(run, batch, batch_idx)
+
+    options = {"max_rounds": 2, "evaluate_clients": "after", **POISSON}
+    run = fit(tmp_path, Listening(), {32: 2}, **options)
+    known = set(run.run.history[0])
+    assert {"train/loss", "val/loss_local_float32", "val/acc_avg"} <= known
+    assert told[-1] == {f"val/{name}{end}" for name in ("loss", "acc") for end in ENDS}
+    # on what the client itself logs, a rate may follow train/loss
+    restart = {"lr_schedule": "restart", "max_rounds": 1}
+    trained(tmp_path, DPFedAvg(), Data(2), 2, lambda: Following("train/loss"), **restart)
+
+
+def test_a_link_that_others_make_slow_has_no_deadline(tmp_path):
+    shared = SimulatedNetwork(shared_uplink=True, deadline_seconds=30.0)
+    with pytest.raises(ValueError, match=r"shared_uplink must be false where network\.deadline"):
+        trained(tmp_path, DPFedAvg(), Data(2), 2, network=shared)
     assert not list(tmp_path.iterdir())
 
 

@@ -123,7 +123,7 @@ class SimulatedNetwork(Recorded):
         checked("seed", seed, count(0, 2**63 - 1))
         self.deadline_seconds = checked("deadline_seconds", deadline_seconds, or_none(positive))
         self._server_seconds = checked("server_seconds", server_seconds, not_negative)
-        self._shared_uplink = shared_uplink
+        self.shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
         self._links: LinkSource
         if trace is not None:
@@ -257,7 +257,7 @@ class SimulatedNetwork(Recorded):
         """
         link = self.link(round_index, workload.client, workload.profile)
         speedup = 32 / workload.bits if self._low_bit_speedup else 1.0
-        sharing = num_participants if self._shared_uplink else 1
+        sharing = num_participants if self.shared_uplink else 1
         return replace(
             link,
             uplink_bps=link.uplink_bps / sharing,

@@ -5,6 +5,7 @@ their batches.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Number
@@ -175,8 +176,8 @@ def tag_of(name: str) -> str:
     """The run's tag for what a module logs as `name`: ``val_loss`` is ``val/loss``, ``acc`` is
     ``train/acc``.
     """
-    stage, _, rest = name.replace("_", "/", 1).partition("/")
-    return f"{stage}/{rest}" if stage in ("train", "val", "test") and rest else f"train/{name}"
+    found = re.fullmatch(r"(train|val|test)[/_](.+)", name, re.DOTALL)
+    return f"{found[1]}/{found[2]}" if found else f"train/{name}"
 
 
 @contextmanager

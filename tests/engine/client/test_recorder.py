@@ -92,7 +92,7 @@ def test_metric_objects_are_computed_as_often_as_asked_and_begin_anew():
     [
         ("loss", "train/loss"), ("train_loss", "train/loss"), ("train/loss", "train/loss"),
         ("val_acc", "val/acc"), ("val/acc", "val/acc"), ("acc_top_5", "train/acc_top_5"),
-        ("train", "train/train"), ("gan/d", "train/gan/d"),
+        ("train", "train/train"), ("gan/d", "train/gan/d"), ("val/acc_avg", "val/acc_avg"),
     ],
 )  # fmt: skip
 def test_tags(name, tag):
