@@ -196,7 +196,9 @@ def _round(session: Session, run: Run) -> None:
     run.log(row)
     run.log_clients(training_rows(round, records, session.fleet))
     complete = measured or not settings.choice.monitor.startswith("val/")
-    best = run.improved(row, complete=bool(complete and row["clients/ok"]))
+    present = {record.group for record in with_updates(records)}
+    absent = session.evaluator.groups.keys() - present
+    best = run.improved(row, bool(complete and present), absent)
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
     _save(session, run, best, due, records)
     session.call("on_round_end", metrics=row)

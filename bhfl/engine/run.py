@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -197,20 +197,23 @@ class Run:
         if self.writes:
             self.clients.append(list(rows))
 
-    def improved(self, row: Row, complete: bool) -> list[str]:
+    def improved(self, row: Row, complete: bool, absent: Collection[str] = ()) -> list[str]:
         """The bit groups whose monitored metric in `row` is the best so far, `ALL` among them.
 
         Args:
             row: Metrics of a round.
             complete: Whether clients trained, and the result was validated if that is what logs the
                 metric.
+            absent: Labels of the bit groups without an update in the round, whose clients' own
+                metrics it lacks.
 
         Raises:
-            ValueError: It is not logged; the error lists what is.
+            ValueError: It was never logged, and not for want of an update; the error lists what is.
         """
         found = []
         for group, best in self.bests.items():
-            if complete and best.monitor not in row:
+            excused = best.monitor.endswith(tuple(f"_{label}" for label in absent))
+            if complete and not excused and not any(best.monitor in past for past in self.history):
                 tags = ", ".join(sorted(scalars(row)))
                 raise ValueError(
                     f"trainer.monitor must be a logged metric, got {best.monitor!r}; logged: {tags}"

@@ -113,6 +113,30 @@ def test_a_min_delta_that_is_no_distance_is_refused(value: Any) -> None:
         FederatedTrainer(GROUPS, min_delta=value)
 
 
+@pytest.mark.parametrize("monitor", ["val/{}_local_int8", "clients_val/{}_mean_int8"])
+def test_a_round_without_the_monitored_group_is_passed_over(tmp_path: Path, monitor: str) -> None:
+    own = [points(4, seed=2), points(4, seed=3)]
+    data = HandMade([points(6), points(6, seed=1)], held_out=points(4, seed=9), own=own)
+    options: dict[str, Any] = {"evaluate_clients": "after", "clients_per_round": 1, "max_rounds": 6}
+
+    def monitored(name: str) -> FederatedTrainer:
+        tag = monitor.format(name)
+        by_group = tag.startswith("val/")
+        module = Scripted([0.5] * 99)
+        options.update(monitor=tag, best_by_group=by_group, min_clients=1)
+        return fit(tmp_path, None, {32: 1, 8: 1}, lambda: module, data, **options)
+
+    trainer = monitored("score")
+    having = [trainer.run.bests[""].monitor in row for row in trainer.run.history]
+    assert not having[0]
+    assert False in having[having.index(True) :]
+    assert trainer.run.best_round == having.index(True) + 1
+    with pytest.raises(
+        ValueError, match=r"trainer\.monitor must be a logged metric, got '.*/scor_"
+    ):
+        monitored("scor")
+
+
 # ---- callbacks -----------------------------------------------------------------------------------
 
 
