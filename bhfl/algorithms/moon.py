@@ -25,9 +25,9 @@ class MOON(Algorithm):
     ``mu * mean(-log(exp(cos(z, z_g) / T) / (exp(cos(z, z_g) / T) + exp(cos(z, z_p) / T))))``.
 
     ``z_g`` and ``z_p`` are computed at the client's bits, in evaluation mode, by the module's
-    ``forward`` of the first entry of the batch. A client without a last model learns as FedAvg's:
-    both models are the same to it, and the term has no gradient. A step takes two forward passes
-    more.
+    ``forward`` of the first entry of the batch, or of the whole of it where it is no list or tuple.
+    A client without a last model learns as FedAvg's: both models are the same to it, and the term
+    has no gradient. A step takes two forward passes more.
 
     Args:
         features: The name of the module whose output is the representation, such as ``net.fc1``;
@@ -36,17 +36,17 @@ class MOON(Algorithm):
         temperature: ``T``; 0.5 in the paper.
 
     Raises:
-        ValueError: `mu` or `temperature` is out of its range; in `setup`, the model has no such
-            module, or no ``forward``.
+        ValueError: `features` is no text, `mu` or `temperature` is out of its range; in `setup`,
+            the model has no such module, no ``forward``, or optimises manually.
     """
 
     def __init__(self, features: str, mu: float = 1.0, temperature: float = 0.5) -> None:
-        self.features = features
+        self.features = checked("MOON.features", features, _name)
         self.mu = checked("MOON.mu", mu, not_negative)
         self.temperature = checked("MOON.temperature", temperature, positive)
 
     def setup(self, context: Context) -> None:
-        """The model can be called, and has the module."""
+        """The model can be called, has the module, and takes the loss that is handed on."""
         module = context.module
         names = [name for name, _ in module.named_modules() if name]
         if self.features not in names:
@@ -58,6 +58,11 @@ class MOON(Algorithm):
             raise ValueError(
                 "MOON computes representations through the model's forward(inputs), which "
                 f"{type(module).__name__} does not define"
+            )
+        if self.mu and not module.automatic_optimization:
+            raise ValueError(
+                "MOON adds to the loss, which needs automatic optimization; "
+                f"{type(module).__name__} optimises manually"
             )
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
@@ -71,7 +76,7 @@ class MOON(Algorithm):
             return None
         here = self._representation(seen)
         alike, unlike = (
-            cosine_similarity(here, self._of(model, run.module, batch[0]), dim=1)
+            cosine_similarity(here, self._of(model, run.module, batch), dim=1)
             for model in (run.received, last)
         )
         term = self.mu * softplus((unlike - alike) / self.temperature).mean()
@@ -82,7 +87,7 @@ class MOON(Algorithm):
     def uplink(self, run: LocalRun) -> Tensors | None:
         """FedAvg's; the client keeps its model."""
         if self.mu:
-            for name, value in run.module.state_dict().items():
+            for name, value in _once(run.module.state_dict(), run.module).items():
                 run.state[PREVIOUS + name] = value.cpu().clone()
         return super().uplink(run)
 
@@ -104,17 +109,37 @@ class MOON(Algorithm):
         return seen[-1].flatten(1).float()
 
     @torch.no_grad()
-    def _of(self, weights: Params, module: nn.Module, inputs: Any) -> Tensor:
+    def _of(self, weights: Params, module: nn.Module, batch: Any) -> Tensor:
         """The representation by other weights."""
         modes = {layer: layer.training for layer in module.modules()}
+        inputs = batch[0] if isinstance(batch, list | tuple) else batch
         module.eval()
         try:
             with self._seen(module) as seen:
-                functional_call(module, weights, (inputs,))
+                functional_call(module, _once(weights, module), (inputs,))
+        except Exception as error:
+            if not isinstance(batch, Mapping):
+                raise
+            raise TypeError(
+                f"MOON gives {type(module).__name__}.forward the whole of a batch that is a "
+                f"mapping, and it does not take that ({type(error).__name__}: {error}): let "
+                "data.inputs name the column of the inputs"
+            ) from error
         finally:
             for layer, mode in modes.items():
                 layer.training = mode
         return self._representation(seen)
+
+
+def _name(value: Any) -> str:
+    """What is wrong with the name of a module."""
+    return "" if isinstance(value, str) else f"must be the name of a module, got {value!r}"
+
+
+def _once(tensors: Params, module: nn.Module) -> Params:
+    """Each tensor by its first name alone: several copies of a tied one cannot take its place."""
+    owned = dict([*module.named_parameters(), *module.named_buffers()])
+    return {name: value for name, value in tensors.items() if name in owned}
 
 
 def _without(prefix: str, tensors: Params) -> Params:

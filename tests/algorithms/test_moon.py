@@ -24,6 +24,49 @@ class Module(linear.Module):
         return self.head(self.norm(self.body(inputs)))
 
 
+class Tied(Module):
+    """Its body has two names, and one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(6, 4, bias=False)
+        self.again.weight = self.body.weight
+
+
+class Mapped(linear.Data):
+    """Batches by name."""
+
+    def client_batches(self, client_id, rng, epoch):
+        return [{"x": self.x[client_id], "y": self.y[client_id]}] * STEPS
+
+
+class Whole(Module):
+    """Takes batches by name, in its forward pass too."""
+
+    def forward(self, batch):
+        return super().forward(batch["x"])
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    def test_step(self, batch, batch_idx):
+        pass
+
+
+class Apart(Whole):
+    """Takes inputs alone in its forward pass."""
+
+    forward = Module.forward
+
+
+class Manual(Module):
+    """Steps by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
 def cosine(z, other):
     """The cosine of each row, and its gradient in `z`."""
     lengths = [np.linalg.norm(one, axis=1, keepdims=True) for one in (z, other)]
@@ -120,6 +163,7 @@ def test_what_a_step_returns_is_kept(tmp_path, returns):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: MOON(["body"]), r"MOON\.features must be the name of a module, got \['body'\]"),
         (lambda: MOON("body", mu=-1), r"MOON\.mu must be"),
         (lambda: MOON("body", temperature=0), r"MOON\.temperature must be"),
     ],
@@ -134,12 +178,32 @@ def test_an_argument_out_of_its_range_is_refused(make, message):
     [
         ("bdoy", Module, r"MOON\.features must be the name of .* 'bdoy'; did you mean 'body'"),
         ("", Module, r"MOON\.features must be the name of a module of the model, got ''"),
+        ("body", Manual, r"MOON adds to the loss, which needs automatic optimization; Manual opt"),
         ("body", linear.Module, r"forward\(inputs\), which Module does not define"),
     ],
 )
 def test_a_model_without_the_representation_is_refused(tmp_path, features, module, message):
     with pytest.raises(ValueError, match=message):
         linear.trained(tmp_path, MOON(features), module)
+
+
+def test_a_tensor_of_several_names_is_one(tmp_path):
+    plain, tied = (
+        linear.trained(tmp_path, MOON("body"), module, max_rounds=3) for module in (Module, Tied)
+    )
+    assert tied.run.history[-1]["clients/ok"] == 3
+    for name in ("body.weight", "head.weight"):
+        assert torch.equal(plain.server.params[name], tied.server.params[name])
+
+
+def test_a_batch_by_name_is_given_to_forward_whole(tmp_path):
+    plain = linear.trained(tmp_path, MOON("body"), Module, max_rounds=2)
+    mapped = fit(tmp_path, MOON("body"), {32: 3}, Whole, Mapped(), max_rounds=2, **linear.QUIET)
+    assert same(plain.server.params, mapped.server.params)
+    with pytest.raises(
+        Exception, match=r"Apart\.forward .* does not take .*: let data\.inputs name"
+    ):
+        fit(tmp_path, MOON("body"), {32: 3}, Apart, Mapped(), max_rounds=2, **linear.QUIET)
 
 
 def test_a_layer_that_is_never_called_is_named(tmp_path):
