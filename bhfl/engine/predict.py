@@ -69,12 +69,25 @@ def _load(session: Session, group: str | None) -> None:
     """Make the module the model of a bit group, or the server's own.
 
     Raises:
-        ValueError: There is no such group, or clients keep a part of its model.
+        ValueError: There is no such group, or clients keep a part of its model, or of the models of
+            all groups where the server's is meant.
     """
+    groups = session.evaluator.groups
     if group is None:
+        # what any group sends has been trained, and no prediction depends on counters
+        stays = session.own.first.keys() - set(session.buffers.counters)
+        if session.worker.reestimate_ is not None:
+            stays -= set(session.buffers.statistics)
+        for devices in groups.values():
+            given = session.evaluator.model(session.server, devices)
+            stays &= set(session.own.missing(given))
+        if stays:
+            raise ValueError(
+                f"predict needs a whole model of the server's, and {min(stays)} stays with the "
+                "clients: test measures their own models"
+            )
         session.worker.load_global(session.global_model(), FLOAT)
         return
-    groups = session.evaluator.groups
     if group not in groups:
         raise ValueError(
             f"group must be one of the fleet's, got {group!r}{suggestion(str(group), groups)}"

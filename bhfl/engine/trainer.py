@@ -284,8 +284,8 @@ class FederatedTrainer:
                 a batch.
             datamodule: See `validate`.
             ckpt_path: See `validate`.
-            group: A bit group, with whose bits the model computes; by default the server's float32
-                model.
+            group: A bit group, with whose bits the global model computes, which with `Ditto` is not
+                its clients' own; by default the server's float32 model.
             out: A file that the predictions are written to, ``.csv`` or ``.npz``: a row for each
                 sample, with its target where the batches tell it.
 

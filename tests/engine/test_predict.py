@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bhfl
-from bhfl.algorithms import Local
+from bhfl.algorithms import FedPer, Local
 from bhfl.engine.predict import columns
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, points
@@ -130,6 +130,28 @@ def test_a_method_without_a_global_model_is_refused(tmp_path: Path) -> None:
     trainer = FederatedTrainer({32: 2}, Local(), logger=False, devices=1)
     with pytest.raises(ValueError, match="predict needs a global model, and Local keeps none"):
         trainer.predict(Forward(), data())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "message"),
+    [
+        (
+            FedPer(["net.0"]),
+            {},
+            "the server's, and net.0.bias stays with the clients: test",
+        ),
+        (None, {"norm": "local"}, "the server's, and net.1.running_mean stays with the clients"),
+    ],
+)
+def test_a_model_that_nobody_trained_as_a_whole_is_refused(
+    tmp_path: Path, algorithm: Any, options: Any, message: str
+) -> None:
+    options = {"logger": False, "default_root_dir": str(tmp_path), "devices": 1, **options}
+    module = Forward()
+    module.net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
+    trainer = FederatedTrainer({3: 1, 32: 1}, algorithm, **options)
+    with pytest.raises(ValueError, match=message):
+        trainer.predict(module, data())
 
 
 @pytest.mark.parametrize(
