@@ -59,7 +59,8 @@ def write_report(  # noqa: PLR0913
         The tables, for the console.
 
     Raises:
-        ValueError: A path holds no run, an option is out of range, or no run logged the metric.
+        ValueError: A path holds no run, an option is out of range, no run logged the metric, or it
+            is that of one group.
         OSError: `out` cannot be written.
     """
     if target is None and (window != 1 or baseline is not None):

@@ -125,9 +125,14 @@ def asked(tag: str, mode: Mode | None, runs: Sequence[Run]) -> Metric:
     """The metric of a name that a user gave.
 
     Raises:
-        ValueError: Its mode is not known.
+        ValueError: It is that of one group, or the least of them, or its mode is not known.
     """
     stem = _stem(tag, runs)
+    if tag not in (stem, f"{stem}_{AVERAGE}"):
+        raise ValueError(
+            f"--metric must be one of all groups, got {tag!r}: give {stem}, by which runs are "
+            "compared in each group and on average"
+        )
     known = monitored(runs)
     same = known.name == stem.partition("/")[2]
     if mode is None and not same:

@@ -169,7 +169,7 @@ def sections(
         mode: Whether it is better at its ``max`` or ``min``; as it was monitored by default.
 
     Raises:
-        ValueError: The mode is not known.
+        ValueError: The metric is that of one group, or the mode is not known.
     """
 
     def compared(members: Sequence[Run]) -> Metric:
