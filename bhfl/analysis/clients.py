@@ -6,9 +6,6 @@ from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
 from bhfl.report.partition import Partition
 
-_MOST_COUNTS = 2**26
-"""Numbers of labels that are kept at most, which take half a GiB."""
-
 
 def partition(trainer: FederatedTrainer, datamodule: FederatedData) -> Partition:
     """The clients as a fit with these options would have them; nothing is trained.
@@ -33,9 +30,6 @@ def partition(trainer: FederatedTrainer, datamodule: FederatedData) -> Partition
     samples = np.asarray(datamodule.federate(num_clients, seed), dtype=np.int64)
     held_sizes = getattr(datamodule, "held_sizes", lambda split: np.zeros(num_clients, np.int64))
     count_labels = getattr(datamodule, "label_counts", lambda num_clients: None)
-    # the first client tells how many labels there are
-    first = count_labels(1)
-    too_many = first is None or first.shape[1] * num_clients > _MOST_COUNTS
     scheme = datamodule.partition_record().get("scheme", "")
     return Partition(
         title=(
@@ -47,5 +41,5 @@ def partition(trainer: FederatedTrainer, datamodule: FederatedData) -> Partition
         samples=samples,
         val=held_sizes("val"),
         test=held_sizes("test"),
-        labels=None if too_many else count_labels(num_clients),
+        labels=count_labels(num_clients),
     )

@@ -27,6 +27,9 @@ from bhfl.engine.types import Client
 from bhfl.recorded import Recorded
 from bhfl.settings import Role
 
+_MOST_COUNTS = 2**26
+"""Numbers that a table of labels may have."""
+
 
 class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
     """Splits a map-style data set with targets among clients and hands out batches.
@@ -216,7 +219,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
 
     def label_counts(self, num_clients: int) -> npt.NDArray[np.int64] | None:
         """The training samples of the first clients in each class, ``[clients, classes]``; None
-        where targets are no numbers of classes.
+        where targets are no numbers of classes, or so large that it would take over half a GiB.
 
         Args:
             num_clients: How many clients at most.
@@ -225,10 +228,12 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         if targets.ndim != 1 or targets.dtype.kind not in "iu" or targets.min() < 0:
             return None
         size = max(self.num_classes, int(targets.max()) + 1)
+        num = min(num_clients, len(self.split.clients))
+        if num * size > _MOST_COUNTS:
+            return None
         positions, owners = self.split.clients.flat(num_clients)
         # one number for each pair of a client and a class
         pairs = owners * size + targets[positions].astype(np.int64)
-        num = min(num_clients, len(self.split.clients))
         return np.bincount(pairs, minlength=num * size).reshape(num, size)
 
     def client_batches(self, client_id: int, rng: RandomKeys, epoch: int) -> Iterable[Any]:

@@ -43,7 +43,13 @@ def test_data_of_one_s_own_need_count_nothing(monkeypatch):
 
 
 def test_too_many_numbers_of_labels_are_left_out(monkeypatch):
-    monkeypatch.setattr("bhfl.analysis.clients._MOST_COUNTS", 49)
+    monkeypatch.setattr("bhfl.data.datamodule._MOST_COUNTS", 49)
     assert partition(trainer(), FakeImages(60, 20, (1, 4, 4))).labels is None
-    monkeypatch.setattr("bhfl.analysis.clients._MOST_COUNTS", 50)
+    monkeypatch.setattr("bhfl.data.datamodule._MOST_COUNTS", 50)
     assert np.shape(partition(trainer(), FakeImages(60, 20, (1, 4, 4))).labels) == (5, 10)
+
+
+def test_targets_of_any_size_take_no_memory():
+    pair = (torch.rand(6, 2), torch.tensor([0, 1, 2, 3, 4, 2**62]))
+    found = partition(trainer({8: 1, 32: 1}), FromDatasets(pair, pair, val_fraction=0.0))
+    assert (found.samples.tolist(), found.labels) == ([3, 3], None)
