@@ -12,7 +12,7 @@ from bhfl.data.columns import column_of, paired, target_column
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.forms import dataset_of, is_list_of_sets, joined
 from bhfl.data.natural import ByColumn
-from bhfl.data.partition import IID, Array, Partitioner
+from bhfl.data.partition import IID, Array, Indices, Partitioner
 from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
 from bhfl.recorded import spelled
@@ -216,4 +216,21 @@ class FromDatasets(FederatedDataModule):
                 f"list, got {len(clients)}"
             )
         ids = np.repeat(np.arange(num_clients), clients.sizes)
-        return ByColumn(ids)  # type: ignore[arg-type]  # an array is a sequence of ids
+        return _OwnSets(ids)  # type: ignore[arg-type]  # an array is a sequence of ids
+
+
+class _OwnSets(ByColumn):
+    """Each client's own set, by the ids of the clients."""
+
+    def assign(self, labels: Array, num_clients: int, rng: np.random.Generator) -> Indices:
+        """See `Partitioner.assign`.
+
+        Raises:
+            ValueError: A client has no sample left.
+        """
+        if len(empty := np.setdiff1d(np.arange(num_clients), labels)):
+            raise ValueError(
+                f"data.train is a list, and none of the samples of data.train[{empty[0]}] is left: "
+                "lower data.val_fraction or data.holdout, or raise data.max_train_samples"
+            )
+        return super().assign(labels, num_clients, rng)

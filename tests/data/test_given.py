@@ -209,6 +209,9 @@ BAD = {
     "text": (lambda: ready((X, USERS)), "the targets of data.train must be numbers, got <U1; text"),
     "too few lists": (lambda: ready([PAIR, PAIR]), "data.train must have a data set for each of 3 "
         "clients where it is a list, got 2"),
+    "nothing left": (lambda: ready([(X[:1], Y[:1]), PAIR, PAIR], max_train_samples=4),
+        "data.train is a list, and none of the samples of data.train[0] is left: lower "
+        "data.val_fraction or data.holdout, or raise data.max_train_samples"),
     "test": (lambda: ready([PAIR, PAIR], [PAIR], 2), "data.test must be a list only where "
         "data.train is one of as many clients, got 1, and data.train is a list of 2"),
     "val": (lambda: ready(PAIR, val=[PAIR, PAIR]), "data.val must be a list only where data.train "
