@@ -33,7 +33,8 @@ class Watch:
     """Takes down what each layer does while it is open, for one forward pass or training step.
 
     Attributes:
-        kept: Bytes that are kept for the backward pass, by layer.
+        kept: Bytes that are kept for the backward pass, by layer; of several trainings those of the
+            one that keeps the most.
         inputs: The input of a layer that is called with one tensor alone, by layer.
         flops: FLOPs of the forward pass by layer, where a counter is given.
     """
@@ -41,14 +42,26 @@ class Watch:
     def __init__(self, module: nn.Module, counter: FlopCounterMode | None = None) -> None:
         self.module = module
         self.counter = counter
-        self.kept: dict[str, int] = {}
         self.inputs: dict[str, Tensor] = {}
         self.flops: dict[str, int] = {}
         self._stack: list[str] = []
         self._started: list[int] = []
         own = [*module.parameters(), *module.buffers()]
-        self._seen = {tensor.untyped_storage().data_ptr() for tensor in own}
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
+        self._trainings: list[dict[str, int]] = []
         self._alive: list[Tensor] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """See another training come, whose tensors are not there beside those of the last."""
+        self._trainings.append({})
+        self._seen = set(self._own)
+        self._alive.clear()
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """See the class."""
+        return max(self._trainings, key=lambda kept: sum(kept.values()))
 
     @contextmanager
     def open(self) -> Iterator[Watch]:
@@ -89,7 +102,8 @@ class Watch:
             # what is freed would leave its address to another tensor
             self._alive.append(tensor)
             name = self._stack[-1] if self._stack else REST
-            self.kept[name] = self.kept.get(name, 0) + storage.nbytes()
+            kept = self._trainings[-1]
+            kept[name] = kept.get(name, 0) + storage.nbytes()
         return tensor
 
 

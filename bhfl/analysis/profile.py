@@ -9,7 +9,8 @@ One row a layer and group, one of what belongs to no layer, and one of the group
     low_share                  share of the parameters that are computed with below 32 bits
     flops                      FLOPs of a forward pass of one sample
     kept_bytes                 what is kept of a batch for the backward pass: activations, their
-                               masks, and weights as the layer computes with them
+                               masks, and weights as the layer computes with them; the most at a
+                               time, where a client trains two models
     step_seconds               a training step on this machine, with the group's backend; of a layer
                                its forward and backward pass alone
     uplink_bytes               what the client sends in a round, and
@@ -275,11 +276,21 @@ class _Bench:
     def _watched(self, client: Client) -> Watch:
         """One step, watched layer by layer; the module then stands as the client's."""
         self.short.saves_in_int8 = False
+        worker = self.session.worker
+        train = worker.train
         try:
             with Watch(self.session.module).open() as watch:
+
+                def each(*args: Any) -> None:
+                    watch.begin()
+                    train(*args)
+
+                # a client with a model of its own trains twice
+                vars(worker)["train"] = each
                 self._train(client, 1)
         finally:
             self.short.saves_in_int8 = True
+            vars(worker).pop("train", None)
         return watch
 
     def _flops(self) -> dict[str, int]:

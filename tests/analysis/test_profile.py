@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bhfl.algorithms import SCAFFOLD
+from bhfl.algorithms import SCAFFOLD, Ditto, FedAvg
 from bhfl.analysis import profile
 from bhfl.analysis.energy import EnergyMeter
 from bhfl.engine.trainer import FederatedTrainer
@@ -32,9 +32,10 @@ class SGD(Module):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def trainer(folder: Path, **options: Any) -> FederatedTrainer:
+def trainer(folder: Path, algorithm: Any = None, **options: Any) -> FederatedTrainer:
     options = {"logger": False, "devices": 1, "default_root_dir": str(folder), **options}
-    return FederatedTrainer(FLEET, SCAFFOLD(), monitor="train/loss", mode="min", **options)
+    algorithm = algorithm or SCAFFOLD()
+    return FederatedTrainer(FLEET, algorithm, monitor="train/loss", mode="min", **options)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,15 @@ def test_a_step_has_its_energy_where_it_is_counted(tmp_path: Path) -> None:
     for row in found.rows:
         assert row["step_joules"] == 0 or math.isnan(row["step_joules"])
     assert "step J" in table(found.rows)
+
+
+def test_two_models_of_a_client_keep_no_more_at_a_time_than_one(tmp_path: Path) -> None:
+    kept = []
+    for algorithm in (FedAvg(), Ditto()):
+        found = profile(trainer(tmp_path, algorithm), SGD(), data(), steps=1, repeats=1)
+        kept.append([row["kept_bytes"] for row in found.rows])
+    assert sum(kept[0])
+    assert kept[0] == kept[1]
 
 
 # ---- what is refused -----------------------------------------------------------------------------
