@@ -116,6 +116,30 @@ def test_a_client_without_examples_is_measured_as_it_is(tmp_path):
     assert rows(trainer, "val/loss_float32") != rows(plain, "val/loss_float32")
 
 
+def test_a_client_that_cannot_train_is_measured_as_it_is(tmp_path):
+    broken = data().clients[1][0]
+
+    class Broken(Module):
+        def training_step(self, batch, batch_idx):
+            if (batch[0][:1] == broken).all(1).any():
+                raise RuntimeError("a broken image")
+            return super().training_step(batch, batch_idx)
+
+    options = {"max_rounds": 1, "monitor": "train/loss", "mode": "min", "finetune_epochs": 1}
+    told = r"client 1 could not train for trainer\.finetune_epochs, .*a broken image"
+    with pytest.warns(UserWarning, match=told) as warned:
+        trainer = fit(tmp_path, None, {32: 3}, Broken, data(), **options)
+    # validated and tested, and told once
+    assert sum("finetune_epochs" in str(one.message) for one in warned) == 1
+    params = trainer.server.params
+    losses = [finetuned(trainer, params, client, 1) for client in (0, 2)]
+    module = Module()
+    module.load_state_dict(params)
+    losses.append(loss(module, data().held_out))
+    found = trainer.run.history[-1]["val/loss_float32"]
+    assert found == pytest.approx(sum(losses) / 3, rel=1e-6)
+
+
 def test_the_module_is_measured_between_the_rounds_as_ever(tmp_path):
     """What it is told of its place in the run does not say that it was trained for it."""
     places = []

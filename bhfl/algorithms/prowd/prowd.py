@@ -159,9 +159,20 @@ class ProWD(Rule):
         return network, inputs[spread]
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
-        """No high-bit move yet; the identity for a dequantizer."""
+        """No high-bit move yet; the identity for a dequantizer.
+
+        Raises:
+            ValueError: `client` leaves parameters with its clients, which the masks are made of.
+        """
+        extra = super().init_server(params, clients)
+        expected = self.expected(ServerState(params, extra=extra))
+        if own := [name for name in params if name not in expected]:
+            raise ValueError(
+                f"ProWD.client must send every parameter, got {type(self.client).__name__}, which "
+                f"leaves {own[0]} with its clients"
+            )
         return {
-            **super().init_server(params, clients),
+            **extra,
             "move": None,
             "low": params if self.global_models == "dual" else None,
             "pool": [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -99,6 +100,8 @@ class LocalClients:
         self._messages = _Messages(worker.to_device)
         self._waiting: list[int] = []
         """Clients that came to something in this round."""
+        self._told_untuned = False
+        """Whether the warning of a client that could not be tuned was given."""
 
     def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
         """The reply to each task, when it is asked for."""
@@ -131,9 +134,26 @@ class LocalClients:
         self._messages.forget()
 
     def _finetune(self, client: Client, task: Task, start: Params) -> None:
-        """Leave the module as the client that has trained for a while, without its method."""
+        """Leave the module as the client that has trained for a while, without its method; as it
+        began where it cannot train.
+        """
         run = self._run(task, client, {}, start, {})
-        self.worker.train(Algorithm(), run, self.data)
+        try:
+            self.worker.train(Algorithm(), run, self.data)
+        except (CheckpointError, Terminated):
+            raise
+        # as in a round, where it ends the client's own work and no more
+        except (Exception, SystemExit) as error:
+            if not self._told_untuned:
+                self._told_untuned = True
+                reason = fault_of(error, task.channels_last).reason
+                warnings.warn(
+                    f"client {client.id} could not train for trainer.finetune_epochs, and its "
+                    f"model is measured without: {reason}; it is so with all such clients",
+                    stacklevel=2,
+                )
+            self.worker.begin(task)
+            self.worker.load_global(start, client.devices)
         # it is measured as all are, between the clients of a round
         self.worker.begin(task)
 

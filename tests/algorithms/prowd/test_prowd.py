@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bhfl.algorithms import FedAvg, GroupedAvg, ProWD
+from bhfl.algorithms import FedAvg, FedPer, GroupedAvg, ProWD
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.algorithms.prowd.aggregation import SelectiveMean
 from bhfl.algorithms.prowd.moves import MoveReader
@@ -484,6 +484,13 @@ def test_bad_arguments(make, message):
             Client,
             fake(holdout=8),
             r"ProWD distils through the model's forward\(inputs\)",
+        ),
+        (
+            ProWD(dequantizer=None, global_models="single", client=FedPer(["net.5"])),
+            MIXED,
+            Client,
+            fake(),
+            r"ProWD\.client must send every parameter, got FedPer, which leaves net\.5\.weight",
         ),
     ],
 )
