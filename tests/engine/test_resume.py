@@ -619,7 +619,7 @@ def steps_of(run: Path) -> tuple[list[int], dict[str, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "count"), [("", 0), ("checkpoint.digest", 25), ("checkpoint.prune", 3)]
+    ("kill_at", "count"), [("", 0), ("checkpoint.digest", 12), ("checkpoint.prune", 3)]
 )
 def test_logs_go_on_without_gaps_or_duplicates(tmp_path, kill_at, count):
     if kill_at:
