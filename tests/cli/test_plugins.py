@@ -37,7 +37,7 @@ number = 5
 """
 POINTS = """\
 [bhfl.algorithms]
-Mine = offered_here:Offered
+MineElsewhere = offered_here:Offered
 Broken = offered_broken:Anything
 Leaving = offered_leaving:Anything
 Number = offered_here:number
@@ -86,7 +86,7 @@ def test_short_names_are_those_of_other_packages_too(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(
         "clients: [{bits: 8, count: 2, backend: own}, {bits: 32, count: 2}]\n"
-        "algorithm: {class_path: Mine, init_args: {factor: 2.0}}\n"
+        "algorithm: {class_path: MineElsewhere, init_args: {factor: 2.0}}\n"
         "data: {init_args: {partition: Evenly}}\n"
         "trainer: {max_rounds: 1, callbacks: [Loud], validate_first: false}\n"
     )
@@ -120,5 +120,5 @@ def test_names_of_bhfl_come_first(package: None) -> None:
 
     with pytest.warns(UserWarning, match="left out"):
         assert classes.resolve("FedProx", Algorithm) is FedProx
-    with pytest.raises(ValueError, match="an Algorithm, got 'Minee'; did you mean 'Mine'"):
-        classes.resolve("Minee", Algorithm)
+    with pytest.raises(ValueError, match="got 'MineElsewher'; did you mean 'MineElsewhere'"):
+        classes.resolve("MineElsewher", Algorithm)

@@ -234,7 +234,10 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "FedBN": (FedBN, {"norm": "local"}),
     "MOON": (partial(MOON, "net.1"), {}),
     "Median of SCAFFOLD": (partial(Median, SCAFFOLD()), {}),
-    "DPFedAvg": (DPFedAvg, {"norm": "local", "sampling": "poisson", "weights": "uniform"}),
+    "DPFedAvg": (
+        DPFedAvg,
+        {"norm": "local", "sampling": "poisson", "weights": "uniform", "lr_schedule": "restart"},
+    ),
     "Krum": (Krum, {"min_clients": 5}),
     "norm local": (
         Algorithm,

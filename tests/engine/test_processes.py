@@ -453,12 +453,13 @@ def test_signals_end_a_run_in_order(tmp_path, how, code, devices):
     assert said.count("error: ") == said.count(f"--ckpt_path {run} goes on from round") == 1
     assert "distributed" not in said
     found, rounds = outcome(run), load_last(run / "checkpoints")["server"]["round"]
-    assert rounds <= len(found["rows"]) <= rounds + 1
+    # a row for the first model, and maybe one beyond the checkpoint
+    assert rounds + 1 <= len(found["rows"]) <= rounds + 2
     alone = PROCESSES.Process(target=the_same_on_one_process, args=(tmp_path / "one", rounds))
     alone.start()
     alone.join(TAKES_SECONDS)
     same = outcome(tmp_path / "one" / "bhfl" / "version_0")
-    assert {**found, "rows": found["rows"][:rounds]} == same
+    assert {**found, "rows": found["rows"][: rounds + 1]} == same
 
 
 @pytest.mark.slow

@@ -154,10 +154,12 @@ def lying(cls: type[Algorithm], change: Callable[[Update], Update], **options: A
     return algorithm
 
 
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("FedLQ planned", "ProWD by group")]
+"""They refuse by what the methods beside them do."""
+
+
 @pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize(
-    "method", ["FedAvg", "FedLQ", "FedLQ planned", "AdaQuantFL", "ProWD", "ProWD by group"]
-)
+@pytest.mark.parametrize("method", ["FedAvg", "FedLQ", "AdaQuantFL", "ProWD", *LONG])
 def test_a_lie_is_refused_and_the_run_goes_on(tmp_path, method, lie):
     cls, options = METHODS[method]
     change, reason = LIES[lie]

@@ -19,8 +19,8 @@ LINES = {
     "faulty": ": RuntimeError: a fault of this rank alone",
 }
 QUICK = [
-    ("killed", "before they meet", 0), ("killed", "before set-up", 1), ("killed", "combining", 0),
-    ("frozen", "in set-up", 0), ("asleep", "opening the run", 1), ("faulty", "saving", 1),
+    ("killed", "before they meet", 0), ("killed", "combining", 1), ("frozen", "in set-up", 0),
+    ("faulty", "saving", 1),
 ]  # fmt: skip
 """The faults that the default suite tries."""
 ALL = [(fate, point, victim) for fate in LINES for point in POINTS for victim in (0, 1)]

@@ -62,7 +62,7 @@ CHANNEL = {"weights": 8, "activations": 8, "granularity": "channel"}
 @pytest.mark.parametrize(
     "spec",
     # eight bits a tensor are those of the networks, too
-    [3, CHANNEL, pytest.param(8, marks=pytest.mark.slow)],
+    [CHANNEL, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (3, 8))],
     ids=str,
 )
 @torch.no_grad()

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -103,7 +104,7 @@ class Worker(PlainWorker):
         # models are compared: what draws must draw alike for each
         seed_globals(0, self.device)
         returned = Recorder()
-        step = getattr(self.module, STEPS[stage])
+        step = partial(getattr, self.module, STEPS[stage])
         with recording(self.module) as logged, self.place.evaluating(stage), self._noted(hook):
             for batch, output in self._passed(hook, step, batches, logged):
                 returned.observe(batch)
@@ -121,7 +122,7 @@ class Worker(PlainWorker):
         """
         seed_globals(0, self.device)
         own = overrides(self.module, "predict_step", L.LightningModule)
-        step = self.module.predict_step if own else self._forward
+        step = partial(getattr, self.module, "predict_step") if own else lambda: self._forward
         outputs = []
         place = self.place.evaluating("predict")
         with recording(self.module) as logged, place, self._noted("predict"):
@@ -137,7 +138,7 @@ class Worker(PlainWorker):
         self, hook: str, step: Callable[..., Any], batches: Iterable[Any], logged: Recorder
     ) -> Iterator[tuple[Any, Any]]:
         """Each batch and what a step makes of it, with Lightning's hooks around each one, and
-        around the pass if it has any batch.
+        around the pass if it has any batch; `step` finds the step, once its hooks were called.
         """
         module = self.module
 
@@ -155,7 +156,7 @@ class Worker(PlainWorker):
             call_batch_hook(getattr(module, f"on_{hook}_batch_start"), batch, index)
             logged.observe(batch)
             with self.fabric.autocast():
-                output = call_step(step, batch, index)
+                output = call_step(step(), batch, index)
             yield batch, output
             call_batch_hook(getattr(module, f"on_{hook}_batch_end"), output, batch, index)
         if index is not None:
