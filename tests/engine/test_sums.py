@@ -65,7 +65,7 @@ def test_any_order_and_any_split_over_processes_give_the_same_bits(largest):
     st.sampled_from([0.5, 1.0, 3.0]),
     st.lists(st.integers(1, 1000), min_size=5, max_size=5),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 def test_every_permutation_has_the_same_bits(values, largest, weights):
     grid = grid_of(largest, *weights)
     found = set()

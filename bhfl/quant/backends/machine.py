@@ -3,7 +3,7 @@
 Where a processor says that it has no products of int8 codes, no backend is faster than ``fake``.
 Where it has them, or does not tell, one short measurement decides, which is kept in
 ``~/.cache/bhfl`` (or ``$XDG_CACHE_HOME/bhfl``) for the next process: two processors with the same
-instructions gain by them from sizes that are eight times apart. On GPUs a table holds.
+instructions gain by them from sizes that are five times apart. On GPUs a table holds.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def plans_and_settings():
 
 @pytest.mark.parametrize(("plan", "setting"), plans_and_settings())
 def test_time_budgets_are_spent_and_nobody_is_late(tmp_path, payloads, plan, setting):
-    for deadline in (2.5, 3.1):
+    for deadline in (2.5, 2.77, 3.1):
         run = timed(tmp_path, plan, deadline, setting=setting)
         for row in run.run.history:
             assert row["clients/late"] == row["fedlq/infeasible"] == 0
