@@ -21,7 +21,8 @@ from bhfl.files import read_limited, user_path
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.reading import MARKERS, Run, read_run
 from bhfl.report.settings import short
-from bhfl.settings import Role, told_of
+from bhfl.settings import Role
+from bhfl.told import told_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import chain
@@ -316,33 +316,3 @@ class Settings:
         for group in self.groups:
             for one in fields(group):
                 yield one.name, one.metadata["role"], getattr(group, one.name)
-
-
-# ---- what a run was told, on disk ----------------------------------------------------------------
-
-Told = dict[str, dict[str, Any]]
-"""The name of each role, to the options that have it: dotted key, such as ``trainer.max_rounds`` or
-``algorithm.mask.tau``, to a plain value. It is what ``settings.json`` of a run folder holds.
-"""
-SETTINGS = "settings"
-"""The name of that file, without its end."""
-
-
-def told_of(told: Mapping[str, Any], roles: Iterable[Role]) -> dict[str, Any]:
-    """The options of some roles, by key; whatever else a file may hold is passed over."""
-    found: dict[str, Any] = {}
-    for role in roles:
-        options = told.get(role.value)
-        found |= options if isinstance(options, Mapping) else {}
-    return found
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], roles: Sequence[Role]) -> list[str]:
-    """The options of some roles that differ between two runs, as ``key: old -> new``."""
-    before = told_of(old, roles)
-    after = told_of(new, roles)
-    return [
-        f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]

@@ -16,7 +16,8 @@ import torch
 import bhfl
 from bhfl.engine.fingerprint import BACKENDS
 from bhfl.quant.backends.machine import product_instructions
-from bhfl.settings import Role, Told
+from bhfl.settings import Role
+from bhfl.told import Told
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "numpy", "bitsandbytes")
 """Those whose versions results may depend on."""

@@ -9,7 +9,8 @@ from bhfl.engine.devices import Devices
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.optimizers import describe
 from bhfl.recorded import Recorded, described, flatten, plain, spelled
-from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told, told_of
+from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings
+from bhfl.told import Told, told_of
 
 BACKENDS = "backends"
 

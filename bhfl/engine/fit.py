@@ -29,7 +29,8 @@ from bhfl.engine.session import Session
 from bhfl.engine.types import Row
 from bhfl.engine.written import configuration
 from bhfl.files import write_text
-from bhfl.settings import SETTINGS, Role, differences
+from bhfl.settings import Role
+from bhfl.told import SETTINGS, differences
 
 
 def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:

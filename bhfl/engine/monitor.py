@@ -7,6 +7,8 @@ from itertools import product
 from typing import Any
 
 from bhfl.checks import suggestion
+from bhfl.engine.types import FederatedData
+from bhfl.settings import Settings
 
 _ERRORS = frozenset(
     re.findall(
@@ -102,6 +104,25 @@ def _words(monitor: str) -> list[str]:
         word if word in _ERRORS | _SCORES else word.rstrip("0123456789") for word in text.split("_")
     ]
     return ["loss" if word.endswith("loss") else word for word in words]
+
+
+def check_samples(data: FederatedData, settings: Settings, num_clients: int) -> None:
+    """ValueError where an option needs validation samples, and the data have none.
+
+    Args:
+        data: Split among the clients.
+        settings: The trainer's.
+        num_clients: Clients of the fleet.
+    """
+    if next(iter(data.val_batches()), None) is not None:
+        return
+    missing = "needs validation samples, and the data have none"
+    patience = settings.stopping.patience
+    if patience is not None and settings.choice.monitor.startswith("val/"):
+        raise ValueError(f"trainer.patience {missing}; got {patience}")
+    measures = settings.output.evaluate_clients
+    if measures != "none" and not any(map(data.client_val_batches, range(num_clients))):
+        raise ValueError(f"trainer.evaluate_clients {missing}; got {measures!r}")
 
 
 def unseen(monitor: str, row: Mapping[str, Any], measured: Mapping[str, float]) -> str:

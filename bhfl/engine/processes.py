@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bhfl.engine.handed import tensors_in
 from bhfl.engine.types import ServerState
-from bhfl.settings import MAKE_THE_RUN, Role, Told, differences
+from bhfl.settings import MAKE_THE_RUN, Role
+from bhfl.told import Told, differences
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -19,7 +19,8 @@ from bhfl.engine.folder import CHECKPOINTS, newest_run
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
-from bhfl.settings import MUST_STAY, Role, Told, differences, told_of
+from bhfl.settings import MUST_STAY, Role
+from bhfl.told import Told, differences, told_of
 
 _MAX_RECORD_BYTES = 2**30
 

@@ -31,8 +31,9 @@ from bhfl.engine.per_client import COLUMNS
 from bhfl.engine.records import Ledger
 from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, TableFile, claim, write_json
-from bhfl.settings import SETTINGS, Settings, Told
+from bhfl.settings import Settings
 from bhfl.tags import CLIENTS_CSV, STATUSES
+from bhfl.told import SETTINGS, Told
 
 MAX_FAILED = 2000
 """Characters that ``summary.json`` keeps of an error."""

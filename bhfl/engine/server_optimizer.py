@@ -2,9 +2,11 @@
 arXiv 2003.00295).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from torch.optim import Optimizer
 
 from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.types import Params
+
+if TYPE_CHECKING:
+    from bhfl.engine.algorithm import Algorithm
 
 
 @dataclass
@@ -55,6 +60,25 @@ class ServerOptimizer:
         optimizer.step()
         stepped = {name: weight.detach() for name, weight in weights.items()}
         return {**params, **mean, **stepped}, optimizer.state_dict()["state"]
+
+
+def server_optimizer(
+    make: OptimizerCallable | None, algorithm: Algorithm, module: nn.Module
+) -> ServerOptimizer | None:
+    """The server optimiser of a run, which steps on what `module` trains; None where `make` is.
+
+    Raises:
+        ValueError: The algorithm keeps no model on the server.
+    """
+    if not make:
+        return None
+    if not algorithm.communicates:
+        name = type(algorithm).__name__
+        raise ValueError(
+            f"trainer.server_optimizer needs a model of the server's, and {name} has none"
+        )
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    return ServerOptimizer(make, trained)
 
 
 class Yogi(Optimizer):

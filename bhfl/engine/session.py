@@ -31,19 +31,20 @@ from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
 from bhfl.engine.loan import Loan
-from bhfl.engine.monitor import check_monitor
+from bhfl.engine.monitor import check_monitor, check_samples
 from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.resume import fitting, use_backends_
 from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.sampling import cohort_of
-from bhfl.engine.server_optimizer import ServerOptimizer
+from bhfl.engine.server_optimizer import server_optimizer
 from bhfl.engine.state import check_state
 from bhfl.engine.timing import Timing
 from bhfl.engine.types import Client, FederatedData, Params, ServerState, server_data
 from bhfl.quant import layer_weights
-from bhfl.settings import Role, Told
+from bhfl.settings import Role
+from bhfl.told import Told
 
 if TYPE_CHECKING:
     from bhfl.engine.trainer import FederatedTrainer
@@ -141,7 +142,8 @@ class Session:
             self.worker.reestimate_ = reestimation(module, self.data, self.algorithm, norm)
         self._look_at_model()
         self.dealer: Dealer = Dealer(self.fabric, self.context.planned_steps)
-        self.algorithm.server_optimizer = self._server_optimizer()
+        make = settings.aggregation.server_optimizer
+        self.algorithm.server_optimizer = server_optimizer(make, self.algorithm, module)
         self.algorithm.setup(self.context)
         self.evaluator = Evaluator(self)
         if fits:
@@ -181,15 +183,7 @@ class Session:
         groups = group_sizes(self.fleet)
         check_monitor(monitor, module, set(groups))
         self.bests = watched(monitor, groups, settings.choice.best_by_group)
-        if next(iter(self.data.val_batches()), None) is not None:
-            return
-        missing = "needs validation samples, and the data have none"
-        if settings.stopping.patience is not None and monitor.startswith("val/"):
-            raise ValueError(f"trainer.patience {missing}; got {settings.stopping.patience}")
-        measures = settings.output.evaluate_clients
-        own = map(self.data.client_val_batches, range(len(self.fleet)))
-        if measures != "none" and not any(own):
-            raise ValueError(f"trainer.evaluate_clients {missing}; got {measures!r}")
+        check_samples(self.data, settings, len(self.fleet))
 
     def _look_at_model(self) -> None:
         """Find out what of the model is whose, and whether every client can be made of it."""
@@ -226,18 +220,6 @@ class Session:
             buffers=self.travelling,
             timing=self.timing,
         )
-
-    def _server_optimizer(self) -> ServerOptimizer | None:
-        make = self.settings.aggregation.server_optimizer
-        if not make:
-            return None
-        if not self.algorithm.communicates:
-            name = type(self.algorithm).__name__
-            raise ValueError(
-                f"trainer.server_optimizer needs a model of the server's, and {name} has none"
-            )
-        trained = {name for name, p in self.module.named_parameters() if p.requires_grad}
-        return ServerOptimizer(make, trained)
 
     def init_server(self) -> ServerState:
         """The state before the first round: the worker's weights, as rank 0 has them."""

@@ -9,8 +9,9 @@ from typing import Literal
 
 from bhfl.checks import suggestion
 from bhfl.report.reading import Run, number
-from bhfl.settings import Role, told_of
+from bhfl.settings import Role
 from bhfl.tags import ACCURACIES
+from bhfl.told import told_of
 
 AVERAGE = "avg"
 """The mean over clients, beside the bit groups."""

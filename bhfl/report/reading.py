@@ -19,8 +19,9 @@ from bhfl.checks import is_integer, is_number
 from bhfl.files import matching, read_limited, user_path, walk
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
-from bhfl.settings import SETTINGS, Role, told_of
+from bhfl.settings import Role
 from bhfl.tags import ACCURACIES
+from bhfl.told import SETTINGS, told_of
 
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; the last is there before the first round is done."""

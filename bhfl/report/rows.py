@@ -13,8 +13,9 @@ from bhfl.report.metric import AVERAGE as AVERAGE
 from bhfl.report.metric import Metric, Mode, asked, monitored
 from bhfl.report.reading import Run, printable
 from bhfl.report.settings import Options, labels, method, task, titles
-from bhfl.settings import MAKE_THE_RUN, Role, told_of
+from bhfl.settings import MAKE_THE_RUN, Role
 from bhfl.tags import LOST, Status
+from bhfl.told import told_of
 
 
 @dataclass(frozen=True)

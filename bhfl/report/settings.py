@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from bhfl.settings import Role, told_of
+from bhfl.settings import Role
+from bhfl.told import told_of
 
 Options = dict[str, str]
 """Dotted key to the value as text."""

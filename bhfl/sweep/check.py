@@ -13,8 +13,9 @@ from bhfl.engine.fingerprint import fingerprint
 from bhfl.files import read_limited
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
-from bhfl.settings import MAKE_THE_RUN, SETTINGS, Role, Settings, Told, differences
+from bhfl.settings import MAKE_THE_RUN, Role, Settings
 from bhfl.sweep.plan import Job
+from bhfl.told import SETTINGS, Told, differences
 
 
 class Configs:

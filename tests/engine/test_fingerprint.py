@@ -20,7 +20,8 @@ from bhfl.algorithms import FedAvg, FedLQ, FedProx, ProWD
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.fingerprint import model_options
 from bhfl.models import Classifier
-from bhfl.settings import MODEL_ROLES, MUST_STAY, Role, differences, told_of
+from bhfl.settings import MODEL_ROLES, MUST_STAY, Role
+from bhfl.told import differences, told_of
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import CLASSES, SHAPE, Client, fake, fit
 

@@ -22,7 +22,8 @@ from bhfl.engine.run import Run
 from bhfl.files import claim
 from bhfl.recorded import described, flatten
 from bhfl.report.reading import read_run
-from bhfl.settings import Role, differences
+from bhfl.settings import Role
+from bhfl.told import differences
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 

@@ -11,7 +11,8 @@ from typing import Any, get_type_hints
 
 import bhfl.data
 from bhfl.recorded import flatten
-from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings, Told
+from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings
+from bhfl.told import Told
 
 _OPTIONS = chain.from_iterable(map(fields, get_type_hints(Settings).values()))
 TRAINER_ROLES = {one.name: one.metadata["role"] for one in _OPTIONS}
