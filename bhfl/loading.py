@@ -103,8 +103,9 @@ def load_model(
         which: The checkpoint: of the ``best`` round, or the ``last`` one; or ``best-int8``, of the
             best round of a bit group, where the run looked for it.
         group: A bit group, whose weights lie on the grid of its bits; by default the server's
-            float32 model. Activations are those of a float model in either case, and running
-            statistics of BatchNorm those that the run kept.
+            float32 model, which has the first model's values of what stays with clients.
+            Activations are those of a float model in either case, and running statistics of
+            BatchNorm those that the run kept.
         model: A module of the run's architecture, which is given the weights. It is needed where
             the run's folder does not say its class and arguments, as for a class of a notebook.
 

@@ -83,12 +83,12 @@ class FedPer(Personal):
     def setup(self, context: Context) -> None:
         """Every pattern matches something, and not all is personal."""
         names = [name for name, _ in context.module.named_parameters()]
+        modules = {name.rpartition(".")[0] for name in names} - {""}
         for pattern in self.personal:
             if not any(_matches(pattern, name) for name in names):
-                modules = [name for name, _ in context.module.named_modules() if name]
                 raise ValueError(
                     f"{type(self).__name__}.personal must match parameters of the model, got "
-                    f"{pattern!r}{suggestion(pattern, [*modules, *names])}"
+                    f"{pattern!r}{suggestion(pattern, [*sorted(modules), *names])}"
                 )
         super().setup(context)
 

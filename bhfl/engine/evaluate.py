@@ -92,6 +92,19 @@ class Evaluator:
             return True
         return any(self._lacks(self.model(server, one)) for one in self.groups.values())
 
+    def kept_apart(self, server: ServerState) -> set[str]:
+        """Names of the tensors that all clients keep to themselves, so that the server's values of
+        them are those of the first model.
+        """
+        session = self.session
+        # what any group sends has been trained, and no prediction depends on counters
+        stays = session.own.first.keys() - set(session.buffers.counters)
+        if session.worker.reestimate_ is not None:
+            stays -= set(session.buffers.statistics)
+        for devices in self.groups.values():
+            stays &= set(session.own.missing(self.model(server, devices)))
+        return stays
+
     def _lacks(self, given: Params) -> bool:
         return bool(self.session.own.missing(given))
 

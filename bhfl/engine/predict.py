@@ -74,14 +74,7 @@ def _load(session: Session, group: str | None) -> None:
     """
     groups = session.evaluator.groups
     if group is None:
-        # what any group sends has been trained, and no prediction depends on counters
-        stays = session.own.first.keys() - set(session.buffers.counters)
-        if session.worker.reestimate_ is not None:
-            stays -= set(session.buffers.statistics)
-        for devices in groups.values():
-            given = session.evaluator.model(session.server, devices)
-            stays &= set(session.own.missing(given))
-        if stays:
+        if stays := session.evaluator.kept_apart(session.server):
             raise ValueError(
                 f"predict needs a whole model of the server's, and {min(stays)} stays with the "
                 "clients: test measures their own models"

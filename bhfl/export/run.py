@@ -96,6 +96,11 @@ def export_run(
                 "clients"
             )
         run, state = session.load(ckpt_path, clients=False)
+        if stays := session.evaluator.kept_apart(session.server):
+            raise ValueError(
+                f"export needs a whole model of the server's, and {min(stays)} stays with the "
+                "clients"
+            )
         if run is not None and out is None:
             folder = subfolder(run, "export")
         else:

@@ -192,16 +192,29 @@ def test_what_cannot_be_exported(
     assert not (tmp_path / "runs").exists()
 
 
-def test_statistics_that_stay_with_clients(bhfl: Command, tmp_path: Path) -> None:
-    norm = ("--model.net", "cnn", "--model.norm", "batch", "--trainer.norm", "local")
-    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *norm).code == 0
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"--model.net": "cnn", "--model.norm": "batch", "--trainer.norm": "local"},
+            "export needs running statistics, and with trainer.norm local they stay with clients",
+        ),
+        (
+            {"--algorithm": "FedPer", "--algorithm.personal": "[net.layers.1]"},
+            "export needs a whole model of the server's, and net.layers.1.bias stays with the "
+            "clients",
+        ),
+    ],
+)
+def test_what_stays_with_clients(
+    options: dict[str, str], problem: str, bhfl: Command, tmp_path: Path
+) -> None:
+    words = [word for option in options.items() for word in option]
+    assert bhfl("fit", "--config", "tiny.yaml", "--trainer.max_rounds", "1", *words).code == 0
     config = tmp_path / "runs" / "tiny" / "version_0" / "config.yaml"
     outcome = bhfl("export", "--config", config, "--ckpt_path", "last")
     assert outcome.code == 2
-    assert (
-        "export needs running statistics, and with trainer.norm local they stay with clients"
-        in outcome.err
-    )
+    assert problem in outcome.err
     assert not (config.parent / "export").exists()
 
 

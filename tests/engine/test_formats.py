@@ -292,6 +292,7 @@ def test_convolutions_that_crash_stay_contiguous_and_the_module_comes_back():
         layer.register_forward_pre_hook(lambda layer, x: seen.append((x[0], layer.weight)))
     images = layout.batch(batch())[0]
     assert not has_usual_strides(images)
+    assert not has_usual_strides(layout.batch({"image": batch()[0]})["image"])
     module(images)
     assert all(has_usual_strides(tensor) for pair in seen for tensor in pair)
     layout.take_(False)

@@ -73,4 +73,7 @@ def _channels_last(batch: Any) -> Any:
     # the class of a named tuple takes its fields one by one, not an iterable of them
     if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
         return type(batch)(_channels_last(item) for item in batch)
+    # other mappings may need more than their items to be made, and are right as they are
+    if type(batch) is dict:
+        return {key: _channels_last(item) for key, item in batch.items()}
     return batch
