@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-docs test-wheel test-slow soak lint bench accuracy effect fedlq table paper tensorboard clean
+.PHONY: help install demo docs test test-docs test-wheel test-slow network soak lint bench accuracy effect fedlq table paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ demo: install  ## train int8 and float32 clients on real images, about a minute
 test: install  ## lint, types, and the tests that end in minutes
 	@said=$$(mktemp) && trap 'kill $$linter 2>/dev/null; rm -f "$$said"' EXIT && trap 'exit 130' INT TERM; \
 	$(MAKE) --no-print-directory lint > "$$said" 2>&1 & linter=$$!; \
-	$(PYTEST) -m "not slow and not gpu and not wheel"; tested=$$?; \
+	$(PYTEST) -m "not slow and not gpu and not network and not wheel"; tested=$$?; \
 	wait $$linter; linted=$$?; cat "$$said"; \
 	exit $$((tested ? tested : linted))
 
@@ -41,7 +41,10 @@ test-wheel: install  ## install the wheel as a user would, in minutes, and run R
 	$(BIN)/python -m pytest -m wheel --durations=0 tests/test_wheel.py
 
 test-slow: install  ## the long tests too
-	$(PYTEST) -m "not gpu and not wheel"
+	$(PYTEST) -m "not gpu and not network and not wheel"
+
+network: install  ## real clients: processes of Flower on this machine, their keys, kills and faults
+	$(BIN)/python -m pytest -m network --durations=0 tests
 
 soak: install  ## kills, mutations, lost processes, signals and full disks by chance, MINUTES=20 of them
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

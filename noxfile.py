@@ -13,5 +13,5 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 def tests(session: nox.Session) -> None:
     """What ``make test`` runs, without ruff and mypy, whose outcome is the same everywhere."""
     session.install("-e", ".[dev]")
-    marks = "not slow and not gpu and not wheel"
+    marks = "not slow and not gpu and not network and not wheel"
     session.run("python", "-m", "pytest", "-n", "2", "-m", marks, *session.posargs)

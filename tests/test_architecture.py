@@ -39,6 +39,7 @@ OURS = {
     "callbacks": {"engine"},
     "report": set(),
     "export": {"engine", "quant"},
+    "remote": {"comm", "engine", "quant"},
     "cli": {
         "algorithms",
         "analysis",
@@ -49,6 +50,7 @@ OURS = {
         "export",
         "models",
         "quant",
+        "remote",
         "report",
     },
     "loading": {"cli", "engine", "report"},
@@ -199,6 +201,37 @@ def test_a_client_imports_nothing_of_the_server():
             if module.removeprefix("bhfl.engine.") in SERVER:
                 wrong.append(f"{file.name} imports {module}")
     assert not wrong
+
+
+OF_FLOWER = {"cryptography", "flwr", "httpx", "starlette", "uvicorn"}
+"""Packages that come with the extra ``flower``."""
+
+
+def test_what_needs_flower_is_imported_only_where_it_is_asked_for():
+    wrong = []
+    for file in FILES:
+        whole = {*imports(file)}
+        first = {*at_once(parsed(file))}
+        remote = {name for name in first if name.startswith("bhfl.remote")}
+        if room(file) != "remote":
+            wrong += [f"{file.name} imports {name}" for name in remote]
+            wrong += [f"{file.name} imports {name}" for name in whole if top(name) in OF_FLOWER]
+        wrong += [f"{file.name} imports {name} at once" for name in first if top(name) in OF_FLOWER]
+    assert not wrong
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def at_once(tree: ast.Module) -> Iterator[str]:
+    """The modules that are imported with a module, outside of its functions."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            yield statement.module
+            yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
 
 
 def test_tests_mirror_the_rooms():

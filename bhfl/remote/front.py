@@ -1,0 +1,263 @@
+"""The door of a server: what clients may reach of the SuperLink, over TLS.
+
+A SuperLink has one port for clients, for whoever starts runs, and for apps. The front forwards the
+first kind of requests, from the keys of the registry, and answers 404 to all others. It is
+uvicorn and httpx, which Flower brings and builds on itself: neither holds a body, both wait for
+the slower side.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import ssl
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from bhfl.remote.flower import listening, needs_flower
+from bhfl.remote.keys import ServerKeys
+from bhfl.remote.registry import Registry
+
+if TYPE_CHECKING:
+    import httpx
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+FLEET = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
+"""The paths that are forwarded, as they came: nothing in them can be read as another path."""
+MOST_BYTES = 2**30
+"""Bytes of a request's body at most. Flower cuts what clients send into pieces of a few MB."""
+_OF_ONE_HOP = {
+    b"connection",
+    b"host",
+    b"keep-alive",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+}
+"""Headers that are between two machines and go no further."""
+_KEY_HEADER = b"flwr-public-key"
+_NOT_REGISTERED = 2004
+"""What Flower answers where a SuperNode may not join."""
+
+
+class Front:
+    """A server of TLS that forwards requests of registered clients to a SuperLink.
+
+    Args:
+        keys: The server's files. The SuperLink must have a certificate of the same authority.
+        registry: The clients that have a key; others are not forwarded.
+        superlink: ``HOST:PORT`` of the SuperLink.
+        host: The address to listen at; ``0.0.0.0`` are all of this machine.
+        port: The port to listen at; 0 takes a free one.
+        most_bytes: The bytes of a request's body at most.
+
+    Raises:
+        ImportError: Flower is not installed.
+        OSError: The port is in use.
+        ValueError: The address or the port is none.
+    """
+
+    def __init__(
+        self,
+        keys: ServerKeys,
+        registry: Registry,
+        superlink: str,
+        host: str = "0.0.0.0",
+        port: int = 8443,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        needs_flower()
+        import uvicorn
+
+        self._keys = keys
+        self._registry = registry
+        self._superlink = superlink
+        self._most_bytes = most_bytes
+        self._socket = listening(host, port, "port")
+        self.port = int(self._socket.getsockname()[1])
+        """The port that it listens at."""
+        self.bytes_up: dict[int, int] = {}
+        """Bytes of bodies that came from each client, by its position in the fleet."""
+        self.bytes_down: dict[int, int] = {}
+        """Bytes of bodies that went to each client."""
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._answer,
+                ssl_certfile=keys.certificate,
+                ssl_keyfile=keys.private,
+                interface="asgi3",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                ws="none",
+                # clients keep a connection for seconds between two requests
+                timeout_keep_alive=75,
+            )
+        )
+        self._client: httpx.AsyncClient | None = None
+        self._thread = threading.Thread(target=self._serve, name="bhfl-front", daemon=True)
+
+    def start(self) -> Front:
+        """Begin to answer."""
+        # who comes before the thread has begun waits
+        self._socket.listen(1024)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End, and give the port back."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+            # idle connections are not waited for
+            self._server.force_exit = True
+            self._thread.join(10.0)
+        self._socket.close()
+
+    def __enter__(self) -> Front:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _serve(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
+            return await _say(send, 404, "not found")
+        if not FLEET.fullmatch(scope["raw_path"]):
+            return await _say(send, 404, "not found")
+        client = self._client_of(scope["headers"])
+        if client is None:
+            return await _say(send, 412, "the key of this client is not in the registry")
+        sent = _length(scope["headers"])
+        if sent > self._most_bytes:
+            return await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
+        return await self._forward(scope, client, receive, send)
+
+    def _client_of(self, headers: list[tuple[bytes, bytes]]) -> int | None:
+        """The client whose key a request names; the SuperLink proves that it is the client's."""
+        named = [value for name, value in headers if name == _KEY_HEADER]
+        try:
+            one = self._registry.of_key.get(base64.b64decode(b"".join(named), validate=True))
+        except binascii.Error:
+            return None
+        return None if one is None else one.client
+
+    async def _forward(
+        self, scope: dict[str, Any], client: int, receive: Receive, send: Send
+    ) -> None:
+        import httpx
+
+        body = _Body(receive, self._most_bytes)
+        inner = self._inner()
+        request = inner.build_request(
+            "POST",
+            f"https://{self._superlink}{scope['raw_path'].decode()}",
+            headers=[pair for pair in scope["headers"] if pair[0] not in _OF_ONE_HOP],
+            content=body.parts(),
+        )
+        begun = False
+        down = 0
+        try:
+            answer = await inner.send(request, stream=True)
+            try:
+                begun = True
+                await send(_head(answer))
+                async for part in answer.aiter_raw():
+                    down += len(part)
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+            finally:
+                await answer.aclose()
+        except _TooLong:
+            await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
+        except httpx.HTTPError as error:
+            # an answer that broke off is cut, so that nobody takes it for a whole one
+            if begun:
+                raise
+            await _say(send, 502, f"the SuperLink does not answer: {type(error).__name__}")
+        finally:
+            self.bytes_up[client] = self.bytes_up.get(client, 0) + body.length
+            self.bytes_down[client] = self.bytes_down.get(client, 0) + down
+
+    def _inner(self) -> httpx.AsyncClient:
+        """The connections to the SuperLink, made in the thread that uses them."""
+        import httpx
+
+        if self._client is None:
+            context = ssl.create_default_context(cafile=self._keys.ca)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            self._client = httpx.AsyncClient(
+                verify=context, timeout=60.0, limits=limits, trust_env=False
+            )
+        return self._client
+
+
+class _TooLong(Exception):  # noqa: N818
+    """A body has more bytes than any may have."""
+
+
+class _Body:
+    """A request's body, part by part as it comes."""
+
+    def __init__(self, receive: Receive, most: int) -> None:
+        self._receive = receive
+        self._most = most
+        self.length = 0
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError("the client went away")
+            part = message.get("body", b"")
+            self.length += len(part)
+            if self.length > self._most:
+                raise _TooLong
+            more = message.get("more_body", False)
+            if part:
+                yield part
+
+
+def _length(headers: list[tuple[bytes, bytes]]) -> int:
+    """The length that a request says it has; 0 if it says none."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _head(answer: httpx.Response) -> dict[str, Any]:
+    headers = [(name.lower(), value) for name, value in answer.headers.raw]
+    return {
+        "type": "http.response.start",
+        "status": answer.status_code,
+        "headers": [pair for pair in headers if pair[0] not in _OF_ONE_HOP],
+    }
+
+
+async def _say(send: Send, status: int, text: str) -> None:
+    """Answer by a status and a reason, in the form in which SuperNodes read reasons."""
+    body = json.dumps({"code": _NOT_REGISTERED, "detail": text}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

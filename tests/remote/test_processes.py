@@ -1,0 +1,173 @@
+"""A real SuperLink and real SuperNodes: who may join, what is refused and how it is said, and what
+happens when one of them is killed.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from bhfl.remote.front import Front
+from bhfl.remote.keys import ClientKeys, client_keys, make_keys, server_keys
+from bhfl.remote.superlink import Control, SuperLink
+from tests.remote.cluster import Cluster, alive, below, until
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster.begin(tmp_path_factory.mktemp("cluster"), ["int8", "int8", "float32"])
+    yield cluster
+    cluster.end()
+
+
+def online(cluster: Cluster) -> set[int]:
+    return {client for client, node in cluster.control.nodes().items() if node.online}
+
+
+def test_each_client_has_its_id_by_its_key_and_keeps_it(cluster: Cluster) -> None:
+    before = cluster.control.nodes()
+    assert {client: node.group for client, node in before.items()} == {
+        0: "int8",
+        1: "int8",
+        2: "float32",
+    }
+    node = cluster.node(1, node_config={"socket": "/tmp/a b", "number": 3})
+    assert online(cluster) == {1}
+    cluster.control.register()
+    ids = {client: one.node for client, one in cluster.control.nodes().items()}
+    assert ids == {client: one.node for client, one in before.items()}
+    assert cluster.front.bytes_up[1] > 0
+    node.stop()
+    until(lambda: online(cluster) == set())
+
+
+def test_a_superlink_that_is_killed_comes_back_and_finds_its_clients(cluster: Cluster) -> None:
+    node = cluster.node(0)
+    before = cluster.control.nodes()
+    pid = cluster.superlink.process.pid
+    assert pid is not None
+    helpers = below(pid)
+    assert helpers
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: cluster.superlink.process.starts == 2 and cluster.superlink.process.running)
+    assert cluster.control.nodes().keys() == before.keys()
+    assert cluster.control.nodes()[0].node == before[0].node
+    until(lambda: not any(map(alive, helpers)))
+    until(lambda: online(cluster) == {0})
+    assert node.starts == 1
+    node.stop()
+
+
+def test_two_clients_of_one_key_are_refused(cluster: Cluster) -> None:
+    first = cluster.node(2)
+    with pytest.raises(RuntimeError, match=r"another client has been there with the key .*-2"):
+        cluster.node(2, patience=1.0)
+    assert first.running
+    assert first.starts == 1
+    first.stop()
+
+
+def with_ca_of(keys: ClientKeys, ca: Path, place: Path) -> ClientKeys:
+    """A client's keys beside another authority's certificate."""
+    shutil.copytree(keys.folder, place)
+    shutil.copy(ca, place / "ca.pem")
+    return client_keys(place)
+
+
+def test_a_key_that_nobody_registered_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    other = make_keys(tmp_path / "keys", ["int8"], [])
+    strange = client_keys(other / "clients" / "client-0")
+    mixed = with_ca_of(strange, cluster.keys.ca, tmp_path / "mixed")
+    with pytest.raises(RuntimeError, match=r"client\.key is not in its registry"):
+        cluster.node(mixed)
+
+
+def test_a_server_of_another_authority_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    other = server_keys(make_keys(tmp_path / "keys", ["int8"], []))
+    mixed = with_ca_of(cluster.client(0), other.ca, tmp_path / "mixed")
+    with pytest.raises(RuntimeError, match=r"is not of the authority of .*mixed/ca\.pem"):
+        cluster.node(mixed)
+
+
+def test_a_server_that_speaks_clear_text_is_refused(cluster: Cluster) -> None:
+    with HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(RuntimeError, match="it answers in clear text, and clients speak TLS"):
+            cluster.node(0, f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_a_damaged_key_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    mixed = with_ca_of(cluster.client(0), cluster.keys.ca, tmp_path / "mixed")
+    mixed.private.write_text("no key")
+    with pytest.raises(RuntimeError, match=r"client\.key is no key that"):
+        cluster.node(mixed)
+
+
+def test_ports_in_use_are_named(cluster: Cluster, tmp_path: Path) -> None:
+    port = cluster.superlink.port
+    with pytest.raises(OSError, match=f"superlink port {port} of 127.0.0.1 cannot be taken"):
+        SuperLink(tmp_path / "superlink", cluster.keys, port)
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be taken"):
+        Front(cluster.keys, cluster.registry, cluster.superlink.address, "127.0.0.1", port)
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 cannot be taken"):
+        cluster.node(0, port=port)
+
+
+def test_a_superlink_of_others_is_known_by_its_authority(cluster: Cluster, tmp_path: Path) -> None:
+    other = server_keys(make_keys(tmp_path / "keys", ["int8"], []))
+    control = Control(cluster.superlink.address, other, cluster.registry)
+    with pytest.raises(ConnectionError, match=r"the SuperLink at 127\.0\.0\.1:\d+: .*certificate"):
+        control.nodes()
+    control.close()
+    with pytest.raises(ValueError, match=r"superlink must be HOST:PORT, got 'example\.org'"):
+        Control("example.org", cluster.keys, cluster.registry)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_supernode_that_is_killed_comes_back_under_its_id(
+    cluster: Cluster, ending: signal.Signals
+) -> None:
+    node = cluster.node(1)
+    before = cluster.control.nodes()[1].node
+    assert node.pid is not None
+    os.kill(node.pid, ending)
+    # the key of one that was killed is in use until its last sign of life is a minute old
+    until(lambda: node.starts >= 2 and node.running, 150.0)
+    assert cluster.control.nodes()[1].node == before
+    assert online(cluster) == {1}
+    node.stop()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from bhfl.remote.keys import server_keys
+from bhfl.remote.superlink import SuperLink
+link = SuperLink(Path(sys.argv[2]), server_keys(sys.argv[1])).start(90)
+print(link.process.pid, flush=True)
+time.sleep(120)
+"""
+
+
+def test_nothing_is_left_when_the_server_is_killed(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-B", "-c", PARENT, str(cluster.made), str(tmp_path / "superlink")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        superlink = int(parent.stdout.readline())
+        started = below(parent.pid)
+        assert superlink in started
+        assert len(started) >= 2
+        parent.kill()
+    until(lambda: not any(map(alive, started)), 30.0)
