@@ -15,7 +15,7 @@ from bhfl.engine.deployed import Deployed
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.result import FitResult
 from bhfl.engine.resume import find_checkpoint
-from bhfl.engine.roster import Roster, group_sizes
+from bhfl.engine.roster import Roster, behind, group_sizes, one_of_each
 from bhfl.engine.types import ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import MAX_BYTES, read_json
@@ -129,7 +129,8 @@ def load_model(
     if group is not None:
         algorithm.prepare(module, clients)
     server = ServerState(**state["server"])
-    deployed = Deployed(server, list(clients.members), told["trainer.norm"], algorithm)
+    groups = [client.devices for client in one_of_each(behind(clients, server.round))]
+    deployed = Deployed(server, groups, told["trainer.norm"], algorithm)
     return deployed.put_(module, group).eval()
 
 

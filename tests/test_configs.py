@@ -27,6 +27,7 @@ SMALL = {
     "femnist",
     "median_scaffold",
     "prowd_feddyn",
+    "schedule",
     "stored",
     "wage",
 }
@@ -131,6 +132,9 @@ def test_runs_a_round(path, is_small, pictures, tmp_path, monkeypatch):
     if path.stem == "prowd":
         words += ["--algorithm.dequantizer.first_steps=2"]
         words += ["--algorithm.dequantizer.warmup_rounds=1"]
+    if path.stem == "schedule":
+        fleet = "[{bits: 2, count: 1, name: growing, schedule: {1: 4}}, {bits: 32, count: 1}]"
+        words += [f"--clients={fleet}", "--trainer.max_rounds=2"]
     if path.stem == "fedrep":
         words += ["--algorithm.head_steps=1"]
     output = run("fit", "--config", str(path), *words)

@@ -2,7 +2,7 @@
 al. 2022).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState
-from bhfl.quant import BitSpec
 
 
 class GroupedAvg(Algorithm):
@@ -24,10 +23,20 @@ class GroupedAvg(Algorithm):
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """One model a group, all the same at first."""
-        specs = {client.bits: client.spec for client in one_of_each(clients)}
-        # ascending: a group's sources are a slice up to the end, and the last one has the most bits
-        groups = sorted(specs, key=lambda group: (precision(specs[group]), group))
-        return {"groups": groups, "models": dict.fromkeys(specs, params)}
+        models = dict.fromkeys((client.bits for client in one_of_each(clients)), params)
+        return {"groups": _ascending(clients), "models": models}
+
+    def regroup(
+        self, server: ServerState, clients: Sequence[Client], origins: Mapping[str, str]
+    ) -> ServerState:
+        """New bits go on from the model of those before; a model that no group has is dropped."""
+        groups = _ascending(clients)
+        extra = {**server.extra, "groups": groups}
+        for key in ("models", "states"):
+            before = server.extra.get(key, {})
+            taken = {group: origins.get(group, group) for group in groups}
+            extra[key] = {new: before[old] for new, old in taken.items() if old in before}
+        return replace(server, params=extra["models"][groups[-1]], extra=extra)
 
     def downlink(self, server: ServerState, client: Client) -> Params:
         """The model of the client's bit group."""
@@ -116,12 +125,14 @@ class _RoutedMeans(GroupedMean):
                 self.means[group].add(update, client)
 
 
-def precision(spec: BitSpec) -> tuple[int, int, int, str]:
-    """Sorts specs from the lowest to the highest precision: weights first, then the rest."""
-    return (
-        spec.weights,
-        spec.activations,
-        min(spec.errors, spec.gradients, spec.storage),
-        # a tie would leave the order to that of the clients
-        spec.label,
-    )
+def by_precision(client: Client) -> tuple[tuple[int, int, int], str]:
+    """Sorts clients from the lowest to the highest precision, one way whatever their order."""
+    return client.spec.precision, client.spec.label
+
+
+def _ascending(clients: Sequence[Client]) -> list[str]:
+    """The bits of all groups, so that a group's sources are a slice up to the end, and the last one
+    has the most bits.
+    """
+    found = sorted((by_precision(client), client.bits) for client in one_of_each(clients))
+    return list(dict.fromkeys(bits for _, bits in found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.context import Context, LocalRun, add_to_gradient_
-from bhfl.engine.handed import ReturnError, check_tensors, name_of
+from bhfl.engine.handed import check_mean, name_of
 from bhfl.engine.hooks import Guard, HookError
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.server_optimizer import ServerOptimizer
+from bhfl.engine.server_optimizer import ServerOptimizer, stepped
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
@@ -47,14 +46,11 @@ class Algorithm(Recorded):
     # ---- server ----------------------------------------------------------------------------------
 
     communicates: bool = True
-    """False for clients that train alone: nothing is sent, and each keeps its own model between
-    rounds.
-    """
+    """False for clients that train alone: nothing is sent, and each keeps its own model."""
 
     private: bool = False
-    """True for a method that promises something of what clients send: whatever it did not ask for
-    stays with them, norm statistics and counters, and every round counts, however few took part:
-    one without any update is combined like all others.
+    """True for a method that promises something of what clients send: what it did not ask for stays
+    with them, norm statistics and counters, and a round without any update is combined too.
     """
 
     withstands: bool = False
@@ -75,7 +71,7 @@ class Algorithm(Recorded):
 
         Args:
             params: The first global model: float32 tensors by name.
-            clients: The whole fleet.
+            clients: The whole fleet, as it is in the first round.
 
         Returns:
             Nested dicts and lists of tensors, numbers and strings.
@@ -101,6 +97,22 @@ class Algorithm(Recorded):
 
         Returns:
             The state that every other hook of the round is given.
+        """
+        return server
+
+    def regroup(
+        self, server: ServerState, clients: Sequence[Client], origins: Mapping[str, str]
+    ) -> ServerState:
+        """The state before a round in which groups' bits change, and what `extra` holds by bits
+        with them. It stays so even if the round is skipped.
+
+        Args:
+            server: The state that the last round left; it is not to be changed.
+            clients: The whole fleet, as it is from now on.
+            origins: The bits before of clients whose bits (`Client.bits`) are new, by the new ones.
+
+        Returns:
+            The state that the round begins with.
         """
         return server
 
@@ -161,11 +173,11 @@ class Algorithm(Recorded):
         return float_tensors(update)
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
-        """A fresh aggregator for this round.
+        """A fresh aggregator for this round; one that has `expect` is told who takes part.
 
         Args:
             server: The state of the round.
-            clients: The whole fleet; one that has `expect` is told who takes part.
+            clients: The whole fleet, as it is in this round.
 
         Returns:
             It has taken nothing in yet.
@@ -191,29 +203,17 @@ class Algorithm(Recorded):
 
         Args:
             server: The state of the round.
-            mean: Float32 tensors by name. Those that clients are not asked for may be missing: they
-                stay as they are.
+            mean: Float32 tensors by name. What clients are not asked for may be missing, and stays.
 
         Returns:
             A new state; `server` is as it was.
 
         Raises:
-            ValueError: `mean` lacks one that clients are asked for, or has other shapes than the
-                model.
+            ValueError: `mean` lacks one that clients are asked for, or has other shapes.
         """
         hook = f"{name_of(self, 'apply_mean')}(mean)"
-        check_tensors(hook, mean, server.params)
-        if missing := (self.expected(server).keys() & server.params.keys()) - mean.keys():
-            raise ReturnError(
-                f"{hook} must hold every tensor that clients send, {min(missing)!r} is missing"
-            )
-        if self.server_optimizer is None:
-            return replace(server, params={**server.params, **mean})
-        # its state is kept in `extra`, so that moments are in checkpoints like all that lasts
-        params, state = self.server_optimizer.step(
-            server.params, mean, server.extra.get("server_optimizer")
-        )
-        return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
+        check_mean(hook, mean, server.params, self.expected(server))
+        return stepped(server, mean, self.server_optimizer)
 
     def closing(self, server: ServerState) -> Tensors | None:
         """What the round's clients are sent at its end, besides the next downlink, or None."""
@@ -272,11 +272,11 @@ class Algorithm(Recorded):
 
         Args:
             module: The user's module, in float32.
-            clients: The whole fleet.
+            clients: The whole fleet, as it is in the first round; `one_of_each` knows all bits.
         """
 
     def init_client(self, client: Client, received: Params) -> ClientState:
-        """What the client keeps between rounds, at its first round; empty for stateless clients.
+        """What the client keeps between rounds, at its first one; empty for stateless clients.
 
         Args:
             client: Who keeps it.
@@ -320,8 +320,7 @@ class Algorithm(Recorded):
             batch_idx: Its place in the local epoch, from 0.
 
         Returns:
-            What a `training_step` may return: a scalar tensor, a dict with ``loss``, or None to
-            leave the batch out.
+            What a `training_step` may: a scalar tensor, a dict with ``loss``, None for no step.
         """
         return run.training_step(batch, batch_idx)
 

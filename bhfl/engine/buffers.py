@@ -78,6 +78,15 @@ class Buffers:
         """
         return {**server.buffers["statistics"][self.key(group)], **server.buffers["counters"]}
 
+    def regrouped(self, buffers: Mapping[str, Any], origins: Mapping[str, str]) -> dict[str, Any]:
+        """`ServerState.buffers` in which new bits begin with the statistics of those before, see
+        `bhfl.engine.roster.Roster.origins`.
+        """
+        statistics = dict(buffers["statistics"])
+        if self.policy == "group":
+            statistics |= {new: buffers["statistics"][old] for new, old in origins.items()}
+        return {**buffers, "statistics": statistics}
+
     def key(self, group: str) -> str:
         """What the statistics that `group` shares are kept under."""
         return group if self.policy == "group" else "all"

@@ -52,6 +52,14 @@ class ServerHooks:
         self._check_state("begin_round", started, server)
         return replace(server, params=started.params, extra=started.extra, metrics=started.metrics)
 
+    def regroup(
+        self, server: ServerState, clients: Sequence[Client], origins: Mapping[str, str]
+    ) -> ServerState:
+        """The state for other bits; what is the engine's in it stays as it was."""
+        regrouped = self.algorithm.regroup(server, clients, origins)
+        self._check_state("regroup", regrouped, server)
+        return replace(server, params=regrouped.params, extra=regrouped.extra)
+
     def _check_state(self, hook: str, returned: Any, before: ServerState) -> None:
         check_server(self.name(hook), returned, before)
         # here, so that it is the hook's error, and not one of whoever resumes the run

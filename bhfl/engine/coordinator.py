@@ -21,6 +21,7 @@ from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
 from bhfl.engine.refusal import Asked, admit
+from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
 from bhfl.engine.types import Client, Row, ServerState, Update
@@ -51,11 +52,12 @@ class Coordinator:
     def __init__(self, session: Session, server: ServerState, cohort: Sequence[Client]) -> None:
         self.session = session
         self.server = server
+        self.fleet = session.fleet.at(server.round)
         self.cohort = cohort
         # who trains a client changes none of its draws, so that no result depends on it
         self.mine = session.dealer.deal(cohort)
         hooks = session.hooks
-        self.updates = session.algorithm.aggregator(server, session.fleet)
+        self.updates = session.algorithm.aggregator(server, self.fleet)
         expected = hooks.expected(server)
         check_methods(
             self.updates, Aggregator, f"{hooks.name('aggregator')} must return an Aggregator"
@@ -88,7 +90,7 @@ class Coordinator:
         if session.algorithm.private:
             # what never travels, or is tuned, makes models of the clients' own
             apart = session.own.always or session.evaluator.training
-            history = public_rows(history, () if apart else session.evaluator.groups)
+            history = public_rows(history, () if apart else group_sizes(self.fleet))
         # by map, which holds no reply while the next client trains
         yield from map(self._take, session.clients.train(self._tasks(history)))
         yield from self._unsent
@@ -178,7 +180,7 @@ class Coordinator:
     def _fold(self, payload: bytes, record: ClientRecord, link: ClientLink | None) -> Fault | None:
         """Measure, decode, check, fold in; why an update comes too late, if it does."""
         session = self.session
-        client = session.fleet[record.client]
+        client = self.fleet[record.client]
         # counted before anything can refuse it: late and rejected updates have been sent as well
         record.uplink_bytes = len(payload)
         record.header_bytes += header_bytes(payload)

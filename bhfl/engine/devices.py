@@ -45,27 +45,43 @@ class Group:
     """What takes the steps, as ``class_path`` and ``init_args``; the module's own by default."""
     profile: str | None = None
     """One of the profiles of ``trainer.network``, in place of a drawn one."""
+    schedule: Mapping[int, BitSpec] = field(default_factory=dict)
+    """The bits that take the place of `bits`, each by the rounds that are done by then."""
 
     @property
     def label(self) -> str:
         """What metrics call its clients."""
         return self.name or self.bits.label
 
+    def stages(self) -> dict[int, Group]:
+        """The group by what it computes with: from the start, and from each change of its bits on,
+        by the rounds that are done by then.
+        """
+        found = {0: replace(self, schedule={})}
+        for round, bits in self.schedule.items():
+            # float32 is what every backend is left out for
+            backend = "fake" if bits.is_float else self.backend
+            found[round] = replace(self, bits=bits, backend=backend, schedule={})
+        return found
+
 
 class Devices:
-    """The devices of one group; all of its clients share this object.
+    """The devices of one group, with the same bits; all of its clients share this object.
 
     Args:
-        group: What the user has written.
+        group: What the user has written; of one whose bits change, a stage of it.
+        downlink: Bits at which they are sent the model, see `bhfl.engine.downlink`.
+        since: The rounds that are done when the group comes to these bits.
 
     Attributes:
+        key: What the run folder calls them.
         layers: The bits of layers that have their own, by module name; `match_` finds them.
         backends: What computes a layer, by module name, where it is not ``fake``.
-        downlink: Bits at which they are sent the model, see `bhfl.engine.downlink`.
     """
 
-    def __init__(self, group: Group, downlink: Downlink = "float32") -> None:
+    def __init__(self, group: Group, downlink: Downlink = "float32", since: int = 0) -> None:
         self.group = group
+        self.key = f"{group.label}@{since}" if since else group.label
         self.downlink = downlink
         self.spec = group.bits
         self.layers: dict[str, BitSpec] = {}

@@ -12,7 +12,7 @@ from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
-from bhfl.engine.roster import group_sizes
+from bhfl.engine.roster import behind, group_sizes, members, one_of_each
 from bhfl.engine.types import Client, Params, ServerState, server_data
 from bhfl.settings import LocalTraining
 
@@ -50,9 +50,8 @@ class Evaluator:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.groups = {devices.group.label: devices for devices in session.fleet.members}
         counts = group_sizes(session.fleet)
-        self.shares = {group: counts[group] / counts.total() for group in self.groups}
+        self.shares = {group: count / counts.total() for group, count in counts.items()}
         self.own: dict[int, Mapping[str, float]] = {}
         """What each client's model is worth on its own test samples, by id, as last measured."""
         settings = session.settings
@@ -83,14 +82,22 @@ class Evaluator:
                 results.setdefault(one.key, []).append(metrics)
             if one.client is not None and own:
                 self.own[one.client.id] = own
-        tags = self._tag({key: _mean(rows) for key, rows in results.items()}, stage)
+        floats = [name for name, own in self.groups(server).items() if own.spec.is_float]
+        tags = self._tag({key: _mean(rows) for key, rows in results.items()}, floats, stage)
         return tags | spread(stage, self.own, self.session.fleet)
 
     def by_client(self, server: ServerState) -> bool:
         """Whether any group cannot be measured without what its clients keep."""
         if self.session.algorithm.own_model:
             return True
-        return any(self._lacks(self.model(server, one)) for one in self.groups.values())
+        return any(self._lacks(self.model(server, one)) for one in self.groups(server).values())
+
+    def groups(self, server: ServerState) -> dict[str, Devices]:
+        """The devices of each group, by its name, with the bits of the round that a state is
+        from.
+        """
+        fleet = behind(self.session.fleet, server.round)
+        return {client.group: client.devices for client in one_of_each(fleet)}
 
     def kept_apart(self, server: ServerState) -> set[str]:
         """Names of the tensors that all clients keep to themselves, so that the server's values of
@@ -101,7 +108,7 @@ class Evaluator:
         stays = session.own.first.keys() - set(session.buffers.counters)
         if session.worker.reestimate_ is not None:
             stays -= set(session.buffers.statistics)
-        for devices in self.groups.values():
+        for devices in self.groups(server).values():
             stays &= set(session.own.missing(self.model(server, devices)))
         return stays
 
@@ -119,7 +126,9 @@ class Evaluator:
         apart = session.algorithm.own_model or self.training is not None
         samples = self._own_samples(stage)
         floating = False
-        for group, devices in self.groups.items():
+        fleet = self.session.fleet
+        places = members(fleet)
+        for group, devices in self.groups(server).items():
             given = self.model(server, devices)
             lacks = self._lacks(given)
             # float32 clients run the server's own model, which needs no pass of its own beside
@@ -130,13 +139,14 @@ class Evaluator:
                 yield Pass(group, devices, given)
             if not alone and samples is None:
                 continue
-            for id in session.fleet.members[devices]:
+            for id in places[group]:
                 own = samples is not None and samples(id) is not None
                 if alone or own:
-                    yield Pass(group, devices, given, session.fleet[id], alone, own)
+                    yield Pass(group, devices, given, fleet[id], alone, own)
         if session.algorithm.communicates and not floating:
             # no clients have statistics of a float32 model: those of the first group stand in
-            buffers = session.buffers.of(server, session.bits[0])
+            first = next(iter(self.groups(server).values()))
+            buffers = session.buffers.of(server, first.bits)
             yield Pass(GLOBAL, FLOAT, session.own.whole({**server.params, **buffers}, {}))
 
     def _own_samples(self, stage: Stage) -> Callable[[int], Iterable[Any] | None] | None:
@@ -196,11 +206,14 @@ class Evaluator:
                 own=one.own,
             )
 
-    def _tag(self, results: dict[str, dict[str, float]], stage: Stage) -> dict[str, float]:
-        """The numbers of all passes by tag, from the mean of each key."""
-        # clients that compute in float32 run the server's own model
-        floats = (group for group, devices in self.groups.items() if devices.spec.is_float)
-        whole = GLOBAL if GLOBAL in results else next(floats, GLOBAL)
+    def _tag(
+        self, results: dict[str, dict[str, float]], floats: Sequence[str], stage: Stage
+    ) -> dict[str, float]:
+        """The numbers of all passes by tag, from the mean of each key; `floats` are the groups that
+        compute in float32.
+        """
+        # they run the server's own model
+        whole = GLOBAL if GLOBAL in results else next(iter(floats), GLOBAL)
         overall = results.get(whole, {})
         results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}

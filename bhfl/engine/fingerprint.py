@@ -66,12 +66,12 @@ def note_backends(told: Told, groups: Iterable[Devices]) -> None:
     """Take down which layers have another backend than ``fake``, by group, for the run folder and
     for whoever goes on; nothing where all are ``fake``, or nothing is told.
     """
-    chosen = {devices.group.label: devices.backends for devices in groups}
+    chosen = {devices.key: devices.backends for devices in groups}
     if told and any(chosen.values()):
         told[Role.NUMERICS.value][BACKENDS] = chosen
 
 
 def noted_backends(told: Mapping[str, Any], group: str) -> Any:
-    """The backends that were taken down for a group, as they stand there."""
+    """The backends that were taken down for a group, by its `Devices.key`, as they stand there."""
     found = told_of(told, [Role.NUMERICS]).get(BACKENDS, {})
     return found.get(group, {}) if isinstance(found, Mapping) else found

@@ -22,7 +22,7 @@ from bhfl.engine.processes import check_common_folder, check_same_options, gathe
 from bhfl.engine.records import ClientRecord, round_metrics, with_updates
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
-from bhfl.engine.roster import one_of_each
+from bhfl.engine.roster import group_sizes, one_of_each
 from bhfl.engine.rounds import run_round
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
@@ -112,7 +112,7 @@ def _least_downlink(session: Session) -> int:
         return 0
     model = session.server.params
     sizes = []
-    for client in one_of_each(session.fleet):
+    for client in one_of_each(session.fleet.at(0)):
         sizes.append(encoded_bytes(lowered(model, client.devices, model)))
     return min(sizes)
 
@@ -198,7 +198,7 @@ def _round(session: Session, run: Run) -> None:
     run.log_clients(training_rows(round, records, session.fleet))
     complete = measured or not settings.choice.monitor.startswith("val/")
     present = {record.group for record in with_updates(records)}
-    absent = session.evaluator.groups.keys() - present
+    absent = group_sizes(session.fleet).keys() - present
     best = run.improved(row, bool(complete and present), absent)
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
     _save(session, run, best, due, records)

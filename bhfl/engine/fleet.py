@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from bhfl.checks import checked, choice, count, or_none, suggestion, text, within
+from bhfl.checks import checked, choice, count, is_integer, or_none, suggestion, text, within
 from bhfl.engine.devices import Group
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.quant import BitSpec
@@ -31,7 +31,8 @@ class Fleet:
 
     A group of the last spelling may also say what its devices are: ``name``, ``backend``,
     ``layers`` (bits by patterns of layer names), ``local_epochs`` or ``local_steps``, ``optimizer``
-    (``class_path`` and ``init_args``) and ``profile``, as in
+    (``class_path`` and ``init_args``), ``profile`` and ``schedule`` (the bits that take the place
+    of ``bits``, by the rounds that are done by then), as in
     ``{bits: 8, count: 5, name: phones, backend: auto, profile: phone-4g}``. What a group says goes
     before what the trainer and the model say; see `Group`.
 
@@ -108,6 +109,8 @@ def _written(group: Group) -> dict[str, Any]:
             said[key] = value
     if group.layers:
         said["layers"] = {pattern: _spell(spec) for pattern, spec in group.layers.items()}
+    if group.schedule:
+        said["schedule"] = {round: _spell(spec) for round, spec in group.schedule.items()}
     return {"bits": _spell(group.bits), **said}
 
 
@@ -152,8 +155,12 @@ def _parse_group(entry: Any) -> Group:
     said["bits"] = BitSpec.parse(entry["bits"])
     for key, check in _CHECKS.items():
         checked(key, said.get(key), or_none(check))
+    if "schedule" in said:
+        said["schedule"] = _schedule(said)
     if "layers" in said:
-        said["layers"] = _layers(said["layers"], said["bits"])
+        bits = [said["bits"], *said.get("schedule", {}).values()]
+        # the most, which may be float32
+        said["layers"] = _layers(said["layers"], bits[-1])
     if "optimizer" in said:
         try:
             said["optimizer"] = parse_optimizer(said["optimizer"])
@@ -161,9 +168,11 @@ def _parse_group(entry: Any) -> Group:
             raise ValueError(f"optimizer {error}") from error
     group = Group(**said)
     checked("name", group.label, _name)
-    unfit = [BACKENDS[group.backend].unfit(spec) for spec in (group.bits, *group.layers.values())]
-    if all(unfit):
-        raise ValueError(f"backend {group.backend!r} cannot serve these bits: {unfit[0]}")
+    for stage in group.stages().values():
+        specs = [stage.bits, *group.layers.values()]
+        unfit = [BACKENDS[stage.backend].unfit(spec) for spec in specs]
+        if all(unfit):
+            raise ValueError(f"backend {group.backend!r} cannot serve these bits: {unfit[0]}")
     return group
 
 
@@ -198,6 +207,39 @@ def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
             found[str(pattern)] = BitSpec.parse(its)
         except ValueError as error:
             raise ValueError(f"layers[{pattern}]: {error}") from error
+    return found
+
+
+def _schedule(said: Mapping[str, Any]) -> dict[int, BitSpec]:
+    """The bits that a group comes to, by the rounds that are done by then."""
+    value = said["schedule"]
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            f"schedule must be a mapping of rounds to bits such as {{20: 4, 40: 8}}, got {value!r}"
+        )
+    if "name" not in said:
+        raise ValueError(
+            "schedule needs a name beside it, which tags call the group by whatever its bits, got "
+            f"{dict(said)!r}"
+        )
+    found: dict[int, BitSpec] = {}
+    last, bits = 0, said["bits"]
+    for key, its in value.items():
+        # keys of JSON are text
+        round = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if not is_integer(round) or round <= last:
+            rule = f"rise, got {key!r} after {last}" if found else f"be from 1 on, got {key!r}"
+            raise ValueError(f"schedule: rounds must {rule}")
+        try:
+            spec = BitSpec.parse(its)
+        except ValueError as error:
+            raise ValueError(f"schedule[{key}]: {error}") from error
+        if spec == bits or spec.precision < bits.precision:
+            raise ValueError(
+                f"schedule must not fall back: bits must rise, got {spec.label} after {bits.label}"
+            )
+        found[round] = spec
+        last, bits = round, spec
     return found
 
 

@@ -71,7 +71,8 @@ def forewarn(
         told += [_coarsely_sent(devices), _partly_served(module, devices), devices.caution(device)]
     if is_compiled(module):
         told.append(_too_many_graphs(len({devices.bits for devices in groups} | {FLOAT.bits})))
-    for text in filter(None, told):
+    # a group whose bits change has a word for each of them
+    for text in filter(None, dict.fromkeys(told)):
         warnings.warn(text, stacklevel=2)
 
 

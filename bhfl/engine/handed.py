@@ -3,7 +3,7 @@ the hook.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bhfl.comm.wire import KINDS
 from bhfl.engine.checkpoint import CheckpointError, check_storable
-from bhfl.engine.types import ServerState
+from bhfl.engine.types import Params, ServerState
 from bhfl.quant import QuantizedTensor
 
 
@@ -76,6 +76,25 @@ def check_tensors(
             continue
         if problem := _wrong(value, None if like is None else like[name], codes):
             raise ReturnError(f"{hook}: {name!r} must {problem}")
+
+
+def check_mean(hook: str, mean: Any, params: Params, expected: Collection[str]) -> None:
+    """Hold a mean of clients' models to what it must be.
+
+    Args:
+        hook: What the error calls it.
+        mean: Tensors by name.
+        params: The model, which has the names and shapes that are allowed.
+        expected: Names of what clients are asked for.
+
+    Raises:
+        ReturnError: Naming the first tensor that is wrong or missing.
+    """
+    check_tensors(hook, mean, params)
+    if missing := (params.keys() & expected) - mean.keys():
+        raise ReturnError(
+            f"{hook} must hold every tensor that clients send, {min(missing)!r} is missing"
+        )
 
 
 def _wrong(value: Any, like: Tensor | None, codes: bool) -> str:

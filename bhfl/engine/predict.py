@@ -72,7 +72,7 @@ def _load(session: Session, group: str | None) -> None:
         ValueError: There is no such group, or clients keep a part of its model, or of the models of
             all groups where the server's is meant.
     """
-    groups = session.evaluator.groups
+    groups = session.evaluator.groups(session.server)
     if group is None:
         if stays := session.evaluator.kept_apart(session.server):
             raise ValueError(

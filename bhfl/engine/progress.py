@@ -169,9 +169,9 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
         seconds = trainer.run.seconds
         text.append(f"{len(history)} rounds in {seconds:.1f} s; bytes as measured on the payloads")
         text += _notes(history)
-    for client in one_of_each(trainer.clients):
-        if note := client.devices.caution(trainer.fabric.device.type):
-            text.append(f"note: {note}")
+    device = trainer.fabric.device.type
+    notes = dict.fromkeys(one.devices.caution(device) for one in one_of_each(trainer.clients))
+    text += [f"note: {note}" for note in notes if note]
     return "\n".join(text)
 
 

@@ -206,7 +206,7 @@ def result_of(session: Session, run: Run, metrics: Mapping[str, float]) -> FitRe
         metrics: What the test measured.
     """
     settings = session.settings
-    groups = list(session.fleet.members)
+    groups = list(session.evaluator.groups(session.server).values())
     norm = settings.aggregation.norm
     deployed = Deployed(session.server, groups, norm, session.algorithm)
 

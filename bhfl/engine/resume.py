@@ -162,7 +162,7 @@ def use_backends_(told: Told, groups: Sequence[Devices], module: nn.Module) -> N
     """
     for devices in groups:
         try:
-            devices.use_(module, noted_backends(told, devices.group.label))
+            devices.use_(module, noted_backends(told, devices.key))
         except ValueError as error:
             raise CheckpointError(f"the checkpoint cannot be used: {error}") from error
 

@@ -30,6 +30,8 @@ def run_round(
     """
     fabric = session.fabric
     clients = session.clients
+    # kept also where the round fails: the next one has no change to make
+    server = session.regrouped(server)
     cohort = session.cohort(server.round)
     private = session.algorithm.private
     # by chance, under poisson sampling: no other algorithm is to begin a round that nobody is in
@@ -39,7 +41,7 @@ def run_round(
     coordinator = Coordinator(session, started, cohort)
     mine = []
     for record in coordinator.records(history):
-        session.call("on_client_end", client=session.fleet[record.client], record=record)
+        session.call("on_client_end", client=coordinator.fleet[record.client], record=record)
         mine.append(record)
     STANDING.at(f"combining round {server.round + 1}")
     session.worker.begin(server)
@@ -112,7 +114,8 @@ def _tell(
     if far:
         warnings.warn(f"round {following.round}: {far}", stacklevel=2)
     new = following.buffers["first"].keys() - server.buffers["first"].keys() - session.own.always
-    measured = session.algorithm.group_params(following, session.bits[0]) if new else {}
+    bits = next(iter(session.evaluator.groups(following).values())).bits
+    measured = session.algorithm.group_params(following, bits) if new else {}
     if left := [name for name in new if name in measured]:
         warnings.warn(
             f"{min(left)} ({len(left)} tensors) is not sent to clients, which go on with their "

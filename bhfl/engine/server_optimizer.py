@@ -5,7 +5,7 @@ arXiv 2003.00295).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bhfl.engine.optimizers import OptimizerCallable
-from bhfl.engine.types import Params
+from bhfl.engine.types import Params, ServerState
 
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm
@@ -60,6 +60,15 @@ class ServerOptimizer:
         optimizer.step()
         stepped = {name: weight.detach() for name, weight in weights.items()}
         return {**params, **mean, **stepped}, optimizer.state_dict()["state"]
+
+
+def stepped(server: ServerState, mean: Params, optimizer: ServerOptimizer | None) -> ServerState:
+    """The state whose model is `mean`, or where the optimiser's step on ``w_t - mean`` leads."""
+    if optimizer is None:
+        return replace(server, params={**server.params, **mean})
+    # its state is kept in `extra`, so that moments are in checkpoints like all that lasts
+    params, state = optimizer.step(server.params, mean, server.extra.get("server_optimizer"))
+    return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
 
 
 def server_optimizer(

@@ -194,7 +194,7 @@ class Session:
                 f"{algorithm.__name__} changes gradients, which needs automatic "
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
-        groups = list(self.fleet.members)
+        groups = self.fleet.devices
         STANDING.at("choosing backends for the model")
         for devices in (*groups, FLOAT):
             # raises now, not in the first client, where the model cannot take it
@@ -226,7 +226,7 @@ class Session:
         state = {name: t.detach().cpu().clone() for name, t in self.worker.state().items()}
         params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
         server = ServerState(params, buffers={**self.buffers.init(state), "first": {}})
-        server = replace(server, extra=self.algorithm.init_server(params, self.fleet))
+        server = replace(server, extra=self.algorithm.init_server(params, self.fleet.at(0)))
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
         first = {**server.params, **self.buffers.of(server, self.bits[0])}
@@ -272,9 +272,8 @@ class Session:
         Raises:
             CheckpointError: There is no such layer or backend.
         """
-        groups = list(self.evaluator.groups.values())
-        use_backends_(told, groups, self.module)
-        note_backends(self.told, groups)
+        use_backends_(told, self.fleet.devices, self.module)
+        note_backends(self.told, self.fleet.devices)
 
     def take_up(self, server: ServerState) -> None:
         """Go on from a state, and from the first model that it had."""
@@ -288,8 +287,9 @@ class Session:
 
     def global_model(self) -> Params:
         """The server's model in float32, by name."""
-        floats = [devices.bits for devices in self.fleet.members if devices.spec.is_float]
-        buffers = self.buffers.of(self.server, (floats or self.bits)[0])
+        groups = list(self.evaluator.groups(self.server).values())
+        floats = [devices.bits for devices in groups if devices.spec.is_float]
+        buffers = self.buffers.of(self.server, (floats or [groups[0].bits])[0])
         return {**self.server.params, **buffers}
 
     def load_global(self) -> None:
@@ -313,13 +313,24 @@ class Session:
 
     def cohort(self, round: int) -> list[Client]:
         """The clients of a round."""
-        return cohort_of(self.fleet, self.settings.cohort, round)
+        return cohort_of(self.fleet.at(round), self.settings.cohort, round)
+
+    def regrouped(self, server: ServerState) -> ServerState:
+        """The state with what bits have of their own, where some come to be or cease in its
+        round.
+        """
+        if server.round not in self.fleet.changes[1:]:
+            return server
+        origins = self.fleet.origins(server.round)
+        server = replace(server, buffers=self.buffers.regrouped(server.buffers, origins))
+        return self.hooks.regroup(server, self.fleet.at(server.round), origins)
 
     def begin_round(self, server: ServerState, cohort: list[Client]) -> ServerState:
         """The state that a round is done with, the same in every process."""
         self.worker.begin(server)
         # without the last round's numbers, which would be logged again
-        started = self.hooks.begin_round(replace(server, metrics={}), cohort, self.context)
+        context = replace(self.context, clients=self.fleet.at(server.round))
+        started = self.hooks.begin_round(replace(server, metrics={}), cohort, context)
         # only what the hook has made is compared: the rest of the state is equal already
         known = {id(tensor) for _, tensor in tensors_in(server)}
         made = [tensor for _, tensor in tensors_in(started) if id(tensor) not in known]

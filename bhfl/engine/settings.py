@@ -68,8 +68,15 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
     except ValueError as error:
         return str(error).splitlines()
     cohort = settings.cohort
-    size = cohort_size(total, cohort.clients_per_round)
+    last = settings.stopping.max_rounds - 1
     found = []
+    for group in fleet.groups:
+        if (latest := max(group.schedule, default=0)) > last:
+            found.append(
+                f"clients: schedule of group {group.label!r} must name rounds from 1 to {last}, "
+                f"below max_rounds, got {latest}"
+            )
+    size = cohort_size(total, cohort.clients_per_round)
     if size > total:
         found.append(
             f"clients_per_round must be at most {total}, the number of clients, got "

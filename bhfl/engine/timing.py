@@ -17,6 +17,7 @@ from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
+from bhfl.engine.roster import at
 from bhfl.engine.types import Client, FederatedData, server_data
 from bhfl.settings import Settings
 
@@ -139,8 +140,9 @@ class Timing:
         """
         works = []
         closing = 0.0
+        clients = at(self.clients, round)
         for r in records:
-            client = self.clients[r.client]
+            client = clients[r.client]
             last = self.workload(client, r.closing_bytes, 0, 0)
             closing = max(closing, self.network.client_time(round, last).seconds)
             if r.status != "failed":

@@ -123,7 +123,7 @@ def _files(
     onnx = installed("onnx")
     if not onnx:
         made.notes.append("no ONNX file is written: pip install 'bhfl[onnx]'")
-    for group, devices in session.evaluator.groups.items():
+    for group, devices in session.evaluator.groups(server).items():
         spec = devices.spec
         tensors = session.own.whole(session.evaluator.model(server, devices), {})
         float_bytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -155,7 +155,7 @@ def _accuracies(
         stage, split = "val", "validation split"
         metrics = next((row for row in history if row["round"] == round), {})
     found = {}
-    for group in session.evaluator.groups:
+    for group in group_sizes(session.fleet):
         # of several accuracies the first name counts, and so it is written last
         for name in reversed(ACCURACIES):
             value = metrics.get(f"{stage}/{name}_{group}")

@@ -131,6 +131,11 @@ class BitSpec:
         return self.storage if self.send_bits is None else self.send_bits
 
     @property
+    def precision(self) -> tuple[int, int, int]:
+        """What sorts specs from the fewest bits to the most: the weights' first, then the rest."""
+        return self.weights, self.activations, min(self.errors, self.gradients, self.storage)
+
+    @property
     def label(self) -> str:
         """A tag for metrics: the name, or the preset that this spec equals, or the widths; distinct
         specs without a name have distinct tags.

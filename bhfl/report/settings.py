@@ -190,6 +190,8 @@ def fleet(clients: Any) -> str:
     '5 x ternary, 5 x float32'
     >>> fleet([{"bits": 8, "fraction": 0.5}, {"bits": {"weights": 4}, "count": 2}])
     '50 % int8, 2 x weights 4'
+    >>> fleet([{"bits": "ternary", "count": 5, "name": "a", "schedule": {"8": "int4"}}])
+    '5 x a (ternary, int4 after 8 rounds)'
     """
     if isinstance(clients, dict):
         clients = [{"bits": bits, "count": count} for bits, count in clients.items()]
@@ -199,18 +201,25 @@ def fleet(clients: Any) -> str:
 
 
 def _group(entry: Mapping[str, Any]) -> str:
-    bits = entry.get("bits")
-    if isinstance(bits, dict):
-        bits = " ".join(f"{key} {value}" for key, value in bits.items())
-    name = str(bits)
-    if name.isdigit():
-        name = "float32" if name == "32" else f"int{name}"
+    name = _bits(entry.get("bits"))
+    schedule = entry.get("schedule")
+    for round, bits in schedule.items() if isinstance(schedule, dict) else ():
+        name += f", {_bits(bits)} after {round} rounds"
     if entry.get("name"):
         name = f"{entry['name']} ({name})"
     fraction = entry.get("fraction")
     if isinstance(fraction, int | float):
         return f"{100 * fraction:g} % {name}"
     return f"{entry.get('count')} x {name}"
+
+
+def _bits(bits: Any) -> str:
+    if isinstance(bits, dict):
+        return " ".join(f"{key} {value}" for key, value in bits.items())
+    name = str(bits)
+    if name.isdigit():
+        return "float32" if name == "32" else f"int{name}"
+    return name
 
 
 def _links(own: Options) -> str:

@@ -243,6 +243,17 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
         Algorithm,
         {"evaluate_clients": "after", "norm": "local", "clients_per_round": 3},
     ),
+    "schedule": (
+        partial(ProWD, dequantizer=LEARNING),
+        {
+            "clients": [
+                {"bits": "ternary", "count": 3, "name": "grow", "schedule": {1: 4, 2: 8}},
+                {"bits": 32, "count": 2},
+            ],
+            "norm": "group",
+            "evaluate_clients": "after",
+        },
+    ),
     "own head": (OwnHead, {"evaluate_clients": "after"}),
     "unlucky": (Unlucky, {}),
     "late": (Algorithm, {"network": slow(1.0)}),
@@ -261,7 +272,7 @@ def make_trainer(folder: Path, case: str, **more: Any) -> FederatedTrainer:
     algorithm, options = CASES[case]
     options = {"max_rounds": 3, "logger": False, "devices": 1, "accelerator": "cpu", **options}
     options |= more
-    clients = {8: 2, 32: 2, "ternary": 1}
+    clients = options.pop("clients", {8: 2, 32: 2, "ternary": 1})
     folder.mkdir(exist_ok=True)
     return FederatedTrainer(clients, algorithm(), default_root_dir=str(folder), **options)
 

@@ -146,7 +146,7 @@ class OwnParts(Algorithm):
 CHANNEL = {"weights": 8, "activations": 8, "granularity": "channel"}
 RATE = {"class_path": "SGD", "init_args": {"lr": 0.0078125}}
 DEVICES = [
-    {"bits": 8, "count": 1, "backend": "int8", "name": "forward"},
+    {"bits": 4, "count": 1, "backend": "int8", "name": "forward", "schedule": {1: 6, 2: 8}},
     {"bits": 8, "count": 1, "backend": "int8-bfloat16", "name": "bfloat16", "local_steps": 3},
     {"bits": 8, "count": 1, "backend": "integer", "name": "both-ways"},
     {"bits": "wage2888", "count": 1, "backend": "integer", "optimizer": RATE},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
-from bhfl.algorithms.grouped import precision
+from bhfl.algorithms.grouped import by_precision
 from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
 from bhfl.algorithms.prowd.finetune import FineTuning
 from bhfl.algorithms.prowd.moves import MoveReader
@@ -20,7 +20,7 @@ from bhfl.checks import checked, choice, options
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.roster import one_of_each
+from bhfl.engine.roster import at, changes, one_of_each
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantized_state
 
@@ -92,17 +92,24 @@ class ProWD(Rule):
     def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """Find the high-bit group, whose clients send weights."""
         super().prepare(module, clients)
+        # of all rounds: what low bits become in later ones has to be raised too
         self.devices = {client.bits: client.devices for client in one_of_each(clients)}
-        self.top = max(self.devices, key=lambda group: precision(self.devices[group].spec))
+        self.top = max(one_of_each(clients), key=by_precision).bits
 
     def setup(self, context: Context) -> None:
         """See whether there are high-bit clients to learn from, and what the dequantizer needs.
 
         Raises:
-            ValueError: No high-bit group, a ladder that misses a width, or a buffer larger than the
-                held-out data.
+            ValueError: No high-bit group, or none in some round, a ladder that misses a width, or a
+                buffer larger than the held-out data.
         """
         super().setup(context)
+        for round in changes(context.clients):
+            if all(one.bits != self.top for one in one_of_each(at(context.clients, round))):
+                raise ValueError(
+                    f"ProWD needs clients of the most bits in every round: the schedule of the "
+                    f"fleet comes to {self.top}, and nobody has them in round {round + 1}"
+                )
         top = self.devices[self.top].spec.sent_bits
         others = []
         for group, devices in self.devices.items():

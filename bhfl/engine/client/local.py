@@ -25,6 +25,7 @@ from bhfl.engine.ending import Terminated
 from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verdict
 from bhfl.engine.own import KEPT, MODEL, Own
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import at, behind
 from bhfl.engine.types import Client, FederatedData, Params, server_data
 
 
@@ -117,7 +118,7 @@ class LocalClients:
             kept = self.store.load(task.client, task.version) or {}
             sent = self._messages.read(task.downlink)
             whole = kept.get(MODEL) or self.own.whole(sent, kept)
-            client = self.fleet[task.client]
+            client = behind(self.fleet, task.round)[task.client]
             if task.training is None:
                 self.worker.load_global(whole, client.devices)
             else:
@@ -168,7 +169,8 @@ class LocalClients:
             if verdict is None or not verdict.keep:
                 self.store.drop(client)
             elif verdict.closing is not None:
-                self._close(self.fleet[client], round, closings.read(verdict.closing))
+                its = behind(self.fleet, round)[client]
+                self._close(its, round, closings.read(verdict.closing))
         self.store.commit(self._waiting)
         self._waiting = []
 
@@ -191,7 +193,7 @@ class LocalClients:
 
     def _reply(self, task: Task) -> Reply:
         start = time.perf_counter()
-        client = self.fleet[task.client]
+        client = at(self.fleet, task.round)[task.client]
         work = _Work()
         try:
             self.worker.begin(task)
