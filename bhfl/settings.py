@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args, get_type_hints
 from bhfl.checks import (
     Check,
     auto_or_switch,
-    bits_or,
     choice,
     count,
     folder_name,
@@ -31,6 +30,7 @@ from bhfl.checks import (
     too_long,
     true_or_false,
 )
+from bhfl.downlink import DownBits, Downlink, downlink
 from bhfl.files import user_path
 
 LARGEST_SEED = 2**32 - 1
@@ -46,8 +46,6 @@ Measures = Literal["none", "after", "both"]
 after it.
 """
 MEASURES = get_args(Measures)
-Downlink = Literal["float32", "client"] | int
-"""Bits of the weights that clients are sent, see `bhfl.engine.downlink`."""
 _WRITTEN_NOW = {"evaluate_clients": {"true": "after", "false": "none"}}
 """Values that an option had before, and the words for them."""
 
@@ -174,7 +172,7 @@ class Fleet(Group):
     clients: Any = option(Role.TASK)
     num_clients: int | None = option(Role.TASK, or_none(count(1)))
     network: Any = option(Role.TASK)
-    downlink: Downlink = option(Role.RESULT, bits_or("float32", "client"))
+    downlink: DownBits | Downlink = option(Role.RESULT, downlink)
 
 
 @dataclass(frozen=True)

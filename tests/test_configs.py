@@ -23,6 +23,7 @@ CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
 SMALL = {
     "bitsandbytes",
     "clients",
+    "differences",
     "downlink",
     "femnist",
     "median_scaffold",

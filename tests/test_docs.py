@@ -326,7 +326,8 @@ def test_every_option_is_on_the_page_of_the_configuration():
     from bhfl import algorithms
     from bhfl.engine import FederatedTrainer
 
-    listed = {option.key.removeprefix("trainer.") for option in facts.trainer_options()}
+    # those of a group of options stand below it
+    listed = {option.key.split(".")[1] for option in facts.trainer_options()}
     taken = set(inspect.signature(FederatedTrainer).parameters)
     assert listed == taken - {"clients", "algorithm", "seed"}
     for option in facts.trainer_options():

@@ -11,10 +11,11 @@ from torch import Tensor
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.algorithms.optimizers import optimizers
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
-from bhfl.engine.downlink import check_whole
+from bhfl.engine.downlink import check_whole, is_coarse
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor
+from bhfl.quant.spec import FLOAT_BITS
 
 TRACKED = "tracked/"
 START = "start/"
@@ -33,7 +34,9 @@ class FedCOMGATE(DifferenceAlgorithm):
     The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser
     does; with the exact one every quantisation error stays in them for ever. The mean goes down in
     float32. A client that was there in the last round rebuilds the model from it and is sent
-    nothing else, so that with full participation a round costs one float32 model down.
+    nothing else, so that with full participation a round costs one float32 model down. Under a
+    ``trainer.downlink`` below float32 it is sent the model in each round, as its own is another
+    one; the mean stays float32, as rounding it would stay in the deltas for ever.
 
     Args:
         bits: Bits of a quantised difference; 32 sends float32.
@@ -63,8 +66,12 @@ class FedCOMGATE(DifferenceAlgorithm):
         self.allow_inexact = allow_inexact
 
     def setup(self, context: Context) -> None:
-        """A whole downlink; plain SGD and equal numbers of local steps, or `allow_inexact`."""
-        check_whole("FedCOMGATE", context.clients)
+        """Plain SGD and equal numbers of local steps, or `allow_inexact`; at 32 bits a whole
+        downlink.
+        """
+        # weights that travel as values are moves from the model of the server alone
+        if self.bits == FLOAT_BITS:
+            check_whole("FedCOMGATE with bits: 32", context.clients)
         # clients rebuild the model by the server's step, and do not have the optimiser's state
         if self.server_optimizer is not None:
             raise ValueError(
@@ -105,7 +112,8 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The model, or nothing for a client that has rebuilt it from the last round's mean."""
-        return _NOTHING if client.id in server.participants else server.params
+        rebuilt = client.id in server.participants and not is_coarse(client.devices)
+        return _NOTHING if rebuilt else server.params
 
     def closing(self, server: ServerState) -> Tensors:
         """``mean_j Q(w_t - w_j)``, float32."""

@@ -44,6 +44,7 @@ from bhfl.engine.exchange import Clients, Measured, Reply, Task, Verdict
 from bhfl.engine.figures import tensor_bytes
 from bhfl.engine.formats import with_format
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.references import References
 from bhfl.engine.session import Session
 from bhfl.engine.timing import without_fused_kernels
 from bhfl.engine.trainer import FederatedTrainer
@@ -103,6 +104,7 @@ def profile(
     with Session.opened(trainer, model, datamodule, "fit") as session:
         with tempfile.TemporaryDirectory() as folder:
             session.store = ClientStore(Path(folder))
+            session.references = References(Path(folder))
             rows = _Bench(session, steps, repeats, meter).rows()
         name = type(session.module).__name__
         session.tear_down()

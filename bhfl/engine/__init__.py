@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
     from bhfl.engine.best import Best
     from bhfl.engine.callback import Callback
+    from bhfl.engine.downlink import Downlink
     from bhfl.engine.failures import TooFewClientsError
     from bhfl.engine.result import FitResult
     from bhfl.engine.trainer import FederatedTrainer
@@ -15,6 +16,7 @@ _HOMES = {
     "Algorithm": "algorithm",
     "Best": "best",
     "Callback": "callback",
+    "Downlink": "downlink",
     "FederatedTrainer": "trainer",
     "FitResult": "result",
     "LocalRun": "algorithm",
@@ -24,6 +26,7 @@ __all__ = [
     "Algorithm",
     "Best",
     "Callback",
+    "Downlink",
     "FederatedTrainer",
     "FitResult",
     "LocalRun",

@@ -22,7 +22,7 @@ from bhfl.files import durable
 State = dict[str, Any]
 """What a checkpoint holds, by name."""
 
-FORMAT = 6
+FORMAT = 7
 MAX_DEPTH = 64
 """Containers in containers; more are refused, because they would exhaust Python's stack."""
 MAX_INT_BITS = 8192

@@ -61,7 +61,8 @@ def check_contents(state: State) -> State:
             raise CheckpointError(
                 f"run.bests[{group!r:.60}].round must be a round with a value, got {best['round']}"
             )
-    _check_clients(state["clients"], state["server"]["accepted"], rounds)
+    for kept in ("clients", "references"):
+        _check_clients(kept, state[kept], state["server"]["accepted"], rounds)
     return {**state, "run": {**run, "history": history}}
 
 
@@ -246,23 +247,28 @@ _STATE: dict[str, Check] = {
         }
     ),
     "clients": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
+    "references": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
     "config": _options,
     "version": _kind("text", str),
 }
 
 
-def _check_clients(clients: Mapping[str, Tensor], accepted: Mapping[int, int], rounds: int) -> None:
-    """The table of what clients keep, see `ClientStore.table`, and the rounds of their updates."""
+def _check_clients(
+    key: str, clients: Mapping[str, Tensor], accepted: Mapping[int, int], rounds: int
+) -> None:
+    """A table of what clients keep, or were sent, see `ClientStore.table`, and the rounds of their
+    updates.
+    """
     ids = clients["ids"]
     versions = clients["rounds"]
     digests = clients["sha256"]
     kinds = [(tensor.dtype, tuple(tensor.shape)) for tensor in (ids, versions, digests)]
     n = ids.numel()
     if kinds != [(torch.int64, (n,)), (torch.int64, (n,)), (torch.uint8, (n, DIGEST_BYTES))]:
-        raise CheckpointError("clients must be a table of ids, rounds and sha256, which it is not")
+        raise CheckpointError(f"{key} must be a table of ids, rounds and sha256, which it is not")
     newest = dict(zip(ids.tolist(), versions.tolist(), strict=True))
     if len(newest) != n or (n and versions.min() < 1):
-        raise CheckpointError("clients must hold each client once, with a round from 1")
+        raise CheckpointError(f"{key} must hold each client once, with a round from 1")
     # what a client keeps was kept when its update was taken
     if max(accepted.values(), default=0) > rounds or any(
         version > accepted.get(client, 0) for client, version in newest.items()

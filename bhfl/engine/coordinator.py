@@ -11,7 +11,7 @@ from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
 from bhfl.engine.devices import Devices
-from bhfl.engine.downlink import lowered
+from bhfl.engine.downlink import Sent, sent_as
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
 from bhfl.engine.handed import ServerReturnError, name_of
@@ -20,11 +20,12 @@ from bhfl.engine.private import public_rows
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
+from bhfl.engine.references import NOTHING
 from bhfl.engine.refusal import Asked, admit
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
-from bhfl.engine.types import Client, Row, ServerState, Update
+from bhfl.engine.types import Client, Params, Row, ServerState, Update
 
 # Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
 _FATAL = (CheckpointError, ServerReturnError, Terminated)
@@ -37,7 +38,12 @@ class _Message:
 
     tensors: Any
     group: tuple[str, Devices | None]
+    before: Params
     payload: bytes
+    sent: Sent
+
+
+_SILENCE = _Message({}, ("", None), NOTHING, b"", Sent({}, {}, whole=False))
 
 
 class Coordinator:
@@ -99,12 +105,15 @@ class Coordinator:
 
     def _tasks(self, history: Sequence[Row]) -> Iterator[Task]:
         """The tasks of this process, each made when it is asked for."""
-        fabric = self.session.fabric
+        session = self.session
         for client in self.mine:
             STANDING.at(f"training client {client.id} in round {self.server.round + 1}")
-            record = ClientRecord(client.id, client.group, client.weight, fabric.global_rank)
+            record = ClientRecord(
+                client.id, client.group, client.weight, session.fabric.global_rank
+            )
             try:
-                task = self._task(client, record, history)
+                message = self._message(client)
+                task = self._task(client, message, record, history)
             except _FATAL:
                 raise
             except (Exception, SystemExit) as error:
@@ -112,20 +121,28 @@ class Coordinator:
                 self._unsent.append(record)
                 continue
             self._waiting[client.id] = (record, task.link)
+            # outside the try: a full disk is no client's failure
+            session.references.send(client.id, self.server.round + 1, message.sent)
             yield task
 
-    def _task(self, client: Client, record: ClientRecord, history: Sequence[Row]) -> Task:
+    def _task(
+        self, client: Client, message: _Message, record: ClientRecord, history: Sequence[Row]
+    ) -> Task:
         session = self.session
         server = self.server
         timing = session.timing
-        payload = self._downlink(client)
+        payload, sent = message.payload, message.sent
         record.downlink_bytes = len(payload)
         record.header_bytes = header_bytes(payload) if payload else 0
+        record.whole_bytes = len(payload) if sent.whole else 0
+        version = server.accepted.get(client.id, 0)
         return Task(
             client=client.id,
             round=server.round,
             downlink=payload,
-            version=server.accepted.get(client.id, 0),
+            reference=version if sent.weights and not sent.whole else 0,
+            keeps=list(sent.weights),
+            version=version,
             channels_last=server.channels_last,
             seed=session.settings.cohort.seed,
             training=client.devices.training(session.settings.training),
@@ -134,22 +151,28 @@ class Coordinator:
             history=history,
         )
 
-    def _downlink(self, client: Client) -> bytes:
-        """The bytes that a client is sent; the last message is not encoded again."""
+    def _message(self, client: Client) -> _Message:
+        """What a client is sent; the last message is not encoded again."""
         session = self.session
         if not session.algorithm.communicates or not client.num_examples:
-            return b""
+            return _SILENCE
         tensors = session.algorithm.downlink(self.server, client)
+        before = session.references.held(client, self.server)
         # statistics travel along, and those of another group are another message, as other bits are
-        devices = None if client.devices.downlink == "float32" else client.devices
+        devices = None if client.devices.downlink.bits == "float32" else client.devices
         group = (session.buffers.key(client.bits), devices)
         last = self._last
-        if last is None or last.group != group or not _same(tensors, last.tensors):
+        if (
+            last is None
+            or last.group != group
+            or last.before is not before
+            or not _same(tensors, last.tensors)
+        ):
             session.hooks.check_downlink(tensors, self.server)
-            message = lowered(tensors, devices, self.server.params) if devices else tensors
-            payload = encode({**message, **session.travelling(self.server, client.bits)})
-            last = self._last = _Message(tensors, group, payload)
-        return last.payload
+            sent = sent_as(tensors, devices, self.server.params, before)
+            payload = encode({**sent.message, **session.travelling(self.server, client.bits)})
+            last = self._last = _Message(tensors, group, before, payload, sent)
+        return last
 
     # ---- what comes back -------------------------------------------------------------------------
 
@@ -191,7 +214,7 @@ class Coordinator:
         coded = session.algorithm.coded(self.server, client, session.layers)
         record.largest = admit(update, self.asked, coded, client)
         weights, buffers = session.buffers.split(update)
-        weights = Update(weights, payload)
+        weights = Update(weights, payload, session.references.received(client.id))
         # before the buffers, which could not be taken out of their sums where it is refused
         session.hooks.fold(weights, client, self.server, self.updates)
         if buffers:
@@ -237,9 +260,20 @@ class Coordinator:
             round=round,
             buffers=buffers,
             participants=participants,
-            accepted=server.accepted | dict.fromkeys(participants, round),
+            accepted=still_known(server, records) | dict.fromkeys(participants, round),
             channels_last=server.channels_last,
         )
+
+
+def still_known(server: ServerState, records: Sequence[ClientRecord]) -> dict[int, int]:
+    """`ServerState.accepted` without the clients that have lost what they kept: these begin anew.
+
+    Args:
+        server: The state before the round.
+        records: What became of all clients of the round.
+    """
+    lost = {record.client for record in records if record.lost}
+    return {client: round for client, round in server.accepted.items() if client not in lost}
 
 
 def _seconds(record: ClientRecord, link: ClientLink) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bhfl.checks import suggestion
+from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.optimizers import Replaced
 from bhfl.quant import (
     BitSpec,
@@ -21,7 +22,7 @@ from bhfl.quant import (
     set_spec_,
 )
 from bhfl.quant.backends import BACKENDS, get_backend
-from bhfl.settings import Downlink, LocalTraining
+from bhfl.settings import LocalTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Devices:
 
     Args:
         group: What the user has written; of one whose bits change, a stage of it.
-        downlink: Bits at which they are sent the model, see `bhfl.engine.downlink`.
+        downlink: How they are sent the model, see `bhfl.engine.downlink`.
         since: The rounds that are done when the group comes to these bits.
 
     Attributes:
@@ -79,10 +80,12 @@ class Devices:
         backends: What computes a layer, by module name, where it is not ``fake``.
     """
 
-    def __init__(self, group: Group, downlink: Downlink = "float32", since: int = 0) -> None:
+    def __init__(
+        self, group: Group, downlink: DownBits | Downlink = "float32", since: int = 0
+    ) -> None:
         self.group = group
         self.key = f"{group.label}@{since}" if since else group.label
-        self.downlink = downlink
+        self.downlink = Downlink.of(downlink)
         self.spec = group.bits
         self.layers: dict[str, BitSpec] = {}
         self.backends: dict[str, str] = {}

@@ -2,19 +2,27 @@
 
 Weights (floating tensors of two or more dimensions) travel as codes, rounded to nearest with one
 scale for each output channel; biases, norms and all that is not the model's stay as they are.
+
+Or their differences do, to what the client was sent last as it has it: to r_v, what it made of
+version v of the model. It is sent Q(w_t - r_v) and has r_t = r_v + Q(w_t - r_v). As w_t - r_v is
+(w_t - w_v) + (w_v - r_v), what rounding left out of version v is in the next difference: this is
+error feedback (Seide et al., Interspeech 2014, for gradients), with no other memory than r_v. A
+client that has no r_v, or one that is too old, is sent w_t as float32.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from bhfl.downlink import DownBits
+from bhfl.downlink import Downlink as Downlink
 from bhfl.engine.devices import Devices
 from bhfl.engine.roster import one_of_each
-from bhfl.engine.types import Client
+from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
 from bhfl.quant.spec import FLOAT_BITS
-from bhfl.settings import Downlink
 
 _FEWEST = 8
 """Bits that a client is sent at least where it is sent its own: with fewer, what it has learned of
@@ -22,7 +30,7 @@ a weight within a round would be lost on the way back to it.
 """
 
 
-def bits_down(rule: Downlink, spec: BitSpec) -> int:
+def bits_down(rule: DownBits, spec: BitSpec) -> int:
     """Bits of a weight on its way to a client.
 
     Args:
@@ -50,9 +58,7 @@ def on_its_way(name: str, weight: Tensor, devices: Devices) -> Tensor | Quantize
         weight: Any tensor of the model.
         devices: The client's.
     """
-    if weight.dim() < 2 or not weight.is_floating_point():
-        return weight
-    bits = bits_down(devices.downlink, devices.spec_of(name))
+    bits = _bits(name, weight, devices)
     return weight if bits == FLOAT_BITS else quantize(weight, bits, granularity="channel")
 
 
@@ -68,9 +74,106 @@ def lowered(
     """
     found = dict(tensors)
     for name in tensors.keys() & model.keys():
-        if isinstance(tensors[name], Tensor):
-            found[name] = on_its_way(name, tensors[name], devices)
+        found[name] = on_its_way(name, tensors[name], devices)
     return found
+
+
+def _bits(name: str, tensor: Any, devices: Devices) -> int:
+    """Bits at which a tensor of the model travels; 32 for what is no weight, or codes already."""
+    if not isinstance(tensor, Tensor) or tensor.dim() < 2 or not tensor.is_floating_point():
+        return FLOAT_BITS
+    return bits_down(devices.downlink.bits, devices.spec_of(name))
+
+
+# ---- differences ---------------------------------------------------------------------------------
+
+
+def has_reference(client: Client, server: ServerState) -> bool:
+    """Whether a client is sent differences in this round, as far as the rounds tell: it has been
+    there, and not too long ago.
+    """
+    rule = client.devices.downlink
+    version = server.accepted.get(client.id, 0)
+    return rule.send == "differences" and version > 0 and server.round - version < rule.keep
+
+
+def as_sent(tensors: Mapping[str, Any], client: Client, server: ServerState) -> dict[str, Any]:
+    """A message of the size that a client is sent in this round: its own values stand for the
+    differences.
+
+    Args:
+        tensors: The message: tensors by name.
+        client: Who is sent it.
+        server: The state of the round.
+    """
+    whole = client.devices.downlink.send == "differences" and not has_reference(client, server)
+    return dict(tensors) if whole else lowered(tensors, client.devices, server.params)
+
+
+def an_example(cohort: Sequence[Client], clients: Sequence[Client]) -> Client:
+    """A client whose message stands for those of all: the first one, or with differences the first
+    that is there, as those that are not may have nothing to take differences to.
+
+    Args:
+        cohort: The clients of a round.
+        clients: The fleet.
+    """
+    first = clients[0]
+    return cohort[0] if cohort and first.devices.downlink.send == "differences" else first
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message, and what of it a client keeps.
+
+    Attributes:
+        message: Tensors by name: weights as codes, or codes of their differences, or float32.
+        weights: The weights that later differences are to, as the client has them once it has
+            received it.
+        whole: Whether such weights are sent themselves, as float32.
+    """
+
+    message: dict[str, Any]
+    weights: Params
+    whole: bool
+
+
+def sent_as(
+    tensors: Mapping[str, Any], devices: Devices | None, model: Mapping[str, Any], before: Params
+) -> Sent:
+    """A message as a client is sent it.
+
+    Args:
+        tensors: The message: tensors by name.
+        devices: The client's; None where all is sent as it is.
+        model: It has the names of the model's tensors.
+        before: The weights that it was sent last, as it has them. Unless they are the ones that
+            this message has at fewer bits than float32, no differences are sent.
+    """
+    message = dict(tensors)
+    weights: Params = {}
+    if devices is None:
+        return Sent(message, weights, whole=False)
+    if devices.downlink.send == "weights":
+        return Sent(lowered(tensors, devices, model), weights, whole=False)
+    for name, tensor in tensors.items():
+        if name in model and _bits(name, tensor, devices) < FLOAT_BITS:
+            weights[name] = tensor
+    if weights.keys() != before.keys():
+        return Sent(message, weights, whole=bool(weights))
+    for name, tensor in weights.items():
+        codes = quantize(tensor - before[name], _bits(name, tensor, devices), granularity="channel")
+        message[name] = codes
+        weights[name] = before[name] + codes.dequantize()
+    return Sent(message, weights, whole=False)
+
+
+# ---- what methods ask ----------------------------------------------------------------------------
+
+
+def is_coarse(devices: Devices) -> bool:
+    """Whether any weights travel to these devices at fewer bits than float32."""
+    return any(bits_down(devices.downlink.bits, spec) < FLOAT_BITS for spec in devices.specs)
 
 
 def check_whole(method: str, clients: Sequence[Client]) -> None:
@@ -86,7 +189,7 @@ def check_whole(method: str, clients: Sequence[Client]) -> None:
     """
     for client in one_of_each(clients):
         rule = client.devices.downlink
-        if any(bits_down(rule, spec) < FLOAT_BITS for spec in client.devices.specs):
+        if is_coarse(client.devices):
             raise ValueError(
                 f"{method} reckons from the weights that clients receive: trainer.downlink must be "
                 f"float32, got {rule}"

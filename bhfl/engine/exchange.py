@@ -56,6 +56,12 @@ class Task:
     stage: Literal["train"] | Stage = "train"
     downlink: bytes
     """The payload that it is sent; empty where nothing is."""
+    reference: int = 0
+    """The version of `keeps` that the payload has differences to, by the rounds that were finished
+    when the client kept it; 0 where it has the weights themselves.
+    """
+    keeps: Sequence[str] = ()
+    """Names of the weights that the client keeps as it has received them, for such differences."""
     version: int
     """Rounds that were finished when the server last took an update of its; 0 if it never did. The
     client goes on with what it kept then.
@@ -87,6 +93,8 @@ class Fault:
     traceback: str = ""
     origin: str = ""
     """Type and line of an error that is likely to come again."""
+    lost: bool = False
+    """Whether the client no longer has what it kept, so that the server takes it for a new one."""
     broken_hook: bool = False
     """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from bhfl.comm import encoded_bytes
 from bhfl.engine.checkpoint import State, check_storable
 from bhfl.engine.client.store import client_store
-from bhfl.engine.downlink import lowered
+from bhfl.engine.downlink import as_sent
 from bhfl.engine.ending import STANDING
 from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.folder import new_run
@@ -20,6 +20,7 @@ from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, round_metrics, with_updates
+from bhfl.engine.references import check_references
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
 from bhfl.engine.roster import group_sizes, one_of_each
@@ -113,7 +114,7 @@ def _least_downlink(session: Session) -> int:
     model = session.server.params
     sizes = []
     for client in one_of_each(session.fleet.at(0)):
-        sizes.append(encoded_bytes(lowered(model, client.devices, model)))
+        sizes.append(encoded_bytes(as_sent(model, client, session.server)))
     return min(sizes)
 
 
@@ -145,7 +146,7 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
         # with other options of its length it is the same run made longer
         run.stopped &= not differences(state["config"], session.told, [Role.LENGTH])
         session.trainer.should_stop = run.stopped
-    session.store = run.store
+    session.store, session.references = run.store, run.references
     run.begin(session.server, files)
     # the command line writes its own
     if fabric.is_global_zero and not session.trainer.config:
@@ -165,6 +166,7 @@ def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, State
     check_told(ckpt_path, state["config"], session.told)
     # it raises where what clients keep is not all there
     client_store(folder, state)
+    check_references(folder, state)
     return folder or new_run(trainer.root), state
 
 
@@ -239,12 +241,12 @@ def _save(
     session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
 ) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
-    round, store = session.server.round, session.store
+    round = session.server.round
     kept = run.save(session.server, session.told, best, due)
     if due:
         folder = shlex.quote(str(run.folder))
         STANDING.saved = f"--ckpt_path {folder} goes on from round {round}"
-    if kept and store.folder.exists():
-        for record in records:
+    for store in (session.store, session.references):
+        for record in records if kept and store.folder.exists() else ():
             store.prune(record.client, kept)
     session.fabric.barrier()

@@ -18,6 +18,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of a run folder: its checkpoints."""
 CLIENTS = "clients"
 """Folder of a run folder: what its clients keep between rounds."""
+REFERENCES = "references"
+"""Folder of a run folder: what each client was sent last."""
 LOCK = ".lock"
 """File of a run folder: the process that trains there."""
 SUMMARY = "summary.json"
@@ -48,14 +50,14 @@ def new_run(root: Path) -> Path:
 
 
 def own_entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What lies at the top of a run folder, and at any depth in the folders of checkpoints and
-    clients.
+    """What lies at the top of a run folder, and at any depth in the folders of checkpoints,
+    clients and references.
     """
     with os.scandir(folder) as entries:
         found = list(entries)
     yield from found
     for entry in found:
-        if entry.name in (CHECKPOINTS, CLIENTS) and entry.is_dir(follow_symlinks=False):
+        if entry.name in (CHECKPOINTS, CLIENTS, REFERENCES) and entry.is_dir(follow_symlinks=False):
             yield from _below(entry.path)
 
 

@@ -119,12 +119,14 @@ def _too_many_graphs(num_specs: int) -> str:
 
 def _coarsely_sent(devices: Devices) -> str:
     """That a model reaches its clients at fewer bits than they compute with."""
-    bits = bits_down(devices.downlink, devices.spec)
-    if bits >= min(_FINE, devices.spec.weights):
+    rule = devices.downlink
+    bits = bits_down(rule.bits, devices.spec)
+    if rule.send == "differences" or bits >= min(_FINE, devices.spec.weights):
         return ""
     return (
-        f"trainer.downlink {devices.downlink} rounds the model of {devices.group.label} clients to "
-        f"{bits} bits before each round, and what they had learned below that is lost"
+        f"trainer.downlink {rule} rounds the model of {devices.group.label} clients to "
+        f"{bits} bits before each round, and what they had learned below that is lost; with send: "
+        "differences none of it is"
     )
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 from bhfl.engine.exchange import Fault
 from bhfl.tags import STATUSES, Status
 
-BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes")
+BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes", "whole_bytes")
 """The fields of a record that the ledger adds up."""
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
@@ -31,6 +31,10 @@ class ClientRecord:
     uplink_bytes: int = 0
     header_bytes: int = 0
     """The part of both that is not tensor content."""
+    whole_bytes: int = 0
+    """The part of `downlink_bytes` that was whole weights, of a client without anything that
+    differences could be to.
+    """
     closing_bytes: int = 0
     """The part of `downlink_bytes` that came when the round had ended."""
     num_examples: int = 0
@@ -50,6 +54,7 @@ class ClientRecord:
     traceback: str = ""
     origin: str = ""
     """The type and line of an error, see `bhfl.engine.exchange.Fault`, as for `broken_hook`."""
+    lost: bool = False
     broken_hook: bool = False
 
     def become(self, fault: Fault) -> None:
@@ -115,7 +120,7 @@ class Ledger:
         return total
 
     def total(self, key: str) -> int:
-        """`uplink_bytes`, `downlink_bytes` or `header_bytes` over all groups."""
+        """One of `BYTES` over all groups."""
         return sum(row[key] for row in self.by_group.values())
 
     def metrics(self) -> dict[str, float]:

@@ -13,9 +13,9 @@ from typing import Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.devices import Devices, Group
 from bhfl.engine.types import Client
-from bhfl.settings import Downlink
 
 
 class Roster(Sequence[Client]):
@@ -29,7 +29,7 @@ class Roster(Sequence[Client]):
         counts: The number of clients of each group.
         sizes: Training samples of each client.
         weights: What each counts in averages; one without samples never counts.
-        downlink: Bits at which all are sent the model.
+        downlink: How all are sent the model.
 
     Raises:
         ValueError: There are more or fewer sizes than clients.
@@ -41,7 +41,7 @@ class Roster(Sequence[Client]):
         counts: Sequence[int],
         sizes: Sequence[int],
         weights: Literal["samples", "uniform"],
-        downlink: Downlink = "float32",
+        downlink: DownBits | Downlink = "float32",
     ) -> None:
         self.sizes: NDArray[np.int64] = np.asarray(sizes, np.int64)
         """Training samples of each client."""

@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bhfl.comm import encode, header_bytes
-from bhfl.engine.coordinator import Coordinator
+from bhfl.engine.coordinator import Coordinator, still_known
 from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import NO_EXAMPLES, Verdict
 from bhfl.engine.handed import ServerReturnError
@@ -53,16 +54,19 @@ def run_round(
     ok = with_updates(records)
     if len(ok) < session.settings.cohort.min_clients and not private:
         clients.close(server.round + 1, _verdicts(records, []))
+        _settle(session, records, [])
         # a client's files are in order before another process trains it
         fabric.barrier()
         # from the state before the round: what begin_round made is dropped with it
-        return server.failed(), records
+        return replace(server.failed(), accepted=still_known(server, records)), records
     following = coordinator.combine(records)
     closing = session.hooks.closing(following)
     message = None if closing is None else encode(closing)
     # not before there is a model: where that fails, no client has kept anything of the round
     clients.close(following.round, _verdicts(records, ok, message))
     session.store.learn(gather(fabric, session.store.news()))
+    _settle(session, records, ok)
+    session.references.learn(gather(fabric, session.references.news()))
     if message is not None:
         _charge(ok, message)
     if fabric.is_global_zero:
@@ -94,6 +98,14 @@ def _verdicts(
     """What becomes of each client's round; only those that are kept hear what closes it."""
     verdicts = {record.client: Verdict(keep=False) for record in records}
     return verdicts | {record.client: Verdict(True, closing) for record in kept}
+
+
+def _settle(
+    session: Session, records: Sequence[ClientRecord], kept: Sequence[ClientRecord]
+) -> None:
+    """Know what those clients have been sent now whose round counts."""
+    lost = [record.client for record in records if record.lost]
+    session.references.settle([record.client for record in kept], lost)
 
 
 def _charge(records: Sequence[ClientRecord], closing: bytes) -> None:

@@ -29,6 +29,7 @@ from bhfl.engine.history import PackedHistory
 from bhfl.engine.loggers import Loggers, scalars
 from bhfl.engine.per_client import COLUMNS
 from bhfl.engine.records import Ledger
+from bhfl.engine.references import References
 from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, TableFile, claim, write_json
 from bhfl.settings import Settings
@@ -61,6 +62,7 @@ class Run:
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
+        self.references = References(folder)
         self.clients = TableFile(folder / CLIENTS_CSV, COLUMNS)
         self.first: Row = {}
         """What validation before the first round gave; empty where there was none. It is no part of
@@ -95,6 +97,7 @@ class Run:
                 "seconds": self.seconds,
             },
             "clients": self.store.table(),
+            "references": self.references.table(),
             "config": dict(config),
             "version": bhfl.__version__,
         }
@@ -111,6 +114,7 @@ class Run:
                 f"the checkpoint has best rounds of {list(run['bests'])}, got {list(self.bests)}"
             )
         self.store = ClientStore(self.store.folder, state["clients"])
+        self.references = References(self.folder, state["references"])
         self.first = run["first"]
         self.history = list(map(_interned, run["history"]))
         self.ledger = Ledger(run["ledger"])
@@ -142,6 +146,7 @@ class Run:
         # it tells of an end that is none any more
         (self.folder / SUMMARY).unlink(missing_ok=True)
         self.store.rewind(server.round)
+        self.references.rewind(server.round)
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             # the split of many clients is long, and nobody reads it by eye
@@ -302,6 +307,7 @@ class Run:
         """
         self.loggers.close()
         self.store.drop_all()
+        self.references.drop_all()
         if self._claim:
             self._claim.close()
 

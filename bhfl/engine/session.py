@@ -35,6 +35,7 @@ from bhfl.engine.monitor import check_monitor, check_samples
 from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
+from bhfl.engine.references import References
 from bhfl.engine.resume import fitting, use_backends_
 from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.sampling import cohort_of
@@ -75,6 +76,8 @@ class Session:
         """What a fit is told, see `bhfl.engine.fingerprint`."""
         self.store = ClientStore(Path("nowhere"))
         """What the clients of this process keep between rounds."""
+        self.references = References(Path("nowhere"))
+        """What each of them was sent last, where differences are sent."""
         self._set_up()
 
     @classmethod

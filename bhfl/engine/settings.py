@@ -9,6 +9,7 @@ from typing import Any
 
 from bhfl.checks import choice
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.downlink import Downlink
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.devices import Group
 from bhfl.engine.fleet import Fleet
@@ -41,6 +42,9 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: With every problem of them, one a line.
     """
+    # one way to write what is the same: runs are compared by what they were told
+    if isinstance(rule := options["downlink"], Downlink):
+        options = {**options, "downlink": rule.short()}
     settings = Settings.of(options)
     problems = settings.problems()
     make = settings.aggregation.server_optimizer

@@ -10,6 +10,7 @@ from lightning.fabric.strategies import Strategy
 
 from bhfl.checks import refuse
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback
@@ -31,7 +32,7 @@ from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
 from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.files import user_path
-from bhfl.settings import Downlink, Measures
+from bhfl.settings import Measures
 
 
 class FederatedTrainer:
@@ -58,7 +59,8 @@ class FederatedTrainer:
             deadline.
         downlink: Bits of the weights that clients are sent, with a scale for each output channel: a
             number; ``client``: what the client stores in, or computes with, at least 8; or
-            ``float32``.
+            ``float32``. Or ``{bits: 4, send: differences, keep: 5}``: their differences to what a
+            client was sent at most `keep` versions ago, or else float32 weights.
         norm: Running statistics of BatchNorm: ``average`` over all, inside each bit ``group``, or
             ``local``.
         min_clients: Fewer usable updates than this, and the round is skipped.
@@ -125,7 +127,7 @@ class FederatedTrainer:
         weights: Literal["samples", "uniform"] = "samples",
         server_optimizer: OptimizerCallable | None = None,
         network: SimulatedNetwork | None = None,
-        downlink: Downlink = "float32",
+        downlink: DownBits | Downlink = "float32",
         norm: NormPolicy = "group",
         min_clients: int = 1,
         max_failed_rounds: int = 3,

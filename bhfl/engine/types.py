@@ -34,11 +34,13 @@ class Update(dict[str, Tensor | QuantizedTensor]):
     Args:
         tensors: The tensors of the model and what was sent besides; no running statistics.
         payload: What `bhfl.comm.decode` decodes.
+        received: The weights that its client was sent as differences, as it has them.
     """
 
-    def __init__(self, tensors: Tensors, payload: bytes) -> None:
+    def __init__(self, tensors: Tensors, payload: bytes, received: Params | None = None) -> None:
         super().__init__(tensors)
         self.payload = payload
+        self.received = received or {}
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def test_methods_run_and_go_on_with_it(tmp_path: Path, algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [FedCOMGATE(allow_inexact=True), FedDyn(), Median(client=FedDyn())]
+    "algorithm", [FedCOMGATE(32, allow_inexact=True), FedDyn(), Median(client=FedDyn())]
 )
 def test_methods_that_reckon_from_what_is_received_refuse_it(
     tmp_path: Path, algorithm: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +33,7 @@ from bhfl.algorithms import (
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
+from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load
@@ -105,6 +106,22 @@ class Piped:
         for verdict in verdicts.values():
             self.connection.send_bytes(to_bytes(verdict))
         assert self.connection.recv_bytes() == b"closed"
+
+
+class Forgetful:
+    """Clients of which one has nothing of what it kept, in one round."""
+
+    def __init__(self, clients: Clients, client: int, round: int) -> None:
+        self.clients = clients
+        self.place = (client, round)
+        self.close = clients.close
+        self.evaluate = clients.evaluate
+
+    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
+        return self.clients.train(map(self._wiped, tasks))
+
+    def _wiped(self, task: Task) -> Task:
+        return replace(task, version=0) if (task.client, task.round) == self.place else task
 
 
 def serve(connection: Connection, folder: Path, case: str) -> None:
@@ -258,6 +275,10 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "unlucky": (Unlucky, {}),
     "late": (Algorithm, {"network": slow(1.0)}),
     "skipped": (Unlucky, {"min_clients": 4, "norm": "local"}),
+    "differences": (
+        Unlucky,
+        {"downlink": Downlink(4, "differences", keep=1), "clients_per_round": 4},
+    ),
 }
 for name in bhfl.algorithms.__all__:
     CASES.setdefault(name, (getattr(bhfl.algorithms, name), {}))
@@ -330,6 +351,24 @@ def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
         assert any(row[f"clients/{status}"] for row in found["rows"]), f"no client was {status}"
     ok = [row["clients/ok"] for row in found["rows"]]
     assert ok == [5, 3, 5] if case in ("unlucky", "skipped") else min(ok) >= 3
+
+
+def test_clients_that_lost_what_they_were_sent_begin_anew(tmp_path):
+    """Their disk was wiped in the middle of the run: a round is lost, and no more."""
+    with away(tmp_path / "away", "FedAvg") as clients:
+        rule = Downlink(4, "differences")
+        options = {"downlink": rule, "validate_first": False, "max_rounds": 6}
+        forgetful = Forgetful(clients, 2, 3)
+        run_of = run(tmp_path / "there", "FedAvg", forgetful, **options)
+    rows = run_of.run.history
+    assert [row["clients/ok"] for row in rows] == [5, 5, 5, 4, 5, 5]
+    assert rows[3]["problems"] == [
+        "client 2 failed: it no longer has the weights that it was sent differences to"
+    ]
+    # all in the first round, and then the one
+    whole = [row["whole_bytes"] for row in rows]
+    assert whole == [whole[0], 0, 0, 0, whole[0] // 5, 0]
+    assert run_of.server.accepted == dict.fromkeys(range(5), 6)
 
 
 @pytest.mark.parametrize("case", ["FedCOMGATE", "Local", "own head"])

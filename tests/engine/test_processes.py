@@ -25,6 +25,7 @@ from bhfl.algorithms import Ditto, DPFedAvg, FedCOMGATE, FedDyn, FedLQ, Median, 
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import SimulatedNetwork
+from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest, load, load_last
@@ -230,6 +231,7 @@ CASES: dict[str, dict[str, Any]] = {
     "devices": {
         "clients": DEVICES,
         "algorithm": partial(ProWD, Mask(per="group"), None),
+        "downlink": Downlink("client", "differences"),
         "norm": "group",
         "evaluate_clients": "after",
     },
@@ -240,7 +242,12 @@ CASES: dict[str, dict[str, Any]] = {
         "weights": "uniform",
         "clients_per_round": 2,
     },
-    "skipped rounds": {"algorithm": Unlucky, "min_clients": 6, "norm": "local"},
+    "skipped rounds": {
+        "algorithm": Unlucky,
+        "min_clients": 6,
+        "norm": "local",
+        "downlink": Downlink(4, "differences"),
+    },
 }
 
 
@@ -309,6 +316,7 @@ def outcome(run: Path) -> dict[str, Any]:
             {tag: value for tag, value in row.items() if tag != "time/round_s"} for row in rows
         ],
         "server": digest(state["server"]),
+        "references": digest(state["references"]),
         "ledger": state["run"]["ledger"],
         "numbers": client_rows(run),
         "clients": {client: (path.name, digest(load(path))) for client, path in newest.items()},

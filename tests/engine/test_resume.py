@@ -27,6 +27,7 @@ from bhfl.algorithms import (
     FedAvg,
     FedCOMGATE,
     FedLQ,
+    FedPAQ,
     FedProx,
     GroupedAvgAsymmetric,
     Local,
@@ -36,6 +37,7 @@ from bhfl.algorithms.fedlq import Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
+from bhfl.downlink import Downlink
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
@@ -123,6 +125,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "rows": [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows],
         "server": digest(state["server"]),
+        "references": digest(state["references"]),
         "history": history,
         "ledger": state["run"]["ledger"],
         "numbers": client_rows(run),
@@ -391,18 +394,23 @@ class Counting(Algorithm):
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "algorithm"),
-    [("ClientStore.commit", Counting()), ("ClientStore.commit", Remembering())],
-    ids=["kept", "changed"],
+    ("count", "options"),
+    [
+        (5, {"algorithm": Counting()}),
+        (5, {"algorithm": Remembering()}),
+        # of a round, what clients keep is there by then, and what they were sent is not
+        (6, {"algorithm": Remembering(), "downlink": Downlink(4, "differences", keep=2)}),
+    ],
+    ids=["kept", "changed", "sent"],
 )
-def test_killed_between_what_clients_came_to_and_its_verdict(tmp_path, kill_at, algorithm):
+def test_killed_between_what_clients_came_to_and_its_verdict(tmp_path, count, options):
     killed = tmp_path / "killed"
-    code = in_process(killed, kill_at=kill_at, count=5, algorithm=algorithm)
+    code = in_process(killed, kill_at="ClientStore.commit", count=count, **options)
     assert code == -signal.SIGKILL
-    left = list(killed.glob("bhfl/version_0/clients/*/.*.tmp"))
+    left = list(killed.glob("bhfl/version_0/*/*/.*.tmp"))
     assert left, "nothing was waiting for its verdict"
-    assert in_process(killed, algorithm=algorithm) == 0
-    go(tmp_path / "whole", algorithm=algorithm)
+    assert in_process(killed, **options) == 0
+    go(tmp_path / "whole", **options)
     assert outcome(killed) == outcome(tmp_path / "whole")
     assert not list(killed.glob("bhfl/**/.*.tmp"))
 
@@ -436,6 +444,7 @@ STATEFUL = [
     ),
     (AdaQuantFL(), {}),
     (FedAvg(), {"server_optimizer": partial(torch.optim.Adam, lr=0.01)}),
+    (FedPAQ(), {"downlink": Downlink(4, "differences", keep=2)}),
 ]
 
 

@@ -25,7 +25,7 @@ from bhfl.algorithms.fedlq.significance import layer_costs, significance, varian
 from bhfl.checks import checked, choice, options
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
-from bhfl.engine.downlink import lowered
+from bhfl.engine.downlink import an_example, as_sent
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
@@ -142,7 +142,7 @@ class FedLQ(Algorithm):
         curvature = self.sensitivity.curvature(probe, len(self.layers))
         # the deadline's place is kept before it is known: it follows from the size of the downlink
         told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
-        traffic = self._traffic(server, context, context.clients[0], told)
+        traffic = self._traffic(server, context, an_example(cohort, context.clients), told)
         examples = {client.id: self._examples(client, server.round, context) for client in cohort}
         deadline = self.budget.deadline_seconds(
             context.timing, server.round, traffic, cohort, examples
@@ -199,7 +199,7 @@ class FedLQ(Algorithm):
         for name in layers:
             del others[name]
         up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
-        down = lowered({**layers, **others, PLAN: plan}, client.devices, server.params)
+        down = as_sent({**layers, **others, PLAN: plan}, client, server)
         return Traffic(layers, up, encoded_bytes(down))
 
     def _examples(self, client: Client, round: int, context: Context) -> int:

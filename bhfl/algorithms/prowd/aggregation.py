@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-from bhfl.algorithms.prowd.moves import LowMove, MoveReader, count
+from bhfl.algorithms.prowd.moves import LowMove, MoveReader, count, grids_of
 from bhfl.algorithms.prowd.options import Mask
 from bhfl.algorithms.prowd.selection import certified_select
 from bhfl.algorithms.prowd.sums import SelectiveSum
-from bhfl.comm import decode, float_tensors
+from bhfl.comm import decode, encode, float_tensors
 from bhfl.engine.aggregate import Flattener, WeightedMean
 from bhfl.engine.processes import gather
 from bhfl.engine.sums import all_reduce_sum
@@ -71,7 +71,8 @@ class SelectiveMean:
         self.coarse = self.mask.coarse if self.mask else None
         self.high = WeightedMean(self.reader.start)
         self.num_high = 0
-        self.waiting: list[tuple[Client, int]] = []
+        self.waiting: list[tuple[Client, int, int]] = []
+        """Each with the bytes of its payload, and of what it began with where that is its own."""
         self.file = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115  # closed with the aggregator
         self.pool: dict[int, Params] = {}
 
@@ -87,8 +88,10 @@ class SelectiveMean:
             self.beside.add(float_tensors(update), client)
         if client.bits != self.top:
             # as it came, an update waits at the client's bits and not at 32
-            self.file.write(update.payload)
-            self.waiting.append((client, len(update.payload)))
+            begins = self.reader.begins(update, client)
+            begun = encode(begins) if begins else b""
+            self.file.write(update.payload + begun)
+            self.waiting.append((client, len(update.payload), len(begun)))
             return
         self.num_high += 1
         self.high.add(update, client)
@@ -142,10 +145,11 @@ class SelectiveMean:
     def _low(self) -> Iterator[LowMove]:
         """The move of each waiting client."""
         self.file.seek(0)
-        for client, size in self.waiting:
+        for client, size, begun in self.waiting:
             update = decode(self.file.read(size))
             weights = {name: update[name] for name in update if name in self.reader.start}
-            yield self.reader.read(weights, client)
+            start = decode(self.file.read(begun)) if begun else {}
+            yield self.reader.read(weights, client, grids_of(start))
 
     # ---- masks -----------------------------------------------------------------------------------
 

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
 from bhfl.comm import float_tensors
 from bhfl.engine.downlink import as_received
-from bhfl.engine.types import Client, Params, Tensors
+from bhfl.engine.types import Client, Params, Tensors, Update
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import per_slice
 from bhfl.quant.sending import quantize_as_sent
@@ -40,6 +38,11 @@ class LowMove:
     plain: Params
     squares: dict[str, float]
     sent: bool
+
+
+def grids_of(update: Tensors) -> Grids:
+    """Those tensors of an update that came as codes."""
+    return {name: value for name, value in update.items() if isinstance(value, QuantizedTensor)}
 
 
 def count(square: float, coarse: float) -> float:
@@ -80,11 +83,26 @@ class MoveReader:
             return None
         return self.low_start
 
-    def read(self, update: Tensors, client: Client) -> LowMove:
+    def begins(self, update: Update, client: Client) -> Grids:
+        """What a client that is sent differences makes of the weights that it has then; nothing
+        where moves do not count from these, or the weights are those of its group.
+        """
+        if self.origin == "sent":
+            return {}
+        spec_of = client.devices.spec_of
+        names = grids_of(update).keys() & update.received.keys()
+        return {name: quantize_as_sent(update.received[name], spec_of(name)) for name in names}
+
+    def read(self, update: Tensors, client: Client, begun: Grids | None = None) -> LowMove:
         """The client's move; what is not quantised moves from the weights that the client was
         sent.
+
+        Args:
+            update: What it sent.
+            client: Who sent it.
+            begun: What `begins` gave, where it gave anything.
         """
-        grids = {name: x for name, x in update.items() if isinstance(x, QuantizedTensor)}
+        grids = grids_of(update)
         if self.origin == "sent":
             weights = float_tensors(update)
             # clients send w_t - w_i, as in FedPAQ, and a move is w_i - w_t
@@ -92,7 +110,7 @@ class MoveReader:
             squares = {name: _mean_square(grid) for name, grid in grids.items()}
         else:
             weights = self.raised(update)
-            codes, starts = self._starts_of(grids, client)
+            codes, starts = self._starts_of(grids, client, begun or {})
             moves = {name: weights[name] - starts[name] for name in grids}
             squares = {name: _mean_square(grid, codes[name]) for name, grid in grids.items()}
         if self.origin == "broadcast":
@@ -108,20 +126,26 @@ class MoveReader:
             sent=self.origin == "sent",
         )
 
-    def _starts_of(self, grids: Grids, client: Client) -> tuple[Grids, Params]:
+    def _starts_of(self, grids: Grids, client: Client, begun: Grids) -> tuple[Grids, Params]:
         """What the client makes of the weights that it was sent, and where its moves begin; each
-        tensor once a bit group.
+        tensor once a bit group, if all of it are sent the same.
         """
-        codes, starts = self._starts.setdefault(client.bits, ({}, {}))
-        fresh: dict[str, Tensor | QuantizedTensor] = {}
+        codes: Grids
+        starts: Params
+        codes, starts = ({}, {}) if begun else self._starts.setdefault(client.bits, ({}, {}))
+        fresh: Grids = {}
         for name in grids.keys() - codes.keys():
             # as the client has rounded it
-            received = as_received(name, self.low_start[name], client.devices)
-            spec = client.devices.spec_of(name)
-            codes[name] = fresh[name] = quantize_as_sent(received, spec)
+            fresh[name] = begun.get(name) or self._made(name, client)
+            codes[name] = fresh[name]
         if fresh:
             starts |= self.raised(fresh) if self.origin == "dequant_start" else self.low_start
         return codes, starts
+
+    def _made(self, name: str, client: Client) -> QuantizedTensor:
+        """What the clients of a group make of a weight that all of them are sent alike."""
+        received = as_received(name, self.low_start[name], client.devices)
+        return quantize_as_sent(received, client.devices.spec_of(name))
 
 
 def _mean_square(end: QuantizedTensor, start: QuantizedTensor | None = None) -> float:

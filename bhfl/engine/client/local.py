@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bhfl.comm import PayloadError, decode, encode, float_tensors
+from bhfl.comm import PayloadError, encode
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.faults import fault_of
 from bhfl.engine.client.hooks import ClientHooks
+from bhfl.engine.client.messages import Messages, has_reference, split
 from bhfl.engine.client.plain import PlainWorker
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.ending import Terminated
@@ -28,32 +29,7 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import at, behind
 from bhfl.engine.types import Client, FederatedData, Params, server_data
 
-
-class _Messages:
-    """Reads messages; one that is the same as the last is not decoded again.
-
-    Args:
-        place: Brings what a message holds to where it is needed.
-    """
-
-    def __init__(self, place: Callable[[Params], Params]) -> None:
-        self.place = place
-        self._payload = b""
-        self._tensors: Params = {}
-
-    def read(self, payload: bytes) -> Params:
-        """What a message holds; nothing where it is empty."""
-        # a whole cohort is mostly sent the same: to compare bytes costs far less than to decode
-        # them
-        if payload != self._payload:
-            self._tensors = self.place(float_tensors(decode(payload)))
-            self._payload = payload
-        return self._tensors
-
-    def forget(self) -> None:
-        """Hold no message any longer."""
-        self._payload = b""
-        self._tensors = {}
+_LOST = Fault("failed", "it no longer has the weights that it was sent differences to", lost=True)
 
 
 @dataclass
@@ -98,7 +74,7 @@ class LocalClients:
         self.data = data
         self.own = own
         self.store = store
-        self._messages = _Messages(worker.to_device)
+        self._messages = Messages(worker.to_device)
         self._waiting: list[int] = []
         """Clients that came to something in this round."""
         self._told_untuned = False
@@ -163,7 +139,7 @@ class LocalClients:
         drop it.
         """
         # what clients keep is read from disk to the CPU, and stays there
-        closings = _Messages(lambda tensors: tensors)
+        closings = Messages(lambda tensors: tensors)
         for client in self._waiting:
             verdict = verdicts.get(client)
             if verdict is None or not verdict.keep:
@@ -179,11 +155,14 @@ class LocalClients:
         kept = self.store.pending(client.id) or self.store.load(client.id, round) or {}
         state = self.hooks.client_close(client, _state(kept), closing)
         # a version of its own, as the closing message changed what was put, and so its digest
-        self.store.put(client.id, round, {**kept, **self._kept(state)})
+        _, sent = split(kept.get(COMMON, {}))
+        self.store.put(client.id, round, {**kept, **self._kept(state, sent)})
 
-    def _kept(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        """What the algorithm keeps of a client, apart from what other clients keep too."""
-        parts: dict[str, Any] = {"algorithm": {}, COMMON: {}}
+    def _kept(self, state: dict[str, Tensor], sent: Params) -> dict[str, Any]:
+        """What the algorithm keeps of a client, apart from what other clients keep too, and what
+        the client was sent last.
+        """
+        parts: dict[str, Any] = {"algorithm": {}, COMMON: {**sent}}
         for name, value in state.items():
             part = COMMON if name.startswith(tuple(self.algorithm.common)) else "algorithm"
             parts[part][name] = value
@@ -227,11 +206,12 @@ class LocalClients:
 
     def _work(self, client: Client, task: Task, work: _Work) -> None:
         """All of a client's round."""
-        if not client.num_examples:
-            work.fault = Fault("rejected", NO_EXAMPLES)
-            return
         kept = self.store.load(client.id, task.version) or {}
-        received = self._messages.read(task.downlink)
+        common = kept.get(COMMON, {})
+        if not client.num_examples or not has_reference(task, common):
+            work.fault = _LOST if client.num_examples else Fault("rejected", NO_EXAMPLES)
+            return
+        received = self._messages.receive(task, common)
         state = self.worker.to_device(_state(kept))
         # in the first round of a client, and in each of one that keeps nothing
         state = state or self.hooks.init_client(client, received)
@@ -262,7 +242,7 @@ class LocalClients:
             model = {MODEL: self._train_own(run, kept.get(MODEL), work)}
             if task.measures != "none":
                 self._measure(run, work)
-        work.keeps = {**self._kept(run.state), KEPT: own, **model}
+        work.keeps = {**self._kept(run.state, self._messages.keeps), KEPT: own, **model}
 
     def _train_own(self, sent: LocalRun, kept: Params | None, work: _Work) -> Params:
         """Train the client's own model after the one that it sends; what it comes to."""
@@ -334,4 +314,5 @@ class LocalClients:
 
 def _state(kept: Mapping[str, Any]) -> dict[str, Tensor]:
     """All that the algorithm keeps of a client."""
-    return {**kept.get("algorithm", {}), **kept.get(COMMON, {})}
+    common, _ = split(kept.get(COMMON, {}))
+    return {**kept.get("algorithm", {}), **common}

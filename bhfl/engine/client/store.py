@@ -40,6 +40,9 @@ class ClientStore:
         table: What a checkpoint lists of it, see `table`.
     """
 
+    lacks = "clients of this run keep state of their own, which the checkpoint lacks"
+    """What is wrong where a file is gone."""
+
     def __init__(self, folder: Path, table: Mapping[str, Tensor] | None = None) -> None:
         self.folder = folder
         self.known: dict[int, dict[int, str]] = {}
@@ -270,10 +273,7 @@ class ClientStore:
 
     def _found(self, path: Path) -> Path:
         if not path.is_file():
-            raise CheckpointError(
-                "clients of this run keep state of their own, which the checkpoint lacks: there "
-                f"is no {path}"
-            )
+            raise CheckpointError(f"{self.lacks}: there is no {path}")
         return path
 
 
@@ -308,10 +308,7 @@ def client_store(folder: Path | None, state: Mapping[str, Any]) -> ClientStore:
         CheckpointError: Some of it is not.
     """
     if folder is None and len(state["clients"]["ids"]):
-        raise CheckpointError(
-            "clients of this run keep state of their own, which the checkpoint lacks: the file "
-            "lies in no run folder"
-        )
+        raise CheckpointError(f"{ClientStore.lacks}: the file lies in no run folder")
     store = ClientStore((folder or Path()) / CLIENTS, state["clients"])
     store.check()
     return store

@@ -101,7 +101,7 @@ def table(found: Iterable[Option], roles: dict[str, str] | None = None) -> str:
     for option in found:
         row = [f"``{option.key}``", option.kind, f"``{option.default}``", option.text]
         if roles is not None:
-            row.append(roles.get(option.key.rpartition(".")[2], ""))
+            row.append(roles[option.key.split(".")[1]])
         rows.append(row)
     header = ["Key", "Type", "Default", "What it is"]
     widths = "22 16 14 48"
