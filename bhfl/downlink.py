@@ -21,8 +21,8 @@ class Downlink:
             client stores in, or computes with, at least 8; or ``float32`` (32).
         send: The ``weights``; or their ``differences`` to what the client was sent last, with what
             rounding left out of that.
-        keep: With `differences`, how many versions old what a client was sent last may be. One that
-            was there longer ago is sent its weights whole, as float32.
+        keep: How many versions old the weights may be that differences are to. A client that was
+            sent its last ones longer ago is sent all of them, as float32.
     """
 
     bits: DownBits = "client"
@@ -39,7 +39,7 @@ class Downlink:
         return self.bits if self.send == "weights" else self
 
     def __str__(self) -> str:
-        """As it is written in a configuration."""
+        """The option as a configuration says it."""
         if self.send == "weights":
             return str(self.bits)
         return f"{{bits: {self.bits}, send: differences, keep: {self.keep}}}"

@@ -66,7 +66,6 @@ def run_round(
     clients.close(following.round, _verdicts(records, ok, message))
     session.store.learn(gather(fabric, session.store.news()))
     _settle(session, records, ok)
-    session.references.learn(gather(fabric, session.references.news()))
     if message is not None:
         _charge(ok, message)
     if fabric.is_global_zero:
@@ -103,9 +102,11 @@ def _verdicts(
 def _settle(
     session: Session, records: Sequence[ClientRecord], kept: Sequence[ClientRecord]
 ) -> None:
-    """Know what those clients have been sent now whose round counts."""
+    """Know on every process what those clients have been sent now whose round counts."""
+    references = session.references
     lost = [record.client for record in records if record.lost]
-    session.references.settle([record.client for record in kept], lost)
+    references.settle([record.client for record in kept], lost)
+    references.learn(gather(session.fabric, references.news()))
 
 
 def _charge(records: Sequence[ClientRecord], closing: bytes) -> None:
