@@ -20,3 +20,5 @@ SPREAD = ("mean", "std", "worst10", "jain")
 """How a metric is spread over clients, in the tags ``clients_val/acc_mean_<group>``."""
 CLIENTS_CSV = "clients.csv"
 """File of a run folder: every client's numbers, a row a client and round."""
+CORRECT_JSON = "correct.json"
+"""File of a run folder: which test samples its models were right about."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhfl.comm import encode
 from bhfl.engine.devices import FLOAT, Devices
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 GLOBAL = "global"
 """Key of the float32 server model among the groups' results."""
+
+
+class Found(NamedTuple):
+    """What a pass came to."""
+
+    index: int
+    """Its number."""
+    metrics: Mapping[str, float]
+    """On the common samples."""
+    own: Mapping[str, float]
+    """On the client's own."""
+    correct: bytes
+    """Which of the common samples it was right about, see `Measured`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,10 @@ class Evaluator:
         self.shares = {group: count / counts.total() for group, count in counts.items()}
         self.own: dict[int, Mapping[str, float]] = {}
         """What each client's model is worth on its own test samples, by id, as last measured."""
+        self.correct: dict[str, list[bytes]] = {}
+        """Which common samples the models of each group were right about, as last measured: a byte
+        a sample for each model; nothing where the model's step does not say.
+        """
         settings = session.settings
         self.training: LocalTraining | None = None
         """What clients do before they are measured."""
@@ -74,12 +91,15 @@ class Evaluator:
         mine = passes[fabric.global_rank :: fabric.world_size]
         results: dict[str, list[Mapping[str, float]]] = {}
         self.own = {}
+        self.correct = {}
         found = gather(fabric, list(self._measured(server, stage, mine)))
         # by the numbers of passes: means then add up in one order on any number of processes
-        for index, metrics, own in sorted(found, key=itemgetter(0)):
+        for index, metrics, own, correct in sorted(found, key=itemgetter(0)):
             one = passes[index][1]
             if one.common:
                 results.setdefault(one.key, []).append(metrics)
+            if correct and one.key in self.groups:
+                self.correct.setdefault(one.key, []).append(correct)
             if one.client is not None and own:
                 self.own[one.client.id] = own
         floats = [name for name, own in self.groups(server).items() if own.spec.is_float]
@@ -162,8 +182,8 @@ class Evaluator:
 
     def _measured(
         self, server: ServerState, stage: Stage, passes: Sequence[tuple[int, Pass]]
-    ) -> Iterator[tuple[int, Mapping[str, float], Mapping[str, float]]]:
-        """The results of some passes, with their numbers: on common samples, and on own ones."""
+    ) -> Iterator[Found]:
+        """The results of some passes."""
         session = self.session
         worker = session.worker
         data = session.data
@@ -175,11 +195,13 @@ class Evaluator:
                 alone[one.client.id] = index
                 continue
             worker.load_global(one.tensors, one.devices)
-            yield index, worker.evaluate(batches(), stage), {}
+            metrics = worker.evaluate(batches(), stage)
+            yield Found(index, metrics, {}, worker.correct)
         if alone:
             tasks = self._tasks(server, stage, (one for _, one in passes))
             for measured in session.clients.evaluate(tasks):
-                yield alone[measured.client], measured.metrics, measured.own
+                index = alone[measured.client]
+                yield Found(index, measured.metrics, measured.own, measured.correct)
 
     def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
         """Tasks for clients that are measured each; one message for all of a group."""

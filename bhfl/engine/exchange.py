@@ -134,6 +134,10 @@ class Measured:
     stage: Stage
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the common samples, by name; none where it was not asked for."""
+    correct: bytes = b""
+    """Whether it was right about each of the common samples, a byte each; empty where its step does
+    not say.
+    """
     own: Mapping[str, float] = field(default_factory=dict)
     """Means over its own test samples, likewise."""
 

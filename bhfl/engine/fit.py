@@ -67,6 +67,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         session.module.on_fit_end()
         metrics = session.evaluate("test")
         run.log_clients(test_rows(session.server.round, session.evaluator.own, session.fleet))
+        run.log_correct(session.evaluator.correct)
         session.tear_down()
         run.loggers.end(metrics, session.server.round)
         run.loggers.close()

@@ -4,7 +4,7 @@ import re
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from bhfl.engine.best import ALL, Best, checkpoint_name, told, waited
 from bhfl.engine.checkpoint import CheckpointError, State
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import read_state
+from bhfl.engine.correct import packed
 from bhfl.engine.environment import environment
 from bhfl.engine.folder import (
     CHECKPOINTS,
@@ -33,7 +34,7 @@ from bhfl.engine.references import References
 from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, TableFile, claim, write_json
 from bhfl.settings import Settings
-from bhfl.tags import CLIENTS_CSV, STATUSES
+from bhfl.tags import CLIENTS_CSV, CORRECT_JSON, STATUSES
 from bhfl.told import SETTINGS, Told
 
 MAX_FAILED = 2000
@@ -145,6 +146,7 @@ class Run:
         remove_unfinished(self.folder)
         # it tells of an end that is none any more
         (self.folder / SUMMARY).unlink(missing_ok=True)
+        (self.folder / CORRECT_JSON).unlink(missing_ok=True)
         self.store.rewind(server.round)
         self.references.rewind(server.round)
         checkpoint.rewind(self.checkpoints, server.round, read_state)
@@ -202,6 +204,11 @@ class Run:
         """Take rows of ``clients.csv``, see `bhfl.engine.per_client`."""
         if self.writes:
             self.clients.append(list(rows))
+
+    def log_correct(self, groups: Mapping[str, Sequence[bytes]]) -> None:
+        """Write which test samples the models were right about, where they say so, see `packed`."""
+        if self.writes and groups:
+            write_json(self.folder / CORRECT_JSON, packed(groups), indent=None)
 
     def improved(self, row: Row, complete: bool, absent: Collection[str] = ()) -> list[str]:
         """The bit groups whose monitored metric in `row` is the best so far, `ALL` among them.

@@ -100,9 +100,9 @@ class Classifier(Recorded, L.LightningModule):
         """Log "val/loss" and "val/acc"."""
         self._log_metrics("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log "test/loss" and "test/acc"."""
-        self._log_metrics("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Log "test/loss" and "test/acc"; return "correct" ``[B]``: which answers were right."""
+        return {"correct": self._log_metrics("test", batch)}
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Return the logits of a batch with or without labels."""
@@ -121,10 +121,12 @@ class Classifier(Recorded, L.LightningModule):
             config["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def _log_metrics(self, stage: str, batch: Batch) -> None:
+    def _log_metrics(self, stage: str, batch: Batch) -> Tensor:
+        """Log the metrics of a batch; whether each answer was right, ``[B]``."""
         images, labels = batch
         logits = self(images)
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        correct = logits.argmax(dim=1) == labels
         # the mean over batches weighs each by its size, at which Lightning would have to guess
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
-        self.log(f"{stage}/acc", accuracy, batch_size=len(labels))
+        self.log(f"{stage}/acc", correct.float().mean(), batch_size=len(labels))
+        return correct

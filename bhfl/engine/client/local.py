@@ -101,13 +101,21 @@ class LocalClients:
                 self._finetune(client, task, whole)
             metrics = {}
             own = {}
+            correct = b""
             if task.common:
                 batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
                 metrics = self.worker.evaluate(batches(), task.stage)
+                correct = self.worker.correct
             if task.own:
                 samples = server_data(self.data).client_test_batches(task.client)
                 own = self.worker.evaluate(samples or (), task.stage)
-            yield Measured(client=task.client, stage=task.stage, metrics=metrics, own=own)
+            yield Measured(
+                client=task.client,
+                stage=task.stage,
+                metrics=metrics,
+                own=own,
+                correct=correct,
+            )
         self._messages.forget()
 
     def _finetune(self, client: Client, task: Task, start: Params) -> None:

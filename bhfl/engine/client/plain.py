@@ -69,6 +69,10 @@ class PlainWorker:
         """Buffers that are never saved."""
         self.tied = _tied(self.module)
         """The other names of tensors that have several."""
+        self.correct = b""
+        """Whether the model was right about each sample of the last evaluation, a byte each; empty
+        where its step does not say.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """The module's state by name, tied tensors once."""

@@ -23,6 +23,7 @@ from bhfl.engine.client.place import Place
 from bhfl.engine.client.plain import STEPS, PlainWorker
 from bhfl.engine.client.recorder import Recorder, is_one_number, recording
 from bhfl.engine.client.training import Training
+from bhfl.engine.correct import TOLD, as_bytes, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
@@ -104,11 +105,15 @@ class Worker(PlainWorker):
         # models are compared: what draws must draw alike for each
         seed_globals(0, self.device)
         returned = Recorder()
+        correct = []
         step = partial(getattr, self.module, STEPS[stage])
         with recording(self.module) as logged, self.place.evaluating(stage), self._noted(hook):
             for batch, output in self._passed(hook, step, batches, logged):
                 returned.observe(batch)
                 returned.log_dict(_numbers(output))
+                if (told := told_by(output)) is not None:
+                    correct.append(told)
+        self.correct = as_bytes(correct)
         # what is logged comes last, and counts more than what is returned by the same name
         means = [*returned.means().items(), *logged.means().items()]
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
@@ -210,4 +215,8 @@ def _numbers(output: Any) -> dict[str, Any]:
     if isinstance(output, Tensor):
         return {"loss": output} if is_one_number(output) else {}
     items = output.items() if isinstance(output, Mapping) else ()
-    return {name: value for name, value in items if is_one_number(value)}
+    numbers = {name: value for name, value in items if is_one_number(value)}
+    # that of a batch of one sample is no metric either
+    if told_by(output) is not None:
+        numbers.pop(TOLD, None)
+    return numbers
