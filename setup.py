@@ -3,7 +3,7 @@
 from setuptools import find_namespace_packages, find_packages, setup
 
 folders = ["bhfl.configs"]
-for name in find_namespace_packages("configs"):
+for name in find_namespace_packages("configs", exclude=["*.results", "*.results.*"]):
     folders.append(f"bhfl.configs.{name}")
 
 setup(

@@ -5,6 +5,7 @@ to them.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bhfl.cli.reading import Layer, nested
@@ -81,6 +82,9 @@ class Tune:
         metric: A metric of the validation split; the highest wins.
         last: The number of last validations whose mean counts.
         setting: The setting that the option is tuned on, or `EACH`; empty if the matrix has none.
+        options: Options of the trials alone, such as fewer rounds; a trial is then no run of the
+            matrix.
+        like: Methods that take the value of another one instead of being tuned, by name.
     """
 
     key: str
@@ -90,10 +94,21 @@ class Tune:
     metric: str = "val/acc_avg"
     last: int = 1
     setting: str = ""
+    options: list[Option] = field(default_factory=list)
+    like: dict[str, str] = field(default_factory=dict)
 
     def tried_on(self, setting: str) -> str:
         """The setting whose trials choose the value for a setting."""
         return setting if self.setting == EACH else self.setting
+
+    def tried_with(self, method: str) -> str:
+        """The method whose trials choose the value for a method."""
+        return self.like.get(method, method)
+
+    def written(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        options = {option.key: option.value for option in self.options}
+        return {**vars(self), "options": options}
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ class Matrix:
             with the setting for `EACH`.
         base: Options of every run.
         seeds: The seeds of every setting and method.
+        seeds_of: The seeds of methods that have seeds of their own.
         settings: The options of each setting by its name; one without a name if the matrix has
             none.
         methods: The options of each method by its name.
@@ -116,6 +132,8 @@ class Matrix:
             runs that are of both.
         report: The arguments of the report.
         typed: The options of the command line.
+        results: The folder of finished runs that are kept, see `bhfl.sweep.results`; None if the
+            matrix has none.
     """
 
     name: str
@@ -128,3 +146,5 @@ class Matrix:
     first: list[str]
     report: dict[str, Any]
     typed: list[Option]
+    seeds_of: dict[str, list[int]] = field(default_factory=dict)
+    results: Path | None = None

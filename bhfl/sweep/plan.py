@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bhfl.cli.reading import Layer, read_file
 from bhfl.engine.folder import newest_run, read_summary
 from bhfl.files import RoundsFile
-from bhfl.sweep.matrix import EACH, Matrix, Option
+from bhfl.sweep.matrix import EACH, Matrix, Option, Tune
 
 TRIALS = "_tuning"
 """The folder of runs that tune; names of settings and methods begin with a letter or digit."""
@@ -97,10 +97,12 @@ class Plan:
         self.matrix = matrix
         self.root = root
         cells = []
+        seeds = dict.fromkeys([*matrix.seeds, *chain.from_iterable(matrix.seeds_of.values())])
         # seeds come last: the first results are those of all methods
-        for seed, setting, method in product(matrix.seeds, matrix.settings, matrix.methods):
+        for seed, setting, method in product(seeds, matrix.settings, matrix.methods):
             cell = Cell(setting, method, seed)
-            if self._within(cell, only):
+            has_it = seed in matrix.seeds_of.get(method, matrix.seeds)
+            if has_it and self._within(cell, only):
                 cells.append(cell)
         self.cells = sorted(cells, key=lambda cell: not self._within(cell, matrix.first))
 
@@ -122,7 +124,7 @@ class Plan:
         """
         tune = self.matrix.tune
         # a seed of the trials on the setting of the trials was run already
-        if tune and cell.seed in tune.seeds and cell.setting == tune.tried_on(cell.setting):
+        if tune and cell in self._tried(tune, cell) and not tune.options:
             return self._trial(cell, value)
         name = "/".join(filter(None, [cell.setting, cell.method, f"seed{cell.seed}"]))
         return self._job(cell, name, value)
@@ -132,10 +134,14 @@ class Plan:
         if (tune := self.matrix.tune) is None:
             return []
         trials = []
-        for seed in tune.seeds:
-            one = Cell(tune.tried_on(cell.setting), cell.method, seed)
+        for one in self._tried(tune, cell):
             trials.append({value: self._trial(one, value) for value in tune.values})
         return trials
+
+    def _tried(self, tune: Tune, cell: Cell) -> list[Cell]:
+        """What is run with each value to choose that of a cell, for one seed after the other."""
+        tried = (tune.tried_on(cell.setting), tune.tried_with(cell.method))
+        return [Cell(*tried, seed) for seed in tune.seeds]
 
     def all_trials(self, cells: Iterable[Cell]) -> dict[str, Job]:
         """The runs that tune for any of some cells, by their names."""
@@ -146,20 +152,25 @@ class Plan:
         return found
 
     def _trial(self, cell: Cell, value: Any) -> Job:
-        return self._job(cell, f"{TRIALS}/{self.tuned_for(cell)}/{value}/seed{cell.seed}", value)
+        assert self.matrix.tune is not None
+        name = f"{TRIALS}/{self.tuned_for(cell)}/{value}/seed{cell.seed}"
+        return self._job(cell, name, value, self.matrix.tune.options)
 
     def tuned_for(self, cell: Cell) -> str:
         """The name that all cells have in common which take the same tuned value."""
-        each = self.matrix.tune is not None and self.matrix.tune.setting == EACH
-        return f"{cell.setting}/{cell.method}" if each else cell.method
+        if (tune := self.matrix.tune) is None:
+            return cell.method
+        method = tune.tried_with(cell.method)
+        return f"{cell.setting}/{method}" if tune.setting == EACH else method
 
-    def _job(self, cell: Cell, name: str, value: Any) -> Job:
+    def _job(self, cell: Cell, name: str, value: Any, more: Sequence[Option] = ()) -> Job:
         matrix = self.matrix
         options = [
             *matrix.base,
             *matrix.settings[cell.setting],
             *matrix.methods[cell.method],
             *matrix.typed,
+            *more,
         ]
         # the last one wins
         if matrix.tune:

@@ -12,10 +12,13 @@ from typing import Any
 from bhfl.checks import Check, count, positive, shown, suggestion, within
 from bhfl.cli.packaged import find_config
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
+from bhfl.files import user_option
 from bhfl.settings import LARGEST_SEED
 from bhfl.sweep.matrix import EACH, OPTION, Matrix, Option, Tune, leaves, reserved
 
-KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report")
+KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report", "results")
+_OF_METHODS = ("config", "seeds")
+"""What a method is given besides options."""
 Given = list[tuple[str, Any]]
 """The options that a matrix gives to any of its runs, and their values."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -65,6 +68,11 @@ class _Reader:
         for both in settings.keys() & methods.keys():
             self.problem(("settings", both), "is the name of a method too")
         seeds = self.typed_seeds or self.seeds(("seeds",), values.get("seeds"))
+        seeds_of = {}
+        for method, row in rows.items():
+            if isinstance(row, dict) and "seeds" in row:
+                own = self.seeds(("methods", method, "seeds"), row["seeds"])
+                seeds_of[method] = self.typed_seeds or own
         given: Given = []
         for option in chain(base, *settings.values(), *methods.values(), typed):
             given += leaves(option.key, option.value)
@@ -75,10 +83,12 @@ class _Reader:
             settings=settings,
             methods=methods,
             configs=configs,
-            tune=self.tune(values["tune"], list(settings), given) if "tune" in values else None,
+            tune=self.tune(values, list(settings), given) if "tune" in values else None,
             first=self.first(values.get("first", []), [*methods, *settings]),
             report=self.report(values.get("report", {})),
             typed=list(typed),
+            seeds_of=seeds_of,
+            results=self.results(values.get("results")),
         )
 
     # ---- parts -----------------------------------------------------------------------------------
@@ -111,7 +121,7 @@ class _Reader:
         found = []
         for key, value in values.items():
             # the configuration file is not an option of a run: it is read by itself
-            if key == "config" and keys[0] == "methods":
+            if key in _OF_METHODS and keys[0] == "methods":
                 continue
             if not isinstance(key, str) or not OPTION.fullmatch(key):
                 rule = "options are as on the command line: trainer.max_rounds"
@@ -141,8 +151,19 @@ class _Reader:
             self.hold((*keys, f"[{i}]"), seed, count(0, LARGEST_SEED))
         return seeds
 
-    def tune(self, values: Any, settings: list[str], given: Given) -> Tune | None:
+    def results(self, value: Any) -> Path | None:
+        """The folder of kept results, relative to the current one."""
+        if value is None:
+            return None
+        try:
+            return user_option("results", value)
+        except ValueError as error:
+            self.problem(("results",), str(error).removeprefix("results "))
+            return None
+
+    def tune(self, matrix: dict[str, Any], settings: list[str], given: Given) -> Tune | None:
         keys = ("tune",)
+        values = matrix["tune"]
         if not isinstance(values, dict):
             self.problem(keys, f"must be a mapping with key, values and seeds, got {shown(values)}")
             return None
@@ -165,7 +186,27 @@ class _Reader:
             self.problem((*keys, "metric"), f"{rule}, got {shown(metric)}")
         self.hold((*keys, "last"), values.get("last", 1), count(1))
         self.tuned_on((*keys, "setting"), values.get("setting", ""), settings)
-        return Tune(**values) if len(self.problems) == before else None
+        self.tuned_like((*keys, "like"), values.get("like", {}), matrix.get("methods"))
+        options = self.options((*keys, "options"), values.get("options", {}))
+        if any(values.get("key") == option.key for option in options):
+            self.problem((*keys, "options"), f"must not give {values['key']}, which is tuned")
+        return Tune(**{**values, "options": options}) if len(self.problems) == before else None
+
+    def tuned_like(self, keys: Keys, like: Any, methods: Any) -> None:
+        """Check which methods take the value of another one."""
+        if not isinstance(like, dict):
+            rule = "must be a mapping of methods to those whose value they take"
+            self.problem(keys, f"{rule}, got {shown(like)}")
+            return
+        known = list(methods) if isinstance(methods, dict) else []
+        for method, other in like.items():
+            for name in (method, other):
+                if name not in known:
+                    near = suggestion(str(name), known)
+                    self.problem((*keys, method), f"must name methods, got {shown(name)}{near}")
+            if other in like:
+                rule = "must be a method that is tuned itself"
+                self.problem((*keys, method), f"{rule}, got {shown(other)}")
 
     def tuned_key(self, keys: Keys, key: Any, given: Given) -> None:
         """Check the option that is tuned, which nothing else may give."""

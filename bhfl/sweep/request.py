@@ -34,6 +34,7 @@ a matrix:
     FedAvg: {config: ../fedavg.yaml}
     ProWD-mask: {config: ../prowd.yaml, algorithm.dequantizer: null}
   tune: {key: model.optimizer.lr, values: [0.02, 0.05, 0.1], seeds: [0, 1, 2], setting: half}    # if anything
+  results: results/half                                # finished runs that are kept, and not run again
   first: [FedAvg]                                      # methods and settings that are run before the others
   report: {target: 0.5, window: 3}                     # what it takes until 3 validations have a median of 0.5
 

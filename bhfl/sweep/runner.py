@@ -127,7 +127,7 @@ class Runner:
         # a value too large for training is an outcome of its trial; anywhere else it is a failure
         diverged = code == TOO_FEW_CLIENTS and job.name.startswith(TRIALS)
         if diverged:
-            self.survey.tuning.break_off(job)
+            self.survey.results.break_off(job)
         if not done and not diverged:
             self._fail(job.name, account(job, code))
             return
@@ -141,7 +141,8 @@ class Runner:
         self.display.tell(text)
 
     def _look(self) -> None:
-        """See which jobs are over, and how many rounds all of them have."""
+        """Keep what is finished, see which jobs are over, and how many rounds all of them have."""
+        self.survey.keep()
         self.states = self.survey.states()
         self.over = {name for name, state in self.states.items() if state in OVER}
         # a run that was made with other options may have come to its end

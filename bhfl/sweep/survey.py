@@ -8,6 +8,7 @@ from pathlib import Path
 from bhfl.cli.reading import ConfigError
 from bhfl.sweep.check import Configs
 from bhfl.sweep.plan import Cell, Job, Plan
+from bhfl.sweep.results import Results
 from bhfl.sweep.tuning import Tuning
 
 DONE = "done"
@@ -35,7 +36,8 @@ class Survey:
     def __init__(self, plan: Plan, configs: Configs) -> None:
         self.plan = plan
         self.configs = configs
-        self.tuning = Tuning(plan, configs)
+        self.results = Results(plan.matrix.results, configs)
+        self.tuning = Tuning(plan, configs, self.results)
         self.trials = list(plan.all_trials(plan.cells).values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
         # trials first: what is chosen by them decides what the runs should be
@@ -86,12 +88,25 @@ class Survey:
         found = {}
         for cell in sorted(settled, key=lambda cell: order.index((cell.setting, cell.method))):
             job = self.job(cell)
-            if job.done and job.run:
-                found[job.run] = cell.method
+            if self.results.done(job) and (run := self.results.run(job)):
+                found[run] = cell.method
         return found
 
+    def keep(self) -> None:
+        """Keep what is finished among the results, where the matrix has such."""
+        settled = map(self.job, filter(self.tuning.settled, self.plan.cells))
+        for job in (*self.trials, *settled):
+            if job.done and not self.changed(job):
+                self.results.keep(job)
+
     def changed(self, job: Job) -> str:
-        """What is wrong with the run folder of a job, if it was made with other options."""
+        """What is wrong with the run folder of a job, or with what is kept in its place, if it was
+        made with other options.
+        """
+        if self.results.kept(job):
+            return ""
+        if problem := self.results.changed(job):
+            return problem
         found = self.configs.differences(job)
         if not found:
             return ""
@@ -104,7 +119,7 @@ class Survey:
 
     def _state(self, job: Job) -> str:
         """The state of a job, apart from what is chosen."""
-        if job.done:
+        if self.results.done(job):
             return DONE
         if self.tuning.diverged(job):
             return DIVERGED

@@ -5,13 +5,13 @@
 import json
 import math
 import statistics
-from dataclasses import asdict
 from typing import Any
 
 from bhfl.cli.reading import ConfigError
 from bhfl.files import write_json
 from bhfl.sweep.check import Configs
 from bhfl.sweep.plan import Cell, Job, Plan
+from bhfl.sweep.results import Results, unlike
 
 Outcomes = dict[Any, dict[str, float | None]]
 """What the trials of each value ended with, by their names; None for one that diverged."""
@@ -23,11 +23,13 @@ class Tuning:
     Args:
         plan: The runs of the sweep.
         configs: The configurations of its jobs.
+        results: What trials came to.
     """
 
-    def __init__(self, plan: Plan, configs: Configs) -> None:
+    def __init__(self, plan: Plan, configs: Configs, results: Results) -> None:
         self.plan = plan
         self.configs = configs
+        self.results = results
         self.tune = plan.matrix.tune
         self.path = plan.root / "tuning.json"
         self.chosen: dict[str, Any] = {}
@@ -35,18 +37,14 @@ class Tuning:
 
     def ended(self, job: Job) -> bool:
         """Whether a trial has its outcome."""
-        return job.done or self.diverged(job)
+        return self.results.done(job) or self.diverged(job)
 
     def diverged(self, job: Job) -> bool:
         """Whether a trial of this configuration broke off because too few of its clients had
         usable updates.
         """
-        path = job.folder / "diverged.json"
-        return path.exists() and not self.configs.compared(json.loads(path.read_text()), job)
-
-    def break_off(self, job: Job) -> None:
-        """Write down that a trial has diverged, so that it is not run again."""
-        write_json(job.folder / "diverged.json", self.configs(job))
+        files = self.results.diverged(job)
+        return any(not unlike(json.loads(path.read_text()), self.configs(job)) for path in files)
 
     def settled(self, cell: Cell) -> bool:
         """Whether the cell can be run."""
@@ -123,7 +121,7 @@ class Tuning:
         """
         if self.tune is None or not self.outcomes:
             return
-        tune = asdict(self.tune)
+        tune = self.tune.written()
         # a sweep of --only some methods keeps what was found for others
         stored = json.loads(self.path.read_text()) if self.path.exists() else {}
         before = stored["outcomes"] if stored.get("tune") == tune else {}
@@ -132,10 +130,10 @@ class Tuning:
     def _outcome(self, job: Job) -> float | None:
         """The metric that a trial ended with; None if it diverged."""
         assert self.tune is not None
-        if not job.done:
+        if not self.results.done(job):
             return None
         metric = self.tune.metric
-        rows = job.rounds()
+        rows = self.results.rounds(job)
         values = [row[metric] for row in rows if metric in row]
         if not values:
             logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))

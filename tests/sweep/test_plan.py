@@ -81,3 +81,29 @@ def test_without_settings_and_tuning(sweep: Sweeps) -> None:
         False,
         [],
     )
+
+
+def test_a_method_may_have_more_seeds_than_others(sweep: Sweeps) -> None:
+    cells = sweep.plan(MATRIX.replace("A: {", "A: {seeds: [7, 0], "), "s").cells
+    assert cells == [Cell("s", "A", 0), Cell("s", "B", 0), Cell("s", "B", 1), Cell("s", "A", 7)]
+
+
+def test_trials_with_options_of_their_own_are_no_runs(sweep: Sweeps) -> None:
+    tune = (TUNE % "s").replace("}", ", options: {trainer.max_rounds: 2}}")
+    plan = sweep.plan(MATRIX + tune)
+    cell = Cell("s", "A", 1)
+    assert plan.job(cell, 2).name == "s/A/seed1"
+    _, of_one = plan.trials(cell)
+    assert "--trainer.max_rounds=2" not in plan.job(cell, 2).args
+    assert of_one[2].args[-5:] == [
+        "--trainer.max_rounds=2", "--x=2", "--seed_everything=1",
+        "--trainer.default_root_dir=runs/m", "--trainer.name=_tuning/A/2/seed1",
+    ]  # fmt: skip
+
+
+def test_a_method_takes_the_value_of_another(sweep: Sweeps) -> None:
+    plan = sweep.plan(MATRIX + (TUNE % "s").replace("}", ", like: {B: A}}"))
+    cell = Cell("s", "B", 1)
+    assert plan.trials(cell) == plan.trials(Cell("s", "A", 1))
+    assert plan.tuned_for(cell) == plan.tuned_for(Cell("s", "A", 1)) == "A"
+    assert plan.job(cell, 2).name == "s/B/seed1"

@@ -69,6 +69,17 @@ def test_values_become_arguments(value: object, word: str) -> None:
     assert Option("x.y", value, layer=None).word == f"--x.y={word}"  # type: ignore[arg-type]
 
 
+def test_methods_have_seeds_of_their_own(folder: Path) -> None:
+    own = "methods: {A: {config: c.yaml, seeds: [0, 5]}, B: {config: c.yaml}}\nseeds: [0]\n"
+    (folder / "m.yaml").write_text(own)
+    assert read_matrix("m.yaml").seeds_of == {"A": [0, 5]}
+    assert words(read_matrix("m.yaml").methods["A"]) == []
+    assert read_matrix("m.yaml", seeds=[3]).seeds_of == {"A": [3]}
+    (folder / "m.yaml").write_text(own.replace("5", "-5"))
+    with pytest.raises(ConfigError, match=r"m.yaml:1: methods.A.seeds\[1\] must be an integer"):
+        read_matrix("m.yaml")
+
+
 PROBLEMS = [
     ("seed: [0]", "m.yaml:3: seed is an unknown key of a matrix; did you mean 'seeds'?"),
     ("name: a/b", "m.yaml:3: name must be a name of letters, digits and . _ + -, got 'a/b'"),
@@ -173,6 +184,28 @@ PROBLEMS = [
         "base: {model: {init_args: {lr: 1}}}\ntune: {key: model.lr, values: [1], seeds: [5]}",
         "m.yaml:4: tune.key must not be given elsewhere too, and model.lr is",
     ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], options: {x: 2}}",
+        "m.yaml:3: tune.options must not give x, which is tuned",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], options: {seed_everything: 2}}",
+        "m.yaml:3: tune.options.seed_everything cannot be used: seed_everything is given by seeds",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], like: [A]}",
+        "m.yaml:3: tune.like must be a mapping of methods to those whose value they take, got "
+        "['A']",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], like: {A: C}}",
+        "m.yaml:3: tune.like.A must name methods, got 'C'; known: A",
+    ),
+    (
+        "tune: {key: x, values: [1], seeds: [5], like: {A: A}}",
+        "m.yaml:3: tune.like.A must be a method that is tuned itself, got 'A'",
+    ),
+    ("results: 5", "m.yaml:3: results must be a path, got 5"),
 ]
 
 
