@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ZERO = np.uint8(ord("0"))
 TOLD = "correct"
 """What a test step calls the tensor of booleans ``[B]`` that says of which samples it was right."""
 
@@ -23,12 +24,17 @@ def told_by(output: Any) -> Tensor | None:
     return found if by_sample else None
 
 
-def as_bytes(batches: Sequence[Tensor]) -> bytes:
-    """The booleans of all batches, a byte each."""
-    return torch.cat(list(batches)).cpu().numpy().tobytes() if batches else b""
+def as_text(batches: Sequence[Tensor]) -> str:
+    """The booleans of all batches as digits, 1 for right.
+
+    >>> as_text([torch.tensor([True, False])])
+    '10'
+    """
+    found = [(_ZERO + batch.cpu().numpy()).tobytes() for batch in batches]
+    return b"".join(found).decode()
 
 
-def packed(groups: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
+def packed(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What ``correct.json`` holds.
 
     The number of a group's models that were right about a sample is written in binary: bit k of all
@@ -36,13 +42,13 @@ def packed(groups: Mapping[str, Sequence[bytes]]) -> dict[str, Any]:
     group has a single model where its clients share one, and then one plane says it all.
 
     Args:
-        groups: By bit group, for each model that was measured for it a byte a sample: whether it
-            was right. Each has the same number of samples.
+        groups: By bit group, for each model that was measured for it a digit a sample, see
+            `as_text`. Each has the same number of samples.
     """
     samples = 0
     written: dict[str, Any] = {}
     for group, models in groups.items():
-        rows = np.stack([np.frombuffer(model, np.bool_) for model in models])
+        rows = np.stack([np.frombuffer(model.encode(), np.uint8) - _ZERO for model in models])
         samples = rows.shape[1]
         right = rows.sum(axis=0, dtype=np.int64)
         planes = []

@@ -32,7 +32,7 @@ class Found(NamedTuple):
     """On the common samples."""
     own: Mapping[str, float]
     """On the client's own."""
-    correct: bytes
+    correct: str
     """Which of the common samples it was right about, see `Measured`."""
 
 
@@ -67,9 +67,9 @@ class Evaluator:
         self.shares = {group: count / counts.total() for group, count in counts.items()}
         self.own: dict[int, Mapping[str, float]] = {}
         """What each client's model is worth on its own test samples, by id, as last measured."""
-        self.correct: dict[str, list[bytes]] = {}
-        """Which common samples the models of each group were right about, as last measured: a byte
-        a sample for each model; nothing where the model's step does not say.
+        self.correct: dict[str, list[str]] = {}
+        """Which common samples the models of each group were right about, as last measured: a
+        digit a sample for each model; nothing where the model's step does not say.
         """
         settings = session.settings
         self.training: LocalTraining | None = None

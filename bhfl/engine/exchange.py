@@ -134,9 +134,9 @@ class Measured:
     stage: Stage
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Means over the common samples, by name; none where it was not asked for."""
-    correct: bytes = b""
-    """Whether it was right about each of the common samples, a byte each; empty where its step does
-    not say.
+    correct: str = ""
+    """Whether it was right about each of the common samples, a digit each, 1 for right; empty where
+    its step does not say.
     """
     own: Mapping[str, float] = field(default_factory=dict)
     """Means over its own test samples, likewise."""

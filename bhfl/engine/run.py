@@ -205,7 +205,7 @@ class Run:
         if self.writes:
             self.clients.append(list(rows))
 
-    def log_correct(self, groups: Mapping[str, Sequence[bytes]]) -> None:
+    def log_correct(self, groups: Mapping[str, Sequence[str]]) -> None:
         """Write which test samples the models were right about, where they say so, see `packed`."""
         if self.writes and groups:
             write_json(self.folder / CORRECT_JSON, packed(groups), indent=None)

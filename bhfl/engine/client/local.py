@@ -101,7 +101,7 @@ class LocalClients:
                 self._finetune(client, task, whole)
             metrics = {}
             own = {}
-            correct = b""
+            correct = ""
             if task.common:
                 batches = self.data.val_batches if task.stage == "val" else self.data.test_batches
                 metrics = self.worker.evaluate(batches(), task.stage)

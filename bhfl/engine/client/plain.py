@@ -69,9 +69,9 @@ class PlainWorker:
         """Buffers that are never saved."""
         self.tied = _tied(self.module)
         """The other names of tensors that have several."""
-        self.correct = b""
-        """Whether the model was right about each sample of the last evaluation, a byte each; empty
-        where its step does not say.
+        self.correct = ""
+        """Whether the model was right about each sample of the last evaluation, a digit each, 1 for
+        right; empty where its step does not say.
         """
 
     def state(self) -> dict[str, Tensor]:

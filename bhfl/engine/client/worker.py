@@ -23,7 +23,7 @@ from bhfl.engine.client.place import Place
 from bhfl.engine.client.plain import STEPS, PlainWorker
 from bhfl.engine.client.recorder import Recorder, is_one_number, recording
 from bhfl.engine.client.training import Training
-from bhfl.engine.correct import TOLD, as_bytes, told_by
+from bhfl.engine.correct import TOLD, as_text, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
@@ -113,7 +113,7 @@ class Worker(PlainWorker):
                 returned.log_dict(_numbers(output))
                 if (told := told_by(output)) is not None:
                     correct.append(told)
-        self.correct = as_bytes(correct)
+        self.correct = as_text(correct)
         # what is logged comes last, and counts more than what is returned by the same name
         means = [*returned.means().items(), *logged.means().items()]
         return {re.sub(rf"^{stage}[/_]", "", name): mean for name, mean in means}
