@@ -26,8 +26,8 @@ GLOBAL = "global"
 class Found(NamedTuple):
     """What a pass came to."""
 
-    index: int
-    """Its number."""
+    number: int
+    """Its place among all passes."""
     metrics: Mapping[str, float]
     """On the common samples."""
     own: Mapping[str, float]
@@ -94,8 +94,8 @@ class Evaluator:
         self.correct = {}
         found = gather(fabric, list(self._measured(server, stage, mine)))
         # by the numbers of passes: means then add up in one order on any number of processes
-        for index, metrics, own, correct in sorted(found, key=itemgetter(0)):
-            one = passes[index][1]
+        for number, metrics, own, correct in sorted(found, key=itemgetter(0)):
+            one = passes[number][1]
             if one.common:
                 results.setdefault(one.key, []).append(metrics)
             if correct and one.key in self.groups:

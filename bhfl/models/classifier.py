@@ -125,7 +125,7 @@ class Classifier(Recorded, L.LightningModule):
         """Log the metrics of a batch; whether each answer was right, ``[B]``."""
         images, labels = batch
         logits = self(images)
-        correct = logits.argmax(dim=1) == labels
+        correct: Tensor = logits.argmax(dim=1) == labels
         # the mean over batches weighs each by its size, at which Lightning would have to guess
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=len(labels))
         self.log(f"{stage}/acc", correct.float().mean(), batch_size=len(labels))
