@@ -14,6 +14,7 @@ from bhfl.report.latex import as_latex
 from bhfl.report.metric import Mode, check_known
 from bhfl.report.page import page
 from bhfl.report.paired import differences, ranks, read_order
+from bhfl.report.published import Published, against, check_fleets, read_published
 from bhfl.report.reading import find_runs, read_run
 from bhfl.report.rows import Section, sections
 from bhfl.report.spread import over_clients
@@ -36,6 +37,7 @@ def write_report(  # noqa: PLR0913
     mode: Mode | None = None,
     latex: bool = False,
     order: str | Path | None = None,
+    published: str | Path | None = None,
 ) -> str:
     """Write ``report.md``, ``report.csv`` and ``report.html``.
 
@@ -54,6 +56,9 @@ def write_report(  # noqa: PLR0913
         latex: Write ``report.tex`` too, with a booktabs table for each.
         order: A CSV with a column ``method``, the best first: Kendall's tau between that order and
             the ranks of the report is told.
+        published: A CSV of figures by method, fleet and bits, see
+            `bhfl.report.published.read_published`: Kendall's tau-b to them is told, with an
+            interval.
 
     Returns:
         The tables, for the console.
@@ -76,7 +81,10 @@ def write_report(  # noqa: PLR0913
     found = sections(read, metric, mode)
     if goal:
         goal.check_baseline(found)
-    tables = _tables(found, goal, None if order is None else read_order(order))
+    figures = {} if published is None else read_published(published)
+    if figures:
+        check_fleets(figures, found)
+    tables = _tables(found, goal, None if order is None else read_order(order), figures)
     flat = list(chain.from_iterable(tables))
     # nothing is written before all of it is known to be right
     out = user_path(out)
@@ -94,13 +102,17 @@ def write_report(  # noqa: PLR0913
 
 
 def _tables(
-    found: Sequence[Section], goal: Goal | None, order: Sequence[str] | None
+    found: Sequence[Section],
+    goal: Goal | None,
+    order: Sequence[str] | None,
+    published: Published,
 ) -> list[list[Table]]:
     """The tables of each section, those of all behind the last one's."""
     tables = []
     for section in found:
         more = [differences(section), over_clients(section)]
         more += [until(section, goal)] if goal else []
+        more.append(against(section, published))
         tables.append([results(section), *filter(None, more)])
     if ranked := ranks(found, order):
         tables[-1].append(ranked)
@@ -149,6 +161,12 @@ def main(args: Sequence[str] | None = None) -> int:
         type=path_argument,
         metavar="FILE",
         help="CSV with a column method, the best first: tell Kendall's tau to it",
+    )
+    parser.add_argument(
+        "--published",
+        type=path_argument,
+        metavar="FILE",
+        help="CSV of figures by method, fleet and bits: tell Kendall's tau-b to them",
     )
     options = vars(parser.parse_args(args))
     with errors_told(parser):

@@ -246,7 +246,7 @@ class _Reader:
             rule = "must be a mapping of target and window"
             self.problem(("report",), f"{rule}, got {shown(values)}")
             return {}
-        self.known(("report",), values, ("target", "window"))
+        self.known(("report",), values, ("target", "window", "published"))
         target = values.get("target")
         window = values.get("window", 1)
         if target is not None and within("(0, 1)")(target):
@@ -254,7 +254,13 @@ class _Reader:
             self.problem(("report", "target"), f"{rule}, got {shown(target)}")
         if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
-        return {"target": target, "window": window}
+        published = values.get("published")
+        if published is not None:
+            # as configurations are, it is named relative to the matrix
+            published = Path(self.layer.file).parent / str(published)
+            if not published.is_file():
+                self.problem(("report", "published"), f"must be a CSV, and there is no {published}")
+        return {"target": target, "window": window, "published": published}
 
     # ---- rules -----------------------------------------------------------------------------------
 

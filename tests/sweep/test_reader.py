@@ -44,7 +44,7 @@ def test_a_whole_matrix(folder: Path) -> None:
     assert matrix.tune == Tune(
         "model.init_args.optimizer.lr", [0.1, 0.2], [100, 0], 0.05, "val/acc_avg", 3, "half"
     )
-    assert matrix.report == {"target": 0.5, "window": 3}
+    assert matrix.report == {"target": 0.5, "window": 3, "published": None}
     option = matrix.methods["ProWD-mask"][0]
     assert option.layer.place(("algorithm", "mask")) == "m.yaml:9: "
     assert matrix.base[1].layer.place(("trainer", "max_rounds")) == "m.yaml:2: "
@@ -110,12 +110,16 @@ PROBLEMS = [
     ("first: A", "m.yaml:3: first must be a list of one or more items, got 'A'"),
     (
         "report: {goal: 1}",
-        "m.yaml:3: report.goal is an unknown key of a matrix; known: target, window",
+        "m.yaml:3: report.goal is an unknown key of a matrix; known: published, target, window",
     ),
     ("report: {target: 5}", "m.yaml:3: report.target must be an accuracy in (0, 1) or null, got 5"),
     (
         "report: {window: 0}",
         "m.yaml:3: report.window must be an integer from 1 to 2,147,483,648, got 0",
+    ),
+    (
+        "report: {published: no.csv}",
+        "m.yaml:3: report.published must be a CSV, and there is no no.csv",
     ),
     ("report: {window: 3}", "m.yaml:3: report.window needs a target, got 3 and none"),
     ("report: 0.5", "m.yaml:3: report must be a mapping of target and window, got 0.5"),
