@@ -70,7 +70,9 @@ table: install  ## CIFAR-10, small: every method on five fleets, three seeds (ma
 	$(BIN)/bhfl sweep cifar10/sweeps/table --jobs 2
 
 table-50k: install  ## CIFAR-10, all images, VGG-7 of width 16: the published order; only what configs/cifar10/results lacks (a day)
-	$(BIN)/bhfl sweep cifar10/sweeps/table-50k
+	@for reading in table-50k table-50k-wage-stored table-50k-wage table-50k-int8; do \
+		echo "$$reading"; $(BIN)/bhfl sweep cifar10/sweeps/$$reading || exit 1; \
+	done
 
 paper: install  ## CIFAR-10, full size, on a GPU: nine minutes of it; call it again to go on
 	$(BIN)/bhfl sweep cifar10/sweeps/paper --minutes 9
