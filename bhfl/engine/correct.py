@@ -42,8 +42,8 @@ def packed(groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     group has a single model where its clients share one, and then one plane says it all.
 
     Args:
-        groups: By bit group, for each model that was measured for it a digit a sample, see
-            `as_text`. Each has the same number of samples.
+        groups: The models that were measured for each bit group, each as a digit a sample, see
+            `as_text`. All have the same number of samples.
     """
     samples = 0
     written: dict[str, Any] = {}

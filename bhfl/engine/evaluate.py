@@ -29,9 +29,9 @@ class Found(NamedTuple):
     number: int
     """Its place among all passes."""
     metrics: Mapping[str, float]
-    """On the common samples."""
+    """Means over the common samples."""
     own: Mapping[str, float]
-    """On the client's own."""
+    """Means over the client's own."""
     correct: str
     """Which of the common samples it was right about, see `Measured`."""
 
@@ -94,14 +94,14 @@ class Evaluator:
         self.correct = {}
         found = gather(fabric, list(self._measured(server, stage, mine)))
         # by the numbers of passes: means then add up in one order on any number of processes
-        for number, metrics, own, correct in sorted(found, key=itemgetter(0)):
-            one = passes[number][1]
+        for came in sorted(found, key=itemgetter(0)):
+            one = passes[came.number][1]
             if one.common:
-                results.setdefault(one.key, []).append(metrics)
-            if correct and one.key in self.groups:
-                self.correct.setdefault(one.key, []).append(correct)
-            if one.client is not None and own:
-                self.own[one.client.id] = own
+                results.setdefault(one.key, []).append(came.metrics)
+            if came.correct and one.key != GLOBAL:
+                self.correct.setdefault(one.key, []).append(came.correct)
+            if one.client is not None and came.own:
+                self.own[one.client.id] = came.own
         floats = [name for name, own in self.groups(server).items() if own.spec.is_float]
         tags = self._tag({key: _mean(rows) for key, rows in results.items()}, floats, stage)
         return tags | spread(stage, self.own, self.session.fleet)

@@ -128,6 +128,16 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments cannot be used, or the files cannot be written.
     """
+    parser = _parser()
+    options = vars(parser.parse_args(args))
+    with errors_told(parser):
+        text = write_report(options.pop("runs"), options.pop("out"), **options)
+    print(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The arguments of the command, which are those of `write_report`."""
     parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
     parser.add_argument(
         "runs",
@@ -168,8 +178,4 @@ def main(args: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="CSV of figures by method, fleet and bits: tell Kendall's tau-b to them",
     )
-    options = vars(parser.parse_args(args))
-    with errors_told(parser):
-        text = write_report(options.pop("runs"), options.pop("out"), **options)
-    print(text)
-    return 0
+    return parser

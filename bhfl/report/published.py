@@ -55,16 +55,18 @@ def read_published(path: str | Path) -> Published:
         raise ValueError(f"{rule}, got {path}: {error}") from error
     found: dict[str, dict[str, dict[str, float]]] = {}
     for place, row in enumerate(rows, 1):
-        method, fleet, bits, value = (str(row.get(name) or "").strip() for name in COLUMNS)
-        if not (method and fleet and (bits.isdecimal() or bits == MEAN) and _is_figure(value)):
+        texts = {name: str(row.get(name) or "").strip() for name in COLUMNS}
+        method, bits = texts["method"], texts["bits"]
+        known = bits.isdecimal() or bits == MEAN
+        if not (method and texts["fleet"] and known and _is_figure(texts["value"])):
             raise ValueError(f"{rule}, got {row} in row {place} of {path}")
-        column = found.setdefault(fleet, {}).setdefault(bits, {})
+        column = found.setdefault(texts["fleet"], {}).setdefault(bits, {})
         if method in column:
             raise ValueError(
                 f"--published must have one value of each method, fleet and bits, got {method}, "
-                f"{fleet}, {bits} again in row {place} of {path}"
+                f"{texts['fleet']}, {bits} again in row {place} of {path}"
             )
-        column[method] = float(value)
+        column[method] = float(texts["value"])
     if not found:
         raise ValueError(f"{rule}, got none in {path}")
     return found
@@ -211,8 +213,8 @@ def draw(right: Sequence["np.ndarray"]) -> "np.ndarray":
     all methods, and of seeds.
 
     Args:
-        right: For each method the share of right models ``[seeds, samples]``. Of `LEAST_SEEDS` or
-            more seeds as many are drawn, the same places for methods with as many.
+        right: The share of right models of each method, ``[seeds, samples]``. Where there are
+            `LEAST_SEEDS` seeds or more as many are drawn, the same places for methods with as many.
     """
     import numpy as np
 

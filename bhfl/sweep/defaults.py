@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
+from itertools import chain
 from typing import Any, get_args, get_type_hints
 
 from bhfl.engine import FederatedTrainer
@@ -25,7 +26,8 @@ def default_of(key: str, options: Mapping[str, Any]) -> Any:
     for length in range(len(parts) - 1, 0, -1):
         if (cls := _class_at(parts[:length], options)) is not None:
             name = parts[length]
-            defaults = {one.name: one.default for _, known in constructors(cls) for one in known}
+            known = chain.from_iterable(parameters for _, parameters in constructors(cls))
+            defaults = {one.name: one.default for one in known}
             default = defaults.get(name, inspect.Parameter.empty)
             if default is inspect.Parameter.empty:
                 return UNKNOWN
