@@ -167,11 +167,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Fleet(Group):
-    """The clients there are, and their links; see `bhfl.engine.fleet` and `bhfl.comm.network`."""
+    """The clients there are, their links, and how reliable they are; see `bhfl.engine.fleet`,
+    `bhfl.comm.network` and `bhfl.engine.availability`.
+    """
 
     clients: Any = option(Role.TASK)
     num_clients: int | None = option(Role.TASK, or_none(count(1)))
     network: Any = option(Role.TASK)
+    availability: Any = option(Role.TASK)
     downlink: DownBits | Downlink = option(Role.RESULT, downlink)
 
 

@@ -9,13 +9,15 @@ from typing import Literal, get_args
 ACCURACIES = ("acc", "accuracy")
 """What a model may call its accuracy; the first that it logs counts."""
 
-Status = Literal["ok", "failed", "rejected", "late", "skipped"]
+Status = Literal["ok", "failed", "rejected", "late", "skipped", "dropped", "lost"]
 """An update was folded in; training raised; the update was refused; it came after the deadline;
-none was sent.
+none was sent; the client dropped out before it could; the update was lost on its way.
 """
 STATUSES: tuple[Status, ...] = get_args(Status)
 LOST = STATUSES[1:]
 """What becomes of clients whose updates do not count."""
+ABSENT: tuple[Status, ...] = ("dropped", "lost")
+"""Those of them that ``trainer.availability`` keeps away, which is nobody's fault."""
 SPREAD = ("mean", "std", "worst10", "jain")
 """How a metric is spread over clients, in the tags ``clients_val/acc_mean_<group>``."""
 CLIENTS_CSV = "clients.csv"

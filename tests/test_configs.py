@@ -25,6 +25,7 @@ SMALL = {
     "clients",
     "differences",
     "downlink",
+    "dropouts",
     "femnist",
     "median_scaffold",
     "prowd_feddyn",

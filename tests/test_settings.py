@@ -36,7 +36,7 @@ def test_every_field_has_a_role(name):
 @pytest.mark.parametrize(
     ("role", "names"),
     [
-        (Role.TASK, "clients network num_clients"),
+        (Role.TASK, "availability clients network num_clients"),
         (Role.LENGTH, "max_rounds min_delta patience"),
         (Role.CHOICE, "best_by_group mode monitor"),
         (Role.NUMERICS, "channels_last threads"),

@@ -88,6 +88,12 @@ class FedCOMGATE(DifferenceAlgorithm):
                     f"{type(optimizer).__name__} with momentum {momentum[0]}; set allow_inexact: "
                     "true to run it nevertheless"
                 )
+        availability = context.settings.fleet.availability
+        if availability and availability.has_stragglers:
+            raise ValueError(
+                "FedCOMGATE needs equal numbers of local steps, and trainer.availability has "
+                "stragglers, which make a part of theirs; set allow_inexact: true to run with them"
+            )
         # a client without examples makes no step, and none is expected of it
         able = [client for client in context.clients if client.num_examples]
         # the deltas sum to zero only where all differences are divided by the same sum of rates

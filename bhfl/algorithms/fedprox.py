@@ -3,7 +3,7 @@
 from typing import Literal
 
 from bhfl.checks import checked, choice, not_negative, within
-from bhfl.engine.algorithm import Algorithm, LocalRun, add_to_gradient_
+from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
 
 
 class FedProx(Algorithm):
@@ -21,7 +21,7 @@ class FedProx(Algorithm):
         stragglers: ``keep`` their partial work, or ``drop`` them.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range; in `setup`, the trainer has stragglers too.
     """
 
     def __init__(
@@ -35,6 +35,15 @@ class FedProx(Algorithm):
             "FedProx.straggler_fraction", straggler_fraction, within("[0, 1]")
         )
         self.stragglers = checked("FedProx.stragglers", stragglers, choice("keep", "drop"))
+
+    def setup(self, context: Context) -> None:
+        """One source of stragglers."""
+        availability = context.settings.fleet.availability
+        if self.straggler_fraction and availability and availability.has_stragglers:
+            raise ValueError(
+                "FedProx.straggler_fraction must be 0 where trainer.availability has stragglers, "
+                f"got {self.straggler_fraction}"
+            )
 
     def num_steps(self, run: LocalRun, planned: int) -> int:
         """All planned steps, a straggler's part of them, or none."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
+    from bhfl.engine.availability import Availability
     from bhfl.engine.best import Best
     from bhfl.engine.callback import Callback
     from bhfl.engine.downlink import Downlink
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Algorithm": "algorithm",
+    "Availability": "availability",
     "Best": "best",
     "Callback": "callback",
     "Downlink": "downlink",
@@ -24,6 +26,7 @@ _HOMES = {
 }
 __all__ = [
     "Algorithm",
+    "Availability",
     "Best",
     "Callback",
     "Downlink",

@@ -304,7 +304,7 @@ class Algorithm(Recorded):
 
         Args:
             run: Its work in this round, before the first step.
-            planned: The steps by its batches and the settings.
+            planned: The steps by its batches and the settings, of a straggler its part of them.
 
         Returns:
             At most `planned`; 0 for a client that drops out.

@@ -48,7 +48,8 @@ class Context:
 
     def planned_steps(self, client: Client) -> int:
         """Optimiser steps that a round has for `client`, by its batches and the settings;
-        none without examples. `Algorithm.num_steps` may make fewer of them.
+        none without examples. Stragglers make a part of them, and `Algorithm.num_steps` may make
+        fewer.
         """
         if not client.num_examples:
             return 0
@@ -86,6 +87,8 @@ class LocalRun:
     """The server's metrics, a row for each past round."""
     link: ClientLink | None = None
     """The client's in this round, where a network is simulated."""
+    part: float = 1.0
+    """The part of its planned steps that it makes, less than 1 for a straggler."""
     own: Params | None = None
     """The client's own model as this training found it, which starts from it; None where the model
     is trained that the client sends. See `Algorithm.own_model`.

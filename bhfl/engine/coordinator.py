@@ -7,6 +7,7 @@ from typing import Any
 
 from bhfl.comm import decode, encode, encoded_bytes, float_tensors, header_bytes
 from bhfl.engine.aggregate import Aggregator
+from bhfl.engine.availability import WHOLE, Course, course_of
 from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
@@ -111,6 +112,7 @@ class Coordinator:
             record = ClientRecord(
                 client.id, client.group, client.weight, session.fabric.global_rank
             )
+            record.course = self._course(client)
             try:
                 message = self._message(client)
                 task = self._task(client, message, record, history)
@@ -120,10 +122,30 @@ class Coordinator:
                 record.become(fault_of(error, self.server.channels_last))
                 self._unsent.append(record)
                 continue
-            self._waiting[client.id] = (record, task.link)
-            # outside the try: a full disk is no client's failure
-            session.references.send(client.id, self.server.round + 1, message.sent)
-            yield task
+            if record.course.uploads:
+                self._waiting[client.id] = (record, task.link)
+                # outside the try: a full disk is no client's failure
+                session.references.send(client.id, self.server.round + 1, message.sent)
+                yield task
+            else:
+                self._drop(client, record, task.link)
+
+    def _course(self, client: Client) -> Course:
+        """What happens to a client, besides what it does."""
+        session = self.session
+        if not client.num_examples:
+            return WHOLE
+        course = course_of(session.settings, self.server.round, client.id)
+        return course if session.algorithm.communicates else course.unsent()
+
+    def _drop(self, client: Client, record: ClientRecord, link: ClientLink | None) -> None:
+        """Do without a client that is not going to send anything, whose training is left out."""
+        session, timing = self.session, self.session.timing
+        record.become(_absence(record.course))
+        if link is not None and timing is not None:
+            planned = timing.planned(client, session.data, self.server.round)
+            record.simulated_seconds = _seconds(record, link, planned)
+        self._unsent.append(record)
 
     def _task(
         self, client: Client, message: _Message, record: ClientRecord, history: Sequence[Row]
@@ -131,10 +153,10 @@ class Coordinator:
         session = self.session
         server = self.server
         timing = session.timing
-        payload, sent = message.payload, message.sent
-        record.downlink_bytes = len(payload)
-        record.header_bytes = header_bytes(payload) if payload else 0
-        record.whole_bytes = len(payload) if sent.whole else 0
+        payload, sent, times = message.payload, message.sent, record.course.downloads
+        record.downlink_bytes = times * len(payload)
+        record.header_bytes = times * header_bytes(payload) if payload else 0
+        record.whole_bytes = times * len(payload) if sent.whole else 0
         version = server.accepted.get(client.id, 0)
         return Task(
             client=client.id,
@@ -146,6 +168,7 @@ class Coordinator:
             channels_last=server.channels_last,
             seed=session.settings.cohort.seed,
             training=client.devices.training(session.settings.training),
+            part=record.course.part,
             measures=session.settings.output.evaluate_clients,
             link=timing.link(server.round, client, len(self.cohort)) if timing else None,
             history=history,
@@ -185,6 +208,8 @@ class Coordinator:
         record.metrics = dict(reply.metrics)
         record.measured = dict(reply.measured)
         self._own.update(reply.own)
+        if reply.payload is None:
+            record.course = record.course.unsent()
         fault = reply.fault
         try:
             if reply.payload is not None and fault is None:
@@ -196,7 +221,7 @@ class Coordinator:
         if fault:
             record.become(fault)
         if link is not None and record.status != "failed":
-            record.simulated_seconds = _seconds(record, link)
+            record.simulated_seconds = _seconds(record, link, record.num_examples)
         record.seconds = reply.seconds + time.perf_counter() - start
         return record
 
@@ -205,8 +230,11 @@ class Coordinator:
         session = self.session
         client = self.fleet[record.client]
         # counted before anything can refuse it: late and rejected updates have been sent as well
-        record.uplink_bytes = len(payload)
-        record.header_bytes += header_bytes(payload)
+        times = record.course.uploads
+        record.uplink_bytes = times * len(payload)
+        record.header_bytes += times * header_bytes(payload)
+        if not record.course.arrives:
+            return _absence(record.course)
         if after := self._late_after(record, link):
             return Fault("late", f"its update would have arrived after {after:.3g} s")
         # a few bytes may claim to stand for more than fits into memory
@@ -226,7 +254,7 @@ class Coordinator:
         timing = self.session.timing
         if link is None or timing is None:
             return 0.0
-        after = _seconds(record, link)
+        after = _seconds(record, link, record.num_examples)
         return after if timing.network.is_late(after) else 0.0
 
     # ---- what comes of it ------------------------------------------------------------------------
@@ -276,9 +304,21 @@ def still_known(server: ServerState, records: Sequence[ClientRecord]) -> dict[in
     return {client: round for client, round in server.accepted.items() if client not in lost}
 
 
-def _seconds(record: ClientRecord, link: ClientLink) -> float:
-    """Simulated seconds until the update of a client has arrived."""
-    return link.seconds(record.downlink_bytes, record.uplink_bytes, record.num_examples)
+def _absence(course: Course) -> Fault:
+    """Why there is no update of a client that is kept from sending it."""
+    what = "it dropped out" if course.status == "dropped" else "its update was lost on its way"
+    last = f" in the last of {course.retries + 1} attempts" if course.retries else ""
+    return Fault(course.status, what + last)
+
+
+def _seconds(record: ClientRecord, link: ClientLink, num_examples: int) -> float:
+    """Simulated seconds until the last attempt of a client is over."""
+    course = record.course
+    down = record.downlink_bytes // course.downloads
+    up = record.uplink_bytes // max(1, course.uploads)
+    seconds = replace(link, downloads=course.downloads).seconds(down, up, num_examples)
+    # what was lost on its way was sent before
+    return seconds + (course.uploads - 1) * link.link.upload_seconds(up)
 
 
 def _same(tensors: Any, last: Mapping[str, Any]) -> bool:

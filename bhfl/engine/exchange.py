@@ -30,18 +30,30 @@ class ClientLink:
     """Its share of the link, and the device at its bits."""
     example_flops: float
     """FLOPs of training on one example."""
+    downloads: int = 1
+    """How often it is sent the model and trains: more than once where it had dropped out."""
 
     def seconds(self, download_bytes: int, upload_bytes: int, num_examples: int) -> float:
-        """The time from the start of the round until an upload has arrived."""
+        """The time from the start of the round until an upload has arrived, after as many downloads
+        and trainings as there are.
+        """
+        trained = self._trained_seconds(download_bytes, num_examples)
+        return self.downloads * trained + self.link.upload_seconds(upload_bytes)
+
+    def _trained_seconds(self, download_bytes: int, num_examples: int) -> float:
         link = self.link
         trained = link.compute_seconds(self.example_flops * num_examples)
-        return link.download_seconds(download_bytes) + trained + link.upload_seconds(upload_bytes)
+        return link.download_seconds(download_bytes) + trained
 
     def budget_bytes(self, download_bytes: int, num_examples: int, deadline_seconds: float) -> int:
-        """Bytes that can still be sent before a deadline, after a download and training; 0 if it is
-        too late.
+        """Bytes that can still be sent before a deadline, after all downloads and trainings; 0 if
+        it is too late.
         """
         flops = self.example_flops * num_examples
+        if again := self.downloads - 1:
+            deadline_seconds -= again * self._trained_seconds(download_bytes, num_examples)
+            if deadline_seconds <= 0:
+                return 0
         return self.link.uplink_budget_bits(download_bytes, flops, deadline_seconds) // 8
 
 
@@ -72,6 +84,8 @@ class Task:
     """The run's, which every draw is keyed by."""
     training: LocalTraining | None = None
     """How long and in what manner it trains, before it is measured too; None where it does not."""
+    part: float = 1.0
+    """The part of its planned steps that it makes, less than 1 for a straggler."""
     measures: Measures = "none"
     """When it also measures its model in a round of training."""
     common: bool = True

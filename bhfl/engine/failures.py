@@ -2,9 +2,9 @@
 
 import warnings
 
-from bhfl.engine.exchange import NO_EXAMPLES
-from bhfl.engine.records import ClientRecord
+from bhfl.engine.records import ClientRecord, asked_to_train
 from bhfl.settings import Settings
+from bhfl.tags import ABSENT
 
 _TOLD = 3
 """Failures of a round that are told one by one."""
@@ -33,13 +33,15 @@ def failed_in_a_row(
             the same way.
     """
     bad = [record for record in records if record.status != "ok"]
-    for record in bad[:_TOLD] if tell else ():
+    # what was asked for is no news
+    told = [record for record in bad if record.status not in ABSENT] if tell else []
+    for record in told[:_TOLD]:
         warnings.warn(
             f"round {round}: client {record.client} {record.status}: {record.reason}", stacklevel=2
         )
-    if len(bad) > _TOLD and tell:
+    if len(told) > _TOLD:
         warnings.warn(
-            f"round {round}: and {len(bad) - _TOLD} clients more; see rounds.jsonl", stacklevel=2
+            f"round {round}: and {len(told) - _TOLD} clients more; see rounds.jsonl", stacklevel=2
         )
     if alike := failed_alike(records):
         why = f"the same error in all {len(alike)} clients of round {round}"
@@ -60,15 +62,15 @@ def failed_in_a_row(
     if not (alike or bad):
         raise TooFewClientsError(f"{why} round drew {len(records)} clients")
     first = (alike or bad)[0]
-    told = f"{why}, client {first.client} {first.status}: {first.reason}"
-    raise TooFewClientsError(f"{told}\n{first.traceback}".rstrip())
+    last = f"{why}, client {first.client} {first.status}: {first.reason}"
+    raise TooFewClientsError(f"{last}\n{first.traceback}".rstrip())
 
 
 def _needed(records: list[ClientRecord], settings: Settings) -> int:
     """The usable updates that a round needs to count as one."""
     if settings.aggregation.algorithm.private:
         # it was combined anyway; but a run whose clients all fail is not to go on for ever
-        return min(1, len(records))
+        return min(1, sum(record.status not in ABSENT for record in records))
     return settings.cohort.min_clients
 
 
@@ -76,7 +78,7 @@ def failed_alike(records: list[ClientRecord]) -> list[ClientRecord]:
     """The clients of a round, if it had two or more, and all failed by an error of one type at one
     line; else none.
     """
-    asked = [record for record in records if record.reason != NO_EXAMPLES]
+    asked = asked_to_train(records)
     origins = {record.origin for record in asked}
     # a client that is alone may fail by its own data, which the next cohort need not have
     return asked if len(asked) > 1 and len(origins) == 1 and origins != {""} else []

@@ -31,6 +31,7 @@ from bhfl.engine.types import Row
 from bhfl.engine.written import configuration
 from bhfl.files import write_text
 from bhfl.settings import Role
+from bhfl.tags import ABSENT
 from bhfl.told import SETTINGS, differences
 
 
@@ -192,13 +193,16 @@ def _round(session: Session, run: Run) -> None:
     run.seconds += seconds
     row |= {**run.ledger.metrics(), "time/round_s": seconds}
     row["problems"] = [
-        f"client {r.client} {r.status}: {r.reason}" for r in records if r.status != "ok"
+        f"client {r.client} {r.status}: {r.reason}"
+        for r in records
+        if r.status not in ("ok", *ABSENT)
     ]
     STANDING.at(f"saving round {round}")
     # before the checkpoint, which holds the rows of its rounds; one that a kill leaves beyond it is
     # dropped when the run goes on
     run.log(row)
-    run.log_clients(training_rows(round, records, session.fleet))
+    told = settings.fleet.availability is not None
+    run.log_clients(training_rows(round, records, session.fleet, availability=told))
     complete = measured or not settings.choice.monitor.startswith("val/")
     present = {record.group for record in with_updates(records)}
     absent = group_sizes(session.fleet).keys() - present
@@ -222,7 +226,9 @@ def _hear_callbacks(session: Session, run: Run) -> None:
 def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     """What training a round came to, by tag."""
     server = session.server
-    row = {"round": server.round, **round_metrics(records), **server.metrics}
+    absences = session.settings.fleet.availability is not None
+    metrics = round_metrics(records, availability=absences)
+    row = {"round": server.round, **metrics, **server.metrics}
     measured = {record.client: record.measured for record in with_updates(records)}
     row |= spread("val", measured, session.fleet)
     row |= run.ledger.add(records)

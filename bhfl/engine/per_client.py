@@ -23,7 +23,11 @@ _WORST = 0.1
 
 
 def training_rows(
-    round: int, records: Sequence[ClientRecord], clients: Sequence[Client]
+    round: int,
+    records: Sequence[ClientRecord],
+    clients: Sequence[Client],
+    *,
+    availability: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """What became of each client in a round.
 
@@ -31,6 +35,7 @@ def training_rows(
         round: The number of the round, from 1.
         records: Those of the round.
         clients: The fleet.
+        availability: Whether ``trainer.availability`` has a say in it.
     """
     for record in records:
         yield {
@@ -47,8 +52,19 @@ def training_rows(
             "downlink_bytes": record.downlink_bytes,
             "simulated_seconds": record.simulated_seconds,
             "seconds": record.seconds,
+            **(_absences(record) if availability else {}),
             **_tagged("val", record.measured),
         }
+
+
+def _absences(record: ClientRecord) -> dict[str, float]:
+    course = record.course
+    return {
+        "part": course.part,
+        "dropouts": course.failures.count("dropout"),
+        "losses": course.failures.count("loss"),
+        "retries": course.retries,
+    }
 
 
 def test_rows(

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from bhfl.engine.figures import group_rows, megabytes, metric_names
 from bhfl.engine.roster import group_sizes, one_of_each
 from bhfl.engine.screen import Screen
 from bhfl.settings import Output
-from bhfl.tags import LOST, STATUSES
+from bhfl.tags import ABSENT, LOST, STATUSES
 
 _LOG = logging.getLogger("bhfl")
 
@@ -198,8 +198,10 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
     for row in history:
         for status in STATUSES:
             totals[status] += int(row.get(f"clients/{status}", 0))
-    if lost := ", ".join(f"{totals[status]} {status}" for status in LOST if totals[status]):
+    bad = [status for status in LOST if status not in ABSENT and totals[status]]
+    if lost := ", ".join(f"{totals[status]} {status}" for status in bad):
         notes.append(f"of {totals.total()} updates {lost}; rounds.jsonl says why")
+    notes += _absences(history, totals)
     row = history[-1] if history else {}
     if (published := row.get("comm/downlink_published_MB")) is not None:
         notes.append(f"downlink as the method's authors count it: {published:.2f} MB")
@@ -209,3 +211,16 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
         delta = row["privacy/delta"]
         notes.append(f"privacy of the models: epsilon {epsilon:.3g} at delta {delta:.2g}")
     return notes
+
+
+def _absences(history: list[dict[str, Any]], totals: Mapping[str, int]) -> Iterator[str]:
+    """What ``trainer.availability`` did to clients, where a run has it."""
+    if not history or "clients/retries" not in history[-1]:
+        return
+    stragglers = int(sum(row["clients/stragglers"] for row in history))
+    retries = int(sum(row["clients/retries"] for row in history))
+    sent = megabytes(sum(row["retry_bytes"] for row in history))
+    yield (
+        f"availability: {totals['dropped']} dropped out, {totals['lost']} lost on their way, "
+        f"{stragglers} stragglers, {retries} retries of {sent} MB"
+    )

@@ -8,7 +8,7 @@ import torch
 
 PURPOSES = (
     "sample", "shuffle", "augment", "dropout", "quant_up", "quant_down", "quant_train", "bandwidth",
-    "compute", "partition", "server", "straggler",
+    "compute", "partition", "server", "straggler", "availability",
 )  # fmt: skip
 """Names of the streams. Appending one leaves the draws of all others as they are."""
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from bhfl.engine.exchange import Fault
-from bhfl.tags import STATUSES, Status
+from bhfl.engine.availability import WHOLE, Course
+from bhfl.engine.exchange import NO_EXAMPLES, Fault
+from bhfl.tags import ABSENT, STATUSES, Status
 
 BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes", "whole_bytes")
 """The fields of a record that the ledger adds up."""
@@ -37,6 +38,8 @@ class ClientRecord:
     """
     closing_bytes: int = 0
     """The part of `downlink_bytes` that came when the round had ended."""
+    course: Course = WHOLE
+    """What happened to it besides, see `bhfl.engine.availability`."""
     num_examples: int = 0
     """Examples trained on, each as often as it was seen."""
     num_steps: int = 0
@@ -44,7 +47,8 @@ class ClientRecord:
     seconds: float = 0.0
     simulated_seconds: float | None = None
     """What passes on the simulated network from the start of the round until its update has
-    arrived; None without a network, and of a client that failed.
+    arrived, or until its last attempt has come to nothing; None without a network, and of a client
+    that failed.
     """
     metrics: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
@@ -57,6 +61,18 @@ class ClientRecord:
     lost: bool = False
     broken_hook: bool = False
 
+    @property
+    def retry_bytes(self) -> int:
+        """The part of the bytes both ways that was sent before, and came to nothing."""
+        down = self.downlink_bytes - self.closing_bytes
+        found = 0
+        for sent, times in (
+            (down, self.course.downloads),
+            (self.uplink_bytes, self.course.uploads),
+        ):
+            found += sent - sent // max(1, times)
+        return found
+
     def become(self, fault: Fault) -> None:
         """Take down why there is no update."""
         vars(self).update(vars(fault))
@@ -67,13 +83,29 @@ def with_updates(records: Sequence[ClientRecord]) -> list[ClientRecord]:
     return [record for record in records if record.status == "ok"]
 
 
-def round_metrics(records: list[ClientRecord]) -> dict[str, float]:
+def asked_to_train(records: Sequence[ClientRecord]) -> list[ClientRecord]:
+    """Those of clients that had to train: they have examples, and did not drop out for good."""
+    return [r for r in records if r.reason != NO_EXAMPLES and r.course.uploads]
+
+
+def round_metrics(
+    records: Sequence[ClientRecord], *, availability: bool = False
+) -> dict[str, float]:
     """The round's tags that follow from its records: `train/loss` and other means over clients,
     counts.
+
+    Args:
+        records: Those of the round.
+        availability: Whether to count what ``trainer.availability`` does to clients, too.
     """
-    metrics = {f"clients/{status}": 0.0 for status in STATUSES}
+    statuses = STATUSES if availability else [one for one in STATUSES if one not in ABSENT]
+    metrics = {f"clients/{status}": 0.0 for status in statuses}
     for record in records:
         metrics[f"clients/{record.status}"] += 1
+    if availability:
+        metrics["clients/stragglers"] = float(sum(record.course.part < 1 for record in records))
+        metrics["clients/retries"] = float(sum(record.course.retries for record in records))
+        metrics["retry_bytes"] = sum(record.retry_bytes for record in records)
     ok = with_updates(records)
     # in the order in which they come, which of a set would be another one in each process
     for name in dict.fromkeys(chain.from_iterable(record.metrics for record in ok)):

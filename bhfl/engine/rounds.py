@@ -7,10 +7,10 @@ from dataclasses import replace
 from bhfl.comm import encode, header_bytes
 from bhfl.engine.coordinator import Coordinator, still_known
 from bhfl.engine.ending import STANDING
-from bhfl.engine.exchange import NO_EXAMPLES, Verdict
+from bhfl.engine.exchange import Verdict
 from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
-from bhfl.engine.records import ClientRecord, outliers, with_updates
+from bhfl.engine.records import ClientRecord, asked_to_train, outliers, with_updates
 from bhfl.engine.session import Session
 from bhfl.engine.types import Client, Row, ServerState
 
@@ -84,7 +84,7 @@ def _check_dealt(cohort: Sequence[Client], records: Sequence[ClientRecord]) -> N
 
 def _check_hooks(records: Sequence[ClientRecord]) -> None:
     """ServerReturnError where what a hook of the algorithm returned has stopped every client."""
-    asked = [record for record in records if record.reason != NO_EXAMPLES]
+    asked = asked_to_train(records)
     if asked and all(record.broken_hook for record in asked):
         raise ServerReturnError(asked[0].reason)
 

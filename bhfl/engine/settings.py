@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from bhfl.checks import choice
+from bhfl.checks import options as options_of
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import Downlink
+from bhfl.engine.availability import Availability
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.devices import Group
 from bhfl.engine.fleet import Fleet
@@ -51,6 +53,8 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
     if callable(make) and (why := unusable(make)):
         problems.append(f"server_optimizer cannot be used: {why}")
     problems += callback_problems(settings.output.callbacks)
+    if wrong := options_of(Availability, optional=True)(settings.fleet.availability):
+        problems.append(f"availability {wrong}")
     problems += _fleet_problems(settings, alone=bool(problems))
     if problems:
         raise ValueError("\n".join(problems))
@@ -91,6 +95,9 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
             f"min_clients must be at most {min(size, total)}, the clients of a round, got "
             f"{cohort.min_clients}"
         )
+    availability: Availability | None = settings.fleet.availability
+    if availability and (wrong := availability.problem(total, settings.stopping.max_rounds)):
+        found.append(wrong)
     return found
 
 

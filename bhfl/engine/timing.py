@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
+from bhfl.engine.availability import course_of, part_of
 from bhfl.engine.client.recorder import Recorder
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.exchange import ClientLink
@@ -93,13 +94,12 @@ class Timing:
             profile=client.devices.group.profile,
         )
 
-    def planned(self, client: Client, data: FederatedData) -> int:
+    def planned(self, client: Client, data: FederatedData, round: int) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
         training = client.devices.training(self.settings.training)
-        if training.local_steps is None:
-            return training.local_epochs * client.num_examples
         batches = max(1, data.num_batches(client.id))
-        epochs, rest = divmod(training.local_steps, batches)
+        part = course_of(self.settings, round, client.id).part
+        epochs, rest = divmod(part_of(training.planned_steps(batches), part), batches)
         batch_size = server_data(data).client_batch_size(client)
         return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
 
@@ -115,7 +115,7 @@ class Timing:
         idle = []
         for client in self.clients:
             if client.num_examples:
-                work = self.workload(client, download_bytes, 0, self.planned(client, data))
+                work = self.workload(client, download_bytes, 0, self.planned(client, data, 0))
                 idle.append(self.network.client_time(0, work).seconds)
         fastest = min(idle)
         if self.network.is_late(fastest):
@@ -129,7 +129,8 @@ class Timing:
         participants.
         """
         link = self.network.shared_link(round, self.workload(client, 0, 0, 0), num_participants)
-        return ClientLink(link, _BACKWARD * self.example_flops)
+        downloads = course_of(self.settings, round, client.id).downloads
+        return ClientLink(link, _BACKWARD * self.example_flops, downloads)
 
     def metrics(
         self, round: int, records: Sequence[ClientRecord], seconds_before: float
@@ -138,18 +139,15 @@ class Timing:
 
         A client that failed is known to have, and waited for by nobody.
         """
-        works = []
+        waited = []
         closing = 0.0
         clients = at(self.clients, round)
-        for r in records:
-            client = clients[r.client]
-            last = self.workload(client, r.closing_bytes, 0, 0)
+        for record in records:
+            last = self.workload(clients[record.client], record.closing_bytes, 0, 0)
             closing = max(closing, self.network.client_time(round, last).seconds)
-            if r.status != "failed":
-                down = r.downlink_bytes - r.closing_bytes
-                works.append(self.workload(client, down, r.uplink_bytes, r.num_examples))
-        seconds = self.network.round_time(round, works, len(records)).seconds if works else 0.0
-        seconds += closing
+            if record.status != "failed":
+                waited.append(record.simulated_seconds or 0.0)
+        seconds = self.network.round_seconds(waited) + closing if waited else closing
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
 
 

@@ -12,6 +12,7 @@ from bhfl.checks import refuse
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.algorithm import ALGORITHM_HOOKS, Algorithm
+from bhfl.engine.availability import Availability
 from bhfl.engine.buffers import NormPolicy
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import State
@@ -57,6 +58,8 @@ class FederatedTrainer:
             mean itself.
         network: Simulated links and devices: logs ``time/simulated_s``, and drops who misses its
             deadline.
+        availability: Clients that drop out, updates that are lost, stragglers that make a part of
+            their steps, and how often the server asks again; None for clients that do all.
         downlink: Bits of the weights that clients are sent, with a scale for each output channel: a
             number; ``client``: what the client stores in, or computes with, at least 8; or
             ``float32``. Or ``{bits: 4, send: differences, keep: 5}``: their differences to what a
@@ -127,6 +130,7 @@ class FederatedTrainer:
         weights: Literal["samples", "uniform"] = "samples",
         server_optimizer: OptimizerCallable | None = None,
         network: SimulatedNetwork | None = None,
+        availability: Availability | None = None,
         downlink: DownBits | Downlink = "float32",
         norm: NormPolicy = "group",
         min_clients: int = 1,

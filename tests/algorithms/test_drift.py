@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from bhfl.algorithms import SCAFFOLD, FedAvg, FedDyn, FedExP, FedNova
+from bhfl.engine.availability import WHOLE, Availability, part_of
 from tests.algorithms.quadratics import Data, Module
 from tests.federation import Client, fit, same
 
 ROUNDS = 20
 QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 LR = 0.05
+ABSENT = Availability(dropout=0.2, loss=0.2, stragglers=0.5, part=[0.1, 0.9])
 
 
 def plain():
@@ -31,6 +33,30 @@ def numbers(data):
 def close(run, w):
     found = run.server.params["weight"].double().numpy()
     return np.abs(found - w).max() <= 1e-5 * np.abs(w).max()
+
+
+def test_scaffold_of_clients_that_are_away_or_make_a_part_of_their_steps(tmp_path):
+    data = Data(4)
+    run = trained(tmp_path, SCAFFOLD(server_lr=0.7), data, availability=ABSENT)
+    h, t = numbers(data)
+    w, c, own = np.zeros_like(t[0]), np.zeros_like(t[0]), np.zeros_like(t)
+    for round in range(ROUNDS):
+        ends, moves = [], []
+        for i in range(4):
+            course = ABSENT.course(0, round, i)
+            if not course.arrives:
+                continue
+            steps = part_of(data.steps, course.part)
+            end = w
+            for _ in range(steps):
+                end = end - LR * (h[i] * (end - t[i]) - own[i] + c)
+            moves.append((w - end) / (steps * LR) - c)
+            own[i] = own[i] + moves[-1]
+            ends.append(end)
+        if ends:
+            c = c + np.sum(moves, 0) / 4
+            w = w + 0.7 * (np.mean(ends, 0) - w)
+    assert close(run, w)
 
 
 def test_scaffold(tmp_path):
@@ -135,27 +161,34 @@ class Heavy(Module):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6)
 
 
+@pytest.mark.parametrize("availability", [None, ABSENT], ids=["all", "absent"])
 @pytest.mark.parametrize(("module", "momentum"), [(Module, 0.0), (Heavy, 0.6)])
-def test_fednova(tmp_path, module, momentum):
+def test_fednova(tmp_path, module, momentum, availability):
     data = Uneven(4)
-    run = trained(tmp_path, FedNova(), data, module=module)
+    run = trained(tmp_path, FedNova(), data, module=module, availability=availability)
     h, t = numbers(data)
     w = np.zeros_like(t[0])
-    for _ in range(ROUNDS):
+    for round in range(ROUNDS):
         directions, lengths = [], []
         for i in range(4):
+            course = availability.course(0, round, i) if availability else WHOLE
+            if not course.arrives:
+                continue
             y = w.copy()
             velocity = np.zeros_like(w)
-            share = np.zeros(data.num_batches(i))
-            for step in range(data.num_batches(i)):
+            steps = part_of(data.num_batches(i), course.part)
+            share = np.zeros(steps)
+            for step in range(steps):
                 velocity = momentum * velocity + h[i] * (y - t[i])
                 y = y - LR * velocity
                 # what each gradient so far has come to, counted one by one
                 share[: step + 1] += momentum ** np.arange(step, -1, -1)
             lengths.append(share.sum())
             directions.append((w - y) / share.sum())
-        w = w - np.mean(lengths) * np.mean(directions, 0)
+        if lengths:
+            w = w - np.mean(lengths) * np.mean(directions, 0)
     assert close(run, w)
+    assert {row["clients/ok"] for row in run.run.history} >= ({2, 3, 4} if availability else {4})
 
 
 def test_fednova_needs_sgd(tmp_path):

@@ -36,6 +36,7 @@ from bhfl.comm.network import Link, Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.store import ClientStore
@@ -77,7 +78,7 @@ def from_bytes(data: bytes) -> Any:
         plain["training"] = LocalTraining(**plain["training"])
     if plain.get("link"):
         link = plain["link"]
-        plain["link"] = ClientLink(Link(**link["link"]), link["example_flops"])
+        plain["link"] = ClientLink(**{**link, "link": Link(**link["link"])})
     if plain.get("fault"):
         plain["fault"] = Fault(**plain["fault"])
     kinds = {"Task": Task, "Reply": Reply, "Measured": Measured, "Verdict": Verdict}
@@ -222,6 +223,7 @@ def slow(deadline: float | None = None) -> SimulatedNetwork:
     return SimulatedNetwork("slow", {"slow": profile}, deadline_seconds=deadline)
 
 
+ABSENT = Availability(dropout=0.2, loss=0.2, stragglers=0.5, retries=2)
 LEARNING = Dequantizer(warmup_rounds=1, period=1, first_steps=3, steps=2, distill_weight=0.0)
 CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "ProWD": (partial(ProWD, dequantizer=LEARNING), {}),
@@ -275,6 +277,14 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
     "unlucky": (Unlucky, {}),
     "late": (Algorithm, {"network": slow(1.0)}),
     "skipped": (Unlucky, {"min_clients": 4, "norm": "local"}),
+    "SCAFFOLD absent": (
+        SCAFFOLD,
+        {"availability": ABSENT, "downlink": Downlink(4, "differences", keep=1)},
+    ),
+    "FedLQ absent": (
+        partial(FedLQ, sensitivity=Sensitivity("clients"), budget=Budget("deadline")),
+        {"network": slow(9.0), "availability": ABSENT},
+    ),
     "differences": (
         Unlucky,
         {"downlink": Downlink(4, "differences", keep=1), "clients_per_round": 4},

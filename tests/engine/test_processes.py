@@ -28,6 +28,7 @@ from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load, load_last
 from bhfl.engine.fleet import Fleet
 from bhfl.main import main
@@ -226,7 +227,10 @@ CASES: dict[str, dict[str, Any]] = {
         "validate_first": True,
         "clients_per_round": 4,
     },
-    "own models": {"algorithm": Ditto, "clients_per_round": 4},
+    "own models": {
+        "algorithm": Ditto,
+        "availability": Availability(dropout=0.2, loss=0.2, stragglers=0.5, retries=1),
+    },
     "median": {"algorithm": partial(Median, FedDyn())},
     "devices": {
         "clients": DEVICES,

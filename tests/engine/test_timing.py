@@ -12,6 +12,7 @@ from torch import nn
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
 from bhfl.comm.network import Profile, SimulatedNetwork, Workload
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.availability import Availability
 from bhfl.engine.callback import Callback
 from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import HandMade, Module, points
@@ -261,7 +262,14 @@ class Recording(Callback):
 
 
 @pytest.mark.parametrize(
-    "options", [{"local_epochs": 2}, {"local_steps": 3}, {"local_steps": 7}, {"local_steps": 1}]
+    "options",
+    [
+        {"local_epochs": 2},
+        {"local_steps": 3},
+        {"local_steps": 7},
+        {"local_steps": 1},
+        {"local_epochs": 2, "availability": Availability(stragglers=1, part=0.7)},
+    ],
 )
 def test_the_planned_examples_are_those_that_are_trained_on(tmp_path, options):
     watch = Recording()
@@ -275,9 +283,11 @@ def test_the_planned_examples_are_those_that_are_trained_on(tmp_path, options):
         **options,
     )
     planned = {
-        client.id: run.session.timing.planned(client, run.session.data) for client in run.clients
+        client.id: run.session.timing.planned(client, run.session.data, 0) for client in run.clients
     }
-    if run.settings.training.local_steps:  # the last, smaller batch may be among the steps
+    if (
+        "local_epochs" not in options or "availability" in options
+    ):  # the last, smaller batch may be among the steps
         assert all(0 <= planned[i] - watch.examples[i] < 8 for i in planned)
     else:
         assert planned == watch.examples

@@ -205,7 +205,7 @@ class FedLQ(Algorithm):
     def _examples(self, client: Client, round: int, context: Context) -> int:
         """Examples that a client is going to compute on, probing included."""
         timing = context.timing
-        planned = timing.planned(client, context.data) if timing else 0
+        planned = timing.planned(client, context.data, round) if timing else 0
         return planned + self.sensitivity.examples(client, round, len(self.layers))
 
     def _allocate(

@@ -160,9 +160,18 @@ class SimulatedNetwork(Recorded):
         """
         clients = self.client_times(round_index, workloads, num_participants)
         late = frozenset(client.client for client in clients if self.is_late(client.seconds))
-        slowest = max(client.seconds for client in clients)
+        seconds = self.round_seconds([client.seconds for client in clients])
+        return RoundTime(seconds=seconds, clients=clients, late=late)
+
+    def round_seconds(self, waited: Sequence[float]) -> float:
+        """How long a round takes, server time included.
+
+        Args:
+            waited: When each participant is done that is waited for, in seconds; at least one.
+        """
+        slowest = max(waited)
         seconds = slowest if self.deadline_seconds is None else min(self.deadline_seconds, slowest)
-        return RoundTime(seconds=seconds + self._server_seconds, clients=clients, late=late)
+        return seconds + self._server_seconds
 
     def is_late(self, seconds: float) -> bool:
         """Whether an update that arrives so many seconds after the start of the round misses the

@@ -1,12 +1,11 @@
 """Links read from a trace file, for instance of measured bandwidths."""
 
-import csv
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from bhfl.comm.network.links import Link, Profile
 from bhfl.files import user_path
+from bhfl.files.lines import Line, number_cell, read_lines, whole_cell
 
 REQUIRED = ("client", "round", "uplink_bps", "downlink_bps")
 OPTIONAL = ("latency_s", "compute_flops")
@@ -59,74 +58,27 @@ class TraceLinks:
 def _read(path: Path) -> dict[tuple[int, int], Link]:
     """The links of a file, by client and round."""
     links: dict[tuple[int, int], Link] = {}
-    # spreadsheets write a byte order mark, and csv wants line ends as they are
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(header, path)
-        for row in reader:
-            if not row:
-                continue
-            where = f"{path}:{reader.line_num}"
-            if len(row) != len(header):
-                raise ValueError(f"{where}: must have {len(header)} columns, got {len(row)}")
-            cells = dict(zip(header, row, strict=True))
-            key = _whole(cells, "client", where), _whole(cells, "round", where)
-            if key in links:
-                raise ValueError(f"{where}: client {key[0]} has round {key[1]} twice")
-            links[key] = _link(cells, where)
-    if not links:
-        raise ValueError(f"{path} has no line after the header")
+    for line in read_lines(path, REQUIRED, OPTIONAL):
+        key = whole_cell(line, "client"), whole_cell(line, "round")
+        if key in links:
+            raise ValueError(f"{line[0]}: client {key[0]} has round {key[1]} twice")
+        links[key] = _link(line)
     return links
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    for name in REQUIRED:
-        if name not in header:
-            raise ValueError(
-                f"{path}:1: column {name} is missing, got {','.join(header) or 'an empty file'}"
-            )
-    for name in header:
-        if name not in REQUIRED + OPTIONAL or header.count(name) > 1:
-            raise ValueError(
-                f"{path}:1: columns must be distinct and of {','.join(REQUIRED + OPTIONAL)}, got "
-                f"{name!r}"
-            )
-
-
-def _link(cells: dict[str, str], where: str) -> Link:
-    """The link of a line, whose cells are given by column; `where` is its file and line."""
+def _link(line: Line) -> Link:
     rates = {}
-    if "latency_s" in cells:
-        rates["latency_seconds"] = _number(cells, "latency_s", where)
+    if "latency_s" in line[1]:
+        rates["latency_seconds"] = number_cell(line, "latency_s")
     for column in ("uplink_bps", "downlink_bps", "compute_flops"):
-        if column in cells:
-            rates[column] = _positive(cells, column, where)
+        if column in line[1]:
+            rates[column] = _positive(line, column)
     return Link(**rates)
 
 
-def _whole(cells: dict[str, str], column: str, where: str) -> int:
-    text = cells[column].strip()
-    # int() would take 1_0, and the digits of other alphabets
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{where}: column {column} must be a whole number >= 0, got {text!r}")
-    return int(text)
-
-
-def _positive(cells: dict[str, str], column: str, where: str) -> float:
-    value = _number(cells, column, where)
+def _positive(line: Line, column: str) -> float:
+    value = number_cell(line, column)
     if value == 0:
+        where, cells = line
         raise ValueError(f"{where}: column {column} must be > 0, got {cells[column].strip()!r}")
-    return value
-
-
-def _number(cells: dict[str, str], column: str, where: str) -> float:
-    text = cells[column].strip()
-    try:
-        value = float(text)
-    except ValueError:
-        # NaN fails the test below, in the same words as what is out of range
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{where}: column {column} must be a finite number >= 0, got {text!r}")
     return value

@@ -275,6 +275,7 @@ class LocalClients:
             module=self.worker.module,
             device=self.worker.device,
             training=task.training,
+            part=task.part,
             received=self.worker.to_device(start),
             message=message,
             state=state,

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.availability import part_of
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.layout import Layout
 from bhfl.engine.client.registered import Registered
@@ -140,7 +141,8 @@ class PlainWorker:
         generator = self.seed(run)
         optimizer = devices.optimizer(self.module.configure_optimizers())
         num_batches = data.num_batches(run.client.id)
-        limit = algorithm.num_steps(run, run.training.planned_steps(num_batches))
+        planned = part_of(run.training.planned_steps(num_batches), run.part)
+        limit = algorithm.num_steps(run, planned)
         epochs = epochs_of(run.training, limit, num_batches)
         total = 0.0
         for epoch in epochs:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.availability import part_of
 from bhfl.engine.client.optim import LocalOptimizers
 from bhfl.engine.client.plain import epochs_of
 from bhfl.engine.client.recorder import Recorder, tag_of
@@ -107,7 +108,7 @@ class Training:
         place = self.place
         # first: what is planned depends on whose place it is
         place.begin(run.round, run.client, run.training)
-        self.limit = self.algorithm.num_steps(run, place.planned_steps)
+        self.limit = self.algorithm.num_steps(run, part_of(place.planned_steps, run.part))
         if not self.limit:
             raise RuntimeError("dropped out: it made no step")
         continued = run.training.lr_schedule == "continue"
