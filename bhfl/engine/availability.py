@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -126,6 +125,7 @@ class Availability(Recorded):
         self.part = checked("availability.part", part, _part_problem)
         self.retries = checked("availability.retries", retries, count(0, 100))
         self.trace = trace
+        self._traced: Mapping[tuple[int, int], _Traced] = {}
         if trace is None:
             return
         given = {"dropout": dropout, "loss": loss, "stragglers": stragglers}
@@ -137,18 +137,7 @@ class Availability(Recorded):
                 )
         if not user_path(trace).is_file():
             raise FileNotFoundError(f"availability.trace must name a file, got {str(trace)!r}")
-        # at once, as a bad line would end a run in its middle
-        self._traced  # noqa: B018
-
-    @cached_property
-    def _traced(self) -> Mapping[tuple[int, int], _Traced]:
-        """What the file says, by round from 1 and client."""
-        traced: dict[tuple[int, int], _Traced] = {}
-        assert self.trace is not None
-        for line in read_lines(user_path(self.trace), ("client", "round", "event"), ("part",)):
-            key = whole_cell(line, "round", 1), whole_cell(line, "client")
-            _take(traced.setdefault(key, _Traced()), line)
-        return traced
+        self._traced = _read(user_path(trace))
 
     @property
     def has_stragglers(self) -> bool:
@@ -163,6 +152,9 @@ class Availability(Recorded):
         Args:
             num_clients: Size of the fleet.
             max_rounds: How many rounds there are to be.
+
+        Returns:
+            A sentence that names the option.
         """
         if self.trace is None:
             return ""
@@ -188,6 +180,9 @@ class Availability(Recorded):
             seed: The run's.
             round: Rounds finished.
             client: Its id.
+
+        Returns:
+            The same at every call.
         """
         if self.trace is not None:
             traced = self._traced.get((round + 1, client), _Traced())
@@ -206,7 +201,7 @@ class Availability(Recorded):
         return self._course(failures, part)
 
     def _course(self, failures: Sequence[Failure], part: float) -> Course:
-        """As many of these as there are attempts, and then the update."""
+        """The course of a client that fails so often, as far as it has attempts."""
         made = tuple(failures[: self.retries + 1])
         return Course(made, len(failures) <= self.retries, part)
 
@@ -217,6 +212,15 @@ class Availability(Recorded):
             # the upper end can be drawn, and the lower one, which may be 0, cannot
             return high - (high - low) * draw
         return self.part
+
+
+def _read(path: Path) -> dict[tuple[int, int], _Traced]:
+    """What a file says, by round from 1 and client."""
+    traced: dict[tuple[int, int], _Traced] = {}
+    for line in read_lines(path, ("client", "round", "event"), ("part",)):
+        key = whole_cell(line, "round", 1), whole_cell(line, "client")
+        _take(traced.setdefault(key, _Traced()), line)
+    return traced
 
 
 def _take(traced: _Traced, line: Line) -> None:
