@@ -153,7 +153,8 @@ class Coordinator:
         session = self.session
         server = self.server
         timing = session.timing
-        payload, sent, times = message.payload, message.sent, record.course.downloads
+        payload, sent = message.payload, message.sent
+        times = record.course.downloads
         record.downlink_bytes = times * len(payload)
         record.header_bytes = times * header_bytes(payload) if payload else 0
         record.whole_bytes = times * len(payload) if sent.whole else 0
