@@ -15,6 +15,7 @@ import re
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ _OF_ONE_HOP = {
 }
 """Headers that are between two machines and go no further."""
 _KEY_HEADER = b"flwr-public-key"
+_TIME_HEADER = b"flwr-timestamp"
+MOST_SKEW = 300.0
+"""Seconds by which a client's clock may differ: a SuperLink takes older signatures for stolen."""
 _NOT_REGISTERED = 2004
 """What Flower answers where a SuperNode may not join."""
 
@@ -147,6 +151,9 @@ class Front:
         client = self._client_of(scope["headers"])
         if client is None:
             return await _say(send, 412, "the key of this client is not in the registry")
+        if abs(skew := _skew(scope["headers"])) > MOST_SKEW:
+            told = f"the clock of this client differs from the server's by {skew:+.0f} s"
+            return await _say(send, 412, told)
         sent = _length(scope["headers"])
         if sent > self._most_bytes:
             return await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
@@ -236,6 +243,19 @@ class _Body:
             more = message.get("more_body", False)
             if part:
                 yield part
+
+
+def _skew(headers: list[tuple[bytes, bytes]]) -> float:
+    """Seconds by which a client's clock is ahead; 0 where it does not say its time."""
+    for name, value in headers:
+        if name == _TIME_HEADER:
+            try:
+                said = datetime.fromisoformat(value.decode("ascii"))
+                return (said - datetime.now(UTC)).total_seconds()
+            except (ValueError, TypeError, OverflowError):
+                # no time, or one without a zone: the SuperLink refuses it
+                return 0.0
+    return 0.0
 
 
 def _length(headers: list[tuple[bytes, bytes]]) -> int:

@@ -148,7 +148,7 @@ def _check(public: Sequence[Path], private: Path) -> None:
     """ValueError where a file of a folder of keys is missing, or its private one is open."""
     for path in [*public, private]:
         if not path.is_file():
-            raise ValueError(f"keys: there is no file {path}: `bhfl serve --make-keys` makes it")
+            raise ValueError(f"keys: there is no file {path}: `bhfl serve --make_keys` makes it")
     mode = stat.S_IMODE(private.stat().st_mode)
     if mode & 0o077:
         raise ValueError(

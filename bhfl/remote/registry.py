@@ -113,11 +113,11 @@ class Registry:
         if len(groups) != len(self.clients):
             raise ValueError(
                 f"the keys are those of {len(self.clients)} clients, and the fleet has "
-                f"{len(groups)}: make new ones by `bhfl serve --make-keys`"
+                f"{len(groups)}: make new ones by `bhfl serve --make_keys`"
             )
         for one, group in zip(self.clients, groups, strict=True):
             if one.group != group:
                 raise ValueError(
                     f"client {one.client} has a key of the group {one.group}, and the fleet has "
-                    f"it in {group}: make new keys by `bhfl serve --make-keys`"
+                    f"it in {group}: make new keys by `bhfl serve --make_keys`"
                 )

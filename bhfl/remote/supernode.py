@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from bhfl.files import write_text
 from bhfl.remote.flower import environment, free_port, program
 from bhfl.remote.keys import ClientKeys
 from bhfl.remote.supervised import Supervised
+
+_log = logging.getLogger(__name__)
 
 PATIENCE = 100.0
 """Seconds for which a key counts as still taken by this client's own last life: Flower waits for
@@ -18,15 +22,18 @@ two heartbeats of 30 s before it lets a client that was killed come back.
 """
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _REASONS = {
-    "Hostname mismatch": "its certificate is not for that name: make keys with this --host",
-    "IP address mismatch": "its certificate is not for that address: make keys with this --host",
+    "Hostname mismatch": "its certificate is not for that name: its keys were made without it",
+    "IP address mismatch": "its certificate is not for that address: its keys were made without it",
+    "certificate has expired": "its certificate has expired, or this clock is wrong",
+    "certificate is not yet valid": "its certificate is not valid yet, or this clock is wrong",
     "certificate verify failed": "its certificate is not of the authority of {ca}",
     "WRONG_VERSION_NUMBER": "it answers in clear text, and clients speak TLS alone",
     "RECORD_LAYER_FAILURE": "it answers in clear text, and clients speak TLS alone",
-    "Unable to parse the private key": "{private} is no key that `bhfl serve --make-keys` made",
+    "Unable to parse the private key": "{private} is no key that `bhfl serve --make_keys` made",
     "is not in the registry": "the key {private} is not in its registry: it is of other keys",
 }
 """What a SuperNode says when it cannot go on, and what that means for a user."""
+_CLOCK = re.compile(r"the clock of this client differs from the server's by [+-]\d+ s")
 _TAKEN = "Failed to activate SuperNode"
 
 
@@ -39,7 +46,7 @@ def start_supernode(  # noqa: PLR0913
     node_config: Mapping[str, str | int | float | bool] | None = None,
     trusted_entities: Path | None = None,
     more: Mapping[str, str] | None = None,
-    seconds: float = 120.0,
+    seconds: float | None = None,
     patience: float = PATIENCE,
 ) -> Supervised:
     """Start the SuperNode of a client, and wait until the server has let it in.
@@ -55,7 +62,7 @@ def start_supernode(  # noqa: PLR0913
         trusted_entities: A YAML file of those whose apps alone it runs; None runs what the server
             sends.
         more: Environment variables that its ClientApp is told besides.
-        seconds: How long to wait for the server at most.
+        seconds: How long to wait for the server at most; None waits for as long as it takes.
         patience: Seconds for which the key may be in use by another process before that counts as
             another client's.
 
@@ -75,7 +82,10 @@ def start_supernode(  # noqa: PLR0913
     command += ["--auth-supernode-private-key", str(keys.private.absolute())]
     command += ["--host", "127.0.0.1", "--port", str(own)]
     if node_config:
-        command += ["--node-config", _written(node_config)]
+        # a file: on its command line a value cannot hold both kinds of quotes
+        config = folder / "node.toml"
+        write_text(config, _written(node_config))
+        command += ["--node-config", str(config.absolute())]
     if trusted_entities is not None:
         command += ["--trusted-entities", str(trusted_entities.absolute())]
     process = Supervised(
@@ -104,6 +114,9 @@ class _Reasons:
             if text in said:
                 told = reason.format(ca=self._keys.ca, private=self._keys.private)
                 return f"the server at {self._server} is not joined: {told}"
+        if wrong := _CLOCK.search(said):
+            # clocks are put right while a client runs
+            _log.warning("%s lets nobody in: %s", self._server, wrong[0])
         if _TAKEN not in said:
             self._taken_since = None
             return ""
@@ -119,8 +132,9 @@ class _Reasons:
 
 
 def _written(config: Mapping[str, str | int | float | bool]) -> str:
-    """Values as a SuperNode reads them on its command line, as TOML."""
+    """Values as a SuperNode reads them, as TOML."""
     for key in config:
         if not _KEY.fullmatch(key):
             raise ValueError(f"node_config: {key!r} is no name")
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
+    return "".join(lines)

@@ -25,6 +25,8 @@ STEADY_SECONDS = 60.0
 """Seconds after which a program counts as running well: the next pause is the first one again."""
 _GRACE = 8.0
 """Seconds that a program has to end by itself, before it is killed."""
+_LONG = 15.0
+"""Seconds after which a program that is waited for is spoken of."""
 _LAST_WORDS = 1.0
 """Seconds in which the last lines of a program that ended are read."""
 _KEPT_LINES = 200
@@ -70,6 +72,7 @@ class Supervised:
         self._ready_text = ready
         self._fatal = fatal
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._before: list[str] = []
         self._changed = threading.Condition()
         self._ready = False
         self._stopping = threading.Event()
@@ -77,28 +80,30 @@ class Supervised:
         # the kernel ends the program with the thread that started it: one thread stays by it
         self._watcher = threading.Thread(target=self._watch, name=f"bhfl-{name}", daemon=True)
 
-    def start(self, seconds: float = 120.0) -> None:
+    def start(self, seconds: float | None = 120.0) -> None:
         """Start the program, and wait until it runs.
 
         Args:
-            seconds: How long to wait for that.
+            seconds: How long to wait for that; None waits for as long as it takes.
 
         Raises:
-            RuntimeError: It ended before it ran, or does not run in that time; it is stopped then.
+            RuntimeError: It failed for good, or does not run in that time; it is stopped then.
         """
         self._watcher.start()
+        if seconds is None and not self.wait(_LONG) and not self.failure:
+            _log.warning("%s waits: %s", self.name, self.said(1) or "it said nothing yet")
         if self.wait(seconds):
             return
         said = self.said()
         self.stop()
         raise RuntimeError(
             self.failure
-            or f"{self.name} does not run after {seconds:g} s and {self.starts} starts: "
+            or f"{self.name} does not run after {seconds} s and {self.starts} starts: "
             f"{said or 'it said nothing'} ({self.log} tells more)"
         )
 
-    def wait(self, seconds: float) -> bool:
-        """Whether the program runs within some seconds, from now on; it has failed for good
+    def wait(self, seconds: float | None) -> bool:
+        """Whether the program runs within some seconds from now on, or ever; it has failed for good
         otherwise, or is still on its way.
         """
         with self._changed:
@@ -117,9 +122,9 @@ class Supervised:
         return process.pid if process is not None and process.poll() is None else None
 
     def said(self, lines: int = 3) -> str:
-        """The last lines that it wrote since it was started, joined."""
+        """The last lines that it wrote since it was started, or before that, joined."""
         with self._changed:
-            return " ".join(line for line in list(self._lines)[-lines:] if line)
+            return " ".join(line for line in (list(self._lines) or self._before)[-lines:] if line)
 
     def stop(self) -> None:
         """End the program, and start it no more."""
@@ -166,6 +171,7 @@ class Supervised:
         with self._changed:
             if self._stopping.is_set():
                 return None
+            self._before = list(self._lines) or self._before
             self._lines.clear()
             self.starts += 1
             self._process = process = subprocess.Popen(

@@ -6,12 +6,14 @@ Behind it is a server of the test's own, which says what it was asked.
 
 import base64
 import json
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,24 @@ def test_no_key_and_keys_of_others_are_refused(door: Door, tmp_path: Path) -> No
         told = "the key of this client is not in the registry"
         assert json.loads(answer.content) == {"code": 2004, "detail": told}
     assert len(door.behind.asked) == before
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status"), [(0, 201), (290, 201), (-290, 201), (400, 412), (-4000, 412)]
+)
+def test_a_clock_that_is_wrong_is_told_as_such(door: Door, seconds: int, status: int) -> None:
+    said = datetime.now(UTC) + timedelta(seconds=seconds)
+    answer = door.ask("/v1/fleet/activate-node", headers={"flwr-timestamp": said.isoformat()})
+    assert answer.status_code == status
+    if status == 412:
+        told = rf"the clock of this client differs from the server's by \{seconds:+d} s"
+        assert re.search(told, answer.json()["detail"])
+
+
+@pytest.mark.parametrize("said", ["", "yesterday", "2026-01-01T00:00:00", "9" * 5000])
+def test_what_is_no_time_is_left_to_the_superlink(door: Door, said: str) -> None:
+    answer = door.ask("/v1/fleet/activate-node", headers={"flwr-timestamp": said})
+    assert answer.status_code == 201
 
 
 def test_clear_text_is_not_answered(door: Door) -> None:

@@ -70,11 +70,24 @@ def test_pauses_grow_while_it_does_not_run(
     monkeypatch.setattr(supervised, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(supervised, "LONGEST_PAUSE", 0.04)
     it = python(tmp_path, "import sys; print('no luck'); sys.exit(3)")
-    with pytest.raises(RuntimeError, match=r"it does not run after 1 s and \d+ starts: no luck"):
+    with pytest.raises(RuntimeError, match=r"it does not run after 1.0 s and \d+ starts: no luck"):
         it.start(1.0)
     pauses = [record.args[2] for record in caplog.records]  # type: ignore[index]
     assert pauses[:4] == [0.01, 0.02, 0.04, 0.04]
     assert "it ended with 3" in caplog.text
+
+
+def test_one_that_takes_long_is_spoken_of_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervised, "_LONG", 0.2)
+    it = python(
+        tmp_path, "import time; print('on'); time.sleep(0.5); print('ready'); time.sleep(9)"
+    )
+    it.start(None)
+    assert it.running
+    it.stop()
+    assert [record.getMessage() for record in caplog.records] == ["it waits: on"]
 
 
 def test_what_cannot_get_better_is_not_tried_again(tmp_path: Path) -> None:
