@@ -2,9 +2,11 @@
 happens when one of them is killed.
 """
 
+import base64
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
+
+import httpx
 
 from bhfl.remote.front import Front
 from bhfl.remote.keys import ClientKeys, client_keys, make_keys, server_keys
@@ -50,6 +54,23 @@ def test_each_client_has_its_id_by_its_key_and_keeps_it(cluster: Cluster) -> Non
     assert cluster.front.bytes_up[1] > 0
     node.stop()
     until(lambda: online(cluster) == set())
+
+
+def test_of_all_that_a_superlink_has_clients_reach_the_fleet_api(cluster: Cluster) -> None:
+    context = ssl.create_default_context(cafile=cluster.keys.ca)
+    public = base64.b64encode(cluster.registry.clients[0].pem).decode()
+    headers = {"flwr-public-key": public, "content-type": "application/protobuf"}
+    with httpx.Client(verify=context, headers=headers) as client:
+        inside = f"https://{cluster.superlink.address}"
+        outside = f"https://127.0.0.1:{cluster.front.port}"
+        paths = client.get(f"{inside}/openapi.json").json()["paths"]
+        groups = {"/".join(path.split("/")[:3]) for path in paths}
+        assert {"/v1/fleet", "/v1/control", "/v1/runtime"} <= groups
+        for path, methods in paths.items():
+            for method in methods:
+                status = client.request(method, f"{outside}{path}").status_code
+                # the SuperLink itself refuses a request without a signature
+                assert status == (401 if path.startswith("/v1/fleet/") else 404), path
 
 
 def test_a_superlink_that_is_killed_comes_back_and_finds_its_clients(cluster: Cluster) -> None:
