@@ -1,14 +1,18 @@
-"""Pictures for TensorBoard: which labels each client has, and the bits that each layer is sent
-with.
+"""Pictures for TensorBoard: which labels each client has, the bits that each layer is sent with,
+and what each client's model is worth.
 """
 
+import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
 from bhfl.callbacks.heatmap import Pixels, heatmap
+from bhfl.callbacks.scatter import scatter
 from bhfl.engine.callback import Callback
+from bhfl.tags import ACCURACIES
 
 _MOST = 64
 """Rows and columns of a picture at most: the first clients, the last rounds."""
@@ -17,7 +21,9 @@ _BITS = "fedlq/bits_"
 
 class Pictures(Callback):
     """Writes ``pictures/partition`` before the first round, where the data have labels, and after
-    the last one ``pictures/bits_by_layer``, where the method gives each layer bits of its own.
+    the last one ``pictures/bits_by_layer``, where the method gives each layer bits of its own, and
+    ``pictures/clients``, where clients have test samples of their own: their accuracies (or the
+    first metric of the test, of models without one) against their training samples.
     """
 
     def on_fit_start(self, trainer: Any) -> None:
@@ -51,6 +57,26 @@ class Pictures(Callback):
         rounds = [str(row["round"]) for row in history]
         title = "mean bits of a layer's weights, by round"
         _write(trainer, "bits_by_layer", heatmap(values, names, rounds, title))
+
+    def on_test_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+        """Draw each client by its training samples and what its model is worth."""
+        own = trainer.session.evaluator.own
+        names = list(dict.fromkeys(chain.from_iterable(own.values())))
+        if not names or not trainer.fabric.is_global_zero:
+            return
+        name = next((name for name in ACCURACIES if name in names), names[0])
+        scale, words = (100, "accuracy in %") if name in ACCURACIES else (1, name)
+        points: dict[str, tuple[list[float], list[float]]] = {}
+        for id, measured in own.items():
+            client = trainer.clients[id]
+            samples, values = points.setdefault(client.group, ([], []))
+            if math.isfinite(measured.get(name, math.nan)):
+                samples.append(client.num_examples)
+                values.append(scale * measured[name])
+        drawn = sum(len(values) for _, values in points.values())
+        if drawn:
+            title = f"{words} on each client's own test samples; {drawn} clients"
+            _write(trainer, "clients", scatter(points, title, "training samples of the client"))
 
 
 def _write(trainer: Any, name: str, picture: Pixels) -> None:

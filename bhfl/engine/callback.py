@@ -66,6 +66,15 @@ class Callback:
             metrics: Its row of ``rounds.jsonl``, by tag.
         """
 
+    def on_test_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
+        """The test at the end of a fit is done, and the loggers are still open.
+
+        Args:
+            trainer: The run's; its `session.evaluator.own` has what each client's model is worth on
+                test samples of its own.
+            metrics: What was measured, by tag.
+        """
+
     def on_fit_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
         """The run is done.
 

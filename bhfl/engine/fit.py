@@ -71,6 +71,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         run.log_correct(session.evaluator.correct)
         session.tear_down()
         run.loggers.end(metrics, session.server.round)
+        session.call("on_test_end", metrics=metrics)
         run.loggers.close()
         # last of the files, and while nobody else may write here: who finds a summary takes the
         # run for done
