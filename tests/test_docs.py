@@ -42,7 +42,7 @@ IMPORTS_ALONE = {"reference/wire.md", "howto/quantise.md"}
 
 
 OTHERS = {
-    "howto/hub.md": ("timm", "transformers"),
+    "howto/hub.md": ("timm", "transformers", "peft"),
     "howto/optuna.md": ("optuna",),
     "howto/tracking.md": ("wandb", "mlflow"),
 }

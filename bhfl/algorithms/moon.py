@@ -88,7 +88,9 @@ class MOON(Algorithm):
         """FedAvg's; the client keeps its model."""
         if self.mu:
             for name, value in _once(run.module.state_dict(), run.module).items():
-                run.state[PREVIOUS + name] = value.cpu().clone()
+                # the rest is frozen, and the same in all models
+                if name in run.received:
+                    run.state[PREVIOUS + name] = value.cpu().clone()
         return super().uplink(run)
 
     @contextmanager

@@ -28,7 +28,7 @@ class Personal(Algorithm, ABC):
         Raises:
             ValueError: All of them or none is.
         """
-        names = [name for name, _ in context.module.named_parameters()]
+        names = _trained(context.module)
         personal = [name for name in names if self.is_personal(name)]
         if not 0 < len(personal) < len(names):
             raise ValueError(
@@ -82,13 +82,13 @@ class FedPer(Personal):
 
     def setup(self, context: Context) -> None:
         """Every pattern matches something, and not all is personal."""
-        names = [name for name, _ in context.module.named_parameters()]
+        names = _trained(context.module)
         modules = {name.rpartition(".")[0] for name in names} - {""}
         for pattern in self.personal:
             if not any(_matches(pattern, name) for name in names):
                 raise ValueError(
-                    f"{type(self).__name__}.personal must match parameters of the model, got "
-                    f"{pattern!r}{suggestion(pattern, [*sorted(modules), *names])}"
+                    f"{type(self).__name__}.personal must match parameters of the model that are "
+                    f"trained, got {pattern!r}{suggestion(pattern, [*sorted(modules), *names])}"
                 )
         super().setup(context)
 
@@ -165,6 +165,11 @@ class FedBN(Personal):
                 f"local, got {context.settings.aggregation.norm!r}"
             )
         super().setup(context)
+
+
+def _trained(module: nn.Module) -> list[str]:
+    """The names of the parameters that are trained: others are no client's own."""
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -4,7 +4,7 @@ integer counters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,10 +35,16 @@ class Buffers:
         state: The model's state by name; tensors with several names once.
         policy: What becomes of statistics.
         groups: Labels of the fleet's bit groups.
+        frozen: Names of parameters that are not trained.
     """
 
     def __init__(
-        self, module: nn.Module, state: Mapping[str, Tensor], policy: NormPolicy, groups: list[str]
+        self,
+        module: nn.Module,
+        state: Mapping[str, Tensor],
+        policy: NormPolicy,
+        groups: list[str],
+        frozen: Collection[str] = (),
     ) -> None:
         self.policy = policy
         self.groups = groups if policy == "group" else ["all"]
@@ -50,8 +56,10 @@ class Buffers:
             for key in state
             if key.rpartition(".")[0] in owners and key.endswith(("running_mean", "running_var"))
         ]
-        self.counters = [key for key, tensor in state.items() if not tensor.is_floating_point()]
-        self.names = frozenset((*self.statistics, *self.counters))
+        self.frozen = [key for key in state if key in frozen]
+        counts = [key for key, tensor in state.items() if not tensor.is_floating_point()]
+        self.counters = [key for key in counts if key not in frozen]
+        self.names = frozenset((*self.statistics, *self.counters, *self.frozen))
 
     def owns(self, name: str) -> bool:
         """Whether `name` is a buffer of this class's, and so none of the algorithm's parameters."""
@@ -70,6 +78,8 @@ class Buffers:
             # groups share the first tensors, which nobody changes in place
             "statistics": dict.fromkeys(self.groups, statistics),
             "counters": {name: state[name].clone() for name in self.counters},
+            "frozen": {name: state[name].contiguous() for name in self.frozen},
+            "first": {},
         }
 
     def of(self, server: ServerState, group: str) -> Params:
@@ -132,4 +142,5 @@ class BufferSum:
                 wide = value.to(fabric.device, torch.int64)
                 highest: Tensor = fabric.all_reduce(wide, reduce_op="max")  # type: ignore[assignment]
                 self.maxima[name] = highest.to("cpu", value.dtype)
-        return {"statistics": statistics, "counters": self.maxima}
+        frozen = self.server.buffers["frozen"]
+        return {"statistics": statistics, "counters": self.maxima, "frozen": frozen}

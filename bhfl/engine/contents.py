@@ -231,6 +231,7 @@ _STATE: dict[str, Check] = {
             "metrics": _each(_number),
             "participants": _ids,
             "accepted": _accepted,
+            "holders": _ids,
             "buffers": _buffers,
             "channels_last": _kind("true or false", bool),
         }

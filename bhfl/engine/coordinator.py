@@ -1,50 +1,34 @@
 """The server's half of a round: tasks go out, replies are taken, and what they hold is combined."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from bhfl.comm import decode, encode, encoded_bytes, float_tensors, header_bytes
+from bhfl.comm import decode, encoded_bytes, float_tensors, header_bytes
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.availability import WHOLE, Course, course_of
 from bhfl.engine.buffers import BufferSum
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.faults import fault_of
-from bhfl.engine.devices import Devices
-from bhfl.engine.downlink import Sent, sent_as
 from bhfl.engine.ending import STANDING, Terminated
 from bhfl.engine.exchange import ClientLink, Fault, Reply, Task
+from bhfl.engine.frozen import holders
 from bhfl.engine.handed import ServerReturnError, name_of
 from bhfl.engine.hooks import check_methods
+from bhfl.engine.outgoing import Message, Outgoing
 from bhfl.engine.private import public_rows
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
-from bhfl.engine.references import NOTHING
 from bhfl.engine.refusal import Asked, admit
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
-from bhfl.engine.types import Client, Params, Row, ServerState, Update
+from bhfl.engine.types import Client, Row, ServerState, Update
 
 # Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
 _FATAL = (CheckpointError, ServerReturnError, Terminated)
 """What is no failure of a client's: it ends the run."""
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What was sent last, and to whom else it may be sent as it is."""
-
-    tensors: Any
-    group: tuple[str, Devices | None]
-    before: Params
-    payload: bytes
-    sent: Sent
-
-
-_SILENCE = _Message({}, ("", None), NOTHING, b"", Sent({}, {}, whole=False))
 
 
 class Coordinator:
@@ -82,10 +66,12 @@ class Coordinator:
         self.max_bytes = 2 * encoded_bytes(self.asked.tensors)
         self._unsent: list[ClientRecord] = []
         """Clients that no task could be made for."""
+        self.outgoing = Outgoing(session, server)
+        self._lacking: list[Client] = []
+        """Clients that have lost what is frozen, and are to be asked again."""
         self._own: set[str] = set()
         self._waiting: dict[int, tuple[ClientRecord, ClientLink | None]] = {}
         """Clients that have a task, each with what is known of it and its link."""
-        self._last: _Message | None = None
 
     def records(self, history: Sequence[Row]) -> Iterator[ClientRecord]:
         """What became of each client of this process, as their replies come.
@@ -98,23 +84,29 @@ class Coordinator:
             # what never travels, or is tuned, makes models of the clients' own
             apart = session.own.always or session.evaluator.training
             history = public_rows(history, () if apart else group_sizes(self.fleet))
-        # by map, which holds no reply while the next client trains
-        yield from map(self._take, session.clients.train(self._tasks(history)))
+        asked: Sequence[Client] = self.mine
+        while asked:
+            # by map, which holds no reply while the next client trains
+            replies = session.clients.train(self._tasks(asked, history))
+            yield from filter(None, map(self._hear, replies))
+            asked, self._lacking = self._lacking, []
         yield from self._unsent
 
     # ---- what is sent ----------------------------------------------------------------------------
 
-    def _tasks(self, history: Sequence[Row]) -> Iterator[Task]:
-        """The tasks of this process, each made when it is asked for."""
+    def _tasks(self, clients: Sequence[Client], history: Sequence[Row]) -> Iterator[Task]:
+        """The tasks of some clients, each made when it is asked for."""
         session = self.session
-        for client in self.mine:
+        for client in clients:
             STANDING.at(f"training client {client.id} in round {self.server.round + 1}")
             record = ClientRecord(
                 client.id, client.group, client.weight, session.fabric.global_rank
             )
             record.course = self._course(client)
+            # one that is asked again has been sent a message already
+            record, _ = self._waiting.pop(client.id, (record, None))
             try:
-                message = self._message(client)
+                message = self.outgoing.message(client)
                 task = self._task(client, message, record, history)
             except _FATAL:
                 raise
@@ -148,16 +140,19 @@ class Coordinator:
         self._unsent.append(record)
 
     def _task(
-        self, client: Client, message: _Message, record: ClientRecord, history: Sequence[Row]
+        self, client: Client, message: Message, record: ClientRecord, history: Sequence[Row]
     ) -> Task:
         session = self.session
         server = self.server
         timing = session.timing
         payload, sent = message.payload, message.sent
-        times = record.course.downloads
-        record.downlink_bytes = times * len(payload)
-        record.header_bytes = times * header_bytes(payload) if payload else 0
-        record.whole_bytes = times * len(payload) if sent.whole else 0
+        frozen, body = self.outgoing.frozen(client)
+        # one that is asked again because of that is so once
+        times = 1 if record.holds is False else record.course.downloads
+        record.whole_bytes += times * len(payload) if sent.whole else 0
+        for part in filter(None, (payload, body)):
+            record.downlink_bytes += times * len(part)
+            record.header_bytes += times * header_bytes(part)
         version = server.accepted.get(client.id, 0)
         return Task(
             client=client.id,
@@ -165,6 +160,8 @@ class Coordinator:
             downlink=payload,
             reference=version if sent.weights and not sent.whole else 0,
             keeps=list(sent.weights),
+            frozen=frozen,
+            body=body,
             version=version,
             channels_last=server.channels_last,
             seed=session.settings.cohort.seed,
@@ -175,35 +172,29 @@ class Coordinator:
             history=history,
         )
 
-    def _message(self, client: Client) -> _Message:
-        """What a client is sent; the last message is not encoded again."""
-        session = self.session
-        if not session.algorithm.communicates or not client.num_examples:
-            return _SILENCE
-        tensors = session.algorithm.downlink(self.server, client)
-        before = session.references.held(client, self.server)
-        # statistics travel along, and those of another group are another message, as other bits are
-        devices = None if client.devices.downlink.bits == "float32" else client.devices
-        group = (session.buffers.key(client.bits), devices)
-        last = self._last
-        if (
-            last is None
-            or last.group != group
-            or last.before is not before
-            or not _same(tensors, last.tensors)
-        ):
-            session.hooks.check_downlink(tensors, self.server)
-            sent = sent_as(tensors, devices, self.server.params, before)
-            payload = encode({**sent.message, **session.travelling(self.server, client.bits)})
-            last = self._last = _Message(tensors, group, before, payload, sent)
-        return last
-
     # ---- what comes back -------------------------------------------------------------------------
 
-    def _take(self, reply: Reply) -> ClientRecord:
+    def _hear(self, reply: Reply) -> ClientRecord | None:
+        """Take a reply; None for a client that lacks what is frozen, and is to be asked again."""
+        record, link = self._waiting[reply.client]
+        record.seconds += reply.seconds
+        record.holds = reply.holds
+        if reply.holds is False and self.outgoing.lost_by(reply.client):
+            self._lacking.append(self.fleet[reply.client])
+            return None
+        del self._waiting[reply.client]
+        if reply.holds is False:
+            fault = Fault("failed", "it does not hold the frozen tensors that it was sent")
+            reply = replace(reply, payload=None, fault=fault)
+        self._take(reply, record, link)
+        if not record.course.arrives:
+            # nor does what it says of itself
+            record.holds = None
+        return record
+
+    def _take(self, reply: Reply, record: ClientRecord, link: ClientLink | None) -> None:
         """Believe nothing of a reply, and fold in the update that it holds, if it may be."""
         start = time.perf_counter()
-        record, link = self._waiting.pop(reply.client)
         record.num_examples = reply.num_examples
         record.num_steps = reply.num_steps
         record.metrics = dict(reply.metrics)
@@ -223,8 +214,7 @@ class Coordinator:
             record.become(fault)
         if link is not None and record.status != "failed":
             record.simulated_seconds = _seconds(record, link, record.num_examples)
-        record.seconds = reply.seconds + time.perf_counter() - start
-        return record
+        record.seconds += time.perf_counter() - start
 
     def _fold(self, payload: bytes, record: ClientRecord, link: ClientLink | None) -> Fault | None:
         """Measure, decode, check, fold in; why an update comes too late, if it does."""
@@ -289,6 +279,7 @@ class Coordinator:
             round=round,
             buffers=buffers,
             participants=participants,
+            holders=holders(server, records),
             accepted=still_known(server, records) | dict.fromkeys(participants, round),
             channels_last=server.channels_last,
         )
@@ -303,6 +294,17 @@ def still_known(server: ServerState, records: Sequence[ClientRecord]) -> dict[in
     """
     lost = {record.client for record in records if record.lost}
     return {client: round for client, round in server.accepted.items() if client not in lost}
+
+
+def failed(server: ServerState, records: Sequence[ClientRecord]) -> ServerState:
+    """The state after a round that came to nothing, but for what is known of its clients.
+
+    Args:
+        server: The state before it.
+        records: What became of them.
+    """
+    known, held = still_known(server, records), holders(server, records)
+    return replace(server.failed(), accepted=known, holders=held)
 
 
 def _absence(course: Course) -> Fault:
@@ -320,10 +322,3 @@ def _seconds(record: ClientRecord, link: ClientLink, num_examples: int) -> float
     seconds = replace(link, downloads=course.downloads).seconds(down, up, num_examples)
     # what was lost on its way was sent before
     return seconds + (course.uploads - 1) * link.link.upload_seconds(up)
-
-
-def _same(tensors: Any, last: Mapping[str, Any]) -> bool:
-    """Whether a message holds the very tensors of the last one."""
-    if not isinstance(tensors, Mapping) or tensors.keys() != last.keys():
-        return False
-    return all(tensor is last[name] for name, tensor in tensors.items())

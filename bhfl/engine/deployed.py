@@ -60,7 +60,7 @@ class Deployed:
         devices = self._devices(group)
         worker = PlainWorker(module, next(module.parameters()).device)
         try:
-            devices.match_(module)
+            devices.match_(module, self.server.buffers["frozen"])
             worker.load_global(self._tensors(worker, devices, group), devices)
             state = float_tensors(quantized_state(module))
         finally:
@@ -89,10 +89,10 @@ class Deployed:
         if group is None:
             floats = [one.bits for one in self.groups.values() if one.spec.is_float]
             own = buffers.of(server, (floats or labels)[0])
-            found = {**first, **server.params, **own}
+            found = {**first, **server.params, **own, **server.buffers["frozen"]}
         else:
             params = self.algorithm.group_params(server, devices.bits)
-            found = {**params, **buffers.of(server, devices.bits)}
+            found = {**params, **buffers.of(server, devices.bits), **server.buffers["frozen"]}
             stays = buffers.statistics if self.norm == "local" else []
             if missing := [*stays, *(name for name in first if name not in found)]:
                 raise ValueError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -38,6 +38,8 @@ class Group:
     """How the layers compute; see `bhfl.quant.set_backend_`."""
     layers: Mapping[str, BitSpec] = field(default_factory=dict)
     """The bits of some layers, by patterns of their names; the first that matches counts."""
+    frozen: Literal["keep", "quantize"] = "keep"
+    """Whether layers whose weight is frozen compute in float32, or at the bits like all others."""
     local_epochs: int | None = None
     """Its epochs in a round; the trainer's where neither they nor steps are given."""
     local_steps: int | None = None
@@ -98,16 +100,27 @@ class Devices:
 
     # ---- layers ----------------------------------------------------------------------------------
 
-    def match_(self, module: nn.Module) -> None:
-        """Find the layers that have bits of their own.
+    def match_(self, module: nn.Module, frozen: Collection[str]) -> None:
+        """Find the layers that have bits of their own: those that a pattern matches, and float32
+        where the weight is frozen, unless the group quantises those too.
 
         Args:
             module: Its layers that can take low bits are quantised ones, whatever their bits.
+            frozen: Names of its frozen parameters.
 
         Raises:
-            ValueError: A pattern matches none of them.
+            ValueError: A pattern matches none of them, or none is frozen where the group says what
+                is to be done with them.
         """
         names = [name for name, _ in quant_layers(module)]
+        fixed = _with_frozen_weights(module, frozen)
+        if self.group.frozen == "quantize" and not fixed:
+            raise ValueError(
+                f"clients: frozen: quantize of group {self.group.label!r} needs layers with frozen "
+                "weights, and the model has none: their weights must not require gradients"
+            )
+        if self.group.frozen == "keep" and not self.spec.is_float:
+            self.layers |= dict.fromkeys(fixed, BitSpec())
         # from the last on, so that the first that matches has the last word
         for pattern, spec in reversed(list(self.group.layers.items())):
             matched = [name for name in names if fnmatchcase(name, pattern)]
@@ -129,7 +142,7 @@ class Devices:
     @property
     def specs(self) -> list[BitSpec]:
         """All bits that any layer may have."""
-        return list(dict.fromkeys([self.spec, *self.group.layers.values()]))
+        return list(dict.fromkeys([self.spec, *self.group.layers.values(), *self.layers.values()]))
 
     @property
     def has_low_weights(self) -> bool:
@@ -249,7 +262,27 @@ def _bits(group: Group) -> str:
     """What tells the bits of a group from others: neither its name nor that of its bits."""
     label = replace(group.bits, name="").label
     own = [f"{pattern}={replace(spec, name='').label}" for pattern, spec in group.layers.items()]
+    if group.frozen != "keep":
+        own.append(f"frozen={group.frozen}")
     return f"{label}[{','.join(own)}]" if own else label
+
+
+def _with_frozen_weights(module: nn.Module, frozen: Collection[str]) -> list[str]:
+    """The layers that can be quantised and whose weight is frozen, with all that it is computed
+    from.
+    """
+    # by identity: a tied weight has other names in other layers
+    held = {id(module.get_parameter(name)) for name in frozen}
+    found = []
+    for name, layer in quant_layers(module) if held else ():
+        key = layer.weight_key
+        parts = []
+        for part, parameter in layer.named_parameters():
+            if part == key or part.startswith(f"parametrizations.{key}."):
+                parts.append(id(parameter))
+        if parts and held.issuperset(parts):
+            found.append(name)
+    return found
 
 
 FLOAT = Devices.of(BitSpec())

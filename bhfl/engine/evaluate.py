@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhfl.comm import encode
 from bhfl.engine.devices import FLOAT, Devices
-from bhfl.engine.exchange import Stage, Task
+from bhfl.engine.exchange import Measured, Stage, Task
 from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
 from bhfl.engine.roster import behind, group_sizes, members, one_of_each
@@ -199,15 +199,32 @@ class Evaluator:
             yield Found(index, metrics, {}, worker.correct)
         if alone:
             tasks = self._tasks(server, stage, (one for _, one in passes))
+            lacking = set()
             for measured in session.clients.evaluate(tasks):
-                index = alone[measured.client]
-                yield Found(index, measured.metrics, measured.own, measured.correct)
+                if measured.holds is False:
+                    lacking.add(measured.client)
+                else:
+                    yield _found(alone, measured)
+            again = [one for _, one in passes if one.client and one.client.id in lacking]
+            tasks = self._tasks(server, stage, again, lacking)
+            for measured in session.clients.evaluate(tasks) if again else ():
+                yield _found(alone, measured)
 
-    def _tasks(self, server: ServerState, stage: Stage, passes: Iterable[Pass]) -> Iterator[Task]:
-        """Tasks for clients that are measured each; one message for all of a group."""
+    def _tasks(
+        self,
+        server: ServerState,
+        stage: Stage,
+        passes: Iterable[Pass],
+        lacking: Collection[int] = (),
+    ) -> Iterator[Task]:
+        """Tasks for clients that are measured each; one message for all of a group. Those that lack
+        the frozen tensors are sent them.
+        """
         session = self.session
+        frozen = session.frozen.sha256 if session.algorithm.communicates else ""
+        holders = set(server.holders).difference(lacking)
         group = ""
-        payload = b""
+        payload = body = b""
         for one in passes:
             if one.client is None:
                 continue
@@ -215,11 +232,15 @@ class Evaluator:
                 own = session.own.always
                 payload = encode({n: t for n, t in one.tensors.items() if n not in own})
                 group = one.key
+            if frozen and not body and one.client.id not in holders:
+                body = session.frozen.payload()
             yield Task(
                 client=one.client.id,
                 round=server.round,
                 stage=stage,
                 downlink=payload,
+                frozen=frozen,
+                body=b"" if one.client.id in holders else body,
                 version=server.accepted.get(one.client.id, 0),
                 channels_last=server.channels_last,
                 seed=session.settings.cohort.seed,
@@ -249,6 +270,12 @@ class Evaluator:
             metrics[f"{stage}/{name}_avg"] = sum(shared)
             metrics[f"{stage}/{name}_min"] = min(values.values())
         return metrics
+
+
+def _found(passes: Mapping[int, int], measured: Measured) -> Found:
+    """What a client measured, with the number of its pass."""
+    number = passes[measured.client]
+    return Found(number, measured.metrics, measured.own, measured.correct)
 
 
 def _mean(rows: list[Mapping[str, float]]) -> dict[str, float]:

@@ -74,6 +74,12 @@ class Task:
     """
     keeps: Sequence[str] = ()
     """Names of the weights that the client keeps as it has received them, for such differences."""
+    frozen: str = ""
+    """The digest of the frozen tensors that it is to hold, see `bhfl.engine.frozen`; empty where
+    none are meant.
+    """
+    body: bytes = b""
+    """The payload of these, where it does not hold them."""
     version: int
     """Rounds that were finished when the server last took an update of its; 0 if it never did. The
     client goes on with what it kept then.
@@ -136,6 +142,10 @@ class Reply:
     """
     own: Sequence[str] = ()
     """Names of the tensors without which its round began."""
+    holds: bool | None = None
+    """Whether it holds the frozen tensors of the task: without them it has done nothing, and is to
+    be asked again with their payload. None where it says nothing of them.
+    """
     fault: Fault | None = None
     """Why there is no update."""
 
@@ -154,6 +164,8 @@ class Measured:
     """
     own: Mapping[str, float] = field(default_factory=dict)
     """Means over its own test samples, likewise."""
+    holds: bool | None = None
+    """See `Reply.holds`."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bhfl.engine.failures import failed_in_a_row
 from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
+from bhfl.engine.frozen import without_lost
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
@@ -150,6 +151,7 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
         run.stopped &= not differences(state["config"], session.told, [Role.LENGTH])
         session.trainer.should_stop = run.stopped
     session.store, session.references = run.store, run.references
+    session.server = without_lost(session.server, session.frozen, session.clients, fabric)
     run.begin(session.server, files)
     # the command line writes its own
     if fabric.is_global_zero and not session.trainer.config:

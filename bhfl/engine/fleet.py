@@ -30,9 +30,10 @@ class Fleet:
         [{bits: 8, fraction: 0.5}, {bits: wage2888, fraction: 0.5}]        # shares of num_clients
 
     A group of the last spelling may also say what its devices are: ``name``, ``backend``,
-    ``layers`` (bits by patterns of layer names), ``local_epochs`` or ``local_steps``, ``optimizer``
-    (``class_path`` and ``init_args``), ``profile`` and ``schedule`` (the bits that take the place
-    of ``bits``, by the rounds that are done by then), as in
+    ``layers`` (bits by patterns of layer names), ``frozen`` (``keep`` or ``quantize``),
+    ``local_epochs`` or ``local_steps``, ``optimizer`` (``class_path`` and ``init_args``),
+    ``profile`` and ``schedule`` (the bits that take the place of ``bits``, by the rounds that are
+    done by then), as in
     ``{bits: 8, count: 5, name: phones, backend: auto, profile: phone-4g}``. What a group says goes
     before what the trainer and the model say; see `Group`.
 
@@ -155,6 +156,7 @@ def _parse_group(entry: Any) -> Group:
     said["bits"] = BitSpec.parse(entry["bits"])
     for key, check in _CHECKS.items():
         checked(key, said.get(key), or_none(check))
+    _check_frozen(said.get("frozen"), said["bits"])
     if "schedule" in said:
         said["schedule"] = _schedule(said)
     if "layers" in said:
@@ -191,6 +193,12 @@ def _check_keys(entry: Any) -> None:
         raise ValueError(f"needs either count or fraction, got {dict(entry)!r}")
     if {"local_epochs", "local_steps"} <= said:
         raise ValueError(f"takes local_epochs or local_steps, not both, got {dict(entry)!r}")
+
+
+def _check_frozen(value: Any, bits: BitSpec) -> None:
+    """Refuse to quantise what is frozen where nothing is quantised."""
+    if value == "quantize" and bits.is_float:
+        raise ValueError("frozen: quantize needs bits below 32, got bits: 32")
 
 
 def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
@@ -265,6 +273,7 @@ _CHECKS = {
     "count": count(1, 10**7),
     "fraction": within("(0, 1]"),
     "name": _name,
+    "frozen": choice("keep", "quantize"),
     "backend": _backend,
     "local_epochs": count(1),
     "local_steps": count(1),

@@ -136,6 +136,9 @@ def _mostly_float(module: nn.Module) -> str:
     quantised = 0
     sizes: Counter[str] = Counter()
     for name, parameter in module.named_parameters():
+        # frozen layers stay float32, or not, as their group says
+        if not parameter.requires_grad:
+            continue
         if name in low:
             quantised += parameter.numel()
             continue

@@ -66,10 +66,12 @@ class Progress(Callback):
         processes = trainer.fabric.world_size
         sizes = group_sizes(trainer.clients)
         fleet = ", ".join(f"{size} x {group}" for group, size in sizes.items())
-        size = sum(tensor.numel() for tensor in trainer.server.params.values())
+        frozen = sum(tensor.numel() for tensor in trainer.server.buffers["frozen"].values())
+        size = frozen + sum(tensor.numel() for tensor in trainer.server.params.values())
+        told = f"{size:,} parameters" + f" ({frozen:,} frozen)" * bool(frozen)
         _LOG.info(
             f"{type(trainer.algorithm).__name__}: {len(trainer.clients)} clients ({fleet}), "
-            f"{size:,} parameters, {processes} process{'es' * (processes > 1)} on "
+            f"{told}, {processes} process{'es' * (processes > 1)} on "
             f"{trainer.fabric.device.type}"
         )
         _LOG.info(f"logs and checkpoints: {trainer.run.folder}")

@@ -53,6 +53,8 @@ class ClientRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     """What its model is worth on its own validation samples, see `bhfl.engine.exchange.Reply`."""
+    holds: bool | None = None
+    """What it said of the frozen tensors, likewise."""
     largest: float = 0.0
     """The largest magnitude in its update."""
     traceback: str = ""

@@ -16,7 +16,7 @@ from bhfl.engine.contents import lost_key, read_state
 from bhfl.engine.devices import Devices
 from bhfl.engine.fingerprint import noted_backends
 from bhfl.engine.folder import CHECKPOINTS, newest_run
-from bhfl.engine.types import ServerState
+from bhfl.engine.types import Params, ServerState
 from bhfl.files import read_limited, user_path
 from bhfl.plain import read_json
 from bhfl.settings import MUST_STAY, Role
@@ -121,11 +121,12 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
         CheckpointError: It has other tensors, or no running statistics of a group that needs them.
     """
     loaded = ServerState(**state["server"])
-    check_same(fresh.params, loaded.params)
     if fresh.buffers.keys() != loaded.buffers.keys():
         raise CheckpointError(
             f"the checkpoint must have buffers of {', '.join(fresh.buffers)}, got others"
         )
+    _check_frozen(fresh, loaded)
+    check_same(fresh.params, loaded.params)
     check_same(fresh.buffers["counters"], loaded.buffers["counters"])
     whole = {**fresh.params, **fresh.buffers["counters"]}
     for group in fresh.buffers["statistics"].values():
@@ -147,6 +148,22 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
             f"the checkpoint is of another algorithm, or of a wrong content: {problem}"
         )
     return loaded
+
+
+def _check_frozen(fresh: ServerState, loaded: ServerState) -> None:
+    """Refuse a checkpoint of a run in which other parameters were frozen."""
+    here: Params = fresh.buffers["frozen"]
+    there: Params = loaded.buffers["frozen"]
+    # what one of them does not have at all is of another model, which is told like others
+    changed = [*(here.keys() & loaded.params.keys()), *(there.keys() & fresh.params.keys())]
+    if changed:
+        name = min(changed)
+        was, now = ("frozen", "trained") if name in there else ("trained", "frozen")
+        raise CheckpointError(
+            f"the checkpoint is of a run with other frozen parameters: {name} is {was} there and "
+            f"{now} here"
+        )
+    check_same(here, there)
 
 
 def use_backends_(told: Told, groups: Sequence[Devices], module: nn.Module) -> None:

@@ -2,10 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 
 from bhfl.comm import encode, header_bytes
-from bhfl.engine.coordinator import Coordinator, still_known
+from bhfl.engine.coordinator import Coordinator, failed
 from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import Verdict
 from bhfl.engine.handed import ServerReturnError
@@ -58,7 +57,7 @@ def run_round(
         # a client's files are in order before another process trains it
         fabric.barrier()
         # from the state before the round: what begin_round made is dropped with it
-        return replace(server.failed(), accepted=still_known(server, records)), records
+        return failed(server, records), records
     following = coordinator.combine(records)
     closing = session.hooks.closing(following)
     message = None if closing is None else encode(closing)

@@ -27,6 +27,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.fingerprint import fingerprint, model_options, note_backends
+from bhfl.engine.frozen import frozen_in, held_by
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -136,6 +137,7 @@ class Session:
             module.setup(stage=stage)
         module.configure_model()
         check_state(module)
+        self._names_frozen = frozen_in(module)
         self.algorithm.prepare(module, self.fleet)
         if fits:
             self._check_fit()
@@ -201,7 +203,7 @@ class Session:
         STANDING.at("choosing backends for the model")
         for devices in (*groups, FLOAT):
             # raises now, not in the first client, where the model cannot take it
-            devices.match_(self.module)
+            devices.match_(self.module, self._names_frozen)
             devices.set_(self.module)
             # one choice for all: what is fast may differ from machine to machine
             if self.fabric.is_global_zero:
@@ -209,8 +211,8 @@ class Session:
             devices.backends = self.fabric.broadcast(devices.backends)
         note_backends(self.told, groups)
         self.bits = list(dict.fromkeys(devices.bits for devices in groups))
-        norm = self.settings.aggregation.norm
-        self.buffers = Buffers(self.module, self.worker.state(), norm, self.bits)
+        norm, frozen = self.settings.aggregation.norm, self._names_frozen
+        self.buffers = Buffers(self.module, self.worker.state(), norm, self.bits, frozen)
         low = any(devices.has_low_weights for devices in groups)
         self.layers = layer_weights(self.module) if low else []
         self.context = Context(
@@ -228,7 +230,7 @@ class Session:
         """The state before the first round: the worker's weights, as rank 0 has them."""
         state = {name: t.detach().cpu().clone() for name, t in self.worker.state().items()}
         params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
-        server = ServerState(params, buffers={**self.buffers.init(state), "first": {}})
+        server = ServerState(params, buffers=self.buffers.init(state))
         server = replace(server, extra=self.algorithm.init_server(params, self.fleet.at(0)))
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
@@ -236,6 +238,7 @@ class Session:
         stays = [name for name in first if not self.buffers.sent(name, self.algorithm)]
         self.own = Own(first, stays)
         self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
+        self.frozen = held_by(self.worker, server)
         return server
 
     # ---- states ----------------------------------------------------------------------------------
@@ -282,6 +285,7 @@ class Session:
         """Go on from a state, and from the first model that it had."""
         self.server = server
         self.own.begin_as(server.buffers["first"])
+        self.frozen = held_by(self.worker, server)
 
     def evaluate(self, stage: Stage) -> dict[str, float]:
         """The metrics of the state that was reached; see `Evaluator`."""

@@ -80,7 +80,7 @@ class ServerState:
     """All that lasts on the server between rounds, and all of it goes into a checkpoint."""
 
     params: Params
-    """The global model, float32."""
+    """The global model, float32, without what is frozen: see `buffers`."""
     round: int = 0
     """Rounds finished."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -91,12 +91,15 @@ class ServerState:
     """The engine's: ids of the clients whose updates made this state."""
     accepted: dict[int, int] = field(default_factory=dict)
     """The engine's: rounds that were finished when an update of a client was last taken, by id."""
+    holders: list[int] = field(default_factory=list)
+    """The engine's: ids of the clients that hold the frozen parameters, as far as they said so."""
     channels_last: bool = False
     """The engine's: whether images and convolution weights lie in channels_last, as decided before
     the first round.
     """
     buffers: dict[str, Any] = field(default_factory=dict)
-    """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`).
+    """The engine's: running statistics by group, and integer counters (see `bhfl.engine.buffers`);
+    ``frozen``: the parameters that are not trained, as all clients have them.
     """
 
     def failed(self) -> ServerState:

@@ -125,9 +125,8 @@ def _files(
         made.notes.append("no ONNX file is written: pip install 'bhfl[onnx]'")
     for group, devices in session.evaluator.groups(server).items():
         spec = devices.spec
-        tensors = session.own.whole(session.evaluator.model(server, devices), {})
-        float_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        worker.load_global(tensors, devices)
+        worker.load_global(session.own.whole(session.evaluator.model(server, devices), {}), devices)
+        float_bytes = sum(tensor.nbytes for tensor in worker.state().values())
         path = made.folder / f"{group}.safetensors"
         sizes = {path.name: save_quantized(worker.module, path)}
         # other weights would not be a smaller file: a graph has int8 at least

@@ -6,6 +6,7 @@ classes. Every network maps float ``[B, C, H, W]`` to logits ``[B, K]``.
 
 from typing import TYPE_CHECKING, Any
 
+from bhfl.models.adapters import LowRank
 from bhfl.models.blocks import Norm
 from bhfl.models.factory import NETWORKS, build
 from bhfl.models.resnet import ResNet, ResNet8, ResNet18, ResNet20
@@ -23,6 +24,7 @@ __all__ = [
     "VGG7",
     "Classifier",
     "LeNet",
+    "LowRank",
     "Norm",
     "ResNet",
     "ResNet8",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from bhfl.checks import checked, choice, within
+from bhfl.checks import checked, choice, count, or_none, within
+from bhfl.models.adapters import freeze_
 from bhfl.models.blocks import InputShape, Norm
 from bhfl.models.factory import build
 from bhfl.recorded import Recorded
@@ -43,6 +44,11 @@ class Classifier(Recorded, L.LightningModule):
         lr_interval: Whether the scheduler advances every "epoch" or every "step".
         label_smoothing: The share of each training label that is spread over all classes, in
             [0, 1).
+        adapters: The rank of low-rank adapters: the network is frozen, and each of its linear
+            layers has one, which is trained in its place; see `LowRank`.
+        trained: Parameters of the network that are trained, by name or pattern such as
+            ``head.*``, while all others are frozen; beside the adapters, where there are any. Unset
+            trains all where there are no adapters.
 
     Raises:
         ValueError: An argument breaks its rule.
@@ -66,6 +72,8 @@ class Classifier(Recorded, L.LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
+        adapters: int | None = None,
+        trained: list[str] | None = None,
     ) -> None:
         super().__init__()
         options = net_kwargs or {}
@@ -80,6 +88,11 @@ class Classifier(Recorded, L.LightningModule):
             raise ValueError(
                 f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
             )
+        checked("adapters", adapters, or_none(count(1)))
+        if isinstance(trained, str):
+            raise ValueError(f"trained must be a list of names or patterns, got {trained!r}")
+        if adapters is not None or trained is not None:
+            freeze_(net, trained or [], adapters)
         self.net = net
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler

@@ -46,7 +46,7 @@ HARMLESS = {
     "server.metrics", "server.participants", "server.participants.0", "run.seconds",
     "run.bests..value", "run.first", "run.ledger", "run.ledger.int8", "run.ledger.float32",
     "config", "version", "server.extra.mean", "server.channels_last", "server.buffers.first",
-    "run.stopped",
+    "run.stopped", "server.holders", "server.buffers.frozen",
 }  # fmt: skip
 """Where some of these are what a run could have written, or what the algorithm itself replaces
 before it is used.

@@ -19,6 +19,7 @@ import bhfl.algorithms
 from bhfl.algorithms import (
     MOON,
     SCAFFOLD,
+    Ditto,
     DPFedAvg,
     FedBN,
     FedCOMGATE,
@@ -32,6 +33,7 @@ from bhfl.algorithms import (
 )
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
+from bhfl.comm import encode
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
@@ -51,18 +53,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:round .* client . (failed|reject
 
 # ---- bytes ---------------------------------------------------------------------------------------
 
-PAYLOADS = ("downlink", "payload", "closing")
-"""The fields of messages that are bytes; each message has one of them at most."""
+PAYLOADS = ("downlink", "body", "payload", "closing")
+"""The fields of messages that are bytes."""
 
 
 def to_bytes(message: Any) -> bytes:
-    """A head of JSON, which takes nothing but plain values, and the payload behind it."""
+    """A head of JSON, which takes nothing but plain values, and the payloads behind it."""
     plain = asdict(message)
     payload = b""
     for name in PAYLOADS:
         if isinstance(plain.get(name), bytes):
-            payload = plain[name]
-            plain[name] = True
+            payload += plain[name]
+            plain[name] = len(plain[name])
     head = json.dumps({"kind": type(message).__name__, **plain}).encode()
     return len(head).to_bytes(4, "little") + head + payload
 
@@ -72,8 +74,9 @@ def from_bytes(data: bytes) -> Any:
     start = 4 + int.from_bytes(data[:4], "little")
     plain = json.loads(data[4:start])
     for name in PAYLOADS:
-        if plain.get(name) is True:
-            plain[name] = data[start:]
+        if plain.get(name) is not None:
+            start, begin = start + plain[name], start
+            plain[name] = data[begin:start]
     if plain.get("training"):
         plain["training"] = LocalTraining(**plain["training"])
     if plain.get("link"):
@@ -129,7 +132,7 @@ def serve(connection: Connection, folder: Path, case: str) -> None:
     """The clients of a case, in a process of their own, until the pipe is closed."""
     trainer = make_trainer(folder, case)
     torch.manual_seed(0)
-    with Session.opened(trainer, Net(), data(), "fit") as session:
+    with Session.opened(trainer, net(case), data(), "fit") as session:
         algorithm = CASES[case][0]()  # which knows nothing of the server's half
         algorithm.prepare(session.module, session.fleet)
         clients = LocalClients(
@@ -274,6 +277,8 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
         },
     ),
     "own head": (OwnHead, {"evaluate_clients": "after"}),
+    "frozen": (Algorithm, {"clients_per_round": 3}),
+    "frozen and own models": (Ditto, {"clients_per_round": 3}),
     "unlucky": (Unlucky, {}),
     "late": (Algorithm, {"network": slow(1.0)}),
     "skipped": (Unlucky, {"min_clients": 4, "norm": "local"}),
@@ -292,6 +297,13 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
 }
 for name in bhfl.algorithms.__all__:
     CASES.setdefault(name, (getattr(bhfl.algorithms, name), {}))
+
+
+def net(case: str) -> Net:
+    """The model of a case, of which a part may be frozen."""
+    module = Net()
+    module.net[0].requires_grad_("frozen" not in case)
+    return module
 
 
 def data() -> HandMade:
@@ -328,7 +340,7 @@ def run(
     if clients:
         trainer.connect = lambda session: clients
     torch.manual_seed(0)
-    trainer.fit(Net(), data(), ckpt_path)
+    trainer.fit(net(case), data(), ckpt_path)
     return trainer
 
 
@@ -381,7 +393,7 @@ def test_clients_that_lost_what_they_were_sent_begin_anew(tmp_path):
     assert run_of.server.accepted == dict.fromkeys(range(5), 6)
 
 
-@pytest.mark.parametrize("case", ["FedCOMGATE", "Local", "own head"])
+@pytest.mark.parametrize("case", ["FedCOMGATE", "Local", "own head", "frozen and own models"])
 def test_clients_that_keep_their_state_elsewhere_go_on_with_it(tmp_path, case):
     """The last round of a run of three is gone with the server; its clients kept what it left."""
     whole = run(tmp_path / "here", case)
@@ -392,3 +404,20 @@ def test_clients_that_keep_their_state_elsewhere_go_on_with_it(tmp_path, case):
     assert outcome(resumed, tmp_path / "away" / "clients") == outcome(
         whole, whole.run.folder / "clients"
     )
+
+
+def test_clients_elsewhere_that_have_lost_what_is_frozen_are_sent_it_again(tmp_path):
+    """Nobody tells the server: each client says so in its reply."""
+    whole = run(tmp_path / "here", "frozen")
+    with away(tmp_path / "away", "frozen") as clients:
+        killed = run(tmp_path / "there", "frozen", clients)
+    (killed.run.checkpoints / "round=00003.ckpt").unlink()
+    with away(tmp_path / "elsewhere", "frozen") as clients:
+        resumed = run(tmp_path / "there", "frozen", clients, killed.run.folder)
+    assert digest(vars(resumed.server)) == digest(vars(whole.server))
+    more = resumed.run.ledger.total("downlink_bytes") - whole.run.ledger.total("downlink_bytes")
+    # the first of them: the others of its process share its copy
+    frozen = len(encode(whole.server.buffers["frozen"]))
+    travelling = {**whole.server.params, **whole.session.travelling(whole.server, "int8")}
+    assert more == frozen + len(encode(travelling))
+    assert list((tmp_path / "elsewhere" / "clients").glob("frozen-*"))

@@ -178,6 +178,14 @@ class Zeros(Net):
             parameter.data.zero_()
 
 
+class Tuned(Net):
+    """A model whose first layer is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "stateful": {"algorithm": Remembering},
     "local": {
@@ -225,6 +233,12 @@ CASES: dict[str, dict[str, Any]] = {
         "norm": "local",
         "evaluate_clients": "after",
         "validate_first": True,
+        "clients_per_round": 4,
+    },
+    "frozen": {
+        "clients": [{"bits": 4, "count": 3, "frozen": "quantize"}, {"bits": 8, "count": 3}],
+        "algorithm": Unlucky,
+        "module": Tuned,
         "clients_per_round": 4,
     },
     "own models": {
@@ -327,7 +341,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-FOUR = ("private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices")
+FOUR = ("private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices", "frozen")
 """What also runs on four processes, among the slow tests."""
 
 

@@ -51,7 +51,7 @@ def test_what_is_not_trained_takes_the_mean(tmp_path):
         tmp_path, FedAvg(), {32: 2}, lambda: module, HandMade([points(6)] * 2), **options
     ).server
     assert torch.equal(server.params["shift"], torch.ones(3))
-    assert torch.equal(server.params["net.0.weight"], frozen)
+    assert torch.equal(server.buffers["frozen"]["net.0.weight"], frozen)
     assert len(server.extra["server_optimizer"]) == 2
 
 

@@ -26,6 +26,7 @@ from bhfl.checks import checked, choice, options
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.downlink import an_example, as_sent
+from bhfl.engine.frozen import bytes_due
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
@@ -98,11 +99,11 @@ class FedLQ(Algorithm):
         # tied weights travel once, under the first of their names
         first: dict[int, str] = {}
         for name, tensor in module.state_dict(keep_vars=True).items():
-            if id(tensor) in found and tensor.numel():
+            if id(tensor) in found and tensor.numel() and tensor.requires_grad:
                 first.setdefault(id(tensor), name)
         self.layers = list(first.values())
         if not self.layers:
-            raise ValueError("FedLQ needs layers with weights: all that can be quantised are empty")
+            raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
 
@@ -200,7 +201,7 @@ class FedLQ(Algorithm):
             del others[name]
         up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
         down = as_sent({**layers, **others, PLAN: plan}, client, server)
-        return Traffic(layers, up, encoded_bytes(down))
+        return Traffic(layers, up, encoded_bytes(down) + bytes_due(server, client))
 
     def _examples(self, client: Client, round: int, context: Context) -> int:
         """Examples that a client is going to compute on, probing included."""

@@ -228,7 +228,7 @@ class ProWD(Rule):
             return server
         statistics = server.buffers["statistics"]
         # distillation runs the pool's models, whose norms need the statistics that belong to them
-        buffers = statistics.get(self.top, statistics.get("all", {}))
+        buffers = statistics.get(self.top, statistics.get("all", {})) | server.buffers["frozen"]
         # as long as no high-bit client came, the global model has to do
         models = server.extra["pool"] or [server.params]
         state, metrics = self.tuning.tune(

@@ -18,6 +18,7 @@ from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.faults import fault_of
+from bhfl.engine.client.frozen import FrozenCopy
 from bhfl.engine.client.hooks import ClientHooks
 from bhfl.engine.client.messages import Messages, has_reference, split
 from bhfl.engine.client.plain import PlainWorker
@@ -38,6 +39,7 @@ class _Work:
 
     payload: bytes | None = None
     own: Sequence[str] = ()
+    holds: bool | None = None
     num_examples: int = 0
     num_steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class LocalClients:
         self.data = data
         self.own = own
         self.store = store
+        self.frozen = FrozenCopy(worker, store.folder)
         self._messages = Messages(worker.to_device)
         self._waiting: list[int] = []
         """Clients that came to something in this round."""
@@ -91,6 +94,10 @@ class LocalClients:
         for task in tasks:
             assert task.stage != "train"
             self.worker.begin(task)
+            holds = self.frozen.take(task)
+            if holds is False:
+                yield Measured(client=task.client, stage=task.stage, holds=holds)
+                continue
             kept = self.store.load(task.client, task.version) or {}
             sent = self._messages.read(task.downlink)
             whole = kept.get(MODEL) or self.own.whole(sent, kept)
@@ -184,7 +191,9 @@ class LocalClients:
         work = _Work()
         try:
             self.worker.begin(task)
-            self._work(client, task, work)
+            work.holds = self.frozen.take(task)
+            if work.holds is not False:
+                self._work(client, task, work)
         except (CheckpointError, Terminated):
             # no failure of the client's: what it had kept is not there, or the run is to end
             raise
@@ -192,7 +201,7 @@ class LocalClients:
         except (Exception, SystemExit) as error:
             work.fault = fault_of(error, task.channels_last)
             work.payload = None
-        if work.fault is None:
+        if work.fault is None and work.holds is not False:
             # outside the try: a full disk is no client's failure
             self._waiting.append(client.id)
             # clients without a state of their own write no files
@@ -209,6 +218,7 @@ class LocalClients:
             metrics=work.metrics,
             measured=work.measured,
             own=work.own,
+            holds=work.holds,
             fault=work.fault,
         )
 
@@ -231,6 +241,7 @@ class LocalClients:
             self.worker.load(kept.get(MODEL) or run.received, client.devices)
             self._measure(run, work, "_before")
         self.worker.train(self.algorithm, run, self.data)
+        self.worker.check_frozen()
         work.num_examples = run.num_examples
         work.num_steps = run.num_steps
         work.metrics = run.metrics
@@ -261,7 +272,9 @@ class LocalClients:
         work.num_examples += run.num_examples
         work.num_steps += run.num_steps
         work.metrics |= {f"{name}_own": value for name, value in run.metrics.items()}
-        return self._values(dict.fromkeys(self.worker.state()))
+        self.worker.check_frozen()
+        names = (name for name in self.worker.state() if name not in self.worker.untrained)
+        return self._values(dict.fromkeys(names))
 
     def _run(
         self, task: Task, client: Client, message: Params, start: Params, state: dict[str, Tensor]
@@ -283,7 +296,7 @@ class LocalClients:
             evaluate=partial(self._on_own_data, client, rng),
             history=task.history,
             link=task.link,
-            downlink_bytes=len(task.downlink),
+            downlink_bytes=len(task.downlink) + len(task.body),
         )
 
     def _measure(self, run: LocalRun, work: _Work, when: str = "") -> None:
@@ -305,7 +318,7 @@ class LocalClients:
         if update is None:
             return None
         # a tied tensor travels once, by its first name
-        staying = self.own.always | self.worker.tied
+        staying = self.own.always | self.worker.untrained.keys() | self.worker.tied
         try:
             return encode({name: value for name, value in update.items() if name not in staying})
         except PayloadError as error:

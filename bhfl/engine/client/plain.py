@@ -21,7 +21,7 @@ from bhfl.engine.client.registered import Registered
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData, ServerState
+from bhfl.engine.types import FederatedData, Params, ServerState
 from bhfl.quant import (
     BitSpec,
     begin_round_,
@@ -30,7 +30,9 @@ from bhfl.quant import (
     save_in_int8,
     store_,
 )
+from bhfl.quant.convert import layers_by_weight
 from bhfl.quant.quant_layer import takes_low_bits
+from bhfl.quant.spec import FLOAT_BITS
 from bhfl.settings import LocalTraining
 
 STEPS: Mapping[Stage, str] = {"val": "validation_step", "test": "test_step"}
@@ -61,6 +63,8 @@ class PlainWorker:
         if module.training:
             self.frozen = [layer for layer in module.modules() if not layer.training]
         self.registered = Registered(module, self.device)
+        self.untrained: Params = {}
+        """Frozen parameters, on the device: they are part of every model that is loaded."""
         saved = self.module.state_dict()
         self.transient = {
             name: buffer.cpu().clone()
@@ -90,11 +94,31 @@ class PlainWorker:
         """
         devices.set_(self.module, self.layers)
         self.registered.train_as_lent()
-        for name, value in {**tensors, **self.transient}.items():
+        for name, value in {**self.untrained, **tensors, **self.transient}.items():
             self.registered.put(name, value)
         self.registered.drop_new()
         if devices.fixes_ranges:
             begin_round_(self.module)
+
+    def check_frozen(self) -> None:
+        """Refuse what training has made of tensors that were frozen when the module was set up.
+
+        Raises:
+            ValueError: One has another value, naming it.
+        """
+        if not self.untrained:
+            return
+        state = self.module.state_dict()
+        layers = layers_by_weight(self.module)
+        # on the grid that they are stored on
+        stored = {name for name, layer in layers.items() if layer.spec.storage < FLOAT_BITS}
+        for name, value in self.untrained.items():
+            if name not in stored and not torch.equal(state[name], value):
+                raise ValueError(
+                    f"{name} was frozen when the model was set up, and training has changed it: "
+                    "let it require gradients in __init__ or setup, or make it a buffer, which is "
+                    "averaged"
+                )
 
     def load_global(self, tensors: Mapping[str, Tensor], devices: Devices = FLOAT) -> None:
         """Make the module the global model on such devices, as it is evaluated and handed on."""
