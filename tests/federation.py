@@ -92,6 +92,11 @@ def fake(num_train: int = 96, **options: Any) -> FakeImages:
     return FakeImages(num_train=num_train, shape=SHAPE, num_classes=CLASSES, **settings)
 
 
+def code_bytes(numel: int, bits: int) -> int:
+    """What packed codes take: those of 2 bits, which are ternary, go five a byte."""
+    return -(-numel // 5) if bits == 2 else -(-numel * bits // 8)
+
+
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Equal names and equal bits."""
     return first.keys() == second.keys() and all(

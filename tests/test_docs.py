@@ -12,6 +12,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,8 @@ def some_tensors() -> dict[str, Any]:
         values = torch.randn(7, 2 * bits + 1, generator=generator)
         tensors[f"läyer.{bits}"] = quantize(values, bits)
         tensors[f"rows.{bits}"] = quantize(values, bits, granularity="channel")
+        few = quantize(values * (values > 1), bits)
+        tensors[f"few.{bits}"] = replace(few, sparse=True)
     return tensors
 
 
@@ -278,7 +281,8 @@ def test_code_of_the_wire_page_reads_what_bhfl_writes(wire):
     for name, value in tensors.items():
         kind, bits, shape, values, codes = read[name]
         if isinstance(value, QuantizedTensor):
-            assert (kind, bits) == (33 if value.scale.ndim else 32, value.bits)
+            dense = 33 if value.scale.ndim else 32
+            assert (kind, bits) == (34 if value.sparse else dense, value.bits)
             assert codes == value.codes.reshape(-1).tolist()
             plain, shape_of = value.scale, value.codes.shape
         else:
@@ -300,7 +304,8 @@ def test_the_wire_page_has_the_kinds_and_limits_of_the_format(wire):
     from bhfl.comm import wire as ours
 
     assert {kind for kind in wire["SIZES"] if kind < 32} == set(ours.DTYPES)
-    assert {kind for kind in wire["SIZES"] if kind >= 32} == {ours.ONE_SCALE, ours.CHANNEL_SCALES}
+    coded = {kind for kind in wire["SIZES"] if kind >= 32}
+    assert coded == {ours.ONE_SCALE, ours.CHANNEL_SCALES, ours.SPARSE}
     for kind, dtype in ours.DTYPES.items():
         assert wire["SIZES"][kind] == dtype.itemsize
         if kind != BFLOAT16:

@@ -2,7 +2,7 @@
 
 from bhfl.comm.payload import Tensors, decode, encode, encoded_bytes, header_bytes
 from bhfl.comm.wire import PayloadError
-from bhfl.quant.functional import float_tensors
+from bhfl.quant.codes import float_tensors
 
 __all__ = [
     "PayloadError",

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from bhfl.comm import wire
 from bhfl.comm.wire import Entry, PayloadError
-from bhfl.quant import QuantizedTensor, pack, unpack
-from bhfl.quant.functional import code_dtype
+from bhfl.quant import QuantizedTensor, pack, packed_bytes, unpack
+from bhfl.quant.codes import code_dtype
+from bhfl.quant.sparse import pack_places, unpack_places
+from bhfl.quant.ternary import pack_ternary, unpack_ternary
 
 Tensors = Mapping[str, Tensor | QuantizedTensor]
 """What a payload holds, by name: plain tensors, and codes with their scales."""
 
 MAX_BYTES = 1 << 32
 """The longest payload that is decoded unless the caller says otherwise."""
+MAX_GROWTH = 2**14
+"""Entries that the sparse tensors of a payload may have for each of its bytes."""
 _unread: bytes | None = None
 """The payload that was made last, until one is read: these very bytes, which nobody can change,
 have gone no way on which they could be damaged.
@@ -43,7 +47,7 @@ def encode(tensors: Tensors) -> bytes:
         parts.append(row_major(value.scale if isinstance(value, QuantizedTensor) else value))
     for name, value in tensors.items():
         if isinstance(value, QuantizedTensor):
-            parts.append(row_major(_packed(name, value)))
+            parts += map(row_major, _packed(name, value))
     # part by part, so that the payload is joined once, and no copy is made for its checksum
     crc = 0
     for part in parts:
@@ -53,7 +57,8 @@ def encode(tensors: Tensors) -> bytes:
 
 
 def encoded_bytes(tensors: Tensors) -> int:
-    """``len(encode(tensors))``, computed from shapes, dtypes and widths alone.
+    """``len(encode(tensors))``, computed from shapes, dtypes and widths alone, and for sparse
+    tensors from how many codes are not 0.
 
     Raises:
         PayloadError: :func:`encode` would refuse a name, a dtype or a shape.
@@ -70,7 +75,8 @@ def decode(
     Args:
         data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
             no size that they claim is believed before it agrees with their length.
-        max_bytes: Longer payloads are refused, and nothing of them is read.
+        max_bytes: Longer payloads are refused, and nothing of them is read. So are those whose
+            sparse tensors have more entries, or more than `MAX_GROWTH` for each byte.
 
     Returns:
         The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with
@@ -88,6 +94,10 @@ def decode(
     if len(view) > max_bytes:
         raise PayloadError(f"payload must be at most {max_bytes} bytes, got {len(view)}")
     entries, offset = wire.read_header(view, check)
+    # of few bytes, they may claim to stand for any number of entries
+    sparse = sum(entry.numel for entry in entries if entry.kind == wire.SPARSE)
+    if sparse > (most := min(max_bytes, MAX_GROWTH * len(view))):
+        raise PayloadError(f"sparse tensors must have at most {most} entries, got {sparse}")
     # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])
     offset = 0
@@ -125,6 +135,9 @@ def _require_little_endian() -> None:
 
 def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
     """The row of the table for a tensor."""
+    if isinstance(value, QuantizedTensor) and value.sparse:
+        count = int(value.codes.count_nonzero())
+        return Entry(name, wire.SPARSE, value.bits, tuple(value.codes.shape), count)
     if isinstance(value, QuantizedTensor):
         kind = wire.CHANNEL_SCALES if value.scale.ndim else wire.ONE_SCALE
         return Entry(name, kind, value.bits, tuple(value.codes.shape))
@@ -136,21 +149,32 @@ def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
     return Entry(name, wire.KINDS[value.dtype], 0, tuple(value.shape))
 
 
-def _packed(name: str, value: QuantizedTensor) -> Tensor:
-    """The packed codes; PayloadError for codes or scales that :func:`decode` would refuse."""
+def _packed(name: str, value: QuantizedTensor) -> list[Tensor]:
+    """The packed codes, after their places where it is sparse; PayloadError for codes or scales
+    that :func:`decode` would refuse.
+    """
     codes = value.codes
     scale = value.scale
     if codes.dtype != (dtype := code_dtype(value.bits)):
         raise PayloadError(
             f"tensor {name!r}: codes of {value.bits} bits must be {dtype}, got {codes.dtype}"
         )
-    if scale.dtype != torch.float32 or scale.shape not in ((), codes.shape[:1]):
+    shapes = [()] if value.sparse else [(), codes.shape[:1]]
+    if scale.dtype != torch.float32 or scale.shape not in shapes:
         raise PayloadError(
             f"tensor {name!r}: scale must be float32, 0-dim or one a channel of codes "
             f"{tuple(codes.shape)}, got {scale.dtype} {tuple(scale.shape)}"
         )
     _check_values(name, value)
-    return pack(codes, value.bits)
+    if not value.sparse:
+        return [pack_ternary(codes) if value.bits == 2 else pack(codes, value.bits)]
+    flat = codes.reshape(-1)
+    places = flat.nonzero().view(-1)
+    chosen = flat[places]
+    if value.bits == 2:
+        # 1 and -1 as the two codes of one bit, 0 and -1
+        return [pack_places(places, flat.numel()), pack(chosen.clamp(max=0), 1)]
+    return [pack_places(places, flat.numel()), pack(chosen, value.bits)]
 
 
 def _check_values(name: str, value: QuantizedTensor) -> None:
@@ -197,14 +221,51 @@ def _read_quantized(
     content: bytearray, offset: int, entry: Entry, scale: Tensor
 ) -> QuantizedTensor:
     """The quantised tensor of an entry; PayloadError for what :func:`encode` would not write."""
-    size = entry.code_bytes
-    # other bits there would be a second encoding of the same tensor
-    if size and content[offset + size - 1] >> (8 - (8 * size - entry.numel * entry.bits)):
-        raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
-    codes = unpack(_over(content, offset, torch.uint8, size), entry.bits, entry.numel)
-    value = QuantizedTensor(codes.view(entry.shape), scale, entry.bits)
+    is_sparse = entry.kind == wire.SPARSE
+    if is_sparse:
+        codes = _read_sparse(content, offset, entry)
+    elif entry.bits == 2:
+        codes = _read_ternary(content, offset, entry)
+    else:
+        codes = _read_codes(content, offset, entry, entry.numel, entry.bits)
+    value = QuantizedTensor(codes.view(entry.shape), scale, entry.bits, is_sparse)
     _check_values(entry.name, value)
     return value
+
+
+def _read_ternary(content: bytearray, offset: int, entry: Entry) -> Tensor:
+    """The codes of a tensor of 2 bits, flat."""
+    try:
+        return unpack_ternary(_over(content, offset, torch.uint8, entry.code_bytes), entry.numel)
+    except ValueError as error:
+        raise PayloadError(f"tensor {entry.name!r}: {error}") from None
+
+
+def _read_codes(content: bytearray, offset: int, entry: Entry, count: int, bits: int) -> Tensor:
+    """So many codes of so many bits, flat."""
+    size = packed_bytes(count, bits)
+    # other bits there would be a second encoding of the same tensor
+    if size and content[offset + size - 1] >> (8 - (8 * size - count * bits)):
+        raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
+    return unpack(_over(content, offset, torch.uint8, size), bits, count)
+
+
+def _read_sparse(content: bytearray, offset: int, entry: Entry) -> Tensor:
+    """The codes of a sparse tensor, flat."""
+    packed = _over(content, offset, torch.uint8, entry.place_bytes)
+    try:
+        places = unpack_places(packed, entry.count, entry.numel)
+    except ValueError as error:
+        raise PayloadError(f"tensor {entry.name!r}: {error}") from None
+    offset += entry.place_bytes
+    found = _read_codes(content, offset, entry, entry.count, entry.sparse_bits)
+    if entry.bits == 2:
+        found = found.mul_(2).add_(1)
+    if not found.all():
+        raise PayloadError(f"tensor {entry.name!r}: sparse codes must not be 0")
+    codes = torch.zeros(entry.numel, dtype=code_dtype(entry.bits))
+    codes[places] = found
+    return codes
 
 
 def _over(content: bytearray, offset: int, dtype: torch.dtype, count: int) -> Tensor:

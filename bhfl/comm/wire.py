@@ -1,4 +1,4 @@
-"""The byte format of a payload, version 1: a header that describes every tensor, the content, and a
+"""The byte format of a payload, version 2: a header that describes every tensor, the content, and a
 checksum.
 
 Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in
@@ -9,14 +9,18 @@ bytes::
               | name, UTF-8 | 4 per dimension
     content   plain tensors and scales, wider dtypes first and in table order within a width; then
               packed codes, in table order. Row-major, without padding: where the content starts
-              aligned, every plain tensor is aligned. Codes lie as in bhfl.quant.packing; the bits
-              of a last byte that no code fills are 0.
+              aligned, every plain tensor is aligned. Codes lie as in bhfl.quant.packing, those of 2
+              bits as in bhfl.quant.ternary; the bits of a last byte that no code fills are 0.
     CRC-32    4, of everything before it (zlib)
 
-A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE`` or ``CHANNEL_SCALES``: codes of
-2..16 bits and float32 scales. ``n`` plain values take ``n * itemsize`` bytes; ``n`` codes of ``b``
-bits with ``s`` scales take ``ceil(n * b / 8) + 4 * s``. Tensors have one encoding only: a payload
-that is accepted encodes again to the same bytes.
+A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE``, ``CHANNEL_SCALES`` or
+``SPARSE``: codes of 2..16 bits and float32 scales. ``n`` plain values take ``n * itemsize`` bytes;
+``n`` codes of ``b`` bits with ``s`` scales take ``ceil(n * b / 8) + 4 * s``, and those of 2 bits,
+which are ternary, ``ceil(n / 5) + 4 * s``. Of a sparse tensor
+with one scale, those ``k`` codes alone are there that are not 0: their places, as in
+bhfl.quant.sparse, and then the codes, of which those of 2 bits take one. The last dimension in its
+row is ``k``. Tensors have one encoding only: a payload that is accepted encodes again to the same
+bytes.
 
 A CRC finds accidents but authenticates nothing: whoever changes a payload can compute it anew. So
 nothing in a header is believed before it agrees with the length of the payload.
@@ -32,9 +36,11 @@ import torch
 from zlib_ng.zlib_ng import crc32
 
 from bhfl.quant import packed_bytes
+from bhfl.quant.sparse import place_bytes
+from bhfl.quant.ternary import ternary_bytes
 
 MAGIC = b"BHFL"
-VERSION = 1
+VERSION = 2
 CRC_BYTES = 4
 
 # what a hostile header may claim at most, far above what models have
@@ -62,6 +68,8 @@ DTYPES: dict[int, torch.dtype] = {
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 ONE_SCALE = 32
 CHANNEL_SCALES = 33
+SPARSE = 34
+_CODED = (ONE_SCALE, CHANNEL_SCALES, SPARSE)
 CODE_BITS = range(2, 17)
 
 _HEADERS = 16
@@ -81,6 +89,8 @@ class Entry(NamedTuple):
     kind: int
     bits: int
     shape: tuple[int, ...]
+    count: int = 0
+    """The codes of a sparse tensor that are not 0."""
 
     @property
     def is_quantized(self) -> bool:
@@ -102,7 +112,7 @@ class Entry(NamedTuple):
         """Shape of the values that are not packed: the tensor's own, or that of the scales."""
         if self.kind == CHANNEL_SCALES:
             return self.shape[:1]
-        return () if self.kind == ONE_SCALE else self.shape
+        return () if self.kind in (ONE_SCALE, SPARSE) else self.shape
 
     @property
     def plain_bytes(self) -> int:
@@ -111,8 +121,22 @@ class Entry(NamedTuple):
 
     @property
     def code_bytes(self) -> int:
-        """Bytes of the packed codes."""
-        return packed_bytes(self.numel, self.bits) if self.is_quantized else 0
+        """Bytes of the packed codes, and of their places."""
+        if self.kind == SPARSE:
+            return self.place_bytes + packed_bytes(self.count, self.sparse_bits)
+        if not self.is_quantized:
+            return 0
+        return ternary_bytes(self.numel) if self.bits == 2 else packed_bytes(self.numel, self.bits)
+
+    @property
+    def place_bytes(self) -> int:
+        """Bytes of the places of a sparse tensor's codes."""
+        return place_bytes(self.count, self.numel)
+
+    @property
+    def sparse_bits(self) -> int:
+        """Bits of a code that is not 0: of 2 bits, the sign alone is left."""
+        return 1 if self.bits == 2 else self.bits
 
 
 def wider_first(entries: Sequence[Entry]) -> list[Entry]:
@@ -154,8 +178,9 @@ def _write_row(entry: Entry) -> bytes:
         raise PayloadError(f"tensor name must be encodable as UTF-8, got {entry.name!r}") from error
     if len(name) > MAX_NAME_BYTES:
         raise PayloadError(f"tensor name must be at most {MAX_NAME_BYTES} bytes, got {len(name)}")
-    row = _ROW.pack(entry.kind, entry.bits, len(entry.shape), len(name))
-    return row + name + struct.pack(f"<{len(entry.shape)}I", *entry.shape)
+    dims = (*entry.shape, entry.count) if entry.kind == SPARSE else entry.shape
+    row = _ROW.pack(entry.kind, entry.bits, len(dims), len(name))
+    return row + name + struct.pack(f"<{len(dims)}I", *dims)
 
 
 def read_header(data: memoryview, check: bool) -> tuple[list[Entry], int]:
@@ -245,18 +270,22 @@ def _read_row(header: bytes, offset: int) -> tuple[Entry, int]:
         name = header[start:dims].decode()
     except UnicodeDecodeError as error:
         raise PayloadError(f"tensor name must be UTF-8, got {header[start:dims]!r}") from error
-    entry = Entry(name, kind, bits, struct.unpack_from(f"<{num_dims}I", header, dims))
+    shape = struct.unpack_from(f"<{num_dims}I", header, dims)
+    entry = Entry(name, kind, bits, shape)
+    if kind == SPARSE and shape:
+        entry = Entry(name, kind, bits, shape[:-1], shape[-1])
+    elif kind == SPARSE:
+        raise PayloadError(f"tensor {name!r}: one that is sparse needs the number of its codes")
     _check_row(entry)
     return entry, end
 
 
 def _check_row(entry: Entry) -> None:
     """PayloadError for a row that breaks a rule of the format, whether it is written or read."""
-    name, kind, bits, shape = entry
-    if kind not in DTYPES and kind not in (ONE_SCALE, CHANNEL_SCALES):
+    name, kind, bits, _, _ = entry
+    if kind not in DTYPES and kind not in _CODED:
         raise PayloadError(
-            f"tensor {name!r}: kind must be 1..{max(DTYPES)}, {ONE_SCALE} or {CHANNEL_SCALES}, got "
-            f"{kind}"
+            f"tensor {name!r}: kind must be 1..{max(DTYPES)} or {ONE_SCALE}..{SPARSE}, got {kind}"
         )
     if kind in DTYPES and bits:
         raise PayloadError(f"tensor {name!r}: bits must be 0 where nothing is packed, got {bits}")
@@ -264,10 +293,14 @@ def _check_row(entry: Entry) -> None:
         raise PayloadError(
             f"tensor {name!r}: bits must be {CODE_BITS.start}..{CODE_BITS.stop - 1}, got {bits}"
         )
-    if len(shape) > MAX_DIMS:
-        raise PayloadError(
-            f"tensor {name!r}: dimensions must be at most {MAX_DIMS}, got {len(shape)}"
-        )
+    _check_shape(entry)
+
+
+def _check_shape(entry: Entry) -> None:
+    name, kind, _, shape, count = entry
+    # in the row of a sparse tensor, the number of its codes stands as one more
+    if len(shape) > (most := MAX_DIMS - (kind == SPARSE)):
+        raise PayloadError(f"tensor {name!r}: dimensions must be at most {most}, got {len(shape)}")
     if kind == CHANNEL_SCALES and not shape:
         raise PayloadError(
             f"tensor {name!r}: one scale a channel needs at least 1 dimension, got none"
@@ -279,3 +312,7 @@ def _check_row(entry: Entry) -> None:
     # a dimension of 0 counts as 1, as it does in torch's strides
     if math.prod(max(dim, 1) for dim in shape) > MAX_ELEMENTS:
         raise PayloadError(f"tensor {name!r}: shape must multiply to less than 2**63, got {shape}")
+    if count > entry.numel:
+        raise PayloadError(
+            f"tensor {name!r}: at most {entry.numel} codes can be other than 0, got {count}"
+        )

@@ -14,7 +14,7 @@ from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.resume import check_same
 from bhfl.engine.types import ServerState
 from bhfl.quant import BitSpec, dequantize_, quantized_state, set_spec_
-from bhfl.quant.functional import float_tensors
+from bhfl.quant.codes import float_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -13,7 +13,7 @@ from bhfl.export.integers import (
     save_quantized,
 )
 from bhfl.export.qdq import export_onnx
-from bhfl.quant.functional import float_tensors as float_state
+from bhfl.quant.codes import float_tensors as float_state
 
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from bhfl.quant import (
     quantized_state,
     unpack,
 )
+from bhfl.quant.codes import float_tensors
 from bhfl.quant.convert import layers_by_weight
-from bhfl.quant.functional import float_tensors
 from bhfl.quant.rounding import levels
 from bhfl.quant.spec import FLOAT_BITS
 

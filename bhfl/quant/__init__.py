@@ -18,6 +18,7 @@ learning.
 from bhfl.quant.affine import AffineTensor, fake_quantize_affine, quantize_affine
 from bhfl.quant.backends import BackendWarning
 from bhfl.quant.backends.tuning import tune
+from bhfl.quant.codes import QuantizedTensor
 from bhfl.quant.convert import (
     backend_choices,
     begin_round_,
@@ -32,7 +33,6 @@ from bhfl.quant.convert import (
     store_,
 )
 from bhfl.quant.functional import (
-    QuantizedTensor,
     fake_quantize,
     fake_quantize_activations,
     quantize,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.quant.backends import get_backend
-from bhfl.quant.functional import QuantizedTensor
+from bhfl.quant.codes import QuantizedTensor
 from bhfl.quant.layers import QUANT_CLASSES, can_be_quantized, guard_fused_kernels_
 from bhfl.quant.parametrized import become_, own_class, refuse_parametrized
 from bhfl.quant.quant_layer import QuantLayer, check_layer, chosen_backend, takes_low_bits

@@ -5,50 +5,17 @@ code, ``2**(bits-1) - 1``.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from bhfl.quant.codes import QuantizedTensor, code_dtype
 from bhfl.quant.quantizers import clips
 from bhfl.quant.ranges import wage_shift, weight_scale
 from bhfl.quant.rounding import extremes, grid_codes, levels, nearest, per_slice
 from bhfl.quant.spec import FLOAT_BITS, Granularity, RangeRule
-
-
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """Integers and the step between them: ``x ≈ codes * scale``.
-
-    Attributes:
-        codes: int8 (up to 8 bits) or int16, the shape of x, in [-n, n].
-        scale: float32, 0-dim, or [C] for one scale per output channel, C == codes.shape[0].
-        bits: 2..16.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    bits: int
-
-    def dequantize(self) -> Tensor:
-        """The float32 values, in the shape of the codes."""
-        return self.codes.to(torch.float32).mul_(per_slice(self.scale, self.codes.dim()))
-
-
-def float_tensors(tensors: Mapping[str, Tensor | QuantizedTensor]) -> dict[str, Tensor]:
-    """Quantised tensors as the float32 values that they stand for, and all others as they are."""
-    return {
-        name: value.dequantize() if isinstance(value, QuantizedTensor) else value
-        for name, value in tensors.items()
-    }
-
-
-def code_dtype(bits: int) -> torch.dtype:
-    """The integer type that holds codes of this many bits."""
-    return torch.int8 if bits <= 8 else torch.int16
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.quant.backends import get_backend
+from bhfl.quant.codes import QuantizedTensor
 from bhfl.quant.functional import (
-    QuantizedTensor,
     fake_quantize,
     fake_quantize_activations,
     quantize,

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from bhfl.quant.functional import QuantizedTensor, quantize
+from bhfl.quant.codes import QuantizedTensor
+from bhfl.quant.functional import quantize
 from bhfl.quant.ranges import wage_scale, weight_scale
 from bhfl.quant.spec import BitSpec
 

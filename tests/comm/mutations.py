@@ -20,14 +20,19 @@ EXTREMES = [0, 1, 7, 255, 2**15, 2**16 - 1, 2**16, 2**20, 2**31 - 1, 2**31, 2**3
 
 
 def random_codes(
-    shape: tuple[int, ...], bits: int, generator: torch.Generator, channel: bool
+    shape: tuple[int, ...],
+    bits: int,
+    generator: torch.Generator,
+    channel: bool,
+    sparse: bool = False,
 ) -> QuantizedTensor:
     limit = 2 ** (bits - 1) - 1
     dtype = torch.int8 if bits <= 8 else torch.int16
     codes = torch.randint(-limit, limit + 1, shape, generator=generator).to(dtype)
-    return QuantizedTensor(
-        codes, torch.rand(shape[:1] if channel else (), generator=generator), bits
-    )
+    if sparse:
+        codes *= torch.rand(shape, generator=generator) < 0.2
+    scale = torch.rand(shape[:1] if channel else (), generator=generator)
+    return QuantizedTensor(codes, scale, bits, sparse)
 
 
 def corpus() -> list[Tensors]:
@@ -39,6 +44,7 @@ def corpus() -> list[Tensors]:
     codes = {
         f"w{bits}": random_codes((3, 7), bits, generator, bits % 2 == 0) for bits in range(2, 17)
     }
+    sparse = {f"s{bits}": random_codes((5, 13), bits, generator, False, True) for bits in (2, 4, 9)}
     layer = {
         "conv.weight": random_codes((4, 3, 3, 3), 4, generator, True),
         "conv.bias": torch.randn(4, generator=generator),
@@ -46,7 +52,7 @@ def corpus() -> list[Tensors]:
         "mask": torch.tensor([True, False, True]),
         "empty": torch.empty(0, 3),
     }
-    return [plain, codes, layer, {"größe": torch.randn(2, 2, 2, generator=generator)}, {}]
+    return [plain, codes, sparse, layer, {"größe": torch.randn(2, 2, 2, generator=generator)}, {}]
 
 
 def sealed(body: bytes) -> bytes:
@@ -77,7 +83,7 @@ def one_row(
         + name
         + struct.pack(f"<{len(shape)}I", *shape)
     )
-    prelude = struct.pack("<4sIII", b"BHFL", 1, num_tensors, 16 + num_tensors * len(row))
+    prelude = struct.pack("<4sIII", b"BHFL", 2, num_tensors, 16 + num_tensors * len(row))
     return sealed(prelude + num_tensors * row + num_tensors * content)
 
 
@@ -95,7 +101,7 @@ def resized(rng: random.Random, payload: bytes) -> bytes:
 
 
 def noise(rng: random.Random, payload: bytes) -> bytes:
-    start = rng.choice([b"", b"BHFL", b"BHFL\1\0\0\0", payload[:12], payload[:16]])
+    start = rng.choice([b"", b"BHFL", b"BHFL\2\0\0\0", payload[:12], payload[:16]])
     return start + rng.randbytes(rng.randrange(300))
 
 

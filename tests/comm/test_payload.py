@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bhfl.comm import Tensors, decode, encode, float_tensors, header_bytes, wire
 from bhfl.quant import QuantizedTensor, quantize
+from bhfl.quant.sparse import place_bytes
 from tests.comm.mutations import DTYPES, corpus, random_codes
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -25,7 +26,7 @@ def raw(tensor: Tensor) -> bytes:
 def assert_same(got: Tensor | QuantizedTensor, expected: Tensor | QuantizedTensor) -> None:
     assert type(got) is type(expected)
     if isinstance(expected, QuantizedTensor):
-        assert got.bits == expected.bits
+        assert (got.bits, got.sparse) == (expected.bits, expected.sparse)
         assert_same(got.codes, expected.codes)
         assert_same(got.scale, expected.scale)
     else:
@@ -42,7 +43,12 @@ def assert_round_trip(tensors: Tensors) -> None:
 
 def content_bytes(value: Tensor | QuantizedTensor) -> int:
     if isinstance(value, QuantizedTensor):
-        return math.ceil(value.codes.numel() * value.bits / 8) + 4 * value.scale.numel()
+        numel, bits = value.codes.numel(), value.bits
+        scales = 4 * value.scale.numel()
+        if value.sparse:
+            count = int(value.codes.count_nonzero())
+            return place_bytes(count, numel) + math.ceil(count * (bits - (bits == 2)) / 8) + scales
+        return (math.ceil(numel / 5) if bits == 2 else math.ceil(numel * bits / 8)) + scales
     return value.numel() * value.element_size()
 
 
@@ -61,9 +67,9 @@ def plain(draw: st.DrawFn) -> Tensor:
 def quantized(draw: st.DrawFn) -> QuantizedTensor:
     shape = draw(SHAPES)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    return random_codes(
-        shape, draw(st.integers(2, 16)), generator, channel=bool(shape) and draw(st.booleans())
-    )
+    sparse = draw(st.booleans())
+    channel = bool(shape) and not sparse and draw(st.booleans())
+    return random_codes(shape, draw(st.integers(2, 16)), generator, channel, sparse)
 
 
 @given(st.dictionaries(st.text(max_size=20), plain() | quantized(), max_size=6))
@@ -75,6 +81,7 @@ def test_round_trip_and_size_of_anything(tensors: Tensors) -> None:
         5
         + len(name.encode())
         + 4 * (value.codes if isinstance(value, QuantizedTensor) else value).ndim
+        + 4 * getattr(value, "sparse", False)
         for name, value in tensors.items()
     )
 
@@ -170,7 +177,7 @@ def test_float_tensors_dequantizes_and_leaves_the_rest() -> None:
 
 
 GOLDEN = bytes.fromhex(
-    "4248464c 01000000 04000000 39000000"  # magic, version, tensors, bytes of prelude and table
+    "4248464c 02000000 04000000 39000000"  # magic, version, tensors, bytes of prelude and table
     "21 04 02 0100 77 02000000 03000000"  # w: a scale per channel, 4 bits
     "01 00 01 0100 62 02000000"  # b: float32
     "08 00 00 0100 6e"  # n: int64
@@ -179,7 +186,7 @@ GOLDEN = bytes.fromhex(
     "0000003f 00000040 0000803f 0000c0bf"  # scales of w, b
     "0100"  # β
     "e1c395"  # codes of w
-    "d8006849"  # CRC-32 of all above
+    "5625bbc9"  # CRC-32 of all above
 )
 
 

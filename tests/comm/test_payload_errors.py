@@ -104,7 +104,7 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         (sealed(b"PK\3\4" + BODY[4:]), r"payload must start with b'BHFL', got b'PK\\x03\\x04'"),
         (
             sealed(BODY[:4] + struct.pack("<I", 255) + BODY[8:]),
-            "payload version must be 1, got 255",
+            "payload version must be 2, got 255",
         ),
         (
             sealed(BODY[:8] + b"\xff" * 4 + BODY[12:]),
@@ -142,7 +142,7 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         ),
         (
             one_row(b"w", 33, 2, (2**31, 2**31, 1)),
-            "payload must be 11529215[0-9]* bytes by its header",
+            "payload must be 92233721[0-9]* bytes by its header",
         ),
         (
             one_row(b"w", 1, 0, (2**32 - 1,) * 8),
@@ -153,7 +153,7 @@ BODY = encode({"w": torch.ones(3)})[:-4]
             r"tensor 'w': shape must multiply to less than 2\*\*63",
         ),
         (one_row(b"w", 1, 0, (0,) * 9), "tensor 'w': dimensions must be at most 8, got 9"),
-        (one_row(b"w", 0, 0, ()), "tensor 'w': kind must be 1..10, 32 or 33, got 0"),
+        (one_row(b"w", 0, 0, ()), "tensor 'w': kind must be 1..10 or 32..34, got 0"),
         (
             one_row(b"w", 1, 8, (1,), bytes(4)),
             "tensor 'w': bits must be 0 where nothing is packed, got 8",
@@ -169,8 +169,30 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         (one_row(b"w" * 513, 1, 0, (0,)), "tensor name must be at most 512 bytes, got 513"),
         (one_row(b"w", 10, 0, (2,), b"\1\2"), "tensor 'w': a bool must be a byte of 0 or 1"),
         (
-            one_row(b"w", 32, 2, (3,), bytes(4) + b"\x40"),
+            one_row(b"w", 32, 3, (3,), bytes(4) + b"\0\x40"),
             "tensor 'w': the bits after its last code must be 0",
+        ),
+        (
+            one_row(b"w", 32, 2, (3,), bytes(4) + b"\x1b"),
+            "tensor 'w': a byte must be a number of ternary digits",
+        ),
+        (one_row(b"w", 34, 4, ()), "tensor 'w': one that is sparse needs the number of its codes"),
+        (
+            one_row(b"w", 34, 4, (2, 3), bytes(9)),
+            "tensor 'w': at most 2 codes can be other than 0, got 3",
+        ),
+        (
+            one_row(b"w", 34, 4, (8, 1), bytes(4) + b"\0\0\1"),
+            "tensor 'w': there must be 1 places, got 0",
+        ),
+        (
+            one_row(b"w", 34, 4, (8, 1), bytes(4) + b"\0\1\0"),
+            "tensor 'w': sparse codes must not be 0",
+        ),
+        # a few bytes that stand for a tensor of four billion entries
+        (
+            one_row(b"w", 34, 4, (2**32 - 1, 0), bytes(4)),
+            "sparse tensors must have at most [0-9]* entries, got 4294967295",
         ),
         (
             one_row(b"w", 32, 4, (2,), bytes(4) + b"\x81"),

@@ -29,7 +29,7 @@ from bhfl.engine.random import RandomKeys
 from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
 from bhfl.quant import BitSpec, QuantizedTensor
 from tests.engine.hand_made import HandMade, Module, float_state, points
-from tests.federation import Client, Net, fake, fit, same
+from tests.federation import Client, Net, code_bytes, fake, fit, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:round .* client .* (failed|rejected)")
 MIXED = [{"bits": bits, "count": 1} for bits in (32, 8, "ternary", "strict8", "wage2888")]
@@ -211,11 +211,7 @@ def test_payloads_have_the_size_of_the_formula(tmp_path, batch_norm):
         down = 4 * (sum(sizes) + others) + 8 * batch_norm
         up = down
         if spec.weights != 32:
-            up = (
-                sum(math.ceil(n * spec.weights / 8) + 4 for n in sizes)
-                + 4 * others
-                + 8 * batch_norm
-            )
+            up = sum(code_bytes(n, spec.weights) + 4 for n in sizes) + 4 * others + 8 * batch_norm
         assert record.status == "ok"
         assert record.uplink_bytes + record.downlink_bytes - record.header_bytes == up + down
         assert 0 < record.header_bytes < 1000

@@ -20,7 +20,7 @@ from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.types import Client as FleetClient
 from bhfl.engine.types import Update
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
-from tests.federation import Client, Net, fake, fit, same
+from tests.federation import Client, Net, code_bytes, fake, fit, same
 
 MIXED = {"ternary": 2, 32: 2}
 QUICK = Dequantizer(warmup_rounds=1, period=2, first_steps=6, steps=3, buffer_size=8)
@@ -111,7 +111,7 @@ def test_bytes_are_the_formula_and_the_published_ones_stand_beside(tmp_path):
     run = fit(tmp_path, ProWD(dequantizer=None), {"ternary": 2, 8: 1, 32: 2}, max_rounds=1)
     weights = [tensor.numel() for tensor in run.server.params.values() if tensor.ndim >= 2]
     rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
-    up = sum(n * sum(-(-d * bits // 8) + 4 for d in weights) for n, bits in ((2, 2), (1, 8)))
+    up = sum(n * sum(code_bytes(d, bits) + 4 for d in weights) for n, bits in ((2, 2), (1, 8)))
     up += 2 * 4 * sum(weights) + 5 * 4 * rest
     down = 5 * 4 * (sum(weights) + rest)
     ledger = run.run.ledger
@@ -355,7 +355,7 @@ def test_a_difference_takes_the_clients_bits_and_a_scale_a_channel(tmp_path):
     weights = [tensor for tensor in run.server.params.values() if tensor.ndim >= 2]
     rest = sum(tensor.numel() for tensor in run.server.params.values() if tensor.ndim < 2)
     up = sum(
-        n * sum(-(-w.numel() * bits // 8) + 4 * len(w) for w in weights)
+        n * sum(code_bytes(w.numel(), bits) + 4 * len(w) for w in weights)
         for n, bits in ((2, 2), (1, 8))
     )
     up += 2 * 4 * sum(w.numel() for w in weights) + 5 * 4 * rest
