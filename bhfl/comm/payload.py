@@ -254,11 +254,11 @@ def _read_sparse(content: bytearray, offset: int, entry: Entry) -> Tensor:
     """The codes of a sparse tensor, flat."""
     packed = _over(content, offset, torch.uint8, entry.place_bytes)
     try:
-        places = unpack_places(packed, entry.count, entry.numel)
+        places = unpack_places(packed, entry.num_codes, entry.numel)
     except ValueError as error:
         raise PayloadError(f"tensor {entry.name!r}: {error}") from None
     offset += entry.place_bytes
-    found = _read_codes(content, offset, entry, entry.count, entry.sparse_bits)
+    found = _read_codes(content, offset, entry, entry.num_codes, entry.sparse_bits)
     if entry.bits == 2:
         found = found.mul_(2).add_(1)
     if not found.all():

@@ -89,7 +89,7 @@ class Entry(NamedTuple):
     kind: int
     bits: int
     shape: tuple[int, ...]
-    count: int = 0
+    num_codes: int = 0
     """The codes of a sparse tensor that are not 0."""
 
     @property
@@ -123,7 +123,7 @@ class Entry(NamedTuple):
     def code_bytes(self) -> int:
         """Bytes of the packed codes, and of their places."""
         if self.kind == SPARSE:
-            return self.place_bytes + packed_bytes(self.count, self.sparse_bits)
+            return self.place_bytes + packed_bytes(self.num_codes, self.sparse_bits)
         if not self.is_quantized:
             return 0
         return ternary_bytes(self.numel) if self.bits == 2 else packed_bytes(self.numel, self.bits)
@@ -131,7 +131,7 @@ class Entry(NamedTuple):
     @property
     def place_bytes(self) -> int:
         """Bytes of the places of a sparse tensor's codes."""
-        return place_bytes(self.count, self.numel)
+        return place_bytes(self.num_codes, self.numel)
 
     @property
     def sparse_bits(self) -> int:
@@ -178,7 +178,7 @@ def _write_row(entry: Entry) -> bytes:
         raise PayloadError(f"tensor name must be encodable as UTF-8, got {entry.name!r}") from error
     if len(name) > MAX_NAME_BYTES:
         raise PayloadError(f"tensor name must be at most {MAX_NAME_BYTES} bytes, got {len(name)}")
-    dims = (*entry.shape, entry.count) if entry.kind == SPARSE else entry.shape
+    dims = (*entry.shape, entry.num_codes) if entry.kind == SPARSE else entry.shape
     row = _ROW.pack(entry.kind, entry.bits, len(dims), len(name))
     return row + name + struct.pack(f"<{len(dims)}I", *dims)
 
