@@ -13,8 +13,14 @@ _DIGITS = 5
 _WEIGHTS = [3**digit for digit in range(_DIGITS)]
 _ONES = sum(_WEIGHTS)
 """The number whose digits are all 1, which stand for codes of 0."""
-_CODES = [bytes((byte // weight % 3 - 1) & 255 for byte in range(256)) for weight in _WEIGHTS]
-"""What a digit of each byte stands for, as a signed byte."""
+
+
+def _codes(weight: int) -> bytes:
+    """The code, as a signed byte, of the digit of this weight in each byte."""
+    return bytes((byte // weight % 3 - 1) & 255 for byte in range(256))
+
+
+_CODES = [_codes(weight) for weight in _WEIGHTS]
 
 
 def ternary_bytes(numel: int) -> int:
@@ -36,7 +42,7 @@ def pack_ternary(codes: Tensor) -> Tensor:
     out = torch.empty(ternary_bytes(flat.numel()), dtype=torch.uint8, device=codes.device)
     rows = flat[: length * _DIGITS].view(torch.uint8).view(_DIGITS, length)
     head = out[:length].copy_(rows[-1])
-    # modulo 256, in which a code of -1 is 255 and the sum comes out as it should
+    # modulo 256, where a code of -1 is 255 and the sum comes out as it should
     for row in reversed(rows[:-1].unbind()):
         head.mul_(3).add_(row)
     head.add_(_ONES)
