@@ -15,6 +15,8 @@ One row a layer and group, one of what belongs to no layer, and one of the group
                                its forward and backward pass alone
     uplink_bytes               what the client sends in a round, and
     downlink_bytes             what it is sent; in all, the whole payload with its header
+    once_bytes                 what it is sent once and keeps, as it is frozen; there only where
+                               anything is
     step_joules                energy of a step, of all packages of the processor; there only where
                                the machine counts it
 """
@@ -122,6 +124,7 @@ class _Short:
         self.steps = 1
         self.saves_in_int8 = True
         self.sent = b""
+        self.once = b""
         self.reply: Reply | None = None
 
     def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
@@ -132,6 +135,7 @@ class _Short:
 
     def _shortened(self, task: Task) -> Task:
         self.sent = task.downlink
+        self.once = task.body
         assert task.training is not None
         lean = task.training.save_in_int8 and self.saves_in_int8
         training = replace(task.training, local_steps=self.steps, save_in_int8=lean)
@@ -199,18 +203,20 @@ class _Bench:
         watch = self._watched(client)
         seconds, joules = self._timed(client)
         assert self.short.reply is not None
-        sent = {
-            "uplink_bytes": self._bytes(self.short.reply.payload or b""),
-            "downlink_bytes": self._bytes(self.short.sent),
+        payloads = {
+            "uplink_bytes": self.short.reply.payload or b"",
+            "downlink_bytes": self.short.sent,
         }
+        if self.short.once:
+            payloads["once_bytes"] = self.short.once
+        sent = {key: self._bytes(payload) for key, payload in payloads.items()}
         rows = []
         for name, layer in self.layers.items():
             row = self._layer_row(client, name, layer, watch)
             rows.append(row | {key: sizes.get(name, 0) for key, sizes in sent.items()})
         whole = self._whole_row(client, rows, watch)
         whole["step_seconds"] = seconds
-        whole["uplink_bytes"] = len(self.short.reply.payload or b"")
-        whole["downlink_bytes"] = len(self.short.sent)
+        whole |= {key: len(payload) for key, payload in payloads.items()}
         rest = {**whole, "layer": REST, "kind": "", "low_share": 0.0, "step_seconds": math.nan}
         for key in ("parameters", "flops", "kept_bytes"):
             rest[key] -= sum(row[key] for row in rows)

@@ -25,6 +25,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "step_joules": ("step J", "{:,.2f}".format),
     "uplink_bytes": ("up kB", lambda value: f"{value / 1e3:,.1f}"),
     "downlink_bytes": ("down kB", lambda value: f"{value / 1e3:,.1f}"),
+    "once_bytes": ("once kB", lambda value: f"{value / 1e3:,.1f}"),
 }
 """Head and form of the columns of a table; one that no row has is left out."""
 _PANELS = {

@@ -12,6 +12,7 @@ import torch
 from bhfl.algorithms import SCAFFOLD, Ditto, FedAvg
 from bhfl.analysis import profile
 from bhfl.analysis.energy import EnergyMeter
+from bhfl.comm import encoded_bytes
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.report.profile import draw, table, write_csv
 from tests.engine.hand_made import HandMade, Module, points
@@ -64,6 +65,22 @@ def test_the_bytes_are_those_of_a_run(made: Any, tmp_path: Path) -> None:
             parts = [row[way] for (its, layer), row in rows.items() if its == group]
             header = rows[group, "(all)"][way] - (sum(parts) - rows[group, "(all)"][way])
             assert 0 < header < 200
+
+
+def test_what_is_frozen_is_told_apart_as_it_is_sent_once(made: Any, tmp_path: Path) -> None:
+    module = SGD()
+    body = {name: tensor for name, tensor in module.state_dict().items() if "net.0" in name}
+    module.net[0].requires_grad_(False)
+    found = profile(trainer(tmp_path, FedAvg()), module, data(), steps=1, repeats=1)
+    rows = {(row["group"], row["layer"]): row for row in found.rows}
+    whole, frozen, head = (rows["int4", layer] for layer in ("(all)", "net.0", "net.2"))
+    assert whole["once_bytes"] == encoded_bytes(body)
+    assert frozen["once_bytes"] == encoded_bytes(body) - encoded_bytes({})
+    assert (frozen["bits"], frozen["low_share"], frozen["downlink_bytes"]) == ("float32", 0, 0)
+    assert (head["bits"], head["once_bytes"]) == ("int8", 0)
+    assert whole["downlink_bytes"] == head["downlink_bytes"] + encoded_bytes({})
+    assert "once kB" in table(found.rows)
+    assert "once kB" not in table(made[0].rows)
 
 
 def test_layers_have_their_own_bits_and_parameters(made: Any) -> None:
