@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import Check, count, positive, shown, suggestion, within
+from bhfl.checks import Check, choice, count, or_none, positive, shown, suggestion, within
 from bhfl.cli.packaged import find_config
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.files import user_option
@@ -21,6 +21,9 @@ _OF_METHODS = ("config", "seeds")
 """What a method is given besides options."""
 Given = list[tuple[str, Any]]
 """The options that a matrix gives to any of its runs, and their values."""
+_FILES = ("order", "published")
+_REPORT = ("target", "window", "metric", "mode", "latex", *_FILES)
+"""The arguments of a report that a matrix may give."""
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -243,10 +246,10 @@ class _Reader:
 
     def report(self, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict):
-            rule = "must be a mapping of target and window"
+            rule = "must be a mapping such as target: 0.9"
             self.problem(("report",), f"{rule}, got {shown(values)}")
             return {}
-        self.known(("report",), values, ("target", "window", "published"))
+        self.known(("report",), values, _REPORT)
         target = values.get("target")
         window = values.get("window", 1)
         if target is not None and within("(0, 1)")(target):
@@ -254,13 +257,25 @@ class _Reader:
             self.problem(("report", "target"), f"{rule}, got {shown(target)}")
         if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
-        published = values.get("published")
-        if published is not None:
-            # as configurations are, it is named relative to the matrix
-            published = Path(self.layer.file).parent / str(published)
-            if not published.is_file():
-                self.problem(("report", "published"), f"must be a CSV, and there is no {published}")
-        return {"target": target, "window": window, "published": published}
+        metric = values.get("metric")
+        if metric is not None and "/" not in str(metric):
+            rule = "must be a tag such as val/loss"
+            self.problem(("report", "metric"), f"{rule}, got {shown(metric)}")
+        self.hold(("report", "mode"), values.get("mode"), or_none(choice("max", "min")))
+        latex = values.get("latex", False)
+        if not isinstance(latex, bool):
+            self.problem(("report", "latex"), f"must be true or false, got {shown(latex)}")
+        files = {key: self.file(("report", key), values.get(key)) for key in _FILES}
+        return {**dict.fromkeys(_REPORT), **values, "window": window, **files}
+
+    def file(self, keys: Keys, path: Any) -> Path | None:
+        """A CSV, which is named relative to the matrix as configurations are."""
+        if path is None:
+            return None
+        found = Path(self.layer.file).parent / str(path)
+        if not found.is_file():
+            self.problem(keys, f"must be a CSV, and there is no {found}")
+        return found
 
     # ---- rules -----------------------------------------------------------------------------------
 

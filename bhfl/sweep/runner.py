@@ -4,6 +4,8 @@ time, and reports.
 
 import time
 from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 
 from bhfl.cli.exits import TOO_FEW_CLIENTS, report
 from bhfl.cli.reading import ConfigError
@@ -198,13 +200,12 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
     # nothing is read before other sweeps are kept out, as they would change it
     with locked(plan.root) as lock:
         survey = Survey(plan, Configs(machine=True))
+        _check_mode(survey)
         runner = Runner(survey, Processes(lock), request.jobs)
         until = begun + 60 * request.minutes - min(ENDING_SECONDS, 6 * request.minutes)
         runner.run(until)
         if runs := survey.finished():
-            out = plan.root / "report"
-            text = write_report(list(runs), out, names=runs, **plan.matrix.report)
-            print(f"{text}\n{out / 'report.html'}")
+            _report(plan, runs)
         left = f"{runner.left} of {len(runner.sizes)} runs left"
         if runner.left and time.monotonic() >= until:
             print(
@@ -215,3 +216,44 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
             report([f"failed: {', '.join(runner.failed)}; {left}"])
             return FAILED
         return 0
+
+
+def _check_mode(survey: Survey) -> None:
+    """Refuse a metric of which no run would tell at which end it is the best.
+
+    Raises:
+        ConfigError: The report has a metric and no mode, and some run monitors another metric.
+    """
+    wanted = survey.plan.matrix.report
+    if wanted.get("metric") is None or wanted.get("mode") is not None:
+        return
+    for job in survey.jobs():
+        monitor = survey.configs(job)[Role.CHOICE.value]["trainer.monitor"]
+        if _name(monitor) != _name(wanted["metric"]):
+            raise ConfigError(
+                [
+                    f"report.mode must be max or min with report.metric {wanted['metric']}, as "
+                    f"{job.name} monitors {monitor}"
+                ]
+            )
+
+
+def _name(tag: str) -> str:
+    """A metric without its stage, and without what it is of all groups."""
+    return tag.partition("/")[2].removesuffix("_avg").removesuffix("_min")
+
+
+def _report(plan: Plan, runs: Mapping[Path, str]) -> None:
+    """Write the report of the runs that are finished, and print it.
+
+    Raises:
+        ConfigError: They have not what the matrix wants to be told.
+    """
+    out = plan.root / "report"
+    try:
+        text = write_report(list(runs), out, names=runs, **plan.matrix.report)
+    except ValueError as error:
+        # what are options of `bhfl report` are keys here
+        told = str(error).replace("--", "report.")
+        raise ConfigError([f"no report is written: {told}; the runs are kept"]) from error
+    print(f"{text}\n{out / 'report.html'}")

@@ -44,7 +44,8 @@ def test_a_whole_matrix(folder: Path) -> None:
     assert matrix.tune == Tune(
         "model.init_args.optimizer.lr", [0.1, 0.2], [100, 0], 0.05, "val/acc_avg", 3, "half"
     )
-    assert matrix.report == {"target": 0.5, "window": 3, "published": None}
+    given = {key: value for key, value in matrix.report.items() if value is not None}
+    assert given == {"target": 0.5, "window": 3}
     option = matrix.methods["ProWD-mask"][0]
     assert option.layer.place(("algorithm", "mask")) == "m.yaml:9: "
     assert matrix.base[1].layer.place(("trainer", "max_rounds")) == "m.yaml:2: "
@@ -110,7 +111,8 @@ PROBLEMS = [
     ("first: A", "m.yaml:3: first must be a list of one or more items, got 'A'"),
     (
         "report: {goal: 1}",
-        "m.yaml:3: report.goal is an unknown key of a matrix; known: published, target, window",
+        "m.yaml:3: report.goal is an unknown key of a matrix; known: latex, metric, mode, order, "
+        "published, target, window",
     ),
     ("report: {target: 5}", "m.yaml:3: report.target must be an accuracy in (0, 1) or null, got 5"),
     (
@@ -122,7 +124,14 @@ PROBLEMS = [
         "m.yaml:3: report.published must be a CSV, and there is no no.csv",
     ),
     ("report: {window: 3}", "m.yaml:3: report.window needs a target, got 3 and none"),
-    ("report: 0.5", "m.yaml:3: report must be a mapping of target and window, got 0.5"),
+    ("report: 0.5", "m.yaml:3: report must be a mapping such as target: 0.9, got 0.5"),
+    (
+        "report: {metric: loss}",
+        "m.yaml:3: report.metric must be a tag such as val/loss, got 'loss'",
+    ),
+    ("report: {mode: least}", "m.yaml:3: report.mode must be one of max, min, got 'least'"),
+    ("report: {latex: 1}", "m.yaml:3: report.latex must be true or false, got 1"),
+    ("report: {order: no.csv}", "m.yaml:3: report.order must be a CSV, and there is no no.csv"),
     ("tune: 5", "m.yaml:3: tune must be a mapping with key, values and seeds, got 5"),
     (
         "tune: {key: x, values: 1, seeds: [5]}",
