@@ -9,6 +9,8 @@ from bhfl.cli.command import leave
 COMMANDS = {
     "init": "write a commented configuration to begin with",
     "fit": "train one model over a fleet of clients, then test it",
+    "serve": "train over clients on other machines, which join over a network",
+    "join": "take part in such a training as one client",
     "validate": "measure a model on the validation split, by bit group",
     "test": "measure a model on the test split, by bit group",
     "predict": "write what a model predicts of the test split to a file: CSV or NumPy",
@@ -93,6 +95,10 @@ def _run_known(command: str, args: list[str]) -> int:
         from bhfl.cli.doctor import main as doctor
 
         return doctor(args)
+    if command == "join":
+        from bhfl.cli.join import main as join
+
+        return join(args)
     if command == "sweep":
         from bhfl.sweep.command import main as sweep
 

@@ -216,6 +216,9 @@ def test_what_needs_flower_is_imported_only_where_it_is_asked_for():
         if room(file) != "remote":
             wrong += [f"{file.name} imports {name}" for name in remote]
             wrong += [f"{file.name} imports {name}" for name in whole if top(name) in OF_FLOWER]
+        # what Flower's own processes run
+        if "app" in file.parts:
+            continue
         wrong += [f"{file.name} imports {name} at once" for name in first if top(name) in OF_FLOWER]
     assert not wrong
 

@@ -3,7 +3,7 @@ export.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -81,6 +81,57 @@ class CommandTrainer(FederatedTrainer):
         write_csv(found.rows, folder / "layers.csv")
         print(folder / "layers.csv")
         _drawn(lambda: draw(found.rows, folder / "layers.png", found.title), folder / "layers.png")
+
+    def serve(  # noqa: PLR0913
+        self,
+        model: L.LightningModule,
+        datamodule: FederatedData,
+        ckpt_path: str | Path | None = None,
+        keys: str | Path = "keys",
+        make_keys: str | Path | None = None,
+        host: Sequence[str] = (),
+        listen: str = "0.0.0.0",
+        port: int = 8443,
+        superlink: str | None = None,
+        wait_for: int | None = None,
+        round_seconds: float = 600.0,
+        strict: bool = False,
+    ) -> None:
+        """Train one model over clients on other machines, which join by ``bhfl join``; the same run
+        as that of ``fit``.
+
+        Args:
+            model: The LightningModule.
+            datamodule: The server's data: what is held out, and how all are split.
+            ckpt_path: See `fit`.
+            keys: Folder of the keys by which the server and its clients know each other.
+            make_keys: Make such a folder, with a key for each client of the fleet, and end.
+            host: The names and addresses by which clients reach the server, for `make_keys`.
+            listen: The address to listen at; ``0.0.0.0`` are all of this machine.
+            port: The port to listen at; 0 takes a free one.
+            superlink: ``HOST:PORT`` of a SuperLink on this machine that runs already.
+            wait_for: Clients that must be there before the run begins; the whole fleet by default.
+            round_seconds: How long a round waits for a client, which is late then.
+            strict: Refuse clients where anything could make their bits differ, such as another
+                version of torch.
+
+        Raises:
+            ValueError: The keys cannot be used, or the run needs several processes.
+        """
+        from bhfl.remote.attendance import Terms
+        from bhfl.remote.serve import Place, groups_of, serve
+
+        if make_keys is not None:
+            from bhfl.remote.keys import make_keys as made
+
+            print(made(make_keys, groups_of(self), host))
+            return
+        place = Place(keys=keys, host=listen, port=port, superlink=superlink)
+        terms = Terms(wait_for=wait_for, round_seconds=round_seconds, strict=strict)
+        serve(self, model, datamodule, place, terms, ckpt_path, self.written)
+
+    written: Mapping[str, Any] | None = None
+    """The whole configuration, as plain values."""
 
     def _folder(self, run: Path | None, name: str = "analysis") -> Path:
         """The folder that an analysis is written to by default."""

@@ -187,11 +187,18 @@ class FederatedCLI(LightningCLI):
             init.trainer.num_nodes = 1
         trainer: Any = super().instantiate_trainer(**trainer_options(init), **kwargs)
         trainer.config = self.parts()
+        trainer.written = self.written()
         return trainer
+
+    def written(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        text = dumped(self._parser(self.subcommand), self.config[self.subcommand])
+        found: dict[str, Any] = yaml.safe_load(text)
+        return found
 
     def parts(self) -> dict[str, Any]:
         """What the configuration says of algorithm, model and data, but for where the data lie."""
-        config = yaml.safe_load(dumped(self._parser(self.subcommand), self.config[self.subcommand]))
+        config = self.written()
         data = config["data"]
         roles = {**DATA_ROLES, **type(self.datamodule).roles}
         data["init_args"] = {
@@ -211,7 +218,7 @@ class FederatedCLI(LightningCLI):
             del arguments["model"]
             return arguments
         which = arguments.get("ckpt_path")
-        if which is None and subcommand not in ("fit", "profile", "export"):
+        if which is None and subcommand not in ("fit", "serve", "profile", "export"):
             say("note: no --ckpt_path is given: these weights are untrained")
         if is_word(which):
             for layer in self.layers:

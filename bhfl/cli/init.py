@@ -37,6 +37,11 @@ STARTS = {
     "module": Start("your own LightningModule and data", beside=("my_module.py",)),
     "images": Start("pictures of yours, in a folder or an archive"),
     "links": Start("simulated links, devices and a deadline"),
+    "network": Start(
+        "clients on other machines, over a network",
+        command="bhfl serve --config",
+        beside=("client.yaml",),
+    ),
     "sweep": Start("methods by settings by seeds, and a report", command="bhfl sweep"),
 }
 

@@ -1,14 +1,15 @@
 """What a configuration names, made again in the process of somebody else: nothing is run."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from bhfl.cli.federated_cli import FederatedCLI
-from bhfl.cli.reading import ConfigError, read_file
+from bhfl.cli.reading import ConfigError, Layer, read_file
+from bhfl.engine.trainer import FederatedTrainer
 from bhfl.recorded import UNWRITTEN
 
 
@@ -30,6 +31,30 @@ class _Remade(FederatedCLI):
     def made(self, part: str) -> Any:
         """The object that a section of the configuration names."""
         return self._get(self.config_init, part)
+
+
+class _MadeHere(FederatedCLI):
+    """A command that ends when all is made, the trainer too."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """There is nothing to run."""
+
+
+def made_here(layers: Sequence[Layer]) -> tuple[FederatedTrainer, Any, Any]:
+    """Trainer, model and data of a configuration, for a run that another process leads.
+
+    Args:
+        layers: The configuration.
+
+    Raises:
+        ValueError: It cannot be used; the message says why.
+    """
+    try:
+        # a command that no callback tells of
+        found: Any = _MadeHere(["profile"], layers)
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems)) from error
+    return found.trainer, found.model, found.datamodule
 
 
 def remade(config: Path, parts: Collection[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bhfl.cli.init import STARTS
 from bhfl.cli.packaged import packaged_names
 from tests.cli.conftest import Command
 
-NAMES = "demo, module, images, links, sweep"
+NAMES = "demo, module, images, links, network, sweep"
 
 
 def test_it_is_answered_without_torch(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,7 +34,7 @@ from bhfl.algorithms import (
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm import encode
-from bhfl.comm.network import Link, Profile, SimulatedNetwork
+from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
@@ -42,50 +42,16 @@ from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.store import ClientStore
-from bhfl.engine.exchange import ClientLink, Clients, Fault, Measured, Reply, Task, Verdict
+from bhfl.engine.exchange import Clients, Measured, Reply, Task, Verdict
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
-from bhfl.settings import LocalTraining
+from bhfl.remote.messages import pack, unpack
 from tests.engine.hand_made import HandMade, Module, points
 from tests.processes import PROCESSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected|late)")
 
 # ---- bytes ---------------------------------------------------------------------------------------
-
-PAYLOADS = ("downlink", "body", "payload", "closing")
-"""The fields of messages that are bytes."""
-
-
-def to_bytes(message: Any) -> bytes:
-    """A head of JSON, which takes nothing but plain values, and the payloads behind it."""
-    plain = asdict(message)
-    payload = b""
-    for name in PAYLOADS:
-        if isinstance(plain.get(name), bytes):
-            payload += plain[name]
-            plain[name] = len(plain[name])
-    head = json.dumps({"kind": type(message).__name__, **plain}).encode()
-    return len(head).to_bytes(4, "little") + head + payload
-
-
-def from_bytes(data: bytes) -> Any:
-    """The inverse."""
-    start = 4 + int.from_bytes(data[:4], "little")
-    plain = json.loads(data[4:start])
-    for name in PAYLOADS:
-        if plain.get(name) is not None:
-            start, begin = start + plain[name], start
-            plain[name] = data[begin:start]
-    if plain.get("training"):
-        plain["training"] = LocalTraining(**plain["training"])
-    if plain.get("link"):
-        link = plain["link"]
-        plain["link"] = ClientLink(**{**link, "link": Link(**link["link"])})
-    if plain.get("fault"):
-        plain["fault"] = Fault(**plain["fault"])
-    kinds = {"Task": Task, "Reply": Reply, "Measured": Measured, "Verdict": Verdict}
-    return kinds[plain.pop("kind")](**plain)
 
 
 class Piped:
@@ -101,14 +67,14 @@ class Piped:
         return map(self._answer, tasks)
 
     def _answer(self, task: Task) -> Any:
-        self.connection.send_bytes(to_bytes(task))
-        return from_bytes(self.connection.recv_bytes())
+        self.connection.send_bytes(pack(task))
+        return unpack(self.connection.recv_bytes(), Reply, Measured)
 
     def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
         head = {"round": round, "clients": list(verdicts)}
         self.connection.send_bytes(b"close" + json.dumps(head).encode())
         for verdict in verdicts.values():
-            self.connection.send_bytes(to_bytes(verdict))
+            self.connection.send_bytes(pack(verdict))
         assert self.connection.recv_bytes() == b"closed"
 
 
@@ -148,14 +114,14 @@ def serve(connection: Connection, folder: Path, case: str) -> None:
                 close(clients, connection, json.loads(message[5:]))
                 connection.send_bytes(b"closed")
                 continue
-            task = from_bytes(message)
+            task = unpack(message, Task)
             act = clients.train if task.stage == "train" else clients.evaluate
             for answer in act(iter([task])):
-                connection.send_bytes(to_bytes(answer))
+                connection.send_bytes(pack(answer))
 
 
 def close(clients: Clients, connection: Connection, head: dict[str, Any]) -> None:
-    verdicts = {client: from_bytes(connection.recv_bytes()) for client in head["clients"]}
+    verdicts = {client: unpack(connection.recv_bytes(), Verdict) for client in head["clients"]}
     clients.close(head["round"], verdicts)
 
 

@@ -168,10 +168,20 @@ class LocalClients:
     def _close(self, client: Client, round: int, closing: Params) -> None:
         # a client that came to nothing new has nothing pending, but what it kept before
         kept = self.store.pending(client.id) or self.store.load(client.id, round) or {}
-        state = self.hooks.client_close(client, _state(kept), closing)
         # a version of its own, as the closing message changed what was put, and so its digest
+        self.store.put(client.id, round, self.closed(client, kept, closing))
+
+    def closed(self, client: Client, kept: Mapping[str, Any], closing: Params) -> dict[str, Any]:
+        """What a client keeps after a closing message.
+
+        Args:
+            client: Who has received it.
+            kept: What it kept before, of the round that is closed.
+            closing: What the message holds.
+        """
+        state = self.hooks.client_close(client, _state(kept), closing)
         _, sent = split(kept.get(COMMON, {}))
-        self.store.put(client.id, round, {**kept, **self._kept(state, sent)})
+        return {**kept, **self._kept(state, sent)}
 
     def _kept(self, state: dict[str, Tensor], sent: Params) -> dict[str, Any]:
         """What the algorithm keeps of a client, apart from what other clients keep too, and what

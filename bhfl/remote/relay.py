@@ -1,0 +1,133 @@
+"""Flower's Grid in this process: the ServerApp lends it over a socket that only its user can open.
+
+Flower starts a ServerApp in a process of its own. That process only carries orders out, so that
+the server's round loop stays where its user started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bhfl.remote.app.frames import put, take
+
+_APP_SECONDS = 240.0
+"""How long Flower may take to start the ServerApp."""
+_TRIES = 10
+_PAUSE = 5.0
+"""Seconds between two tries: a SuperLink that was lost takes a while to be back."""
+
+
+class Answer(NamedTuple):
+    """What came back for a message."""
+
+    id: str
+    """The id of the message that it answers."""
+    data: bytes
+    error: str
+    """Why there is no answer; empty where there is one."""
+
+
+class Relay:
+    """The Grid, over a socket.
+
+    Args:
+        folder: Where the socket is made: a folder that no other user can enter.
+        start: Has Flower start the ServerApp, given the socket; ConnectionError where it cannot.
+    """
+
+    def __init__(self, folder: Path, start: Callable[[Path], None]) -> None:
+        self.path = folder / "grid.sock"
+        self._start = start
+        self._door = listening_at(self.path)
+        self._door.settimeout(_APP_SECONDS)
+        self._sock: socket.socket | None = None
+
+    def restore(self) -> None:
+        """Have the ServerApp started, for the first time or anew, and wait for it.
+
+        Raises:
+            RuntimeError: It does not come.
+        """
+        if self._sock is not None:
+            self._sock.close()
+        for left in reversed(range(_TRIES)):
+            try:
+                self._start(self.path)
+                break
+            except ConnectionError as error:
+                if not left:
+                    raise RuntimeError(f"Flower does not start the ServerApp: {error}") from error
+                time.sleep(_PAUSE)
+        try:
+            self._sock, _ = self._door.accept()
+        except TimeoutError:
+            raise RuntimeError(
+                f"Flower has not started the ServerApp within {_APP_SECONDS:g} s"
+            ) from None
+        self._sock.settimeout(None)
+
+    def nodes(self) -> list[int]:
+        """The ids of the nodes that are there."""
+        found: list[int] = self._said({"do": "nodes"})
+        return found
+
+    def push(self, node: int, data: bytes, seconds: float, round: int) -> str | None:
+        """Send a message; its id, or None where Flower does not take it.
+
+        Args:
+            node: Who is to receive it.
+            data: The message.
+            seconds: How long it, and its answer, are kept at most.
+            round: The round that it belongs to.
+        """
+        order = {"do": "push", "node": node, "seconds": seconds, "round": str(round)}
+        found: str | None = self._said(order, data)
+        return found
+
+    def pull(self, ids: Sequence[str]) -> list[Answer]:
+        """The answers to some messages that are there."""
+        sock = self._connected()
+        put(sock, json.dumps({"do": "pull", "ids": list(ids)}).encode())
+        found = []
+        while head := take(sock):
+            told = json.loads(head)
+            found.append(Answer(told["id"], take(sock), told.get("error", "")))
+        return found
+
+    def close(self) -> None:
+        """Let the ServerApp end."""
+        for sock in (self._sock, self._door):
+            if sock is not None:
+                sock.close()
+
+    def _said(self, order: dict[str, Any], data: bytes | None = None) -> Any:
+        sock = self._connected()
+        put(sock, json.dumps(order).encode())
+        if data is not None:
+            put(sock, data)
+        return json.loads(take(sock))
+
+    def _connected(self) -> socket.socket:
+        if self._sock is None:
+            raise ConnectionError("the ServerApp is not there")
+        return self._sock
+
+
+def listening_at(path: Path) -> socket.socket:
+    """A socket that this user alone can connect to.
+
+    Args:
+        path: Its place, in a folder that no other user can enter; what was there is removed.
+    """
+    path.unlink(missing_ok=True)
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(str(path))
+    os.chmod(path, 0o600)
+    door.listen(4)
+    return door

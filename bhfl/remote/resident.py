@@ -1,0 +1,198 @@
+"""A client's own process: it holds the model and the data, and answers what its server asks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bhfl
+from bhfl.comm import decode, float_tensors
+from bhfl.engine.checkpoint import CheckpointError, digest
+from bhfl.engine.client.common import COMMON
+from bhfl.engine.client.local import LocalClients
+from bhfl.engine.client.messages import split as split_common
+from bhfl.engine.environment import processor, versions
+from bhfl.engine.exchange import Fault, Reply, Task, Verdict
+from bhfl.engine.fingerprint import BACKENDS
+from bhfl.engine.roster import behind
+from bhfl.engine.session import Session
+from bhfl.remote.kept import KeptState
+from bhfl.remote.messages import (
+    Facts,
+    Hello,
+    MessageError,
+    Order,
+    Refused,
+    pack,
+    split,
+    unpack,
+)
+from bhfl.settings import Role
+
+Open = Callable[[Hello, ExitStack], Session]
+"""Opens a session for a run, which the stack closes."""
+
+
+class Resident:
+    """One client, from a message's bytes to its answer's bytes.
+
+    The first message of a run opens a session, which lives until another run's comes. So it does
+    not matter when this process was started, or started anew.
+
+    Args:
+        open: Opens the session of a run.
+        folder: The client's own folder, where it keeps its state, by run.
+        client: Its id; None for what the server knows by its key.
+    """
+
+    def __init__(self, open: Open, folder: Path, client: int | None) -> None:
+        self._open = open
+        self._folder = folder
+        self._client = client
+        self._stack = ExitStack()
+        self._hello: Hello | None = None
+        self._joined: _Joined | None = None
+
+    def answer(self, data: bytes) -> bytes:
+        """The answer to a message: what was asked for, or why it is refused."""
+        try:
+            parts = split(data)
+            hello = unpack(parts[0] if parts else b"", Hello)
+            joined = self._join(hello)
+            if len(parts) == 1:
+                return pack(joined.facts())
+            if len(parts) != 3:
+                raise MessageError("a task comes with what stands before it, and with nothing else")
+            return joined.work(unpack(parts[1], Order), unpack(parts[2], Task))
+        # what cannot be done here is told there, in one sentence; the next message may be another
+        except (MessageError, CheckpointError, ValueError, OSError, ImportError) as error:
+            return pack(Refused(reason=f"{type(error).__name__}: {error}"))
+
+    def close(self) -> None:
+        """Close the session, if one is open."""
+        self._hello = None
+        self._joined = None
+        self._stack.close()
+
+    def _join(self, hello: Hello) -> _Joined:
+        if self._joined is not None and self._hello == hello:
+            return self._joined
+        self.close()
+        client = self._id(hello)
+        if not (len(hello.run) == 32 and hello.run.isalnum()):
+            raise MessageError("the run's name must be 32 hexadecimal digits")
+        session = self._open(hello, self._stack)
+        if client >= len(session.fleet):
+            raise ValueError(f"client must be one of {len(session.fleet)}, got {client}")
+        session.use_backends({Role.NUMERICS.value: {BACKENDS: hello.backends}})
+        store = KeptState(self._folder / hello.run, client)
+        self._hello = hello
+        self._joined = _Joined(session, client, store)
+        return self._joined
+
+    def _id(self, hello: Hello) -> int:
+        """The client's id, on which its configuration and its key must agree."""
+        if self._client is not None and hello.client not in (None, self._client):
+            raise ValueError(
+                f"client is {self._client} in the configuration, and the key is that of client "
+                f"{hello.client}"
+            )
+        client = hello.client if self._client is None else self._client
+        if client is None or client < 0:
+            raise ValueError("client is missing: the id of this client, from 0 on")
+        return client
+
+
+class _Joined:
+    """A client in a session.
+
+    Args:
+        session: The session of its run.
+        client: Its id.
+        store: What it keeps.
+    """
+
+    def __init__(self, session: Session, client: int, store: KeptState) -> None:
+        self.session = session
+        self.client = session.fleet[client]
+        self.store = store
+        self.clients = LocalClients(
+            session.worker,
+            session.algorithm,
+            session.fleet,
+            session.data,
+            session.own,
+            store,
+        )
+        store.closed = self._closed
+
+    def _closed(self, kept: dict[str, Any], closing: bytes, round: int) -> dict[str, Any]:
+        client = behind(self.session.fleet, round)[self.client.id]
+        return self.clients.closed(client, kept, float_tensors(decode(closing)))
+
+    def facts(self) -> Facts:
+        """Who this is, and what would make its bits differ from those of others."""
+        return Facts(
+            client=self.client.id,
+            group=self.client.group,
+            num_examples=self.client.num_examples,
+            facts=facts_of(self.session),
+            versions=sorted(self.store.versions),
+        )
+
+    def work(self, order: Order, task: Task) -> bytes:
+        """Do what a task asks for."""
+        if task.client != self.client.id:
+            raise MessageError(f"this is client {self.client.id}, and not {task.client}")
+        lost = not self.store.has(task.version)
+        self.store.stand_at(task.version, order.rounds, order.closing)
+        if task.stage != "train":
+            own = self.session.own.always or self.session.algorithm.own_model
+            if lost and own:
+                raise ValueError(self._lost(task))
+            return pack(next(iter(self.clients.evaluate(iter([task])))))
+        reply = next(iter(self.clients.train(iter([task]))))
+        return pack(self._kept(reply, task, lost))
+
+    def _kept(self, reply: Reply, task: Task, lost: bool) -> Reply:
+        """Keep what the client came to until the server says what it makes of it."""
+        if reply.fault is not None:
+            return reply
+        version = task.round + 1
+        if lost and _is_own(self.store.pending(self.client.id) or {}):
+            # it went on from nothing, which would be another algorithm
+            self.store.drop_all()
+            self.clients.close(version, {})
+            fault = Fault("failed", self._lost(task))
+            return Reply(client=reply.client, round=reply.round, fault=fault)
+        self.clients.close(version, {self.client.id: Verdict(keep=True)})
+        self.store.keep(version)
+        return reply
+
+    def _lost(self, task: Task) -> str:
+        return f"what client {task.client} kept of round {task.version} is lost on its machine"
+
+
+def _is_own(kept: Mapping[str, Any]) -> bool:
+    """Whether anything that a client keeps is more than what it was sent."""
+    common, _ = split_common(kept.get(COMMON, {}))
+    return bool(common) or any(values for part, values in kept.items() if part != COMMON)
+
+
+def facts_of(session: Session) -> dict[str, Any]:
+    """What equal bits need to be equal on both sides, by name."""
+    found = processor()
+    return {
+        "bhfl": bhfl.__version__,
+        "python": platform.python_version(),
+        **versions(),
+        "cpu capability": found["capability"],
+        "cpu instructions": str(found["instructions"]),
+        "threads": torch.get_num_threads(),
+        "first weights": digest(session.own.first),
+    }

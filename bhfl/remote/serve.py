@@ -1,0 +1,171 @@
+"""The server of a federation over a network: a fit whose clients are on other machines."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from bhfl.engine.ending import STANDING
+from bhfl.engine.result import FitResult
+from bhfl.engine.session import Session
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.types import FederatedData
+from bhfl.engine.written import configuration
+from bhfl.remote.attendance import Terms
+from bhfl.remote.bundle import start_app
+from bhfl.remote.fleet import FlowerClients
+from bhfl.remote.front import Front
+from bhfl.remote.keys import server_keys
+from bhfl.remote.registry import Registry
+from bhfl.remote.relay import Relay
+from bhfl.remote.superlink import Control, SuperLink
+from bhfl.settings import Role
+
+_log = logging.getLogger(__name__)
+
+POLLS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+"""How often Flower's processes look for messages to be worked on: once a second by default."""
+
+
+_SECTIONS = ("seed_everything", "clients", "algorithm", "model", "data", "trainer")
+"""What of a configuration clients are told."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is reached, and by what keys.
+
+    Attributes:
+        keys: The folder that `bhfl.remote.keys.make_keys` made.
+        host: The address to listen at.
+        port: The port to listen at; 0 takes a free one.
+        superlink: ``HOST:PORT`` of a SuperLink of this machine's that runs already, and that
+            clients reach through a front of its own; None starts one, and a front.
+    """
+
+    keys: str | Path
+    host: str = "0.0.0.0"
+    port: int = 8443
+    superlink: str | None = None
+
+
+def serve(  # noqa: PLR0913
+    trainer: FederatedTrainer,
+    model: L.LightningModule,
+    datamodule: FederatedData,
+    place: Place,
+    terms: Terms | None = None,
+    ckpt_path: str | Path | None = None,
+    written: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Fit a model over clients that join by `bhfl join`; the same run as `FederatedTrainer.fit`.
+
+    Args:
+        trainer: Its fleet says which clients there are, by their keys.
+        model: See `FederatedTrainer.fit`.
+        datamodule: The data of the server: what is held out of them, and how they are split.
+        place: Where clients reach the server.
+        terms: How clients are treated.
+        ckpt_path: See `FederatedTrainer.fit`.
+        written: The configuration of the run; by default what trainer, model and data say.
+
+    Returns:
+        What the run came to.
+
+    Raises:
+        ImportError: Flower is not installed.
+        ValueError: The run needs several processes, or the keys are those of another fleet.
+        OSError: The port is in use.
+    """
+    processes = trainer.fabric.world_size
+    if processes > 1:
+        raise ValueError(f"trainer.devices must be 1 where clients are elsewhere, got {processes}")
+    with _grid(trainer, place) as (relay, keyed):
+
+        def connect(session: Session) -> FlowerClients:
+            assert trainer.run is not None
+            config = written or yaml.safe_load(configuration(session))
+            told = _told(config, session)
+            return FlowerClients(session, relay, keyed, told, terms or Terms(), trainer.run.folder)
+
+        trainer.connect = connect  # type: ignore[method-assign]
+        try:
+            return trainer.fit(model, datamodule, ckpt_path)
+        finally:
+            # the class's own again
+            vars(trainer).pop("connect")
+
+
+def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
+    """What clients are told of a configuration: all but where the server computes and writes."""
+    told = {key: config[key] for key in _SECTIONS if key in config}
+    own = (Role.MACHINE, Role.OUTPUT)
+    kept = {name for name, role, _ in session.settings.options() if role not in own}
+    options = config.get("trainer", {})
+    told["trainer"] = {name: options[name] for name in options if name in kept}
+    return told
+
+
+def groups_of(trainer: FederatedTrainer) -> list[str]:
+    """The name of each client's group, that of client 0 first."""
+    groups = []
+    counts = trainer.fleet.counts(trainer.settings.fleet.num_clients)
+    for group, count in zip(trainer.fleet.groups, counts, strict=True):
+        groups += [group.label] * count
+    return groups
+
+
+class _Keyed:
+    """Which client each node is; the SuperLink is asked where there are nodes that are not known.
+
+    Args:
+        control: Asks it.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._known: dict[int, int] = {}
+
+    def __call__(self, nodes: Collection[int]) -> dict[int, int]:
+        if not self._known.keys() >= set(nodes):
+            found = self._control.nodes().items()
+            self._known = {node.node: client for client, node in found}
+        return {node: self._known[node] for node in nodes if node in self._known}
+
+
+@contextmanager
+def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Keyed]]:
+    """A Grid that carries messages to whoever has a key, for the block."""
+    keys = server_keys(place.keys)
+    registry = Registry.read(keys.registry)
+    registry.fits(groups_of(trainer))
+    with ExitStack() as stack:
+        STANDING.at("starting Flower")
+        # short, as the path of a socket must be
+        own = Path(tempfile.mkdtemp(prefix="bhfl-"))
+        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        address = place.superlink
+        if address is None:
+            superlink = stack.enter_context(SuperLink(own / "superlink", keys, more=POLLS))
+            address = superlink.address
+        control = Control(address, keys, registry)
+        stack.callback(control.close)
+        control.register()
+        relay = Relay(own, partial(start_app, own, address, keys.ca))
+        stack.callback(relay.close)
+        relay.restore()
+        if place.superlink is None:
+            front = Front(keys, registry, address, place.host, place.port).start()
+            stack.callback(front.stop)
+            _log.info("clients join at port %d", front.port)
+        yield relay, _Keyed(control)

@@ -1,0 +1,68 @@
+"""What messages took on their way: ``wire.csv`` of a run folder, a row a client and round."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from bhfl.engine.exchange import Reply, Task
+from bhfl.files import TableFile
+
+COLUMNS = [
+    "round",
+    "client",
+    "status",
+    "downlink_bytes",
+    "task_bytes",
+    "uplink_bytes",
+    "reply_bytes",
+    "training_seconds",
+    "total_seconds",
+]
+
+
+class Wire:
+    """Takes down every task and its reply.
+
+    Bytes of payloads are as in the ledger; those of whole messages have the heads of bhfl besides,
+    and not Flower's. What passes between the task's start and its reply's coming, and is not
+    training, is transport and waiting.
+
+    Args:
+        path: The file; rows of rounds that are still to come, of a run that was killed, are cut.
+        round: Rounds finished.
+    """
+
+    def __init__(self, path: Path, round: int) -> None:
+        self._file = TableFile(path, COLUMNS)
+        self._file.cut(lambda row: row["round"].isdecimal() and int(row["round"]) <= round)
+        self._sent: dict[int, tuple[float, int]] = {}
+        self._rows: list[dict[str, Any]] = []
+
+    def sent(self, task: Task, data: bytes) -> None:
+        """A task has gone out."""
+        self._sent[task.client] = time.monotonic(), len(data)
+
+    def received(self, task: Task, reply: Reply, data: bytes) -> None:
+        """A reply has come, or what stands for one that has not."""
+        start, task_bytes = self._sent.pop(task.client, (time.monotonic(), 0))
+        self._rows.append(
+            {
+                "round": task.round + 1,
+                "client": task.client,
+                "status": reply.fault.status if reply.fault else "ok",
+                "downlink_bytes": len(task.downlink),
+                "task_bytes": task_bytes,
+                "uplink_bytes": len(reply.payload or b""),
+                "reply_bytes": len(data),
+                "training_seconds": round(reply.seconds, 3),
+                "total_seconds": round(time.monotonic() - start, 3),
+            }
+        )
+
+    def write(self) -> None:
+        """Write the rows of a round."""
+        self._rows.sort(key=lambda row: int(row["client"]))
+        self._file.append(self._rows)
+        self._rows = []

@@ -1,0 +1,348 @@
+"""The server's fleet and the clients' residents, without Flower: a pipe carries their messages."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bhfl.engine.exchange import Measured, Reply, Task, Verdict
+from bhfl.engine.session import Session
+from bhfl.engine.types import Client, ServerState
+from bhfl.quant import BitSpec
+from bhfl.remote import attendance, fleet
+from bhfl.remote.attendance import Terms
+from bhfl.remote.fleet import FlowerClients
+from bhfl.remote.messages import Facts, Hello, Order, Refused, pack, split, unpack
+from bhfl.remote.relay import Answer
+from bhfl.remote.resident import Resident, facts_of
+from tests.engine.test_exchange import Net, data, make_trainer, outcome, run
+from tests.processes import PROCESSES
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    for module in (attendance, fleet):
+        monkeypatch.setattr(module, "FIRST_PAUSE", 0.0)
+        monkeypatch.setattr(module, "LONGEST_PAUSE", 0.0)
+
+
+# ---- the same bits -------------------------------------------------------------------------------
+
+
+def reside(connection: Connection, folder: Path, case: str) -> None:
+    """All clients of a case, each with a session of its own, until the pipe is closed."""
+
+    def opened(hello: Hello, stack: ExitStack) -> Session:
+        torch.manual_seed(0)
+        trainer = make_trainer(folder, case)
+        return stack.enter_context(Session.opened(trainer, Net(), data(), "fit", "test"))
+
+    residents = {client: Resident(opened, folder / str(client), client) for client in range(5)}
+    while message := connection.recv_bytes():
+        client, answer = int(message[:1]), message[1:]
+        connection.send_bytes(residents[client].answer(answer))
+    for resident in residents.values():
+        resident.close()
+
+
+class PipedGrid:
+    """A Grid whose nodes are the clients of a process at the other end of a pipe."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pushed: dict[str, bytes] = {}
+
+    def nodes(self) -> list[int]:
+        return [10, 11, 12, 13, 14]
+
+    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+        id = f"{node}-{round}-{len(self.pushed)}-{len(data)}"
+        self.pushed[id] = data
+        return id
+
+    def pull(self, ids: list[str]) -> list[Answer]:
+        # the last first: replies come in any order
+        id = ids[-1]
+        self.connection.send_bytes(id[1].encode() + self.pushed.pop(id))
+        return [Answer(id, self.connection.recv_bytes(), "")]
+
+
+@contextmanager
+def residing(folder: Path, case: str) -> Iterator[PipedGrid]:
+    """The clients of a case in a process of their own."""
+    ours, theirs = PROCESSES.Pipe()
+    folder.mkdir(exist_ok=True)
+    process = PROCESSES.Process(target=reside, args=(theirs, folder, case))
+    process.start()
+    theirs.close()
+    try:
+        yield PipedGrid(ours)
+        ours.send_bytes(b"")
+    finally:
+        ours.close()
+        process.join(60)
+    assert process.exitcode == 0
+
+
+def served(folder: Path, case: str, grid: Any, ckpt_path: Any = None, **options: Any) -> Any:
+    trainer = make_trainer(folder, case, **options)
+    keyed = {10 + client: client for client in range(5)}
+
+    def connect(session):
+        return FlowerClients(session, grid, lambda nodes: keyed, {}, Terms(), trainer.run.folder)
+
+    trainer.connect = connect
+    torch.manual_seed(0)
+    trainer.fit(Net(), data(), ckpt_path)
+    return trainer
+
+
+def seen(trainer: Any) -> dict[str, Any]:
+    """What of a run must not depend on where its clients are."""
+    found = outcome(trainer, trainer.run.folder / "nowhere")
+    return {key: found[key] for key in ("rows", "server", "ledger", "test")}
+
+
+SAME = ["FedCOMGATE", "FedPer", "ProWD", "FedLQ", "differences", "schedule"]
+
+
+@pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected)")
+@pytest.mark.parametrize("case", SAME)
+def test_clients_behind_a_grid_come_to_the_same(tmp_path, case):
+    here = run(tmp_path / "here", case)
+    with residing(tmp_path / "away", case) as grid:
+        there = served(tmp_path / "there", case, grid)
+    assert seen(there) == seen(here)
+    with open(there.run.folder / "wire.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    up = sum(int(row["uplink_bytes"]) for row in rows)
+    assert up == sum(sent["uplink_bytes"] for sent in there.run.ledger.by_group.values())
+    assert all(int(row["reply_bytes"]) > int(row["uplink_bytes"]) for row in rows)
+
+
+@pytest.mark.parametrize("case", ["FedCOMGATE", "FedPer"])
+def test_server_and_residents_that_were_killed_go_on_as_if_they_had_not_been(tmp_path, case):
+    """The last round is gone with the server, which had taken its replies; the clients' processes
+    begin anew too.
+    """
+    here = run(tmp_path / "here", case)
+    with residing(tmp_path / "away", case) as grid:
+        killed = served(tmp_path / "there", case, grid)
+    (killed.run.checkpoints / "round=00003.ckpt").unlink()
+    with residing(tmp_path / "away", case) as grid:
+        resumed = served(tmp_path / "there", case, grid, killed.run.folder)
+    assert seen(resumed) == seen(here)
+
+
+@pytest.mark.filterwarnings("ignore:round .* client 0 failed")
+def test_a_client_whose_state_is_lost_is_refused_by_name(tmp_path):
+    with residing(tmp_path / "away", "FedPer") as grid:
+        killed = served(tmp_path / "there", "FedPer", grid, max_rounds=2)
+    for file in (tmp_path / "away" / "0").rglob("versions.json"):
+        file.unlink()
+    with residing(tmp_path / "away", "FedPer") as grid, pytest.warns(UserWarning, match="client 0"):
+        resumed = served(tmp_path / "there", "FedPer", grid, killed.run.folder)
+    problems = resumed.run.history[-1]["problems"]
+    assert problems == ["client 0 failed: what client 0 kept of round 2 is lost on its machine"]
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+CLIENTS = [Client(0, BitSpec(), 10), Client(1, BitSpec(), 10)]
+TASKS = [
+    Task(client=client, round=3, downlink=b"down", version=0, channels_last=False)
+    for client in (0, 1)
+]
+
+
+class MadeGrid:
+    """A Grid whose two clients answer as a test says."""
+
+    def __init__(self, answers: Any, facts: dict[str, Any] | None = None) -> None:
+        self.answers = answers
+        self.facts = facts or {}
+        self.there = [10, 11]
+        self.waiting: dict[str, tuple[int, bytes]] = {}
+        self.sent = 0
+
+    def nodes(self) -> list[int]:
+        return self.there
+
+    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+        self.sent += 1
+        self.waiting[str(self.sent)] = node - 10, data
+        return str(self.sent)
+
+    def pull(self, ids: list[str]) -> list[Answer]:
+        found = []
+        for id in ids:
+            client, data = self.waiting[id]
+            parts = split(data)
+            if len(parts) == 1:
+                hello = {"client": client, "group": "float32", "num_examples": 10}
+                facts = Facts(**{**hello, "facts": facts_of(SESSION), **self.facts})
+                found.append(Answer(id, pack(facts), ""))
+            else:
+                answer = self.answers(unpack(parts[2], Task), unpack(parts[1], Order))
+                found += [] if answer is None else [Answer(id, *answer)]
+        return found
+
+
+SESSION: Any = SimpleNamespace(
+    fleet=CLIENTS,
+    settings=SimpleNamespace(cohort=SimpleNamespace(min_clients=1)),
+    algorithm=SimpleNamespace(communicates=True),
+    hooks=SimpleNamespace(expected=lambda server: {"w": torch.zeros(50)}),
+    travelling=lambda server, bits: {},
+    bits=["float32"],
+    server=ServerState({}),
+    told={},
+    data=SimpleNamespace(val_batches=lambda: [torch.zeros(3, 2)]),
+    own=SimpleNamespace(first={"w": torch.zeros(50)}),
+)
+
+
+def keyed(nodes: list[int]) -> dict[int, int]:
+    return {node: node - 10 for node in nodes}
+
+
+def fleet_of(folder: Path, grid: MadeGrid, **terms: Any) -> FlowerClients:
+    chosen = Terms(**{"round_seconds": 0.3, "wait_seconds": 0.3, **terms})
+    return FlowerClients(SESSION, grid, keyed, {}, chosen, folder)
+
+
+def good(task: Task, order: Order) -> tuple[bytes, str]:
+    return pack(Reply(client=task.client, round=task.round, payload=b"up", num_examples=1)), ""
+
+
+def test_a_grid_that_is_lost_is_restored_and_its_tasks_are_sent_again(tmp_path):
+    grid = MadeGrid(good)
+    clients = fleet_of(tmp_path, grid)
+    pull, lost = grid.pull, [True]
+
+    def fail_once(ids):
+        if lost:
+            raise ConnectionError
+        return pull(ids)
+
+    grid.pull = fail_once
+    grid.restore = lost.clear
+    with pytest.warns(UserWarning, match="SuperLink was lost"):
+        replies = list(clients.train(iter(TASKS)))
+    assert [reply.payload for reply in replies] == [b"up", b"up"]
+    # two greetings, and each task twice
+    assert grid.sent == 6
+
+
+def of_first(answer: Any) -> Any:
+    """Answers of which that of client 0 is another one."""
+    return lambda task, order: good(task, order) if task.client else answer(task)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        (lambda task: None, "late", "no reply came within 0.3 s"),
+        (lambda task: (b"", "node unavailable (code 5)"), "failed", "node unavailable"),
+        (lambda task: (b"\xff" * 100, ""), "rejected", "its reply is none: a message is cut off"),
+        (lambda task: (b"", ""), "rejected", "its reply is none"),
+        (
+            lambda task: (pack(Reply(client=0, round=2, payload=b"up")), ""),
+            "rejected",
+            "client 0 in round 2, and client 0 was asked in round 3",
+        ),
+        (
+            lambda task: (pack(Reply(client=1, round=3, payload=b"up")), ""),
+            "rejected",
+            "that of client 1",
+        ),
+        (
+            lambda task: (pack(Reply(client=0, round=3, payload=b"0" * 10_000)), ""),
+            "rejected",
+            "payloads must have at most",
+        ),
+        (
+            lambda task: (pack(Reply(client=0, round=3, metrics={"a": float("nan")})), ""),
+            "rejected",
+            r"Reply.metrics\['a'\]",
+        ),
+        (lambda task: (pack(Refused(reason="no disk")), ""), "failed", "no disk"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_with_one_client_ends_its_round_and_no_others(
+    tmp_path, answer, status, says
+):
+    clients = fleet_of(tmp_path, MadeGrid(of_first(answer)))
+    replies = {reply.client: reply for reply in clients.train(iter(TASKS))}
+    assert replies[1].payload == b"up"
+    assert replies[0].payload is None
+    assert replies[0].fault.status == status
+    assert says.replace("\\", "") in replies[0].fault.reason
+
+
+def test_a_client_that_is_gone_has_failed_and_is_back_when_it_is_there_again(tmp_path):
+    grid = MadeGrid(good)
+    clients = fleet_of(tmp_path, grid)
+    grid.there = [11]
+    replies = {reply.client: reply.fault for reply in clients.train(iter(TASKS))}
+    assert replies[0].reason == "the client is not connected"
+    assert replies[1] is None
+    grid.there = [10, 11]
+    assert all(reply.fault is None for reply in clients.train(iter(TASKS)))
+
+
+@pytest.mark.parametrize("facts", [{"client": 1}, {"group": "int8"}, {"num_examples": 9}])
+def test_a_client_that_is_not_the_fleets_is_refused_by_name(tmp_path, facts):
+    with pytest.warns(UserWarning, match=f"client 0 cannot take part: {next(iter(facts))} must"):
+        clients = fleet_of(tmp_path, MadeGrid(good, facts), wait_for=2)
+    assert 0 not in clients.attendance.nodes
+
+
+def test_what_makes_bits_differ_is_told_and_refused_where_that_is_asked_for(tmp_path):
+    grid = MadeGrid(good, {"facts": {**facts_of(SESSION), "torch": "1.0"}})
+    with pytest.warns(UserWarning, match=r"client 0 may not come to the same bits.*and 1.0 there"):
+        assert len(fleet_of(tmp_path, grid).attendance.nodes) == 2
+    with pytest.warns(UserWarning, match="client 0 cannot take part: its bits may differ: torch"):
+        assert not fleet_of(tmp_path, grid, strict=True).attendance.nodes
+
+
+def test_who_does_not_measure_is_left_out(tmp_path):
+    def answer(task, order):
+        return pack(Measured(client=1, stage="val", metrics={"acc": 0.5})), ""
+
+    clients = fleet_of(tmp_path, MadeGrid(answer))
+    tasks = [Task(**{**vars(task), "stage": "val"}) for task in TASKS]
+    with pytest.warns(UserWarning, match="client 0 was not measured: client 1 measured val"):
+        found = list(clients.evaluate(iter(tasks)))
+    assert [one.client for one in found] == [1]
+
+
+def test_what_closes_a_round_goes_with_tasks_until_it_has_been_heard(tmp_path):
+    heard: list[bytes | None] = []
+    silent = True
+
+    def answer(task, order):
+        heard.append(order.closing)
+        return None if silent else good(task, order)
+
+    clients = fleet_of(tmp_path, MadeGrid(answer))
+    clients.close(3, {0: Verdict(True, b"closing"), 1: Verdict(False)})
+    task = Task(**{**vars(TASKS[0]), "version": 3})
+    list(clients.train(iter([task])))
+    silent = False
+    heard.clear()
+    for _ in range(2):
+        list(clients.train(iter([task])))
+    assert heard == [b"closing", None]
+    # it is there for a server that begins anew
+    again = fleet_of(tmp_path, MadeGrid(answer))
+    list(again.train(iter([task])))
+    assert heard[-1] == b"closing"

@@ -1,0 +1,200 @@
+"""A run over a real network of Flower's processes comes to the same bits as `fit` in one process.
+
+One SuperLink with its front, and one process a client, serve all runs of this file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+pytest.importorskip("flwr")
+
+from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOMGATE, FedLQ, FedPer, ProWD
+from bhfl.algorithms.prowd import Dequantizer
+from bhfl.comm.network import Profile, SimulatedNetwork
+from bhfl.data import Digits
+from bhfl.downlink import Downlink
+from bhfl.engine.checkpoint import digest
+from bhfl.engine.trainer import FederatedTrainer
+from bhfl.models import Classifier
+from bhfl.remote.attendance import Terms
+from bhfl.remote.serve import Place, serve
+from tests.processes import PROCESSES
+from tests.remote.cluster import Cluster
+
+pytestmark = pytest.mark.network
+
+GROUPS = ["int8", "ternary", "float32"]
+SECONDS = 400.0
+"""What clients have for an answer, on a machine that is busy."""
+
+
+def prowd() -> ProWD:
+    learning = Dequantizer(warmup_rounds=1, period=1, first_steps=3, steps=2, buffer_size=64)
+    return ProWD(dequantizer=learning)
+
+
+def network() -> SimulatedNetwork:
+    profile = Profile(uplink_bps=1e6, downlink_bps=4e6, compute_flops=1e9, spread=0.5)
+    return SimulatedNetwork("slow", {"slow": profile})
+
+
+CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "FedAvg": (FedAvg, {}),
+    "ProWD": (prowd, {}),
+    "FedCOMGATE": (lambda: FedCOMGATE(allow_inexact=True), {}),
+    "FedLQ": (FedLQ, {"network": network}),
+    "SCAFFOLD": (SCAFFOLD, {}),
+    "differences": (FedAvg, {"downlink": lambda: Downlink(8, "differences")}),
+    "FedPer": (lambda: FedPer(["net.head.4"]), {"evaluate_clients": lambda: "after"}),
+}
+
+
+def made(folder: Path, case: str, name: str, **more: Any) -> tuple[FederatedTrainer, Any, Any]:
+    algorithm, options = CASES[case]
+    L.seed_everything(0, verbose=False)
+    data = Digits(batch_size=32, holdout=64)
+    model = Classifier(
+        "cnn",
+        num_classes=data.num_classes,
+        input_shape=data.input_shape,
+        optimizer=partial(torch.optim.SGD, lr=0.05),
+    )
+    trainer = FederatedTrainer(
+        {"int8": 1, "ternary": 1, "float32": 1},
+        algorithm(),
+        **{"max_rounds": 2, **{key: make() for key, make in options.items()}, **more},
+        logger=False,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        default_root_dir=str(folder),
+        name=name,
+    )
+    return trainer, model, data
+
+
+def outcome(trainer: FederatedTrainer) -> dict[str, Any]:
+    """What must not depend on where clients are: all but what a clock says."""
+    run = trainer.run
+    assert run is not None
+    rows = [{k: v for k, v in row.items() if k != "time/round_s"} for row in run.history]
+    return {"rows": rows, "ledger": run.ledger.by_group, "server": digest(vars(trainer.server))}
+
+
+def joined(folder: Path, keys: Path, port: int) -> None:
+    """One client, as `bhfl join` runs it."""
+    from bhfl.main import main
+
+    os.chdir(folder)
+    main(["join", "--server", f"127.0.0.1:{port}", "--key", str(keys), "--folder", keys.name])
+
+
+class Clients:
+    """The processes of the clients."""
+
+    def __init__(self, folder: Path, cluster: Cluster) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.processes: dict[int, Any] = {}
+        for client in range(len(GROUPS)):
+            self.start(client)
+
+    def start(self, client: int) -> None:
+        keys = self.cluster.made / "clients" / f"client-{client}"
+        process = PROCESSES.Process(
+            target=joined, args=(self.folder, keys, self.cluster.front.port)
+        )
+        process.start()
+        self.processes[client] = process
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.join(30)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster.begin(tmp_path_factory.mktemp("cluster"), GROUPS)
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[Clients]:
+    found = Clients(tmp_path_factory.mktemp("clients"), cluster)
+    yield found
+    found.end()
+
+
+def over_the_network(
+    cluster: Cluster, folder: Path, case: str, terms: Terms | None = None, **more: Any
+) -> FederatedTrainer:
+    place = Place(keys=cluster.made, superlink=cluster.superlink.address)
+    trainer, model, data = made(folder, case, "network", **more)
+    serve(trainer, model, data, place, terms or Terms(round_seconds=SECONDS, wait_seconds=SECONDS))
+    return trainer
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_over_the_network_comes_to_the_same_bits(tmp_path, cluster, clients, case):
+    there = over_the_network(cluster, tmp_path, case)
+    here, model, data = made(tmp_path, case, "fit")
+    here.fit(model, data)
+    found = outcome(there)
+    assert found == outcome(here)
+    assert all(row["clients/ok"] == 3 for row in found["rows"])
+    assert (there.run.folder / "wire.csv").read_text().count("\n") == 1 + 2 * 3
+
+
+@pytest.mark.filterwarnings("ignore:round . client 2 (failed|late)")
+def test_a_client_that_is_killed_fails_its_round_and_is_back_later(tmp_path, cluster, clients):
+    """The run goes on without it, and with it when it has joined again."""
+
+    def kill() -> None:
+        # in the first round: when its task is being trained, or about to be
+        while not list(tmp_path.rglob("network.json")):
+            time.sleep(0.2)
+        clients.processes[2].kill()
+        clients.processes[2].join()
+        clients.start(2)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    terms = Terms(round_seconds=SECONDS, wait_seconds=SECONDS, wait_for=3)
+    there = over_the_network(cluster, tmp_path, "FedAvg", terms, max_rounds=4)
+    killer.join()
+    rows = there.run.history
+    assert rows[-1]["clients/ok"] == 3
+    assert all(row["clients/ok"] >= 2 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:Flower's SuperLink was lost")
+def test_a_superlink_that_is_killed_costs_time_and_nothing_else(tmp_path, cluster, clients):
+    def kill() -> None:
+        while not list(tmp_path.rglob("wire.csv")):
+            time.sleep(0.2)
+        pid = cluster.superlink.process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    there = over_the_network(cluster, tmp_path, "FedAvg")
+    killer.join()
+    here, model, data = made(tmp_path, "FedAvg", "fit")
+    here.fit(model, data)
+    assert outcome(there) == outcome(here)
