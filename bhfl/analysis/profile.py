@@ -27,6 +27,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -103,7 +104,7 @@ def profile(
         devices = trainer.settings.machine.devices
         refuse([f"profile runs in one process: devices must be 1, got {devices!r}"])
     meter = EnergyMeter(powercap)
-    with Session.opened(trainer, model, datamodule, "fit") as session:
+    with _all_there(trainer), Session.opened(trainer, model, datamodule, "fit") as session:
         with tempfile.TemporaryDirectory() as folder:
             session.store = ClientStore(Path(folder))
             session.references = References(Path(folder))
@@ -114,6 +115,17 @@ def profile(
     threads = trainer.settings.machine.threads
     words = f"{threads} thread{'s' * (threads > 1)}"
     return Profile(rows, f"{name} by {method}, {words} on {trainer.fabric.device.type}")
+
+
+@contextmanager
+def _all_there(trainer: FederatedTrainer) -> Iterator[None]:
+    """Nobody drops out or does a part of its steps: what is measured is a whole round."""
+    settings = trainer.settings
+    trainer.settings = replace(settings, fleet=replace(settings.fleet, availability=None))
+    try:
+        yield
+    finally:
+        trainer.settings = settings
 
 
 class _Short:

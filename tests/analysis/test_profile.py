@@ -13,6 +13,7 @@ from bhfl.algorithms import SCAFFOLD, Ditto, FedAvg
 from bhfl.analysis import profile
 from bhfl.analysis.energy import EnergyMeter
 from bhfl.comm import encoded_bytes
+from bhfl.engine.availability import Availability
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.report.profile import draw, table, write_csv
 from tests.engine.hand_made import HandMade, Module, points
@@ -198,6 +199,16 @@ def test_a_wrong_number_is_refused(tmp_path: Path, key: str, value: Any) -> None
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="profile runs in one process: devices must be 1, got 2"):
         profile(trainer(tmp_path, devices=2, accelerator="cpu"), SGD(), data())
+
+
+def test_clients_that_would_drop_out_are_measured_in_a_whole_round(tmp_path: Path) -> None:
+    away = Availability(dropout=1, stragglers=1, part=0.01)
+    asked = trainer(tmp_path, availability=away)
+    found = profile(asked, SGD(), data(), steps=2, repeats=1, powercap=tmp_path / "nowhere")
+    whole = [row for row in found.rows if row["layer"] == "(all)"]
+    assert len(whole) == 2
+    assert all(row["uplink_bytes"] for row in whole)
+    assert asked.settings.fleet.availability is away
 
 
 def test_a_client_that_cannot_train_is_told(tmp_path: Path) -> None:
