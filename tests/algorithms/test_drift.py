@@ -161,8 +161,10 @@ class Heavy(Module):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6)
 
 
-@pytest.mark.parametrize("availability", [None, ABSENT], ids=["all", "absent"])
-@pytest.mark.parametrize(("module", "momentum"), [(Module, 0.0), (Heavy, 0.6)])
+@pytest.mark.parametrize(
+    ("module", "momentum", "availability"),
+    [(Module, 0.0, None), (Heavy, 0.6, None), (Heavy, 0.6, ABSENT)],
+)
 def test_fednova(tmp_path, module, momentum, availability):
     data = Uneven(4)
     run = trained(tmp_path, FedNova(), data, module=module, availability=availability)
