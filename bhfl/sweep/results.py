@@ -46,6 +46,9 @@ class Results:
         """The kept run of each job, by what it is started with."""
         problems = []
         for path in sorted(folder.rglob(FILES[0])) if folder else []:
+            # a kill may leave a copy that was being made
+            if path.parent.name.startswith("."):
+                continue
             run = read_run(path.parent)
             self._kept[run.folder] = run
             if faults := [*run.faults, *filter(None, [run.missing])]:
@@ -100,6 +103,9 @@ class Results:
             for name in FILES:
                 if (run / name).exists():
                     shutil.copyfile(run / name, temporary / name)
+            if (place / DIVERGED_JSON).exists():
+                # with other settings, or the job would not have been run
+                shutil.rmtree(place)
             os.replace(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -66,6 +66,31 @@ def test_that_a_trial_diverged_is_kept_too(sweep: Sweeps) -> None:
     assert UNTUNED not in there.survey.states().values()
 
 
+def test_a_trial_that_diverged_with_other_options_is_replaced(sweep: Sweeps) -> None:
+    text = TUNED.replace("0.25]", "2]") + KEPT
+    sweep(text, "A")
+    shutil.rmtree("runs")
+    path = Path("kept/_tuning/A/2/seed9/diverged.json")
+    place = Path("kept/_tuning/A/0.5/seed9")
+    shutil.rmtree(place)
+    # what is told there is of x = 2
+    path.parent.rename(place)
+    assert sweep(text, "A").left == 0
+    assert sorted(one.name for one in place.iterdir()) == [
+        "rounds.jsonl", "settings.json", "summary.json",
+    ]  # fmt: skip
+    assert path.exists()
+
+
+def test_a_copy_that_a_kill_left_is_passed_over(sweep: Sweeps) -> None:
+    sweep(MATRIX + KEPT, "A")
+    Path("kept/A/seed0").rename("kept/A/.seed0.0123456789abcdef.tmp")
+    Path("kept/A/.seed0.0123456789abcdef.tmp/summary.json").unlink()
+    shutil.rmtree("runs")
+    assert sweep(MATRIX + KEPT, "A").left == 0
+    assert Path("kept/A/seed0/summary.json").exists()
+
+
 def test_results_of_other_settings_are_refused_by_name(sweep: Sweeps) -> None:
     sweep(MATRIX + KEPT)
     shutil.rmtree("runs")
