@@ -31,6 +31,7 @@ SMALL = {
     "prowd_feddyn",
     "schedule",
     "stored",
+    "topk",
     "wage",
 }
 """What is shown on one set of data alone."""

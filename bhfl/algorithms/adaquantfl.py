@@ -34,13 +34,22 @@ class AdaQuantFL(DifferenceAlgorithm):
         bits: Bits of a quantised difference in the first rounds, ``s_0 = 2**(bits-1) - 1``.
         max_bits: The most bits, up to 16.
         norm: What scales a tensor: its largest magnitude (``linf``) or its length (``l2``).
+        error_feedback: Whether a client adds to its differences what rounding left out of its last
+            ones.
 
     Raises:
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, bits: int = 2, max_bits: int = 16, norm: Norm = "linf") -> None:
+    def __init__(
+        self,
+        bits: int = 2,
+        max_bits: int = 16,
+        norm: Norm = "linf",
+        error_feedback: bool = False,
+    ) -> None:
         super().__init__(bits, norm, None, server_lr=1.0)
+        self._leave_out(error_feedback, None)
         if not is_integer(max_bits) or not bits <= max_bits <= 16:
             raise ValueError(
                 f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"

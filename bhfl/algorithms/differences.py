@@ -1,12 +1,14 @@
 """What FedPAQ, FedCOM and FedCOMGATE share: quantised differences up, float32 down."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bhfl.checks import bits_or, checked, choice, count, or_none, positive
+from bhfl.algorithms.feedback import keep_error, largest, with_error
+from bhfl.checks import bits_or, checked, choice, count, or_none, positive, true_or_false, within
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, LocalRun
 from bhfl.engine.random import RandomKeys
@@ -15,6 +17,8 @@ from bhfl.quant import QuantizedTensor, quantize
 
 Norm = Literal["linf", "l2"]
 
+_LEAST_SHARE = 1e-4
+"""The least of `top_k`: places of fewer entries would take more than their codes."""
 REST = ":rest"
 """Ends the name of the last, shorter bucket of a tensor."""
 
@@ -69,12 +73,30 @@ class DifferenceAlgorithm(Algorithm):
     bit.
     """
 
+    error_feedback = False
+    """Whether a client adds to its differences what was left out of its last ones."""
+    top_k: float | None = None
+    """The share of a tensor's entries that are sent; None for all."""
+
     def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
         name = type(self).__name__
         self.bits = checked(f"{name}.bits", bits, bits_or())
         self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
         self.server_lr = checked(f"{name}.server_lr", server_lr, positive)
+
+    def _leave_out(self, error_feedback: bool, top_k: float | None) -> None:
+        """Take the options of what is sent later, or not at all."""
+        name = type(self).__name__
+        self.error_feedback = checked(f"{name}.error_feedback", error_feedback, true_or_false)
+        self.top_k = checked(f"{name}.top_k", top_k, or_none(within(f"[{_LEAST_SHARE}, 1)")))
+        if top_k is None:
+            return
+        if self.bits == 32 or self.bucket_size is not None:
+            raise ValueError(
+                f"{name}.top_k needs codes with one scale a tensor: {name}.bits must be 2..16 and "
+                f"{name}.bucket_size null, got {self.bits} and {self.bucket_size}"
+            )
 
     def quantised(self, params: Params) -> list[str]:
         """Names of the tensors that travel as quantised differences."""
@@ -100,12 +122,26 @@ class DifferenceAlgorithm(Algorithm):
         bits = self.bits_of(run)
         for name in self.quantised(run.received):
             difference = run.received[name] - values[name]
-            parts = buckets(name, difference, self.bucket_size)
-            # an uncut tensor keeps its shape, whose rows are no buckets: it has one norm
-            by_row = parts[name] is not difference
-            for key, part in parts.items():
-                update[key] = qsgd(part, bits, self.norm, generator, by_row)
+            if self.error_feedback:
+                difference = with_error(run, name, difference)
+            coded = self._coded(name, difference, bits, generator)
+            update |= coded
+            if self.error_feedback:
+                sent = self.join(coded, {name: difference})[name]
+                keep_error(run, name, difference, sent)
         return update
+
+    def _coded(
+        self, name: str, difference: Tensor, bits: int, generator: torch.Generator
+    ) -> dict[str, QuantizedTensor]:
+        """A difference as it is sent: its buckets, or its largest entries."""
+        if self.top_k is not None:
+            few = qsgd(largest(difference, self.top_k), bits, self.norm, generator)
+            return {name: replace(few, sparse=True)}
+        parts = buckets(name, difference, self.bucket_size)
+        # an uncut tensor keeps its shape, whose rows are no buckets: it has one norm
+        by_row = parts[name] is not difference
+        return {key: qsgd(part, bits, self.norm, generator, by_row) for key, part in parts.items()}
 
     def expected(self, server: ServerState) -> Params:
         """The shapes of values and buckets."""

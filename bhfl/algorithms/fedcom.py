@@ -14,6 +14,10 @@ class FedCOM(DifferenceAlgorithm):
         server_lr: ``gamma``; 1 is FedPAQ to the bit.
         norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
+        error_feedback: Whether a client adds to its differences what rounding, and `top_k`, left
+            out of its last ones.
+        top_k: The share of a tensor's entries that are sent, those of the largest magnitudes, each
+            with its place; null for all.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -25,5 +29,8 @@ class FedCOM(DifferenceAlgorithm):
         server_lr: float = 1.0,
         norm: Norm = "linf",
         bucket_size: int | None = None,
+        error_feedback: bool = False,
+        top_k: float | None = None,
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)
+        self._leave_out(error_feedback, top_k)

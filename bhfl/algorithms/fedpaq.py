@@ -14,10 +14,22 @@ class FedPAQ(DifferenceAlgorithm):
         bits: Bits of a quantised difference; 32 sends float32 and is FedAvg to the bit.
         norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
+        error_feedback: Whether a client adds to its differences what rounding, and `top_k`, left
+            out of its last ones.
+        top_k: The share of a tensor's entries that are sent, those of the largest magnitudes, each
+            with its place; null for all.
 
     Raises:
         ValueError: An argument is out of its range.
     """
 
-    def __init__(self, bits: int = 8, norm: Norm = "linf", bucket_size: int | None = None) -> None:
+    def __init__(
+        self,
+        bits: int = 8,
+        norm: Norm = "linf",
+        bucket_size: int | None = None,
+        error_feedback: bool = False,
+        top_k: float | None = None,
+    ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr=1.0)
+        self._leave_out(error_feedback, top_k)

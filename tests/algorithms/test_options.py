@@ -43,12 +43,20 @@ CASES: dict[str, dict[str, Case]] = {
         "straggler_fraction": (0.9, {}, {}),
         "stragglers": ("drop", FEW, {}),
     },
-    "FedPAQ": {"bits": (4, {}, {}), "norm": ("l2", {}, {}), "bucket_size": (7, {}, {})},
+    "FedPAQ": {
+        "bits": (4, {}, {}),
+        "norm": ("l2", {}, {}),
+        "bucket_size": (7, {}, {}),
+        "error_feedback": (True, {"bits": 3}, TWICE),
+        "top_k": (0.1, {}, {}),
+    },
     "FedCOM": {
         "bits": (4, {}, {}),
         "server_lr": (0.5, {}, {}),
         "norm": ("l2", {}, {}),
         "bucket_size": (7, {}, {}),
+        "error_feedback": (True, {"bits": 3}, TWICE),
+        "top_k": (0.1, {}, {}),
     },
     "FedCOMGATE": {
         "bits": (4, {"allow_inexact": True}, {}),
@@ -93,7 +101,12 @@ CASES: dict[str, dict[str, Case]] = {
         "rate": (1.0, {"quantile": 0.5}, PRIVATE),
         "count_noise": (2.0, {"quantile": 0.5}, PRIVATE),
     },
-    "AdaQuantFL": {"bits": (4, {}, {}), "max_bits": (2, {}, TWICE), "norm": ("l2", {}, {})},
+    "AdaQuantFL": {
+        "bits": (4, {}, {}),
+        "max_bits": (2, {}, TWICE),
+        "norm": ("l2", {}, {}),
+        "error_feedback": (True, {}, TWICE),
+    },
     "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},
     "ProWD": {
         "mask": (None, {"dequantizer": None}, {}),
@@ -119,6 +132,7 @@ CASES: dict[str, dict[str, Case]] = {
         "payload": ("delta", {"dequantizer": None}, {}),
         "delta_ref": ("broadcast", {"dequantizer": None}, {}),
         "client": (OTHER, {"dequantizer": None, "global_models": "single"}, {}),
+        "error_feedback": (True, {"dequantizer": None, "payload": "delta"}, TWICE),
     },
     "FedLQ": {
         "payload": ("delta", {}, {}),
@@ -137,6 +151,7 @@ CASES: dict[str, dict[str, Case]] = {
         "solver": ("greedy_down", {"budget": Budget(average_bits=3.7)}, {}),
         "infeasible": ("skip", {"budget": Budget("deadline")}, LATE),
         "plan": ("server", {}, {}),
+        "error_feedback": (True, {"payload": "delta"}, TWICE),
     },
 }
 OPTIONS = [(name, key) for name, options in CASES.items() for key in options]

@@ -8,7 +8,6 @@ this project.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,9 +18,11 @@ from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candi
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
 from bhfl.algorithms.fedlq.mean import ProbedMean
+from bhfl.algorithms.fedlq.moves import check_trained, difference_of, is_as_computed, squared_move
 from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, plan_of, widths
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
 from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
+from bhfl.algorithms.feedback import keep_error, needs_differences, with_error
 from bhfl.checks import checked, choice, options
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
@@ -30,8 +31,7 @@ from bhfl.engine.frozen import bytes_due
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
-from bhfl.quant import QuantizedTensor, layer_weights, quantized_state
-from bhfl.quant.rounding import extremes
+from bhfl.quant import layer_weights, quantized_state
 
 _MOST_CURVED = 1e30
 """The largest curvature that goes down: a float32 has to hold it, and costs must be finite."""
@@ -57,6 +57,7 @@ class FedLQ(Algorithm):
             (``late``, and so it will be where the network has a deadline) or nothing (``skip``).
         plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from
             the last round's.
+        error_feedback: Whether what rounding left out of a client's ``delta`` is in its next one.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do
@@ -72,7 +73,9 @@ class FedLQ(Algorithm):
         solver: Solver = "dp",
         infeasible: Literal["late", "skip"] = "late",
         plan: Literal["client", "server"] = "client",
+        error_feedback: bool = False,
     ) -> None:
+        self.error_feedback = needs_differences("FedLQ", error_feedback, payload)
         self.payload = checked("FedLQ.payload", payload, choice("weights", "delta"))
         self.candidates = tuple(checked("FedLQ.candidates", candidates, candidates_problem))
         self.budget = checked("FedLQ.budget", budget, options(Budget))
@@ -229,13 +232,10 @@ class FedLQ(Algorithm):
         trained = quantized_state(run.module, sent=True)
         update = {name: value for name, value in trained.items() if name in run.message}
         values = float_tensors({name: update[name] for name in self.layers})
-        # they pass NaN on, and so tell of all values
-        ends = torch.stack([*chain.from_iterable(map(extremes, values.values()))])
-        if not ends.isfinite().all():
-            raise ValueError("its weights are not finite after training")
-        sent = values
+        check_trained(values)
+        sent = goals = self._goals(run, values)
         if self.payload == "delta":
-            sent = {name: run.received[name] - value for name, value in values.items()}
+            sent = {name: run.received[name] - goal for name, goal in goals.items()}
         # what was measured takes room in the payload, so it is there before the budget is
         update |= self.sensitivity.of_client(run, self.layers)
         variances = self._variances(sent)
@@ -246,14 +246,24 @@ class FedLQ(Algorithm):
         generator = run.rng.torch("quant_up", device=run.device)
         for name, width, row in zip(self.layers, bits, variances, strict=True):
             if width == 32:
-                update[name] = values[name]
+                update[name] = goals[name]
             # codes that the client computed with go as they are: another rounding adds an error
-            elif self.payload == "weights" and _is_as_computed(update[name], width):
+            elif self.payload == "weights" and is_as_computed(update[name], width):
                 row.zero_()
             else:
                 update[name] = qsgd(sent[name], width, "linf", generator)
+        if self.error_feedback:
+            for name, wanted in sent.items():
+                keep_error(run, name, wanted, difference_of(update[name], run.received[name]))
         self._tell(run, bits, variances, values)
         return update
+
+    def _goals(self, run: LocalRun, values: Params) -> Params:
+        """The weights that a client would send: those trained, with what was left out before."""
+        if not self.error_feedback:
+            return values
+        start = run.received
+        return {n: start[n] - with_error(run, n, start[n] - values[n]) for n in values}
 
     def _bits(
         self, run: LocalRun, variances: Tensor, layers: Params, others: Tensors
@@ -277,14 +287,9 @@ class FedLQ(Algorithm):
             run.metrics[f"fedlq/variance_{name}"] = float(row[self.candidates.index(width)])
         codes = sum(width * size for width, size in zip(bits, self.sizes, strict=True))
         run.metrics["fedlq/bits"] = codes / sum(self.sizes)
-        run.metrics["fedlq/move_squared"] = self._squared_move(run.received, values)
+        run.metrics["fedlq/move_squared"] = squared_move(run.received, values, self.layers)
         run.metrics["fedlq/lr_sum"] = run.lr_sum
         run.metrics["fedlq/steps"] = float(run.num_steps)
-
-    def _squared_move(self, start: Params, end: Params) -> float:
-        """The squared length of a move of all layers."""
-        moves = [start[name] - end[name] for name in self.layers]
-        return float(sum(move.double().square_().sum() for move in moves))
 
     # ---- the server ------------------------------------------------------------------------------
 
@@ -329,7 +334,7 @@ class FedLQ(Algorithm):
         if self.payload == "delta":
             # the step of the mean stands for what a client will send next
             sent = {name: server.params[name] - mean[name] for name in self.layers}
-        metrics = {"fedlq/step_squared": self._squared_move(server.params, mean)}
+        metrics = {"fedlq/step_squared": squared_move(server.params, mean, self.layers)}
         if probe is not None:
             shares = significance(probe, self.sensitivity.joint)
             for name, share in zip(self.layers, shares, strict=True):
@@ -343,8 +348,3 @@ class FedLQ(Algorithm):
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
         """The convergence bound of the round, see `observed_bound`."""
         return observed_bound(self.layers, metrics, self._max_rounds)
-
-
-def _is_as_computed(own: Tensor | QuantizedTensor, width: int) -> bool:
-    """Whether a layer at `width` is just what the client computes with, in one scale."""
-    return isinstance(own, QuantizedTensor) and own.bits == width and own.scale.ndim == 0

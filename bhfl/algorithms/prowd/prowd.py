@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
+from bhfl.algorithms.feedback import keep_error, needs_differences, with_error
 from bhfl.algorithms.grouped import by_precision
 from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
 from bhfl.algorithms.prowd.finetune import FineTuning
@@ -48,13 +49,15 @@ class ProWD(Rule):
             own weights being averaged as they are.
         client: Whose client half trains, see `bhfl.algorithms.rules.Rule`; null for FedAvg's. What
             it sends besides weights is averaged without masks.
+        error_feedback: Whether a client adds to its ``delta`` what rounding left out of its last
+            one; what masks leave out is not carried.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do
             not fit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         mask: Mask | None = Mask(),  # noqa: B008  # frozen
         dequantizer: Dequantizer | None = Dequantizer(),  # noqa: B008  # frozen
@@ -62,6 +65,7 @@ class ProWD(Rule):
         payload: Literal["weights", "delta"] = "weights",
         delta_ref: Literal["broadcast", "dequant_start"] = "dequant_start",
         client: Algorithm | None = None,
+        error_feedback: bool = False,
     ) -> None:
         super().__init__(client)
         self.is_composed = client is not None
@@ -77,6 +81,7 @@ class ProWD(Rule):
         self.global_models = checked("ProWD.global_models", global_models, choice("single", "dual"))
         self.payload = checked("ProWD.payload", payload, choice("weights", "delta"))
         self.delta_ref = checked("ProWD.delta_ref", delta_ref, choice("broadcast", "dequant_start"))
+        self.error_feedback = needs_differences("ProWD", error_feedback, payload)
         if dequantizer is not None and payload == "delta":
             raise ValueError(
                 "ProWD.dequantizer learns from weights and must be null with ProWD.payload: delta"
@@ -210,9 +215,13 @@ class ProWD(Rule):
         generator = run.rng.torch("quant_up", device=run.device)
         for name, value in update.items():
             if isinstance(value, QuantizedTensor):
-                update[name] = qsgd(
-                    run.received[name] - values[name], value.bits, "linf", generator, by_row=True
-                )
+                move = run.received[name] - values[name]
+                if self.error_feedback:
+                    move = with_error(run, name, move)
+                sent = qsgd(move, value.bits, "linf", generator, by_row=True)
+                if self.error_feedback:
+                    keep_error(run, name, move, sent.dequantize())
+                update[name] = sent
         return update
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
