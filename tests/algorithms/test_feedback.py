@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def test_a_lost_update_leaves_what_was_left_out_as_it_was(tmp_path: Path) -> Non
     assert [max(store.known[client]) for client in (0, 1)] == [1, 2]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9])
 def test_the_largest_entries_are_kept(share: float) -> None:
     x = torch.randn(17, 5, generator=torch.Generator().manual_seed(0))
     kept = largest(x, share)
     chosen = kept != 0
-    assert int(chosen.sum()) == max(1, -(-int(1000 * share) * 85 // 1000))
+    assert int(chosen.sum()) == math.ceil(share * 85)
     assert torch.equal(kept[chosen], x[chosen])
     assert x[chosen].abs().min() >= x[~chosen].abs().max()
     assert largest(torch.zeros(0, 3), share).shape == (0, 3)
@@ -118,7 +119,7 @@ def test_few_entries_take_few_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FedPAQ(32, top_k=0.1), "top_k needs codes .* bits must be 2..16 .* got 32 and"),
+        (lambda: FedPAQ(32, top_k=0.1), r"top_k needs codes .*bits must be 2\.\.16 .* got 32 and"),
         (lambda: FedCOM(8, bucket_size=9, top_k=0.1), "bucket_size null, got 8 and 9"),
         (lambda: FedPAQ(top_k=1.0), r"FedPAQ.top_k must be in \[0.0001, 1\), got 1.0"),
         (lambda: FedPAQ(error_feedback=1), "FedPAQ.error_feedback must be true or false, got 1"),
