@@ -57,7 +57,8 @@ def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool)
         # a status of its own, which cannot be that of an update, and no error of the server's hooks
         status = fault.status if fault.status in _FAULTS else "failed"
         fault = replace(fault, status=status, broken_hook=False)
-    elif communicates and reply.payload is None:
+    # one that lacks what is frozen has done nothing, and is asked again
+    elif communicates and reply.payload is None and not (task.frozen and reply.holds is False):
         fault = Fault("failed", "the client sent neither an update nor a reason")
     most = _most_examples(task, client)
     return replace(

@@ -161,7 +161,7 @@ class _Joined:
 
     def _kept(self, reply: Reply, task: Task, lost: bool) -> Reply:
         """Keep what the client came to until the server says what it makes of it."""
-        if reply.fault is not None:
+        if reply.fault is not None or reply.holds is False:
             return reply
         version = task.round + 1
         if lost and _is_own(self.store.pending(self.client.id) or {}):

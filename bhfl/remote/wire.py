@@ -52,7 +52,7 @@ class Wire:
                 "round": task.round + 1,
                 "client": task.client,
                 "status": reply.fault.status if reply.fault else "ok",
-                "downlink_bytes": len(task.downlink),
+                "downlink_bytes": len(task.downlink) + len(task.body),
                 "task_bytes": task_bytes,
                 "uplink_bytes": len(reply.payload or b""),
                 "reply_bytes": len(data),

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from bhfl.comm import encode
+from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.exchange import Measured, Reply, Task, Verdict
 from bhfl.engine.session import Session
 from bhfl.engine.types import Client, ServerState
@@ -23,7 +25,8 @@ from bhfl.remote.fleet import FlowerClients
 from bhfl.remote.messages import Facts, Hello, Order, Refused, pack, split, unpack
 from bhfl.remote.relay import Answer
 from bhfl.remote.resident import Resident, facts_of
-from tests.engine.test_exchange import Net, data, make_trainer, outcome, run
+from tests.engine.hand_made import client_rows
+from tests.engine.test_exchange import data, make_trainer, net, outcome, run
 from tests.processes import PROCESSES
 
 
@@ -43,7 +46,7 @@ def reside(connection: Connection, folder: Path, case: str) -> None:
     def opened(hello: Hello, stack: ExitStack) -> Session:
         torch.manual_seed(0)
         trainer = make_trainer(folder, case)
-        return stack.enter_context(Session.opened(trainer, Net(), data(), "fit", "test"))
+        return stack.enter_context(Session.opened(trainer, net(case), data(), "fit", "test"))
 
     residents = {client: Resident(opened, folder / str(client), client) for client in range(5)}
     while message := connection.recv_bytes():
@@ -101,7 +104,7 @@ def served(folder: Path, case: str, grid: Any, ckpt_path: Any = None, **options:
 
     trainer.connect = connect
     torch.manual_seed(0)
-    trainer.fit(Net(), data(), ckpt_path)
+    trainer.fit(net(case), data(), ckpt_path)
     return trainer
 
 
@@ -111,7 +114,7 @@ def seen(trainer: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("rows", "server", "ledger", "test")}
 
 
-SAME = ["FedCOMGATE", "FedPer", "ProWD", "FedLQ", "differences", "schedule"]
+SAME = ["FedCOMGATE", "FedPer", "ProWD", "FedLQ", "differences", "schedule", "frozen"]
 
 
 @pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected)")
@@ -140,6 +143,34 @@ def test_server_and_residents_that_were_killed_go_on_as_if_they_had_not_been(tmp
     with residing(tmp_path / "away", case) as grid:
         resumed = served(tmp_path / "there", case, grid, killed.run.folder)
     assert seen(resumed) == seen(here)
+
+
+def test_clients_that_have_lost_what_is_frozen_are_sent_it_again(tmp_path):
+    here = run(tmp_path / "here", "frozen")
+    with residing(tmp_path / "away", "frozen") as grid:
+        killed = served(tmp_path / "there", "frozen", grid)
+    (killed.run.checkpoints / "round=00003.ckpt").unlink()
+    copies = list((tmp_path / "away").rglob("frozen-*.pt"))
+    assert len(copies) == len(here.server.holders)
+    for copy in copies:
+        copy.unlink()
+    with residing(tmp_path / "away", "frozen") as grid:
+        resumed = served(tmp_path / "there", "frozen", grid, killed.run.folder)
+    assert digest(vars(resumed.server)) == digest(vars(here.server))
+    more = resumed.run.ledger.total("downlink_bytes") - here.run.ledger.total("downlink_bytes")
+    # each client of the last round that held it has a machine of its own
+    frozen = len(encode(here.server.buffers["frozen"]))
+    again = {**here.server.params, **here.session.travelling(here.server, "int8")}
+    rows = client_rows(resumed.run.folder)
+    last = {int(row["client"]) for row in rows if (row["stage"], row["round"]) == ("train", "3")}
+    lost = len(last & set(_holders(killed, 2)))
+    assert more == lost * (frozen + len(encode(again))) > 0
+
+
+def _holders(trainer: Any, round: int) -> list[int]:
+    """Who held what is frozen after a round."""
+    path = trainer.run.checkpoints / f"round={round:05d}.ckpt"
+    return list(load(path)["server"]["holders"])
 
 
 @pytest.mark.filterwarnings("ignore:round .* client 0 failed")
