@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import re
 import ssl
 import threading
@@ -25,6 +26,8 @@ from bhfl.remote.registry import Registry
 
 if TYPE_CHECKING:
     import httpx
+
+_log = logging.getLogger(__name__)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -99,8 +102,10 @@ class Front:
                 ssl_certfile=keys.certificate,
                 ssl_keyfile=keys.private,
                 interface="asgi3",
+                log_config=None,
                 lifespan="off",
-                log_level="warning",
+                # what is worth to be told is told here; strangers may send what they like
+                log_level="critical",
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -144,6 +149,16 @@ class Front:
         self._server.run(sockets=[self._socket])
 
     async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            await self._answered(scope, receive, send)
+        except ConnectionResetError:
+            return
+        except Exception as error:
+            # uvicorn cuts the connection, so that nobody takes half an answer for a whole one
+            _log.warning("an answer of %s broke off: %r", scope.get("path"), error)
+            raise
+
+    async def _answered(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
             return await _say(send, 404, "not found")
         if not FLEET.fullmatch(scope["raw_path"]):
@@ -197,7 +212,6 @@ class Front:
         except _TooLong:
             await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
         except httpx.HTTPError as error:
-            # an answer that broke off is cut, so that nobody takes it for a whole one
             if begun:
                 raise
             await _say(send, 502, f"the SuperLink does not answer: {type(error).__name__}")

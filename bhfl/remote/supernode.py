@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from bhfl.files import write_text
+from bhfl.remote import node
 from bhfl.remote.flower import environment, free_port, program
 from bhfl.remote.keys import ClientKeys
 from bhfl.remote.supervised import Supervised
@@ -75,10 +77,12 @@ def start_supernode(  # noqa: PLR0913
         ValueError: `port` is no port, or a key of `node_config` is no name.
         RuntimeError: The server does not let it in, saying why.
     """
-    path = program("flower-supernode")
+    program("flower-supernode")
     own = free_port(port, "port")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = [path, "--superlink", server, "--root-certificates", str(keys.ca.absolute())]
+    # by its path, which does not become a place that modules are looked for in
+    command = [sys.executable, "-P", node.__file__]
+    command += ["--superlink", server, "--root-certificates", str(keys.ca.absolute())]
     command += ["--auth-supernode-private-key", str(keys.private.absolute())]
     command += ["--host", "127.0.0.1", "--port", str(own)]
     if node_config:

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +28,8 @@ _GRACE = 8.0
 """Seconds that a program has to end by itself, before it is killed."""
 _LONG = 15.0
 """Seconds after which a program that is waited for is spoken of."""
+_LOOK = 5.0
+"""Seconds between two looks at the helpers of a program."""
 _LAST_WORDS = 1.0
 """Seconds in which the last lines of a program that ended are read."""
 _KEPT_LINES = 200
@@ -38,8 +41,10 @@ class Supervised:
     """A program that runs until `stop`: one that ends by itself is started anew, after pauses that
     grow from half a second to a minute.
 
-    The program is a child of this process alone, and ends with it even if it is killed. What it
-    writes goes to a log, but for the lines of requests that were answered well.
+    The program is a child of this process alone, and ends with it even if it is killed. One whose
+    helper has ended, which it started itself, is ended and started anew too: Flower's programs do
+    not look after theirs. What it writes goes to a log, but for the lines of requests that were
+    answered well.
 
     Args:
         name: What messages call it.
@@ -131,12 +136,8 @@ class Supervised:
         with self._changed:
             self._stopping.set()
             process = self._process
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        if process is not None:
+            _end(process)
         if self._watcher.is_alive():
             self._watcher.join(_GRACE)
 
@@ -144,7 +145,7 @@ class Supervised:
         pause = FIRST_PAUSE
         while (process := self._begun()) is not None:
             began = time.monotonic()
-            code = process.wait()
+            code = _ended(process)
             with self._changed:
                 self._ready = False
             if self._stopping.is_set():
@@ -187,15 +188,58 @@ class Supervised:
         return process
 
     def _read(self, stream: IO[bytes]) -> None:
-        with stream, open(self.log, "a", encoding="utf-8") as log:
-            for raw in stream:
-                line = raw.decode(errors="replace").rstrip()
-                if any(noise in line for noise in _NOISE) and " 200" in line:
-                    continue
-                log.write(f"{line}\n")
-                log.flush()
-                with self._changed:
-                    self._lines.append(line)
-                    if self._ready_text in line:
-                        self._ready = True
-                        self._changed.notify_all()
+        with stream:
+            with suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+                for line in self._heard(stream):
+                    log.write(f"{line}\n")
+                    log.flush()
+            # a full disk takes the log away, and not what is listened for
+            deque(self._heard(stream), maxlen=0)
+
+    def _heard(self, stream: IO[bytes]) -> Iterator[str]:
+        """The lines that are worth to be kept, after what they say was taken note of."""
+        for raw in stream:
+            line = raw.decode(errors="replace").rstrip()
+            if any(noise in line for noise in _NOISE) and " 200" in line:
+                continue
+            with self._changed:
+                self._lines.append(line)
+                if self._ready_text in line:
+                    self._ready = True
+                    self._changed.notify_all()
+            yield line
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process politely, or else by force."""
+    process.terminate()
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a process, which is brought about where a helper of its has ended."""
+    while True:
+        try:
+            return process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            if _lost_helper(process.pid):
+                _log.warning("process %d has lost a helper, and is ended", process.pid)
+                _end(process)
+
+
+def _lost_helper(pid: int) -> bool:
+    """Whether a child of a process has ended without being asked after; False where the system does
+    not say.
+    """
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                if fields[0] == "Z":
+                    return True
+    except OSError:
+        return False
+    return False

@@ -51,6 +51,7 @@ class Behind:
             interface="asgi3",
             lifespan="off",
             ws="none",
+            log_config=None,
             log_level="critical",
             ssl_certfile=keys.certificate,
             ssl_keyfile=keys.private,
@@ -76,6 +77,8 @@ class Behind:
         part = bytes(2**16)
         for _ in range(int(headers.get(b"wanted", b"0")) // len(part)):
             await send({"type": "http.response.body", "body": part, "more_body": True})
+        if b"broken" in headers:
+            raise RuntimeError("it ends here")
         await send({"type": "http.response.body", "body": b"end"})
 
     def stop(self) -> None:
@@ -242,6 +245,29 @@ def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(door: Door
             assert "at most 1,000 bytes" in answer.text
         assert short.ask("/v1/fleet/push-object", content=bytes(1000)).status_code == 201
         wait_for(lambda: len(door.behind.asked) == before + 1)
+
+
+def test_a_client_that_goes_away_in_the_middle_is_nothing_to_speak_of(
+    door: Door, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def parts() -> Iterator[bytes]:
+        yield bytes(1000)
+        raise KeyError("the client's own trouble")
+
+    with pytest.raises(KeyError):
+        door.ask("/v1/fleet/push-object", content=parts())
+    time.sleep(0.3)
+    assert door.ask("/v1/fleet/push-object").status_code == 201
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""
+
+
+def test_a_superlink_that_breaks_off_is_not_taken_for_one_that_ended(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(httpx.RemoteProtocolError):
+        door.ask("/v1/fleet/pull-object", headers={"wanted": str(2**17), "broken": "yes"})
+    assert "an answer of /v1/fleet/pull-object broke off" in caplog.text
 
 
 def test_a_superlink_that_is_away_or_another_is_told_as_such(door: Door, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
@@ -24,6 +25,7 @@ from bhfl.remote.front import Front
 from bhfl.remote.keys import ClientKeys, client_keys, make_keys, server_keys
 from bhfl.remote.superlink import Control, SuperLink
 from tests.remote.cluster import Cluster, alive, below, until
+from tests.remote.relay import Wire
 
 pytestmark = pytest.mark.network
 
@@ -87,6 +89,31 @@ def test_a_superlink_that_is_killed_comes_back_and_finds_its_clients(cluster: Cl
     until(lambda: not any(map(alive, helpers)))
     until(lambda: online(cluster) == {0})
     assert node.starts == 1
+    node.stop()
+
+
+def test_a_network_that_is_cut_for_half_a_minute_loses_nobody(cluster: Cluster) -> None:
+    wire = Wire(cluster.front.port)
+    node = cluster.node(0, f"127.0.0.1:{wire.port}")
+    before = cluster.control.nodes()[0].node
+    wire.cut()
+    time.sleep(30.0)
+    said = cluster.front.bytes_up[0]
+    wire.mend()
+    until(lambda: cluster.front.bytes_up[0] > said)
+    until(lambda: node.running and online(cluster) == {0})
+    assert cluster.control.nodes()[0].node == before
+    node.stop()
+    wire.close()
+
+
+def test_a_supernode_that_has_lost_its_helper_is_started_anew(cluster: Cluster) -> None:
+    node = cluster.node(0)
+    assert node.pid is not None
+    for helper in below(node.pid):
+        os.kill(helper, signal.SIGKILL)
+    until(lambda: node.starts == 2 and node.running)
+    assert below(node.pid)
     node.stop()
 
 

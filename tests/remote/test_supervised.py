@@ -64,6 +64,40 @@ def test_what_it_says_is_logged_but_for_requests_that_went_well(tmp_path: Path) 
     assert (tmp_path / "log").read_text() == '"POST /v1/fleet/x" 401\nready\n'
 
 
+HELPED = """
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
+print("ready")
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what became of a helper")
+def test_one_that_has_lost_its_helper_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervised, "_LOOK", 0.05)
+    it = python(tmp_path, HELPED)
+    it.start()
+    first = int(it.said().split()[0])
+    time.sleep(0.2)
+    assert it.starts == 1
+    os.kill(first, signal.SIGKILL)
+    until(lambda: it.starts == 2 and it.running)
+    second = int(it.said().split()[0])
+    it.stop()
+    os.kill(second, signal.SIGKILL)
+
+
+def test_a_log_that_cannot_be_written_keeps_nothing_from_going_on(tmp_path: Path) -> None:
+    it = python(tmp_path, "import time; print('x' * 10**6); print('ready'); time.sleep(60)")
+    it.log = Path("/dev/full")
+    it.start(20)
+    assert it.running
+    it.stop()
+
+
 def test_pauses_grow_while_it_does_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
