@@ -20,7 +20,7 @@ from bhfl.checks import count, suggestion
 from bhfl.cli.command import run_or_tell
 from bhfl.cli.exits import say
 from bhfl.cli.reading import ConfigError, Layer, Text, asks_help, read_layers, read_text
-from bhfl.files import claim, user_option, user_path
+from bhfl.files import claim, user_path
 
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
@@ -37,7 +37,6 @@ options, or keys of FILE:
   folder       where this client keeps what it must not lose (client)
   client       this client's id; its key says it too
   allow        packages of your own that the server's configuration may name classes of
-  trusted_entities    a file of Flower's: whose apps alone run here
   data, model, trainer    what of the server's configuration is another thing here:
                `data.init_args.root: /data`, `trainer.threads: 2`
 """
@@ -56,7 +55,6 @@ class _Request:
     folder: str = "client"
     client: int | None = None
     allow: Sequence[str] = ()
-    trusted_entities: str | None = None
     layers: Sequence[Layer] = ()
     """What takes the place of the server's configuration."""
 
@@ -77,7 +75,6 @@ def _join(args: Sequence[str]) -> int:
 
     needs_flower()
     keys = client_keys(request.key)
-    trusted = user_option("trusted_entities", request.trusted_entities)
     folder = user_path(request.folder)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -98,7 +95,6 @@ def _join(args: Sequence[str]) -> int:
             keys,
             request.server,
             node_config={"bhfl-socket": str(own / "client.sock")},
-            trusted_entities=trusted,
             more=POLLS,
         )
         stack.callback(node.stop)

@@ -46,7 +46,6 @@ def start_supernode(  # noqa: PLR0913
     *,
     port: int = 0,
     node_config: Mapping[str, str | int | float | bool] | None = None,
-    trusted_entities: Path | None = None,
     more: Mapping[str, str] | None = None,
     seconds: float | None = None,
     patience: float = PATIENCE,
@@ -61,8 +60,6 @@ def start_supernode(  # noqa: PLR0913
         server: ``HOST:PORT`` of the server's front.
         port: The port of 127.0.0.1 by which it speaks with its ClientApp; 0 takes a free one.
         node_config: What the ClientApp finds in ``context.node_config``.
-        trusted_entities: A YAML file of those whose apps alone it runs; None runs what the server
-            sends.
         more: Environment variables that its ClientApp is told besides.
         seconds: How long to wait for the server at most; None waits for as long as it takes.
         patience: Seconds for which the key may be in use by another process before that counts as
@@ -90,8 +87,6 @@ def start_supernode(  # noqa: PLR0913
         config = folder / "node.toml"
         write_text(config, _written(node_config))
         command += ["--node-config", str(config.absolute())]
-    if trusted_entities is not None:
-        command += ["--trusted-entities", str(trusted_entities.absolute())]
     process = Supervised(
         "the SuperNode",
         command,
