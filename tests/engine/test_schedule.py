@@ -179,7 +179,14 @@ def test_deployed_models_have_the_bits_of_their_checkpoint(told: FederatedTraine
 LEARNING = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=1, distill_weight=0.0)
 
 
-@pytest.mark.parametrize("method", [GroupedAvg, lambda: ProWD(dequantizer=LEARNING)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        GroupedAvg,
+        # its clients in another process are among the quick tests, in `test_exchange`
+        pytest.param(lambda: ProWD(dequantizer=LEARNING), id="ProWD", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_goes_on_at_a_change_is_the_whole_one(tmp_path: Path, method: Any) -> None:
     options: dict[str, Any] = {"clients": FLEET, "norm": "group"}
     options["module"] = lambda: Client(Net(batch_norm=True))
