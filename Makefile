@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-docs test-wheel test-slow network soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
+.PHONY: help install demo docs test test-docs test-wheel test-slow test-network network soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-wheel: install  ## install the wheel as a user would, in minutes, and run R
 
 test-slow: install  ## the long tests too
 	$(PYTEST) -m "not gpu and not network and not wheel"
+
+test-network: install  ## FedAvg and ProWD over one SuperLink and three clients: the same bits as in one process
+	$(BIN)/python -m pytest -m network --durations=0 tests/remote/test_network.py -k "FedAvg or ProWD"
 
 network: install  ## real clients: processes of Flower on this machine, their keys, kills and faults
 	$(BIN)/python -m pytest -m network --durations=0 tests

@@ -34,6 +34,8 @@ from bhfl.remote.messages import (
 from bhfl.remote.wire import Wire
 from bhfl.settings import Role
 
+NETWORK_JSON = "network.json"
+"""File of a run folder: the run's own name, and what passed over the network in all."""
 _LATE = "late"
 
 
@@ -62,7 +64,7 @@ class FlowerClients:
         self.grid = grid
         self.terms = terms
         self.attendance = Attendance(session, grid, keyed, self._hello, terms)
-        self._run = _name(folder / "network.json")
+        self._run = _name(folder / NETWORK_JSON)
         self._config = config
         self._checkpoints = folder / "checkpoints"
         self._closings = Closings(folder / "closings")

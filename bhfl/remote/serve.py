@@ -21,9 +21,11 @@ from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
 from bhfl.engine.written import configuration
+from bhfl.files import write_json
+from bhfl.plain import read_json
 from bhfl.remote.attendance import Terms
 from bhfl.remote.bundle import start_app
-from bhfl.remote.fleet import FlowerClients
+from bhfl.remote.fleet import NETWORK_JSON, FlowerClients
 from bhfl.remote.front import Front
 from bhfl.remote.keys import server_keys
 from bhfl.remote.registry import Registry
@@ -90,7 +92,7 @@ def serve(  # noqa: PLR0913
     processes = trainer.fabric.world_size
     if processes > 1:
         raise ValueError(f"trainer.devices must be 1 where clients are elsewhere, got {processes}")
-    with _grid(trainer, place) as (relay, keyed):
+    with _grid(trainer, place) as (relay, keyed, front):
 
         def connect(session: Session) -> FlowerClients:
             assert trainer.run is not None
@@ -100,7 +102,10 @@ def serve(  # noqa: PLR0913
 
         trainer.connect = connect  # type: ignore[method-assign]
         try:
-            return trainer.fit(model, datamodule, ckpt_path)
+            result = trainer.fit(model, datamodule, ckpt_path)
+            if front is not None:
+                _tell_bytes(trainer, front)
+            return result
         finally:
             # the class's own again
             vars(trainer).pop("connect")
@@ -114,6 +119,16 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
     options = config.get("trainer", {})
     told["trainer"] = {name: options[name] for name in options if name in kept}
     return told
+
+
+def _tell_bytes(trainer: FederatedTrainer, front: Front) -> None:
+    """Say and write how many bytes passed the front since it was opened, all of Flower's too."""
+    assert trainer.run is not None
+    path = trainer.run.folder / NETWORK_JSON
+    wire = {"up": front.bytes_up, "down": front.bytes_down}
+    write_json(path, {**read_json(path.read_bytes()), "wire_bytes": wire})
+    up, down = (sum(one.values()) / 1e6 for one in wire.values())
+    _log.info("on the wire since this start: %.3g MB up, %.3g MB down", up, down)
 
 
 def groups_of(trainer: FederatedTrainer) -> list[str]:
@@ -144,7 +159,7 @@ class _Keyed:
 
 
 @contextmanager
-def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Keyed]]:
+def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Keyed, Front | None]]:
     """A Grid that carries messages to whoever has a key, for the block."""
     keys = server_keys(place.keys)
     registry = Registry.read(keys.registry)
@@ -164,8 +179,9 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Key
         relay = Relay(own, partial(start_app, own, address, keys.ca))
         stack.callback(relay.close)
         relay.restore()
+        front = None
         if place.superlink is None:
             front = Front(keys, registry, address, place.host, place.port).start()
             stack.callback(front.stop)
             _log.info("clients join at port %d", front.port)
-        yield relay, _Keyed(control)
+        yield relay, _Keyed(control), front

@@ -114,7 +114,9 @@ def seen(trainer: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("rows", "server", "ledger", "test")}
 
 
-SAME = ["FedCOMGATE", "FedPer", "ProWD", "FedLQ", "differences", "schedule", "frozen"]
+SAME = ["FedCOMGATE", "differences", "frozen"]
+for case in ("FedPer", "ProWD", "FedLQ", "schedule"):
+    SAME.append(pytest.param(case, marks=pytest.mark.slow))  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:round .* client . (failed|rejected)")

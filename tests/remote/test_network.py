@@ -5,8 +5,11 @@ One SuperLink with its front, and one process a client, serve all runs of this f
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +29,13 @@ from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.data import Digits
 from bhfl.downlink import Downlink
 from bhfl.engine.checkpoint import digest
+from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.models import Classifier
 from bhfl.remote.attendance import Terms
 from bhfl.remote.serve import Place, serve
 from tests.processes import PROCESSES
-from tests.remote.cluster import Cluster
+from tests.remote.cluster import Cluster, until
 
 pytestmark = pytest.mark.network
 
@@ -180,6 +184,50 @@ def test_a_client_that_is_killed_fails_its_round_and_is_back_later(tmp_path, clu
     rows = there.run.history
     assert rows[-1]["clients/ok"] == 3
     assert all(row["clients/ok"] >= 2 for row in rows)
+
+
+CONFIG = """
+clients: {int8: 1, ternary: 1, float32: 1}
+algorithm: {class_path: FedCOMGATE, init_args: {allow_inexact: true}}
+model: {class_path: Classifier, init_args: {net: cnn}}
+data: {class_path: Digits, init_args: {batch_size: 32}}
+trainer: {max_rounds: 3, logger: false, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+def command(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A command of bhfl's, as a process of its own."""
+    log = (folder / "log.txt").open("ab")
+    given = [sys.executable, "-m", "bhfl", words[0], "--config", "net.yaml", *words[1:]]
+    return subprocess.Popen(given, cwd=folder, stdout=log, stderr=log)
+
+
+def reached(folder: Path) -> dict[str, Any]:
+    """What a run of a command came to."""
+    _, state = find_checkpoint(folder, folder)
+    rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.pop("time/round_s", None)
+    ledger = json.loads((folder / "summary.json").read_text())["bytes"]
+    return {"rows": rows, "server": digest(state["server"]), "ledger": ledger}
+
+
+def test_a_server_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, cluster, clients):
+    """By the commands; of its clients one is killed too, and its state is on its disk."""
+    (tmp_path / "net.yaml").write_text(CONFIG)
+    away = ["--keys", str(cluster.made), "--superlink", cluster.superlink.address]
+    killed = command(tmp_path, "serve", *away, "--trainer.name", "net")
+    run = tmp_path / "runs/net/version_0"
+    until(lambda: (run / "checkpoints/round=00001.ckpt").exists(), SECONDS)
+    killed.kill()
+    killed.wait()
+    clients.processes[1].kill()
+    clients.processes[1].join()
+    clients.start(1)
+    resumed = command(tmp_path, "serve", *away, "--trainer.name", "net", "--ckpt_path", str(run))
+    assert resumed.wait(2 * SECONDS) == 0, (tmp_path / "log.txt").read_text()
+    assert command(tmp_path, "fit", "--trainer.name", "here").wait(SECONDS) == 0
+    assert reached(run) == reached(tmp_path / "runs/here/version_0")
 
 
 @pytest.mark.filterwarnings("ignore:Flower's SuperLink was lost")
