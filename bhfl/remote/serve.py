@@ -116,6 +116,8 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
     told = {key: config[key] for key in _SECTIONS if key in config}
     own = (Role.MACHINE, Role.OUTPUT)
     kept = {name for name, role, _ in session.settings.options() if role not in own}
+    # tasks tell what each client is to do, and a trace may be a file of this machine's
+    kept.discard("availability")
     options = config.get("trainer", {})
     told["trainer"] = {name: options[name] for name in options if name in kept}
     return told

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from bhfl.comm import encode
+from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.exchange import Measured, Reply, Task, Verdict
 from bhfl.engine.session import Session
+from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import Client, ServerState
 from bhfl.quant import BitSpec
 from bhfl.remote import attendance, fleet
@@ -25,6 +27,7 @@ from bhfl.remote.fleet import FlowerClients
 from bhfl.remote.messages import Facts, Hello, Order, Refused, pack, split, unpack
 from bhfl.remote.relay import Answer
 from bhfl.remote.resident import Resident, facts_of
+from bhfl.remote.serve import _told
 from tests.engine.hand_made import client_rows
 from tests.engine.test_exchange import data, make_trainer, net, outcome, run
 from tests.processes import PROCESSES
@@ -379,3 +382,12 @@ def test_what_closes_a_round_goes_with_tasks_until_it_has_been_heard(tmp_path):
     again = fleet_of(tmp_path, MadeGrid(answer))
     list(again.train(iter([task])))
     assert heard[-1] == b"closing"
+
+
+def test_clients_are_told_nothing_of_a_trace_that_is_a_file_of_the_servers(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,round,event\n0,1,dropout\n")
+    trainer = FederatedTrainer({8: 2}, availability=Availability(trace=trace))
+    written = {"trainer": {"availability": {"trace": str(trace)}, "local_epochs": 2, "devices": 1}}
+    session: Any = SimpleNamespace(settings=trainer.settings)
+    assert _told(written, session) == {"trainer": {"local_epochs": 2}}
