@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms import SCAFFOLD, DPFedAvg, FedAvg, FedCOMGATE, FedLQ, FedPer, Local, ProWD
+from bhfl.algorithms import (
+    SCAFFOLD,
+    DPFedAvg,
+    FedAvg,
+    FedCOMGATE,
+    FedLQ,
+    FedPAQ,
+    FedPer,
+    Local,
+    ProWD,
+)
+from bhfl.algorithms.fedlq import Sensitivity
 from bhfl.comm import decode, encode
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm
@@ -463,3 +474,18 @@ def test_images_and_channels_last(tmp_path):
     run = fit_images(tmp_path, module=module, channels_last=True, max_rounds=2)
     assert [*run.server.buffers["frozen"]] == ["net.0.weight", "net.0.bias"]
     assert run.run.history[-1]["clients/ok"] == 4
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        ProWD(mask=None, dequantizer=None, payload="delta"),
+        FedPAQ(),
+        FedLQ(payload="delta", error_feedback=True, sensitivity=Sensitivity(shrinkage=0)),
+    ],
+    ids=lambda algorithm: type(algorithm).__name__,
+)
+def test_differences_are_of_what_is_trained_where_devices_round_the_rest(tmp_path, algorithm):
+    clients = [{"bits": 8, "count": 2, "frozen": "quantize"}, {"bits": 32, "count": 1}]
+    trainer = fit(tmp_path, clients=clients, algorithm=algorithm, max_rounds=2)
+    assert [row["clients/ok"] for row in trainer.run.history] == [3, 3]

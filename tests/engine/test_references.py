@@ -135,6 +135,17 @@ def test_clients_of_one_kind_share_what_they_were_sent(tmp_path: Path) -> None:
     assert len(list(references.folder.rglob("client=0-*-common.pt"))) <= 3
 
 
+@pytest.mark.parametrize("groups", [(8, 32), (32, 8)])
+def test_the_first_weights_of_all_are_kept_by_those_that_get_differences(
+    tmp_path: Path, groups: tuple[int, int]
+) -> None:
+    rule = Downlink("client", "differences")
+    trainer = fit(tmp_path, FedAvg(), dict.fromkeys(groups, 1), downlink=rule, max_rounds=3)
+    assert [row["clients/ok"] for row in trainer.run.history] == [2, 2, 2]
+    files = list((trainer.run.folder / "clients").rglob("client=*-common.pt"))
+    assert {file.name.partition("-")[0] for file in files} == {f"client={groups.index(8)}"}
+
+
 def test_clients_that_were_away_too_long_are_sent_weights_and_counted(tmp_path: Path) -> None:
     options = {"clients_per_round": 1, "sampling": "uniform", "max_rounds": 8}
     run = fit(tmp_path, FedAvg(), {8: 3}, downlink=RULE, **options).run

@@ -214,7 +214,8 @@ class ProWD(Rule):
         values = run.module.state_dict()
         generator = run.rng.torch("quant_up", device=run.device)
         for name, value in update.items():
-            if isinstance(value, QuantizedTensor):
+            # frozen weights that the device rounds are no part of what was received, or is sent
+            if isinstance(value, QuantizedTensor) and name in run.received:
                 move = run.received[name] - values[name]
                 if self.error_feedback:
                     move = with_error(run, name, move)

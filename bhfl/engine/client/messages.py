@@ -27,6 +27,8 @@ class Messages:
         self.keeps: Params = {}
         """What a client keeps of the last message."""
         self._payload = b""
+        self._kept: tuple[int | str, ...] = ()
+        """The number of finished rounds, and the names of the weights that are kept."""
         self._before: Mapping[str, Tensor] = {}
         self._tensors: Params = {}
 
@@ -50,8 +52,9 @@ class Messages:
         self, payload: bytes, before: Mapping[str, Tensor], keeps: Sequence[str], round: int
     ) -> Params:
         # a whole cohort is mostly sent the same: to compare bytes costs far less than to decode
-        # them
-        if payload == self._payload and (before is self._before or not (before or self._before)):
+        # them; of the same bytes clients of other bits keep other weights
+        same = payload == self._payload and (round, *keeps) == self._kept
+        if same and (before is self._before or not (before or self._before)):
             return self._tensors
         tensors = float_tensors(decode(payload))
         for name in keeps if before else ():
@@ -61,12 +64,14 @@ class Messages:
             self.keeps[_ROUND] = torch.tensor(round)
         self._tensors = self.place(tensors)
         self._payload = payload
+        self._kept = (round, *keeps)
         self._before = before
         return self._tensors
 
     def forget(self) -> None:
         """Hold no message any longer."""
         self._payload = b""
+        self._kept = ()
         self._before = {}
         self._tensors = {}
         self.keeps = {}
