@@ -26,6 +26,7 @@ SMALL = {
     "differences",
     "downlink",
     "dropouts",
+    "fedlq_left_out",
     "femnist",
     "median_scaffold",
     "prowd_feddyn",

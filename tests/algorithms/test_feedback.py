@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bhfl.algorithms import AdaQuantFL, FedCOM, FedLQ, FedPAQ, ProWD
+from bhfl.algorithms.fedlq import Budget
 from bhfl.algorithms.feedback import largest
-from bhfl.comm import decode, encode, float_tensors
+from bhfl.comm import decode, encode, float_tensors, header_bytes
 from bhfl.engine.checkpoint import digest
 from bhfl.quant import QuantizedTensor
 from tests.federation import fake, fit, same
@@ -124,9 +125,32 @@ def test_few_entries_take_few_bytes(tmp_path: Path) -> None:
         (lambda: FedPAQ(top_k=1.0), r"FedPAQ.top_k must be in \[0.0001, 1\), got 1.0"),
         (lambda: FedPAQ(error_feedback=1), "FedPAQ.error_feedback must be true or false, got 1"),
         (lambda: FedLQ(error_feedback=True), "FedLQ.error_feedback needs FedLQ.payload: delta"),
+        (lambda: FedLQ(candidates=(0, 2)), r"FedLQ.error_feedback: true .*, got False and client"),
         (lambda: ProWD(error_feedback=True), "ProWD.error_feedback needs ProWD.payload: delta"),
     ],
 )
 def test_options_that_contradict_each_other(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_fedlq_leaves_layers_for_a_later_round(tmp_path: Path) -> None:
+    """At one bit a weight, which no width can offer, some layers wait, and none for ever."""
+    budget = Budget(average_bits=1)
+    lq = FedLQ("delta", candidates=(0, 2, 4), budget=budget, error_feedback=True)
+    algorithm, seen = watched(lq)
+    run = fit(tmp_path, algorithm, {32: 2}, data=fake(holdout=16), max_rounds=6).run
+    sent: dict[str, int] = {}
+    for *_, update, kept in seen:
+        layers = {name: x for name, x in update.items() if isinstance(x, QuantizedTensor)}
+        left_out = [name for name, x in layers.items() if x.sparse]
+        assert 0 < len(left_out) < len(layers) == 3
+        for name in layers.keys() - left_out:
+            sent[name] = sent.get(name, 0) + 1
+        assert all(bool(kept["error/" + name].any()) for name in left_out)
+        codes = encode(layers)
+        # headers aside, a scale for each layer, and what a sparse one has in its row
+        most = 8 * (len(codes) - header_bytes(codes)) + 32 * len(left_out)
+        assert most <= sum(8 * -(-x.codes.numel() // 8) + 32 for x in layers.values())
+    assert len(sent) >= 2
+    assert all(row["fedlq/bits"] <= 1 for row in run.history)

@@ -82,8 +82,11 @@ class _Step(NamedTuple):
 
 def layer_bits(size: int, bits: int) -> int:
     """Bits on the wire of a layer of `size` weights: byte-aligned codes and one scale, or plain
-    float32 at 32 bits.
+    float32 at 32 bits; at 0 bits it is left out.
     """
+    if not bits:
+        # a scale, and the number of codes
+        return 64
     return 32 * size if bits == 32 else 8 * math.ceil(size * bits / 8) + 32
 
 
@@ -298,7 +301,7 @@ def candidates_problem(candidates: Sequence[int]) -> str:
     """What is wrong with the widths that layers may choose from."""
     if not len(candidates):
         return "must name at least one bit-width, got none"
-    known = all(bits == 32 or 2 <= bits <= 16 for bits in candidates)
+    known = all(bits in (0, 32) or 2 <= bits <= 16 for bits in candidates)
     if known and len(set(candidates)) == len(candidates):
         return ""
-    return f"must be distinct widths of 2..16 or 32, got {list(candidates)}"
+    return f"must be distinct widths of 0, 2..16 or 32, got {list(candidates)}"

@@ -13,16 +13,23 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candidates_problem
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
 from bhfl.algorithms.fedlq.mean import ProbedMean
-from bhfl.algorithms.fedlq.moves import check_trained, difference_of, is_as_computed, squared_move
+from bhfl.algorithms.fedlq.moves import (
+    check_left_out,
+    check_trained,
+    coded,
+    corrected,
+    is_as_computed,
+    keep_errors,
+    squared_move,
+)
 from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, plan_of, widths
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
 from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
-from bhfl.algorithms.feedback import keep_error, needs_differences, with_error
+from bhfl.algorithms.feedback import needs_differences
 from bhfl.checks import checked, choice, options
 from bhfl.comm import Tensors, encoded_bytes, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
@@ -49,7 +56,7 @@ class FedLQ(Algorithm):
     Args:
         payload: ``weights``: the model itself; ``delta``: its difference from the one that was sent
             (FedLQ-delta).
-        candidates: Widths to choose from, 2..16 or 32 (float32).
+        candidates: Widths to choose from: 2..16, 32 (float32), or 0 (left for a later round).
         budget: How many bits a client may send.
         sensitivity: How the curvatures are measured.
         solver: ``dp`` (exact), ``greedy`` or ``greedy_down``, by significance.
@@ -83,6 +90,7 @@ class FedLQ(Algorithm):
         self.solver = checked("FedLQ.solver", solver, choice(*get_args(Solver)))
         self.infeasible = checked("FedLQ.infeasible", infeasible, choice("late", "skip"))
         self.plan = checked("FedLQ.plan", plan, choice("client", "server"))
+        check_left_out(self.candidates, error_feedback, plan)
         if budget.average_bits < min(candidates) and budget.rule != "deadline":
             raise ValueError(
                 f"FedLQ.budget.average_bits must be at least {min(candidates)}, the fewest of "
@@ -233,7 +241,7 @@ class FedLQ(Algorithm):
         update = {name: value for name, value in trained.items() if name in run.message}
         values = float_tensors({name: update[name] for name in self.layers})
         check_trained(values)
-        sent = goals = self._goals(run, values)
+        sent = goals = corrected(run, values) if self.error_feedback else values
         if self.payload == "delta":
             sent = {name: run.received[name] - goal for name, goal in goals.items()}
         # what was measured takes room in the payload, so it is there before the budget is
@@ -251,19 +259,11 @@ class FedLQ(Algorithm):
             elif self.payload == "weights" and is_as_computed(update[name], width):
                 row.zero_()
             else:
-                update[name] = qsgd(sent[name], width, "linf", generator)
+                update[name] = coded(sent[name], width, generator)
         if self.error_feedback:
-            for name, wanted in sent.items():
-                keep_error(run, name, wanted, difference_of(update[name], run.received[name]))
+            keep_errors(run, sent, update)
         self._tell(run, bits, variances, values)
         return update
-
-    def _goals(self, run: LocalRun, values: Params) -> Params:
-        """The weights that a client would send: those trained, with what was left out before."""
-        if not self.error_feedback:
-            return values
-        start = run.received
-        return {n: start[n] - with_error(run, n, start[n] - values[n]) for n in values}
 
     def _bits(
         self, run: LocalRun, variances: Tensor, layers: Params, others: Tensors
@@ -306,7 +306,7 @@ class FedLQ(Algorithm):
             chosen = [[width] for width in widths(server.extra["plan"][client.id])]
         allowed = dict(super().coded(server, client, layers))
         for name, bits in zip(self.layers, chosen, strict=True):
-            allowed[name] = [width for width in bits if width < 32]
+            allowed[name] = [max(width, 2) for width in bits if width < 32]
         return allowed
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> ProbedMean:

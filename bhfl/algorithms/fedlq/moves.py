@@ -6,9 +6,44 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from bhfl.algorithms.differences import qsgd
+from bhfl.algorithms.feedback import keep_error, with_error
+from bhfl.comm import Tensors
+from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.types import Params
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
+
+_FEWEST_BITS = 2
+"""Bits of codes at least; a layer that is left out is sent as sparse codes of so many, of which
+none is there.
+"""
+
+
+def check_left_out(candidates: Sequence[int], error_feedback: bool, plan: str) -> None:
+    """ValueError where layers can be left out and would be lost, or where a plan could not say
+    so.
+    """
+    if 0 in candidates and not (error_feedback and plan == "client"):
+        raise ValueError(
+            "FedLQ.candidates with 0, which leaves a layer for a later round, needs "
+            f"FedLQ.error_feedback: true and FedLQ.plan: client, got {error_feedback} and {plan}"
+        )
+
+
+def coded(x: Tensor, bits: int, generator: torch.Generator) -> QuantizedTensor:
+    """What a layer is sent as.
+
+    Args:
+        x: Float tensor, any shape.
+        bits: 2..16 for codes, rounded without bias; 0 to leave all of it out.
+        generator: Draws the rounding.
+    """
+    if bits:
+        return qsgd(x, bits, "linf", generator)
+    # the smallest scale that is let through
+    scale = torch.tensor(torch.finfo(torch.float32).tiny)
+    return QuantizedTensor(torch.zeros_like(x, dtype=torch.int8), scale, _FEWEST_BITS, sparse=True)
 
 
 def check_trained(values: Params) -> None:
@@ -24,9 +59,24 @@ def is_as_computed(own: Tensor | QuantizedTensor, width: int) -> bool:
     return isinstance(own, QuantizedTensor) and own.bits == width and own.scale.ndim == 0
 
 
-def difference_of(sent: Tensor | QuantizedTensor, received: Tensor) -> Tensor:
-    """The difference that a layer as it is sent stands for: codes are of it, values of weights."""
-    return sent.dequantize() if isinstance(sent, QuantizedTensor) else received - sent
+def corrected(run: LocalRun, values: Params) -> Params:
+    """The weights that a client would send: those that it has trained, with what was left out of
+    its last difference.
+    """
+    start = run.received
+    return {n: start[n] - with_error(run, n, start[n] - values[n]) for n in values}
+
+
+def keep_errors(run: LocalRun, wanted: Params, update: Tensors) -> None:
+    """Keep what is left out of the differences that are `wanted`, of which codes are some and
+    values are the weights that they lead to.
+    """
+    for name, difference in wanted.items():
+        sent = update[name]
+        if isinstance(sent, QuantizedTensor):
+            keep_error(run, name, difference, sent.dequantize())
+        else:
+            keep_error(run, name, difference, run.received[name] - sent)
 
 
 def squared_move(start: Params, end: Params, layers: Sequence[str]) -> float:

@@ -66,7 +66,7 @@ def quantization_variance(x: Tensor, bits: int) -> float:
 
     Args:
         x: any shape, floating.
-        bits: 2..16, or 32 (no error).
+        bits: 2..16, 32 (no error), or 0 (nothing is sent).
     """
     return _variances(x, [bits])[0]
 
@@ -79,8 +79,9 @@ def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
     spreads = torch.empty_like(magnitudes, dtype=torch.float64)
     found = []
     for bits in candidates:
-        if bits == 32:
-            found.append(0.0)
+        if bits in (0, 32):
+            # all of it, or nothing, is left out
+            found.append(0.0 if bits else float(magnitudes.double().square().sum()))
             continue
         step = largest / (2 ** (bits - 1) - 1)
         # zeros have a step of 0; with any other their fractions are 0

@@ -377,11 +377,11 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
         ),
         (
             lambda: FedLQ(candidates=[1]),
-            "FedLQ.candidates must be distinct widths of 2..16 or 32, got [1]",
+            "FedLQ.candidates must be distinct widths of 0, 2..16 or 32, got [1]",
         ),
         (
             lambda: FedLQ(candidates=[8, 8]),
-            "FedLQ.candidates must be distinct widths of 2..16 or 32, got [8, 8]",
+            "FedLQ.candidates must be distinct widths of 0, 2..16 or 32, got [8, 8]",
         ),
         (
             lambda: Budget(average_bits=0),
