@@ -20,7 +20,9 @@ Tensors = Mapping[str, Tensor | QuantizedTensor]
 MAX_BYTES = 1 << 32
 """The longest payload that is decoded unless the caller says otherwise."""
 MAX_GROWTH = 2**14
-"""Entries that the sparse tensors of a payload may have for each of its bytes."""
+"""Entries that the sparse tensors of a payload may have for each of its bytes, where its reader has
+no other bound.
+"""
 _unread: bytes | None = None
 """The payload that was made last, until one is read: these very bytes, which nobody can change,
 have gone no way on which they could be damaged.
@@ -68,15 +70,16 @@ def encoded_bytes(tensors: Tensors) -> int:
 
 
 def decode(
-    data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_BYTES
+    data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
 ) -> dict[str, Tensor | QuantizedTensor]:
     """The tensors of a payload, bit for bit, on the CPU.
 
     Args:
         data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
             no size that they claim is believed before it agrees with their length.
-        max_bytes: Longer payloads are refused, and nothing of them is read. So are those whose
-            sparse tensors have more entries, or more than `MAX_GROWTH` for each byte.
+        max_bytes: Longer payloads are refused, and nothing of them is read; so are those whose
+            sparse tensors have more entries. By default `MAX_BYTES`, and `MAX_GROWTH` such entries
+            for each byte.
 
     Returns:
         The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with
@@ -91,12 +94,15 @@ def decode(
     # it is held no longer than whoever reads it holds it
     _unread = None
     view = memoryview(data).cast("B")
-    if len(view) > max_bytes:
-        raise PayloadError(f"payload must be at most {max_bytes} bytes, got {len(view)}")
+    limit = MAX_BYTES if max_bytes is None else max_bytes
+    if len(view) > limit:
+        raise PayloadError(f"payload must be at most {limit} bytes, got {len(view)}")
     entries, offset = wire.read_header(view, check)
-    # of few bytes, they may claim to stand for any number of entries
+    # of few bytes, they may claim to stand for any number of entries; who knows what to expect
+    # takes a tensor of zeros of any size
     sparse = sum(entry.numel for entry in entries if entry.kind == wire.SPARSE)
-    if sparse > (most := min(max_bytes, MAX_GROWTH * len(view))):
+    most = min(limit, MAX_GROWTH * len(view)) if max_bytes is None else limit
+    if sparse > most:
         raise PayloadError(f"sparse tensors must have at most {most} entries, got {sparse}")
     # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])

@@ -238,3 +238,11 @@ def test_big_endian_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for call in (lambda: encode({}), lambda: decode(payload)):
         with pytest.raises(PayloadError, match="little-endian machines do, got a big-endian one"):
             call()
+
+
+def test_who_knows_what_to_expect_takes_a_sparse_tensor_of_zeros_of_that_size() -> None:
+    codes = torch.zeros(4_000_000, dtype=torch.int8)
+    payload = encode({"w": QuantizedTensor(codes, torch.tensor(1.0), 4, sparse=True)})
+    assert torch.equal(decode(payload, max_bytes=codes.numel())["w"].codes, codes)
+    with pytest.raises(PayloadError, match="at most 3999999 entries, got 4000000"):
+        decode(payload, max_bytes=codes.numel() - 1)
