@@ -21,6 +21,7 @@ from bhfl.sweep.reader import read_matrix
 FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
 SMALL = {
+    "adapters",
     "bitsandbytes",
     "clients",
     "differences",

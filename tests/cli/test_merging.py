@@ -147,3 +147,27 @@ def test_typed_options_that_come_too_early_are_told(bhfl: Command) -> None:
     assert done.err == (
         "note: --model.optimizer.lr has no effect: a later option replaces what it belongs to\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--trainer.downlink", "client"], "client"),
+        (["--trainer.downlink", "4"], 4),
+        (
+            ["--trainer.downlink", "{bits: 4, send: differences}"],
+            {"bits": 4, "send": "differences", "keep": 5},
+        ),
+        (
+            ["--trainer.downlink.send=differences", "--trainer.downlink.keep=2"],
+            {"bits": "client", "send": "differences", "keep": 2},
+        ),
+    ],
+)
+def test_an_option_may_be_a_word_or_a_group(bhfl: Command, words: list[str], meant: object) -> None:
+    done = bhfl("fit", "--config", "tiny.yaml", *words, "--print_config")
+    assert (done.code, done.err) == (0, "")
+    assert yaml.safe_load(done.out)["trainer"]["downlink"] == meant
+    refused = bhfl("fit", "--config", "tiny.yaml", "--trainer.downlink", "{sent: weights}")
+    assert (refused.code, refused.out) == (2, "")
+    assert "sent is an unknown option of Downlink; did you mean 'send'?" in refused.err
