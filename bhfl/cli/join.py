@@ -105,10 +105,12 @@ def _join(args: Sequence[str]) -> int:
 
 def _serve(door: socket.socket, resident: Any, node: Supervised) -> None:
     """Answer whatever the SuperNode brings, as long as it is there."""
+    from bhfl.engine.ending import STANDING
     from bhfl.remote.app.frames import put, take
 
     door.settimeout(_LOOK_SECONDS)
     while True:
+        STANDING.at("waiting for the server")
         try:
             sock, _ = door.accept()
         except TimeoutError:

@@ -124,7 +124,9 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
 
 
 def _tell_bytes(trainer: FederatedTrainer, front: Front) -> None:
-    """Say and write how many bytes passed the front since it was opened, all of Flower's too."""
+    """Say and write the bytes of all requests and answers, Flower's own too, since the front was
+    opened: their bodies, without the heads of HTTP.
+    """
     assert trainer.run is not None
     path = trainer.run.folder / NETWORK_JSON
     wire = {"up": front.bytes_up, "down": front.bytes_down}

@@ -12,7 +12,7 @@ from bhfl.files import TableFile
 COLUMNS = [
     "round",
     "client",
-    "status",
+    "reply",
     "downlink_bytes",
     "task_bytes",
     "uplink_bytes",
@@ -51,7 +51,7 @@ class Wire:
             {
                 "round": task.round + 1,
                 "client": task.client,
-                "status": reply.fault.status if reply.fault else "ok",
+                "reply": reply.fault.status if reply.fault else "ok",
                 "downlink_bytes": len(task.downlink) + len(task.body),
                 "task_bytes": task_bytes,
                 "uplink_bytes": len(reply.payload or b""),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,14 +27,19 @@ pytest.importorskip("flwr")
 
 from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOMGATE, FedLQ, FedPer, ProWD
 from bhfl.algorithms.prowd import Dequantizer
+from bhfl.comm import encode
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.data import Digits
 from bhfl.downlink import Downlink
 from bhfl.engine.checkpoint import digest
+from bhfl.engine.exchange import Reply, Task
 from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.models import Classifier
+from bhfl.remote.app.frames import put, take
 from bhfl.remote.attendance import Terms
+from bhfl.remote.messages import Facts, pack, split, unpack
+from bhfl.remote.relay import listening_at
 from bhfl.remote.serve import Place, serve
 from tests.processes import PROCESSES
 from tests.remote.cluster import Cluster, until
@@ -228,6 +235,59 @@ def test_a_server_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path, cluster
     assert resumed.wait(2 * SECONDS) == 0, (tmp_path / "log.txt").read_text()
     assert command(tmp_path, "fit", "--trainer.name", "here").wait(SECONDS) == 0
     assert reached(run) == reached(tmp_path / "runs/here/version_0")
+
+
+class Hostile:
+    """A client that has a key, and answers what it likes: the socket of a resident, without one."""
+
+    def __init__(self, folder: Path, num_examples: int) -> None:
+        self.path = folder / "hostile.sock"
+        self.num_examples = num_examples
+        self.door = listening_at(self.path)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            sock, _ = self.door.accept()
+            with sock:
+                parts = split(take(sock))
+                task = unpack(parts[2], Task) if len(parts) > 1 else None
+                put(sock, self._greeting() if task is None else self._answer(task))
+
+    def _greeting(self) -> bytes:
+        facts = Facts(client=2, group="float32", num_examples=self.num_examples, facts={})
+        return pack(facts)
+
+    def _answer(self, task: Task) -> bytes:
+        reply = {"client": 2, "round": task.round}
+        answers = [
+            random.Random(0).randbytes(10**6),
+            pack(Reply(**{**reply, "round": 7}, payload=task.downlink)),
+            pack(Reply(**reply, payload=encode({"net.head.4.bias": torch.full((10,), torch.nan)}))),
+            pack(Reply(**reply, payload=bytes(30 * 10**6))),
+        ]
+        return answers[task.round]
+
+
+@pytest.mark.filterwarnings("ignore:round . client 2 rejected", "ignore:client 2 may not come")
+def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
+    tmp_path, cluster, clients
+):
+    here, model, data = made(tmp_path, "FedAvg", "fit", max_rounds=1)
+    here.fit(model, data)
+    clients.processes[2].terminate()
+    clients.processes[2].join(30)
+    # a short path, as that of a socket must be
+    place = Path(tempfile.mkdtemp(prefix="bhfl-"))
+    hostile = Hostile(place, here.clients[2].num_examples)
+    node = cluster.node(2, node_config={"bhfl-socket": str(hostile.path)}, seconds=SECONDS)
+    try:
+        there = over_the_network(cluster, tmp_path, "FedAvg", max_rounds=4)
+    finally:
+        node.stop()
+        clients.start(2)
+    for row in there.run.history:
+        assert (row["clients/ok"], row["clients/rejected"]) == (2, 1), row["problems"]
 
 
 @pytest.mark.filterwarnings("ignore:Flower's SuperLink was lost")
