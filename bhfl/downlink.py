@@ -31,7 +31,14 @@ class Downlink:
 
     @classmethod
     def of(cls, value: DownBits | Downlink) -> Downlink:
-        """The rule that an option says: bits alone mean weights of so many bits."""
+        """The rule that an option says.
+
+        Args:
+            value: The rule, or bits alone, which mean weights of so many bits.
+
+        Returns:
+            The rule.
+        """
         return value if isinstance(value, Downlink) else cls(value)
 
     def short(self) -> DownBits | Downlink:

@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_version_is_refused(copied: Path) -> None:
     path = copied / "checkpoints" / "best.ckpt"
     content = torch.load(path, weights_only=True)
     torch.save({**content, "format": 4}, path)
-    with pytest.raises(CheckpointError, match="checkpoint format must be 6, got 4"):
+    with pytest.raises(CheckpointError, match="checkpoint format must be 7, got 4"):
         bhfl.load_model(copied)
 
 
