@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bhfl.checks import checked, count, suggestion
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.availability import part_of
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
 
@@ -115,12 +116,15 @@ class FedRep(FedPer):
     def setup(self, context: Context) -> None:
         """What `FedPer` asks for, and that steps are left for the representation."""
         super().setup(context)
+        availability = context.settings.fleet.availability
         for client in context.clients:
-            steps = context.planned_steps(client)
+            part = availability.least_part(client.id) if availability else 1.0
+            steps = part_of(context.planned_steps(client), part)
             if client.num_examples and steps <= self.head_steps:
+                least = f" as a straggler of part {part}" if part < 1 else ""
                 raise ValueError(
                     f"FedRep.head_steps must be below the steps of each client, client {client.id} "
-                    f"makes {steps}, got {self.head_steps}"
+                    f"makes {steps}{least}, got {self.head_steps}"
                 )
 
     def client_gradients_(self, run: LocalRun) -> None:

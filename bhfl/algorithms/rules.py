@@ -62,6 +62,12 @@ class Rule(Algorithm):
             )
         return extra
 
+    def regroup(
+        self, server: ServerState, clients: Sequence[Client], origins: Mapping[str, str]
+    ) -> ServerState:
+        """Nothing of the rule's."""
+        return self.client.regroup(server, clients, origins)
+
     def begin_round(
         self, server: ServerState, cohort: Sequence[Client], context: Context
     ) -> ServerState:

@@ -146,6 +146,17 @@ class Availability(Recorded):
             return any(one.part is not None for one in self._traced.values())
         return self.stragglers > 0
 
+    def least_part(self, client: int) -> float:
+        """The least part of its steps that a client may make in any round; 0 where it may be as
+        little as one likes.
+        """
+        if self.trace is not None:
+            told = [one.part for (_, id), one in self._traced.items() if id == client]
+            return min((part for part in told if part is not None), default=1.0)
+        if not self.stragglers:
+            return 1.0
+        return float(self.part[0] if isinstance(self.part, Sequence) else self.part)
+
     def problem(self, num_clients: int, max_rounds: int) -> str:
         """What is wrong with the file for such a run; empty if nothing is, or there is none.
 

@@ -201,7 +201,7 @@ class Coordinator:
         record.measured = dict(reply.measured)
         self._own.update(reply.own)
         if reply.payload is None:
-            record.course = record.course.unsent()
+            record.end_early()
         fault = reply.fault
         try:
             if reply.payload is not None and fault is None:

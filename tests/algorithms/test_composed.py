@@ -26,6 +26,8 @@ from bhfl.algorithms import (
     ProWD,
 )
 from bhfl.algorithms.prowd import Mask
+from bhfl.algorithms.rules import Rule
+from bhfl.engine.algorithm import Algorithm
 from tests.algorithms.quadratics import Data, Module
 from tests.algorithms.test_options import Plain
 from tests.federation import fit, same
@@ -176,3 +178,12 @@ def test_the_client_half_is_that_of_the_innermost(tmp_path):
     assert not Median().own_model
     whole = ProWD()
     assert whole.client_half is whole
+
+
+def test_a_rule_hands_on_all_that_it_does_not_do_itself() -> None:
+    """Hooks of the client half go to `client_half`, and what becomes of updates is the rule's."""
+    own = {"aggregator", "reconstruct", "apply_mean", "server_optimizer"}
+    clients = "init_client receive num_steps client_loss client_gradients_ uplink client_close"
+    hooks = {name for name in vars(Algorithm) if not name.startswith("_")}
+    hooks = {name for name in hooks if callable(getattr(Algorithm, name))}
+    assert hooks - own - set(clients.split()) <= vars(Rule).keys()

@@ -184,6 +184,8 @@ def test_stragglers_are_refused_where_a_method_needs_equal_steps_or_has_its_own(
         fit(tmp_path, FedCOMGATE(), availability=slow, module=plain, clients={32: 2})
     with pytest.raises(ValueError, match=r"straggler_fraction must be 0 where .*, got 0\.5"):
         fit(tmp_path, FedProx(straggler_fraction=0.5), availability=slow, clients={32: 2})
+    with pytest.raises(ValueError, match=r"makes 1 as a straggler of part 0\.1, got 1"):
+        test_exchange.run(tmp_path, "FedRep", availability=Availability(stragglers=1, part=0.1))
 
 
 # ---- what becomes of a run -----------------------------------------------------------------------
@@ -255,6 +257,20 @@ def test_a_client_that_is_away_is_left_out_as_one_that_fails(tmp_path, event):
     with pytest.warns(UserWarning, match="bad luck"):
         failed = fit(tmp_path, Fails(), {8: 2, 32: 2}, Module, data(), max_rounds=2)
     assert same(away.server.params, failed.server.params)
+
+
+def test_a_client_that_fails_before_it_sends_is_charged_for_its_downloads_alone(tmp_path):
+    lines = [f"1,1,{event}," for event in ("dropout", "loss", "dropout")]
+    whole = fit(tmp_path, None, {8: 2, 32: 2}, Module, data(), max_rounds=1)
+    with pytest.warns(UserWarning, match="bad luck"):
+        broken = fit(
+            tmp_path, Fails(), {8: 2, 32: 2}, Module, data(), max_rounds=1,
+            availability=traced(tmp_path, *lines, retries=3),
+        )  # fmt: skip
+    row = numbers(broken)[1]
+    assert (row["status"], row["dropouts"], row["losses"]) == ("failed", "1", "0")
+    assert int(row["downlink_bytes"]) == 2 * int(numbers(whole)[1]["downlink_bytes"])
+    assert broken.run.history[0]["retry_bytes"] == int(row["downlink_bytes"]) // 2
 
 
 def test_a_straggler_makes_its_first_steps(tmp_path):

@@ -56,7 +56,7 @@ class Messages:
         same = payload == self._payload and (round, *keeps) == self._kept
         if same and (before is self._before or not (before or self._before)):
             return self._tensors
-        tensors = float_tensors(decode(payload))
+        tensors = float_tensors(decode(payload)) if payload else {}
         for name in keeps if before else ():
             tensors[name] = before[_SENT + name] + tensors[name]
         self.keeps = {_SENT + name: tensors[name] for name in keeps}
