@@ -262,12 +262,15 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for name in next(iter(results.values()), {}):
             values = {group: result[name] for group, result in results.items()}
-            if self.session.algorithm.communicates:
+            if self.session.algorithm.communicates and name in overall:
                 metrics[f"{stage}/{name}"] = overall[name]
             for group, value in values.items():
                 metrics[f"{stage}/{name}_{group}"] = value
             shared = (self.shares[group] * value for group, value in values.items())
-            metrics[f"{stage}/{name}_avg"] = sum(shared)
+            # a group whose clients are elsewhere may not have answered
+            there = sum(self.shares[group] for group in values)
+            whole_fleet = len(values) == len(self.shares)
+            metrics[f"{stage}/{name}_avg"] = sum(shared) if whole_fleet else sum(shared) / there
             metrics[f"{stage}/{name}_min"] = min(values.values())
         return metrics
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,21 @@ class FlowerClients:
         self.wire.write()
 
     def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
-        """What each client's own model is worth, as they come; who does not answer is left out."""
+        """What each client's own model is worth; who does not answer, or answers by other names
+        than most, is left out.
+        """
+        found = list(self._measured(tasks))
+        names = Counter(frozenset(one.metrics) for task, one in found if task.common)
+        usual = max(names, key=names.__getitem__, default=frozenset())
+        for task, one in found:
+            if frozenset(one.metrics) == (usual if task.common else frozenset()):
+                yield one
+            else:
+                told = f"client {one.client} was not measured: its metrics are not those of others"
+                warnings.warn(told, stacklevel=2)
+
+    def _measured(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Measured]]:
+        """The answers that can be believed, each with its task."""
         for task, data, error in self._asked(tasks):
             try:
                 if error:
@@ -96,7 +110,7 @@ class FlowerClients:
                 found = unpack(data, Measured, Refused)
                 if isinstance(found, Refused):
                     raise MessageError(found.reason)
-                yield believed_measured(found, task, self._num_samples(task.stage))
+                yield task, believed_measured(found, task, self._num_samples(task.stage))
             except MessageError as problem:
                 warnings.warn(
                     f"client {task.client} was not measured: {problem}; means are without it",

@@ -16,6 +16,7 @@ import torch
 from bhfl.comm import encode
 from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
+from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Measured, Reply, Task, Verdict
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
@@ -359,6 +360,29 @@ def test_who_does_not_measure_is_left_out(tmp_path):
     with pytest.warns(UserWarning, match="client 0 was not measured: client 1 measured val"):
         found = list(clients.evaluate(iter(tasks)))
     assert [one.client for one in found] == [1]
+
+
+def test_who_measures_by_other_names_than_most_is_left_out(tmp_path):
+    def answer(task, order):
+        metrics = {"acc": 0.5} if task.round == 3 else {"other": 1.0}
+        return pack(Measured(client=task.client, stage="val", metrics=metrics)), ""
+
+    clients = fleet_of(tmp_path, MadeGrid(answer))
+    tasks = [Task(**{**vars(task), "stage": "val"}) for task in TASKS]
+    tasks.insert(0, Task(**{**vars(tasks[0]), "round": 2}))
+    with pytest.warns(UserWarning, match="its metrics are not those of others"):
+        found = list(clients.evaluate(iter(tasks)))
+    assert [one.metrics for one in found] == [{"acc": 0.5}] * 2
+
+
+@pytest.mark.parametrize("there", [["int8", "float32"], ["int8"]])
+def test_means_are_of_the_groups_that_have_answered(there):
+    evaluator = object.__new__(Evaluator)
+    evaluator.session = SESSION
+    evaluator.shares = {"int8": 0.25, "float32": 0.75}
+    found = evaluator._tag({group: {"acc": 0.5} for group in there}, ["float32"], "val")
+    assert found["val/acc_avg"] == 0.5
+    assert ("val/acc" in found) == ("float32" in there)
 
 
 def test_what_closes_a_round_goes_with_tasks_until_it_has_been_heard(tmp_path):
