@@ -102,9 +102,9 @@ def test_a_folder_or_nothing_in_its_place(tmp_path):
 def test_another_format_and_plain_tensors(tmp_path):
     torch.save({"format": 99, "state": {}}, tmp_path / "a.ckpt")
     torch.save(torch.zeros(2), tmp_path / "b.ckpt")
-    with pytest.raises(CheckpointError, match="format must be 6, got 99"):
+    with pytest.raises(CheckpointError, match="format must be 7, got 99"):
         load(tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match="format must be 6, got None"):
+    with pytest.raises(CheckpointError, match="format must be 7, got None"):
         load(tmp_path / "b.ckpt")
 
 
