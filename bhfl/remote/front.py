@@ -20,12 +20,14 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from bhfl.remote.bounded import HEAD_SECONDS, Bounded
 from bhfl.remote.flower import listening, needs_flower
 from bhfl.remote.keys import ServerKeys
 from bhfl.remote.registry import Registry
 
 if TYPE_CHECKING:
     import httpx
+    import uvicorn
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ FLEET = re.compile(rb"/v1/fleet/[a-z]+(-[a-z]+)*")
 """The paths that are forwarded, as they came: nothing in them can be read as another path."""
 MOST_BYTES = 2**30
 """Bytes of a request's body at most. Flower cuts what clients send into pieces of a few MB."""
+MOST_HEAD = 2**16
+"""Bytes of a request's head at most: one without an end is read before anybody is known."""
 _OF_ONE_HOP = {
     b"connection",
     b"host",
@@ -66,6 +70,7 @@ class Front:
         host: The address to listen at; ``0.0.0.0`` are all of this machine.
         port: The port to listen at; 0 takes a free one.
         most_bytes: The bytes of a request's body at most.
+        head_seconds: What a connection has until the head of its first request is there.
 
     Raises:
         ImportError: Flower is not installed.
@@ -73,7 +78,7 @@ class Front:
         ValueError: The address or the port is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         keys: ServerKeys,
         registry: Registry,
@@ -81,27 +86,38 @@ class Front:
         host: str = "0.0.0.0",
         port: int = 8443,
         most_bytes: int = MOST_BYTES,
+        head_seconds: float = HEAD_SECONDS,
     ) -> None:
         needs_flower()
-        import uvicorn
-
         self._keys = keys
         self._registry = registry
         self._superlink = superlink
         self._most_bytes = most_bytes
-        self._socket = listening(host, port, "port")
+        clients = len(registry.clients)
+        self._socket = Bounded(listening(host, port, "port"), clients, head_seconds)
         self.port = int(self._socket.getsockname()[1])
         """The port that it listens at."""
         self.bytes_up: dict[int, int] = {}
         """Bytes of bodies that came from each client, by its position in the fleet."""
         self.bytes_down: dict[int, int] = {}
         """Bytes of bodies that went to each client."""
-        self._server = uvicorn.Server(
+        self._server = self._uvicorn()
+        self._client: httpx.AsyncClient | None = None
+        self._thread = threading.Thread(target=self._serve, name="bhfl-front", daemon=True)
+
+    def _uvicorn(self) -> uvicorn.Server:
+        import uvicorn
+
+        return uvicorn.Server(
             uvicorn.Config(
                 self._answer,
-                ssl_certfile=keys.certificate,
-                ssl_keyfile=keys.private,
+                ssl_certfile=self._keys.certificate,
+                ssl_keyfile=self._keys.private,
                 interface="asgi3",
+                # httptools holds a head of any length; uvloop would not ask `Bounded`
+                http="h11",
+                h11_max_incomplete_event_size=MOST_HEAD,
+                loop="asyncio",
                 log_config=None,
                 lifespan="off",
                 # what is worth to be told is told here; strangers may send what they like
@@ -114,8 +130,6 @@ class Front:
                 timeout_keep_alive=75,
             )
         )
-        self._client: httpx.AsyncClient | None = None
-        self._thread = threading.Thread(target=self._serve, name="bhfl-front", daemon=True)
 
     def start(self) -> Front:
         """Begin to answer."""
@@ -149,6 +163,7 @@ class Front:
         self._server.run(sockets=[self._socket])
 
     async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self._socket.heard(scope["client"])
         try:
             await self._answered(scope, receive, send)
         except ConnectionResetError:
@@ -160,12 +175,12 @@ class Front:
 
     async def _answered(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
-            return await _say(send, 404, "not found")
+            return await _turn_away(send, 404, "not found")
         if not FLEET.fullmatch(scope["raw_path"]):
-            return await _say(send, 404, "not found")
+            return await _turn_away(send, 404, "not found")
         client = self._client_of(scope["headers"])
         if client is None:
-            return await _say(send, 412, "the key of this client is not in the registry")
+            return await _turn_away(send, 412, "the key of this client is not in the registry")
         if abs(skew := _skew(scope["headers"])) > MOST_SKEW:
             told = f"the clock of this client differs from the server's by {skew:+.0f} s"
             return await _say(send, 412, told)
@@ -289,9 +304,15 @@ def _head(answer: httpx.Response) -> dict[str, Any]:
     }
 
 
-async def _say(send: Send, status: int, text: str) -> None:
+async def _turn_away(send: Send, status: int, text: str) -> None:
+    """Say why a stranger is not served, whose connection ends with that."""
+    await _say(send, status, text, (b"connection", b"close"))
+
+
+async def _say(send: Send, status: int, text: str, *more: tuple[bytes, bytes]) -> None:
     """Answer by a status and a reason, in the form in which SuperNodes read reasons."""
     body = json.dumps({"code": _NOT_REGISTERED, "detail": text}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += more
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
