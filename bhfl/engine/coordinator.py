@@ -199,7 +199,6 @@ class Coordinator:
         record.num_steps = reply.num_steps
         record.metrics = dict(reply.metrics)
         record.measured = dict(reply.measured)
-        self._own.update(reply.own)
         if reply.payload is None:
             record.end_early()
         fault = reply.fault
@@ -212,6 +211,9 @@ class Coordinator:
             fault = fault_of(error, self.server.channels_last)
         if fault:
             record.become(fault)
+        else:
+            # a client on another machine may name what the model lacks
+            self._own.update(self.session.own.first.keys() & reply.own)
         if link is not None and record.status != "failed":
             record.simulated_seconds = _seconds(record, link, record.num_examples)
         record.seconds += time.perf_counter() - start

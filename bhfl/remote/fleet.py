@@ -164,7 +164,7 @@ class FlowerClients:
                 if (done := waiting.pop(answer.id, None)) is not None:
                     yield done, answer.data, answer.error
             pause = FIRST_PAUSE if answers else min(1.5 * pause, LONGEST_PAUSE)
-            time.sleep(pause if waiting else 0.0)
+            time.sleep(pause if waiting or unsent else 0.0)
         for task in (*waiting.values(), *unsent):
             yield task, b"", _LATE
 

@@ -30,6 +30,8 @@ MAX_NAMES = 1000
 """Entries of a mapping of numbers, or of a list of names."""
 MAX_TEXT = 100_000
 """Characters of a text, such as the traceback of an error."""
+_LONG = {"Measured.correct": MAX_HEAD}
+"""The fields that may be longer: a digit a sample."""
 _LENGTH = 4
 
 
@@ -286,8 +288,9 @@ def _exactly(kind: type) -> _Reader:
 
 
 def _text(value: Any, inner: tuple[Any, ...], key: str) -> str | None:
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        raise MessageError(f"{key} must have at most {MAX_TEXT} characters, got {len(value)}")
+    most = _LONG.get(key, MAX_TEXT)
+    if isinstance(value, str) and len(value) > most:
+        raise MessageError(f"{key} must have at most {most} characters, got {len(value)}")
     return value if isinstance(value, str) else None
 
 

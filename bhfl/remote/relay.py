@@ -10,7 +10,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from bhfl.remote.app.frames import put, take
 
 _APP_SECONDS = 240.0
 """How long Flower may take to start the ServerApp."""
+_CALL_SECONDS = 300.0
+"""How long a call may take: one that hangs would hold the round beyond its end."""
 _TRIES = 10
 _PAUSE = 5.0
 """Seconds between two tries: a SuperLink that was lost takes a while to be back."""
@@ -39,11 +42,15 @@ class Relay:
     Args:
         folder: Where the socket is made: a folder that no other user can enter.
         start: Has Flower start the ServerApp, given the socket; ConnectionError where it cannot.
+        seconds: How long the ServerApp may be silent in a call, which is lost then.
     """
 
-    def __init__(self, folder: Path, start: Callable[[Path], None]) -> None:
+    def __init__(
+        self, folder: Path, start: Callable[[Path], None], seconds: float = _CALL_SECONDS
+    ) -> None:
         self.path = folder / "grid.sock"
         self._start = start
+        self._seconds = seconds
         self._door = listening_at(self.path)
         self._door.settimeout(_APP_SECONDS)
         self._sock: socket.socket | None = None
@@ -70,7 +77,7 @@ class Relay:
             raise RuntimeError(
                 f"Flower has not started the ServerApp within {_APP_SECONDS:g} s"
             ) from None
-        self._sock.settimeout(None)
+        self._sock.settimeout(self._seconds)
 
     def nodes(self) -> list[int]:
         """The ids of the nodes that are there."""
@@ -92,12 +99,12 @@ class Relay:
 
     def pull(self, ids: Sequence[str]) -> list[Answer]:
         """The answers to some messages that are there."""
-        sock = self._connected()
-        put(sock, json.dumps({"do": "pull", "ids": list(ids)}).encode())
         found = []
-        while head := take(sock):
-            told = json.loads(head)
-            found.append(Answer(told["id"], take(sock), told.get("error", "")))
+        with self._connected() as sock:
+            put(sock, json.dumps({"do": "pull", "ids": list(ids)}).encode())
+            while head := take(sock):
+                told = json.loads(head)
+                found.append(Answer(told["id"], take(sock), told.get("error", "")))
         return found
 
     def close(self) -> None:
@@ -107,16 +114,24 @@ class Relay:
                 sock.close()
 
     def _said(self, order: dict[str, Any], data: bytes | None = None) -> Any:
-        sock = self._connected()
-        put(sock, json.dumps(order).encode())
-        if data is not None:
-            put(sock, data)
-        return json.loads(take(sock))
+        with self._connected() as sock:
+            put(sock, json.dumps(order).encode())
+            if data is not None:
+                put(sock, data)
+            return json.loads(take(sock))
 
-    def _connected(self) -> socket.socket:
+    @contextmanager
+    def _connected(self) -> Iterator[socket.socket]:
         if self._sock is None:
             raise ConnectionError("the ServerApp is not there")
-        return self._sock
+        try:
+            yield self._sock
+        except TimeoutError:
+            # half an answer may be on its way: it is not to be taken for the next one
+            self._sock.close()
+            raise ConnectionError(
+                f"the ServerApp has not answered within {self._seconds:g} s"
+            ) from None
 
 
 def listening_at(path: Path) -> socket.socket:

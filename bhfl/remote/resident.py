@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from bhfl.engine.checkpoint import CheckpointError, digest
 from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.messages import split as split_common
+from bhfl.engine.ending import no_exit_of_others
 from bhfl.engine.environment import processor, versions
 from bhfl.engine.exchange import Fault, Reply, Task, Verdict
 from bhfl.engine.fingerprint import BACKENDS
@@ -33,6 +35,11 @@ from bhfl.remote.messages import (
     unpack,
 )
 from bhfl.settings import Role
+
+_log = logging.getLogger(__name__)
+
+_TOLD = (MessageError, CheckpointError, ValueError, OSError, ImportError)
+"""Errors whose message says what is wrong."""
 
 Open = Callable[[Hello, ExitStack], Session]
 """Opens a session for a run, which the stack closes."""
@@ -61,17 +68,25 @@ class Resident:
     def answer(self, data: bytes) -> bytes:
         """The answer to a message: what was asked for, or why it is refused."""
         try:
-            parts = split(data)
-            hello = unpack(parts[0] if parts else b"", Hello)
-            joined = self._join(hello)
-            if len(parts) == 1:
-                return pack(joined.facts())
-            if len(parts) != 3:
-                raise MessageError("a task comes with what stands before it, and with nothing else")
-            return joined.work(unpack(parts[1], Order), unpack(parts[2], Task))
+            with no_exit_of_others():
+                return self._answer(data)
         # what cannot be done here is told there, in one sentence; the next message may be another
-        except (MessageError, CheckpointError, ValueError, OSError, ImportError) as error:
+        except Exception as error:
+            if not isinstance(error, _TOLD):
+                # of somebody's own code, of which only a traceback says the place
+                _log.exception("what the server asked for failed")
+                # the next message opens another session, and closes this one
+                self._joined = None
             return pack(Refused(reason=f"{type(error).__name__}: {error}"))
+
+    def _answer(self, data: bytes) -> bytes:
+        parts = split(data)
+        joined = self._join(unpack(parts[0] if parts else b"", Hello))
+        if len(parts) == 1:
+            return pack(joined.facts())
+        if len(parts) != 3:
+            raise MessageError("a task comes with what stands before it, and with nothing else")
+        return joined.work(unpack(parts[1], Order), unpack(parts[2], Task))
 
     def close(self) -> None:
         """Close the session, if one is open."""

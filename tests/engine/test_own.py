@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from bhfl.algorithms import FedPAQ
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import digest
+from bhfl.engine.client.local import LocalClients
+from bhfl.engine.exchange import Fault
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit, same
 
@@ -290,3 +293,21 @@ def test_a_client_begins_with_the_tensors_of_the_first_whatever_the_one_before_d
         "extra was registered while a client trained" in str(warning.message) for warning in told
     ]
     assert any(taken) == (change in ("register", "save"))
+
+
+def test_nobody_plants_names_that_a_model_lacks_or_that_came_with_no_update(tmp_path, monkeypatch):
+    train = LocalClients.train
+
+    def lying(self, tasks):
+        for reply in train(self, tasks):
+            if reply.client == 0:
+                fault = Fault("failed", "so it says")
+                yield replace(reply, own=["net.0.weight"], payload=None, fault=fault)
+            else:
+                yield replace(reply, own=[*reply.own, "no such tensor"])
+
+    monkeypatch.setattr(LocalClients, "train", lying)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*so it says")
+        trainer = run(tmp_path, max_rounds=1)
+    assert set(trainer.server.buffers["first"]) == set(HEAD)

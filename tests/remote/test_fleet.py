@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -25,8 +26,8 @@ from bhfl.quant import BitSpec
 from bhfl.remote import attendance, fleet
 from bhfl.remote.attendance import Terms
 from bhfl.remote.fleet import FlowerClients
-from bhfl.remote.messages import Facts, Hello, Order, Refused, pack, split, unpack
-from bhfl.remote.relay import Answer
+from bhfl.remote.messages import Facts, Hello, Order, Refused, join, pack, split, unpack
+from bhfl.remote.relay import Answer, Relay
 from bhfl.remote.resident import Resident, facts_of
 from bhfl.remote.serve import _told
 from tests.engine.hand_made import client_rows
@@ -323,6 +324,49 @@ def test_what_goes_wrong_with_one_client_ends_its_round_and_no_others(
     assert replies[0].payload is None
     assert replies[0].fault.status == status
     assert says.replace("\\", "") in replies[0].fault.reason
+
+
+def test_what_flower_does_not_take_is_sent_again_after_a_pause(tmp_path, monkeypatch):
+    grid = MadeGrid(good)
+    clients = fleet_of(tmp_path, grid)
+    monkeypatch.setattr(fleet, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(fleet, "LONGEST_PAUSE", 0.05)
+    pushed = []
+    grid.push = lambda node, *_: pushed.append(node)
+    assert all(reply.fault.status == "late" for reply in clients.train(iter(TASKS)))
+    assert 2 <= len(pushed) <= 2 * 7
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such data set"), SystemExit(3)])
+def test_whatever_goes_wrong_on_a_clients_machine_is_told_and_not_its_end(tmp_path, error):
+    def broken(hello, stack):
+        raise error
+
+    resident = Resident(broken, tmp_path, 0)
+    hello = Hello(run="a" * 32, config={}, backends={}, client=0)
+    for _ in range(2):
+        refused = unpack(resident.answer(join(pack(hello))), Refused)
+        assert str(error) in refused.reason
+        assert type(error).__name__ in refused.reason or "sys.exit(3)" in refused.reason
+
+
+def test_a_server_app_that_hangs_is_lost(tmp_path):
+    started = []
+
+    def start(path):
+        app = socket.socket(socket.AF_UNIX)
+        app.connect(str(path))
+        started.append(app)
+
+    relay = Relay(tmp_path, start, seconds=0.1)
+    relay.restore()
+    for call in (relay.nodes, lambda: relay.push(1, b"", 1.0, 0), lambda: relay.pull(["a"])):
+        with pytest.raises(ConnectionError, match=r"has not answered within 0.1 s"):
+            call()
+        relay.restore()
+    relay.close()
+    for app in started:
+        app.close()
 
 
 def test_a_client_that_is_gone_has_failed_and_is_back_when_it_is_there_again(tmp_path):

@@ -136,6 +136,11 @@ def test_what_is_no_reply_is_refused_by_name(head, says):
         unpack(changed(REPLY, **head), Reply)
 
 
+def test_models_are_measured_on_any_number_of_samples():
+    measured = Measured(client=3, stage="val", correct="01" * 100_000)
+    assert unpack(pack(measured), Measured) == measured
+
+
 def test_options_of_training_are_checked_as_the_trainers_are():
     training = {**vars(TRAINING), "local_epochs": 0}
     with pytest.raises(MessageError, match=r"Task.training.local_epochs must be"):
