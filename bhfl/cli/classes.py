@@ -4,6 +4,9 @@ import importlib
 import inspect
 import sys
 import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from functools import cache
 from typing import Any, Optional, get_origin, get_type_hints
@@ -21,6 +24,32 @@ GROUPS = {
 }
 """The groups of entry points in which other packages offer classes, by the class they derive from.
 """
+
+
+_ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=None)
+
+
+@contextmanager
+def only_of(packages: Collection[str]) -> Iterator[None]:
+    """Let names of a configuration lead into some packages alone, for the block: of others nothing
+    is imported, and nothing is made that is imported already.
+    """
+    token = _ALLOWED.set(packages)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def all_allowed() -> bool:
+    """Whether names may lead into any package."""
+    return _ALLOWED.get() is None
+
+
+def _check_allowed(path: str, name: str) -> None:
+    allowed = _ALLOWED.get()
+    if allowed is not None and path.partition(".")[0] not in allowed:
+        raise ValueError(f"this client's `allow` does not name the package of {name}")
 
 
 def indefinite(base: type) -> str:
@@ -100,6 +129,7 @@ def resolve(name: Any, base: type) -> type:
     if not isinstance(name, str) or not all(map(str.isidentifier, name.split("."))):
         raise ValueError(refusal)
     if name in names:
+        _check_allowed(names[name].__module__, name)
         return names[name]
     if "." not in name:
         raise ValueError(refusal + suggestion(name, names))
@@ -156,8 +186,17 @@ def imported(path: str) -> Any:
     """What the dotted `path` means: something of a module, or of a class in one.
 
     Raises:
-        ValueError: There is no such thing, or its module cannot be imported, for whatever reason.
+        ValueError: There is no such thing, its package is not allowed, or its module cannot be
+            imported, for whatever reason.
     """
+    _check_allowed(path, path)
+    found = _import_named(path)
+    # an allowed package may have imported another one: torch.os.system
+    _check_allowed(getattr(found, "__module__", None) or path, path)
+    return found
+
+
+def _import_named(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -167,7 +206,7 @@ def imported(path: str) -> Any:
             raise ValueError(str(error)) from error
         # it may be a class in a module
         try:
-            return getattr(imported(module), name)
+            return getattr(_import_named(module), name)
         except (ValueError, AttributeError):
             raise ValueError(str(error)) from error
     except (ImportError, AttributeError, ValueError) as error:

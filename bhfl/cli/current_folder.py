@@ -13,7 +13,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 
-_NAMED = {("bhfl", "imported"), ("jsonargparse", "import_object")}
+_NAMED = {("bhfl", "_import_named"), ("jsonargparse", "import_object")}
 """Package and function of those who import what a configuration names."""
 
 

@@ -169,6 +169,7 @@ class _Opener:
         Raises:
             ValueError: The configuration cannot be used here, saying why.
         """
+        from bhfl.cli.classes import only_of
         from bhfl.cli.remade import made_here
         from bhfl.engine.session import Session
 
@@ -189,8 +190,20 @@ class _Opener:
             Layer({"trainer": machine}, "bhfl join"),
             *deepcopy(list(self._request.layers)),
         ]
-        trainer, model, data = made_here(layers)
+        own = _packages([layer.values for layer in self._request.layers])
+        with only_of({*_OWN, *self._request.allow, *own}):
+            trainer, model, data = made_here(layers)
         return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))
+
+
+def _packages(value: Any) -> Iterator[str]:
+    """What may be packages in the client's own configuration, which names what it likes."""
+    value = read_text(value) if isinstance(value, Text) else value
+    if isinstance(value, str):
+        yield value.partition(".")[0]
+    value = list(value.values()) if isinstance(value, Mapping) else value
+    for item in value if isinstance(value, list) else ():
+        yield from _packages(item)
 
 
 def _foreign(value: Any, allowed: Sequence[str]) -> Iterator[str]:

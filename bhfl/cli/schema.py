@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from bhfl.checks import shown, suggestion
 from bhfl.cli.classes import (
+    all_allowed,
     imported,
     indefinite,
     names_one,
@@ -259,7 +260,7 @@ class Checker:
 
     def _callable(self, instance: Instance | None, path: str, keys: Keys) -> list[str]:
         """Problems of a dotted name where functions may be meant as well as classes."""
-        if path.split(".")[0] not in sys.stdlib_module_names:
+        if path.split(".")[0] not in sys.stdlib_module_names or not all_allowed():
             try:
                 found = imported(path)
             except ValueError as error:

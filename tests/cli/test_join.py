@@ -85,3 +85,48 @@ def test_a_client_makes_no_class_of_a_package_that_it_does_not_allow() -> None:
         opener()(config, ExitStack())
     with pytest.raises(ValueError, match="os_like"):
         opener("--allow", "[os_like]")(config, ExitStack())
+
+
+EVIL = """
+import pathlib
+pathlib.Path("ran").touch()
+from bhfl.algorithms import FedAvg as Alg
+def collate(samples): return samples
+"""
+
+
+def given(**options: str) -> dict[str, object]:
+    known = {"train": "bhfl.data.Digits", "test": "bhfl.data.Digits"}
+    return {"data": {"class_path": "bhfl.data.FromDatasets", "init_args": {**known, **options}}}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"algorithm": "evil_pkg.Alg"},
+        {"model": "evil_pkg.Net"},
+        given(train="evil_pkg.collate"),
+        given(collate_fn="evil_pkg.collate"),
+        given(collate_fn="os.system"),
+        given(collate_fn="torch.os.system"),
+    ],
+)
+def test_a_class_of_another_package_is_not_made_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object]
+) -> None:
+    (tmp_path / "evil_pkg.py").write_text(EVIL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="this client's `allow` does not name the package of"):
+        opener()(hello(**changed), ExitStack())
+    assert not Path("ran").exists()
+
+
+def test_a_client_names_its_own_classes_without_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("from bhfl.data import Digits\nclass Own(Digits): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["--data", "mine.Own", "--folder", str(tmp_path)]
+    with ExitStack() as stack:
+        assert type(opener(*own)(hello(), stack).data).__name__ == "Own"
