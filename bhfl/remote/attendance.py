@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from bhfl.checks import checked, count, or_none, within
 from bhfl.engine.ending import STANDING
 from bhfl.engine.session import Session
+from bhfl.remote.believe import said
 from bhfl.remote.messages import Facts, Hello, MessageError, Refused, join, pack, unpack
 from bhfl.remote.relay import Answer
 from bhfl.remote.resident import facts_of
@@ -52,6 +54,11 @@ class Terms:
     """How long the server waits for clients that must be there."""
     strict: bool = False
     """Whether clients are refused where anything could make their bits differ."""
+
+    def __post_init__(self) -> None:
+        checked("wait_for", self.wait_for, or_none(count(1)))
+        for name in ("round_seconds", "wait_seconds"):
+            checked(name, getattr(self, name), within("(0, inf)"))
 
 
 class Attendance:
@@ -144,7 +151,7 @@ class Attendance:
                 raise MessageError(answer.error)
             facts = unpack(answer.data, Facts, Refused)
             if isinstance(facts, Refused):
-                raise MessageError(facts.reason)
+                raise MessageError(said(facts.reason))
             self._check(client, facts)
         except MessageError as problem:
             warnings.warn(f"client {client} cannot take part: {problem}", stacklevel=2)
@@ -162,11 +169,13 @@ class Attendance:
         }
         for name, (wanted, found) in here.items():
             if wanted != found:
-                raise MessageError(f"{name} must be {wanted}, as the server has it, got {found}")
+                raise MessageError(
+                    f"{name} must be {wanted}, as the server has it, got {said(found)}"
+                )
         differing = []
         for name, value in self._facts.items():
             if facts.facts.get(name) != value:
-                differing.append(f"{name} is {value} here and {facts.facts.get(name)} there")
+                differing.append(f"{name} is {value} here and {said(facts.facts.get(name))} there")
         if not differing:
             return
         told = "; ".join(differing)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bhfl.checks import LONGEST, clipped
 from bhfl.engine.exchange import Fault, Measured, Reply, Task
 from bhfl.engine.types import Client
 from bhfl.remote.messages import MessageError
@@ -17,10 +18,44 @@ _SERVERS = ("val/", "test/", "comm/", "clients/", "clients_", "time/", "round", 
 """How the names begin of what the server alone measures and counts."""
 _FAULTS: tuple[Status, ...] = ("failed", "rejected", "skipped")
 """What a client may say of itself: who is late or was away, the server alone knows."""
+MOST_NAMES = 200
+"""Names of metrics that a client may use in a run."""
+_MOST = 1e12
+"""The largest metric that is believed, with either sign: sums of larger ones may leave the range of
+numbers.
+"""
 _PASSES = 4
 """Times the planned examples that a client may have seen: uplinks are measured on some, and models
 of its own are trained besides.
 """
+
+
+def said(text: object) -> str:
+    """What a client says, on one line that is not long: it stands in logs, and in the rows that go
+    to all clients with each task.
+    """
+    return clipped(
+        "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: LONGEST + 1])
+    )
+
+
+class Names:
+    """The names of metrics that each client has used: so many in a run, and no more. Each name is a
+    column of the run's rows for ever, and rows go to all clients.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, set[str]] = {}
+
+    def known(self, client: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of a client whose names it has used, or may begin to use."""
+        known = self._known.setdefault(client, set())
+        found = {}
+        for name, value in metrics.items():
+            if name in known or len(known) < MOST_NAMES:
+                known.add(name)
+                found[name] = value
+        return found
 
 
 def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool) -> Reply:
@@ -56,7 +91,8 @@ def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool)
     if fault is not None:
         # a status of its own, which cannot be that of an update, and no error of the server's hooks
         status = fault.status if fault.status in _FAULTS else "failed"
-        fault = replace(fault, status=status, broken_hook=False)
+        reason, origin = said(fault.reason), said(fault.origin)
+        fault = replace(fault, status=status, reason=reason, origin=origin, broken_hook=False)
     # one that lacks what is frozen has done nothing, and is asked again
     elif communicates and reply.payload is None and not (task.frozen and reply.holds is False):
         fault = Fault("failed", "the client sent neither an update nor a reason")
@@ -67,7 +103,7 @@ def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool)
         num_examples=min(reply.num_examples, most),
         num_steps=min(reply.num_steps, most),
         metrics=_believed_metrics(reply.metrics, client.group),
-        measured={name: reply.measured[name] for name in reply.measured if _NAME.fullmatch(name)},
+        measured=_in_range(reply.measured),
     )
 
 
@@ -87,8 +123,7 @@ def believed_measured(measured: Measured, task: Task, num_samples: int) -> Measu
             f"client {measured.client} measured {measured.stage}, and client {task.client} was "
             f"asked for {task.stage}"
         )
-    metrics = {name: value for name, value in measured.metrics.items() if _NAME.fullmatch(name)}
-    own = {name: value for name, value in measured.own.items() if _NAME.fullmatch(name)}
+    metrics, own = _in_range(measured.metrics), _in_range(measured.own)
     digits = re.fullmatch("[01]*", measured.correct) and len(measured.correct) == num_samples
     correct = measured.correct if digits else ""
     return replace(measured, metrics=metrics, own=own, correct=correct)
@@ -105,7 +140,16 @@ def _believed_metrics(metrics: Mapping[str, float], group: str) -> dict[str, flo
     """The metrics that a client may report: those of its training, and of its own model."""
     local = re.compile(rf"val/.+_local(_before)?_{re.escape(group)}")
     found = {}
+    for name, value in _in_range(metrics).items():
+        if local.fullmatch(name) or not name.startswith(_SERVERS):
+            found[name] = value
+    return found
+
+
+def _in_range(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics with names and values that can be written."""
+    found = {}
     for name, value in metrics.items():
-        if _NAME.fullmatch(name) and (local.fullmatch(name) or not name.startswith(_SERVERS)):
+        if _NAME.fullmatch(name) and abs(value) <= _MOST:
             found[name] = value
     return found

@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bhfl.engine.session import Session
 from bhfl.files import write_json
 from bhfl.plain import read_json
 from bhfl.remote.attendance import FIRST_PAUSE, LONGEST_PAUSE, Attendance, Grid, Terms
-from bhfl.remote.believe import believed_measured, believed_reply
+from bhfl.remote.believe import Names, believed_measured, believed_reply, said
 from bhfl.remote.closings import Closings
 from bhfl.remote.messages import (
     Hello,
@@ -71,6 +72,7 @@ class FlowerClients:
         self._confirmed: dict[int, int] = {}
         """The version of each client whose closing message it has."""
         self._samples: dict[str, int] = {}
+        self._names = Names()
         self.wire = Wire(folder / "wire.csv", session.server.round)
         fleet = len(session.fleet)
         self.attendance.gather(fleet if terms.wait_for is None else terms.wait_for)
@@ -109,7 +111,7 @@ class FlowerClients:
                     raise MessageError(error)
                 found = unpack(data, Measured, Refused)
                 if isinstance(found, Refused):
-                    raise MessageError(found.reason)
+                    raise MessageError(said(found.reason))
                 yield task, believed_measured(found, task, self._num_samples(task.stage))
             except MessageError as problem:
                 warnings.warn(
@@ -215,11 +217,22 @@ class FlowerClients:
                     client = at(self.session.fleet, task.round)[task.client]
                     reply = believed_reply(found, task, client, communicates)
                     self._confirmed[task.client] = task.version
-                    return reply
-                fault = Fault("failed", found.reason)
+                    return self._bounded(reply)
+                fault = Fault("failed", said(found.reason))
             except MessageError as problem:
                 fault = Fault("rejected", f"its reply is none: {problem}")
         return Reply(client=task.client, round=task.round, fault=fault)
+
+    def _bounded(self, reply: Reply) -> Reply:
+        """A reply with no more than a client may bring into a run, and that took no longer than a
+        round does.
+        """
+        return replace(
+            reply,
+            seconds=min(reply.seconds, self.terms.round_seconds),
+            metrics=self._names.known(reply.client, reply.metrics),
+            measured=self._names.known(reply.client, reply.measured),
+        )
 
     def _most_bytes(self) -> int:
         """Bytes of an update at most: codes and scales take less than twice the float32 values."""

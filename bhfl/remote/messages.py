@@ -62,8 +62,6 @@ class Facts:
     num_examples: int
     facts: Mapping[str, Any]
     """What would make bits differ where it differs: versions, threads, the first weights."""
-    versions: Sequence[int] = ()
-    """The versions of its state that it still holds, in rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +152,11 @@ def unpack(data: bytes, *kinds: type, max_bytes: int | None = None) -> Any:
         MessageError: It is none of these, of another wire version, or too long.
     """
     head, payload = _parts(data)
-    if head.pop("wire", None) != WIRE:
-        raise MessageError(f"wire must be {WIRE}, the version of this bhfl, got another one")
+    if (wire := head.pop("wire", None)) != WIRE:
+        raise MessageError(
+            f"wire must be {WIRE}, the version of this bhfl, got {clipped(repr(wire))}: both sides "
+            "need the same version of bhfl"
+        )
     name = head.pop("kind", None)
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None or kind not in kinds:

@@ -75,7 +75,8 @@ class Relay:
             self._sock, _ = self._door.accept()
         except TimeoutError:
             raise RuntimeError(
-                f"Flower has not started the ServerApp within {_APP_SECONDS:g} s"
+                f"Flower has not started the ServerApp within {_APP_SECONDS:g} s: a SuperLink must "
+                "be on this machine, and of this user"
             ) from None
         self._sock.settimeout(self._seconds)
 

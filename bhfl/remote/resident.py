@@ -157,7 +157,6 @@ class _Joined:
             group=self.client.group,
             num_examples=self.client.num_examples,
             facts=facts_of(self.session),
-            versions=sorted(self.store.versions),
         )
 
     def work(self, order: Order, task: Task) -> bytes:

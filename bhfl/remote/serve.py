@@ -86,12 +86,16 @@ def serve(  # noqa: PLR0913
 
     Raises:
         ImportError: Flower is not installed.
-        ValueError: The run needs several processes, or the keys are those of another fleet.
+        ValueError: The run needs several processes, waits for more clients than there are, or the
+            keys are those of another fleet.
         OSError: The port is in use.
     """
     processes = trainer.fabric.world_size
     if processes > 1:
         raise ValueError(f"trainer.devices must be 1 where clients are elsewhere, got {processes}")
+    fleet = len(groups_of(trainer))
+    if terms and (terms.wait_for or 0) > fleet:
+        raise ValueError(f"wait_for must be at most {fleet}, the whole fleet, got {terms.wait_for}")
     with _grid(trainer, place) as (relay, keyed, front):
 
         def connect(session: Session) -> FlowerClients:

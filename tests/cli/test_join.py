@@ -55,6 +55,8 @@ def test_serve_needs_one_process_and_keys(bhfl: Command) -> None:
     assert len(list(Path("keys/clients").iterdir())) > 1
     done = bhfl("serve", "--config", "tiny.yaml", "--trainer.devices", "2")
     assert done.problems == ["trainer.devices must be 1 where clients are elsewhere, got 2"]
+    done = bhfl("serve", "--config", "tiny.yaml", "--wait_for", "99")
+    assert "wait_for must be at most" in done.problems[0]
     done = bhfl("serve", "--config", "tiny.yaml", "--clients", "{8: 1}")
     assert "make new ones by `bhfl serve --make_keys`" in done.problems[0]
 

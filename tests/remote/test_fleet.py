@@ -369,6 +369,32 @@ def test_a_server_app_that_hangs_is_lost(tmp_path):
         app.close()
 
 
+def test_a_refusal_is_told_on_one_line_and_seconds_are_those_of_a_round(tmp_path):
+    def answer(task, order):
+        if task.client == 0:
+            return pack(Refused(reason="no disk\n" + "a" * 9000)), ""
+        reply = Reply(client=1, round=3, payload=b"up", seconds=1e300)
+        return pack(reply), ""
+
+    clients = fleet_of(tmp_path, MadeGrid(answer))
+    replies = {reply.client: reply for reply in clients.train(iter(TASKS))}
+    assert replies[1].seconds == clients.terms.round_seconds
+    assert replies[0].fault.reason.startswith(r"no disk\na")
+    assert len(replies[0].fault.reason) <= 400
+    with pytest.warns(UserWarning, match="client 0 cannot take part") as told:
+        fleet_of(tmp_path, MadeGrid(answer, {"group": "b\n" * 9000}))
+    assert all("\n" not in str(one.message) for one in told)
+
+
+@pytest.mark.parametrize(
+    "terms", [{"wait_for": 0}, {"wait_for": -1}, {"round_seconds": 0}, {"round_seconds": -1.0},
+              {"round_seconds": float("nan")}, {"wait_seconds": 0.0}],
+)  # fmt: skip
+def test_terms_that_cannot_be_are_refused_by_name(terms):
+    with pytest.raises(ValueError, match=f"{next(iter(terms))} must"):
+        Terms(**terms)
+
+
 def test_a_client_that_is_gone_has_failed_and_is_back_when_it_is_there_again(tmp_path):
     grid = MadeGrid(good)
     clients = fleet_of(tmp_path, grid)

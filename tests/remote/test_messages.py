@@ -14,7 +14,7 @@ from bhfl.comm.network import Link
 from bhfl.engine.exchange import ClientLink, Fault, Measured, Reply, Task, Verdict
 from bhfl.engine.types import Client
 from bhfl.quant import BitSpec
-from bhfl.remote.believe import believed_measured, believed_reply
+from bhfl.remote.believe import MOST_NAMES, Names, believed_measured, believed_reply
 from bhfl.remote.messages import (
     WIRE,
     Facts,
@@ -77,7 +77,7 @@ MESSAGES = {
     "verdict": Verdict(True, PAYLOAD),
     "dropped": Verdict(False),
     "hello": Hello(run="a", config={"clients": {"8": 5}}, backends={"int8": {}}, client=2),
-    "facts": Facts(client=1, group="int8", num_examples=9, facts={"torch": "2"}, versions=[1, 2]),
+    "facts": Facts(client=1, group="int8", num_examples=9, facts={"torch": "2"}),
     "order": Order(rounds=[3], closing=PAYLOAD),
     "refused": Refused(reason="no such backend"),
 }
@@ -109,7 +109,7 @@ def changed(message, **head) -> bytes:
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        ({"wire": WIRE + 1}, "wire must be 1, the version of this bhfl, got another one"),
+        ({"wire": WIRE + 1}, "wire must be 1, the version of this bhfl, got 2"),
         ({"kind": "Task"}, "kind must be Reply, got 'Task'"),
         ({"kind": ["Reply"]}, "kind must be Reply"),
         ({"extra": 1}, "Reply has no field 'extra'"),
@@ -221,6 +221,30 @@ def test_no_client_reports_what_the_server_measures():
     reply = replace(REPLY, metrics=dict.fromkeys(names, 1.0))
     found = believed_reply(reply, TASK, CLIENT, True).metrics
     assert list(found) == ["train/loss", "val/acc_local_float32", "mine"]
+
+
+def test_numbers_beyond_all_reason_are_left_out():
+    metrics = {"train/loss": 1e13, "mine": -1e308, "train/acc": 0.5}
+    reply = believed_reply(replace(REPLY, metrics=metrics, measured=metrics), TASK, CLIENT, True)
+    assert reply.metrics == reply.measured == {"train/acc": 0.5}
+    measured = replace(MESSAGES["measured"], metrics=metrics, own=metrics)
+    measured = believed_measured(measured, replace(TASK, stage="val"), 9)
+    assert measured.metrics == measured.own == {"train/acc": 0.5}
+
+
+def test_a_client_brings_so_many_names_and_keeps_them():
+    names = Names()
+    first = {f"a{i}": 0.0 for i in range(MOST_NAMES - 1)}
+    assert names.known(1, first) == first
+    assert names.known(1, {"b": 1.0, "c": 2.0, "a0": 3.0}) == {"b": 1.0, "a0": 3.0}
+    assert names.known(2, {"c": 2.0}) == {"c": 2.0}
+
+
+def test_what_a_client_says_is_one_line_that_is_not_long():
+    fault = Fault("failed", "no\nerror: \x1b[2J" + "a" * 99_000)
+    reason = believed_reply(replace(FAILED, fault=fault), TASK, CLIENT, True).fault.reason
+    assert reason.startswith(r"no\nerror: \x1b[2Ja")
+    assert len(reason) <= 400
 
 
 def test_examples_are_capped_and_faults_are_no_updates():
