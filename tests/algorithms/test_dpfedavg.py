@@ -219,8 +219,10 @@ def test_nothing_but_trained_parameters_leaves_a_client(tmp_path):
     trained = {name for name, one in Mixed(True).named_parameters() if one.requires_grad}
     assert sent
     assert all(names == trained for names in sent)
+    frozen = run.server.buffers["frozen"]
+    assert frozen.keys() == {"net.0.weight"}
+    assert torch.equal(frozen["net.0.weight"], first["net.0.weight"])
     assert torch.equal(params["scale"], first["scale"])
-    assert torch.equal(params["net.0.weight"], first["net.0.weight"])
     assert not torch.equal(params["net.0.bias"], first["net.0.bias"])
     assert all(value == 0 for value in run.server.buffers["counters"].values())
 

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import bhfl.engine.client.local
-import bhfl.engine.coordinator
+import bhfl.engine.client.messages
+import bhfl.engine.outgoing
 import bhfl.engine.sampling
 from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.comm import decode, encode
@@ -266,9 +267,9 @@ def test_the_same_message_is_encoded_once_a_group_and_never_kept(tmp_path, monke
             return {name: tensor.clone() for name, tensor in server.params.items()}
 
     encoded, decoded = [], []
-    local = bhfl.engine.client.local
-    monkeypatch.setattr(local, "decode", lambda data: decoded.append(1) or decode(data))
-    for half in (bhfl.engine.coordinator, local):
+    messages = bhfl.engine.client.messages
+    monkeypatch.setattr(messages, "decode", lambda data: decoded.append(1) or decode(data))
+    for half in (bhfl.engine.outgoing, bhfl.engine.client.local):
         monkeypatch.setattr(half, "encode", lambda tensors: encoded.append(1) or encode(tensors))
     run(tmp_path / "a", {8: 3, 32: 3}, unequal(6), max_rounds=2)
     assert (len(encoded), len(decoded)) == (2 * (6 + 2), 2)
