@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 import warnings
@@ -86,6 +87,8 @@ class Attendance:
         self.terms = terms
         self.nodes: dict[int, int] = {}
         """The node of each client that has joined, whether or not it is there now."""
+        self.told: dict[int, str] = {}
+        """The digest of what each client has said that it is."""
         self._hello = hello
         self._facts = facts_of(session)
         self._clients: Mapping[int, int] = {}
@@ -99,6 +102,10 @@ class Attendance:
         """Why a client cannot be asked."""
         there = self.nodes.get(client) in self._clients
         return "" if there else "the client is not connected"
+
+    def forget(self, client: int) -> None:
+        """Greet a client anew, which is not what it was when it joined."""
+        self._silent.pop(self.nodes.pop(client, -1), None)
 
     def gather(self, wanted: int) -> None:
         """Greet whoever is new, and wait until so many clients are there."""
@@ -157,6 +164,7 @@ class Attendance:
             warnings.warn(f"client {client} cannot take part: {problem}", stacklevel=2)
             return
         self.nodes[client] = node
+        self.told[client] = hashlib.sha256(answer.data).hexdigest()
         _log.info("client %d (%s) is there", client, facts.group)
 
     def _check(self, client: int, facts: Facts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 import warnings
@@ -133,7 +134,8 @@ class FlowerClients:
         accepted = self.session.server.accepted | dict.fromkeys(kept, round)
         closing = next((one.closing for one in verdicts.values() if one.closing is not None), None)
         self._closings.save(round, closing)
-        oldest = min(self._rounds(), default=0)
+        # a run without checkpoints begins anew, and so do its clients
+        oldest = min(self._rounds(), default=math.inf)
         self._closings.prune(lambda one: one >= oldest or one in accepted.values())
 
     # ---- messages --------------------------------------------------------------------------------
@@ -178,7 +180,8 @@ class FlowerClients:
             seconds = self.terms.round_seconds
             id = self.grid.push(self.attendance.nodes[task.client], data, seconds, task.round)
             unsent.popleft()
-            self.wire.sent(task, data)
+            if task.stage == "train":
+                self.wire.sent(task, data)
             if id is None:
                 unsent.append(task)
             else:
@@ -189,7 +192,8 @@ class FlowerClients:
         closing = None
         if self._confirmed.get(task.client) != version:
             closing = self._closings.of(version)
-        order = Order(rounds=self._rounds(), closing=closing)
+        facts = self.attendance.told.get(task.client, "")
+        order = Order(rounds=self._rounds(), closing=closing, facts=facts)
         return join(pack(self._hello(task.client)), pack(order), pack(task))
 
     def _hello(self, client: int) -> Hello:
@@ -218,6 +222,8 @@ class FlowerClients:
                     reply = believed_reply(found, task, client, communicates)
                     self._confirmed[task.client] = task.version
                     return self._bounded(reply)
+                if found.changed:
+                    self.attendance.forget(task.client)
                 fault = Fault("failed", said(found.reason))
             except MessageError as problem:
                 fault = Fault("rejected", f"its reply is none: {problem}")

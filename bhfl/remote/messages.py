@@ -72,6 +72,8 @@ class Order:
     """The rounds that the server may go back to: what they need is not to be dropped."""
     closing: bytes | None = None
     """The message that closed the round whose state the task goes on with."""
+    facts: str = ""
+    """The digest of the client's `Facts` as the server has heard them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,8 @@ class Refused:
     """Why a client does not do what it was asked."""
 
     reason: str
+    changed: bool = False
+    """Whether the client is not what it was when it joined, and is to be greeted anew."""
 
 
 KINDS: Mapping[str, type] = {

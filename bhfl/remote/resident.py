@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 from collections.abc import Callable, Mapping
@@ -83,10 +84,16 @@ class Resident:
         parts = split(data)
         joined = self._join(unpack(parts[0] if parts else b"", Hello))
         if len(parts) == 1:
-            return pack(joined.facts())
+            return joined.facts
         if len(parts) != 3:
             raise MessageError("a task comes with what stands before it, and with nothing else")
-        return joined.work(unpack(parts[1], Order), unpack(parts[2], Task))
+        order, task = unpack(parts[1], Order), unpack(parts[2], Task)
+        if order.facts not in ("", hashlib.sha256(joined.facts).hexdigest()):
+            # by another version or with other data: its bits are not those that were agreed on
+            return pack(
+                Refused(reason="the client is not what it was when it joined", changed=True)
+            )
+        return joined.work(order, task)
 
     def close(self) -> None:
         """Close the session, if one is open."""
@@ -145,12 +152,13 @@ class _Joined:
             store,
         )
         store.closed = self._closed
+        self.facts = pack(self._facts())
 
     def _closed(self, kept: dict[str, Any], closing: bytes, round: int) -> dict[str, Any]:
         client = behind(self.session.fleet, round)[self.client.id]
         return self.clients.closed(client, kept, float_tensors(decode(closing)))
 
-    def facts(self) -> Facts:
+    def _facts(self) -> Facts:
         """Who this is, and what would make its bits differ from those of others."""
         return Facts(
             client=self.client.id,

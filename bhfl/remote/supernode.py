@@ -26,8 +26,6 @@ _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _REASONS = {
     "Hostname mismatch": "its certificate is not for that name: its keys were made without it",
     "IP address mismatch": "its certificate is not for that address: its keys were made without it",
-    "certificate has expired": "its certificate has expired, or this clock is wrong",
-    "certificate is not yet valid": "its certificate is not valid yet, or this clock is wrong",
     "certificate verify failed": "its certificate is not of the authority of {ca}",
     "WRONG_VERSION_NUMBER": "it answers in clear text, and clients speak TLS alone",
     "RECORD_LAYER_FAILURE": "it answers in clear text, and clients speak TLS alone",
@@ -35,7 +33,11 @@ _REASONS = {
     "is not in the registry": "the key {private} is not in its registry: it is of other keys",
 }
 """What a SuperNode says when it cannot go on, and what that means for a user."""
-_CLOCK = re.compile(r"the clock of this client differs from the server's by [+-]\d+ s")
+_CLOCK = re.compile(
+    r"the clock of this client differs from the server's by [+-]\d+ s"
+    "|certificate has expired|certificate is not yet valid"
+)
+"""What it says where this machine's clock may be wrong, as on one that was just switched on."""
 _TAKEN = "Failed to activate SuperNode"
 
 
@@ -109,13 +111,16 @@ class _Reasons:
         self._taken_since: float | None = None
 
     def __call__(self, said: str) -> str:
+        if wrong := _CLOCK.search(said):
+            # clocks are put right while a client runs
+            told = "the clock of this machine may be wrong"
+            _log.warning("%s is not joined yet: %s; %s", self._server, wrong[0], told)
+            self._taken_since = None
+            return ""
         for text, reason in _REASONS.items():
             if text in said:
                 told = reason.format(ca=self._keys.ca, private=self._keys.private)
                 return f"the server at {self._server} is not joined: {told}"
-        if wrong := _CLOCK.search(said):
-            # clocks are put right while a client runs
-            _log.warning("%s lets nobody in: %s", self._server, wrong[0])
         if _TAKEN not in said:
             self._taken_since = None
             return ""

@@ -395,6 +395,60 @@ def test_terms_that_cannot_be_are_refused_by_name(terms):
         Terms(**terms)
 
 
+def test_a_client_that_has_changed_is_greeted_anew(tmp_path):
+    def answer(task, order):
+        digests.append(order.facts)
+        return pack(Refused(reason="changed", changed=True)) if task.client == 0 else good(
+            task, order
+        )[0], ""
+
+    digests: list[str] = []
+    grid = MadeGrid(answer)
+    clients = fleet_of(tmp_path, grid, strict=True)
+    assert [reply.fault is None for reply in clients.train(iter(TASKS))].count(True) == 1
+    assert len(set(digests)) == 2
+    assert "" not in digests
+    grid.facts = {"facts": {}}
+    with pytest.warns(UserWarning, match="client 0 cannot take part: its bits may differ"):
+        clients.attendance.gather(2)
+    assert list(clients.attendance.nodes) == [1]
+
+
+def test_a_client_does_nothing_for_a_server_that_takes_it_for_another(tmp_path):
+    def opened(hello: Hello, stack: ExitStack) -> Session:
+        trainer = make_trainer(tmp_path, "FedCOMGATE")
+        return stack.enter_context(
+            Session.opened(trainer, net("FedCOMGATE"), data(), "fit", "test")
+        )
+
+    resident = Resident(opened, tmp_path, 0)
+    hello = pack(Hello(run="a" * 32, config={}, backends={}, client=0))
+    unpack(resident.answer(join(hello)), Facts)
+    order = pack(Order(facts="another"))
+    assert unpack(resident.answer(join(hello, order, pack(TASKS[0]))), Refused).changed
+    resident.close()
+
+
+def test_wire_rows_are_of_tasks_to_train(tmp_path):
+    clients = fleet_of(tmp_path, MadeGrid(good))
+    task = Task(**{**vars(TASKS[0]), "stage": "val"})
+    with pytest.warns(UserWarning, match="was not measured"):
+        list(clients.evaluate(iter([task])))
+    clients.attendance.nodes.clear()
+    clients.attendance.gather = lambda wanted: None
+    list(clients.train(iter(TASKS[:1])))
+    with open(tmp_path / "wire.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["task_bytes"] == "0"
+
+
+def test_closing_messages_that_nobody_goes_back_to_are_dropped(tmp_path):
+    clients = fleet_of(tmp_path, MadeGrid(good))
+    for round in (1, 2, 3):
+        clients.close(round, {0: Verdict(True, b"closing")})
+    assert [path.name for path in (tmp_path / "closings").iterdir()] == ["round=00003.bin"]
+
+
 def test_a_client_that_is_gone_has_failed_and_is_back_when_it_is_there_again(tmp_path):
     grid = MadeGrid(good)
     clients = fleet_of(tmp_path, grid)
