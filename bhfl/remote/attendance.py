@@ -14,7 +14,7 @@ from bhfl.checks import checked, count, or_none, within
 from bhfl.engine.ending import STANDING
 from bhfl.engine.session import Session
 from bhfl.remote.believe import said
-from bhfl.remote.messages import Facts, Hello, MessageError, Refused, join, pack, unpack
+from bhfl.remote.messages import MAX_TOLD, Facts, Hello, MessageError, Refused, join, pack, unpack
 from bhfl.remote.relay import Answer
 from bhfl.remote.resident import facts_of
 
@@ -29,6 +29,9 @@ _AGAIN_SECONDS = 60.0
 
 class Grid(Protocol):
     """What carries messages; `bhfl.remote.relay.Relay` is one."""
+
+    most_bytes: int
+    """Bytes of an answer at most."""
 
     def nodes(self) -> list[int]:
         """The ids of the nodes that are there."""
@@ -156,7 +159,7 @@ class Attendance:
         try:
             if answer.error:
                 raise MessageError(answer.error)
-            facts = unpack(answer.data, Facts, Refused)
+            facts = unpack(answer.data, Facts, Refused, max_head=MAX_TOLD)
             if isinstance(facts, Refused):
                 raise MessageError(said(facts.reason))
             self._check(client, facts)

@@ -25,6 +25,7 @@ from bhfl.remote.attendance import FIRST_PAUSE, LONGEST_PAUSE, Attendance, Grid,
 from bhfl.remote.believe import Names, believed_measured, believed_reply, said
 from bhfl.remote.closings import Closings
 from bhfl.remote.messages import (
+    MAX_TOLD,
     Hello,
     MessageError,
     Order,
@@ -33,6 +34,7 @@ from bhfl.remote.messages import (
     pack,
     unpack,
 )
+from bhfl.remote.relay import MOST_BYTES
 from bhfl.remote.wire import Wire
 from bhfl.settings import Role
 
@@ -84,6 +86,7 @@ class FlowerClients:
         """A reply for each task, as they come; all tasks are sent at once."""
         self.attendance.gather(self.session.settings.cohort.min_clients)
         most = self._most_bytes()
+        self.grid.most_bytes = most + MOST_BYTES
         for task, data, error in self._asked(tasks):
             reply = self._reply(task, data, error, most)
             self.wire.received(task, reply, data)
@@ -110,10 +113,11 @@ class FlowerClients:
             try:
                 if error:
                     raise MessageError(error)
-                found = unpack(data, Measured, Refused)
+                samples = self._num_samples(task.stage)
+                found = unpack(data, Measured, Refused, max_head=MAX_TOLD + samples)
                 if isinstance(found, Refused):
                     raise MessageError(said(found.reason))
-                yield task, believed_measured(found, task, self._num_samples(task.stage))
+                yield task, believed_measured(found, task, samples)
             except MessageError as problem:
                 warnings.warn(
                     f"client {task.client} was not measured: {problem}; means are without it",
@@ -212,10 +216,10 @@ class FlowerClients:
         if error == _LATE:
             fault = Fault("late", f"no reply came within {self.terms.round_seconds:g} s")
         elif error:
-            fault = Fault("failed", error)
+            fault = Fault("failed", said(error))
         else:
             try:
-                found = unpack(data, Reply, Refused, max_bytes=most)
+                found = unpack(data, Reply, Refused, max_bytes=most, max_head=MAX_TOLD)
                 if isinstance(found, Reply):
                     communicates = self.session.algorithm.communicates
                     client = at(self.session.fleet, task.round)[task.client]

@@ -26,6 +26,10 @@ WIRE = 1
 """The version of this format; both sides must speak the same."""
 MAX_HEAD = 64 << 20
 """Bytes of a head at most: a task's holds all rows of its run."""
+MAX_TOLD = 4 << 20
+"""Bytes of the head of what a client says at most, without a digit a sample: as objects, they are
+many times as long.
+"""
 MAX_NAMES = 1000
 """Entries of a mapping of numbers, or of a list of names."""
 MAX_TEXT = 100_000
@@ -144,18 +148,21 @@ def split(data: bytes) -> list[bytes]:
     return parts
 
 
-def unpack(data: bytes, *kinds: type, max_bytes: int | None = None) -> Any:
+def unpack(
+    data: bytes, *kinds: type, max_bytes: int | None = None, max_head: int = MAX_HEAD
+) -> Any:
     """The message that was packed.
 
     Args:
         data: Its bytes, from anyone.
         kinds: The kinds that it may be of.
         max_bytes: Bytes of its payloads at most; any number by default.
+        max_head: Bytes of its head at most.
 
     Raises:
         MessageError: It is none of these, of another wire version, or too long.
     """
-    head, payload = _parts(data)
+    head, payload = _parts(data, max_head)
     if (wire := head.pop("wire", None)) != WIRE:
         raise MessageError(
             f"wire must be {WIRE}, the version of this bhfl, got {clipped(repr(wire))}: both sides "
@@ -180,11 +187,13 @@ def unpack(data: bytes, *kinds: type, max_bytes: int | None = None) -> Any:
     return message
 
 
-def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+def _parts(data: bytes, max_head: int) -> tuple[dict[str, Any], bytes]:
     """The head, whose fields nobody has looked at, and the payload."""
     start = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
-    if not _LENGTH < start <= min(len(data), MAX_HEAD):
+    if not _LENGTH < start <= len(data):
         raise MessageError("a message is cut off, or is none")
+    if start > max_head:
+        raise MessageError(f"the head must have at most {max_head} bytes, got {start}")
     try:
         head = json.loads(data[_LENGTH:start])
     except (ValueError, RecursionError) as error:

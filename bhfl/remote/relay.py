@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bhfl.remote.app.frames import put, take
+from bhfl.remote.app.frames import TooLongError, put, take
 
 _APP_SECONDS = 240.0
 """How long Flower may take to start the ServerApp."""
+MOST_BYTES = 2**26
+"""Bytes of an answer at most, besides the update in it."""
 _CALL_SECONDS = 300.0
 """How long a call may take: one that hangs would hold the round beyond its end."""
 _TRIES = 10
@@ -51,6 +53,8 @@ class Relay:
         self.path = folder / "grid.sock"
         self._start = start
         self._seconds = seconds
+        self.most_bytes = MOST_BYTES
+        """Bytes of an answer at most: of a longer one nothing is held, and it is an error."""
         self._door = listening_at(self.path)
         self._door.settimeout(_APP_SECONDS)
         self._sock: socket.socket | None = None
@@ -105,7 +109,11 @@ class Relay:
             put(sock, json.dumps({"do": "pull", "ids": list(ids)}).encode())
             while head := take(sock):
                 told = json.loads(head)
-                found.append(Answer(told["id"], take(sock), told.get("error", "")))
+                try:
+                    answer = Answer(told["id"], take(sock, self.most_bytes), told.get("error", ""))
+                except TooLongError as error:
+                    answer = Answer(told["id"], b"", str(error))
+                found.append(answer)
         return found
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import Client, ServerState
 from bhfl.quant import BitSpec
 from bhfl.remote import attendance, fleet
+from bhfl.remote.app.frames import put
 from bhfl.remote.attendance import Terms
 from bhfl.remote.fleet import FlowerClients
 from bhfl.remote.messages import Facts, Hello, Order, Refused, join, pack, split, unpack
@@ -447,6 +449,30 @@ def test_closing_messages_that_nobody_goes_back_to_are_dropped(tmp_path):
     for round in (1, 2, 3):
         clients.close(round, {0: Verdict(True, b"closing")})
     assert [path.name for path in (tmp_path / "closings").iterdir()] == ["round=00003.bin"]
+
+
+def test_an_answer_that_is_too_long_is_not_held(tmp_path):
+    def start(path):
+        app.connect(str(path))
+
+    with socket.socket(socket.AF_UNIX) as app:
+        relay = Relay(tmp_path, start, seconds=5.0)
+        relay.restore()
+        relay.most_bytes = 100
+        for id, size in [("a", 101), ("b", 100)]:
+            put(app, json.dumps({"id": id}).encode())
+            put(app, bytes(size))
+        put(app, b"")
+        long, short = relay.pull(["a", "b"])
+        relay.close()
+    assert long == Answer("a", b"", "a message must have at most 100 bytes, got 101")
+    assert short == Answer("b", bytes(100), "")
+
+
+def test_answers_are_bounded_by_what_an_update_may_have(tmp_path):
+    grid = MadeGrid(good)
+    list(fleet_of(tmp_path, grid).train(iter(TASKS)))
+    assert 2**26 < grid.most_bytes < 2**26 + 10_000
 
 
 def test_a_client_that_is_gone_has_failed_and_is_back_when_it_is_there_again(tmp_path):

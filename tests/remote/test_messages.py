@@ -162,6 +162,12 @@ def test_a_payload_that_is_too_long_is_not_taken():
         unpack(pack(REPLY), Reply, max_bytes=10)
 
 
+def test_a_head_that_is_too_long_is_not_read():
+    data = changed(REPLY, extra="[" * 2000)
+    with pytest.raises(MessageError, match="the head must have at most 1000 bytes"):
+        unpack(data, Reply, max_head=1000)
+
+
 def mutated(data: bytes, draws: random.Random) -> bytes:
     """A copy with some bytes changed, cut out, put in or cut off."""
     found = bytearray(data)

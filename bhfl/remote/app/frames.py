@@ -2,6 +2,12 @@
 
 import socket
 
+_PART = 2**20
+
+
+class TooLongError(ValueError):
+    """A message has more bytes than it may have; it has been read, and nothing of it is kept."""
+
 
 def put(sock: socket.socket, data: bytes) -> None:
     """Send a message."""
@@ -9,13 +15,23 @@ def put(sock: socket.socket, data: bytes) -> None:
     sock.sendall(data)
 
 
-def take(sock: socket.socket) -> bytes:
+def take(sock: socket.socket, most: int | None = None) -> bytes:
     """Wait for a message.
+
+    Args:
+        sock: The socket.
+        most: Its bytes at most; any number by default.
 
     Raises:
         ConnectionError: The other side has gone.
+        TooLongError: The message has more bytes.
     """
-    return _exactly(sock, int.from_bytes(_exactly(sock, 8), "little"))
+    size = int.from_bytes(_exactly(sock, 8), "little")
+    if most is None or size <= most:
+        return _exactly(sock, size)
+    for start in range(0, size, _PART):
+        _exactly(sock, min(_PART, size - start))
+    raise TooLongError(f"a message must have at most {most:,} bytes, got {size:,}")
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
