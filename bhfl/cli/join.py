@@ -6,14 +6,11 @@ configuration is another thing on this machine, such as where the data lie.
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bhfl.checks import count, suggestion
@@ -82,13 +79,12 @@ def _join(args: Sequence[str]) -> int:
         with told("loading PyTorch and Lightning"):
             from bhfl.remote.relay import listening_at
             from bhfl.remote.resident import Resident
+            from bhfl.remote.scratch import scratch
             from bhfl.remote.serve import POLLS
             from bhfl.remote.supernode import start_supernode
         resident = Resident(_Opener(request), folder, request.client)
         stack.callback(resident.close)
-        # short, as the path of a socket must be
-        own = Path(tempfile.mkdtemp(prefix="bhfl-"))
-        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        own = stack.enter_context(scratch())
         door = stack.enter_context(listening_at(own / "client.sock"))
         node = start_supernode(
             folder / "flower",

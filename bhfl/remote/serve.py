@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from bhfl.remote.front import Front
 from bhfl.remote.keys import server_keys
 from bhfl.remote.registry import Registry
 from bhfl.remote.relay import Relay
+from bhfl.remote.scratch import scratch
 from bhfl.remote.superlink import Control, SuperLink
 from bhfl.settings import Role
 
@@ -174,9 +173,7 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Key
     registry.fits(groups_of(trainer))
     with ExitStack() as stack:
         STANDING.at("starting Flower")
-        # short, as the path of a socket must be
-        own = Path(tempfile.mkdtemp(prefix="bhfl-"))
-        stack.callback(shutil.rmtree, own, ignore_errors=True)
+        own = stack.enter_context(scratch())
         address = place.superlink
         if address is None:
             superlink = stack.enter_context(SuperLink(own / "superlink", keys, more=POLLS))
