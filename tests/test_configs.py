@@ -37,7 +37,7 @@ SMALL = {
     "wage",
 }
 """What is shown on one set of data alone."""
-QUICK = {"fedavg", "prowd", "fedlq"}
+QUICK = {"prowd"}
 """What runs a round on pictures among the quick tests too."""
 MATRICES = [path for path in FILES if path.parent.name == "sweeps"]
 

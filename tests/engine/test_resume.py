@@ -448,9 +448,20 @@ STATEFUL = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "options"), STATEFUL, ids=[type(row[0]).__name__ for row in STATEFUL]
-)
+LONG = (AdaQuantFL, GroupedAvgAsymmetric)
+"""Methods that keep on the server alone what others among the quick tests keep there too."""
+
+
+def stateful() -> list[Any]:
+    found = []
+    for row in STATEFUL:
+        kind = type(row[0])
+        marks = [pytest.mark.slow] if kind in LONG else []
+        found.append(pytest.param(*row, id=kind.__name__, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("algorithm", "options"), stateful())
 def test_every_method_that_keeps_anything_survives_a_kill(tmp_path, algorithm, options):
     options = {"algorithm": algorithm, "monitor": "val/acc_float32", **options}
     assert (
