@@ -9,7 +9,8 @@ from bhfl.remote.scratch import scratch
 from tests.processes import PROCESSES
 
 
-def die_in(pipe) -> None:
+def die_in(pipe, folder: str) -> None:
+    tempfile.tempdir = folder
     with scratch() as own:
         (own / "superlink.db").write_text("an update")
         pipe.send(str(own))
@@ -17,13 +18,11 @@ def die_in(pipe) -> None:
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_path, monkeypatch):
-    # the folder's name is what the started process reads
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     other = tmp_path / "bhfl-net-link"
     other.symlink_to(tmp_path)
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=die_in, args=(theirs,))
+    process = PROCESSES.Process(target=die_in, args=(theirs, str(tmp_path)))
     process.start()
     left = Path(ours.recv())
     assert left.stat().st_mode & 0o777 == 0o700
