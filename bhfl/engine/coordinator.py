@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from bhfl.comm import decode, encoded_bytes, float_tensors, header_bytes
+from bhfl.comm import decode, float_tensors, header_bytes
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.availability import WHOLE, Course, course_of
 from bhfl.engine.buffers import BufferSum
@@ -20,7 +20,7 @@ from bhfl.engine.private import public_rows
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord, with_updates
-from bhfl.engine.refusal import Asked, admit
+from bhfl.engine.refusal import Asked, admit, most_bytes
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
@@ -62,8 +62,7 @@ class Coordinator:
         # neither a term nor the sum over the cohort may leave the range in which sums are exact
         limit = min(MAX_TERM, MAX_TOTAL / max(1, len(cohort)))
         self.asked = Asked({**expected, **travelling}, counters, limit)
-        # codes of 16 bits and a scale for each of them take less than twice the float32 values
-        self.max_bytes = 2 * encoded_bytes(self.asked.tensors)
+        self.max_bytes = most_bytes(self.asked.tensors)
         self._unsent: list[ClientRecord] = []
         """Clients that no task could be made for."""
         self.outgoing = Outgoing(session, server)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bhfl.comm import encoded_bytes
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
 
@@ -30,6 +31,16 @@ class Asked:
     """Those of its tensors that count, with the server's own values."""
     limit: float
     """Bound on ``weight * |value|``, so that all sums stay exact."""
+
+
+def most_bytes(tensors: Params) -> int:
+    """Bytes of an update of these tensors at most.
+
+    Args:
+        tensors: Names, shapes and dtypes of an update.
+    """
+    # codes of 16 bits and a scale for each of them take less than twice the float32 values
+    return 2 * encoded_bytes(tensors)
 
 
 class RefusedError(ValueError):

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bhfl.comm import encoded_bytes
 from bhfl.engine.client.plain import num_samples
 from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import Fault, Measured, Reply, Task, Verdict
 from bhfl.engine.fingerprint import BACKENDS
+from bhfl.engine.refusal import most_bytes
 from bhfl.engine.roster import at
 from bhfl.engine.session import Session
 from bhfl.files import write_json
@@ -245,11 +245,11 @@ class FlowerClients:
         )
 
     def _most_bytes(self) -> int:
-        """Bytes of an update at most: codes and scales take less than twice the float32 values."""
+        """Bytes of an update at most."""
         session = self.session
         expected = session.hooks.expected(session.server)
         travelling = session.travelling(session.server, session.bits[0])
-        return 2 * encoded_bytes({**expected, **travelling})
+        return most_bytes({**expected, **travelling})
 
 
 def _name(path: Path) -> str:

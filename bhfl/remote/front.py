@@ -17,13 +17,13 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bhfl.remote.bounded import HEAD_SECONDS, Bounded
 from bhfl.remote.flower import listening, needs_flower
 from bhfl.remote.keys import ServerKeys
 from bhfl.remote.registry import Registry
+from bhfl.remote.supervised import Running
 
 if TYPE_CHECKING:
     import httpx
@@ -60,7 +60,7 @@ _NOT_REGISTERED = 2004
 """What Flower answers where a SuperNode may not join."""
 
 
-class Front:
+class Front(Running):
     """A server of TLS that forwards requests of registered clients to a SuperLink.
 
     Args:
@@ -131,7 +131,7 @@ class Front:
             )
         )
 
-    def start(self) -> Front:
+    def start(self) -> Self:
         """Begin to answer."""
         # who comes before the thread has begun waits
         self._socket.listen(1024)
@@ -147,17 +147,6 @@ class Front:
             self._server.force_exit = True
             self._thread.join(10.0)
         self._socket.close()
-
-    def __enter__(self) -> Front:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])

@@ -186,7 +186,7 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Key
         relay.restore()
         front = None
         if place.superlink is None:
-            front = Front(keys, registry, address, place.host, place.port).start()
-            stack.callback(front.stop)
+            made = Front(keys, registry, address, place.host, place.port)
+            front = stack.enter_context(made)
             _log.info("clients join at port %d", front.port)
         yield relay, _Keyed(control), front

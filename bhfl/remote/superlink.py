@@ -10,13 +10,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bhfl.remote.flower import environment, free_port, needs_flower, program
 from bhfl.remote.keys import ServerKeys
 from bhfl.remote.registry import Registry
-from bhfl.remote.supervised import Supervised
+from bhfl.remote.supervised import Running, Supervised
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
@@ -115,7 +114,7 @@ def _control(address: str, ca: bytes) -> ControlHttpClient:
     )
 
 
-class SuperLink:
+class SuperLink(Running):
     """A SuperLink of this process, which is started anew if it ends and which ends with it::
 
         with SuperLink(run_folder / "superlink", keys) as superlink:
@@ -165,7 +164,7 @@ class SuperLink:
         """``127.0.0.1:PORT``."""
         return f"127.0.0.1:{self.port}"
 
-    def start(self, seconds: float = 120.0) -> SuperLink:
+    def start(self, seconds: float = 120.0) -> Self:
         """Start it, and wait until it answers.
 
         Args:
@@ -180,14 +179,3 @@ class SuperLink:
     def stop(self) -> None:
         """End it."""
         self.process.stop()
-
-    def __enter__(self) -> SuperLink:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from bhfl.remote import guard
 
@@ -35,6 +36,24 @@ _LAST_WORDS = 1.0
 _KEPT_LINES = 200
 _NOISE = ('"POST /v1/', '"GET /health')
 """What marks the line that a server of Flower writes for each request."""
+
+
+class Running(ABC):
+    """What runs from `start` to `stop`, or for a ``with`` block."""
+
+    @abstractmethod
+    def start(self) -> Self:
+        """Begin; what runs now."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End."""
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
 
 class Supervised:

@@ -278,14 +278,14 @@ def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
     clients.processes[2].terminate()
     clients.processes[2].join(30)
     # a short path, as that of a socket must be
-    place = Path(tempfile.mkdtemp(prefix="bhfl-"))
-    hostile = Hostile(place, here.clients[2].num_examples)
-    node = cluster.node(2, node_config={"bhfl-socket": str(hostile.path)}, seconds=SECONDS)
-    try:
-        there = over_the_network(cluster, tmp_path, "FedAvg", max_rounds=4)
-    finally:
-        node.stop()
-        clients.start(2)
+    with tempfile.TemporaryDirectory(prefix="bhfl-") as place:
+        hostile = Hostile(Path(place), here.clients[2].num_examples)
+        node = cluster.node(2, node_config={"bhfl-socket": str(hostile.path)}, seconds=SECONDS)
+        try:
+            there = over_the_network(cluster, tmp_path, "FedAvg", max_rounds=4)
+        finally:
+            node.stop()
+            clients.start(2)
     for row in there.run.history:
         assert (row["clients/ok"], row["clients/rejected"]) == (2, 1), row["problems"]
 
