@@ -138,6 +138,8 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     between the codes and their least-squares scale, and the result stands where it beats absmax on
     all elements.
     """
+    # a compiled graph breaks where values are looked at: without short cuts the scale is the same
+    compiling = torch.compiler.is_compiling()
     # a power of two is exact, and keeps squares from overflow and underflow
     unit = _power_of_two(-torch.frexp(widest)[1])
     start = widest * unit
@@ -149,7 +151,7 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     least = errors.amin(0)
     # what these clip, all narrower ones clip too, and more of it
     clipped = (sample.abs() - limit * candidates[_WIDE].unsqueeze(1)).relu_().square_().sum(1)
-    if not (least < clipped * _CLEAR).all():
+    if compiling or not (least < clipped * _CLEAR).all():
         errors = _squared_error(sample, candidates, limit)
         least = errors.amin(0)
     scale = candidates.gather(0, errors.argmin(0, keepdim=True)).squeeze(0)
@@ -160,8 +162,9 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
         scale = torch.where(fitted > 0, fitted, scale)
     found = bounded_scale(scale / unit, limit)
     # the sample tells where all elements are likely to leave no doubt
-    likely = len(x) == 1 and bool(least < errors[0] * _LIKELY) and torch.equal(found, scale / unit)
-    if likely and x.device.type == "cpu" and _clearly_better(x, float(found), float(widest), limit):
+    one = len(x) == 1 and x.device.type == "cpu" and not compiling
+    likely = one and bool(least < errors[0] * _LIKELY) and torch.equal(found, scale / unit)
+    if likely and _clearly_better(x, float(found), float(widest), limit):
         return found
     error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
     return torch.where(error[0] < error[1] * _SURE, found, widest)

@@ -1,5 +1,6 @@
 """Range rules."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,6 +101,13 @@ def test_mse_finds_the_same_in_all_ways(
     monkeypatch.setattr("bhfl.quant.ranges._CLEAR", 0.0)
     monkeypatch.setattr("bhfl.quant.ranges._LIKELY", 0.0)
     assert torch.equal(weight_scale(x, bits, "mse"), found)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_mse_is_one_compiled_graph_with_the_same_scale(bits: int) -> None:
+    find = torch.compile(partial(weight_scale, range_rule="mse"), backend="eager", fullgraph=True)
+    x = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(find(x, bits), weight_scale(x, bits, range_rule="mse"))
 
 
 def test_mse_beats_absmax_under_an_outlier_and_does_not_depend_on_the_layout() -> None:
