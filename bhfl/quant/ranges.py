@@ -7,6 +7,7 @@ dimension 0. n is the largest code, ``2**(bits-1) - 1``.
 import math
 from collections.abc import Iterator
 from itertools import accumulate
+from operator import index
 from typing import get_args
 
 import torch
@@ -162,9 +163,14 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
         scale = torch.where(fitted > 0, fitted, scale)
     found = bounded_scale(scale / unit, limit)
     # the sample tells where all elements are likely to leave no doubt
-    one = len(x) == 1 and x.device.type == "cpu" and not compiling
-    likely = one and bool(least < errors[0] * _LIKELY) and torch.equal(found, scale / unit)
-    if likely and _clearly_better(x, float(found), float(widest), limit):
+    if (
+        not compiling
+        and len(x) == 1
+        and x.device.type == "cpu"
+        and least < errors[0] * _LIKELY
+        and torch.equal(found, scale / unit)
+        and _clearly_better(x, float(found), float(widest), limit)
+    ):
         return found
     error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
     return torch.where(error[0] < error[1] * _SURE, found, widest)
@@ -203,7 +209,8 @@ def _strided_sample(x: Tensor) -> Tensor:
     """
     size = x[0].numel()
     stride = min(math.ceil(x.numel() / _SAMPLE), max(size // _GROUP_SAMPLE, 1))
-    while math.gcd(stride, size) > 1:
+    # a compiled graph of symbolic sizes knows no gcd: index() makes it one of this size
+    while math.gcd(index(stride), index(size)) > 1:
         stride += 1
     first = torch.arange(len(x), device=x.device).view(-1, 1) * size
     return x.take(first + torch.arange(0, size, stride, device=x.device))

@@ -186,7 +186,6 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Key
         relay.restore()
         front = None
         if place.superlink is None:
-            made = Front(keys, registry, address, place.host, place.port)
-            front = stack.enter_context(made)
+            front = stack.enter_context(Front(keys, registry, address, place.host, place.port))
             _log.info("clients join at port %d", front.port)
         yield relay, _Keyed(control), front

@@ -135,11 +135,6 @@ class Supervised:
             return self._ready
 
     @property
-    def running(self) -> bool:
-        """Whether it said that it runs, and has not ended since."""
-        return self._ready
-
-    @property
     def pid(self) -> int | None:
         """The id of its process now; None between two starts."""
         process = self._process

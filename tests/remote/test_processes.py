@@ -83,7 +83,7 @@ def test_a_superlink_that_is_killed_comes_back_and_finds_its_clients(cluster: Cl
     helpers = below(pid)
     assert helpers
     os.kill(pid, signal.SIGKILL)
-    until(lambda: cluster.superlink.process.starts == 2 and cluster.superlink.process.running)
+    until(lambda: cluster.superlink.process.starts == 2 and cluster.superlink.process.wait(0))
     assert cluster.control.nodes().keys() == before.keys()
     assert cluster.control.nodes()[0].node == before[0].node
     until(lambda: not any(map(alive, helpers)))
@@ -101,7 +101,7 @@ def test_a_network_that_is_cut_for_half_a_minute_loses_nobody(cluster: Cluster) 
     said = cluster.front.bytes_up[0]
     wire.mend()
     until(lambda: cluster.front.bytes_up[0] > said)
-    until(lambda: node.running and online(cluster) == {0})
+    until(lambda: node.wait(0) and online(cluster) == {0})
     assert cluster.control.nodes()[0].node == before
     node.stop()
     wire.close()
@@ -112,7 +112,7 @@ def test_a_supernode_that_has_lost_its_helper_is_started_anew(cluster: Cluster) 
     assert node.pid is not None
     for helper in below(node.pid):
         os.kill(helper, signal.SIGKILL)
-    until(lambda: node.starts == 2 and node.running)
+    until(lambda: node.starts == 2 and node.wait(0))
     assert below(node.pid)
     node.stop()
 
@@ -121,7 +121,7 @@ def test_two_clients_of_one_key_are_refused(cluster: Cluster) -> None:
     first = cluster.node(2)
     with pytest.raises(RuntimeError, match=r"another client has been there with the key .*-2"):
         cluster.node(2, patience=1.0)
-    assert first.running
+    assert first.wait(0)
     assert first.starts == 1
     first.stop()
 
@@ -192,7 +192,7 @@ def test_a_supernode_that_is_killed_comes_back_under_its_id(
     assert node.pid is not None
     os.kill(node.pid, ending)
     # the key of one that was killed is in use until its last sign of life is a minute old
-    until(lambda: node.starts >= 2 and node.running, 150.0)
+    until(lambda: node.starts >= 2 and node.wait(0), 150.0)
     assert cluster.control.nodes()[1].node == before
     assert online(cluster) == {1}
     node.stop()

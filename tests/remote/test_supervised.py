@@ -45,7 +45,7 @@ def test_it_is_started_anew_when_it_is_killed_and_not_when_it_is_stopped(
     first = it.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    until(lambda: it.starts == 2 and it.running)
+    until(lambda: it.starts == 2 and it.wait(0))
     second = it.pid
     assert second is not None
     assert second != first
@@ -84,7 +84,7 @@ def test_one_that_has_lost_its_helper_is_started_anew(
     time.sleep(0.2)
     assert it.starts == 1
     os.kill(first, signal.SIGKILL)
-    until(lambda: it.starts == 2 and it.running)
+    until(lambda: it.starts == 2 and it.wait(0))
     second = int(it.said().split()[0])
     it.stop()
     os.kill(second, signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_log_that_cannot_be_written_keeps_nothing_from_going_on(tmp_path: Path
     it = python(tmp_path, "import time; print('x' * 10**6); print('ready'); time.sleep(60)")
     it.log = Path("/dev/full")
     it.start(20)
-    assert it.running
+    assert it.wait(0)
     it.stop()
 
 
@@ -119,7 +119,7 @@ def test_one_that_takes_long_is_spoken_of_and_waited_for(
         tmp_path, "import time; print('on'); time.sleep(0.5); print('ready'); time.sleep(9)"
     )
     it.start(None)
-    assert it.running
+    assert it.wait(0)
     it.stop()
     assert [record.getMessage() for record in caplog.records] == ["it waits: on"]
 
