@@ -13,39 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-REST = "(others)"
-"""Stands for all that belongs to no layer: functions between them, parameters outside them."""
-
-
-def layers_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold parameters themselves, by name; of a shared one its first name."""
-    found = {}
-    for name, layer in module.named_modules():
-        if name and any(True for _ in layer.parameters(recurse=False)):
-            found[name] = layer
-    return found
+from bhfl.engine.flops import REST, layers_of
 
 
 class Watch:
-    """Takes down what each layer does while it is open, for one forward pass or training step.
+    """Takes down what each layer does while it is open, for one training step.
 
     Attributes:
         kept: Bytes that are kept for the backward pass, by layer; of several trainings those of the
             one that keeps the most.
         inputs: The input of a layer that is called with one tensor alone, by layer.
-        flops: FLOPs of the forward pass by layer, where a counter is given.
     """
 
-    def __init__(self, module: nn.Module, counter: FlopCounterMode | None = None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.counter = counter
         self.inputs: dict[str, Tensor] = {}
-        self.flops: dict[str, int] = {}
         self._stack: list[str] = []
-        self._started: list[int] = []
         own = [*module.parameters(), *module.buffers()]
         self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
         self._trainings: list[dict[str, int]] = []
@@ -81,7 +66,6 @@ class Watch:
     def _entering(self, name: str) -> Any:
         def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._stack.append(name)
-            self._started.append(self.counter.get_total_flops() if self.counter else 0)
             alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
             if alone and name not in self.inputs:
                 self.inputs[name] = args[0].detach().clone().requires_grad_(args[0].requires_grad)
@@ -89,11 +73,7 @@ class Watch:
         return enter
 
     def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
-        name = self._stack.pop()
-        start = self._started.pop()
-        if self.counter:
-            spent = self.counter.get_total_flops() - start
-            self.flops[name] = self.flops.get(name, 0) + spent
+        self._stack.pop()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -5,9 +5,13 @@ One row a layer and group, one of what belongs to no layer, and one of the group
 `ALL`, of plain values:
 
     group, layer, kind, bits   names; the bits are the layer's own
+    rounds                     the first and the last round of these bits, as in ``9-14``; there
+                               only where the bits of any group change
     parameters                 their number
     low_share                  share of the parameters that are computed with below 32 bits
     flops                      FLOPs of a forward pass of one sample
+    training_flops             FLOPs of a training step for one sample, less where weights are
+                               frozen
     kept_bytes                 what is kept of a batch for the backward pass: activations, their
                                masks, and weights as the layer computes with them; the most at a
                                time, where a client trains two models
@@ -26,7 +30,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,24 +38,21 @@ from statistics import median
 from typing import Any
 
 import lightning as L
-from torch.utils.flop_counter import FlopCounterMode
-
 from bhfl.analysis.energy import POWERCAP, EnergyMeter
-from bhfl.analysis.probes import REST, Watch, layer_seconds, layers_of
+from bhfl.analysis.probes import Watch, layer_seconds
+from bhfl.analysis.short import ShortClients
 from bhfl.checks import checked, count, refuse
-from bhfl.engine.client.plain import num_samples
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.coordinator import Coordinator
-from bhfl.engine.devices import FLOAT
-from bhfl.engine.exchange import Clients, Measured, Reply, Task, Verdict
+from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.figures import tensor_bytes
+from bhfl.engine.flops import REST, Flops, count_flops, layers_of
 from bhfl.engine.formats import with_format
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.references import References
 from bhfl.engine.session import Session
-from bhfl.engine.timing import without_fused_kernels
 from bhfl.engine.trainer import FederatedTrainer
-from bhfl.engine.types import Client, FederatedData
+from bhfl.engine.types import Client, FederatedData, ServerState
 from bhfl.quant import quant_layers
 
 ALL = "(all)"
@@ -78,8 +79,8 @@ def profile(
     repeats: int = 3,
     powercap: Path = POWERCAP,
 ) -> Profile:
-    """Measure one client of each bit group: its layers, its steps, its bytes. Nothing is written,
-    and the model is left with the weights that it had.
+    """Measure one client of each bit group, with all bits that the group comes to: its layers, its
+    steps, its bytes. Nothing is written, and the model is left with the weights that it had.
 
     Args:
         trainer: Whose options, fleet and algorithm are meant.
@@ -128,40 +129,6 @@ def _all_there(trainer: FederatedTrainer) -> Iterator[None]:
         trainer.settings = settings
 
 
-class _Short:
-    """Clients that make a few steps alone; what crosses to them and back is taken down."""
-
-    def __init__(self, clients: Clients) -> None:
-        self.clients = clients
-        self.steps = 1
-        self.saves_in_int8 = True
-        self.sent = b""
-        self.once = b""
-        self.reply: Reply | None = None
-
-    def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
-        """The replies, each kept until the next one."""
-        for reply in self.clients.train(map(self._shortened, tasks)):
-            self.reply = reply
-            yield reply
-
-    def _shortened(self, task: Task) -> Task:
-        self.sent = task.downlink
-        self.once = task.body
-        assert task.training is not None
-        lean = task.training.save_in_int8 and self.saves_in_int8
-        training = replace(task.training, local_steps=self.steps, save_in_int8=lean)
-        return replace(task, training=training)
-
-    def evaluate(self, tasks: Iterator[Task]) -> Iterator[Measured]:
-        """What the clients' own models are worth."""
-        return self.clients.evaluate(tasks)
-
-    def close(self, round: int, verdicts: Mapping[int, Verdict]) -> None:
-        """End a round."""
-        self.clients.close(round, verdicts)
-
-
 class _Bench:
     """Measures one client of each group.
 
@@ -183,30 +150,56 @@ class _Bench:
         session.server = with_format(
             session.server, session.settings, worker, session.fleet, session.data
         )
-        self.short = _Short(session.clients)
+        self.short = ShortClients(session.clients)
         session.clients = self.short
-        self.measured = self._first_of_groups()
-        sampled = {client.id: client for client in [*session.cohort(0), *self.measured]}
-        self.cohort = [sampled[id] for id in sorted(sampled)]
-        self.started = session.begin_round(session.server, self.cohort)
         self.layers = layers_of(session.module)
         self.low = dict(quant_layers(session.module))
         self.flops = self._flops()
 
     def rows(self) -> list[Row]:
-        """The rows of all groups, in the fleet's order; groups without samples are left out."""
-        found: list[Row] = []
-        for client in self.measured:
-            found += self._of(client)
-        return found
-
-    def _first_of_groups(self) -> list[Client]:
-        """The first client of each group that has samples."""
+        """The rows of all groups, in the fleet's order, those of a group by its bits as they come;
+        groups without samples are left out.
+        """
+        found: dict[Devices, list[Row]] = {}
         fleet = self.session.fleet
+        server = self.session.server
+        for round in fleet.changes:
+            server = self.session.regrouped(replace(server, round=round))
+            new = [client for client in self._first_of_groups(round) if client.devices not in found]
+            self._begin(server, new)
+            for client in new:
+                found[client.devices] = self._of(client)
+        rows: list[Row] = []
+        for devices in fleet.devices:
+            rows += [self._dated(row, devices) for row in found.get(devices, [])]
+        return rows
+
+    def _begin(self, server: ServerState, new: list[Client]) -> None:
+        """Begin the round that is done with a state, with clients among its cohort."""
+        session = self.session
+        sampled = {client.id: client for client in [*session.cohort(server.round), *new]}
+        self.cohort = [sampled[id] for id in sorted(sampled)]
+        self.started = session.begin_round(server, self.cohort)
+
+    def _first_of_groups(self, round: int) -> list[Client]:
+        """The first client of each group that has samples, as it is in a round."""
+        fleet = self.session.fleet.at(round)
         found = []
         for ids in fleet.members.values():
             found += [fleet[id] for id in ids if fleet[id].num_examples][:1]
         return found
+
+    def _dated(self, row: Row, devices: Devices) -> Row:
+        """A row with the rounds that its bits stand for, where any change."""
+        fleet = self.session.fleet
+        if fleet.changes == [0]:
+            return row
+        (stages,) = [stages for stages, _ in fleet.stages if devices in stages.values()]
+        starts = [*stages, self.session.settings.stopping.max_rounds]
+        place = list(stages.values()).index(devices)
+        rounds = f"{starts[place] + 1}-{starts[place + 1]}"
+        names = {key: row[key] for key in ("group", "layer", "kind", "bits")}
+        return {**names, "rounds": rounds, **row}
 
     # ---- one group -------------------------------------------------------------------------------
 
@@ -230,7 +223,7 @@ class _Bench:
         whole["step_seconds"] = seconds
         whole |= {key: len(payload) for key, payload in payloads.items()}
         rest = {**whole, "layer": REST, "kind": "", "low_share": 0.0, "step_seconds": math.nan}
-        for key in ("parameters", "flops", "kept_bytes"):
+        for key in ("parameters", "flops", "training_flops", "kept_bytes"):
             rest[key] -= sum(row[key] for row in rows)
         rest |= {key: sizes.get(REST, 0) for key, sizes in sent.items()}
         rows.append(rest)
@@ -247,7 +240,7 @@ class _Bench:
         row["bits"] = client.spec.label
         row["parameters"] = total
         row["low_share"] = low / max(total, 1)
-        row["flops"] = self.flops.get(ALL, 0)
+        row |= self._flops_of(*self.flops.forward)
         row["kept_bytes"] = sum(watch.kept.values())
         return row
 
@@ -260,7 +253,7 @@ class _Bench:
         row["parameters"] = size
         is_low = name in self.low and spec.weights < 32
         row["low_share"] = layer.weight.numel() / size if is_low else 0.0
-        row["flops"] = self.flops.get(name, 0)
+        row |= self._flops_of(name)
         row["kept_bytes"] = watch.kept.get(name, 0)
         row["step_seconds"] = math.nan
         if name in watch.inputs:
@@ -313,20 +306,22 @@ class _Bench:
             vars(worker).pop("train", None)
         return watch
 
-    def _flops(self) -> dict[str, int]:
-        """FLOPs of a forward pass of one sample in float32, by layer and in all."""
+    def _flops(self) -> Flops:
+        """What a batch of a client's takes in float32."""
         session = self.session
-        client = self.measured[0]
+        client = next(client for client in session.fleet if client.num_examples)
         session.worker.begin(session.server)
         session.worker.load_global(session.global_model(), FLOAT)
         keys = RandomKeys(session.settings.cohort.seed, 0, client.id)
         batch = next(iter(session.data.client_batches(client.id, keys, 0)))
-        counter = FlopCounterMode(display=False)
-        with without_fused_kernels(), counter, Watch(session.module, counter).open() as watch:
-            session.worker.evaluate([batch], "val")
-        size = num_samples(batch)
-        found = {name: flops // size for name, flops in watch.flops.items()}
-        return {**found, ALL: counter.get_total_flops() // size}
+        return count_flops(session.worker, batch)
+
+    def _flops_of(self, *layers: str) -> Row:
+        """The FLOPs of some layers together, for one sample."""
+        found = {}
+        for key, flops in (("flops", self.flops.forward), ("training_flops", self.flops.training)):
+            found[key] = sum(flops.get(name, 0) for name in layers) // self.flops.num_examples
+        return found
 
     def _bytes(self, payload: bytes) -> dict[str, int]:
         """Bytes of a payload by layer, each with its part of the header."""

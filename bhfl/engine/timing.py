@@ -3,27 +3,19 @@ seconds.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.availability import course_of, part_of
-from bhfl.engine.client.recorder import Recorder
 from bhfl.engine.client.worker import Worker
+from bhfl.engine.devices import Devices
 from bhfl.engine.exchange import ClientLink
+from bhfl.engine.flops import Flops, count_flops
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.roster import at
 from bhfl.engine.types import Client, FederatedData, server_data
 from bhfl.settings import Settings
-
-_BACKWARD = 3
-"""A training step costs about three forward passes."""
 
 
 class Timing:
@@ -46,8 +38,8 @@ class Timing:
         self.network = network
         self.clients = clients
         self.settings = settings
-        self.example_flops = 0.0
-        """FLOPs of one forward pass of one example."""
+        self.flops = Flops({}, {})
+        """What is computed on one example."""
 
     def measure_(self, worker: Worker, data: FederatedData) -> None:
         """Count the FLOPs of a validation step on a client's first batch, per example.
@@ -60,13 +52,9 @@ class Timing:
             return
         keys = RandomKeys(self.settings.cohort.seed, 0, client.id)
         batch = next(iter(data.client_batches(client.id, keys, 0)))
-        with without_fused_kernels(), FlopCounterMode(display=False) as counter:
-            worker.evaluate([batch], "val")
-        recorder = Recorder()
-        recorder.observe(batch)
-        self.example_flops = counter.get_total_flops() / recorder.batch_size
+        self.flops = count_flops(worker, batch)
         # a device of infinite rate computes in no time, whatever there is to compute
-        if not self.example_flops and any(map(math.isfinite, self._rates())):
+        if not self.flops.example and any(map(math.isfinite, self._rates())):
             name = type(worker.module).__name__
             raise ValueError(
                 f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
@@ -89,10 +77,21 @@ class Timing:
             client=client.id,
             download_bytes=download_bytes,
             upload_bytes=upload_bytes,
-            flops=_BACKWARD * self.example_flops * num_examples,
-            bits=client.spec.weights,
+            flops=self.flops.training_example * num_examples,
+            bits=self._bits(client.devices),
             profile=client.devices.group.profile,
         )
+
+    def _bits(self, devices: Devices) -> float:
+        """The bits that devices compute with; of layers with bits of their own, such as frozen
+        ones in float32, the mean over what is computed.
+        """
+        bits = devices.spec.weights
+        training = self.flops.training
+        more = 0
+        for name, spec in devices.layers.items():
+            more += training.get(name, 0) * (spec.weights - bits)
+        return bits + more / sum(training.values()) if more else bits
 
     def planned(self, client: Client, data: FederatedData, round: int) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
@@ -130,7 +129,7 @@ class Timing:
         """
         link = self.network.shared_link(round, self.workload(client, 0, 0, 0), num_participants)
         downloads = course_of(self.settings, round, client.id).downloads
-        return ClientLink(link, _BACKWARD * self.example_flops, downloads)
+        return ClientLink(link, self.flops.training_example, downloads)
 
     def metrics(
         self, round: int, records: Sequence[ClientRecord], seconds_before: float
@@ -149,22 +148,3 @@ class Timing:
                 waited.append(record.simulated_seconds or 0.0)
         seconds = self.network.round_seconds(waited) + closing if waited else closing
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}
-
-
-@contextmanager
-def without_fused_kernels() -> Iterator[None]:
-    """Recurrent layers and attention by products one by one: those in one kernel are not
-    counted.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        # setting the flags back warns of other devices
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "TF32 acceleration")
-            mkldnn = torch.backends.mkldnn.flags(enabled=False)
-            cudnn = torch.backends.cudnn.flags(enabled=False)
-            with mkldnn, cudnn, sdpa_kernel(SDPBackend.MATH):
-                yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

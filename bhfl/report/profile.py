@@ -20,6 +20,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", "{:,}".format),
     "low_share": ("low bits", "{:.0%}".format),
     "flops": ("MFLOPs", lambda value: f"{value / 1e6:,.2f}"),
+    "training_flops": ("to train", lambda value: f"{value / 1e6:,.2f}"),
     "kept_bytes": ("kept kB", lambda value: f"{value / 1e3:,.1f}"),
     "step_seconds": ("step ms", lambda value: f"{1e3 * value:,.2f}"),
     "step_joules": ("step J", "{:,.2f}".format),
@@ -41,11 +42,12 @@ def table(rows: Sequence[Row]) -> str:
     """A table of the groups, and one of each group's layers."""
     parts = [_ruled(whole(rows), "group")]
     for row in whole(rows):
-        layers = [one for one in rows if one["group"] == row["group"] and one["layer"] != ALL]
-        parts.append(f"{row['group']}, layer by layer\n{_ruled(layers, 'layer')}")
+        layers = [one for one in rows if name(one) == name(row) and one["layer"] != ALL]
+        parts.append(f"{name(row)}, layer by layer\n{_ruled(layers, 'layer')}")
     parts.append(
-        "MFLOPs: forward pass of one sample; kept: for the backward pass of a batch; step ms: a\n"
-        "training step, of a layer its two passes alone; up, down: one client in a round"
+        "MFLOPs: forward pass of one sample, and of a training step; kept: for the backward pass\n"
+        "of a batch; step ms: a training step, of a layer its two passes alone; up, down: one\n"
+        "client in a round"
     )
     return "\n\n".join(parts)
 
@@ -55,13 +57,20 @@ def whole(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["layer"] == ALL]
 
 
+def name(row: Row) -> str:
+    """What a row is of: its group, and the rounds of its bits where these change."""
+    rounds = f", rounds {row['rounds']}" if "rounds" in row else ""
+    return f"{row['group']}{rounds}"
+
+
 def _ruled(rows: Sequence[Row], first: str) -> str:
     """Rows as a table with a rule below its head."""
     known = [key for key in _NUMBERS if _is_told(key, rows)]
-    lines = [[first, "bits", *(_NUMBERS[key][0] for key in known)]]
+    words = [first, "rounds", "bits"] if "rounds" in rows[0] else [first, "bits"]
+    lines = [[*words, *(_NUMBERS[key][0] for key in known)]]
     for row in rows:
         cells = ["-" if math.isnan(row[key]) else _NUMBERS[key][1](row[key]) for key in known]
-        lines.append([row[first], row["bits"], *cells])
+        lines.append([*(row[word] for word in words), *cells])
     head, *others = aligned(lines)
     return "\n".join([head, "-" * len(head), *others])
 
@@ -99,7 +108,7 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         ImportError: matplotlib is not installed; the message says what to install.
     """
     plt = pyplot()
-    groups = [row["group"] for row in whole(rows)]
+    groups = [name(row) for row in whole(rows)]
     layers = list(dict.fromkeys(row["layer"] for row in rows if row["layer"] != ALL))
     heights = [0.6 + 0.24 * len(groups), 0.6 + (0.14 + 0.09 * len(groups)) * len(layers)]
     figure, axes = plt.subplots(
@@ -115,7 +124,7 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         for i, row in enumerate(whole(rows)):
             axes[0, place].barh(i, factor * row[column], 0.7, color=f"C{i}")
         for i, group in enumerate(groups):
-            values = {row["layer"]: row[column] for row in rows if row["group"] == group}
+            values = {row["layer"]: row[column] for row in rows if name(row) == group}
             places = [at - 0.4 + 0.8 * (i + 0.5) / len(groups) for at in range(len(layers))]
             sizes = [factor * values[layer] for layer in layers]
             axes[1, place].barh(places, sizes, 0.8 / len(groups), color=f"C{i}", label=group)

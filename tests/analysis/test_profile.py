@@ -84,6 +84,45 @@ def test_what_is_frozen_is_told_apart_as_it_is_sent_once(made: Any, tmp_path: Pa
     assert "once kB" not in table(made[0].rows)
 
 
+def test_bits_that_change_are_told_each_with_its_rounds(tmp_path: Path) -> None:
+    fleet = [
+        {"bits": 3, "count": 1, "name": "grow", "layers": {"net.2": 8}, "schedule": {3: 4, 5: 8}},
+        {"bits": 32, "count": 2},
+    ]
+    options: dict[str, Any] = {"monitor": "train/loss", "mode": "min", "max_rounds": 9}
+    options |= {"logger": False, "devices": 1, "default_root_dir": str(tmp_path)}
+    asked = FederatedTrainer(fleet, FedAvg(), **options)
+    found = profile(asked, SGD(), data(), steps=1, repeats=1, powercap=tmp_path)
+    whole = {(row["rounds"], row["bits"]): row for row in found.rows if row["layer"] == "(all)"}
+    assert list(whole) == [("1-3", "int3"), ("4-5", "int4"), ("6-9", "int8"), ("1-9", "float32")]
+    first = {(row["rounds"], row["layer"]): row for row in found.rows if row["bits"] != "float32"}
+    # the codes of 42 weights take 16, 21 and 42 bytes
+    sent = [first[rounds, "net.0"]["uplink_bytes"] for rounds in ("1-3", "4-5", "6-9")]
+    assert [sent[1] - sent[0], sent[2] - sent[1]] == [5, 21]
+    assert {first[rounds, "net.2"]["bits"] for rounds in ("1-3", "4-5", "6-9")} == {"int8"}
+    text = table(found.rows)
+    assert text.splitlines()[0].split()[:3] == ["group", "rounds", "bits"]
+    assert "grow, rounds 4-5, layer by layer" in text
+    write_csv(found.rows, tmp_path / "profile.csv")
+    assert "grow,net.0,Linear,int4,4-5,49," in (tmp_path / "profile.csv").read_text()
+    draw(found.rows, tmp_path / "profile.png", found.title)
+
+
+def test_what_is_frozen_takes_less_to_train(tmp_path: Path) -> None:
+    taken = []
+    for frozen in ((), ("net.0",), ("net.2",)):
+        module = SGD()
+        for name in frozen:
+            module.get_submodule(name).requires_grad_(False)
+        found = profile(trainer(tmp_path, FedAvg()), module, data(), steps=1, repeats=1)
+        rows = {row["layer"]: row for row in found.rows if row["group"] == "int4"}
+        for name in ("net.0", "net.2", "(all)"):
+            assert rows[name]["flops"] == {"net.0": 84, "net.2": 42, "(all)": 126}[name]
+        taken.append([rows[name]["training_flops"] for name in ("net.0", "net.2", "(all)")])
+    # below the first layer that trains there is no gradient at all, above it that of the input
+    assert taken == [[252, 126, 378], [84, 126, 210], [252, 84, 336]]
+
+
 def test_layers_have_their_own_bits_and_parameters(made: Any) -> None:
     _, rows, _, _ = made
     assert [rows["int4", name]["bits"] for name in ("net.0", "net.2")] == ["int4", "int8"]
@@ -128,7 +167,7 @@ def test_it_is_told_written_and_drawn(made: Any, tmp_path: Path) -> None:
     assert "step J" not in text
     write_csv(found.rows, tmp_path / "profile.csv")
     head, *lines = (tmp_path / "profile.csv").read_text().splitlines()
-    assert head.startswith("group,layer,kind,bits,parameters,low_share,flops,kept_bytes,")
+    assert head.startswith("group,layer,kind,bits,parameters,low_share,flops,training_flops,")
     assert len(lines) == len(found.rows) == 8
     assert "nan" not in "".join(lines)
     draw(found.rows, tmp_path / "profile.png", found.title)

@@ -307,7 +307,7 @@ def test_simulated_seconds_are_those_of_all_attempts_and_of_the_steps_really_mad
     options = {"network": network, "max_rounds": 1}
     plain = go(tmp_path / "plain", **options)
     run = go(tmp_path / "absent", availability=traced(tmp_path, *lines), **options)
-    flops = 3 * run.session.timing.example_flops
+    flops = 3 * run.session.timing.flops.example
     found = []
     rows = numbers(plain)
     for client, (downs, ups, examples) in enumerate([(2, 1, 8), (1, 2, 12), (1, 1, 8), (2, 0, 20)]):

@@ -2,6 +2,7 @@
 they cost.
 """
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -36,7 +37,7 @@ def network(**options):
 def test_a_round_by_hand(tmp_path):
     run = fit(tmp_path, FedAvg(), {8: 1, 32: 2}, network=network(), max_rounds=2, local_epochs=2)
     examples = [client.num_examples for client in run.clients]
-    assert run.session.timing.example_flops == FORWARD_FLOPS
+    assert run.session.timing.flops.example == FORWARD_FLOPS
     total = 0.0
     for round, row in enumerate(run.run.history):
         down = row["downlink_bytes"] // 3
@@ -75,7 +76,7 @@ def test_a_batch_that_is_a_mapping_has_as_many_examples(tmp_path):
         found.append(
             fit(
                 tmp_path, clients={32: 2}, module=make, data=data, **options
-            ).session.timing.example_flops
+            ).session.timing.flops.example
         )
     assert found == [2 * 6 * 3] * 2
 
@@ -114,7 +115,7 @@ ATTENTION = 4 * 6 * 6 * 6 + 2 * 6 * 6 * 6  # projections in and out, scores and 
 def test_recurrent_layers_and_attention_take_their_time(tmp_path, make, multiplications):
     options = {"network": network(), "max_rounds": 1, "monitor": "train/loss", "mode": "min"}
     run = fit(tmp_path, clients={32: 2}, module=lambda: Sequences(make()), **options)
-    assert run.session.timing.example_flops == 2 * multiplications
+    assert run.session.timing.flops.example == 2 * multiplications
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mkldnn.enabled
 
@@ -313,3 +314,40 @@ def test_work_of_no_bytes_and_no_flops_takes_no_time():
         network().client_time(0, Workload(client=0, download_bytes=0, upload_bytes=0)).seconds
         == 0.0
     )
+
+
+class Tuned(Module):
+    """A module of two layers, of which some are frozen."""
+
+    def __init__(self, *frozen: str) -> None:
+        super().__init__()
+        for name in frozen:
+            self.get_submodule(name).requires_grad_(False)
+
+
+# of 84 and 42 FLOPs; below the first layer that trains there is no gradient, above it that of inputs
+@pytest.mark.parametrize(
+    ("frozen", "keep", "quantized"),
+    [
+        ((), (3 * 84 + 3 * 42) / 8, None),
+        (("net.0",), 84 + 3 * 42 / 8, (84 + 3 * 42) / 8),
+        (("net.2",), 3 * 84 / 8 + 2 * 42, (3 * 84 + 2 * 42) / 8),
+    ],
+)
+def test_what_is_frozen_takes_less_and_computes_at_its_own_bits(tmp_path, frozen, keep, quantized):
+    device = Profile(uplink_bps=1e15, downlink_bps=1e15, compute_flops=1e3, compute_jitter=0.0)
+    steady = replace(device, spread=0.0, latency_seconds=0.0)
+    for word, flops in (("keep", keep), ("quantize", quantized)):
+        if flops is None:
+            continue
+        options = {"monitor": "train/loss", "mode": "min", "max_rounds": 1, "local_epochs": 1}
+        run = fit(
+            tmp_path / word,
+            clients=[{"bits": 4, "count": 2, "frozen": word}],
+            module=lambda: Tuned(*frozen),
+            data=HandMade([points(8)] * 2),
+            network=SimulatedNetwork("one", {"one": steady}, low_bit_speedup=True),
+            **options,
+        )
+        (row,) = run.run.history
+        assert row["time/simulated_round_s"] == pytest.approx(8 * flops / 1e3, rel=1e-6)

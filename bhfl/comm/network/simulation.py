@@ -34,8 +34,10 @@ class Workload:
         client: Its id.
         download_bytes: The length of the payload that it receives.
         upload_bytes: The length of the payload that it sends.
-        flops: FLOPs of the local training: steps * batch size * 3 * FLOPs of one forward pass.
-        bits: The width that it computes with, which matters with `low_bit_speedup`.
+        flops: FLOPs of the local training: steps * batch size * 3 * FLOPs of one forward pass,
+            less what frozen layers leave out.
+        bits: The width that it computes with, which matters with `low_bit_speedup`; where layers
+            differ, the mean over their FLOPs.
         profile: Its profile, where that is given and not drawn.
     """
 
@@ -43,7 +45,7 @@ class Workload:
     download_bytes: int
     upload_bytes: int
     flops: float = 0.0
-    bits: int = 32
+    bits: float = 32
     profile: str | None = None
 
 

@@ -1,0 +1,155 @@
+"""FLOPs of a forward pass, layer by layer, and what training takes of them.
+
+A trained layer takes three forward passes' FLOPs: its output, and the gradients of its weight and
+of its input. A frozen weight needs no gradient; and nothing has a gradient that is computed before
+the first layer with anything to train.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bhfl.engine.client.recorder import Recorder
+from bhfl.engine.client.worker import Worker
+
+REST = "(others)"
+"""Stands for all that belongs to no layer: functions between them, parameters outside them."""
+_TRAINED = 3
+"""Forward passes that a training step costs where everything is trained."""
+
+
+def layers_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold parameters themselves, by name; of a shared one its first name."""
+    found = {}
+    for name, layer in module.named_modules():
+        if name and any(True for _ in layer.parameters(recurse=False)):
+            found[name] = layer
+    return found
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of some examples by layer; what belongs to none is under `REST`."""
+
+    forward: Mapping[str, int]
+    """Of a forward pass."""
+    training: Mapping[str, int]
+    """Of a training step, its forward pass among them."""
+    num_examples: int = 1
+
+    @property
+    def example(self) -> float:
+        """Of a forward pass of one example."""
+        return sum(self.forward.values()) / self.num_examples
+
+    @property
+    def training_example(self) -> float:
+        """Of a training step for one example."""
+        whole = sum(self.forward.values())
+        return sum(self.training.values()) / whole * self.example if whole else 0.0
+
+
+def count_flops(worker: Worker, batch: Any) -> Flops:
+    """Count a validation step of the worker's module on a batch.
+
+    Args:
+        worker: Holds the module, whose parameters are frozen that clients do not train.
+        batch: One batch of a client's.
+    """
+    with without_fused_kernels(), FlopCounterMode(display=False) as counter:
+        account = _Account(worker.module, counter)
+        with account.open():
+            worker.evaluate([batch], "val")
+    recorder = Recorder()
+    recorder.observe(batch)
+    return Flops(account.forward, account.training, recorder.batch_size)
+
+
+class _Account:
+    """Charges what a counter counts to the innermost layer that is at work."""
+
+    def __init__(self, module: nn.Module, counter: FlopCounterMode) -> None:
+        self.module = module
+        self.counter = counter
+        self.forward: dict[str, int] = {}
+        self.training: dict[str, int] = {}
+        self._stack = [REST]
+        self._charged = 0
+        self._layers = layers_of(module)
+        # where nothing is frozen all counts as trained, the first layer's input too
+        self._flows = all(parameter.requires_grad for parameter in module.parameters())
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Account for all that is computed in the block."""
+        handles = []
+        for name, layer in self._layers.items():
+            handles.append(layer.register_forward_pre_hook(self._entering(name)))
+            handles.append(layer.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._charge()
+
+    def _entering(self, name: str) -> Any:
+        def enter(layer: nn.Module, args: Any) -> None:
+            self._charge()
+            self._stack.append(name)
+
+        return enter
+
+    def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._charge()
+        self._stack.pop()
+        own = layer.parameters(recurse=False)
+        self._flows |= any(parameter.requires_grad for parameter in own)
+
+    def _charge(self) -> None:
+        """Charge what was counted since the last time."""
+        name = self._stack[-1]
+        total = self.counter.get_total_flops()
+        spent = total - self._charged
+        self._charged = total
+        self.forward[name] = self.forward.get(name, 0) + spent
+        self.training[name] = self.training.get(name, 0) + self._factor(name) * spent
+
+    def _factor(self, name: str) -> int:
+        """Forward passes that a step costs in a layer, called now."""
+        if name == REST:
+            return _TRAINED if self._flows else 1
+        own = list(self._layers[name].parameters(recurse=False))
+        # a bias alone costs no product
+        weights = [parameter for parameter in own if parameter.dim() > 1] or own
+        if any(parameter.requires_grad for parameter in weights):
+            return _TRAINED
+        return 2 if self._flows else 1
+
+
+@contextmanager
+def without_fused_kernels() -> Iterator[None]:
+    """Recurrent layers and attention by products one by one: those in one kernel are not
+    counted.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        # setting the flags back warns of other devices
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration")
+            mkldnn = torch.backends.mkldnn.flags(enabled=False)
+            cudnn = torch.backends.cudnn.flags(enabled=False)
+            with mkldnn, cudnn, sdpa_kernel(SDPBackend.MATH):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
