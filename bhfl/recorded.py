@@ -28,6 +28,11 @@ class Recorded:
     constructor is made by a decorator, such as dataclasses.
     """
 
+    file_digests: Mapping[str, str] = {}  # never changed
+    """The SHA-256 of the files that an object was made of, by argument: what they hold counts, and
+    not where they lie.
+    """
+
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Any:
         """An object whose constructor is about to be called with these arguments."""
         if cls.__init__ is object.__init__ and (args or kwargs):

@@ -38,6 +38,7 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+
 from bhfl.analysis.energy import POWERCAP, EnergyMeter
 from bhfl.analysis.probes import Watch, layer_seconds
 from bhfl.analysis.short import ShortClients

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from bhfl.checks import checked, count, suggestion, within
 from bhfl.engine.random import RandomKeys
 from bhfl.files import user_path
-from bhfl.files.lines import Line, number_cell, read_lines, whole_cell
+from bhfl.files.lines import Line, number_cell, read_lines, sha256_of, whole_cell
 from bhfl.recorded import Recorded
 from bhfl.settings import Settings
 from bhfl.tags import Status
@@ -138,6 +138,7 @@ class Availability(Recorded):
         if not user_path(trace).is_file():
             raise FileNotFoundError(f"availability.trace must name a file, got {str(trace)!r}")
         self._traced = _read(user_path(trace))
+        self.file_digests = {"trace": sha256_of(user_path(trace))}
 
     @property
     def has_stragglers(self) -> bool:

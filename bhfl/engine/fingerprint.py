@@ -34,6 +34,11 @@ def fingerprint(settings: Settings, data: Any, model: Mapping[str, Any]) -> Told
         deep = role not in (Role.MACHINE, Role.OUTPUT)
         key = name if name in ("clients", "algorithm") else f"trainer.{name}"
         told[role.value] |= flatten(plain(value, deep), key)
+        digests = value.file_digests if isinstance(value, Recorded) else {}
+        for argument, sha256 in digests.items():
+            place = f"{key}.{argument}"
+            told[Role.MACHINE.value][place] = told[role.value].pop(place)
+            told[role.value][f"{place}.sha256"] = sha256
     if isinstance(data, Recorded):
         options = described(data)
     else:

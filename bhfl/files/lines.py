@@ -1,6 +1,7 @@
 """Tables that users write: CSV files whose columns are known, told of by file, line and column."""
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ def read_lines(path: Path, required: Sequence[str], optional: Sequence[str]) -> 
             yield where, dict(zip(header, row, strict=True))
     if not number:
         raise ValueError(f"{path} has no line after the header")
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_header(

@@ -179,7 +179,7 @@ def _facets(told: Mapping[str, Any]) -> Options:
         "partition": partition,
         "model": own.get("model.net", short(own.get("model", "?"))),
         "fleet": fleet(told_of(told, [Role.TASK]).get("clients")),
-        "simulated links": _links(own),
+        "simulated links": _links(own | _texts(told, Role.MACHINE)),
     }
 
 

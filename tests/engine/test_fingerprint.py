@@ -17,8 +17,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from bhfl.algorithms import FedAvg, FedLQ, FedProx, ProWD
+from bhfl.comm.network import SimulatedNetwork
+from bhfl.engine import Availability, FederatedTrainer
 from bhfl.engine.checkpoint import CheckpointError
-from bhfl.engine.fingerprint import model_options
+from bhfl.engine.fingerprint import fingerprint, model_options
+from bhfl.engine.resume import check_told
 from bhfl.models import Classifier
 from bhfl.settings import MODEL_ROLES, MUST_STAY, Role
 from bhfl.told import differences, told_of
@@ -65,6 +68,34 @@ def test_every_option_of_the_trainer_is_there_once(tmp_path):
     assert len(keys) == len(set(keys))
     for name in names:
         assert (name if name in ("clients", "algorithm") else f"trainer.{name}") in keys
+
+
+# ---- files
+
+
+LINKS = "client,round,uplink_bps,downlink_bps\n0,1,1e6,1e6\n1,1,1e6,1e6\n"
+EVENTS = "client,round,event,part\n0,1,dropout,\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "make", "text", "other"),
+    [
+        ("network", SimulatedNetwork, LINKS, LINKS.replace("1,1,1e6", "1,1,2e6")),
+        ("availability", Availability, EVENTS, EVENTS.replace("dropout", "loss")),
+    ],
+)
+def test_a_trace_is_its_content_wherever_it_lies(tmp_path, option, make, text, other):
+    found = []
+    for name, content in (("trace.csv", text), ("copy.csv", text), ("trace.csv", other)):
+        (tmp_path / name).write_text(content)
+        trainer = FederatedTrainer({8: 2}, **{option: make(trace=tmp_path / name)}, logger=False)
+        found.append(fingerprint(trainer.settings, fake(), {}))
+    check_told("it", found[0], found[1])
+    key = f"trainer.{option}.trace"
+    assert found[0]["machine"][key] == str(tmp_path / "trace.csv")
+    message = rf"other options \(old -> new\):\n  {key}.sha256: '\w{{64}}' -> '\w{{64}}'$"
+    with pytest.raises(CheckpointError, match=message):
+        check_told("it", found[0], found[2])
 
 
 # ---- algorithms

@@ -325,7 +325,7 @@ class Tuned(Module):
             self.get_submodule(name).requires_grad_(False)
 
 
-# of 84 and 42 FLOPs; below the first layer that trains there is no gradient, above it that of inputs
+# of 84 and 42 FLOPs: below the first layer that trains no gradient, above it that of inputs
 @pytest.mark.parametrize(
     ("frozen", "keep", "quantized"),
     [

@@ -150,7 +150,9 @@ def test_of_several_settings_what_differs_is_told() -> None:
     assert titles(fleets) == ["5 x ternary, 5 x float32", "10 x float32"]
     models = [config(), config(model__net="resnet8", data__holdout=64)]
     assert titles(models) == ["cnn", "resnet8"]
-    assert titles([config(), config(trainer__network={"trace": "links.csv"})]) == [
+    traced = told(config(trainer__network={"trace": {"sha256": 64 * "a"}}))
+    traced["machine"]["trainer.network.trace"] = "links.csv"
+    assert settings.titles([told(config()), traced]) == [
         "no simulated links",
         "over links.csv",
     ]

@@ -20,6 +20,7 @@ from bhfl.checks import checked, count, not_negative, or_none, positive, within
 from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
+from bhfl.files.lines import sha256_of
 from bhfl.recorded import Recorded
 
 _TOLERANCE = 1e-9
@@ -130,6 +131,7 @@ class SimulatedNetwork(Recorded):
         self._links: LinkSource
         if trace is not None:
             self._links = TraceLinks(trace)
+            self.file_digests = {"trace": sha256_of(user_path(trace))}
         else:
             shares = {"wifi": 1.0} if profiles is None else profiles
             if isinstance(shares, str):
