@@ -41,19 +41,19 @@ class Flops:
     """FLOPs of some examples by layer; what belongs to none is under `REST`."""
 
     forward: Mapping[str, int]
-    """Of a forward pass."""
+    """Those of a forward pass."""
     training: Mapping[str, int]
-    """Of a training step, its forward pass among them."""
+    """Those of a training step, its forward pass among them."""
     num_examples: int = 1
 
     @property
     def example(self) -> float:
-        """Of a forward pass of one example."""
+        """Those of a forward pass of one example."""
         return sum(self.forward.values()) / self.num_examples
 
     @property
     def training_example(self) -> float:
-        """Of a training step for one example."""
+        """Those of a training step for one example."""
         whole = sum(self.forward.values())
         return sum(self.training.values()) / whole * self.example if whole else 0.0
 
