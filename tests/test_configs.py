@@ -28,6 +28,7 @@ SMALL = {
     "downlink",
     "dropouts",
     "fedlq_left_out",
+    "fedlq_signs",
     "femnist",
     "median_scaffold",
     "prowd_feddyn",

@@ -255,6 +255,7 @@ def some_tensors() -> dict[str, Any]:
     """Every dtype, every width, odd sizes, scalars, empty tensors."""
     from bhfl.comm.wire import DTYPES
     from bhfl.quant import quantize
+    from bhfl.quant.signs import signs
 
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, Any] = {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3)}
@@ -267,6 +268,8 @@ def some_tensors() -> dict[str, Any]:
         tensors[f"rows.{bits}"] = quantize(values, bits, granularity="channel")
         few = quantize(values * (values > 1), bits)
         tensors[f"few.{bits}"] = replace(few, sparse=True)
+    for granularity in ("tensor", "channel"):
+        tensors[f"signs.{granularity}"] = signs(values, granularity)
     return tensors
 
 
@@ -281,7 +284,7 @@ def test_code_of_the_wire_page_reads_what_bhfl_writes(wire):
     for name, value in tensors.items():
         kind, bits, shape, values, codes = read[name]
         if isinstance(value, QuantizedTensor):
-            dense = 33 if value.scale.ndim else 32
+            dense = (33 if value.scale.ndim else 32) + 3 * (value.bits == 1)
             assert (kind, bits) == (34 if value.sparse else dense, value.bits)
             assert codes == value.codes.reshape(-1).tolist()
             plain, shape_of = value.scale, value.codes.shape
@@ -305,7 +308,7 @@ def test_the_wire_page_has_the_kinds_and_limits_of_the_format(wire):
 
     assert {kind for kind in wire["SIZES"] if kind < 32} == set(ours.DTYPES)
     coded = {kind for kind in wire["SIZES"] if kind >= 32}
-    assert coded == {ours.ONE_SCALE, ours.CHANNEL_SCALES, ours.SPARSE}
+    assert coded == {*ours._CODED}
     for kind, dtype in ours.DTYPES.items():
         assert wire["SIZES"][kind] == dtype.itemsize
         if kind != BFLOAT16:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bhfl.comm import wire
 from bhfl.comm.wire import Entry, PayloadError
 from bhfl.quant import QuantizedTensor, pack, packed_bytes, unpack
-from bhfl.quant.codes import code_dtype
+from bhfl.quant.codes import code_dtype, largest_code
 from bhfl.quant.sparse import pack_places, unpack_places
 from bhfl.quant.ternary import pack_ternary, unpack_ternary
 
@@ -145,7 +145,10 @@ def _describe(name: str, value: Tensor | QuantizedTensor) -> Entry:
         count = int(value.codes.count_nonzero())
         return Entry(name, wire.SPARSE, value.bits, tuple(value.codes.shape), count)
     if isinstance(value, QuantizedTensor):
-        kind = wire.CHANNEL_SCALES if value.scale.ndim else wire.ONE_SCALE
+        kinds = (wire.ONE_SCALE, wire.CHANNEL_SCALES)
+        if value.bits == 1:
+            kinds = (wire.SIGNS, wire.CHANNEL_SIGNS)
+        kind = kinds[value.scale.ndim > 0]
         return Entry(name, kind, value.bits, tuple(value.codes.shape))
     if value.layout != torch.strided or value.is_meta or value.dtype not in wire.KINDS:
         raise PayloadError(
@@ -172,15 +175,21 @@ def _packed(name: str, value: QuantizedTensor) -> list[Tensor]:
             f"{tuple(codes.shape)}, got {scale.dtype} {tuple(scale.shape)}"
         )
     _check_values(name, value)
+    if value.bits == 1:
+        return [_pack_signs(codes)]
     if not value.sparse:
         return [pack_ternary(codes) if value.bits == 2 else pack(codes, value.bits)]
     flat = codes.reshape(-1)
     places = flat.nonzero().view(-1)
     chosen = flat[places]
     if value.bits == 2:
-        # 1 and -1 as the two codes of one bit, 0 and -1
-        return [pack_places(places, flat.numel()), pack(chosen.clamp(max=0), 1)]
+        return [pack_places(places, flat.numel()), _pack_signs(chosen)]
     return [pack_places(places, flat.numel()), pack(chosen, value.bits)]
+
+
+def _pack_signs(codes: Tensor) -> Tensor:
+    """Codes of 1 and -1 as the two of one bit, 0 and -1."""
+    return pack(codes.clamp(max=0), 1)
 
 
 def _check_values(name: str, value: QuantizedTensor) -> None:
@@ -194,13 +203,15 @@ def _check_values(name: str, value: QuantizedTensor) -> None:
             )
     if value.codes.numel():
         # -2^(b-1) is no code, so that grids are symmetric
-        limit = 2 ** (value.bits - 1) - 1
+        limit = largest_code(value.bits)
         least, most = map(int, torch.aminmax(value.codes))
         if not -limit <= least <= most <= limit:
             raise PayloadError(
                 f"tensor {name!r}: codes of {value.bits} bits must be in -{limit}..{limit}, got "
                 f"{least}..{most}"
             )
+        if value.bits == 1 and not value.codes.all():
+            raise PayloadError(f"tensor {name!r}: signs must not be 0")
 
 
 def row_major(tensor: Tensor) -> memoryview:
@@ -232,6 +243,8 @@ def _read_quantized(
         codes = _read_sparse(content, offset, entry)
     elif entry.bits == 2:
         codes = _read_ternary(content, offset, entry)
+    elif entry.bits == 1:
+        codes = _read_codes(content, offset, entry, entry.numel, 1).mul_(2).add_(1)
     else:
         codes = _read_codes(content, offset, entry, entry.numel, entry.bits)
     value = QuantizedTensor(codes.view(entry.shape), scale, entry.bits, is_sparse)

@@ -1,5 +1,5 @@
-"""The byte format of a payload, version 2: a header that describes every tensor, the content, and a
-checksum.
+"""The byte format of a payload, versions 2 and 3: a header that describes every tensor, the
+content, and a checksum.
 
 Everything is little-endian; the integers of the header and the checksum are unsigned. With sizes in
 bytes::
@@ -14,13 +14,16 @@ bytes::
     CRC-32    4, of everything before it (zlib)
 
 A kind is a dtype of ``DTYPES``, whose bits are 0, or ``ONE_SCALE``, ``CHANNEL_SCALES`` or
-``SPARSE``: codes of 2..16 bits and float32 scales. ``n`` plain values take ``n * itemsize`` bytes;
+``SPARSE``: codes of 2..16 bits and float32 scales, or signs.
+``n`` plain values take ``n * itemsize`` bytes;
 ``n`` codes of ``b`` bits with ``s`` scales take ``ceil(n * b / 8) + 4 * s``, and those of 2 bits,
 which are ternary, ``ceil(n / 5) + 4 * s``. Of a sparse tensor
 with one scale, those ``k`` codes alone are there that are not 0: their places, as in
 bhfl.quant.sparse, and then the codes, of which those of 2 bits take one. The last dimension in its
-row is ``k``. Tensors have one encoding only: a payload that is accepted encodes again to the same
-bytes.
+row is ``k``. Signs, of kind ``SIGNS`` or ``CHANNEL_SIGNS``, are codes of 1 bit: 0 stands for the
+scale, and 1 for minus the scale. A payload that has any is of version 3, and any other of version
+2, so that whoever knows no signs reads all else. Tensors have one encoding only: a payload that is
+accepted encodes again to the same bytes.
 
 A CRC finds accidents but authenticates nothing: whoever changes a payload can compute it anew. So
 nothing in a header is believed before it agrees with the length of the payload.
@@ -28,7 +31,7 @@ nothing in a header is believed before it agrees with the length of the payload.
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,6 +44,8 @@ from bhfl.quant.ternary import ternary_bytes
 
 MAGIC = b"BHFL"
 VERSION = 2
+SIGNS_VERSION = 3
+"""That of a payload with signs."""
 CRC_BYTES = 4
 
 # what a hostile header may claim at most, far above what models have
@@ -69,7 +74,11 @@ KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 ONE_SCALE = 32
 CHANNEL_SCALES = 33
 SPARSE = 34
-_CODED = (ONE_SCALE, CHANNEL_SCALES, SPARSE)
+SIGNS = 35
+CHANNEL_SIGNS = 36
+_SIGNS = (SIGNS, CHANNEL_SIGNS)
+_CODED = (ONE_SCALE, CHANNEL_SCALES, SPARSE, *_SIGNS)
+_BY_CHANNEL = (CHANNEL_SCALES, CHANNEL_SIGNS)
 CODE_BITS = range(2, 17)
 
 _HEADERS = 16
@@ -110,9 +119,9 @@ class Entry(NamedTuple):
     @property
     def plain_shape(self) -> tuple[int, ...]:
         """Shape of the values that are not packed: the tensor's own, or that of the scales."""
-        if self.kind == CHANNEL_SCALES:
+        if self.kind in _BY_CHANNEL:
             return self.shape[:1]
-        return () if self.kind in (ONE_SCALE, SPARSE) else self.shape
+        return () if self.is_quantized else self.shape
 
     @property
     def plain_bytes(self) -> int:
@@ -167,7 +176,12 @@ def _header(entries: tuple[Entry, ...]) -> bytes:
     size = _PRELUDE.size + len(table)
     if size > MAX_HEADER_BYTES:
         raise PayloadError(f"payload header must be at most {MAX_HEADER_BYTES} bytes, got {size}")
-    return _PRELUDE.pack(MAGIC, VERSION, len(entries), size) + table
+    return _PRELUDE.pack(MAGIC, _version(entries), len(entries), size) + table
+
+
+def _version(entries: Iterable[Entry]) -> int:
+    """The version of a payload of these tensors."""
+    return SIGNS_VERSION if any(entry.kind in _SIGNS for entry in entries) else VERSION
 
 
 def _write_row(entry: Entry) -> bytes:
@@ -222,8 +236,8 @@ def read_prelude(data: memoryview) -> tuple[int, int]:
     magic, version, num_tensors, size = _PRELUDE.unpack_from(data)
     if magic != MAGIC:
         raise PayloadError(f"payload must start with {MAGIC!r}, got {magic!r}")
-    if version != VERSION:
-        raise PayloadError(f"payload version must be {VERSION}, got {version}")
+    if version not in (VERSION, SIGNS_VERSION):
+        raise PayloadError(f"payload version must be {VERSION} or {SIGNS_VERSION}, got {version}")
     if num_tensors > MAX_TENSORS:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {num_tensors}")
     if not _PRELUDE.size <= size <= min(MAX_HEADER_BYTES, len(data) - CRC_BYTES):
@@ -247,6 +261,9 @@ def _read_table(header: bytes, num_tensors: int) -> tuple[Entry, ...]:
         entries[entry.name] = entry
     if offset != len(header):
         raise PayloadError(f"payload header must be {offset} bytes by its table, got {len(header)}")
+    version = _PRELUDE.unpack_from(header)[1]
+    if version != (told := _version(entries.values())):
+        raise PayloadError(f"payload version must be {told} by its table, got {version}")
     return tuple(entries.values())
 
 
@@ -285,11 +302,14 @@ def _check_row(entry: Entry) -> None:
     name, kind, bits, _, _ = entry
     if kind not in DTYPES and kind not in _CODED:
         raise PayloadError(
-            f"tensor {name!r}: kind must be 1..{max(DTYPES)} or {ONE_SCALE}..{SPARSE}, got {kind}"
+            f"tensor {name!r}: kind must be 1..{max(DTYPES)} or {ONE_SCALE}..{CHANNEL_SIGNS}, "
+            f"got {kind}"
         )
     if kind in DTYPES and bits:
         raise PayloadError(f"tensor {name!r}: bits must be 0 where nothing is packed, got {bits}")
-    if kind not in DTYPES and bits not in CODE_BITS:
+    if kind in _SIGNS and bits != 1:
+        raise PayloadError(f"tensor {name!r}: bits must be 1 of signs, got {bits}")
+    if kind in (ONE_SCALE, CHANNEL_SCALES, SPARSE) and bits not in CODE_BITS:
         raise PayloadError(
             f"tensor {name!r}: bits must be {CODE_BITS.start}..{CODE_BITS.stop - 1}, got {bits}"
         )
@@ -301,7 +321,7 @@ def _check_shape(entry: Entry) -> None:
     # in the row of a sparse tensor, the number of its codes stands as one more
     if len(shape) > (most := MAX_DIMS - (kind == SPARSE)):
         raise PayloadError(f"tensor {name!r}: dimensions must be at most {most}, got {len(shape)}")
-    if kind == CHANNEL_SCALES and not shape:
+    if kind in _BY_CHANNEL and not shape:
         raise PayloadError(
             f"tensor {name!r}: one scale a channel needs at least 1 dimension, got none"
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from bhfl.comm import encoded_bytes
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
+from bhfl.quant.codes import largest_code
 
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 """Scales below it are subnormal, and quotients by them are infinite; that of an all-zero tensor is
@@ -100,7 +101,7 @@ def _range(name: str, value: Tensor | QuantizedTensor, like: Tensor) -> tuple[fl
     if isinstance(value, QuantizedTensor):
         # a bound by scale and bits: nothing is dequantised that may yet be refused
         scale = float(value.scale.max()) if value.scale.numel() else 0.0
-        reach = scale * (2 ** (value.bits - 1) - 1)
+        reach = scale * largest_code(value.bits)
         return -reach, reach
     if value.dtype != like.dtype:
         raise RefusedError(f"{name} must be {like.dtype}, got {value.dtype}")

@@ -14,9 +14,9 @@ class QuantizedTensor:
     """Integers and the step between them: ``x ≈ codes * scale``.
 
     Attributes:
-        codes: int8 (up to 8 bits) or int16, the shape of x, in [-n, n].
+        codes: int8 (up to 8 bits) or int16, the shape of x, in [-n, n]; of 1 bit, -1 or 1.
         scale: float32, 0-dim, or [C] for one scale per output channel, C == codes.shape[0].
-        bits: 2..16.
+        bits: 2..16; 1 for signs, which are only ever sent (`bhfl.quant.signs`).
         sparse: Whether a payload holds those codes alone that are not 0, and where they are.
     """
 
@@ -36,6 +36,11 @@ def float_tensors(tensors: Mapping[str, Tensor | QuantizedTensor]) -> dict[str, 
         name: value.dequantize() if isinstance(value, QuantizedTensor) else value
         for name, value in tensors.items()
     }
+
+
+def largest_code(bits: int) -> int:
+    """n, the largest code of so many bits."""
+    return 1 if bits == 1 else (1 << (bits - 1)) - 1
 
 
 def code_dtype(bits: int) -> torch.dtype:

@@ -18,12 +18,20 @@ from bhfl.quant import QuantizedTensor
 from tests.federation import fake, fit, same
 
 FLEET = {"ternary": 1, 32: 2}
+
+
+def signs(candidates: tuple[int, ...], average: float) -> FedLQ:
+    """FedLQ that may send signs."""
+    return FedLQ("delta", candidates, Budget(average_bits=average), error_feedback=True)
+
+
 METHODS: dict[str, Any] = {
     "FedPAQ": lambda: FedPAQ(2, error_feedback=True),
     "buckets": lambda: FedPAQ(3, "l2", 7, error_feedback=True),
     "top_k": lambda: FedCOM(4, 0.5, error_feedback=True, top_k=0.1),
     "AdaQuantFL": lambda: AdaQuantFL(error_feedback=True),
     "FedLQ": lambda: FedLQ("delta", candidates=(2, 8, 32), error_feedback=True),
+    "FedLQ signs": lambda: signs((0, 1, 4), 1.5),
     "ProWD": lambda: ProWD(dequantizer=None, payload="delta", error_feedback=True),
 }
 
@@ -48,7 +56,7 @@ def watched(algorithm: Any) -> tuple[Any, list[Any]]:
 def test_what_is_sent_and_what_is_kept_make_up_the_update(tmp_path: Path, name: str) -> None:
     algorithm, seen = watched(METHODS[name]())
     # of a ternary client, FedLQ sends the codes and not what is behind them
-    fleet = {32: 3} if name == "FedLQ" else FLEET
+    fleet = {32: 3} if "FedLQ" in name else FLEET
     fit(tmp_path, algorithm, fleet, data=fake(holdout=16), max_rounds=2)
     assert len(seen) == 6
     looked_at = 0
@@ -66,7 +74,7 @@ def test_what_is_sent_and_what_is_kept_make_up_the_update(tmp_path: Path, name: 
     assert looked_at
 
 
-@pytest.mark.parametrize("name", ["top_k", "FedLQ", "ProWD"])
+@pytest.mark.parametrize("name", ["top_k", "FedLQ signs", "ProWD"])
 def test_a_run_goes_on_with_what_was_left_out(tmp_path: Path, name: str) -> None:
     options = {"data": fake(holdout=16), "clients_per_round": 2, "sampling": "uniform"}
     whole = fit(tmp_path / "a", METHODS[name](), FLEET, **options)
@@ -126,6 +134,8 @@ def test_few_entries_take_few_bytes(tmp_path: Path) -> None:
         (lambda: FedPAQ(error_feedback=1), "FedPAQ.error_feedback must be true or false, got 1"),
         (lambda: FedLQ(error_feedback=True), "FedLQ.error_feedback needs FedLQ.payload: delta"),
         (lambda: FedLQ(candidates=(0, 2)), r"FedLQ.error_feedback: true .*, got False and client"),
+        (lambda: FedLQ(candidates=(1, 2)), r"with 1, .* needs .*: true and FedLQ.payload: delta"),
+        (lambda: FedLQ("delta", (1, 2)), r"FedLQ.error_feedback: true and .*_feedback: false"),
         (lambda: ProWD(error_feedback=True), "ProWD.error_feedback needs ProWD.payload: delta"),
     ],
 )
@@ -154,3 +164,19 @@ def test_fedlq_leaves_layers_for_a_later_round(tmp_path: Path) -> None:
         assert most <= sum(8 * -(-x.codes.numel() // 8) + 32 for x in layers.values())
     assert len(sent) >= 2
     assert all(row["fedlq/bits"] <= 1 for row in run.history)
+
+
+@pytest.mark.parametrize("plan", ["client", "server"])
+def test_fedlq_sends_signs_of_all_layers(tmp_path: Path, plan: Any) -> None:
+    """A bit a weight and a scale, eight weights a byte, and never more than planned."""
+    lq = FedLQ("delta", (1,), Budget(average_bits=1), plan=plan, error_feedback=True)
+    algorithm, seen = watched(lq)
+    run = fit(tmp_path, algorithm, {"ternary": 1, 32: 1}, data=fake(holdout=16), max_rounds=2).run
+    for *_, update, kept in seen:
+        layers = {name: x for name, x in update.items() if isinstance(x, QuantizedTensor)}
+        assert {x.bits for x in layers.values()} == {1}
+        codes = encode(layers)
+        sizes = [x.codes.numel() for x in layers.values()]
+        assert len(codes) - header_bytes(codes) == sum(-(-size // 8) + 4 for size in sizes)
+        assert all(bool(kept["error/" + name].any()) for name in layers)
+    assert all(row["fedlq/bits"] == 1 for row in run.history)

@@ -4,11 +4,13 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from bhfl.comm import Tensors, encode
 from bhfl.quant import QuantizedTensor
+from bhfl.quant.codes import largest_code
 
 Rows = list[tuple[int, int, int]]
 """(where the row starts, bytes of its name, its dimensions) of every tensor of a sound payload."""
@@ -26,9 +28,11 @@ def random_codes(
     channel: bool,
     sparse: bool = False,
 ) -> QuantizedTensor:
-    limit = 2 ** (bits - 1) - 1
+    limit = largest_code(bits)
     dtype = torch.int8 if bits <= 8 else torch.int16
     codes = torch.randint(-limit, limit + 1, shape, generator=generator).to(dtype)
+    if bits == 1:
+        codes[codes == 0] = 1
     if sparse:
         codes *= torch.rand(shape, generator=generator) < 0.2
     scale = torch.rand(shape[:1] if channel else (), generator=generator)
@@ -44,6 +48,9 @@ def corpus() -> list[Tensors]:
     codes = {
         f"w{bits}": random_codes((3, 7), bits, generator, bits % 2 == 0) for bits in range(2, 17)
     }
+    signs: dict[str, Any] = {}
+    for rows in (False, True):
+        signs[f"signs{rows}"] = random_codes((3, 7), 1, generator, rows)
     sparse = {f"s{bits}": random_codes((5, 13), bits, generator, False, True) for bits in (2, 4, 9)}
     layer = {
         "conv.weight": random_codes((4, 3, 3, 3), 4, generator, True),
@@ -52,7 +59,8 @@ def corpus() -> list[Tensors]:
         "mask": torch.tensor([True, False, True]),
         "empty": torch.empty(0, 3),
     }
-    return [plain, codes, sparse, layer, {"größe": torch.randn(2, 2, 2, generator=generator)}, {}]
+    signs["größe"] = torch.randn(2, 2, 2, generator=generator)
+    return [plain, codes, sparse, layer, signs, {}]
 
 
 def sealed(body: bytes) -> bytes:
@@ -83,7 +91,8 @@ def one_row(
         + name
         + struct.pack(f"<{len(shape)}I", *shape)
     )
-    prelude = struct.pack("<4sIII", b"BHFL", 2, num_tensors, 16 + num_tensors * len(row))
+    version = 3 if kind in (35, 36) else 2
+    prelude = struct.pack("<4sIII", b"BHFL", version, num_tensors, 16 + num_tensors * len(row))
     return sealed(prelude + num_tensors * row + num_tensors * content)
 
 
@@ -119,7 +128,7 @@ def lie(rng: random.Random, payload: bytes) -> bytes:
 
 
 def _prelude(rng: random.Random, body: bytearray, table: Rows) -> bytes:
-    value = rng.choice([*EXTREMES, len(body), len(body) - 1, 17])
+    value = rng.choice([*EXTREMES, 2, 3, len(body), len(body) - 1, 17])
     # version (255 among them), tensors, header size
     struct.pack_into("<I", body, rng.choice([4, 8, 12]), value)
     return bytes(body)
@@ -142,7 +151,7 @@ def _section(rng: random.Random, body: bytearray, table: Rows) -> bytes:
 def _row(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     start, _, _ = rng.choice(table)
     # kind, bits, dimensions
-    body[start + rng.randrange(3)] = rng.choice([*range(18), 31, 32, 33, 34, 64, 128, 255])
+    body[start + rng.randrange(3)] = rng.choice([*range(18), *range(31, 38), 64, 128, 255])
     return bytes(body)
 
 
@@ -178,7 +187,7 @@ def _twice(rng: random.Random, body: bytearray, table: Rows) -> bytes:
 def _whole(rng: random.Random, body: bytearray, table: Rows) -> bytes:
     """A well-formed header of any figures, over content that has little to do with it."""
     shape = tuple(rng.choice([*EXTREMES, 2, 3]) for _ in range(rng.choice([0, 1, 2, 4, 8, 9])))
-    kind, bits = rng.choice([*range(12), 32, 33]), rng.choice([0, 0, *range(18), 32, 255])
+    kind, bits = rng.choice([*range(12), 32, 33, 35, 36]), rng.choice([0, 0, *range(18), 32, 255])
     return one_row(
         b"w" * rng.choice([0, 3, 512, 513]), kind, bits, shape, rng.randbytes(rng.randrange(40))
     )[:-4]

@@ -69,7 +69,8 @@ def quantized(draw: st.DrawFn) -> QuantizedTensor:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     sparse = draw(st.booleans())
     channel = bool(shape) and not sparse and draw(st.booleans())
-    return random_codes(shape, draw(st.integers(2, 16)), generator, channel, sparse)
+    bits = draw(st.integers(2 if sparse else 1, 16))
+    return random_codes(shape, bits, generator, channel, sparse)
 
 
 @given(st.dictionaries(st.text(max_size=20), plain() | quantized(), max_size=6))

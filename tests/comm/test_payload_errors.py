@@ -27,7 +27,10 @@ ONE = torch.tensor(1.0)
         (torch.ones(2, device="meta"), "got torch.float32, torch.strided, meta"),
         (torch.ones([1] * 9), "dimensions must be at most 8, got 9"),
         (torch.empty(2**32, 0), "a dimension must be at most 4294967295, got 4294967296"),
-        (QuantizedTensor(ONES, ONE, 1), "bits must be 2..16, got 1"),
+        (QuantizedTensor(ONES, ONE, 0), "bits must be 2..16, got 0"),
+        (QuantizedTensor(ONES, ONE, 1, sparse=True), "bits must be 2..16, got 1"),
+        (QuantizedTensor(0 * ONES, ONE, 1), "signs must not be 0"),
+        (QuantizedTensor(3 * ONES, ONE, 1), "codes of 1 bits must be in -1..1, got 3..3"),
         (QuantizedTensor(ONES, ONE, 17), "bits must be 2..16, got 17"),
         (
             QuantizedTensor(ONES.short(), ONE, 8),
@@ -104,7 +107,7 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         (sealed(b"PK\3\4" + BODY[4:]), r"payload must start with b'BHFL', got b'PK\\x03\\x04'"),
         (
             sealed(BODY[:4] + struct.pack("<I", 255) + BODY[8:]),
-            "payload version must be 2, got 255",
+            "payload version must be 2 or 3, got 255",
         ),
         (
             sealed(BODY[:8] + b"\xff" * 4 + BODY[12:]),
@@ -153,7 +156,7 @@ BODY = encode({"w": torch.ones(3)})[:-4]
             r"tensor 'w': shape must multiply to less than 2\*\*63",
         ),
         (one_row(b"w", 1, 0, (0,) * 9), "tensor 'w': dimensions must be at most 8, got 9"),
-        (one_row(b"w", 0, 0, ()), "tensor 'w': kind must be 1..10 or 32..34, got 0"),
+        (one_row(b"w", 0, 0, ()), "tensor 'w': kind must be 1..10 or 32..36, got 0"),
         (
             one_row(b"w", 1, 8, (1,), bytes(4)),
             "tensor 'w': bits must be 0 where nothing is packed, got 8",
@@ -175,6 +178,18 @@ BODY = encode({"w": torch.ones(3)})[:-4]
         (
             one_row(b"w", 32, 2, (3,), bytes(4) + b"\x1b"),
             "tensor 'w': a byte must be a number of ternary digits",
+        ),
+        (
+            one_row(b"w", 35, 1, (3,), bytes(4) + b"\x08"),
+            "tensor 'w': the bits after its last code must be 0",
+        ),
+        (one_row(b"w", 36, 1, (), bytes(5)), "tensor 'w': one scale a channel needs at least 1"),
+        (one_row(b"w", 35, 2, (1,), bytes(5)), "tensor 'w': bits must be 1 of signs, got 2"),
+        (one_row(b"w", 35, 1, (2**32 - 1, 9), bytes(99)), "must be 4831838245 bytes by its header"),
+        # the version says whether there are signs, and only it
+        (
+            sealed(BODY[:4] + struct.pack("<I", 3) + BODY[8:]),
+            "payload version must be 2 by its table, got 3",
         ),
         (one_row(b"w", 34, 4, ()), "tensor 'w': one that is sparse needs the number of its codes"),
         (

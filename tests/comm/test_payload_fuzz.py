@@ -10,7 +10,8 @@ from tests.comm.mutations import mutations
 RULES = [
     "must be at least",
     "must start with",
-    "version must be 2, got 255",
+    "version must be 2 or 3, got 255",
+    "by its table, got 3",
     "CRC-32",
     "at most 65536 tensors",
     "header must be at most",
@@ -23,6 +24,7 @@ RULES = [
     "kind must be",
     "bits must be 0",
     "bits must be 2..16",
+    "bits must be 1 of signs",
     "dimensions must be at most 8",
     "at least 1 dimension",
     "less than 2**63",

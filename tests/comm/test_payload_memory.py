@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 floats = encode({"w": torch.ones(8 * MIB)})  # 32 MiB
 codes = encode({"w": QuantizedTensor(torch.ones(32 * MIB, dtype=torch.int8), torch.tensor(1.0), 2)})  # 8 MiB
 samples = [payload for _, payload, _ in mutations(2_000, seed=4)]
-for kind, bits, dims in (1, 0, 2), (10, 0, 3), (32, 2, 4), (33, 16, 8):
+for kind, bits, dims in (1, 0, 2), (10, 0, 3), (32, 2, 4), (33, 16, 8), (35, 1, 2):
     samples += [one_row(b"w", kind, bits, (size,) * dims, bytes(99)) for size in (2**7, 2**12, 2**15, 2**32 - 1)]
 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -206,6 +206,17 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
         ),
         {"network": slow()},
     ),
+    "FedLQ signs": (
+        partial(
+            FedLQ,
+            "delta",
+            (0, 1, 2, 4),
+            Budget("quantile", average_bits=1.5),
+            Sensitivity("clients"),
+            error_feedback=True,
+        ),
+        {"network": slow()},
+    ),
     "FedLQ planned": (
         partial(
             FedLQ,

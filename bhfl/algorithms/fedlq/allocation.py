@@ -107,7 +107,7 @@ def allocate(
     Args:
         costs: `[L, B]`, `C_l(b)` for each layer and each of `candidates`; finite and >= 0.
         sizes: number of weights of each layer, at least 1.
-        candidates: distinct widths, 2..16 or 32. Leave out what the client cannot do.
+        candidates: distinct widths, 0..16 or 32. Leave out what the client cannot do.
         budget_bits: what the layers may take, above 0. The caller has taken off side-band, headers
             and the table of bits. `math.inf`: no limit, every layer gets the largest width.
         solver: see the module.
@@ -301,7 +301,7 @@ def candidates_problem(candidates: Sequence[int]) -> str:
     """What is wrong with the widths that layers may choose from."""
     if not len(candidates):
         return "must name at least one bit-width, got none"
-    known = all(bits in (0, 32) or 2 <= bits <= 16 for bits in candidates)
+    known = all(bits == 32 or 0 <= bits <= 16 for bits in candidates)
     if known and len(set(candidates)) == len(candidates):
         return ""
-    return f"must be distinct widths of 0, 2..16 or 32, got {list(candidates)}"
+    return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"

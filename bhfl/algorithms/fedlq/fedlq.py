@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candidates_problem
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
+from bhfl.algorithms.fedlq.layers import trained_layers
 from bhfl.algorithms.fedlq.mean import ProbedMean
 from bhfl.algorithms.fedlq.moves import (
     check_left_out,
@@ -38,7 +39,7 @@ from bhfl.engine.frozen import bytes_due
 from bhfl.engine.processes import gather
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
-from bhfl.quant import layer_weights, quantized_state
+from bhfl.quant import quantized_state
 
 _MOST_CURVED = 1e30
 """The largest curvature that goes down: a float32 has to hold it, and costs must be finite."""
@@ -56,7 +57,8 @@ class FedLQ(Algorithm):
     Args:
         payload: ``weights``: the model itself; ``delta``: its difference from the one that was sent
             (FedLQ-delta).
-        candidates: Widths to choose from: 2..16, 32 (float32), or 0 (left for a later round).
+        candidates: Widths to choose from: 2..16, 32 (float32); and of a ``delta`` with
+            `error_feedback`, 1 (signs and a scale) and 0 (left for a later round).
         budget: How many bits a client may send.
         sensitivity: How the curvatures are measured.
         solver: ``dp`` (exact), ``greedy`` or ``greedy_down``, by significance.
@@ -106,15 +108,7 @@ class FedLQ(Algorithm):
             ValueError: The model has no quantisable layer, a client computes with fewer bits than
                 any candidate, or a group says the bits of its layers.
         """
-        found = {id(module.get_parameter(name)) for name in layer_weights(module)}
-        # tied weights travel once, under the first of their names
-        first: dict[int, str] = {}
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if id(tensor) in found and tensor.numel() and tensor.requires_grad:
-                first.setdefault(id(tensor), name)
-        self.layers = list(first.values())
-        if not self.layers:
-            raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
+        self.layers = trained_layers(module)
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
 
@@ -306,7 +300,8 @@ class FedLQ(Algorithm):
             chosen = [[width] for width in widths(server.extra["plan"][client.id])]
         allowed = dict(super().coded(server, client, layers))
         for name, bits in zip(self.layers, chosen, strict=True):
-            allowed[name] = [max(width, 2) for width in bits if width < 32]
+            # what is left out comes as codes of 2 bits, of which none is there
+            allowed[name] = [width or 2 for width in bits if width < 32]
         return allowed
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> ProbedMean:

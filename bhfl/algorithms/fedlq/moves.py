@@ -13,6 +13,7 @@ from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.types import Params
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
+from bhfl.quant.signs import signs
 
 _FEWEST_BITS = 2
 """Bits of codes at least; a layer that is left out is sent as sparse codes of so many, of which
@@ -21,9 +22,14 @@ none is there.
 
 
 def check_left_out(candidates: Sequence[int], error_feedback: bool, plan: str) -> None:
-    """ValueError where layers can be left out and would be lost, or where a plan could not say
-    so.
+    """ValueError where what is left out of layers would be lost, or where a plan could not say
+    that all of one is.
     """
+    if 1 in candidates and not error_feedback:
+        raise ValueError(
+            "FedLQ.candidates with 1, which sends signs of differences, needs "
+            "FedLQ.error_feedback: true and FedLQ.payload: delta, got error_feedback: false"
+        )
     if 0 in candidates and not (error_feedback and plan == "client"):
         raise ValueError(
             "FedLQ.candidates with 0, which leaves a layer for a later round, needs "
@@ -36,9 +42,11 @@ def coded(x: Tensor, bits: int, generator: torch.Generator) -> QuantizedTensor:
 
     Args:
         x: Float tensor, any shape.
-        bits: 2..16 for codes, rounded without bias; 0 to leave all of it out.
+        bits: 2..16 for codes, rounded without bias; 1 for signs; 0 to leave all of it out.
         generator: Draws the rounding.
     """
+    if bits == 1:
+        return signs(x)
     if bits:
         return qsgd(x, bits, "linf", generator)
     # the smallest scale that is let through

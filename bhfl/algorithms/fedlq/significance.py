@@ -66,7 +66,8 @@ def quantization_variance(x: Tensor, bits: int) -> float:
 
     Args:
         x: any shape, floating.
-        bits: 2..16, 32 (no error), or 0 (nothing is sent).
+        bits: 2..16, 32 (no error), 1 (`bhfl.quant.signs`, which draw nothing), or 0 (nothing is
+            sent).
     """
     return _variances(x, [bits])[0]
 
@@ -82,6 +83,9 @@ def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
         if bits in (0, 32):
             # all of it, or nothing, is left out
             found.append(0.0 if bits else float(magnitudes.double().square().sum()))
+            continue
+        if bits == 1:
+            found.append(float((magnitudes - magnitudes.mean()).double().square().sum()))
             continue
         step = largest / (2 ** (bits - 1) - 1)
         # zeros have a step of 0; with any other their fractions are 0

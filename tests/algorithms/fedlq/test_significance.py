@@ -23,6 +23,7 @@ from bhfl.algorithms.fedlq.significance import (
     variance_table,
 )
 from bhfl.quant import layer_weights, quantize
+from bhfl.quant.signs import signs
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -71,6 +72,12 @@ def test_variance_is_that_of_the_wire_quantiser(bits: int) -> None:
     assert quantization_variance(x, bits) == pytest.approx(
         float(torch.stack(draws).mean()), rel=0.03
     )
+
+
+def test_the_variance_of_signs_is_their_error() -> None:
+    x = torch.randn(40, 50, generator=generator())
+    error = (signs(x).dequantize() - x).double().square().sum()
+    assert quantization_variance(x, 1) == pytest.approx(float(error), rel=1e-5)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
