@@ -73,6 +73,7 @@ class DifferenceAlgorithm(Algorithm):
     bit.
     """
 
+    begins_anew = True
     error_feedback = False
     """Whether a client adds to its differences what was left out of its last ones."""
     top_k: float | None = None

@@ -10,7 +10,8 @@ class Ditto(Algorithm):
 
     The global model is FedAvg's to the bit. A client's own model begins as the first global model
     that it receives, stays on the client, makes as many steps in a round as the global one, on the
-    same batches, and is what is measured of the client.
+    same batches, and is what is measured of the client. One that has lost it begins it anew, from
+    the global model of that round: nothing of the server's is made of it.
 
     Args:
         lam: Weight of the term: 0 for models that learn alone, more for models that are like the
@@ -21,6 +22,7 @@ class Ditto(Algorithm):
     """
 
     own_model = True
+    begins_anew = True
 
     def __init__(self, lam: float = 0.1) -> None:
         self.lam = checked("Ditto.lam", lam, not_negative)

@@ -36,7 +36,8 @@ class FedCOMGATE(DifferenceAlgorithm):
     float32. A client that was there in the last round rebuilds the model from it and is sent
     nothing else, so that with full participation a round costs one float32 model down. Under a
     ``trainer.downlink`` below float32 it is sent the model in each round, as its own is another
-    one; the mean stays float32, as rounding it would stay in the deltas for ever.
+    one; the mean stays float32, as rounding it would stay in the deltas for ever. A client that has
+    lost its ``delta_i`` is refused: with zero in its place the deltas would not sum to zero again.
 
     Args:
         bits: Bits of a quantised difference; 32 sends float32.
@@ -50,6 +51,8 @@ class FedCOMGATE(DifferenceAlgorithm):
         ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not
             as above.
     """
+
+    begins_anew = False
 
     # all clients of a round rebuild the same model
     common = (START,)

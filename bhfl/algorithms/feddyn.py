@@ -27,7 +27,8 @@ class FedDyn(Algorithm):
 
     ``w_i`` is what the client sent, at its bits, on both sides: so ``h`` stays that mean. A coarse
     grid moves weights much farther than training does; low-bit clients then need a small ``alpha``.
-    With momentum it may diverge.
+    With momentum it may diverge. A client that has lost its ``h_i`` is refused: ``h`` holds it
+    still, and would never again be the mean of those that there are.
 
     Args:
         alpha: Weight of the terms. The paper uses 0.01 to 0.1.

@@ -29,7 +29,8 @@ def with_error(run: LocalRun, name: str, difference: Tensor) -> Tensor:
 
 def keep_error(run: LocalRun, name: str, wanted: Tensor, sent: Tensor) -> None:
     """Keep what is left out now. It is the client's own state: where its update is lost, it stays
-    as it was before the round.
+    as it was before the round. Where it is lost itself, as much of one update is, and no more: a
+    client may begin it anew.
 
     Args:
         run: The client's work in this round.

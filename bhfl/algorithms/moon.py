@@ -27,7 +27,7 @@ class MOON(Algorithm):
     ``z_g`` and ``z_p`` are computed at the client's bits, in evaluation mode, by the module's
     ``forward`` of the first entry of the batch, or of the whole of it where it is no list or tuple.
     A client without a last model learns as FedAvg's: both models are the same to it, and the term
-    has no gradient. A step takes two forward passes more.
+    has no gradient; one that has lost it begins so anew. A step takes two forward passes more.
 
     Args:
         features: The name of the module whose output is the representation, such as ``net.fc1``;
@@ -39,6 +39,8 @@ class MOON(Algorithm):
         ValueError: `features` is no text, `mu` or `temperature` is out of its range; in `setup`,
             the model has no such module, no ``forward``, or optimises manually.
     """
+
+    begins_anew = True
 
     def __init__(self, features: str, mu: float = 1.0, temperature: float = 0.5) -> None:
         self.features = checked("MOON.features", features, _name)

@@ -16,8 +16,11 @@ from bhfl.engine.types import Client, Params, ServerState, Tensors
 
 class Personal(Algorithm, ABC):
     """FedAvg of a part of the model. The rest neither goes up nor down: it is each client's own,
-    begins as in the first model, and is measured with the client's.
+    begins as in the first model, and is measured with the client's. A client that has lost it
+    begins it anew, as one that is sampled late does: nothing of the server's is made of it.
     """
+
+    begins_anew = True
 
     @abstractmethod
     def is_personal(self, name: str) -> bool:

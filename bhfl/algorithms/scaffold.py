@@ -30,6 +30,9 @@ class SCAFFOLD(Algorithm):
     ``c`` stays the mean of the ``c_i`` whatever the quantiser does. The model goes up at the
     client's bits, and the server's control variate comes down in float32 beside the model.
 
+    A client that has lost its ``c_i`` is refused: ``c`` holds it still, and would never again be
+    the mean of those that there are.
+
     Args:
         server_lr: ``eta_g``: the server moves to ``w_t + eta_g * (mean_i w_i - w_t)``.
         control_bits: Bits at which control variates go up, rounded stochastically: 2..16, 32 for

@@ -26,10 +26,9 @@ class Algorithm(Recorded):
     differently.
 
     State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own
-    state, never in attributes of the algorithm, so checkpoints and several processes need no help
-    from its author, but for an aggregator of its own, which brings together what each process holds
-    (`Aggregator.reduce`). The arguments of its constructor are its options: a run is resumed only
-    with the same ones.
+    state, never in attributes of the algorithm: checkpoints and several processes need no more of
+    its author than that an `Aggregator` of its own brings together what each process holds. The
+    arguments of its constructor are its options: a run is resumed only with the same ones.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -86,9 +85,8 @@ class Algorithm(Recorded):
         Whatever a round needs before anything is sent belongs here: planning, probing, training a
         model of the server's. Every process calls it, and it must return the same in each:
         ``context.fabric.broadcast`` hands on what rank 0 alone has made. Every other hook of the
-        round gets its result, which is dropped as a whole if the round is skipped. `extra` may
-        hold more keys than `init_server` made; what is not meant to last is taken out again in
-        `server_update`.
+        round gets its result, which is dropped as a whole if the round is skipped. `extra` may hold
+        more keys than `init_server` made; `server_update` takes out what is not meant to last.
 
         Args:
             server: The state before the round; it is not to be changed.
@@ -264,6 +262,9 @@ class Algorithm(Recorded):
     """How the names of those tensors begin that a client keeps and most clients of its round keep
     too, to the bit. They are held and written once for all of them, and not to be changed in place.
     """
+
+    begins_anew: bool = False
+    """Whether a client that has lost its state may begin it anew: no state of others needs it."""
 
     def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """See the model and the fleet, as they were handed over: called first of all hooks, once in

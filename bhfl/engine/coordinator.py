@@ -198,6 +198,7 @@ class Coordinator:
         record.num_steps = reply.num_steps
         record.metrics = dict(reply.metrics)
         record.measured = dict(reply.measured)
+        record.anew = reply.anew
         if reply.payload is None:
             record.end_early()
         fault = reply.fault
@@ -281,20 +282,9 @@ class Coordinator:
             buffers=buffers,
             participants=participants,
             holders=holders(server, records),
-            accepted=still_known(server, records) | dict.fromkeys(participants, round),
+            accepted=server.accepted | dict.fromkeys(participants, round),
             channels_last=server.channels_last,
         )
-
-
-def still_known(server: ServerState, records: Sequence[ClientRecord]) -> dict[int, int]:
-    """`ServerState.accepted` without the clients that have lost what they kept: these begin anew.
-
-    Args:
-        server: The state before the round.
-        records: What became of all clients of the round.
-    """
-    lost = {record.client for record in records if record.lost}
-    return {client: round for client, round in server.accepted.items() if client not in lost}
 
 
 def failed(server: ServerState, records: Sequence[ClientRecord]) -> ServerState:
@@ -304,8 +294,7 @@ def failed(server: ServerState, records: Sequence[ClientRecord]) -> ServerState:
         server: The state before it.
         records: What became of them.
     """
-    known, held = still_known(server, records), holders(server, records)
-    return replace(server.failed(), accepted=known, holders=held)
+    return replace(server.failed(), holders=holders(server, records))
 
 
 def _absence(course: Course) -> Fault:

@@ -114,7 +114,7 @@ class Fault:
     origin: str = ""
     """Type and line of an error that is likely to come again."""
     lost: bool = False
-    """Whether the client no longer has what it kept, so that the server takes it for a new one."""
+    """Whether the client no longer has what it was sent before, and is to be sent whole weights."""
     broken_hook: bool = False
     """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
 
@@ -146,6 +146,8 @@ class Reply:
     """Whether it holds the frozen tensors of the task: without them it has done nothing, and is to
     be asked again with their payload. None where it says nothing of them.
     """
+    anew: bool = False
+    """Whether what it kept is lost on its machine, so that it has begun its state anew."""
     fault: Fault | None = None
     """Why there is no update."""
 

@@ -20,7 +20,7 @@ from bhfl.engine.frozen import without_lost
 from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
-from bhfl.engine.records import ClientRecord, round_metrics, with_updates
+from bhfl.engine.records import ClientRecord, problems, round_metrics, with_updates
 from bhfl.engine.references import check_references
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
@@ -32,7 +32,6 @@ from bhfl.engine.types import Row
 from bhfl.engine.written import configuration
 from bhfl.files import write_text
 from bhfl.settings import Role
-from bhfl.tags import ABSENT
 from bhfl.told import SETTINGS, differences
 
 
@@ -195,11 +194,7 @@ def _round(session: Session, run: Run) -> None:
     seconds = session.fabric.broadcast(time.perf_counter() - start)
     run.seconds += seconds
     row |= {**run.ledger.metrics(), "time/round_s": seconds}
-    row["problems"] = [
-        f"client {r.client} {r.status}: {r.reason}"
-        for r in records
-        if r.status not in ("ok", *ABSENT)
-    ]
+    row["problems"] = problems(records)
     STANDING.at(f"saving round {round}")
     # before the checkpoint, which holds the rows of its rounds; one that a kill leaves beyond it is
     # dropped when the run goes on

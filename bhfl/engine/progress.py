@@ -203,6 +203,8 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
     bad = [status for status in LOST if status not in ABSENT and totals[status]]
     if lost := ", ".join(f"{totals[status]} {status}" for status in bad):
         notes.append(f"of {totals.total()} updates {lost}; rounds.jsonl says why")
+    if anew := sum(int(row.get("clients/anew", 0)) for row in history):
+        notes.append(f"clients that had lost what they kept, and began anew: {anew}")
     notes += _absences(history, totals)
     row = history[-1] if history else {}
     if (published := row.get("comm/downlink_published_MB")) is not None:

@@ -55,6 +55,8 @@ class ClientRecord:
     """What its model is worth on its own validation samples, see `bhfl.engine.exchange.Reply`."""
     holds: bool | None = None
     """What it said of the frozen tensors, likewise."""
+    anew: bool = False
+    """Whether it has begun its state anew, likewise."""
     largest: float = 0.0
     """The largest magnitude in its update."""
     traceback: str = ""
@@ -118,12 +120,30 @@ def round_metrics(
         metrics["clients/retries"] = float(sum(record.course.retries for record in records))
         metrics["retry_bytes"] = sum(record.retry_bytes for record in records)
     ok = with_updates(records)
+    if anew := sum(record.anew for record in ok):
+        metrics["clients/anew"] = float(anew)
     # in the order in which they come, which of a set would be another one in each process
     for name in dict.fromkeys(chain.from_iterable(record.metrics for record in ok)):
         having = [record for record in ok if name in record.metrics]
         total = sum(record.weight for record in having)
         metrics[name] = sum(record.weight * record.metrics[name] for record in having) / total
     return metrics
+
+
+def problems(records: Sequence[ClientRecord]) -> list[str]:
+    """A sentence for each client whose update does not count, or that has begun anew.
+
+    Args:
+        records: Those of a round.
+    """
+    found = []
+    for record in records:
+        if record.status not in ("ok", *ABSENT):
+            found.append(f"client {record.client} {record.status}: {record.reason}")
+        elif record.anew:
+            told = "what it kept is lost on its machine"
+            found.append(f"client {record.client} has begun anew: {told}")
+    return found
 
 
 def outliers(records: list[ClientRecord]) -> str:

@@ -298,6 +298,8 @@ class Run:
             "simulated_seconds": last.get("time/simulated_s"),
             **told(self.bests),
         }
+        if anew := sum(int(row.get("clients/anew", 0)) for row in self.history):
+            summary["begun_anew"] = anew
         if failed:
             summary["failed"] = f"{type(failed).__name__}: {failed}"[:MAX_FAILED]
         if self.writes:

@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bhfl.engine.ending import no_exit_of_others
 from bhfl.engine.environment import processor, versions
 from bhfl.engine.exchange import Fault, Reply, Task, Verdict
 from bhfl.engine.fingerprint import BACKENDS
+from bhfl.engine.own import KEPT
 from bhfl.engine.roster import behind
 from bhfl.engine.session import Session
 from bhfl.remote.kept import KeptState
@@ -174,8 +176,7 @@ class _Joined:
         lost = not self.store.has(task.version)
         self.store.stand_at(task.version, order.rounds, order.closing)
         if task.stage != "train":
-            own = self.session.own.always or self.session.algorithm.own_model
-            if lost and own:
+            if lost and self._measures_own(task):
                 raise ValueError(self._lost(task))
             return pack(next(iter(self.clients.evaluate(iter([task])))))
         reply = next(iter(self.clients.train(iter([task]))))
@@ -183,27 +184,44 @@ class _Joined:
 
     def _kept(self, reply: Reply, task: Task, lost: bool) -> Reply:
         """Keep what the client came to until the server says what it makes of it."""
+        algorithm = self.clients.algorithm
+        told = f"{self._lost(task)}, and {type(algorithm).__name__} does not begin it anew"
+        refused = Reply(client=reply.client, round=reply.round, fault=Fault("failed", told))
         if reply.fault is not None or reply.holds is False:
-            return reply
+            # without what is lost, hooks may not get as far as to an update
+            raised = reply.fault is not None and bool(reply.fault.traceback)
+            return refused if lost and raised and not algorithm.begins_anew else reply
         version = task.round + 1
-        if lost and _is_own(self.store.pending(self.client.id) or {}):
-            # it went on from nothing, which would be another algorithm
-            self.store.drop_all()
-            self.clients.close(version, {})
-            fault = Fault("failed", self._lost(task))
-            return Reply(client=reply.client, round=reply.round, fault=fault)
+        if lost and (own := self._own(self.store.pending(self.client.id) or {})):
+            if not algorithm.begins_anew and own != {"statistics"}:
+                # it went on from nothing, which would be another algorithm
+                self.store.drop_all()
+                self.clients.close(version, {})
+                return refused
+            reply = replace(reply, anew=True)
         self.clients.close(version, {self.client.id: Verdict(keep=True)})
         self.store.keep(version)
         return reply
 
+    def _own(self, kept: Mapping[str, Any]) -> set[str]:
+        """What there is among all that a client keeps that is more than what it was sent; running
+        statistics are told apart: some batches make them again.
+        """
+        parts = {**kept, COMMON: split_common(kept.get(COMMON, {}))[0]}
+        found = {part for part, values in parts.items() if values}
+        buffers = dict(self.session.module.named_buffers())
+        if KEPT in found and parts[KEPT].keys() <= buffers.keys():
+            found = (found - {KEPT}) | {"statistics"}
+        return found
+
+    def _measures_own(self, task: Task) -> bool:
+        """Whether a model that is measured has anything of the client's own in it."""
+        sent = decode(task.downlink) if task.downlink else {}
+        own = self.session.own.missing(float_tensors(sent))
+        return bool(own) or self.clients.algorithm.own_model
+
     def _lost(self, task: Task) -> str:
         return f"what client {task.client} kept of round {task.version} is lost on its machine"
-
-
-def _is_own(kept: Mapping[str, Any]) -> bool:
-    """Whether anything that a client keeps is more than what it was sent."""
-    common, _ = split_common(kept.get(COMMON, {}))
-    return bool(common) or any(values for part, values in kept.items() if part != COMMON)
 
 
 def facts_of(session: Session) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from bhfl.comm import encode
+from bhfl.downlink import Downlink
 from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.evaluate import Evaluator
@@ -182,16 +184,99 @@ def _holders(trainer: Any, round: int) -> list[int]:
     return list(load(path)["server"]["holders"])
 
 
+# ---- lost state ----------------------------------------------------------------------------------
+
+
+class HereGrid:
+    """A Grid whose nodes are the clients of a case in this very process; one loses its folder
+    before a round.
+    """
+
+    def __init__(self, folder: Path, case: str, client: int = 0, round: int = 2) -> None:
+        self.folder = folder
+        self.case = case
+        self.wiped = client, round
+        self.residents = {one: Resident(self.opened, folder / str(one), one) for one in range(5)}
+        self.answers: dict[str, bytes] = {}
+
+    def opened(self, hello: Hello, stack: ExitStack) -> Session:
+        trainer = make_trainer(self.folder, self.case)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = net(self.case)
+        return stack.enter_context(Session.opened(trainer, module, data(), "fit", "test"))
+
+    def nodes(self) -> list[int]:
+        return [10, 11, 12, 13, 14]
+
+    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+        client = node - 10
+        task = unpack(parts[2], Task) if len(parts := split(data)) > 1 else None
+        if task and (client, task.round, task.stage) == (*self.wiped, "train"):
+            self.residents[client].close()
+            shutil.rmtree(self.folder / str(client))
+        id = f"{len(self.answers)}"
+        self.answers[id] = self.residents[client].answer(data)
+        return id
+
+    def pull(self, ids: list[str]) -> list[Answer]:
+        return [Answer(id, self.answers[id], "") for id in ids]
+
+    def close(self) -> None:
+        for resident in self.residents.values():
+            resident.close()
+
+
+def with_a_loss(folder: Path, case: str, **options: Any) -> tuple[list[Any], Any]:
+    """The rows and the summary of a run in which client 0 loses all that it kept in two rounds."""
+    grid = HereGrid(folder / "away", case)
+    trainer = served(folder / "there", case, grid, **options)
+    grid.close()
+    summary = json.loads((trainer.run.folder / "summary.json").read_text())
+    return trainer.run.history, summary
+
+
+REFUSED = ["SCAFFOLD", "FedDyn", "FedCOMGATE all", "Local"]
+ANEW = ["FedPer", "frozen and own models all", "norm local all"]
+
+
+@pytest.mark.filterwarnings("ignore:round .* client 0 failed", "ignore:client 0 was not measured")
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_client_is_refused_by_name_whose_lost_state_others_need(tmp_path, case):
+    case, *everyone = case.split(" all")
+    options = {"clients_per_round": 5} if everyone else {}
+    rows, summary = with_a_loss(tmp_path, case, max_rounds=4, **options)
+    told = "what client 0 kept of round 2 is lost on its machine, and"
+    told = f"client 0 failed: {told} {case} does not begin it anew"
+    assert [row["clients/ok"] for row in rows] == [5, 5, 4, 4]
+    # for as long as the run lasts
+    assert [row["problems"] for row in rows[2:]] == [[told]] * 2
+    assert "begun_anew" not in summary
+    assert all("clients/anew" not in row for row in rows)
+
+
+@pytest.mark.parametrize("case", ANEW)
+def test_a_client_begins_anew_whose_lost_state_nobody_else_needs(tmp_path, case):
+    """It is counted and told in the round's row and in the summary, and goes on from there."""
+    case, *everyone = case.split(" all")
+    options = {"clients_per_round": 5} if everyone else {}
+    rows, summary = with_a_loss(tmp_path, case, max_rounds=4, **options)
+    assert [row["clients/ok"] for row in rows] == [5] * 4
+    assert [row.get("clients/anew") for row in rows] == [None, None, 1, None]
+    told = "client 0 has begun anew: what it kept is lost on its machine"
+    assert rows[2]["problems"] == [told]
+    assert summary["begun_anew"] == 1
+
+
 @pytest.mark.filterwarnings("ignore:round .* client 0 failed")
-def test_a_client_whose_state_is_lost_is_refused_by_name(tmp_path):
-    with residing(tmp_path / "away", "FedPer") as grid:
-        killed = served(tmp_path / "there", "FedPer", grid, max_rounds=2)
-    for file in (tmp_path / "away" / "0").rglob("versions.json"):
-        file.unlink()
-    with residing(tmp_path / "away", "FedPer") as grid, pytest.warns(UserWarning, match="client 0"):
-        resumed = served(tmp_path / "there", "FedPer", grid, killed.run.folder)
-    problems = resumed.run.history[-1]["problems"]
-    assert problems == ["client 0 failed: what client 0 kept of round 2 is lost on its machine"]
+@pytest.mark.parametrize(("case", "ok"), [("FedAvg", 5), ("SCAFFOLD", 4)])
+def test_a_lost_reference_costs_a_round_and_does_not_hide_lost_state(tmp_path, case, ok):
+    """Whole weights come after it; what the method kept is lost all the same."""
+    rule = Downlink(4, "differences")
+    rows, _ = with_a_loss(tmp_path, case, max_rounds=4, downlink=rule, validate_first=False)
+    assert [row["clients/ok"] for row in rows] == [5, 5, 4, ok]
+    assert "weights that it was sent differences to" in rows[2]["problems"][0]
+    assert rows[3]["whole_bytes"] == rows[0]["whole_bytes"] // 5
 
 
 # ---- faults --------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ class FedLQ(Algorithm):
             not fit.
     """
 
+    # what rounding left out of one update is all that a client keeps
+    begins_anew = True
+
     def __init__(  # noqa: PLR0913
         self,
         payload: Literal["weights", "delta"] = "weights",
