@@ -3,15 +3,20 @@
 All listen at 127.0.0.1, at ports that the system chooses, and end by the ids that were started.
 """
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bhfl.remote.bundle import start_app
 from bhfl.remote.front import Front
 from bhfl.remote.keys import ClientKeys, ServerKeys, client_keys, make_keys, server_keys
 from bhfl.remote.registry import Registry
+from bhfl.remote.relay import Relay
 from bhfl.remote.superlink import Control, SuperLink
 from bhfl.remote.supernode import start_supernode
 from bhfl.remote.supervised import Supervised
@@ -55,6 +60,18 @@ class Cluster:
         node = start_supernode(place, own, address, **{"seconds": SECONDS, **options})
         self.nodes.append(node)
         return node
+
+    @contextmanager
+    def grid(self) -> Iterator[tuple[Relay, Path]]:
+        """Flower's Grid, and a folder whose path is short enough for sockets."""
+        with tempfile.TemporaryDirectory(prefix="bhfl-") as made:
+            place = Path(made)
+            relay = Relay(place, partial(start_app, place, self.superlink.address, self.keys.ca))
+            relay.restore()
+            try:
+                yield relay, place
+            finally:
+                relay.close()
 
     def end(self) -> None:
         for node in self.nodes:

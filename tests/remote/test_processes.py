@@ -23,6 +23,7 @@ import httpx
 
 from bhfl.remote.front import Front
 from bhfl.remote.keys import ClientKeys, client_keys, make_keys, server_keys
+from bhfl.remote.relay import listening_at
 from bhfl.remote.superlink import Control, SuperLink
 from tests.remote.cluster import Cluster, alive, below, until
 from tests.remote.relay import Wire
@@ -196,6 +197,25 @@ def test_a_supernode_that_is_killed_comes_back_under_its_id(
     assert cluster.control.nodes()[1].node == before
     assert online(cluster) == {1}
     node.stop()
+
+
+def test_an_app_that_waits_for_an_answer_ends_with_its_supernode(cluster: Cluster) -> None:
+    """The device's own process may train for hours: nothing of the dead waits for it."""
+    with cluster.grid() as (grid, place):
+        door = listening_at(place / "device.sock")
+        node = cluster.node(0, node_config={"bhfl-socket": str(place / "device.sock")})
+        ids = cluster.control.nodes()
+        until(lambda: ids[0].node in grid.nodes())
+        assert grid.push(ids[0].node, b"a task", 300.0, 0) is not None
+        waits, _ = door.accept()
+        assert node.pid is not None
+        started = below(node.pid)
+        assert len(started) >= 2
+        os.kill(node.pid, signal.SIGKILL)
+        until(lambda: not any(map(alive, started)), 30.0)
+        node.stop()
+        waits.close()
+        door.close()
 
 
 PARENT = """

@@ -2,6 +2,7 @@
 that only its user can open, and takes the answer back. It reads and runs nothing of either.
 """
 
+import select
 import socket
 
 from flwr.app import Context, Message
@@ -11,6 +12,8 @@ from .frames import put, take
 from .records import unwrapped, wrapped
 
 app = ClientApp()
+_LOOK = 1.0
+"""Seconds between two looks for an answer."""
 
 
 @app.train()
@@ -19,5 +22,8 @@ def carry(message: Message, context: Context) -> Message:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(context.node_config["bhfl-socket"]))
         put(sock, unwrapped(message.content))
+        # Flower ends an app whose SuperNode is gone by a signal, which is heard between two looks
+        while not select.select([sock], [], [], _LOOK)[0]:
+            pass
         answer = take(sock)
     return Message(wrapped(answer), reply_to=message)
