@@ -1,16 +1,20 @@
 """A command as a process: the signals that it hears, what it tells its user, and its exit code.
 
 Exit codes: 0 done, 2 the configuration, 3 the data or 4 the checkpoint cannot be used, 5 too few
-clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 1 anything else, with a
-traceback.
+clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 141 nobody reads what it
+prints, 1 anything else, with a traceback.
 """
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
+
+UNREAD = 141
+"""What a shell says of a process that the signal SIGPIPE, 13, has ended."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -52,6 +56,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
 
     Raises:
         LostProcessError: Another process of the run is gone.
+        BrokenPipeError: Whoever read what the command prints is gone, or who it spoke to.
         Exception: Whatever its user cannot mend.
     """
     from bhfl.cli.current_folder import find_in_current_folder
@@ -70,8 +75,8 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     except ConfigError as error:
         report(error.problems)
         return BAD_CONFIG
-    # it has an exit code of its own, which `_until_stopped` knows
-    except LostProcessError:
+    # they have exit codes of their own, which `_until_stopped` knows
+    except (LostProcessError, BrokenPipeError):
         raise
     except Exception as error:
         code = exit_code(error)
@@ -134,7 +139,13 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     warnings.formatwarning = WarningForm()  # type: ignore[assignment]  # it hands on the rest
     STANDING.begin("nothing new is saved")
     try:
-        return run(args)
+        code = run(args)
+        return UNREAD if _is_unread() else code
+    except BrokenPipeError:
+        # quietly, as programs do behind `| head`; a pipe that is another one is no reader's choice
+        if not _is_unread():
+            raise
+        return UNREAD
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, STANDING.farewell(signal.SIGINT)
     except Terminated:
@@ -144,3 +155,21 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     if line:
         print(line, file=sys.stderr)
     return code
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads what is printed any more; all of it goes nowhere from then on."""
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        gone = True
+    # there is no output, it is no file, its disk is full, or the system has no poll
+    except (AttributeError, OSError):
+        return False
+    if gone:
+        # Python flushes once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone

@@ -1,0 +1,57 @@
+"""A command whose output nobody reads ends quietly, as behind ``| head``."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bhfl.cli.command import UNREAD, run_or_tell
+from bhfl.main import main
+
+
+def ended(*args: str, unbuffered: str = "") -> subprocess.CompletedProcess[bytes]:
+    """A command whose standard output is a pipe without a reader."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "bhfl", *args],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    finally:
+        os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [["--help"], ["init", "--list"]])
+def test_it_says_nothing_more(args: list[str], unbuffered: str) -> None:
+    found = ended(*args, unbuffered=unbuffered)
+    assert (found.returncode, found.stderr) == (UNREAD, b"")
+
+
+def test_it_is_not_told_as_a_wrong_configuration() -> None:
+    def run(args: object) -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_or_tell(run, [])
+
+
+def test_another_pipe_that_breaks_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> int:
+        raise BrokenPipeError("of a socket")
+
+    monkeypatch.setattr("bhfl.main.run", run)
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        main(["--version"])
+
+
+def test_a_process_without_output_ends_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
