@@ -66,7 +66,9 @@ def name(row: Row) -> str:
 def _ruled(rows: Sequence[Row], first: str) -> str:
     """Rows as a table with a rule below its head."""
     known = [key for key in _NUMBERS if _is_told(key, rows)]
-    words = [first, "rounds", "bits"] if "rounds" in rows[0] else [first, "bits"]
+    # above a table of layers stands what they are of
+    dated = first == "group" and "rounds" in rows[0]
+    words = [first, "rounds", "bits"] if dated else [first, "bits"]
     lines = [[*words, *(_NUMBERS[key][0] for key in known)]]
     for row in rows:
         cells = ["-" if math.isnan(row[key]) else _NUMBERS[key][1](row[key]) for key in known]
