@@ -2,7 +2,10 @@
 commit.
 """
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -90,6 +93,9 @@ def test_the_citation_is_of_this_package():
 
 def test_the_pythons_that_are_promised_are_those_that_nox_tests():
     (listed,) = re.findall(r"^PYTHONS = (\[.*\])$", (ROOT / "noxfile.py").read_text(), re.M)
+    nox = [sys.executable, "-m", "nox", "--list", "--json", "--noxfile", str(ROOT / "noxfile.py")]
+    found = json.loads(subprocess.check_output(nox, text=True))
+    assert [session["python"] for session in found] == yaml.safe_load(listed)
     prefix = "Programming Language :: Python :: "
     promised = [line.removeprefix(prefix) for line in PROJECT["classifiers"] if prefix in line]
     assert promised == ["3 :: Only", *yaml.safe_load(listed)]
