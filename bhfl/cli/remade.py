@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from bhfl.cli.federated_cli import FederatedCLI
 from bhfl.cli.reading import ConfigError, Layer, read_file
+from bhfl.engine.links import MeasuredLinks
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.recorded import UNWRITTEN
 
@@ -54,7 +55,10 @@ def made_here(layers: Sequence[Layer]) -> tuple[FederatedTrainer, Any, Any]:
         found: Any = _MadeHere(["profile"], layers)
     except ConfigError as error:
         raise ValueError("; ".join(error.problems)) from error
-    return found.trainer, found.model, found.datamodule
+    trainer: FederatedTrainer = found.trainer
+    # whoever leads the run measures how fast this process is, and plans by it
+    trainer.links = MeasuredLinks(trainer.settings)
+    return trainer, found.model, found.datamodule
 
 
 def remade(config: Path, parts: Collection[str]) -> dict[str, Any]:

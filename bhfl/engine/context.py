@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from bhfl.engine.client.worker import Worker
-    from bhfl.engine.timing import Timing
+    from bhfl.engine.links import Links
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Context:
     buffers: Callable[[ServerState, str], Params]
     """The norm statistics and counters that travel with the parameters of a bit group, both ways.
     """
-    timing: Timing | None
-    """The simulated network, where there is one."""
+    timing: Links | None
+    """The links: those of the simulated network, where there is one, or measured ones."""
 
     def planned_steps(self, client: Client) -> int:
         """Optimiser steps that a round has for `client`, by its batches and the settings;

@@ -114,7 +114,8 @@ class Coordinator:
                 self._unsent.append(record)
                 continue
             if record.course.uploads:
-                self._waiting[client.id] = (record, task.link)
+                # no seconds are simulated of a link that was measured
+                self._waiting[client.id] = (record, task.link if session.timing else None)
                 # outside the try: a full disk is no client's failure
                 session.references.send(client.id, self.server.round + 1, message.sent)
                 yield task
@@ -143,7 +144,7 @@ class Coordinator:
     ) -> Task:
         session = self.session
         server = self.server
-        timing = session.timing
+        links = session.context.timing
         payload, sent = message.payload, message.sent
         frozen, body = self.outgoing.frozen(client)
         # one that is asked again because of that is so once
@@ -167,7 +168,7 @@ class Coordinator:
             training=client.devices.training(session.settings.training),
             part=record.course.part,
             measures=session.settings.output.evaluate_clients,
-            link=timing.link(server.round, client, len(self.cohort)) if timing else None,
+            link=links.link(server.round, client, len(self.cohort)) if links else None,
             history=history,
         )
 

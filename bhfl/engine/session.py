@@ -223,7 +223,7 @@ class Session:
             settings=self.settings,
             worker=self.worker,
             buffers=self.travelling,
-            timing=self.timing,
+            timing=self.timing or self.trainer.links,
         )
 
     def init_server(self) -> ServerState:

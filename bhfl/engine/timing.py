@@ -3,22 +3,23 @@ seconds.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bhfl.comm.network import SimulatedNetwork, Workload
-from bhfl.engine.availability import course_of, part_of
+from bhfl.engine.availability import course_of
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.devices import Devices
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.flops import Flops, count_flops
+from bhfl.engine.links import Links
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.records import ClientRecord
 from bhfl.engine.roster import at
-from bhfl.engine.types import Client, FederatedData, server_data
+from bhfl.engine.types import Client, FederatedData
 from bhfl.settings import Settings
 
 
-class Timing:
+class Timing(Links):
     """Simulated seconds of the clients and rounds of one run.
 
     Args:
@@ -36,6 +37,7 @@ class Timing:
         # asked for the last client, which a trace that is too short does not have
         network.link(0, len(clients) - 1)
         self.network = network
+        self.deadline_seconds = network.deadline_seconds
         self.clients = clients
         self.settings = settings
         self.flops = Flops({}, {})
@@ -93,14 +95,20 @@ class Timing:
             more += training.get(name, 0) * (spec.weights - bits)
         return bits + more / sum(training.values()) if more else bits
 
-    def planned(self, client: Client, data: FederatedData, round: int) -> int:
-        """Examples that a client will train on in a round, if all goes as planned."""
-        training = client.devices.training(self.settings.training)
-        batches = max(1, data.num_batches(client.id))
-        part = course_of(self.settings, round, client.id).part
-        epochs, rest = divmod(part_of(training.planned_steps(batches), part), batches)
-        batch_size = server_data(data).client_batch_size(client)
-        return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
+    def read_by(self, key: str) -> None:
+        """Whoever reads them, simulated links are the same."""
+
+    def quantile_deadline(
+        self,
+        round: int,
+        cohort: Sequence[Client],
+        sizes: tuple[int, int],
+        examples: Mapping[int, int],
+        fraction: float,
+    ) -> float:
+        """See the base."""
+        works = [self.workload(c, *sizes, examples[c.id]) for c in cohort if c.num_examples]
+        return self.network.quantile_deadline(round, works, fraction, len(cohort))
 
     def check_deadline(self, download_bytes: int, data: FederatedData) -> None:
         """Refuse a deadline that no client can meet.
@@ -124,9 +132,7 @@ class Timing:
             )
 
     def link(self, round: int, client: Client, num_participants: int) -> ClientLink:
-        """What a client knows of its link in a round, which it shares with the other
-        participants.
-        """
+        """See the base."""
         link = self.network.shared_link(round, self.workload(client, 0, 0, 0), num_participants)
         downloads = course_of(self.settings, round, client.id).downloads
         return ClientLink(link, self.flops.training_example, downloads)

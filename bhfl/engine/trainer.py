@@ -22,6 +22,7 @@ from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
+from bhfl.engine.links import MeasuredLinks
 from bhfl.engine.measure import Fitted, measure
 from bhfl.engine.optimizers import OptimizerCallable
 from bhfl.engine.predict import predict
@@ -185,6 +186,8 @@ class FederatedTrainer:
         self.run: Run | None = None
         self.session: Session | None = None
         """What the last fit or measurement worked with, or still does."""
+        self.links: MeasuredLinks | None = None
+        """How fast clients were that are elsewhere."""
         self.launched = False
         """Whether the processes have been started."""
         self.should_stop = False

@@ -76,7 +76,7 @@ class FlowerClients:
         """The version of each client whose closing message it has."""
         self._samples: dict[str, int] = {}
         self._names = Names()
-        self.wire = Wire(folder / "wire.csv", session.server.round)
+        self.wire = Wire(folder / "wire.csv", session.server.round, session.trainer.links)
         fleet = len(session.fleet)
         self.attendance.gather(fleet if terms.wait_for is None else terms.wait_for)
 

@@ -14,6 +14,7 @@ import lightning as L
 import yaml
 
 from bhfl.engine.ending import STANDING
+from bhfl.engine.links import MeasuredLinks
 from bhfl.engine.result import FitResult
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
@@ -104,6 +105,8 @@ def serve(  # noqa: PLR0913
             return FlowerClients(session, relay, keyed, told, terms or Terms(), trainer.run.folder)
 
         trainer.connect = connect  # type: ignore[method-assign]
+        seconds = (terms or Terms()).round_seconds
+        trainer.links = MeasuredLinks(trainer.settings, seconds, tells=True)
         try:
             result = trainer.fit(model, datamodule, ckpt_path)
             if front is not None:
@@ -112,6 +115,7 @@ def serve(  # noqa: PLR0913
         finally:
             # the class's own again
             vars(trainer).pop("connect")
+            trainer.links = None
 
 
 def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
@@ -121,6 +125,9 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
     kept = {name for name, role, _ in session.settings.options() if role not in own}
     # tasks tell what each client is to do, and a trace may be a file of this machine's
     kept.discard("availability")
+    network = session.settings.fleet.network
+    if network is not None and network.file_digests:
+        kept.discard("network")
     options = config.get("trainer", {})
     told["trainer"] = {name: options[name] for name in options if name in kept}
     return told

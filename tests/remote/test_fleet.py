@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,13 @@ import pytest
 import torch
 
 from bhfl.comm import encode
+from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
 from bhfl.engine.evaluate import Evaluator
-from bhfl.engine.exchange import Measured, Reply, Task, Verdict
+from bhfl.engine.exchange import Fault, Measured, Reply, Task, Verdict
+from bhfl.engine.links import MeasuredLinks
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import Client, ServerState
@@ -34,6 +37,7 @@ from bhfl.remote.messages import Facts, Hello, Order, Refused, join, pack, split
 from bhfl.remote.relay import Answer, Relay
 from bhfl.remote.resident import Resident, facts_of
 from bhfl.remote.serve import _told
+from bhfl.remote.wire import Wire
 from tests.engine.hand_made import client_rows
 from tests.engine.test_exchange import data, make_trainer, net, outcome, run
 from tests.processes import PROCESSES
@@ -123,6 +127,7 @@ def seen(trainer: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("rows", "server", "ledger", "test")}
 
 
+LATE = Reply(client=0, round=0, fault=Fault("late", "no reply came"))
 SAME = ["FedCOMGATE", "differences", "frozen"]
 for case in ("FedPer", "ProWD", "FedLQ", "schedule"):
     SAME.append(pytest.param(case, marks=pytest.mark.slow))  # type: ignore[arg-type]
@@ -332,6 +337,7 @@ SESSION: Any = SimpleNamespace(
     told={},
     data=SimpleNamespace(val_batches=lambda: [torch.zeros(3, 2)]),
     own=SimpleNamespace(first={"w": torch.zeros(50)}),
+    trainer=SimpleNamespace(links=None),
 )
 
 
@@ -650,3 +656,26 @@ def test_clients_are_told_nothing_of_a_trace_that_is_a_file_of_the_servers(tmp_p
     written = {"trainer": {"availability": {"trace": str(trace)}, "local_epochs": 2, "devices": 1}}
     session: Any = SimpleNamespace(settings=trainer.settings)
     assert _told(written, session) == {"trainer": {"local_epochs": 2}}
+    links = tmp_path / "links.csv"
+    links.write_text("client,round,uplink_bps,downlink_bps\n0,0,1e6,1e6\n1,0,1e6,1e6\n")
+    for network, told in ((SimulatedNetwork(trace=links), {}), (SimulatedNetwork("iot"), {"n": 1})):
+        session.settings = FederatedTrainer({8: 2}, network=network).settings
+        found = _told({"trainer": {"network": {"n": 1}}}, session)["trainer"]
+        assert found.get("network", {}) == told
+
+
+def test_links_are_measured_by_the_rows_of_a_run_that_goes_on(tmp_path):
+    first, again = (MeasuredLinks(FederatedTrainer({8: 2}).settings) for _ in range(2))
+    for links in (first, again):
+        links.read_by("it")
+    wire = Wire(tmp_path / "wire.csv", 0, first)
+    for client, reply in enumerate((Reply(client=0, round=0, num_examples=8), LATE)):
+        task = replace(TASKS[0], client=client)
+        wire.sent(task, bytes(1000))
+        wire.received(task, replace(reply, client=client, seconds=0.001), bytes(500))
+    wire.write()
+    Wire(tmp_path / "wire.csv", TASKS[0].round + 1, again)
+    one, other = (Client(id, BitSpec.parse(8), 8) for id in range(2))
+    assert first.link(1, one, 2) == again.link(1, one, 2) is not None
+    # one that did not answer in time says nothing of its link
+    assert first.link(1, other, 2) is again.link(1, other, 2) is None

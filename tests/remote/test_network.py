@@ -26,6 +26,7 @@ import torch
 pytest.importorskip("flwr")
 
 from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOMGATE, FedLQ, FedPer, ProWD
+from bhfl.algorithms.fedlq import Budget
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm import encode
 from bhfl.comm.network import Profile, SimulatedNetwork
@@ -65,7 +66,7 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "FedAvg": (FedAvg, {}),
     "ProWD": (prowd, {}),
     "FedCOMGATE": (lambda: FedCOMGATE(allow_inexact=True), {}),
-    "FedLQ": (FedLQ, {"network": network}),
+    "FedLQ": (lambda: FedLQ(budget=Budget("quantile", 3)), {"network": network}),
     "SCAFFOLD": (SCAFFOLD, {}),
     "differences": (FedAvg, {"downlink": lambda: Downlink(8, "differences")}),
     "FedPer": (lambda: FedPer(["net.head.4"]), {"evaluate_clients": lambda: "after"}),
@@ -169,6 +170,20 @@ def test_a_run_over_the_network_comes_to_the_same_bits(tmp_path, cluster, client
     assert found == outcome(here)
     assert all(row["clients/ok"] == 3 for row in found["rows"])
     assert (there.run.folder / "wire.csv").read_text().count("\n") == 1 + 2 * 3
+
+
+def test_fedlq_without_a_simulated_network_plans_by_links_as_they_are(tmp_path, cluster, clients):
+    def more_bits(trainer):
+        return [row["fedlq/bits"] for row in trainer.run.history]
+
+    with pytest.warns(UserWarning, match=r"quantile follows links as they are measured: the run"):
+        there = over_the_network(cluster, tmp_path, "FedLQ", network=None)
+    assert all(row["clients/ok"] == 3 for row in there.run.history)
+    links = there.session.context.timing
+    assert all(links.link(2, client, 3).link.uplink_bps > 0 for client in there.session.fleet)
+    # nobody was measured before the first round; then the slowest sets a deadline of three bits
+    first, second = more_bits(there)
+    assert first <= 3 < second
 
 
 @pytest.mark.filterwarnings("ignore:round . client 2 (failed|late)")

@@ -12,7 +12,7 @@ from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.checks import check_options, choice, positive, within
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
-from bhfl.engine.timing import Timing
+from bhfl.engine.links import Links
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor, packed_bytes
 from bhfl.quant.ternary import ternary_bytes
@@ -66,6 +66,10 @@ class Budget:
         average_bits: Codes of a weight; scales come on top.
         quantile: Share of the cohort, in (0, 1].
 
+    Over a real network without ``trainer.network``, links are those that were measured in a
+    client's last rounds, and the deadline is when the server stops waiting. A client that was not
+    measured yet sends `average_bits` a weight.
+
     Raises:
         ValueError: An option is out of its range.
     """
@@ -78,46 +82,46 @@ class Budget:
         """Check the options."""
         check_options("FedLQ.budget", self, _CHECKS)
 
-    def check(self, timing: Timing | None) -> None:
-        """ValueError unless the network is there that this rule reads."""
+    def check(self, links: Links | None) -> None:
+        """ValueError unless the links are there that this rule reads."""
         if self.rule == "average":
             return
-        if timing is None:
+        if links is None:
             raise ValueError(
                 f"FedLQ.budget.rule: {self.rule} needs a simulated network: set trainer.network"
             )
-        if self.rule == "deadline" and timing.network.deadline_seconds is None:
+        if self.rule == "deadline" and links.deadline_seconds is None:
             raise ValueError("FedLQ.budget.rule: deadline needs network.deadline_seconds, got null")
+        links.read_by(f"FedLQ.budget.rule: {self.rule}")
 
     def deadline_seconds(
         self,
-        timing: Timing | None,
+        links: Links | None,
         round: int,
         traffic: Traffic,
         cohort: Sequence[Client],
         examples: Mapping[int, int],
     ) -> float:
-        """When uploads must have arrived; infinite with ``average``, and never after the network's
-        own deadline.
+        """When uploads must have arrived; infinite with ``average`` or where no link is known, and
+        never after the network's own deadline.
 
         Args:
-            timing: The simulated network, if there is one.
+            links: What is known of links, if anything.
             round: The round's number.
             traffic: What a client is sent and sends.
             cohort: The clients of the round.
             examples: How many examples each of them computes on, by its id.
         """
-        if self.rule == "average" or timing is None:
+        if self.rule == "average" or links is None:
             return math.inf
-        own = timing.network.deadline_seconds
+        own = links.deadline_seconds
         last = math.inf if own is None else own
         if self.rule == "deadline":
             return last
         down = traffic.downlink_bytes
         up = traffic.least_bytes() + (self._average(traffic.layers) - traffic.least_bits()) // 8
-        works = [timing.workload(c, down, up, examples[c.id]) for c in cohort if c.num_examples]
-        deadline = timing.network.quantile_deadline(round, works, self.quantile, len(cohort))
-        return min(last, deadline)
+        found = links.quantile_deadline(round, cohort, (down, up), examples, self.quantile)
+        return min(last, found)
 
     def layer_bits(
         self,
@@ -130,13 +134,12 @@ class Budget:
 
         Args:
             traffic: What the client was sent and sends.
-            link: The client's link.
+            link: The client's link; where none is known, `average_bits` hold.
             num_examples: How many examples it trains on.
             deadline_seconds: What the method above came to.
         """
-        if self.rule == "average":
+        if self.rule == "average" or link is None:
             return self._average(traffic.layers)
-        assert link is not None
         # what travels beside the codes, headers too, is the upload at two bits without its codes
         room = link.budget_bytes(traffic.downlink_bytes, num_examples, deadline_seconds)
         # an allocation needs a positive budget: a single bit fits nothing, so it is infeasible
