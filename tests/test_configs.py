@@ -27,6 +27,7 @@ SMALL = {
     "differences",
     "downlink",
     "dropouts",
+    "fedlq_both",
     "fedlq_left_out",
     "fedlq_signs",
     "femnist",

@@ -11,7 +11,7 @@ from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.context import Context, LocalRun, add_to_gradient_
 from bhfl.engine.handed import check_mean, name_of
-from bhfl.engine.hooks import Guard, HookError
+from bhfl.engine.hooks import Guard
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer, stepped
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
@@ -22,25 +22,18 @@ __all__ = ["ALGORITHM_HOOKS", "Algorithm", "Context", "LocalRun", "add_to_gradie
 
 
 class Algorithm(Recorded):
-    """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what your method does
-    differently.
+    """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what differs.
 
-    State goes in and comes out: what lasts lives in `ServerState.extra` and in the client's own
-    state, never in attributes of the algorithm: checkpoints and several processes need no more of
-    its author than that an `Aggregator` of its own brings together what each process holds. The
-    arguments of its constructor are its options: a run is resumed only with the same ones.
+    State goes in and comes out: what lasts is in `ServerState.extra` and the client's own state,
+    never in attributes, so that checkpoints and several processes need no more of its author than
+    that an `Aggregator` of its own brings together what each process holds. The constructor's
+    arguments are its options: a run is resumed only with the same ones.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class with a method that looks like a hook and is none."""
         super().__init_subclass__(**kwargs)
         ALGORITHM_HOOKS.check_class(cls)
-        # the trainer sets it on the object, over whatever the class says, and nobody would notice
-        if cls.server_optimizer is not None:
-            raise HookError(
-                f"{cls.__name__}.server_optimizer is set by the trainer: give it "
-                "trainer.server_optimizer"
-            )
 
     # ---- server ----------------------------------------------------------------------------------
 
@@ -82,11 +75,10 @@ class Algorithm(Recorded):
     ) -> ServerState:
         """The state that the round is done with, from the one that the last round left.
 
-        Whatever a round needs before anything is sent belongs here: planning, probing, training a
-        model of the server's. Every process calls it, and it must return the same in each:
-        ``context.fabric.broadcast`` hands on what rank 0 alone has made. Every other hook of the
-        round gets its result, which is dropped as a whole if the round is skipped. `extra` may hold
-        more keys than `init_server` made; `server_update` takes out what is not meant to last.
+        What a round needs before anything is sent belongs here: planning, probing, training a model
+        of the server's. Every process calls it and must come to the same: ``fabric.broadcast``
+        hands on what rank 0 alone has made. What it returns is dropped if the round is skipped.
+        `extra` may hold more keys than `init_server` made; `server_update` takes them out again.
 
         Args:
             server: The state before the round; it is not to be changed.
@@ -131,6 +123,19 @@ class Algorithm(Recorded):
         """
         return server.params
 
+    def bits_down(self, server: ServerState, client: Client, moves: Params) -> Mapping[str, int]:
+        """Bits of the differences that a client is sent, where not all go by ``trainer.downlink``.
+
+        Args:
+            server: The state of the round.
+            client: Who is sent them.
+            moves: The differences, in float32.
+
+        Returns:
+            0..16 by name: 1 for signs, 0 to leave all of one for later.
+        """
+        return {}
+
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
         """Names, shapes and dtypes that every uplink must have, or else it is rejected."""
         return server.params
@@ -149,16 +154,11 @@ class Algorithm(Recorded):
         Returns:
             The widths that are taken, by the name of the tensor.
         """
-        allowed = {}
-        for name in layers:
-            bits = client.devices.spec_of(name).sent_bits
-            if bits < 32:
-                allowed[name] = (bits,)
-        return allowed
+        bits = {name: client.devices.spec_of(name).sent_bits for name in layers}
+        return {name: (width,) for name, width in bits.items() if width < 32}
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Any:
-        """A decoded uplink as the aggregator takes it; by default linear dequantisation to
-        float32.
+        """A decoded uplink as the aggregator takes it; by default dequantised to float32.
 
         Args:
             update: A `bhfl.engine.types.Update`: its tensors by name, beside its payload.
@@ -346,5 +346,5 @@ class Algorithm(Recorded):
         return state
 
 
-ALGORITHM_HOOKS = Guard(Algorithm)
+ALGORITHM_HOOKS = Guard(Algorithm, by_trainer=["server_optimizer"])
 """What an algorithm's hooks are, and the check of them."""

@@ -113,6 +113,7 @@ class Coordinator:
                 record.become(fault_of(error, self.server.channels_last))
                 self._unsent.append(record)
                 continue
+            record.metrics = message.metrics()
             if record.course.uploads:
                 # no seconds are simulated of a link that was measured
                 self._waiting[client.id] = (record, task.link if session.timing else None)
@@ -197,7 +198,7 @@ class Coordinator:
         start = time.perf_counter()
         record.num_examples = reply.num_examples
         record.num_steps = reply.num_steps
-        record.metrics = dict(reply.metrics)
+        record.metrics |= reply.metrics
         record.measured = dict(reply.measured)
         record.anew = reply.anew
         if reply.payload is None:

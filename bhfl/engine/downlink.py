@@ -22,8 +22,11 @@ from bhfl.engine.devices import Devices
 from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState
 from bhfl.quant import BitSpec, QuantizedTensor, quantize
+from bhfl.quant.signs import signs
+from bhfl.quant.sparse import left_out
 from bhfl.quant.spec import FLOAT_BITS
 
+_BY_RULE: Mapping[str, int] = {}
 _FEWEST = 8
 """Bits that a client is sent at least where it is sent its own: with fewer, what it has learned of
 a weight within a round would be lost on the way back to it.
@@ -138,8 +141,52 @@ class Sent:
     whole: bool
 
 
+def kept_of(
+    tensors: Mapping[str, Any], devices: Devices | None, model: Mapping[str, Any]
+) -> Params:
+    """The weights of a message that differences are sent of, where they are sent to the client.
+
+    Args:
+        tensors: The message: tensors by name.
+        devices: The client's; None where all is sent as it is.
+        model: It has the names of the model's tensors.
+    """
+    found: Params = {}
+    if devices is None or devices.downlink.send == "weights":
+        return found
+    for name, tensor in tensors.items():
+        if name in model and _bits(name, tensor, devices) < FLOAT_BITS:
+            found[name] = tensor
+    return found
+
+
+def moves_to(weights: Params, before: Params) -> Params:
+    """The differences of weights to those that a client was sent last; nothing where these are not
+    the same weights, so that no differences are sent.
+    """
+    if weights.keys() != before.keys():
+        return {}
+    return {name: tensor - before[name] for name, tensor in weights.items()}
+
+
+def coded_move(move: Tensor, bits: int) -> QuantizedTensor:
+    """A difference as it is sent: codes, signs, or nothing, with a scale for each output channel.
+
+    Args:
+        move: [C, ...], float32.
+        bits: 2..16; 1 for signs, 0 for nothing.
+    """
+    if not bits:
+        return left_out(move)
+    return signs(move, "channel") if bits == 1 else quantize(move, bits, granularity="channel")
+
+
 def sent_as(
-    tensors: Mapping[str, Any], devices: Devices | None, model: Mapping[str, Any], before: Params
+    tensors: Mapping[str, Any],
+    devices: Devices | None,
+    model: Mapping[str, Any],
+    before: Params,
+    bits: Mapping[str, int] = _BY_RULE,
 ) -> Sent:
     """A message as a client is sent it.
 
@@ -149,21 +196,18 @@ def sent_as(
         model: It has the names of the model's tensors.
         before: The weights that it was sent last, as it has them. Unless they are the ones that
             this message has at fewer bits than float32, no differences are sent.
+        bits: Bits of the differences that do not go by the client's rule, by name.
     """
     message = dict(tensors)
-    weights: Params = {}
-    if devices is None:
-        return Sent(message, weights, whole=False)
-    if devices.downlink.send == "weights":
-        return Sent(lowered(tensors, devices, model), weights, whole=False)
-    for name, tensor in tensors.items():
-        if name in model and _bits(name, tensor, devices) < FLOAT_BITS:
-            weights[name] = tensor
-    if weights.keys() != before.keys():
+    if devices is not None and devices.downlink.send == "weights":
+        return Sent(lowered(tensors, devices, model), {}, whole=False)
+    weights = kept_of(tensors, devices, model)
+    moves = moves_to(weights, before)
+    if devices is None or not moves:
         return Sent(message, weights, whole=bool(weights))
-    for name, tensor in weights.items():
-        codes = quantize(tensor - before[name], _bits(name, tensor, devices), granularity="channel")
-        message[name] = codes
+    for name, move in moves.items():
+        width = bits.get(name, _bits(name, weights[name], devices))
+        message[name] = codes = coded_move(move, width)
         weights[name] = before[name] + codes.dequantize()
     return Sent(message, weights, whole=False)
 

@@ -37,12 +37,15 @@ class Guard:
         others: Bases of it that are not ours, whose public methods are hooks as well.
         by_name: Whether the arguments of a hook after the first are given by their names.
         near: Likeness above which a name is taken for that of a hook, misspelt.
+        by_trainer: Attributes that the trainer sets on the object, over whatever a class says, and
+            nobody would notice: no class may have them.
     """
 
     base: type
     others: Collection[type] = ()
     by_name: bool = False
     near: float = _NEAR
+    by_trainer: Collection[str] = ()
 
     def check_class(self, cls: type) -> None:
         """Check all that `cls` and the classes between it and the base define, and what is mixed
@@ -54,6 +57,11 @@ class Guard:
         problems: list[str] = []
         for made in cls.__mro__:
             problems += self._problems(made)
+        for name in self.by_trainer:
+            if getattr(cls, name) is not None:
+                problems.append(
+                    f"{cls.__name__}.{name} is set by the trainer: give it trainer.{name}"
+                )
         _refuse(problems)
 
     def check(self, thing: Any) -> None:

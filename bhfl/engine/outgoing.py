@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bhfl.comm import encode
+from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.devices import Devices
-from bhfl.engine.downlink import Sent, sent_as
+from bhfl.engine.downlink import Sent, kept_of, moves_to, sent_as
 from bhfl.engine.references import NOTHING
 from bhfl.engine.session import Session
 from bhfl.engine.types import Client, Params, ServerState
@@ -23,9 +24,21 @@ class Message:
     before: Params
     payload: bytes
     sent: Sent
+    moves: Params
+    """The differences, where the method chooses their bits."""
+    bits: Mapping[str, int]
+    """The bits that it has chosen."""
+
+    def metrics(self) -> dict[str, float]:
+        """The mean bits of a weight, where the method has chosen them."""
+        if not self.bits:
+            return {}
+        sizes = {name: self.moves[name].numel() for name in self.bits}
+        took = sum(self.bits[name] * size for name, size in sizes.items())
+        return {"comm/bits_down": took / sum(sizes.values())}
 
 
-SILENCE = Message({}, ("", None), NOTHING, b"", Sent({}, {}, whole=False))
+SILENCE = Message({}, ("", None), NOTHING, b"", Sent({}, {}, whole=False), NOTHING, {})
 """Nothing at all."""
 
 
@@ -59,16 +72,23 @@ class Outgoing:
         devices = None if client.devices.downlink.bits == "float32" else client.devices
         group = (session.buffers.key(client.bits), devices)
         last = self._last
-        if (
-            last is None
-            or last.group != group
-            or last.before is not before
-            or not _same(tensors, last.tensors)
-        ):
+        same = (
+            last is not None
+            and last.group == group
+            and last.before is before
+            and _same(tensors, last.tensors)
+        )
+        moves = NOTHING
+        if last is not None and same:
+            moves = last.moves
+        elif type(session.algorithm).bits_down is not Algorithm.bits_down:
+            moves = moves_to(kept_of(tensors, devices, self.server.params), before)
+        bits = session.algorithm.bits_down(self.server, client, moves) if moves else {}
+        if last is None or not same or bits != last.bits:
             session.hooks.check_downlink(tensors, self.server)
-            sent = sent_as(tensors, devices, self.server.params, before)
+            sent = sent_as(tensors, devices, self.server.params, before, bits)
             payload = encode({**sent.message, **session.travelling(self.server, client.bits)})
-            last = self._last = Message(tensors, group, before, payload, sent)
+            last = self._last = Message(tensors, group, before, payload, sent, moves, bits)
         return last
 
     def frozen(self, client: Client) -> tuple[str, bytes]:

@@ -10,6 +10,7 @@ place number i with high part h, bit ``h + i`` is 1, and all others are 0. Both 
 import torch
 from torch import Tensor
 
+from bhfl.quant.codes import QuantizedTensor
 from bhfl.quant.packing import pack, packed_bytes, unpack
 
 _MOST_LOW_BITS = 15
@@ -94,3 +95,15 @@ def unpack_places(data: Tensor, count: int, numel: int) -> Tensor:
     if not torch.equal(pack_places(places, numel), data):
         raise ValueError("the bits after the last place must be 0")
     return places
+
+
+def left_out(x: Tensor) -> QuantizedTensor:
+    """A tensor of which nothing is sent, which is read as zeros: sparse codes, of which none is
+    there.
+
+    Args:
+        x: Any shape.
+    """
+    # the smallest scale that is let through
+    scale = torch.full((), torch.finfo(torch.float32).tiny, device=x.device)
+    return QuantizedTensor(torch.zeros_like(x, dtype=torch.int8), scale, bits=2, sparse=True)

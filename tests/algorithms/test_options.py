@@ -12,6 +12,7 @@ from bhfl import algorithms
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer, Mask
 from bhfl.comm.network import Profile, SimulatedNetwork
+from bhfl.downlink import Downlink
 from bhfl.engine.checkpoint import digest
 from tests.federation import Client, fake, fit
 
@@ -23,6 +24,7 @@ RARE = {"clients": FEW_HIGH, "clients_per_round": 2, "sampling": "uniform", **TW
 """Rounds without a high-bit client."""
 LATE = {"clients": ((32, 4),), "network": 0.7}
 SLOW = {"network": 2.5}
+DIFFERENCES = {"max_rounds": 2, "downlink": Downlink(8, "differences")}
 """The deadline of a slow network."""
 SOON = Dequantizer(warmup_rounds=1, period=1, first_steps=2, steps=2, buffer_size=8)
 OFTEN = Sensitivity(refresh=1)
@@ -151,6 +153,7 @@ CASES: dict[str, dict[str, Case]] = {
         "solver": ("greedy_down", {"budget": Budget(average_bits=3.7)}, {}),
         "infeasible": ("skip", {"budget": Budget("deadline")}, LATE),
         "plan": ("server", {}, {}),
+        "both_ways": (True, {"budget": Budget("quantile")}, {**SLOW, **DIFFERENCES}),
         "error_feedback": (True, {"payload": "delta"}, TWICE),
     },
 }

@@ -217,6 +217,18 @@ CASES: dict[str, tuple[Callable[[], Algorithm], dict[str, Any]]] = {
         ),
         {"network": slow()},
     ),
+    "FedLQ both ways": (
+        partial(
+            FedLQ,
+            "delta",
+            (0, 1, 2, 4),
+            Budget("quantile", average_bits=1.5),
+            Sensitivity("clients"),
+            error_feedback=True,
+            both_ways=True,
+        ),
+        {"network": slow(), "downlink": Downlink(8, "differences")},
+    ),
     "FedLQ planned": (
         partial(
             FedLQ,

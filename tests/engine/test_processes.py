@@ -223,6 +223,19 @@ CASES: dict[str, dict[str, Any]] = {
         ),
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
+    "fedlq both ways": {
+        "algorithm": partial(
+            FedLQ,
+            "delta",
+            (0, 1, 2, 4),
+            Budget("quantile", average_bits=1.5),
+            Sensitivity("clients", refresh=2),
+            error_feedback=True,
+            both_ways=True,
+        ),
+        "downlink": Downlink(8, "differences"),
+        "network": SimulatedNetwork("iot", seed=1),
+    },
     "planned": {
         "algorithm": partial(FedLQ, plan="server", sensitivity=Sensitivity(shrinkage=0.0)),
         "norm": "local",
@@ -341,7 +354,10 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-FOUR = ("private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices", "frozen")
+FOUR = (
+    "private", "gate", "prowd", "prowd by group", "fedlq", "own parts", "devices", "frozen",
+    "fedlq both ways",
+)  # fmt: skip
 """What also runs on four processes, among the slow tests."""
 
 

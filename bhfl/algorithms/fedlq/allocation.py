@@ -19,10 +19,13 @@ Three solvers:
 Shapes: L layers, B candidate widths.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +68,29 @@ class _Menu:
 
 _Menus = Sequence[_Menu]
 """What each layer may choose."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What some layers may choose from.
+
+    Attributes:
+        candidates: distinct widths.
+        sizes: `[L][B]`, bits that each layer takes at each of them.
+        costs: `[L, B]`, what it costs; finite and >= 0.
+    """
+
+    candidates: Sequence[int]
+    sizes: Sequence[Sequence[int]]
+    costs: npt.ArrayLike
+
+    def menus(self) -> list[_Menu]:
+        """Those of the layers; ValueError for a cost that is none."""
+        table = np.asarray(self.costs, dtype=np.float64)
+        if not (np.isfinite(table).all() and (table >= 0).all()):
+            raise ValueError("costs must be finite and >= 0")
+        rows = zip(table, self.sizes, strict=True)
+        return [_menu(costs, sizes, self.candidates) for costs, sizes in rows]
 
 
 class _Step(NamedTuple):
@@ -115,13 +141,39 @@ def allocate(
     Raises:
         ValueError: a cost is not finite, or negative.
     """
-    table = np.asarray(costs, dtype=np.float64)
-    if not (np.isfinite(table).all() and (table >= 0).all()):
-        raise ValueError("costs must be finite and >= 0")
+    offer = Offer(candidates, wire_sizes(sizes, candidates), costs)
     # no layer is spared bits that gain it nothing: with 32 among them this has to be FedAvg
     if budget_bits == math.inf:
+        offer.menus()
         return Allocation((max(candidates),) * len(sizes), feasible=True)
-    menus = [_menu(row, size, candidates) for row, size in zip(table, sizes, strict=True)]
+    return allocate_all([offer], budget_bits, solver=solver)
+
+
+def wire_sizes(sizes: Sequence[int], candidates: Sequence[int]) -> list[list[int]]:
+    """`[L][B]`: bits on the wire of layers of `sizes` weights, at each width."""
+    return [list(map(partial(layer_bits, size), candidates)) for size in sizes]
+
+
+def allocate_all(
+    offers: Sequence[Offer], budget_bits: float, *, solver: Solver = "dp"
+) -> Allocation:
+    """Chooses as `allocate` does, for all layers of several offers under one budget.
+
+    Args:
+        offers: What layers may choose.
+        budget_bits: What they may take together, finite and above 0.
+        solver: See the module.
+
+    Returns:
+        The widths, those of one offer after those of the other.
+
+    Raises:
+        ValueError: a cost is not finite, or negative.
+    """
+    menus: list[_Menu] = []
+    for offer in offers:
+        menus += offer.menus()
+    candidates = dict.fromkeys(chain.from_iterable(offer.candidates for offer in offers))
     smallest = [0] * len(menus)
     if _size(menus, smallest) > budget_bits:
         return _allocation(menus, smallest, feasible=False)
@@ -139,11 +191,10 @@ def allocate(
     return _allocation(menus, found, feasible=True)
 
 
-def _menu(costs: FloatArray, size: int, candidates: Sequence[int]) -> _Menu:
+def _menu(costs: FloatArray, sizes: Sequence[int], candidates: Sequence[int]) -> _Menu:
     # in whole bytes a small layer has several widths of one size: the cheapest of them comes first
     options = sorted(
-        (layer_bits(size, bits), float(cost), bits)
-        for bits, cost in zip(candidates, costs, strict=True)
+        (size, float(cost), bits) for bits, size, cost in zip(candidates, sizes, costs, strict=True)
     )
     kept = options[:1]
     for option in options[1:]:
@@ -205,7 +256,7 @@ def _descend(menus: _Menus, steps: Sequence[_Step], budget: int) -> list[int]:
     return choice
 
 
-def _uniform(menus: _Menus, candidates: Sequence[int], budget: int) -> list[int]:
+def _uniform(menus: _Menus, candidates: Iterable[int], budget: int) -> list[int]:
     """The best choice that gives every layer the same width, less the bits that gain a layer
     nothing.
     """
@@ -295,13 +346,3 @@ def _cost(menus: _Menus, choice: Sequence[int]) -> float:
 def _allocation(menus: _Menus, choice: Sequence[int], *, feasible: bool) -> Allocation:
     bits = tuple(int(menu.bits[k]) for menu, k in zip(menus, choice, strict=True))
     return Allocation(bits, feasible)
-
-
-def candidates_problem(candidates: Sequence[int]) -> str:
-    """What is wrong with the widths that layers may choose from."""
-    if not len(candidates):
-        return "must name at least one bit-width, got none"
-    known = all(bits == 32 or 0 <= bits <= 16 for bits in candidates)
-    if known and len(set(candidates)) == len(candidates):
-        return ""
-    return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"

@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from bhfl.algorithms.fedlq.allocation import Allocation, Solver, allocate, candidates_problem
+from bhfl.algorithms.fedlq.allocation import Solver
+from bhfl.algorithms.fedlq.both import BothWays, check_both_ways, check_downlink
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
+from bhfl.algorithms.fedlq.candidates import candidates_problem, check_left_out
 from bhfl.algorithms.fedlq.layers import trained_layers
 from bhfl.algorithms.fedlq.mean import ProbedMean
 from bhfl.algorithms.fedlq.moves import (
-    check_left_out,
     check_trained,
     coded,
     corrected,
@@ -27,16 +28,15 @@ from bhfl.algorithms.fedlq.moves import (
     keep_errors,
     squared_move,
 )
-from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, plan_of, widths
+from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, widths
+from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
-from bhfl.algorithms.fedlq.significance import layer_costs, significance, variance_table
+from bhfl.algorithms.fedlq.significance import significance
 from bhfl.algorithms.feedback import needs_differences
-from bhfl.checks import checked, choice, options
-from bhfl.comm import Tensors, encoded_bytes, float_tensors
+from bhfl.checks import checked, choice, options, true_or_false
+from bhfl.comm import Tensors, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
-from bhfl.engine.downlink import an_example, as_sent
-from bhfl.engine.frozen import bytes_due
-from bhfl.engine.processes import gather
+from bhfl.engine.downlink import an_example
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
 from bhfl.quant import quantized_state
@@ -67,6 +67,8 @@ class FedLQ(Algorithm):
         plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from
             the last round's.
         error_feedback: Whether what rounding left out of a client's ``delta`` is in its next one.
+        both_ways: Whether layers get bits of their own on the way down too, at most those of
+            ``trainer.downlink`` with ``send: differences``, from one budget of seconds for both.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do
@@ -86,6 +88,7 @@ class FedLQ(Algorithm):
         infeasible: Literal["late", "skip"] = "late",
         plan: Literal["client", "server"] = "client",
         error_feedback: bool = False,
+        both_ways: bool = False,
     ) -> None:
         self.error_feedback = needs_differences("FedLQ", error_feedback, payload)
         self.payload = checked("FedLQ.payload", payload, choice("weights", "delta"))
@@ -96,6 +99,9 @@ class FedLQ(Algorithm):
         self.infeasible = checked("FedLQ.infeasible", infeasible, choice("late", "skip"))
         self.plan = checked("FedLQ.plan", plan, choice("client", "server"))
         check_left_out(self.candidates, error_feedback, plan)
+        self.both_ways = checked("FedLQ.both_ways", both_ways, true_or_false)
+        if both_ways:
+            check_both_ways(budget.rule, plan)
         if budget.average_bits < min(candidates) and budget.rule != "deadline":
             raise ValueError(
                 f"FedLQ.budget.average_bits must be at least {min(candidates)}, the fewest of "
@@ -114,6 +120,14 @@ class FedLQ(Algorithm):
         self.layers = trained_layers(module)
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
+        self.planner = Planner(
+            layers=self.layers,
+            sizes=self.sizes,
+            candidates=self.candidates,
+            budget=self.budget,
+            sensitivity=self.sensitivity,
+            solver=self.solver,
+        )
 
     def setup(self, context: Context) -> None:
         """Check that what the budget and the probes read is there.
@@ -123,10 +137,9 @@ class FedLQ(Algorithm):
         """
         self._max_rounds = context.settings.stopping.max_rounds
         self.budget.check(context.timing)
+        if self.both_ways:
+            check_downlink(context.clients, self.candidates)
         self.sensitivity.check(context)
-
-    def _candidates(self, client: Client) -> list[int]:
-        return [bits for bits in self.candidates if bits <= client.spec.sent_bits]
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """No probe yet; the variances of the first plan are those of the weights."""
@@ -134,10 +147,8 @@ class FedLQ(Algorithm):
 
     def _planned_variances(self, sent: Params) -> Tensor | None:
         """What the server plans by, if it does: the variances of what clients are about to send."""
-        return self._variances(sent) if self.plan == "server" else None
-
-    def _variances(self, sent: Params) -> Tensor:
-        return variance_table([sent[name] for name in self.layers], self.candidates)
+        plans = self.plan == "server" or self.both_ways
+        return self.planner.variances(sent) if plans else None
 
     # ---- what goes down --------------------------------------------------------------------------
 
@@ -151,8 +162,14 @@ class FedLQ(Algorithm):
         curvature = self.sensitivity.curvature(probe, len(self.layers))
         # the deadline's place is kept before it is known: it follows from the size of the downlink
         told = torch.cat([curvature.clamp(max=_MOST_CURVED).float(), torch.zeros(1)])
-        traffic = self._traffic(server, context, an_example(cohort, context.clients), told)
-        examples = {client.id: self._examples(client, server.round, context) for client in cohort}
+        planner = self.planner
+        example = an_example(cohort, context.clients)
+        both = BothWays(planner)
+        if self.both_ways:
+            traffic = both.traffic(server, context, example, told, self.budget.average_bits)
+        else:
+            traffic = planner.traffic(server, context, example, told)
+        examples = {one.id: planner.examples(one, server.round, context) for one in cohort}
         deadline = self.budget.deadline_seconds(
             context.timing, server.round, traffic, cohort, examples
         )
@@ -160,8 +177,11 @@ class FedLQ(Algorithm):
         told[-1] = rounded_down(deadline)
         plan: Tensor | dict[int, Tensor] = told
         if self.plan == "server":
-            plan = self._planned(server, context, cohort, curvature, deadline)
+            sends_anyway = self.infeasible == "late"
+            plan = planner.planned(server, context, cohort, curvature, deadline, sends_anyway)
         extra = {**server.extra, "probe": self.sensitivity.stored(probe), "plan": plan}
+        if self.both_ways:
+            extra["rooms"] = both.rooms(server, context, cohort, told, examples, deadline)
         return replace(server, extra=extra)
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
@@ -169,61 +189,21 @@ class FedLQ(Algorithm):
         plan = server.extra["plan"]
         return {**server.params, PLAN: plan[client.id] if self.plan == "server" else plan}
 
+    def bits_down(self, server: ServerState, client: Client, moves: Params) -> Mapping[str, int]:
+        """Bits of the layers down, with `both_ways`."""
+        if not self.both_ways or client.id not in server.extra["rooms"]:
+            return {}
+        return BothWays(self.planner).bits(
+            moves,
+            client,
+            room=server.extra["rooms"][client.id],
+            curvature=server.extra["plan"][:-1],
+            variances=server.extra["variances"],
+        )
+
     def receive(self, received: Params, state: ClientState) -> Params:
         """The model."""
         return {name: tensor for name, tensor in received.items() if name != PLAN}
-
-    def _planned(
-        self,
-        server: ServerState,
-        context: Context,
-        cohort: Sequence[Client],
-        curvature: Tensor,
-        deadline: float,
-    ) -> dict[int, Tensor]:
-        """The server's choice for each client, by its id; every process plans for some of them.
-
-        The variances are those of what the last round came to.
-        """
-        timing = context.timing
-        fabric = context.fabric
-        nothing = torch.zeros(len(self.layers), dtype=torch.uint8)
-        mine = []
-        for client in cohort[fabric.global_rank :: fabric.world_size]:
-            traffic = self._traffic(server, context, client, nothing)
-            link = timing.link(server.round, client, len(cohort)) if timing else None
-            examples = self._examples(client, server.round, context)
-            room = self.budget.layer_bits(traffic, link, examples, deadline)
-            allocation = self._allocate(curvature, server.extra["variances"], client, room)
-            mine.append((client.id, plan_of(allocation, self.infeasible == "late")))
-        # the order is the same on any number of processes
-        return dict(sorted(gather(fabric, mine), key=lambda planned: planned[0]))
-
-    def _traffic(
-        self, server: ServerState, context: Context, client: Client, plan: Tensor
-    ) -> Traffic:
-        """What a client and the server send each other."""
-        layers = {name: server.params[name] for name in self.layers}
-        others = {**server.params, **context.buffers(server, client.bits)}
-        for name in layers:
-            del others[name]
-        up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
-        down = as_sent({**layers, **others, PLAN: plan}, client, server)
-        return Traffic(layers, up, encoded_bytes(down) + bytes_due(server, client))
-
-    def _examples(self, client: Client, round: int, context: Context) -> int:
-        """Examples that a client is going to compute on, probing included."""
-        timing = context.timing
-        planned = timing.planned(client, context.data, round) if timing else 0
-        return planned + self.sensitivity.examples(client, round, len(self.layers))
-
-    def _allocate(
-        self, curvature: Tensor, variances: Tensor, client: Client, room: float
-    ) -> Allocation:
-        candidates = self._candidates(client)
-        columns = [self.candidates.index(bits) for bits in candidates]
-        costs = layer_costs(curvature, variances[:, columns])
-        return allocate(costs.numpy(), self.sizes, candidates, room, solver=self.solver)
 
     # ---- what goes up ----------------------------------------------------------------------------
 
@@ -243,7 +223,7 @@ class FedLQ(Algorithm):
             sent = {name: run.received[name] - goal for name, goal in goals.items()}
         # what was measured takes room in the payload, so it is there before the budget is
         update |= self.sensitivity.of_client(run, self.layers)
-        variances = self._variances(sent)
+        variances = self.planner.variances(sent)
         others = {name: value for name, value in update.items() if name not in values}
         bits = self._bits(run, variances, values, others)
         if bits is None:
@@ -273,7 +253,7 @@ class FedLQ(Algorithm):
             return bits if all(bits) else None
         traffic = Traffic(layers, others, run.downlink_bytes)
         room = self.budget.layer_bits(traffic, run.link, run.num_examples, float(plan[-1]))
-        allocation = self._allocate(plan[:-1], variances, run.client, room)
+        allocation = self.planner.allocate(plan[:-1], variances, run.client, room)
         run.metrics["fedlq/infeasible"] = float(not allocation.feasible)
         return allocation.bits if allocation.feasible or self.infeasible == "late" else None
 
@@ -298,7 +278,7 @@ class FedLQ(Algorithm):
         self, server: ServerState, client: Client, layers: list[str]
     ) -> Mapping[str, Collection[int]]:
         """The layers, at the bits planned for each, or at any that the client can choose."""
-        chosen: list[list[int]] = [self._candidates(client)] * len(self.layers)
+        chosen: list[list[int]] = [self.planner.candidates_of(client)] * len(self.layers)
         if self.plan == "server":
             chosen = [[width] for width in widths(server.extra["plan"][client.id])]
         allowed = dict(super().coded(server, client, layers))

@@ -14,27 +14,7 @@ from bhfl.engine.types import Params
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
 from bhfl.quant.signs import signs
-
-_FEWEST_BITS = 2
-"""Bits of codes at least; a layer that is left out is sent as sparse codes of so many, of which
-none is there.
-"""
-
-
-def check_left_out(candidates: Sequence[int], error_feedback: bool, plan: str) -> None:
-    """ValueError where what is left out of layers would be lost, or where a plan could not say
-    that all of one is.
-    """
-    if 1 in candidates and not error_feedback:
-        raise ValueError(
-            "FedLQ.candidates with 1, which sends signs of differences, needs "
-            "FedLQ.error_feedback: true and FedLQ.payload: delta, got error_feedback: false"
-        )
-    if 0 in candidates and not (error_feedback and plan == "client"):
-        raise ValueError(
-            "FedLQ.candidates with 0, which leaves a layer for a later round, needs "
-            f"FedLQ.error_feedback: true and FedLQ.plan: client, got {error_feedback} and {plan}"
-        )
+from bhfl.quant.sparse import left_out
 
 
 def coded(x: Tensor, bits: int, generator: torch.Generator) -> QuantizedTensor:
@@ -47,11 +27,7 @@ def coded(x: Tensor, bits: int, generator: torch.Generator) -> QuantizedTensor:
     """
     if bits == 1:
         return signs(x)
-    if bits:
-        return qsgd(x, bits, "linf", generator)
-    # the smallest scale that is let through
-    scale = torch.tensor(torch.finfo(torch.float32).tiny)
-    return QuantizedTensor(torch.zeros_like(x, dtype=torch.int8), scale, _FEWEST_BITS, sparse=True)
+    return qsgd(x, bits, "linf", generator) if bits else left_out(x)
 
 
 def check_trained(values: Params) -> None:

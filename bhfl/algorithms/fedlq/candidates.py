@@ -1,0 +1,29 @@
+"""The widths that layers may choose from."""
+
+from collections.abc import Sequence
+
+
+def candidates_problem(candidates: Sequence[int]) -> str:
+    """What is wrong with the widths that layers may choose from."""
+    if not len(candidates):
+        return "must name at least one bit-width, got none"
+    known = all(bits == 32 or 0 <= bits <= 16 for bits in candidates)
+    if known and len(set(candidates)) == len(candidates):
+        return ""
+    return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"
+
+
+def check_left_out(candidates: Sequence[int], error_feedback: bool, plan: str) -> None:
+    """ValueError where what is left out of layers would be lost, or where a plan could not say
+    that all of one is.
+    """
+    if 1 in candidates and not error_feedback:
+        raise ValueError(
+            "FedLQ.candidates with 1, which sends signs of differences, needs "
+            "FedLQ.error_feedback: true and FedLQ.payload: delta, got error_feedback: false"
+        )
+    if 0 in candidates and not (error_feedback and plan == "client"):
+        raise ValueError(
+            "FedLQ.candidates with 0, which leaves a layer for a later round, needs "
+            f"FedLQ.error_feedback: true and FedLQ.plan: client, got {error_feedback} and {plan}"
+        )
