@@ -149,14 +149,15 @@ def titles(told: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(told) < 2:
         return [", ".join(filter(None, facet.values())) for facet in facets]
     differ = _differing(facets)
-    found = []
-    for facet in facets:
-        found.append([facet[key] or f"no {key}" for key in differ])
-    if len(set(map(tuple, found))) < len(found):
-        tasks = [task(one) for one in told]
-        words = _last_words([key for key in _differing(tasks) if key != "clients"])
-        for title, own in zip(found, tasks, strict=True):
-            title += [f"{word}={short(own.get(key, 'none'))}" for key, word in words.items()]
+    found = [tuple(facet[key] or f"no {key}" for key in differ) for facet in facets]
+    tasks = [task(one) for one in told]
+    words = _last_words([key for key in _differing(tasks) if key != "clients"])
+    for key, word in words.items():
+        said = [f"{word}={short(own.get(key, 'none'))}" for own in tasks]
+        longer = [(*title, more) for title, more in zip(found, said, strict=True)]
+        # only what tells apart what is not yet
+        if len(set(longer)) > len(set(found)):
+            found = longer
     return [", ".join(title) for title in found]
 
 

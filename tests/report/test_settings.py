@@ -158,6 +158,13 @@ def test_of_several_settings_what_differs_is_told() -> None:
     ]
     sizes = [config(), config(data__val_fraction=0.2)]
     assert titles(sizes) == ["val_fraction=none", "val_fraction=0.2"]
+    # and no more than that, once all are told apart
+    slow = config(trainer__network={"profiles": "iot", "seed": 3})
+    assert titles([*sizes, slow]) == [
+        "no simulated links, val_fraction=none",
+        "no simulated links, val_fraction=0.2",
+        "over iot, val_fraction=none",
+    ]
 
 
 @pytest.mark.parametrize(
