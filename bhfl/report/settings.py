@@ -149,7 +149,9 @@ def titles(told: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(told) < 2:
         return [", ".join(filter(None, facet.values())) for facet in facets]
     differ = _differing(facets)
-    found = [tuple(facet[key] or f"no {key}" for key in differ) for facet in facets]
+    found = []
+    for facet in facets:
+        found.append(tuple(facet[key] or f"no {key}" for key in differ))
     tasks = [task(one) for one in told]
     words = _last_words([key for key in _differing(tasks) if key != "clients"])
     for key, word in words.items():
