@@ -117,7 +117,7 @@ def test_configurations_on_pages_can_be_parsed(page, tmp_path, monkeypatch, caps
 def test_every_tutorial_is_in_the_index():
     text = (DOCS / "tutorials/index.md").read_text()
     contents = blocks(DOCS / "tutorials/index.md", r"\{toctree\}")[0].splitlines()
-    assert len(TUTORIALS) == 7
+    assert len(TUTORIALS) == 8
     assert sorted(contents[1:]) == [page.stem for page in TUTORIALS]
     for page in TUTORIALS:
         assert f"({page.name})" in text, page.name
