@@ -17,8 +17,10 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from bhfl.remote.allowance import Allowance, TooManyBytesError
 from bhfl.remote.bounded import HEAD_SECONDS, Bounded
 from bhfl.remote.flower import listening, needs_flower
 from bhfl.remote.keys import ServerKeys
@@ -92,7 +94,8 @@ class Front(Running):
         self._keys = keys
         self._registry = registry
         self._superlink = superlink
-        self._most_bytes = most_bytes
+        self.allowance = Allowance(most_bytes)
+        """What clients may bring."""
         clients = len(registry.clients)
         self._socket = Bounded(listening(host, port, "port"), clients, head_seconds)
         self.port = int(self._socket.getsockname()[1])
@@ -173,10 +176,13 @@ class Front(Running):
         if abs(skew := _skew(scope["headers"])) > MOST_SKEW:
             told = f"the clock of this client differs from the server's by {skew:+.0f} s"
             return await _say(send, 412, told)
-        sent = _length(scope["headers"])
-        if sent > self._most_bytes:
-            return await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
-        return await self._forward(scope, client, receive, send)
+        try:
+            # what is said to come is refused before it does
+            said = _length(scope["headers"])
+            self.allowance.check(client, scope["raw_path"], said, said)
+            await self._forward(scope, client, receive, send)
+        except TooManyBytesError as error:
+            await _say(send, 413, str(error))
 
     def _client_of(self, headers: list[tuple[bytes, bytes]]) -> int | None:
         """The client whose key a request names; the SuperLink proves that it is the client's."""
@@ -192,7 +198,7 @@ class Front(Running):
     ) -> None:
         import httpx
 
-        body = _Body(receive, self._most_bytes)
+        body = _Body(receive, partial(self.allowance.count, client, scope["raw_path"]))
         inner = self._inner()
         request = inner.build_request(
             "POST",
@@ -213,8 +219,6 @@ class Front(Running):
                 await send({"type": "http.response.body", "body": b""})
             finally:
                 await answer.aclose()
-        except _TooLong:
-            await _say(send, 413, f"a body must have at most {self._most_bytes:,} bytes")
         except httpx.HTTPError as error:
             if begun:
                 raise
@@ -236,16 +240,17 @@ class Front(Running):
         return self._client
 
 
-class _TooLong(Exception):  # noqa: N818
-    """A body has more bytes than any may have."""
-
-
 class _Body:
-    """A request's body, part by part as it comes."""
+    """A request's body, part by part as it comes.
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    Args:
+        receive: Waits for the next part.
+        count: Is told the length so far, and that of the last part.
+    """
+
+    def __init__(self, receive: Receive, count: Callable[[int, int], None]) -> None:
         self._receive = receive
-        self._most = most
+        self._count = count
         self.length = 0
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -256,8 +261,7 @@ class _Body:
                 raise ConnectionResetError("the client went away")
             part = message.get("body", b"")
             self.length += len(part)
-            if self.length > self._most:
-                raise _TooLong
+            self._count(self.length, len(part))
             more = message.get("more_body", False)
             if part:
                 yield part

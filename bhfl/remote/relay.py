@@ -55,6 +55,8 @@ class Relay:
         self._seconds = seconds
         self.most_bytes = MOST_BYTES
         """Bytes of an answer at most: of a longer one nothing is held, and it is an error."""
+        self._singly = False
+        """Whether answers are pulled one by one: one of them may have been the last one's end."""
         self._door = listening_at(self.path)
         self._door.settimeout(_APP_SECONDS)
         self._sock: socket.socket | None = None
@@ -67,6 +69,7 @@ class Relay:
         """
         if self._sock is not None:
             self._sock.close()
+            self._singly = True
         for left in reversed(range(_TRIES)):
             try:
                 self._start(self.path)
@@ -106,7 +109,8 @@ class Relay:
         """The answers to some messages that are there."""
         found = []
         with self._connected() as sock:
-            put(sock, json.dumps({"do": "pull", "ids": list(ids)}).encode())
+            order = {"do": "pull", "ids": list(ids), "singly": self._singly}
+            put(sock, json.dumps({**order, "most": self.most_bytes}).encode())
             while head := take(sock):
                 told = json.loads(head)
                 try:

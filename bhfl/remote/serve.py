@@ -30,6 +30,7 @@ from bhfl.remote.keys import server_keys
 from bhfl.remote.registry import Registry
 from bhfl.remote.relay import Relay
 from bhfl.remote.scratch import scratch
+from bhfl.remote.sealed import Sealed
 from bhfl.remote.superlink import Control, SuperLink
 from bhfl.settings import Role
 
@@ -96,13 +97,13 @@ def serve(  # noqa: PLR0913
     fleet = len(groups_of(trainer))
     if terms and (terms.wait_for or 0) > fleet:
         raise ValueError(f"wait_for must be at most {fleet}, the whole fleet, got {terms.wait_for}")
-    with _grid(trainer, place) as (relay, keyed, front):
+    with _grid(trainer, place) as (grid, keyed, front):
 
         def connect(session: Session) -> FlowerClients:
             assert trainer.run is not None
             config = written or yaml.safe_load(configuration(session))
             told = _told(config, session)
-            return FlowerClients(session, relay, keyed, told, terms or Terms(), trainer.run.folder)
+            return FlowerClients(session, grid, keyed, told, terms or Terms(), trainer.run.folder)
 
         trainer.connect = connect  # type: ignore[method-assign]
         seconds = (terms or Terms()).round_seconds
@@ -173,7 +174,7 @@ class _Keyed:
 
 
 @contextmanager
-def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Keyed, Front | None]]:
+def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Sealed, _Keyed, Front | None]]:
     """A Grid that carries messages to whoever has a key, for the block."""
     keys = server_keys(place.keys)
     registry = Registry.read(keys.registry)
@@ -195,4 +196,6 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Relay, _Key
         if place.superlink is None:
             front = stack.enter_context(Front(keys, registry, address, place.host, place.port))
             _log.info("clients join at port %d", front.port)
-        yield relay, _Keyed(control), front
+        keyed = _Keyed(control)
+        allowance = None if front is None else front.allowance
+        yield Sealed(relay, keyed, allowance), keyed, front

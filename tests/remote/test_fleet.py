@@ -6,8 +6,9 @@ import csv
 import json
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -193,14 +194,14 @@ def _holders(trainer: Any, round: int) -> list[int]:
 
 
 class HereGrid:
-    """A Grid whose nodes are the clients of a case in this very process; one loses its folder
-    before a round.
+    """A Grid whose nodes are the clients of a case in this very process; something happens to one
+    of them before it trains in some round.
     """
 
-    def __init__(self, folder: Path, case: str, client: int = 0, round: int = 2) -> None:
+    def __init__(self, folder: Path, case: str, before: Callable[[Resident, Task], None]) -> None:
         self.folder = folder
         self.case = case
-        self.wiped = client, round
+        self.before = before
         self.residents = {one: Resident(self.opened, folder / str(one), one) for one in range(5)}
         self.answers: dict[str, bytes] = {}
 
@@ -215,13 +216,12 @@ class HereGrid:
         return [10, 11, 12, 13, 14]
 
     def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
-        client = node - 10
+        resident = self.residents[node - 10]
         task = unpack(parts[2], Task) if len(parts := split(data)) > 1 else None
-        if task and (client, task.round, task.stage) == (*self.wiped, "train"):
-            self.residents[client].close()
-            shutil.rmtree(self.folder / str(client))
+        if task and task.stage == "train":
+            self.before(resident, task)
         id = f"{len(self.answers)}"
-        self.answers[id] = self.residents[client].answer(data)
+        self.answers[id] = resident.answer(data)
         return id
 
     def pull(self, ids: list[str]) -> list[Answer]:
@@ -234,7 +234,13 @@ class HereGrid:
 
 def with_a_loss(folder: Path, case: str, **options: Any) -> tuple[list[Any], Any]:
     """The rows and the summary of a run in which client 0 loses all that it kept in two rounds."""
-    grid = HereGrid(folder / "away", case)
+
+    def wipe(resident: Resident, task: Task) -> None:
+        if (task.client, task.round) == (0, 2):
+            resident.close()
+            shutil.rmtree(folder / "away" / "0")
+
+    grid = HereGrid(folder / "away", case, wipe)
     trainer = served(folder / "there", case, grid, **options)
     grid.close()
     summary = json.loads((trainer.run.folder / "summary.json").read_text())
@@ -282,6 +288,44 @@ def test_a_lost_reference_costs_a_round_and_does_not_hide_lost_state(tmp_path, c
     assert [row["clients/ok"] for row in rows] == [5, 5, 4, ok]
     assert "weights that it was sent differences to" in rows[2]["problems"][0]
     assert rows[3]["whole_bytes"] == rows[0]["whole_bytes"] // 5
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 16 MB at a folder, where this user may mount one."""
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a tmpfs: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:round .* client 0 failed")
+@pytest.mark.parametrize("case", ["SCAFFOLD", "FedPer"])
+def test_a_client_whose_disk_is_full_is_back_when_it_has_room(tmp_path, case):
+    """It fails by name, and goes on with the state that the server took from it last."""
+    with small_disk(tmp_path / "away" / "0") as disk:
+        blocks = disk / "blocks"
+
+        def fill(resident: Resident, task: Task) -> None:
+            if task.client == 0 and task.round == 2:
+                with suppress(OSError), open(blocks, "wb", buffering=0) as file:
+                    while file.write(bytes(2**12)):
+                        pass
+            elif task.client == 0:
+                blocks.unlink(missing_ok=True)
+
+        grid = HereGrid(tmp_path / "away", case, fill)
+        rows = served(tmp_path / "there", case, grid, max_rounds=4).run.history
+        grid.close()
+    assert [row["clients/ok"] for row in rows] == [5, 5, 4, 5]
+    assert rows[2]["problems"][0].startswith("client 0 failed: OSError: [Errno 28] No space left")
+    assert rows[3]["problems"] == []
 
 
 # ---- faults --------------------------------------------------------------------------------------

@@ -247,6 +247,22 @@ def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(door: Door
         wait_for(lambda: len(door.behind.asked) == before + 1)
 
 
+def test_a_client_brings_no_more_than_an_answer_however_it_is_cut(door: Door) -> None:
+    def parts() -> Iterator[bytes]:
+        yield from [bytes(600)] * 2
+
+    door.front.allowance.grant(1, 1000)
+    assert door.ask("/v1/fleet/push-object", client=1, content=bytes(600)).status_code == 201
+    for content in [bytes(401), parts()]:
+        answer = door.ask("/v1/fleet/push-object", client=1, content=content)
+        assert answer.status_code == 413
+        assert "client 1 has sent more bytes than an answer may have" in answer.text
+    # it may still ask, and others are left alone
+    assert door.ask("/v1/fleet/pull-messages", client=1).status_code == 201
+    assert door.ask("/v1/fleet/push-object", content=bytes(600)).status_code == 201
+    assert door.front.allowance.overdrawn == {1}
+
+
 def test_a_client_that_goes_away_in_the_middle_is_nothing_to_speak_of(
     door: Door, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +317,7 @@ def test_a_hundred_megabytes_pass_both_ways_without_being_held(door: Door) -> No
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
     before = memory("VmRSS")
+    door.front.allowance.grant(0, length)
     public = base64.b64encode(door.registry.clients[0].pem).decode()
     headers = {"flwr-public-key": public, "wanted": str(length)}
     url = f"https://127.0.0.1:{door.front.port}/v1/fleet/push-object"

@@ -37,10 +37,12 @@ from bhfl.engine.exchange import Reply, Task
 from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.models import Classifier
+from bhfl.remote import serve as serving
 from bhfl.remote.app.frames import put, take
 from bhfl.remote.attendance import Terms
 from bhfl.remote.messages import Facts, pack, split, unpack
 from bhfl.remote.relay import listening_at
+from bhfl.remote.sealed import Sealed
 from bhfl.remote.serve import Place, serve
 from tests.processes import PROCESSES
 from tests.remote.cluster import Cluster, until
@@ -280,14 +282,28 @@ class Hostile:
             pack(Reply(**{**reply, "round": 7}, payload=task.downlink)),
             pack(Reply(**reply, payload=encode({"net.head.4.bias": torch.full((10,), torch.nan)}))),
             pack(Reply(**reply, payload=bytes(30 * 10**6))),
+            pack(Reply(**reply, payload=random.Random(0).randbytes(100 * 10**6))),
         ]
         return answers[task.round]
 
 
-@pytest.mark.filterwarnings("ignore:round . client 2 rejected", "ignore:client 2 may not come")
+def memory(pid: int, name: str) -> float:
+    """MiB of a process's memory, now or at most."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) / 1024
+
+
+@pytest.mark.filterwarnings(
+    "ignore:round . client 2 (rejected|failed)", "ignore:client 2 may not come"
+)
 def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
-    tmp_path, cluster, clients
+    tmp_path, cluster, clients, monkeypatch
 ):
+    """However long its answer is, neither this process nor one of Flower holds all of it."""
+    allowance = cluster.front.allowance
+    # the front is the cluster's here
+    monkeypatch.setattr(serving, "Sealed", lambda grid, keyed, _: Sealed(grid, keyed, allowance))
     here, model, data = made(tmp_path, "FedAvg", "fit", max_rounds=1)
     here.fit(model, data)
     clients.processes[2].terminate()
@@ -296,13 +312,21 @@ def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
     with tempfile.TemporaryDirectory(prefix="bhfl-") as place:
         hostile = Hostile(Path(place), here.clients[2].num_examples)
         node = cluster.node(2, node_config={"bhfl-socket": str(hostile.path)}, seconds=SECONDS)
+        link = cluster.superlink.process.pid
+        before = {pid: memory(pid, "VmRSS") for pid in (os.getpid(), link)}
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
         try:
-            there = over_the_network(cluster, tmp_path, "FedAvg", max_rounds=4)
+            there = over_the_network(cluster, tmp_path, "FedAvg", max_rounds=5)
         finally:
             node.stop()
             clients.start(2)
-    for row in there.run.history:
+    *rows, last = there.run.history
+    for row in rows:
         assert (row["clients/ok"], row["clients/rejected"]) == (2, 1), row["problems"]
+    assert last["problems"] == ["client 2 failed: it sent more bytes than an answer may have"]
+    grown = {pid: memory(pid, "VmHWM") - mib for pid, mib in before.items()}
+    print(f"MiB that the server and the SuperLink have grown by: {list(grown.values())}")
+    assert max(grown.values()) < 300
 
 
 @pytest.mark.filterwarnings("ignore:Flower's SuperLink was lost")

@@ -3,6 +3,7 @@ happens when one of them is killed.
 """
 
 import base64
+import importlib.util
 import os
 import shutil
 import signal
@@ -20,13 +21,19 @@ import pytest
 pytest.importorskip("flwr")
 
 import httpx
+from flwr.app import RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 
+from bhfl.remote.app.frames import SECRET
+from bhfl.remote.app.records import wrapped
 from bhfl.remote.front import Front
 from bhfl.remote.keys import ClientKeys, client_keys, make_keys, server_keys
-from bhfl.remote.relay import listening_at
+from bhfl.remote.relay import Answer, listening_at
+from bhfl.remote.sealed import Sealed
 from bhfl.remote.superlink import Control, SuperLink
-from tests.remote.cluster import Cluster, alive, below, until
+from tests.remote.cluster import SECONDS, Cluster, alive, below, until
 from tests.remote.relay import Wire
+from tests.remote.speaker import Speaker, speaking
 
 pytestmark = pytest.mark.network
 
@@ -106,6 +113,42 @@ def test_a_network_that_is_cut_for_half_a_minute_loses_nobody(cluster: Cluster) 
     assert cluster.control.nodes()[0].node == before
     node.stop()
     wire.close()
+
+
+def clocked_by(clock: Path) -> dict[str, str]:
+    """Environment variables by which a program's clock goes wrong by what a file says.
+
+    Debian's own library, 0.9.10, breaks `time.sleep` of this Python.
+    """
+    libraries = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
+    if (found := importlib.util.find_spec("libfaketime")) and found.origin:
+        libraries += Path(found.origin).parent.rglob("libfaketime.so.1")
+    sleep = "import threading, time; time.sleep(0.1); threading.Event().wait(0.1)"
+    for library in libraries:
+        faked = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock)}
+        faked |= {"FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
+        tried = subprocess.run([sys.executable, "-c", sleep], env=faked, capture_output=True)
+        if not tried.returncode:
+            return faked
+    pytest.skip("needs a libfaketime under which Python can sleep: pip install libfaketime")
+
+
+def test_a_clock_that_is_set_back_keeps_a_client_away_until_it_is_right(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """A library is around the client alone: what it asks the system for is another time."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    node = cluster.node(0, more=clocked_by(clock))
+    before = cluster.control.nodes()[0].node
+    clock.write_text("-1h")
+    told = "the clock of this client differs from the server's by -3"
+    until(lambda: told in node.log.read_text() and not node.wait(0))
+    clock.write_text("+0")
+    until(lambda: node.wait(0) and online(cluster) == {0})
+    assert cluster.control.nodes()[0].node == before
+    assert not node.failure
+    node.stop()
 
 
 def test_a_supernode_that_has_lost_its_helper_is_started_anew(cluster: Cluster) -> None:
@@ -216,6 +259,67 @@ def test_an_app_that_waits_for_an_answer_ends_with_its_supernode(cluster: Cluste
         node.stop()
         waits.close()
         door.close()
+
+
+class Twice(Speaker):
+    """Answers twice."""
+
+    def contents(self, data: bytes) -> list[RecordDict]:
+        return [wrapped(data[:SECRET] + word) for word in (b"first", b"second")]
+
+
+class Forger(Speaker):
+    """Answers without the secret of the message."""
+
+    def contents(self, data: bytes) -> list[RecordDict]:
+        return [wrapped(bytes(SECRET) + b"forged")]
+
+
+class Bomb(Speaker):
+    """Sends a few bytes that stand for a hundred gigabytes."""
+
+    def contents(self, data: bytes) -> list[RecordDict]:
+        chunk = ArrayChunk(memoryview(bytes(5 * 2**20)))
+        content = wrapped(b"")
+        # all of its pieces are one and the same
+        vars(content["bytes"]["bytes"])["_chunks"] = [(chunk.object_id, chunk)] * 20_000
+        return [content]
+
+
+def test_what_strangers_to_the_truth_send_is_theirs_alone(cluster: Cluster) -> None:
+    """Of two answers to a message one counts, a forged one does not, and one that does not fit into
+    memory is told of by name, once Flower's app has come to its end by it and is there again.
+    """
+    address = f"127.0.0.1:{cluster.front.port}"
+    speakers = [
+        kind(address, cluster.client(client), client, "", 0)
+        for client, kind in enumerate([Twice, Bomb, Forger])
+    ]
+    allowance = cluster.front.allowance
+    with cluster.grid() as (relay, _), speaking(speakers):
+        nodes = {one.node: client for client, one in cluster.control.nodes().items()}
+        grid = Sealed(relay, lambda _: nodes, allowance)
+        until(lambda: len(grid.nodes()) == 3)
+        found: dict[int, Answer] = {}
+        lost = 0
+        while len(found) < 3:
+            ids = {}
+            for node, client in nodes.items():
+                if client not in found:
+                    ids[str(grid.push(node, b"a task", 300.0, 0))] = client
+            try:
+                end = time.monotonic() + SECONDS
+                while len(found) < 3 and time.monotonic() < end:
+                    answers = grid.pull([id for id, client in ids.items() if client not in found])
+                    found |= {ids[answer.id]: answer for answer in answers}
+                    time.sleep(0.5)
+            except ConnectionError:
+                lost += 1
+                grid.restore()
+        assert found[0].data == b"first"
+        assert found[1].error == "it cannot be read: MemoryError"
+        assert found[2].error == "the answer does not hold the secret of its message"
+        assert lost == 1
 
 
 PARENT = """

@@ -2,6 +2,8 @@
 
 import socket
 
+SECRET = 16
+"""Bytes at the beginning of a message that only its receiver is told."""
 _PART = 2**20
 
 

@@ -4,12 +4,18 @@ user can open. It reads nothing of what it carries.
 Each order is a mapping in JSON, whose ``do`` says what is wanted: ``nodes``, the ids of who is
 there; ``push``, whose bytes follow and for which the message's id comes back; ``pull``, for which
 each reply that is there comes as a head and its bytes, and an empty head at last.
+
+Replies are pulled together, of which one that cannot be read takes all others with it, and this
+process. In the next one they are pulled ``singly``, and it is told whose that one is.
 """
 
 import json
+import resource
 import socket
+import sys
 from typing import Any
 
+import httpx
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -17,6 +23,10 @@ from .frames import put, take
 from .records import unwrapped, wrapped
 
 app = ServerApp()
+_ROOM = 2**29
+"""Bytes of memory that a pull may take besides the replies."""
+_COPIES = 6
+"""How often Flower holds a reply while it puts its pieces together, at most."""
 
 
 @app.main()
@@ -34,7 +44,7 @@ def lend(grid: Grid, context: Context) -> None:
             elif order["do"] == "push":
                 put(sock, json.dumps(_push(grid, order, take(sock))).encode())
             else:
-                _pull(grid, order["ids"], sock)
+                _pull(grid, order, sock)
 
 
 def _push(grid: Grid, order: dict[str, Any], data: bytes) -> str | None:
@@ -44,11 +54,38 @@ def _push(grid: Grid, order: dict[str, Any], data: bytes) -> str | None:
     return next(iter(grid.push_messages([message])), None)
 
 
-def _pull(grid: Grid, ids: list[str], sock: socket.socket) -> None:
-    for reply in grid.pull_messages(ids):
-        head: dict[str, Any] = {"id": reply.metadata.reply_to_message_id}
-        if reply.has_error():
-            head["error"] = f"{reply.error.reason} (code {reply.error.code} of Flower's)"
-        put(sock, json.dumps(head).encode())
-        put(sock, b"" if reply.has_error() else unwrapped(reply.content))
+def _pull(grid: Grid, order: dict[str, Any], sock: socket.socket) -> None:
+    ids = order["ids"]
+    groups = [[id] for id in ids] if order["singly"] else [ids]
+    for group in groups:
+        # a few bytes may stand for more than fits into memory
+        _bound_memory(_ROOM + _COPIES * order["most"] * len(group))
+        try:
+            replies = list(grid.pull_messages(group))
+        except httpx.HTTPError:
+            raise
+        except Exception as error:
+            if not order["singly"]:
+                raise
+            _say(sock, {"id": group[0], "error": f"it cannot be read: {type(error).__name__}"})
+            continue
+        for reply in replies:
+            head: dict[str, Any] = {"id": reply.metadata.reply_to_message_id}
+            if reply.has_error():
+                head["error"] = f"{reply.error.reason} (code {reply.error.code} of Flower's)"
+            _say(sock, head, b"" if reply.has_error() else unwrapped(reply.content))
     put(sock, b"")
+
+
+def _say(sock: socket.socket, head: dict[str, Any], data: bytes = b"") -> None:
+    put(sock, json.dumps(head).encode())
+    put(sock, data)
+
+
+def _bound_memory(more: int) -> None:
+    """Let this process take so many bytes more than it has now, where the system says that."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[0])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
