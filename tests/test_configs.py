@@ -22,6 +22,7 @@ FILES = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 CONFIGS = [path for path in FILES if path.parent.name != "sweeps"]
 SMALL = {
     "adapters",
+    "adapters_quantized",
     "bitsandbytes",
     "clients",
     "differences",
