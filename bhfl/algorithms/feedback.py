@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bhfl.checks import checked, true_or_false
 from bhfl.engine.algorithm import LocalRun
+from bhfl.engine.types import Params
 
 _ERROR = "error/"
 """Begins the names of what was left out, in what a client keeps."""
@@ -39,6 +40,23 @@ def keep_error(run: LocalRun, name: str, wanted: Tensor, sent: Tensor) -> None:
         sent: What it sends, in float32, of the same shape.
     """
     run.state[_ERROR + name] = (wanted - sent).cpu()
+
+
+def carry(run: LocalRun, moves: Params) -> None:
+    """Send nothing in this round, and keep all of what would have been sent for the next one.
+
+    Args:
+        run: The client's work in this round.
+        moves: The differences that it would send without loss, by name.
+    """
+    run.carries = True
+    for name, move in moves.items():
+        keep_error(run, name, move, torch.zeros_like(move))
+
+
+def forget_error(run: LocalRun, name: str) -> bool:
+    """Keep nothing of a tensor, of which all is sent now; whether anything was left out of it."""
+    return run.state.pop(_ERROR + name, None) is not None
 
 
 def largest(x: Tensor, share: float) -> Tensor:

@@ -101,6 +101,10 @@ class LocalRun:
     """Optimiser steps taken so far."""
     lr_sum: float = 0.0
     """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
+    carries: bool = False
+    """Set by a hook that sends nothing, and has put into `state` what would have been sent: the
+    client keeps its state nevertheless, and what it was sent.
+    """
     metrics: dict[str, float] = field(default_factory=dict)
     """Numbers to be averaged over the cohort and logged."""
 

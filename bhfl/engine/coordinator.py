@@ -19,7 +19,7 @@ from bhfl.engine.outgoing import Message, Outgoing
 from bhfl.engine.private import public_rows
 from bhfl.engine.processes import Held, broadcast, check_agreement, gather
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.records import ClientRecord, with_updates
+from bhfl.engine.records import ClientRecord, keeping, with_updates
 from bhfl.engine.refusal import Asked, admit, most_bytes
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
@@ -277,6 +277,7 @@ class Coordinator:
             following = broadcast(fabric, following, held)
         round = server.round + 1
         participants = [record.client for record in with_updates(records)]
+        kept = [record.client for record in keeping(records)]
         # what is the engine's is the engine's, whatever a hook has put in its place
         return replace(
             following,
@@ -284,7 +285,7 @@ class Coordinator:
             buffers=buffers,
             participants=participants,
             holders=holders(server, records),
-            accepted=server.accepted | dict.fromkeys(participants, round),
+            accepted=server.accepted | dict.fromkeys(kept, round),
             channels_last=server.channels_last,
         )
 

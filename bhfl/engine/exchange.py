@@ -115,6 +115,8 @@ class Fault:
     """Type and line of an error that is likely to come again."""
     lost: bool = False
     """Whether the client no longer has what it was sent before, and is to be sent whole weights."""
+    carried: bool = False
+    """Whether the client keeps what it came to all the same, and sends it in a later round."""
     broken_hook: bool = False
     """Whether `reason` is what a hook of the algorithm returned, and no fault of the client's."""
 

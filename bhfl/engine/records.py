@@ -63,6 +63,7 @@ class ClientRecord:
     origin: str = ""
     """The type and line of an error, see `bhfl.engine.exchange.Fault`, as for `broken_hook`."""
     lost: bool = False
+    carried: bool = False
     broken_hook: bool = False
 
     @property
@@ -94,6 +95,11 @@ class ClientRecord:
 def with_updates(records: Sequence[ClientRecord]) -> list[ClientRecord]:
     """Those of clients whose updates were folded in."""
     return [record for record in records if record.status == "ok"]
+
+
+def keeping(records: Sequence[ClientRecord]) -> list[ClientRecord]:
+    """Those of clients that keep what they came to: with updates, or to send them later."""
+    return [record for record in records if record.status == "ok" or record.carried]
 
 
 def asked_to_train(records: Sequence[ClientRecord]) -> list[ClientRecord]:

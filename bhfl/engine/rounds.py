@@ -9,7 +9,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import Verdict
 from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
-from bhfl.engine.records import ClientRecord, asked_to_train, outliers, with_updates
+from bhfl.engine.records import ClientRecord, asked_to_train, keeping, outliers, with_updates
 from bhfl.engine.session import Session
 from bhfl.engine.types import Client, Row, ServerState
 
@@ -62,9 +62,9 @@ def run_round(
     closing = session.hooks.closing(following)
     message = None if closing is None else encode(closing)
     # not before there is a model: where that fails, no client has kept anything of the round
-    clients.close(following.round, _verdicts(records, ok, message))
+    clients.close(following.round, _verdicts(records, keeping(records), message))
     session.store.learn(gather(fabric, session.store.news()))
-    _settle(session, records, ok)
+    _settle(session, records, keeping(records))
     if message is not None:
         _charge(ok, message)
     if fabric.is_global_zero:
@@ -93,9 +93,11 @@ def _verdicts(
     kept: Sequence[ClientRecord],
     closing: bytes | None = None,
 ) -> dict[int, Verdict]:
-    """What becomes of each client's round; only those that are kept hear what closes it."""
+    """What becomes of each client's round; only those with updates hear what closes it."""
     verdicts = {record.client: Verdict(keep=False) for record in records}
-    return verdicts | {record.client: Verdict(True, closing) for record in kept}
+    for record in kept:
+        verdicts[record.client] = Verdict(True, None if record.carried else closing)
+    return verdicts
 
 
 def _settle(

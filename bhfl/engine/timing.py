@@ -142,7 +142,8 @@ class Timing(Links):
     ) -> dict[str, float]:
         """``time/simulated_round_s`` of a finished round and ``time/simulated_s`` of all.
 
-        A client that failed is known to have, and waited for by nobody.
+        A client that failed is known to have, and waited for by nobody; nor is one that carries
+        what it came to, as the server knows its link.
         """
         waited = []
         closing = 0.0
@@ -150,7 +151,7 @@ class Timing(Links):
         for record in records:
             last = self.workload(clients[record.client], record.closing_bytes, 0, 0)
             closing = max(closing, self.network.client_time(round, last).seconds)
-            if record.status != "failed":
+            if record.status != "failed" and not record.carried:
                 waited.append(record.simulated_seconds or 0.0)
         seconds = self.network.round_seconds(waited) + closing if waited else closing
         return {"time/simulated_round_s": seconds, "time/simulated_s": seconds_before + seconds}

@@ -90,7 +90,9 @@ class ServerState:
     participants: list[int] = field(default_factory=list)
     """The engine's: ids of the clients whose updates made this state."""
     accepted: dict[int, int] = field(default_factory=dict)
-    """The engine's: rounds that were finished when an update of a client was last taken, by id."""
+    """The engine's: rounds that were finished when an update of a client was last taken, or was
+    kept by it for later, by id.
+    """
     holders: list[int] = field(default_factory=list)
     """The engine's: ids of the clients that hold the frozen parameters, as far as they said so."""
     channels_last: bool = False

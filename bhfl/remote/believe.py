@@ -93,6 +93,8 @@ def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool)
         status = fault.status if fault.status in _FAULTS else "failed"
         reason, origin = said(fault.reason), said(fault.origin)
         fault = replace(fault, status=status, reason=reason, origin=origin, broken_hook=False)
+        # whoever came to nothing has nothing to send later
+        fault = replace(fault, carried=fault.carried and status == "skipped")
     # one that lacks what is frozen has done nothing, and is asked again
     elif communicates and reply.payload is None and not (task.frozen and reply.holds is False):
         fault = Fault("failed", "the client sent neither an update nor a reason")

@@ -187,7 +187,8 @@ class _Joined:
         algorithm = self.clients.algorithm
         told = f"{self._lost(task)}, and {type(algorithm).__name__} does not begin it anew"
         refused = Reply(client=reply.client, round=reply.round, fault=Fault("failed", told))
-        if reply.fault is not None or reply.holds is False:
+        carried = reply.fault is not None and reply.fault.carried
+        if (reply.fault is not None and not carried) or reply.holds is False:
             # without what is lost, hooks may not get as far as to an update
             raised = reply.fault is not None and bool(reply.fault.traceback)
             return refused if lost and raised and not algorithm.begins_anew else reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def watched(algorithm: Any) -> tuple[Any, list[Any]]:
         before = {name: value.clone() for name, value in run.state.items()}
         end = {name: value.clone() for name, value in run.module.state_dict().items()}
         update = uplink(run)
-        seen.append((run.client, before, run.received, end, update, dict(run.state)))
+        # values are the module's own, which the next client changes
+        sent = copy.deepcopy(update)
+        seen.append((run.client, before, run.received, end, sent, dict(run.state)))
         return update
 
     algorithm.uplink = watching

@@ -153,6 +153,7 @@ CASES: dict[str, dict[str, Case]] = {
         "solver": ("greedy_down", {"budget": Budget(average_bits=3.7)}, {}),
         "infeasible": ("skip", {"budget": Budget("deadline")}, LATE),
         "plan": ("server", {}, {}),
+        "side_bits": (8, {"payload": "delta"}, {}),
         "both_ways": (True, {"budget": Budget("quantile")}, {**SLOW, **DIFFERENCES}),
         "error_feedback": (True, {"payload": "delta"}, TWICE),
     },

@@ -259,6 +259,10 @@ def test_examples_are_capped_and_faults_are_no_updates():
     broken = replace(FAILED, fault=Fault("ok", "", broken_hook=True))
     fault = believed_reply(broken, TASK, CLIENT, True).fault
     assert fault == Fault("failed", "")
+    # only who has skipped the round has anything to send later
+    for status in ("skipped", "failed"):
+        its = replace(FAILED, fault=Fault(status, "", carried=True))
+        assert believed_reply(its, TASK, CLIENT, True).fault.carried == (status == "skipped")
     empty = replace(REPLY, payload=None)
     assert believed_reply(empty, TASK, CLIENT, True).fault.status == "failed"
     assert believed_reply(empty, TASK, CLIENT, False).fault is None

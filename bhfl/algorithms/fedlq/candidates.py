@@ -13,6 +13,15 @@ def candidates_problem(candidates: Sequence[int]) -> str:
     return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"
 
 
+def check_carried(infeasible: str, error_feedback: bool, rule: str) -> None:
+    """ValueError where clients would carry what they came to, and cannot."""
+    if infeasible == "carry" and not (error_feedback and rule != "average"):
+        raise ValueError(
+            "FedLQ.infeasible: carry needs FedLQ.error_feedback: true and FedLQ.budget.rule: "
+            f"deadline or quantile, got {error_feedback} and {rule}"
+        )
+
+
 def check_left_out(candidates: Sequence[int], error_feedback: bool, plan: str) -> None:
     """ValueError where what is left out of layers would be lost, or where a plan could not say
     that all of one is.

@@ -17,8 +17,8 @@ from bhfl.algorithms.fedlq.allocation import Solver
 from bhfl.algorithms.fedlq.both import BothWays, check_both_ways, check_downlink
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
-from bhfl.algorithms.fedlq.candidates import candidates_problem, check_left_out
-from bhfl.algorithms.fedlq.layers import trained_layers
+from bhfl.algorithms.fedlq.candidates import candidates_problem, check_carried, check_left_out
+from bhfl.algorithms.fedlq.layers import trained_layers, trained_sides
 from bhfl.algorithms.fedlq.mean import ProbedMean
 from bhfl.algorithms.fedlq.moves import (
     check_trained,
@@ -31,9 +31,10 @@ from bhfl.algorithms.fedlq.moves import (
 from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, widths
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
+from bhfl.algorithms.fedlq.sides import Sides, check_side_bits
 from bhfl.algorithms.fedlq.significance import significance
-from bhfl.algorithms.feedback import needs_differences
-from bhfl.checks import checked, choice, options, true_or_false
+from bhfl.algorithms.feedback import carry, needs_differences
+from bhfl.checks import bits_or, checked, choice, options, true_or_false
 from bhfl.comm import Tensors, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.downlink import an_example
@@ -63,12 +64,15 @@ class FedLQ(Algorithm):
         sensitivity: How the curvatures are measured.
         solver: ``dp`` (exact), ``greedy`` or ``greedy_down``, by significance.
         infeasible: What a client does whose budget is below the least payload: send it all the same
-            (``late``, and so it will be where the network has a deadline) or nothing (``skip``).
+            (``late``, and so it will be where the network has a deadline), or nothing: it loses
+            what it came to (``skip``), or error feedback has it in its next upload (``carry``).
         plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from
             the last round's.
         error_feedback: Whether what rounding left out of a client's ``delta`` is in its next one.
         both_ways: Whether layers get bits of their own on the way down too, at most those of
             ``trainer.downlink`` with ``send: differences``, from one budget of seconds for both.
+        side_bits: Bits of what is trained and is no layer, biases and norms: 32 for values, 2..16
+            for differences, of ``delta`` alone.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, model, fleet, data or network do
@@ -85,10 +89,11 @@ class FedLQ(Algorithm):
         budget: Budget = Budget(),  # noqa: B008  # frozen
         sensitivity: Sensitivity = Sensitivity(),  # noqa: B008  # frozen
         solver: Solver = "dp",
-        infeasible: Literal["late", "skip"] = "late",
+        infeasible: Literal["late", "skip", "carry"] = "late",
         plan: Literal["client", "server"] = "client",
         error_feedback: bool = False,
         both_ways: bool = False,
+        side_bits: int = 32,
     ) -> None:
         self.error_feedback = needs_differences("FedLQ", error_feedback, payload)
         self.payload = checked("FedLQ.payload", payload, choice("weights", "delta"))
@@ -96,12 +101,15 @@ class FedLQ(Algorithm):
         self.budget = checked("FedLQ.budget", budget, options(Budget))
         self.sensitivity = checked("FedLQ.sensitivity", sensitivity, options(Sensitivity))
         self.solver = checked("FedLQ.solver", solver, choice(*get_args(Solver)))
-        self.infeasible = checked("FedLQ.infeasible", infeasible, choice("late", "skip"))
+        self.infeasible = checked("FedLQ.infeasible", infeasible, choice("late", "skip", "carry"))
+        check_carried(infeasible, error_feedback, budget.rule)
         self.plan = checked("FedLQ.plan", plan, choice("client", "server"))
         check_left_out(self.candidates, error_feedback, plan)
         self.both_ways = checked("FedLQ.both_ways", both_ways, true_or_false)
         if both_ways:
             check_both_ways(budget.rule, plan)
+        self.side_bits = checked("FedLQ.side_bits", side_bits, bits_or())
+        check_side_bits(side_bits, payload)
         if budget.average_bits < min(candidates) and budget.rule != "deadline":
             raise ValueError(
                 f"FedLQ.budget.average_bits must be at least {min(candidates)}, the fewest of "
@@ -120,6 +128,7 @@ class FedLQ(Algorithm):
         self.layers = trained_layers(module)
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
+        self.sides = Sides(trained_sides(module), self.side_bits, self.error_feedback)
         self.planner = Planner(
             layers=self.layers,
             sizes=self.sizes,
@@ -127,6 +136,7 @@ class FedLQ(Algorithm):
             budget=self.budget,
             sensitivity=self.sensitivity,
             solver=self.solver,
+            sides=self.sides,
         )
 
     def setup(self, context: Context) -> None:
@@ -223,12 +233,15 @@ class FedLQ(Algorithm):
             sent = {name: run.received[name] - goal for name, goal in goals.items()}
         # what was measured takes room in the payload, so it is there before the budget is
         update |= self.sensitivity.of_client(run, self.layers)
+        generator = run.rng.torch("quant_up", device=run.device)
+        moves = self.sides.send(run, update, generator)
         variances = self.planner.variances(sent)
         others = {name: value for name, value in update.items() if name not in values}
         bits = self._bits(run, variances, values, others)
         if bits is None:
+            if self.infeasible == "carry":
+                carry(run, {**sent, **moves})
             return None
-        generator = run.rng.torch("quant_up", device=run.device)
         for name, width, row in zip(self.layers, bits, variances, strict=True):
             if width == 32:
                 update[name] = goals[name]
@@ -285,7 +298,7 @@ class FedLQ(Algorithm):
         for name, bits in zip(self.layers, chosen, strict=True):
             # what is left out comes as codes of 2 bits, of which none is there
             allowed[name] = [width or 2 for width in bits if width < 32]
-        return allowed
+        return allowed | dict.fromkeys(self.sides.coded(server.params), (self.side_bits,))
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> ProbedMean:
         """The mean of the models, and what the clients measured."""

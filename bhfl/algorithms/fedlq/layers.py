@@ -1,4 +1,4 @@
-"""Which tensors of a model are layers, whose bits are chosen."""
+"""Which tensors of a model are layers, whose bits are chosen, and which are not."""
 
 from torch import nn
 
@@ -14,12 +14,23 @@ def trained_layers(module: nn.Module) -> list[str]:
     Raises:
         ValueError: There are none.
     """
+    layers, _ = _trained(module)
+    if not layers:
+        raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
+    return layers
+
+
+def trained_sides(module: nn.Module) -> list[str]:
+    """The names of all else that is trained."""
+    return _trained(module)[1]
+
+
+def _trained(module: nn.Module) -> tuple[list[str], list[str]]:
     found = {id(module.get_parameter(name)) for name in layer_weights(module)}
     # tied weights travel once, under the first of their names
     first: dict[int, str] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) in found and tensor.numel() and tensor.requires_grad:
+        if tensor.numel() and tensor.requires_grad:
             first.setdefault(id(tensor), name)
-    if not first:
-        raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
-    return list(first.values())
+    layers = [name for key, name in first.items() if key in found]
+    return layers, [name for key, name in first.items() if key not in found]

@@ -10,8 +10,9 @@ from bhfl.algorithms.fedlq.allocation import Allocation, Offer, Solver, allocate
 from bhfl.algorithms.fedlq.budget import Budget, Traffic
 from bhfl.algorithms.fedlq.plan import PLAN, plan_of
 from bhfl.algorithms.fedlq.sensitivity import Sensitivity
+from bhfl.algorithms.fedlq.sides import Sides
 from bhfl.algorithms.fedlq.significance import layer_costs, variance_table
-from bhfl.comm import encoded_bytes
+from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.algorithm import Context
 from bhfl.engine.downlink import as_sent
 from bhfl.engine.frozen import bytes_due
@@ -30,6 +31,7 @@ class Planner:
         budget: How many bits a client may send.
         sensitivity: How the curvatures are measured.
         solver: Who allocates.
+        sides: Sends what is no layer.
     """
 
     layers: Sequence[str]
@@ -38,6 +40,7 @@ class Planner:
     budget: Budget
     sensitivity: Sensitivity
     solver: Solver
+    sides: Sides
 
     def candidates_of(self, client: Client) -> list[int]:
         """The widths that a client may send."""
@@ -98,7 +101,11 @@ class Planner:
         others = {**server.params, **context.buffers(server, client.bits)}
         for name in layers:
             del others[name]
-        up = {**others, **self.sensitivity.expected(server.round, len(self.layers))}
+        up: Tensors = {
+            **others,
+            **self.sides.coded(others),
+            **self.sensitivity.expected(server.round, len(self.layers)),
+        }
         down = as_sent({**layers, **others, PLAN: plan}, client, server)
         return Traffic(layers, up, encoded_bytes(down) + bytes_due(server, client))
 

@@ -211,7 +211,7 @@ class LocalClients:
         except (Exception, SystemExit) as error:
             work.fault = fault_of(error, task.channels_last)
             work.payload = None
-        if work.fault is None and work.holds is not False:
+        if (work.fault is None or work.fault.carried) and work.holds is not False:
             # outside the try: a full disk is no client's failure
             self._waiting.append(client.id)
             # clients without a state of their own write no files
@@ -264,7 +264,7 @@ class LocalClients:
             # again: an uplink hook counts the examples that it measures on
             work.num_examples = run.num_examples
             if work.payload is None:
-                work.fault = Fault("skipped", "nothing was sent")
+                work.fault = Fault("skipped", "nothing was sent", carried=run.carries)
         # last, as it leaves another model in the module
         model = {}
         if self.algorithm.own_model and work.fault is None:

@@ -15,6 +15,7 @@ from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.fedlq.allocation import Offer, allocate_all
 from bhfl.algorithms.fedlq.both import BothWays, down_bits
 from bhfl.algorithms.fedlq.planning import Planner
+from bhfl.algorithms.fedlq.sides import Sides
 from bhfl.comm import decode, encode, header_bytes
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
@@ -91,6 +92,7 @@ def test_a_slower_downlink_is_spared_and_a_larger_cohort_is_not() -> None:
         budget=Budget("quantile"),
         sensitivity=Sensitivity(),
         solver="dp",
+        sides=Sides(),
     )
     its = devices(RULE, "float32")
     client = Client(0, its.spec, 1, 1.0, its)

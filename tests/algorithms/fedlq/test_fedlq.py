@@ -415,7 +415,10 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
             "FedLQ.payload must be one of weights, delta, got 'model'",
         ),
         (lambda: FedLQ(plan="x"), "FedLQ.plan must be one of client, server, got 'x'"),
-        (lambda: FedLQ(infeasible="x"), "FedLQ.infeasible must be one of late, skip, got 'x'"),
+        (
+            lambda: FedLQ(infeasible="x"),
+            "FedLQ.infeasible must be one of late, skip, carry, got 'x'",
+        ),
         (
             lambda: Sensitivity(refresh=0),
             "FedLQ.sensitivity.refresh must be an integer from 1 to 2,147,483,648, got 0",
