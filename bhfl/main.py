@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from bhfl import __version__
 from bhfl.cli.command import leave
+from bhfl.cli.installed import clash
 
 COMMANDS = {
     "init": "write a commented configuration to begin with",
@@ -64,6 +65,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: list[str]) -> int:
     """Run one command, of which only what it needs is loaded; its exit code."""
+    if problem := clash():
+        from bhfl.cli.exits import BAD_CONFIG, report
+
+        report([problem])
+        return BAD_CONFIG
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0

@@ -18,6 +18,8 @@ LOST = STATUSES[1:]
 """What becomes of clients whose updates do not count."""
 ABSENT: tuple[Status, ...] = ("dropped", "lost")
 """Those of them that ``trainer.availability`` keeps away, which is nobody's fault."""
+BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes", "whole_bytes")
+"""Fields of a client's record that a run's ledger adds up."""
 SPREAD = ("mean", "std", "worst10", "jain")
 """How a metric is spread over clients, in the tags ``clients_val/acc_mean_<group>``."""
 CLIENTS_CSV = "clients.csv"

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,6 +11,7 @@ from torch.nn.functional import cosine_similarity, softplus
 
 from bhfl.checks import checked, not_negative, positive, suggestion
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.calls import defines_forward
 from bhfl.engine.types import Params, Tensors
 
 PREVIOUS = "previous/"
@@ -56,7 +56,7 @@ class MOON(Algorithm):
                 "MOON.features must be the name of a module of the model, got "
                 f"{self.features!r}{suggestion(self.features, names)}"
             )
-        if type(module).forward is L.LightningModule.forward:
+        if not defines_forward(module):
             raise ValueError(
                 "MOON computes representations through the model's forward(inputs), which "
                 f"{type(module).__name__} does not define"

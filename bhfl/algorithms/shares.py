@@ -1,9 +1,15 @@
 """A mean that knows how much of the fleet it is of."""
 
-from lightning.fabric import Fabric
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.types import Params
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 SHARE = "share"
 """Key of the share among the means."""

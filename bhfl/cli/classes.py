@@ -1,21 +1,16 @@
 """Classes that a configuration names: which one is meant, and what its constructor takes."""
 
-import importlib
 import inspect
-import sys
-import traceback
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from enum import Enum
 from functools import cache
-from typing import Any, Optional, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from jsonargparse.typing import get_registered_type
 
 from bhfl.checks import shown, suggestion
+from bhfl.cli.naming import check_allowed, imported, is_standard
 from bhfl.quant.plugins import leave_out, offered
-from bhfl.recorded import constructors, public_path
+from bhfl.recorded import public_path
 
 GROUPS = {
     "bhfl.engine.algorithm.Algorithm": "bhfl.algorithms",
@@ -24,32 +19,6 @@ GROUPS = {
 }
 """The groups of entry points in which other packages offer classes, by the class they derive from.
 """
-
-
-_ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=None)
-
-
-@contextmanager
-def only_of(packages: Collection[str]) -> Iterator[None]:
-    """Let names of a configuration lead into some packages alone, for the block: of others nothing
-    is imported, and nothing is made that is imported already.
-    """
-    token = _ALLOWED.set(packages)
-    try:
-        yield
-    finally:
-        _ALLOWED.reset(token)
-
-
-def all_allowed() -> bool:
-    """Whether names may lead into any package."""
-    return _ALLOWED.get() is None
-
-
-def _check_allowed(path: str, name: str) -> None:
-    allowed = _ALLOWED.get()
-    if allowed is not None and path.partition(".")[0] not in allowed:
-        raise ValueError(f"this client's `allow` does not name the package of {name}")
 
 
 def indefinite(base: type) -> str:
@@ -105,17 +74,10 @@ def is_component(hint: Any) -> bool:
     """
     if not isinstance(hint, type) or get_origin(hint) is not None:
         return False
-    if _is_standard(hint.__module__) or getattr(hint, "_is_protocol", False):
+    if is_standard(hint.__module__) or getattr(hint, "_is_protocol", False):
         return False
     of_values = issubclass(hint, int | float | str | tuple | dict | Enum)
     return not of_values and get_registered_type(hint) is None
-
-
-def _is_standard(path: str) -> bool:
-    """Whether a dotted path leads into the standard library, of which nothing is imported for a
-    name.
-    """
-    return path.partition(".")[0] in sys.stdlib_module_names
 
 
 def resolve(name: Any, base: type) -> type:
@@ -129,12 +91,12 @@ def resolve(name: Any, base: type) -> type:
     if not isinstance(name, str) or not all(map(str.isidentifier, name.split("."))):
         raise ValueError(refusal)
     if name in names:
-        _check_allowed(names[name].__module__, name)
+        check_allowed(names[name].__module__, name)
         return names[name]
     if "." not in name:
         raise ValueError(refusal + suggestion(name, names))
     # the import alone of some of it does something: antigravity opens a browser
-    if _is_standard(name):
+    if is_standard(name):
         raise ValueError(f"{refusal} of the standard library")
     try:
         cls = imported(name)
@@ -174,78 +136,9 @@ def names_one(base: type, path: str) -> bool:
     """Whether the dotted `path` is that of an object of `base`, such as ``torch.float32``, and not
     of a class.
     """
-    if "." not in path or _is_standard(path):
+    if "." not in path or is_standard(path):
         return False
     try:
         return isinstance(imported(path), base)
     except ValueError:
         return False  # which is told where it is resolved
-
-
-def imported(path: str) -> Any:
-    """What the dotted `path` means: something of a module, or of a class in one.
-
-    Raises:
-        ValueError: There is no such thing, its package is not allowed, or its module cannot be
-            imported, for whatever reason.
-    """
-    _check_allowed(path, path)
-    found = _import_named(path)
-    # an allowed package may have imported another one: torch.os.system
-    _check_allowed(getattr(found, "__module__", None) or path, path)
-    return found
-
-
-def _import_named(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        # the module is there and lacks another one, or there is no outer one to look in
-        if error.name != module or "." not in module:
-            raise ValueError(str(error)) from error
-        # it may be a class in a module
-        try:
-            return getattr(_import_named(module), name)
-        except (ValueError, AttributeError):
-            raise ValueError(str(error)) from error
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(str(error)) from error
-    except SystemExit as error:
-        why = f"importing {module} ends the process: {_place(error)} calls exit"
-        raise ValueError(why) from error
-    except Exception as error:
-        why = f"{type(error).__name__}: {error} ({_place(error)})"
-        raise ValueError(f"{module} cannot be imported: {why}") from error
-
-
-def _place(error: BaseException) -> str:
-    """The file and line where a module went wrong."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}, line {frame.lineno}"
-
-
-def parameters(cls: type) -> tuple[dict[str, Any], bool]:
-    """Names and type hints of what ``cls(...)`` takes, and whether it takes more that cannot be
-    told.
-
-    ``**options`` are followed to the constructors of the bases.
-    """
-    found: dict[str, Any] = {}
-    passes_on = False
-    try:
-        for init, given in constructors(cls):
-            hints = get_type_hints(init)
-            passes_on = False
-            for one in given:
-                passes_on |= one.kind is one.VAR_KEYWORD
-                if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-                    hint = hints.get(one.name, Any)
-                    # the nearest class has the word; null is its default, whatever its hint says
-                    found.setdefault(one.name, Optional[hint] if one.default is None else hint)
-    # of constructors in C, or with hints that are imported for type checkers alone
-    except (ValueError, TypeError, NameError):
-        return found, True
-    return found, passes_on

@@ -20,6 +20,13 @@ BAD_CHECKPOINT = 4
 TOO_FEW_CLIENTS = 5
 MAX_PROBLEMS = 20
 
+_OF_DATA = {
+    "bhfl.data.datamodule": "FederatedDataModule",
+    "bhfl.data.source": "LoaderSource",
+    "bhfl.data.tensors": "TensorSource",
+    "bhfl.data.arrays": "Arrays",
+}
+"""The classes whose methods read data."""
 _SOURCE = str(Path(__file__).parents[1])
 _format_warning = warnings.formatwarning
 
@@ -97,7 +104,7 @@ def exit_code(error: Exception) -> int | None:
     """
     from bhfl.engine.checkpoint import CheckpointError
     from bhfl.engine.ending import ExitCalledError
-    from bhfl.engine.failures import TooFewClientsError
+    from bhfl.engine.refusal import TooFewClientsError
 
     if isinstance(error, CheckpointError):
         return BAD_CHECKPOINT
@@ -139,10 +146,9 @@ def by_data(error: BaseException) -> bool:
     """Whether a data module, or its source, was at work at `error`; its constructor takes options,
     not data.
     """
-    from bhfl.data import FederatedDataModule
-    from bhfl.data.source import LoaderSource, TensorSource
-
-    at_work = (FederatedDataModule, LoaderSource, TensorSource)
+    # what is not imported was not at work, and may need a package that is not here
+    loaded = [sys.modules[home] for home in _OF_DATA if home in sys.modules]
+    at_work = tuple(getattr(home, _OF_DATA[home.__name__]) for home in loaded)
     return any(
         isinstance(frame.f_locals.get("self"), at_work) and frame.f_code.co_name != "__init__"
         for frame, _ in traceback.walk_tb(error.__traceback__)

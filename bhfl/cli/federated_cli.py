@@ -14,9 +14,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import bhfl
 from bhfl.callbacks import Pictures, Progress, WeightHistograms
-from bhfl.cli.classes import imported
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
+from bhfl.cli.naming import imported
 from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
 from bhfl.cli.reading import ConfigError, Layer, asks_help, options, without_files
 from bhfl.cli.schema import Checker, is_spelled_out

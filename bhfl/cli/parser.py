@@ -21,17 +21,16 @@ from jsonargparse import (
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
 
-import bhfl.callbacks
-import bhfl.data
-import bhfl.models
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.checks import shown
-from bhfl.cli.classes import parameters
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.hints import Checked, Instance, Section
+from bhfl.cli.naming import parameters
 from bhfl.cli.reading import ConfigError, Layer, read_text
 from bhfl.cli.scalars import plain, written
 from bhfl.cli.schema import Checker
+from bhfl.data import *  # noqa: F403
+from bhfl.data import FederatedDataModule
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.trainer import FederatedTrainer
@@ -40,7 +39,7 @@ from bhfl.recorded import FROM_DATA
 PARTS: dict[str, tuple[type, str]] = {
     "algorithm": (Algorithm, "bhfl.algorithms.FedAvg"),
     "model": (L.LightningModule, "bhfl.models.Classifier"),
-    "data": (bhfl.data.FederatedDataModule, "bhfl.data.Digits"),
+    "data": (FederatedDataModule, "bhfl.data.Digits"),
 }
 """The sections that name a class: its base, and the class by default."""
 OUTSIDE = {"clients": "clients", "algorithm": "algorithm", "seed": "seed_everything"}

@@ -14,12 +14,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from bhfl.checks import shown, suggestion
 from bhfl.cli.classes import (
-    all_allowed,
-    imported,
     indefinite,
     names_one,
     only,
-    parameters,
     resolve,
     unambiguous,
 )
@@ -35,6 +32,7 @@ from bhfl.cli.hints import (
     instance_of,
     is_callable,
 )
+from bhfl.cli.naming import all_allowed, imported, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 from bhfl.settings import written_now
 

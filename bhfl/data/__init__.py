@@ -3,17 +3,45 @@
 Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 in memory and float32 in batches.
 """
 
-from bhfl.data.datamodule import FederatedDataModule
-from bhfl.data.digits import Digits
-from bhfl.data.fake import FakeImages
-from bhfl.data.given import FromDatasets
-from bhfl.data.hugging_face import HuggingFace
-from bhfl.data.leaf import LEAF
-from bhfl.data.natural import ByColumn
-from bhfl.data.partition import IID, Dirichlet, Partitioner, QuantitySkew, Shards
-from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
-from bhfl.data.source import TensorSource
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+# type checkers and editors do not follow __getattr__
+if TYPE_CHECKING:
+    from bhfl.data.arrays import Arrays
+    from bhfl.data.datamodule import FederatedDataModule
+    from bhfl.data.digits import Digits
+    from bhfl.data.fake import FakeImages
+    from bhfl.data.given import FromDatasets
+    from bhfl.data.hugging_face import HuggingFace
+    from bhfl.data.leaf import LEAF
+    from bhfl.data.natural import ByColumn
+    from bhfl.data.partition import IID, Dirichlet, Partitioner, QuantitySkew, Shards
+    from bhfl.data.pictures import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, ImageFolder
+    from bhfl.data.tensors import TensorSource
+
+_HOMES = {
+    "Arrays": "arrays",
+    "ByColumn": "natural",
+    "CIFAR10": "pictures",
+    "CIFAR100": "pictures",
+    "Digits": "digits",
+    "Dirichlet": "partition",
+    "FakeImages": "fake",
+    "FashionMNIST": "pictures",
+    "FederatedDataModule": "datamodule",
+    "FromDatasets": "given",
+    "HuggingFace": "hugging_face",
+    "IID": "partition",
+    "ImageFolder": "pictures",
+    "LEAF": "leaf",
+    "MNIST": "pictures",
+    "Partitioner": "partition",
+    "QuantitySkew": "partition",
+    "Shards": "partition",
+    "SVHN": "pictures",
+    "TensorSource": "tensors",
+}
 __all__ = [
     "CIFAR10",
     "CIFAR100",
@@ -21,6 +49,7 @@ __all__ = [
     "LEAF",
     "MNIST",
     "SVHN",
+    "Arrays",
     "ByColumn",
     "Digits",
     "Dirichlet",
@@ -35,3 +64,10 @@ __all__ = [
     "Shards",
     "TensorSource",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, loaded when asked for: a device that has arrays needs no Lightning."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

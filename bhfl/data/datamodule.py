@@ -21,6 +21,7 @@ from bhfl.data.partition import IID, Partitioner, stratified_sample
 from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
+from bhfl.data.tensors import Epochs
 from bhfl.engine.hooks import Guard
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client
@@ -248,20 +249,16 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         Returns:
             Batches as the module's ``training_step`` takes them.
         """
-        # all samples are ordered before some are left out, so that drop_last shifts no draw
-        members = self.split.clients[client_id]
-        used = min(len(members), self.num_batches(client_id) * self.batch_size)
-        order = torch.randperm(len(members), generator=rng.torch("shuffle", epoch))[:used]
-        generator = rng.torch("augment", epoch)
-        return self._train.batches(
-            members[order], self.batch_size, generator, AUGMENTATIONS[self.augment]
-        )
+        return self._epochs.batches(self._train, self.split.clients[client_id], rng, epoch)
 
     def num_batches(self, client_id: int) -> int:
         """Training batches in one local epoch of a client."""
-        whole, rest = divmod(self.split.clients.size(client_id), self.batch_size)
-        # an only batch stays, however small: without it the client would train on nothing
-        return whole + (rest > 0 and not (self.drop_last and whole))
+        return self._epochs.num_batches(self.split.clients.size(client_id))
+
+    @property
+    def _epochs(self) -> Epochs:
+        # made anew: the options are attributes that anybody may set
+        return Epochs(self.batch_size, self.drop_last, self.augment)
 
     def client_batch_size(self, client: Client) -> int:
         """Samples in a training batch: `batch_size`, for each client alike."""

@@ -1,5 +1,5 @@
-"""The sources of batches: tensors that are indexed directly, or any map-style dataset through a
-DataLoader.
+"""The source of batches that any map-style dataset is, through a DataLoader; tensors are one that
+is faster.
 """
 
 import random
@@ -14,81 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from bhfl.data.augment import Augmentation
 from bhfl.data.partition import Array
-
-
-class TensorSource:
-    """Inputs and targets that are tensors: a batch is one `index_select`, which becomes float32 and
-    is normalised.
-
-    uint8 inputs are divided by 255 first; inputs of other integer types (tokens) stay as they are.
-    """
-
-    def __init__(
-        self, inputs: Tensor, targets: Tensor, mean: Sequence[float] = (), std: Sequence[float] = ()
-    ) -> None:
-        """Keep both tensors (no copy).
-
-        Args:
-            inputs: ``[n, ...]``, pictures ``[n, C, H, W]``.
-            targets: ``[n]``.
-            mean: The mean of each channel (dimension 1), in the units of float32 inputs; () for 0.
-            std: The standard deviation of each channel; () for 1.
-        """
-        if len(inputs) != len(targets):
-            raise ValueError(
-                f"targets must be as many as the {len(inputs)} inputs, got {len(targets)}"
-            )
-        self.inputs = inputs
-        self.labels = targets
-        self.targets: Array = targets.numpy()
-        self.columns: dict[str, Array] = {}
-        """What else is known of each sample, by name."""
-        channels = (-1, *[1] * (inputs.dim() - 2))
-        deviation = torch.tensor([*std] or [1.0]).view(channels)
-        unit = 255.0 if inputs.dtype == torch.uint8 else 1.0
-        self._scale = 1.0 / (unit * deviation)
-        self._shift = -torch.tensor([*mean] or [0.0]).view(channels) / deviation
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input."""
-        return tuple(self.inputs.shape[1:])
-
-    def batches(
-        self,
-        indices: Tensor,
-        batch_size: int,
-        generator: torch.Generator,
-        augment: Augmentation | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples at `indices`, in that order, `batch_size` at a time, as new tensors; the last
-        batch may be smaller.
-
-        Args:
-            indices: int64 positions, ``[m]``.
-            batch_size: The number of samples in a batch.
-            generator: The source of every random draw.
-            augment: A change of the inputs of each batch, before they are normalised.
-
-        Returns:
-            Inputs ``[b, ...]``, float32 unless they are tokens, and targets ``[b]``.
-        """
-        # torch.split makes one empty piece of no indices
-        for chunk in torch.split(indices, batch_size) if len(indices) else ():
-            inputs = self.inputs.index_select(0, chunk)
-            if augment is not None:
-                inputs = augment(inputs, generator)
-            yield self._normalised(inputs), self.labels.index_select(0, chunk)
-
-    def _normalised(self, inputs: Tensor) -> Tensor:
-        """``(inputs - mean) / std`` in float32, as one product and one sum."""
-        if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-            return inputs
-        # in place on a copy, which index_select has made
-        return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
+from bhfl.data.tensors import TensorSource
 
 
 class _Untouched:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from bhfl.engine.best import Best
     from bhfl.engine.callback import Callback
     from bhfl.engine.downlink import Downlink
-    from bhfl.engine.failures import TooFewClientsError
+    from bhfl.engine.refusal import TooFewClientsError
     from bhfl.engine.result import FitResult
     from bhfl.engine.trainer import FederatedTrainer
 
@@ -22,7 +22,7 @@ _HOMES = {
     "FederatedTrainer": "trainer",
     "FitResult": "result",
     "LocalRun": "algorithm",
-    "TooFewClientsError": "failures",
+    "TooFewClientsError": "refusal",
 }
 __all__ = [
     "Algorithm",

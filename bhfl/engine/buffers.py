@@ -71,6 +71,16 @@ class Buffers:
         buffers = {name: value for name, value in update.items() if name in self.names}
         return weights, buffers
 
+    def first_state(self, state: Mapping[str, Tensor]) -> ServerState:
+        """The state before the first round, without what the algorithm keeps.
+
+        Args:
+            state: The model's state by name; copied.
+        """
+        state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        params = {n: tensor.contiguous() for n, tensor in state.items() if not self.owns(n)}
+        return ServerState(params, buffers=self.init(state))
+
     def init(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """The first `ServerState.buffers`."""
         statistics = {name: state[name].clone() for name in self.statistics}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from torch import nn
+
 
 def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
     """Call ``training_step``, ``validation_step`` or ``test_step`` with as many arguments as it
@@ -15,6 +17,15 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: int) -> Any:
     # asked of the function, because bound methods in the cache would keep their module alive
     more = _more(_function(step), inspect.ismethod(step))
     return step(batch, *(batch_idx if name == "batch_idx" else 0 for name in more))
+
+
+def defines_forward(module: nn.Module) -> bool:
+    """Whether a module can be called with inputs: nn.Module and LightningModule themselves have a
+    ``forward`` that raises.
+    """
+    owner = next(base for base in type(module).__mro__ if "forward" in vars(base))
+    ours = owner.__name__ == "LightningModule" and owner.__module__.startswith("lightning.")
+    return owner is not nn.Module and not ours
 
 
 def call_batch_hook(hook: Callable[..., Any], *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from bhfl.checks import is_integer
 from bhfl.engine.best import ALL
 from bhfl.engine.checkpoint import CheckpointError, State, load
 from bhfl.engine.history import unpack
-from bhfl.engine.records import BYTES
+from bhfl.tags import BYTES
 
 Check = Callable[[Any, str], None]
 """Raises a CheckpointError about a value, which it calls by the given name."""

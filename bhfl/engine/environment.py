@@ -21,6 +21,8 @@ from bhfl.told import Told
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchvision", "numpy", "bitsandbytes")
 """Those whose versions results may depend on."""
+NEEDED = ("torch", "numpy")
+"""Those that every client has; one that torch alone trains has none of the others."""
 _GIT_SECONDS = 5.0
 
 

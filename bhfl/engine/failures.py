@@ -3,17 +3,12 @@
 import warnings
 
 from bhfl.engine.records import ClientRecord, asked_to_train
+from bhfl.engine.refusal import TooFewClientsError
 from bhfl.settings import Settings
 from bhfl.tags import ABSENT
 
 _TOLD = 3
 """Failures of a round that are told one by one."""
-
-
-class TooFewClientsError(RuntimeError):
-    """Too few updates were usable for too long, or the same error would stop every client for
-    ever.
-    """
 
 
 def failed_in_a_row(

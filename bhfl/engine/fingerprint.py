@@ -1,9 +1,9 @@
 """What a run was told: all its options as plain values, by what they are to it."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from __future__ import annotations
 
-import lightning as L
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from bhfl.engine.devices import Devices
 from bhfl.engine.fleet import Fleet
@@ -11,6 +11,10 @@ from bhfl.engine.optimizers import describe
 from bhfl.recorded import Recorded, described, flatten, plain, spelled
 from bhfl.settings import DATA_ROLES, MODEL_ROLES, Role, Settings
 from bhfl.told import Told, told_of
+
+# A small device tells of itself without Lightning, which is imported for type checks only.
+if TYPE_CHECKING:
+    import lightning as L
 
 BACKENDS = "backends"
 

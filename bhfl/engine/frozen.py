@@ -11,32 +11,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bhfl.comm import encode, encoded_bytes
 from bhfl.engine.checkpoint import digest
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.plain import PlainWorker
 from bhfl.engine.exchange import Clients
-from bhfl.engine.records import ClientRecord
 from bhfl.engine.types import Client, ServerState
 
 # A small device trains with torch alone, so Lightning is imported for type checks only.
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-
-def frozen_in(module: nn.Module) -> frozenset[str]:
-    """The names of a module's frozen parameters in its state; a tied one has several.
-
-    It is called once, before any hook of an algorithm: what is frozen later is trained as far as
-    messages go.
-    """
-    found = set()
-    for name, value in module.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter) and not value.requires_grad:
-            found.add(name)
-    return frozenset(found)
+    from bhfl.engine.records import ClientRecord
 
 
 class Frozen:

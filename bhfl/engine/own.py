@@ -1,10 +1,14 @@
 """What a client has of its own: the tensors of the model that it is not sent."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.buffers import Buffers
 from bhfl.engine.types import Params, ServerState
 
 KEPT = "staying"
@@ -29,6 +33,19 @@ class Own:
     def __init__(self, first: Mapping[str, Tensor], always: Collection[str]) -> None:
         self.first = {name: tensor.clone() for name, tensor in first.items()}
         self.always = frozenset(always)
+
+    @classmethod
+    def of(cls, server: ServerState, buffers: Buffers, bits: str, algorithm: Algorithm) -> Own:
+        """What clients have of their own in a run.
+
+        Args:
+            server: The state before its first round.
+            buffers: What becomes of the model's buffers.
+            bits: Those of the first group of the fleet.
+            algorithm: What it leaves with clients never travels.
+        """
+        first = {**server.params, **buffers.of(server, bits)}
+        return cls(first, [name for name in first if not buffers.sent(name, algorithm)])
 
     def missing(self, given: Mapping[str, Tensor]) -> list[str]:
         """Names of the tensors that `given` lacks, or that never travel."""

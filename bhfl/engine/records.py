@@ -9,10 +9,8 @@ from itertools import chain
 
 from bhfl.engine.availability import WHOLE, Course
 from bhfl.engine.exchange import NO_EXAMPLES, Fault
-from bhfl.tags import ABSENT, STATUSES, Status
+from bhfl.tags import ABSENT, BYTES, STATUSES, Status
 
-BYTES = ("uplink_bytes", "downlink_bytes", "header_bytes", "whole_bytes")
-"""The fields of a record that the ledger adds up."""
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 

@@ -44,6 +44,12 @@ def most_bytes(tensors: Params) -> int:
     return 2 * encoded_bytes(tensors)
 
 
+class TooFewClientsError(RuntimeError):
+    """Too few updates were usable for too long, or the same error would stop every client for
+    ever.
+    """
+
+
 class RefusedError(ValueError):
     """An update that must not enter an average; the message says why."""
 

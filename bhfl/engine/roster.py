@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bhfl.downlink import DownBits, Downlink
 from bhfl.engine.devices import Devices, Group
 from bhfl.engine.types import Client
+from bhfl.quant.backends import get_backend
 
 
 class Roster(Sequence[Client]):
@@ -90,6 +91,20 @@ class Roster(Sequence[Client]):
         for stages, ids in self.stages:
             found += [self._made(ids[0], devices) for devices in stages.values()]
         return found
+
+    def require(self, client: int) -> None:
+        """Make sure that a client's backends, as they were chosen, can be used on this machine.
+
+        Args:
+            client: Its id.
+
+        Raises:
+            ImportError: One needs a package that cannot be imported, saying which.
+        """
+        for stages, ids in self.stages:
+            for devices in stages.values() if client in ids else ():
+                for name in set(devices.backends.values()):
+                    get_backend(name).require()
 
     def _members(self, round: int) -> dict[Devices, range]:
         found = {}

@@ -19,6 +19,7 @@ from bhfl.engine.checked import ServerHooks
 from bhfl.engine.client.module_hooks import check_trainable
 from bhfl.engine.client.optim import check_optimizers
 from bhfl.engine.client.place import Place
+from bhfl.engine.client.registered import frozen_in
 from bhfl.engine.client.store import ClientStore, client_store
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.dealing import Dealer
@@ -27,7 +28,7 @@ from bhfl.engine.ending import STANDING
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Clients, Stage
 from bhfl.engine.fingerprint import fingerprint, model_options, note_backends
-from bhfl.engine.frozen import frozen_in, held_by
+from bhfl.engine.frozen import held_by
 from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
@@ -228,15 +229,12 @@ class Session:
 
     def init_server(self) -> ServerState:
         """The state before the first round: the worker's weights, as rank 0 has them."""
-        state = {name: t.detach().cpu().clone() for name, t in self.worker.state().items()}
-        params = {n: t.contiguous() for n, t in state.items() if not self.buffers.owns(n)}
-        server = ServerState(params, buffers=self.buffers.init(state))
+        server = self.buffers.first_state(self.worker.state())
+        params = server.params
         server = replace(server, extra=self.algorithm.init_server(params, self.fleet.at(0)))
         check_server(name_of(self.algorithm, "init_server"), server, server)
         server = self.fabric.broadcast(server)
-        first = {**server.params, **self.buffers.of(server, self.bits[0])}
-        stays = [name for name in first if not self.buffers.sent(name, self.algorithm)]
-        self.own = Own(first, stays)
+        self.own = Own.of(server, self.buffers, self.bits[0], self.algorithm)
         self.hooks = ServerHooks(self.algorithm, self.own.first, server.extra)
         self.frozen = held_by(self.worker, server)
         return server

@@ -11,6 +11,7 @@ from bhfl.models.blocks import Norm
 from bhfl.models.factory import NETWORKS, build
 from bhfl.models.resnet import ResNet, ResNet8, ResNet18, ResNet20
 from bhfl.models.small import CNN, MLP, LeNet
+from bhfl.models.supervised import Supervised
 from bhfl.models.vgg import VGG7
 
 # type checkers and editors do not follow __getattr__
@@ -30,6 +31,7 @@ __all__ = [
     "ResNet8",
     "ResNet18",
     "ResNet20",
+    "Supervised",
     "build",
 ]
 

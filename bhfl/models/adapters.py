@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from bhfl.checks import suggestion
+from bhfl.checks import checked, count, or_none, suggestion
 
 
 class LowRank(nn.Module):
@@ -29,18 +29,25 @@ class LowRank(nn.Module):
         return self.base(inputs) + self.up(self.down(inputs))  # type: ignore[no-any-return]
 
 
-def freeze_(net: nn.Module, trained: Sequence[str], rank: int | None) -> None:
+def freeze_(net: nn.Module, trained: Sequence[str] | None, rank: int | None) -> None:
     """Freeze a network but for some parameters, in place, and give its frozen linear layers
-    adapters.
+    adapters; nothing is frozen where neither is asked for.
 
     Args:
         net: Any network.
-        trained: Names of parameters that stay trained, or patterns of them such as ``head.*``.
+        trained: Names of parameters that stay trained, or patterns of them such as ``head.*``; None
+            for all, or for the adapters alone.
         rank: The rank of the adapters; None for none.
 
     Raises:
         ValueError: A pattern matches nothing, or nothing would be trained.
     """
+    checked("adapters", rank, or_none(count(1)))
+    if isinstance(trained, str):
+        raise ValueError(f"trained must be a list of names or patterns, got {trained!r}")
+    if rank is None and trained is None:
+        return
+    trained = trained or []
     named = dict(net.named_parameters())
     for pattern in trained:
         if not any(fnmatchcase(name, pattern) for name in named):

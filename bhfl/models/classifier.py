@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from bhfl.checks import checked, choice, count, or_none, within
+from bhfl.checks import checked, choice, within
 from bhfl.models.adapters import freeze_
 from bhfl.models.blocks import InputShape, Norm
-from bhfl.models.factory import build
+from bhfl.models.factory import network
 from bhfl.recorded import Recorded
 
 # Lightning's own aliases of these names need jsonargparse; a command line reads these just as well.
@@ -76,24 +76,8 @@ class Classifier(Recorded, L.LightningModule):
         trained: list[str] | None = None,
     ) -> None:
         super().__init__()
-        options = net_kwargs or {}
-        if reserved := sorted({"name", "num_classes", "input_shape", "norm"} & options.keys()):
-            raise ValueError(
-                f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
-                f"{net_kwargs}"
-            )
-        if not isinstance(net, nn.Module):
-            net = build(net, num_classes, input_shape, norm, **options)
-        elif options or norm:
-            raise ValueError(
-                f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
-            )
-        checked("adapters", adapters, or_none(count(1)))
-        if isinstance(trained, str):
-            raise ValueError(f"trained must be a list of names or patterns, got {trained!r}")
-        if adapters is not None or trained is not None:
-            freeze_(net, trained or [], adapters)
-        self.net = net
+        self.net = network(net, num_classes, input_shape, net_kwargs, norm)
+        freeze_(self.net, trained, adapters)
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = checked("lr_interval", lr_interval, choice("epoch", "step"))

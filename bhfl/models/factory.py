@@ -27,6 +27,34 @@ PREFIX = "torchvision/"
 """What may stand before the name of a network of torchvision."""
 
 
+def network(
+    net: str | nn.Module,
+    num_classes: int,
+    input_shape: InputShape,
+    net_kwargs: dict[str, Any] | None,
+    norm: Norm | None,
+) -> nn.Module:
+    """The network that a model is made with, given by its name or as it is; see
+    `bhfl.models.Classifier`.
+
+    Raises:
+        ValueError: An argument breaks its rule, or is for named networks alone.
+    """
+    options = net_kwargs or {}
+    if reserved := sorted({"name", "num_classes", "input_shape", "norm"} & options.keys()):
+        raise ValueError(
+            f"net_kwargs must leave {', '.join(reserved)} to the arguments outside it, got "
+            f"{net_kwargs}"
+        )
+    if not isinstance(net, nn.Module):
+        return build(net, num_classes, input_shape, norm, **options)
+    if options or norm:
+        raise ValueError(
+            f"net_kwargs and norm are for a net given by name, got {net_kwargs} and {norm!r}"
+        )
+    return net
+
+
 def build(
     name: str, num_classes: int, input_shape: InputShape, norm: Norm | None = None, **options: Any
 ) -> nn.Module:

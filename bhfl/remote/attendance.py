@@ -12,6 +12,7 @@ from typing import Protocol
 
 from bhfl.checks import checked, count, or_none, within
 from bhfl.engine.ending import STANDING
+from bhfl.engine.environment import NEEDED, PACKAGES
 from bhfl.engine.session import Session
 from bhfl.remote.believe import said
 from bhfl.remote.messages import MAX_TOLD, Facts, Hello, MessageError, Refused, join, pack, unpack
@@ -185,7 +186,9 @@ class Attendance:
                 )
         differing = []
         for name, value in self._facts.items():
-            if facts.facts.get(name) != value:
+            # where torch alone trains, no bit is of these
+            spared = name in PACKAGES and name not in NEEDED and name not in facts.facts
+            if facts.facts.get(name) != value and not spared:
                 differing.append(f"{name} is {value} here and {said(facts.facts.get(name))} there")
         if not differing:
             return

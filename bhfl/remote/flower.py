@@ -10,6 +10,12 @@ from pathlib import Path
 
 from bhfl.checks import checked, count
 
+POLLS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+"""How often Flower's processes look for messages to be worked on: once a second by default."""
+
+_REMEDY = "pip install 'bhfl[flower]'" if find_spec("bhfl.main") else "pip install bhfl-client"
+"""What installs Flower: the small distribution, which has one command alone, needs it anyway."""
+
 
 def needs_flower() -> None:
     """Make sure that Flower is installed, without importing it.
@@ -18,7 +24,7 @@ def needs_flower() -> None:
         ImportError: It is not, saying what to install.
     """
     if find_spec("flwr") is None:
-        raise ImportError("a federation over a network needs Flower: pip install 'bhfl[flower]'")
+        raise ImportError(f"a federation over a network needs Flower: {_REMEDY}")
 
 
 def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -53,7 +59,7 @@ def program(name: str) -> str:
     beside = os.path.dirname(sys.executable)
     found = shutil.which(name, path=beside) or shutil.which(name)
     if found is None:
-        raise ImportError(f"there is no program {name}: pip install 'bhfl[flower]'")
+        raise ImportError(f"there is no program {name}: {_REMEDY}")
     return found
 
 

@@ -37,6 +37,8 @@ MAX_TEXT = 100_000
 _LONG = {"Measured.correct": MAX_HEAD}
 """The fields that may be longer: a digit a sample."""
 _LENGTH = 4
+SIZES = "sizes"
+"""Key of a hello's configuration under which stands what the server's model has from its data."""
 
 
 class MessageError(ValueError):

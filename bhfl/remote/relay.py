@@ -7,7 +7,6 @@ the server's round loop stays where its user started it.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bhfl.remote.app.frames import TooLongError, put, take
+from bhfl.remote.scratch import listening_at
 
 _APP_SECONDS = 240.0
 """How long Flower may take to start the ServerApp."""
@@ -145,17 +145,3 @@ class Relay:
             raise ConnectionError(
                 f"the ServerApp has not answered within {self._seconds:g} s"
             ) from None
-
-
-def listening_at(path: Path) -> socket.socket:
-    """A socket that this user alone can connect to.
-
-    Args:
-        path: Its place, in a folder that no other user can enter; what was there is removed.
-    """
-    path.unlink(missing_ok=True)
-    door = socket.socket(socket.AF_UNIX)
-    door.bind(str(path))
-    os.chmod(path, 0o600)
-    door.listen(4)
-    return door

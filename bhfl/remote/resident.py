@@ -9,23 +9,25 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import bhfl
 from bhfl.comm import decode, float_tensors
+from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import CheckpointError, digest
 from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.client.messages import split as split_common
+from bhfl.engine.client.plain import PlainWorker
 from bhfl.engine.ending import no_exit_of_others
 from bhfl.engine.environment import processor, versions
 from bhfl.engine.exchange import Fault, Reply, Task, Verdict
 from bhfl.engine.fingerprint import BACKENDS
-from bhfl.engine.own import KEPT
-from bhfl.engine.roster import behind
-from bhfl.engine.session import Session
+from bhfl.engine.own import KEPT, Own
+from bhfl.engine.roster import Roster, behind
+from bhfl.engine.types import FederatedData
 from bhfl.remote.kept import KeptState
 from bhfl.remote.messages import (
     Facts,
@@ -38,14 +40,34 @@ from bhfl.remote.messages import (
     unpack,
 )
 from bhfl.settings import Role
+from bhfl.told import Told
 
 _log = logging.getLogger(__name__)
 
 _TOLD = (MessageError, CheckpointError, ValueError, OSError, ImportError)
 """Errors whose message says what is wrong."""
 
-Open = Callable[[Hello, ExitStack], Session]
-"""Opens a session for a run, which the stack closes."""
+
+class Opened(Protocol):
+    """What a client works with in a run: a `bhfl.engine.session.Session`, or on a small device a
+    `bhfl.engine.client.alone.Alone`.
+    """
+
+    @property
+    def worker(self) -> PlainWorker:
+        """The module, and what trains it."""
+
+    fleet: Roster
+    algorithm: Algorithm
+    data: FederatedData
+    own: Own
+
+    def use_backends(self, told: Told) -> None:
+        """Compute the layers by what the run was told."""
+
+
+Open = Callable[[Hello, ExitStack], Opened]
+"""Opens a run, which the stack closes."""
 
 
 class Resident:
@@ -110,10 +132,11 @@ class Resident:
         client = self._id(hello)
         if not (len(hello.run) == 32 and hello.run.isalnum()):
             raise MessageError("the run's name must be 32 hexadecimal digits")
-        session = self._open(hello, self._stack)
+        session = self._open(replace(hello, client=client), self._stack)
         if client >= len(session.fleet):
             raise ValueError(f"client must be one of {len(session.fleet)}, got {client}")
         session.use_backends({Role.NUMERICS.value: {BACKENDS: hello.backends}})
+        session.fleet.require(client)
         store = KeptState(self._folder / hello.run, client)
         self._hello = hello
         self._joined = _Joined(session, client, store)
@@ -136,12 +159,12 @@ class _Joined:
     """A client in a session.
 
     Args:
-        session: The session of its run.
+        session: What it works with in its run.
         client: Its id.
         store: What it keeps.
     """
 
-    def __init__(self, session: Session, client: int, store: KeptState) -> None:
+    def __init__(self, session: Opened, client: int, store: KeptState) -> None:
         self.session = session
         self.client = session.fleet[client]
         self.store = store
@@ -210,7 +233,7 @@ class _Joined:
         """
         parts = {**kept, COMMON: split_common(kept.get(COMMON, {}))[0]}
         found = {part for part, values in parts.items() if values}
-        buffers = dict(self.session.module.named_buffers())
+        buffers = dict(self.session.worker.module.named_buffers())
         if KEPT in found and parts[KEPT].keys() <= buffers.keys():
             found = (found - {KEPT}) | {"statistics"}
         return found
@@ -225,7 +248,7 @@ class _Joined:
         return f"what client {task.client} kept of round {task.version} is lost on its machine"
 
 
-def facts_of(session: Session) -> dict[str, Any]:
+def facts_of(session: Opened) -> dict[str, Any]:
     """What equal bits need to be equal on both sides, by name."""
     found = processor()
     return {

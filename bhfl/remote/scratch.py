@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,20 @@ def scratch() -> Iterator[Path]:
             yield own
         finally:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def listening_at(path: Path) -> socket.socket:
+    """A socket that this user alone can connect to.
+
+    Args:
+        path: Its place, in a folder that no other user can enter; what was there is removed.
+    """
+    path.unlink(missing_ok=True)
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(str(path))
+    os.chmod(path, 0o600)
+    door.listen(4)
+    return door
 
 
 def _remove_left(folder: Path) -> None:

@@ -22,11 +22,14 @@ from bhfl.engine.types import FederatedData
 from bhfl.engine.written import configuration
 from bhfl.files import write_json
 from bhfl.plain import read_json
+from bhfl.recorded import FROM_DATA
 from bhfl.remote.attendance import Terms
 from bhfl.remote.bundle import start_app
 from bhfl.remote.fleet import NETWORK_JSON, FlowerClients
+from bhfl.remote.flower import POLLS
 from bhfl.remote.front import Front
 from bhfl.remote.keys import server_keys
+from bhfl.remote.messages import SIZES
 from bhfl.remote.registry import Registry
 from bhfl.remote.relay import Relay
 from bhfl.remote.scratch import scratch
@@ -35,10 +38,6 @@ from bhfl.remote.superlink import Control, SuperLink
 from bhfl.settings import Role
 
 _log = logging.getLogger(__name__)
-
-POLLS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""How often Flower's processes look for messages to be worked on: once a second by default."""
-
 
 _SECTIONS = ("seed_everything", "clients", "algorithm", "model", "data", "trainer")
 """What of a configuration clients are told."""
@@ -131,6 +130,9 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
         kept.discard("network")
     options = config.get("trainer", {})
     told["trainer"] = {name: options[name] for name in options if name in kept}
+    # a client's own data may not tell how many classes there are
+    made_with = getattr(session.module, "_made_with", {})
+    told[SIZES] = {key: made_with[key] for key in FROM_DATA if key in made_with}
     return told
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.cli.join import _Opener, _read
+from bhfl.cli.opener import Opener
+from bhfl.cli.request import read_request
 from bhfl.remote.messages import Hello
 from tests.cli.conftest import Command
 
@@ -61,8 +62,8 @@ def test_serve_needs_one_process_and_keys(bhfl: Command) -> None:
     assert "make new ones by `bhfl serve --make_keys`" in done.problems[0]
 
 
-def opener(*more: str) -> _Opener:
-    return _Opener(_read([*REQUIRED, *more]))
+def opener(*more: str) -> Opener:
+    return Opener(read_request([*REQUIRED, *more]))
 
 
 def hello(**changed: object) -> Hello:

@@ -10,8 +10,9 @@ from jsonargparse.typing import PositiveInt
 from torch import nn
 
 from bhfl.algorithms import FedProx
-from bhfl.cli.classes import indefinite, parameters, resolve
+from bhfl.cli.classes import indefinite, resolve
 from bhfl.cli.hints import Section
+from bhfl.cli.naming import parameters
 from bhfl.cli.reading import Layer, Text
 from bhfl.cli.schema import Checker
 from bhfl.data import CIFAR10, Digits, Partitioner

@@ -1,9 +1,11 @@
 """What a client may send: from average bits, or from what its link carries before a deadline."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,10 +14,13 @@ from bhfl.algorithms.fedlq.allocation import layer_bits
 from bhfl.checks import check_options, choice, positive, within
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
-from bhfl.engine.links import Links
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor, packed_bytes
 from bhfl.quant.ternary import ternary_bytes
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    from bhfl.engine.links import Links
 
 Rule = Literal["average", "deadline", "quantile"]
 

@@ -1,10 +1,11 @@
 """The mean of models of which every tensor came either as a value or as a quantised difference."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.sensitivity import HARM
@@ -14,6 +15,10 @@ from bhfl.engine.processes import gather
 from bhfl.engine.sums import ExactSum, Grid, all_reduce_sum
 from bhfl.engine.types import Client, Params
 from bhfl.quant import QuantizedTensor
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 class MixedMean:

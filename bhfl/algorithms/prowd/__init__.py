@@ -2,12 +2,29 @@
 arXiv:2202.11453).
 """
 
-from bhfl.algorithms.prowd.blocks import Block
-from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
-from bhfl.algorithms.prowd.options import Dequantizer, Mask
-from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch, WeightPairs
-from bhfl.algorithms.prowd.selection import Selection, certified_select, mask_limit
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+# type checkers and editors do not follow __getattr__
+if TYPE_CHECKING:
+    from bhfl.algorithms.prowd.blocks import Block
+    from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
+    from bhfl.algorithms.prowd.options import Dequantizer, Mask
+    from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch, WeightPairs
+    from bhfl.algorithms.prowd.selection import Selection, certified_select, mask_limit
+
+_HOMES = {
+    "Block": "blocks",
+    "Dequantizer": "options",
+    "Mask": "options",
+    "ProgressiveDequantizer": "dequantizer",
+    "RowPairs": "pairs",
+    "Selection": "selection",
+    "WeightBatch": "pairs",
+    "WeightPairs": "pairs",
+    "certified_select": "selection",
+    "mask_limit": "selection",
+}
 __all__ = [
     "Block",
     "Dequantizer",
@@ -20,3 +37,10 @@ __all__ = [
     "certified_select",
     "mask_limit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, loaded when asked for: a client needs no dequantizer, and no Lightning."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

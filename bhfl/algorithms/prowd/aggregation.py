@@ -1,12 +1,13 @@
 """Selective weight aggregation: high-bit clients whole, low-bit clients through their masks."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 
 from bhfl.algorithms.prowd.moves import LowMove, MoveReader, count, grids_of
 from bhfl.algorithms.prowd.options import Mask
@@ -17,6 +18,10 @@ from bhfl.engine.aggregate import Flattener, WeightedMean
 from bhfl.engine.processes import gather
 from bhfl.engine.sums import all_reduce_sum
 from bhfl.engine.types import Client, Params
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _MEMORY = 1 << 26
 """Bytes of waiting payloads that stay in memory; more go to a temporary file."""

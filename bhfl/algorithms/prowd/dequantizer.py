@@ -14,7 +14,6 @@ paper; SIM is the mean cosine similarity of the logits of a network `f` on a sma
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -23,36 +22,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bhfl.algorithms.prowd.blocks import Arch, Block, Bound
+from bhfl.algorithms.prowd.options import CHECKS, Loss, ladder_problem
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
-from bhfl.checks import checked, choice, not_negative, positive, within
+from bhfl.checks import checked
 from bhfl.quant import QuantizedTensor, quantize
 from bhfl.quant.norms import evaluating
 from bhfl.quant.rounding import levels
-from bhfl.quant.spec import FLOAT_BITS
 
-Loss = Literal["mean_norm", "sum"]
 Tensors = Mapping[str, Tensor | QuantizedTensor]
 
 _SLACK = 1.01
 """A chain is no worse than the identity where its error is at most so many times that of it."""
-
-CHECKS = {
-    "arch": choice(*get_args(Arch)),
-    "bound": choice(*get_args(Bound)),
-    "lr": positive,
-    "loss": choice(*get_args(Loss)),
-    "teacher_forcing": within("[0, 1]"),
-    "distill_weight": not_negative,
-}
-"""What the options of a dequantizer must be."""
-
-
-def ladder_problem(bits: Sequence[int]) -> str:
-    """What is wrong with the widths of a ladder."""
-    known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
-    if len(bits) > 1 and known and all(low < high for low, high in pairwise(bits)):
-        return ""
-    return f"must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
 
 
 class ProgressiveDequantizer(L.LightningModule):

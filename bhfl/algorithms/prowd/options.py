@@ -1,16 +1,38 @@
 """The options of ProWD that belong together: those of its mask, and those of its dequantizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 from bhfl.algorithms.prowd.blocks import Arch, Bound
-from bhfl.algorithms.prowd.dequantizer import CHECKS, ladder_problem
 from bhfl.algorithms.prowd.selection import share_or_count
-from bhfl.checks import check_options, choice, count, or_none, positive
+from bhfl.checks import check_options, choice, count, not_negative, or_none, positive, within
+from bhfl.quant.spec import FLOAT_BITS
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Per = Literal["client", "group"]
 Scope = Literal["layer", "model"]
+Loss = Literal["mean_norm", "sum"]
+
+CHECKS = {
+    "arch": choice(*get_args(Arch)),
+    "bound": choice(*get_args(Bound)),
+    "lr": positive,
+    "loss": choice(*get_args(Loss)),
+    "teacher_forcing": within("[0, 1]"),
+    "distill_weight": not_negative,
+}
+"""What the options of a dequantizer must be."""
+
+
+def ladder_problem(bits: Sequence[int]) -> str:
+    """What is wrong with the widths of a ladder."""
+    known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
+    if len(bits) > 1 and known and all(low < high for low, high in pairwise(bits)):
+        return ""
+    return f"must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
+
 
 _MASK = {
     "coarse": or_none(positive),

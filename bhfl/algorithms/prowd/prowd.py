@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -13,13 +12,13 @@ from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.feedback import keep_error, needs_differences, with_error
 from bhfl.algorithms.grouped import by_precision
 from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
-from bhfl.algorithms.prowd.finetune import FineTuning
 from bhfl.algorithms.prowd.moves import MoveReader
 from bhfl.algorithms.prowd.options import Dequantizer, Mask
 from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, choice, options
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.calls import defines_forward
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import at, changes, one_of_each
 from bhfl.engine.types import Client, Params, ServerState, Tensors
@@ -125,6 +124,9 @@ class ProWD(Rule):
             raise ValueError(
                 f"ProWD needs a high-bit group beside the low-bit ones, got only {self.top} clients"
             )
+        # the server's alone: a client may have no Lightning
+        from bhfl.algorithms.prowd.finetune import FineTuning
+
         self.tuning: FineTuning | None = None
         # a group that differs from the top in activations alone has nothing to raise
         low = [spec for spec in dict.fromkeys(others) if spec.sent_bits < top]
@@ -158,7 +160,7 @@ class ProWD(Rule):
             )
         # a copy, which training the clients does not touch
         network = copy.deepcopy(context.module).requires_grad_(False).cpu()
-        if type(network).forward is L.LightningModule.forward:
+        if not defines_forward(network):
             raise ValueError(
                 "ProWD distils through the model's forward(inputs), which "
                 f"{type(network).__name__} does not define; define it, or set "

@@ -1,7 +1,10 @@
 """Exact sums of models by entry, for means in which every entry has weights of its own."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from bhfl.algorithms.prowd.moves import LowMove
@@ -9,6 +12,10 @@ from bhfl.algorithms.prowd.options import Fill
 from bhfl.engine.aggregate import Flattener, WeightedMean
 from bhfl.engine.sums import ExactSum, Grid, all_reduce_sum
 from bhfl.engine.types import Params
+
+# A small device trains with torch alone, so Lightning is imported for type checks only.
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _ALL = torch.ones(())
 
@@ -64,7 +71,7 @@ class SelectiveSum:
             flat = self.flattener.flatten(low.plain)
             self.plain.add(flat, self.factors({}, {} if low.sent else counts).mul_(weight))
 
-    def merge(self, other: "SelectiveSum", masks: Params) -> None:
+    def merge(self, other: SelectiveSum, masks: Params) -> None:
         """Add another's sums, the first through masks."""
         masked = other.masked
         self.masked.merge(masked.values, masked.weights, self.factors(masks, {}))

@@ -18,6 +18,7 @@ from bhfl.engine.availability import part_of
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.layout import Layout
 from bhfl.engine.client.registered import Registered
+from bhfl.engine.correct import TOLD, as_text, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
@@ -213,19 +214,24 @@ class PlainWorker:
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Any], stage: Stage) -> dict[str, float]:
         """Means over `batches` of the numbers that the module's validation or test step returns, as
-        the module stands.
+        the module stands; none where there is no batch.
         """
         # models are compared: what draws must draw alike for each
         seed_globals(0, self.device)
         self.module.eval()
         sums: dict[str, float] = {}
         measured = 0
+        correct = []
         for index, batch in enumerate(self.on_device(batches)):
             size = num_samples(batch)
             measured += size
             found = call_step(getattr(self.module, STEPS[stage]), batch, index)
+            if (told := told_by(found)) is not None:
+                correct.append(told)
+                found = {name: value for name, value in found.items() if name != TOLD}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + size * float(value)
+        self.correct = as_text(correct)
         self.train_mode()
         return {name: total / measured for name, total in sums.items()}
 

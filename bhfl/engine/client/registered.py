@@ -80,6 +80,19 @@ class Registered:
         return sum(len(layer._buffers) - len(_empty(layer)) for layer in self.layers)
 
 
+def frozen_in(module: nn.Module) -> frozenset[str]:
+    """The names of a module's frozen parameters in its state; a tied one has several.
+
+    It is called once, before any hook of an algorithm: what is frozen later is trained as far as
+    messages go.
+    """
+    found = set()
+    for name, value in module.state_dict(keep_vars=True).items():
+        if isinstance(value, nn.Parameter) and not value.requires_grad:
+            found.add(name)
+    return frozenset(found)
+
+
 def _empty(layer: nn.Module) -> set[str]:
     """The names of a layer's buffers that hold nothing yet."""
     return {name for name, buffer in layer._buffers.items() if buffer is None}

@@ -1,0 +1,59 @@
+"""A run that a client joins, opened under Lightning as `bhfl fit` opens it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from bhfl.cli.naming import foreign, only_of
+from bhfl.cli.reading import Layer
+from bhfl.cli.remade import made_here
+from bhfl.cli.request import OWN, Request, packages
+from bhfl.engine.session import Session
+
+if TYPE_CHECKING:
+    from bhfl.remote.messages import Hello
+
+
+class Opener:
+    """Makes model, data and trainer of a run by the server's configuration and the client's own.
+
+    Args:
+        request: What the client's own configuration says.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __call__(self, hello: Hello, stack: ExitStack) -> Session:
+        """A session, which the stack closes.
+
+        Raises:
+            ValueError: The configuration cannot be used here, saying why.
+        """
+        from bhfl.remote.messages import SIZES
+
+        if named := sorted(foreign(hello.config, [*OWN, *self._request.allow])):
+            raise ValueError(
+                f"the server's configuration names {named[0]}, and this client's `allow` does "
+                "not name its package"
+            )
+        config = deepcopy(dict(hello.config))
+        # a data module tells them too
+        config.pop(SIZES, None)
+        machine = {
+            "devices": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "default_root_dir": self._request.folder,
+        }
+        layers = [
+            Layer(config, "the server's configuration"),
+            Layer({"trainer": machine}, "bhfl join"),
+            *deepcopy(list(self._request.layers)),
+        ]
+        own = packages([layer.values for layer in self._request.layers])
+        with only_of({*OWN, *self._request.allow, *own}):
+            trainer, model, data = made_here(layers)
+        return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))

@@ -1,0 +1,256 @@
+"""A client that torch alone trains sends byte for byte what one under Lightning sends."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bhfl.cli import plain_client, request
+from bhfl.cli.join import _opener
+from bhfl.cli.reading import ConfigError
+from bhfl.cli.request import read_request
+from bhfl.comm import decode, encode
+from bhfl.data import Digits
+from bhfl.engine.exchange import Reply, Task
+from bhfl.remote.messages import Facts, Hello, Order, Refused, join, pack, unpack
+from bhfl.remote.resident import Resident
+from bhfl.settings import LocalTraining
+
+REQUIRED = ["--server", "127.0.0.1:1", "--key", "there"]
+GROUPS = {"int8": 1, "ternary": 1, "float32": 1}
+CONFIG: dict[str, Any] = {
+    "seed_everything": 3,
+    "clients": GROUPS,
+    "algorithm": {"class_path": "bhfl.algorithms.FedAvg"},
+    "model": {
+        "class_path": "bhfl.models.Classifier",
+        "init_args": {
+            "net": "cnn",
+            "lr_scheduler": None,
+            "lr_interval": "epoch",
+        },
+    },
+    "data": {"class_path": "bhfl.data.Digits", "init_args": {"batch_size": 32}},
+    "sizes": {"num_classes": 10, "input_shape": [1, 8, 8]},
+    "trainer": {"max_rounds": 2, "threads": 1, "norm": "group", "weights": "samples"},
+}
+TRAINING = LocalTraining(1, None, "continue", 1.0, "32-true", False)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The samples of each client, as a device has its own."""
+    folder = tmp_path_factory.mktemp("parts")
+    data = Digits(batch_size=32)
+    data.setup("fit")
+    data.federate(len(GROUPS), 3)
+    source = data.load(train=True)
+    for client in range(len(GROUPS)):
+        members = data.split.clients[client]
+        ((inputs, targets),) = source.batches(members, len(members), torch.Generator())
+        np.savez(folder / f"{client}.npz", train_inputs=inputs, train_targets=targets)
+    return folder
+
+
+def resident(folder: Path, client: int, *own: str) -> Resident:
+    wanted = read_request([*REQUIRED, "--folder", str(folder), *own])
+    return Resident(_opener(wanted), folder, client)
+
+
+def arrays(parts: Path, client: int) -> list[str]:
+    file = parts / f"{client}.npz"
+    return ["--plain", "true", "--data", f"{{class_path: Arrays, init_args: {{file: {file}}}}}"]
+
+
+def hello(**changed: Any) -> Hello:
+    return Hello(run="a" * 32, config={**CONFIG, **changed}, backends={})
+
+
+def answers(one: Resident, client: int, config: Hello) -> tuple[Facts, Reply]:
+    """What a client says of itself, and what it sends in a first round."""
+    facts = unpack(one.answer(join(pack(config))), Facts, Refused)
+    assert isinstance(facts, Facts), facts
+    assert one._joined is not None
+    first = one._joined.session.own.first
+    task = Task(
+        client=client,
+        round=0,
+        downlink=encode(first),
+        version=0,
+        channels_last=False,
+        seed=3,
+        training=TRAINING,
+    )
+    reply = unpack(one.answer(join(pack(config), pack(Order()), pack(task))), Reply, Refused)
+    one.close()
+    return facts, reply
+
+
+def rows(reply: Reply) -> dict[str, Any]:
+    assert reply.fault is None, reply.fault
+    return {**dataclasses.asdict(reply), "seconds": 0.0}
+
+
+def algorithm(name: str, **options: Any) -> dict[str, Any]:
+    return {"algorithm": {"class_path": name, "init_args": options}}
+
+
+@pytest.mark.parametrize(
+    ("client", "changed"),
+    [
+        (0, {}),
+        (1, {}),
+        (2, {}),
+        (
+            1,
+            algorithm(
+                "bhfl.algorithms.ProWD", dequantizer=None, payload="delta", mask={"tau": 0.1}
+            ),
+        ),
+        (0, algorithm("bhfl.algorithms.FedProx", mu=0.1)),
+        (1, algorithm("bhfl.algorithms.FedPer", personal=["net.head.4"])),
+    ],
+)
+def test_it_sends_what_a_client_under_lightning_sends(
+    tmp_path: Path, parts: Path, client: int, changed: dict[str, Any]
+) -> None:
+    config = hello(**changed)
+    whole = answers(resident(tmp_path / "whole", client), client, config)
+    plain = answers(resident(tmp_path / "plain", client, *arrays(parts, client)), client, config)
+    assert rows(plain[1]) == rows(whole[1])
+    assert plain[0] == whole[0]
+
+
+NET = """
+from torch import nn, optim
+class Net(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, units), nn.ReLU(),
+                                    nn.Linear(units, 10))
+    def forward(self, x):
+        return self.layers(x)
+class Task(Net):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def configure_optimizers(self):
+        return optim.SGD(self.parameters(), 0.1)
+"""
+OWN = """
+model:
+  class_path: Supervised
+  init_args:
+    net: {class_path: own_net.Net, init_args: {units: 12}}
+    loss: torch.nn.CrossEntropyLoss
+    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+"""
+TASK = "model: {class_path: own_net.Task, init_args: {units: 12}}"
+
+
+@pytest.fixture
+def own_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_net.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def written(folder: Path, text: str) -> list[str]:
+    (folder / "own.yaml").write_text(text)
+    return ["--config", str(folder / "own.yaml")]
+
+
+@pytest.mark.usefixtures("own_net")
+def test_a_network_of_ones_own_is_trained_with_a_loss_or_as_it_says(
+    tmp_path: Path, parts: Path
+) -> None:
+    """The server's model may be anybody's: the client names a plain one."""
+    config = hello(model={"class_path": "somewhere.LitNet"})
+    sent = []
+    for text in (OWN, TASK):
+        own = [*written(tmp_path, text), *arrays(parts, 0)]
+        _, reply = answers(resident(tmp_path / "state", 0, *own), 0, config)
+        assert reply.fault is None
+        sent.append(list(decode(reply.payload)) if reply.payload else [])
+    supervised, task = sent
+    assert [f"net.{name}" for name in task] == supervised
+    assert "net.layers.1.weight" in supervised
+
+
+def refused(folder: Path, config: Hello, *own: str) -> str:
+    found = unpack(resident(folder, 0, *own).answer(join(pack(config))), Facts, Refused)
+    assert isinstance(found, Refused)
+    return found.reason
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"model": {"class_path": "my.LitNet"}}, "the server's model is my.LitNet, which may need"),
+        (
+            {"trainer": {"precision": "bf16-mixed"}},
+            "trainer.precision must be 32-true where torch alone trains a client, got bf16-mixed",
+        ),
+        (
+            {"trainer": {"reestimate_norm": True}},
+            "trainer.reestimate_norm must be false where torch alone trains a client, got True",
+        ),
+        (
+            {"model": {"class_path": "Classifier", "init_args": {"lr_scheduler": {}}}},
+            "model.lr_scheduler needs Lightning: join with the package bhfl",
+        ),
+        (algorithm("bhfl.FedAv"), "algorithm must name a class, got 'bhfl.FedAv'"),
+        (algorithm("os.system"), "names os.system, and this client's `allow` does not name"),
+        (algorithm("bhfl.algorithms.FedProx", nu=1), "algorithm: FedProx refuses its init_args: "),
+    ],
+)
+def test_what_torch_alone_cannot_serve_is_refused(
+    tmp_path: Path, parts: Path, changed: dict[str, Any], problem: str
+) -> None:
+    assert problem in refused(tmp_path, hello(**changed), *arrays(parts, 0))
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ("lit_net.Lit", "Lit is a LightningModule: give its network, with a loss"),
+        ("torch.nn.Identity", "must have the method training_step, and Identity has none"),
+        ("lit_net.Gone", "model must name a class, got 'lit_net.Gone'"),
+    ],
+)
+def test_a_model_that_torch_alone_cannot_train_is_refused(
+    tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch, own: str, problem: str
+) -> None:
+    (tmp_path / "lit_net.py").write_text("import lightning as L\nclass Lit(L.LightningModule): ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = refused(tmp_path, hello(), *arrays(parts, 0), "--model", f"{{class_path: {own}}}")
+    assert problem in found
+
+
+@pytest.mark.usefixtures("own_net")
+def test_where_there_is_no_lightning_a_message_says_what_needs_it(
+    tmp_path: Path, parts: Path
+) -> None:
+    """As it is in an environment without it."""
+    (tmp_path / "own_lit.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'lightning'\")"
+    )
+    own = ["--allow", "[own_lit]", *arrays(parts, 0)]
+    found = refused(tmp_path, hello(**algorithm("own_lit.Method")), *own)
+    assert "No module named 'lightning': it needs Lightning, so join with the package bhfl" in found
+
+
+def test_the_small_distribution_asks_for_data_and_trains_plainly(
+    tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in (request, plain_client):
+        monkeypatch.setattr(home, "is_whole", lambda: False)
+    assert read_request(REQUIRED).plain
+    with pytest.raises(ConfigError, match="plain must be true in bhfl-client: Lightning needs"):
+        read_request([*REQUIRED, "--plain", "false"])
+    assert "data is missing in this client's configuration" in refused(tmp_path, hello())
+    with pytest.raises(ConfigError, match="plain must be true or false, got 3"):
+        read_request([*REQUIRED, "--plain", "3"])

@@ -1,0 +1,98 @@
+"""The small distribution of ``client/``: its files are what a client imports, and nothing else."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import tomllib
+
+from packaging.requirements import Requirement
+
+from tests.test_architecture import MODULES, PACKAGE, ROOT, at_once, imports, parsed
+from tests.test_packaging import PROJECT
+
+CLIENT = ROOT / "client"
+SETUP = runpy.run_path(str(CLIENT / "setup.py"))
+HELD = {path for path in MODULES.values() if str(path.relative_to(ROOT)) in SETUP["files"](ROOT)}
+SMALL = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
+OF_THE_SERVER = [
+    "aggregation",
+    "analyze",
+    "attendance",
+    "believe",
+    "bundle",
+    "checkpoints",
+    "commands",
+    "coordinator",
+    "dealing",
+    "evaluate",
+    "federated_cli",
+    "fit",
+    "fleet_server",
+    "front",
+    "launch",
+    "loan",
+    "main",
+    "measure",
+    "peer",
+    "predict",
+    "records",
+    "relay",
+    "resume",
+    "rounds",
+    "run",
+    "serve",
+    "session",
+    "superlink",
+    "timing",
+    "trainer",
+    "worker",
+]
+"""Names of files that a client has no use for."""
+NEEDED = {"filelock", "flwr", "numpy", "torch", "yaml", "zlib_ng"}
+"""The packages that its files import with themselves."""
+
+
+def test_what_its_files_import_with_themselves_is_there_and_nothing_heavy() -> None:
+    """By another reader of imports than that which chooses the files."""
+    missing = []
+    foreign = set()
+    for path in HELD:
+        for name in at_once(parsed(path)):
+            if name in MODULES and MODULES[name] not in HELD:
+                missing.append(f"{path.relative_to(PACKAGE)} imports {name}")
+            top = name.partition(".")[0]
+            if top not in {"bhfl", "__future__", *sys.stdlib_module_names}:
+                foreign.add(top)
+    assert not missing
+    assert foreign == NEEDED
+
+
+def test_what_is_left_out_is_named_and_imported_inside_of_functions() -> None:
+    left_out = {f"bhfl.{name}" for name in SETUP["LEFT_OUT"]}
+    assert left_out <= MODULES.keys()
+    wanted = set()
+    for path in HELD:
+        wanted |= {name for name in imports(path) if name in MODULES and MODULES[name] not in HELD}
+    assert wanted <= left_out
+
+
+def test_nothing_of_the_server_is_in_it() -> None:
+    rooms = {path.relative_to(PACKAGE).parts[0] for path in HELD}
+    assert rooms.isdisjoint({"analysis", "callbacks", "export", "report", "sweep"})
+    held = {path.relative_to(PACKAGE).as_posix() for path in HELD}
+    for room, names in OF_THE_SERVER.items():
+        for name in names:
+            assert (PACKAGE / room / f"{name}.py").exists()
+            assert f"{room}/{name}.py" not in held
+    assert "remote/resident.py" in held
+
+
+def test_it_needs_what_the_whole_package_needs_of_the_same() -> None:
+    whole = {one.name: one for one in map(Requirement, PROJECT["dependencies"])}
+    flower = PROJECT["optional-dependencies"]["flower"]
+    whole |= {one.name: one for one in map(Requirement, flower)}
+    small = [Requirement(text) for text in SMALL["dependencies"]]
+    assert [whole[one.name] for one in small] == small
+    for key in ("license", "authors", "requires-python"):
+        assert SMALL[key] == PROJECT[key]
