@@ -219,4 +219,4 @@ def server_data(data: FederatedData) -> ServerData:
     has defaults for them.
     """
     # of a protocol, isinstance looks for the names of its methods alone
-    return data if isinstance(data, ServerData) else _Foreign(data)
+    return data if isinstance(data, ServerData | _Foreign) else _Foreign(data)

@@ -341,7 +341,8 @@ def forged(path: Path, value: object) -> None:
         sys.setrecursionlimit(1000)
 
 
-@pytest.mark.parametrize("depth", [70, 5000])
+# of 5000 levels, a Python of 3.13 writes none
+@pytest.mark.parametrize("depth", [70, 3000])
 def test_what_is_nested_too_deep_is_neither_written_nor_read(tmp_path, depth):
     with pytest.raises(CheckpointError, match="must be nested at most 64 deep"):
         save(tmp_path / "a.ckpt", {"state": nested(depth)})

@@ -107,7 +107,9 @@ def test_pauses_grow_while_it_does_not_run(
     with pytest.raises(RuntimeError, match=r"it does not run after 1.0 s and \d+ starts: no luck"):
         it.start(1.0)
     pauses = [record.args[2] for record in caplog.records]  # type: ignore[index]
-    assert pauses[:4] == [0.01, 0.02, 0.04, 0.04]
+    # as many as the machine had time for
+    assert len(pauses) >= 3
+    assert pauses[:4] == [0.01, 0.02, 0.04, 0.04][: len(pauses)]
     assert "it ended with 3" in caplog.text
 
 
