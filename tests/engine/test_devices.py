@@ -484,7 +484,7 @@ def test_a_backend_without_its_package(tmp_path: Path, monkeypatch: pytest.Monke
         (
             {"optimizer": {"class_path": "SGD", "init_args": {"momentm": 1}}},
             # later Pythons name the nearest name too
-                r"optimizer cannot be used: TypeError: [^;]*momentm'(\. Did you mean 'momentum'\?)?$",
+            r"optimizer cannot be used: TypeError: [^;]*momentm'(\. Did you mean 'momentum'\?)?$",
         ),
         ({"optimizer": {"class_path": "LBFGS"}}, "optimizer cannot be used: .*closure"),
         ({"profile": 3}, "profile must not be empty, got 3"),
