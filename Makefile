@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-docs test-wheel test-slow test-network network soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
+.PHONY: help install demo docs test test-docs test-wheel test-slow test-network network network-figures soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-network: install  ## FedAvg and ProWD over one SuperLink and three clients:
 
 network: install  ## real clients: processes of Flower on this machine, their keys, kills and faults
 	$(BIN)/python -m pytest -m network --durations=0 tests
+
+network-figures: install  ## what a federation over a network takes: seconds beyond training, bytes, a hundred clients (20 minutes)
+	$(BIN)/python -m benchmarks.network
 
 soak: install  ## kills, mutations, lost processes, signals and full disks by chance, MINUTES=20 of them
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 FIRST_PAUSE = 0.1
 """Seconds between two looks for answers, which grow while none come."""
 LONGEST_PAUSE = 2.0
+TOGETHER = 32
+"""Messages that are sent together, in fewer requests than one by one."""
 _AGAIN_SECONDS = 60.0
 """Seconds until a client that was refused, or did not answer, is greeted again."""
 
@@ -37,8 +39,10 @@ class Grid(Protocol):
     def nodes(self) -> list[int]:
         """The ids of the nodes that are there."""
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str | None:
-        """Send a message; its id, or None where it is not taken."""
+    def push(
+        self, messages: Sequence[tuple[int, bytes]], seconds: float, round: int
+    ) -> list[str | None]:
+        """Send messages to nodes; the id of each, or None where it is not taken."""
 
     def pull(self, ids: list[str]) -> list[Answer]:
         """The answers to some messages that are there."""
@@ -142,13 +146,17 @@ class Attendance:
         """Say hello to nodes that are new, and hear those that answer."""
         self._clients = clients = self.keyed(self.grid.nodes())
         now = time.monotonic()
+        seconds = self.terms.round_seconds
+        hellos = []
         for node, client in clients.items():
-            if self.nodes.get(client) == node or now < self._silent.get(node, 0.0):
-                continue
-            self._silent[node] = now + self.terms.round_seconds
-            id = self.grid.push(node, join(pack(self._hello(client))), self.terms.round_seconds, 0)
-            if id is not None:
-                self._greeted[id] = node
+            if self.nodes.get(client) != node and now >= self._silent.get(node, 0.0):
+                hellos.append((node, join(pack(self._hello(client)))))
+        while hellos:
+            some, hellos = hellos[:TOGETHER], hellos[TOGETHER:]
+            for (node, _), id in zip(some, self.grid.push(some, seconds, 0), strict=True):
+                self._silent[node] = now + seconds
+                if id is not None:
+                    self._greeted[id] = node
         for answer in self.grid.pull([*self._greeted]) if self._greeted else ():
             node = self._greeted.pop(answer.id)
             self._silent[node] = now + _AGAIN_SECONDS

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from bhfl.engine.roster import at
 from bhfl.engine.session import Session
 from bhfl.files import write_json
 from bhfl.plain import read_json
-from bhfl.remote.attendance import FIRST_PAUSE, LONGEST_PAUSE, Attendance, Grid, Terms
+from bhfl.remote.attendance import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    TOGETHER,
+    Attendance,
+    Grid,
+    Terms,
+)
 from bhfl.remote.believe import Names, believed_measured, believed_reply, said
 from bhfl.remote.closings import Closings
 from bhfl.remote.messages import (
@@ -41,6 +49,10 @@ from bhfl.settings import Role
 NETWORK_JSON = "network.json"
 """File of a run folder: the run's own name, and what passed over the network in all."""
 _LATE = "late"
+_TOGETHER_BYTES = 2**22
+"""Bytes of messages that are sent together, but for the last of them: Flower holds each of them
+several times.
+"""
 
 
 class FlowerClients:
@@ -178,18 +190,24 @@ class FlowerClients:
 
     def _push(self, unsent: deque[Task], waiting: dict[str, Task]) -> None:
         """Send tasks; one that Flower does not take waits for the next try."""
-        for _ in range(len(unsent)):
-            task = unsent[0]
-            data = self._packed(task)
-            seconds = self.terms.round_seconds
-            id = self.grid.push(self.attendance.nodes[task.client], data, seconds, task.round)
-            unsent.popleft()
-            if task.stage == "train":
-                self.wire.sent(task, data)
-            if id is None:
-                unsent.append(task)
-            else:
-                waiting[id] = task
+        left = len(unsent)
+        while left:
+            some: list[tuple[int, bytes]] = []
+            for task in islice(unsent, min(left, TOGETHER)):
+                some.append((self.attendance.nodes[task.client], self._packed(task)))
+                if sum(len(data) for _, data in some) > _TOGETHER_BYTES:
+                    break
+            left -= len(some)
+            # where it raises, all of them are still unsent
+            ids = self.grid.push(some, self.terms.round_seconds, unsent[0].round)
+            for (_, data), id in zip(some, ids, strict=True):
+                task = unsent.popleft()
+                if task.stage == "train":
+                    self.wire.sent(task, data)
+                if id is None:
+                    unsent.append(task)
+                else:
+                    waiting[id] = task
 
     def _packed(self, task: Task) -> bytes:
         version = task.version

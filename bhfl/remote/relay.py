@@ -92,17 +92,19 @@ class Relay:
         found: list[int] = self._said({"do": "nodes"})
         return found
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str | None:
-        """Send a message; its id, or None where Flower does not take it.
+    def push(
+        self, messages: Sequence[tuple[int, bytes]], seconds: float, round: int
+    ) -> list[str | None]:
+        """Send messages; the id of each, or None where Flower does not take it.
 
         Args:
-            node: Who is to receive it.
-            data: The message.
-            seconds: How long it, and its answer, are kept at most.
-            round: The round that it belongs to.
+            messages: Who is to receive each one, and what.
+            seconds: How long they, and their answers, are kept at most.
+            round: The round that they belong to.
         """
-        order = {"do": "push", "node": node, "seconds": seconds, "round": str(round)}
-        found: str | None = self._said(order, data)
+        nodes = [node for node, _ in messages]
+        order = {"do": "push", "nodes": nodes, "seconds": seconds, "round": str(round)}
+        found: list[str | None] = self._said(order, *(data for _, data in messages))
         return found
 
     def pull(self, ids: Sequence[str]) -> list[Answer]:
@@ -126,11 +128,11 @@ class Relay:
             if sock is not None:
                 sock.close()
 
-    def _said(self, order: dict[str, Any], data: bytes | None = None) -> Any:
+    def _said(self, order: dict[str, Any], *parts: bytes) -> Any:
         with self._connected() as sock:
             put(sock, json.dumps(order).encode())
-            if data is not None:
-                put(sock, data)
+            for part in parts:
+                put(sock, part)
             return json.loads(take(sock))
 
     @contextmanager

@@ -5,7 +5,7 @@ than an answer may have.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from hmac import compare_digest
 
 from bhfl.remote.allowance import Allowance
@@ -49,17 +49,22 @@ class Sealed:
     def most_bytes(self, most: int) -> None:
         self._grid.most_bytes = most
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str | None:
-        """Send a message; its id, or None where it is not taken."""
-        client = self._keyed([node]).get(node)
-        if self._allowance is not None and client is not None:
-            # a piece of an answer that broke off is sent again
-            self._allowance.grant(client, self.most_bytes + self.most_bytes // 4)
-        secret = secrets.token_bytes(SECRET)
-        id = self._grid.push(node, secret + data, seconds, round)
-        if id is not None:
-            self._asked[node] = id, secret
-        return id
+    def push(
+        self, messages: Sequence[tuple[int, bytes]], seconds: float, round: int
+    ) -> list[str | None]:
+        """Send messages; the id of each, or None where it is not taken."""
+        clients = self._keyed([node for node, _ in messages])
+        drawn = [secrets.token_bytes(SECRET) for _ in messages]
+        if self._allowance is not None:
+            for client in clients.values():
+                # a piece of an answer that broke off is sent again
+                self._allowance.grant(client, self.most_bytes + self.most_bytes // 4)
+        sealed = [(node, new + data) for new, (node, data) in zip(drawn, messages, strict=True)]
+        ids = self._grid.push(sealed, seconds, round)
+        for (node, _), secret, id in zip(messages, drawn, ids, strict=True):
+            if id is not None:
+                self._asked[node] = id, secret
+        return ids
 
     def pull(self, ids: list[str]) -> list[Answer]:
         """The answers to some messages that are there, and why there will be none."""

@@ -80,7 +80,10 @@ class PipedGrid:
     def nodes(self) -> list[int]:
         return [10, 11, 12, 13, 14]
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+    def push(self, messages: Any, seconds: float, round: int) -> list[str]:
+        return [self._push(node, data, round) for node, data in messages]
+
+    def _push(self, node: int, data: bytes, round: int) -> str:
         id = f"{node}-{round}-{len(self.pushed)}-{len(data)}"
         self.pushed[id] = data
         return id
@@ -215,7 +218,10 @@ class HereGrid:
     def nodes(self) -> list[int]:
         return [10, 11, 12, 13, 14]
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+    def push(self, messages: Any, seconds: float, round: int) -> list[str]:
+        return [self._push(node, data, round) for node, data in messages]
+
+    def _push(self, node: int, data: bytes, round: int) -> str:
         resident = self.residents[node - 10]
         task = unpack(parts[2], Task) if len(parts := split(data)) > 1 else None
         if task and task.stage == "train":
@@ -350,7 +356,10 @@ class MadeGrid:
     def nodes(self) -> list[int]:
         return self.there
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
+    def push(self, messages: Any, seconds: float, round: int) -> list[str]:
+        return [self._push(node, data, round) for node, data in messages]
+
+    def _push(self, node: int, data: bytes, round: int) -> str:
         self.sent += 1
         self.waiting[str(self.sent)] = node - 10, data
         return str(self.sent)
@@ -469,7 +478,7 @@ def test_what_flower_does_not_take_is_sent_again_after_a_pause(tmp_path, monkeyp
     monkeypatch.setattr(fleet, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(fleet, "LONGEST_PAUSE", 0.05)
     pushed = []
-    grid.push = lambda node, *_: pushed.append(node)
+    grid.push = lambda some, *_: [pushed.append(node) for node, _ in some]
     assert all(reply.fault.status == "late" for reply in clients.train(iter(TASKS)))
     assert 2 <= len(pushed) <= 2 * 7
 
@@ -497,7 +506,7 @@ def test_a_server_app_that_hangs_is_lost(tmp_path):
 
     relay = Relay(tmp_path, start, seconds=0.1)
     relay.restore()
-    for call in (relay.nodes, lambda: relay.push(1, b"", 1.0, 0), lambda: relay.pull(["a"])):
+    for call in (relay.nodes, lambda: relay.push([(1, b"")], 1.0, 0), lambda: relay.pull(["a"])):
         with pytest.raises(ConnectionError, match=r"has not answered within 0.1 s"):
             call()
         relay.restore()
@@ -698,8 +707,8 @@ def test_clients_are_told_nothing_of_a_trace_that_is_a_file_of_the_servers(tmp_p
     trace.write_text("client,round,event\n0,1,dropout\n")
     trainer = FederatedTrainer({8: 2}, availability=Availability(trace=trace))
     written = {"trainer": {"availability": {"trace": str(trace)}, "local_epochs": 2, "devices": 1}}
-    session: Any = SimpleNamespace(settings=trainer.settings)
-    assert _told(written, session) == {"trainer": {"local_epochs": 2}}
+    session: Any = SimpleNamespace(settings=trainer.settings, module=None)
+    assert _told(written, session)["trainer"] == {"local_epochs": 2}
     links = tmp_path / "links.csv"
     links.write_text("client,round,uplink_bps,downlink_bps\n0,0,1e6,1e6\n1,0,1e6,1e6\n")
     for network, told in ((SimulatedNetwork(trace=links), {}), (SimulatedNetwork("iot"), {"n": 1})):

@@ -29,9 +29,10 @@ class Carrier:
     def restore(self) -> None:
         pass
 
-    def push(self, node: int, data: bytes, seconds: float, round: int) -> str:
-        self.sent.append(data)
-        return str(len(self.sent))
+    def push(self, messages: Any, seconds: float, round: int) -> list[str]:
+        first = len(self.sent) + 1
+        self.sent += [data for _, data in messages]
+        return [str(id) for id in range(first, len(self.sent) + 1)]
 
     def pull(self, ids: list[str]) -> list[Answer]:
         return [answer for answer in self.answers if answer.id in ids]
@@ -57,7 +58,7 @@ def grid(carrier: Carrier, allowance: Allowance) -> Sealed:
 
 
 def test_an_answer_comes_back_as_it_was_made(carrier: Carrier, grid: Sealed) -> None:
-    ids = [grid.push(node, b"a task", 1.0, 3) for node in grid.nodes()]
+    ids = grid.push([(node, b"a task") for node in grid.nodes()], 1.0, 3)
     first, second = (data[:SECRET] for data in carrier.sent)
     assert first != second
     assert [data[SECRET:] for data in carrier.sent] == [b"a task"] * 2
@@ -68,9 +69,9 @@ def test_an_answer_comes_back_as_it_was_made(carrier: Carrier, grid: Sealed) -> 
 
 @pytest.mark.parametrize("of", ["another client", "an earlier message", "nobody"])
 def test_an_answer_with_another_secret_is_refused(carrier: Carrier, grid: Sealed, of: str) -> None:
-    grid.push(10, b"a task", 1.0, 3)
-    grid.push(11, b"a task", 1.0, 3)
-    grid.push(10, b"a task", 1.0, 4)
+    grid.push([(10, b"a task")], 1.0, 3)
+    grid.push([(11, b"a task")], 1.0, 3)
+    grid.push([(10, b"a task")], 1.0, 4)
     earlier, others = (data[:SECRET] for data in carrier.sent[:2])
     secret = {"another client": others, "an earlier message": earlier, "nobody": b""}[of]
     carrier.answers = [Answer("3", secret + b"an answer", "")]
@@ -79,8 +80,8 @@ def test_an_answer_with_another_secret_is_refused(carrier: Carrier, grid: Sealed
 
 
 def test_an_answer_to_an_earlier_message_does_not_count(carrier: Carrier, grid: Sealed) -> None:
-    grid.push(10, b"a task", 1.0, 3)
-    grid.push(10, b"a task", 1.0, 4)
+    grid.push([(10, b"a task")], 1.0, 3)
+    grid.push([(10, b"a task")], 1.0, 4)
     carrier.answers = [Answer("1", carrier.sent[0][:SECRET] + b"late", "")]
     assert grid.pull(["1", "2"])[0].error.startswith("the answer does not hold")
 
@@ -88,14 +89,14 @@ def test_an_answer_to_an_earlier_message_does_not_count(carrier: Carrier, grid: 
 def test_a_client_that_sends_too_much_is_told_of_at_once(
     grid: Sealed, allowance: Allowance
 ) -> None:
-    grid.push(10, b"a task", 1.0, 3)
-    grid.push(11, b"a task", 1.0, 3)
+    grid.push([(10, b"a task")], 1.0, 3)
+    grid.push([(11, b"a task")], 1.0, 3)
     with pytest.raises(TooManyBytesError, match="client 1 has sent more bytes than an answer may"):
         allowance.count(1, PUSH, 1251, 1251)
     told = "it sent more bytes than an answer may have"
     assert grid.pull(["1", "2"]) == [Answer("2", b"", told)]
     # it is asked again
-    id = grid.push(11, b"a task", 1.0, 4)
+    (id,) = grid.push([(11, b"a task")], 1.0, 4)
     assert grid.pull([str(id)]) == []
 
 

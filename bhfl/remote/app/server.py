@@ -2,7 +2,7 @@
 user can open. It reads nothing of what it carries.
 
 Each order is a mapping in JSON, whose ``do`` says what is wanted: ``nodes``, the ids of who is
-there; ``push``, whose bytes follow and for which the message's id comes back; ``pull``, for which
+there; ``push``, whose messages follow, and for which their ids come back; ``pull``, for which
 each reply that is there comes as a head and its bytes, and an empty head at last.
 
 Replies are pulled together, of which one that cannot be read takes all others with it, and this
@@ -13,6 +13,8 @@ import json
 import resource
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -42,26 +44,29 @@ def lend(grid: Grid, context: Context) -> None:
             if order["do"] == "nodes":
                 put(sock, json.dumps(list(grid.get_node_ids())).encode())
             elif order["do"] == "push":
-                put(sock, json.dumps(_push(grid, order, take(sock))).encode())
+                messages = [(node, take(sock)) for node in order["nodes"]]
+                put(sock, json.dumps(_push(grid, order, messages)).encode())
             else:
                 _pull(grid, order, sock)
 
 
-def _push(grid: Grid, order: dict[str, Any], data: bytes) -> str | None:
+def _push(grid: Grid, order: dict[str, Any], messages: list[tuple[int, bytes]]) -> list[str | None]:
     ttl, round = order["seconds"], order["round"]
-    message = Message(wrapped(data), order["node"], "train", ttl=ttl, group_id=round)
-    # one by one: each push holds one payload
-    return next(iter(grid.push_messages([message])), None)
+    made = []
+    for node, data in messages:
+        made.append(Message(wrapped(data), node, "train", ttl=ttl, group_id=round))
+    # nothing of them where they are too much for the SuperLink
+    return list(grid.push_messages(made)) or [None] * len(made)
 
 
 def _pull(grid: Grid, order: dict[str, Any], sock: socket.socket) -> None:
     ids = order["ids"]
     groups = [[id] for id in ids] if order["singly"] else [ids]
     for group in groups:
-        # a few bytes may stand for more than fits into memory
-        _bound_memory(_ROOM + _COPIES * order["most"] * len(group))
         try:
-            replies = list(grid.pull_messages(group))
+            # a few bytes may stand for more than fits into memory
+            with _bounded_memory(_ROOM + _COPIES * order["most"] * len(group)):
+                replies = list(grid.pull_messages(group))
         except httpx.HTTPError:
             raise
         except Exception as error:
@@ -82,10 +87,17 @@ def _say(sock: socket.socket, head: dict[str, Any], data: bytes = b"") -> None:
     put(sock, data)
 
 
-def _bound_memory(more: int) -> None:
-    """Let this process take so many bytes more than it has now, where the system says that."""
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[0])
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+@contextmanager
+def _bounded_memory(more: int) -> Iterator[None]:
+    """Let this process take so many bytes more than it has, where the system says what it has."""
+    if sys.platform != "linux":
+        yield
+        return
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
