@@ -36,6 +36,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         norm: What scales a tensor: its largest magnitude (``linf``) or its length (``l2``).
         error_feedback: Whether a client adds to its differences what rounding left out of its last
             ones.
+        top_k: The share of a tensor's entries that are sent, those of the largest magnitudes.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -47,9 +48,10 @@ class AdaQuantFL(DifferenceAlgorithm):
         max_bits: int = 16,
         norm: Norm = "linf",
         error_feedback: bool = False,
+        top_k: float | None = None,
     ) -> None:
         super().__init__(bits, norm, None, server_lr=1.0)
-        self._leave_out(error_feedback, None)
+        self._leave_out(error_feedback, top_k)
         if not is_integer(max_bits) or not bits <= max_bits <= 16:
             raise ValueError(
                 f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"

@@ -46,6 +46,8 @@ class FedCOMGATE(DifferenceAlgorithm):
         bucket_size: Entries that share a norm; null for one bucket a tensor.
         allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers
             of steps, for which the correction is only approximate.
+        top_k: The share of a tensor's entries that are sent, those of the largest magnitudes.
+            What is left out lasts in the tracking, which is an error feedback of its own.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the optimiser or the steps are not
@@ -64,8 +66,10 @@ class FedCOMGATE(DifferenceAlgorithm):
         norm: Norm = "linf",
         bucket_size: int | None = None,
         allow_inexact: bool = False,
+        top_k: float | None = None,
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)
+        self._leave_out(False, top_k)
         self.allow_inexact = allow_inexact
 
     def setup(self, context: Context) -> None:

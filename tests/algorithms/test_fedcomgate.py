@@ -34,11 +34,20 @@ def test_gate_converges_where_fedcom_stalls(errors):
     assert errors["FedCOMGATE"] < 1e-4 * errors["FedCOM"]
 
 
-@pytest.mark.parametrize("clients_per_round", [None, 5])
-def test_deltas_sum_to_zero(tmp_path, clients_per_round):
+def test_what_gate_leaves_out_lasts_in_its_tracking(tmp_path):
+    """A quarter of the entries leads there too, with no other feedback."""
+    data = Data(4)
+    options = {"max_rounds": ROUNDS, **QUIET}
+    run = fit(tmp_path, FedCOMGATE(8, top_k=0.25), {32: 4}, Module, data, **options)
+    assert error(run, data) < 1e-4
+    assert run.run.history[1]["uplink_bytes"] < 4 * 120
+
+
+@pytest.mark.parametrize(("clients_per_round", "few"), [(None, {}), (5, {}), (5, {"top_k": 0.3})])
+def test_deltas_sum_to_zero(tmp_path, clients_per_round, few):
     data = Data(10)
     options = {"clients_per_round": clients_per_round, "max_rounds": 12, **QUIET}
-    run = fit(tmp_path, FedCOMGATE(4), {32: 10}, Module, data, **options)
+    run = fit(tmp_path, FedCOMGATE(4, **few), {32: 10}, Module, data, **options)
     kept = [run.session.store.load(i, 99) for i in range(10)]
     deltas = torch.stack([state["algorithm"]["tracked/weight"].double() for state in kept if state])
     assert len(deltas) >= 5

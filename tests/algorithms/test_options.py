@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Case]] = {
         "norm": ("l2", {"allow_inexact": True}, {}),
         "bucket_size": (7, {"allow_inexact": True}, {}),
         "allow_inexact": (True, {}, {}),
+        "top_k": (0.1, {"allow_inexact": True}, {}),
     },
     "SCAFFOLD": {"server_lr": (0.5, {}, {}), "control_bits": (32, {}, {})},
     "MOON": {
@@ -108,6 +109,7 @@ CASES: dict[str, dict[str, Case]] = {
         "max_bits": (2, {}, TWICE),
         "norm": ("l2", {}, {}),
         "error_feedback": (True, {}, TWICE),
+        "top_k": (0.1, {}, {}),
     },
     "GroupedAvgAsymmetric": {"rule": ("all", {}, {})},
     "ProWD": {
