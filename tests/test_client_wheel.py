@@ -129,7 +129,9 @@ def test_it_and_the_whole_package_are_refused_side_by_side(python: Path, tmp_pat
     """Last: the whole one, without what it needs, writes over its files."""
     checked(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
     (whole,) = tmp_path.glob("*.whl")
-    pip(python, "install", "--quiet", "--no-deps", whole)
+    # elsewhere: pip would take what was built in the checkout for installed
+    more = [python, "-m", "pip", "install", "--quiet", "--no-deps", whole]
+    checked(*more, cwd=tmp_path, env=away())
     command = [python.with_name(WHOLE), "join", "--config", "client.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=away())
     assert (done.returncode, done.stdout) == (2, "")
