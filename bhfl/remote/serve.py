@@ -130,9 +130,10 @@ def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
         kept.discard("network")
     options = config.get("trainer", {})
     told["trainer"] = {name: options[name] for name in options if name in kept}
-    # a client's own data may not tell how many classes there are
-    made_with = getattr(session.module, "_made_with", {})
-    told[SIZES] = {key: made_with[key] for key in FROM_DATA if key in made_with}
+    if "model" in told:
+        # a client's own data may not tell how many classes there are
+        made_with = getattr(session.module, "_made_with", {})
+        told[SIZES] = {key: made_with[key] for key in FROM_DATA if key in made_with}
     return told
 
 

@@ -23,6 +23,7 @@ from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.availability import Availability
 from bhfl.engine.checkpoint import digest, load
+from bhfl.engine.environment import NEEDED, PACKAGES
 from bhfl.engine.evaluate import Evaluator
 from bhfl.engine.exchange import Fault, Measured, Reply, Task, Verdict
 from bhfl.engine.links import MeasuredLinks
@@ -643,6 +644,23 @@ def test_what_makes_bits_differ_is_told_and_refused_where_that_is_asked_for(tmp_
         assert len(fleet_of(tmp_path, grid).attendance.nodes) == 2
     with pytest.warns(UserWarning, match="client 0 cannot take part: its bits may differ: torch"):
         assert not fleet_of(tmp_path, grid, strict=True).attendance.nodes
+
+
+def test_a_client_that_torch_alone_trains_has_no_lightning_to_be_told_of(tmp_path):
+    facts = facts_of(SESSION)
+    assert {"lightning", "torchvision"} <= facts.keys()
+    small = {name: value for name, value in facts.items() if name not in PACKAGES}
+    grid = MadeGrid(good, {"facts": small | {name: facts[name] for name in NEEDED}})
+    assert len(fleet_of(tmp_path, grid, strict=True).attendance.nodes) == 2
+    grid = MadeGrid(good, {"facts": small})
+    with pytest.warns(UserWarning, match="client 0 cannot take part: its bits may differ: torch"):
+        assert not fleet_of(tmp_path, grid, strict=True).attendance.nodes
+
+
+def test_what_a_model_has_from_the_servers_data_is_told() -> None:
+    model = SimpleNamespace(_made_with={"net": "cnn", "num_classes": 7})
+    session: Any = SimpleNamespace(settings=FederatedTrainer({8: 2}).settings, module=model)
+    assert _told({"model": "Classifier"}, session)["sizes"] == {"num_classes": 7}
 
 
 def test_who_does_not_measure_is_left_out(tmp_path):
