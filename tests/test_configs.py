@@ -169,7 +169,16 @@ def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys)
     assert line.endswith("null, got false; did you mean null?")
 
 
-@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def matrices() -> list[Any]:
+    """All of them, those of the same methods as another one among the slow tests."""
+    found = []
+    for path in MATRICES:
+        slow = path.stem in ("paper", "table-50k-int8", "table-50k-wage", "table-50k-wage-stored")
+        found.append(pytest.param(path, id=path.stem, marks=pytest.mark.slow if slow else ()))
+    return found
+
+
+@pytest.mark.parametrize("path", matrices())
 def test_each_method_and_each_setting_of_a_matrix_can_be_run(path, tmp_path):
     plan = Plan(read_matrix(str(path)), tmp_path)
     tune, seed = plan.matrix.tune, plan.matrix.seeds[0]

@@ -363,11 +363,18 @@ FOUR = (
 """What also runs on four processes, among the slow tests."""
 
 
+LONG = ("planned", "prowd by group", "local")
+"""What is shown by another one of the quick tests too."""
+
+
 def numbers() -> list[Any]:
     """Cases with the numbers of processes that are compared with one."""
     # seven clients, and one, on four processes
     both = ("stateful", "one client", "far off")
-    quick = [pytest.param(case, (2, 4) if case in both else (2,), id=case) for case in CASES]
+    quick = []
+    for case in CASES:
+        marks = pytest.mark.slow if case in LONG else ()
+        quick.append(pytest.param(case, (2, 4) if case in both else (2,), id=case, marks=marks))
     slow = [pytest.param(case, (4,), id=f"{case}-4", marks=pytest.mark.slow) for case in FOUR]
     return [*quick, *slow]
 

@@ -153,10 +153,10 @@ NETWORKS = {
 
 @pytest.mark.parametrize(
     "name",
-    # batch norm stands in the CNN's, and skips in that of ResNet-8 with group norm
+    # batch norm stands in the CNN's
     [
         "cnn-batch",
-        "resnet8-group",
+        pytest.param("resnet8-group", marks=pytest.mark.slow),
         pytest.param("mlp", marks=pytest.mark.slow),
         pytest.param("cnn", marks=pytest.mark.slow),
         pytest.param("resnet8-batch", marks=pytest.mark.slow),

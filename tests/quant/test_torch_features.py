@@ -2,6 +2,7 @@
 
 import copy
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,16 @@ def test_compile(backend: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
+def exports() -> list[Any]:
+    """Each backend, and the strict way for one of them; the others strictly as slow ones."""
+    found = []
+    for backend, strict in product(BACKENDS, [False, True]):
+        slow = strict and backend != BACKENDS[0]
+        found.append(pytest.param(backend, strict, marks=pytest.mark.slow if slow else ()))
+    return found
+
+
+@pytest.mark.parametrize(("backend", "strict"), exports())
 def test_export_computes_with_the_same_codes(backend: str, strict: bool) -> None:
     net = model(backend).eval()
     program = torch.export.export(net, (x(),), strict=strict)
@@ -217,6 +226,7 @@ def _replica(rank: int, folder: str) -> None:
     os._exit(0)  # it now and then aborts, too, where threads of gloo outlive the interpreter
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel(tmp_path: Path) -> None:
     mp.start_processes(_replica, (str(tmp_path),), nprocs=2, start_method=METHOD)
     for backend in BACKENDS:

@@ -65,6 +65,7 @@ def test_mutations_of_every_kind(tmp_path: Path, name, number):
     assert 0 < counts["refused"] <= number
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_chance(tmp_path: Path):
     counts = kills.one_process(random.Random(1), tmp_path)
     assert sum(count for what, count in counts.items() if what.startswith("runs of ")) == 1
