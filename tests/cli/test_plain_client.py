@@ -16,7 +16,7 @@ from bhfl.cli.reading import ConfigError
 from bhfl.cli.request import read_request
 from bhfl.comm import decode, encode
 from bhfl.data import Digits
-from bhfl.engine.exchange import Reply, Task
+from bhfl.engine.exchange import Measured, Reply, Task
 from bhfl.remote.messages import Facts, Hello, Order, Refused, join, pack, unpack
 from bhfl.remote.resident import Resident
 from bhfl.settings import LocalTraining
@@ -54,6 +54,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         members = data.split.clients[client]
         ((inputs, targets),) = source.batches(members, len(members), torch.Generator())
         np.savez(folder / f"{client}.npz", train_inputs=inputs, train_targets=targets)
+    test = data.load(train=False)
+    ((inputs, targets),) = test.batches(torch.arange(360), 360, torch.Generator())
+    np.savez(folder / "shared.npz", test_inputs=inputs, test_targets=targets)
     return folder
 
 
@@ -100,20 +103,21 @@ def algorithm(name: str, **options: Any) -> dict[str, Any]:
     return {"algorithm": {"class_path": name, "init_args": options}}
 
 
+def network(**options: Any) -> dict[str, Any]:
+    return {"model": {"class_path": "bhfl.models.Classifier", "init_args": options}}
+
+
+PROWD = algorithm("bhfl.algorithms.ProWD", dequantizer=None, payload="delta", mask={"tau": 0.1})
+FEDPER = algorithm("bhfl.algorithms.FedPer", personal=["net.head.4"])
+
+
 @pytest.mark.parametrize(
     ("client", "changed"),
     [
         (0, {}),
-        (1, {}),
-        (2, {}),
-        (
-            1,
-            algorithm(
-                "bhfl.algorithms.ProWD", dequantizer=None, payload="delta", mask={"tau": 0.1}
-            ),
-        ),
-        (0, algorithm("bhfl.algorithms.FedProx", mu=0.1)),
-        (1, algorithm("bhfl.algorithms.FedPer", personal=["net.head.4"])),
+        (2, network(norm="batch")),
+        (1, PROWD),
+        (1, FEDPER),
     ],
 )
 def test_it_sends_what_a_client_under_lightning_sends(
@@ -124,6 +128,25 @@ def test_it_sends_what_a_client_under_lightning_sends(
     plain = answers(resident(tmp_path / "plain", client, *arrays(parts, client)), client, config)
     assert rows(plain[1]) == rows(whole[1])
     assert plain[0] == whole[0]
+
+
+def test_it_measures_what_a_client_under_lightning_measures(tmp_path: Path, parts: Path) -> None:
+    """For methods whose models only clients hold: metrics, and which answers were right."""
+    config = hello(**FEDPER)
+    shared = ["--data.shared", str(parts / "shared.npz")]
+    found = []
+    for place, own in (("whole", []), ("plain", [*arrays(parts, 1), *shared])):
+        one = resident(tmp_path / place, 1, *own)
+        one.answer(join(pack(config)))
+        assert one._joined is not None
+        sent = {"downlink": encode(one._joined.session.own.first), "version": 0}
+        task = Task(client=1, round=0, stage="test", channels_last=False, **sent)
+        message = join(pack(config), pack(Order()), pack(task))
+        found.append(unpack(one.answer(message), Measured, Refused))
+        one.close()
+    assert found[0] == found[1]
+    assert len(found[0].correct) == 360
+    assert found[0].metrics.keys() == {"loss", "acc"}
 
 
 NET = """
