@@ -28,7 +28,6 @@ SMALL = {
     "differences",
     "downlink",
     "dropouts",
-    "fedlq_both",
     "fedlq_left_out",
     "fedlq_signs",
     "femnist",

@@ -29,7 +29,8 @@ def failed_in_a_row(
     """
     bad = [record for record in records if record.status != "ok"]
     # what was asked for is no news
-    told = [record for record in bad if record.status not in ABSENT] if tell else []
+    news = [one for one in bad if one.status not in ABSENT and not one.carried]
+    told = news if tell else []
     for record in told[:_TOLD]:
         warnings.warn(
             f"round {round}: client {record.client} {record.status}: {record.reason}", stacklevel=2

@@ -120,14 +120,17 @@ def test_nobody_waits_for_what_is_carried(tmp_path: Path) -> None:
     assert rows["carry"] <= rows["skip"]
 
 
-@pytest.mark.filterwarnings("ignore:round")
-def test_who_carries_has_received_what_it_was_sent(tmp_path: Path) -> None:
+def test_who_carries_has_received_what_it_was_sent(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     """It is sent differences in the next round, to what it got in the one without an upload."""
     rule = Downlink(8, "differences")
     run = carried(tmp_path, downlink=rule, max_rounds=3)
     assert run.server.accepted == dict.fromkeys(range(4), 3)
     assert [row["whole_bytes"] > 0 for row in run.run.history] == [True, False, False]
     assert sum(row["clients/skipped"] for row in run.run.history)
+    # as it was asked for
+    assert not [one for one in recwarn if "skipped" in str(one.message)]
     table = run.session.references.table()
     assert dict(zip(table["ids"].tolist(), table["rounds"].tolist(), strict=True)) == (
         run.server.accepted
