@@ -41,7 +41,7 @@ data: {{class_path: Digits, init_args: {{batch_size: 32}}}}
 trainer: {{max_rounds: {rounds}, logger: false, accelerator: cpu, threads: 1, name: net,
   enable_progress_bar: false}}
 """
-TWO_MB = "net: mlp, hidden: [690, 690]"
+TWO_MB = "net: mlp, net_kwargs: {hidden: [690, 690]}"
 FLOWERS = {"flower-superlink", "flwr-serverapp"}
 HUNDRED = 100
 REAL = 3
@@ -81,10 +81,10 @@ class Federation:
                 process.wait()
 
     @contextmanager
-    def served(self) -> Iterator[subprocess.Popen[bytes]]:
+    def served(self, *more: str) -> Iterator[subprocess.Popen[bytes]]:
         """The server, for the block."""
         host, port = self.address.split(":")
-        words = ["--config", "net.yaml", "--listen", host, "--port", port]
+        words = ["--config", "net.yaml", "--listen", host, "--port", port, *more]
         server = self.bhfl("serve", *words)
         try:
             yield server
@@ -165,7 +165,9 @@ def hundred() -> None:
             Speaker(made.address, keys[one], one, "float32", sizes[one])
             for one in range(REAL, len(sizes))
         ]
-        server = stack.enter_context(made.served())
+        # Flower brings a message once: one whose client did not wait for it is lost
+        terms = ["--wait_for", str(HUNDRED - 5), "--round_seconds", "120"]
+        server = stack.enter_context(made.served(*terms))
         until(lambda: "clients join at" in (folder / "serve.log").read_text(), server)
         stack.enter_context(made.joined(REAL))
         stack.enter_context(speaking(speakers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 _BRINGS = re.compile(rb"/v1/fleet/push-[a-z]+")
 """The paths by which clients bring what Flower's processes keep; others only ask."""
@@ -28,6 +29,8 @@ class Allowance:
         self._left: dict[int, int] = {}
         self.overdrawn: set[int] = set()
         """Clients that wanted to bring more than they may, since they were last asked."""
+        self.brought: dict[int, float] = {}
+        """When each client last brought anything, since it was last asked."""
 
     def grant(self, client: int, most: int) -> None:
         """Let a client bring so many bytes from now on, in all requests together.
@@ -38,6 +41,7 @@ class Allowance:
         """
         self._left[client] = most
         self.overdrawn.discard(client)
+        self.brought.pop(client, None)
 
     def check(self, client: int, path: bytes, length: int, more: int) -> None:
         """Refuse a body, of which there is or will be so much.
@@ -64,3 +68,4 @@ class Allowance:
         self.check(client, path, length, more)
         if _BRINGS.fullmatch(path):
             self._left[client] = self._left.get(client, MOST_UNASKED) - more
+            self.brought[client] = time.monotonic()

@@ -5,12 +5,18 @@ than an answer may have.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from hmac import compare_digest
 
 from bhfl.remote.allowance import Allowance
 from bhfl.remote.app.frames import SECRET
 from bhfl.remote.relay import Answer, Relay
+
+_QUIET_SECONDS = 0.5
+"""Seconds after which a client that has brought nothing more has brought all of its answer."""
+_ALL_SECONDS = 10.0
+"""Seconds between two looks for answers of whoever has brought none."""
 
 
 class Sealed:
@@ -37,6 +43,8 @@ class Sealed:
         self._allowance = allowance
         self._asked: dict[int, tuple[str, bytes]] = {}
         """The id of the last message to each node, and its secret: nobody waits for others."""
+        self._all_at = 0.0
+        """When all answers were last asked for."""
         self.nodes = grid.nodes
         self.restore = grid.restore
 
@@ -69,12 +77,30 @@ class Sealed:
     def pull(self, ids: list[str]) -> list[Answer]:
         """The answers to some messages that are there, and why there will be none."""
         secret_of = dict(self._asked.values())
-        found = [_opened(answer, secret_of.get(answer.id, b"")) for answer in self._grid.pull(ids)]
+        ready = self._ready(ids)
+        answers = self._grid.pull(ready) if ready else []
+        found = [_opened(answer, secret_of.get(answer.id, b"")) for answer in answers]
         asked = self._asked.items()
         over = [id for node, (id, _) in asked if id in ids and self._has_overdrawn(node)]
         kept = [answer for answer in found if answer.id not in over]
         told = "it sent more bytes than an answer may have"
         return kept + [Answer(id, b"", told) for id in over]
+
+    def _ready(self, ids: list[str]) -> list[str]:
+        """The messages whose answers may be whole by now: for one that is not, Flower waits for
+        seconds, and those behind it with it. Now and then all, as Flower answers for clients that
+        are gone.
+        """
+        now = time.monotonic()
+        if self._allowance is None or now - self._all_at > _ALL_SECONDS:
+            self._all_at = now
+            return ids
+        found = []
+        for node, (id, _) in self._asked.items():
+            client = self._keyed([node]).get(node, -1)
+            if id in ids and now - self._allowance.brought.get(client, now) > _QUIET_SECONDS:
+                found.append(id)
+        return found
 
     def _has_overdrawn(self, node: int) -> bool:
         client = self._keyed([node]).get(node)

@@ -5,6 +5,7 @@ They send back the model that they were sent, as if they had learned nothing, or
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -100,10 +101,14 @@ def speaking(speakers: list[Speaker]) -> Iterator[None]:
     """Let clients speak for the block."""
     for one in speakers:
         one.thread.start()
+        # a SuperNode takes a while to start, too
+        time.sleep(0.1)
     try:
         yield
     finally:
         for one in speakers:
             one.ended.set()
+        # one whose server is gone goes on trying: it ends with this process
+        until = time.monotonic() + 10.0
         for one in speakers:
-            one.thread.join(30)
+            one.thread.join(max(0.0, until - time.monotonic()))

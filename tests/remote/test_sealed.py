@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from bhfl.remote import allowance as allowances
+from bhfl.remote import sealed
 from bhfl.remote.allowance import MOST_QUESTION, MOST_UNASKED, Allowance, TooManyBytesError
 from bhfl.remote.app.frames import SECRET
 from bhfl.remote.relay import Answer
@@ -84,6 +86,30 @@ def test_an_answer_to_an_earlier_message_does_not_count(carrier: Carrier, grid: 
     grid.push([(10, b"a task")], 1.0, 4)
     carrier.answers = [Answer("1", carrier.sent[0][:SECRET] + b"late", "")]
     assert grid.pull(["1", "2"])[0].error.startswith("the answer does not hold")
+
+
+def test_answers_are_asked_for_when_they_may_be_whole(
+    carrier: Carrier, grid: Sealed, allowance: Allowance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    for module in (sealed, allowances):
+        monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    asked: list[list[str]] = []
+    monkeypatch.setattr(carrier, "pull", lambda ids: asked.append(ids) or [])
+    grid.push([(10, b"a task"), (11, b"a task")], 1.0, 3)
+    # Flower may have an answer of its own for each
+    grid.pull(["1", "2"])
+    allowance.count(0, PUSH, 1, 1)
+    grid.pull(["1", "2"])
+    now[0] = 101.0
+    grid.pull(["1", "2"])
+    assert asked == [["1", "2"], ["1"]]
+    now[0] = 111.0
+    grid.pull(["1", "2"])
+    assert asked[2:] == [["1", "2"]]
+    grid.push([(10, b"a task")], 1.0, 4)
+    grid.pull(["3"])
+    assert len(asked) == 3
 
 
 def test_a_client_that_sends_too_much_is_told_of_at_once(
