@@ -134,7 +134,7 @@ def seen(trainer: Any) -> dict[str, Any]:
 
 LATE = Reply(client=0, round=0, fault=Fault("late", "no reply came"))
 SAME = ["FedCOMGATE", "differences", "frozen"]
-for case in ("FedPer", "ProWD", "FedLQ", "schedule"):
+for case in ("FedPer", "ProWD", "FedLQ", "FedLQ both ways", "schedule"):
     SAME.append(pytest.param(case, marks=pytest.mark.slow))  # type: ignore[arg-type]
 
 
