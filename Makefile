@@ -56,8 +56,8 @@ soak: install  ## kills, mutations, lost processes, signals and full disks by ch
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: install  ## ruff and mypy
-	$(BIN)/ruff check bhfl tests examples benchmarks docs noxfile.py setup.py
-	$(BIN)/ruff format --check bhfl tests examples benchmarks docs noxfile.py setup.py
+	$(BIN)/ruff check bhfl tests examples benchmarks docs noxfile.py setup.py client/setup.py
+	$(BIN)/ruff format --check bhfl tests examples benchmarks docs noxfile.py setup.py client/setup.py
 	$(BIN)/mypy
 
 bench: install  ## measure speed and memory against bare PyTorch, as ratios; PEERS=1: rounds of pfl-research and Flower
@@ -87,4 +87,4 @@ tensorboard: install  ## look at the runs in a browser
 	$(BIN)/tensorboard --logdir runs
 
 clean:  ## remove what was set up and what runs left
-	rm -rf .venv runs build dist docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv runs build dist client/bhfl client/build client/dist docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info
