@@ -78,6 +78,10 @@ class Rule(Algorithm):
         """Nothing of the rule's."""
         return self.client.downlink(server, client)
 
+    def bits_down(self, server: ServerState, client: Client, moves: Params) -> Mapping[str, int]:
+        """Nothing of the rule's."""
+        return self.client.bits_down(server, client, moves)
+
     def expected(self, server: ServerState) -> Mapping[str, Tensor]:
         """Nothing of the rule's."""
         return self.client.expected(server)
