@@ -91,15 +91,18 @@ class Sealed:
         seconds, and those behind it with it. Now and then all, as Flower answers for clients that
         are gone.
         """
-        now = time.monotonic()
-        if self._allowance is None or now - self._all_at > _ALL_SECONDS:
-            self._all_at = now
+        if self._allowance is None:
             return ids
+        now = time.monotonic()
+        others = now - self._all_at > _ALL_SECONDS
         found = []
         for node, (id, _) in self._asked.items():
-            client = self._keyed([node]).get(node, -1)
-            if id in ids and now - self._allowance.brought.get(client, now) > _QUIET_SECONDS:
+            brought = self._allowance.brought.get(self._keyed([node]).get(node, -1))
+            whole = others if brought is None else now - brought > _QUIET_SECONDS
+            if id in ids and whole:
                 found.append(id)
+        if others:
+            self._all_at = now
         return found
 
     def _has_overdrawn(self, node: int) -> bool:
