@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import Offer, allocate_all
 from bhfl.algorithms.fedlq.budget import Traffic
+from bhfl.algorithms.fedlq.candidates import is_served
 from bhfl.algorithms.fedlq.plan import PLAN
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.significance import layer_costs
@@ -55,9 +56,9 @@ def check_downlink(clients: Sequence[Client], candidates: Sequence[int]) -> None
                 "FedLQ.both_ways needs trainer.downlink with send: differences and the most bits "
                 f"of a layer, 2..16, got {rule} for {client.group} clients"
             )
-        if min(candidates) > most:
+        if not is_served(candidates, most):
             raise ValueError(
-                f"FedLQ.candidates must hold a width of at most {most}, the bits of "
+                f"FedLQ.candidates must hold a width of at most {most} besides 0, the bits of "
                 f"trainer.downlink for {client.group} clients, got {list(candidates)}"
             )
 

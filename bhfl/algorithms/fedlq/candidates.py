@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 
+from bhfl.checks import is_integer
+
 
 def candidates_problem(candidates: Sequence[int]) -> str:
     """What is wrong with the widths that layers may choose from."""
     if not len(candidates):
         return "must name at least one bit-width, got none"
-    known = all(bits == 32 or 0 <= bits <= 16 for bits in candidates)
-    if known and len(set(candidates)) == len(candidates):
+    known = all(is_integer(bits) and (bits == 32 or 0 <= bits <= 16) for bits in candidates)
+    if not known or len(set(candidates)) < len(candidates):
+        return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"
+    if any(candidates):
         return ""
-    return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"
+    return f"must hold a width besides 0, with which nothing is ever sent, got {list(candidates)}"
+
+
+def is_served(candidates: Sequence[int], most: int) -> bool:
+    """Whether anything can be sent where a layer has at most so many bits: 0 sends nothing."""
+    return any(0 < bits <= most for bits in candidates)
 
 
 def check_carried(infeasible: str, error_feedback: bool, rule: str) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import Allocation
+from bhfl.algorithms.fedlq.candidates import is_served
 from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client
 
@@ -54,8 +55,8 @@ def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:
                 "FedLQ chooses the bits of each layer itself: clients must leave out layers, got "
                 f"them in group {client.group!r}"
             )
-        if min(candidates) > client.spec.sent_bits:
+        if not is_served(candidates, client.spec.sent_bits):
             raise ValueError(
-                f"FedLQ.candidates must hold a width of at most {client.spec.sent_bits} for "
-                f"{client.group} clients, got {list(candidates)}"
+                f"FedLQ.candidates must hold a width of at most {client.spec.sent_bits} besides 0 "
+                f"for {client.group} clients, got {list(candidates)}"
             )

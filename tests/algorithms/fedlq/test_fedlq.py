@@ -380,6 +380,18 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
             "FedLQ.candidates must be distinct widths of 0..16 or 32, got [17]",
         ),
         (
+            lambda: FedLQ(candidates=[2.5, 8]),
+            "FedLQ.candidates must be distinct widths of 0..16 or 32, got [2.5, 8]",
+        ),
+        (
+            lambda: FedLQ(candidates=["4", True]),
+            "FedLQ.candidates must be distinct widths of 0..16 or 32, got ['4', True]",
+        ),
+        (
+            lambda: FedLQ("delta", [0], error_feedback=True),
+            "must hold a width besides 0, with which nothing is ever sent, got [0]",
+        ),
+        (
             lambda: FedLQ(candidates=[8, 8]),
             "FedLQ.candidates must be distinct widths of 0..16 or 32, got [8, 8]",
         ),
@@ -470,7 +482,12 @@ def test_what_does_not_fit_together(tmp_path):
         (
             FedLQ(candidates=[8], budget=Budget(average_bits=8)),
             {"clients": {2: 1, 32: 1}},
-            "a width of at most 2 for ternary clients",
+            "a width of at most 2 besides 0 for ternary clients",
+        ),
+        (
+            FedLQ("delta", [0, 32], error_feedback=True),
+            {"clients": {8: 1, 32: 1}},
+            "a width of at most 8 besides 0 for int8 clients, got [0, 32]",
         ),
         (
             FedLQ(budget=Budget("quantile")),
