@@ -96,9 +96,11 @@ class Profile:
     distribution: Distribution = "lognormal"
 
     def __post_init__(self) -> None:
-        for name in ("uplink_bps", "downlink_bps", "compute_flops"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Profile.{name} must be > 0, got {getattr(self, name)}")
+        # what a link carries in a second must be a number of bits
+        for name in ("uplink_bps", "downlink_bps"):
+            checked(f"Profile.{name}", getattr(self, name), positive)
+        if not self.compute_flops > 0:
+            raise ValueError(f"Profile.compute_flops must be > 0, got {self.compute_flops}")
         for name in ("latency_seconds", "spread", "jitter", "compute_jitter"):
             checked(f"Profile.{name}", getattr(self, name), not_negative)
         checked("Profile.distribution", self.distribution, choice(*get_args(Distribution)))

@@ -251,8 +251,10 @@ def test_network_errors(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"uplink_bps": 0.0}, "Profile.uplink_bps must be > 0, got 0.0"),
-        ({"downlink_bps": math.nan}, "Profile.downlink_bps must be > 0, got nan"),
+        ({"uplink_bps": 0.0}, "Profile.uplink_bps must be positive and finite, got 0.0"),
+        ({"uplink_bps": math.inf}, "Profile.uplink_bps must be positive and finite, got inf"),
+        ({"downlink_bps": math.nan}, "Profile.downlink_bps must be positive and finite, got nan"),
+        ({"compute_flops": math.nan}, "Profile.compute_flops must be > 0, got nan"),
         (
             {"latency_seconds": -1.0},
             "Profile.latency_seconds must be finite and at least 0, got -1.0",
