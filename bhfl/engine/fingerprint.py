@@ -41,7 +41,9 @@ def fingerprint(settings: Settings, data: Any, model: Mapping[str, Any]) -> Told
         digests = value.file_digests if isinstance(value, Recorded) else {}
         for argument, sha256 in digests.items():
             place = f"{key}.{argument}"
-            told[Role.MACHINE.value][place] = told[role.value].pop(place)
+            # a class of the user's own may name its file otherwise
+            if place in told[role.value]:
+                told[Role.MACHINE.value][place] = told[role.value].pop(place)
             told[role.value][f"{place}.sha256"] = sha256
     if isinstance(data, Recorded):
         options = described(data)

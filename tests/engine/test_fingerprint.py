@@ -77,6 +77,23 @@ LINKS = "client,round,uplink_bps,downlink_bps\n0,1,1e6,1e6\n1,1,1e6,1e6\n"
 EVENTS = "client,round,event,part\n0,1,dropout,\n"
 
 
+class Streets(SimulatedNetwork):
+    """One that names its file in words of its own."""
+
+    def __init__(self, file):
+        super().__init__(trace=file)
+
+
+def test_a_trace_counts_whatever_a_class_of_the_users_own_calls_it(tmp_path):
+    (tmp_path / "links.csv").write_text(LINKS)
+    trainer = FederatedTrainer({8: 2}, network=Streets(tmp_path / "links.csv"), logger=False)
+    told = {}
+    for group in fingerprint(trainer.settings, fake(), {}).values():
+        told |= group
+    assert told["trainer.network.file"] == str(tmp_path / "links.csv")
+    assert len(told["trainer.network.trace.sha256"]) == 64
+
+
 @pytest.mark.parametrize(
     ("option", "make", "text", "other"),
     [
