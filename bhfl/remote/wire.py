@@ -73,7 +73,8 @@ class Wire:
 
     def _measure(self, row: Mapping[str, Any]) -> None:
         """Learn from a row how fast its client's link is."""
-        if self._links is None or row["reply"] != "ok":
+        # one that sends nothing because its link is slow must be heard when it no longer is
+        if self._links is None or row["reply"] not in ("ok", "skipped"):
             return
         passage = Passage(
             num_bytes=int(row["task_bytes"]) + int(row["reply_bytes"]),

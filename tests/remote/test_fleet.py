@@ -740,13 +740,17 @@ def test_links_are_measured_by_the_rows_of_a_run_that_goes_on(tmp_path):
     for links in (first, again):
         links.read_by("it")
     wire = Wire(tmp_path / "wire.csv", 0, first)
-    for client, reply in enumerate((Reply(client=0, round=0, num_examples=8), LATE)):
+    answer = Reply(client=0, round=0, num_examples=8)
+    silent = replace(answer, fault=Fault("skipped", "nothing was sent", carried=True))
+    for client, reply in enumerate((answer, LATE, silent)):
         task = replace(TASKS[0], client=client)
         wire.sent(task, bytes(1000))
         wire.received(task, replace(reply, client=client, seconds=0.001), bytes(500))
     wire.write()
     Wire(tmp_path / "wire.csv", TASKS[0].round + 1, again)
-    one, other = (Client(id, BitSpec.parse(8), 8) for id in range(2))
+    one, other, third = (Client(id, BitSpec.parse(8), 8) for id in range(3))
     assert first.link(1, one, 2) == again.link(1, one, 2) is not None
     # one that did not answer in time says nothing of its link
     assert first.link(1, other, 2) is again.link(1, other, 2) is None
+    # one that had no time to send anything would never have any, if that told nothing
+    assert first.link(1, third, 2) == again.link(1, third, 2) is not None
