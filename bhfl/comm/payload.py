@@ -70,16 +70,19 @@ def encoded_bytes(tensors: Tensors) -> int:
 
 
 def decode(
-    data: bytes | bytearray | memoryview, *, max_bytes: int | None = None
+    data: bytes | bytearray | memoryview,
+    *,
+    max_bytes: int | None = None,
+    max_sparse: int | None = None,
 ) -> dict[str, Tensor | QuantizedTensor]:
     """The tensors of a payload, bit for bit, on the CPU.
 
     Args:
         data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
             no size that they claim is believed before it agrees with their length.
-        max_bytes: Longer payloads are refused, and nothing of them is read; so are those whose
-            sparse tensors have more entries. By default `MAX_BYTES`, and `MAX_GROWTH` such entries
-            for each byte.
+        max_bytes: Longer payloads are refused, and nothing of them is read. By default `MAX_BYTES`.
+        max_sparse: Payloads whose sparse tensors have more entries are refused. By default as many
+            as `max_bytes`, and where that is not given either, `MAX_GROWTH` for each byte.
 
     Returns:
         The tensors in the order of :func:`encode`: contiguous, writable, sharing no memory with
@@ -101,7 +104,9 @@ def decode(
     # of few bytes, they may claim to stand for any number of entries; who knows what to expect
     # takes a tensor of zeros of any size
     sparse = sum(entry.numel for entry in entries if entry.kind == wire.SPARSE)
-    most = min(limit, MAX_GROWTH * len(view)) if max_bytes is None else limit
+    most = max_sparse
+    if most is None:
+        most = min(limit, MAX_GROWTH * len(view)) if max_bytes is None else limit
     if sparse > most:
         raise PayloadError(f"sparse tensors must have at most {most} entries, got {sparse}")
     # the one copy: tensors may write to it, and from its own start plain values are aligned

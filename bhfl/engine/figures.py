@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bhfl.comm import decode, encoded_bytes
+from bhfl.comm.wire import MAX_ELEMENTS
 from bhfl.tags import ACCURACIES
 
 WAYS = ("uplink_bytes", "downlink_bytes")
@@ -77,6 +78,7 @@ def tensor_bytes(payload: bytes) -> dict[str, int]:
         return {}
     empty = encoded_bytes({})
     found = {}
-    for name, tensor in decode(payload).items():
+    # of this process's own making
+    for name, tensor in decode(payload, max_sparse=MAX_ELEMENTS).items():
         found[name] = encoded_bytes({name: tensor}) - empty
     return found

@@ -261,3 +261,6 @@ def test_who_knows_what_to_expect_takes_a_sparse_tensor_of_zeros_of_that_size() 
     assert torch.equal(decode(payload, max_bytes=codes.numel())["w"].codes, codes)
     with pytest.raises(PayloadError, match="at most 3999999 entries, got 4000000"):
         decode(payload, max_bytes=codes.numel() - 1)
+    assert torch.equal(decode(payload, max_sparse=codes.numel())["w"].codes, codes)
+    with pytest.raises(PayloadError, match="sparse tensors must have at most"):
+        decode(payload, max_sparse=codes.numel() - 1)

@@ -77,7 +77,7 @@ class LocalClients:
         self.own = own
         self.store = store
         self.frozen = FrozenCopy(worker, store.folder)
-        self._messages = Messages(worker.to_device)
+        self._messages = Messages(worker.to_device, sum(map(Tensor.numel, own.first.values())))
         self._waiting: list[int] = []
         """Clients that came to something in this round."""
         self._told_untuned = False

@@ -20,10 +20,13 @@ class Messages:
 
     Args:
         place: Brings what a message holds to where it is needed.
+        max_sparse: Entries of a message's sparse tensors at most, see `decode`: a few bytes may
+            stand for layers of any size of which nothing is sent.
     """
 
-    def __init__(self, place: Callable[[Params], Params]) -> None:
+    def __init__(self, place: Callable[[Params], Params], max_sparse: int | None = None) -> None:
         self.place = place
+        self.max_sparse = max_sparse
         self.keeps: Params = {}
         """What a client keeps of the last message."""
         self._payload = b""
@@ -56,7 +59,8 @@ class Messages:
         same = payload == self._payload and (round, *keeps) == self._kept
         if same and (before is self._before or not (before or self._before)):
             return self._tensors
-        tensors = float_tensors(decode(payload)) if payload else {}
+        sent = decode(payload, max_sparse=self.max_sparse) if payload else {}
+        tensors = float_tensors(sent)
         for name in keeps if before else ():
             tensors[name] = before[_SENT + name] + tensors[name]
         self.keeps = {_SENT + name: tensors[name] for name in keeps}

@@ -16,7 +16,7 @@ from bhfl.algorithms.fedlq.allocation import Offer, allocate_all
 from bhfl.algorithms.fedlq.both import BothWays, down_bits
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.sides import Sides
-from bhfl.comm import decode, encode, header_bytes
+from bhfl.comm import decode, encode, header_bytes, payload
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.downlink import coded_move, sent_as
@@ -144,6 +144,20 @@ def test_seconds_are_shared_out_and_nobody_is_late(tmp_path: Path) -> None:
         assert 0 < history[-1]["comm/bits_down"] <= 8
 
 
+def test_of_a_model_of_any_size_a_client_may_be_sent_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(self: Any, server: Any, client: Any, moves: Any) -> dict[str, int]:
+        return dict.fromkeys(moves, 0)
+
+    monkeypatch.setattr(FedLQ, "bits_down", nothing)
+    # as if layers were of far more weights than the message has bytes
+    monkeypatch.setattr(payload, "MAX_GROWTH", 0)
+    last = run(tmp_path, both(), max_rounds=2).run.history[-1]
+    assert last["clients/ok"] == 4
+    assert last["comm/bits_down"] == 0
+
+
 def test_clients_are_sent_the_bits_that_were_chosen(tmp_path: Path, messages: list[Any]) -> None:
     run(tmp_path, both(), network=network(down=5e3))
     chosen = {tuple(one.bits.values()) for round, _, one in messages if round}
@@ -196,13 +210,15 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     [
         ("float32", (2, 4), "send: differences and the most bits of a layer, 2..16, got float32"),
         (Downlink(8), (2, 4), "send: differences and the most bits of a layer, 2..16, got 8"),
-        (RULE, (16, 32), "a width of at most 8, the bits of trainer.downlink for float32 clients"),
+        (RULE, (16, 32), "at most 8 besides 0, the bits of trainer.downlink for float32 clients"),
+        (RULE, (0, 16), "at most 8 besides 0, the bits of trainer.downlink for float32 clients"),
     ],
 )
 def test_downlinks_that_do_not_fit(
     tmp_path: Path, rule: Any, candidates: Any, message: str
 ) -> None:
-    lq = FedLQ(candidates=candidates, budget=Budget("quantile", 16), both_ways=True)
+    budget = Budget("quantile", 16)
+    lq = FedLQ("delta", candidates, budget, error_feedback=True, both_ways=True)
     options = {"data": fake(holdout=16), "network": network(), "downlink": rule}
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(tmp_path, lq, {32: 1}, **options)
