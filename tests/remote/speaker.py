@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import httpx
 from cryptography.hazmat.primitives import serialization
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
@@ -22,7 +23,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
     pull_objects,
 )
-from flwr.supernode.fleet_http_connection import http_request_response
+from flwr.supernode import fleet_http_connection
 
 from bhfl.engine.exchange import Reply, Task
 from bhfl.remote.app.frames import SECRET
@@ -32,6 +33,14 @@ from bhfl.remote.messages import Facts, pack, split, unpack
 
 POLL_SECONDS = 3.0
 """Seconds between two looks for a message, as a SuperNode makes them."""
+
+
+def _no_exit(code: int, message: str = "", **more: object) -> None:
+    """What Flower does in the place of ending this whole process."""
+    raise ConnectionError(message)
+
+
+fleet_http_connection.flwr_exit = _no_exit
 
 
 class Speaker:
@@ -55,10 +64,20 @@ class Speaker:
         self.thread = threading.Thread(target=self._speak, daemon=True)
 
     def _speak(self) -> None:
+        # as a SuperNode is started anew
+        while not self.ended.is_set():
+            try:
+                self._connected()
+            except (ConnectionError, httpx.HTTPError):
+                self.ended.wait(1.0)
+
+    def _connected(self) -> None:
         private = serialization.load_ssh_private_key(self.keys.private.read_bytes(), None)
         pair = private, private.public_key()
         ca = self.keys.ca.read_bytes()
-        with http_request_response(self.address, False, ca, pair) as connection:
+        with fleet_http_connection.http_request_response(
+            self.address, False, ca, pair
+        ) as connection:
             _, receive, send, _, _, pull, push, confirm = connection
             while not self.ended.is_set():
                 received = receive()
