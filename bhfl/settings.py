@@ -317,3 +317,11 @@ class Settings:
         for group in self.groups:
             for one in fields(group):
                 yield one.name, one.metadata["role"], getattr(group, one.name)
+
+
+def option_names() -> list[str]:
+    """The names of all options."""
+    found: list[str] = []
+    for kind in get_type_hints(Settings).values():
+        found += [one.name for one in fields(kind)]
+    return found

@@ -6,26 +6,29 @@ It needs no jsonargparse, which a small device does not have.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from functools import partial
 from typing import Any, Optional, get_args, get_origin, get_type_hints
 
 import torch
+from torch import Tensor, nn
 
+from bhfl.cli.request import OWN
 from bhfl.recorded import constructors
 
 _ALLOWED: ContextVar[Collection[str] | None] = ContextVar("allowed", default=None)
 
 
 @contextmanager
-def only_of(packages: Collection[str]) -> Iterator[None]:
+def only_of(packages: Collection[str] | None) -> Iterator[None]:
     """Let names of a configuration lead into some packages alone, for the block: of others nothing
-    is imported, and nothing is made that is imported already.
+    is imported, and nothing is made that is imported already; None for any.
     """
     token = _ALLOWED.set(packages)
     try:
@@ -123,11 +126,12 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
 
 
 def foreign(value: Any, allowed: Sequence[str]) -> Iterator[str]:
-    """Classes that a configuration names, of packages that are not allowed."""
+    """Classes that a server's configuration names, of packages that are not allowed."""
     if isinstance(value, Mapping):
         path = value.get("class_path")
-        if isinstance(path, str) and path.partition(".")[0] not in allowed:
-            yield path
+        named = isinstance(path, str) and not isinstance(path, OwnText)
+        if named and str(path).partition(".")[0] not in allowed:
+            yield str(path)
         value = list(value.values())
     for item in value if isinstance(value, list) else ():
         yield from foreign(item, allowed)
@@ -136,7 +140,13 @@ def foreign(value: Any, allowed: Sequence[str]) -> Iterator[str]:
 # ---- making objects without jsonargparse ---------------------------------------------------------
 
 
-def made(key: str, value: Any, homes: Sequence[str]) -> Any:
+class OwnText(str):
+    """Text of a client's own configuration, which may name any package, and any class of it."""
+
+    __slots__ = ()
+
+
+def made(key: str, value: Any, homes: Sequence[str], base: type) -> Any:
     """The object that a configuration names by ``class_path`` and ``init_args``.
 
     What stands in its arguments is made too, by the same rules. Of an optimizer, which needs the
@@ -146,29 +156,38 @@ def made(key: str, value: Any, homes: Sequence[str]) -> Any:
         key: Where it stands, for messages.
         value: A mapping with ``class_path``, or the path alone.
         homes: Modules in which a class without a package is looked for.
+        base: What a class of `OWN` must derive from that is not named by `OwnText`: torch has
+            classes whose constructor starts a program.
 
     Raises:
         ValueError: There is no such class, it is not allowed, or it refuses its arguments.
     """
+    return _made(key, value, homes, (base,))
+
+
+def _made(key: str, value: Any, homes: Sequence[str], bases: tuple[type, ...]) -> Any:
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, Mapping) or value.keys() - {"class_path", "init_args"}:
         raise ValueError(f"{key} must be a mapping of class_path and init_args, got {value!r}")
-    cls = _class(key, value.get("class_path"), homes)
+    path = value.get("class_path")
+    with only_of(None) if isinstance(path, OwnText) else nullcontext():
+        cls = _class(key, path, homes, bases)
     given = value.get("init_args") or {}
     hints, _ = parameters(cls)
     arguments = {
         name: _argument(f"{key}.{name}", one, hints.get(name), homes) for name, one in given.items()
     }
-    if issubclass(cls, torch.optim.Optimizer):
-        return partial(cls, **arguments)
     try:
+        if issubclass(cls, torch.optim.Optimizer):
+            inspect.signature(cls).bind([], **arguments)
+            return partial(cls, **arguments)
         return cls(**arguments)
     except TypeError as error:
         raise ValueError(f"{key}: {cls.__name__} refuses its init_args: {error}") from error
 
 
-def _class(key: str, path: Any, homes: Sequence[str]) -> Any:
+def _class(key: str, path: Any, homes: Sequence[str], bases: tuple[type, ...]) -> Any:
     if not isinstance(path, str) or not all(map(str.isidentifier, path.split("."))):
         raise ValueError(f"{key} must name a class, got {path!r}")
     places = [path] if "." in path else [f"{home}.{path}" for home in homes]
@@ -181,20 +200,47 @@ def _class(key: str, path: Any, homes: Sequence[str]) -> Any:
         except ValueError as error:
             problems.append(str(error))
             continue
-        if isinstance(found, type):
+        if not isinstance(found, type):
+            problems.append(f"{place} is not a class")
+        elif not (_is_of_others(path, found) or issubclass(found, bases)):
+            wanted = " or ".join(base.__name__ for base in bases)
+            problems.append(f"{place} is no {wanted}")
+        else:
             return found
-        problems.append(f"{place} is not a class")
     raise ValueError(f"{key} must name a class, got {path!r}: {problems[0]}")
+
+
+def _is_of_others(path: str, cls: type) -> bool:
+    """Whether it is the client that has named a class, or allowed its package."""
+    return isinstance(path, OwnText) or cls.__module__.partition(".")[0] not in OWN
 
 
 def _argument(key: str, value: Any, hint: Any, homes: Sequence[str]) -> Any:
     """An argument as its class takes it: an object where one is named, fields of a dataclass."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        return made(key, value, homes)
-    kinds = [one for one in (hint, *get_args(hint)) if isinstance(one, type)]
+    hints = (hint, *get_args(hint))
+    kinds = [one for one in hints if isinstance(one, type)]
+    if _names_class(value, kinds, hints):
+        bases = [one for one in kinds if not is_standard(one.__module__)]
+        return _made(key, value, homes, (nn.Module, torch.optim.Optimizer, *bases))
     fields = next((one for one in kinds if is_dataclass(one)), None)
     if isinstance(value, Mapping) and fields is not None:
         path = f"{fields.__module__}.{fields.__qualname__}"
-        return made(key, {"class_path": path, "init_args": value}, homes)
-    is_tuple = any(get_origin(one) is tuple for one in (hint, *get_args(hint)))
+        return _made(key, {"class_path": path, "init_args": value}, homes, (fields,))
+    if isinstance(value, list) and Tensor in kinds:
+        try:
+            return torch.tensor(value, dtype=torch.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{key} must be numbers, got {value!r}") from error
+    is_tuple = any(get_origin(one) is tuple for one in hints)
     return tuple(value) if is_tuple and isinstance(value, list) else value
+
+
+def _names_class(value: Any, kinds: Sequence[type], hints: Sequence[Any]) -> bool:
+    """Whether an argument is an object to be made: by ``class_path``, or by the path alone where a
+    module or a callable is wanted.
+    """
+    if isinstance(value, Mapping):
+        return "class_path" in value
+    wanted = nn.Module in kinds or any(get_origin(one) is Callable for one in hints)
+    # text without a dot may be a network's name
+    return isinstance(value, str) and wanted and ("." in value or str not in kinds)

@@ -63,6 +63,9 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is missing: {what}"
     if "client" in given and (problem := count(0)(given["client"])):
         yield f"client {problem}"
+    allow = given.get("allow", [])
+    if not isinstance(allow, list) or not all(isinstance(one, str) for one in allow):
+        yield f"allow must be a list of packages, got {allow!r}"
     if problem := true_or_false(given.get("plain", False)):
         yield f"plain {problem}"
     elif not is_whole() and not given["plain"]:

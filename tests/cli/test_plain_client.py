@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from bhfl.cli import plain_client, request
 from bhfl.cli.join import _opener
@@ -163,6 +166,14 @@ class Task(Net):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
     def configure_optimizers(self):
         return optim.SGD(self.parameters(), 0.1)
+class Critic(Task):
+    def __init__(self, loss, weigh: nn.Module):
+        super().__init__(8)
+        assert loss == "mean" and weigh.weight.tolist() == [1, 2] + [1] * 7 + [3]
+        # no submodule, whose buffer would be averaged
+        self.weigh = (weigh,)
+    def training_step(self, batch, batch_idx):
+        return self.weigh[0](self(batch[0]), batch[1])
 """
 OWN = """
 model:
@@ -228,12 +239,77 @@ def refused(folder: Path, config: Hello, *own: str) -> str:
         (algorithm("bhfl.FedAv"), "algorithm must name a class, got 'bhfl.FedAv'"),
         (algorithm("os.system"), "names os.system, and this client's `allow` does not name"),
         (algorithm("bhfl.algorithms.FedProx", nu=1), "algorithm: FedProx refuses its init_args: "),
+        (algorithm("torch.nn.Identity"), "torch.nn.Identity is no Algorithm"),
+        ({"model": None}, "the server's model is not told, as it was made in Python, which may"),
     ],
 )
 def test_what_torch_alone_cannot_serve_is_refused(
     tmp_path: Path, parts: Path, changed: dict[str, Any], problem: str
 ) -> None:
     assert problem in refused(tmp_path, hello(**changed), *arrays(parts, 0))
+
+
+def test_a_server_names_no_program_to_be_started(tmp_path: Path, parts: Path) -> None:
+    """The constructor of some classes of torch starts one."""
+    program = f"{SubprocessHandler.__module__}.SubprocessHandler"
+    told = dict.fromkeys(signature(SubprocessHandler).parameters)
+    options = {**told, "entrypoint": "touch", "args": [str(tmp_path / "started")], "env": {}}
+    options["local_rank_id"] = 0
+    optimizer = {"class_path": program, "init_args": options}
+    model = {"class_path": "Classifier", "init_args": {"optimizer": optimizer}}
+    for changed in (algorithm(program, **options), {"model": model}):
+        assert "SubprocessHandler is no " in refused(tmp_path, hello(**changed), *arrays(parts, 0))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.usefixtures("own_net")
+def test_what_the_client_names_is_not_thereby_the_servers_to_name(
+    tmp_path: Path, parts: Path
+) -> None:
+    own = [*written(tmp_path, TASK), *arrays(parts, 0)]
+    for changed in (algorithm("own_net.Net"), {"algorithm": "own_net.Net"}):
+        found = refused(tmp_path, hello(**changed), *own)
+        assert "own_net.Net, and this client's `allow`" in found or "package of own_net" in found
+
+
+CRITIC = """
+model:
+  class_path: own_net.Critic
+  init_args:
+    loss: mean
+    weigh:
+      class_path: torch.nn.CrossEntropyLoss
+      init_args: {weight: [1, 2, 1, 1, 1, 1, 1, 1, 1, 3]}
+"""
+
+
+@pytest.mark.usefixtures("own_net")
+def test_arguments_are_text_or_tensors_or_objects_as_a_class_takes_them(
+    tmp_path: Path, parts: Path
+) -> None:
+    """Of a server whose model, made in Python, is not told; and of a loss that weighs classes."""
+    config = hello(model=None)
+    own = [*written(tmp_path, CRITIC), *arrays(parts, 0)]
+    one = resident(tmp_path / "state", 0, *own)
+    _, reply = answers(one, 0, config)
+    assert reply.fault is None
+    assert reply.metrics["train/loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("data", "torch.nn.Identity", r"Identity lacks prepare_data\(\)"),
+        ("trainer.accelerator", "gpu", "trainer.accelerator must be cpu where torch alone trains"),
+        ("model.optimizer", "{class_path: SGD, init_args: {lrr: 1}}", "SGD refuses its init_args"),
+        ("model.net", "torchvison.models.ResNet", "No module named 'torchvison'"),
+    ],
+)
+def test_an_own_option_that_cannot_be_used_is_refused(
+    tmp_path: Path, parts: Path, key: str, value: str, problem: str
+) -> None:
+    found = refused(tmp_path, hello(), *arrays(parts, 0), f"--{key}", value)
+    assert re.search(problem, found)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +353,5 @@ def test_the_small_distribution_asks_for_data_and_trains_plainly(
     assert "data is missing in this client's configuration" in refused(tmp_path, hello())
     with pytest.raises(ConfigError, match="plain must be true or false, got 3"):
         read_request([*REQUIRED, "--plain", "3"])
+    with pytest.raises(ConfigError, match="allow must be a list of packages, got 'my_net'"):
+        read_request([*REQUIRED, "--allow", "my_net"])
