@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,7 +28,8 @@ class Arrays(Recorded):
 
     The file holds ``train_inputs`` ``[n, ...]`` and ``train_targets`` ``[n]``, and where the client
     is measured on samples of its own, ``val_inputs`` and ``val_targets``, ``test_inputs`` and
-    ``test_targets``. uint8 inputs are divided by 255. Nothing in it is unpickled.
+    ``test_targets``. uint8 inputs are divided by 255; targets become int64 or float32, which losses
+    take. Nothing in it is unpickled.
 
     Args:
         file: The file.
@@ -57,7 +60,9 @@ class Arrays(Recorded):
         self.file = user_path(file)
         self.shared = None if shared is None else user_path(shared)
         self.eval_batch_size = checked("data.eval_batch_size", eval_batch_size, count(1))
-        self._normal = (tuple(mean), tuple(std))
+        self._normal = {"mean": tuple(mean), "std": tuple(std)}
+        if not all(one > 0 for one in std):
+            raise ValueError(f"data.std must be positive, got {list(std)}")
         self._epochs = Epochs(
             checked("data.batch_size", batch_size, count(1)),
             drop_last,
@@ -86,17 +91,33 @@ class Arrays(Recorded):
     def _read(self, key: str, file: os.PathLike[str]) -> dict[str, TensorSource]:
         found = {}
         try:
-            # with allow_pickle=False, which is NumPy's default
-            with np.load(file) as arrays:
-                held = {name: arrays[name] for name in arrays}
-        except (OSError, ValueError, EOFError) as error:
+            with np.load(file, allow_pickle=False) as arrays:
+                held = {name: arrays[name] for name in arrays if name.startswith(_SPLITS)}
+        # of a file of one array a TypeError, as it is nothing to be closed
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{key} must be an .npz file of numbers: {error}") from error
         for split in _SPLITS:
-            if f"{split}_inputs" in held and f"{split}_targets" in held:
-                inputs = _tensor(key, held[f"{split}_inputs"])
-                targets = _tensor(key, held[f"{split}_targets"])
-                found[split] = TensorSource(inputs, targets, *self._normal)
+            names = sorted(name for name in held if name.startswith(split))
+            if names and names != [f"{split}_inputs", f"{split}_targets"]:
+                raise ValueError(
+                    f"{key} must hold {split}_inputs and {split}_targets, got {', '.join(names)}"
+                )
+            if names:
+                inputs = _tensor(key, held, f"{split}_inputs")
+                targets = _tensor(key, held, f"{split}_targets")
+                targets = targets.float() if targets.is_floating_point() else targets.long()
+                self._check_channels(inputs)
+                found[split] = TensorSource(inputs, targets, *self._normal.values())
         return found
+
+    def _check_channels(self, inputs: Tensor) -> None:
+        channels = inputs.shape[1] if inputs.dim() > 1 else 1
+        for name, values in self._normal.items():
+            if len(values) not in (0, 1, channels):
+                raise ValueError(
+                    f"data.{name} must have one number for each of {channels} channels, got "
+                    f"{list(values)}"
+                )
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
         """The number of this client's samples, in the place of every client.
@@ -164,8 +185,10 @@ class Arrays(Recorded):
         return source.batches(places, self.eval_batch_size, torch.Generator())
 
 
-def _tensor(key: str, values: Any) -> Tensor:
+def _tensor(key: str, held: Mapping[str, Any], name: str) -> Tensor:
+    if not held[name].ndim:
+        raise ValueError(f"{key} must hold {name} of many samples, got one number")
     try:
-        return torch.from_numpy(values)
-    except TypeError as error:
-        raise ValueError(f"{key} must hold numbers: {error}") from error
+        return torch.from_numpy(held[name])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} must hold numbers, which {name} are not: {error}") from error

@@ -65,6 +65,12 @@ def test_samples_that_are_held_out_are_measured_on(tmp_path: Path) -> None:
         ({"train_inputs": np.ones(3), "train_targets": np.ones(2)}, "targets must be as many as"),
         ({"train_inputs": np.array([{}]), "train_targets": np.ones(1)}, "must be an .npz file of"),
         ({"train_inputs": np.array(["a"]), "train_targets": np.ones(1)}, "must hold numbers"),
+        ({"train_inputs": np.ones(3, ">f4"), "train_targets": np.ones(3)}, "must hold numbers, wh"),
+        ({"train_inputs": 3.0, "train_targets": 1}, "train_inputs of many samples, got one number"),
+        (
+            {"train_inputs": np.ones(3), "train_targets": np.ones(3), "val_inputs": np.ones(3)},
+            "data.file must hold val_inputs and val_targets, got val_inputs",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used(
@@ -78,3 +84,28 @@ def test_a_file_that_cannot_be_used(
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.file must be an .npz file of numbers: .*No such"):
         ready(tmp_path / "none.npz")
+
+
+def test_a_file_of_another_kind_or_a_broken_one(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.npz", train_inputs=np.ones(99), train_targets=np.ones(99))
+    whole = file.read_bytes()
+    np.save(tmp_path / "one.npy", np.ones(3))
+    for held in ((tmp_path / "one.npy").read_bytes(), whole[:200], whole[:90] + whole[91:]):
+        file.write_bytes(held)
+        with pytest.raises(ValueError, match=r"data.file must be an .npz file of numbers: "):
+            ready(file)
+
+
+def test_targets_are_of_the_types_that_losses_take(tmp_path: Path) -> None:
+    for kind, wanted in (("int32", torch.int64), ("float64", torch.float32)):
+        file = saved(tmp_path / "a.npz", train_inputs=[1.0], train_targets=np.ones(1, kind))
+        ((_, targets),) = ready(file).client_batches(0, RandomKeys(0, 0, 0), 0)
+        assert targets.dtype == wanted
+
+
+def test_numbers_that_normalise_fit_the_channels(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.npz", train_inputs=np.ones((2, 3, 4, 4)), train_targets=[0, 1])
+    with pytest.raises(ValueError, match=r"data.mean must have one number for each of 3 channels"):
+        ready(file, mean=[0.5, 0.5])
+    with pytest.raises(ValueError, match=r"data.std must be positive, got \[0.0\]"):
+        Arrays(file, std=[0.0])
