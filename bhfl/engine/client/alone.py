@@ -18,6 +18,8 @@ from bhfl.engine.state import check_state
 from bhfl.engine.types import FederatedData
 from bhfl.told import Told
 
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+
 
 class Alone:
     """What a `bhfl.engine.session.Session` is to a client under Lightning.
@@ -76,7 +78,7 @@ def check_plain(module: Any) -> None:
         ValueError: It derives from Lightning's, or has not the methods that are called.
     """
     name = type(module).__name__
-    if any(base.__module__.startswith("lightning.") for base in type(module).__mro__):
+    if any(base.__module__.startswith(_LIGHTNING) for base in type(module).__mro__):
         raise ValueError(
             f"model must be a plain torch.nn.Module where torch alone trains it, and {name} is a "
             "LightningModule: give its network, with a loss, or join with the package bhfl"
