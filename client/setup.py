@@ -30,7 +30,8 @@ LEFT_OUT = (
 
 def main() -> None:
     """Copy the files, where this is a checkout, and pack them."""
-    if (SOURCE / "bhfl").is_dir():
+    # a source distribution has its files, and may lie beside another folder of that name
+    if not (HERE / "PKG-INFO").exists():
         shutil.rmtree(HERE / "bhfl", ignore_errors=True)
         for name in sorted(files(SOURCE)):
             place = HERE / name

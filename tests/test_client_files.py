@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 import tomllib
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -75,3 +77,20 @@ def test_it_needs_what_the_whole_package_needs_of_the_same() -> None:
     assert [whole[one.name] for one in small] == small
     for key in ("license", "authors", "requires-python"):
         assert SMALL[key] == PROJECT[key]
+
+
+def test_a_source_distribution_keeps_its_files_whatever_lies_beside(tmp_path: Path) -> None:
+    """Unpacked in a checkout, say, whose files may be those of another version."""
+    own = tmp_path / "bhfl_client"
+    (own / "bhfl").mkdir(parents=True)
+    shutil.copyfile(CLIENT / "setup.py", own / "setup.py")
+    for name in ("PKG-INFO", "bhfl/held.py"):
+        (own / name).touch()
+    (tmp_path / "bhfl").mkdir()
+    (tmp_path / "LICENSE").touch()
+    main = runpy.run_path(str(own / "setup.py"))["main"]
+    packed = []
+    main.__globals__["setup"] = lambda **options: packed.append(options["packages"])
+    main()
+    assert (own / "bhfl/held.py").exists()
+    assert len(packed) == 1
