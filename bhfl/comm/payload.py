@@ -80,7 +80,8 @@ def decode(
     Args:
         data: Bytes from anywhere. They are data only: nothing in them is executed or imported, and
             no size that they claim is believed before it agrees with their length.
-        max_bytes: Longer payloads are refused, and nothing of them is read. By default `MAX_BYTES`.
+        max_bytes: Longer payloads are refused, and nothing of them is read; so are those that have
+            more codes, eight of which can be in a byte. By default `MAX_BYTES`, and any codes.
         max_sparse: Payloads whose sparse tensors have more entries are refused. By default as many
             as `max_bytes`, and where that is not given either, `MAX_GROWTH` for each byte.
 
@@ -101,14 +102,7 @@ def decode(
     if len(view) > limit:
         raise PayloadError(f"payload must be at most {limit} bytes, got {len(view)}")
     entries, offset = wire.read_header(view, check)
-    # of few bytes, they may claim to stand for any number of entries; who knows what to expect
-    # takes a tensor of zeros of any size
-    sparse = sum(entry.numel for entry in entries if entry.kind == wire.SPARSE)
-    most = max_sparse
-    if most is None:
-        most = min(limit, MAX_GROWTH * len(view)) if max_bytes is None else limit
-    if sparse > most:
-        raise PayloadError(f"sparse tensors must have at most {most} entries, got {sparse}")
+    _check_codes(entries, len(view), max_bytes, max_sparse)
     # the one copy: tensors may write to it, and from its own start plain values are aligned
     content = bytearray(view[offset : -wire.CRC_BYTES])
     offset = 0
@@ -123,6 +117,22 @@ def decode(
             tensors[entry.name] = _read_quantized(content, offset, entry, scale=plain[entry.name])
             offset += entry.code_bytes
     return tensors
+
+
+def _check_codes(
+    entries: list[Entry], size: int, max_bytes: int | None, max_sparse: int | None
+) -> None:
+    """PayloadError for more codes than the reader of a payload of `size` bytes takes."""
+    codes = sum(entry.numel for entry in entries if entry.is_quantized)
+    if max_bytes is not None and codes > max_bytes:
+        raise PayloadError(f"payload must have at most {max_bytes} codes, got {codes}")
+    # of few bytes, they may claim to stand for any number of entries; who knows what to expect
+    # takes a tensor of zeros of any size
+    sparse = sum(entry.numel for entry in entries if entry.kind == wire.SPARSE)
+    if max_sparse is None:
+        max_sparse = min(MAX_BYTES, MAX_GROWTH * size) if max_bytes is None else max_bytes
+    if sparse > max_sparse:
+        raise PayloadError(f"sparse tensors must have at most {max_sparse} entries, got {sparse}")
 
 
 def header_bytes(data: bytes | bytearray | memoryview) -> int:

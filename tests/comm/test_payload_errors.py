@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bhfl.comm import PayloadError, decode, encode, header_bytes
 from bhfl.quant import QuantizedTensor
+from bhfl.quant.signs import signs
 from tests.comm.mutations import one_row, sealed
 
 ONES = torch.ones(3, dtype=torch.int8)
@@ -259,8 +260,17 @@ def test_who_knows_what_to_expect_takes_a_sparse_tensor_of_zeros_of_that_size() 
     codes = torch.zeros(4_000_000, dtype=torch.int8)
     payload = encode({"w": QuantizedTensor(codes, torch.tensor(1.0), 4, sparse=True)})
     assert torch.equal(decode(payload, max_bytes=codes.numel())["w"].codes, codes)
-    with pytest.raises(PayloadError, match="at most 3999999 entries, got 4000000"):
+    with pytest.raises(PayloadError, match="at most 3999999 codes, got 4000000"):
         decode(payload, max_bytes=codes.numel() - 1)
     assert torch.equal(decode(payload, max_sparse=codes.numel())["w"].codes, codes)
     with pytest.raises(PayloadError, match="sparse tensors must have at most"):
         decode(payload, max_sparse=codes.numel() - 1)
+
+
+def test_a_payload_of_signs_has_no_more_of_them_than_it_may_have_bytes() -> None:
+    """Eight of them are in a byte, so that a payload of the longest would be far more in memory."""
+    payload = encode({"w": signs(torch.ones(800))})
+    assert len(payload) < 200
+    assert decode(payload, max_bytes=800).keys() == {"w"}
+    with pytest.raises(PayloadError, match="payload must have at most 799 codes, got 800"):
+        decode(payload, max_bytes=799)
