@@ -27,6 +27,13 @@ def terminal() -> Console | None:
     """The terminal on standard error; None where that is a file, a pipe or a terminal without a
     cursor, and in a process that does not speak to the user.
     """
+    console = _console()
+    # where FORCE_COLOR asks for colours in a file too, rich takes that file for a terminal
+    return console if console is not None and console.file.isatty() else None
+
+
+def _console() -> Console | None:
+    """Standard error where it has a cursor or, by FORCE_COLOR, colours; None where it has not."""
     if not speaks():
         return None
     from rich.console import Console
@@ -77,13 +84,13 @@ def told(text: str) -> Iterator[None]:
 
 
 def coloured(text: str, style: str) -> str:
-    """Text in a colour where standard error is a terminal that has it.
+    """Text in a colour where standard error is a terminal that has it, or FORCE_COLOR wants it.
 
     Args:
         text: One or more lines.
         style: A colour as rich names it.
     """
-    console = terminal()
+    console = _console()
     if console is None:
         return text
     with console.capture() as captured:

@@ -1,6 +1,7 @@
 """How far a sweep is."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -42,9 +43,9 @@ def test_lines_are_seldom_where_there_is_no_terminal(
 def test_a_terminal_has_a_table_of_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal = {"FORCE_COLOR": "1", "TERM": "xterm", "LINES": "9", "COLUMNS": "80"}
-    for name, value in terminal.items():
+    for name, value in {"TERM": "xterm", "LINES": "9", "COLUMNS": "80"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown = Display(total=40, done=2)
     over = Shown("done", "done", 10, 10)
     runs = [over, Shown("waits", "missing", 0, 10), Shown("works", RUNNING, 5, 10)]
