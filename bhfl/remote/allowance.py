@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 
 _BRINGS = re.compile(rb"/v1/fleet/push-[a-z]+")
@@ -18,7 +19,7 @@ class TooManyBytesError(ValueError):
 
 
 class Allowance:
-    """Counts what clients bring; used by one thread but for `grant`.
+    """Counts what clients bring, in one thread, while another grants it.
 
     Args:
         most_bytes: Bytes of the body of a request at most.
@@ -27,6 +28,8 @@ class Allowance:
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._left: dict[int, int] = {}
+        # of a grant between two lines of `count` nothing would be left
+        self._lock = threading.RLock()
         self.overdrawn: set[int] = set()
         """Clients that wanted to bring more than they may, since they were last asked."""
         self.brought: dict[int, float] = {}
@@ -39,9 +42,10 @@ class Allowance:
             client: Its position in the fleet.
             most: Those of an answer, with what Flower adds to it.
         """
-        self._left[client] = most
-        self.overdrawn.discard(client)
-        self.brought.pop(client, None)
+        with self._lock:
+            self._left[client] = most
+            self.overdrawn.discard(client)
+            self.brought.pop(client, None)
 
     def check(self, client: int, path: bytes, length: int, more: int) -> None:
         """Refuse a body, of which there is or will be so much.
@@ -59,13 +63,16 @@ class Allowance:
         most = self._most if brings else MOST_QUESTION
         if length > most:
             raise TooManyBytesError(f"a body must have at most {most:,} bytes")
-        if brings and more > self._left.get(client, MOST_UNASKED):
-            self.overdrawn.add(client)
-            raise TooManyBytesError(f"client {client} has sent more bytes than an answer may have")
+        with self._lock:
+            if brings and more > self._left.get(client, MOST_UNASKED):
+                self.overdrawn.add(client)
+                told = f"client {client} has sent more bytes than an answer may have"
+                raise TooManyBytesError(told)
 
     def count(self, client: int, path: bytes, length: int, more: int) -> None:
         """Count the next part of a body, where it is not refused, see `check`."""
-        self.check(client, path, length, more)
-        if _BRINGS.fullmatch(path):
-            self._left[client] = self._left.get(client, MOST_UNASKED) - more
-            self.brought[client] = time.monotonic()
+        with self._lock:
+            self.check(client, path, length, more)
+            if _BRINGS.fullmatch(path):
+                self._left[client] = self._left.get(client, MOST_UNASKED) - more
+                self.brought[client] = time.monotonic()

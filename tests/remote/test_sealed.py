@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -143,6 +144,27 @@ def test_a_client_may_bring_so_much_in_all_requests_together(allowance: Allowanc
     assert allowance.overdrawn == {0}
     allowance.grant(0, 1)
     assert allowance.overdrawn == set()
+
+
+def test_what_is_granted_while_bytes_are_counted_is_not_lost() -> None:
+    """An old answer may still be on its way when its client is asked again."""
+    allowance = Allowance(10**6)
+
+    class Slow(dict[int, int]):
+        """Numbers between whose reading and writing somebody else has time."""
+
+        def get(self, *key: Any) -> Any:
+            value = super().get(*key)
+            if granting.ident is None:
+                granting.start()
+            granting.join(0.05)
+            return value
+
+    granting = threading.Thread(target=allowance.grant, args=[0, 1000])
+    allowance._left = Slow()
+    allowance.count(0, PUSH, 900, 900)
+    granting.join(5)
+    allowance.check(0, PUSH, 1000, 1000)
 
 
 def test_what_is_said_to_come_is_refused_and_does_not_count(allowance: Allowance) -> None:
