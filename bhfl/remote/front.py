@@ -56,6 +56,7 @@ _OF_ONE_HOP = {
 """Headers that are between two machines and go no further."""
 _KEY_HEADER = b"flwr-public-key"
 _TIME_HEADER = b"flwr-timestamp"
+_SIGNATURE_HEADER = b"flwr-signature"
 MOST_SKEW = 300.0
 """Seconds by which a client's clock may differ: a SuperLink takes older signatures for stolen."""
 _NOT_REGISTERED = 2004
@@ -173,6 +174,8 @@ class Front(Running):
         client = self._client_of(scope["headers"])
         if client is None:
             return await _turn_away(send, 412, "the key of this client is not in the registry")
+        if not self._has_signed(client, dict(scope["headers"])):
+            return await _turn_away(send, 401, "this client has not signed its time by its key")
         if abs(skew := _skew(scope["headers"])) > MOST_SKEW:
             told = f"the clock of this client differs from the server's by {skew:+.0f} s"
             return await _say(send, 412, told)
@@ -185,13 +188,23 @@ class Front(Running):
             await _say(send, 413, str(error))
 
     def _client_of(self, headers: list[tuple[bytes, bytes]]) -> int | None:
-        """The client whose key a request names; the SuperLink proves that it is the client's."""
+        """The client whose key a request names."""
         named = [value for name, value in headers if name == _KEY_HEADER]
         try:
             one = self._registry.of_key.get(base64.b64decode(b"".join(named), validate=True))
         except binascii.Error:
             return None
         return None if one is None else one.client
+
+    def _has_signed(self, client: int, headers: dict[bytes, bytes]) -> bool:
+        """Whether a request is of the client that it names. The SuperLink looks too, but when it
+        has the whole body, which would count as the client's by then.
+        """
+        try:
+            signature = base64.b64decode(headers[_SIGNATURE_HEADER], validate=True)
+            return self._registry.clients[client].has_signed(headers[_TIME_HEADER], signature)
+        except (KeyError, binascii.Error):
+            return False
 
     async def _forward(
         self, scope: dict[str, Any], client: int, receive: Receive, send: Send

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bhfl.files import write_text
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 _COLUMNS = ["client", "group", "public_key"]
 
@@ -35,6 +39,25 @@ class Enrolled:
         Raises:
             ValueError: It is no key of an elliptic curve.
         """
+        from cryptography.hazmat.primitives import serialization as form
+
+        pem, spki = form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo
+        return self._key.public_bytes(pem, spki)
+
+    def has_signed(self, said: bytes, signature: bytes) -> bool:
+        """Whether a signature of what was said is by this client's key, as Flower signs."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        try:
+            self._key.verify(signature, said, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    @cached_property
+    def _key(self) -> EllipticCurvePublicKey:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization as form
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,7 +68,7 @@ class Enrolled:
             raise ValueError(f"the key of client {self.client} cannot be read: {error}") from error
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ValueError(f"the key of client {self.client} must be of an elliptic curve")
-        return key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        return key
 
 
 class Registry:

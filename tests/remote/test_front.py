@@ -23,10 +23,13 @@ pytest.importorskip("flwr")
 
 import httpx
 import uvicorn
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from bhfl.remote.flower import listening
 from bhfl.remote.front import Front
-from bhfl.remote.keys import ServerKeys, make_keys, server_keys
+from bhfl.remote.keys import ServerKeys, client_keys, make_keys, server_keys
 from bhfl.remote.registry import Registry
 
 
@@ -97,10 +100,22 @@ class Door:
     client: httpx.Client
 
     def ask(self, path: str, method: str = "POST", client: int = 0, **more: Any) -> httpx.Response:
-        public = base64.b64encode(self.registry.clients[client].pem).decode()
-        headers = {"flwr-public-key": public, **more.pop("headers", {})}
+        headers = {**self.signed(client), **more.pop("headers", {})}
         url = f"https://127.0.0.1:{self.front.port}{path}"
         return self.client.request(method, url, headers=headers, **more)
+
+    def signed(self, client: int, said: str | None = None, by: int | None = None) -> dict[str, str]:
+        """The headers of a client that says a time, signed by the key of that client or another."""
+        said = datetime.now(UTC).isoformat() if said is None else said
+        folder = self.keys.folder.parent / "clients" / f"client-{client if by is None else by}"
+        private = load_ssh_private_key(client_keys(folder).private.read_bytes(), None)
+        assert isinstance(private, ec.EllipticCurvePrivateKey)
+        signature = private.sign(said.encode(), ec.ECDSA(hashes.SHA256()))
+        return {
+            "flwr-public-key": base64.b64encode(self.registry.clients[client].pem).decode(),
+            "flwr-timestamp": said,
+            "flwr-signature": base64.b64encode(signature).decode(),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +221,35 @@ def test_no_key_and_keys_of_others_are_refused(door: Door, tmp_path: Path) -> No
     assert len(door.behind.asked) == before
 
 
+def test_who_has_not_the_private_key_of_a_client_uses_up_nothing_of_its_bytes(door: Door) -> None:
+    """A public key is no secret: whoever knows it could have the client refused otherwise."""
+    now = datetime.now(UTC)
+    earlier = door.signed(1, (now - timedelta(seconds=9)).isoformat())
+    good = door.signed(1, now.isoformat())
+    wrong = [
+        door.signed(1, by=0),
+        {**good, "flwr-signature": earlier["flwr-signature"]},
+        {**good, "flwr-signature": "!"},
+        {name: value for name, value in good.items() if name != "flwr-signature"},
+        {name: value for name, value in good.items() if name != "flwr-timestamp"},
+    ]
+    door.front.allowance.grant(1, 1000)
+    url = f"https://127.0.0.1:{door.front.port}/v1/fleet/push-object"
+    before = len(door.behind.asked)
+    for headers in wrong:
+        answer = door.client.post(url, headers=headers, content=bytes(1001))
+        assert answer.status_code == 401
+        assert answer.json()["detail"] == "this client has not signed its time by its key"
+    assert len(door.behind.asked) == before
+    assert door.ask("/v1/fleet/push-object", client=1, content=bytes(1000)).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("seconds", "status"), [(0, 201), (290, 201), (-290, 201), (400, 412), (-4000, 412)]
 )
 def test_a_clock_that_is_wrong_is_told_as_such(door: Door, seconds: int, status: int) -> None:
     said = datetime.now(UTC) + timedelta(seconds=seconds)
-    answer = door.ask("/v1/fleet/activate-node", headers={"flwr-timestamp": said.isoformat()})
+    answer = door.ask("/v1/fleet/activate-node", headers=door.signed(0, said.isoformat()))
     assert answer.status_code == status
     if status == 412:
         told = rf"the clock of this client differs from the server's by \{seconds:+d} s"
@@ -220,7 +258,7 @@ def test_a_clock_that_is_wrong_is_told_as_such(door: Door, seconds: int, status:
 
 @pytest.mark.parametrize("said", ["", "yesterday", "2026-01-01T00:00:00", "9" * 5000])
 def test_what_is_no_time_is_left_to_the_superlink(door: Door, said: str) -> None:
-    answer = door.ask("/v1/fleet/activate-node", headers={"flwr-timestamp": said})
+    answer = door.ask("/v1/fleet/activate-node", headers=door.signed(0, said))
     assert answer.status_code == 201
 
 
@@ -318,8 +356,7 @@ def test_a_hundred_megabytes_pass_both_ways_without_being_held(door: Door) -> No
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
     before = memory("VmRSS")
     door.front.allowance.grant(0, length)
-    public = base64.b64encode(door.registry.clients[0].pem).decode()
-    headers = {"flwr-public-key": public, "wanted": str(length)}
+    headers = {**door.signed(0), "wanted": str(length)}
     url = f"https://127.0.0.1:{door.front.port}/v1/fleet/push-object"
     got = 0
     with door.client.stream("POST", url, content=parts(), headers=headers) as answer:

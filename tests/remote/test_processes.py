@@ -79,7 +79,7 @@ def test_of_all_that_a_superlink_has_clients_reach_the_fleet_api(cluster: Cluste
         for path, methods in paths.items():
             for method in methods:
                 status = client.request(method, f"{outside}{path}").status_code
-                # the SuperLink itself refuses a request without a signature
+                # one without a signature goes no further than the front
                 assert status == (401 if path.startswith("/v1/fleet/") else 404), path
 
 
