@@ -74,6 +74,11 @@ def count_flops(worker: Worker, batch: Any) -> Flops:
     return Flops(account.forward, account.training, recorder.batch_size)
 
 
+def _trains(layer: nn.Module) -> bool:
+    """Whether a module has anything to train besides the modules in it."""
+    return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
+
+
 class _Account:
     """Charges what a counter counts to the innermost layer that is at work."""
 
@@ -86,7 +91,8 @@ class _Account:
         self._charged = 0
         self._layers = layers_of(module)
         # where nothing is frozen all counts as trained, the first layer's input too
-        self._flows = all(parameter.requires_grad for parameter in module.parameters())
+        whole = all(parameter.requires_grad for parameter in module.parameters())
+        self._flows = whole or _trains(module)
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -106,14 +112,15 @@ class _Account:
         def enter(layer: nn.Module, args: Any) -> None:
             self._charge()
             self._stack.append(name)
+            # what a network trains of its own, such as a prompt, goes through the layers inside it
+            self._flows |= _trains(layer) and any(True for _ in layer.children())
 
         return enter
 
     def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
         self._charge()
         self._stack.pop()
-        own = layer.parameters(recurse=False)
-        self._flows |= any(parameter.requires_grad for parameter in own)
+        self._flows |= _trains(layer)
 
     def _charge(self) -> None:
         """Charge what was counted since the last time."""

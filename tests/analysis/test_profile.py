@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bhfl.algorithms import SCAFFOLD, Ditto, FedAvg
 from bhfl.analysis import profile
 from bhfl.analysis.energy import EnergyMeter
 from bhfl.comm import encoded_bytes
 from bhfl.engine.availability import Availability
+from bhfl.engine.flops import count_flops
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.report.profile import draw, table, write_csv
 from tests.engine.hand_made import HandMade, Module, points
@@ -121,6 +124,27 @@ def test_what_is_frozen_takes_less_to_train(tmp_path: Path) -> None:
         taken.append([rows[name]["training_flops"] for name in ("net.0", "net.2", "(all)")])
     # below the first layer that trains there is no gradient at all, above it that of the input
     assert taken == [[252, 126, 378], [84, 126, 210], [252, 84, 336]]
+
+
+class Prompted(nn.Module):
+    """A frozen layer behind a trained prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(6))
+        self.body = nn.Linear(6, 7).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x + self.prompt)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("module", [Prompted(), nn.Sequential(Prompted())], ids=["root", "inside"])
+def test_gradients_pass_frozen_layers_on_their_way_to_a_prompt(module: nn.Module) -> None:
+    evaluate = lambda batches, _: module(batches[0][0])  # noqa: E731
+    worker: Any = SimpleNamespace(module=module, evaluate=evaluate)
+    found = count_flops(worker, (torch.zeros(1, 6), torch.zeros(1)))
+    (name,) = [name for name in found.forward if name.endswith("body")]
+    assert (found.forward[name], found.training[name]) == (84, 168)
 
 
 def test_layers_have_their_own_bits_and_parameters(made: Any) -> None:
