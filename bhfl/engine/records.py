@@ -124,7 +124,7 @@ def round_metrics(
         metrics["clients/retries"] = float(sum(record.course.retries for record in records))
         metrics["retry_bytes"] = sum(record.retry_bytes for record in records)
     ok = with_updates(records)
-    if anew := sum(record.anew for record in ok):
+    if anew := sum(record.anew for record in keeping(records)):
         metrics["clients/anew"] = float(anew)
     # in the order in which they come, which of a set would be another one in each process
     for name in dict.fromkeys(chain.from_iterable(record.metrics for record in ok)):
@@ -144,7 +144,8 @@ def problems(records: Sequence[ClientRecord]) -> list[str]:
     for record in records:
         if record.status not in ("ok", *ABSENT):
             found.append(f"client {record.client} {record.status}: {record.reason}")
-        elif record.anew:
+        # of one that keeps nothing of the round, it is told when it does
+        if record.anew and record in keeping([record]):
             told = "what it kept is lost on its machine"
             found.append(f"client {record.client} has begun anew: {told}")
     return found
