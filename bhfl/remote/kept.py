@@ -78,7 +78,11 @@ class KeptState(ClientStore):
         return version == 0 or version in self.versions
 
     def load(self, client: int, round: int) -> dict[str, Any] | None:
-        """What the client kept, as the message left it that closed its round."""
+        """What the client kept, as the message left it that closed its round; None where that is
+        lost, whatever is left of rounds before: others have had what is in it by now.
+        """
+        if not self.has(round):
+            return None
         kept = super().load(client, round)
         path = self._closing(round)
         return self.closed(kept or {}, path.read_bytes(), round) if path.exists() else kept
