@@ -24,6 +24,7 @@ from bhfl.algorithms.fedlq.moves import (
     check_trained,
     coded,
     corrected,
+    from_server,
     is_as_computed,
     keep_errors,
     squared_move,
@@ -314,7 +315,9 @@ class FedLQ(Algorithm):
         harm = update.get(HARM)
         if isinstance(harm, Tensor) and harm.numel() and float(harm.min()) < 0:
             raise ValueError(f"{HARM} must be at least 0, got {float(harm.min()):.4g}")
-        return update if self.payload == "delta" else float_tensors(update)
+        if self.payload == "delta":
+            return from_server(update, client, server)
+        return float_tensors(update)
 
     def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
         """The mean, the probe, and what the next plan and the bound need."""

@@ -10,7 +10,8 @@ from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.feedback import keep_error, with_error
 from bhfl.comm import Tensors
 from bhfl.engine.algorithm import LocalRun
-from bhfl.engine.types import Params
+from bhfl.engine.sums import MAX_TERM, largest
+from bhfl.engine.types import Client, Params, ServerState, Update
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
 from bhfl.quant.signs import signs
@@ -67,3 +68,26 @@ def squared_move(start: Params, end: Params, layers: Sequence[str]) -> float:
     """The squared length of a move of all layers."""
     moves = [start[name] - end[name] for name in layers]
     return float(sum(move.double().square_().sum() for move in moves))
+
+
+def from_server(update: Tensors, client: Client, server: ServerState) -> Tensors:
+    """An update whose values are the client's moves from the server's weights: those of a client
+    that has other ones, as it is sent differences, would bring back what it has not received yet.
+
+    Args:
+        update: Values and codes of differences.
+        client: Who sent it.
+        server: The state of the round.
+
+    Raises:
+        ValueError: A value is too large to average.
+    """
+    received = update.received if isinstance(update, Update) else {}
+    found = dict(update)
+    for name in received.keys() & update.keys():
+        value = update[name]
+        if isinstance(value, Tensor):
+            found[name] = moved = server.params[name] - (received[name] - value)
+            if not client.weight * largest(moved) < MAX_TERM:
+                raise ValueError(f"{name} has a value that is too large to average")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from bhfl.algorithms import FedLQ
 from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.fedlq.allocation import Offer, allocate_all
 from bhfl.algorithms.fedlq.both import BothWays, down_bits
+from bhfl.algorithms.fedlq.moves import from_server
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.sides import Sides
 from bhfl.comm import decode, encode, header_bytes, payload
@@ -21,8 +23,8 @@ from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.downlink import Downlink
 from bhfl.engine.downlink import coded_move, sent_as
 from bhfl.engine.outgoing import Outgoing
-from bhfl.engine.types import Client
-from bhfl.quant import QuantizedTensor
+from bhfl.engine.types import Client, Update
+from bhfl.quant import BitSpec, QuantizedTensor
 from tests.engine.test_references import devices
 from tests.federation import fake, fit, same
 
@@ -156,6 +158,32 @@ def test_of_a_model_of_any_size_a_client_may_be_sent_nothing(
     last = run(tmp_path, both(), max_rounds=2).run.history[-1]
     assert last["clients/ok"] == 4
     assert last["comm/bits_down"] == 0
+
+
+def test_what_a_client_has_not_received_yet_is_not_brought_back(tmp_path: Path) -> None:
+    """Its layers in float32 count as moves, as those of all other bits do."""
+
+    class Frugal(FedLQ):
+        def bits_down(self, server: Any, client: Any, moves: Any) -> dict[str, int]:
+            return dict.fromkeys(moves, 0)
+
+    found = []
+    for bits in (16, 32):
+        lq = Frugal("delta", (bits,), Budget(average_bits=32), Sensitivity(shrinkage=0))
+        found.append(fit(tmp_path / str(bits), lq, {32: 2}, downlink=RULE, max_rounds=4).server)
+    codes, values = (server.params["net.3.weight"] for server in found)
+    # moves at 16 bits are those at 32 to some 1e-5 of them
+    assert torch.allclose(codes, values, atol=1e-4)
+
+
+def test_values_too_large_to_average_are_refused() -> None:
+    start = {"w": torch.full((2, 2), 3e38)}
+    server: Any = SimpleNamespace(params=start)
+    update = Update({"w": torch.zeros(2, 2)}, b"", {"w": torch.zeros(2, 2)})
+    client = Client(0, BitSpec(), 8)
+    with pytest.raises(ValueError, match="w has a value that is too large to average"):
+        from_server(update, client, server)
+    assert from_server({"w": start["w"]}, client, server) == {"w": start["w"]}
 
 
 def test_clients_are_sent_the_bits_that_were_chosen(tmp_path: Path, messages: list[Any]) -> None:
