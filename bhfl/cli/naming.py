@@ -127,14 +127,20 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
 
 def foreign(value: Any, allowed: Sequence[str]) -> Iterator[str]:
     """Classes that a server's configuration names, of packages that are not allowed."""
+    for path in class_paths(value):
+        if path.partition(".")[0] not in allowed:
+            yield path
+
+
+def class_paths(value: Any) -> Iterator[str]:
+    """The classes that a server's configuration names by ``class_path``, wherever in it."""
     if isinstance(value, Mapping):
         path = value.get("class_path")
-        named = isinstance(path, str) and not isinstance(path, OwnText)
-        if named and str(path).partition(".")[0] not in allowed:
-            yield str(path)
+        if isinstance(path, str) and not isinstance(path, OwnText):
+            yield path
         value = list(value.values())
     for item in value if isinstance(value, list) else ():
-        yield from foreign(item, allowed)
+        yield from class_paths(item)
 
 
 # ---- making objects without jsonargparse ---------------------------------------------------------

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from bhfl.cli.naming import foreign, only_of
+import lightning as L
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
+
+from bhfl.cli.naming import class_paths, foreign, imported, only_of
 from bhfl.cli.reading import Layer
 from bhfl.cli.remade import made_here
 from bhfl.cli.request import OWN, Request, packages
@@ -14,6 +20,11 @@ from bhfl.engine.session import Session
 
 if TYPE_CHECKING:
     from bhfl.remote.messages import Hello
+
+_BASES = (nn.Module, Optimizer, LRScheduler, Dataset, L.LightningDataModule)
+"""What a server may name of torch and Lightning: some other classes start programs when made."""
+_ROOMS = tuple(f"bhfl.{room}." for room in ("algorithms", "comm", "data", "engine", "models"))
+"""The rooms of which it may name any class."""
 
 
 class Opener:
@@ -39,6 +50,8 @@ class Opener:
                 f"the server's configuration names {named[0]}, and this client's `allow` does "
                 "not name its package"
             )
+        with only_of({*OWN, *self._request.allow}):
+            _check_classes(hello.config)
         config = deepcopy(dict(hello.config))
         # a data module tells them too
         config.pop(SIZES, None)
@@ -57,3 +70,21 @@ class Opener:
         with only_of({*OWN, *self._request.allow, *own}):
             trainer, model, data = made_here(layers)
         return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))
+
+
+def _check_classes(config: Any) -> None:
+    """ValueError where a server's configuration names a class that it has no use for: where any
+    value may stand, as among ``net_kwargs``, jsonargparse makes whatever is named.
+    """
+    for path in class_paths(config):
+        try:
+            found = imported(path) if "." in path else None
+        except ValueError:  # which is told where it is resolved
+            continue
+        if not isinstance(found, type) or found.__module__.partition(".")[0] not in OWN:
+            continue
+        if not (issubclass(found, _BASES) or f"{found.__module__}.".startswith(_ROOMS)):
+            raise ValueError(
+                f"the server's configuration names {path}, which is no module, optimizer, schedule "
+                "or data of torch or Lightning"
+            )

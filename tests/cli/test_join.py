@@ -1,9 +1,11 @@
 """``bhfl join`` and ``bhfl serve``: what they refuse, and what a client makes of its orders."""
 
 from contextlib import ExitStack
+from inspect import signature
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from bhfl.cli.opener import Opener
 from bhfl.cli.request import read_request
@@ -123,6 +125,17 @@ def test_a_class_of_another_package_is_not_made_however_it_is_named(
     with pytest.raises(ValueError, match="this client's `allow` does not name the package of"):
         opener()(hello(**changed), ExitStack())
     assert not Path("ran").exists()
+
+
+def test_a_server_names_no_program_to_be_started_where_any_value_may_stand(tmp_path: Path) -> None:
+    told = dict.fromkeys(signature(SubprocessHandler).parameters)
+    told |= {"entrypoint": "touch", "args": [str(tmp_path / "ran")], "env": {}, "local_rank_id": 0}
+    program = f"{SubprocessHandler.__module__}.SubprocessHandler"
+    kwargs = {"hidden": {"class_path": program, "init_args": told}}
+    model = {**CONFIG["model"], "init_args": {"net": "mlp", "net_kwargs": kwargs}}
+    with pytest.raises(ValueError, match="SubprocessHandler, which is no module, optimizer, sched"):
+        opener()(hello(model=model), ExitStack())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_client_names_its_own_classes_without_more(
