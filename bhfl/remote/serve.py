@@ -22,7 +22,7 @@ from bhfl.engine.types import FederatedData
 from bhfl.engine.written import configuration
 from bhfl.files import write_json
 from bhfl.plain import read_json
-from bhfl.recorded import FROM_DATA
+from bhfl.recorded import FROM_DATA, UNWRITTEN
 from bhfl.remote.attendance import Terms
 from bhfl.remote.bundle import start_app
 from bhfl.remote.fleet import NETWORK_JSON, FlowerClients
@@ -86,8 +86,8 @@ def serve(  # noqa: PLR0913
 
     Raises:
         ImportError: Flower is not installed.
-        ValueError: The run needs several processes, waits for more clients than there are, or the
-            keys are those of another fleet.
+        ValueError: The run needs several processes, waits for more clients than there are, its
+            algorithm cannot be told to them, or the keys are those of another fleet.
         OSError: The port is in use.
     """
     processes = trainer.fabric.world_size
@@ -120,6 +120,8 @@ def serve(  # noqa: PLR0913
 
 def _told(config: Mapping[str, Any], session: Session) -> dict[str, Any]:
     """What clients are told of a configuration: all but where the server computes and writes."""
+    if why := config.get(UNWRITTEN, {}).get("algorithm"):
+        raise ValueError(f"algorithm cannot be told to clients, which would run another: {why}")
     told = {key: config[key] for key in _SECTIONS if key in config}
     own = (Role.MACHINE, Role.OUTPUT)
     kept = {name for name, role, _ in session.settings.options() if role not in own}

@@ -661,6 +661,8 @@ def test_what_a_model_has_from_the_servers_data_is_told() -> None:
     model = SimpleNamespace(_made_with={"net": "cnn", "num_classes": 7})
     session: Any = SimpleNamespace(settings=FederatedTrainer({8: 2}).settings, module=model)
     assert _told({"model": "Classifier"}, session)["sizes"] == {"num_classes": 7}
+    with pytest.raises(ValueError, match=r"algorithm cannot be told to clients, .*: of ours"):
+        _told({"unwritten": {"algorithm": "of ours"}}, session)
 
 
 def test_who_does_not_measure_is_left_out(tmp_path):
