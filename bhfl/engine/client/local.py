@@ -214,8 +214,8 @@ class LocalClients:
         if (work.fault is None or work.fault.carried) and work.holds is not False:
             # outside the try: a full disk is no client's failure
             self._waiting.append(client.id)
-            # clients without a state of their own write no files
-            if any(work.keeps.values()):
+            # who never kept anything writes no files; what was emptied is written, so as to be gone
+            if any(work.keeps.values()) or self.store.known.get(client.id):
                 final = not self.hooks.closes
                 self.store.put(client.id, task.round + 1, work.keeps, final=final)
         return Reply(
