@@ -94,7 +94,8 @@ def _told_of_the_whole() -> Iterator[None]:
         if missing is None or missing[1] not in _PACKAGES:
             raise
         name = "Lightning" if missing[1] == "lightning" else missing[1]
-        raise ValueError(f"{error}: it needs {name}, so join with the package bhfl") from error
+        why = f"it is not in {SMALL}" if name == "bhfl" else f"it needs {name}"
+        raise ValueError(f"{error}: {why}, so join with the package bhfl") from error
 
 
 def plain_values(value: Any) -> Any:

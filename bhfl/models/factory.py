@@ -83,7 +83,7 @@ def build(
     key = name.lower()
     if key in NETWORKS:
         return _build_ours(key, num_classes, input_shape, norm, options)
-    known = _torchvision_names()
+    known = _torchvision_names(name)
     bare = key.removeprefix(PREFIX)
     if bare in known:
         return _build_torchvision(bare, num_classes, input_shape, norm, options)
@@ -166,8 +166,15 @@ def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:
         )
 
 
-def _torchvision_names() -> list[str]:
+def _torchvision_names(asked: str) -> list[str]:
     # imported when first asked for: it takes seconds, and the networks of this package do without
-    models = import_module(TORCHVISION)
+    try:
+        models = import_module(TORCHVISION)
+    except ImportError as error:
+        ours = ", ".join(NETWORKS)
+        raise ImportError(
+            f"net must be one of {ours} where torchvision cannot be imported, got {asked!r}: "
+            f"{error}"
+        ) from error
     # those of this very module are classifiers; others are detectors and quantised copies
     return list(models.list_models(module=models))

@@ -340,6 +340,9 @@ def test_where_there_is_no_lightning_a_message_says_what_needs_it(
     own = ["--allow", "[own_lit]", *arrays(parts, 0)]
     found = refused(tmp_path, hello(**algorithm("own_lit.Method")), *own)
     assert "No module named 'lightning': it needs Lightning, so join with the package bhfl" in found
+    own[:2] = ["--model", "{class_path: Supervised, init_args: {net: bhfl.models.gone.Net}}"]
+    found = refused(tmp_path, hello(), *own)
+    assert "'bhfl.models.gone': it is not in bhfl-client, so join with the package bhfl" in found
 
 
 def test_the_small_distribution_asks_for_data_and_trains_plainly(

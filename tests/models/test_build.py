@@ -1,5 +1,6 @@
 import copy
 import io
+import sys
 from itertools import product
 from typing import Any
 
@@ -309,3 +310,13 @@ def test_unknown_attribute_of_the_package():
 
     with pytest.raises(AttributeError, match=r"module 'bhfl\.models' has no attribute 'Clasifier'"):
         _ = bhfl.models.Clasifier
+
+
+def test_where_there_is_no_torchvision_an_unknown_network_is_told_beside_those_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is on a small device."""
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ImportError, match=r"vgg7 where torchvision cannot be imported, got 'cnnn'"):
+        build("cnnn", 10, (3, 8, 8))
+    assert build("mlp", 10, (3, 8, 8))
