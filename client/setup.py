@@ -32,7 +32,9 @@ def main() -> None:
     """Copy the files, where this is a checkout, and pack them."""
     # a source distribution has its files, and may lie beside another folder of that name
     if not (HERE / "PKG-INFO").exists():
-        shutil.rmtree(HERE / "bhfl", ignore_errors=True)
+        # a wheel takes all that builds before have left, too
+        for left in ("bhfl", "build"):
+            shutil.rmtree(HERE / left, ignore_errors=True)
         for name in sorted(files(SOURCE)):
             place = HERE / name
             place.parent.mkdir(parents=True, exist_ok=True)

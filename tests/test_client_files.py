@@ -94,3 +94,20 @@ def test_a_source_distribution_keeps_its_files_whatever_lies_beside(tmp_path: Pa
     main()
     assert (own / "bhfl/held.py").exists()
     assert len(packed) == 1
+
+
+def test_a_wheel_of_a_checkout_has_nothing_of_a_build_before(tmp_path: Path) -> None:
+    for name in ("bhfl/models", "client/build/lib", "client/bhfl"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("bhfl/py.typed", "bhfl/models/__init__.py", "bhfl/__init__.py", "LICENSE"):
+        (tmp_path / name).touch()
+    for name in ("client/build/lib/old.py", "client/bhfl/old.py"):
+        (tmp_path / name).touch()
+    shutil.copyfile(CLIENT / "setup.py", tmp_path / "client/setup.py")
+    main = runpy.run_path(str(tmp_path / "client/setup.py"))["main"]
+    main.__globals__["setup"] = lambda **options: None
+    main()
+    left = {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "client").rglob("*.*")}
+    assert left == {"client/setup.py", "client/bhfl/py.typed", "client/bhfl/__init__.py"} | {
+        "client/bhfl/models/__init__.py"
+    }
