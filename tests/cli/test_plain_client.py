@@ -179,16 +179,16 @@ OWN = """
 model:
   class_path: Supervised
   init_args:
-    net: {class_path: own_net.Net, init_args: {units: 12}}
+    net: {class_path: dev_net.Net, init_args: {units: 12}}
     loss: torch.nn.CrossEntropyLoss
     optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
 """
-TASK = "model: {class_path: own_net.Task, init_args: {units: 12}}"
+TASK = "model: {class_path: dev_net.Task, init_args: {units: 12}}"
 
 
 @pytest.fixture
-def own_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_net.py").write_text(NET)
+def dev_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dev_net.py").write_text(NET)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -197,7 +197,7 @@ def written(folder: Path, text: str) -> list[str]:
     return ["--config", str(folder / "own.yaml")]
 
 
-@pytest.mark.usefixtures("own_net")
+@pytest.mark.usefixtures("dev_net")
 def test_a_network_of_ones_own_is_trained_with_a_loss_or_as_it_says(
     tmp_path: Path, parts: Path
 ) -> None:
@@ -262,19 +262,19 @@ def test_a_server_names_no_program_to_be_started(tmp_path: Path, parts: Path) ->
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.usefixtures("own_net")
+@pytest.mark.usefixtures("dev_net")
 def test_what_the_client_names_is_not_thereby_the_servers_to_name(
     tmp_path: Path, parts: Path
 ) -> None:
     own = [*written(tmp_path, TASK), *arrays(parts, 0)]
-    for changed in (algorithm("own_net.Net"), {"algorithm": "own_net.Net"}):
+    for changed in (algorithm("dev_net.Net"), {"algorithm": "dev_net.Net"}):
         found = refused(tmp_path, hello(**changed), *own)
-        assert "own_net.Net, and this client's `allow`" in found or "package of own_net" in found
+        assert "dev_net.Net, and this client's `allow`" in found or "package of dev_net" in found
 
 
 CRITIC = """
 model:
-  class_path: own_net.Critic
+  class_path: dev_net.Critic
   init_args:
     loss: mean
     weigh:
@@ -283,7 +283,7 @@ model:
 """
 
 
-@pytest.mark.usefixtures("own_net")
+@pytest.mark.usefixtures("dev_net")
 def test_arguments_are_text_or_tensors_or_objects_as_a_class_takes_them(
     tmp_path: Path, parts: Path
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_model_that_torch_alone_cannot_train_is_refused(
     assert problem in found
 
 
-@pytest.mark.usefixtures("own_net")
+@pytest.mark.usefixtures("dev_net")
 def test_where_there_is_no_lightning_a_message_says_what_needs_it(
     tmp_path: Path, parts: Path
 ) -> None:
