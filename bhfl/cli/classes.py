@@ -64,8 +64,8 @@ def _subclasses(base: type) -> list[type]:
 
 
 def only(base: type) -> type | None:
-    """The class itself, where no other one may be meant."""
-    return base if list(known(base).values()) == [base] else None
+    """The class itself, where options alone mean one of it: where it can be made."""
+    return base if base in known(base).values() else None
 
 
 def is_component(hint: Any) -> bool:

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bhfl.comm.network import SimulatedNetwork
 from tests.cli.conftest import Command
+
+
+class Streets(SimulatedNetwork):
+    """A class of a user's own, beside which messages are the same."""
+
 
 FILES = {
     # ---- YAML itself

@@ -268,7 +268,9 @@ def test_the_same_message_is_encoded_once_a_group_and_never_kept(tmp_path, monke
 
     encoded, decoded = [], []
     messages = bhfl.engine.client.messages
-    monkeypatch.setattr(messages, "decode", lambda data: decoded.append(1) or decode(data))
+    monkeypatch.setattr(
+        messages, "decode", lambda data, **limits: decoded.append(1) or decode(data, **limits)
+    )
     for half in (bhfl.engine.outgoing, bhfl.engine.client.local):
         monkeypatch.setattr(half, "encode", lambda tensors: encoded.append(1) or encode(tensors))
     run(tmp_path / "a", {8: 3, 32: 3}, unequal(6), max_rounds=2)
