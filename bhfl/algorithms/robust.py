@@ -29,7 +29,7 @@ from bhfl.quant import QuantizedTensor
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 13
 """Entries of each update that are looked at together, about."""
 
 
