@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bhfl.cli.installed import WHOLE
-from tests.test_wheel import ROOT, checked, pip
+from tests.test_wheel import ROOT, built, checked, new_environment, pip
 
 pytestmark = pytest.mark.wheel
 
@@ -41,20 +41,13 @@ data: {{class_path: Arrays, init_args: {{file: mine.npz}}}}
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built of the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    checked(sys.executable, "-m", "build", "--outdir", folder, CLIENT)
-    checked(sys.executable, "-m", "twine", "check", "--strict", *folder.iterdir())
-    (found,) = folder.glob("*.whl")
-    return found
+    return built(CLIENT, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment of a device."""
-    folder = tmp_path_factory.mktemp("device") / "env"
-    checked(sys.executable, "-m", "venv", folder)
-    found = folder / "bin/python"
+    found = new_environment(tmp_path_factory.mktemp("device") / "env")
     pip(found, "install", "--quiet", TORCH, wheel)
     return found
 

@@ -37,14 +37,23 @@ def checked(*command: object, **options: object) -> str:
     return str(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built of the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    checked(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+def built(project: Path, folder: Path) -> Path:
+    """The wheel of a project, built of its source distribution."""
+    checked(sys.executable, "-m", "build", "--outdir", folder, project)
     checked(sys.executable, "-m", "twine", "check", "--strict", *folder.iterdir())
     (found,) = folder.glob("*.whl")
     return found
+
+
+def new_environment(folder: Path) -> Path:
+    """Python of a new environment."""
+    checked(sys.executable, "-m", "venv", folder)
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(ROOT, tmp_path_factory.mktemp("dist"))
 
 
 def pip(python: Path, *arguments: object) -> str:
@@ -54,9 +63,7 @@ def pip(python: Path, *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment into which pip installed the wheel and what that needs."""
-    folder = tmp_path_factory.mktemp("user") / "env"
-    checked(sys.executable, "-m", "venv", folder)
-    found = folder / "bin/python"
+    found = new_environment(tmp_path_factory.mktemp("user") / "env")
     pip(found, "install", "--quiet", wheel)
     return found
 

@@ -125,11 +125,14 @@ def parameters(cls: type) -> tuple[dict[str, Any], bool]:
     return found, passes_on
 
 
-def foreign(value: Any, allowed: Sequence[str]) -> Iterator[str]:
-    """Classes that a server's configuration names, of packages that are not allowed."""
-    for path in class_paths(value):
-        if path.partition(".")[0] not in allowed:
-            yield path
+def check_packages(config: Any, allowed: Collection[str]) -> None:
+    """ValueError where a server's configuration names a class of a package that is not allowed."""
+    named = [path for path in class_paths(config) if path.partition(".")[0] not in allowed]
+    if named:
+        raise ValueError(
+            f"the server's configuration names {min(named)}, and this client's `allow` does not "
+            "name its package"
+        )
 
 
 def class_paths(value: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
-from bhfl.cli.naming import class_paths, foreign, imported, only_of
+from bhfl.cli.naming import check_packages, class_paths, imported, only_of
 from bhfl.cli.reading import Layer
 from bhfl.cli.remade import made_here
 from bhfl.cli.request import OWN, Request, packages
@@ -45,12 +45,9 @@ class Opener:
         """
         from bhfl.remote.messages import SIZES
 
-        if named := sorted(foreign(hello.config, [*OWN, *self._request.allow])):
-            raise ValueError(
-                f"the server's configuration names {named[0]}, and this client's `allow` does "
-                "not name its package"
-            )
-        with only_of({*OWN, *self._request.allow}):
+        allowed = self._request.allowed
+        check_packages(hello.config, allowed)
+        with only_of(allowed):
             _check_classes(hello.config)
         config = deepcopy(dict(hello.config))
         # a data module tells them too
@@ -67,7 +64,7 @@ class Opener:
             *deepcopy(list(self._request.layers)),
         ]
         own = packages([layer.values for layer in self._request.layers])
-        with only_of({*OWN, *self._request.allow, *own}):
+        with only_of({*allowed, *own}):
             trainer, model, data = made_here(layers)
         return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from bhfl.checks import suggestion
 from bhfl.cli.installed import SMALL, is_whole
-from bhfl.cli.naming import OwnText, foreign, made, only_of
+from bhfl.cli.naming import OwnText, check_packages, made, only_of
 from bhfl.cli.reading import Text, read_text
-from bhfl.cli.request import OWN, Request
+from bhfl.cli.request import Request
 from bhfl.downlink import Downlink
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.client.alone import Alone
@@ -73,14 +73,10 @@ class PlainOpener:
         layers = [plain_values(layer.values) for layer in self._request.layers]
         config = merged(hello.config, layers, hello.config.get(SIZES, {}))
         _check_trainer(config["trainer"])
-        allow = [*OWN, *self._request.allow]
-        if named := sorted(foreign(config, allow)):
-            raise ValueError(
-                f"the server's configuration names {named[0]}, and this client's `allow` does not "
-                "name its package"
-            )
+        allowed = self._request.allowed
+        check_packages(config, allowed)
         stack.enter_context(computing_threads(config["trainer"].get("threads", 1)))
-        with only_of(set(allow)), _told_of_the_whole():
+        with only_of(allowed), _told_of_the_whole():
             return _made(config)
 
 

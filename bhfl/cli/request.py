@@ -11,7 +11,7 @@ from bhfl.cli.installed import SMALL, WHOLE, is_whole
 from bhfl.cli.reading import ConfigError, Layer, Text, read_layers, read_text
 
 OWN = ("bhfl", "torch", "lightning")
-"""Packages that a server's configuration may name classes of."""
+"""Packages of which a server's configuration may name classes at every client."""
 _SECTIONS = ("data", "model", "trainer")
 """What of the server's configuration may be another thing on this machine."""
 
@@ -29,6 +29,11 @@ class Request:
     allow: Sequence[str] = ()
     layers: Sequence[Layer] = ()
     """What takes the place of the server's configuration."""
+
+    @property
+    def allowed(self) -> set[str]:
+        """Packages that the server's configuration may name classes of."""
+        return {*OWN, *self.allow}
 
 
 def read_request(args: Sequence[str]) -> Request:
