@@ -32,6 +32,7 @@ from bhfl.comm import decode, encode, float_tensors
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.data import Digits
 from bhfl.downlink import Downlink
+from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import digest
 from bhfl.engine.exchange import Reply, Task
 from bhfl.engine.resume import find_checkpoint
@@ -188,7 +189,7 @@ def test_fedlq_without_a_simulated_network_plans_by_links_as_they_are(tmp_path, 
     assert first <= 3 < second
 
 
-@pytest.mark.filterwarnings("ignore:round . client 2 (failed|late)")
+@pytest.mark.filterwarnings("ignore:round .: client 2 (failed|late)")
 def test_a_client_that_is_killed_fails_its_round_and_is_back_later(tmp_path, cluster, clients):
     """The run goes on without it, and with it when it has joined again."""
 
@@ -208,6 +209,38 @@ def test_a_client_that_is_killed_fails_its_round_and_is_back_later(tmp_path, clu
     rows = there.run.history
     assert rows[-1]["clients/ok"] == 3
     assert all(row["clients/ok"] >= 2 for row in rows)
+
+
+class FreezeInFirstRound(Callback):
+    """A process that stands still from before the first round until after it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def on_fit_start(self, trainer: FederatedTrainer) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+@pytest.mark.filterwarnings("ignore:round .: client 2 late")
+def test_a_client_that_never_answers_is_late_and_what_it_says_afterwards_is_passed_over(
+    tmp_path, cluster, clients
+):
+    """It has greeted, and Flower hears of it: its resident process alone stands still."""
+    freeze = FreezeInFirstRound(clients.processes[2].pid)
+    terms = Terms(round_seconds=40, wait_seconds=SECONDS, wait_for=3)
+    try:
+        there = over_the_network(
+            cluster, tmp_path, "FedAvg", terms, max_rounds=4, callbacks=[freeze]
+        )
+    finally:
+        os.kill(freeze.pid, signal.SIGCONT)
+    first, *_, last = there.run.history
+    assert (first["clients/ok"], first["clients/late"]) == (2, 1), first
+    assert first["problems"] == ["client 2 late: no reply came within 40 s"]
+    assert last["clients/ok"] == 3
 
 
 CONFIG = """
@@ -297,7 +330,7 @@ def memory(pid: int, name: str) -> float:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:round . client 2 (rejected|failed)", "ignore:client 2 may not come"
+    "ignore:round .: client 2 (rejected|failed)", "ignore:client 2 may not come"
 )
 def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
     tmp_path, cluster, clients, monkeypatch
