@@ -62,6 +62,143 @@ def pages_with(language: str) -> list[Path]:
     return [page for page in PAGES if blocks(page, language)]
 
 
+# ---- pages as they are built ---------------------------------------------------------------------
+# They come first: a build takes longest, and the other process runs what follows beside it.
+
+
+class Page(HTMLParser):
+    """What a page loads, where it leads, and the places in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.places: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.places |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        elif tag == "link" and found.get("rel") not in ("canonical",):
+            self.loads.append(found.get("href", ""))
+        elif tag != "a":
+            self.loads += [
+                found[key] for key in ("src", "srcset", "data", "poster") if key in found
+            ]
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The pages, built as ``make docs`` does: a warning is an error."""
+    for name in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
+        pytest.importorskip(name, reason="the extra docs is not installed: make test-docs")
+    folder = tmp_path_factory.getbasetemp()
+    # what the processes of one run of the tests have in common: one of them builds for all
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    said = folder / "docs-said.txt"
+    with FileLock(folder / "docs.lock"):
+        if not said.exists():
+            said.write_text(build(folder))
+    assert not said.read_text(), said.read_text()
+    return folder / "html"
+
+
+def build(folder: Path) -> str:
+    """Build the pages into a folder; what was said if that failed."""
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "2"]
+    done = subprocess.run(
+        [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    return done.stderr[-8000:] or "it failed" if done.returncode else ""
+
+
+def written(built: Path) -> list[Path]:
+    """The pages themselves, without the theme's templates."""
+    return [path for path in built.rglob("*.html") if "_static" not in path.parts]
+
+
+@pytest.mark.slow
+def test_pages_load_nothing_from_elsewhere(built):
+    pages = written(built)
+    assert len(pages) > 15
+    for path in pages:
+        for address in Page(path).loads:
+            parts = urlsplit(address)
+            assert not parts.scheme or parts.scheme == "data", f"{path.name}: {address}"
+            assert not parts.netloc, f"{path.name}: {address}"
+            if parts.path:
+                assert (path.parent / unquote(parts.path)).exists(), f"{path.name}: {address}"
+        inline = html.unescape(path.read_text())
+        for script in re.findall(r"<script[^>]*>(.*?)</script>", inline, re.S):
+            assert not re.search(r"https?://", script), path.name
+    for path in built.rglob("*.css"):
+        for address in re.findall(r"url\(([^)]*)\)|@import ([^;]*);", path.read_text()):
+            assert not re.match(r"[\"'\s]*(https?:)?//", "".join(address)), path.name
+
+
+@pytest.mark.slow
+def test_links_and_anchors_of_built_pages_lead_somewhere(built):
+    pages = {path.resolve(): Page(path) for path in written(built)}
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            other = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert other.exists(), f"{path.name}: {link}"
+            anchor = unquote(parts.fragment)
+            if anchor and other in pages:
+                assert anchor in pages[other].places, f"{path.name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_search_works_from_the_disk(built):
+    """Its index is a script, which a page on a disk may load; a fetch is what it may not do."""
+    assert (built / "searchindex.js").read_text().startswith("Search.setIndex(")
+    page = Page(built / "search.html")
+    assert any("searchtools.js" in address for address in page.loads)
+    assert any("searchindex.js" in address for address in page.loads)
+    assert "DOCUMENTATION_OPTIONS" in (built / "_static/documentation_options.js").read_text()
+    options = (built / "_static/documentation_options.js").read_text()
+    assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
+
+
+@pytest.mark.slow
+def test_formulas_are_drawn_by_a_file_of_ours(built):
+    page = Page(built / "reference/methods.html")
+    assert any("mathjax/tex-svg.js" in address for address in page.loads)
+    assert math.isclose((built / "_static/mathjax/tex-svg.js").stat().st_size, 2_108_580, abs_tol=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
+def test_cells_of_a_tutorial_ran_and_said_little(built, page):
+    notebook = built.parent / "jupyter_execute/tutorials" / f"{page.stem}.ipynb"
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    for output in outputs:
+        assert output["output_type"] != "error", output
+        said = output.get("text", []) + output.get("data", {}).get("text/plain", [])
+        if output.get("name") == "stderr":
+            # one line, which changes with each round, however the notebook has cut it up
+            lines = [line for line in re.split(r"[\r\n]+", "".join(said)) if line]
+            assert all(re.match(r"round +\d+/\d+  ", line) for line in lines), output
+            continue
+        assert len(said) <= MOST_LINES, said[:3]
+    num_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    built_page = Page(built / "tutorials" / f"{page.stem}.html")
+    shown = [address for address in built_page.loads if "_images" in address]
+    assert num_pictures == len(shown) > 0
+    assert any(link.endswith(f"/{page.stem}.ipynb") for link in built_page.links)
+
+
 # ---- pages as they are written -------------------------------------------------------------------
 
 
@@ -448,139 +585,3 @@ def test_messages_on_the_page_of_questions_are_said_by_the_code():
         parts = re.split(r"'[^']*'|\d[\d.e+%]*|…|\?|=|\bmax_ronds\b", message)
         for part in (part.strip(" ;:,'") for part in parts):
             assert len(part) < 8 or part in said, f"{message}: {part}"
-
-
-# ---- pages as they are built ---------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """What a page loads, where it leads, and the places in it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.links: list[str] = []
-        self.places: set[str] = set()
-        self.feed(path.read_text())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {key: value or "" for key, value in attrs}
-        self.places |= {found[key] for key in ("id", "name") if found.get(key)}
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
-        elif tag == "link" and found.get("rel") not in ("canonical",):
-            self.loads.append(found.get("href", ""))
-        elif tag != "a":
-            self.loads += [
-                found[key] for key in ("src", "srcset", "data", "poster") if key in found
-            ]
-
-
-@pytest.fixture(scope="session")
-def built(tmp_path_factory) -> Path:
-    """The pages, built as ``make docs`` does: a warning is an error."""
-    for name in ("sphinx", "myst_nb", "pydata_sphinx_theme"):
-        pytest.importorskip(name, reason="the extra docs is not installed: make test-docs")
-    folder = tmp_path_factory.getbasetemp()
-    # what the processes of one run of the tests have in common: one of them builds for all
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    said = folder / "docs-said.txt"
-    with FileLock(folder / "docs.lock"):
-        if not said.exists():
-            said.write_text(build(folder))
-    assert not said.read_text(), said.read_text()
-    return folder / "html"
-
-
-def build(folder: Path) -> str:
-    """Build the pages into a folder; what was said if that failed."""
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
-    done = subprocess.run(
-        [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    return done.stderr[-8000:] or "it failed" if done.returncode else ""
-
-
-def written(built: Path) -> list[Path]:
-    """The pages themselves, without the theme's templates."""
-    return [path for path in built.rglob("*.html") if "_static" not in path.parts]
-
-
-@pytest.mark.slow
-def test_pages_load_nothing_from_elsewhere(built):
-    pages = written(built)
-    assert len(pages) > 15
-    for path in pages:
-        for address in Page(path).loads:
-            parts = urlsplit(address)
-            assert not parts.scheme or parts.scheme == "data", f"{path.name}: {address}"
-            assert not parts.netloc, f"{path.name}: {address}"
-            if parts.path:
-                assert (path.parent / unquote(parts.path)).exists(), f"{path.name}: {address}"
-        inline = html.unescape(path.read_text())
-        for script in re.findall(r"<script[^>]*>(.*?)</script>", inline, re.S):
-            assert not re.search(r"https?://", script), path.name
-    for path in built.rglob("*.css"):
-        for address in re.findall(r"url\(([^)]*)\)|@import ([^;]*);", path.read_text()):
-            assert not re.match(r"[\"'\s]*(https?:)?//", "".join(address)), path.name
-
-
-@pytest.mark.slow
-def test_links_and_anchors_of_built_pages_lead_somewhere(built):
-    pages = {path.resolve(): Page(path) for path in written(built)}
-    for path, page in pages.items():
-        for link in page.links:
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc:
-                continue
-            other = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            assert other.exists(), f"{path.name}: {link}"
-            anchor = unquote(parts.fragment)
-            if anchor and other in pages:
-                assert anchor in pages[other].places, f"{path.name}: {link}"
-
-
-@pytest.mark.slow
-def test_the_search_works_from_the_disk(built):
-    """Its index is a script, which a page on a disk may load; a fetch is what it may not do."""
-    assert (built / "searchindex.js").read_text().startswith("Search.setIndex(")
-    page = Page(built / "search.html")
-    assert any("searchtools.js" in address for address in page.loads)
-    assert any("searchindex.js" in address for address in page.loads)
-    assert "DOCUMENTATION_OPTIONS" in (built / "_static/documentation_options.js").read_text()
-    options = (built / "_static/documentation_options.js").read_text()
-    assert re.search(r"SHOW_SEARCH_SUMMARY: false", options)
-
-
-@pytest.mark.slow
-def test_formulas_are_drawn_by_a_file_of_ours(built):
-    page = Page(built / "reference/methods.html")
-    assert any("mathjax/tex-svg.js" in address for address in page.loads)
-    assert math.isclose((built / "_static/mathjax/tex-svg.js").stat().st_size, 2_108_580, abs_tol=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
-def test_cells_of_a_tutorial_ran_and_said_little(built, page):
-    notebook = built.parent / "jupyter_execute/tutorials" / f"{page.stem}.ipynb"
-    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    for output in outputs:
-        assert output["output_type"] != "error", output
-        said = output.get("text", []) + output.get("data", {}).get("text/plain", [])
-        if output.get("name") == "stderr":
-            # one line, which changes with each round, however the notebook has cut it up
-            lines = [line for line in re.split(r"[\r\n]+", "".join(said)) if line]
-            assert all(re.match(r"round +\d+/\d+  ", line) for line in lines), output
-            continue
-        assert len(said) <= MOST_LINES, said[:3]
-    num_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    built_page = Page(built / "tutorials" / f"{page.stem}.html")
-    shown = [address for address in built_page.loads if "_images" in address]
-    assert num_pictures == len(shown) > 0
-    assert any(link.endswith(f"/{page.stem}.ipynb") for link in built_page.links)

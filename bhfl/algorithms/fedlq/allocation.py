@@ -31,6 +31,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bhfl.algorithms.fedlq.hull import lower_hull
+
 Solver = Literal["dp", "greedy", "greedy_down"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -208,30 +210,12 @@ def _steps(menus: _Menus) -> list[_Step]:
     """All steps along the lower convex hulls, most significant first."""
     steps = []
     for layer, menu in enumerate(menus):
-        hull = _lower_hull(menu.sizes.tolist(), menu.costs.tolist())
+        hull = lower_hull(menu.sizes.tolist(), menu.costs.tolist())
         for start, stop in pairwise(hull):
             size = int(menu.sizes[stop] - menu.sizes[start])
             gain = float(menu.costs[start] - menu.costs[stop])
             steps.append(_Step(gain / size, layer, start, stop, size, gain))
     return sorted(steps, key=lambda step: (-step.significance, step.layer, step.start))
-
-
-def _lower_hull(sizes: Sequence[int], costs: Sequence[float]) -> list[int]:
-    hull = [0]
-    for k in range(1, len(sizes)):
-        while len(hull) > 1 and _is_above(hull[-1], hull[-2], k, sizes, costs):
-            hull.pop()
-        hull.append(k)
-    return hull
-
-
-def _is_above(
-    middle: int, left: int, right: int, sizes: Sequence[int], costs: Sequence[float]
-) -> bool:
-    """Whether option `middle` lies on or above the line from `left` to `right`."""
-    gain_to = costs[left] - costs[middle]
-    gain_from = costs[middle] - costs[right]
-    return gain_to * (sizes[right] - sizes[middle]) <= gain_from * (sizes[middle] - sizes[left])
 
 
 def _ascend(menus: _Menus, steps: Sequence[_Step], budget: int) -> list[int]:
@@ -261,11 +245,20 @@ def _uniform(menus: _Menus, candidates: Iterable[int], budget: int) -> list[int]
     nothing.
     """
     best = [0] * len(menus)
+    rows = [menu.bits.tolist() for menu in menus]
     for width in candidates:
-        one = [int(max(np.flatnonzero(menu.bits <= width), default=0)) for menu in menus]
+        one = [_last_within(bits, width) for bits in rows]
         if _size(menus, one) <= budget and _cost(menus, one) < _cost(menus, best):
             best = one
     return best
+
+
+def _last_within(bits: Sequence[int], width: int) -> int:
+    """The place of the last of `bits` that is at most `width`; the first where none is."""
+    place = len(bits) - 1
+    while place and bits[place] > width:
+        place -= 1
+    return place
 
 
 def _exact(menus: _Menus, steps: Sequence[_Step], budget: int, incumbent: list[int]) -> list[int]:
