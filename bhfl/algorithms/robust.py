@@ -179,7 +179,9 @@ class TrimmedMean(Robust):
 
     def combine(self, updates: Updates) -> Params:
         """The mean of what is left of each entry."""
-        return updates.by_entry(lambda chunk: _middle(chunk, int(self.trim * len(updates))))
+        # 0.29 of 100 comes out below 29 in floats
+        left_out = int(round(self.trim * len(updates), 9))
+        return updates.by_entry(lambda chunk: _middle(chunk, left_out))
 
 
 class Krum(Robust):

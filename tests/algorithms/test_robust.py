@@ -135,3 +135,10 @@ def test_krum_with_too_few_clients_is_refused(tmp_path):
     message = "needs 5 updates in a round: trainer.min_clients must be at least that, got 1"
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, Krum(), {32: 7}, Module, Data(7))
+
+
+def test_a_share_of_clients_that_is_whole_is_left_out_whole() -> None:
+    """29 of 100 clients at each end, where 0.29 * 100 is a little less in floats."""
+    values = [torch.tensor([float(i < 29)]) for i in range(100)]
+    given = Updates([{"w": value} for value in values], {"w": torch.zeros(1)})
+    assert TrimmedMean(0.29).combine(given)["w"].item() == 0
