@@ -108,7 +108,7 @@ def built(tmp_path_factory) -> Path:
 
 def build(folder: Path) -> str:
     """Build the pages into a folder; what was said if that failed."""
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", "-j", "2"]
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
     done = subprocess.run(
         [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
