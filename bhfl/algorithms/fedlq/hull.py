@@ -14,17 +14,15 @@ def lower_hull(sizes: Sequence[int], costs: Sequence[float]) -> list[int]:
         Their places, in order; the first and the last option are among them.
     """
     hull = [0]
-    for k in range(1, len(sizes)):
-        while len(hull) > 1 and _is_above(hull[-1], hull[-2], k, sizes, costs):
+    for right in range(1, len(sizes)):
+        while len(hull) > 1:
+            left, middle = hull[-2:]
+            gain_to = costs[left] - costs[middle]
+            gain_from = costs[middle] - costs[right]
+            size_to = sizes[middle] - sizes[left]
+            if gain_to * (sizes[right] - sizes[middle]) > gain_from * size_to:
+                break
+            # it lies on or above the line from its left to its right
             hull.pop()
-        hull.append(k)
+        hull.append(right)
     return hull
-
-
-def _is_above(
-    middle: int, left: int, right: int, sizes: Sequence[int], costs: Sequence[float]
-) -> bool:
-    """Whether option `middle` lies on or above the line from `left` to `right`."""
-    gain_to = costs[left] - costs[middle]
-    gain_from = costs[middle] - costs[right]
-    return gain_to * (sizes[right] - sizes[middle]) <= gain_from * (sizes[middle] - sizes[left])
