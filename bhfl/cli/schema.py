@@ -8,6 +8,7 @@ refuses the class.
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin
@@ -188,9 +189,29 @@ class Checker:
             return self._checked(hint, value, keys)
         if (get_origin(hint) or hint) in LISTS:
             return self._list(hint, value, keys)
-        return [] if fits(hint, value) else None
+        return self._typed_inside(hint, value, keys) if fits(hint, value) else None
+
+    def _typed_inside(self, hint: Any, values: Any, keys: Keys) -> list[str]:
+        """Problems of what was typed inside of a mapping that is a value, as ``--options.a 1``."""
+        # a file has no text of which it is not known whether it is YAML
+        if not isinstance(values, dict) or len(_place(keys)) >= len(self._layer.path):
+            return []
+        of_values = (Any, *get_args(hint))[-1]
+        problems = []
+        for key, item in values.items():
+            if of_values is Any and isinstance(item, Text):
+                # as a file would say it, where there is no hint to tell text from others
+                with suppress(ConfigError):
+                    self._merge.meanings[item] = read_text(item)
+            else:
+                problems += self._value(of_values, item, (*keys, key))
+        return problems
 
     def _checked(self, hint: Checked, value: Any, keys: Keys) -> list[str]:
+        if len(keys) < len(self._layer.path):
+            # a typed --clients.int8 is looked at with what it is a part of
+            self._typed_inside(Any, value, keys)
+            value = self._merge(self.merged.get(keys[0]), value, keys)
         try:
             hint.check(value)
         except ValueError as error:

@@ -38,6 +38,8 @@ SCHEMA = Section(
         "partition": Partitioner,
         "parts": list[Partitioner],
         "table": dict[str, Any],
+        "rates": dict[str, float],
+        "words": Optional[dict[str, str]],
     }
 )
 SGD: dict[str, Any] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
@@ -67,8 +69,12 @@ CASES: list[tuple[list[Any], dict[str, Any]]] = [
     ([{"trainer": {"mode": "a"}}, "--trainer.mode=null"], {"trainer": {"mode": "null"}}),
     ([{"table": {"a": 1}}, {"table": {"b": 2}}], {"table": {"b": 2}}),
     ([{"table": {"a": 1}}, "--table={b: 2}"], {"table": {"b": 2}}),
-    ([{"table": {"a": 1}}, "--table.b=2"], {"table": {"a": 1, "b": "2"}}),
+    ([{"table": {"a": 1}}, "--table.b=2"], {"table": {"a": 1, "b": 2}}),
+    ([{"table": {"a": 1}}, "--table.b=[word"], {"table": {"a": 1, "b": "[word"}}),
     ([{"clients": {8: 5}}, "--clients={4: 1}"], {"clients": {4: 1}}),
+    ([{"clients": {"int8": 5}}, "--clients.int4=1"], {"clients": {"int8": 5, "int4": 1}}),
+    ([{"rates": {"a": 1.0}}, "--rates.b=2.5"], {"rates": {"a": 1.0, "b": 2.5}}),
+    ([{"words": {"a": "x"}}, "--words.b=1e3"], {"words": {"a": "x", "b": "1e3"}}),
     # options of an option
     ([{"mask": {"tau": 0.1}}, {"mask": {"scope": "m"}}], {"mask": {"tau": 0.1, "scope": "m"}}),
     ([{"mask": {"tau": 0.1}}, "--mask={scope: m}"], {"mask": {"tau": 0.1, "scope": "m"}}),
