@@ -104,6 +104,9 @@ def leave(run: Callable[[list[str]], int], args: Sequence[str] | None) -> NoRetu
         if signal.getsignal(signum) is not signal.SIG_IGN:
             # what hears them later takes a moment to load
             signal.signal(signum, _end_at_once)
+    if sys.stdout is not None and sys.stdout.errors == "strict":
+        # a character that the console's encoding lacks, in a path or a table, is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     from bhfl.engine.ending import Signals, end_with_parent
 
     signals = Signals(command=True)
@@ -140,7 +143,9 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     STANDING.begin("nothing new is saved")
     try:
         code = run(args)
-        return UNREAD if _is_unread() else code
+        # looked at in any case: Python would complain when it ends
+        unread = _is_unread()
+        return code or UNREAD * unread
     except BrokenPipeError:
         # quietly, as programs do behind `| head`; a pipe that is another one is no reader's choice
         if not _is_unread():

@@ -33,6 +33,23 @@ def test_it_says_nothing_more(args: list[str], unbuffered: str) -> None:
     assert (found.returncode, found.stderr) == (UNREAD, b"")
 
 
+def test_a_failure_keeps_its_code() -> None:
+    found = ended("report", "nowhere")
+    assert found.returncode == 2
+    assert b"no such folder" in found.stderr
+
+
+def test_what_an_encoding_lacks_is_spelled_out() -> None:
+    code = "from bhfl.cli.command import leave; leave(lambda args: print('k\\xe4se') or 0, None)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert found.stdout.split() == [rb"k\xe4se"]
+
+
 def test_it_is_not_told_as_a_wrong_configuration() -> None:
     def run(args: object) -> int:
         raise BrokenPipeError
