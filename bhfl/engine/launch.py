@@ -15,6 +15,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from bhfl.engine.ending import (
@@ -40,20 +41,26 @@ def make_fabric(machine: Machine, precision: Any) -> Fabric:
     """Fabric with our time-out, whose strategy wraps no model, so that no gradients are averaged.
 
     Raises:
-        ValueError: The strategy is none that the round loop can use, or several processes are asked
-            for in a notebook.
+        ValueError: The strategy is none that the round loop can use, there are no such devices, or
+            several processes are asked for in a notebook.
     """
     strategy = _strategy(machine)
     interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
     if interactive and isinstance(strategy, DDPStrategy):
         raise ValueError(_IN_NOTEBOOKS.format(machine.devices))
-    fabric = Fabric(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=strategy,
-        precision=precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.num_nodes,
+            strategy=strategy,
+            precision=precision,
+        )
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"accelerator {machine.accelerator!r} with devices {machine.devices!r} cannot be used "
+            f"here: {error}"
+        ) from error
     # of `auto`, where there are several
     if interactive and fabric.world_size > 1:
         raise ValueError(_IN_NOTEBOOKS.format(machine.devices))

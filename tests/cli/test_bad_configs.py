@@ -361,7 +361,10 @@ FILES = {
     "section-null": ("trainer: null\n", ["trainer must be a mapping, got null"]),
     "section-list": ("trainer: [max_rounds]\n", ["trainer must be a mapping, got ['max_rounds']"]),
     "list-item": ("trainer: {devices: [a]}\n", ["trainer.devices[0] must be an integer, got 'a'"]),
-    "list-empty": ("trainer: {devices: []}\n", ["devices=[]"]),
+    "list-empty": (
+        "trainer: {devices: []}\n",
+        ["accelerator 'cpu' with devices [] cannot be used here"],
+    ),
     "size-null": ("data: {batch_size: null}\n", ["data.batch_size must be an integer, got null"]),
     "shape-text": ("data: {shape: 8x8}\n", ["data.shape must be a list, got '8x8'"]),
     # ---- values that only the constructors know
