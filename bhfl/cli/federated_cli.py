@@ -4,6 +4,7 @@ is built.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class FederatedCLI(LightningCLI):
         super().__init__(
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
-            save_config_callback=SaveConfig,  # type: ignore[arg-type]  # duck-typed, as the trainer is
+            save_config_callback=self._saved,  # type: ignore[arg-type]  # duck-typed, as the trainer is
             trainer_class=CommandTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
             parser_kwargs={args[0]: {"dump_header": [f"bhfl {bhfl.__version__}"], "usage": usage}},
@@ -190,11 +191,18 @@ class FederatedCLI(LightningCLI):
         trainer.written = self.written()
         return trainer
 
+    @cached_property
+    def text(self) -> str:
+        """The whole configuration as YAML: once, since each value is read back to be sure of it."""
+        return dumped(self._parser(self.subcommand), self.config[self.subcommand])
+
     def written(self) -> dict[str, Any]:
         """The whole configuration as plain values."""
-        text = dumped(self._parser(self.subcommand), self.config[self.subcommand])
-        found: dict[str, Any] = yaml.safe_load(text)
+        found: dict[str, Any] = yaml.safe_load(self.text)
         return found
+
+    def _saved(self, *_: Any) -> "SaveConfig":
+        return SaveConfig(self.text)
 
     def parts(self) -> dict[str, Any]:
         """What the configuration says of algorithm, model and data, but for where the data lie."""
@@ -310,12 +318,11 @@ class SaveConfig(Callback):
     """A callback that writes the parsed configuration to ``config.yaml`` of the run folder.
 
     Args:
-        parser: The parser of the command.
-        config: What was parsed.
+        text: The configuration as YAML.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
-        self.text = dumped(parser, config)
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def on_fit_start(self, trainer: FederatedTrainer) -> None:
         """Write it, now that the folder is there."""
