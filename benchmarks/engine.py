@@ -70,18 +70,28 @@ def session_of(clients: int, folder: str, num_train: int = NUM_TRAIN, **options)
         num_train: The number of images.
         **options: The trainer's.
     """
+    torch.set_num_threads(1)
+    return opened(*_trainer(clients, folder, num_train, **options), folder)
+
+
+def opened(trainer, model, data, folder: str):
+    """A session as `fit` has it before the first round, its memory format chosen.
+
+    Args:
+        trainer: Its settings.
+        model: Its module.
+        data: Its data.
+        folder: Where clients keep what they keep.
+    """
     from bhfl.engine.client.store import ClientStore
     from bhfl.engine.formats import with_format
     from bhfl.engine.loan import Loan
     from bhfl.engine.session import Session
     from bhfl.engine.system import keep_freed_memory
 
-    torch.set_num_threads(1)
     keep_freed_memory()
-    trainer, model, data = _trainer(clients, folder, num_train, **options)
     session = Session(trainer, Loan(model, data), ["fit", "test"])
     session.store = ClientStore(Path(folder) / "clients")
-    # as `fit` does before the first round
     session.server = with_format(
         session.server, session.settings, session.worker, session.fleet, session.data
     )

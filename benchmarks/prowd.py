@@ -8,12 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.contest import Seconds, contest, line, ratio
+from benchmarks.engine import opened
 
 if TYPE_CHECKING:
     from bhfl.engine.session import Session
@@ -65,15 +65,10 @@ def new_session(method: str, distill_weight: float) -> Session:
     from bhfl.algorithms import FedAvg, ProWD
     from bhfl.algorithms.prowd import Dequantizer
     from bhfl.data import FakeImages
-    from bhfl.engine.client.store import ClientStore
-    from bhfl.engine.loan import Loan
-    from bhfl.engine.session import Session
-    from bhfl.engine.system import keep_freed_memory
     from bhfl.engine.trainer import FederatedTrainer
     from bhfl.models import Classifier
 
     torch.set_num_threads(1)
-    keep_freed_memory()
     torch.manual_seed(0)
     size = {"num_train": 10_000, "num_test": 10}
     holdout = 128 if distill_weight else 0
@@ -82,9 +77,7 @@ def new_session(method: str, distill_weight: float) -> Session:
     algorithm = FedAvg() if method == "fedavg" else ProWD(dequantizer=untrained)
     trainer = FederatedTrainer({"ternary": 5, 32: 5}, algorithm, logger=False, devices=1)
     module = Classifier("vgg7", input_shape=(3, 32, 32), net_kwargs={"width": 24})
-    session = Session(trainer, Loan(module, data), ["fit"])
-    session.store = ClientStore(Path(tempfile.mkdtemp()))
-    return session
+    return opened(trainer, module, data, tempfile.mkdtemp())
 
 
 def turns(method: str) -> Callable[[], None]:
