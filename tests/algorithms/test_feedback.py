@@ -88,6 +88,15 @@ def test_a_run_goes_on_with_what_was_left_out(tmp_path: Path, name: str) -> None
     assert tables[0] == tables[1]
 
 
+def test_prowd_leaves_nothing_out_while_a_client_has_the_most_bits(tmp_path: Path) -> None:
+    best = {"weights": 8, "activations": 8, "granularity": "channel"}
+    grow = {"bits": 4, "count": 1, "name": "grow", "schedule": {1: best, 2: 8}}
+    algorithm, seen = watched(METHODS["ProWD"]())
+    fit(tmp_path, algorithm, [grow, {"bits": best, "count": 1}], data=fake(holdout=16))
+    errors = [any(error.any() for error in kept.values()) for *_, kept in seen[::2]]
+    assert errors == [True, False, True]
+
+
 class Unlucky(FedPAQ):
     """Its client 0 sends what is no number in the second round."""
 

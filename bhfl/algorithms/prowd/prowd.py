@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.differences import qsgd
-from bhfl.algorithms.feedback import keep_error, needs_differences, with_error
+from bhfl.algorithms.feedback import forget_error, keep_error, needs_differences, with_error
 from bhfl.algorithms.grouped import by_precision
 from bhfl.algorithms.prowd.aggregation import Selected, SelectiveMean
 from bhfl.algorithms.prowd.moves import MoveReader
@@ -49,7 +49,8 @@ class ProWD(Rule):
         client: Whose client half trains, see `bhfl.algorithms.rules.Rule`; null for FedAvg's. What
             it sends besides weights is averaged without masks.
         error_feedback: Whether a client adds to its ``delta`` what rounding left out of its last
-            one; what masks leave out is not carried.
+            one; what masks leave out is not carried. A high-bit client sends its weights, and has
+            none.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do
@@ -212,6 +213,9 @@ class ProWD(Rule):
         """
         update = quantized_state(run.module, sent=True)
         if self.payload == "weights" or run.client.bits == self.top:
+            # of what fewer bits once left out, a schedule may lead back to equally many
+            for name in update:
+                forget_error(run, name)
             return update
         values = run.module.state_dict()
         generator = run.rng.torch("quant_up", device=run.device)
