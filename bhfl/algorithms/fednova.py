@@ -20,13 +20,15 @@ class FedNova(Algorithm):
 
     ``w_{t+1} = w_t - tau * sum_i p_i (w_t - w_i) / a_i`` with ``tau = sum_i p_i a_i``. ``a_i`` is
     the client's number of steps s, and with momentum m the sum of what a gradient comes to in all
-    later steps, ``(s - m (1 - m^s) / (1 - m)) / (1 - m)`` (section 4.1 of the paper).
+    later steps, ``a(s) = (s - m (1 - m^s) / (1 - m)) / (1 - m)`` (section 4.1 of the paper); with
+    Nesterov's, whose steps are each one ahead, ``a(s + 1) - 1``.
 
     Clients send their number of steps, and the model at their bits. Where all make as many steps
     it is FedAvg but for rounding.
 
     Raises:
-        ValueError: In `setup`, the module's optimiser, or that of a group, is not SGD.
+        ValueError: In `setup`, the module's optimiser, or that of a group, is not SGD, or dampens
+            its momentum.
     """
 
     def setup(self, context: Context) -> None:
@@ -51,7 +53,7 @@ class FedNova(Algorithm):
         steps = float(weights[STEPS])
         if not steps >= 1:
             raise ValueError(f"its number of steps must be at least 1, got {steps:g}")
-        length = _length(steps, self._momenta[client.devices])
+        length = _length(steps, *self._momenta[client.devices])
         moves = {name: (value - weights[name]) / length for name, value in server.params.items()}
         return {**moves, STEPS: torch.tensor(length)}
 
@@ -66,8 +68,10 @@ class FedNova(Algorithm):
         return self.apply_mean(server, stepped)
 
 
-def _length(steps: float, momentum: float) -> float:
+def _length(steps: float, momentum: float, nesterov: bool = False) -> float:
     """What the gradients of so many steps count together."""
+    if nesterov:
+        return _length(steps + 1, momentum) - 1
     if momentum == 1:
         return steps * (steps + 1) / 2
     rest = momentum * (1 - momentum**steps) / (1 - momentum)

@@ -9,6 +9,8 @@ from bhfl.engine.algorithm import Context
 from bhfl.engine.devices import Devices
 from bhfl.engine.roster import one_of_each
 
+_KEYS = ("momentum", "nesterov", "dampening")
+
 
 def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
     """The optimisers of the clients on each kind of devices, none of which has made a step."""
@@ -21,27 +23,34 @@ def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
     return found
 
 
-def momenta(context: Context, method: str) -> dict[Devices, float]:
-    """The momentum of the clients on each kind of devices, all of which train by SGD.
+def momenta(context: Context, method: str) -> dict[Devices, tuple[float, bool]]:
+    """The momentum of the clients on each kind of devices, all of which train by SGD, and whether
+    it is Nesterov's.
 
     Args:
         context: What the run is made of.
         method: What needs it, for the message.
 
     Raises:
-        ValueError: An optimiser is not SGD, is one of several, or has several momenta.
+        ValueError: An optimiser is not SGD, is one of several, has several momenta, or dampens its
+            momentum.
     """
     found = {}
     for devices, several in optimizers(context).items():
         groups = chain.from_iterable(one.param_groups for one in several)
-        values = {group.get("momentum", 0.0) for group in groups}
-        if len(several) != 1 or type(several[0]) is not SGD or len(values) != 1:
+        rules = {tuple(map(group.get, _KEYS)) for group in groups}
+        fits = len(several) == 1 and type(several[0]) is SGD and len(rules) == 1
+        for momentum, nesterov, dampening in rules:
+            # without momentum there is nothing to dampen
+            fits = fits and not (momentum and dampening)
+            found[devices] = (momentum or 0.0, bool(nesterov))
+        if not fits:
             names = ", ".join(type(one).__name__ for one in several)
             raise ValueError(
-                f"{method} needs one torch.optim.SGD of one momentum, group "
-                f"{devices.group.label!r} has {names} with momentum {sorted(map(str, values))}"
+                f"{method} needs one torch.optim.SGD of one momentum and dampening 0, group "
+                f"{devices.group.label!r} has {names} with {', '.join(_KEYS)} of "
+                f"{' and '.join(sorted(map(str, rules)))}"
             )
-        found[devices] = float(values.pop())
     return found
 
 

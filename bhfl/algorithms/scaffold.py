@@ -50,7 +50,7 @@ class SCAFFOLD(Algorithm):
 
     def setup(self, context: Context) -> None:
         """Plain SGD, under which alone a move over the sum of rates is a mean gradient."""
-        if any(momenta(context, "SCAFFOLD").values()):
+        if any(momentum for momentum, _ in momenta(context, "SCAFFOLD").values()):
             raise ValueError(
                 "SCAFFOLD needs torch.optim.SGD without momentum: set momentum to 0 in the model's "
                 "optimizer and in those of groups"

@@ -161,11 +161,19 @@ class Heavy(Module):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6)
 
 
+class Nesterov(Module):
+    """The module with a momentum that looks ahead."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6, nesterov=True)
+
+
 @pytest.mark.parametrize(
     ("module", "momentum", "availability"),
-    [(Module, 0.0, None), (Heavy, 0.6, None), (Heavy, 0.6, ABSENT)],
+    [(Module, 0.0, None), (Heavy, 0.6, None), (Heavy, 0.6, ABSENT), (Nesterov, 0.6, None)],
 )
 def test_fednova(tmp_path, module, momentum, availability):
+    ahead = module is Nesterov
     data = Uneven(4)
     run = trained(tmp_path, FedNova(), data, module=module, availability=availability)
     h, t = numbers(data)
@@ -181,10 +189,12 @@ def test_fednova(tmp_path, module, momentum, availability):
             steps = part_of(data.num_batches(i), course.part)
             share = np.zeros(steps)
             for step in range(steps):
-                velocity = momentum * velocity + h[i] * (y - t[i])
-                y = y - LR * velocity
+                gradient = h[i] * (y - t[i])
+                velocity = momentum * velocity + gradient
+                y = y - LR * (momentum * velocity + gradient if ahead else velocity)
                 # what each gradient so far has come to, counted one by one
-                share[: step + 1] += momentum ** np.arange(step, -1, -1)
+                share[: step + 1] += momentum ** (np.arange(step, -1, -1) + ahead)
+                share[step] += ahead
             lengths.append(share.sum())
             directions.append((w - y) / share.sum())
         if lengths:
@@ -200,6 +210,13 @@ def test_fednova_needs_sgd(tmp_path):
 
     with pytest.raises(ValueError, match=r"FedNova needs one torch.optim.SGD .* has Adam"):
         trained(tmp_path, FedNova(), Data(4), module=Adaptive)
+
+    class Dampened(Module):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6, dampening=0.1)
+
+    with pytest.raises(ValueError, match=r"FedNova needs .* dampening 0, .*\(0\.6, False, 0\.1\)"):
+        trained(tmp_path, FedNova(), Data(4), module=Dampened)
 
 
 @pytest.mark.parametrize(
