@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bhfl.algorithms.clipping import clipped, following_bound
+from bhfl.algorithms.clipping import RATE, clipped, following_bound
 from bhfl.algorithms.rules import Rule
 from bhfl.checks import checked, or_none, positive, within
 from bhfl.comm import float_tensors
@@ -59,7 +59,7 @@ class ClippedMean(Rule):
             moves from zero.
         quantile: The share of moves that are to be within the bound, in [0, 1]; null for a fixed
             bound.
-        rate: How fast it follows.
+        rate: How fast it follows, in (0, 10].
         client: See `Rule`.
 
     Raises:
@@ -78,7 +78,7 @@ class ClippedMean(Rule):
         super().__init__(client)
         self.bound = checked("ClippedMean.bound", bound, positive)
         self.quantile = checked("ClippedMean.quantile", quantile, or_none(within("[0, 1]")))
-        self.rate = checked("ClippedMean.rate", rate, positive)
+        self.rate = checked("ClippedMean.rate", rate, RATE)
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """The bound."""

@@ -2,7 +2,11 @@
 
 import math
 
+from bhfl.checks import within
 from bhfl.engine.types import Params
+
+RATE = within("(0, 10]")
+"""The check of how fast a bound follows. At 10 a round may change it 22,000 times over."""
 
 
 def clipped(weights: Params, origin: Params, bound: float) -> tuple[Params, bool]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from bhfl.algorithms.clipping import clipped, following_bound
+from bhfl.algorithms.clipping import RATE, clipped, following_bound
 from bhfl.checks import checked, not_negative, or_none, positive, refuse, within
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, Flattener, WeightedMean
@@ -63,7 +63,7 @@ class DPFedAvg(Algorithm):
             that is less, with n the number of clients.
         quantile: The share of moves that are to be within the bound, in [0, 1]; null for a fixed
             bound.
-        rate: How fast the bound follows.
+        rate: How fast the bound follows, in (0, 10].
         count_noise: Standard deviation of the noise on the number of moves within the bound, more
             than half of `noise_multiplier`; null is ``m / 20``, or `noise_multiplier` where that is
             more.
@@ -90,7 +90,7 @@ class DPFedAvg(Algorithm):
         self.noise_multiplier = checked("DPFedAvg.noise_multiplier", noise_multiplier, not_negative)
         self.delta = checked("DPFedAvg.delta", delta, or_none(within("(0, 1)")))
         self.quantile = checked("DPFedAvg.quantile", quantile, or_none(within("[0, 1]")))
-        self.rate = checked("DPFedAvg.rate", rate, positive)
+        self.rate = checked("DPFedAvg.rate", rate, RATE)
         self.count_noise = checked("DPFedAvg.count_noise", count_noise, or_none(not_negative))
         refuse(self._problems())
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bhfl.algorithms import ClippedMean, FedAvg, GeometricMedian, Krum, Median, TrimmedMean
+from bhfl.algorithms import (
+    ClippedMean,
+    DPFedAvg,
+    FedAvg,
+    GeometricMedian,
+    Krum,
+    Median,
+    TrimmedMean,
+)
 from bhfl.algorithms.robust import Updates
 from bhfl.quant import quantize
 from tests.algorithms.quadratics import Data, Module
@@ -124,6 +132,8 @@ def test_the_bound_follows_the_moves(tmp_path):
         (lambda: GeometricMedian(steps=0), "GeometricMedian.steps must be"),
         (lambda: ClippedMean(bound=0), "ClippedMean.bound must be"),
         (lambda: ClippedMean(quantile=2), "ClippedMean.quantile must be"),
+        (lambda: ClippedMean(rate=1000), r"ClippedMean.rate must be in \(0, 10\], got 1000"),
+        (lambda: DPFedAvg(rate=1000), r"DPFedAvg.rate must be in \(0, 10\], got 1000"),
     ],
 )
 def test_an_argument_out_of_its_range_is_refused(make, message):
