@@ -17,7 +17,7 @@ from bhfl.checks import checked, choice, count, or_none, within
 from bhfl.data.augment import AUGMENTATIONS
 from bhfl.data.columns import column_of
 from bhfl.data.natural import ByColumn
-from bhfl.data.partition import IID, Partitioner, stratified_sample
+from bhfl.data.partition import IID, Partitioner, present, stratified_sample
 from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
 from bhfl.data.split import Shares, Split, make_split
@@ -169,7 +169,7 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
         Raises:
             ValueError: The set cannot be split so.
         """
-        targets = self._train.targets
+        targets = present("targets", self._train.targets)
         if len(targets) != len(self._train):
             raise ValueError(
                 f"targets must be one for each of {len(self._train)} samples, got {len(targets)}"

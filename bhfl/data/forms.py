@@ -60,7 +60,7 @@ def dataset_of(key: str, data: Any) -> Dataset[Any]:
         chosen = torch.as_tensor(np.asarray(data.indices, dtype=np.int64))
         return TensorDataset(*(tensor[chosen] for tensor in inner.tensors))
     if is_table(data):
-        rows: Dataset[Any] = data.with_format("torch") if data.format["type"] is None else data
+        rows: Dataset[Any] = data if data.format["type"] else _shaded(data).with_format("torch")
         return rows
     if isinstance(data, Mapping):
         raise ValueError(
@@ -75,6 +75,14 @@ def dataset_of(key: str, data: Any) -> Dataset[Any]:
         )
     found: Dataset[Any] = data
     return found
+
+
+def _shaded(table: Any) -> Any:
+    """A table whose pictures are greys and colours: a place in a palette would pass for a shade."""
+    for name, value in table[0].items() if len(table) else ():
+        if mode := {"P": "RGB", "1": "L"}.get(getattr(value, "mode", "")):
+            table = table.cast_column(name, type(table.features[name])(mode=mode))
+    return table
 
 
 def joined(key: str, sets: Sequence[Any]) -> tuple[Dataset[Any], list[int]]:

@@ -12,7 +12,7 @@ from bhfl.data.columns import column_of, paired, target_column
 from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.forms import dataset_of, is_list_of_sets, joined
 from bhfl.data.natural import ByColumn
-from bhfl.data.partition import IID, Array, Indices, Partitioner
+from bhfl.data.partition import IID, Array, Indices, Partitioner, present
 from bhfl.data.parts import Parts
 from bhfl.data.source import Source, as_source
 from bhfl.recorded import spelled
@@ -64,7 +64,7 @@ class FromDatasets(FederatedDataModule):
             targets: The label of each training sample, for the split, or the name of their column;
                 None to take the dataset's `targets`, `labels` or `y`, or the column `label` or
                 `labels` of a table. Batches hold what the dataset gives.
-            num_classes: The number of classes; None for the largest training target plus one.
+            num_classes: The number of classes; None for the largest target plus one.
             val: The validation split, or a list with that of each client; None to hold
                 `val_fraction` of the training samples out, which otherwise is not used.
             inputs: The column of the inputs, for batches (inputs, targets) of rows that are
@@ -122,6 +122,7 @@ class FromDatasets(FederatedDataModule):
         targets = target_column(dataset) if targets is None else targets
         if isinstance(targets, str):
             name, targets = targets, column_of("data.targets", dataset, targets)
+            present(f"data.targets of {key}", targets)
             dataset = dataset if inputs is None else paired(dataset, inputs, name)
         elif inputs is not None:
             raise ValueError(
@@ -167,17 +168,11 @@ class FromDatasets(FederatedDataModule):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes; ValueError if it was not given and the targets are not numbers."""
+        """The number of classes; ValueError if it was not given and targets do not tell it."""
         if self._num_classes is not None:
             return self._num_classes
-        targets = self._train.targets
-        # NumPy's letters for signed and unsigned integers, floats and booleans
-        if targets.dtype.kind not in "iufb" or not targets.size:
-            raise ValueError(
-                "data.num_classes must be given for targets that are no numbers, got "
-                f"{targets.dtype}"
-            )
-        return int(targets.max()) + 1
+        # a class that training samples lack would end a run at its test
+        return 1 + max(_largest(split, source) for split, source in self._sources.items())
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -217,6 +212,30 @@ class FromDatasets(FederatedDataModule):
             )
         ids = np.repeat(np.arange(num_clients), clients.sizes)
         return _OwnSets(ids)  # type: ignore[arg-type]  # an array is a sequence of ids
+
+
+def _largest(split: str, source: Source) -> int:
+    """The largest target of a split, or 0 where that of a test or validation cannot be told."""
+    try:
+        targets = source.targets
+    except ValueError:
+        if split == "train":
+            raise
+        return 0
+    # NumPy's letters for signed and unsigned integers, floats and booleans
+    if targets.dtype.kind in "iufb":
+        odd = targets[~((targets % 1 == 0) & (targets >= 0))]
+    elif split == "train":
+        odd = targets
+    # a data set may number its words only as they are read
+    else:
+        return 0
+    if odd.size:
+        raise ValueError(
+            "data.num_classes must be given for targets that are no numbers of classes, 0 and up, "
+            f"got {odd.flat[0]} in data.{split}; where batches hold them, number them first"
+        )
+    return int(targets.max(initial=0))
 
 
 class _OwnSets(ByColumn):

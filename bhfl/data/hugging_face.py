@@ -86,7 +86,7 @@ class HuggingFace(FederatedDataModule):
 
     @property
     def num_classes(self) -> int:
-        """The largest training target plus one."""
+        """The largest target plus one."""
         return self._given.num_classes
 
     @property

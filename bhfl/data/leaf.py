@@ -60,8 +60,8 @@ class LEAF(FederatedDataModule):
             root: The folder that holds ``train`` and ``test``.
             shape: The shape of an input, such as (1, 28, 28) for FEMNIST, whose files hold rows of
                 784 numbers; None for the shape that they have in the files.
-            num_classes: The number of classes; None for the largest training target plus one, and
-                for texts the number of characters.
+            num_classes: The number of classes; None for the largest target plus one, and for
+                texts the number of characters.
             partition: How the training samples are shared out. The column ``user`` makes each user
                 a client, which then is tested on the user's own samples of ``test``, unless
                 `client_test_fraction` says otherwise.
@@ -93,7 +93,7 @@ class LEAF(FederatedDataModule):
             return self._num_classes
         if self._characters:
             return len(self._characters) + 1
-        return int(self._files["train"].targets.max()) + 1
+        return 1 + max(int(split.targets.max()) for split in self._files.values())
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 
 from bhfl.checks import checked
-from bhfl.data.partition import Array, Indices, Partitioner
+from bhfl.data.partition import Array, Indices, Partitioner, present
 from bhfl.files import user_path
 
 
@@ -41,7 +41,7 @@ class ByColumn(Partitioner):
         ids = self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
         if ids.ndim != 1:
             raise ValueError(f"ByColumn.column must have one dimension, got shape {ids.shape}")
-        self.column = ids
+        self.column = present("ByColumn.column", ids)
 
     def of(self, column: Callable[[str], Array]) -> "ByColumn":
         """The partitioner with its ids.

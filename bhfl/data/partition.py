@@ -28,6 +28,21 @@ def stable_order(values: Array) -> Indices:
     return np.argsort(values, kind="stable")
 
 
+def present(key: str, values: Array) -> Array:
+    """The values, one for each sample, as they are; ValueError where one is None or NaN."""
+    missing: Any = []
+    if values.dtype.kind == "f":
+        missing = np.isnan(values)
+    elif values.dtype.kind == "O":
+        # what differs from itself is NaN, which tables have among words too
+        missing = [one is None or (isinstance(one, float) and one != one) for one in values]
+    if len(places := np.argwhere(missing)):
+        raise ValueError(
+            f"{key} must have a value for each sample, and sample {places[0][0]} has none"
+        )
+    return values
+
+
 def label_order(labels: Array, rng: Generator) -> Indices:
     """All positions, label after label, in random order within each label."""
     shuffled = rng.permutation(len(labels))

@@ -116,8 +116,8 @@ def make_split(
     val, pool = _take(targets, pool, round(shares.val_fraction * len(pool)), rng_val)
     if shares.holdout >= len(pool):
         raise ValueError(
-            f"holdout must be below the {len(pool)} samples left after validation, got "
-            f"{shares.holdout}"
+            f"data.val_fraction and data.holdout must leave clients some of {size} training "
+            f"samples, got {shares.val_fraction:g} and {shares.holdout}"
         )
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
     positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients)

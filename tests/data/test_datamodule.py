@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -264,10 +265,33 @@ def test_num_classes_is_checked():
         FromDatasets(pair, pair, num_classes=0)
 
 
+@pytest.mark.parametrize(
+    ("labels", "odd"), [([-1, 1], "-1"), ([0.5, 1.0], "0.5"), ([np.nan, 1.0], "nan")]
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_that_are_no_classes_are_told_before_anything_is_trained(labels, odd, split):
+    fine = (np.zeros((2, 3)), np.array([0, 1]))
+    data = FromDatasets(**{"train": fine, "test": fine, split: (fine[0], np.array(labels))})
+    message = (
+        rf"given for targets that are no numbers of classes, 0 and up, got {odd} in data.{split}"
+    )
+    with pytest.raises(ValueError, match=message):
+        _ = data.num_classes
+
+
+def test_classes_of_the_test_alone_are_counted():
+    x = np.zeros((3, 2))
+    assert FromDatasets((x, np.arange(3)), (x, np.arange(3) + 4)).num_classes == 7
+    with pytest.raises(ValueError, match="targets must have a value for each sample, and sample 2"):
+        FromDatasets((x, np.array([0, 1, np.nan])), (x, np.arange(3))).federate(1, 0)
+
+
 def test_options_can_be_typed_on_a_command_line():
     jsonargparse = pytest.importorskip("jsonargparse")
-    from bhfl.data import FederatedDataModule
+    # a class is known by its name alone once it is loaded
+    from bhfl.data import CIFAR10, FederatedDataModule
 
+    assert issubclass(CIFAR10, FederatedDataModule)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FederatedDataModule, "data")
     typed = [

@@ -228,6 +228,8 @@ BAD = {
         "of the data (there are x, label, user), got 'lable'; did you mean 'label'?"),
     "row": (lambda: ready(Table([(7, "label")]), targets="label"), "data.targets must name a "
         "column of row 7 of the data (there are x, user), got 'label'"),
+    "missing": (lambda: ready([{"x": 1.0, "y": 0}, {"x": 2.0, "y": None}], targets="y"),
+        "data.targets of data.train must have a value for each sample, and sample 1 has none"),
     "attribute": (lambda: ready(PAIR, partition=ByColumn("user")), "ByColumn.column must name a "
         "column of the data (there are none), got 'user'"),
     "inputs": (lambda: ready(Table(), targets="label", inputs="xs"), "data.inputs must name a "
@@ -277,6 +279,18 @@ def test_pictures_of_hugging_face_are_tensors_in_0_to_1():
     data = ready(table, inputs="image")
     ((inputs, _), *_) = data.test_batches()
     assert torch.equal(inputs, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+
+
+def test_a_palette_is_looked_up():
+    pytest.importorskip("datasets")
+    from PIL import Image
+
+    colour = Image.new("RGB", (2, 2), (200, 30, 7))
+    pictures = {"P": colour.quantize(4), "1": Image.new("1", (2, 2), 1)}
+    for mode, expected in (("P", [200 / 255, 30 / 255, 7 / 255]), ("1", [1.0])):
+        table = hugging_face(image=[pictures[mode]] * 30)
+        ((inputs, _), *_) = ready(Subset(table, range(9)), inputs="image").test_batches()
+        assert torch.allclose(inputs[0, :, 0, 0], torch.tensor(expected))
 
 
 def test_bad_tables_of_hugging_face_are_refused():

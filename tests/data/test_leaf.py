@@ -78,6 +78,8 @@ def test_users_of_the_test_alone_are_nobody_s(root):
     data = ready(root)
     assert data.held_sizes("test").tolist() == [0, 3, 5]
     assert len(data._test) == 12
+    write(root / "test" / "1.json", ["dan"], {"dan": X["ann"]}, {"dan": [7] * len(Y["ann"])})
+    assert ready(root).num_classes == 8
 
 
 def test_other_splits_take_the_tests_of_clients_from_training(root):

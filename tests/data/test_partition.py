@@ -194,6 +194,10 @@ def test_by_column_reads_a_npy_file(tmp_path):
         ),
         (lambda: ByColumn([[1]]), "ByColumn.column must have one dimension, got shape (1, 1)"),
         (
+            lambda: ByColumn(["ann", None]),
+            "ByColumn.column must have a value for each sample, and sample 1 has none",
+        ),
+        (
             lambda: ByColumn("no.npy"),
             "ByColumn.column must be the path of a .npy file of ids, got 'no.npy'",
         ),

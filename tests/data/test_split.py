@@ -73,7 +73,11 @@ def test_every_client_keeps_a_training_sample():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"holdout": 900}, "holdout must be below the 900 samples left after validation, got 900"),
+        (
+            {"holdout": 900},
+            "data.val_fraction and data.holdout must leave clients some of 1000 training samples, "
+            "got 0.1 and 900",
+        ),
         ({"seed": -1}, "seed must be an integer from 0 to 9,223,372,036,854,775,807, got -1"),
         ({"num_clients": 0}, "num_clients must be an integer from 1 to 2,147,483,648, got 0"),
         ({"num_clients": 871}, "num_clients must be at most 870"),
