@@ -109,7 +109,7 @@ def profile(
     with _all_there(trainer), Session.opened(trainer, model, datamodule, "fit") as session:
         with tempfile.TemporaryDirectory() as folder:
             session.store = ClientStore(Path(folder))
-            session.references = References(Path(folder))
+            session.references = References(Path(folder, References.place))
             rows = _Bench(session, steps, repeats, meter).rows()
         name = type(session.module).__name__
         session.tear_down()

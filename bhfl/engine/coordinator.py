@@ -290,16 +290,6 @@ class Coordinator:
         )
 
 
-def failed(server: ServerState, records: Sequence[ClientRecord]) -> ServerState:
-    """The state after a round that came to nothing, but for what is known of its clients.
-
-    Args:
-        server: The state before it.
-        records: What became of them.
-    """
-    return replace(server.failed(), holders=holders(server, records))
-
-
 def _absence(course: Course) -> Fault:
     """Why there is no update of a client that is kept from sending it."""
     what = "it dropped out" if course.status == "dropped" else "its update was lost on its way"

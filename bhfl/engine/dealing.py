@@ -40,16 +40,13 @@ class Dealer:
         Args:
             cohort: The clients of the round.
         """
-        mine = self._dealt(cohort)
+        mine = list(cohort)
+        if self.fabric.world_size > 1:
+            # the figures of one process for all, so that every client is dealt out exactly once
+            costs = self.fabric.broadcast([self._cost(client) for client in cohort])
+            mine = shares(cohort, costs, self.fabric.world_size)[self.fabric.global_rank]
         self.num_dealt = len(mine)
         return mine
-
-    def _dealt(self, cohort: Sequence[Client]) -> list[Client]:
-        if self.fabric.world_size == 1:
-            return list(cohort)
-        # the figures of one process for all, so that every client is dealt out exactly once
-        costs = self.fabric.broadcast([self._cost(client) for client in cohort])
-        return shares(cohort, costs, self.fabric.world_size)[self.fabric.global_rank]
 
     def learn(self, fleet: Sequence[Client], records: Sequence[ClientRecord]) -> None:
         """Take down what the clients of a round took."""

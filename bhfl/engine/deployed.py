@@ -57,7 +57,11 @@ class Deployed:
         if not self.algorithm.communicates:
             name = type(self.algorithm).__name__
             raise ValueError(f"{name} keeps no global model: each client has a model of its own")
-        devices = self._devices(group)
+        if group is not None and group not in self.groups:
+            raise ValueError(
+                f"group must be one of the run's, got {group!r}{suggestion(group, self.groups)}"
+            )
+        devices = FLOAT if group is None else self.groups[group]
         worker = PlainWorker(module, next(module.parameters()).device)
         try:
             devices.match_(module, self.server.buffers["frozen"])
@@ -67,15 +71,6 @@ class Deployed:
             dequantize_(set_spec_(module, BitSpec()))
         module.load_state_dict(state)
         return module
-
-    def _devices(self, group: str | None) -> Devices:
-        if group is None:
-            return FLOAT
-        if group not in self.groups:
-            raise ValueError(
-                f"group must be one of the run's, got {group!r}{suggestion(group, self.groups)}"
-            )
-        return self.groups[group]
 
     def _tensors(
         self, worker: PlainWorker, devices: Devices, group: str | None

@@ -110,7 +110,8 @@ class Evaluator:
         """Whether any group cannot be measured without what its clients keep."""
         if self.session.algorithm.own_model:
             return True
-        return any(self._lacks(self.model(server, one)) for one in self.groups(server).values())
+        models = (self.model(server, one) for one in self.groups(server).values())
+        return any(map(self.session.own.missing, models))
 
     def groups(self, server: ServerState) -> dict[str, Devices]:
         """The devices of each group, by its name, with the bits of the round that a state is
@@ -132,9 +133,6 @@ class Evaluator:
             stays &= set(session.own.missing(self.model(server, devices)))
         return stays
 
-    def _lacks(self, given: Params) -> bool:
-        return bool(self.session.own.missing(given))
-
     def model(self, server: ServerState, devices: Devices) -> Params:
         """The model of a group, without what is its clients' own."""
         session = self.session
@@ -146,11 +144,11 @@ class Evaluator:
         apart = session.algorithm.own_model or self.training is not None
         samples = self._own_samples(stage)
         floating = False
-        fleet = self.session.fleet
+        fleet = session.fleet
         places = members(fleet)
         for group, devices in self.groups(server).items():
             given = self.model(server, devices)
-            lacks = self._lacks(given)
+            lacks = bool(session.own.missing(given))
             # float32 clients run the server's own model, which needs no pass of its own beside
             # theirs
             floating |= devices.spec.is_float and (lacks or not apart)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bhfl.comm import encoded_bytes
 from bhfl.engine.checkpoint import State, check_storable
-from bhfl.engine.client.store import client_store
+from bhfl.engine.client.store import ClientStore
 from bhfl.engine.downlink import as_sent
 from bhfl.engine.ending import STANDING
 from bhfl.engine.failures import failed_in_a_row
@@ -21,7 +21,7 @@ from bhfl.engine.monitor import doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, problems, round_metrics, with_updates
-from bhfl.engine.references import check_references
+from bhfl.engine.references import References
 from bhfl.engine.result import FitResult, result_of
 from bhfl.engine.resume import check_told, fitting
 from bhfl.engine.roster import group_sizes, one_of_each
@@ -60,8 +60,8 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
     session.call("on_fit_start")
     try:
         _hear_callbacks(session, run)
-        if ckpt_path is None and not run.stopped:
-            _before_training(session, run)
+        if ckpt_path is None and not run.stopped and session.settings.output.validate_first:
+            run.log_first(session.evaluate("val"))
         while session.server.round < most and not (run.stopped or run.out_of_patience):
             _round(session, run)
         session.load_global()
@@ -84,13 +84,6 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         run.close()
     session.call("on_fit_end", metrics=metrics)
     return result_of(session, run, metrics)
-
-
-def _before_training(session: Session, run: Run) -> None:
-    """Validate the first model, if that is asked for and there is anything to validate on."""
-    measured = session.evaluate("val") if session.settings.output.validate_first else {}
-    if measured:
-        run.log_first(measured)
 
 
 def _foresee(session: Session, fresh: bool) -> None:
@@ -169,8 +162,8 @@ def _folder(session: Session, ckpt_path: str | Path | None) -> tuple[Path, State
     session.use_backends(state["config"])
     check_told(ckpt_path, state["config"], session.told)
     # it raises where what clients keep is not all there
-    client_store(folder, state)
-    check_references(folder, state)
+    ClientStore.listed(folder, state["clients"])
+    References.listed(folder, state["references"])
     return folder or new_run(trainer.root), state
 
 

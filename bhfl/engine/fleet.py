@@ -156,11 +156,11 @@ def _parse_group(entry: Any) -> Group:
     said["bits"] = BitSpec.parse(entry["bits"])
     for key, check in _CHECKS.items():
         checked(key, said.get(key), or_none(check))
-    _check_frozen(said.get("frozen"), said["bits"])
-    if "schedule" in said:
-        said["schedule"] = _schedule(said)
+    if said.get("frozen") == "quantize" and said["bits"].is_float:
+        raise ValueError("frozen: quantize needs bits below 32, got bits: 32")
+    said["schedule"] = _schedule(said)
     if "layers" in said:
-        bits = [said["bits"], *said.get("schedule", {}).values()]
+        bits = [said["bits"], *said["schedule"].values()]
         # the most, which may be float32
         said["layers"] = _layers(said["layers"], bits[-1])
     if "optimizer" in said:
@@ -195,12 +195,6 @@ def _check_keys(entry: Any) -> None:
         raise ValueError(f"takes local_epochs or local_steps, not both, got {dict(entry)!r}")
 
 
-def _check_frozen(value: Any, bits: BitSpec) -> None:
-    """Refuse to quantise what is frozen where nothing is quantised."""
-    if value == "quantize" and bits.is_float:
-        raise ValueError("frozen: quantize needs bits below 32, got bits: 32")
-
-
 def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
     if not isinstance(value, Mapping):
         raise ValueError(f"layers must be a mapping of patterns to bits, got {value!r}")
@@ -220,7 +214,9 @@ def _layers(value: Any, bits: BitSpec) -> dict[str, BitSpec]:
 
 def _schedule(said: Mapping[str, Any]) -> dict[int, BitSpec]:
     """The bits that a group comes to, by the rounds that are done by then."""
-    value = said["schedule"]
+    value = said.get("schedule")
+    if value is None:
+        return {}
     if not isinstance(value, Mapping) or not value:
         raise ValueError(
             f"schedule must be a mapping of rounds to bits such as {{20: 4, 40: 8}}, got {value!r}"

@@ -51,10 +51,6 @@ class Own:
         """Names of the tensors that `given` lacks, or that never travel."""
         return [name for name in self.first if name not in given or name in self.always]
 
-    def begin_as(self, first: Mapping[str, Tensor]) -> None:
-        """Take the values of another first model, of the run that is gone on with."""
-        self.first |= first
-
     def whole(self, given: Params, kept: Mapping[str, Any]) -> Params:
         """The whole model of a client.
 

@@ -2,11 +2,8 @@
 listed in checkpoints and cut back on resume as what clients keep is.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable
 
-from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.store import ClientStore
 from bhfl.engine.downlink import Sent, has_reference
@@ -23,14 +20,12 @@ class References(ClientStore):
     client that has it.
 
     Args:
-        run: The run folder, in which its own folder is made when the first client is sent anything.
+        folder: Where the files lie; it is made when the first client is sent anything.
         table: What a checkpoint lists, see `ClientStore.table`.
     """
 
+    place = REFERENCES
     lacks = "clients of this run are sent differences to what they were sent last"
-
-    def __init__(self, run: Path, table: Mapping[str, Any] | None = None) -> None:
-        super().__init__(run / REFERENCES, table)
 
     def held(self, client: Client, server: ServerState) -> Params:
         """The weights that a client has, which differences may be to; nothing where there are none,
@@ -75,18 +70,3 @@ class References(ClientStore):
             self.drop_all()
         for client in lost:
             self.known.pop(client, None)
-
-
-def check_references(folder: Path | None, state: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose references are not all there.
-
-    Args:
-        folder: The run folder, None for a checkpoint file outside any.
-        state: What the checkpoint holds.
-
-    Raises:
-        CheckpointError: Naming the file.
-    """
-    if folder is None and len(state["references"]["ids"]):
-        raise CheckpointError(f"{References.lacks}: the file lies in no run folder")
-    References(folder or Path(), state["references"]).check()

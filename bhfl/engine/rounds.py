@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bhfl.comm import encode, header_bytes
-from bhfl.engine.coordinator import Coordinator, failed
+from bhfl.engine.coordinator import Coordinator
 from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import Verdict
+from bhfl.engine.frozen import holders
 from bhfl.engine.handed import ServerReturnError
 from bhfl.engine.processes import gather
 from bhfl.engine.records import ClientRecord, asked_to_train, keeping, outliers, with_updates
@@ -57,7 +59,7 @@ def run_round(
         # a client's files are in order before another process trains it
         fabric.barrier()
         # from the state before the round: what begin_round made is dropped with it
-        return failed(server, records), records
+        return replace(server.failed(), holders=holders(server, records)), records
     following = coordinator.combine(records)
     closing = session.hooks.closing(following)
     message = None if closing is None else encode(closing)

@@ -22,6 +22,7 @@ from bhfl.engine.folder import (
     CHECKPOINTS,
     CLIENTS,
     LOCK,
+    REFERENCES,
     SUMMARY,
     find_link,
     remove_unfinished,
@@ -63,7 +64,7 @@ class Run:
         self.rows = RoundsFile(folder / "rounds.jsonl")
         self.checkpoints = folder / CHECKPOINTS
         self.store = ClientStore(folder / CLIENTS)
-        self.references = References(folder)
+        self.references = References(folder / REFERENCES)
         self.clients = TableFile(folder / CLIENTS_CSV, COLUMNS)
         self.first: Row = {}
         """What validation before the first round gave; empty where there was none. It is no part of
@@ -115,7 +116,7 @@ class Run:
                 f"the checkpoint has best rounds of {list(run['bests'])}, got {list(self.bests)}"
             )
         self.store = ClientStore(self.store.folder, state["clients"])
-        self.references = References(self.folder, state["references"])
+        self.references = References(self.references.folder, state["references"])
         self.first = run["first"]
         self.history = list(map(_interned, run["history"]))
         self.ledger = Ledger(run["ledger"])
@@ -184,7 +185,9 @@ class Run:
     # ---- one round -------------------------------------------------------------------------------
 
     def log_first(self, measured: Row) -> None:
-        """Take what validation before the first round gave."""
+        """Take what validation before the first round gave, if it gave anything."""
+        if not measured:
+            return
         self.first = {"round": 0, **measured}
         if self.writes:
             self.rows.append(self.first)

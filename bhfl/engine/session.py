@@ -20,7 +20,7 @@ from bhfl.engine.client.module_hooks import check_trainable
 from bhfl.engine.client.optim import check_optimizers
 from bhfl.engine.client.place import Place
 from bhfl.engine.client.registered import frozen_in
-from bhfl.engine.client.store import ClientStore, client_store
+from bhfl.engine.client.store import ClientStore
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.dealing import Dealer
 from bhfl.engine.devices import FLOAT
@@ -267,7 +267,7 @@ class Session:
         self.take_up(fitting(state, self.server))
         self.use_backends(state["config"])
         if clients and self.evaluator.by_client(self.server):
-            self.store = client_store(folder, state)
+            self.store = ClientStore.listed(folder, state["clients"])
         return folder, state
 
     def use_backends(self, told: Told) -> None:
@@ -282,7 +282,7 @@ class Session:
     def take_up(self, server: ServerState) -> None:
         """Go on from a state, and from the first model that it had."""
         self.server = server
-        self.own.begin_as(server.buffers["first"])
+        self.own.first |= server.buffers["first"]
         self.frozen = held_by(self.worker, server)
 
     def evaluate(self, stage: Stage) -> dict[str, float]:

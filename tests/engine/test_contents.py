@@ -18,7 +18,7 @@ from torch import nn
 from bhfl.algorithms import FedAvg, FedCOMGATE
 from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, round_path
-from bhfl.engine.client.store import client_store
+from bhfl.engine.client.store import ClientStore
 from bhfl.engine.contents import check_contents, lost_key, read_state
 from bhfl.engine.resume import fitting
 from bhfl.engine.types import ServerState
@@ -107,7 +107,7 @@ def take_up(state: Any, folder: Path, fresh: ServerState) -> None:
     """What a resumed run does with a checkpoint before it trains."""
     state = check_contents(state)
     fitting(state, fresh)
-    client_store(folder, state)
+    ClientStore.listed(folder, state["clients"])
 
 
 def test_wrong_contents_are_refused_by_name(run):

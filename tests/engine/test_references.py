@@ -19,7 +19,7 @@ from bhfl.engine.client.common import COMMON
 from bhfl.engine.client.messages import split
 from bhfl.engine.devices import Devices, Group
 from bhfl.engine.downlink import as_sent, sent_as
-from bhfl.engine.references import check_references
+from bhfl.engine.references import References
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import Client, ServerState, Update
 from bhfl.quant import PRESETS, QuantizedTensor
@@ -191,7 +191,7 @@ def test_a_lost_file_ends_the_run_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         fit(tmp_path, FedAvg(), {8: 2}, downlink=RULE, ckpt_path="last")
     with pytest.raises(CheckpointError, match="sent last: the file lies in no run folder"):
-        check_references(None, state)
+        References.listed(None, state["references"])
 
 
 # ---- methods -------------------------------------------------------------------------------------

@@ -30,8 +30,13 @@ class Layout:
         self.channels_last = channels_last
         if channels_last:
             self._change_()
-        else:
-            self._change_back_()
+            return
+        for parameter in self._changed:
+            parameter.data = parameter.data.contiguous()
+        for hook in self._hooks:
+            hook.remove()
+        self._changed = []
+        self._hooks = []
 
     def _change_(self) -> None:
         last = torch.channels_last
@@ -47,14 +52,6 @@ class Layout:
             for parameter in layer.parameters(recurse=False):
                 if parameter.ndim == 4:
                     parameter.data = contiguous(parameter.data)
-
-    def _change_back_(self) -> None:
-        for parameter in self._changed:
-            parameter.data = parameter.data.contiguous()
-        for hook in self._hooks:
-            hook.remove()
-        self._changed = []
-        self._hooks = []
 
     def batch(self, batch: Any) -> Any:
         """A batch whose images are laid out so."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class ClientStore:
         table: What a checkpoint lists of it, see `table`.
     """
 
+    place = CLIENTS
+    """Where it lies in a run folder."""
     lacks = "clients of this run keep state of their own, which the checkpoint lacks"
     """What is wrong where a file is gone."""
 
@@ -61,6 +63,23 @@ class ClientStore:
                 strict=True,
             )
             self.known = {client: {round: row.tobytes().hex()} for client, round, row in rows}
+
+    @classmethod
+    def listed(cls, run: Path | None, table: Mapping[str, Tensor]) -> Self:
+        """What a checkpoint lists, all of which must be there.
+
+        Args:
+            run: The run folder, None for a checkpoint file outside any.
+            table: What the checkpoint lists, see `table`.
+
+        Raises:
+            CheckpointError: Some of it is not, naming the file.
+        """
+        if run is None and len(table["ids"]):
+            raise CheckpointError(f"{cls.lacks}: the file lies in no run folder")
+        store = cls((run or Path()) / cls.place, table)
+        store.check()
+        return store
 
     def _versions(self, client: str = "*", shard: str = "*") -> Iterator[tuple[int, Path]]:
         """The files of one client or all, each with its round."""
@@ -108,7 +127,10 @@ class ClientStore:
                 that other clients keep too.
             final: Whether the verdict comes without a message that changes it.
         """
-        path = self._made(client, round)
+        path = self._path(client, round)
+        # but not the run folder: one that has vanished is an error
+        for folder in (self.folder, path.parent):
+            folder.mkdir(exist_ok=True)
         # first: what cannot be stored leaves an earlier state as it was
         for name, value in state.items():
             check_storable(value, name)
@@ -183,7 +205,9 @@ class ClientStore:
             del self._pending[client]
             for old, new in one.files.items():
                 self._common.moved(old, new)
-            self._know(client, one.round, one.sha256)
+            # other processes learn of it after the round, and may train this client next
+            self._new.append((client, one.round, one.sha256))
+            self.known.setdefault(client, {})[one.round] = one.sha256
             own = one.files[one.path]
             self._written[client] = own, _stamp(own)
 
@@ -195,19 +219,6 @@ class ClientStore:
         """Forget all that has no verdict."""
         for client in list(self._pending):
             self.drop(client)
-
-    def _made(self, client: int, round: int) -> Path:
-        """The path of a version, whose folder is there."""
-        path = self._path(client, round)
-        # but not the run folder: one that has vanished is an error
-        for folder in (self.folder, path.parent):
-            folder.mkdir(exist_ok=True)
-        return path
-
-    def _know(self, client: int, round: int, sha256: str) -> None:
-        # other processes learn of it after the round, and may train this client next
-        self._new.append((client, round, sha256))
-        self.known.setdefault(client, {})[round] = sha256
 
     def news(self) -> list[tuple[int, int, str]]:
         """The versions that were saved since this was asked last: client, round and digest."""
@@ -295,20 +306,3 @@ def _common(path: Path) -> Path:
 
 def _shard(client: int) -> str:
     return f"{client // 100:04d}"
-
-
-def client_store(folder: Path | None, state: Mapping[str, Any]) -> ClientStore:
-    """What the clients of a checkpoint's run keep, which must be there.
-
-    Args:
-        folder: The run folder, None for a checkpoint file outside any.
-        state: What the checkpoint holds.
-
-    Raises:
-        CheckpointError: Some of it is not.
-    """
-    if folder is None and len(state["clients"]["ids"]):
-        raise CheckpointError(f"{ClientStore.lacks}: the file lies in no run folder")
-    store = ClientStore((folder or Path()) / CLIENTS, state["clients"])
-    store.check()
-    return store
