@@ -95,7 +95,7 @@ class ByColumn(Partitioner):
         groups, group_of_sample = np.unique(labels, return_inverse=True)
         if len(groups) < num_clients:
             raise ValueError(
-                f"num_clients must be at most {len(groups)}, the number of groups among "
+                f"clients must be at most {len(groups)}, the number of groups among "
                 f"{len(labels)} samples that are left for clients, got {num_clients}"
             )
         order = np.arange(len(groups))

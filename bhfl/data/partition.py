@@ -204,8 +204,8 @@ class Dirichlet(Partitioner):
                 return owners
         raise ValueError(
             f"partition must give each of {num_clients} clients {self.min_size} of {len(labels)} "
-            f"samples, and no draw of {self} did; raise alpha or max_tries, or lower min_size or "
-            "num_clients"
+            f"samples, and no draw of {self} did; raise alpha or max_tries, lower min_size, or "
+            "have fewer clients"
         )
 
     def _draw(self, labels: Array, num_clients: int, rng: Generator) -> Indices:

@@ -120,7 +120,7 @@ def make_split(
             f"samples, got {shares.val_fraction:g} and {shares.holdout}"
         )
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
-    positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients)
+    positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients, shares)
     positions = pool[positions]
     left = sizes
     held = []
@@ -142,6 +142,17 @@ def make_split(
     )
 
 
+def _check_enough(partition: Partitioner, num_clients: int, left: int, shares: Shares) -> None:
+    """Refuse more clients than there are samples left for, in the words of a configuration."""
+    if num_clients * partition.min_size > left:
+        raise ValueError(
+            f"clients must be at most {left // partition.min_size} for {partition} to give each "
+            f"{partition.min_size} of the {left} samples that data.val_fraction="
+            f"{shares.val_fraction}, data.holdout={shares.holdout} and data.max_train_samples="
+            f"{shares.max_samples} leave, got {num_clients}"
+        )
+
+
 def _take(
     targets: Array, pool: Indices, count: int, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
@@ -151,10 +162,15 @@ def _take(
 
 
 def _dealt(
-    partition: Partitioner, values: Array, num_clients: int, rng: np.random.Generator
+    partition: Partitioner,
+    values: Array,
+    num_clients: int,
+    rng: np.random.Generator,
+    shares: Shares,
 ) -> tuple[Indices, Indices]:
     """What `Partitioner.dealt` returns, also of a partitioner that makes the lists by itself."""
     if type(partition).__call__ is Partitioner.__call__:
+        _check_enough(partition, num_clients, len(values), shares)
         return partition.dealt(values, num_clients, rng)
     parts = partition(values, num_clients, rng)
     return np.concatenate(parts), np.array([len(part) for part in parts])

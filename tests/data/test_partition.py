@@ -207,7 +207,7 @@ def test_by_column_reads_a_npy_file(tmp_path):
         ),
         (
             lambda: ByColumn([0, 1])(np.array([0, 1, 1]), 3, rng()),
-            "num_clients must be at most 2, the number of groups",
+            "clients must be at most 2, the number of groups",
         ),
         (
             lambda: Dirichlet(0.3).values(np.array([1.0, 0.25])),

@@ -127,7 +127,7 @@ CASES = [
     ),
     (
         {"data": lambda: fake(partition=Dirichlet(alpha=0.05, min_size=16, max_tries=3))},
-        "no draw of .* did; raise alpha or max_tries, or lower min_size or num_clients",
+        "no draw of .* did; raise alpha or max_tries, lower min_size, or have fewer clients",
         [
             {"data": lambda: fake(partition=Dirichlet(alpha=50.0, min_size=16, max_tries=30))},
             {"data": lambda: fake(partition=Dirichlet(alpha=0.05, min_size=1, max_tries=3))},
