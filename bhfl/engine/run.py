@@ -24,6 +24,7 @@ from bhfl.engine.folder import (
     LOCK,
     REFERENCES,
     SUMMARY,
+    find_folder,
     find_link,
     remove_unfinished,
 )
@@ -131,7 +132,8 @@ class Run:
         is dropped.
 
         Raises:
-            CheckpointError: Another process is training in this folder, or a link lies in it.
+            CheckpointError: Another process is training in this folder, or a link lies in it, or a
+                folder in the place of a checkpoint.
         """
         if not self.writes:
             return
@@ -139,6 +141,10 @@ class Run:
             raise CheckpointError(
                 f"{link} is a symbolic link, and inside a run folder none is followed when "
                 "something is written: put what it leads to in its place, or remove it"
+            )
+        if place := find_folder(self.folder):
+            raise CheckpointError(
+                f"{place} is a folder, where the run would write a checkpoint: move it away"
             )
         try:
             self._claim = claim(self.folder / LOCK, "process {} is training here")

@@ -85,6 +85,18 @@ def test_no_link_in_a_run_folder_is_followed(tmp_path, trained, name):
     )
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "round=00003.ckpt"])
+def test_a_folder_in_the_place_of_a_checkpoint_is_missed_before_a_round(tmp_path, trained, name):
+    run = copied(trained, tmp_path)
+    place = run / "checkpoints" / name
+    place.unlink(missing_ok=True)
+    place.mkdir()
+    inside = content(run)
+    with pytest.raises(CheckpointError, match=f"{name} is a folder, where the run would write a"):
+        go(tmp_path, 3, run)
+    assert content(run) == inside
+
+
 @pytest.mark.parametrize("above", ["runs", "bhfl", "version_0"])
 def test_a_run_folder_behind_a_link_is_one_like_others(tmp_path, trained, above):
     run = copied(trained, tmp_path / "runs")
