@@ -126,8 +126,8 @@ STANDING = Standing()
 
 
 def speaks() -> bool:
-    """Whether this process tells the user what happens: the first of a machine does."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this process tells the user what happens: the first of a machine, or one alone."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 PARENT = "BHFL_PARENT"

@@ -16,6 +16,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from bhfl.engine.ending import (
@@ -146,6 +147,8 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
         os.environ[PARENT] = str(os.getpid())
     with _without_lines_of_lightning():
         fabric.launch()
+    # its loggers go by the environment, where a LOCAL_RANK may be left of other processes
+    rank_zero_only.rank = fabric.global_rank  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -725,4 +725,12 @@ def test_other_processes_of_a_run_stay_silent(
     bhfl: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert bhfl("fit", "--config", "nope.yaml") == (2, "", "")
+    # a process without others speaks, whatever is left in its environment
+    for size in ("1", None):
+        if size is None:
+            monkeypatch.delenv("WORLD_SIZE")
+        else:
+            monkeypatch.setenv("WORLD_SIZE", size)
+        assert bhfl("fit", "--config", "nope.yaml").problems

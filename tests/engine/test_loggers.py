@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bhfl.engine.loggers import Loggers
+from tests.federation import fit
 
 
 def rows(*rounds: int) -> list[dict]:
@@ -125,3 +127,10 @@ def test_a_service_that_does_not_answer_is_left_out_once(tmp_path):
         warnings.simplefilter("error")
         loggers.log(rows(2)[0])
         loggers.close()
+
+
+def test_a_local_rank_that_is_left_in_the_environment_loses_no_curves(tmp_path, monkeypatch):
+    # as Lightning reads it from LOCAL_RANK when it is imported
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    fit(tmp_path, max_rounds=1, logger=True)
+    assert list(tmp_path.rglob("metrics.csv"))
