@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.algorithms.clipping import RATE, clipped, following_bound
 from bhfl.checks import checked, not_negative, or_none, positive, refuse, within
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, Flattener, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.buffers import tracks_statistics
 from bhfl.engine.private import followed, is_public
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.sampling import cohort_size, inclusion_rate
@@ -159,9 +159,7 @@ class DPFedAvg(Algorithm):
                 "DPFedAvg counts each client once: trainer.weights must be uniform, got "
                 f"{settings.aggregation.weights!r}"
             )
-        norms = [layer for layer in context.module.modules() if isinstance(layer, _NormBase)]
-        tracked = any(layer.track_running_stats for layer in norms)
-        if tracked and settings.aggregation.norm != "local":
+        if settings.aggregation.norm != "local" and tracks_statistics(context.module):
             yield (
                 "DPFedAvg adds noise to parameters alone, and running statistics must stay with "
                 f"their clients: trainer.norm must be local, got {settings.aggregation.norm!r}; or "

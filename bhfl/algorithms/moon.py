@@ -69,7 +69,8 @@ class MOON(Algorithm):
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
         """The module's own loss, and the contrast."""
-        last = _without(PREVIOUS, run.state)
+        kept = [name for name in run.state if name.startswith(PREVIOUS)]
+        last = {name.removeprefix(PREVIOUS): run.state[name] for name in kept}
         if not (self.mu and last):
             return run.training_step(batch, batch_idx)
         with self._seen(run.module) as seen:
@@ -144,12 +145,3 @@ def _once(tensors: Params, module: nn.Module) -> Params:
     """Each tensor by its first name alone: several copies of a tied one cannot take its place."""
     owned = dict([*module.named_parameters(), *module.named_buffers()])
     return {name: value for name, value in tensors.items() if name in owned}
-
-
-def _without(prefix: str, tensors: Params) -> Params:
-    """The tensors whose names begin so, without that."""
-    found = {}
-    for name, value in tensors.items():
-        if name.startswith(prefix):
-            found[name.removeprefix(prefix)] = value
-    return found

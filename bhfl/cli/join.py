@@ -61,7 +61,6 @@ def _join(args: Sequence[str]) -> int:
     with ExitStack() as stack:
         stack.enter_context(claim(folder / "lock", "process {} is this client already"))
         with told("loading PyTorch" if request.plain else "loading PyTorch and Lightning"):
-            from bhfl.remote.flower import POLLS
             from bhfl.remote.resident import Resident
             from bhfl.remote.scratch import listening_at, scratch
             from bhfl.remote.supernode import start_supernode
@@ -76,7 +75,6 @@ def _join(args: Sequence[str]) -> int:
             keys,
             request.server,
             node_config={"bhfl-socket": str(own / "client.sock")},
-            more=POLLS,
         )
         stack.callback(node.stop)
         print(f"joined {request.server}", flush=True)

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 NormPolicy = Literal["average", "local", "group"]
 
 
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether a module has normalisation layers with running statistics."""
+    norms = (layer for layer in module.modules() if isinstance(layer, _NormBase))
+    return any(layer.track_running_stats for layer in norms)
+
+
 class Buffers:
     """What becomes of running means and variances, and of integer buffers, when clients' models are
     combined.

@@ -154,7 +154,13 @@ class QuantLayer(nn.Module):
 
     def _weight_rule(self) -> dict[str, Any]:
         """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""
-        if self.fixed_scale is not None and self.spec.storage == FLOAT_BITS and self._is_trained():
+        if (
+            self.fixed_scale is not None
+            and self.spec.storage == FLOAT_BITS
+            and self.training
+            and torch.is_grad_enabled()
+            and self.weight.requires_grad
+        ):
             # the weights will move, and their range with them
             self.fixed_scale = None
         scale = self.fixed_scale
@@ -166,9 +172,6 @@ class QuantLayer(nn.Module):
             "granularity": self.spec.granularity,
             "scale": scale,
         }
-
-    def _is_trained(self) -> bool:
-        return self.training and torch.is_grad_enabled() and self.weight.requires_grad
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the parent, computed with quantised input and weight; shapes as there."""

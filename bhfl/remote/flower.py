@@ -10,9 +10,6 @@ from pathlib import Path
 
 from bhfl.checks import checked, count
 
-POLLS = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-"""How often Flower's processes look for messages to be worked on: once a second by default."""
-
 _REMEDY = "pip install 'bhfl[flower]'" if find_spec("bhfl.main") else "pip install bhfl-client"
 """What installs Flower: the small distribution, which has one command alone, needs it anyway."""
 
@@ -44,6 +41,8 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_HOME": str(home.absolute()),
+        # how often they look for messages to be worked on: once a second by default
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PYTHONUNBUFFERED": "1",
         **(more or {}),
     }

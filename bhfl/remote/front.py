@@ -167,9 +167,8 @@ class Front(Running):
             raise
 
     async def _answered(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
-            return await _turn_away(send, 404, "not found")
-        if not FLEET.fullmatch(scope["raw_path"]):
+        asks = scope["type"] == "http" and scope["method"] == "POST" and not scope["query_string"]
+        if not asks or not FLEET.fullmatch(scope["raw_path"]):
             return await _turn_away(send, 404, "not found")
         client = self._client_of(scope["headers"])
         if client is None:

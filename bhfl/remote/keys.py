@@ -12,7 +12,6 @@ import re
 import shutil
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,53 +33,32 @@ _PRIVATE = 0o600
 _NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 
-@dataclass(frozen=True)
 class ServerKeys:
     """The files that a server needs, in one folder."""
 
-    folder: Path
-
-    @property
-    def ca(self) -> Path:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = folder / "ca.pem"
         """The certificate of the authority that signed the server's."""
-        return self.folder / "ca.pem"
-
-    @property
-    def certificate(self) -> Path:
+        self.certificate = folder / "server.pem"
         """The server's certificate."""
-        return self.folder / "server.pem"
-
-    @property
-    def private(self) -> Path:
+        self.private = folder / "server.key"
         """The private key of the certificate."""
-        return self.folder / "server.key"
-
-    @property
-    def registry(self) -> Path:
+        self.registry = folder / "registry.csv"
         """The table of the clients and their public keys."""
-        return self.folder / "registry.csv"
 
 
-@dataclass(frozen=True)
 class ClientKeys:
     """The files that a client needs, in one folder."""
 
-    folder: Path
-
-    @property
-    def ca(self) -> Path:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = folder / "ca.pem"
         """The certificate by which the client knows its server."""
-        return self.folder / "ca.pem"
-
-    @property
-    def private(self) -> Path:
+        self.private = folder / "client.key"
         """The client's private key."""
-        return self.folder / "client.key"
-
-    @property
-    def public(self) -> Path:
+        self.public = folder / "client.pub"
         """Its public key, which says in words which client it is."""
-        return self.folder / "client.pub"
 
 
 def make_keys(folder: str | os.PathLike[str], groups: Sequence[str], hosts: Sequence[str]) -> Path:

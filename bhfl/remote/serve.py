@@ -26,7 +26,6 @@ from bhfl.recorded import FROM_DATA, UNWRITTEN
 from bhfl.remote.attendance import Terms
 from bhfl.remote.bundle import start_app
 from bhfl.remote.fleet import NETWORK_JSON, FlowerClients
-from bhfl.remote.flower import POLLS
 from bhfl.remote.front import Front
 from bhfl.remote.keys import server_keys
 from bhfl.remote.messages import SIZES
@@ -189,7 +188,7 @@ def _grid(trainer: FederatedTrainer, place: Place) -> Iterator[tuple[Sealed, _Ke
         own = stack.enter_context(scratch())
         address = place.superlink
         if address is None:
-            superlink = stack.enter_context(SuperLink(own / "superlink", keys, more=POLLS))
+            superlink = stack.enter_context(SuperLink(own / "superlink", keys))
             address = superlink.address
         control = Control(address, keys, registry)
         stack.callback(control.close)

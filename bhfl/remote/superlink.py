@@ -7,7 +7,6 @@ through `bhfl.remote.front.Front`, which lets them reach what they need.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -126,7 +125,6 @@ class SuperLink(Running):
         folder: Its folder, for its database, its log and Flower's own files.
         keys: The server's files.
         port: The port of 127.0.0.1 that it listens at; 0 takes a free one.
-        more: Environment variables that what it starts is told besides.
 
     Raises:
         ImportError: Flower is not installed.
@@ -134,13 +132,7 @@ class SuperLink(Running):
         ValueError: `port` is no port.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        keys: ServerKeys,
-        port: int = 0,
-        more: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, keys: ServerKeys, port: int = 0) -> None:
         path = program("flower-superlink")
         self.port = free_port(port, "superlink port")
         # it holds what clients sent: for its owner alone
@@ -154,7 +146,7 @@ class SuperLink(Running):
         self.process = Supervised(
             "the SuperLink",
             command,
-            environment(folder / "flwr", more),
+            environment(folder / "flwr"),
             folder / "superlink.log",
             ready="Uvicorn running on",
         )

@@ -18,7 +18,7 @@ from bhfl.algorithms.fedlq.both import BothWays, check_both_ways, check_downlink
 from bhfl.algorithms.fedlq.bound import observed_bound
 from bhfl.algorithms.fedlq.budget import Budget, Traffic, rounded_down
 from bhfl.algorithms.fedlq.candidates import candidates_problem, check_carried, check_left_out
-from bhfl.algorithms.fedlq.layers import trained_layers, trained_sides
+from bhfl.algorithms.fedlq.layers import trained_parts
 from bhfl.algorithms.fedlq.mean import ProbedMean
 from bhfl.algorithms.fedlq.moves import (
     check_trained,
@@ -126,10 +126,10 @@ class FedLQ(Algorithm):
             ValueError: The model has no quantisable layer, a client computes with fewer bits than
                 any candidate, or a group says the bits of its layers.
         """
-        self.layers = trained_layers(module)
+        self.layers, sides = trained_parts(module)
         self.sizes = [module.get_parameter(name).numel() for name in self.layers]
         check_clients(clients, self.candidates)
-        self.sides = Sides(trained_sides(module), self.side_bits, self.error_feedback)
+        self.sides = Sides(sides, self.side_bits, self.error_feedback)
         self.planner = Planner(
             layers=self.layers,
             sizes=self.sizes,

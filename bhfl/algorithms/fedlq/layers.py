@@ -5,27 +5,16 @@ from torch import nn
 from bhfl.quant import layer_weights
 
 
-def trained_layers(module: nn.Module) -> list[str]:
-    """The names of the weights that are trained and can be quantised.
+def trained_parts(module: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of the weights that are trained and can be quantised, and of all else that is
+    trained.
 
     Args:
         module: The user's module.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no such weights.
     """
-    layers, _ = _trained(module)
-    if not layers:
-        raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
-    return layers
-
-
-def trained_sides(module: nn.Module) -> list[str]:
-    """The names of all else that is trained."""
-    return _trained(module)[1]
-
-
-def _trained(module: nn.Module) -> tuple[list[str], list[str]]:
     found = {id(module.get_parameter(name)) for name in layer_weights(module)}
     # tied weights travel once, under the first of their names
     first: dict[int, str] = {}
@@ -33,4 +22,6 @@ def _trained(module: nn.Module) -> tuple[list[str], list[str]]:
         if tensor.numel() and tensor.requires_grad:
             first.setdefault(id(tensor), name)
     layers = [name for key, name in first.items() if key in found]
+    if not layers:
+        raise ValueError("FedLQ needs layers with weights: all are empty or frozen")
     return layers, [name for key, name in first.items() if key not in found]

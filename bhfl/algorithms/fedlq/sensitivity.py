@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
 from bhfl.checks import check_options, choice, count, within
 from bhfl.engine.algorithm import Context, LocalRun
+from bhfl.engine.buffers import tracks_statistics
 from bhfl.engine.devices import FLOAT
 from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, Params, ServerState
@@ -86,9 +86,7 @@ class Sensitivity:
         """ValueError where the server is to probe and cannot."""
         if self.source != "server" or not self.shrinkage:
             return
-        norms = [layer for layer in context.module.modules() if isinstance(layer, _NormBase)]
-        tracking = any(layer.track_running_stats for layer in norms)
-        if tracking and context.settings.aggregation.norm == "local":
+        if context.settings.aggregation.norm == "local" and tracks_statistics(context.module):
             raise ValueError(
                 "trainer.norm: local keeps running statistics on the clients, so "
                 "FedLQ.sensitivity.source: server has none to probe with; set "

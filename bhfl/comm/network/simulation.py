@@ -226,25 +226,6 @@ class SimulatedNetwork(Recorded):
         clients = self.client_times(round_index, workloads, num_participants)
         return met_by([client.seconds for client in clients], fraction)
 
-    def uplink_budget_bits(
-        self,
-        round_index: int,
-        workload: Workload,
-        deadline_seconds: float,
-        num_participants: int = 1,
-    ) -> int:
-        """The bits that a client can still send when it has downloaded and trained: whole bytes,
-        and 0 if it is too late.
-
-        Args:
-            round_index: Which draws to use.
-            workload: What the client does; its `upload_bytes` do not matter.
-            deadline_seconds: When the upload must have arrived.
-            num_participants: The participants of the round; they matter with `shared_uplink`.
-        """
-        link = self.shared_link(round_index, workload, num_participants)
-        return link.uplink_budget_bits(workload.download_bytes, workload.flops, deadline_seconds)
-
     def client_time(
         self, round_index: int, workload: Workload, num_participants: int = 1
     ) -> ClientTime:

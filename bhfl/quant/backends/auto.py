@@ -49,9 +49,8 @@ class Auto(Backend):
     def require(self) -> None:
         """See :class:`Backend`; look at the machine before a compiler looks at the layers."""
         self.fast.require()
-        devices = ["cuda"] if torch.cuda.is_available() else ["cpu"]
-        for device in devices:
-            _threshold(device, self.fast.name, "linear")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        _threshold(device, self.fast.name, "linear")
 
     def unfit(self, spec: BitSpec) -> str:
         """See :class:`Backend`."""

@@ -120,6 +120,17 @@ def test_nothing_to_send_takes_no_time() -> None:
     assert (found.download_seconds, found.upload_seconds) == (0.0, 0.0)
 
 
+def budget(
+    network: SimulatedNetwork,
+    work: Workload,
+    deadline: float,
+    round_index: int = 0,
+    sharing: int = 1,
+) -> int:
+    link = network.shared_link(round_index, work, sharing)
+    return link.uplink_budget_bits(work.download_bytes, work.flops, deadline)
+
+
 @given(st.integers(0, 100), st.floats(0.5, 60), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_a_budget_spent_to_the_last_byte_is_in_time(
@@ -127,7 +138,7 @@ def test_a_budget_spent_to_the_last_byte_is_in_time(
 ) -> None:
     network = SimulatedNetwork(MIXED, shared_uplink=shared, deadline_seconds=deadline)
     work = fleet(3, flops=1e9, download_bytes=100_000)
-    budgets = [network.uplink_budget_bits(round_index, one, deadline, len(work)) for one in work]
+    budgets = [budget(network, one, deadline, round_index, len(work)) for one in work]
     spent = [
         Workload(client=i, upload_bytes=bits // 8, download_bytes=100_000, flops=1e9)
         for i, bits in enumerate(budgets)
@@ -142,8 +153,8 @@ def test_a_budget_spent_to_the_last_byte_is_in_time(
 
 
 def test_a_client_without_time_has_no_budget() -> None:
-    assert steady().uplink_budget_bits(0, fleet(1)[0], 4.0) == 0
-    assert steady().uplink_budget_bits(0, fleet(1)[0], 5.0) == 8_000_000
+    assert budget(steady(), fleet(1)[0], 4.0) == 0
+    assert budget(steady(), fleet(1)[0], 5.0) == 8_000_000
 
 
 def test_the_quantile_deadline_is_met_by_that_share() -> None:
