@@ -102,7 +102,7 @@ def joined(key: str, sets: Sequence[Any]) -> tuple[Dataset[Any], list[int]]:
             raise ValueError(f"{key}[{i}] must be a data set, got a {type(data).__name__}")
         parts.append(dataset_of(f"{key}[{i}]", data))
     sizes = [len(part) for part in parts]  # type: ignore[arg-type]
-    if not all(map(_is_pair, parts)):
+    if not all(isinstance(part, TensorDataset) and len(part.tensors) == 2 for part in parts):
         return ConcatDataset(parts), sizes
     columns = []
     for place, what in enumerate(("inputs", "targets")):
@@ -121,10 +121,6 @@ def _check_alike(key: str, what: str, tensors: Sequence[Tensor]) -> None:
                 f"{key}[{i}] must have {what} like those of {key}[0], {dtype} {list(shape)}, got "
                 f"{tensor.dtype} {list(tensor.shape[1:])}"
             )
-
-
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, TensorDataset) and len(data.tensors) == 2
 
 
 def _are_arrays(items: tuple[Any, ...]) -> bool:

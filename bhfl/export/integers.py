@@ -25,8 +25,8 @@ from bhfl.files import replacing, user_path
 from bhfl.quant import (
     BitSpec,
     QuantizedTensor,
-    QuantLayer,
     pack,
+    quant_layers,
     quantize_,
     quantized_state,
     unpack,
@@ -146,10 +146,9 @@ def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The specs of quantised layers: the fields of each that are not the default."""
     default = asdict(BitSpec())
     specs = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer):
-            own = asdict(layer.spec)
-            specs[name] = {key: value for key, value in own.items() if value != default[key]}
+    for name, layer in quant_layers(model):
+        own = asdict(layer.spec)
+        specs[name] = {key: value for key, value in own.items() if value != default[key]}
     return specs
 
 

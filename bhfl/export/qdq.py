@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bhfl.export.extras import EXTRAS, needed
 from bhfl.export.static import check_static, quantize_file
 from bhfl.files import replacing, user_path
-from bhfl.quant import QuantLayer, dequantize_
+from bhfl.quant import QuantLayer, dequantize_, quant_layers
 from bhfl.quant.functional import affine_scale
 from bhfl.quant.spec import FLOAT_BITS
 
@@ -98,13 +98,12 @@ def export_onnx(
 
 def _check_widths(model: nn.Module) -> None:
     """ValueError, with its name, for a layer whose codes a graph cannot hold."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer):
-            for key in ("weights", "activations"):
-                if WIDEST < (bits := getattr(layer.spec, key)) < FLOAT_BITS:
-                    raise ValueError(
-                        f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}"
-                    )
+    for name, layer in quant_layers(model):
+        for key in ("weights", "activations"):
+            if WIDEST < (bits := getattr(layer.spec, key)) < FLOAT_BITS:
+                raise ValueError(
+                    f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}"
+                )
 
 
 def num_samples(arguments: Any) -> int | None:
@@ -183,18 +182,17 @@ def _evaluating(model: nn.Module) -> nn.Module:
 
 def _rewritten(model: nn.Module) -> nn.Module:
     """The model, changed in place: its layers compute by nodes of ONNX."""
-    for layer in model.modules():
-        if isinstance(layer, QuantLayer):
-            # of the backends, fake alone calls both methods that are replaced below
-            layer.backend = "fake"
-            if layer.spec.activations < FLOAT_BITS:
-                layer.forward_input = partial(_input_nodes, steps=(1 << layer.spec.activations) - 1)  # type: ignore[method-assign]
-            if layer.spec.weights < FLOAT_BITS:
-                quantized = layer.quantized_weight()
-                # buffers become initializers of the graph, and so part of the file
-                layer.register_buffer("weight_codes", quantized.codes.contiguous())
-                layer.register_buffer("weight_scale", quantized.scale)
-                layer.forward_weight = partial(_weight_nodes, layer)  # type: ignore[method-assign]
+    for _, layer in quant_layers(model):
+        # of the backends, fake alone calls both methods that are replaced below
+        layer.backend = "fake"
+        if layer.spec.activations < FLOAT_BITS:
+            layer.forward_input = partial(_input_nodes, steps=(1 << layer.spec.activations) - 1)  # type: ignore[method-assign]
+        if layer.spec.weights < FLOAT_BITS:
+            quantized = layer.quantized_weight()
+            # buffers become initializers of the graph, and so part of the file
+            layer.register_buffer("weight_codes", quantized.codes.contiguous())
+            layer.register_buffer("weight_scale", quantized.scale)
+            layer.forward_weight = partial(_weight_nodes, layer)  # type: ignore[method-assign]
     return model
 
 

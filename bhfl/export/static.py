@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
-from bhfl.quant import QuantLayer
+from bhfl.quant import quant_layers
 
 BITS = 8
 """The bits of weights and activations in such a graph."""
@@ -27,8 +27,7 @@ BITS = 8
 
 def check_static(model: nn.Module) -> None:
     """ValueError, with its name, for a layer that a graph with fixed ranges would change."""
-    layers = [(name, one) for name, one in model.named_modules() if isinstance(one, QuantLayer)]
-    for name, layer in layers:
+    for name, layer in quant_layers(model):
         for key in ("weights", "activations"):
             if (bits := getattr(layer.spec, key)) != BITS:
                 raise ValueError(

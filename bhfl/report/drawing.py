@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bhfl.files import durable
 from bhfl.report.reading import printable
 
 PALETTE = (
@@ -50,9 +51,31 @@ def side_by_side(runs: Sequence[Path], size: tuple[float, float], **options: Any
 
 
 def save(figure: Any, out: Path) -> None:
-    """Write a figure to a file of the kind that its name ends with, and close it."""
-    figure.savefig(out, dpi=150)
+    """Write a figure whole or not at all, to a file of the kind that its name ends with, PNG where
+    it has no ending; and close it.
+
+    Raises:
+        OSError: `out` cannot be written.
+        ValueError: Matplotlib writes no files of that kind.
+    """
+    with durable(out) as file:
+        figure.savefig(file, dpi=150, format=out.suffix[1:] or "png")
     pyplot().close(figure)
+
+
+def name_rows(axis: Any, names: Sequence[str], shown: bool) -> None:
+    """Let an axis of bars read from the top down, one row a name.
+
+    Args:
+        axis: The panel, whose bars lie at 0, 1, 2 ...
+        names: What the rows are called.
+        shown: Whether the names stand beside it.
+    """
+    bare(axis)
+    axis.grid(visible=False, axis="y")
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0, labelleft=shown)
 
 
 def plain(text: str) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import aligned
-from bhfl.files import durable, write_text
+from bhfl.files import write_text
 from bhfl.report.arguments import errors_told, path_argument
-from bhfl.report.drawing import bare, labels, pyplot
+from bhfl.report.drawing import bare, labels, name_rows, pyplot, save
 from bhfl.report.forms import csv_text
 
 Row = Mapping[str, Any]
@@ -125,11 +125,10 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         OSError: `out` cannot be written.
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    plt = pyplot()
     bars = [column for column in _PANELS if widths(rows, column)]
     top = [*bars, "significance"]
     height = 1.3 + 0.27 * len(rows)
-    figure, axes = plt.subplot_mosaic(
+    figure, axes = pyplot().subplot_mosaic(
         [top, ["bound"] * len(top)],
         height_ratios=[height, 3.1],
         figsize=(2.2 + 3.3 * len(top), height + 3.6),
@@ -142,17 +141,10 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
     _significance(axes["significance"], rows)
     names = labels([row["layer"] for row in rows])
     for column in top:
-        axis = axes[column]
-        bare(axis)
-        axis.grid(visible=False, axis="y")
-        axis.set_yticks(range(len(rows)), names, fontsize=8)
-        axis.set_ylim(len(rows) - 0.4, -0.6)
-        axis.tick_params(axis="y", length=0, labelleft=column == top[0])
+        name_rows(axes[column], names, shown=column == top[0])
     _bound(figure, axes["bound"], rows)
     figure.suptitle(title, fontsize=10)
-    with durable(out) as file:
-        figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
+    save(figure, out)
 
 
 def _bars(axis: Any, rows: Sequence[Row], column: str) -> None:

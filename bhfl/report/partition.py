@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhfl.checks import aligned
-from bhfl.files import durable, write_text
-from bhfl.report.drawing import PALETTE, bare, plain, pyplot
+from bhfl.files import write_text
+from bhfl.report.drawing import PALETTE, bare, plain, pyplot, save
 
 Counts = NDArray[np.int64]
 
@@ -165,12 +165,11 @@ def draw(found: Partition, out: Path) -> None:
         OSError: `out` cannot be written.
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    plt = pyplot()
     order = _order(found)
     labels = None if found.labels is None else found.labels[order]
     num_labels = 0 if labels is None else labels.shape[1]
     heights = [2.2, *([min(7.0, 1.2 + 0.22 * num_labels)] if num_labels else [])]
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         len(heights),
         1,
         height_ratios=heights,
@@ -184,9 +183,7 @@ def draw(found: Partition, out: Path) -> None:
         _labels(figure, axes[1, 0], labels)
     _name_clients(axes[-1, 0], found, order)
     figure.suptitle(plain(found.title), fontsize=10)
-    with durable(out) as file:
-        figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
+    save(figure, out)
 
 
 def _order(found: Partition) -> Counts:

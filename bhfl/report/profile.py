@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import aligned
-from bhfl.files import durable, write_text
-from bhfl.report.drawing import bare, labels, pyplot
+from bhfl.files import write_text
+from bhfl.report.drawing import labels, name_rows, pyplot, save
 from bhfl.report.forms import csv_text
 
 Row = Mapping[str, Any]
@@ -109,11 +109,10 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
         OSError: `out` cannot be written.
         ImportError: matplotlib is not installed; the message says what to install.
     """
-    plt = pyplot()
     groups = [name(row) for row in whole(rows)]
     layers = list(dict.fromkeys(row["layer"] for row in rows if row["layer"] != ALL))
     heights = [0.6 + 0.24 * len(groups), 0.6 + (0.14 + 0.09 * len(groups)) * len(layers)]
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         2,
         len(_PANELS),
         height_ratios=heights,
@@ -132,13 +131,7 @@ def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:
             axes[1, place].barh(places, sizes, 0.8 / len(groups), color=f"C{i}", label=group)
     for names, line in ((groups, axes[0]), (labels(layers), axes[1])):
         for place, axis in enumerate(line):
-            bare(axis)
-            axis.grid(visible=False, axis="y")
-            axis.set_yticks(range(len(names)), names, fontsize=8)
-            axis.set_ylim(len(names) - 0.4, -0.6)
-            axis.tick_params(axis="y", length=0, labelleft=place == 0)
+            name_rows(axis, names, shown=place == 0)
     axes[1, 0].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    with durable(out) as file:
-        figure.savefig(file, dpi=150, format="png")
-    plt.close(figure)
+    save(figure, out)

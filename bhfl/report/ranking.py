@@ -80,17 +80,18 @@ def _shares_a_seed(i: int, rows: Mapping[int, BySeed]) -> bool:
 
 
 def _leads_all(own: BySeed, rows: Mapping[int, BySeed]) -> bool:
-    return all(_leads(own, other) for other in rows.values())
+    """Whether `own` is at least as good as each row on the seeds that both have; False where there
+    are none.
+    """
+    for other in rows.values():
+        found = _differences(own, other)
+        if not found or statistics.fmean(found) < 0:
+            return False
+    return True
 
 
 def _differences(own: BySeed, other: BySeed) -> list[float]:
     return [own[seed] - other[seed] for seed in own if seed in other]
-
-
-def _leads(own: BySeed, other: BySeed) -> bool:
-    """Whether `own` is at least as good on the seeds that both have; False where there are none."""
-    found = _differences(own, other)
-    return bool(found) and statistics.fmean(found) >= 0
 
 
 def _level(best: BySeed, other: BySeed) -> bool:
