@@ -15,7 +15,7 @@ from bhfl.analysis.samples import held_out
 from bhfl.checks import refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.devices import FLOAT
-from bhfl.engine.measure import needs_global_model
+from bhfl.engine.measure import needs_global_model, refuse_parts
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
@@ -77,7 +77,8 @@ def analyze(  # noqa: PLR0913
 
     Raises:
         ValueError: An option is out of its range, the model has no layer to quantise or logs no
-            loss, the algorithm keeps no global model, or there are no samples.
+            loss, the algorithm keeps no global model or a part of it stays with the clients, or
+            there are no samples.
         CheckpointError: `ckpt_path` cannot be used.
     """
     widths = list(probe_bits)
@@ -88,6 +89,7 @@ def analyze(  # noqa: PLR0913
     layer_weights(model)
     with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:
         run = session.load(ckpt_path, clients=False)[0] if ckpt_path is not None else None
+        refuse_parts(session, "analyze")
         worker, seed = session.worker, session.settings.cohort.seed
         # in float32, so that what a probe finds is due to its layer alone
         worker.load(session.global_model(), FLOAT)

@@ -59,7 +59,8 @@ class Deployed:
             raise ValueError(f"{name} keeps no global model: each client has a model of its own")
         if group is not None and group not in self.groups:
             raise ValueError(
-                f"group must be one of the run's, got {group!r}{suggestion(group, self.groups)}"
+                f"group must be one of the run's, got {group!r}"
+                f"{suggestion(str(group), self.groups)}"
             )
         devices = FLOAT if group is None else self.groups[group]
         worker = PlainWorker(module, next(module.parameters()).device)

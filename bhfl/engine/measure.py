@@ -93,6 +93,17 @@ def take_up(session: Session, ckpt_path: str | Path | None, fitted: Fitted | Non
     return None
 
 
+def refuse_parts(session: Session, command: str) -> None:
+    """ValueError for a command that works on the server's model, where clients keep parts of it, so
+    that nobody has trained the whole.
+    """
+    if stays := session.evaluator.kept_apart(session.server):
+        raise ValueError(
+            f"{command} needs a whole model of the server's, and {min(stays)} stays with the "
+            "clients: test measures their own models"
+        )
+
+
 def needs_global_model(trainer: FederatedTrainer, command: str) -> list[str]:
     """Why a command that works on the global model, in one process, cannot be run."""
     problems = []

@@ -18,7 +18,7 @@ from bhfl.checks import refuse, suggestion
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import num_samples
 from bhfl.engine.devices import FLOAT
-from bhfl.engine.measure import fitted_in, needs_global_model, take_up
+from bhfl.engine.measure import fitted_in, needs_global_model, refuse_parts, take_up
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
 from bhfl.files import durable, user_option, write_text
@@ -74,11 +74,7 @@ def _load(session: Session, group: str | None) -> None:
     """
     groups = session.evaluator.groups(session.server)
     if group is None:
-        if stays := session.evaluator.kept_apart(session.server):
-            raise ValueError(
-                f"predict needs a whole model of the server's, and {min(stays)} stays with the "
-                "clients: test measures their own models"
-            )
+        refuse_parts(session, "predict")
         session.worker.load_global(session.global_model(), FLOAT)
         return
     if group not in groups:
@@ -136,7 +132,7 @@ def columns(outputs: Sequence[Any], targets: Sequence[Tensor | None]) -> Columns
                     f"a mapping of such, got {type(value).__name__} for {name!r}"
                 )
             parts.setdefault(str(name), []).append(value)
-    arrays = {name: _joined(values) for name, values in parts.items()}
+    arrays = {name: _joined(name, values) for name, values in parts.items()}
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"out needs as many rows of each output, got {sizes}")
@@ -145,7 +141,10 @@ def columns(outputs: Sequence[Any], targets: Sequence[Tensor | None]) -> Columns
     return found | {name: arrays[name] for name in sorted(arrays, key="target".__eq__)}
 
 
-def _joined(values: Sequence[Tensor]) -> npt.NDArray[Any]:
+def _joined(name: str, values: Sequence[Tensor]) -> npt.NDArray[Any]:
+    shapes = {tuple(value.shape[1:]) for value in values}
+    if len(shapes) > 1:
+        raise ValueError(f"out needs rows of one shape of {name!r}, got {sorted(shapes)}")
     whole = [value.detach().cpu() for value in values]
     # NumPy has no bfloat16, and nothing is lost in float32
     if whole[0].is_floating_point() and whole[0].element_size() < 4:

@@ -122,6 +122,12 @@ class FitResult:
             ImportError: matplotlib is not installed; the message says how to.
         """
         name = metric or self._metric
+        known = set(chain.from_iterable(metric_names(row, "val") for row in self.history))
+        if name not in known:
+            raise ValueError(
+                f"metric must be one that validation measured by group, got {name!r}"
+                f"{suggestion(name, known)}"
+            )
         lines = {}
         for group in self.groups:
             tag = f"val/{name}_{group}"

@@ -83,13 +83,15 @@ def export_onnx(
         model(*inputs)
         model = _rewritten(model) if calibration is None else dequantize_(model)
         program = _program(model, inputs, shapes)
+        if calibration is not None:
+            return quantize_file(program, calibration, path)
+    except (ImportError, OSError):
+        raise
     except Exception as error:
         why = _cause(error)
         if isinstance(error, NotImplementedError) and '"forward"' in str(error):
             why = "it has no forward, which is what the file computes: define it"
         raise ValueError(f"{type(model).__name__} cannot be exported to ONNX: {why}") from error
-    if calibration is not None:
-        return quantize_file(program, calibration, path)
     with replacing(path) as temporary:
         # one file is written whole or not at all, which two would not be
         program.save(temporary, external_data=False)

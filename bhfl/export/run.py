@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import yaml
 from bhfl.checks import clipped, refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
-from bhfl.engine.measure import needs_global_model
+from bhfl.engine.measure import needs_global_model, refuse_parts
 from bhfl.engine.records import Ledger
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
@@ -23,7 +23,7 @@ from bhfl.export.card import Exported, Task, front_matter, model_card
 from bhfl.export.example import example_of, samples_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
-from bhfl.export.qdq import export_onnx
+from bhfl.export.qdq import export_onnx, num_samples
 from bhfl.files import read_limited, user_path, write_text
 from bhfl.plain import read_json
 from bhfl.tags import ACCURACIES
@@ -96,11 +96,7 @@ def export_run(
                 "clients"
             )
         run, state = session.load(ckpt_path, clients=False)
-        if stays := session.evaluator.kept_apart(session.server):
-            raise ValueError(
-                f"export needs a whole model of the server's, and {min(stays)} stays with the "
-                "clients"
-            )
+        refuse_parts(session, "export")
         if run is not None and out is None:
             folder = subfolder(run, "export")
         else:
@@ -128,21 +124,22 @@ def _files(
         worker.load_global(session.own.whole(session.evaluator.model(server, devices), {}), devices)
         float_bytes = sum(tensor.nbytes for tensor in worker.state().values())
         path = made.folder / f"{group}.safetensors"
-        sizes = {path.name: save_quantized(worker.module, path)}
+        size = save_quantized(worker.module, path)
+        integers = Exported(group, path.name, size, float_bytes, accuracies.get(group))
+        yield integers
         # other weights would not be a smaller file: a graph has int8 at least
         if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
             file = path.with_name(f"{group}.onnx")
-            sizes |= _onnx(worker, session.data, file, made.notes, calibrate)
-        for name, size in sizes.items():
-            fixed = calibrate if name.endswith(".onnx") else None
-            yield Exported(group, name, size, float_bytes, accuracies.get(group), fixed)
+            told = _onnx(worker, session.data, file, made.notes, calibrate)
+            if told is not None:
+                yield replace(integers, file=file.name, num_bytes=told[0], calibrated=told[1])
 
 
 def _accuracies(
     session: Session, run: Path | None, history: list[dict[str, Any]], made: Export
 ) -> tuple[str, dict[str, float]]:
     """The split that the accuracies of this very state were measured on, and the accuracies by
-    group.
+    group; none where the run measured other models.
     """
     round = session.server.round
     summary = summary_of(run / "summary.json", made.notes) if run else {}
@@ -153,7 +150,13 @@ def _accuracies(
     else:
         stage, split = "val", "validation split"
         metrics = next((row for row in history if row["round"] == round), {})
-    found = {}
+    found: dict[str, float] = {}
+    if session.evaluator.by_client(session.server) or session.evaluator.training:
+        made.notes.append(
+            f"the card has no accuracies: the run measured its clients' own models on the {split}, "
+            "and the files hold the global one"
+        )
+        return split, found
     for group in group_sizes(session.fleet):
         # of several accuracies the first name counts, and so it is written last
         for name in reversed(ACCURACIES):
@@ -215,17 +218,24 @@ def summary_of(path: Path, notes: list[str]) -> Mapping[str, Any]:
 
 def _onnx(
     worker: Worker, data: FederatedData, path: Path, notes: list[str], calibrate: int | None
-) -> dict[str, int]:
-    """The name and the size of the ONNX file; empty, with a note, if the exporter cannot take the
-    model or its input.
+) -> tuple[int, int] | None:
+    """The bytes of the ONNX file, and the samples on which its ranges were fixed; None, with a
+    note, if the exporter cannot take the model or its input.
     """
+    used: list[int] = []
+
+    def samples(most: int) -> Iterator[tuple[Any, ...]]:
+        for arguments in samples_of(worker, data, most):
+            used.append(num_samples(arguments) or 1)
+            yield arguments
+
     try:
         example = example_of(worker, data)
-        samples = samples_of(worker, data, calibrate) if calibrate else None
-        return {path.name: export_onnx(worker.module, example, path, calibration=samples)}
+        fixed = samples(calibrate) if calibrate else None
+        return export_onnx(worker.module, example, path, calibration=fixed), sum(used)
     except (ValueError, ImportError) as error:
         notes.append(f"{path.name} is not written: {clipped(' '.join(str(error).split()))}")
-        return {}
+        return None
 
 
 def _loading(

@@ -77,17 +77,26 @@ class _Reader:
     def __init__(self, names: list[str], samples: Iterable[Any]) -> None:
         self.names = names
         self.samples = iter(samples)
+        self.read = False
 
     def get_next(self) -> dict[str, Any] | None:
         """The inputs of the graph by name; None after the last batch."""
         batch = next(self.samples, None)
+        if batch is None and not self.read:
+            raise ValueError("calibration needs a batch, on which ranges are found, and has none")
         if batch is None:
             return None
+        self.read = True
         arrays = []
         for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor):
                 x = leaf.float() if leaf.is_floating_point() else leaf
                 arrays.append(x.detach().cpu().numpy())
+        if len(arrays) != len(self.names):
+            raise ValueError(
+                f"batches of calibration must hold what forward takes, {len(self.names)} tensors "
+                f"as the example does, got {len(arrays)}: leave labels out"
+            )
         return dict(zip(self.names, arrays, strict=True))
 
 

@@ -249,7 +249,7 @@ class QuantLayer(nn.Module):
             by = "" if self.backend == "fake" else f" by {self.backend!r}"
             raise ValueError(
                 f"{self.spec.label!r}{by} rounds stochastically in backward: call "
-                "seed_(model, generator) before training"
+                "seed_(model, generator) before training, or compute under torch.no_grad()"
             )
         return self.generator
 

@@ -160,6 +160,7 @@ def test_a_model_that_nobody_trained_as_a_whole_is_refused(
         ([], "predict needs samples, and the data have none to predict"),
         ([torch.tensor(1.0)], "returns a tensor with a row for each sample, .*got Tensor for"),
         ([["a"]], "got list for 'output'"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], r"one shape of 'output', got \[\(3,\), \(4,\)\]"),
         ([{"a": torch.ones(2), "b": torch.ones(3)}], "as many rows of each output, got {'a': 2, "),
     ],
 )

@@ -100,6 +100,8 @@ def test_weights_of_a_group_lie_on_its_grid(tmp_path: Path) -> None:
 def test_a_group_that_there_is_not_is_named(run: Any) -> None:
     with pytest.raises(ValueError, match="group must be one of the run's, got 'smal'; did you"):
         run[0].state_dict("smal")
+    with pytest.raises(ValueError, match="group must be one of the run's, got 8; known: float32, "):
+        run[0].state_dict(8)
 
 
 def test_a_model_that_stays_with_clients_in_part_is_not_given(tmp_path: Path) -> None:
@@ -148,3 +150,5 @@ def test_a_picture_has_a_line_for_each_group(run: Any) -> None:
     assert list(ax.get_lines()[0].get_ydata()) == values
     assert result.plot("loss", ax) is ax
     assert len(ax.get_lines()) == 4
+    with pytest.raises(ValueError, match="metric must be one that validation measured by group, "):
+        result.plot("val/acc")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from bhfl.export import export_onnx
+from bhfl.export.static import _Reader
 from bhfl.models import build
 from bhfl.quant import quantize_
 
@@ -82,3 +84,32 @@ def test_other_widths_are_refused(spec, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"fixed ranges need 8 bits .* and {problem}"):
         export_onnx(model, x, tmp_path / "a.onnx", calibration=[x])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("batches", "problem"),
+    [
+        ([], "calibration needs a batch, on which ranges are found, and has none"),
+        (
+            [[torch.zeros(2, 3), torch.zeros(2)]],
+            "1 tensors as the example does, got 2: leave labels",
+        ),
+    ],
+)
+def test_batches_that_forward_cannot_take_are_told(batches: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        _Reader(["x"], batches).get_next()
+
+
+def test_what_the_tool_cannot_do_is_told_by_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object) -> int:
+        raise AssertionError("scale issue")
+
+    monkeypatch.setattr("bhfl.export.qdq._program", lambda *args: None)
+    monkeypatch.setattr("bhfl.export.qdq.quantize_file", failing)
+    model = quantize_(nn.Sequential(nn.Linear(3, 2)), 8)
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="cannot be exported to ONNX: AssertionError: scale issue"):
+        export_onnx(model, x, tmp_path / "a.onnx", calibration=[x])

@@ -1,0 +1,43 @@
+"""What is told of exported files, of runs in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bhfl.algorithms import Ditto
+from bhfl.export import export_run
+from tests.federation import Client, fake, fit
+
+pytest.importorskip("safetensors", reason="the extra 'export' is not installed")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"), [(Ditto(), {}), (None, {"finetune_epochs": 1})], ids=["own", "tuned"]
+)
+def test_what_clients_models_are_worth_is_not_told_of_the_global_one(
+    algorithm: Any, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bhfl.export.run.installed", lambda extra: extra != "onnx")
+    trainer = fit(tmp_path, algorithm, {8: 1, 32: 1}, max_rounds=1, **options)
+    made = export_run(trainer, Client(), fake(), "last")
+    assert [file.accuracy for file in made.files] == [None, None]
+    note = "the run measured its clients' own models on the test split, and the files hold the glob"
+    assert any(note in one for one in made.notes)
+
+
+def test_a_card_counts_the_samples_that_there_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(model: Any, example: Any, path: Path, *, calibration: Any) -> int:
+        path.write_bytes(bytes(sum(len(x) for (x,) in calibration)))
+        return path.stat().st_size
+
+    monkeypatch.setattr("bhfl.export.run.installed", lambda extra: True)
+    monkeypatch.setattr("bhfl.export.run.export_onnx", written)
+    trainer = fit(tmp_path, clients={8: 1}, max_rounds=1)
+    for asked, used in ((7, 7), (1000, 10)):
+        _, onnx = export_run(trainer, Client(), fake(), "last", calibrate=asked).files
+        assert (onnx.file, onnx.num_bytes, onnx.calibrated) == ("int8.onnx", used, used)
