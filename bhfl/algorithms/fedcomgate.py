@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.algorithms.optimizers import optimizers
+from bhfl.algorithms.optimizers import check_plain, optimizers
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
+from bhfl.engine.context import named
 from bhfl.engine.downlink import check_whole, is_coarse
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
@@ -23,13 +24,15 @@ OWN = "own/"
 CODES = "codes/"
 SCALES = "scales/"
 _NOTHING: Tensors = {}
+_REMEDY = "; set allow_inexact: true to run it nevertheless"
 
 
 class FedCOMGATE(DifferenceAlgorithm):
     """FedCOM with local gradient tracking: clients descend along ``g - delta_i``, and after the
     round
 
-    ``delta_i += (Q(w_t - w_i) - mean_j Q(w_t - w_j)) / sum of the round's learning rates``.
+    ``delta_i += (Q(w_t - w_i) - mean_j Q(w_t - w_j)) / sum of the round's learning rates``, for
+    each parameter those of its group in the optimiser.
 
     The client's own *quantised* difference enters, so the deltas sum to zero whatever the quantiser
     does; with the exact one every quantisation error stays in them for ever. The mean goes down in
@@ -45,7 +48,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
         allow_inexact: Run with other optimisers than plain SGD, and with clients of unequal numbers
-            of steps, for which the correction is only approximate.
+            of steps or learning rates, for which the correction is only approximate.
         top_k: The share of a tensor's entries that are sent, those of the largest magnitudes.
             What is left out lasts in the tracking, which is an error feedback of its own.
 
@@ -86,15 +89,8 @@ class FedCOMGATE(DifferenceAlgorithm):
             )
         if self.allow_inexact:
             return
-        # a move divided by the sum of learning rates is a mean gradient under plain SGD alone
-        for optimizer in chain.from_iterable(optimizers(context).values()):
-            momentum = [group.get("momentum") for group in optimizer.param_groups]
-            if type(optimizer) is not torch.optim.SGD or any(momentum):
-                raise ValueError(
-                    "FedCOMGATE needs torch.optim.SGD without momentum, got "
-                    f"{type(optimizer).__name__} with momentum {momentum[0]}; set allow_inexact: "
-                    "true to run it nevertheless"
-                )
+        check_plain(context, "FedCOMGATE", _REMEDY)
+        _check_rates(context)
         availability = context.settings.fleet.availability
         if availability and availability.has_stragglers:
             raise ValueError(
@@ -137,7 +133,7 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def receive(self, received: Params, state: ClientState) -> Params:
         """The weights that were sent, else those rebuilt."""
-        return {**_named(state, START), **received}
+        return {**named(state, START), **received}
 
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad -= delta_i``."""
@@ -163,42 +159,50 @@ class FedCOMGATE(DifferenceAlgorithm):
         run.state |= {CODES + key: value.codes.cpu() for key, value in coded.items()}
         run.state |= {SCALES + key: value.scale.cpu() for key, value in coded.items()}
         run.state |= {START + name: tensor.cpu() for name, tensor in floating.items()}
-        run.state["lr_sum"] = torch.tensor(run.lr_sum, dtype=torch.float64)
+        rates = run.lr_sums_by_name()
+        sums = [rates.get(name, 0.0) for name in sorted(floating)]
+        run.state["lr_sums"] = torch.tensor(sums, dtype=torch.float64)
         return update
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
         """Track, unless nothing could have moved, and rebuild the model."""
-        start = _named(state, START)
-        scales = _named(state, SCALES)
+        start = named(state, START)
+        scales = named(state, SCALES)
         coded = {
             key: QuantizedTensor(codes, scales[key], self.bits)
-            for key, codes in _named(state, CODES).items()
+            for key, codes in named(state, CODES).items()
         }
-        own = self.join({**_named(state, OWN), **coded}, start)
+        own = self.join({**named(state, OWN), **coded}, start)
+        sums = dict(zip(sorted(start), state["lr_sums"], strict=True))
         following = {}
         for name, mean in closing.items():
-            following[TRACKED + name] = _tracked(state, name, own[name], mean)
+            following[TRACKED + name] = _tracked(state, name, own[name] - mean, sums[name])
             following[START + name] = _step(start[name], mean, self.server_lr)
         return following
 
 
-def _tracked(state: ClientState, name: str, own: Tensor, mean: Tensor) -> Tensor:
+def _check_rates(context: Context) -> None:
+    """ValueError where clients differ in their learning rates: the deltas sum to zero only where
+    all differences are divided by the same sum of them.
+    """
+    rates = set()
+    for optimizer in chain.from_iterable(optimizers(context).values()):
+        # before any schedule, which all follow
+        first = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        rates.add(tuple(first))
+    if len(rates) > 1:
+        raise ValueError(
+            "FedCOMGATE needs the same learning rates in all groups of clients, got "
+            f"{' and '.join(sorted(map(str, rates)))}{_REMEDY}"
+        )
+
+
+def _tracked(state: ClientState, name: str, apart: Tensor, lr_sum: Tensor) -> Tensor:
     """The next ``delta_i`` of a tensor."""
     tracked = state.get(TRACKED + name)
     if tracked is None:
-        tracked = torch.zeros_like(mean)
-    if not state["lr_sum"]:
-        return tracked
-    return (own - mean).div_(state["lr_sum"]).add_(tracked)
-
-
-def _named(state: ClientState, beginning: str) -> Params:
-    """The entries of a state whose names begin so, without that."""
-    return {
-        name.removeprefix(beginning): value
-        for name, value in state.items()
-        if name.startswith(beginning)
-    }
+        tracked = torch.zeros_like(apart)
+    return apart.div_(lr_sum).add_(tracked) if lr_sum else tracked
 
 
 def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, softplus
 from bhfl.checks import checked, not_negative, positive, suggestion
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.calls import defines_forward
+from bhfl.engine.context import named
 from bhfl.engine.types import Params, Tensors
 
 PREVIOUS = "previous/"
@@ -69,8 +70,7 @@ class MOON(Algorithm):
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
         """The module's own loss, and the contrast."""
-        kept = [name for name in run.state if name.startswith(PREVIOUS)]
-        last = {name.removeprefix(PREVIOUS): run.state[name] for name in kept}
+        last = named(run.state, PREVIOUS)
         if not (self.mu and last):
             return run.training_step(batch, batch_idx)
         with self._seen(run.module) as seen:

@@ -23,13 +23,14 @@ def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
     return found
 
 
-def momenta(context: Context, method: str) -> dict[Devices, tuple[float, bool]]:
+def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tuple[float, bool]]:
     """The momentum of the clients on each kind of devices, all of which train by SGD, and whether
     it is Nesterov's.
 
     Args:
         context: What the run is made of.
         method: What needs it, for the message.
+        remedy: Ends the message.
 
     Raises:
         ValueError: An optimiser is not SGD, is one of several, has several momenta, or dampens its
@@ -49,9 +50,20 @@ def momenta(context: Context, method: str) -> dict[Devices, tuple[float, bool]]:
             raise ValueError(
                 f"{method} needs one torch.optim.SGD of one momentum and dampening 0, group "
                 f"{devices.group.label!r} has {names} with {', '.join(_KEYS)} of "
-                f"{' and '.join(sorted(map(str, rules)))}"
+                f"{' and '.join(sorted(map(str, rules)))}{remedy}"
             )
     return found
+
+
+def check_plain(context: Context, method: str, remedy: str = "") -> None:
+    """ValueError unless all clients train by SGD without momentum, under which alone a move over
+    the sum of its learning rates is a mean gradient; see `momenta`.
+    """
+    if any(momentum for momentum, _ in momenta(context, method, remedy).values()):
+        raise ValueError(
+            f"{method} needs torch.optim.SGD without momentum: set momentum to 0 in the model's "
+            f"optimizer and in those of groups{remedy}"
+        )
 
 
 def _configured(module: Any) -> list[Optimizer]:

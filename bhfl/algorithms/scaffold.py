@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import qsgd
-from bhfl.algorithms.optimizers import momenta
+from bhfl.algorithms.optimizers import check_plain
 from bhfl.algorithms.shares import SHARE, ShareMean
 from bhfl.checks import bits_or, checked, or_none, positive
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
+from bhfl.engine.context import named
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 
@@ -23,8 +24,9 @@ CONTROL = "control/"
 class SCAFFOLD(Algorithm):
     """Clients descend along ``g - c_i + c``, with control variates as in option II of the paper:
 
-    ``c_i += Q((w_t - w_i) / lr - c)`` with ``lr`` the sum of the round's learning rates, and
-    ``c += sum_i p_i Q(...)`` over the round's clients, with ``p_i`` a client's share of the fleet.
+    ``c_i += Q((w_t - w_i) / lr - c)`` with ``lr`` the sum of the round's learning rates, for each
+    parameter those of its group in the optimiser, and ``c += sum_i p_i Q(...)`` over the round's
+    clients, with ``p_i`` a client's share of the fleet.
 
     What a client sends of its control variate enters its own too, quantised as it is, so that
     ``c`` stays the mean of the ``c_i`` whatever the quantiser does. The model goes up at the
@@ -50,11 +52,7 @@ class SCAFFOLD(Algorithm):
 
     def setup(self, context: Context) -> None:
         """Plain SGD, under which alone a move over the sum of rates is a mean gradient."""
-        if any(momentum for momentum, _ in momenta(context, "SCAFFOLD").values()):
-            raise ValueError(
-                "SCAFFOLD needs torch.optim.SGD without momentum: set momentum to 0 in the model's "
-                "optimizer and in those of groups"
-            )
+        check_plain(context, "SCAFFOLD")
 
     # ---- server ----------------------------------------------------------------------------------
 
@@ -119,14 +117,13 @@ class SCAFFOLD(Algorithm):
         values = run.module.state_dict()
         generator = run.rng.torch("quant_up", device=run.device)
         bits = self._bits(run.client)
-        for key, control in run.message.items():
-            if not key.startswith(CONTROL):
-                continue
-            name = key.removeprefix(CONTROL)
+        rates = run.lr_sums_by_name()
+        for name, control in named(run.message, CONTROL).items():
+            key = CONTROL + name
             move = torch.zeros_like(control)
             # a round without a learning rate has found no gradient
-            if run.lr_sum:
-                move = (run.received[name] - values[name]) / run.lr_sum - control
+            if rate := rates.get(name):
+                move = (run.received[name] - values[name]) / rate - control
             sent = qsgd(move, bits, "linf", generator) if bits < 32 and move.ndim >= 2 else move
             update[key] = sent
             moved = move if sent is move else sent.dequantize()

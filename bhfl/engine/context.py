@@ -4,12 +4,13 @@ round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bhfl.engine.calls import call_step
 from bhfl.engine.exchange import ClientLink
@@ -99,14 +100,32 @@ class LocalRun:
     """Training examples seen so far, each as often as it was seen."""
     num_steps: int = 0
     """Optimiser steps taken so far."""
-    lr_sum: float = 0.0
-    """Sum of the learning rates of those steps (first parameter group of the first optimiser)."""
+    lr_sums: dict[int, float] = field(default_factory=dict)
+    """Sums of the learning rates of those steps, by the ``id`` of a parameter of the first
+    optimiser: each group of parameters may have a rate of its own.
+    """
     carries: bool = False
     """Set by a hook that sends nothing, and has put into `state` what would have been sent: the
     client keeps its state nevertheless, and what it was sent.
     """
     metrics: dict[str, float] = field(default_factory=dict)
     """Numbers to be averaged over the cohort and logged."""
+
+    @property
+    def lr_sum(self) -> float:
+        """That of the first parameter."""
+        return next(iter(self.lr_sums.values()), 0.0)
+
+    def lr_sums_by_name(self) -> dict[str, float]:
+        """Those of all parameters of the module, 0 for one that no optimiser has."""
+        own = self.module.named_parameters()
+        return {name: self.lr_sums.get(id(parameter), 0.0) for name, parameter in own}
+
+    def add_rates(self, optimizer: Optimizer) -> None:
+        """Count the learning rates of a step of an optimiser."""
+        for group in optimizer.param_groups:
+            for key in map(id, group["params"]):
+                self.lr_sums[key] = self.lr_sums.get(key, 0.0) + float(group["lr"])
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it
@@ -129,6 +148,15 @@ class LocalRun:
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad and name in self.received:
                 yield name, parameter, self.received[name]
+
+
+def named(tensors: Mapping[str, Tensor], beginning: str) -> Params:
+    """The tensors whose names begin so, without that."""
+    found = {}
+    for name, value in tensors.items():
+        if name.startswith(beginning):
+            found[name.removeprefix(beginning)] = value
+    return found
 
 
 def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:

@@ -69,3 +69,19 @@ class Module(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.lr)
+
+
+class Paced(Module):
+    """A second weight of the same loss, whose rate is a fifth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow = nn.Parameter(torch.zeros(SHAPE))
+
+    def training_step(self, batch, batch_idx):
+        h, t = batch
+        return super().training_step(batch, batch_idx) + 0.5 * (h * (self.slow - t).square()).sum()
+
+    def configure_optimizers(self):
+        slow = {"params": [self.slow], "lr": self.lr / 5}
+        return torch.optim.SGD([{"params": [self.weight]}, slow], self.lr)

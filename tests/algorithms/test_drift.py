@@ -8,7 +8,7 @@ import torch
 
 from bhfl.algorithms import SCAFFOLD, FedAvg, FedDyn, FedExP, FedNova
 from bhfl.engine.availability import WHOLE, Availability, part_of
-from tests.algorithms.quadratics import Data, Module
+from tests.algorithms.quadratics import Data, Module, Paced
 from tests.federation import Client, fit, same
 
 ROUNDS = 20
@@ -30,8 +30,8 @@ def numbers(data):
     return data.h.double().numpy(), data.t.double().numpy()
 
 
-def close(run, w):
-    found = run.server.params["weight"].double().numpy()
+def close(run, w, name="weight"):
+    found = run.server.params[name].double().numpy()
     return np.abs(found - w).max() <= 1e-5 * np.abs(w).max()
 
 
@@ -59,22 +59,38 @@ def test_scaffold_of_clients_that_are_away_or_make_a_part_of_their_steps(tmp_pat
     assert close(run, w)
 
 
-def test_scaffold(tmp_path):
+def test_scaffold_of_groups_of_parameters(tmp_path):
     data = Data(4)
-    run = trained(tmp_path, SCAFFOLD(server_lr=0.7), data)
+    run = trained(tmp_path, SCAFFOLD(server_lr=0.7), data, module=Paced)
     h, t = numbers(data)
-    w = np.zeros_like(t[0])
-    c = np.zeros_like(w)
-    own = np.zeros_like(t)
-    for _ in range(ROUNDS):
-        ends = np.stack(4 * [w])
-        for _ in range(data.steps):
-            ends = ends - LR * (h * (ends - t) - own + c)
-        new = own - c + (w - ends) / (data.steps * LR)
-        c = c + (new - own).mean(0)
-        own = new
-        w = w + 0.7 * (ends.mean(0) - w)
-    assert close(run, w)
+    for name, lr in (("weight", LR), ("slow", LR / 5)):
+        w = np.zeros_like(t[0])
+        c = np.zeros_like(w)
+        own = np.zeros_like(t)
+        for _ in range(ROUNDS):
+            ends = np.stack(4 * [w])
+            for _ in range(data.steps):
+                ends = ends - lr * (h * (ends - t) - own + c)
+            new = own - c + (w - ends) / (data.steps * lr)
+            c = c + (new - own).mean(0)
+            own = new
+            w = w + 0.7 * (ends.mean(0) - w)
+        assert close(run, w, name)
+
+
+class Skipping(Module):
+    """Leaves out every other batch."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 2 else super().training_step(batch, batch_idx)
+
+
+def test_scaffold_divides_by_the_rates_of_steps_that_were_made(tmp_path):
+    runs = []
+    for module, steps in ((Skipping, 10), (Module, 5)):
+        data = Data(4, steps)
+        runs.append(trained(tmp_path, SCAFFOLD(), data, module=module, max_rounds=3))
+    assert same(runs[0].server.params, runs[1].server.params)
 
 
 def test_scaffold_with_a_part_of_the_fleet(tmp_path):

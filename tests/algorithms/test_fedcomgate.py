@@ -5,10 +5,12 @@ import torch
 
 from bhfl.algorithms import FedCOM, FedCOMGATE
 from bhfl.engine.sampling import sample_cohort
-from tests.algorithms.quadratics import Data, Module
+from tests.algorithms.quadratics import Data, Module, Paced
 from tests.federation import Client, fake, fit, same
 
 ROUNDS = 60
+SLOW = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
+FLOAT = [{"bits": 32, "count": 1}]
 QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 
 
@@ -60,9 +62,10 @@ def test_lossless_gate_is_scaffold(tmp_path):
     the c_i.
     """
     data = Data(4)
-    lr = 0.05
     steps = 10
-    run = fit(tmp_path, FedCOMGATE(32), {32: 4}, Module, data, max_rounds=20, **QUIET)
+    run = fit(tmp_path, FedCOMGATE(32), {32: 4}, Paced, data, max_rounds=20, **QUIET)
+    # of a group of parameters with a rate of its own
+    lr, found = 0.01, run.server.params["slow"]
     w = torch.zeros_like(data.t[0], dtype=torch.float64)
     c_i, c = [torch.zeros_like(w) for _ in range(4)], torch.zeros_like(w)
     for _ in range(20):
@@ -78,7 +81,7 @@ def test_lossless_gate_is_scaffold(tmp_path):
         w = torch.stack(ends).mean(0)
         c_i = gradients
         c = torch.stack(gradients).mean(0)
-    assert (run.server.params["weight"].double() - w).abs().max() < 1e-6
+    assert (found.double() - w).abs().max() < 1e-6
 
 
 def test_a_round_without_a_learning_rate_tracks_nothing(tmp_path):
@@ -148,7 +151,7 @@ def test_bytes_of_partial_participation_are_the_formula(tmp_path):
             Client,
             None,
             {"local_steps": 2},
-            "FedCOMGATE needs torch.optim.SGD without momentum, got SGD with momentum 0.9",
+            "FedCOMGATE needs torch.optim.SGD without momentum: .* of groups; set allow_inexact",
         ),
         (
             lambda: Client(momentum=0.0),
@@ -156,11 +159,18 @@ def test_bytes_of_partial_participation_are_the_formula(tmp_path):
             {},
             "FedCOMGATE needs equal numbers of local steps, got",
         ),
+        (
+            lambda: Client(momentum=0.0),
+            None,
+            {"local_steps": 2, "clients": [{"bits": 8, "count": 1, "optimizer": SLOW}, *FLOAT]},
+            r"FedCOMGATE needs the same learning rates .*, got \(0\.01,\) and \(0\.05,\); set all",
+        ),
     ],
 )
 def test_what_it_cannot_run_with(tmp_path, module, data, options, message):
+    options = {"clients": {32: 7} if data else None, **options}
     with pytest.raises(ValueError, match=message):
-        fit(tmp_path, FedCOMGATE(), {32: 7} if data else None, module, data, **options)
+        fit(tmp_path, FedCOMGATE(), module=module, data=data, **options)
     assert not list(tmp_path.iterdir())
 
 

@@ -264,7 +264,10 @@ def test_an_optimizer_in_place_of_two_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        ({"optimizer": {"class_path": "Adam"}}, "needs torch.optim.SGD without momentum, got Adam"),
+        (
+            {"optimizer": {"class_path": "Adam"}},
+            "FedCOMGATE needs one torch.optim.SGD .* has Adam .*; set all",
+        ),
         ({"local_steps": 1}, "needs equal numbers of local steps, got 1 to 3 a client"),
     ],
 )

@@ -276,7 +276,7 @@ class LocalClients:
     def _train_own(self, sent: LocalRun, kept: Params | None, work: _Work) -> Params:
         """Train the client's own model after the one that it sends; what it comes to."""
         start = self.worker.to_device(kept) if kept else sent.received
-        run = replace(sent, own=start, num_examples=0, num_steps=0, lr_sum=0.0, metrics={})
+        run = replace(sent, own=start, num_examples=0, num_steps=0, lr_sums={}, metrics={})
         self.worker.train(self.algorithm, run, self.data)
         # its time counts, and its loss is another one
         work.num_examples += run.num_examples

@@ -163,11 +163,11 @@ class LocalOptimizers:
                 self._fast_forward(schedule)
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the first parameter group of the first optimiser."""
+    def first(self) -> Optimizer:
+        """The first optimiser, at its learning rates."""
         if self.replaced is not None:
             self.replaced.follow()
-        return float(self.raw[0].param_groups[0]["lr"])
+        return self.raw[0]
 
     def advance(self, interval: Literal["step", "epoch"], done: int) -> None:
         """Step the schedules of `interval`, of which `done` have now passed this round; manual ones

@@ -205,8 +205,8 @@ class PlainWorker:
         algorithm.client_gradients_(run)
         if run.training.gradient_clip_val is not None:
             clip_grad_norm_(self.module.parameters(), run.training.gradient_clip_val)
-        # the rate of this very step: FedCOMGATE divides by the sum of them
-        run.lr_sum += optimizer.param_groups[0]["lr"]
+        # the rates of this very step: FedCOMGATE divides by the sums of them
+        run.add_rates(optimizer)
         run.num_steps += 1
         optimizer.step()
         return float(loss.detach())

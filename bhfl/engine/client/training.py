@@ -179,18 +179,18 @@ class Training:
     def step(self, batch: Any, index: int) -> dict[str, Any]:
         """One training step; what ``on_train_batch_end`` is told of it."""
         run = self.run
-        rate = self.optimizers.lr
         run.num_examples += self.recorder.batch_size
         if self.module.automatic_optimization:
             self.optimise(batch, index)
-            # an overridden optimizer_step may have set it
-            rate = self.optimizers.lr
+            # only now, as an overridden optimizer_step may have set them; no loss, no step
+            if self.outputs:
+                run.add_rates(self.optimizers.first)
         else:
+            run.add_rates(self.optimizers.first)
             self.compute(batch, index)
         # None again, by which optimise sees whether the next step called its closure
         outputs, self.outputs = self.outputs, None
         assert outputs is not None
-        run.lr_sum += rate
         run.num_steps += 1
         if "loss" in outputs:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
