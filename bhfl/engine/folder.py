@@ -9,10 +9,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from bhfl.files import read_limited
-from bhfl.plain import read_json
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder: its checkpoints."""
@@ -24,7 +20,6 @@ LOCK = ".lock"
 """File of a run folder: the process that trains there."""
 SUMMARY = "summary.json"
 """File of a run folder: what its rounds came to."""
-MAX_SUMMARY_BYTES = 2**24
 
 _ROUND = re.compile(r"round=(\d+)\.ckpt")
 _TEMPORARY = re.compile(r"\..*\.tmp")
@@ -129,14 +124,3 @@ def _versions(root: Path) -> dict[int, Path]:
         if match := re.fullmatch(r"version_(\d+)", path.name):
             found[int(match[1])] = path
     return found
-
-
-def read_summary(run: Path) -> dict[str, Any] | None:
-    """``summary.json`` of a run; None where it has not come to its end, failed there, or the file
-    cannot be read.
-    """
-    try:
-        found = read_json(read_limited(run / SUMMARY, MAX_SUMMARY_BYTES))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and not found.get("failed") else None

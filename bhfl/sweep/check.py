@@ -78,7 +78,7 @@ class Configs:
         # what has no checkpoint is begun anew, with the options of now
         if run is None:
             return []
-        return self.compared(_stored(run / f"{SETTINGS}.json"), job)
+        return self.compared(stored(run / f"{SETTINGS}.json", "move its run folder away"), job)
 
     def compared(self, stored: Mapping[str, Any], job: Job) -> list[str]:
         """What differs between stored settings and those of a job, as ``key: old -> new``."""
@@ -110,8 +110,12 @@ class _Parsed(FederatedCLI):
         """Run nothing: the configuration is parsed, and that was all."""
 
 
-def _stored(path: Path) -> Mapping[str, Any]:
-    """What a run was told.
+def stored(path: Path, remedy: str) -> Mapping[str, Any]:
+    """The mapping in a file of JSON, such as what a run was told.
+
+    Args:
+        path: The file.
+        remedy: What is to be done where it cannot be used.
 
     Raises:
         ConfigError: The file is missing or damaged, or cannot be read.
@@ -119,7 +123,7 @@ def _stored(path: Path) -> Mapping[str, Any]:
     try:
         found = read_json(read_limited(path, MAX_BYTES))
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}; move its run folder away"]) from error
-    if not isinstance(found, dict):
-        raise ConfigError([f"{path} is damaged; move its run folder away"])
+        raise ConfigError([f"{path} cannot be read: {error}; {remedy}"]) from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError([f"{path} is damaged; {remedy}"])
     return found

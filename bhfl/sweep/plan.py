@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bhfl.cli.reading import Layer, read_file
-from bhfl.engine.folder import newest_run, read_summary
-from bhfl.files import RoundsFile
+from bhfl.engine.folder import newest_run
+from bhfl.report.reading import MARKERS, read_run
 from bhfl.sweep.matrix import EACH, Matrix, Option, Tune
 
 TRIALS = "_tuning"
@@ -53,8 +54,11 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the newest run has come to its end."""
-        return (run := self.run) is not None and read_summary(run) is not None
+        """Whether the newest run has come to its end, and its rows are all there. One that lacks
+        some goes on from its last checkpoint, which has them.
+        """
+        run = self.run
+        return run is not None and _is_whole(run, *[_stamp(run / name) for name in MARKERS])
 
     @property
     def all_options(self) -> list[Option]:
@@ -77,10 +81,22 @@ class Job:
         """What `args` say, with the places in the matrix for messages."""
         return [read_file(self.config), *(option.layer for option in self.all_options)]
 
-    def rounds(self) -> list[dict[str, Any]]:
-        """The rows of its finished rounds; what was measured before the first is none of them."""
-        rows = RoundsFile(run / "rounds.jsonl").read() if (run := self.run) else []
-        return [row for row in rows if row["round"]]
+
+@cache
+def _is_whole(run: Path, *stamps: tuple[int, ...]) -> bool:
+    """Whether a run is finished as a report has it. It is asked at each look at the sweep, and read
+    anew where a file has another stamp.
+    """
+    found = read_run(run)
+    return found.finished and not found.faults
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes with a file; nothing where there is none."""
+    if not path.exists():
+        return ()
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class Plan:

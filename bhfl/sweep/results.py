@@ -7,7 +7,7 @@ count, as `bhfl.settings.MAKE_THE_RUN` has them: where it ran plays no part.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bhfl.cli.reading import ConfigError
 from bhfl.files import RoundsFile, temporary_beside, write_json
 from bhfl.report.reading import Run, read_run
 from bhfl.settings import MAKE_THE_RUN
-from bhfl.sweep.check import Configs
+from bhfl.sweep.check import Configs, stored
 from bhfl.sweep.defaults import default_of
 from bhfl.sweep.plan import Job
 from bhfl.tags import CORRECT_JSON
@@ -81,12 +81,18 @@ class Results:
         return [row for row in rows if row["round"]]
 
     def changed(self, job: Job) -> str:
-        """What is wrong with the run that is kept in the job's place, if it has other settings."""
-        run = self._kept.get(self._place(job))
+        """What is wrong with the run that is kept in the job's place, if it has other settings, or
+        with what else is there.
+        """
+        place = self._place(job)
+        run = self._kept.get(place)
+        there = {path.name for path in place.glob("*")} - {DIVERGED_JSON}
+        if self.folder and run is None and there:
+            return f"{place} is in the way of a run that is to be kept; {_REMEDY}"
         found = self._unlike(run, job) if run else []
         if not found:
             return ""
-        return f"{self._place(job)} keeps a run of other settings: {', '.join(found)}; {_REMEDY}"
+        return f"{place} keeps a run of other settings: {', '.join(found)}; {_REMEDY}"
 
     def keep(self, job: Job) -> None:
         """Copy the small files of a finished run to the job's place, all or none; nothing where it
@@ -112,11 +118,20 @@ class Results:
         self._kept[place] = read_run(place)
         self._found.clear()
 
-    def diverged(self, job: Job) -> Iterator[Path]:
-        """The files that say of a trial that it diverged, whatever it was told."""
-        for place in (job.folder, self._place(job)):
-            if (place / DIVERGED_JSON).exists():
-                yield place / DIVERGED_JSON
+    def diverged(self, job: Job) -> bool:
+        """Whether it is written down that a trial of this configuration broke off because too few
+        of its clients had usable updates.
+
+        Raises:
+            ConfigError: What is written cannot be read.
+        """
+        for place in dict.fromkeys([job.folder, self._place(job)]):
+            path = place / DIVERGED_JSON
+            if path.exists():
+                told = stored(path, "remove it, and the trial is run again")
+                if not unlike(told, self.configs(job)):
+                    return True
+        return False
 
     def break_off(self, job: Job) -> None:
         """Write down that a trial has diverged, so that it is not run again."""

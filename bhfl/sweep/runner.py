@@ -88,9 +88,10 @@ class Runner:
 
     def _next(self) -> Job | None:
         """The first job that can be run now."""
-        taken = (self.over, self.processes.running, self.failed)
         for cell in self.survey.plan.cells:
             for job in self._open(cell):
+                # a value that was settled just now may be that of a run that is over
+                taken = (self.over, self.processes.running, self.failed)
                 if not any(job.name in names for names in taken):
                     return job
         return None
@@ -171,8 +172,10 @@ class Runner:
 
     def _count(self, job: Job) -> None:
         """Count the rounds of a job: all of them where it is over."""
-        over = job.name in self.over
-        self.rounds[job.name] = self.sizes[job.name] if over else len(job.rounds())
+        done = self.sizes[job.name]
+        if job.name not in self.over:
+            done = len(self.survey.results.rounds(job))
+        self.rounds[job.name] = done
 
 
 def list_runs(plan: Plan) -> int:

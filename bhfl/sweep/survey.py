@@ -37,7 +37,7 @@ class Survey:
         self.plan = plan
         self.configs = configs
         self.results = Results(plan.matrix.results, configs)
-        self.tuning = Tuning(plan, configs, self.results)
+        self.tuning = Tuning(plan, self.results)
         self.trials = list(plan.all_trials(plan.cells).values())
         configs.check([*self.trials, *map(self.job, plan.cells)])
         # trials first: what is chosen by them decides what the runs should be
@@ -107,7 +107,11 @@ class Survey:
             return ""
         if problem := self.results.changed(job):
             return problem
-        found = self.configs.differences(job)
+        try:
+            self.results.diverged(job)
+            found = self.configs.differences(job)
+        except ConfigError as error:
+            return "; ".join(error.problems)
         if not found:
             return ""
         remedy = "move it away, or give the matrix another name"
@@ -121,6 +125,6 @@ class Survey:
         """The state of a job, apart from what is chosen."""
         if self.results.done(job):
             return DONE
-        if self.tuning.diverged(job):
+        if self.results.diverged(job):
             return DIVERGED
         return CUT_OFF if job.run else MISSING

@@ -2,16 +2,16 @@
 ``tuning.json``.
 """
 
-import json
 import math
 import statistics
+from itertools import chain
 from typing import Any
 
 from bhfl.cli.reading import ConfigError
 from bhfl.files import write_json
-from bhfl.sweep.check import Configs
+from bhfl.sweep.check import stored
 from bhfl.sweep.plan import Cell, Job, Plan
-from bhfl.sweep.results import Results, unlike
+from bhfl.sweep.results import Results
 
 Outcomes = dict[Any, dict[str, float | None]]
 """What the trials of each value ended with, by their names; None for one that diverged."""
@@ -22,29 +22,24 @@ class Tuning:
 
     Args:
         plan: The runs of the sweep.
-        configs: The configurations of its jobs.
         results: What trials came to.
+
+    Raises:
+        ConfigError: What earlier sweeps have found cannot be read.
     """
 
-    def __init__(self, plan: Plan, configs: Configs, results: Results) -> None:
+    def __init__(self, plan: Plan, results: Results) -> None:
         self.plan = plan
-        self.configs = configs
         self.results = results
         self.tune = plan.matrix.tune
         self.path = plan.root / "tuning.json"
         self.chosen: dict[str, Any] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
+        self._before = self._stored()
 
     def ended(self, job: Job) -> bool:
         """Whether a trial has its outcome."""
-        return self.results.done(job) or self.diverged(job)
-
-    def diverged(self, job: Job) -> bool:
-        """Whether a trial of this configuration broke off because too few of its clients had
-        usable updates.
-        """
-        files = self.results.diverged(job)
-        return any(not unlike(json.loads(path.read_text()), self.configs(job)) for path in files)
+        return self.results.done(job) or self.results.diverged(job)
 
     def settled(self, cell: Cell) -> bool:
         """Whether the cell can be run."""
@@ -121,11 +116,20 @@ class Tuning:
         """
         if self.tune is None or not self.outcomes:
             return
-        tune = self.tune.written()
         # a sweep of --only some methods keeps what was found for others
-        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        before = stored["outcomes"] if stored.get("tune") == tune else {}
-        write_json(self.path, {"tune": tune, "outcomes": before | self.outcomes})
+        outcomes = self._before | self.outcomes
+        write_json(self.path, {"tune": self.tune.written(), "outcomes": outcomes})
+
+    def _stored(self) -> dict[str, Any]:
+        """What earlier sweeps have found by the same trials."""
+        if self.tune is None or not self.path.exists():
+            return {}
+        remedy = "remove it: a sweep of all methods finds it again from its trials"
+        found = stored(self.path, remedy)
+        outcomes = found.get("outcomes")
+        if not isinstance(outcomes, dict):
+            raise ConfigError([f"{self.path} is damaged; {remedy}"])
+        return outcomes if found.get("tune") == self.tune.written() else {}
 
     def _outcome(self, job: Job) -> float | None:
         """The metric that a trial ended with; None if it diverged."""
@@ -136,7 +140,8 @@ class Tuning:
         rows = self.results.rounds(job)
         values = [row[metric] for row in rows if metric in row]
         if not values:
-            logged = ", ".join(sorted(tag for tag in rows[-1] if tag.startswith("val/")))
+            tags = {*chain.from_iterable(rows)}
+            logged = ", ".join(sorted(tag for tag in tags if tag.startswith("val/")))
             raise ConfigError(
                 [f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"]
             )

@@ -55,6 +55,13 @@ def test_what_was_run_before_there_was_such_a_folder_is_kept(sweep: Sweeps) -> N
     assert len(begun()) == len(list(Path("kept").rglob("summary.json"))) == 4
 
 
+def test_what_is_in_the_way_of_a_run_that_is_to_be_kept_is_told_first(sweep: Sweeps) -> None:
+    sweep(MATRIX + KEPT, "A")
+    Path("kept/A/seed0/settings.json").unlink()
+    with pytest.raises(ConfigError, match=r"^kept/A/seed0 is in the way of a run that is to be"):
+        sweep.survey(MATRIX + KEPT)
+
+
 def test_that_a_trial_diverged_is_kept_too(sweep: Sweeps) -> None:
     text = TUNED.replace("0.25]", "2]") + KEPT
     sweep(text)

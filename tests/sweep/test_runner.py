@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bhfl as package
+from bhfl.cli.reading import ConfigError
 from bhfl.sweep import processes
 from bhfl.sweep.plan import Plan
 from bhfl.sweep.processes import locked
@@ -76,7 +77,7 @@ def test_what_was_cut_off_goes_on(sweep: Sweeps, monkeypatch: pytest.MonkeyPatch
     runner = sweep(MATRIX, "A")
     assert (runner.left, runner.display.before) == (0, before)
     assert [json.loads(line)["round"] for line in rows.read_text().splitlines()] == [1, 2, 3]
-    assert ["--ckpt_path=last" in line for line in begun()] == [False, True, False]
+    assert ["--ckpt_path=last" in line for line in begun()] == [False, False, True]
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(
@@ -127,6 +128,50 @@ def test_the_best_on_the_validation_split_is_used(
     ]
     again = sweep(TUNED)
     assert (again.left, len(begun())) == (0, 8)
+
+
+def test_a_finished_run_that_lost_rows_goes_on_and_is_not_counted(sweep: Sweeps) -> None:
+    text = TUNED.replace("0.5, 0.75, 0.25", "0.75")
+    sweep(text, "A")
+    path = Path("runs/m/_tuning/A/0.75/seed9/version_0/rounds.jsonl")
+    whole = path.read_text()
+    for left in (whole[: len(whole) // 2], None):
+        path.unlink() if left is None else path.write_text(left)
+        states = sweep.survey(text, "A").states()
+        assert states == {"_tuning/A/0.75/seed9": CUT_OFF, "A/seed0": UNTUNED}
+    runner = sweep(text, "A")
+    assert (runner.left, path.read_text()) == (0, whole)
+    # the run itself, which was over, is not begun again
+    assert ["--ckpt_path=last" in line for line in begun()] == [False, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"tune": null}', '{"outcomes": []}', "\0"])
+def test_damaged_notes_of_tuning_are_refused_by_name(sweep: Sweeps, text: str) -> None:
+    Path("runs/m").mkdir(parents=True)
+    Path("runs/m/tuning.json").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        sweep.survey(TUNED)
+    (problem,) = refused.value.problems
+    assert problem.startswith("runs/m/tuning.json ")
+    assert problem.endswith("; remove it: a sweep of all methods finds it again from its trials")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("where", ["runs/m", "kept"])
+def test_damaged_notes_of_trials_that_diverged_are_refused_by_name(
+    sweep: Sweeps, where: str, text: str
+) -> None:
+    paths = []
+    for value in (0.25, 0.75):
+        path = Path(where, f"_tuning/A/{value}/seed9/diverged.json")
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        paths.append(path)
+    with pytest.raises(ConfigError) as refused:
+        sweep.survey(f"{TUNED}results: kept\n", "A")
+    for path, problem in zip(reversed(paths), refused.value.problems, strict=True):
+        assert problem.startswith(f"{path} ")
+        assert problem.endswith("; remove it, and the trial is run again")
 
 
 def test_methods_that_are_tuned_apart_are_kept_together(sweep: Sweeps) -> None:
