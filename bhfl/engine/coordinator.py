@@ -148,8 +148,7 @@ class Coordinator:
         links = session.context.timing
         payload, sent = message.payload, message.sent
         frozen, body = self.outgoing.frozen(client)
-        # one that is asked again because of that is so once
-        times = 1 if record.holds is False else record.course.downloads
+        times = record.course.downloads
         record.whole_bytes += times * len(payload) if sent.whole else 0
         for part in filter(None, (payload, body)):
             record.downlink_bytes += times * len(part)
@@ -182,6 +181,7 @@ class Coordinator:
         record.holds = reply.holds
         if reply.holds is False and self.outgoing.lost_by(reply.client):
             self._lacking.append(self.fleet[reply.client])
+            record.ask_again()
             return None
         del self._waiting[reply.client]
         if reply.holds is False:

@@ -11,6 +11,7 @@ from bhfl.engine.availability import WHOLE, Course
 from bhfl.engine.exchange import NO_EXAMPLES, Fault
 from bhfl.tags import ABSENT, BYTES, STATUSES, Status
 
+_DOWN = ("downlink_bytes", "header_bytes", "whole_bytes")
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 
@@ -34,6 +35,8 @@ class ClientRecord:
     """The part of `downlink_bytes` that was whole weights, of a client without anything that
     differences could be to.
     """
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """The parts of all three that came before the client said that it lacks what is frozen."""
     closing_bytes: int = 0
     """The part of `downlink_bytes` that came when the round had ended."""
     course: Course = WHOLE
@@ -67,8 +70,8 @@ class ClientRecord:
     @property
     def retry_bytes(self) -> int:
         """The part of the bytes both ways that was sent before, and came to nothing."""
-        down = self.downlink_bytes - self.closing_bytes
-        found = 0
+        found = self.refused.get("downlink_bytes", 0)
+        down = self.downlink_bytes - self.closing_bytes - found
         for sent, times in (
             (down, self.course.downloads),
             (self.uplink_bytes, self.course.uploads),
@@ -80,10 +83,23 @@ class ClientRecord:
         """Go by the course of a client that has nothing to send, with the bytes of its downloads
         alone.
         """
-        before, self.course = self.course, self.course.unsent()
-        share = self.course.downloads, before.downloads
-        for key in ("downlink_bytes", "header_bytes", "whole_bytes"):
-            setattr(self, key, getattr(self, key) * share[0] // share[1])
+        course = self.course.unsent()
+        self._charge(course.downloads)
+        self.course = course
+
+    def ask_again(self) -> None:
+        """Count what was sent to a client that lacks what is frozen once: it says so before it
+        trains, and its course begins with the next message.
+        """
+        self._charge(1)
+        self.refused = {key: getattr(self, key) for key in _DOWN}
+
+    def _charge(self, downloads: int) -> None:
+        """Count the last message down so often, in the place of the downloads of the course."""
+        for key in _DOWN:
+            before = self.refused.get(key, 0)
+            once = (getattr(self, key) - before) // self.course.downloads
+            setattr(self, key, before + downloads * once)
 
     def become(self, fault: Fault) -> None:
         """Take down why there is no update."""

@@ -25,6 +25,7 @@ from bhfl.algorithms.fedlq import Sensitivity
 from bhfl.comm import decode, encode
 from bhfl.comm.network import Profile, SimulatedNetwork
 from bhfl.engine.algorithm import Algorithm
+from bhfl.engine.availability import Availability
 from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import CheckpointError, digest
 from bhfl.engine.client.local import LocalClients
@@ -272,6 +273,31 @@ def test_a_lost_copy_is_asked_for_sent_again_and_counted(tmp_path):
     body = len(encode(whole.server.buffers["frozen"]))
     assert seen.down(1) == {0: model, 1: model, 2: 2 * model + body}
     assert {r.status for _, r in seen.records} == {"ok"}
+
+
+@pytest.mark.filterwarnings("ignore:round .* client . failed")
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_client_was_sent_that_had_lost_its_copy_came_to_nothing(tmp_path, fails):
+    class Failing(Algorithm):
+        def client_loss(self, run, batch, batch_idx):
+            if fails and (run.round, run.client.id) == (1, 2):
+                raise RuntimeError("bad luck")
+            return super().client_loss(run, batch, batch_idx)
+
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,round,event\n2,2,dropout\n2,2,loss\n2,2,dropout\n")
+    options = {"max_rounds": 2, "availability": Availability(trace=trace, retries=3)}
+    seen = Seen()
+    lossy = fit(tmp_path, algorithm=Failing(), callbacks=[seen], connect=Forgetful, **options)
+    model = len(encode(lossy.server.params))
+    body = len(encode(lossy.server.buffers["frozen"]))
+    # one that fails has nothing to lose: it drops out before, and is asked once more
+    downloads, uploads = (2, 0) if fails else (3, 2)
+    assert seen.down(1)[2] == model + downloads * (model + body)
+    (record,) = [record for at, record in seen.records if (at, record.client) == (1, 2)]
+    assert bool(record.uplink_bytes) != fails
+    lost = record.uplink_bytes // max(1, uploads)
+    assert lossy.run.history[1]["retry_bytes"] == model + (downloads - 1) * (model + body) + lost
 
 
 def test_a_copy_that_is_gone_when_a_run_goes_on_is_sent_to_all_again(tmp_path):
