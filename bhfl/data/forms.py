@@ -153,7 +153,7 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
 
 
 def _tensor(key: str, what: str, array: Any) -> Tensor:
-    """An array as a tensor, which shares its memory where it may be written to."""
+    """An array as a tensor, which shares its memory where torch can read it there and write."""
     if isinstance(array, Tensor):
         return array
     if array.dtype.kind not in "biuf":
@@ -164,4 +164,5 @@ def _tensor(key: str, what: str, array: Any) -> Tensor:
     # torch computes with no other unsigned integers than these
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # in this machine's order of bytes, and none of those that are read backwards
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -258,14 +259,15 @@ class Evaluator:
         overall = results.get(whole, {})
         results.pop(GLOBAL, None)
         metrics: dict[str, float] = {}
-        for name in next(iter(results.values()), {}):
-            values = {group: result[name] for group, result in results.items()}
+        # some a step may log for some models alone, such as a share of what one of them predicted
+        for name in dict.fromkeys(chain.from_iterable(results.values())):
+            values = {group: result[name] for group, result in results.items() if name in result}
             if self.session.algorithm.communicates and name in overall:
                 metrics[f"{stage}/{name}"] = overall[name]
             for group, value in values.items():
                 metrics[f"{stage}/{name}_{group}"] = value
             shared = (self.shares[group] * value for group, value in values.items())
-            # a group whose clients are elsewhere may not have answered
+            # and a group whose clients are elsewhere may not have answered
             there = sum(self.shares[group] for group in values)
             whole_fleet = len(values) == len(self.shares)
             metrics[f"{stage}/{name}_avg"] = sum(shared) if whole_fleet else sum(shared) / there
@@ -281,6 +283,7 @@ def _found(passes: Mapping[int, int], measured: Measured) -> Found:
 
 def _mean(rows: list[Mapping[str, float]]) -> dict[str, float]:
     means = {}
-    for name in rows[0]:
-        means[name] = sum(row[name] for row in rows) / len(rows)
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        values = [row[name] for row in rows if name in row]
+        means[name] = sum(values) / len(values)
     return means

@@ -78,8 +78,10 @@ class FitResult:
         """The metrics of the test by bit group and name: ``by_group["int8"]["acc"]``."""
         found: dict[str, dict[str, float]] = {}
         for group in self.groups:
-            tags = {name: f"test/{name}_{group}" for name in metric_names(self.metrics, "test")}
-            found[group] = {name: self.metrics[tag] for name, tag in tags.items()}
+            found[group] = {}
+            for name in metric_names(self.metrics, "test"):
+                if (tag := f"test/{name}_{group}") in self.metrics:
+                    found[group][name] = self.metrics[tag]
         return found
 
     def series(self, tag: str) -> dict[int, float]:
@@ -165,7 +167,8 @@ class FitResult:
         Args:
             group: A bit group, whose weights lie on the grid of its bits and compute in a float
                 module what its clients compute with, but for activations; by default the server's
-                float32 model.
+                float32 model. It is the global model also where the test measured the clients' own
+                ones, and running statistics of BatchNorm are those that the run kept.
 
         Raises:
             ValueError: There is no such group, its model is not whole without its clients, or it

@@ -19,6 +19,7 @@ from bhfl.engine.checkpoint import State
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.exchange import Clients
 from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
+from bhfl.engine.fedavg import FedAvg
 from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.launch import make_fabric
@@ -168,16 +169,14 @@ class FederatedTrainer:
         if options["seed"] is None:
             options["seed"] = global_seed()
         if options["algorithm"] is None:
-            options["algorithm"] = Algorithm()
+            options["algorithm"] = FedAvg()
         self.settings = checked_settings(options)
         self.fleet = Fleet(options["clients"])
         network = self.settings.fleet.network
         refuse(profile_problem(group, network) for group in self.fleet.groups)
         self.algorithm: Algorithm = options["algorithm"]
         if not isinstance(self.algorithm, Algorithm):
-            raise ValueError(
-                f"algorithm must be an Algorithm such as FedAvg(), got {self.algorithm!r}"
-            )
+            raise ValueError(f"algorithm must be an Algorithm, as FedAvg(), got {self.algorithm!r}")
         ALGORITHM_HOOKS.check(self.algorithm)
         self.callbacks = with_progress(self.settings.output)
         self.fabric = make_fabric(self.settings.machine, options["precision"])

@@ -74,6 +74,15 @@ def test_pairs_of_arrays_are_as_fast_as_tensors(convert):
             assert found.dtype == wanted.dtype
 
 
+def test_arrays_that_torch_cannot_read_as_they_lie():
+    x, y = X.numpy(), Y.numpy()
+    swapped = (x.astype(">f4"), y.astype(">i8"))
+    for pair in ((x[::-1], y[::-1]), (np.asfortranarray(x), y), swapped):
+        data = ready(pair, num_clients=1)
+        assert torch.equal(mine(data, 0)[0], X)
+        assert torch.equal(data._train.labels[data._train.inputs[:, 0].argsort()], Y)
+
+
 def test_the_dtypes_of_pairs_are_those_that_losses_take():
     source = FromDatasets((X.numpy().astype(np.uint16), Y.double()), (X, Y))._train
     assert (source.inputs.dtype, source.labels.dtype) == (torch.int64, torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bhfl.algorithms import GroupedAvg, Local
+from bhfl.algorithms import FedAvg, GroupedAvg, Local
 from bhfl.engine import FederatedTrainer, FitResult
 from bhfl.quant import fake_quantize
 from tests.federation import Client, Net, fake, same
@@ -152,3 +153,33 @@ def test_a_picture_has_a_line_for_each_group(run: Any) -> None:
     assert len(ax.get_lines()) == 4
     with pytest.raises(ValueError, match="metric must be one that validation measured by group, "):
         result.plot("val/acc")
+
+
+class Some(Client):
+    """Its steps log a share that the models of low bits alone have."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.share("val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        super().test_step(batch, batch_idx)
+        self.share("test")
+
+    def share(self, stage: str) -> None:
+        if self.net[0].spec.weights < 32:
+            self.log(f"{stage}/share", torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("fleet", [FLEET, FLEET[::-1]], ids=["first", "last"])
+def test_a_metric_that_one_group_alone_has_is_told_of_it(tmp_path: Path, fleet: Any) -> None:
+    result, trainer, _ = trained(tmp_path, fleet, Some, max_rounds=1)
+    assert result.by_group["small"]["share"] == 0.25
+    assert list(result.by_group["float32"]) == ["acc"]
+    assert result.metrics["test/share_avg"] == result.metrics["test/share_min"] == 0.25
+    assert result.series("val/share_avg") == {1: 0.25}
+    # the default by its name, in rows and settings
+    assert result.method == "FedAvg"
+    assert type(trainer.algorithm) is FedAvg
+    settings = json.loads((result.folder / "settings.json").read_text())
+    assert settings["result"]["algorithm"] == "bhfl.algorithms.FedAvg"

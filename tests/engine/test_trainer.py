@@ -643,7 +643,7 @@ def test_objects_of_other_kinds_are_refused(model, data, message):
     [
         (
             {"algorithm": "FedAvg"},
-            r"algorithm must be an Algorithm such as FedAvg\(\), got 'FedAvg'",
+            r"algorithm must be an Algorithm, as FedAvg\(\), got 'FedAvg'",
         ),
         (
             {"callbacks": [L.pytorch.callbacks.EarlyStopping("x")]},
