@@ -97,6 +97,11 @@ def test_prowd_leaves_nothing_out_while_a_client_has_the_most_bits(tmp_path: Pat
     assert errors == [True, False, True]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_client_that_has_lost_what_was_left_out_goes_on_without(name: str) -> None:
+    assert METHODS[name]().client_half.begins_anew
+
+
 class Unlucky(FedPAQ):
     """Its client 0 sends what is no number in the second round."""
 

@@ -87,6 +87,9 @@ class ProWD(Rule):
                 "ProWD.dequantizer learns from weights and must be null with ProWD.payload: delta"
             )
 
+    # what rounding left out of one update is all that a client keeps
+    begins_anew = True
+
     @property
     def client_half(self) -> Algorithm:
         """That of `client`, or its own, which may send moves."""
