@@ -27,8 +27,8 @@ class FedNova(Algorithm):
     it is FedAvg but for rounding.
 
     Raises:
-        ValueError: In `setup`, the module's optimiser, or that of a group, is not SGD, or dampens
-            its momentum.
+        ValueError: In `setup`, the module's optimiser, or that of a group, is not SGD, dampens its
+            momentum, or has a schedule of it.
     """
 
     def setup(self, context: Context) -> None:

@@ -9,7 +9,7 @@ from bhfl.engine.algorithm import Context
 from bhfl.engine.devices import Devices
 from bhfl.engine.roster import one_of_each
 
-_KEYS = ("momentum", "nesterov", "dampening")
+_KEYS = ("momentum", "nesterov", "dampening", "max_momentum")
 
 
 def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
@@ -33,24 +33,24 @@ def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tu
         remedy: Ends the message.
 
     Raises:
-        ValueError: An optimiser is not SGD, is one of several, has several momenta, or dampens its
-            momentum.
+        ValueError: An optimiser is not SGD, is one of several, has several momenta, dampens its
+            momentum, or has a schedule of it.
     """
     found = {}
     for devices, several in optimizers(context).items():
         groups = chain.from_iterable(one.param_groups for one in several)
         rules = {tuple(map(group.get, _KEYS)) for group in groups}
         fits = len(several) == 1 and type(several[0]) is SGD and len(rules) == 1
-        for momentum, nesterov, dampening in rules:
-            # without momentum there is nothing to dampen
-            fits = fits and not (momentum and dampening)
+        for momentum, nesterov, dampening, cycled in rules:
+            # without momentum there is nothing to dampen; schedules that change it note its range
+            fits = fits and not cycled and not (momentum and dampening)
             found[devices] = (momentum or 0.0, bool(nesterov))
         if not fits:
             names = ", ".join(type(one).__name__ for one in several)
             raise ValueError(
-                f"{method} needs one torch.optim.SGD of one momentum and dampening 0, group "
-                f"{devices.group.label!r} has {names} with {', '.join(_KEYS)} of "
-                f"{' and '.join(sorted(map(str, rules)))}{remedy}"
+                f"{method} needs one torch.optim.SGD of one momentum, without dampening and with "
+                f"cycle_momentum: false in schedules, group {devices.group.label!r} has {names} "
+                f"with {', '.join(_KEYS)} of {' and '.join(sorted(map(str, rules)))}{remedy}"
             )
     return found
 

@@ -231,8 +231,17 @@ def test_fednova_needs_sgd(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6, dampening=0.1)
 
-    with pytest.raises(ValueError, match=r"FedNova needs .* dampening 0, .*\(0\.6, False, 0\.1\)"):
+    with pytest.raises(ValueError, match=r"without dampening .* of \(0\.6, False, 0\.1, None\)"):
         trained(tmp_path, FedNova(), Data(4), module=Dampened)
+
+    class Cycled(Module):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=100)
+            return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    with pytest.raises(ValueError, match=r"cycle_momentum: false .*\(0\.95, False, 0, 0\.95\)"):
+        trained(tmp_path, FedNova(), Data(4), module=Cycled)
 
 
 @pytest.mark.parametrize(
