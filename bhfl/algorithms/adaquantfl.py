@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.checks import is_integer
+from bhfl.checks import checked, count, is_integer
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
@@ -50,6 +50,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         error_feedback: bool = False,
         top_k: float | None = None,
     ) -> None:
+        checked("AdaQuantFL.bits", bits, count(2, 16))
         super().__init__(bits, norm, None, server_lr=1.0)
         self._leave_out(error_feedback, top_k)
         if not is_integer(max_bits) or not bits <= max_bits <= 16:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.algorithms.optimizers import check_plain, optimizers
+from bhfl.checks import checked, true_or_false
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
 from bhfl.engine.downlink import check_whole, is_coarse
@@ -73,7 +74,7 @@ class FedCOMGATE(DifferenceAlgorithm):
     ) -> None:
         super().__init__(bits, norm, bucket_size, server_lr)
         self._leave_out(False, top_k)
-        self.allow_inexact = allow_inexact
+        self.allow_inexact = checked("FedCOMGATE.allow_inexact", allow_inexact, true_or_false)
 
     def setup(self, context: Context) -> None:
         """Plain SGD and equal numbers of local steps, or `allow_inexact`; at 32 bits a whole

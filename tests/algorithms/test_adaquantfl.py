@@ -32,3 +32,7 @@ def test_never_more_than_the_most(tmp_path):
     assert all(row["adaquantfl/bits"] == 2 for row in run.run.history)
     with pytest.raises(ValueError, match=r"AdaQuantFL\.max_bits must be from bits=4 to 16, got 3"):
         AdaQuantFL(4, max_bits=3)
+    with pytest.raises(
+        ValueError, match=r"AdaQuantFL\.bits must be an integer from 2 to 16, got 32"
+    ):
+        AdaQuantFL(32)

@@ -175,4 +175,8 @@ def test_what_it_cannot_run_with(tmp_path, module, data, options, message):
 
 
 def test_inexact_on_demand(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"FedCOMGATE\.allow_inexact must be true or false, got 'no"
+    ):
+        FedCOMGATE(allow_inexact="no")
     assert fit(tmp_path, FedCOMGATE(allow_inexact=True)).server.round == 3

@@ -446,9 +446,11 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
         ),
         (
             lambda: Sensitivity(bits=[1]),
-            "FedLQ.sensitivity.bits must be widths of 2..16, got [1]",
+            "FedLQ.sensitivity.bits must be distinct widths of 2..16, got [1]",
         ),
-        (lambda: Sensitivity(bits=[]), "FedLQ.sensitivity.bits must be widths of 2..16, got []"),
+        (lambda: Sensitivity(bits=[]), "bits must be distinct widths of 2..16, got []"),
+        (lambda: Sensitivity(bits=[2.5]), "bits must be distinct widths of 2..16, got [2.5]"),
+        (lambda: Sensitivity(bits=[4, 4]), "bits must be distinct widths of 2..16, got [4, 4]"),
         (
             lambda: Sensitivity("no"),
             "FedLQ.sensitivity.source must be one of server, clients, got 'no'",
