@@ -92,7 +92,7 @@ def analyze(  # noqa: PLR0913
         refuse_parts(session, "analyze")
         worker, seed = session.worker, session.settings.cohort.seed
         # in float32, so that what a probe finds is due to its layer alone
-        worker.load(session.global_model(), FLOAT)
+        worker.load_global(session.global_model(), FLOAT)
         layers = layer_weights(worker.module)
         chunks, source = held_out(datamodule, samples, seed)
         total = sum(size for size, _ in chunks)

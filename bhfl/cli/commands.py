@@ -18,7 +18,7 @@ from bhfl.engine.console import terminal
 from bhfl.engine.folder import subfolder
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
-from bhfl.files import user_option
+from bhfl.files import user_folder, user_option
 
 SELDOM_SECONDS = 15.0
 """The time between two lines of `analyze` where no bar is drawn."""
@@ -56,13 +56,13 @@ class CommandTrainer(FederatedTrainer):
             threads: CPU threads, in place of ``trainer.threads``; all cores by default.
 
         Raises:
-            ValueError: `out` is no path.
+            ValueError: `out` is no folder.
         """
         from bhfl.analysis import analyze
         from bhfl.report.layers import draw, table, write_csv
 
         # before the work, which takes long, and not when its outcome is to be written
-        chosen = user_option("out", out)
+        chosen = user_folder("out", out)
         found = analyze(
             self,
             model,
@@ -152,12 +152,12 @@ class CommandTrainer(FederatedTrainer):
                 ``<default_root_dir>/<name>/partition_N``.
 
         Raises:
-            ValueError: `out` is no path, or the data cannot be split.
+            ValueError: `out` is no folder, or the data cannot be split.
         """
         from bhfl.analysis import partition
         from bhfl.report.partition import draw, table, write_csv
 
-        chosen = user_option("out", out)
+        chosen = user_folder("out", out)
         found = partition(self, datamodule)
         folder = chosen or self._folder(None, "partition")
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,12 +189,12 @@ class CommandTrainer(FederatedTrainer):
             repeats: How often both are measured; the median counts.
 
         Raises:
-            ValueError: `out` is no path.
+            ValueError: `out` is no folder.
         """
         from bhfl.analysis import profile
         from bhfl.report.profile import draw, table, write_csv
 
-        chosen = user_option("out", out)
+        chosen = user_folder("out", out)
         found = profile(self, model, datamodule, steps=steps, repeats=repeats)
         folder = chosen or self._folder(None, "profile")
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,11 +253,11 @@ class CommandTrainer(FederatedTrainer):
                 files are found, to be constants, which run faster.
 
         Raises:
-            ValueError: `out` is no path, `calibrate` is less than 1, or no checkpoint is given.
+            ValueError: `out` is no folder, `calibrate` is less than 1, or no checkpoint is given.
         """
         from bhfl.export import export_run
 
-        chosen = user_option("out", out)
+        chosen = user_folder("out", out)
         if not ckpt_path:
             raise ValueError(
                 "export needs a checkpoint: --ckpt_path last, best, a run folder or a file"

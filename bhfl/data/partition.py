@@ -108,11 +108,11 @@ class Partitioner(ABC):
                 returns something else than an owner of each sample.
         """
         checked("num_clients", num_clients, count(1))
-        most = len(labels) // self.min_size
-        if num_clients > most:
+        # a partitioner of one's own may leave clients without any
+        if num_clients * self.min_size > len(labels):
             raise ValueError(
-                f"num_clients must be at most {most} for {self} to give each client "
-                f"{self.min_size} of {len(labels)} samples, got {num_clients}"
+                f"num_clients must be at most {len(labels) // self.min_size} for {self} to give "
+                f"each client {self.min_size} of {len(labels)} samples, got {num_clients}"
             )
         owners = np.asarray(self.assign(labels, num_clients, rng))
         if owners.shape != labels.shape or not np.issubdtype(owners.dtype, np.integer):

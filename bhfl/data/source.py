@@ -153,8 +153,8 @@ class LoaderSource:
             with isolate_rng(include_cuda=False):
                 batch = next(read)
             if augment is not None:
-                inputs, targets = batch
-                batch = augment(inputs, generator), targets
+                inputs, *others = batch
+                batch = augment(inputs, generator), *others
             yield batch
 
 

@@ -21,7 +21,7 @@ from bhfl.engine.devices import FLOAT
 from bhfl.engine.measure import fitted_in, needs_global_model, refuse_parts, take_up
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
-from bhfl.files import durable, user_option, write_text
+from bhfl.files import durable, user_folder, user_option, write_text
 
 if TYPE_CHECKING:
     from bhfl.engine.trainer import FederatedTrainer
@@ -48,6 +48,7 @@ def predict(
     if not any(overrides(module, name, L.LightningModule) for name in ("predict_step", "forward")):
         problems.append(f"{type(module).__name__} must define predict_step or forward to predict")
     refuse(problems)
+    user_folder("out", file and file.parent)
     fitted = fitted_in(trainer, module)
     own = overrides(data, "predict_dataloader", DataHooks)
     stages = ("predict",) if own else ("predict", "test")

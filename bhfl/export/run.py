@@ -24,7 +24,7 @@ from bhfl.export.example import example_of, samples_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx, num_samples
-from bhfl.files import read_limited, user_path, write_text
+from bhfl.files import read_limited, user_folder, write_text
 from bhfl.plain import read_json
 from bhfl.tags import ACCURACIES
 
@@ -79,10 +79,11 @@ def export_run(
         The files, and why one is missing.
 
     Raises:
-        ValueError: The algorithm has no whole global model, a package is not installed, or
-            `calibrate` is less than 1.
+        ValueError: The algorithm has no whole global model, a package is not installed, `calibrate`
+            is less than 1, or `out` is no folder.
         CheckpointError: `ckpt_path` cannot be used.
     """
+    chosen = user_folder("out", out)
     problems = needs_global_model(trainer, "export")
     if calibrate is not None and calibrate < 1:
         problems.append(f"calibrate must be at least 1 sample, got {calibrate}")
@@ -97,10 +98,10 @@ def export_run(
             )
         run, state = session.load(ckpt_path, clients=False)
         refuse_parts(session, "export")
-        if run is not None and out is None:
+        if run is not None and chosen is None:
             folder = subfolder(run, "export")
         else:
-            folder = trainer.root / "export" if out is None else user_path(out)
+            folder = chosen or trainer.root / "export"
             folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
@@ -116,8 +117,8 @@ def _files(
     """Write the files, each when it is asked for."""
     worker, server = session.worker, session.server
     worker.layout.take_(server.channels_last)
-    onnx = installed("onnx")
-    if not onnx:
+    with_onnx = installed("onnx")
+    if not with_onnx:
         made.notes.append("no ONNX file is written: pip install 'bhfl[onnx]'")
     for group, devices in session.evaluator.groups(server).items():
         spec = devices.spec
@@ -127,12 +128,16 @@ def _files(
         size = save_quantized(worker.module, path)
         integers = Exported(group, path.name, size, float_bytes, accuracies.get(group))
         yield integers
+        file = path.with_name(f"{group}.onnx")
+        # where none is written, one of an earlier export would pass for this model's
+        file.unlink(missing_ok=True)
         # other weights would not be a smaller file: a graph has int8 at least
-        if onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
-            file = path.with_name(f"{group}.onnx")
+        if with_onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
             told = _onnx(worker, session.data, file, made.notes, calibrate)
             if told is not None:
-                yield replace(integers, file=file.name, num_bytes=told[0], calibrated=told[1])
+                onnx = replace(integers, file=file.name, num_bytes=told[0], calibrated=told[1])
+                # with fixed ranges it computes otherwise than the model that was measured
+                yield replace(onnx, accuracy=None) if calibrate else onnx
 
 
 def _accuracies(

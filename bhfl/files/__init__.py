@@ -1,7 +1,7 @@
 """Paths as users give them, files that are written whole, and locks. It needs no torch."""
 
 from bhfl.files.locks import claim, queue
-from bhfl.files.paths import matching, read_limited, user_option, user_path, walk
+from bhfl.files.paths import matching, read_limited, user_folder, user_option, user_path, walk
 from bhfl.files.table import TableFile
 from bhfl.files.writing import (
     RoundsFile,
@@ -26,6 +26,7 @@ __all__ = [
     "replacing",
     "settle_all",
     "temporary_beside",
+    "user_folder",
     "user_option",
     "user_path",
     "walk",

@@ -53,6 +53,24 @@ def user_option(key: str, value: str | os.PathLike[str] | None) -> Path | None:
         raise ValueError(f"{key} must be a path: {error}") from error
 
 
+def user_folder(key: str, value: str | os.PathLike[str] | None) -> Path | None:
+    """The folder to write to that a user means by the option `key`, see `user_option`; it need not
+    be there yet.
+
+    Raises:
+        ValueError: It is not a path, or no folder that can be written to, naming `key`.
+    """
+    folder = user_option(key, value)
+    if folder is not None:
+        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ValueError(
+                f"{key} must be a folder that can be written to, got {str(folder)!r}, and "
+                f"{str(nearest)!r} is none"
+            )
+    return folder
+
+
 def walk(
     folder: Path, once: bool = False, on_error: Callable[[OSError], object] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:

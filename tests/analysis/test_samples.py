@@ -8,7 +8,8 @@ import torch
 from bhfl.algorithms import FedPer
 from bhfl.analysis import analyze
 from bhfl.analysis.samples import pick
-from tests.federation import Client, fake, fit
+from bhfl.engine import FederatedTrainer
+from tests.federation import Client, Net, fake, fit
 
 
 def test_samples_are_drawn_from_all_batches_and_odd_batches_taken_whole() -> None:
@@ -29,3 +30,16 @@ def test_a_model_that_nobody_trained_as_a_whole_is_refused(tmp_path: Path) -> No
         ValueError, match=r"analyze needs a whole model .*, and net.5.bias stays wi"
     ):
         analyze(trainer, Client(), fake(), "last", threads=1)
+
+
+def test_norms_are_measured_anew_where_validation_measures_them_so(tmp_path: Path) -> None:
+    def module() -> Client:
+        return Client(Net(batch_norm=True))
+
+    data = fake(holdout=16)
+    options = {"reestimate_norm": True, "data": data, "module": module, "max_rounds": 1}
+    trainer = fit(tmp_path, clients={8: 1, 32: 1}, **options)
+    found = analyze(trainer, module(), data, "last", threads=1)
+    plain = FederatedTrainer({8: 1, 32: 1}, logger=False, devices=1, default_root_dir=tmp_path)
+    kept = analyze(plain, module(), data, trainer.run.folder, threads=1)
+    assert found.title != kept.title

@@ -95,6 +95,7 @@ def test_without_matplotlib_the_table_is_still_written(
         ),
         (["--uniform_bits", "32"], "uniform_bits must be 2..16, got 32"),
         (["--probe_bit", "[2]"], "--probe_bit is an unknown option; did you mean 'probe_bits'?"),
+        (["--out", "tiny.yaml"], "out must be a folder that can be written to, got 'tiny.yaml'"),
         (["--algorithm", "Local"], "analyze needs a global model, and Local keeps none"),
         (["--data.val_fraction", "0"], "analyze needs samples held out of training"),
         (["--model", "own_bad.NoLoss"], "NoLoss.validation_step must log val/loss, and gives acc"),

@@ -261,3 +261,13 @@ def test_a_partitioner_of_one_s_own_is_checked(owners, message):
 
     with pytest.raises(ValueError, match=message):
         Own()(LABELS, 3, rng())
+
+
+def test_a_partitioner_of_one_s_own_may_leave_clients_without_samples():
+    class Own(Partitioner):
+        min_size = 0
+
+        def assign(self, labels, num_clients, rng):
+            return np.full(len(labels), 2)
+
+    assert [len(part) for part in Own()(LABELS[:2], 4, rng())] == [0, 0, 2, 0]

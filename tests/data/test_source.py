@@ -187,3 +187,12 @@ def test_a_sample_that_fails_by_what_it_draws_has_its_own_seed():
                 torch.tensor([1]), 1, generator()
             )
         )
+
+
+def test_what_else_a_sample_holds_is_left_beside_its_augmented_picture():
+    rows = TensorDataset(IMAGES.float(), TARGETS, torch.arange(len(TARGETS)))
+    source = LoaderSource(rows, TARGETS)
+    ((images, targets, places),) = source.batches(torch.arange(3), 3, generator(), crop_flip)
+    assert images.shape == IMAGES[:3].shape
+    assert torch.equal(targets, TARGETS[:3])
+    assert places.tolist() == [0, 1, 2]

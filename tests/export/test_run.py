@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bhfl.algorithms import Ditto
+from bhfl.engine import FederatedTrainer
 from bhfl.export import export_run
 from tests.federation import Client, fake, fit
 
@@ -39,5 +40,24 @@ def test_a_card_counts_the_samples_that_there_were(
     monkeypatch.setattr("bhfl.export.run.export_onnx", written)
     trainer = fit(tmp_path, clients={8: 1}, max_rounds=1)
     for asked, used in ((7, 7), (1000, 10)):
-        _, onnx = export_run(trainer, Client(), fake(), "last", calibrate=asked).files
+        made = export_run(trainer, Client(), fake(), "last", calibrate=asked)
+        integers, onnx = made.files
         assert (onnx.file, onnx.num_bytes, onnx.calibrated) == ("int8.onnx", used, used)
+        # the run measured the model that the integers are
+        assert (integers.accuracy is not None, onnx.accuracy) == (True, None)
+    # one that is not written leaves none of an earlier model
+    monkeypatch.setattr("bhfl.export.run.export_onnx", failing)
+    assert len(export_run(trainer, Client(), fake(), "last").files) == 1
+    assert not (made.folder / "int8.onnx").exists()
+
+
+def failing(*args: Any, **options: Any) -> int:
+    raise ValueError("no")
+
+
+def test_a_place_that_no_file_can_be_written_to_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    trainer = FederatedTrainer({8: 1}, devices=1, logger=False, default_root_dir=tmp_path)
+    for place in ("a", "a/b/c"):
+        with pytest.raises(ValueError, match=r"out must be a folder that .*, and '.*/a' is none"):
+            export_run(trainer, Client(), fake(), "last", tmp_path / place)
