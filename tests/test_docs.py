@@ -12,6 +12,8 @@ import re
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -108,7 +110,7 @@ def built(tmp_path_factory) -> Path:
 
 def build(folder: Path) -> str:
     """Build the pages into a folder; what was said if that failed."""
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    command = [sys.executable, "-m", "sphinx", "-j", "2", "-b", "html", "-W", "--keep-going", "-q"]
     done = subprocess.run(
         [*command, "-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -352,9 +354,30 @@ def test_code_of_readme_and_pages_passes_mypy_strict(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="session")
+def typed(tmp_path_factory) -> Iterator[str]:
+    """What is run for a ``bhfl`` that a page types."""
+    place = tmp_path_factory.mktemp("bhfl") / "socket"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked", place], cwd=ROOT, env=environment()
+    )
+    while not place.exists():
+        assert server.poll() is None
+        time.sleep(0.1)
+    yield f'"{sys.executable}" -S "{ROOT / "tests/forked.py"}" "{place}"'
+    server.kill()
+    server.wait()
+
+
+def environment() -> dict[str, str]:
+    """That of a user who has installed this checkout, on a machine without a GPU."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PATH": path}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("bash"), ids=name_of)
-def test_commands_of_a_page_run(page, tmp_path):
+def test_commands_of_a_page_run(page, tmp_path, typed):
     for name, source in re.findall(
         r"^```\{code-block\} (?:python|yaml)\n:caption: ([\w.]+)\n\n(.*?)^```",
         page.read_text(),
@@ -364,14 +387,12 @@ def test_commands_of_a_page_run(page, tmp_path):
     script = "\n".join(
         [
             "set -eo pipefail",
-            f'bhfl() {{ "{sys.executable}" -m bhfl "$@"; }}',
+            f'bhfl() {{ {typed} "$@"; }}',
             *blocks(page, "bash"),
         ]
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ["bash", "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
