@@ -111,7 +111,7 @@ class Partitioner(ABC):
         # a partitioner of one's own may leave clients without any
         if num_clients * self.min_size > len(labels):
             raise ValueError(
-                f"num_clients must be at most {len(labels) // self.min_size} for {self} to give "
+                f"clients must be at most {len(labels) // self.min_size} for {self} to give "
                 f"each client {self.min_size} of {len(labels)} samples, got {num_clients}"
             )
         owners = np.asarray(self.assign(labels, num_clients, rng))

@@ -142,17 +142,6 @@ def make_split(
     )
 
 
-def _check_enough(partition: Partitioner, num_clients: int, left: int, shares: Shares) -> None:
-    """Refuse more clients than there are samples left for, in the words of a configuration."""
-    if num_clients * partition.min_size > left:
-        raise ValueError(
-            f"clients must be at most {left // partition.min_size} for {partition} to give each "
-            f"{partition.min_size} of the {left} samples that data.val_fraction="
-            f"{shares.val_fraction}, data.holdout={shares.holdout} and data.max_train_samples="
-            f"{shares.max_samples} leave, got {num_clients}"
-        )
-
-
 def _take(
     targets: Array, pool: Indices, count: int, rng: np.random.Generator
 ) -> tuple[Indices, Indices]:
@@ -169,10 +158,17 @@ def _dealt(
     shares: Shares,
 ) -> tuple[Indices, Indices]:
     """What `Partitioner.dealt` returns, also of a partitioner that makes the lists by itself."""
-    if type(partition).__call__ is Partitioner.__call__:
-        _check_enough(partition, num_clients, len(values), shares)
-        return partition.dealt(values, num_clients, rng)
-    parts = partition(values, num_clients, rng)
+    try:
+        if type(partition).__call__ is Partitioner.__call__:
+            return partition.dealt(values, num_clients, rng)
+        parts = partition(values, num_clients, rng)
+    except ValueError as error:
+        error.add_note(
+            f"(data.max_train_samples={shares.max_samples}, data.val_fraction="
+            f"{shares.val_fraction:g} and data.holdout={shares.holdout} leave {len(values)} "
+            "samples)"
+        )
+        raise
     return np.concatenate(parts), np.array([len(part) for part in parts])
 
 

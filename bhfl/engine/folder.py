@@ -69,11 +69,6 @@ def find_link(folder: Path) -> Path | None:
     return next((Path(entry.path) for entry in own_entries(folder) if entry.is_symlink()), None)
 
 
-def find_folder(folder: Path) -> Path | None:
-    """A folder where a run would write a checkpoint, if there is one."""
-    return next(filter(Path.is_dir, (folder / CHECKPOINTS).glob("*.ckpt")), None)
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files of a process that was killed while it wrote."""
     for entry in own_entries(folder):

@@ -64,11 +64,25 @@ def doubt(monitor: str, mode: str) -> str:
     )
 
 
-def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
-    """Refuse a metric that validation will not log, where that is known before it runs.
+def validation_tags(model: Any, groups: Iterable[str]) -> list[str]:
+    """What validation and test may log, where that is known before they run; else nothing.
 
     A class says so by ``validation_metrics``, names without ``val/``; of its subclasses, which may
     log others, nothing is known.
+
+    Args:
+        model: The class of the module; None where it is not known.
+        groups: Labels of the bit groups.
+    """
+    ends = ["", "_avg", "_min"]
+    for group in groups:
+        ends += [f"_{group}", f"_local_{group}", f"_local_before_{group}"]
+    known = vars(model).get("validation_metrics", ()) if model else ()
+    return ["".join(words) for words in product(("val/", "test/"), known, ends)]
+
+
+def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
+    """Refuse a metric that validation will not log, where that is known; see `validation_tags`.
 
     Args:
         monitor: The trainer's option.
@@ -78,17 +92,12 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     Raises:
         ValueError: It is none of what the model logs.
     """
-    known = vars(type(model)).get("validation_metrics")
-    if known is None or not monitor.startswith("val/"):
-        return
-    ends = ["", "_avg", "_min"]
-    for group in groups:
-        ends += [f"_{group}", f"_local_{group}", f"_local_before_{group}"]
-    tags = [f"val/{name}{end}" for name, end in product(known, ends)]
-    if monitor not in tags:
-        logged = f"; {type(model).__name__} logs {', '.join(known)}"
-        more = suggestion(monitor, tags, others=False) or logged
-        raise ValueError(f"trainer.monitor must be a logged metric, got {monitor!r}{more}")
+    tags = validation_tags(type(model), groups)
+    if tags and monitor.startswith("val/") and monitor not in tags:
+        raise ValueError(
+            f"trainer.monitor must be a logged metric, got {monitor!r}"
+            f"{suggestion(monitor, tags, others=False) or suggestion('', model.validation_metrics)}"
+        )
 
 
 def _words(monitor: str) -> list[str]:

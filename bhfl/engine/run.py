@@ -24,7 +24,6 @@ from bhfl.engine.folder import (
     LOCK,
     REFERENCES,
     SUMMARY,
-    find_folder,
     find_link,
     remove_unfinished,
 )
@@ -142,7 +141,7 @@ class Run:
                 f"{link} is a symbolic link, and inside a run folder none is followed when "
                 "something is written: put what it leads to in its place, or remove it"
             )
-        if place := find_folder(self.folder):
+        for place in filter(Path.is_dir, self.checkpoints.glob("*.ckpt")):
             raise CheckpointError(
                 f"{place} is a folder, where the run would write a checkpoint: move it away"
             )

@@ -15,7 +15,7 @@ from bhfl.report.metric import Mode, check_known
 from bhfl.report.page import page
 from bhfl.report.paired import differences, ranks, read_order
 from bhfl.report.published import Published, against, check_fleets, read_published
-from bhfl.report.reading import find_runs, read_run
+from bhfl.report.reading import Run, find_runs, read_run
 from bhfl.report.rows import Section, sections
 from bhfl.report.spread import over_clients
 from bhfl.report.tables import Table, results, until
@@ -76,15 +76,13 @@ def write_report(  # noqa: PLR0913
     goal = Goal(target, window, baseline) if target is not None else None
     names = names or {}
     read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
-    if metric is not None:
-        check_known(metric, read)
-    found = sections(read, metric, mode)
+    found, ranked, figures = compared(read, metric, mode, order, published)
     if goal:
         goal.check_baseline(found)
-    figures = {} if published is None else read_published(published)
-    if figures:
-        check_fleets(figures, found)
-    tables = _tables(found, goal, None if order is None else read_order(order), figures)
+    tables = [_tables(section, goal, figures) for section in found]
+    # what is of all sections stands behind the last one's
+    if ranked:
+        tables[-1].append(ranked)
     flat = list(chain.from_iterable(tables))
     # nothing is written before all of it is known to be right
     out = user_path(out)
@@ -101,22 +99,35 @@ def write_report(  # noqa: PLR0913
     return "\n\n".join(map(console, flat))
 
 
-def _tables(
-    found: Sequence[Section],
-    goal: Goal | None,
-    order: Sequence[str] | None,
-    published: Published,
-) -> list[list[Table]]:
-    """The tables of each section, those of all behind the last one's."""
-    tables = []
-    for section in found:
-        more = [differences(section), over_clients(section)]
-        more += [until(section, goal)] if goal else []
-        more.append(against(section, published))
-        tables.append([results(section), *filter(None, more)])
-    if ranked := ranks(found, order):
-        tables[-1].append(ranked)
-    return tables
+def compared(
+    runs: Sequence[Run],
+    metric: str | None,
+    mode: Mode | None,
+    order: str | Path | None,
+    published: str | Path | None,
+    **_: object,
+) -> tuple[list[Section], Table | None, Published]:
+    """What `write_report` compares: the sections, the ranks in them, and the published figures. It
+    takes its arguments, of which others are passed over.
+
+    Raises:
+        ValueError: What is asked for is nothing that these runs have.
+        OSError: A file cannot be read.
+    """
+    if metric is not None:
+        check_known(metric, runs)
+    found = sections(runs, metric, mode)
+    figures = {} if published is None else read_published(published)
+    if figures:
+        check_fleets(figures, found)
+    return found, ranks(found, None if order is None else read_order(order)), figures
+
+
+def _tables(section: Section, goal: Goal | None, published: Published) -> list[Table]:
+    """The tables of a section."""
+    more = [differences(section), over_clients(section)]
+    more += [until(section, goal)] if goal else []
+    return [results(section), *filter(None, [*more, against(section, published)])]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -154,10 +154,11 @@ def check_known(tag: str, runs: Sequence[Run]) -> None:
     known = {known for known in tags if "/" in known}
     known |= {known.removesuffix(f"_{AVERAGE}") for known in known}
     if tag not in known:
-        near = suggestion(tag, known, others=False)
-        stems = sorted({one.removesuffix("_min") for one in known if f"{one}_{AVERAGE}" in known})
-        others = f"; there are {', '.join(stems)}" if stems else ""
-        raise ValueError(f"--metric must be one that the runs logged, got {tag!r}{near or others}")
+        stems = {one.removesuffix("_min") for one in known if f"{one}_{AVERAGE}" in known}
+        raise ValueError(
+            f"--metric must be one that the runs logged, got {tag!r}"
+            f"{suggestion(tag, known, others=False) or suggestion(tag, stems)}"
+        )
 
 
 def _choice(run: Run) -> tuple[str, Mode] | None:

@@ -1,22 +1,20 @@
 """Methods two by two: differences on the seeds that both have, and ranks over settings."""
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bhfl.checks import suggestion
-from bhfl.files import read_limited, user_path
 from bhfl.report.metric import AVERAGE
 from bhfl.report.ranking import ranking
+from bhfl.report.reading import read_table
 from bhfl.report.rows import Row, Section
 from bhfl.report.tables import Cell, Table, without_idle
 
 _LEAST = 3
 """The seeds that an interval is told from."""
 _CONFIDENCE = 0.95
-MAX_ORDER_BYTES = 2**20
 
 
 # ---- differences ---------------------------------------------------------------------------------
@@ -175,14 +173,11 @@ def read_order(path: str | Path) -> list[str]:
         ValueError: It has no such column, or names a method twice.
         OSError: It cannot be read.
     """
-    text = read_limited(user_path(path), MAX_ORDER_BYTES).decode("utf-8", errors="replace")
-    try:
-        rows = list(csv.DictReader(text.splitlines()))
-    except csv.Error as error:
-        raise ValueError(f"--order must be a CSV, got {path}: {error}") from error
+    rule = "--order must be a CSV with a column method"
+    rows = read_table(path, rule)
     found = [str(row["method"]).strip() for row in rows if row.get("method")]
     if not found:
-        raise ValueError(f"--order must be a CSV with a column method, got {path}")
+        raise ValueError(f"{rule}, got {path}")
     if twice := next((label for label in found if found.count(label) > 1), None):
         raise ValueError(f"--order must name each method once, got {twice!r} again in {path}")
     return found

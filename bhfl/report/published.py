@@ -2,7 +2,6 @@
 on average.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bhfl.checks import suggestion
-from bhfl.files import read_limited, user_path
 from bhfl.report.correct import shares_right
 from bhfl.report.metric import AVERAGE
+from bhfl.report.reading import read_table
 from bhfl.report.rows import Row, Section
 from bhfl.report.tables import Cell, Table
 from bhfl.settings import Role
@@ -30,7 +29,6 @@ CLOSE = 0.5
 """Points of accuracy below which two methods are hardly told apart."""
 LEAST_SEEDS = 3
 """The seeds from which some are drawn."""
-MAX_PUBLISHED_BYTES = 2**20
 
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Fleet, to bits, to method, to value."""
@@ -47,14 +45,9 @@ def read_published(path: str | Path) -> Published:
         ValueError: A column is missing, a figure is none, or one is there twice.
         OSError: It cannot be read.
     """
-    text = read_limited(user_path(path), MAX_PUBLISHED_BYTES).decode("utf-8", errors="replace")
     rule = "--published must be a CSV with the columns method, fleet, bits and value"
-    try:
-        rows = list(csv.DictReader(text.splitlines()))
-    except csv.Error as error:
-        raise ValueError(f"{rule}, got {path}: {error}") from error
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for place, row in enumerate(rows, 1):
+    for place, row in enumerate(read_table(path, rule), 1):
         texts = {name: str(row.get(name) or "").strip() for name in COLUMNS}
         method, bits = texts["method"], texts["bits"]
         known = bits.isdecimal() or bits == MEAN

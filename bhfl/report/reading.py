@@ -4,6 +4,7 @@ is wrong with its files.
 Nothing here trusts a file: a run may be damaged, killed, or being written while it is read.
 """
 
+import csv
 import json
 import math
 import re
@@ -172,6 +173,25 @@ def _printable(value: Any) -> Any:
     if isinstance(value, list):
         return [_printable(item) for item in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def read_table(path: str | Path, rule: str) -> list[dict[str, Any]]:
+    """The rows of a CSV that a user has written.
+
+    Args:
+        path: The file.
+        rule: What it must be, for the message.
+
+    Raises:
+        ValueError: It is no CSV.
+        OSError: It cannot be read.
+    """
+    # spreadsheets write a byte order mark
+    text = read_limited(user_path(path), MAX_BYTES).decode("utf-8-sig", errors="replace")
+    try:
+        return list(csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise ValueError(f"{rule}, got {path}: {error}") from error
 
 
 # ---- folders -------------------------------------------------------------------------------------

@@ -78,11 +78,8 @@ class Configs:
         # what has no checkpoint is begun anew, with the options of now
         if run is None:
             return []
-        return self.compared(stored(run / f"{SETTINGS}.json", "move its run folder away"), job)
-
-    def compared(self, stored: Mapping[str, Any], job: Job) -> list[str]:
-        """What differs between stored settings and those of a job, as ``key: old -> new``."""
-        return differences(stored, self(job), MAKE_THE_RUN)
+        told = stored(run / f"{SETTINGS}.json", "move its run folder away")
+        return differences(told, self(job), MAKE_THE_RUN)
 
 
 class _Parsed(FederatedCLI):

@@ -41,7 +41,7 @@ def _class_at(parts: list[str], options: Mapping[str, Any]) -> Any:
         return FederatedTrainer
     value = options.get(".".join(parts))
     if isinstance(value, str) and "." in value:
-        return _imported(value)
+        return imported(value)
     # a group of options, which settings call a switch that is on: the annotation tells its class
     owner = _class_at(parts[:-1], options) if value is True and len(parts) > 1 else None
     if owner is None:
@@ -51,7 +51,7 @@ def _class_at(parts: list[str], options: Mapping[str, Any]) -> Any:
     return next(groups, None)
 
 
-def _imported(path: str) -> Any:
+def imported(path: str) -> Any:
     """The class of a path; None where there is none."""
     module, _, name = path.rpartition(".")
     try:

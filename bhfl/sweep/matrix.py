@@ -97,14 +97,6 @@ class Tune:
     options: list[Option] = field(default_factory=list)
     like: dict[str, str] = field(default_factory=dict)
 
-    def tried_on(self, setting: str) -> str:
-        """The setting whose trials choose the value for a setting."""
-        return setting if self.setting == EACH else self.setting
-
-    def tried_with(self, method: str) -> str:
-        """The method whose trials choose the value for a method."""
-        return self.like.get(method, method)
-
     def written(self) -> dict[str, Any]:
         """All of it as plain values."""
         options = {option.key: option.value for option in self.options}

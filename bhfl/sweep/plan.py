@@ -1,6 +1,7 @@
 """The runs of a matrix, in their order, and what each is started with."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, product
@@ -93,10 +94,10 @@ def _is_whole(run: Path, *stamps: tuple[int, ...]) -> bool:
 
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes with a file; nothing where there is none."""
-    if not path.exists():
-        return ()
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_mtime_ns, found.st_size
+    return ()
 
 
 class Plan:
@@ -112,6 +113,8 @@ class Plan:
     def __init__(self, matrix: Matrix, root: Path, only: Sequence[str] = ()) -> None:
         self.matrix = matrix
         self.root = root
+        # a part of the matrix goes without what is told of the whole
+        self.report = matrix.report | dict.fromkeys(("order", "published") if only else ())
         cells = []
         seeds = dict.fromkeys([*matrix.seeds, *chain.from_iterable(matrix.seeds_of.values())])
         # seeds come last: the first results are those of all methods
@@ -156,8 +159,9 @@ class Plan:
 
     def _tried(self, tune: Tune, cell: Cell) -> list[Cell]:
         """What is run with each value to choose that of a cell, for one seed after the other."""
-        tried = (tune.tried_on(cell.setting), tune.tried_with(cell.method))
-        return [Cell(*tried, seed) for seed in tune.seeds]
+        setting = cell.setting if tune.setting == EACH else tune.setting
+        method = tune.like.get(cell.method, cell.method)
+        return [Cell(setting, method, seed) for seed in tune.seeds]
 
     def all_trials(self, cells: Iterable[Cell]) -> dict[str, Job]:
         """The runs that tune for any of some cells, by their names."""
@@ -176,7 +180,7 @@ class Plan:
         """The name that all cells have in common which take the same tuned value."""
         if (tune := self.matrix.tune) is None:
             return cell.method
-        method = tune.tried_with(cell.method)
+        method = tune.like.get(cell.method, cell.method)
         return f"{cell.setting}/{method}" if tune.setting == EACH else method
 
     def _job(self, cell: Cell, name: str, value: Any, more: Sequence[Option] = ()) -> Job:

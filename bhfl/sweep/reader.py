@@ -100,9 +100,8 @@ class _Reader:
         """The path of a method's configuration, named relative to the matrix or as one of ours."""
         keys = ("methods", method, "config")
         path = row.get("config") if isinstance(row, dict) else None
-        rule = "must be the method's configuration file"
         if not isinstance(path, str):
-            self.problem(keys, f"{rule}, got {shown(path)}")
+            self.problem(keys, f"must be the method's configuration file, got {shown(path)}")
             return ""
         try:
             found = find_config(path, Path(self.layer.file).parent)
@@ -246,8 +245,7 @@ class _Reader:
 
     def report(self, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict):
-            rule = "must be a mapping such as target: 0.9"
-            self.problem(("report",), f"{rule}, got {shown(values)}")
+            self.problem(("report",), f"must be a mapping such as target: 0.9, got {shown(values)}")
             return {}
         self.known(("report",), values, _REPORT)
         target = values.get("target")
@@ -258,7 +256,7 @@ class _Reader:
         if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
         metric = values.get("metric")
-        if metric is not None and "/" not in str(metric):
+        if metric is not None and not (isinstance(metric, str) and "/" in metric):
             rule = "must be a tag such as val/loss"
             self.problem(("report", "metric"), f"{rule}, got {shown(metric)}")
         self.hold(("report", "mode"), values.get("mode"), or_none(choice("max", "min")))

@@ -17,10 +17,10 @@ from bhfl.sweep.check import Configs
 from bhfl.sweep.display import RUNNING, Display, Shown
 from bhfl.sweep.plan import TRIALS, Cell, Job, Plan
 from bhfl.sweep.processes import Processes, account, locked
+from bhfl.sweep.rehearsal import rehearse
 from bhfl.sweep.request import Request
 from bhfl.sweep.survey import OVER, Survey
 
-FAILED = 1
 ENDING_SECONDS = 20.0
 """What a sweep needs to end: its runs close their files, and the report is written. It is a tenth
 of the sweep's minutes if that is less.
@@ -46,8 +46,8 @@ class Runner:
         self.sizes: dict[str, int] = {}
         """The rounds that each job is to have."""
         for job in survey.jobs():
-            told = survey.configs(job)[Role.LENGTH.value]
-            self.sizes[job.name] = told["trainer.max_rounds"]
+            length = survey.configs(job)[Role.LENGTH.value]
+            self.sizes[job.name] = length["trainer.max_rounds"]
         self.states: dict[str, str] = {}
         """The state of each job, as `Survey.states` has it."""
         self.over: set[str] = set()
@@ -180,7 +180,9 @@ class Runner:
 
 def list_runs(plan: Plan) -> int:
     """Print each run with its state; the exit code."""
-    states = Survey(plan, Configs(machine=False)).states()
+    survey = Survey(plan, Configs(machine=False))
+    rehearse(survey)
+    states = survey.states()
     for name, state in states.items():
         print(f"{state:<8}  {plan.root / name}")
     counts = ", ".join(f"{count} {state}" for state, count in Counter(states.values()).items())
@@ -203,7 +205,7 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
     # nothing is read before other sweeps are kept out, as they would change it
     with locked(plan.root) as lock:
         survey = Survey(plan, Configs(machine=True))
-        _check_mode(survey)
+        rehearse(survey)
         runner = Runner(survey, Processes(lock), request.jobs)
         until = begun + 60 * request.minutes - min(ENDING_SECONDS, 6 * request.minutes)
         runner.run(until)
@@ -217,33 +219,8 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
             )
         if runner.failed:
             report([f"failed: {', '.join(runner.failed)}; {left}"])
-            return FAILED
+            return 1
         return 0
-
-
-def _check_mode(survey: Survey) -> None:
-    """Refuse a metric of which no run would tell at which end it is the best.
-
-    Raises:
-        ConfigError: The report has a metric and no mode, and some run monitors another metric.
-    """
-    wanted = survey.plan.matrix.report
-    if wanted.get("metric") is None or wanted.get("mode") is not None:
-        return
-    for job in survey.jobs():
-        monitor = survey.configs(job)[Role.CHOICE.value]["trainer.monitor"]
-        if _name(monitor) != _name(wanted["metric"]):
-            raise ConfigError(
-                [
-                    f"report.mode must be max or min with report.metric {wanted['metric']}, as "
-                    f"{job.name} monitors {monitor}"
-                ]
-            )
-
-
-def _name(tag: str) -> str:
-    """A metric without its stage, and without what it is of all groups."""
-    return tag.partition("/")[2].removesuffix("_avg").removesuffix("_min")
 
 
 def _report(plan: Plan, runs: Mapping[Path, str]) -> None:
@@ -253,8 +230,12 @@ def _report(plan: Plan, runs: Mapping[Path, str]) -> None:
         ConfigError: They have not what the matrix wants to be told.
     """
     out = plan.root / "report"
+    asked = plan.report
+    # an order may name methods that are still to come
+    if len({*runs.values()}) < len(plan.matrix.methods):
+        asked = {**asked, "order": None}
     try:
-        text = write_report(list(runs), out, names=runs, **plan.matrix.report)
+        text = write_report(list(runs), out, names=runs, **asked)
     except ValueError as error:
         # what are options of `bhfl report` are keys here
         told = str(error).replace("--", "report.")

@@ -47,7 +47,12 @@ class Survey:
             with suppress(ConfigError):
                 if not self.tuning.pending(cell):
                     self.tuning.choose(cell)
-        self._refuse_changed([self.job(cell) for cell in plan.cells if self.tuning.settled(cell)])
+        self._refuse_changed(list(map(self.job, self.settled)))
+
+    @property
+    def settled(self) -> list[Cell]:
+        """The cells that can be run."""
+        return list(filter(self.tuning.settled, self.plan.cells))
 
     def job(self, cell: Cell) -> Job:
         """The run of a cell, with its tuned value, or the first one that is tried where none is
@@ -64,7 +69,7 @@ class Survey:
 
     def states(self) -> dict[str, str]:
         """The state of each job, by its name."""
-        settled = list(filter(self.tuning.settled, self.plan.cells))
+        settled = self.settled
         states = {job.name: self._state(job) for job in self.trials}
         # the trials that a settled value did without are never run
         for name in self.plan.all_trials(settled):
@@ -84,9 +89,8 @@ class Survey:
         """
         matrix = self.plan.matrix
         order = list(product(matrix.settings, matrix.methods))
-        settled = filter(self.tuning.settled, self.plan.cells)
         found = {}
-        for cell in sorted(settled, key=lambda cell: order.index((cell.setting, cell.method))):
+        for cell in sorted(self.settled, key=lambda cell: order.index((cell.setting, cell.method))):
             job = self.job(cell)
             if self.results.done(job) and (run := self.results.run(job)):
                 found[run] = cell.method
@@ -94,8 +98,7 @@ class Survey:
 
     def keep(self) -> None:
         """Keep what is finished among the results, where the matrix has such."""
-        settled = map(self.job, filter(self.tuning.settled, self.plan.cells))
-        for job in (*self.trials, *settled):
+        for job in (*self.trials, *map(self.job, self.settled)):
             if job.done and not self.changed(job):
                 self.results.keep(job)
 

@@ -75,7 +75,7 @@ def test_dirichlet_retries_until_the_smallest_client_is_large_enough():
 
 
 @pytest.mark.parametrize(
-    ("min_size", "message"), [(10, "num_clients must be at most 179 .* got 500"), (1, "no draw")]
+    ("min_size", "message"), [(10, "clients must be at most 179 .* got 500"), (1, "no draw")]
 )
 def test_impossible_dirichlet_ends_soon_with_an_error(min_size, message):
     start = time.perf_counter()
@@ -218,8 +218,8 @@ def test_by_column_reads_a_npy_file(tmp_path):
             lambda: IID()(LABELS, 0, rng()),
             "num_clients must be an integer from 1 to 2,147,483,648, got 0",
         ),
-        (lambda: IID()(LABELS, 1798, rng()), "num_clients must be at most 1797 for IID()"),
-        (lambda: Shards(3)(LABELS, 600, rng()), "num_clients must be at most 599 for Shards("),
+        (lambda: IID()(LABELS, 1798, rng()), "clients must be at most 1797 for IID()"),
+        (lambda: Shards(3)(LABELS, 600, rng()), "clients must be at most 599 for Shards("),
     ],
 )
 def test_errors_name_key_rule_and_value(make, message):

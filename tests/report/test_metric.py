@@ -90,7 +90,7 @@ def test_columns_that_are_empty_or_the_same_are_left_out_and_told(root):
     ("args", "message"),
     [
         (["--metric", "val/mes"], "--metric must be one that the runs logged, got 'val/mes'; did "),
-        (["--metric", "zzz"], "got 'zzz'; there are test/mse, val/mse"),
+        (["--metric", "zzz"], "got 'zzz'; known: test/mse, val/mse"),
         (["--metric", "train/loss"], "--mode must be max or min with --metric train/loss"),
         (
             ["--metric", "test/mse_min"],

@@ -1,13 +1,15 @@
 """The report that a sweep ends with takes what `bhfl report` takes."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from bhfl.cli.reading import ConfigError
-from bhfl.settings import Role
 from bhfl.sweep import runner
+from bhfl.sweep.plan import Cell, Job, Plan
+from bhfl.sweep.rehearsal import rehearse
+from bhfl.told import Told
 from tests.report import made
 from tests.sweep.conftest import MATRIX, Sweeps
 
@@ -50,27 +52,77 @@ def test_a_metric_that_nobody_logged_is_told_by_its_key_with_the_nearest(
     assert not Path("runs/m/report").exists()
 
 
+@dataclass
+class Foreseen:
+    """What a rehearsal asks of a survey, of runs whose settings are made up."""
+
+    plan: Plan
+    model: str = "bhfl.models.Classifier"
+
+    def job(self, cell: Cell) -> Job:
+        return self.plan.job(cell, 0.5)
+
+    def configs(self, job: Job) -> Told:
+        algorithm = {"A": "FedAvg", "B": "ProWD"}[job.name[0]]
+        told = made.told(made.config(algorithm, seed=job.seed))
+        told["task"]["model"] = self.model
+        told["choice"] = {"trainer.monitor": "val/acc_avg", "trainer.mode": "max"}
+        return told
+
+
+FIGURES = "method,fleet,bits,value\nA,50/50,8,1\nB,50/50,8,2\n"
+
+
 @pytest.mark.parametrize(
-    ("report", "wrong"),
+    ("report", "model", "problem"),
     [
-        ("metric: val/loss", True),
-        ("metric: test/acc", False),
-        ("metric: val/loss, mode: min", False),
-        ("target: 0.5", False),
+        ("metric: val/loss", "Classifier", "report.mode must be max or min with report.metric val"),
+        ("metric: val/loss", "of.others", "report.mode must be max or min with report.metric val"),
+        ("metric: test/acc", "Classifier", ""),
+        ("metric: test/acc_avg", "Classifier", ""),
+        ("metric: val/loss, mode: min", "Classifier", ""),
+        ("metric: val/los, mode: min", "Classifier", "got 'val/los'; did you mean 'val/loss'"),
+        ("metric: tset/f1, mode: max", "Classifier", ""),
+        ("metric: test/f1, mode: max", "Classifier", "report.metric must be one that the runs log"),
+        ("metric: test/f1, mode: max, order: order.csv", "of.others", ""),
+        ("metric: test/acc_int8", "Classifier", "report.metric must be one of all groups, got"),
+        ("metric: test/acc_min", "Classifier", "report.metric must be one of all groups, got"),
+        ("target: 0.5, order: order.csv, published: figures.csv", "Classifier", ""),
+        ("metric: comm/total_MB, mode: min, order: order.csv", "Classifier", ""),
+        ("order: other.csv", "Classifier", "report.order must name methods that are compared, got"),
+        ("order: other.csv", "of.others", "report.order must name methods that are compared, got"),
+        ("order: figures.txt", "Classifier", "report.order must be a CSV with a column method"),
+        ("published: order.csv", "Classifier", "report.published must be a CSV with the columns"),
+        ("published: fleet.csv", "Classifier", "report.published must have a fleet of the runs"),
     ],
 )
-def test_a_mode_that_no_run_would_tell_is_missed_before_any_is_begun(
-    sweep: Sweeps, report: str, wrong: bool
+def test_what_no_report_could_tell_is_refused_before_any_run(
+    sweep: Sweeps, report: str, model: str, problem: str
 ) -> None:
-    jobs = [SimpleNamespace(name="A/seed0")]
-    told = {Role.CHOICE.value: {"trainer.monitor": "val/acc_avg"}}
+    Path("order.csv").write_text("method\nB\nA\n")
+    Path("other.csv").write_text("method\nB\nC\n")
+    Path("figures.csv").write_text(FIGURES)
+    Path("fleet.csv").write_text(FIGURES.replace("50/50", "80/20"))
+    Path("figures.txt").write_text("nothing")
     plan = sweep.plan(f"{MATRIX}report: {{{report}}}\n")
-    survey = SimpleNamespace(plan=plan, jobs=lambda: jobs, configs=lambda job: told)
-    if not wrong:
-        runner._check_mode(survey)  # type: ignore[arg-type]
+    survey = Foreseen(plan, model if "." in model else f"bhfl.models.{model}")
+    if not problem:
+        rehearse(survey)  # type: ignore[arg-type]
         return
-    message = (
-        "report.mode must be max or min with report.metric val/loss, as A/seed0 monitors val/acc_a"
-    )
-    with pytest.raises(ConfigError, match=message):
-        runner._check_mode(survey)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as refused:
+        rehearse(survey)  # type: ignore[arg-type]
+    assert problem in str(refused.value)
+
+
+def test_a_part_of_the_matrix_goes_without_what_is_told_of_the_whole(
+    sweep: Sweeps, runs: dict[Path, str]
+) -> None:
+    Path("order.csv").write_text("method\nA\nB\n")
+    text = MATRIX + "report: {order: order.csv}\n"
+    plan = sweep.plan(text, "A")
+    rehearse(Foreseen(plan))  # type: ignore[arg-type]
+    (first, _) = runs
+    runner._report(plan, {first: "A"})
+    # as where the minutes are over, or another method has failed
+    runner._report(sweep.plan(text), {first: "A"})
+    assert Path("runs/m/report/report.md").exists()
