@@ -38,7 +38,7 @@ test-docs: .venv/.docs  ## build the documentation, and run all code of its page
 	$(PYTEST) --durations=12 tests/test_docs.py
 
 test-wheel: install  ## install both wheels as a user would, in minutes, and run README's commands outside of the checkout
-	$(BIN)/python -m pytest -m wheel --durations=0 tests/test_wheel.py tests/test_client_wheel.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m wheel --durations=0 tests/test_wheel.py tests/test_client_wheel.py
 
 test-slow: install  ## the long tests too
 	$(PYTEST) -m "not gpu and not network and not wheel"

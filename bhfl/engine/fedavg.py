@@ -11,4 +11,4 @@ class FedAvg(Algorithm):
     """
 
     # where users import it from, by which configurations and settings of runs know it
-    __module__ = "bhfl.algorithms.fedavg"
+    __module__ = "bhfl.algorithms"

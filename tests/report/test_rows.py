@@ -68,7 +68,7 @@ def test_runs_made_in_python_are_told_by_their_settings(tmp_path: Path) -> None:
     (section,) = read(tmp_path)
     assert section.title == "Digits, IID, mlp, 1 x int8, 1 x float32"
     rows = [(row.label, len(row.runs)) for row in section.rows]
-    assert rows == [("Algorithm (local_steps=1)", 2), ("Algorithm (local_steps=2)", 1)]
+    assert rows == [("FedAvg (local_steps=1)", 2), ("FedAvg (local_steps=2)", 1)]
 
 
 def test_other_data_sets_are_never_one_table(tmp_path: Path) -> None:
