@@ -100,7 +100,7 @@ class Pairs(Dataset[Any]):
 
     Args:
         dataset: A map-style data set of mappings.
-        inputs: The key of the input; pictures of uint8 are divided by 255.
+        inputs: The key of the input; floats become float32, and uint8 is divided by 255.
         targets: The key of the target.
     """
 
@@ -115,8 +115,11 @@ class Pairs(Dataset[Any]):
     def __getitem__(self, place: int) -> tuple[Any, Any]:
         row = self.dataset[place]
         entry = row[self.inputs]
-        if isinstance(entry, Tensor) and entry.dtype == torch.uint8:
-            entry = entry / 255
+        if isinstance(entry, np.ndarray) and entry.dtype.kind in "biuf":
+            entry = torch.tensor(entry)
+        # as arrays and tensors are read that are not in rows
+        if isinstance(entry, Tensor) and (entry.is_floating_point() or entry.dtype == torch.uint8):
+            entry = entry.to(torch.float32) / (255 if entry.dtype == torch.uint8 else 1)
         return entry, row[self.targets_column]
 
 

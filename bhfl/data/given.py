@@ -14,7 +14,7 @@ from bhfl.data.forms import dataset_of, is_list_of_sets, joined
 from bhfl.data.natural import ByColumn
 from bhfl.data.partition import IID, Array, Indices, Partitioner, present
 from bhfl.data.parts import Parts
-from bhfl.data.source import Source, as_source
+from bhfl.data.source import Source, as_source, largest_target
 from bhfl.recorded import spelled
 from bhfl.settings import Role
 
@@ -172,7 +172,7 @@ class FromDatasets(FederatedDataModule):
         if self._num_classes is not None:
             return self._num_classes
         # a class that training samples lack would end a run at its test
-        return 1 + max(_largest(split, source) for split, source in self._sources.items())
+        return 1 + max(largest_target(split, source) for split, source in self._sources.items())
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -212,30 +212,6 @@ class FromDatasets(FederatedDataModule):
             )
         ids = np.repeat(np.arange(num_clients), clients.sizes)
         return _OwnSets(ids)  # type: ignore[arg-type]  # an array is a sequence of ids
-
-
-def _largest(split: str, source: Source) -> int:
-    """The largest target of a split, or 0 where that of a test or validation cannot be told."""
-    try:
-        targets = source.targets
-    except ValueError:
-        if split == "train":
-            raise
-        return 0
-    # NumPy's letters for signed and unsigned integers, floats and booleans
-    if targets.dtype.kind in "iufb":
-        odd = targets[~((targets % 1 == 0) & (targets >= 0))]
-    elif split == "train":
-        odd = targets
-    # a data set may number its words only as they are read
-    else:
-        return 0
-    if odd.size:
-        raise ValueError(
-            "data.num_classes must be given for targets that are no numbers of classes, 0 and up, "
-            f"got {odd.flat[0]} in data.{split}; where batches hold them, number them first"
-        )
-    return int(targets.max(initial=0))
 
 
 class _OwnSets(ByColumn):

@@ -22,7 +22,7 @@ from bhfl.data.datamodule import FederatedDataModule
 from bhfl.data.natural import ByColumn
 from bhfl.data.partition import Array, Partitioner, stable_order
 from bhfl.data.parts import Parts
-from bhfl.data.source import Source, TensorSource
+from bhfl.data.source import Source, TensorSource, largest_target
 from bhfl.files import user_option
 from bhfl.plain import read_json
 
@@ -93,7 +93,7 @@ class LEAF(FederatedDataModule):
             return self._num_classes
         if self._characters:
             return len(self._characters) + 1
-        return 1 + max(int(split.targets.max()) for split in self._files.values())
+        return 1 + max(largest_target("train", self._train), largest_target("test", self._test))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -201,3 +201,35 @@ def as_source(dataset: Dataset[Any] | Source, targets: Any = None, **loading: An
             source.targets = np.asarray(targets)
         return source
     return LoaderSource(dataset, targets, **loading)
+
+
+def largest_target(split: str, source: Source) -> int:
+    """The largest target of a split, or 0 where that of a test or validation cannot be told.
+
+    Args:
+        split: The name of the split, for messages.
+        source: Its samples.
+
+    Raises:
+        ValueError: Its targets are no numbers of classes.
+    """
+    try:
+        targets = source.targets
+    except ValueError:
+        if split == "train":
+            raise
+        return 0
+    # NumPy's letters for signed and unsigned integers, floats and booleans
+    if targets.dtype.kind in "iufb":
+        odd = targets[~((targets % 1 == 0) & (targets >= 0))]
+    elif split == "train":
+        odd = targets
+    # a data set may number its words only as they are read
+    else:
+        return 0
+    if odd.size:
+        raise ValueError(
+            "data.num_classes must be given for targets that are no numbers of classes, 0 and up, "
+            f"got {odd.flat[0]} in data.{split}; where batches hold them, number them first"
+        )
+    return int(targets.max(initial=0))

@@ -5,6 +5,7 @@ ReLUs here are not in place: a layer that quantises the errors may hand on a vie
 autograd forbids changing such a view.
 """
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -137,6 +138,12 @@ def check_arguments(num_classes: int, input_shape: InputShape, min_side: int = 1
         raise ValueError(f"num_classes must be at least 2, got {num_classes}")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape must be three positive numbers (C, H, W), got {input_shape}")
+    if input_shape[0] == input_shape[1] > 4 >= input_shape[2]:
+        warnings.warn(
+            f"input_shape {tuple(input_shape)} is taken for channels, rows and columns: pictures "
+            "whose colours come last are to be given as images.transpose(0, 3, 1, 2)",
+            stacklevel=2,
+        )
     if min(input_shape[1:]) < min_side:
         raise ValueError(
             f"input_shape must be at least {min_side}x{min_side} pixels here, got {input_shape}"

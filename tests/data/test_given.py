@@ -187,6 +187,17 @@ def collated(samples):
     return torch.stack([inputs for inputs, _ in samples]).neg(), torch.tensor([0] * len(samples))
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+def test_inputs_in_rows_are_read_as_those_of_arrays(convert):
+    doubles = np.arange(6.0).reshape(3, 2)
+    for array, divisor in ((doubles, 1), (doubles.astype(np.uint8), 255)):
+        rows = [{"x": convert(one), "y": i} for i, one in enumerate(array)]
+        ((inputs, targets),) = ready(rows, targets="y", inputs="x").test_batches()
+        assert inputs.dtype == torch.float32
+        assert torch.equal(inputs, torch.from_numpy(doubles).float() / divisor)
+        assert targets.tolist() == [0, 1, 2]
+
+
 def test_collate_fn_makes_the_batches():
     data = ready((X, Y), collate_fn=collated)
     (inputs, targets), *_ = data.client_batches(0, RandomKeys(0), 0)

@@ -80,6 +80,9 @@ def test_users_of_the_test_alone_are_nobody_s(root):
     assert len(data._test) == 12
     write(root / "test" / "1.json", ["dan"], {"dan": X["ann"]}, {"dan": [7] * len(Y["ann"])})
     assert ready(root).num_classes == 8
+    write(root / "test" / "1.json", ["dan"], {"dan": X["ann"]}, {"dan": [-1] * len(Y["ann"])})
+    with pytest.raises(ValueError, match=r"no numbers of classes, 0 and up, got -1 in data\.test"):
+        _ = ready(root).num_classes
 
 
 def test_other_splits_take_the_tests_of_clients_from_training(root):

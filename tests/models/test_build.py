@@ -1,6 +1,7 @@
 import copy
 import io
 import sys
+import warnings
 from itertools import product
 from typing import Any
 
@@ -186,6 +187,14 @@ def test_unknown_name_suggests_the_nearest(name):
         ValueError, match=rf"net must be one of mlp, .* got '{name}'; did you mean .*resnet1"
     ):
         build(name, 10, (3, 32, 32))
+
+
+def test_colours_that_come_last_are_spoken_of() -> None:
+    with pytest.warns(UserWarning, match=r"\(8, 8, 3\) is taken for channels, rows and columns"):
+        build("resnet8", 10, (8, 8, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build("resnet8", 10, (3, 8, 8))
 
 
 def test_unknown_name_far_from_all():
