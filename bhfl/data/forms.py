@@ -78,10 +78,10 @@ def dataset_of(key: str, data: Any) -> Dataset[Any]:
 
 
 def _shaded(table: Any) -> Any:
-    """A table whose pictures are greys and colours: a place in a palette would pass for a shade."""
+    """A table without palettes, in which a place would pass for a shade of grey."""
     for name, value in table[0].items() if len(table) else ():
-        if mode := {"P": "RGB", "1": "L"}.get(getattr(value, "mode", "")):
-            table = table.cast_column(name, type(table.features[name])(mode=mode))
+        if getattr(value, "mode", "") == "P":
+            table = table.cast_column(name, type(table.features[name])(mode="RGB"))
     return table
 
 

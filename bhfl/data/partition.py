@@ -30,12 +30,8 @@ def stable_order(values: Array) -> Indices:
 
 def present(key: str, values: Array) -> Array:
     """The values, one for each sample, as they are; ValueError where one is None or NaN."""
-    missing: Any = []
-    if values.dtype.kind == "f":
-        missing = np.isnan(values)
-    elif values.dtype.kind == "O":
-        # what differs from itself is NaN, which tables have among words too
-        missing = [one is None or (isinstance(one, float) and one != one) for one in values]
+    # NaN, which tables have among words too, differs from itself
+    missing = (values == None) | (values != values)  # noqa: E711  # one by one
     if len(places := np.argwhere(missing)):
         raise ValueError(
             f"{key} must have a value for each sample, and sample {places[0][0]} has none"

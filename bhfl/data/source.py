@@ -220,13 +220,11 @@ def largest_target(split: str, source: Source) -> int:
             raise
         return 0
     # NumPy's letters for signed and unsigned integers, floats and booleans
-    if targets.dtype.kind in "iufb":
-        odd = targets[~((targets % 1 == 0) & (targets >= 0))]
-    elif split == "train":
-        odd = targets
-    # a data set may number its words only as they are read
-    else:
+    words = targets.dtype.kind not in "iufb"
+    if words and split != "train":
+        # a data set may number its words only as they are read
         return 0
+    odd = targets if words else targets[~((targets % 1 == 0) & (targets >= 0))]
     if odd.size:
         raise ValueError(
             "data.num_classes must be given for targets that are no numbers of classes, 0 and up, "

@@ -12,7 +12,6 @@ import torch
 import yaml
 
 from bhfl.checks import clipped, refuse
-from bhfl.engine.client.worker import Worker
 from bhfl.engine.folder import subfolder
 from bhfl.engine.measure import needs_global_model, refuse_parts
 from bhfl.engine.records import Ledger
@@ -91,11 +90,6 @@ def export_run(
         problems.append("export needs the package safetensors: pip install 'bhfl[export]'")
     refuse(problems)
     with Session.opened(trainer, model, datamodule, "test") as session:
-        if session.buffers.policy == "local" and session.buffers.statistics:
-            raise ValueError(
-                "export needs running statistics, and with trainer.norm local they stay with "
-                "clients"
-            )
         run, state = session.load(ckpt_path, clients=False)
         refuse_parts(session, "export")
         if run is not None and chosen is None:
@@ -105,16 +99,16 @@ def export_run(
             folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
-        made.files += _files(session, made, accuracies, calibrate)
+        _write(session, made, accuracies, calibrate)
         session.tear_down()
     write_text(made.card, _card(session, made, measured, Ledger(state["run"]["ledger"])))
     return made
 
 
-def _files(
+def _write(
     session: Session, made: Export, accuracies: Mapping[str, float], calibrate: int | None
-) -> Iterator[Exported]:
-    """Write the files, each when it is asked for."""
+) -> None:
+    """Write the files."""
     worker, server = session.worker, session.server
     worker.layout.take_(server.channels_last)
     with_onnx = installed("onnx")
@@ -127,17 +121,13 @@ def _files(
         path = made.folder / f"{group}.safetensors"
         size = save_quantized(worker.module, path)
         integers = Exported(group, path.name, size, float_bytes, accuracies.get(group))
-        yield integers
+        made.files.append(integers)
         file = path.with_name(f"{group}.onnx")
         # where none is written, one of an earlier export would pass for this model's
         file.unlink(missing_ok=True)
         # other weights would not be a smaller file: a graph has int8 at least
         if with_onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
-            told = _onnx(worker, session.data, file, made.notes, calibrate)
-            if told is not None:
-                onnx = replace(integers, file=file.name, num_bytes=told[0], calibrated=told[1])
-                # with fixed ranges it computes otherwise than the model that was measured
-                yield replace(onnx, accuracy=None) if calibrate else onnx
+            made.files += _onnx(session, integers, file, made.notes, calibrate)
 
 
 def _accuracies(
@@ -222,11 +212,12 @@ def summary_of(path: Path, notes: list[str]) -> Mapping[str, Any]:
 
 
 def _onnx(
-    worker: Worker, data: FederatedData, path: Path, notes: list[str], calibrate: int | None
-) -> tuple[int, int] | None:
-    """The bytes of the ONNX file, and the samples on which its ranges were fixed; None, with a
-    note, if the exporter cannot take the model or its input.
+    session: Session, integers: Exported, path: Path, notes: list[str], calibrate: int | None
+) -> Iterator[Exported]:
+    """Write the ONNX file beside that of the integers; nothing, with a note, if the exporter cannot
+    take the model or its input.
     """
+    worker, data = session.worker, session.data
     used: list[int] = []
 
     def samples(most: int) -> Iterator[tuple[Any, ...]]:
@@ -237,10 +228,13 @@ def _onnx(
     try:
         example = example_of(worker, data)
         fixed = samples(calibrate) if calibrate else None
-        return export_onnx(worker.module, example, path, calibration=fixed), sum(used)
+        size = export_onnx(worker.module, example, path, calibration=fixed)
     except (ValueError, ImportError) as error:
         notes.append(f"{path.name} is not written: {clipped(' '.join(str(error).split()))}")
-        return None
+        return
+    # with fixed ranges it computes otherwise than the model that was measured
+    accuracy = None if used else integers.accuracy
+    yield replace(integers, file=path.name, num_bytes=size, accuracy=accuracy, calibrated=sum(used))
 
 
 def _loading(

@@ -77,16 +77,12 @@ class _Reader:
     def __init__(self, names: list[str], samples: Iterable[Any]) -> None:
         self.names = names
         self.samples = iter(samples)
-        self.read = False
 
     def get_next(self) -> dict[str, Any] | None:
         """The inputs of the graph by name; None after the last batch."""
         batch = next(self.samples, None)
-        if batch is None and not self.read:
-            raise ValueError("calibration needs a batch, on which ranges are found, and has none")
         if batch is None:
             return None
-        self.read = True
         arrays = []
         for leaf in tree_leaves(batch):
             if isinstance(leaf, Tensor):

@@ -61,13 +61,14 @@ def user_folder(key: str, value: str | os.PathLike[str] | None) -> Path | None:
         ValueError: It is not a path, or no folder that can be written to, naming `key`.
     """
     folder = user_option(key, value)
-    if folder is not None:
-        nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ValueError(
-                f"{key} must be a folder that can be written to, got {str(folder)!r}, and "
-                f"{str(nearest)!r} is none"
-            )
+    nearest = folder
+    while nearest and not nearest.exists():
+        nearest = nearest.parent
+    if nearest and not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ValueError(
+            f"{key} must be a folder that can be written to, got {str(folder)!r}, and "
+            f"{str(nearest)!r} is none"
+        )
     return folder
 
 

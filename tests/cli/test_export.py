@@ -197,7 +197,7 @@ def test_what_cannot_be_exported(
     [
         (
             {"--model.net": "cnn", "--model.norm": "batch", "--trainer.norm": "local"},
-            "export needs running statistics, and with trainer.norm local they stay with clients",
+            "a whole model of the server's, and net.features.1.running_mean stays with the clients",
         ),
         (
             {"--algorithm": "FedPer", "--algorithm.personal": "[net.layers.1]"},
