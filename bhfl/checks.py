@@ -163,11 +163,10 @@ true_or_false = _such("be true or false", lambda value: isinstance(value, bool))
 """The check of a switch."""
 
 
-def auto_or_switch(value: Any) -> str:
-    """Problems of a switch that may be left to ``auto``."""
-    if isinstance(value, bool) or value == "auto":
-        return ""
-    return f"must be auto, true or false, got {value!r}"
+auto_or_switch = _such(
+    "be auto, true or false", lambda value: isinstance(value, bool) or value == "auto"
+)
+"""The check of a switch that may be left to ``auto``."""
 
 
 def text(value: Any) -> str:

@@ -78,6 +78,14 @@ def whole_cell(line: Line, column: str, least: int = 0) -> int:
     return int(text)
 
 
+def number_of(text: str | None) -> float:
+    """The number that a cell says; NaN where it says none, or there is no cell."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
+
+
 def number_cell(line: Line, column: str) -> float:
     """A finite number of at least 0 in a line.
 
@@ -86,11 +94,8 @@ def number_cell(line: Line, column: str) -> float:
     """
     where, cells = line
     text = cells[column].strip()
-    try:
-        value = float(text)
-    except ValueError:
-        # NaN fails the test below, in the same words as what is out of range
-        value = math.nan
+    # NaN fails the test below, in the same words as what is out of range
+    value = number_of(text)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{where}: column {column} must be a finite number >= 0, got {text!r}")
     return value

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
-from bhfl.files.writing import durable, existing, naming
+from bhfl.files.writing import append, durable
 
 Kept = Callable[[Mapping[str, str]], bool]
 
@@ -51,13 +50,10 @@ class TableFile:
         return number
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows; a link in place of the file is not followed.
+        """Add rows, see `append`.
 
         Args:
             rows: Values by column; what is missing or None is left empty.
-
-        Raises:
-            OSError: The file cannot be written, or has vanished, naming it.
         """
         names = dict.fromkeys(chain.from_iterable(rows))
         if new := [name for name in names if name not in self.columns]:
@@ -70,10 +66,7 @@ class TableFile:
         writer = csv.writer(text, lineterminator="\n")
         for row in rows:
             writer.writerow([row.get(name) for name in self.columns])
-        with naming(self.path), open(self.path, "ab", opener=existing) as file:
-            file.write(text.getvalue().encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, text.getvalue().encode())
 
     def _rewrite(self, rows: Iterable[Sequence[str]]) -> int:
         """Write the head and some rows; their number."""

@@ -43,7 +43,8 @@ def durable(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _replace(temporary, path)
+            os.replace(temporary, path)
+            _sync_names(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -71,11 +72,6 @@ def settle_all(files: Mapping[Path, Path]) -> None:
             os.replace(temporary, path)
     for folder in dict.fromkeys(path.parent for path in files.values()):
         _sync_names(folder)
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    _sync_names(path.parent)
 
 
 def _sync_names(folder: Path) -> None:
@@ -138,9 +134,21 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | _NO_FOLLOW, 0o666)
 
 
-def existing(path: str, flags: int) -> int:
+def _existing(path: str, flags: int) -> int:
     """An opener for `open` that makes no file, and follows no link."""
     return no_link(path, flags & ~os.O_CREAT)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file that is there, durably; a link in its place is not followed.
+
+    Raises:
+        OSError: The file cannot be written, or has vanished, naming it.
+    """
+    with naming(path), open(path, "ab", opener=_existing) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -174,16 +182,8 @@ class RoundsFile:
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add the row of one finished round; a link in place of the file is not followed.
-
-        Raises:
-            OSError: The file cannot be written, or has vanished, naming it.
-        """
-        line = json.dumps(row).encode() + b"\n"
-        with naming(self.path), open(self.path, "ab", opener=existing) as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add the row of one finished round, see `append`."""
+        append(self.path, json.dumps(row).encode() + b"\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All whole rows, up to the first line that is damaged, such as one that a kill cut off."""

@@ -66,6 +66,12 @@ def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
     return csv_text(lines)
 
 
+def ruled(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as aligned lines, with a rule below the first."""
+    head, *lines = aligned(rows)
+    return "\n".join([head, "-" * len(head), *lines])
+
+
 def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Lines as CSV, with the columns of all of them."""
     text = io.StringIO()

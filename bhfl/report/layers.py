@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import aligned
 from bhfl.files import write_text
 from bhfl.report.arguments import errors_told, path_argument
 from bhfl.report.drawing import bare, labels, name_rows, pyplot, save
-from bhfl.report.forms import csv_text
+from bhfl.report.forms import csv_text, ruled
 
 Row = Mapping[str, Any]
 """One layer: its name and its figures, by column."""
@@ -73,8 +72,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _ruled(columns: Mapping[str, Sequence[str]]) -> str:
     """Columns as a table with a rule below its head."""
-    head, *lines = aligned([list(columns), *zip(*columns.values(), strict=True)])
-    return "\n".join([head, "-" * len(head), *lines])
+    return ruled([list(columns), *zip(*columns.values(), strict=True)])
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

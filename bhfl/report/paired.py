@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bhfl.checks import suggestion
 from bhfl.report.metric import AVERAGE
-from bhfl.report.ranking import ranking
+from bhfl.report.ranking import margins, ranking
 from bhfl.report.reading import read_table
 from bhfl.report.rows import Row, Section
 from bhfl.report.tables import Cell, Table, without_idle
@@ -33,9 +33,7 @@ def differences(section: Section) -> Table | None:
     group = _group(section)
     rows = []
     for row in section.finished:
-        own = row.by_seed(group)
-        against = base.by_seed(group)
-        found = [own[seed] - against[seed] for seed in own if seed in against]
+        found = margins(row.by_seed(group), base.by_seed(group))
         if row is not base and found:
             rows.append([Cell(row.name), *_told(row, found)])
     if not rows:

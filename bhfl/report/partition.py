@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhfl.checks import aligned
 from bhfl.files import write_text
 from bhfl.report.drawing import PALETTE, bare, plain, pyplot, save
+from bhfl.report.forms import ruled
 
 Counts = NDArray[np.int64]
 
@@ -56,14 +56,14 @@ class Partition:
 
 def table(found: Partition) -> str:
     """The groups, how far the labels of clients differ, and the first clients one by one."""
-    parts = [found.title, _ruled(_by_group(found))]
+    parts = [found.title, ruled(_by_group(found))]
     if found.labels is not None:
         parts.append(
             f"label skew {skew(found.labels):.3f}: the share of a client's samples that would need "
             "another label for the mix of\nall clients, on average; by chance alone it would be "
             f"{skew(_by_chance(found.labels)):.3f}"
         )
-    parts.append(_ruled(_by_client(found)))
+    parts.append(ruled(_by_client(found)))
     if len(found.samples) > _LISTED:
         parts.append(f"and {len(found.samples) - _LISTED:,} more clients, in the CSV file")
     return "\n\n".join(parts)
@@ -121,11 +121,6 @@ def _by_client(found: Partition) -> list[list[str]]:
             row += map(str, mine if spelled else [np.count_nonzero(mine)])
         rows.append(row)
     return rows
-
-
-def _ruled(rows: list[list[str]]) -> str:
-    head, *lines = aligned(rows)
-    return "\n".join([head, "-" * len(head), *lines])
 
 
 def write_csv(found: Partition, path: Path) -> None:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import aligned
 from bhfl.files import write_text
 from bhfl.report.drawing import labels, name_rows, pyplot, save
-from bhfl.report.forms import csv_text
+from bhfl.report.forms import csv_text, ruled
 
 Row = Mapping[str, Any]
 ALL = "(all)"
@@ -73,8 +72,7 @@ def _ruled(rows: Sequence[Row], first: str) -> str:
     for row in rows:
         cells = ["-" if math.isnan(row[key]) else _NUMBERS[key][1](row[key]) for key in known]
         lines.append([*(row[word] for word in words), *cells])
-    head, *others = aligned(lines)
-    return "\n".join([head, "-" * len(head), *others])
+    return ruled(lines)
 
 
 def _is_told(key: str, rows: Sequence[Row]) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bhfl.checks import suggestion
+from bhfl.files.lines import number_of
 from bhfl.report.correct import shares_right
 from bhfl.report.metric import AVERAGE
 from bhfl.report.reading import read_table
@@ -51,7 +52,7 @@ def read_published(path: str | Path) -> Published:
         texts = {name: str(row.get(name) or "").strip() for name in COLUMNS}
         method, bits = texts["method"], texts["bits"]
         known = bits.isdecimal() or bits == MEAN
-        if not (method and texts["fleet"] and known and _is_figure(texts["value"])):
+        if not (method and texts["fleet"] and known and math.isfinite(number_of(texts["value"]))):
             raise ValueError(f"{rule}, got {row} in row {place} of {path}")
         column = found.setdefault(texts["fleet"], {}).setdefault(bits, {})
         if method in column:
@@ -59,17 +60,10 @@ def read_published(path: str | Path) -> Published:
                 f"--published must have one value of each method, fleet and bits, got {method}, "
                 f"{texts['fleet']}, {bits} again in row {place} of {path}"
             )
-        column[method] = float(texts["value"])
+        column[method] = number_of(texts["value"])
     if not found:
         raise ValueError(f"{rule}, got none in {path}")
     return found
-
-
-def _is_figure(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def check_fleets(published: Published, sections: Sequence[Section]) -> None:

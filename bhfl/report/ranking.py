@@ -84,19 +84,20 @@ def _leads_all(own: BySeed, rows: Mapping[int, BySeed]) -> bool:
     are none.
     """
     for other in rows.values():
-        found = _differences(own, other)
+        found = margins(own, other)
         if not found or statistics.fmean(found) < 0:
             return False
     return True
 
 
-def _differences(own: BySeed, other: BySeed) -> list[float]:
+def margins(own: BySeed, other: BySeed) -> list[float]:
+    """What one row has more than another, on the seeds that both have."""
     return [own[seed] - other[seed] for seed in own if seed in other]
 
 
 def _level(best: BySeed, other: BySeed) -> bool:
     """Whether the mean of the differences is at most its standard error, ``s / sqrt(n)``."""
-    found = _differences(best, other)
+    found = margins(best, other)
     # the difference of a single seed has no standard error
     if len(found) < 2:
         return found == [0]

@@ -5,8 +5,9 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from bhfl.files.lines import number_of
 from bhfl.report.metric import AVERAGE, Metric
 from bhfl.report.reading import printable
 from bhfl.report.rows import Section
@@ -77,8 +78,8 @@ def read_tested(folder: Path, name: str) -> list[Tested]:
         for row in csv.DictReader(file):
             if row.get("stage") != "test" or len(found) >= MAX_CLIENTS:
                 continue
-            samples = _number(row.get("samples"))
-            value = _number(row.get(column))
+            samples = number_of(row.get("samples"))
+            value = number_of(row.get(column))
             if math.isfinite(samples + value):
                 found.append(Tested(printable(row.get("group")), samples, value))
     return found
@@ -89,10 +90,3 @@ def points(section: Section) -> dict[str, Sequence[Tested]]:
     name = _name(section)
     found = {row.label: read_tested(row.runs[0].folder, name) for row in section.finished}
     return {label: clients for label, clients in found.items() if clients}
-
-
-def _number(text: Any) -> float:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan

@@ -4,7 +4,7 @@ many seeds.
 
 import statistics
 
-from bhfl.report.ranking import ranking
+from bhfl.report.ranking import margins, ranking
 from bhfl.report.rows import AVERAGE, Row, Section
 
 
@@ -58,9 +58,8 @@ def _seeds(number: int) -> str:
 
 def _shared(first: Row, other: Row, group: str) -> list[float]:
     """The differences on the seeds that both have."""
-    own, theirs = first.by_seed(group), other.by_seed(group)
-    sign = first.metric.sign
-    return [sign * (own[seed] - theirs[seed]) for seed in own if seed in theirs]
+    found = margins(first.by_seed(group), other.by_seed(group))
+    return [first.metric.sign * margin for margin in found]
 
 
 def _lead(first: Row, other: Row, group: str) -> float:
