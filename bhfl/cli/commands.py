@@ -74,13 +74,13 @@ class CommandTrainer(FederatedTrainer):
             threads=threads,
             progress=partial(_bar, threads or torch.get_num_threads()),
         )
-        folder = chosen or self._folder(found.run)
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{found.title}\n\n{table(found.rows)}\n")
-        # before the picture, which needs a package that may not be there
-        write_csv(found.rows, folder / "layers.csv")
-        print(folder / "layers.csv")
-        _drawn(lambda: draw(found.rows, folder / "layers.png", found.title), folder / "layers.png")
+        _write(
+            chosen or self._folder(found.run),
+            "layers",
+            f"{found.title}\n\n{table(found.rows)}",
+            partial(write_csv, found.rows),
+            partial(draw, found.rows, title=found.title),
+        )
 
     def serve(  # noqa: PLR0913
         self,
@@ -159,13 +159,13 @@ class CommandTrainer(FederatedTrainer):
 
         chosen = user_folder("out", out)
         found = partition(self, datamodule)
-        folder = chosen or self._folder(None, "partition")
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{table(found)}\n")
-        write_csv(found, folder / "partition.csv")
-        print(folder / "partition.csv")
-        picture = folder / "partition.png"
-        _drawn(lambda: draw(found, picture), picture)
+        _write(
+            chosen or self._folder(None, "partition"),
+            "partition",
+            table(found),
+            partial(write_csv, found),
+            partial(draw, found),
+        )
 
     def profile(
         self,
@@ -196,13 +196,12 @@ class CommandTrainer(FederatedTrainer):
 
         chosen = user_folder("out", out)
         found = profile(self, model, datamodule, steps=steps, repeats=repeats)
-        folder = chosen or self._folder(None, "profile")
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{found.title}\n\n{table(found.rows)}\n")
-        write_csv(found.rows, folder / "profile.csv")
-        print(folder / "profile.csv")
-        _drawn(
-            lambda: draw(found.rows, folder / "profile.png", found.title), folder / "profile.png"
+        _write(
+            chosen or self._folder(None, "profile"),
+            "profile",
+            f"{found.title}\n\n{table(found.rows)}",
+            partial(write_csv, found.rows),
+            partial(draw, found.rows, title=found.title),
         )
 
     def predict(
@@ -271,11 +270,26 @@ class CommandTrainer(FederatedTrainer):
         print(made.card)
 
 
-def _drawn(draw: Callable[[], None], path: Path) -> None:
-    """Draw a picture and say where it is, or why there is none."""
+def _write(
+    folder: Path,
+    name: str,
+    text: str,
+    write_csv: Callable[[Path], None],
+    draw: Callable[[Path], None],
+) -> None:
+    """Print what was found, write it to ``<name>.csv`` and draw it to ``<name>.png``, and say where
+    these files are, or why there is no picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{text}\n")
+    lines = folder / f"{name}.csv"
+    # before the picture, which needs a package that may not be there
+    write_csv(lines)
+    print(lines)
+    picture = folder / f"{name}.png"
     try:
-        draw()
-        print(path)
+        draw(picture)
+        print(picture)
     except ImportError as error:
         say(f"note: no picture is drawn: {error}")
 

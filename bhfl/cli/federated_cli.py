@@ -18,7 +18,7 @@ from bhfl.callbacks import Pictures, Progress, WeightHistograms
 from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.exits import by_data, original, raised_by, say, told, too_large
 from bhfl.cli.naming import imported
-from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, dumped, schema
+from bhfl.cli.parser import OUTSIDE, PARTS, Parser, core, schema
 from bhfl.cli.reading import ConfigError, Layer, asks_help, options, without_files
 from bhfl.cli.schema import Checker, is_spelled_out
 from bhfl.data import FederatedDataModule, Partitioner
@@ -194,7 +194,11 @@ class FederatedCLI(LightningCLI):
     @cached_property
     def text(self) -> str:
         """The whole configuration as YAML: once, since each value is read back to be sure of it."""
-        return dumped(self._parser(self.subcommand), self.config[self.subcommand])
+        config = self.config[self.subcommand].clone()
+        # what checkpoint a run began from is not part of its configuration
+        config.pop("ckpt_path", None)
+        text: str = self._parser(self.subcommand).dump(config, skip_unset=False)
+        return text
 
     def written(self) -> dict[str, Any]:
         """The whole configuration as plain values."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bhfl.cli.command import run_or_tell
@@ -85,12 +86,12 @@ def _join(args: Sequence[str]) -> int:
 def _opener(request: Request) -> Open:
     """What opens a run, under Lightning or without."""
     if request.plain:
-        from bhfl.cli.plain_client import PlainOpener
+        from bhfl.cli.plain_client import open_plain
 
-        return PlainOpener(request)
-    from bhfl.cli.opener import Opener
+        return partial(open_plain, request)
+    from bhfl.cli.opener import open_run
 
-    return Opener(request)
+    return partial(open_run, request)
 
 
 def _serve(door: socket.socket, resident: Any, node: Supervised) -> None:

@@ -155,7 +155,7 @@ class OwnText(str):
     __slots__ = ()
 
 
-def made(key: str, value: Any, homes: Sequence[str], base: type) -> Any:
+def made(key: str, value: Any, homes: Sequence[str], *bases: type) -> Any:
     """The object that a configuration names by ``class_path`` and ``init_args``.
 
     What stands in its arguments is made too, by the same rules. Of an optimizer, which needs the
@@ -165,16 +165,12 @@ def made(key: str, value: Any, homes: Sequence[str], base: type) -> Any:
         key: Where it stands, for messages.
         value: A mapping with ``class_path``, or the path alone.
         homes: Modules in which a class without a package is looked for.
-        base: What a class of `OWN` must derive from that is not named by `OwnText`: torch has
+        bases: What a class of `OWN` must derive from that is not named by `OwnText`: torch has
             classes whose constructor starts a program.
 
     Raises:
         ValueError: There is no such class, it is not allowed, or it refuses its arguments.
     """
-    return _made(key, value, homes, (base,))
-
-
-def _made(key: str, value: Any, homes: Sequence[str], bases: tuple[type, ...]) -> Any:
     if isinstance(value, str):
         value = {"class_path": value}
     if not isinstance(value, Mapping) or value.keys() - {"class_path", "init_args"}:
@@ -230,11 +226,11 @@ def _argument(key: str, value: Any, hint: Any, homes: Sequence[str]) -> Any:
     kinds = [one for one in hints if isinstance(one, type)]
     if _names_class(value, kinds, hints):
         bases = [one for one in kinds if not is_standard(one.__module__)]
-        return _made(key, value, homes, (nn.Module, torch.optim.Optimizer, *bases))
+        return made(key, value, homes, nn.Module, torch.optim.Optimizer, *bases)
     fields = next((one for one in kinds if is_dataclass(one)), None)
     if isinstance(value, Mapping) and fields is not None:
         path = f"{fields.__module__}.{fields.__qualname__}"
-        return _made(key, {"class_path": path, "init_args": value}, homes, (fields,))
+        return made(key, {"class_path": path, "init_args": value}, homes, fields)
     if isinstance(value, list) and Tensor in kinds:
         try:
             return torch.tensor(value, dtype=torch.float32)

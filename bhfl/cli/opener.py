@@ -27,46 +27,41 @@ _ROOMS = tuple(f"bhfl.{room}." for room in ("algorithms", "comm", "data", "engin
 """The rooms of which it may name any class."""
 
 
-class Opener:
-    """Makes model, data and trainer of a run by the server's configuration and the client's own.
+def open_run(request: Request, hello: Hello, stack: ExitStack) -> Session:
+    """Make model, data and trainer of a run by the server's configuration and the client's own.
 
     Args:
         request: What the client's own configuration says.
+        hello: What the server says of the run.
+        stack: What closes the session.
+
+    Raises:
+        ValueError: The configuration cannot be used here, saying why.
     """
+    from bhfl.remote.messages import SIZES
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-
-    def __call__(self, hello: Hello, stack: ExitStack) -> Session:
-        """A session, which the stack closes.
-
-        Raises:
-            ValueError: The configuration cannot be used here, saying why.
-        """
-        from bhfl.remote.messages import SIZES
-
-        allowed = self._request.allowed
-        check_packages(hello.config, allowed)
-        with only_of(allowed):
-            _check_classes(hello.config)
-        config = deepcopy(dict(hello.config))
-        # a data module tells them too
-        config.pop(SIZES, None)
-        machine = {
-            "devices": 1,
-            "logger": False,
-            "enable_progress_bar": False,
-            "default_root_dir": self._request.folder,
-        }
-        layers = [
-            Layer(config, "the server's configuration"),
-            Layer({"trainer": machine}, "bhfl join"),
-            *deepcopy(list(self._request.layers)),
-        ]
-        own = packages([layer.values for layer in self._request.layers])
-        with only_of({*allowed, *own}):
-            trainer, model, data = made_here(layers)
-        return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))
+    allowed = request.allowed
+    check_packages(hello.config, allowed)
+    with only_of(allowed):
+        _check_classes(hello.config)
+    config = deepcopy(dict(hello.config))
+    # a data module tells them too
+    config.pop(SIZES, None)
+    machine = {
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "default_root_dir": request.folder,
+    }
+    layers = [
+        Layer(config, "the server's configuration"),
+        Layer({"trainer": machine}, "bhfl join"),
+        *deepcopy(list(request.layers)),
+    ]
+    own = packages([layer.values for layer in request.layers])
+    with only_of({*allowed, *own}):
+        trainer, model, data = made_here(layers)
+    return stack.enter_context(Session.opened(trainer, model, data, "fit", "test"))
 
 
 def _check_classes(config: Any) -> None:

@@ -213,16 +213,6 @@ def schema(command: str) -> Section:
     return Section({**fields, **parts, **own})
 
 
-def dumped(parser: LightningArgumentParser, config: Namespace) -> str:
-    """`config` as YAML that parses to it again; what checkpoint it began from is not part of a
-    configuration.
-    """
-    config = config.clone()
-    config.pop("ckpt_path", None)
-    text: str = parser.dump(config, skip_unset=False)
-    return text
-
-
 def core(message: str) -> str:
     """The core of jsonargparse's account of every alternative that a value does not fit."""
     noise = (

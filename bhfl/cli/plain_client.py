@@ -52,32 +52,26 @@ _NEEDED = {
 """What options of the trainer must be where torch alone trains, as text."""
 
 
-class PlainOpener:
-    """Makes model, data and algorithm of a run by the server's configuration and the client's own.
+def open_plain(request: Request, hello: Hello, stack: ExitStack) -> Alone:
+    """Make model, data and algorithm of a run by the server's configuration and the client's own.
 
     Args:
         request: What the client's own configuration says.
+        hello: What the server says of the run.
+        stack: As long as it is open, a client works with what is returned.
+
+    Raises:
+        ValueError: The configuration cannot be used here, saying why.
     """
+    from bhfl.remote.messages import SIZES
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-
-    def __call__(self, hello: Hello, stack: ExitStack) -> Alone:
-        """What a client works with, for as long as the stack is open.
-
-        Raises:
-            ValueError: The configuration cannot be used here, saying why.
-        """
-        from bhfl.remote.messages import SIZES
-
-        layers = [plain_values(layer.values) for layer in self._request.layers]
-        config = merged(hello.config, layers, hello.config.get(SIZES, {}))
-        _check_trainer(config["trainer"])
-        allowed = self._request.allowed
-        check_packages(config, allowed)
-        stack.enter_context(computing_threads(config["trainer"].get("threads", 1)))
-        with only_of(allowed), _told_of_the_whole():
-            return _made(config)
+    layers = [plain_values(layer.values) for layer in request.layers]
+    config = merged(hello.config, layers, hello.config.get(SIZES, {}))
+    _check_trainer(config["trainer"])
+    check_packages(config, request.allowed)
+    stack.enter_context(computing_threads(config["trainer"].get("threads", 1)))
+    with only_of(request.allowed), _told_of_the_whole():
+        return _made(config)
 
 
 @contextmanager

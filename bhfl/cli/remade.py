@@ -14,7 +14,14 @@ from bhfl.engine.trainer import FederatedTrainer
 from bhfl.recorded import UNWRITTEN
 
 
-class _Remade(FederatedCLI):
+class _MadeHere(FederatedCLI):
+    """A command that ends when all is made, the trainer too."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """There is nothing to run."""
+
+
+class _Remade(_MadeHere):
     """A command that ends when its classes are made; it draws from no global generator."""
 
     def _check_settings(self) -> None:
@@ -26,19 +33,9 @@ class _Remade(FederatedCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """None is needed."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """There is nothing to run."""
-
     def made(self, part: str) -> Any:
         """The object that a section of the configuration names."""
         return self._get(self.config_init, part)
-
-
-class _MadeHere(FederatedCLI):
-    """A command that ends when all is made, the trainer too."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """There is nothing to run."""
 
 
 def made_here(layers: Sequence[Layer]) -> tuple[FederatedTrainer, Any, Any]:

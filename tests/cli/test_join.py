@@ -1,15 +1,17 @@
 """``bhfl join`` and ``bhfl serve``: what they refuse, and what a client makes of its orders."""
 
 from contextlib import ExitStack
+from functools import partial
 from inspect import signature
 from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-from bhfl.cli.opener import Opener
+from bhfl.cli.opener import open_run
 from bhfl.cli.request import read_request
 from bhfl.remote.messages import Hello
+from bhfl.remote.resident import Open
 from tests.cli.conftest import Command
 
 CONFIG = {
@@ -64,8 +66,8 @@ def test_serve_needs_one_process_and_keys(bhfl: Command) -> None:
     assert "make new ones by `bhfl serve --make_keys`" in done.problems[0]
 
 
-def opener(*more: str) -> Opener:
-    return Opener(read_request([*REQUIRED, *more]))
+def opener(*more: str) -> Open:
+    return partial(open_run, read_request([*REQUIRED, *more]))
 
 
 def hello(**changed: object) -> Hello:
