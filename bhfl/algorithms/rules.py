@@ -1,14 +1,24 @@
 """Algorithms that bring updates together in another way, and leave all else to another one."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor, nn
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context
-from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Params, ServerState
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def _of_client(hook: Hook) -> Hook:
+    """A hook of a rule that is the one of its `client`."""
+
+    @wraps(hook)
+    def handed_on(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.client, hook.__name__)(*args, **kwargs)
+
+    return cast(Hook, handed_on)
 
 
 class Rule(Algorithm):
@@ -40,10 +50,6 @@ class Rule(Algorithm):
         """Whether the server of `client` makes more of a round than the mean model."""
         return type(self.client).aggregator is not Algorithm.aggregator
 
-    def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
-        """What `client` does here, as in all hooks below."""
-        self.client.prepare(module, clients)
-
     def setup(self, context: Context) -> None:
         """The server's optimiser is one for both."""
         self.client.server_optimizer = self.server_optimizer
@@ -62,48 +68,15 @@ class Rule(Algorithm):
             )
         return extra
 
-    def regroup(
-        self, server: ServerState, clients: Sequence[Client], origins: Mapping[str, str]
-    ) -> ServerState:
-        """Nothing of the rule's."""
-        return self.client.regroup(server, clients, origins)
-
-    def begin_round(
-        self, server: ServerState, cohort: Sequence[Client], context: Context
-    ) -> ServerState:
-        """Nothing of the rule's."""
-        return self.client.begin_round(server, cohort, context)
-
-    def downlink(self, server: ServerState, client: Client) -> Tensors:
-        """Nothing of the rule's."""
-        return self.client.downlink(server, client)
-
-    def bits_down(self, server: ServerState, client: Client, moves: Params) -> Mapping[str, int]:
-        """Nothing of the rule's."""
-        return self.client.bits_down(server, client, moves)
-
-    def expected(self, server: ServerState) -> Mapping[str, Tensor]:
-        """Nothing of the rule's."""
-        return self.client.expected(server)
-
-    def coded(
-        self, server: ServerState, client: Client, layers: list[str]
-    ) -> Mapping[str, Collection[int]]:
-        """Nothing of the rule's."""
-        return self.client.coded(server, client, layers)
-
-    def server_update(self, server: ServerState, aggregate: Any, rng: RandomKeys) -> ServerState:
-        """What `client` makes of what the rule came to."""
-        return self.client.server_update(server, aggregate, rng)
-
-    def closing(self, server: ServerState) -> Tensors | None:
-        """Nothing of the rule's."""
-        return self.client.closing(server)
-
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Nothing of the rule's."""
-        return self.client.summarize(server, metrics)
-
-    def group_params(self, server: ServerState, group: str) -> Params:
-        """Nothing of the rule's."""
-        return self.client.group_params(server, group)
+    # what `client` does, and nothing of the rule's
+    prepare = _of_client(Algorithm.prepare)
+    regroup = _of_client(Algorithm.regroup)
+    begin_round = _of_client(Algorithm.begin_round)
+    downlink = _of_client(Algorithm.downlink)
+    bits_down = _of_client(Algorithm.bits_down)
+    expected = _of_client(Algorithm.expected)
+    coded = _of_client(Algorithm.coded)
+    server_update = _of_client(Algorithm.server_update)
+    closing = _of_client(Algorithm.closing)
+    summarize = _of_client(Algorithm.summarize)
+    group_params = _of_client(Algorithm.group_params)

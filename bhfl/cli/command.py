@@ -44,12 +44,13 @@ def _run(args: Sequence[str]) -> int:
     return 0
 
 
-def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
+def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about: str = "") -> int:
     """Run a command that reads configurations; where its user can mend what ends it, tell that.
 
     Args:
         run: What runs the command, given its arguments; it returns the exit code.
         args: The command and its options.
+        about: What ``--help`` prints; empty where `run` does that.
 
     Returns:
         The exit code.
@@ -61,7 +62,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     """
     from bhfl.cli.current_folder import find_in_current_folder
     from bhfl.cli.exits import BAD_CONFIG, exit_code, log_on_stdout, report, told
-    from bhfl.cli.reading import ConfigError
+    from bhfl.cli.reading import ConfigError, asks_help
     from bhfl.engine.ending import LostProcessError, no_exit_of_others
 
     # warnings of what LightningCLI calls, which no user can mend
@@ -69,6 +70,9 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str]) -> int
     # warnings of sockets whose other end is gone, which is told in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     find_in_current_folder()
+    if about and asks_help(args):
+        print(about, end="")
+        return 0
     try:
         with no_exit_of_others(), log_on_stdout():
             return run(args)

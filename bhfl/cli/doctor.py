@@ -13,7 +13,7 @@ from importlib import metadata
 from bhfl import __version__
 from bhfl.checks import labelled
 from bhfl.cli.command import run_or_tell
-from bhfl.cli.reading import ConfigError, asks_help, options
+from bhfl.cli.reading import ConfigError, options
 
 HELP = """usage: bhfl doctor
 
@@ -26,13 +26,10 @@ Exit codes: 0 all is well, 1 a package is missing or a test failed.
 
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl doctor``, which has no options; the exit code."""
-    return run_or_tell(_examine, args)
+    return run_or_tell(_examine, args, HELP)
 
 
 def _examine(args: Sequence[str]) -> int:
-    if asks_help(args):
-        print(HELP, end="")
-        return 0
     for name, value in options(args):
         word = f"--{name}" if name else repr(value)
         raise ConfigError([f"{word} is not understood: bhfl doctor has no options"])

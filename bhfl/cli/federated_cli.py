@@ -52,7 +52,7 @@ class FederatedCLI(LightningCLI):
         super().__init__(
             model_class=L.LightningModule,
             datamodule_class=FederatedDataModule,
-            save_config_callback=self._saved,  # type: ignore[arg-type]  # duck-typed, as the trainer is
+            save_config_callback=lambda *_: SaveConfig(self.text),  # type: ignore[arg-type]  # duck-typed, as the trainer is
             trainer_class=CommandTrainer,  # type: ignore[arg-type]
             parser_class=Parser,
             parser_kwargs={args[0]: {"dump_header": [f"bhfl {bhfl.__version__}"], "usage": usage}},
@@ -204,9 +204,6 @@ class FederatedCLI(LightningCLI):
         """The whole configuration as plain values."""
         found: dict[str, Any] = yaml.safe_load(self.text)
         return found
-
-    def _saved(self, *_: Any) -> "SaveConfig":
-        return SaveConfig(self.text)
 
     def parts(self) -> dict[str, Any]:
         """What the configuration says of algorithm, model and data, but for where the data lie."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from bhfl.checks import choice
 from bhfl.cli.command import run_or_tell
 from bhfl.cli.packaged import packaged_names
-from bhfl.cli.reading import ConfigError, asks_help, options
+from bhfl.cli.reading import ConfigError, options
 from bhfl.files import user_path
 
 _FOLDER = Path(__file__).parent / "starts"
@@ -69,13 +69,10 @@ class _Request:
 
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl init``, given its options; the exit code."""
-    return run_or_tell(_init, args)
+    return run_or_tell(_init, args, HELP)
 
 
 def _init(args: Sequence[str]) -> int:
-    if asks_help(args):
-        print(HELP, end="")
-        return 0
     request = _read(args)
     if request.lists:
         _print_names()

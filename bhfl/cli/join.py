@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from bhfl.cli.command import run_or_tell
 from bhfl.cli.exits import say
-from bhfl.cli.reading import asks_help
 from bhfl.cli.request import Request, read_request
 from bhfl.files import claim, user_path
 
@@ -43,13 +42,10 @@ _LOOK_SECONDS = 1.0
 
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl join``, given its options; the exit code."""
-    return run_or_tell(_join, args)
+    return run_or_tell(_join, args, HELP)
 
 
 def _join(args: Sequence[str]) -> int:
-    if asks_help(args):
-        print(HELP, end="")
-        return 0
     request = read_request(args)
     from bhfl.engine.console import told
     from bhfl.remote.flower import needs_flower

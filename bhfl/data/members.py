@@ -121,16 +121,12 @@ def _tar_members(
                 check_member(path, member.name, member.size)
                 content = archive.extractfile(member)
                 yield member.name, content.read() if content else b""
-        _check_rest(cast("IO[bytes]", archive.fileobj))
-
-
-def _check_rest(stream: IO[bytes]) -> None:
-    """Read what follows the mark of the end: only zeros may, and reading to the end of a compressed
-    stream verifies its checksum.
-    """
-    while chunk := stream.read(2**16):
-        if chunk.strip(b"\0"):
-            raise tarfile.ReadError("there is more after the mark of its end")
+        # only zeros may follow the mark of the end, and reading to the end of a compressed stream
+        # verifies its checksum
+        rest = cast("IO[bytes]", archive.fileobj)
+        while chunk := rest.read(2**16):
+            if chunk.strip(b"\0"):
+                raise tarfile.ReadError("there is more after the mark of its end")
 
 
 def _zip_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:

@@ -98,7 +98,10 @@ def believed_reply(reply: Reply, task: Task, client: Client, communicates: bool)
     # one that lacks what is frozen has done nothing, and is asked again
     elif communicates and reply.payload is None and not (task.frozen and reply.holds is False):
         fault = Fault("failed", "the client sent neither an update nor a reason")
-    most = _most_examples(task, client)
+    training = task.training
+    passes = 1 if training is None else training.local_steps or training.local_epochs
+    # a client can have seen no more examples in a round
+    most = _PASSES * passes * max(1, client.num_examples)
     return replace(
         reply,
         fault=fault,
@@ -129,13 +132,6 @@ def believed_measured(measured: Measured, task: Task, num_samples: int) -> Measu
     digits = re.fullmatch("[01]*", measured.correct) and len(measured.correct) == num_samples
     correct = measured.correct if digits else ""
     return replace(measured, metrics=metrics, own=own, correct=correct)
-
-
-def _most_examples(task: Task, client: Client) -> int:
-    """Examples that a client can have seen in a round."""
-    training = task.training
-    passes = 1 if training is None else training.local_steps or training.local_epochs
-    return _PASSES * passes * max(1, client.num_examples)
 
 
 def _believed_metrics(metrics: Mapping[str, float], group: str) -> dict[str, float]:

@@ -96,8 +96,12 @@ class FlowerClients:
 
     def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
         """A reply for each task, as they come; all tasks are sent at once."""
-        self.attendance.gather(self.session.settings.cohort.min_clients)
-        most = self._most_bytes()
+        session = self.session
+        self.attendance.gather(session.settings.cohort.min_clients)
+        expected = session.hooks.expected(session.server)
+        travelling = session.travelling(session.server, session.bits[0])
+        # of an update
+        most = most_bytes({**expected, **travelling})
         self.grid.most_bytes = most + MOST_BYTES
         for task, data, error in self._asked(tasks):
             reply = self._reply(task, data, error, most)
@@ -261,13 +265,6 @@ class FlowerClients:
             metrics=self._names.known(reply.client, reply.metrics),
             measured=self._names.known(reply.client, reply.measured),
         )
-
-    def _most_bytes(self) -> int:
-        """Bytes of an update at most."""
-        session = self.session
-        expected = session.hooks.expected(session.server)
-        travelling = session.travelling(session.server, session.bits[0])
-        return most_bytes({**expected, **travelling})
 
 
 def _name(path: Path) -> str:

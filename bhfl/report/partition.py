@@ -58,10 +58,13 @@ def table(found: Partition) -> str:
     """The groups, how far the labels of clients differ, and the first clients one by one."""
     parts = [found.title, ruled(_by_group(found))]
     if found.labels is not None:
+        mix = found.labels.sum(axis=0) / found.labels.sum()
+        # as many labels of each client, drawn from the mix of all
+        chance = np.random.default_rng(0).multinomial(found.labels.sum(axis=1), mix)
         parts.append(
             f"label skew {skew(found.labels):.3f}: the share of a client's samples that would need "
             "another label for the mix of\nall clients, on average; by chance alone it would be "
-            f"{skew(_by_chance(found.labels)):.3f}"
+            f"{skew(chance):.3f}"
         )
     parts.append(ruled(_by_client(found)))
     if len(found.samples) > _LISTED:
@@ -80,13 +83,6 @@ def skew(labels: Counts) -> float:
     mix = labels.sum(axis=0) / labels.sum()
     shares = labels / labels.sum(axis=1, keepdims=True)
     return float(np.abs(shares - mix).sum(axis=1).mean() / 2)
-
-
-def _by_chance(labels: Counts) -> Counts:
-    """The labels of as many samples of each client, drawn from the mix of all."""
-    rng = np.random.default_rng(0)
-    mix = labels.sum(axis=0) / labels.sum()
-    return rng.multinomial(labels.sum(axis=1), mix)
 
 
 def _by_group(found: Partition) -> list[list[str]]:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from bhfl.checks import suggestion
 from bhfl.cli.command import run_or_tell
-from bhfl.cli.reading import ConfigError, asks_help
+from bhfl.cli.reading import ConfigError
 from bhfl.engine.ending import STANDING, ended_in_order
-from bhfl.sweep.matrix import Matrix
 from bhfl.sweep.plan import Plan
 from bhfl.sweep.reader import read_matrix
 from bhfl.sweep.request import HELP, read_request
@@ -16,7 +15,7 @@ from bhfl.sweep.request import HELP, read_request
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl sweep``, given its options; the exit code."""
     STANDING.begin("the same command goes on")
-    return run_or_tell(_sweep, args)
+    return run_or_tell(_sweep, args, HELP)
 
 
 def _sweep(args: Sequence[str]) -> int:
@@ -27,12 +26,12 @@ def _sweep(args: Sequence[str]) -> int:
             run by then.
     """
     begun = time.monotonic()
-    if asks_help(args):
-        print(HELP, end="")
-        return 0
     request = read_request(args)
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
-    _check_only(request.only, matrix)
+    known = [name for name in (*matrix.methods, *matrix.settings) if name]
+    if unknown := [name for name in request.only if name not in known]:
+        rule = "--only must name methods or settings, got"
+        raise ConfigError([f"{rule} {name!r}{suggestion(name, known)}" for name in unknown])
     # torch is loaded from here on, when the matrix is known to be right
     from bhfl.sweep.runner import list_runs, run_missing
 
@@ -41,11 +40,3 @@ def _sweep(args: Sequence[str]) -> int:
         return list_runs(plan)
     with ended_in_order(deaf=False):
         return run_missing(plan, request, begun)
-
-
-def _check_only(names: Sequence[str], matrix: Matrix) -> None:
-    known = [name for name in (*matrix.methods, *matrix.settings) if name]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        rule = "--only must name methods or settings, got"
-        raise ConfigError([f"{rule} {name!r}{suggestion(name, known)}" for name in unknown])

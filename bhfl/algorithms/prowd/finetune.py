@@ -2,13 +2,14 @@
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from bhfl.algorithms.prowd.aggregation import means
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
@@ -117,7 +118,7 @@ class FineTuning:
             return self.initial(), metrics
         trained = {
             "weights": {name: value.cpu() for name, value in dequantizer.state_dict().items()},
-            "optimizer": _on_cpu(optimizer.state_dict()["state"]),
+            "optimizer": tree_map_only(Tensor, Tensor.cpu, optimizer.state_dict()["state"]),
             "active": True,
         }
         return trained, metrics
@@ -144,13 +145,3 @@ def _steps(
         optimizer.step()
         rows.append({tag: float(value) for tag, value in step.items()})
     return means(rows)
-
-
-def _on_cpu(state: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """An optimiser's state, on the CPU."""
-    moved: dict[int, dict[str, Any]] = {}
-    for key, slots in state.items():
-        moved[key] = {}
-        for name, value in slots.items():
-            moved[key][name] = value.cpu() if isinstance(value, Tensor) else value
-    return moved

@@ -73,7 +73,11 @@ class PlainWorker:
             if name not in saved
         }
         """Buffers that are never saved."""
-        self.tied = _tied(self.module)
+        # without keep_vars each name would have a tensor of its own, and no two the same id
+        named = self.module.state_dict(keep_vars=True)
+        # reversed, since the last name of an id stays in a dict
+        first = {id(tensor): name for name, tensor in reversed(named.items())}
+        self.tied = named.keys() - first.values()
         """The other names of tensors that have several."""
         self.correct = ""
         """Whether the model was right about each sample of the last evaluation, a digit each, 1 for
@@ -254,15 +258,6 @@ def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator
     if training.local_steps is not None:
         return count()
     return iter(range(math.ceil(limit / max(1, num_batches))))
-
-
-def _tied(module: nn.Module) -> set[str]:
-    """All names but the first of tensors that have several."""
-    # without keep_vars each name would have a detached tensor of its own, and no two the same id
-    named = module.state_dict(keep_vars=True)
-    # reversed, since the last name of an id stays in a dict
-    first = {id(tensor): name for name, tensor in reversed(named.items())}
-    return named.keys() - first.values()
 
 
 def num_samples(batch: Any) -> int:
