@@ -58,7 +58,7 @@ def open_plain(request: Request, hello: Hello, stack: ExitStack) -> Alone:
     Args:
         request: What the client's own configuration says.
         hello: What the server says of the run.
-        stack: As long as it is open, a client works with what is returned.
+        stack: The client works with what is returned while it is open.
 
     Raises:
         ValueError: The configuration cannot be used here, saying why.
@@ -67,9 +67,15 @@ def open_plain(request: Request, hello: Hello, stack: ExitStack) -> Alone:
 
     layers = [plain_values(layer.values) for layer in request.layers]
     config = merged(hello.config, layers, hello.config.get(SIZES, {}))
-    _check_trainer(config["trainer"])
+    options = config["trainer"]
+    for name, taken in _NEEDED.items():
+        if name in options and str(options[name]) not in taken:
+            raise ValueError(
+                f"trainer.{name} must be {taken[-1].lower()} where torch alone trains a client, "
+                f"got {options[name]}: join with the package bhfl"
+            )
     check_packages(config, request.allowed)
-    stack.enter_context(computing_threads(config["trainer"].get("threads", 1)))
+    stack.enter_context(computing_threads(options.get("threads", 1)))
     with only_of(request.allowed), _told_of_the_whole():
         return _made(config)
 
@@ -205,15 +211,6 @@ def _plain_model(server: Any, own: list[Any], sizes: Mapping[str, Any]) -> dict[
             "with the same weights in `model` of this client's configuration"
         )
     return model
-
-
-def _check_trainer(options: Mapping[str, Any]) -> None:
-    for name, allowed in _NEEDED.items():
-        if name in options and str(options[name]) not in allowed:
-            raise ValueError(
-                f"trainer.{name} must be {allowed[-1].lower()} where torch alone trains a client, "
-                f"got {options[name]}: join with the package bhfl"
-            )
 
 
 def _made(config: Mapping[str, Any]) -> Alone:

@@ -6,7 +6,6 @@ jsonargparse would do part of this, but stops at the first problem, suggests no 
 refuses the class.
 """
 
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
@@ -33,7 +32,7 @@ from bhfl.cli.hints import (
     instance_of,
     is_callable,
 )
-from bhfl.cli.naming import all_allowed, imported, parameters
+from bhfl.cli.naming import all_allowed, imported, is_standard, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 from bhfl.settings import written_now
 
@@ -279,7 +278,7 @@ class Checker:
 
     def _callable(self, instance: Instance | None, path: str, keys: Keys) -> list[str]:
         """Problems of a dotted name where functions may be meant as well as classes."""
-        if path.split(".")[0] not in sys.stdlib_module_names or not all_allowed():
+        if not is_standard(path) or not all_allowed():
             try:
                 found = imported(path)
             except ValueError as error:

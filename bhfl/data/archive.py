@@ -105,7 +105,12 @@ def decode_tree(path: Path, image_size: int | None = None) -> ImageTree:
 def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
     """The name and the content of each picture file."""
     if path.is_dir():
-        yield from _folder_pictures(path, budget)
+        for file in picture_files(path):
+            name = file.relative_to(path).as_posix()
+            size = file.stat().st_size
+            check_member(path, name, size)
+            budget.source(size)
+            yield name, file.read_bytes()
         return
     if not path.is_file():
         raise ValueError(
@@ -122,16 +127,6 @@ def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
         # as a path, since a//b and a/./b are the same picture
         seen.add(PurePosixPath(name))
         yield name, content
-
-
-def _folder_pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
-    """The same of a folder."""
-    for file in picture_files(path):
-        name = file.relative_to(path).as_posix()
-        size = file.stat().st_size
-        check_member(path, name, size)
-        budget.source(size)
-        yield name, file.read_bytes()
 
 
 def picture_files(path: Path) -> list[Path]:

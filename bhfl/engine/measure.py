@@ -36,10 +36,6 @@ class Fitted:
         # by a weak reference, because a trainer must not keep a model alive that its user dropped
         return cls(weakref.ref(module), digest(module.state_dict()), session.server)
 
-    def is_of(self, model: L.LightningModule) -> bool:
-        """Whether `model` is as the run left it."""
-        return self.model() is model and digest(model.state_dict()) == self.sha256
-
 
 def measure(
     trainer: FederatedTrainer,
@@ -70,7 +66,9 @@ def fitted_in(trainer: FederatedTrainer, module: L.LightningModule) -> Fitted | 
     sets the model up.
     """
     fitted = trainer.fitted
-    return fitted if fitted and fitted.is_of(module) else None
+    if fitted is None or fitted.model() is not module:
+        return None
+    return fitted if digest(module.state_dict()) == fitted.sha256 else None
 
 
 def take_up(session: Session, ckpt_path: str | Path | None, fitted: Fitted | None) -> Path | None:
