@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,7 +100,7 @@ class ClippedMean(Rule):
         following = super().server_update(server, means, rng)
         inside = float(aggregate[_INSIDE])
         bound = following_bound(server.extra["bound"], inside, self.quantile, self.rate)
-        return replace(following, extra={**following.extra, "bound": bound})
+        return following.with_extra(bound=bound)
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
         """The next bound."""

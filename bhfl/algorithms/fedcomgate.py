@@ -118,7 +118,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         """FedCOM's step; the mean difference is kept for `closing`."""
         mean = self.mean_difference(server.params, aggregate)
         stepped = {name: _step(server.params[name], mean[name], self.server_lr) for name in mean}
-        return replace(server, params=stepped, extra={**server.extra, "mean": mean})
+        return replace(server.with_extra(mean=mean), params=stepped)
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The model, or nothing for a client that has rebuilt it from the last round's mean."""

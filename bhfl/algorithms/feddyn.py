@@ -1,7 +1,6 @@
 """FedDyn. Acar et al., ICLR 2021, https://arxiv.org/abs/2111.04263."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +66,7 @@ class FedDyn(Algorithm):
             model[name] = aggregate[name] - dual / self.alpha
             duals[name] = dual
         following = self.apply_mean(server, model)
-        return replace(following, extra={**following.extra, "dual": duals})
+        return following.with_extra(dual=duals)
 
     def client_gradients_(self, run: LocalRun) -> None:
         """``grad += alpha * (w - w_t) - h_i``."""

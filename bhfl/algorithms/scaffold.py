@@ -1,7 +1,6 @@
 """SCAFFOLD. Karimireddy et al., ICML 2020, https://arxiv.org/abs/1910.06378."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,7 +95,7 @@ class SCAFFOLD(Algorithm):
             move = aggregate[SHARE] * aggregate[CONTROL + name].double()
             control[name] = server.extra["control"][name] + move.float()
         following = self.apply_mean(server, model)
-        return replace(following, extra={**following.extra, "control": control})
+        return following.with_extra(control=control)
 
     # ---- client ----------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def stepped(server: ServerState, mean: Params, optimizer: ServerOptimizer | None
         return replace(server, params={**server.params, **mean})
     # its state is kept in `extra`, so that moments are in checkpoints like all that lasts
     params, state = optimizer.step(server.params, mean, server.extra.get("server_optimizer"))
-    return replace(server, params=params, extra={**server.extra, "server_optimizer": state})
+    return replace(server.with_extra(server_optimizer=state), params=params)
 
 
 def server_optimizer(

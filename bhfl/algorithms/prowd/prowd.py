@@ -257,7 +257,7 @@ class ProWD(Rule):
             steps=steps,
             seed=RandomKeys(self.tuning.seed, server.round).integer("server"),
         )
-        return replace(server, extra={**server.extra, "dequantizer": state}, metrics=metrics)
+        return replace(server.with_extra(dequantizer=state), metrics=metrics)
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> SelectiveMean:
         """Hold the round's updates until the high-bit move is known."""
