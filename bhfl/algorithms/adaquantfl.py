@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.checks import checked, count, is_integer
+from bhfl.checks import checked, count
 from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
@@ -53,11 +53,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         checked("AdaQuantFL.bits", bits, count(2, 16))
         super().__init__(bits, norm, None, server_lr=1.0)
         self._leave_out(error_feedback, top_k)
-        if not is_integer(max_bits) or not bits <= max_bits <= 16:
-            raise ValueError(
-                f"AdaQuantFL.max_bits must be from bits={bits} to 16, got {max_bits!r}"
-            )
-        self.max_bits = max_bits
+        self.max_bits = checked("AdaQuantFL.max_bits", max_bits, count(bits, 16))
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
         """The bits of the first round, as they are sent; no loss is known."""

@@ -122,9 +122,7 @@ class DifferenceAlgorithm(Algorithm):
         generator = run.rng.torch("quant_up", device=run.device)
         bits = self.bits_of(run)
         for name in self.quantised(run.received):
-            difference = run.received[name] - values[name]
-            if self.error_feedback:
-                difference = with_error(run, name, difference)
+            difference = with_error(run, name, run.received[name] - values[name])
             coded = self._coded(name, difference, bits, generator)
             update |= coded
             if self.error_feedback:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.algorithms.optimizers import check_plain, optimizers
+from bhfl.algorithms.optimizers import check_plain, falls_by_epoch, optimizers
 from bhfl.checks import checked, true_or_false
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
@@ -107,6 +107,13 @@ class FedCOMGATE(DifferenceAlgorithm):
                 f"FedCOMGATE needs equal numbers of local steps, got {min(steps)} to {max(steps)} "
                 "a client; set trainer.local_steps, or allow_inexact: true"
             )
+        batches = {min(*steps, context.data.num_batches(client.id)) for client in able}
+        if len(batches) > 1 and falls_by_epoch(context):
+            raise ValueError(
+                "FedCOMGATE needs learning rates that all clients share, and those of a schedule "
+                f"by epochs differ between clients of {min(batches)} batches and of more: set "
+                f"lr_interval, or the schedule's interval, to step{_REMEDY}"
+            )
 
     # ---- server ----------------------------------------------------------------------------------
 
@@ -194,7 +201,7 @@ def _check_rates(context: Context) -> None:
     if len(rates) > 1:
         raise ValueError(
             "FedCOMGATE needs the same learning rates in all groups of clients, got "
-            f"{' and '.join(sorted(map(str, rates)))}{_REMEDY}"
+            f"{sorted(rates)}{_REMEDY}"
         )
 
 

@@ -17,7 +17,7 @@ _ERROR = "error/"
 
 
 def with_error(run: LocalRun, name: str, difference: Tensor) -> Tensor:
-    """A difference, and what was left out of the client's last one.
+    """A difference, and what was left out of the client's last one, if anything was.
 
     Args:
         run: The client's work in this round.

@@ -14,7 +14,7 @@ _KEYS = ("momentum", "nesterov", "dampening", "max_momentum")
 
 def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
     """The optimisers of the clients on each kind of devices, none of which has made a step."""
-    own = _configured(context.module)
+    own, _ = _configured(context)
     found = {}
     for client in one_of_each(context.clients):
         devices = client.devices
@@ -50,7 +50,7 @@ def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tu
             raise ValueError(
                 f"{method} needs one torch.optim.SGD of one momentum, without dampening and with "
                 f"cycle_momentum: false in schedules, group {devices.group.label!r} has {names} "
-                f"with {', '.join(_KEYS)} of {' and '.join(sorted(map(str, rules)))}{remedy}"
+                f"with {', '.join(_KEYS)} of {sorted(rules, key=str)}{remedy}"
             )
     return found
 
@@ -66,8 +66,14 @@ def check_plain(context: Context, method: str, remedy: str = "") -> None:
         )
 
 
-def _configured(module: Any) -> list[Optimizer]:
-    # configure_optimizers may return many forms, all of which Lightning's own parser knows
-    from lightning.pytorch.core.optimizer import _configure_optimizers
+def falls_by_epoch(context: Context) -> bool:
+    """Whether the module's rate follows the epochs that a client has done, and not its steps."""
+    _, schedules = _configured(context)
+    return any(one.interval == "epoch" and not one.reduce_on_plateau for one in schedules)
 
-    return list(_configure_optimizers(module.configure_optimizers())[0])
+
+def _configured(context: Context) -> tuple[list[Optimizer], list[Any]]:
+    # a small device trains with torch alone
+    from bhfl.engine.client.optim import configured
+
+    return configured(context.module)

@@ -30,7 +30,9 @@ def test_bytes_are_those_of_the_bits_and_two_numbers(tmp_path):
 def test_never_more_than_the_most(tmp_path):
     run = fit(tmp_path, AdaQuantFL(2, max_bits=2), {32: 2}, max_rounds=3)
     assert all(row["adaquantfl/bits"] == 2 for row in run.run.history)
-    with pytest.raises(ValueError, match=r"AdaQuantFL\.max_bits must be from bits=4 to 16, got 3"):
+    with pytest.raises(
+        ValueError, match=r"AdaQuantFL\.max_bits must be an integer from 4 to 16, got 3"
+    ):
         AdaQuantFL(4, max_bits=3)
     with pytest.raises(
         ValueError, match=r"AdaQuantFL\.bits must be an integer from 2 to 16, got 32"

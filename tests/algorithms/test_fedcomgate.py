@@ -163,7 +163,7 @@ def test_bytes_of_partial_participation_are_the_formula(tmp_path):
             lambda: Client(momentum=0.0),
             None,
             {"local_steps": 2, "clients": [{"bits": 8, "count": 1, "optimizer": SLOW}, *FLOAT]},
-            r"FedCOMGATE needs the same learning rates .*, got \(0\.01,\) and \(0\.05,\); set all",
+            r"FedCOMGATE needs the same learning rates .*, got \[\(0\.01,\), \(0\.05,\)\]; set all",
         ),
     ],
 )
@@ -172,6 +172,27 @@ def test_what_it_cannot_run_with(tmp_path, module, data, options, message):
     with pytest.raises(ValueError, match=message):
         fit(tmp_path, FedCOMGATE(), module=module, data=data, **options)
     assert not list(tmp_path.iterdir())
+
+
+class Falling(Client):
+    """Its rate falls with each epoch, or each step."""
+
+    def __init__(self, interval):
+        super().__init__(momentum=0.0)
+        self.interval = interval
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return [optimizer], [{"scheduler": schedule, "interval": self.interval}]
+
+
+def test_rates_that_fall_by_epochs_need_equal_batches(tmp_path):
+    options = {"data": fake(66), "local_steps": 2, "max_rounds": 1}
+    fit(tmp_path, FedCOMGATE(), {32: 7}, lambda: Falling("step"), **options)
+    fit(tmp_path, FedCOMGATE(), {32: 7}, lambda: Falling("epoch"), **{**options, "local_steps": 1})
+    with pytest.raises(ValueError, match="between clients of 1 batches and of more: set lr_int"):
+        fit(tmp_path, FedCOMGATE(), {32: 7}, lambda: Falling("epoch"), **options)
 
 
 def test_inexact_on_demand(tmp_path):

@@ -78,10 +78,7 @@ class Sides:
             value = update.get(name)
             if not isinstance(value, Tensor):
                 continue
-            move = run.received[name] - value
-            if self.feedback:
-                move = with_error(run, name, move)
-            moves[name] = move
+            move = moves[name] = with_error(run, name, run.received[name] - value)
             if self._is_coded(value):
                 update[name] = codes = qsgd(move, self.bits, "linf", generator)
                 if self.feedback:

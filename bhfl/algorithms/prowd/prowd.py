@@ -225,9 +225,7 @@ class ProWD(Rule):
         for name, value in update.items():
             # frozen weights that the device rounds are no part of what was received, or is sent
             if isinstance(value, QuantizedTensor) and name in run.received:
-                move = run.received[name] - values[name]
-                if self.error_feedback:
-                    move = with_error(run, name, move)
+                move = with_error(run, name, run.received[name] - values[name])
                 sent = qsgd(move, value.bits, "linf", generator, by_row=True)
                 if self.error_feedback:
                     keep_error(run, name, move, sent.dequantize())
