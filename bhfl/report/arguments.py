@@ -34,5 +34,8 @@ def errors_told(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Leave a command with exit code 2, and one line for each problem, where a block fails."""
     try:
         yield
+    # whoever read what is printed has gone, which is no error
+    except BrokenPipeError:
+        raise
     except (ValueError, ImportError, OSError) as error:
         parser.exit(2, "".join(f"error: {line}\n" for line in str(error).splitlines()))

@@ -143,7 +143,8 @@ def main(args: Sequence[str] | None = None) -> int:
     options = vars(parser.parse_args(args))
     with errors_told(parser):
         text = write_report(options.pop("runs"), options.pop("out"), **options)
-    print(text)
+        # the disk of a log may be full
+        print(text, flush=True)
     return 0
 
 

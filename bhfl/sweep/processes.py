@@ -9,7 +9,7 @@ from subprocess import PIPE, Popen
 
 from bhfl.cli.reading import ConfigError
 from bhfl.engine.system import stop
-from bhfl.files import claim, queue
+from bhfl.files import claim, naming, queue
 from bhfl.sweep.forks import Forked, ForkServer
 from bhfl.sweep.plan import Job
 
@@ -63,7 +63,7 @@ class Processes:
         """Begin a run, or go on with one that was cut off."""
         job.folder.mkdir(parents=True, exist_ok=True)
         args = [*job.args, *(["--ckpt_path=last"] if job.run else [])]
-        with open(log_of(job), "ab") as log:
+        with naming(log_of(job)), open(log_of(job), "ab") as log:
             log.write(f"$ bhfl {shlex.join(args)}\n".encode())
             log.flush()
             process = self._begin(args, log.fileno())

@@ -1,5 +1,7 @@
 """``bhfl report``, from runs to files: whole ones, damaged ones, and those being written."""
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -146,6 +148,21 @@ def test_an_output_that_cannot_be_written(
     assert "Not a directory" in failing(
         capsys, tmp_path, "--out", tmp_path / "a" / "env.json" / "out"
     )
+
+
+def test_a_full_disk_below_the_console_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    made.run(tmp_path / "run")
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as left:
+        main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
 def test_a_report_replaces_the_one_before(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bhfl.sweep.plan import Cell, Job, Plan
 from bhfl.sweep.rehearsal import rehearse
 from bhfl.told import Told
 from tests.report import made
-from tests.sweep.conftest import MATRIX, Sweeps
+from tests.sweep.conftest import MATRIX, TUNED, Sweeps
 
 
 @pytest.fixture
@@ -59,11 +59,15 @@ class Foreseen:
     plan: Plan
     model: str = "bhfl.models.Classifier"
 
+    @property
+    def trials(self) -> list[Job]:
+        return list(self.plan.all_trials(self.plan.cells).values())
+
     def job(self, cell: Cell) -> Job:
         return self.plan.job(cell, 0.5)
 
     def configs(self, job: Job) -> Told:
-        algorithm = {"A": "FedAvg", "B": "ProWD"}[job.name[0]]
+        algorithm = {"A": "FedAvg", "B": "ProWD"}[job.name.removeprefix("_tuning/")[0]]
         told = made.told(made.config(algorithm, seed=job.seed))
         told["task"]["model"] = self.model
         told["choice"] = {"trainer.monitor": "val/acc_avg", "trainer.mode": "max"}
@@ -126,3 +130,17 @@ def test_a_part_of_the_matrix_goes_without_what_is_told_of_the_whole(
     # as where the minutes are over, or another method has failed
     runner._report(sweep.plan(text), {first: "A"})
     assert Path("runs/m/report/report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong"), [("val/acc_agv", True), ("val/acc_local_int8", False)]
+)
+def test_a_metric_of_trials_that_none_logs_is_refused_before_any(
+    sweep: Sweeps, metric: str, wrong: bool
+) -> None:
+    survey = Foreseen(sweep.plan(TUNED.replace("seeds: [9]}", f"seeds: [9], metric: {metric}}}")))
+    if not wrong:
+        rehearse(survey)  # type: ignore[arg-type]
+        return
+    with pytest.raises(ConfigError, match=r"^tune.metric must be .* 'val/acc_agv'; did you mean"):
+        rehearse(survey)  # type: ignore[arg-type]
