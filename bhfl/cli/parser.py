@@ -20,6 +20,7 @@ from jsonargparse import (
 )
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
+from yaml.representer import RepresenterError
 
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.checks import shown
@@ -44,6 +45,7 @@ PARTS: dict[str, tuple[type, str]] = {
 """The sections that name a class: its base, and the class by default."""
 OUTSIDE = {"clients": "clients", "algorithm": "algorithm", "seed": "seed_everything"}
 """Options of the trainer that stand at the top level, and their names there."""
+_LOST = "cannot be written to config.yaml so that it reads back; use another value or type hint"
 
 
 class Parser(LightningArgumentParser):
@@ -111,13 +113,15 @@ class Parser(LightningArgumentParser):
                 continue
             value = cfg.pop(action.dest)
             if _spelled(value) != _spelled(action.default):
-                why = "cannot be written to config.yaml so that it reads back"
-                remedy = "use another value or type hint"
-                raise ConfigError([f"{action.dest}: {shown(value)} {why}; {remedy}"])
+                raise ConfigError([f"{action.dest}: {shown(value)} {_LOST}"])
         # checked again, what is in order here would be made sets again, in an order of chance
         unchecked = {**kwargs, "skip_validation": True}
-        with _no_excuses():
-            text: str = super().dump(_copied(cfg, _in_order), *args, **unchecked)
+        try:
+            with _no_excuses():
+                text: str = super().dump(_copied(cfg, _in_order), *args, **unchecked)
+        # jsonargparse took what a union holds for another of its members, as a function for a name
+        except RepresenterError as error:
+            raise ConfigError([f"{shown(error.args[-1])} {_LOST}"]) from error
         # what our own reader would refuse is not to be written
         read_text(text)
         return text

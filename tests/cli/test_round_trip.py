@@ -104,6 +104,13 @@ def test_a_number_that_would_be_read_back_as_a_path_is_refused() -> None:
     assert accepted(Path | int, text)[0] == value == Path("folder")
 
 
+def test_what_is_written_as_another_member_of_a_union_is_refused() -> None:
+    functions = "x: [torch.nn.functional.relu, torch.nn.ReLU]\n"
+    with pytest.raises(ConfigError, match=r"function relu.* cannot be written to config\.yaml"):
+        accepted(list[Colour] | list[Callable], functions)
+    assert accepted(list[Callable], functions)[1].startswith("x:\n- torch.nn.functional.relu")
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two values and all in them are of the same kinds and equal."""
     if isinstance(first, (set, frozenset)):
