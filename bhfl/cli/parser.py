@@ -20,7 +20,6 @@ from jsonargparse import (
 )
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
-from yaml.representer import RepresenterError
 
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.checks import shown
@@ -45,7 +44,6 @@ PARTS: dict[str, tuple[type, str]] = {
 """The sections that name a class: its base, and the class by default."""
 OUTSIDE = {"clients": "clients", "algorithm": "algorithm", "seed": "seed_everything"}
 """Options of the trainer that stand at the top level, and their names there."""
-_LOST = "cannot be written to config.yaml so that it reads back; use another value or type hint"
 
 
 class Parser(LightningArgumentParser):
@@ -113,15 +111,13 @@ class Parser(LightningArgumentParser):
                 continue
             value = cfg.pop(action.dest)
             if _spelled(value) != _spelled(action.default):
-                raise ConfigError([f"{action.dest}: {shown(value)} {_LOST}"])
+                why = "cannot be written to config.yaml so that it reads back"
+                remedy = "use another value or type hint"
+                raise ConfigError([f"{action.dest}: {shown(value)} {why}; {remedy}"])
         # checked again, what is in order here would be made sets again, in an order of chance
         unchecked = {**kwargs, "skip_validation": True}
-        try:
-            with _no_excuses():
-                text: str = super().dump(_copied(cfg, _in_order), *args, **unchecked)
-        # jsonargparse took what a union holds for another of its members, as a function for a name
-        except RepresenterError as error:
-            raise ConfigError([f"{shown(error.args[-1])} {_LOST}"]) from error
+        with _no_excuses():
+            text: str = super().dump(_copied(cfg, _in_order), *args, **unchecked)
         # what our own reader would refuse is not to be written
         read_text(text)
         return text
@@ -143,7 +139,7 @@ def reads_back(action: Any, value: Any) -> bool:
     if hint is None or value is None or is_plain:
         # nothing can go wrong
         return True
-    if _holds_objects(value):
+    if _is_object(value):
         # its options are asked for one by one
         return True
     parser = ArgumentParser(exit_on_error=False)
@@ -152,6 +148,8 @@ def reads_back(action: Any, value: Any) -> bool:
         try:
             config = _copied(Namespace(x=value), _in_order)  # type: ignore[no-untyped-call]
             values = read_text(parser.dump(config))
+            if _holds_objects(value):
+                return _stands(value, values["x"])
             problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
             return not problems and _spelled(parser.parse_object(values).x) == _spelled(value)
         except (ConfigError, ArgumentError, yaml.YAMLError, TypeError, ValueError, UserWarning):
@@ -193,12 +191,30 @@ def _spelled(value: Any) -> str:
     return repr(_copied(value, lambda values: (type(values), _in_order(values))))
 
 
+def _is_object(value: Any) -> bool:
+    """Whether this is an object, as jsonargparse spells it before it is made."""
+    return isinstance(value, Namespace) or (isinstance(value, dict) and "class_path" in value)
+
+
 def _holds_objects(value: Any) -> bool:
-    """Whether there is an object in `value`, as jsonargparse spells it before it is made."""
+    """Whether there is an object in `value`."""
     if isinstance(value, dict):
-        return "class_path" in value or any(map(_holds_objects, value.values()))
-    inside = isinstance(value, list | tuple) and any(map(_holds_objects, value))
-    return inside or isinstance(value, Namespace)
+        return _is_object(value) or any(map(_holds_objects, value.values()))
+    return _is_object(value) or (
+        isinstance(value, list | tuple) and any(map(_holds_objects, value))
+    )
+
+
+def _stands(value: Any, text: Any) -> bool:
+    """Whether plain values that are beside objects stand in what is written of them."""
+    if _is_object(value):
+        return True
+    if isinstance(value, list | tuple):
+        return isinstance(text, list) and all(map(_stands, value, text))
+    if isinstance(value, dict):
+        return isinstance(text, dict) and all(map(_stands, value.values(), text.values()))
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    return not is_plain or _spelled(text) == _spelled(value)
 
 
 def schema(command: str) -> Section:

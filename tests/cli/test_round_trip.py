@@ -104,11 +104,16 @@ def test_a_number_that_would_be_read_back_as_a_path_is_refused() -> None:
     assert accepted(Path | int, text)[0] == value == Path("folder")
 
 
-def test_what_is_written_as_another_member_of_a_union_is_refused() -> None:
-    functions = "x: [torch.nn.functional.relu, torch.nn.ReLU]\n"
-    with pytest.raises(ConfigError, match=r"function relu.* cannot be written to config\.yaml"):
-        accepted(list[Colour] | list[Callable], functions)
-    assert accepted(list[Callable], functions)[1].startswith("x:\n- torch.nn.functional.relu")
+def test_what_jsonargparse_writes_as_another_member_of_a_union_is_refused() -> None:
+    refused: list[tuple[Any, str]] = [
+        (list[Colour] | list[Callable], "x: [torch.nn.functional.relu, torch.nn.ReLU]\n"),
+        (tuple[Path | None, list[Callable]], "x: [null, [torch.nn.ReLU]]\n"),
+    ]
+    for hint, text in refused:
+        with pytest.raises(ConfigError, match=r"^x: .* cannot be written to config\.yaml"):
+            accepted(hint, text)
+    written_again = accepted(list[Callable], refused[0][1])[1]
+    assert written_again.startswith("x:\n- torch.nn.functional.relu\n- class_path")
 
 
 def same(first: Any, second: Any) -> bool:
