@@ -23,6 +23,7 @@ LEFT_OUT = (
     "algorithms.prowd.pairs",
     "cli.federated_cli",
     "cli.opener",
+    "engine.client.optim",
     "loading",
     "models.classifier",
 )
