@@ -189,7 +189,7 @@ def test_fedlq_without_a_simulated_network_plans_by_links_as_they_are(tmp_path, 
     assert first <= 3 < second
 
 
-@pytest.mark.filterwarnings("ignore:round .: client 2 (failed|late)")
+@pytest.mark.filterwarnings("ignore:round .. client 2 (failed|late)")
 def test_a_client_that_is_killed_fails_its_round_and_is_back_later(tmp_path, cluster, clients):
     """The run goes on without it, and with it when it has joined again."""
 
@@ -224,7 +224,7 @@ class FreezeInFirstRound(Callback):
         os.kill(self.pid, signal.SIGCONT)
 
 
-@pytest.mark.filterwarnings("ignore:round .: client 2 late")
+@pytest.mark.filterwarnings("ignore:round .. client 2 late")
 def test_a_client_that_never_answers_is_late_and_what_it_says_afterwards_is_passed_over(
     tmp_path, cluster, clients
 ):
@@ -330,7 +330,7 @@ def memory(pid: int, name: str) -> float:
 
 
 @pytest.mark.filterwarnings(
-    "ignore:round .: client 2 (rejected|failed)", "ignore:client 2 may not come"
+    "ignore:round .. client 2 (rejected|failed)", "ignore:client 2 may not come"
 )
 def test_a_client_that_answers_what_it_likes_is_refused_and_the_run_goes_on(
     tmp_path, cluster, clients, monkeypatch
