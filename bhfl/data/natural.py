@@ -9,14 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.random import Generator
 
-from bhfl.checks import checked
 from bhfl.data.partition import Array, Indices, Partitioner, present
 from bhfl.files import user_path
-
-
-def _named(column: str) -> str:
-    """What is wrong with the name of a column."""
-    return "" if column else "must be ids, a .npy file or the name of a column, got ''"
 
 
 class ByColumn(Partitioner):
@@ -36,7 +30,11 @@ class ByColumn(Partitioner):
         self.column: Array | str
         """The ids, or the name of their column until the data are there."""
         if isinstance(column, str) and not column.endswith((".npy", ".npz")):
-            self.column = checked("ByColumn.column", column, _named)
+            if not column:
+                raise ValueError(
+                    "ByColumn.column must be ids, a .npy file or the name of a column, got ''"
+                )
+            self.column = column
             return
         ids = self._read(column) if isinstance(column, str | os.PathLike) else np.asarray(column)
         if ids.ndim != 1:

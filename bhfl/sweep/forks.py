@@ -11,6 +11,7 @@ standard input, a socket to the sweep, and answers each:
 - a process id: the answer is the exit code of that run, or null while it is at work.
 """
 
+import gc
 import json
 import os
 import signal
@@ -28,8 +29,8 @@ from bhfl.engine.ending import LostProcessError
 
 SERVER = (sys.executable, "-m", "bhfl.sweep.child")
 """The command that starts the process."""
-_LOADED = "bhfl.cli.federated_cli"
-"""The module that loads whatever a run needs."""
+_LOADED = ("bhfl.cli.federated_cli", "torch.utils.tensorboard", "sklearn.datasets")
+"""The modules that load what runs need: commands, the default logger and the default data."""
 _MAX_BYTES = 1 << 20
 _POLL_SECONDS = 0.02
 
@@ -161,7 +162,10 @@ def serve() -> list[str]:
     Raises:
         SystemExit: The sweep has gone, or needs no more runs.
     """
-    import_module(_LOADED)
+    for module in _LOADED:
+        import_module(module)
+    # a fork that looked for garbage among them would copy all memory that it shares
+    gc.freeze()
     sweep = socket.socket(fileno=0)
     while True:
         message, files, _, _ = socket.recv_fds(sweep, _MAX_BYTES, 2)

@@ -21,7 +21,7 @@ import os, signal, sys, threading, time
 from bhfl.sweep import forks
 from bhfl.sweep.child import end_with_parent
 
-forks._LOADED = "json"
+forks._LOADED = ("json",)
 sys.argv[1:] = forks.serve()
 threading.Thread(target=end_with_parent, daemon=True).start()
 print(*sys.argv[1:], os.getsid(0) == os.getpid(), len(os.listdir("/proc/self/fd")))
