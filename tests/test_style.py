@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bhfl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-MOST_TOKENS = 283_530
+MOST_TOKENS = 283_016
 """Names, operators and numbers of the package at most. It falls with each simplification, and rises
 only by what a new capability needs.
 """

@@ -20,6 +20,7 @@ from jsonargparse import (
 )
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.utils._pytree import tree_leaves
 
 from bhfl.algorithms import *  # noqa: F403  # all are loaded: a configuration may name any
 from bhfl.checks import shown
@@ -139,8 +140,8 @@ def reads_back(action: Any, value: Any) -> bool:
     if hint is None or value is None or is_plain:
         # nothing can go wrong
         return True
-    if _is_object(value):
-        # its options are asked for one by one
+    if isinstance(value, Namespace):
+        # an object, as jsonargparse spells it: its options are asked for one by one
         return True
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--x", type=hint)
@@ -148,7 +149,7 @@ def reads_back(action: Any, value: Any) -> bool:
         try:
             config = _copied(Namespace(x=value), _in_order)  # type: ignore[no-untyped-call]
             values = read_text(parser.dump(config))
-            if _holds_objects(value):
+            if any(isinstance(leaf, Namespace) for leaf in tree_leaves(value)):
                 return _stands(value, values["x"])
             problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
             return not problems and _spelled(parser.parse_object(values).x) == _spelled(value)
@@ -191,24 +192,8 @@ def _spelled(value: Any) -> str:
     return repr(_copied(value, lambda values: (type(values), _in_order(values))))
 
 
-def _is_object(value: Any) -> bool:
-    """Whether this is an object, as jsonargparse spells it before it is made."""
-    return isinstance(value, Namespace) or (isinstance(value, dict) and "class_path" in value)
-
-
-def _holds_objects(value: Any) -> bool:
-    """Whether there is an object in `value`."""
-    if isinstance(value, dict):
-        return _is_object(value) or any(map(_holds_objects, value.values()))
-    return _is_object(value) or (
-        isinstance(value, list | tuple) and any(map(_holds_objects, value))
-    )
-
-
 def _stands(value: Any, text: Any) -> bool:
     """Whether plain values that are beside objects stand in what is written of them."""
-    if _is_object(value):
-        return True
     if isinstance(value, list | tuple):
         return isinstance(text, list) and all(map(_stands, value, text))
     if isinstance(value, dict):

@@ -68,19 +68,16 @@ class Merge:
         # what is typed as --a.b leads through mappings of any kind
         leads_on = len(place) < len(self.layer.path)
         if isinstance(new, list):
-            return self._added(old, new, place)
+            items = [self(None, item, (*place, f"[{i}]")) for i, item in enumerate(new)]
+            # in the place of the earlier ones, or after them where they are given by --a.b+
+            added = self.layer.option.endswith("+") and place == self.layer.path
+            return [*old, *items] if added and isinstance(old, list) else items
         merged = place in self.sections or place in self.named
         if not isinstance(new, dict) or not (leads_on or merged):
             return new
         if leads_on and isinstance(old, list) and old:
             return [*old[:-1], self(old[-1], new, place)]
         return self._mapping(old, new, place)
-
-    def _added(self, old: Any, new: list[Any], place: Keys) -> list[Any]:
-        """A list in place of the earlier one, or after it where it is given by ``--a.b+``."""
-        items = [self(None, item, (*place, f"[{i}]")) for i, item in enumerate(new)]
-        added = self.layer.option.endswith("+") and place == self.layer.path
-        return [*old, *items] if added and isinstance(old, list) else items
 
     def _mapping(self, old: Any, new: dict[Any, Any], place: Keys) -> dict[Any, Any]:
         """Options over the earlier ones of the same section or object."""

@@ -120,8 +120,13 @@ class Coordinator:
                 # outside the try: a full disk is no client's failure
                 session.references.send(client.id, self.server.round + 1, message.sent)
                 yield task
-            else:
-                self._drop(client, record, task.link)
+                continue
+            # it is not going to send anything, and its training is left out
+            record.become(_absence(record.course))
+            if task.link is not None and session.timing is not None:
+                planned = session.timing.planned(client, session.data, self.server.round)
+                record.simulated_seconds = _seconds(record, task.link, planned)
+            self._unsent.append(record)
 
     def _course(self, client: Client) -> Course:
         """What happens to a client, besides what it does."""
@@ -130,15 +135,6 @@ class Coordinator:
             return WHOLE
         course = course_of(session.settings, self.server.round, client.id)
         return course if session.algorithm.communicates else course.unsent()
-
-    def _drop(self, client: Client, record: ClientRecord, link: ClientLink | None) -> None:
-        """Do without a client that is not going to send anything, whose training is left out."""
-        session, timing = self.session, self.session.timing
-        record.become(_absence(record.course))
-        if link is not None and timing is not None:
-            planned = timing.planned(client, session.data, self.server.round)
-            record.simulated_seconds = _seconds(record, link, planned)
-        self._unsent.append(record)
 
     def _task(
         self, client: Client, message: Message, record: ClientRecord, history: Sequence[Row]

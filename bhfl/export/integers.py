@@ -65,11 +65,15 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
     """
     save_file = needed("safetensors.torch", "export").save_file
     ties = {}
-    specs = {}
+    # the specs of quantised layers: the fields of each that are not the default
+    specs: dict[str, dict[str, Any]] = {}
     if isinstance(model, nn.Module):
         state: Tensors = quantized_state(model)
         ties = _ties(model, state)
-        specs = _specs(model)
+        default = asdict(BitSpec())
+        for name, layer in quant_layers(model):
+            own = asdict(layer.spec)
+            specs[name] = {key: value for key, value in own.items() if value != default[key]}
     else:
         state = model
     stored = {name: value for name, value in state.items() if name not in ties}
@@ -140,16 +144,6 @@ def _equal(one: QuantizedTensor, two: QuantizedTensor) -> bool:
     """Whether two quantised tensors have the same codes and scales."""
     alike = one.bits == two.bits and torch.equal(one.scale, two.scale)
     return alike and torch.equal(one.codes, two.codes)
-
-
-def _specs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The specs of quantised layers: the fields of each that are not the default."""
-    default = asdict(BitSpec())
-    specs = {}
-    for name, layer in quant_layers(model):
-        own = asdict(layer.spec)
-        specs[name] = {key: value for key, value in own.items() if value != default[key]}
-    return specs
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:

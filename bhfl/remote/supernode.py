@@ -86,8 +86,13 @@ def start_supernode(  # noqa: PLR0913
     command += ["--host", "127.0.0.1", "--port", str(own)]
     if node_config:
         # a file: on its command line a value cannot hold both kinds of quotes
+        lines = []
+        for key, value in node_config.items():
+            if not _KEY.fullmatch(key):
+                raise ValueError(f"node_config: {key!r} is no name")
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
         config = folder / "node.toml"
-        write_text(config, _written(node_config))
+        write_text(config, "".join(lines))
         command += ["--node-config", str(config.absolute())]
     process = Supervised(
         "the SuperNode",
@@ -133,12 +138,3 @@ class _Reasons:
             f"the server at {self._server} is not joined: another client has been there with the "
             f"key {self._keys.private} for {self._patience:g} s, or the key is not registered"
         )
-
-
-def _written(config: Mapping[str, str | int | float | bool]) -> str:
-    """Values as a SuperNode reads them, as TOML."""
-    for key in config:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"node_config: {key!r} is no name")
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in config.items()]
-    return "".join(lines)

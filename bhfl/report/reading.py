@@ -309,7 +309,10 @@ def _rounds(path: Path, faults: list[str]) -> list[dict[str, Any]]:
     # a line without an end is being written, which is not a fault
     for place, line in enumerate(lines[:-1], 1):
         row = _row(line, tags)
-        if not row or not _follows(row, rows[-1] if rows else {"round": -1}):
+        before: Mapping[str, Any] = rows[-1] if rows else {"round": -1}
+        # a later round, in which nothing that only grows has fallen
+        grows = all(row.get(tag, 0) >= before.get(tag, 0) for tag in CUMULATIVE)
+        if not row or row["round"] <= before["round"] or not grows:
             faults.append(f"line {place} of {path.name} is damaged: it is read up to there")
             return rows
         rows.append(row)
@@ -340,9 +343,3 @@ def _row(line: str, tags: dict[str, str]) -> dict[str, Any]:
     if isinstance(problems := found.get(PROBLEMS), list):
         row[PROBLEMS] = _printable(problems)
     return row | {"round": round}
-
-
-def _follows(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether `row` is a later round than `before`, and nothing that only grows has fallen."""
-    grows = all(row.get(tag, 0) >= before.get(tag, 0) for tag in CUMULATIVE)
-    return grows and row["round"] > before["round"]

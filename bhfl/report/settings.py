@@ -70,7 +70,11 @@ def labels(methods: Sequence[Options]) -> list[str]:
     words = _last_words(keys)
     values = {}
     for key in keys:
-        values[key] = _spoken({options.get(key) for options in methods})
+        own = {options.get(key) for options in methods}
+        shortened = {value: "none" if value is None else short(value) for value in own}
+        # classes by their names alone, where these differ
+        differ = len(set(shortened.values())) == len(own)
+        values[key] = shortened if differ else {value: str(value) for value in own}
 
     def label(name: str, options: Options, told: Sequence[str]) -> str:
         said = [f"{words[key]}={values[key][options.get(key)]}" for key in told]
@@ -122,14 +126,6 @@ def _telling(options: Options, like: Sequence[Options], keys: Sequence[str]) -> 
         chosen.add(best)
         others = [other for other in others if other.get(best) == options.get(best)]
     return [key for key in keys if key in chosen]
-
-
-def _spoken(values: set[str | None]) -> dict[str | None, str]:
-    """Values as labels say them: classes by their names alone, where these differ."""
-    brief = {value: "none" if value is None else short(value) for value in values}
-    if len(set(brief.values())) == len(values):
-        return brief
-    return {value: str(value) for value in values}
 
 
 def _last_words(keys: Sequence[str]) -> dict[str, str]:

@@ -287,7 +287,13 @@ def _exact(menus: _Menus, steps: Sequence[_Step], budget: int, incumbent: list[i
         trail.append(np.divmod(kept, len(sizes)))
         sizes = new_sizes[kept]
         costs = new_costs[kept]
-    return _walk_back(trail, order, int(costs.argmin()))
+    # back along the parents of the cheapest
+    state = int(costs.argmin())
+    choice = [0] * len(order)
+    for (options, parents), layer in zip(reversed(trail), reversed(order), strict=True):
+        choice[layer] = int(options[state])
+        state = int(parents[state])
+    return choice
 
 
 def _relaxed(
@@ -316,16 +322,6 @@ def _undominated(sizes: IntArray, costs: FloatArray, states: IntArray) -> IntArr
     better = np.ones(len(states), bool)
     better[1:] = costs[states][1:] < cheapest[:-1]
     return states[better]
-
-
-def _walk_back(
-    trail: Sequence[tuple[IntArray, IntArray]], order: Sequence[int], state: int
-) -> list[int]:
-    choice = [0] * len(order)
-    for (options, parents), layer in zip(reversed(trail), reversed(order), strict=True):
-        choice[layer] = int(options[state])
-        state = int(parents[state])
-    return choice
 
 
 def _size(menus: _Menus, choice: Sequence[int]) -> int:

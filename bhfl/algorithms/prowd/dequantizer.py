@@ -262,7 +262,12 @@ class ProgressiveDequantizer(L.LightningModule):
             codes = quantize(weights[name], batch["bits"], scale=scale)
             raised[name] = self._raise_in_part(codes, share, generator)
         with evaluating(model):
-            teacher = self._teacher(model, inputs, batch)
+            # the logits with true weights are computed once for each state
+            number = batch["number"]
+            if number not in self._teachers:
+                with torch.no_grad():
+                    self._teachers[number] = functional_call(model, dict(weights), (inputs,))
+            teacher = self._teachers[number]
             # what is not raised is the teacher's, so that only the raised weights tell the two
             # apart
             student = functional_call(model, {**weights, **raised}, (inputs,))
@@ -282,14 +287,6 @@ class ProgressiveDequantizer(L.LightningModule):
             chain.append((target - z - self._climb(z, entry)).abs().flatten() * largest)
             identity.append((target - z).abs().flatten() * largest)
         return torch.cat(chain).mean(), torch.cat(identity).mean()
-
-    def _teacher(self, model: nn.Module, inputs: Tensor, batch: WeightBatch) -> Tensor:
-        """The logits with true weights, computed once for each state."""
-        number = batch["number"]
-        if number not in self._teachers:
-            with torch.no_grad():
-                self._teachers[number] = functional_call(model, dict(batch["weights"]), (inputs,))
-        return self._teachers[number]
 
     def _log(self, metrics: Mapping[str, Tensor]) -> None:
         # under Fabric every point would be logged at step 0: the engine logs

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from bhfl.algorithms.prowd.aggregation import means
@@ -106,7 +105,14 @@ class FineTuning:
             num_steps=steps,
             seed=seed,
         )
-        metrics = _steps(fabric, dequantizer, optimizer, pairs)
+        rows = []
+        for index, batch in enumerate(pairs.train_dataloader()):
+            step = dequantizer.training_step(batch, index)
+            optimizer.zero_grad()
+            fabric.backward(step.pop("loss"))
+            optimizer.step()
+            rows.append({tag: float(value) for tag, value in step.items()})
+        metrics = means(rows)
         active = dequantizer.is_better_than_identity(pairs.val_dataloader())
         metrics["dequantizer/active"] = float(active)
         if not active:
@@ -131,17 +137,3 @@ class FineTuning:
         dequantizer = self._new()
         dequantizer.load_state_dict(state["weights"])
         return dequantizer
-
-
-def _steps(
-    fabric: Fabric, dequantizer: ProgressiveDequantizer, optimizer: Optimizer, pairs: WeightPairs
-) -> dict[str, float]:
-    """Steps on all training batches; the means of what the steps gave, but for the loss."""
-    rows = []
-    for index, batch in enumerate(pairs.train_dataloader()):
-        step = dequantizer.training_step(batch, index)
-        optimizer.zero_grad()
-        fabric.backward(step.pop("loss"))
-        optimizer.step()
-        rows.append({tag: float(value) for tag, value in step.items()})
-    return means(rows)

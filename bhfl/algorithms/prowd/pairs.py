@@ -103,7 +103,13 @@ class WeightPairs(L.LightningDataModule):
         if not self.names:
             raise ValueError("states must hold a float tensor of two or more dimensions")
         self._numbers = [next(_NUMBERS) for _ in states]
-        self._scales = [self._scales_of(state) for state in states]
+        self._scales: list[list[dict[str, Tensor]]] = []
+        """The scale of each weight, by state and spec, as the clients of each spec choose it."""
+        for state in states:
+            self._scales.append([])
+            for spec in specs:
+                scales = {name: sent_scale(state[name], spec) for name in self.names}
+                self._scales[-1].append(scales)
 
     def train_dataloader(self) -> "_Batches":
         """`num_steps` batches of random rows that are not held out."""
@@ -114,13 +120,6 @@ class WeightPairs(L.LightningDataModule):
     def val_dataloader(self) -> "_Batches":
         """One batch of held-out rows of the last state for each spec."""
         return _Batches(self._validation_batch, range(len(self.specs)))
-
-    def _scales_of(self, state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The scale of each weight of a state, as the clients of each spec choose it."""
-        scales = []
-        for spec in self.specs:
-            scales.append({name: sent_scale(state[name], spec) for name in self.names})
-        return scales
 
     def _training_batch(self, seed: int) -> WeightBatch:
         generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """Simulated links and devices: from measured bytes to seconds."""
 
 from bhfl.comm.network.links import PROFILES, Link, Profile
-from bhfl.comm.network.simulation import ClientTime, RoundTime, SimulatedNetwork, Workload
+from bhfl.comm.network.simulation import ClientTime, SimulatedNetwork, Workload
 from bhfl.comm.network.trace import TraceLinks
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "ClientTime",
     "Link",
     "Profile",
-    "RoundTime",
     "SimulatedNetwork",
     "TraceLinks",
     "Workload",

@@ -65,22 +65,6 @@ class ClientTime:
         return self.download_seconds + self.compute_seconds + self.upload_seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class RoundTime:
-    """Simulated seconds of one round.
-
-    Attributes:
-        seconds: How long the round took, server time included.
-        clients: Every participant, in the order of the workloads.
-        late: The ids of participants that missed the deadline: the server has not received their
-            updates.
-    """
-
-    seconds: float
-    clients: tuple[ClientTime, ...]
-    late: frozenset[int]
-
-
 class SimulatedNetwork(Recorded):
     """Turns the measured bytes of a round into seconds.
 
@@ -148,24 +132,6 @@ class SimulatedNetwork(Recorded):
         `LinkSource.link`.
         """
         return self._links.link(round_index, client, profile)
-
-    def round_time(
-        self, round_index: int, workloads: Sequence[Workload], num_participants: int | None = None
-    ) -> RoundTime:
-        """Simulate one round.
-
-        Args:
-            round_index: Which draws to use.
-            workloads: The workload of each participant that is waited for.
-            num_participants: How many share the uplink, if others do too.
-
-        Raises:
-            ValueError: There are no participants.
-        """
-        clients = self.client_times(round_index, workloads, num_participants)
-        late = frozenset(client.client for client in clients if self.is_late(client.seconds))
-        seconds = self.round_seconds([client.seconds for client in clients])
-        return RoundTime(seconds=seconds, clients=clients, late=late)
 
     def round_seconds(self, waited: Sequence[float]) -> float:
         """How long a round takes, server time included.

@@ -62,7 +62,13 @@ class Common:
 
     def digest(self, tensors: Mapping[str, Tensor]) -> str:
         """The digest of some tensors, which is computed where they are not held already."""
-        if held := self._find(lambda one: _equal(tensors, one.tensors)):
+
+        def equal(one: _Held) -> bool:
+            if list(tensors) != list(one.tensors):
+                return False
+            return all(_same_bits(tensor, one.tensors[name]) for name, tensor in tensors.items())
+
+        if held := self._find(equal):
             return held.sha256
         # copies: the client may go on with what it holds
         copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -96,13 +102,6 @@ class Common:
         held = _Held(tensors, sha256, path)
         self._last = [*self._last, held][-2:]
         return held
-
-
-def _equal(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
-    """Whether all are equal to the bit, in the same order."""
-    if list(tensors) != list(others):
-        return False
-    return all(_same_bits(tensor, others[name]) for name, tensor in tensors.items())
 
 
 def _same_bits(tensor: Tensor, other: Tensor) -> bool:

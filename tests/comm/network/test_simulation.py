@@ -3,7 +3,8 @@ wrong.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from bhfl.comm.network import (
     PROFILES,
+    ClientTime,
     Profile,
     SimulatedNetwork,
     Workload,
@@ -39,11 +41,31 @@ def fleet(num_clients: int, **changes: Any) -> list[Workload]:
     return [Workload(client=client, **(WORK | changes)) for client in range(num_clients)]
 
 
+class Round(NamedTuple):
+    """What a round comes to, of which the engine asks part by part."""
+
+    seconds: float
+    clients: Sequence[ClientTime]
+    late: set[int]
+
+
+def round_time(
+    network: SimulatedNetwork,
+    round: int,
+    work: Sequence[Workload],
+    num_participants: int | None = None,
+) -> Round:
+    clients = network.client_times(round, work, num_participants)
+    seconds = [client.seconds for client in clients]
+    late = {client.client for client in clients if network.is_late(client.seconds)}
+    return Round(network.round_seconds(seconds), clients, late)
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 
 def test_a_round_by_hand() -> None:
-    found = steady(server_seconds=0.25).round_time(0, fleet(3))
+    found = round_time(steady(server_seconds=0.25), 0, fleet(3))
     client = found.clients[1]
     assert (client.download_seconds, client.compute_seconds, client.upload_seconds) == (
         1.5,
@@ -52,15 +74,15 @@ def test_a_round_by_hand() -> None:
     )
     assert client.seconds == 5.0
     assert found.seconds == 5.25
-    assert found.late == frozenset()
+    assert found.late == set()
 
 
 def test_a_round_lasts_as_long_as_its_slowest_participant() -> None:
     network = SimulatedNetwork(MIXED)
     work = fleet(8)
     times = [client.seconds for client in network.client_times(3, work)]
-    assert network.round_time(3, work).seconds == max(times)
-    lengths = [network.round_time(3, work[:count]).seconds for count in range(1, 9)]
+    assert round_time(network, 3, work).seconds == max(times)
+    lengths = [round_time(network, 3, work[:count]).seconds for count in range(1, 9)]
     assert lengths == sorted(lengths)
 
 
@@ -72,7 +94,7 @@ def test_halving_the_bandwidth_doubles_a_round_of_pure_transfer() -> None:
         for half in (1, 2)
     ]
     full, halved = (
-        SimulatedNetwork("x", {"x": rate}).round_time(1, fleet(5)).seconds for rate in rates
+        round_time(SimulatedNetwork("x", {"x": rate}), 1, fleet(5)).seconds for rate in rates
     )
     assert halved == pytest.approx(2 * full)
 
@@ -83,22 +105,22 @@ def test_fewer_bytes_never_take_longer(fewer: int, more: int, round_index: int) 
     network = SimulatedNetwork(MIXED)
     less, much = sorted((fewer, more))
     short, long = (
-        network.round_time(round_index, fleet(4, upload_bytes=size)).seconds
+        round_time(network, round_index, fleet(4, upload_bytes=size)).seconds
         for size in (less, much)
     )
     assert short <= long
 
 
 def test_a_shared_uplink_is_divided_among_the_participants() -> None:
-    found = steady(shared_uplink=True).round_time(0, fleet(4))
+    found = round_time(steady(shared_uplink=True), 0, fleet(4))
     assert found.clients[0].upload_seconds == 0.5 + 4 * 1.0
     assert found.clients[0].download_seconds == 1.5
 
 
 def test_low_bits_compute_faster_only_when_asked() -> None:
     work = fleet(1, bits=4)
-    assert steady().round_time(0, work).clients[0].compute_seconds == 2.0
-    assert steady(low_bit_speedup=True).round_time(0, work).clients[0].compute_seconds == 2.0 / 8
+    assert round_time(steady(), 0, work).clients[0].compute_seconds == 2.0
+    assert round_time(steady(low_bit_speedup=True), 0, work).clients[0].compute_seconds == 2.0 / 8
 
 
 # --- deadlines and budgets ------------------------------------------------------------------------
@@ -107,16 +129,16 @@ def test_low_bits_compute_faster_only_when_asked() -> None:
 def test_the_deadline_ends_the_round_and_names_the_late() -> None:
     network = steady(deadline_seconds=5.5, server_seconds=1.0)
     work = [*fleet(2), Workload(client=7, **(WORK | {"upload_bytes": 3_000_000}))]
-    found = network.round_time(0, work)
+    found = round_time(network, 0, work)
     assert found.seconds == 6.5
     assert found.late == {7}
-    assert network.round_time(0, fleet(2)).seconds == 6.0
-    assert steady(deadline_seconds=8.0).round_time(0, work).late == frozenset()
-    assert steady(deadline_seconds=0.1).round_time(0, fleet(2)).late == {0, 1}
+    assert round_time(network, 0, fleet(2)).seconds == 6.0
+    assert round_time(steady(deadline_seconds=8.0), 0, work).late == set()
+    assert round_time(steady(deadline_seconds=0.1), 0, fleet(2)).late == {0, 1}
 
 
 def test_nothing_to_send_takes_no_time() -> None:
-    found = steady().round_time(0, fleet(1, download_bytes=0, upload_bytes=0)).clients[0]
+    found = round_time(steady(), 0, fleet(1, download_bytes=0, upload_bytes=0)).clients[0]
     assert (found.download_seconds, found.upload_seconds) == (0.0, 0.0)
 
 
@@ -145,7 +167,7 @@ def test_a_budget_spent_to_the_last_byte_is_in_time(
     ]
     times = network.client_times(round_index, spent)
     if all(budgets):
-        assert network.round_time(round_index, spent).late == frozenset()
+        assert round_time(network, round_index, spent).late == set()
     for bits, one in zip(budgets, times, strict=True):
         assert bits % 8 == 0
         byte = 8 / network.link(round_index, one.client).uplink_bps * (len(work) if shared else 1)
@@ -161,7 +183,7 @@ def test_the_quantile_deadline_is_met_by_that_share() -> None:
     network, work = SimulatedNetwork(MIXED), fleet(10)
     for fraction, on_time in [(0.8, 8), (0.75, 8), (0.3, 3), (1.0, 10), (0.01, 1)]:
         deadline = network.quantile_deadline(4, work, fraction)
-        found = SimulatedNetwork(MIXED, deadline_seconds=deadline).round_time(4, work)
+        found = round_time(SimulatedNetwork(MIXED, deadline_seconds=deadline), 4, work)
         assert len(work) - len(found.late) == on_time
         assert found.seconds == deadline
 
@@ -169,7 +191,8 @@ def test_the_quantile_deadline_is_met_by_that_share() -> None:
 def test_the_quantile_deadline_knows_who_else_shares_the_uplink() -> None:
     network = steady(shared_uplink=True)
     assert (
-        network.quantile_deadline(0, fleet(2), 1.0, 4) == network.round_time(0, fleet(2), 4).seconds
+        network.quantile_deadline(0, fleet(2), 1.0, 4)
+        == round_time(network, 0, fleet(2), 4).seconds
     )
     assert network.quantile_deadline(0, fleet(2), 1.0, 4) > network.quantile_deadline(
         0, fleet(2), 1.0
@@ -289,7 +312,7 @@ def test_profile_errors(change: dict[str, Any], message: str) -> None:
 
 def test_errors_of_calls() -> None:
     with pytest.raises(ValueError, match="workloads must hold at least one participant, got none"):
-        steady().round_time(0, [])
+        round_time(steady(), 0, [])
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\], got 0"):
         steady().quantile_deadline(0, fleet(1), 0)
 
