@@ -13,7 +13,7 @@ from bhfl.remote import keys as keys_module
 from bhfl.remote import supernode
 from bhfl.remote.flower import listening
 from bhfl.remote.keys import client_keys, make_keys, server_keys
-from bhfl.remote.supernode import _Reasons, _written, start_supernode
+from bhfl.remote.supernode import _Reasons, start_supernode
 from tests.remote.test_keys import handshake
 
 
@@ -93,11 +93,16 @@ def test_a_wrong_clock_is_told_and_waited_for(
     ]
 
 
-def test_the_node_configuration_is_written_as_toml() -> None:
+def test_the_node_configuration_is_written_as_toml(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supernode.Supervised, "start", lambda process, seconds: None)
+    keys = client_keys(made / "clients" / "client-0")
     config = {"socket": "/tmp/ö \"b\" 'c' \\", "number": 3, "share": 0.5, "own": True}
-    assert tomllib.loads(_written(config)) == config
+    start_supernode(tmp_path, keys, "127.0.0.1:1", node_config=config)
+    assert tomllib.loads((tmp_path / "node.toml").read_text("utf-8")) == config
     with pytest.raises(ValueError, match="node_config: 'a=b' is no name"):
-        _written({"a=b": 1})
+        start_supernode(tmp_path, keys, "127.0.0.1:1", node_config={"a=b": 1})
 
 
 def test_a_port_in_use_is_named(made: Path, tmp_path: Path) -> None:
