@@ -8,7 +8,8 @@ import pytest
 from bhfl.report.pictures import chapters, colours
 from bhfl.report.reading import find_runs, read_run
 from bhfl.report.rows import sections
-from bhfl.report.spread import Tested, over_clients, points, read_tested
+from bhfl.report.spread import Tested as Point
+from bhfl.report.spread import over_clients, points, read_tested
 from tests.report import made
 
 
@@ -51,7 +52,7 @@ def test_the_table_has_all_clients_and_each_group(section):
 
 def test_the_picture_has_each_client_that_was_tested(section):
     found = points(section)
-    assert found == {"FedAvg": [Tested("int8", 12.0, 0.25), Tested("float32", 30.0, 0.75)]}
+    assert found == {"FedAvg": [Point("int8", 12.0, 0.25), Point("float32", 30.0, 0.75)]}
     drawn = {chapter.title: chapter for chapter in chapters(section, colours([section]))}
     chapter = drawn["Clients: what each has, against its samples"]
     assert [picture.title for picture in chapter.pictures] == ["FedAvg"]
