@@ -173,14 +173,16 @@ class Front(Running):
         client = self._client_of(scope["headers"])
         if client is None:
             return await _turn_away(send, 412, "the key of this client is not in the registry")
-        if not self._has_signed(client, dict(scope["headers"])):
+        headers = dict(scope["headers"])
+        if not self._has_signed(client, headers):
             return await _turn_away(send, 401, "this client has not signed its time by its key")
-        if abs(skew := _skew(scope["headers"])) > MOST_SKEW:
+        if abs(skew := _skew(headers)) > MOST_SKEW:
             told = f"the clock of this client differs from the server's by {skew:+.0f} s"
             return await _say(send, 412, told)
         try:
             # what is said to come is refused before it does
-            said = _length(scope["headers"])
+            length = headers.get(b"content-length", b"")
+            said = int(length) if length.isdigit() else 0
             self.allowance.check(client, scope["raw_path"], said, said)
             await self._forward(scope, client, receive, send)
         except TooManyBytesError as error:
@@ -279,25 +281,14 @@ class _Body:
                 yield part
 
 
-def _skew(headers: list[tuple[bytes, bytes]]) -> float:
-    """Seconds by which a client's clock is ahead; 0 where it does not say its time."""
-    for name, value in headers:
-        if name == _TIME_HEADER:
-            try:
-                said = datetime.fromisoformat(value.decode("ascii"))
-                return (said - datetime.now(UTC)).total_seconds()
-            except (ValueError, TypeError, OverflowError):
-                # no time, or one without a zone: the SuperLink refuses it
-                return 0.0
-    return 0.0
-
-
-def _length(headers: list[tuple[bytes, bytes]]) -> int:
-    """The length that a request says it has; 0 if it says none."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
+def _skew(headers: dict[bytes, bytes]) -> float:
+    """Seconds by which a client's clock is ahead; 0 where what it says is no time."""
+    try:
+        said = datetime.fromisoformat(headers[_TIME_HEADER].decode("ascii"))
+        return (said - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        # the SuperLink refuses it, as it does a time without a zone
+        return 0.0
 
 
 def _head(answer: httpx.Response) -> dict[str, Any]:
