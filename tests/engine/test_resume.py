@@ -33,7 +33,7 @@ from bhfl.algorithms import (
     Local,
     ProWD,
 )
-from bhfl.algorithms.fedlq import Sensitivity
+from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.algorithms.prowd import Dequantizer
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.data import FromDatasets
@@ -426,6 +426,19 @@ def test_killed_at_any_moment(tmp_path, uninterrupted, seed):
     assert outcome(tmp_path) == uninterrupted
 
 
+BOTH_WAYS = (
+    FedLQ(
+        "delta",
+        (0, 1, 2, 4),
+        Budget("quantile", average_bits=1.5),
+        Sensitivity("clients", refresh=2),
+        infeasible="carry",
+        error_feedback=True,
+        both_ways=True,
+        side_bits=8,
+    ),
+    {"network": SimulatedNetwork("iot", seed=1), "downlink": Downlink(8, "differences")},
+)
 STATEFUL = [
     (
         ProWD(
@@ -445,6 +458,7 @@ STATEFUL = [
     (AdaQuantFL(), {}),
     (FedAvg(), {"server_optimizer": partial(torch.optim.Adam, lr=0.01)}),
     (FedPAQ(), {"downlink": Downlink(4, "differences", keep=2)}),
+    BOTH_WAYS,
 ]
 
 
@@ -468,6 +482,30 @@ def test_every_method_that_keeps_anything_survives_a_kill(tmp_path, algorithm, o
         in_process(tmp_path / "killed", kill_at="RoundsFile.append", count=4, **options)
         == -signal.SIGKILL
     )
+    assert in_process(tmp_path / "killed", **options) == 0
+    go(tmp_path / "whole", **options)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        BOTH_WAYS,
+        (FedPAQ(8, top_k=0.3, error_feedback=True), {"downlink": "client"}),
+        (
+            ProWD(dequantizer=None, payload="delta", error_feedback=True),
+            {"downlink": Downlink("client", "differences", keep=1)},
+        ),
+    ],
+    ids=["layers", "sparse", "coarse"],
+)
+def test_bits_on_both_paths_survive_kills_at_any_moment(tmp_path, algorithm, options):
+    options = {"algorithm": algorithm, "monitor": "val/acc_float32", **options}
+    rng, kills = random.Random(0), 0
+    while kills < 8 and in_process(tmp_path / "killed", rng.uniform(0.1, 0.5), **options):
+        kills += 1
+    assert kills
     assert in_process(tmp_path / "killed", **options) == 0
     go(tmp_path / "whole", **options)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
