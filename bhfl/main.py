@@ -68,7 +68,7 @@ def run(args: list[str]) -> int:
     if problem := clash():
         from bhfl.cli.exits import BAD_CONFIG, report
 
-        report([problem])
+        report(problem)
         return BAD_CONFIG
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -80,7 +80,7 @@ def run(args: list[str]) -> int:
         from bhfl.checks import suggestion
         from bhfl.cli.exits import BAD_CONFIG, report
 
-        report([f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}"])
+        report(f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}")
         return BAD_CONFIG
     return _run_known(args[0], args[1:])
 

@@ -25,7 +25,6 @@ from bhfl.checks import (
     not_negative,
     or_none,
     positive,
-    shown,
     text,
     too_long,
     true_or_false,
@@ -45,9 +44,6 @@ Measures = Literal["none", "after", "both"]
 """When clients' own models are measured in a round: not at all, after their training, or before and
 after it.
 """
-MEASURES = get_args(Measures)
-_WRITTEN_NOW = {"evaluate_clients": {"true": "after", "false": "none"}}
-"""Values that an option had before, and the words for them."""
 
 
 class Role(Enum):
@@ -128,19 +124,6 @@ def folder(value: Any) -> str:
     except ValueError as error:
         return f"must be a folder: {error}"
     return text(str(value)) or too_long(str(value))
-
-
-def when_measured(value: Any) -> str:
-    """Problems of when clients' own models are measured."""
-    return (problem := choice(*MEASURES)(value)) and problem + written_now(
-        "evaluate_clients", value
-    )
-
-
-def written_now(key: str, value: Any) -> str:
-    """What takes the place of a value that an option had before; else an empty string."""
-    word = _WRITTEN_NOW.get(key, {}).get(shown(value))
-    return f"; it is written {word} now" if word else ""
 
 
 def part(value: Any) -> str:
@@ -270,7 +253,7 @@ class Machine(Group):
 class Output(Group):
     """What a run measures and writes, where, and how often."""
 
-    evaluate_clients: Measures = option(Role.OUTPUT, when_measured)
+    evaluate_clients: Measures = option(Role.OUTPUT, choice(*get_args(Measures)))
     validate_first: bool = option(Role.OUTPUT, true_or_false)
     check_val_every_n_rounds: int = option(Role.OUTPUT, count(1))
     checkpoint_every_n_rounds: int = option(Role.OUTPUT, count(1))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def analyze(  # noqa: PLR0913
     widths = list(probe_bits)
     if threads is None:
         threads = torch.get_num_threads()
-    _check(trainer, {"samples": samples, "threads": threads}, widths, uniform_bits)
+    _check(trainer, samples, threads, widths, uniform_bits)
     # refuses a model without any before the data are loaded
     layer_weights(model)
     with Session.opened(trainer, model, datamodule, "validate", threads=threads) as session:
@@ -109,12 +109,12 @@ def analyze(  # noqa: PLR0913
 
 
 def _check(
-    trainer: FederatedTrainer, counts: dict[str, int], widths: list[int], uniform_bits: int
+    trainer: FederatedTrainer, samples: int, threads: int, widths: list[int], uniform_bits: int
 ) -> None:
     """Raise one ValueError with every problem of the options, one a line."""
-    problems = [
-        f"{key} must be at least 1, got {value}" for key, value in counts.items() if value < 1
-    ]
+    problems = list(replace(trainer.settings.machine, threads=threads).problems())
+    if samples < 1:
+        problems.append(f"samples must be at least 1, got {samples}")
     distinct = widths and len(set(widths)) == len(widths)
     if not (distinct and all(2 <= bits <= 16 for bits in widths)):
         problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")

@@ -35,7 +35,7 @@ def run(args: list[str]) -> int:
     from bhfl.cli.exits import BAD_CONFIG, report
 
     if problem := clash():
-        report([problem])
+        report(problem)
         return BAD_CONFIG
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -47,5 +47,5 @@ def run(args: list[str]) -> int:
         from bhfl.cli.join import main as join
 
         return join(args[1:])
-    report([f"{SMALL} has the command join alone, got {args[0]!r}: the others are {WHOLE}'s"])
+    report(f"{SMALL} has the command join alone, got {args[0]!r}: the others are {WHOLE}'s")
     return BAD_CONFIG

@@ -77,7 +77,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about:
         with no_exit_of_others(), log_on_stdout():
             return run(args)
     except ConfigError as error:
-        report(error.problems)
+        report(*error.problems)
         return BAD_CONFIG
     # they have exit codes of their own, which `_until_stopped` knows
     except (LostProcessError, BrokenPipeError):
@@ -86,7 +86,7 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about:
         code = exit_code(error)
         if code is None:
             raise
-        report([told(error)])
+        report(told(error))
         return code
 
 
@@ -146,10 +146,7 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     warnings.formatwarning = WarningForm()  # type: ignore[assignment]  # it hands on the rest
     STANDING.begin("nothing new is saved")
     try:
-        code = run(args)
-        # looked at in any case: Python would complain when it ends
-        unread = _is_unread()
-        return code or UNREAD * unread
+        return _ended(run, args)
     except BrokenPipeError:
         # quietly, as programs do behind `| head`; a pipe that is another one is no reader's choice
         if not _is_unread():
@@ -166,8 +163,39 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     return code
 
 
+def _ended(run: Callable[[list[str]], int], args: list[str]) -> int:
+    """The exit code of a command that comes to its end, or of what became of its output."""
+    from bhfl.cli.exits import BAD_CONFIG, say
+    from bhfl.engine.ending import Terminated
+
+    code = 0
+    try:
+        try:
+            code = run(args)
+        except Terminated:
+            raise
+        # of a parser, after a help text
+        except SystemExit as end:
+            code = int(end.code or 0)
+        # looked at in any case: Python would complain when it ends
+        unread = _is_unread()
+        return code or UNREAD * unread
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # all else that fails so is told by now
+        _print_nowhere()
+        if not code:
+            say(f"error: what the command prints cannot be written: {error}")
+        return code or BAD_CONFIG
+
+
 def _is_unread() -> bool:
-    """Whether nobody reads what is printed any more; all of it goes nowhere from then on."""
+    """Whether nobody reads what is printed any more; all of it goes nowhere from then on.
+
+    Raises:
+        OSError: It cannot be written, as where a disk is full.
+    """
     try:
         sys.stdout.flush()
         poll = select.poll()
@@ -175,10 +203,14 @@ def _is_unread() -> bool:
         gone = any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
         gone = True
-    # there is no output, it is no file, its disk is full, or the system has no poll
-    except (AttributeError, OSError):
+    # there is no output, it is no file, or the system has no poll
+    except (AttributeError, ValueError):
         return False
     if gone:
-        # Python flushes once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_nowhere()
     return gone
+
+
+def _print_nowhere() -> None:
+    """Let what is printed go nowhere: Python flushes once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

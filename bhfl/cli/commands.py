@@ -4,7 +4,7 @@ export.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -59,7 +59,7 @@ class CommandTrainer(FederatedTrainer):
             ValueError: `out` is no folder.
         """
         from bhfl.analysis import analyze
-        from bhfl.report.layers import draw, table, write_csv
+        from bhfl.report import layers
 
         # before the work, which takes long, and not when its outcome is to be written
         chosen = user_folder("out", out)
@@ -74,13 +74,7 @@ class CommandTrainer(FederatedTrainer):
             threads=threads,
             progress=partial(_bar, threads or torch.get_num_threads()),
         )
-        _write(
-            chosen or self._folder(found.run),
-            "layers",
-            f"{found.title}\n\n{table(found.rows)}",
-            partial(write_csv, found.rows),
-            partial(draw, found.rows, title=found.title),
-        )
+        _write(chosen or self._folder(found.run), layers, found.rows, title=found.title)
 
     def serve(  # noqa: PLR0913
         self,
@@ -137,8 +131,13 @@ class CommandTrainer(FederatedTrainer):
         """The folder that an analysis is written to by default."""
         if run is not None:
             return subfolder(run, name)
-        places = (self.root / f"{name}_{n}" for n in count())
-        return next(place for place in places if not place.exists())
+        for n in count():
+            place = self.root / f"{name}_{n}"
+            # another command may take the same number right now
+            with suppress(FileExistsError):
+                place.mkdir(parents=True)
+                break
+        return place
 
     def partition(self, datamodule: FederatedData, out: str | Path | None = None) -> None:
         """Show which samples each client has, without training.
@@ -155,17 +154,11 @@ class CommandTrainer(FederatedTrainer):
             ValueError: `out` is no folder, or the data cannot be split.
         """
         from bhfl.analysis import partition
-        from bhfl.report.partition import draw, table, write_csv
+        from bhfl.report import partition as report
 
         chosen = user_folder("out", out)
         found = partition(self, datamodule)
-        _write(
-            chosen or self._folder(None, "partition"),
-            "partition",
-            table(found),
-            partial(write_csv, found),
-            partial(draw, found),
-        )
+        _write(chosen or self._folder(None, "partition"), report, found)
 
     def profile(
         self,
@@ -192,17 +185,11 @@ class CommandTrainer(FederatedTrainer):
             ValueError: `out` is no folder.
         """
         from bhfl.analysis import profile
-        from bhfl.report.profile import draw, table, write_csv
+        from bhfl.report import profile as report
 
         chosen = user_folder("out", out)
         found = profile(self, model, datamodule, steps=steps, repeats=repeats)
-        _write(
-            chosen or self._folder(None, "profile"),
-            "profile",
-            f"{found.title}\n\n{table(found.rows)}",
-            partial(write_csv, found.rows),
-            partial(draw, found.rows, title=found.title),
-        )
+        _write(chosen or self._folder(None, "profile"), report, found.rows, title=found.title)
 
     def predict(
         self,
@@ -270,25 +257,26 @@ class CommandTrainer(FederatedTrainer):
         print(made.card)
 
 
-def _write(
-    folder: Path,
-    name: str,
-    text: str,
-    write_csv: Callable[[Path], None],
-    draw: Callable[[Path], None],
-) -> None:
+def _write(folder: Path, report: Any, found: Any, **title: str) -> None:
     """Print what was found, write it to ``<name>.csv`` and draw it to ``<name>.png``, and say where
     these files are, or why there is no picture.
+
+    Args:
+        folder: Where they are written.
+        report: The module that does it, whose name is theirs.
+        found: What the module's functions take.
+        title: What stands above it, where it does not say that itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{text}\n")
-    lines = folder / f"{name}.csv"
+    print("\n\n".join([*title.values(), f"{report.table(found)}\n"]))
+    path = folder / report.__name__.rpartition(".")[2]
+    lines = path.with_suffix(".csv")
     # before the picture, which needs a package that may not be there
-    write_csv(lines)
+    report.write_csv(found, lines)
     print(lines)
-    picture = folder / f"{name}.png"
+    picture = path.with_suffix(".png")
     try:
-        draw(picture)
+        report.draw(found, picture, **title)
         print(picture)
     except ImportError as error:
         say(f"note: no picture is drawn: {error}")
@@ -300,29 +288,20 @@ def _bar(threads: int, what: str, num_samples: int) -> Iterator[Callable[[int], 
     # the bar is on stderr, and would come before what waits in the buffer of stdout
     print(what, flush=True)
     words = f"{threads} thread{'s' * (threads > 1)}"
-    console = terminal()
-    if console is None:
-        yield _Lines(words, num_samples).advance
+    if console := terminal():
+        from rich.progress import Progress
+
+        with Progress(console=console, transient=True) as bars:
+            yield partial(bars.advance, bars.add_task(words, total=num_samples))
         return
-    from rich.progress import Progress
+    done = 0
+    said = time.monotonic()
 
-    with Progress(console=console, transient=True) as bars:
-        yield partial(bars.advance, bars.add_task(words, total=num_samples))
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if done >= num_samples or time.monotonic() - said >= SELDOM_SECONDS:
+            said = time.monotonic()
+            say(f"{words}: {done / num_samples:.0%} of {num_samples:,} samples")
 
-
-class _Lines:
-    """Says now and then how many samples are done."""
-
-    def __init__(self, words: str, num_samples: int) -> None:
-        self.words = words
-        self.num_samples = num_samples
-        self.done = 0
-        self.said = time.monotonic()
-
-    def advance(self, num_samples: int) -> None:
-        """Count samples that are done."""
-        self.done += num_samples
-        over = self.done >= self.num_samples
-        if over or time.monotonic() - self.said >= SELDOM_SECONDS:
-            self.said = time.monotonic()
-            say(f"{self.words}: {self.done / self.num_samples:.0%} of {self.num_samples:,} samples")
+    yield advance

@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
 def _examine(args: Sequence[str]) -> int:
     for name, value in options(args):
         word = f"--{name}" if name else repr(value)
-        raise ConfigError([f"{word} is not understood: bhfl doctor has no options"])
+        raise ConfigError(f"{word} is not understood: bhfl doctor has no options")
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     print(f"bhfl {__version__}, {system}\n")
     needed = requirements()

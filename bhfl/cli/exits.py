@@ -5,7 +5,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ _SOURCE = str(Path(__file__).parents[1])
 _format_warning = warnings.formatwarning
 
 
-def report(problems: Sequence[str]) -> None:
+def report(*problems: str) -> None:
     """Print problems to stderr."""
     for problem in problems[:MAX_PROBLEMS]:
         say("error: " + "\n".join(map(clipped, problem.splitlines())))

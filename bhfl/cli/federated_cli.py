@@ -96,7 +96,7 @@ class FederatedCLI(LightningCLI):
         if not prints and not any("clients" in layer.values for layer in self.layers):
             problems.append("clients is missing: the fleet, for example --clients '{8: 5, 32: 5}'")
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(*problems)
         # only when all layers are read is it known which class the model is
         parser_of_command.link_to_data(checker.classes["model",])
         given = {"subcommand": self.command, self.command: checker.merged}
@@ -129,7 +129,7 @@ class FederatedCLI(LightningCLI):
         try:
             checked_settings(options)
         except ValueError as error:
-            raise ConfigError([self._located(line) for line in str(error).splitlines()]) from error
+            raise ConfigError(*[self._located(line) for line in str(error).splitlines()]) from error
 
     def _located(self, problem: str) -> str:
         """A problem of the trainer, with the name that its option has here and where it was
@@ -166,7 +166,7 @@ class FederatedCLI(LightningCLI):
                 # a bug, or one of the data: its own type decides on the exit code
                 raise cause from None
             text = core(str(cause)) if by == "jsonargparse" else told(cause)
-            raise ConfigError(text.splitlines()) from cause
+            raise ConfigError(*text.splitlines()) from cause
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer, with the options that stand outside its section, and our callbacks before

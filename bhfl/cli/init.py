@@ -60,55 +60,49 @@ options:
 """  # noqa: E501
 
 
-@dataclass
-class _Request:
-    name: str | None = None
-    out: str | None = None
-    lists: bool = False
-
-
 def main(args: Sequence[str]) -> int:
     """Run ``bhfl init``, given its options; the exit code."""
     return run_or_tell(_init, args, HELP)
 
 
 def _init(args: Sequence[str]) -> int:
-    request = _read(args)
-    if request.lists:
+    name, out, lists = _read(args)
+    if lists:
         _print_names()
         return 0
-    names = ", ".join(STARTS)
-    if request.name is None:
-        raise ConfigError([f"NAME is missing: bhfl init NAME, which is one of {names}"])
-    if problem := choice(*STARTS)(request.name):
-        raise ConfigError([f"NAME {problem}"])
-    _write(STARTS[request.name], request.name, request.out)
+    if name is None:
+        raise ConfigError(f"NAME is missing: bhfl init NAME, which is one of {', '.join(STARTS)}")
+    if problem := choice(*STARTS)(name):
+        raise ConfigError(f"NAME {problem}")
+    _write(STARTS[name], name, out)
     return 0
 
 
-def _read(args: Sequence[str]) -> _Request:
-    """What the command line asks for.
+def _read(args: Sequence[str]) -> tuple[str | None, str | None, bool]:
+    """What the command line asks for: NAME, FILE, and whether names are to be listed.
 
     Raises:
         ConfigError: It cannot be used; it lists everything that is wrong.
     """
-    request = _Request()
+    name = None
+    out = None
+    lists = False
     problems = []
     for option, value in options(args):
-        if option == "" and request.name is None:
-            request.name = value
+        if option == "" and name is None:
+            name = value
         elif option == "list":
-            request.lists = True
+            lists = True
         elif option == "out" and value:
-            request.out = value
+            out = value
         elif option == "out":
             problems.append("--out needs a file")
         else:
             word = f"--{option}" if option else repr(value)
             problems.append(f"{word} is not understood: bhfl init NAME [--out FILE] [--list]")
     if problems:
-        raise ConfigError(problems)
-    return request
+        raise ConfigError(*problems)
+    return name, out, lists
 
 
 def _print_names() -> None:
@@ -136,14 +130,14 @@ def _write(start: Start, name: str, out: str | None) -> None:
     try:
         path = user_path(out or f"{name}.yaml")
     except ValueError as error:
-        raise ConfigError([f"--out must be a file: {error}"]) from error
+        raise ConfigError(f"--out must be a file: {error}") from error
     files = {path: f"{name}.yaml"}
     for other in start.beside:
         files[path.parent / other] = other
     # lexists: a link that leads nowhere is there, too
     there = [str(file) for file in files if os.path.lexists(file)]
     if there:
-        raise ConfigError([f"{file} is there already, and is left as it is" for file in there])
+        raise ConfigError(*[f"{file} is there already, and is left as it is" for file in there])
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, source in files.items():
         text = (_FOLDER / source).read_text(encoding="utf-8")

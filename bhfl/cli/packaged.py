@@ -3,7 +3,6 @@
 This module needs the standard library alone: a misspelt name is answered before torch is loaded.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import bhfl
@@ -27,10 +26,8 @@ def packaged_names() -> list[str]:
     ``digits/fedavg``.
     """
     folder = packaged_folder()
-    names = []
-    for file in folder.rglob(f"*{_SUFFIX}"):
-        names.append(file.relative_to(folder).with_suffix("").as_posix())
-    return sorted(names)
+    files = folder.rglob(f"*{_SUFFIX}")
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def find_config(given: str, folder: Path) -> Path:
@@ -52,7 +49,7 @@ def find_config(given: str, folder: Path) -> Path:
     named = not wanted.is_absolute() and ".." not in wanted.parts
     places = [folder, packaged_folder()] if named else [folder]
     for place in places:
-        for file in _spelled_out(place / wanted):
+        for file in (place / wanted, Path(f"{place / wanted}{_SUFFIX}")):
             # neither a pipe nor a device, whose end may never come
             if file.is_file():
                 return file
@@ -60,14 +57,8 @@ def find_config(given: str, folder: Path) -> Path:
         raise ValueError(f"must be a YAML file, and there is no file {str(folder / wanted)!r}")
     name = wanted.as_posix().removesuffix(_SUFFIX)
     near = suggestion(name, packaged_names(), others=False, most=3)
-    rule = "must be a YAML file or the name of one that comes with bhfl"
-    searched = f"{folder.absolute()} or {packaged_folder()}"
-    remedy = near or "; bhfl init --list lists them"
-    raise ValueError(f"{rule}, and there is no file {given!r} in {searched}{remedy}")
-
-
-def _spelled_out(path: Path) -> Iterator[Path]:
-    """The file as it was written, and with the suffix that may be left out."""
-    yield path
-    if path.suffix != _SUFFIX:
-        yield Path(f"{path}{_SUFFIX}")
+    raise ValueError(
+        "must be a YAML file or the name of one that comes with bhfl, and there is no file "
+        f"{given!r} in {folder.absolute()} or {packaged_folder()}"
+        f"{near or '; bhfl init --list lists them'}"
+    )

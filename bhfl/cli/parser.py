@@ -28,13 +28,13 @@ from bhfl.cli.commands import CommandTrainer
 from bhfl.cli.hints import Checked, Instance, Section
 from bhfl.cli.naming import parameters
 from bhfl.cli.reading import ConfigError, Layer, read_text
-from bhfl.cli.scalars import plain, written
 from bhfl.cli.schema import Checker
 from bhfl.data import *  # noqa: F403
 from bhfl.data import FederatedDataModule
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.plain import plain, written
 from bhfl.recorded import FROM_DATA
 
 PARTS: dict[str, tuple[type, str]] = {
@@ -112,9 +112,10 @@ class Parser(LightningArgumentParser):
                 continue
             value = cfg.pop(action.dest)
             if _spelled(value) != _spelled(action.default):
-                why = "cannot be written to config.yaml so that it reads back"
-                remedy = "use another value or type hint"
-                raise ConfigError([f"{action.dest}: {shown(value)} {why}; {remedy}"])
+                raise ConfigError(
+                    f"{action.dest}: {shown(value)} cannot be written to config.yaml so that it "
+                    "reads back; use another value or type hint"
+                )
         # checked again, what is in order here would be made sets again, in an order of chance
         unchecked = {**kwargs, "skip_validation": True}
         with _no_excuses():
@@ -129,7 +130,7 @@ class Parser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ConfigError([core(message)]) from ex
+        raise ConfigError(core(message)) from ex
 
 
 def reads_back(action: Any, value: Any) -> bool:

@@ -161,8 +161,11 @@ def _changed(key: str, section: Any, own: Any) -> dict[str, Any]:
     if path is not None and not _is_same(path, before["class_path"]):
         before["class_path"] = path
         # mere values: classes among them would be those of another class
-        kept = {name for name in _OF_BATCHES if not isinstance(arguments.get(name), Mapping)}
-        arguments = {name: one for name, one in arguments.items() if name in kept}
+        arguments = {
+            name: one
+            for name, one in arguments.items()
+            if name in _OF_BATCHES and not isinstance(one, Mapping)
+        }
     for name, value in after["init_args"].items():
         old = arguments.get(name)
         changes = isinstance(old, Mapping) and "class_path" in old and isinstance(value, Mapping)

@@ -18,8 +18,15 @@ import yaml
 
 from bhfl.checks import shown
 from bhfl.cli.packaged import find_config
-from bhfl.cli.scalars import UNAMBIGUOUS, Loader
-from bhfl.plain import MAX_BYTES, MAX_DEPTH, TooLargeError, Unfolded, check_depth
+from bhfl.plain import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    UNAMBIGUOUS,
+    Loader,
+    TooLargeError,
+    Unfolded,
+    check_depth,
+)
 
 _FLAGS = ("print_config", "dry_run", "list")
 """Options that take no value."""
@@ -36,7 +43,7 @@ def dotted(keys: Keys) -> str:
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` says why, one sentence each."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
@@ -106,7 +113,7 @@ def read_layers(args: Sequence[str]) -> list[Layer]:
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return layers
 
 
@@ -125,7 +132,7 @@ def _layers_of(name: str, value: str | None) -> list[Layer]:
         why = f"--{name} {why}"
     else:
         return [Layer(nested(name, _meant(name, value)), option=name)]
-    raise ConfigError([why])
+    raise ConfigError(why)
 
 
 def _meant(name: str, text: str) -> Any:
@@ -201,22 +208,23 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
         file = find_config(path or "", Path())
         size = file.stat().st_size
         if size > MAX_BYTES:
-            rule = f"must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}"
-            raise ConfigError([f"{what} {rule}"])
+            raise ConfigError(f"{what} must be at most {MAX_BYTES:,} bytes, got {size:,} in {path}")
         text = file.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError([f"{what} {path} cannot be read: {error}"]) from error
+        raise ConfigError(f"{what} {path} cannot be read: {error}") from error
     except ValueError as error:
-        raise ConfigError([f"{what} {error}"]) from error
+        raise ConfigError(f"{what} {error}") from error
     reader = _Reader(text, str(file))
     values = reader.values
     problems = reader.problems
     if not problems and not isinstance(values, dict):
         given = "is empty" if values is None else f"holds {type(values).__name__}"
-        rule = "must hold a mapping of options such as trainer: {max_rounds: 5}"
-        problems = [f"{what} {rule}; {file} {given}"]
+        problems = [
+            f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; {file} "
+            f"{given}"
+        ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Layer(values, str(file), reader.lines)
 
 
@@ -228,7 +236,7 @@ def read_text(text: str) -> Any:
     """
     reader = _Reader(str(text), "")
     if reader.problems:
-        raise ConfigError(reader.problems)
+        raise ConfigError(*reader.problems)
     return reader.values
 
 

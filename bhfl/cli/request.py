@@ -57,7 +57,7 @@ def read_request(args: Sequence[str]) -> Request:
         given.setdefault("plain", True)
     problems += _problems(given)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return Request(**given, layers=[layer for layer in layers if layer.values])
 
 
@@ -66,6 +66,8 @@ def _problems(given: Mapping[str, Any]) -> Iterator[str]:
     for key, what in {"server": "HOST:PORT", "key": "the folder of this client's key"}.items():
         if not isinstance(given.get(key), str):
             yield f"{key} is missing: {what}"
+    if not isinstance(folder := given.get("folder", ""), str):
+        yield f"folder must be a path, got {folder!r}"
     if "client" in given and (problem := count(0)(given["client"])):
         yield f"client {problem}"
     allow = given.get("allow", [])

@@ -34,7 +34,6 @@ from bhfl.cli.hints import (
 )
 from bhfl.cli.naming import all_allowed, imported, is_standard, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
-from bhfl.settings import written_now
 
 
 @dataclass
@@ -141,7 +140,10 @@ class Checker:
         """Problems of a value; as typed, it is plain text where that fits, and YAML otherwise."""
         choices = alternatives(hint)
         if isinstance(value, Text):
-            if any(map(accepts_text, choices)) and not self._one_of(choices, str(value), keys):
+            # where there is null, the word is no text
+            is_null = value == "null" and type(None) in choices
+            is_text = not is_null and any(map(accepts_text, choices))
+            if is_text and not self._one_of(choices, str(value), keys):
                 return []
             try:
                 self._merge.meanings[value] = read_text(value)
@@ -167,7 +169,6 @@ class Checker:
             near = suggestion(value, map(str, known), others=False)
         if value is False and type(None) in choices:
             near = "; did you mean null?"
-        near = near or written_now(str(keys[-1]) if keys else "", value)
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
 
     def _fit(self, hint: Any, value: Any, keys: Keys) -> list[str] | None:

@@ -14,12 +14,12 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import bhfl
 from bhfl.engine.optimizers import parse_optimizer
+from bhfl.plain import written
 from bhfl.recorded import FROM_DATA, UNWRITTEN, Recorded, constructors, plain, public_path
 from bhfl.settings import Role
 
@@ -64,8 +64,7 @@ def configuration(session: Session) -> str:
     head = f"# bhfl {bhfl.__version__}, a run made in Python\n"
     if left_out:
         head += f"# left out: {', '.join(left_out)}\n"
-    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=1000)
-    return head + text
+    return head + written(found)
 
 
 def _spelled(

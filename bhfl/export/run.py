@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from bhfl.checks import clipped, refuse
 from bhfl.engine.folder import subfolder
@@ -24,7 +23,7 @@ from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx, num_samples
 from bhfl.files import read_limited, user_folder, write_text
-from bhfl.plain import read_json
+from bhfl.plain import read_json, written
 from bhfl.tags import ACCURACIES
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
         made.files,
         measured,
         facts,
-        yaml.safe_dump(config, sort_keys=False),
+        written(config),
         _loading(model, session.data, given, made.files[0].file),
     )
 

@@ -15,8 +15,8 @@ from bhfl.report.metric import Mode, check_known
 from bhfl.report.page import page
 from bhfl.report.paired import differences, ranks, read_order
 from bhfl.report.published import Published, against, check_fleets, read_published
-from bhfl.report.reading import Run, find_runs, read_run
-from bhfl.report.rows import Section, sections
+from bhfl.report.reading import TRIALS, Run, find_runs, read_run
+from bhfl.report.rows import Section, sections, without_trials
 from bhfl.report.spread import over_clients
 from bhfl.report.tables import Table, results, until
 
@@ -42,7 +42,8 @@ def write_report(  # noqa: PLR0913
     """Write ``report.md``, ``report.csv`` and ``report.html``.
 
     Args:
-        runs: Run folders, folders that hold some, or patterns.
+        runs: Run folders, folders that hold some, or patterns. Trials of sweeps are left out,
+            unless a path leads into their folder ``_tuning``.
         out: The folder for the files, which is made if it is missing.
         names: The name of each run folder's method, used where the names tell the methods apart;
             by default methods are called by their algorithms.
@@ -76,6 +77,8 @@ def write_report(  # noqa: PLR0913
     goal = Goal(target, window, baseline) if target is not None else None
     names = names or {}
     read = [replace(read_run(run), name=names.get(run, "")) for run in find_runs(runs)]
+    if not any(TRIALS in user_path(path).parts for path in runs):
+        read = without_trials(read)
     found, ranked, figures = compared(read, metric, mode, order, published)
     if goal:
         goal.check_baseline(found)
@@ -142,7 +145,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = vars(parser.parse_args(args))
     with errors_told(parser):
-        text = write_report(options.pop("runs"), options.pop("out"), **options)
+        text = write_report(**options)
         # the disk of a log may be full
         print(text, flush=True)
     return 0

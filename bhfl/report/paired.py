@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bhfl.checks import suggestion
 from bhfl.report.metric import AVERAGE
+from bhfl.report.published import tau_b
 from bhfl.report.ranking import margins, ranking
 from bhfl.report.reading import read_table
 from bhfl.report.rows import Row, Section
@@ -133,8 +134,10 @@ def ranks(sections: Sequence[Section], order: Sequence[str] | None) -> Table | N
     head, rows, alike = without_idle(["method", "mean rank", "settings"], rows, 2)
     notes = [f"places by {' or '.join(by)}, 1 is the best", *alike]
     if order is not None:
-        tau = kendall(order, means)
-        notes.append(f"Kendall's tau to the order given, of {len(order)} methods: {tau:.3f}")
+        notes.append(
+            f"Kendall's tau to the order given, of {len(order)} methods: "
+            f"{float(tau_b(range(len(order)), [means[label] for label in order])):.3f}"
+        )
     return Table(title="Mean ranks", head=head, rows=rows, notes=notes)
 
 
@@ -151,17 +154,6 @@ def _places(section: Section) -> dict[str, float]:
         equal = sum(other == value for other in values.values())
         places[label] = ahead + (1 + equal) / 2
     return places
-
-
-def kendall(order: Sequence[str], means: Mapping[str, float]) -> float:
-    """Kendall's tau-b between an order and mean ranks (Kendall 1945, doi:10.2307/2332303).
-
-    >>> round(kendall(["a", "b", "c"], {"a": 1.0, "b": 3.0, "c": 2.0, "d": 4.0}), 3)
-    0.333
-    """
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(range(len(order)), [means[label] for label in order]).statistic)
 
 
 def read_order(path: str | Path) -> list[str]:

@@ -224,8 +224,8 @@ def draw(right: Sequence["np.ndarray"]) -> "np.ndarray":
 
 
 def tau_b(known: Sequence[float], found: Any) -> "np.ndarray":
-    """Kendall's tau-b between some values ``[n]`` and others ``[..., n]``; NaN where all of one are
-    equal.
+    """Kendall's tau-b between some values ``[n]`` and others ``[..., n]`` (Kendall 1945,
+    doi:10.2307/2332303); NaN where all of one are equal.
 
     >>> float(tau_b([1, 2, 3], [10, 30, 20])).__round__(3)
     0.333

@@ -24,6 +24,8 @@ from bhfl.settings import Role
 from bhfl.tags import ACCURACIES
 from bhfl.told import SETTINGS, told_of
 
+TRIALS = "_tuning"
+"""The folder of a sweep's runs that tune an option."""
 MARKERS = ("rounds.jsonl", "summary.json", "env.json")
 """A folder that holds one of them is a run; the last is there before the first round is done."""
 CUMULATIVE = ("comm/uplink_MB", "comm/downlink_MB", "time/simulated_s")

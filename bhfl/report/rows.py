@@ -4,6 +4,7 @@ the seed share a row.
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -11,7 +12,7 @@ from typing import Any
 
 from bhfl.report.metric import AVERAGE as AVERAGE
 from bhfl.report.metric import Metric, Mode, asked, monitored
-from bhfl.report.reading import Run, printable
+from bhfl.report.reading import TRIALS, Run, printable
 from bhfl.report.settings import Options, labels, method, task, titles
 from bhfl.settings import MAKE_THE_RUN, Role
 from bhfl.tags import LOST, Status
@@ -156,6 +157,24 @@ class Section:
 
 
 # ---- grouping ------------------------------------------------------------------------------------
+
+
+def without_trials(runs: Sequence[Run]) -> list[Run]:
+    """Runs without those by which sweeps chose an option, which a warning counts.
+
+    A run there counts where others, of the same method and seed, are none of such: a sweep does not
+    make it twice. Where all are of such, all count.
+    """
+    known = [(method(run.told), run.seed) for run in runs if TRIALS not in run.folder.parts]
+    found = [run for run in runs if (method(run.told), run.seed) in known]
+    left = len(runs) - len(found)
+    if found and left:
+        warnings.warn(
+            f"{left} runs that tune an option of a sweep are left out: give their folder {TRIALS} "
+            "to see them",
+            stacklevel=2,
+        )
+    return found or list(runs)
 
 
 def sections(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bhfl.checks import checked, folder_name
 from bhfl.cli.federated_cli import FederatedCLI, trainer_options
 from bhfl.cli.reading import ConfigError, Layer
 from bhfl.engine.fingerprint import fingerprint
@@ -36,6 +37,7 @@ class Configs:
         Raises:
             ConfigError: The configuration cannot be used; it lists all problems.
         """
+        checked("the name of a run's folder", job.name, folder_name)
         # jobs that differ by seed and name alone are parsed once
         kind = replace(job, name="run", seed=0)
         key = tuple(kind.args)
@@ -65,7 +67,7 @@ class Configs:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             problems.append(f"{problem} ({names[0]}{others})")
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(*problems)
 
     def differences(self, job: Job) -> list[str]:
         """The options that the job's run folder was made with and that are others now, as ``key:
@@ -120,7 +122,7 @@ def stored(path: Path, remedy: str) -> Mapping[str, Any]:
     try:
         found = read_json(read_limited(path, MAX_BYTES))
     except (OSError, ValueError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}; {remedy}"]) from error
+        raise ConfigError(f"{path} cannot be read: {error}; {remedy}") from error
     if not isinstance(found, dict) or not found:
-        raise ConfigError([f"{path} is damaged; {remedy}"])
+        raise ConfigError(f"{path} is damaged; {remedy}")
     return found

@@ -30,8 +30,12 @@ def _sweep(args: Sequence[str]) -> int:
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     known = [name for name in (*matrix.methods, *matrix.settings) if name]
     if unknown := [name for name in request.only if name not in known]:
-        rule = "--only must name methods or settings, got"
-        raise ConfigError([f"{rule} {name!r}{suggestion(name, known)}" for name in unknown])
+        raise ConfigError(
+            *(
+                f"--only must name methods or settings, got {name!r}{suggestion(name, known)}"
+                for name in unknown
+            )
+        )
     # torch is loaded from here on, when the matrix is known to be right
     from bhfl.sweep.runner import list_runs, run_missing
 

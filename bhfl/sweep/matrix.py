@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.cli.reading import Layer, nested
-from bhfl.cli.scalars import written
+from bhfl.plain import written
 
 OPTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\+?")
 _RESERVED = {

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 from bhfl.cli.reading import Layer, read_file
 from bhfl.engine.folder import newest_run
 from bhfl.report.reading import MARKERS, read_run
+from bhfl.report.reading import TRIALS as TRIALS
 from bhfl.sweep.matrix import EACH, Matrix, Option, Tune
-
-TRIALS = "_tuning"
-"""The folder of runs that tune; names of settings and methods begin with a letter or digit."""
 
 
 class Cell(NamedTuple):
@@ -74,8 +72,7 @@ class Job:
     @property
     def args(self) -> list[str]:
         """The words that follow ``bhfl``."""
-        words = [option.word for option in self.all_options]
-        return ["fit", f"--config={self.config}", *words]
+        return ["fit", f"--config={self.config}", *(option.word for option in self.all_options)]
 
     @property
     def layers(self) -> list[Layer]:

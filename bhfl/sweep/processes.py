@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from bhfl.cli.reading import ConfigError
 from bhfl.engine.system import stop
 from bhfl.files import claim, naming, queue
 from bhfl.sweep.forks import Forked, ForkServer
@@ -31,14 +30,11 @@ def locked(folder: Path) -> Iterator[int]:
         A file descriptor for the runs to inherit: while any of them lives, the next sweep waits.
 
     Raises:
-        ConfigError: Another sweep is at work there.
+        BlockingIOError: Another sweep is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # two locks: a sweep that is killed loses the first at once, and its runs hold the second
-    try:
-        sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")
-    except BlockingIOError as error:
-        raise ConfigError([str(error)]) from None
+    sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")
     with sweep, queue(folder / ".runs.lock") as runs:
         yield runs
 
@@ -92,7 +88,8 @@ class Processes:
             code = process.poll()
             if code is not None:
                 over.append((job, code))
-                _close(self.running.pop(job.name)[1])
+                del self.running[job.name]
+                _close(process)
         return over
 
     def stop(self) -> None:

@@ -43,7 +43,7 @@ def read_matrix(
     reader = _Reader(read_file(path, "the matrix"), seeds)
     matrix = reader.matrix(typed)
     if reader.problems:
-        raise ConfigError(reader.problems)
+        raise ConfigError(*reader.problems)
     return matrix
 
 
@@ -117,8 +117,10 @@ class _Reader:
     def options(self, keys: Keys, values: Any) -> list[Option]:
         """The options in a mapping."""
         if not isinstance(values, dict):
-            rule = "must be a mapping of options such as trainer.max_rounds: 5"
-            self.problem(keys, f"{rule}, got {shown(values)}")
+            self.problem(
+                keys,
+                f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}",
+            )
             return []
         found = []
         for key, value in values.items():
@@ -126,8 +128,10 @@ class _Reader:
             if key in _OF_METHODS and keys[0] == "methods":
                 continue
             if not isinstance(key, str) or not OPTION.fullmatch(key):
-                rule = "options are as on the command line: trainer.max_rounds"
-                self.problem((*keys, key), f"is not an option; {rule}")
+                self.problem(
+                    (*keys, key),
+                    "is not an option; options are as on the command line: trainer.max_rounds",
+                )
                 continue
             for leaf, giver in reserved(key, value):
                 self.problem((*keys, key), f"cannot be used: {leaf} is given by {giver}")
@@ -184,8 +188,9 @@ class _Reader:
             self.hold((*keys, "margin"), values["margin"], positive)
         metric = values.get("metric", Tune.metric)
         if not isinstance(metric, str) or not metric.startswith("val/"):
-            rule = "must be of the validation split, val/..."
-            self.problem((*keys, "metric"), f"{rule}, got {shown(metric)}")
+            self.problem(
+                (*keys, "metric"), f"must be of the validation split, val/..., got {shown(metric)}"
+            )
         self.hold((*keys, "last"), values.get("last", 1), count(1))
         self.tuned_on((*keys, "setting"), values.get("setting", ""), settings)
         self.tuned_like((*keys, "like"), values.get("like", {}), matrix.get("methods"))
@@ -197,18 +202,23 @@ class _Reader:
     def tuned_like(self, keys: Keys, like: Any, methods: Any) -> None:
         """Check which methods take the value of another one."""
         if not isinstance(like, dict):
-            rule = "must be a mapping of methods to those whose value they take"
-            self.problem(keys, f"{rule}, got {shown(like)}")
+            self.problem(
+                keys,
+                f"must be a mapping of methods to those whose value they take, got {shown(like)}",
+            )
             return
         known = list(methods) if isinstance(methods, dict) else []
         for method, other in like.items():
             for name in (method, other):
                 if name not in known:
-                    near = suggestion(str(name), known)
-                    self.problem((*keys, method), f"must name methods, got {shown(name)}{near}")
+                    self.problem(
+                        (*keys, method),
+                        f"must name methods, got {shown(name)}{suggestion(str(name), known)}",
+                    )
             if other in like:
-                rule = "must be a method that is tuned itself"
-                self.problem((*keys, method), f"{rule}, got {shown(other)}")
+                self.problem(
+                    (*keys, method), f"must be a method that is tuned itself, got {shown(other)}"
+                )
 
     def tuned_key(self, keys: Keys, key: Any, given: Given) -> None:
         """Check the option that is tuned, which nothing else may give."""
@@ -230,8 +240,11 @@ class _Reader:
             if setting:
                 self.problem(keys, f"needs settings, and there are none, got {shown(setting)}")
         elif setting not in (EACH, *settings):
-            near = suggestion(str(setting), [EACH, *settings])
-            self.problem(keys, f"must be one of the settings or {EACH}, got {shown(setting)}{near}")
+            self.problem(
+                keys,
+                f"must be one of the settings or {EACH}, got {shown(setting)}"
+                f"{suggestion(str(setting), [EACH, *settings])}",
+            )
 
     def first(self, values: Any, names: list[str]) -> list[str]:
         if values == []:
@@ -251,14 +264,16 @@ class _Reader:
         target = values.get("target")
         window = values.get("window", 1)
         if target is not None and within("(0, 1)")(target):
-            rule = "must be an accuracy in (0, 1) or null"
-            self.problem(("report", "target"), f"{rule}, got {shown(target)}")
+            self.problem(
+                ("report", "target"), f"must be an accuracy in (0, 1) or null, got {shown(target)}"
+            )
         if self.hold(("report", "window"), window, count(1)) and window > 1 and target is None:
             self.problem(("report", "window"), f"needs a target, got {shown(window)} and none")
         metric = values.get("metric")
         if metric is not None and not (isinstance(metric, str) and "/" in metric):
-            rule = "must be a tag such as val/loss"
-            self.problem(("report", "metric"), f"{rule}, got {shown(metric)}")
+            self.problem(
+                ("report", "metric"), f"must be a tag such as val/loss, got {shown(metric)}"
+            )
         self.hold(("report", "mode"), values.get("mode"), or_none(choice("max", "min")))
         latex = values.get("latex", False)
         if not isinstance(latex, bool):
@@ -290,8 +305,9 @@ class _Reader:
     def known(self, keys: Keys, values: dict[Any, Any], known: Sequence[str]) -> None:
         for key in values:
             if key not in known:
-                near = suggestion(str(key), known)
-                self.problem((*keys, key), f"is an unknown key of a matrix{near}")
+                self.problem(
+                    (*keys, key), f"is an unknown key of a matrix{suggestion(str(key), known)}"
+                )
 
     def check_name(self, keys: Keys, name: Any) -> None:
         """Check a name, which is the name of a folder too."""
@@ -302,8 +318,10 @@ class _Reader:
         """The mapping at `key`, whose keys are names."""
         values = self.layer.values.get(key)
         if not isinstance(values, dict) or not values:
-            rule = "must be a mapping of one or more names to their options"
-            self.problem((key,), f"{rule}, got {shown(values)}")
+            self.problem(
+                (key,),
+                f"must be a mapping of one or more names to their options, got {shown(values)}",
+            )
             return {}
         for name in values:
             self.check_name((key, name), name)

@@ -25,7 +25,7 @@ def rehearse(survey: Survey) -> None:
         tags = _tags(survey.configs(job))
         if tune and tags and tune.metric not in tags:
             near = suggestion(tune.metric, tags, others=False)
-            raise ConfigError([f"tune.metric must be a logged metric, got {tune.metric!r}{near}"])
+            raise ConfigError(f"tune.metric must be a logged metric, got {tune.metric!r}{near}")
     asked = survey.plan.report
     runs = []
     for cell in survey.plan.cells:
@@ -41,7 +41,7 @@ def rehearse(survey: Survey) -> None:
     try:
         compared(runs, **asked)
     except ValueError as error:
-        raise ConfigError([str(error).replace("--", "report.")]) from error
+        raise ConfigError(str(error).replace("--", "report.")) from error
 
 
 def _tags(told: Told) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from bhfl.checks import checked, count, positive, shown, suggestion
 from bhfl.cli.reading import ConfigError, Text, options
 from bhfl.files import user_path
+from bhfl.settings import LARGEST_SEED
 from bhfl.sweep.matrix import OPTION, Option, reserved
 
 HELP = """usage: bhfl sweep MATRIX.yaml [--option value ...]
@@ -74,7 +75,7 @@ def read_request(args: Sequence[str]) -> Request:
     if request.matrix is None:
         problems.append("a matrix is missing: bhfl sweep MATRIX.yaml")
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     return request
 
 
@@ -126,9 +127,9 @@ def _distinct(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(word) for word in _distinct(text)]
+    seeds = [checked("", int(word), count(0, LARGEST_SEED)) for word in _distinct(text)]
     # 1 and 01 are distinct words, and one seed
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+    if len(set(seeds)) < len(seeds):
         raise ValueError
     return seeds
 
@@ -137,7 +138,7 @@ _OWN: dict[str, tuple[Callable[[str], Any], str]] = {
     "jobs": (lambda text: checked("", int(text), count(1)), "an integer from 1"),
     "minutes": (lambda text: checked("", float(text), positive), "a positive number"),
     "only": (_distinct, "distinct methods and settings with commas between them"),
-    "seeds": (_seeds, "distinct integers from 0 with commas between them"),
+    "seeds": (_seeds, f"distinct integers from 0 to {LARGEST_SEED} with commas between them"),
     "root": (user_path, "a folder"),
 }
 """Options of the sweep itself: what reads their text, and the rule that messages state."""

@@ -7,12 +7,13 @@ count, as `bhfl.settings.MAKE_THE_RUN` has them: where it ran plays no part.
 
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bhfl.cli.reading import ConfigError
-from bhfl.files import RoundsFile, temporary_beside, write_json
+from bhfl.files import RoundsFile, naming, temporary_beside, walk, write_json
 from bhfl.report.reading import Run, read_run
 from bhfl.settings import MAKE_THE_RUN
 from bhfl.sweep.check import Configs, stored
@@ -25,6 +26,8 @@ FILES = (f"{SETTINGS}.json", "rounds.jsonl", CORRECT_JSON, "summary.json")
 """What is kept of a run; some have no file of samples."""
 DIVERGED_JSON = "diverged.json"
 """What is kept of a trial that diverged: what it was told."""
+_COPY_SECONDS = 600.0
+"""A copy of a run's small files takes less."""
 
 
 class Results:
@@ -45,16 +48,15 @@ class Results:
         self._found: dict[tuple[str, ...], Path | None] = {}
         """The kept run of each job, by what it is started with."""
         problems = []
-        for path in sorted(folder.rglob(FILES[0])) if folder else []:
+        for place, _, files in walk(folder, once=True) if folder and folder.exists() else ():
             # a kill may leave a copy that was being made
-            if path.parent.name.startswith("."):
+            if FILES[0] not in files or place.name.startswith("."):
                 continue
-            run = read_run(path.parent)
-            self._kept[run.folder] = run
+            run = self._take(place)
             if faults := [*run.faults, *filter(None, [run.missing])]:
                 problems.append(f"{run.folder} is no finished run: {'; '.join(faults)}; {_REMEDY}")
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(*problems)
 
     def kept(self, job: Job) -> Path | None:
         """The kept run whose settings are those of a job, if there is one."""
@@ -85,8 +87,11 @@ class Results:
         with what else is there.
         """
         place = self._place(job)
-        run = self._kept.get(place)
         there = {path.name for path in place.glob("*")} - {DIVERGED_JSON}
+        run = self._kept.get(place)
+        if self.folder and run is None and FILES[0] in there:
+            # another sweep has kept it since this one began
+            run = self._take(place)
         if self.folder and run is None and there:
             return f"{place} is in the way of a run that is to be kept; {_REMEDY}"
         found = self._unlike(run, job) if run else []
@@ -103,20 +108,24 @@ class Results:
             return
         place = self._place(job)
         place.parent.mkdir(parents=True, exist_ok=True)
+        for left in place.parent.glob(f".{place.name}.*.tmp"):
+            # a kill left it, if it is not the copy that another sweep is just making
+            if time.time() - left.stat().st_mtime > _COPY_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = temporary_beside(place)
-        temporary.mkdir()
         try:
-            for name in FILES:
-                if (run / name).exists():
-                    shutil.copyfile(run / name, temporary / name)
-            if (place / DIVERGED_JSON).exists():
-                # with other settings, or the job would not have been run
-                shutil.rmtree(place)
-            os.replace(temporary, place)
+            with naming(place):
+                temporary.mkdir()
+                for name in FILES:
+                    if (run / name).exists():
+                        shutil.copyfile(run / name, temporary / name)
+                if (place / DIVERGED_JSON).exists():
+                    # with other settings, or the job would not have been run
+                    shutil.rmtree(place)
+                os.replace(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._kept[place] = read_run(place)
-        self._found.clear()
+        self._take(place)
 
     def diverged(self, job: Job) -> bool:
         """Whether it is written down that a trial of this configuration broke off because too few
@@ -138,6 +147,12 @@ class Results:
         for place in dict.fromkeys([job.folder, self._place(job)]):
             place.mkdir(parents=True, exist_ok=True)
             write_json(place / DIVERGED_JSON, self.configs(job))
+
+    def _take(self, place: Path) -> Run:
+        """Count a run as kept."""
+        self._found.clear()
+        self._kept[place] = read_run(place)
+        return self._kept[place]
 
     def _place(self, job: Job) -> Path:
         """Where the run of a job is kept, and its run folders where none are."""

@@ -138,6 +138,9 @@ class Runner:
         self._show()
         how = f"done; {self.display.left()}" if done else "diverged: it is not chosen"
         self.display.tell(f"{job.name} {how}")
+        # another sweep may have kept another run in its place
+        if done and (problem := self.survey.changed(job)):
+            self._fail(job.name, problem)
 
     def _fail(self, name: str, text: str) -> None:
         self.failed.append(name)
@@ -218,7 +221,7 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
                 "the same command goes on"
             )
         if runner.failed:
-            report([f"failed: {', '.join(runner.failed)}; {left}"])
+            report(f"failed: {', '.join(runner.failed)}; {left}")
             return 1
         return 0
 
@@ -238,6 +241,7 @@ def _report(plan: Plan, runs: Mapping[Path, str]) -> None:
         text = write_report(list(runs), out, names=runs, **asked)
     except ValueError as error:
         # what are options of `bhfl report` are keys here
-        told = str(error).replace("--", "report.")
-        raise ConfigError([f"no report is written: {told}; the runs are kept"]) from error
+        raise ConfigError(
+            f"no report is written: {str(error).replace('--', 'report.')}; the runs are kept"
+        ) from error
     print(f"{text}\n{out / 'report.html'}")

@@ -117,12 +117,14 @@ class Survey:
             return "; ".join(error.problems)
         if not found:
             return ""
-        remedy = "move it away, or give the matrix another name"
-        return f"{job.run} was made with other options: {', '.join(found)}; {remedy}"
+        return (
+            f"{job.run} was made with other options: {', '.join(found)}; move it away, or give the "
+            "matrix another name"
+        )
 
     def _refuse_changed(self, jobs: Sequence[Job]) -> None:
         if problems := list(filter(None, map(self.changed, jobs))):
-            raise ConfigError(problems)
+            raise ConfigError(*problems)
 
     def _state(self, job: Job) -> str:
         """The state of a job, apart from what is chosen."""

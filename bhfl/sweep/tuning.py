@@ -66,7 +66,7 @@ class Tuning:
         tried = [value for value in means if len(found[value]) == len(self.tune.seeds)]
         if not tried:
             raise ConfigError(
-                [f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"]
+                f"{name}: no value of {self.tune.key} can be chosen: every trial diverged"
             )
         best = max(tried, key=means.__getitem__)
         # at the edge of numbers, a value that was not tried may be better; words have no edge
@@ -128,7 +128,7 @@ class Tuning:
         found = stored(self.path, remedy)
         outcomes = found.get("outcomes")
         if not isinstance(outcomes, dict):
-            raise ConfigError([f"{self.path} is damaged; {remedy}"])
+            raise ConfigError(f"{self.path} is damaged; {remedy}")
         return outcomes if found.get("tune") == self.tune.written() else {}
 
     def _outcome(self, job: Job) -> float | None:
@@ -143,7 +143,7 @@ class Tuning:
             tags = {*chain.from_iterable(rows)}
             logged = ", ".join(sorted(tag for tag in tags if tag.startswith("val/")))
             raise ConfigError(
-                [f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"]
+                f"tune.metric must be logged, got {metric!r}; {job.name} logged {logged}"
             )
         # a run that came to its end may have diverged all the same
         mean = statistics.fmean(values[-self.tune.last :])

@@ -89,6 +89,8 @@ def test_without_matplotlib_the_table_is_still_written(
     ("args", "problem"),
     [
         (["--samples", "0"], "samples must be at least 1, got 0"),
+        (["--threads", "0"], "threads must be an integer from 1 to"),
+        (["--threads", "100000"], "threads must be at most"),
         (
             ["--probe_bits", "[2, 2]"],
             "probe_bits must be one or more distinct widths of 2..16, got [2, 2]",

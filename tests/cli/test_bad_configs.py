@@ -67,7 +67,7 @@ FILES = {
     ),
     "trainer-switch": (
         "trainer: {evaluate_clients: true}\n",
-        ["trainer.evaluate_clients must be one of none, after, both", "written after now"],
+        ["trainer.evaluate_clients must be one of none, after, both, got true"],
     ),
     "trainer-seed": ("trainer: {seed: 3}\n", ["trainer.seed is given as seed_everything"]),
     "trainer-clients": ("trainer: {clients: {8: 3}}\n", ["trainer.clients is given as clients"]),

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from bhfl.cli import exits
+from bhfl.cli.commands import CommandTrainer
 from bhfl.quant import quantizers
 from tests.cli.conftest import Command
 
@@ -839,7 +840,7 @@ def test_what_cannot_be_said_leaves_the_exit_code(monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exits.sys, "stderr", Full())
-    exits.report(["no space"])
+    exits.report("no space")
 
 
 def test_predictions_are_written(bhfl: Command, run: Path, tmp_path: Path) -> None:
@@ -899,3 +900,9 @@ def test_a_partition_is_shown_without_training(
     code, _, err = bhfl("partition", "--config", "tiny.yaml", "--clients", "{32: 100000}")
     assert (code, "clients must be at most" in err) == (3, True)
     assert bhfl("partition", "--config", "tiny.yaml", "--ckpt_path", "last").code == 2
+
+
+def test_two_commands_at_once_have_a_folder_each(tmp_path: Path) -> None:
+    trainer = CommandTrainer({8: 1}, default_root_dir=tmp_path, name="a")
+    folders = [trainer._folder(None, "partition").name for _ in range(2)]
+    assert folders == ["partition_0", "partition_1"]

@@ -66,7 +66,9 @@ CASES: list[tuple[list[Any], dict[str, Any]]] = [
         {"trainer": {"name": "a", "rounds": 3}},
     ),
     ([{"trainer": {"name": "a"}}, "--trainer.name=1e3"], {"trainer": {"name": "1e3"}}),
-    ([{"trainer": {"mode": "a"}}, "--trainer.mode=null"], {"trainer": {"mode": "null"}}),
+    # null is a word where text alone is wanted
+    ([{"trainer": {"mode": "a"}}, "--trainer.mode=null"], {"trainer": {"mode": None}}),
+    ([{"trainer": {"name": "a"}}, "--trainer.name=null"], {"trainer": {"name": "null"}}),
     ([{"table": {"a": 1}}, {"table": {"b": 2}}], {"table": {"b": 2}}),
     ([{"table": {"a": 1}}, "--table={b: 2}"], {"table": {"b": 2}}),
     ([{"table": {"a": 1}}, "--table.b=2"], {"table": {"a": 1, "b": 2}}),

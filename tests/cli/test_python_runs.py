@@ -202,3 +202,11 @@ def test_an_object_in_an_object_is_not_taken_for_its_class_alone(bhfl: Command) 
 )
 def test_the_reason_is_given(bhfl: Command, model: Any, reason: str) -> None:
     assert reason in trained(model())[2]["model"]
+
+
+@pytest.mark.parametrize("name", ["1e3", "+.5", "1_0e2", "on"])
+def test_text_like_a_number_is_read_again_as_text(bhfl: Command, name: str) -> None:
+    _, config, missing = trained(network(), name=name)
+    assert missing == {}
+    done = bhfl("fit", "--config", config, "--print_config")
+    assert (done.code, yaml.safe_load(done.out)["trainer"]["name"]) == (0, name)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from bhfl.cli.hints import Section
 from bhfl.cli.parser import Parser
 from bhfl.cli.reading import ConfigError, Layer, read_text
-from bhfl.cli.scalars import plain, written
 from bhfl.cli.schema import Checker
+from bhfl.plain import plain, written
 from tests.cli.conftest import Command
 
 TEXTS = [
@@ -77,7 +77,7 @@ def accepted(hint: Any, text: str) -> tuple[Any, str]:
     values = read_text(text)
     problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(*problems)
     parser = Parser()
     parser.add_argument("--x", type=hint)
     config = parser.parse_object(values)

@@ -72,3 +72,34 @@ def test_a_process_without_output_ends_as_ever(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
     assert stop.value.code == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no such device")
+@pytest.mark.parametrize(
+    ("args", "unbuffered"),
+    [
+        (["--help"], ""),
+        (["--help"], "1"),
+        (["init", "--help"], "1"),
+        (["init", "--list"], ""),
+        (["init", "--list"], "1"),
+        (["report", "--help"], ""),
+    ],
+)
+def test_a_full_disk_below_the_output_is_told_in_a_line(args: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "bhfl", *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (found.returncode, found.stderr.count(b"\n")) == (2, 1)
+    assert found.stderr.startswith(b"error: ")
+    assert b"No space left on device" in found.stderr
+
+
+def test_a_help_text_of_a_parser_is_left_as_quietly() -> None:
+    found = ended("report", "--help")
+    assert (found.returncode, found.stderr) == (UNREAD, b"")

@@ -142,14 +142,6 @@ def test_the_clients_own_models_are_measured_where_asked(tmp_path, asked, number
     assert [tag in row for tag in tags] == [i < number for i in range(2)]
 
 
-@pytest.mark.parametrize(("old", "new"), [(True, "after"), (False, "none")])
-def test_a_switch_of_before_is_told_its_word(old, new):
-    with pytest.raises(
-        ValueError, match=f"one of none, after, both, got {old}; it is written {new} now"
-    ):
-        FederatedTrainer({8: 1}, evaluate_clients=old)
-
-
 def test_the_best_round_is_that_of_the_monitored_metric(tmp_path):
     for monitor in ("train/loss", "val/loss_avg"):
         trainer = run(tmp_path, {32: 2}, 2, max_rounds=3, monitor=monitor)

@@ -9,9 +9,10 @@ import pytest
 from bhfl.data import Digits
 from bhfl.engine import FederatedTrainer
 from bhfl.models import Classifier
+from bhfl.report.command import write_report
 from bhfl.report.ranking import ranking
 from bhfl.report.reading import Run, find_runs, read_run
-from bhfl.report.rows import Row, Section, Spread, sections
+from bhfl.report.rows import Row, Section, Spread, sections, without_trials
 from tests.report import made
 
 
@@ -178,3 +179,30 @@ def test_a_run_that_measured_no_accuracy(tmp_path: Path) -> None:
     (section,) = sections([run])
     assert (section.groups, ranking(section, "int8").marks) == ([], [""])
     assert math.isnan(Row("x", (run,)).value("int8").mean)
+
+
+def trial(folder: Path, seed: int, rate: float = 0.05) -> Run:
+    settings = made.config(seed=seed)
+    settings["model"]["init_args"]["optimizer"]["init_args"]["lr"] = rate
+    return read_run(made.run(folder, settings))
+
+
+def test_trials_of_a_sweep_are_left_out_unless_they_are_its_runs(tmp_path: Path) -> None:
+    of_matrix = [trial(tmp_path / "half" / "FedAvg" / f"seed{seed}", seed) for seed in (0, 1)]
+    tuned = tmp_path / "_tuning" / "FedAvg"
+    other = trial(tuned / "0.1" / "seed0", 0, rate=0.1)
+    apart = trial(tuned / "0.05" / "seed9", 9)
+    # of a setting whose runs with this seed are the trials
+    reused = trial(tuned / "0.05" / "seed0", 0)
+    with pytest.warns(UserWarning, match="2 runs that tune an option of a sweep are left out"):
+        assert without_trials([*of_matrix, other, apart, reused]) == [*of_matrix, reused]
+    assert without_trials([other, apart]) == [other, apart]
+    assert without_trials(of_matrix) == of_matrix
+
+
+def test_a_report_of_trials_is_one_of_them_where_their_folder_is_named(tmp_path: Path) -> None:
+    trial(tmp_path / "FedAvg" / "seed0", 0)
+    tuned = trial(tmp_path / "_tuning" / "0.1" / "seed9", 9, rate=0.1).folder
+    with pytest.warns(UserWarning, match="1 runs that tune"):
+        assert "lr=0.1" not in write_report([tmp_path], tmp_path / "out")
+    assert "lr=0.1" in write_report([tmp_path, tuned], tmp_path / "out")

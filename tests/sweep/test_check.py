@@ -3,6 +3,7 @@ them.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,10 @@ def test_the_order_of_a_fleet_counts(sweep: Sweeps) -> None:
 def test_runs_of_the_same_options_are_taken(sweep: Sweeps) -> None:
     made(jobs(sweep)[0], accelerator="cpu", num_nodes=1)
     Survey(sweep.plan(MATRIX), Configs(machine=False))
+
+
+def test_what_each_run_would_refuse_by_its_name_is_found_before_the_first(sweep: Sweeps) -> None:
+    job = jobs(sweep)[0]
+    for name, why in (("m" * 300, "must have at most"), ("a/../..", "must stay inside")):
+        with pytest.raises(ValueError, match=f"the name of a run's folder {why}"):
+            Configs(machine=False).check([replace(job, name=name)])

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bhfl.cli.reading import ConfigError
 from bhfl.sweep.processes import locked
 
 
 def test_the_second_is_refused(tmp_path: Path) -> None:
     with locked(tmp_path / "m"):
         message = f"{tmp_path / 'm'}: another sweep is at work here, process {os.getpid()}"
-        with pytest.raises(ConfigError, match=message), locked(tmp_path / "m"):
+        with pytest.raises(BlockingIOError, match=message), locked(tmp_path / "m"):
             pass
     with locked(tmp_path / "m"):
         pass

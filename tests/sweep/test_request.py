@@ -54,6 +54,7 @@ def test_everything_that_is_wrong_is_said() -> None:
             "--trainer.name=x",
         ),
         *("--seed_everything=1", "--data.archive", "--jobs=x", "--seeds=-1"),
+        "--seeds=4294967296",
     ]
     with pytest.raises(ConfigError) as refused:
         read_request(args)
@@ -61,14 +62,24 @@ def test_everything_that_is_wrong_is_said() -> None:
         "--jobs must be an integer from 1, got '0'",
         "--minutes must be a positive number, got 'nan'",
         "--only must be distinct methods and settings with commas between them, got ''",
-        "--seeds must be distinct integers from 0 with commas between them, got '1,1'",
+        (
+            "--seeds must be distinct integers from 0 to 4294967295 with commas between them, "
+            "got '1,1'"
+        ),
         "--root must be a folder, got ' '",
         "--job is an unknown option of sweep; did you mean 'jobs'?",
         "--trainer.name cannot be used: trainer.name is given by the sweep",
         "--seed_everything cannot be used: seed_everything is given by seeds",
         "--data.archive needs a value",
         "--jobs must be an integer from 1, got 'x'",
-        "--seeds must be distinct integers from 0 with commas between them, got '-1'",
+        (
+            "--seeds must be distinct integers from 0 to 4294967295 with commas between them, "
+            "got '-1'"
+        ),
+        (
+            "--seeds must be distinct integers from 0 to 4294967295 with commas between them, "
+            "got '4294967296'"
+        ),
         "a matrix is missing: bhfl sweep MATRIX.yaml",
     ]
 

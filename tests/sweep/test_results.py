@@ -3,6 +3,7 @@ is kept.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bhfl.cli.reading import ConfigError
 from bhfl.sweep.check import Configs
 from bhfl.sweep.defaults import UNKNOWN, default_of
 from bhfl.sweep.results import unlike
-from bhfl.sweep.survey import DIVERGED, DONE, DROPPED, UNTUNED
+from bhfl.sweep.survey import DIVERGED, DONE, DROPPED, UNTUNED, Survey
 from tests.sweep.conftest import MATRIX, Sweeps
 from tests.sweep.conftest import TUNED as ALIKE
 from tests.sweep.test_runner import begun
@@ -89,13 +90,65 @@ def test_a_trial_that_diverged_with_other_options_is_replaced(sweep: Sweeps) -> 
     assert path.exists()
 
 
-def test_a_copy_that_a_kill_left_is_passed_over(sweep: Sweeps) -> None:
+def test_a_copy_that_a_kill_left_is_passed_over_and_removed(sweep: Sweeps) -> None:
     sweep(MATRIX + KEPT, "A")
-    Path("kept/A/seed0").rename("kept/A/.seed0.0123456789abcdef.tmp")
-    Path("kept/A/.seed0.0123456789abcdef.tmp/summary.json").unlink()
+    old, new = (Path(f"kept/A/.seed0.{number:016x}.tmp") for number in range(2))
+    Path("kept/A/seed0").rename(old)
+    (old / "summary.json").unlink()
+    # another sweep may be at work on this one
+    shutil.copytree(old, new)
+    os.utime(old, (0, 0))
     shutil.rmtree("runs")
     assert sweep(MATRIX + KEPT, "A").left == 0
     assert Path("kept/A/seed0/summary.json").exists()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_what_another_sweep_keeps_meanwhile_is_kept_once(sweep: Sweeps) -> None:
+    sweep(MATRIX + KEPT, "A")
+    Path("kept").rename("later")
+    survey = sweep.survey(MATRIX + KEPT, "A")
+    # the other one is done with one run, and another matrix has one of the same name
+    shutil.copytree("later", "kept")
+    path = Path("kept/A/seed1/settings.json")
+    path.write_text(json.dumps(told(x=3)))
+    survey.keep()
+    first, second = (survey.job(cell) for cell in survey.plan.cells)
+    assert (survey.changed(first), survey.results.kept(first)) == ("", Path("kept/A/seed0"))
+    assert survey.changed(second).startswith("kept/A/seed1 keeps a run of other settings: ")
+    assert json.loads(path.read_text()) == told(x=3)
+
+
+def test_a_run_whose_place_another_has_taken_is_told(
+    sweep: Sweeps, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = Survey.keep
+
+    def taken(survey: Survey) -> None:
+        # it comes while the run is at work
+        if Path("runs/m/A/seed0").exists():
+            Path("kept/A/seed0").mkdir(parents=True, exist_ok=True)
+            Path("kept/A/seed0/notes").touch()
+        keep(survey)
+
+    monkeypatch.setattr(Survey, "keep", taken)
+    assert sweep(MATRIX.replace("[0, 1]", "[0]") + KEPT, "A").failed == ["A/seed0"]
+    assert "kept/A/seed0 is in the way of a run that is to be kept" in capsys.readouterr().out
+
+
+def test_results_behind_a_link_are_found(sweep: Sweeps) -> None:
+    sweep(MATRIX + KEPT)
+    shutil.rmtree("runs")
+    Path("kept/A").rename("elsewhere")
+    Path("kept/A").symlink_to(Path("elsewhere").absolute())
+    assert sweep(MATRIX + KEPT).left == 0
+    assert begun() == []
+
+
+def test_a_file_in_place_of_the_folder_is_told_before_anything_runs(sweep: Sweeps) -> None:
+    Path("kept").touch()
+    with pytest.raises(NotADirectoryError, match="kept"):
+        sweep.survey(MATRIX + KEPT)
 
 
 def test_results_of_other_settings_are_refused_by_name(sweep: Sweeps) -> None:
