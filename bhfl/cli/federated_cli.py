@@ -113,8 +113,10 @@ class FederatedCLI(LightningCLI):
         """Tell of options that a later one took away again, with the object that they belong to."""
         for layer in self.layers:
             if layer.option and not merged.gives(layer.path):
-                name = layer.place(layer.path) + layer.name(layer.path)
-                say(f"note: {name} has no effect: a later option replaces what it belongs to")
+                say(
+                    f"note: {layer.place(layer.path)}{layer.name(layer.path)} has no effect: a "
+                    "later option replaces what it belongs to"
+                )
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is taken from a checkpoint: what is typed holds, and the trainer lists

@@ -123,9 +123,8 @@ def _layers_of(name: str, value: str | None) -> list[Layer]:
         return [read_file(value)]
     if name == "print_config":
         return []
-    example = "options start with --, such as --trainer.max_rounds 5"
     if name == "":
-        why = f"unexpected argument {value!r}; {example}"
+        why = f"unexpected argument {value!r}; options start with --, such as --config FILE"
     elif value is None:
         why = f"--{name} expected one argument, got none"
     elif why := unusable(value):
@@ -218,10 +217,9 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     values = reader.values
     problems = reader.problems
     if not problems and not isinstance(values, dict):
-        given = "is empty" if values is None else f"holds {type(values).__name__}"
         problems = [
             f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; {file} "
-            f"{given}"
+            f"{'is empty' if values is None else f'holds {type(values).__name__}'}"
         ]
     if problems:
         raise ConfigError(*problems)
@@ -320,8 +318,11 @@ class _Reader:
             return f"the YAML tag {node.tag} is not allowed", None
         rule, remedy = UNAMBIGUOUS.get(kind, (_ANYTHING, ""))
         if not rule.fullmatch(node.value):
-            ways = f"{node.value} is read in different ways"
-            return f"{ways}: write {remedy}, or quotes around text", None
+            return (
+                f"{node.value} is read in different ways: write "
+                f"{'a space after a colon, ' * (':' in node.value)}{remedy}, or quotes around text",
+                None,
+            )
         if kind == "str" and (why := unusable(node.value)):
             return why, None
         value = self.loader.construct_object(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +15,12 @@ OWN = ("bhfl", "torch", "lightning")
 """Packages of which a server's configuration may name classes at every client."""
 _SECTIONS = ("data", "model", "trainer")
 """What of the server's configuration may be another thing on this machine."""
+_TEXTS = {
+    "server": ("HOST:PORT", r"[^/]+:\d+"),
+    "key": ("the folder of this client's key", ".+"),
+    "folder": ("a path", ".+"),
+}
+"""Options that are text, and what it must be, in words and as a pattern."""
 
 
 @dataclass
@@ -44,15 +51,16 @@ def read_request(args: Sequence[str]) -> Request:
     """
     own = [one.name for one in fields(Request) if one.name != "layers"]
     layers = read_layers(args)
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"folder": Request.folder}
     problems = []
     for layer in layers:
         for key in [key for key in layer.values if key not in _SECTIONS]:
             value = layer.values.pop(key)
             given[key] = read_text(value) if isinstance(value, Text) else value
             if key not in own:
-                known = [*own, *_SECTIONS]
-                problems.append(f"{layer.name((key,))} is no option{suggestion(key, known)}")
+                problems.append(
+                    f"{layer.name((key,))} is no option{suggestion(key, [*own, *_SECTIONS])}"
+                )
     if not is_whole():
         given.setdefault("plain", True)
     problems += _problems(given)
@@ -63,11 +71,12 @@ def read_request(args: Sequence[str]) -> Request:
 
 def _problems(given: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the values of options."""
-    for key, what in {"server": "HOST:PORT", "key": "the folder of this client's key"}.items():
-        if not isinstance(given.get(key), str):
+    for key, (what, form) in _TEXTS.items():
+        value = given.get(key)
+        if value is None:
             yield f"{key} is missing: {what}"
-    if not isinstance(folder := given.get("folder", ""), str):
-        yield f"folder must be a path, got {folder!r}"
+        elif not isinstance(value, str) or not re.fullmatch(form, value):
+            yield f"{key} must be {what}, got {value!r}"
     if "client" in given and (problem := count(0)(given["client"])):
         yield f"client {problem}"
     allow = given.get("allow", [])

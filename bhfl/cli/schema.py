@@ -241,9 +241,21 @@ class Checker:
             elif key in section.fields:
                 problems += self._value(section.fields[key], values[key], inner)
             else:
-                near = suggestion(str(key), _holders(section, key) or section.fields)
-                problems += self._problem(inner, f"is an unknown option{section.owner}{near}")
+                problems += self._problem(
+                    inner,
+                    f"is an unknown option{section.owner}{self._meant(section, str(key), keys)}",
+                )
         return problems
+
+    def _meant(self, section: Section, key: str, keys: Keys) -> str:
+        """What may have been meant by an unknown key, as a message ends."""
+        parts = key.split(".")
+        if parts[0] in section.fields:
+            return f"; in a file it is written {': {'.join(parts)}: ...{'}' * (len(parts) - 1)}"
+        known = _holders(section, key) or section.fields
+        # files are no part of what files hold
+        own = () if keys or self._layer.file else ("config", "print_config")
+        return suggestion(key, [*known, *own])
 
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
         """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either

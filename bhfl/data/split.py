@@ -116,8 +116,9 @@ def make_split(
     val, pool = _take(targets, pool, round(shares.val_fraction * len(pool)), rng_val)
     if shares.holdout >= len(pool):
         raise ValueError(
-            f"data.val_fraction and data.holdout must leave clients some of {size} training "
-            f"samples, got {shares.val_fraction:g} and {shares.holdout}"
+            f"data.val_fraction{' and data.holdout' * bool(shares.holdout)} must leave clients "
+            f"some of {size} training samples, got {shares.val_fraction:g}"
+            f"{f' and {shares.holdout}' * bool(shares.holdout)}"
         )
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
     positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients, shares)
@@ -164,9 +165,10 @@ def _dealt(
         parts = partition(values, num_clients, rng)
     except ValueError as error:
         error.add_note(
-            f"(data.max_train_samples={shares.max_samples}, data.val_fraction="
-            f"{shares.val_fraction:g} and data.holdout={shares.holdout} leave {len(values)} "
-            "samples)"
+            "(samples left by "
+            f"{f'data.max_train_samples={shares.max_samples}, ' * bool(shares.max_samples)}"
+            f"data.val_fraction={shares.val_fraction:g}"
+            f"{f' and data.holdout={shares.holdout}' * bool(shares.holdout)}: {len(values)})"
         )
         raise
     return np.concatenate(parts), np.array([len(part) for part in parts])

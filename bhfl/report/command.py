@@ -153,7 +153,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """The arguments of the command, which are those of `write_report`."""
-    parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT)
+    parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT, allow_abbrev=False)
     parser.add_argument(
         "runs",
         nargs="+",

@@ -149,12 +149,18 @@ class _Compared:
         close = 0
         for i, value in enumerate(values):
             close += sum(abs(value - other) * metric.scale < CLOSE for other in values[:i])
-        pairs = len(values) * (len(values) - 1) // 2
         low, high = self._interval(group, methods, theirs)
         between = "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
         tau = f"{float(tau_b(theirs, values)):.2f}"
         name = MEAN if group == AVERAGE else group
-        texts = [bits, name, str(len(methods)), tau, between, f"{close} of {pairs}"]
+        texts = [
+            bits,
+            name,
+            str(len(methods)),
+            tau,
+            between,
+            f"{close} of {len(values) * (len(values) - 1) // 2}",
+        ]
         return list(map(Cell, texts))
 
     def _interval(

@@ -94,8 +94,10 @@ def _take(request: Request, name: str, value: str | None) -> None:
         request.matrix = value
     elif name == "":
         raise ValueError(f"one matrix is swept at a time, and {value!r} is another")
-    elif name == "dry_run":
+    elif name == "dry_run" and value is None:
         request.dry_run = True
+    elif name == "dry_run":
+        raise ValueError(f"--dry_run takes no value, got {value!r}")
     elif name in _OWN:
         parse, rule = _OWN[name]
         try:

@@ -61,6 +61,17 @@ FILES = {
     "key-far": ("zzz: 1\n", ["zzz is an unknown option", "known: algorithm"]),
     "key-command": ("fit: {trainer: {max_rounds: 3}}\n", ["fit is an unknown option"]),
     "key-number": ("1: 2\n", ["1 is an unknown option"]),
+    "key-dotted": (
+        "model.optimizer.lr: 1\n",
+        [
+            "bad.yaml:1: model.optimizer.lr is an unknown option; in a file it is written "
+            "model: {optimizer: {lr: ...}}"
+        ],
+    ),
+    "no-space": (
+        "clients: {8:2,32:2}\n",
+        ["8:2 is read in different ways: write a space after a colon, decimal digits alone"],
+    ),
     "trainer-key": (
         "trainer: {max_ronds: 3}\n",
         ["trainer.max_ronds is an unknown option", "'max_rounds'"],
@@ -414,6 +425,7 @@ OPTIONS = {
         ["--algoritm", "FedProx"],
         ["--algoritm is an unknown option", "did you mean 'algorithm'?"],
     ),
+    "config-misspelt": (["--confg", "a.yaml"], ["--confg is", "did you mean 'config'?"]),
     "nested": (
         ["--trainer.max_ronds=3"],
         ["--trainer.max_ronds is an unknown option", "did you mean 'max_rounds'?"],

@@ -33,6 +33,7 @@ REQUIRED = ["--server", "127.0.0.1:1", "--key", "there"]
         ([*REQUIRED, "--serve", "a"], "--serve is no option; did you mean 'server'?"),
         ([*REQUIRED, "--client", "-1"], "client must be an integer from 0 to"),
         ([*REQUIRED, "--folder", "2024"], "folder must be a path, got 2024"),
+        (["--server", "localhost", *REQUIRED[2:]], "server must be HOST:PORT, got 'localhost'"),
         (REQUIRED, "keys: there is no file there/ca.pem: `bhfl serve --make_keys` makes it"),
     ],
 )

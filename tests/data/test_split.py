@@ -78,6 +78,10 @@ def test_every_client_keeps_a_training_sample():
             "data.val_fraction and data.holdout must leave clients some of 1000 training samples, "
             "got 0.1 and 900",
         ),
+        (
+            {"val_fraction": 0.9999, "holdout": 0},
+            "^data.val_fraction must leave clients some of 1000 training samples, got 0.9999$",
+        ),
         ({"seed": -1}, "seed must be an integer from 0 to 9,223,372,036,854,775,807, got -1"),
         ({"num_clients": 0}, "num_clients must be an integer from 1 to 2,147,483,648, got 0"),
         ({"num_clients": 871}, "^clients must be at most 870 for Dirichlet"),
@@ -93,7 +97,12 @@ def test_too_few_samples_are_told_with_what_left_so_few():
     with pytest.raises(ValueError, match=r"^clients must be at most 1 ") as error:
         split(IID(), val_fraction=0.999, holdout=0)
     assert error.value.__notes__ == [
-        "(data.max_train_samples=None, data.val_fraction=0.999 and data.holdout=0 leave 1 samples)"
+        "(samples left by data.val_fraction=0.999: 1)",
+    ]
+    with pytest.raises(ValueError, match=r"^clients must be at most 1 ") as error:
+        split(IID(), max_samples=500, val_fraction=0.99, holdout=4)
+    assert error.value.__notes__ == [
+        "(samples left by data.max_train_samples=500, data.val_fraction=0.99 and data.holdout=4: 1)"
     ]
 
 

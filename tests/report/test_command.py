@@ -138,6 +138,7 @@ def test_errors_are_lines_and_exit_with_2(
         capsys, tmp_path, "--target", ".5", "--baseline", "X", "--out", out
     )
     assert "invalid float value: 'high'" in failing(capsys, tmp_path, "--target", "high")
+    assert "unrecognized arguments: --targe" in failing(capsys, tmp_path, "--targe", "0.5")
     assert not out.exists()
 
 

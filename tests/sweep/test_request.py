@@ -54,7 +54,7 @@ def test_everything_that_is_wrong_is_said() -> None:
             "--trainer.name=x",
         ),
         *("--seed_everything=1", "--data.archive", "--jobs=x", "--seeds=-1"),
-        "--seeds=4294967296",
+        *("--seeds=4294967296", "--dry_run=false"),
     ]
     with pytest.raises(ConfigError) as refused:
         read_request(args)
@@ -80,6 +80,7 @@ def test_everything_that_is_wrong_is_said() -> None:
             "--seeds must be distinct integers from 0 to 4294967295 with commas between them, "
             "got '4294967296'"
         ),
+        "--dry_run takes no value, got 'false'",
         "a matrix is missing: bhfl sweep MATRIX.yaml",
     ]
 
