@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from bhfl.algorithms import FedAvg, Local
+from bhfl.algorithms import SCAFFOLD, AdaQuantFL, ClippedMean, FedAvg, FedLQ, Local, ProWD
+from bhfl.algorithms.fedlq import Sensitivity
 from bhfl.engine.server_optimizer import ServerOptimizer, Yogi
 from tests.engine.hand_made import HandMade, Module, points
-from tests.federation import fit, same
+from tests.federation import Client, fit, same
 
 
 def step(optimizer, params, mean, state=None):
@@ -31,6 +32,22 @@ def test_momentum_is_carried_from_round_to_round():
         weight.grad = torch.tensor([gradient])
         reference.step()
         assert torch.allclose(params["w"], weight.detach())
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        AdaQuantFL(),
+        ClippedMean(),
+        FedLQ(sensitivity=Sensitivity(shrinkage=0.0)),
+        ProWD(mask=None, dequantizer=None),
+        SCAFFOLD(),
+    ],
+)
+def test_every_method_carries_it_on(tmp_path, algorithm):
+    options = {"max_rounds": 2, "server_optimizer": lambda p: torch.optim.Adam(p, lr=0.01)}
+    server = fit(tmp_path, algorithm, module=lambda: Client(momentum=0.0), **options).server
+    assert {int(one["step"]) for one in server.extra["server_optimizer"].values()} == {2}
 
 
 def test_what_is_not_trained_takes_the_mean(tmp_path):

@@ -333,11 +333,13 @@ class FedLQ(Algorithm):
             shares = significance(probe, self.sensitivity.joint)
             for name, share in zip(self.layers, shares, strict=True):
                 metrics[f"fedlq/significance_{name}"] = float(share)
-        extra = {
-            "probe": self.sensitivity.stored(probe),
-            "variances": self._planned_variances(sent),
-        }
-        return self.apply_mean(replace(server, extra=extra, metrics=metrics), mean)
+        following = self.apply_mean(replace(server, metrics=metrics), mean).with_extra(
+            probe=self.sensitivity.stored(probe), variances=self._planned_variances(sent)
+        )
+        # these are of one round alone, and a server optimiser's state is of all
+        for key in ("plan", "rooms"):
+            following.extra.pop(key, None)
+        return following
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
         """The convergence bound of the round, see `observed_bound`."""
