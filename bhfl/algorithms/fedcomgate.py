@@ -15,6 +15,7 @@ from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
 from bhfl.engine.downlink import check_whole, is_coarse
 from bhfl.engine.random import RandomKeys
+from bhfl.engine.roster import one_of_each
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.spec import FLOAT_BITS
@@ -80,6 +81,9 @@ class FedCOMGATE(DifferenceAlgorithm):
         """Plain SGD and equal numbers of local steps, or `allow_inexact`; at 32 bits a whole
         downlink.
         """
+        # of a group whose bits change, for all rounds: what it was sent before is not the model
+        each = one_of_each(context.clients)
+        self._coarse = {client.group for client in each if is_coarse(client.devices)}
         # weights that travel as values are moves from the model of the server alone
         if self.bits == FLOAT_BITS:
             check_whole("FedCOMGATE with bits: 32", context.clients)
@@ -129,7 +133,7 @@ class FedCOMGATE(DifferenceAlgorithm):
 
     def downlink(self, server: ServerState, client: Client) -> Tensors:
         """The model, or nothing for a client that has rebuilt it from the last round's mean."""
-        rebuilt = client.id in server.participants and not is_coarse(client.devices)
+        rebuilt = client.id in server.participants and client.group not in self._coarse
         return _NOTHING if rebuilt else server.params
 
     def closing(self, server: ServerState) -> Tensors:

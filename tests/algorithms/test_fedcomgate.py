@@ -101,12 +101,25 @@ def test_a_client_rebuilds_the_servers_model_to_the_bit(tmp_path):
         lambda: Client(momentum=0.0),
         local_steps=2,
     )
-    for client in range(4):
+    check_rebuilt(run, 4)
+
+
+def check_rebuilt(run, clients):
+    for client in range(clients):
         state = run.session.store.load(client, 3)["common"]
         rebuilt = {
             name.removeprefix("start/"): t for name, t in state.items() if name.startswith("start/")
         }
         assert same(rebuilt, run.server.params)
+
+
+def test_a_client_that_was_sent_codes_begins_with_the_servers_model_once_its_bits_have_grown(
+    tmp_path,
+):
+    fleet = [{"bits": 8, "count": 2, "schedule": {1: 32}, "name": "growing"}]
+    options = {"local_steps": 2, "downlink": "client"}
+    run = fit(tmp_path, FedCOMGATE(4), fleet, lambda: Client(momentum=0.0), **options)
+    check_rebuilt(run, 2)
 
 
 def test_full_participation_costs_one_float32_model_down_a_round(tmp_path):
