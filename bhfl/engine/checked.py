@@ -14,6 +14,7 @@ from bhfl.engine.handed import (
     ReturnError,
     ServerReturnError,
     check_aggregate,
+    check_metrics,
     check_server,
     check_tensors,
     name_of,
@@ -118,6 +119,12 @@ class ServerHooks:
         self._check_state("server_update", following, server)
         return following
 
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+        """More numbers of a round."""
+        found = self.algorithm.summarize(server, metrics)
+        check_metrics(f"{self.name('summarize')} must return", found)
+        return found
+
     def closing(self, server: ServerState) -> Tensors | None:
         """What closes a round."""
         message = self.algorithm.closing(server)
@@ -130,7 +137,7 @@ class ServerHooks:
         params, hook = self.algorithm.group_params(server, group), self.name("group_params")
         check_tensors(hook, params, server.params, known=server.params)
         dropped = server.params.keys() - params.keys()
-        # what clients have of their own is known from the first round on
-        if server.round and (lost := dropped - server.buffers["first"].keys()):
+        # what clients have of their own is known from the first update on
+        if server.accepted and (lost := dropped - server.buffers["first"].keys()):
             raise ReturnError(f"{hook} must return {min(lost)!r}, which no client has of its own")
         return params

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bhfl.algorithms import FedAvg, FedBN, FedPer, FedRep
+from bhfl.engine import Availability
 from tests.federation import Client as Classifier
 from tests.federation import Net, fake, fit, same
 
@@ -219,3 +220,11 @@ def test_a_model_that_cannot_be_divided_is_refused(tmp_path, algorithm, options,
 def test_fedbn_keeps_statistics_on_the_clients(tmp_path):
     with pytest.raises(ValueError, match=r"trainer\.norm must be local, got 'group'"):
         fit(tmp_path, FedBN(), {32: 2}, lambda: Classifier(Net(batch_norm=True)), fake())
+
+
+def test_a_run_begins_with_rounds_that_nobody_sends_anything_in(tmp_path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,round,event\n0,1,dropout\n1,1,loss\n")
+    options = {"availability": Availability(trace=trace), "max_rounds": 2}
+    run = fit(tmp_path, FedPer(["net.5"]), {32: 2}, **options)
+    assert [row["clients/ok"] for row in run.run.history] == [0, 2]

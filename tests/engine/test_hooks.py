@@ -8,12 +8,14 @@ import functools
 from functools import partial, partialmethod
 from unittest.mock import Mock, create_autospec
 
+import numpy as np
 import pytest
 
 from bhfl.algorithms import AdaQuantFL, FedAvg, FedProx, GroupedAvg
 from bhfl.data import FakeImages, FederatedDataModule, FromDatasets
 from bhfl.engine import Algorithm, Callback, FederatedTrainer
 from bhfl.engine.aggregate import Aggregator, WeightedMean
+from bhfl.engine.handed import ReturnError
 from bhfl.engine.hooks import HookError
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import SHAPE, fit
@@ -396,3 +398,14 @@ def test_shapes_of_other_names_are_data_of_their_own():
     assert make(FakeImages, download=method, pictures=method, train_loader=method)(
         num_train=8, shape=SHAPE
     )
+
+
+def test_more_numbers_of_a_round_are_numbers(tmp_path):
+    class Means(Algorithm):
+        def summarize(self, server, metrics):
+            return {"train/mean": np.float32(1)}
+
+    with pytest.raises(
+        ReturnError, match=r"Means.summarize must return numbers by tag, got f"
+    ):
+        fit(tmp_path, Means(), max_rounds=1)
