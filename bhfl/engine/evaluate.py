@@ -76,10 +76,7 @@ class Evaluator:
         self.training: LocalTraining | None = None
         """What clients do before they are measured."""
         if epochs := settings.aggregation.finetune_epochs:
-            # a schedule of all rounds may have come to its end, where nothing is learnt
-            self.training = replace(
-                settings.training, local_epochs=epochs, local_steps=None, lr_schedule="restart"
-            )
+            self.training = replace(settings.training, local_epochs=epochs, local_steps=None)
 
     def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),

@@ -32,7 +32,8 @@ def data(empty: bool = False):
 
 def run(folder, algorithm=None, clients=None, empty=False, **options):
     options = {"max_rounds": 2, "monitor": "train/loss", "mode": "min", **options}
-    return fit(folder, algorithm, clients or {32: 3}, Module, data(empty), **options)
+    module = options.pop("module", Module)
+    return fit(folder, algorithm, clients or {32: 3}, module, data(empty), **options)
 
 
 def rows(trainer, prefix=""):
@@ -74,6 +75,18 @@ def test_each_client_s_copy_of_the_global_model_is_trained_and_measured(tmp_path
     module.load_state_dict(params)
     assert row["val/loss"] == pytest.approx(loss(module, data().held_out), rel=1e-6)
     assert abs(row["val/loss"] - row["val/loss_float32"]) > 0.01
+
+
+def test_a_schedule_that_follows_rounds_stays_where_it_begins(tmp_path):
+    class WithPlateau(Module):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 0.2)
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val/loss"}
+
+    trainer = run(tmp_path, finetune_epochs=2, module=WithPlateau, max_rounds=1)
+    losses = [finetuned(trainer, trainer.server.params, client, 2) for client in range(3)]
+    assert trainer.run.history[-1]["val/loss_float32"] == pytest.approx(sum(losses) / 3)
 
 
 def test_nothing_is_left_of_it(tmp_path):

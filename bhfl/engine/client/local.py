@@ -126,10 +126,10 @@ class LocalClients:
         self._messages.forget()
 
     def _finetune(self, client: Client, task: Task, start: Params) -> None:
-        """Leave the module as the client that has trained for a while, without its method; as it
-        began where it cannot train.
+        """Leave the module as the client that has trained for a while, without its method, by
+        schedules as they begin, not as they end; as it began where it cannot train.
         """
-        run = self._run(task, client, {}, start, {})
+        run = replace(self._run(task, client, {}, start, {}), round=0)
         try:
             self.worker.train(Algorithm(), run, self.data)
         except (CheckpointError, Terminated):

@@ -229,8 +229,10 @@ def test_plateaus_follow_the_metrics_of_the_rounds(tmp_path, monitor):
     assert len(set(expected)) > 2
 
 
-def test_plateaus_wait_for_the_first_validation(tmp_path):
-    found = rates(tmp_path, plateau("val/loss"), check_val_every_n_rounds=3, max_rounds=5)
+@pytest.mark.parametrize("measures", ["none", "after"])
+def test_plateaus_wait_for_the_first_validation(tmp_path, measures):
+    options = {"check_val_every_n_rounds": 3, "max_rounds": 5, "evaluate_clients": measures}
+    found = rates(tmp_path, plateau("val/loss"), **options)
     assert found[: 3 * BATCHES] == [0.1] * (3 * BATCHES)
 
 
