@@ -279,3 +279,23 @@ def labelled(label: str, text: str) -> str:
 def clipped(line: str) -> str:
     """`line` with at most `LONGEST` characters."""
     return line if len(line) <= LONGEST else line[: LONGEST - 4] + " ..."
+
+
+def printable(text: object) -> str:
+    r"""A text on one line that no terminal takes for a command: what cannot be printed is spelled
+    out.
+
+    >>> printable("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def said(text: object) -> str:
+    """What a client, or its code, says: on one line that is not long, as it stands in logs, and in
+    the rows that go to all clients with each task.
+    """
+    return clipped(printable(str(text)[: LONGEST + 1]))

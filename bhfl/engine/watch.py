@@ -124,7 +124,7 @@ class Watch:
         except BaseException as error:
             words = {Terminated: "it was terminated", KeyboardInterrupt: "it was interrupted"}
             first_line = (str(error).splitlines() or [""])[0]
-            self._error = words.get(type(error), f"{type(error).__name__}: {first_line}")
+            self._error = words.get(type(error), f"{type(error).__name__}: {first_line:.400}")
             raise
         finally:
             self._inside = False

@@ -10,11 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bhfl.checks import checked, count, or_none, within
+from bhfl.checks import checked, count, or_none, said, within
 from bhfl.engine.ending import STANDING
 from bhfl.engine.environment import NEEDED, PACKAGES
 from bhfl.engine.session import Session
-from bhfl.remote.believe import said
 from bhfl.remote.messages import MAX_TOLD, Facts, Hello, MessageError, Refused, join, pack, unpack
 from bhfl.remote.relay import Answer
 from bhfl.remote.resident import facts_of

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bhfl.checks import LONGEST, clipped
+from bhfl.checks import said
 from bhfl.engine.exchange import Fault, Measured, Reply, Task
 from bhfl.engine.types import Client
 from bhfl.remote.messages import MessageError
@@ -28,15 +28,6 @@ _PASSES = 4
 """Times the planned examples that a client may have seen: uplinks are measured on some, and models
 of its own are trained besides.
 """
-
-
-def said(text: object) -> str:
-    """What a client says, on one line that is not long: it stands in logs, and in the rows that go
-    to all clients with each task.
-    """
-    return clipped(
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: LONGEST + 1])
-    )
 
 
 class Names:

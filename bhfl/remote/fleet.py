@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bhfl.checks import said
 from bhfl.engine.client.plain import num_samples
 from bhfl.engine.ending import STANDING
 from bhfl.engine.exchange import Fault, Measured, Reply, Task, Verdict
@@ -30,7 +31,7 @@ from bhfl.remote.attendance import (
     Grid,
     Terms,
 )
-from bhfl.remote.believe import Names, believed_measured, believed_reply, said
+from bhfl.remote.believe import Names, believed_measured, believed_reply
 from bhfl.remote.closings import Closings
 from bhfl.remote.messages import (
     MAX_TOLD,

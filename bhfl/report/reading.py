@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import is_integer, is_number
+from bhfl.checks import is_integer, is_number, printable
 from bhfl.files import matching, read_limited, user_path, walk
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
@@ -152,19 +152,6 @@ def number(value: Any) -> float:
     """`value` if it is a finite number, else nan."""
     # so far below the largest float that sums and squares over seeds stay finite
     return float(value) if is_number(value) and abs(value) < 1e300 else math.nan
-
-
-def printable(text: object) -> str:
-    r"""A text on one line that no terminal takes for a command: what cannot be printed is spelled
-    out.
-
-    >>> printable("red \x1b[31m")
-    'red \\x1b[31m'
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _printable(value: Any) -> Any:

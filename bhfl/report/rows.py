@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from bhfl.checks import printable
 from bhfl.report.metric import AVERAGE as AVERAGE
 from bhfl.report.metric import Metric, Mode, asked, monitored
-from bhfl.report.reading import TRIALS, Run, printable
+from bhfl.report.reading import TRIALS, Run
 from bhfl.report.settings import Options, labels, method, task, titles
 from bhfl.settings import MAKE_THE_RUN, Role
 from bhfl.tags import LOST, Status

@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from bhfl.checks import printable
 from bhfl.files.lines import number_of
 from bhfl.report.metric import AVERAGE, Metric
-from bhfl.report.reading import printable
 from bhfl.report.rows import Section
 from bhfl.report.tables import Cell, Table, over_seeds, without_idle
 from bhfl.tags import CLIENTS_CSV, SPREAD

@@ -11,6 +11,7 @@ import torch
 
 from bhfl.algorithms import FedAvg
 from bhfl.engine import TooFewClientsError
+from bhfl.engine.client.faults import fault_of
 from tests.engine.hand_made import HandMade, Module, points
 from tests.engine.test_processes import in_processes
 from tests.federation import fit
@@ -54,6 +55,13 @@ def test_rounds_that_draw_nobody_are_skipped_and_end_a_run_that_is_all_of_them(t
     options["clients_per_round"] = 1e-9
     with pytest.raises(TooFewClientsError, match="usable updates; last round drew 0 clients"):
         train(tmp_path / "none", Module, max_failed_rounds=3, **options)
+
+
+def test_what_a_client_fails_with_is_told_on_one_short_line():
+    error = RuntimeError("red \x1b[31m \udcff\nand " + "more " * 10_000)
+    reason = fault_of(error, channels_last=False).reason
+    assert reason.startswith(r"RuntimeError: red \x1b[31m \udcff\nand more")
+    assert len(reason) <= 400
 
 
 def rounds(folder) -> int:

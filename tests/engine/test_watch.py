@@ -4,10 +4,13 @@ where.
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 
 import pytest
 
+from bhfl.engine.watch import Watch
 from tests.engine.lost_ranks import POINTS, left_alone
 from tests.processes import PROCESSES
 
@@ -67,3 +70,14 @@ def test_signals_are_heard_while_a_process_waits_for_another(tmp_path, point, ho
     assert len(lines) == 1, end
     assert lines[0].startswith(("error: interrupted while ", "error: terminated while "))
     assert "Traceback" not in end.said
+
+
+def test_an_error_of_a_long_line_is_told_to_the_others():
+    """They hear no line of more than 16 kB, and would take this process for gone."""
+    watch = Watch(1, 2, ("127.0.0.1", 1), 5.0)
+    watch.peers[0].connection, there = socket.socketpair()
+    with pytest.raises(RuntimeError), watch.together():
+        raise RuntimeError("long " * 10_000)
+    line = there.recv(1 << 20)
+    assert json.loads(line)["error"].startswith("RuntimeError: long long")
+    assert len(line) < 2000

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import bhfl
+from bhfl.checks import said
 from bhfl.comm import PayloadError
 from bhfl.engine.exchange import Fault
 from bhfl.engine.handed import ReturnError
@@ -34,15 +35,16 @@ def fault_of(error: BaseException, channels_last: bool) -> Fault:
         error: The error, which is being handled.
         channels_last: Whether the client's images lay in that format.
     """
+    told = said(error)
     if isinstance(error, ReturnError):
-        return Fault("rejected", str(error), broken_hook=True)
+        return Fault("rejected", told, broken_hook=True)
     if isinstance(error, (PayloadError, RefusedError)):
         cause = error.__cause__
         # an error of the algorithm's own code, whose line tells whether all clients failed at it
         if isinstance(cause, Exception):
-            return Fault("rejected", str(error), traceback.format_exc(), origin(cause))
-        return Fault("rejected", str(error))
-    reason = f"{type(error).__name__}: {error}{advice(error, channels_last)}"
+            return Fault("rejected", told, traceback.format_exc(), origin(cause))
+        return Fault("rejected", told)
+    reason = said(f"{type(error).__name__}: {error}") + advice(error, channels_last)
     return Fault("failed", reason, traceback.format_exc(), origin(error))
 
 
