@@ -8,7 +8,7 @@ client does: all methods with one seed meet the same, and whoever needs it can c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -125,7 +125,8 @@ class Availability(Recorded):
         self.part = checked("availability.part", part, _part_problem)
         self.retries = checked("availability.retries", retries, count(0, 100))
         self.trace = trace
-        self._traced: Mapping[tuple[int, int], _Traced] = {}
+        self._traced: dict[tuple[int, int], _Traced] = {}
+        """What a file says, by round from 1 and client."""
         if trace is None:
             return
         given = {"dropout": dropout, "loss": loss, "stragglers": stragglers}
@@ -135,10 +136,13 @@ class Availability(Recorded):
                     f"availability.trace replaces dropout, loss and stragglers: leave out "
                     f"availability.{key}, got {value} beside {str(trace)!r}"
                 )
-        if not user_path(trace).is_file():
+        path = user_path(trace)
+        if not path.is_file():
             raise FileNotFoundError(f"availability.trace must name a file, got {str(trace)!r}")
-        self._traced = _read(user_path(trace))
-        self.file_digests = {"trace": sha256_of(user_path(trace))}
+        for line in read_lines(path, ("client", "round", "event"), ("part",)):
+            key = whole_cell(line, "round", 1), whole_cell(line, "client")
+            _take(self._traced.setdefault(key, _Traced()), line)
+        self.file_digests = {"trace": sha256_of(path)}
 
     @property
     def has_stragglers(self) -> bool:
@@ -224,15 +228,6 @@ class Availability(Recorded):
             # the upper end can be drawn, and the lower one, which may be 0, cannot
             return high - (high - low) * draw
         return self.part
-
-
-def _read(path: Path) -> dict[tuple[int, int], _Traced]:
-    """What a file says, by round from 1 and client."""
-    traced: dict[tuple[int, int], _Traced] = {}
-    for line in read_lines(path, ("client", "round", "event"), ("part",)):
-        key = whole_cell(line, "round", 1), whole_cell(line, "client")
-        _take(traced.setdefault(key, _Traced()), line)
-    return traced
 
 
 def _take(traced: _Traced, line: Line) -> None:

@@ -74,7 +74,9 @@ class Links(ABC):
         part = course_of(self.settings, round, client.id).part
         epochs, rest = divmod(part_of(training.planned_steps(batches), part), batches)
         batch_size = server_data(data).client_batch_size(client)
-        return int(epochs * client.num_examples + min(rest * batch_size, client.num_examples))
+        seen = epochs * client.num_examples + min(rest * batch_size, client.num_examples)
+        # who has a model of its own trains that too
+        return int(seen * (1 + self.settings.aggregation.algorithm.own_model))
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,6 @@ class Passage:
     """The part of them that the client says it trained."""
     num_examples: int
     """Examples that it says it trained on."""
-
-    @property
-    def transport_seconds(self) -> float:
-        """The part of them that was transport and waiting."""
-        return max(self.seconds - self.training_seconds, _LEAST_SECONDS)
 
 
 class MeasuredLinks(Links):
@@ -173,7 +170,8 @@ class MeasuredLinks(Links):
 def _fitted(passages: Sequence[Passage]) -> tuple[float, float]:
     """Seconds of transport that a round takes whatever its bytes, and those of a byte."""
     sizes = [one.num_bytes for one in passages]
-    seconds = [one.transport_seconds for one in passages]
+    # transport and waiting
+    seconds = [max(one.seconds - one.training_seconds, _LEAST_SECONDS) for one in passages]
     size, mean = fmean(sizes), fmean(seconds)
     spread = sum((one - size) ** 2 for one in sizes)
     if spread > len(sizes) * (_ALIKE * size) ** 2:

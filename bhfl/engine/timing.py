@@ -3,7 +3,7 @@ seconds.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.availability import course_of
@@ -56,18 +56,17 @@ class Timing(Links):
         batch = next(iter(data.client_batches(client.id, keys, 0)))
         self.flops = count_flops(worker, batch)
         # a device of infinite rate computes in no time, whatever there is to compute
-        if not self.flops.example and any(map(math.isfinite, self._rates())):
+        if not self.flops.example and any(map(self._takes_time, self.clients)):
             name = type(worker.module).__name__
             raise ValueError(
                 f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
                 "nothing: define it, or give devices no compute_flops"
             )
 
-    def _rates(self) -> Iterator[float]:
-        """FLOPs a second of the clients in round 0."""
-        for client in self.clients:
-            profile = client.devices.group.profile
-            yield self.network.link(0, client.id, profile).compute_flops
+    def _takes_time(self, client: Client) -> bool:
+        """Whether computing takes the device of a client any time."""
+        link = self.network.link(0, client.id, client.devices.group.profile)
+        return math.isfinite(link.compute_flops)
 
     def workload(
         self, client: Client, download_bytes: int, upload_bytes: int, num_examples: int

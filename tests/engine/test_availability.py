@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import bhfl.algorithms
-from bhfl.algorithms import DPFedAvg, FedCOMGATE, FedProx
+from bhfl.algorithms import Ditto, DPFedAvg, FedCOMGATE, FedProx
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
 from bhfl.engine import Algorithm, Availability, FederatedTrainer, TooFewClientsError
 from bhfl.engine.availability import WHOLE, Course, part_of
@@ -300,14 +300,17 @@ def test_an_error_that_stops_every_client_that_is_there_ends_the_run():
     assert failed_alike(records) == records[:3]
 
 
-def test_simulated_seconds_are_those_of_all_attempts_and_of_the_steps_really_made(tmp_path):
+@pytest.mark.parametrize(("algorithm", "trainings"), [(None, 1), (Ditto(), 2)])
+def test_simulated_seconds_are_those_of_all_attempts_and_of_the_steps_really_made(
+    tmp_path, algorithm, trainings
+):
     profile = Profile(uplink_bps=1e5, downlink_bps=4e5, compute_flops=1e6, spread=0.5)
     network = SimulatedNetwork("slow", {"slow": profile})
     lines = ["0,1,dropout,", "1,1,loss,", "2,1,straggler,0.5", "3,1,dropout,", "3,1,dropout,"]
-    options = {"network": network, "max_rounds": 1}
+    options = {"network": network, "max_rounds": 1, "algorithm": algorithm}
     plain = go(tmp_path / "plain", **options)
     run = go(tmp_path / "absent", availability=traced(tmp_path, *lines), **options)
-    flops = 3 * run.session.timing.flops.example
+    flops = trainings * 3 * run.session.timing.flops.example
     found = []
     rows = numbers(plain)
     for client, (downs, ups, examples) in enumerate([(2, 1, 8), (1, 2, 12), (1, 1, 8), (2, 0, 20)]):
