@@ -49,6 +49,9 @@ def claim(path: Path, busy: str) -> IO[bytes]:
     except BaseException:
         file.close()
         raise
+    if not _LOCKED:
+        # a fork, such as a worker of a DataLoader, may live a little longer than who is killed
+        os.register_at_fork(after_in_child=file.close)
     return file
 
 

@@ -82,6 +82,10 @@ def _sync_names(folder: Path) -> None:
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
+    except OSError as error:
+        # some file systems, as of shares over a network, have no such thing for folders
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(directory)
 

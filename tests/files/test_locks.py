@@ -29,6 +29,25 @@ def test_the_next_is_told_who_has_it_also_where_the_first_byte_is_kept(
     claim(tmp_path / ".lock", "busy").close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="nothing is forked there")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_fork_does_not_keep_a_lock_that_its_parent_has_left(tmp_path: Path) -> None:
+    with claim(tmp_path / ".lock", "busy"):
+        (there, up), (waits, end) = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(up, b".")
+            os.close(end)
+            os.read(waits, 1)
+            os._exit(0)
+        os.read(there, 1)
+    try:
+        claim(tmp_path / ".lock", "busy").close()
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+
+
 def test_who_waits_goes_on_when_it_is_free(tmp_path: Path) -> None:
     entered = threading.Event()
 

@@ -1,11 +1,14 @@
 """Files are written whole or not at all, and through no link."""
 
+import errno
 import os
+import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from bhfl.files import RoundsFile, durable, replacing
+from bhfl.files import RoundsFile, durable, replacing, write_text
 
 
 def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path: Path) -> None:
@@ -20,6 +23,21 @@ def test_rows_are_added_to_no_link_and_to_no_file_that_has_vanished(tmp_path: Pa
     rows.append({"round": 2})
     assert rows.read() == [{"round": 1}, {"round": 2}]
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_file_system_that_cannot_put_folders_on_disk_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, fails in ((errno.EINVAL, False), (errno.EIO, True)):
+
+        def sync(file: int, code: int = code) -> None:
+            if stat.S_ISDIR(os.fstat(file).st_mode):
+                raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", sync)
+        with pytest.raises(OSError, match="output") if fails else nullcontext():
+            write_text(tmp_path / "a", "whole")
+        assert (tmp_path / "a").read_text() == "whole"
 
 
 def test_who_may_read_is_said_when_it_is_written(tmp_path: Path) -> None:
