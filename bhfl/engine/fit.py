@@ -5,6 +5,7 @@ tested.
 import shlex
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from bhfl.comm import encoded_bytes
@@ -42,27 +43,16 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         session: Opened for a fit and its test.
         ckpt_path: Where the run goes on from; None for a new one.
     """
-    most = session.settings.stopping.max_rounds
     _foresee(session, fresh=ckpt_path is None)
     run = open_run(session, ckpt_path)
-    if ckpt_path is not None and session.server.round >= most:
-        warnings.warn(
-            f"nothing is left to train: {session.server.round} rounds are done, max_rounds is "
-            f"{most}",
-            stacklevel=1,
-        )
-    elif run.stopped:
-        _warn(
-            session,
-            f"nothing is left to train: a callback stopped the run after round "
-            f"{session.server.round}; it goes on with another max_rounds, patience or min_delta",
-        )
-    session.call("on_fit_start")
     try:
+        if why := _over(session, run):
+            _warn(session, f"nothing is left to train: {why}")
+        session.call("on_fit_start")
         _hear_callbacks(session, run)
         if ckpt_path is None and not run.stopped and session.settings.output.validate_first:
             run.log_first(session.evaluate("val"))
-        while session.server.round < most and not (run.stopped or run.out_of_patience):
+        while not _over(session, run):
             _round(session, run)
         session.load_global()
         session.module.on_fit_end()
@@ -78,12 +68,30 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         run.finish(metrics)
     # an interrupt is no failure: the run can go on from its checkpoint
     except Exception as error:
-        run.fail(error)
+        # where that fails too, `error` says more
+        with suppress(OSError):
+            run.finish({}, error)
         raise
     finally:
         run.close()
     session.call("on_fit_end", metrics=metrics)
     return result_of(session, run, metrics)
+
+
+def _over(session: Session, run: Run) -> str:
+    """Why no more rounds are trained; empty where they are."""
+    done = session.server.round
+    stopping = session.settings.stopping
+    if done >= stopping.max_rounds:
+        return f"{done} rounds are done, max_rounds is {stopping.max_rounds}"
+    if run.stopped:
+        return (
+            f"a callback stopped the run after round {done}; it goes on with another max_rounds, "
+            "patience or min_delta"
+        )
+    if run.out_of_patience:
+        return f"its patience of {stopping.patience} ended after round {done}; a larger one goes on"
+    return ""
 
 
 def _foresee(session: Session, fresh: bool) -> None:
@@ -108,10 +116,10 @@ def _least_downlink(session: Session) -> int:
     if not session.algorithm.communicates:
         return 0
     model = session.server.params
-    sizes = []
-    for client in one_of_each(session.fleet.at(0)):
-        sizes.append(encoded_bytes(as_sent(model, client, session.server)))
-    return min(sizes)
+    return min(
+        encoded_bytes(as_sent(model, client, session.server))
+        for client in one_of_each(session.fleet.at(0))
+    )
 
 
 def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
@@ -144,13 +152,18 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
         session.trainer.should_stop = run.stopped
     session.store, session.references = run.store, run.references
     session.server = without_lost(session.server, session.frozen, session.clients, fabric)
-    run.begin(session.server, files)
-    # the command line writes its own
-    if fabric.is_global_zero and not session.trainer.config:
-        write_text(folder / "config.yaml", configuration(session))
-    session.place.open(run.folder, run.loggers.active)
-    # rank 0 has dropped what came after the restored round before another process reads any of it
-    fabric.barrier()
+    try:
+        run.begin(session.server, files)
+        # the command line writes its own
+        if fabric.is_global_zero and not session.trainer.config:
+            write_text(folder / "config.yaml", configuration(session))
+        session.place.open(run.folder, run.loggers.active)
+        # rank 0 has dropped what came after the restored round before another process reads any
+        fabric.barrier()
+    except BaseException:
+        # the folder is left to others
+        run.close()
+        raise
     return run
 
 
@@ -226,7 +239,7 @@ def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     if session.timing:
         before = run.history[-1]["time/simulated_s"] if run.history else 0.0
         row |= session.timing.metrics(server.round - 1, records, before)
-    return row | session.algorithm.summarize(server, row)
+    return row | session.hooks.summarize(server, row)
 
 
 def _warn(session: Session, text: str) -> None:

@@ -1,11 +1,9 @@
 """One run on disk while it is written: its rows, its best round, its checkpoints, its summary."""
 
-import re
 import sys
 import warnings
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +32,7 @@ from bhfl.engine.records import Ledger
 from bhfl.engine.references import References
 from bhfl.engine.types import Row, ServerState
 from bhfl.files import RoundsFile, TableFile, claim, write_json
+from bhfl.files.lines import number_of
 from bhfl.settings import Settings
 from bhfl.tags import CLIENTS_CSV, CORRECT_JSON, STATUSES
 from bhfl.told import SETTINGS, Told
@@ -153,9 +152,10 @@ class Run:
         # it tells of an end that is none any more
         (self.folder / SUMMARY).unlink(missing_ok=True)
         (self.folder / CORRECT_JSON).unlink(missing_ok=True)
+        # first: a kill in between leaves no checkpoint without what its clients keep
+        checkpoint.rewind(self.checkpoints, server.round, read_state)
         self.store.rewind(server.round)
         self.references.rewind(server.round)
-        checkpoint.rewind(self.checkpoints, server.round, read_state)
         for name, value in records.items():
             # the split of many clients is long, and nobody reads it by eye
             indent = None if name == "partition" else 1
@@ -174,7 +174,7 @@ class Run:
     def _rewind_clients(self, round: int) -> None:
         """Drop the clients' rows of later rounds, and of a test that is no end any more."""
         left = self.clients.cut(
-            lambda row: row["stage"] == "train" and 0 < _number(row["round"]) <= round
+            lambda row: row["stage"] == "train" and 0 < number_of(row["round"]) <= round
         )
         # a row of the history counts what became of each client
         known = 0
@@ -313,11 +313,6 @@ class Run:
         if self.writes:
             write_json(self.folder / SUMMARY, summary)
 
-    def fail(self, error: Exception) -> None:
-        """Write what the rounds came to all the same; where that fails too, `error` says more."""
-        with suppress(OSError):
-            self.finish({}, error)
-
     def close(self) -> None:
         """Close the loggers, drop what clients came to in a round without an end, and leave the
         folder to others.
@@ -327,11 +322,6 @@ class Run:
         self.references.drop_all()
         if self._claim:
             self._claim.close()
-
-
-def _number(text: str) -> int:
-    """The number of a round; 0 for what is none."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
 
 
 def _interned(row: Row) -> Row:

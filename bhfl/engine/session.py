@@ -108,10 +108,10 @@ class Session:
         num_threads, seconds = threads or machine.threads, machine.timeout_seconds
         with launched(trainer.fabric, num_threads, seconds, again=trainer.launched):
             trainer.launched = True
-            loan = Loan(model, data)
             with ExitStack() as stack:
                 for callback in trainer.callbacks:
                     stack.enter_context(callback.around(trainer, stage=stages[0]))
+                loan = Loan(model, data)
                 stack.callback(loan.give_back)
                 trainer.session = session = cls(trainer, loan, stages)
                 yield session

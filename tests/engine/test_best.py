@@ -137,6 +137,13 @@ def test_a_round_without_the_monitored_group_is_passed_over(tmp_path: Path, moni
         monitored("scor")
 
 
+def test_a_run_out_of_patience_says_so_where_it_is_to_go_on(tmp_path: Path) -> None:
+    run(tmp_path, [0.5] * 20, patience=1)
+    with pytest.warns(UserWarning, match="to train: its patience of 1 ended after round 2; a lar"):
+        run(tmp_path, [0.5] * 20, patience=1, ckpt_path="last")
+    assert run(tmp_path, [0.5] * 20, patience=3, ckpt_path="last").server.round == 4
+
+
 # ---- callbacks -----------------------------------------------------------------------------------
 
 

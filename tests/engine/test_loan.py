@@ -311,6 +311,15 @@ def test_a_compiled_model_is_unwrapped_and_trained_compiled(tmp_path):
     check_usable(module, None)
 
 
+def test_a_callback_that_fails_before_all_else_leaves_the_model_as_it_was(tmp_path):
+    callback, module = Callback(), Forward()
+    callback.around = lambda trainer, stage: 1 / 0
+    compiled = torch.compile(module, backend=Backend())
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, callbacks=[callback]).fit(compiled, data())
+    assert not is_compiled(module)
+
+
 def test_what_wraps_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model must be a LightningModule, got Linear"):
         trainer(tmp_path).fit(torch.compile(nn.Linear(2, 2)), data())  # type: ignore[arg-type]

@@ -140,7 +140,7 @@ def test_the_summary_is_written_while_nobody_else_may_write(tmp_path, monkeypatc
     claim(folder / ".lock", "").close()
 
 
-def go_on(folder):
+def go_on(folder, **options):
     fit(
         folder,
         None,
@@ -150,7 +150,28 @@ def go_on(folder):
         "last",
         monitor="train/loss",
         mode="min",
+        **options,
     )
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "configuration"])
+def test_a_run_that_cannot_begin_leaves_its_folder_to_others(tmp_path, monkeypatch, hook):
+    def fails(*_, **__):
+        raise RuntimeError("no")
+
+    folder = run(tmp_path).run.folder
+    callback = Callback()
+    callback.on_fit_start = fails if hook == "on_fit_start" else callback.on_fit_start
+    if hook == "configuration":
+        monkeypatch.setattr("bhfl.engine.fit.configuration", fails)
+    # as a notebook keeps it, with all that its frames hold
+    with pytest.raises(RuntimeError) as error:
+        go_on(tmp_path, callbacks=[callback], max_rounds=4)
+    claim(folder / ".lock", "process {} is training here").close()
+    assert error.traceback
+    told = folder / "summary.json"
+    assert told.exists() == (hook == "on_fit_start")
+    assert not told.exists() or json.loads(told.read_text())["failed"] == "RuntimeError: no"
 
 
 LADDERS = ([2, 32], [2, 8, 32])
@@ -249,6 +270,18 @@ def test_a_resumed_run_misses_what_its_clients_kept(tmp_path):
         with pytest.raises(CheckpointError, match="client=0-round=00004"):
             gate(tmp_path, 5, "last")
     path.write_bytes(good)
+    assert gate(tmp_path, 5, "last").server.round == 5
+
+
+def test_a_kill_while_later_rounds_are_undone_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    older = gate(tmp_path, 4).run.checkpoints / "round=00003.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr("bhfl.engine.checkpoint.rewind", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gate(tmp_path, 5, older)
     assert gate(tmp_path, 5, "last").server.round == 5
 
 
