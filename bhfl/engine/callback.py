@@ -59,7 +59,8 @@ class Callback:
         """
 
     def on_round_end(self, trainer: FederatedTrainer, metrics: dict[str, Any]) -> None:
-        """A round is logged and saved.
+        """A round is logged and saved, so that a run that is killed in here goes on after it,
+        without this call.
 
         Args:
             trainer: The run's.

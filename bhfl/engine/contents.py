@@ -206,11 +206,6 @@ def _accepted(value: Any, name: str) -> None:
         _count(number, name)
 
 
-def _options(value: Any, name: str) -> None:
-    _mapping(value, name)
-    _plain(value, name)
-
-
 def _plain(value: Any, name: str) -> None:
     """Text, numbers, and lists and mappings of them."""
     if isinstance(value, Mapping):
@@ -249,7 +244,7 @@ _STATE: dict[str, Check] = {
     ),
     "clients": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
     "references": _record(dict.fromkeys(("ids", "rounds", "sha256"), _tensor)),
-    "config": _options,
+    "config": _each(_plain),
     "version": _kind("text", str),
 }
 

@@ -12,6 +12,8 @@ from bhfl.engine.exchange import NO_EXAMPLES, Fault
 from bhfl.tags import ABSENT, BYTES, STATUSES, Status
 
 _DOWN = ("downlink_bytes", "header_bytes", "whole_bytes")
+_NOTHING = 1e-30
+"""Values below it are none: codes of nothing have the smallest scale there is."""
 _FAR = 1000.0
 """Times the median of a round at which an update is told of."""
 
@@ -174,7 +176,7 @@ def outliers(records: list[ClientRecord]) -> str:
     ok = with_updates(records)
     # the lower of two: the larger one of two clients must not pass for usual
     usual = statistics.median_low(record.largest for record in ok) if ok else 0.0
-    far = [record for record in ok if record.largest > _FAR * usual > 0]
+    far = [record for record in ok if record.largest > _FAR * usual > _NOTHING]
     if not far:
         return ""
     worst = max(far, key=lambda record: record.largest)

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from bhfl.engine.client.store import ClientStore
 from bhfl.engine.random import RandomKeys
 
 FEATURES, CLASSES = 6, 3
@@ -129,3 +130,9 @@ def client_rows(run: Path) -> list[dict[str, str]]:
 def float_state(module: nn.Module) -> dict[str, Tensor]:
     """A copy of a module's state."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def keep(store: ClientStore, client: int, round: int, state: dict[str, Any]) -> None:
+    """Let a client keep `state` as of `round` finished rounds."""
+    store.put(client, round, state)
+    store.commit([client])

@@ -19,6 +19,7 @@ from bhfl.engine import checkpoint
 from bhfl.engine.checkpoint import CheckpointError, digest, load, load_last, prune, round_path, save
 from bhfl.engine.client.store import ClientStore
 from bhfl.files import writing as files
+from tests.engine.hand_made import keep
 
 
 def state(seed: int = 0) -> dict:
@@ -173,7 +174,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, st
 
 def test_what_this_process_wrote_is_compared_again_only_once_it_is_touched(tmp_path, monkeypatch):
     store = ClientStore(tmp_path / "clients")
-    store.save(0, 1, {"algorithm": {"w": torch.arange(3.0)}})
+    keep(store, 0, 1, {"algorithm": {"w": torch.arange(3.0)}})
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "digest", lambda state: "another")
         assert torch.equal(store.load(0, 1)["algorithm"]["w"], torch.arange(3.0))
@@ -193,8 +194,8 @@ def test_client_store_versions(tmp_path):
     store = ClientStore(tmp_path / "clients")
     assert store.load(7, 5) is None
     for round in (1, 3, 4):
-        store.save(7, round, {"algorithm": {"round": round}})
-    store.save(70, 4, {"algorithm": {"round": 4}})
+        keep(store, 7, round, {"algorithm": {"round": round}})
+    keep(store, 70, 4, {"algorithm": {"round": 4}})
     found = [store.load(7, round)["algorithm"]["round"] for round in (1, 2, 3, 9)]
     assert found == [1, 1, 3, 4]
     assert store.load(7, 0) is None
@@ -247,7 +248,7 @@ def test_what_clients_have_in_common_is_kept_once(tmp_path):
     assert digest(found[1]) == digest(counted(2))
     assert found[0]["common"]["start/w"] is found[2]["common"]["start/w"]
     # the file of a version is its own: to drop one takes nothing from the others
-    again.save(1, 2, counted(5))
+    keep(again, 1, 2, counted(5))
     assert len(inodes(tmp_path)) == 1
     again.prune(1, [2])
     again.rewind(1)
@@ -258,13 +259,13 @@ def test_what_clients_have_in_common_is_kept_once(tmp_path):
 def test_what_is_common_is_as_it_was_saved_whatever_a_client_does_to_it(tmp_path):
     store = ClientStore(tmp_path / "clients")
     state = counted(1)
-    store.save(1, 1, state)
+    keep(store, 1, 1, state)
     state["common"]["start/w"].add_(1)
     store.load(1, 1)["common"]["start/w"].mul_(3)
     assert digest(store.load(1, 1)) == digest(counted(1))
-    store.save(2, 1, counted(2))
-    store.save(3, 1, {"common": {"start/w": -torch.zeros(70_000)}})
-    store.save(4, 1, {"common": {"start/w": torch.zeros(70_000)}})
+    keep(store, 2, 1, counted(2))
+    keep(store, 3, 1, {"common": {"start/w": -torch.zeros(70_000)}})
+    keep(store, 4, 1, {"common": {"start/w": torch.zeros(70_000)}})
     assert store.load(3, 1)["common"]["start/w"].signbit().all()
     assert not store.load(4, 1)["common"]["start/w"].signbit().any()
     assert len(inodes(tmp_path)) == 3
@@ -277,7 +278,7 @@ def test_what_is_common_is_copied_where_there_are_no_hard_links(tmp_path, monkey
     monkeypatch.setattr("bhfl.engine.client.common.os.link", no_links)
     store = ClientStore(tmp_path / "clients")
     for client in (1, 2):
-        store.save(client, 1, counted(client))
+        keep(store, client, 1, counted(client))
     assert len(inodes(tmp_path)) == 2
     assert digest(ClientStore(store.folder, store.table()).load(2, 1)) == digest(counted(2))
 
@@ -285,8 +286,8 @@ def test_what_is_common_is_copied_where_there_are_no_hard_links(tmp_path, monkey
 def test_what_is_common_is_missed(tmp_path):
     store = ClientStore(tmp_path / "clients")
     for client in (1, 2):
-        store.save(client, 1, counted(client))
-    store.save(3, 1, {"common": {"start/w": torch.zeros(3)}})
+        keep(store, client, 1, counted(client))
+    keep(store, 3, 1, {"common": {"start/w": torch.zeros(3)}})
     path = tmp_path / "clients" / "0000" / "client=1-round=00001-common.pt"
     good = path.read_bytes()
     other = path.with_name("client=3-round=00001-common.pt").read_bytes()
@@ -311,7 +312,7 @@ def test_what_is_common_is_missed(tmp_path):
 def test_what_a_client_leaves_as_it_was_is_not_written_for_a_verdict(tmp_path):
     store = ClientStore(tmp_path / "clients")
     kept = {"a": torch.zeros(70_000), "b": torch.zeros(70_000), "c": torch.zeros(3)}
-    store.save(1, 1, {"algorithm": kept})
+    keep(store, 1, 1, {"algorithm": kept})
     state = store.load(1, 1)["algorithm"]
     state["b"].add_(1)
     state["d"], state["c"] = state["c"], torch.ones(3)
@@ -483,7 +484,7 @@ def test_what_clients_keep_is_missed(tmp_path):
     store = ClientStore(tmp_path / "clients")
     for client in (3, 170):
         for round in (2, 4):
-            store.save(client, round, {"algorithm": {"round": round}})
+            keep(store, client, round, {"algorithm": {"round": round}})
     table = store.table()
     assert [table[key].tolist() for key in ("ids", "rounds")] == [[3, 170], [4, 4]]
     path = tmp_path / "clients" / "0000" / "client=3-round=00004.pt"
@@ -510,7 +511,7 @@ def test_what_clients_keep_is_missed(tmp_path):
 
 def test_a_run_folder_that_has_vanished_is_not_made_again(tmp_path):
     with pytest.raises(FileNotFoundError, match="version_0/clients"):
-        ClientStore(tmp_path / "version_0" / "clients").save(0, 1, {})
+        keep(ClientStore(tmp_path / "version_0" / "clients"), 0, 1, {})
 
 
 def test_a_place_that_cannot_be_taken_is_named_alone(tmp_path):

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from bhfl.remote.kept import KeptState
+from tests.engine.hand_made import keep
 
 
 def kept(folder: Path) -> KeptState:
     """The state of client 3 after round 2."""
     store = KeptState(folder, 3)
-    store.save(3, 2, {"algorithm": {"left": torch.tensor([2.0])}})
+    keep(store, 3, 2, {"algorithm": {"left": torch.tensor([2.0])}})
     store.keep(2)
     return store
 

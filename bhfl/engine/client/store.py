@@ -111,11 +111,6 @@ class ClientStore:
             state[COMMON] = self._common.load(self._found(_common(path)), state[COMMON])
         return state
 
-    def save(self, client: int, round: int, state: dict[str, Any]) -> None:
-        """Keep `state` as of `round` finished rounds."""
-        self.put(client, round, state)
-        self.commit([client])
-
     def put(self, client: int, round: int, state: dict[str, Any], *, final: bool = True) -> None:
         """Hold `state` as of `round` finished rounds until the round's verdict, in place of what
         was held of the client.
