@@ -405,7 +405,5 @@ def test_more_numbers_of_a_round_are_numbers(tmp_path):
         def summarize(self, server, metrics):
             return {"train/mean": np.float32(1)}
 
-    with pytest.raises(
-        ReturnError, match=r"Means.summarize must return numbers by tag, got f"
-    ):
+    with pytest.raises(ReturnError, match=r"Means.summarize must return numbers by tag, got f"):
         fit(tmp_path, Means(), max_rounds=1)
