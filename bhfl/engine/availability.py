@@ -140,8 +140,8 @@ class Availability(Recorded):
         if not path.is_file():
             raise FileNotFoundError(f"availability.trace must name a file, got {str(trace)!r}")
         for line in read_lines(path, ("client", "round", "event"), ("part",)):
-            key = whole_cell(line, "round", 1), whole_cell(line, "client")
-            _take(self._traced.setdefault(key, _Traced()), line)
+            place = whole_cell(line, "round", 1), whole_cell(line, "client")
+            _take(self._traced.setdefault(place, _Traced()), line)
         self.file_digests = {"trace": sha256_of(path)}
 
     @property
