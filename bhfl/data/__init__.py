@@ -3,8 +3,9 @@
 Shapes: n samples, K clients; pictures are ``[n, C, H, W]``, uint8 in memory and float32 in batches.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bhfl import lazily
 
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
@@ -65,9 +66,5 @@ __all__ = [
     "TensorSource",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when asked for: a device that has arrays needs no Lightning."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
+"""The names above, loaded when asked for: a device that has arrays needs no Lightning."""

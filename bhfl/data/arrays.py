@@ -106,18 +106,15 @@ class Arrays(Recorded):
                 inputs = _tensor(key, held, f"{split}_inputs")
                 targets = _tensor(key, held, f"{split}_targets")
                 targets = targets.float() if targets.is_floating_point() else targets.long()
-                self._check_channels(inputs)
+                channels = inputs.shape[1] if inputs.dim() > 1 else 1
+                for name, values in self._normal.items():
+                    if len(values) not in (0, 1, channels):
+                        raise ValueError(
+                            f"data.{name} must have one number for each of {channels} channels, "
+                            f"got {list(values)}"
+                        )
                 found[split] = TensorSource(inputs, targets, *self._normal.values())
         return found
-
-    def _check_channels(self, inputs: Tensor) -> None:
-        channels = inputs.shape[1] if inputs.dim() > 1 else 1
-        for name, values in self._normal.items():
-            if len(values) not in (0, 1, channels):
-                raise ValueError(
-                    f"data.{name} must have one number for each of {channels} channels, got "
-                    f"{list(values)}"
-                )
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
         """The number of this client's samples, in the place of every client.

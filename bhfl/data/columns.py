@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from bhfl.checks import suggestion
-from bhfl.data.forms import is_table
+from bhfl.data.forms import as_tensor, is_table
 from bhfl.data.partition import Array
 from bhfl.data.source import LoaderSource, TensorSource
 
@@ -29,12 +29,12 @@ def column_of(key: str, data: Any, name: str) -> Array:
     Raises:
         ValueError: There is no such column, or a row lacks it.
     """
+    data = data.dataset if isinstance(data, LoaderSource) else data
     if isinstance(data, Subset):
         chosen: Array = column_of(key, data.dataset, name)[np.asarray(data.indices)]
         return chosen
     if isinstance(data, ConcatDataset):
         return np.concatenate([column_of(key, part, name) for part in data.datasets])
-    data = data.dataset if isinstance(data, LoaderSource) else data
     if is_table(data):
         if name in data.column_names:
             return np.asarray(data.select_columns([name]).with_format("numpy")[:][name])
@@ -65,13 +65,30 @@ def target_column(data: Any) -> str | None:
     """The column that holds the labels of a table, if nobody has named another; None where `data`
     is no table.
     """
-    if isinstance(data, Subset):
-        return target_column(data.dataset)
-    if isinstance(data, ConcatDataset):
-        return target_column(data.datasets[0])
-    if not is_table(data):
+    table = _table(data)
+    if table is None:
         return None
-    return "labels" if "labels" in data.column_names else "label"
+    return "labels" if "labels" in table.column_names else "label"
+
+
+def _table(data: Any) -> Any:
+    """The table that `data` is, or is of, or begins with; None where it is no table."""
+    while isinstance(data, Subset | ConcatDataset):
+        data = data.dataset if isinstance(data, Subset) else data.datasets[0]
+    return data if is_table(data) else None
+
+
+def _kind(data: Any, name: str) -> str:
+    """What a table says that a column holds, such as ``uint8``; empty where its user makes the
+    rows, and for data that are no table.
+    """
+    table = _table(data)
+    if table is None or table.format["type"] == "custom":
+        return ""
+    kind = table.features[name]
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    return str(getattr(kind, "dtype", ""))
 
 
 def _attributes(data: Any) -> Mapping[str, Any]:
@@ -102,12 +119,14 @@ class Pairs(Dataset[Any]):
         dataset: A map-style data set of mappings.
         inputs: The key of the input; floats become float32, and uint8 is divided by 255.
         targets: The key of the target.
+        pixels: Whether inputs are uint8 even where the rows have them as other integers.
     """
 
-    def __init__(self, dataset: Any, inputs: str, targets: str) -> None:
+    def __init__(self, dataset: Any, inputs: str, targets: str, pixels: bool) -> None:
         self.dataset = dataset
         self.inputs = inputs
         self.targets_column = targets
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -115,11 +134,15 @@ class Pairs(Dataset[Any]):
     def __getitem__(self, place: int) -> tuple[Any, Any]:
         row = self.dataset[place]
         entry = row[self.inputs]
-        if isinstance(entry, np.ndarray) and entry.dtype.kind in "biuf":
-            entry = torch.tensor(entry)
         # as arrays and tensors are read that are not in rows
-        if isinstance(entry, Tensor) and (entry.is_floating_point() or entry.dtype == torch.uint8):
-            entry = entry.to(torch.float32) / (255 if entry.dtype == torch.uint8 else 1)
+        if isinstance(entry, np.ndarray) and entry.dtype.kind in "biuf":
+            entry = as_tensor("data", "inputs", entry)
+        if isinstance(entry, Tensor):
+            # only pictures have 16 bits as tensors
+            largest = {torch.uint8: 255, torch.uint16: 65535}.get(entry.dtype, 255 * self.pixels)
+            unit = 1 if entry.is_floating_point() else largest
+            if unit:
+                entry = entry.to(torch.float32) / unit
         return entry, row[self.targets_column]
 
 
@@ -140,16 +163,19 @@ def paired(table: Any, inputs: str, targets: str) -> Dataset[Any]:
     for option, name in (("inputs", inputs), ("targets", targets)):
         if name not in keys:
             raise _unknown(f"data.{option}", name, keys)
-    numbers = isinstance(first[inputs], Tensor) and isinstance(first[targets], Tensor)
-    if not is_table(table) or not numbers or table.format["type"] != "torch":
-        return Pairs(table, inputs, targets)
+    kind = _kind(table, inputs)
+    # the package's own formats make int64 of all integers
+    pixels = kind == "uint8"
+    pairs = Pairs(table, inputs, targets, pixels)
+    if not is_table(table) or table.format["type"] != "torch":
+        return pairs
     # pictures are decoded anew each time: all of them decoded may be more than there is memory
-    kind = table.features[inputs]
-    while hasattr(kind, "feature"):
-        kind = kind.feature
-    if not str(getattr(kind, "dtype", "")).startswith(("int", "uint", "float", "bool")):
-        return Pairs(table, inputs, targets)
+    if not kind.startswith(("int", "uint", "float", "bool")):
+        return pairs
     columns = table.select_columns([inputs, targets])[:]
-    if not isinstance(columns[inputs], Tensor) or not isinstance(columns[targets], Tensor):
-        return Pairs(table, inputs, targets)
-    return TensorDataset(columns[inputs], columns[targets])
+    values, labels = columns[inputs], columns[targets]
+    if not isinstance(values, Tensor) or not isinstance(labels, Tensor):
+        return pairs
+    if pixels and not values.is_floating_point():
+        values = values.to(torch.uint8)
+    return TensorDataset(values, labels)

@@ -170,10 +170,14 @@ class FederatedDataModule(Recorded, L.LightningDataModule, ABC):
             ValueError: The set cannot be split so.
         """
         targets = present("targets", self._train.targets)
-        if len(targets) != len(self._train):
+        if targets.shape[:1] != (len(self._train),):
             raise ValueError(
-                f"targets must be one for each of {len(self._train)} samples, got {len(targets)}"
+                f"targets must be one for each of {len(self._train)} samples, got "
+                f"{len(np.atleast_1d(targets))}"
             )
+        # numbers in a column, as losses of regression take them
+        if targets.shape[1:] == (1,):
+            targets = targets[:, 0]
         shares = Shares(
             max_samples=self.max_train_samples,
             val_fraction=self.val_fraction,

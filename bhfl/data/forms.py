@@ -59,6 +59,8 @@ def dataset_of(key: str, data: Any) -> Dataset[Any]:
             return Subset(inner, data.indices)
         chosen = torch.as_tensor(np.asarray(data.indices, dtype=np.int64))
         return TensorDataset(*(tensor[chosen] for tensor in inner.tensors))
+    if isinstance(data, ConcatDataset):
+        return ConcatDataset([dataset_of(key, part) for part in data.datasets])
     if is_table(data):
         rows: Dataset[Any] = data if data.format["type"] else _shaded(data).with_format("torch")
         return rows
@@ -125,11 +127,8 @@ def _check_alike(key: str, what: str, tensors: Sequence[Tensor]) -> None:
 
 def _are_arrays(items: tuple[Any, ...]) -> bool:
     """Whether these are two arrays of at least one dimension."""
-    if len(items) != 2:
-        return False
-    first, second = items
-    arrays = isinstance(first, Tensor | np.ndarray) and isinstance(second, Tensor | np.ndarray)
-    return arrays and first.ndim > 0 and second.ndim > 0
+    kinds = Tensor | np.ndarray
+    return len(items) == 2 and all(isinstance(one, kinds) and one.ndim > 0 for one in items)
 
 
 def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
@@ -140,11 +139,9 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
             f"{key} must hold two arrays (inputs, targets) where it is a tuple, got {kinds}; a "
             "list gives each client a data set of its own"
         )
-    inputs = _tensor(key, "inputs", pair[0])
-    targets = _tensor(key, "targets", pair[1])
-    # a million clients have as many pairs: what need not be done is not
-    if targets.dtype not in (torch.int64, torch.float32):
-        targets = targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
+    inputs = as_tensor(key, "inputs", pair[0])
+    targets = as_tensor(key, "targets", pair[1])
+    targets = targets.float() if targets.is_floating_point() else targets.long()
     if len(inputs) != len(targets):
         raise ValueError(
             f"{key} must have as many targets as inputs, got {len(targets)} and {len(inputs)}"
@@ -152,8 +149,17 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
     return TensorDataset(inputs, targets)
 
 
-def _tensor(key: str, what: str, array: Any) -> Tensor:
-    """An array as a tensor, which shares its memory where torch can read it there and write."""
+def as_tensor(key: str, what: str, array: Any) -> Tensor:
+    """An array as a tensor, which shares its memory where torch can read it there and write.
+
+    Args:
+        key: The name that messages call the data.
+        what: Whether they are ``inputs`` or ``targets``.
+        array: An array of NumPy's; a tensor is returned as it is.
+
+    Raises:
+        ValueError: It holds no numbers.
+    """
     if isinstance(array, Tensor):
         return array
     if array.dtype.kind not in "biuf":

@@ -93,7 +93,7 @@ class FromDatasets(FederatedDataModule):
         """The samples of each client, of the splits that were given as lists."""
         # the training set first, whose columns are asked for
         for split, data in {"train": train, "val": val, "test": test}.items():
-            if data is not None:
+            if data is not None or split != "val":
                 self._take(split, data)
         if val is not None:
             self.val_fraction = 0.0

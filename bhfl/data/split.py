@@ -105,7 +105,8 @@ def make_split(
     """
     if targets.ndim != 1:
         raise ValueError(
-            f"targets must have one dimension for a split, got shape {targets.shape}; pass targets="
+            f"targets must have one dimension for a split, got shape {targets.shape}: give a label "
+            "for each sample to split by as data.targets"
         )
     streams = np.random.SeedSequence(checked("seed", seed, count(0, 2**63 - 1))).spawn(6)
     rng_subset, rng_val, rng_holdout, rng_clients, *rngs_held = map(np.random.default_rng, streams)

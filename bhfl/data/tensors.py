@@ -75,7 +75,7 @@ class TensorSource:
             )
         self.inputs = inputs
         self.labels = targets
-        self.targets: NDArray[Any] = targets.numpy()
+        self.targets: NDArray[Any] = targets.detach().numpy()
         self.columns: dict[str, NDArray[Any]] = {}
         """What else is known of each sample, by name."""
         channels = (-1, *[1] * (inputs.dim() - 2))
@@ -116,11 +116,7 @@ class TensorSource:
             inputs = self.inputs.index_select(0, chunk)
             if augment is not None:
                 inputs = augment(inputs, generator)
-            yield self._normalised(inputs), self.labels.index_select(0, chunk)
-
-    def _normalised(self, inputs: Tensor) -> Tensor:
-        """``(inputs - mean) / std`` in float32, as one product and one sum."""
-        if inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-            return inputs
-        # in place on a copy, which index_select has made
-        return inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
+            if inputs.dtype == torch.uint8 or inputs.is_floating_point():
+                # (inputs - mean) / std, in place on a copy, which index_select has made
+                inputs = inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
+            yield inputs, self.labels.index_select(0, chunk)

@@ -256,6 +256,8 @@ BAD = {
         "column of the data (there are x, label, user), got 'xs'"),
     "inputs alone": (lambda: ready(Table(), inputs="x"), "data.targets must name a column where "
         "data.inputs does, got NoneType"),
+    "nothing": (lambda: ready(None), "data.train must be a data set with a length, of which any "
+        "sample can be read, got a NoneType"),
     "no name": (lambda: ByColumn(""), "ByColumn.column must be ids, a .npy file or the name of a"),
 }  # fmt: skip
 
@@ -299,6 +301,49 @@ def test_pictures_of_hugging_face_are_tensors_in_0_to_1():
     data = ready(table, inputs="image")
     ((inputs, _), *_) = data.test_batches()
     assert torch.equal(inputs, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+
+
+@pytest.mark.parametrize("form", ["rows", "torch", "numpy", "part", "lists", "joined"])
+def test_numbers_of_uint8_in_tables_are_pixels_too(form):
+    datasets = pytest.importorskip("datasets")
+    pixels = np.random.default_rng(0).integers(256, size=(30, 3, 2, 2), dtype=np.uint8)
+    table = hugging_face(image=list(pixels)).cast_column(
+        "image", datasets.Array3D((3, 2, 2), "uint8")
+    )
+    given = {
+        "rows": table,
+        "part": Subset(table, range(30)),
+        "lists": [table.select(range(15)), table.select(range(15, 30))],
+        "joined": ConcatDataset([table.select(range(15)), table.select(range(15, 30))]),
+    }.get(form) or table.with_format(form)
+    data = FromDatasets(given, given, inputs="image", eval_batch_size=30)
+    data.setup("fit")
+    data.setup("test")
+    ((inputs, _), *_) = data.test_batches()
+    assert torch.allclose(inputs, torch.from_numpy(pixels) / 255)
+
+
+def test_pictures_of_16_bits_are_tensors_in_0_to_1_too():
+    pytest.importorskip("datasets")
+    from PIL import Image
+
+    grey = np.arange(30 * 4, dtype=np.uint16).reshape(30, 2, 2) * 500
+    data = ready(hugging_face(image=[Image.fromarray(one) for one in grey]), inputs="image")
+    ((inputs, _), *_) = data.test_batches()
+    assert torch.allclose(inputs[:, 0], torch.from_numpy(grey.astype(np.float32)) / 65535)
+
+
+def test_targets_in_a_column_are_split_as_those_in_a_row():
+    column = ready((X, Y[:, None]), num_clients=3)
+    assert column.partition_record() == ready((X, Y), num_clients=3).partition_record()
+    ((_, targets), *_) = column.test_batches()
+    assert targets.shape[1:] == (1,)
+
+
+@pytest.mark.parametrize("targets", [3, lambda: Y, {0: 1}])
+def test_targets_that_are_no_rows_are_refused(targets):
+    with pytest.raises(ValueError, match="targets must be one for each of 30 samples, got 1"):
+        ready([(x, 0) for x in X], targets=targets)
 
 
 def test_a_palette_is_looked_up():
