@@ -37,6 +37,9 @@ def example_of(worker: Worker, data: FederatedData) -> tuple[Any, ...]:
     """
     module = worker.module
     own = getattr(module, "example_input_array", None)
+    if isinstance(own, dict):
+        # in Lightning, the arguments by name
+        own = inspect.signature(module.forward).bind(**own).args
     if own is not None:
         return _cut(own if isinstance(own, tuple) else (own,))
     batch = next(chain(data.test_batches(), data.val_batches()), None)
@@ -78,7 +81,17 @@ def _inputs(worker: Worker, batch: Any) -> tuple[Any, ...]:
             f"neither test_step nor validation_step of {type(module).__name__} calls any layer"
         )
     called, args, kwargs = next((call for call in calls if call[0] is module), calls[0])
-    return inspect.signature(called.forward).bind(*args, **kwargs).args
+    bound = inspect.signature(called.forward).bind(*args, **kwargs)
+    # those of a part are only a guess at the module's own
+    if called is module and (named := bound.kwargs):
+        # what comes after an argument that was left out counts as named
+        bound.apply_defaults()
+        if lost := [name for name in named if name in bound.kwargs]:
+            raise ValueError(
+                f"forward of {type(module).__name__} must take by position what its file is to "
+                f"compute with, and takes {', '.join(lost)} by keyword alone"
+            )
+    return bound.args
 
 
 def _calls(worker: Worker, batch: Any) -> list[Call]:

@@ -127,7 +127,8 @@ def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
             continue
         one, two = state[name], state[other]
         if isinstance(one, QuantizedTensor) and isinstance(two, QuantizedTensor):
-            if _equal(one, two):
+            alike = one.bits == two.bits and torch.equal(one.scale, two.scale)
+            if alike and torch.equal(one.codes, two.codes):
                 ties[name] = other
                 continue
             warnings.warn(
@@ -138,12 +139,6 @@ def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:
         elif isinstance(one, Tensor) and isinstance(two, Tensor):
             ties[name] = other
     return ties
-
-
-def _equal(one: QuantizedTensor, two: QuantizedTensor) -> bool:
-    """Whether two quantised tensors have the same codes and scales."""
-    alike = one.bits == two.bits and torch.equal(one.scale, two.scale)
-    return alike and torch.equal(one.codes, two.codes)
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor | QuantizedTensor]:
@@ -167,10 +162,11 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
         model: Changed in place.
         path: A file of :func:`save_quantized`.
         quantized: Whether to swap the layers that were quantised when the file was saved, with
-            their specs. They then compute with the codes of the file, until their weights are
-            trained, or their weights or specs are set anew. A file of a bare state holds no specs:
-            quantise the model first. If false, only the float values of the weights are loaded: a
-            float model then computes with them, and with float activations.
+            their specs. They then compute with the codes of the file, as long as their weights are
+            these: where training or a hand has changed any weight of a layer, or its spec, its
+            range is found anew (by a compiled model when it is compiled). A file of a bare state
+            holds no specs: quantise the model first. If false, only the float values of the
+            weights are loaded: a float model then computes with them, and with float activations.
 
     Returns:
         The model.
@@ -182,21 +178,6 @@ def restore_(model: Model, path: str | Path, *, quantized: bool = True) -> Model
     """
     state, specs = _load(path)
     values = float_tensors(state)
-    _check_fits(model, values, path)
-    if quantized:
-        _quantize_as_saved_(model, specs, path)
-    model.load_state_dict(values)
-    # again, because a weight that is saved as it is may be tied to a quantised one
-    plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    model.load_state_dict(plain, strict=False)
-    if quantized:
-        # this comes last, because loading weights makes layers forget fixed scales
-        _fix_scales_(model, state, path)
-    return model
-
-
-def _check_fits(model: nn.Module, values: Mapping[str, Tensor], path: str | Path) -> None:
-    """QuantizedFileError for a name or a shape that is not the model's."""
     here = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     there = {name: tuple(value.shape) for name, value in values.items()}
     for name in [*here, *there]:
@@ -206,11 +187,7 @@ def _check_fits(model: nn.Module, values: Mapping[str, Tensor], path: str | Path
             raise QuantizedFileError(
                 f"{path}: of another model: {name} is {theirs} there and {ours} here"
             )
-
-
-def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Path) -> None:
-    """Quantise each layer by the spec that the file has for it."""
-    for layer, given in specs.items():
+    for layer, given in specs.items() if quantized else ():
         try:
             spec = BitSpec.parse(given)
             quantize_(model, spec, lambda name, _, layer=layer: name == layer)  # type: ignore[misc]
@@ -218,6 +195,14 @@ def _quantize_as_saved_(model: nn.Module, specs: dict[str, Any], path: str | Pat
             raise QuantizedFileError(
                 f"{path}: layer {layer!r} cannot be quantised as it was: {error}"
             ) from error
+    model.load_state_dict(values)
+    # again, because a weight that is saved as it is may be tied to a quantised one
+    plain = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    model.load_state_dict(plain, strict=False)
+    if quantized:
+        # this comes last, because loading weights makes layers forget fixed scales
+        _fix_scales_(model, state, path)
+    return model
 
 
 @torch.no_grad()

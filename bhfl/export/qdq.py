@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bhfl.export.extras import EXTRAS, needed
-from bhfl.export.static import check_static, quantize_file
+from bhfl.export.static import quantize_file
 from bhfl.files import replacing, user_path
 from bhfl.quant import QuantLayer, dequantize_, quant_layers
 from bhfl.quant.functional import affine_scale
@@ -73,7 +73,7 @@ def export_onnx(
         raise ImportError(
             f"ONNX graphs with nodes of our choice need torch 2.8 or later, got {torch.__version__}"
         )
-    _check_widths(model) if calibration is None else check_static(model)
+    _check_widths(model, fixed=calibration is not None)
     given = example if isinstance(example, tuple) else (example,)
     inputs = tree_map(partial(_example, rows=num_samples(given)), given)
     shapes = _open_batch(model, inputs)
@@ -98,11 +98,19 @@ def export_onnx(
     return user_path(path).stat().st_size
 
 
-def _check_widths(model: nn.Module) -> None:
-    """ValueError, with its name, for a layer whose codes a graph cannot hold."""
+def _check_widths(model: nn.Module, *, fixed: bool) -> None:
+    """ValueError, with its name, for a layer whose codes a graph cannot hold, or that one with
+    fixed ranges would change.
+    """
     for name, layer in quant_layers(model):
         for key in ("weights", "activations"):
-            if WIDEST < (bits := getattr(layer.spec, key)) < FLOAT_BITS:
+            bits = getattr(layer.spec, key)
+            if fixed and bits != WIDEST:
+                raise ValueError(
+                    f"fixed ranges need {WIDEST} bits for weights and activations of every layer, "
+                    f"and {name!r} has {key} of {bits}"
+                )
+            if WIDEST < bits < FLOAT_BITS:
                 raise ValueError(
                     f"layer {name!r}: {key} must have at most {WIDEST} bits, or 32, got {bits}"
                 )

@@ -14,26 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
-from bhfl.quant import quant_layers
-
-BITS = 8
-"""The bits of weights and activations in such a graph."""
-
-
-def check_static(model: nn.Module) -> None:
-    """ValueError, with its name, for a layer that a graph with fixed ranges would change."""
-    for name, layer in quant_layers(model):
-        for key in ("weights", "activations"):
-            if (bits := getattr(layer.spec, key)) != BITS:
-                raise ValueError(
-                    f"fixed ranges need {BITS} bits for weights and activations of every layer, "
-                    f"and {name!r} has {key} of {bits}"
-                )
 
 
 def quantize_file(program: Any, samples: Iterable[Any], path: str | Path) -> int:

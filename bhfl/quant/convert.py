@@ -126,10 +126,9 @@ def set_backend_(
         ImportError: The backend needs a package that cannot be imported.
     """
     get_backend(backend).require()
-    layers = []
-    for name, layer in quant_layers(model):
-        if filter_fn is None or filter_fn(name, layer):
-            layers.append(layer)
+    layers = [
+        layer for name, layer in quant_layers(model) if filter_fn is None or filter_fn(name, layer)
+    ]
     if not layers:
         raise ValueError(
             f"no Quant* layers to compute by {backend!r} in {type(model).__name__}: call quantize_ "
@@ -170,7 +169,7 @@ def layer_weights(model: nn.Module) -> list[str]:
     if not names:
         raise ValueError(
             f"{type(model).__name__} has no quantisable layer: no Linear, Conv, Embedding or "
-            "attention"
+            "attention whose weight is a parameter, and not computed from others"
         )
     return list(names.values())
 

@@ -42,7 +42,7 @@ class QuantLayer(nn.Module):
         weight_step: The learned step of range rule lsq, else None: a parameter, but never in the
             state dict.
         fixed_scale: The scale of the forward weights where it is fixed: with strict storage by
-            :func:`bhfl.quant.begin_round_`, and for restored codes until the weights are trained.
+            :func:`bhfl.quant.begin_round_`, and for restored codes while the weights are these.
         storage_scale: The scale of the stored weights with strict storage, fixed at the same time.
     """
 
@@ -154,16 +154,9 @@ class QuantLayer(nn.Module):
 
     def _weight_rule(self) -> dict[str, Any]:
         """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""
-        if (
-            self.fixed_scale is not None
-            and self.spec.storage == FLOAT_BITS
-            and self.training
-            and torch.is_grad_enabled()
-            and self.weight.requires_grad
-        ):
-            # the weights will move, and their range with them
-            self.fixed_scale = None
         scale = self.fixed_scale
+        if scale is not None and self.spec.storage == FLOAT_BITS and self._has_moved(scale):
+            self.fixed_scale = scale = None
         if self.weight_step is not None:
             # an optimiser may take the step through zero, and a scale is positive
             scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
@@ -172,6 +165,19 @@ class QuantLayer(nn.Module):
             "granularity": self.spec.granularity,
             "scale": scale,
         }
+
+    def _has_moved(self, scale: Tensor) -> bool:
+        """Whether the weights are not the restored codes times their scale any more, or are about
+        to be trained: their range then moves with them.
+        """
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
+            return True
+        # a compiled graph would break where values are looked at
+        if torch.compiler.is_compiling():
+            return False
+        weight = self.weight.detach()
+        on_grid = fake_quantize(weight, self.spec.weights, scale=scale)
+        return not torch.equal(weight, on_grid)
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the parent, computed with quantised input and weight; shapes as there."""
@@ -289,6 +295,9 @@ class QuantLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         _metadata, _strict, missing_keys, *_ = rest
         missing_keys[:] = [key for key in missing_keys if key != f"{prefix}weight_step"]
+        # a state of other layers alone changes nothing here
+        if f"{prefix}{self.weight_key}" not in state_dict:
+            return
         self.fixed_scale = self.storage_scale = None
         if self.weight_step is not None:
             self.fix_range_()

@@ -89,10 +89,33 @@ def test_further_arguments_are_kept():
     assert found[1].item() == 2
 
 
+class Optional(Module):
+    def forward(self, x, bias=None, scale=1.0, *, power=1):
+        y = self.net(x) if bias is None else self.net(x) + bias
+        return y * scale**power
+
+
+def test_what_was_left_out_before_an_argument_has_its_default():
+    module = Optional(lambda b: ((b[0],), {"scale": torch.tensor(2.0)}))
+    x, bias, scale = example(module, Data([[X, Y]]))
+    assert (len(x), bias, scale.item()) == (2, None, 2)
+
+
+def test_an_argument_that_no_file_can_take_is_told():
+    module = Optional(lambda b: ((b[0],), {"power": 2}))
+    with pytest.raises(
+        ValueError,
+        match=r"forward of Optional must take by position .*, and takes power by keyword",
+    ):
+        example(module, Data([[X, Y]]))
+
+
 def test_the_model_s_own_example_goes_first():
     module = Module(None)
     module.example_input_array = X[:1]
     assert [tensor.shape for tensor in example(module, Data())] == [(1, 5)]
+    module.example_input_array = {"scale": 2.0, "x": X[:1]}
+    assert example(module, Data())[1] == 2.0
 
 
 @pytest.mark.parametrize(

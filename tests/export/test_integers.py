@@ -161,6 +161,44 @@ def test_what_is_restored_can_be_trained_on(spec, tmp_path):
     assert not torch.equal(layer.eval()(x), held)
 
 
+CHANGES = {
+    "in place": lambda layer: layer.weight.mul_(3),
+    "as data": lambda layer: layer.weight.data.mul_(3),
+    "anew": lambda layer: setattr(layer, "weight", nn.Parameter(3 * layer.weight)),
+    "by torch": lambda layer: layer.reset_parameters(),
+}
+"""Ways to change the weights of a layer without training it."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_weights_that_are_changed_by_hand_get_a_range_of_their_own(change, tmp_path):
+    torch.manual_seed(0)
+    rows = nn.Linear(6, 4)
+    rows.weight.mul_(0.1)
+    save_quantized(quantize_(rows, 8), tmp_path / "a.safetensors")
+    layer, x = restore_(nn.Linear(6, 4).eval(), tmp_path / "a.safetensors"), torch.randn(5, 6)
+    copied = copy.deepcopy(layer)
+    CHANGES[change](layer)
+    expected = quantize_(nn.Linear(6, 4), 8)
+    expected.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), expected(x))
+    assert torch.equal(copied(x), rows(x))
+
+
+@torch.no_grad()
+def test_a_state_of_other_layers_leaves_codes_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    spec = {"weights": 4, "activations": 8, "range_rule": "mse"}
+    file = tmp_path / "a.safetensors"
+    save_quantized(quantize_(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 4)), spec), file)
+    net = restore_(nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 4)).eval(), file)
+    x = torch.randn(5, 40)
+    held = net[0](x)
+    net.load_state_dict({"1.weight": torch.ones(4, 40)}, strict=False)
+    assert torch.equal(net[0](x), held)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"a\.safetensors cannot be written: there is no folder .*/none"

@@ -6,6 +6,8 @@ two becomes one of images [B, C, H, W], with H == 1 where it has one. Padding ot
 done before the product.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,9 +27,8 @@ def product_of(layer: nn.Module) -> Linear | Conv | None:
     return None
 
 
-def _pair(values: object, missing: int) -> Pair:
+def _pair(values: Any, missing: int) -> Pair:
     """The geometry of a convolution of one dimension or two as one of two, `missing` for H."""
-    assert isinstance(values, tuple)
     return (missing, *values) if len(values) == 1 else (values[0], values[1])
 
 
@@ -36,14 +37,13 @@ def _pads_first(layer: nn.Conv1d | nn.Conv2d) -> bool:
     return layer.padding_mode != "zeros" or isinstance(layer.padding, str)
 
 
-def kernel_shape(layer: nn.Module) -> tuple[int, ...]:
+def kernel_shape(layer: Any) -> tuple[int, ...]:
     """The shape of the weight for the product: [N, K], or [O, C/G, R, S]."""
     # from the sizes of the layer, because a parametrized weight is computed anew at each access
     if isinstance(layer, nn.MultiheadAttention):
         return 3 * layer.embed_dim, layer.embed_dim
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     return layer.out_channels, layer.in_channels // layer.groups, *_pair(layer.kernel_size, 1)
 
 
@@ -52,13 +52,12 @@ def device_of(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
 
 
-def takes(layer: nn.Module, x: Tensor) -> bool:
+def takes(layer: Any, x: Tensor) -> bool:
     """Whether an integer product takes an input: not an empty one, nor one that torch refuses."""
     if not x.is_floating_point() or x.numel() == 0:
         return False
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
         return x.dim() > 0 and x.shape[-1] == kernel_shape(layer)[1]
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     num_dims = len(layer.kernel_size)
     if x.dim() not in (num_dims + 1, num_dims + 2) or x.shape[-num_dims - 1] != layer.in_channels:
         return False
@@ -77,11 +76,10 @@ def kernel(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.unsqueeze(2) if isinstance(layer, nn.Conv1d) else weight
 
 
-def lower(layer: nn.Module, x: Tensor) -> Tensor:
+def lower(layer: Any, x: Tensor) -> Tensor:
     """The input of a layer in the shape that its product takes, [M, K] or [B, C, H, W]."""
     if isinstance(layer, nn.Linear | nn.MultiheadAttention):
         return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     num_dims = len(layer.kernel_size)
     if x.dim() == num_dims + 1:
         x = x.unsqueeze(0)
