@@ -12,7 +12,7 @@ import torch
 
 from bhfl.analysis.layers import layer_harm, layer_rows
 from bhfl.analysis.samples import held_out
-from bhfl.checks import refuse
+from bhfl.checks import is_integer, refuse
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.devices import FLOAT
 from bhfl.engine.measure import needs_global_model, refuse_parts
@@ -40,10 +40,6 @@ class Analysis:
     """The run folder that the model comes from, if any."""
 
 
-def _untold(what: str, num_samples: int) -> AbstractContextManager[Callable[[int], object]]:
-    return nullcontext(lambda done: None)
-
-
 def analyze(  # noqa: PLR0913
     trainer: FederatedTrainer,
     model: L.LightningModule,
@@ -54,7 +50,7 @@ def analyze(  # noqa: PLR0913
     probe_bits: Sequence[int] = (2, 4),
     uniform_bits: int = 4,
     threads: int | None = None,
-    progress: Progress = _untold,
+    progress: Progress = lambda what, num_samples: nullcontext(lambda done: None),
 ) -> Analysis:
     """Analyse the server's float32 weights, in one process, on samples held out for the server
     (``data.holdout``) or else on the validation split.
@@ -81,7 +77,7 @@ def analyze(  # noqa: PLR0913
             there are no samples.
         CheckpointError: `ckpt_path` cannot be used.
     """
-    widths = list(probe_bits)
+    widths: list[Any] = list(probe_bits) if isinstance(probe_bits, list | tuple) else [probe_bits]
     if threads is None:
         threads = torch.get_num_threads()
     _check(trainer, samples, threads, widths, uniform_bits)
@@ -113,10 +109,10 @@ def _check(
 ) -> None:
     """Raise one ValueError with every problem of the options, one a line."""
     problems = list(replace(trainer.settings.machine, threads=threads).problems())
-    if samples < 1:
-        problems.append(f"samples must be at least 1, got {samples}")
+    if not is_integer(samples) or samples < 1:
+        problems.append(f"samples must be at least 1, got {samples!r}")
     distinct = widths and len(set(widths)) == len(widths)
-    if not (distinct and all(2 <= bits <= 16 for bits in widths)):
+    if not (distinct and all(is_integer(bits) and 2 <= bits <= 16 for bits in widths)):
         problems.append(f"probe_bits must be one or more distinct widths of 2..16, got {widths}")
     if not 2 <= uniform_bits <= 16:
         problems.append(f"uniform_bits must be 2..16, got {uniform_bits}")

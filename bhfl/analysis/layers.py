@@ -84,12 +84,11 @@ def layer_harm(
         ValueError: As `significance.probe`.
     """
     total = torch.zeros((), dtype=torch.float64)
-    part = None
+    part: Any = None
     for size, chunk in chunks:
         evaluated = partial(evaluate, chunk)
         part, measured = _probe_chunk(model, bits, evaluated, seed, partial(progress, size))
         total = total + size * measured
-    assert part is not None
     reference, *quantized = total / sum(size for size, _ in chunks)
     change = torch.stack(quantized).sub_(reference).view(-1, len(bits), 2)
     increase = change[..., 0]

@@ -8,17 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.hooks import RemovableHandle
 
-from bhfl.engine.flops import REST, layers_of
+from bhfl.engine.flops import LayersAtWork
 
 
-class Watch:
+class Watch(LayersAtWork):
     """Takes down what each layer does while it is open, for one training step.
 
     Attributes:
@@ -28,9 +27,8 @@ class Watch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        super().__init__(module)
         self.inputs: dict[str, Tensor] = {}
-        self._stack: list[str] = []
         own = [*module.parameters(), *module.buffers()]
         self._own = {tensor.untyped_storage().data_ptr() for tensor in own}
         self._trainings: list[dict[str, int]] = []
@@ -49,31 +47,18 @@ class Watch:
         return max(self._trainings, key=lambda kept: sum(kept.values()))
 
     @contextmanager
-    def open(self) -> Iterator[Watch]:
+    def open(self) -> Iterator[Self]:
         """Watch all that is computed in the block."""
-        handles: list[RemovableHandle] = []
-        for name, layer in layers_of(self.module).items():
-            handles.append(layer.register_forward_pre_hook(self._entering(name), with_kwargs=True))
-            handles.append(layer.register_forward_hook(self._leave, always_call=True))
-        try:
-            with saved_tensors_hooks(self._keep, lambda tensor: tensor):
-                yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._alive.clear()
+        with super().open(), saved_tensors_hooks(self._keep, lambda tensor: tensor):
+            yield self
+        self._alive.clear()
 
-    def _entering(self, name: str) -> Any:
-        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._stack.append(name)
-            alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
-            if alone and name not in self.inputs:
-                self.inputs[name] = args[0].detach().clone().requires_grad_(args[0].requires_grad)
-
-        return enter
-
-    def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self._stack.pop()
+    def enter(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """See `LayersAtWork`."""
+        super().enter(name, layer, args, kwargs)
+        alone = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
+        if alone and name not in self.inputs:
+            self.inputs[name] = args[0].detach().clone().requires_grad_(args[0].requires_grad)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -81,7 +66,7 @@ class Watch:
             self._seen.add(storage.data_ptr())
             # what is freed would leave its address to another tensor
             self._alive.append(tensor)
-            name = self._stack[-1] if self._stack else REST
+            name = self.stack[-1]
             kept = self._trainings[-1]
             kept[name] = kept.get(name, 0) + storage.nbytes()
         return tensor
@@ -103,14 +88,10 @@ def layer_seconds(layer: nn.Module, given: Tensor, repeats: int) -> float:
             return float("nan")
         if output.requires_grad:
             torch.autograd.backward(output, torch.ones_like(output))
-        _wait(given)
+        # until a GPU has computed what it was told to
+        if given.is_cuda:
+            torch.cuda.synchronize(given.device)
         seconds.append(time.perf_counter() - start)
     layer.zero_grad()
     given.grad = None
     return median(seconds[1:])
-
-
-def _wait(tensor: Tensor) -> None:
-    """Wait until a GPU has computed what it was told to."""
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)

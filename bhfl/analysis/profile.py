@@ -38,6 +38,7 @@ from statistics import median
 from typing import Any
 
 import lightning as L
+from torch.nn import Parameter
 
 from bhfl.analysis.energy import POWERCAP, EnergyMeter
 from bhfl.analysis.probes import Watch, layer_seconds
@@ -47,13 +48,13 @@ from bhfl.engine.client.store import ClientStore
 from bhfl.engine.coordinator import Coordinator
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.figures import tensor_bytes
-from bhfl.engine.flops import REST, Flops, count_flops, layers_of
+from bhfl.engine.flops import REST, count_flops, layers_of
 from bhfl.engine.formats import with_format
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.references import References
 from bhfl.engine.session import Session
 from bhfl.engine.trainer import FederatedTrainer
-from bhfl.engine.types import Client, FederatedData, ServerState
+from bhfl.engine.types import Client, FederatedData
 from bhfl.quant import quant_layers
 
 ALL = "(all)"
@@ -103,8 +104,8 @@ def profile(
     checked("steps", steps, count(1))
     checked("repeats", repeats, count(1))
     if trainer.fabric.world_size > 1:
-        devices = trainer.settings.machine.devices
-        refuse([f"profile runs in one process: devices must be 1, got {devices!r}"])
+        devices = f"devices must be 1, got {trainer.settings.machine.devices!r}"
+        refuse([f"profile runs in one process: {devices}"])
     meter = EnergyMeter(powercap)
     with _all_there(trainer), Session.opened(trainer, model, datamodule, "fit") as session:
         with tempfile.TemporaryDirectory() as folder:
@@ -154,8 +155,21 @@ class _Bench:
         self.short = ShortClients(session.clients)
         session.clients = self.short
         self.layers = layers_of(session.module)
+        self.own: dict[str, dict[str, Parameter]] = {}
+        """The parameters of each layer; tied ones count in the first of theirs."""
+        seen: set[Parameter] = set()
+        for name, layer in self.layers.items():
+            parameters = layer.named_parameters(recurse=False)
+            self.own[name] = {key: one for key, one in parameters if one not in seen}
+            seen.update(self.own[name].values())
         self.low = dict(quant_layers(session.module))
-        self.flops = self._flops()
+        client = next(client for client in session.fleet if client.num_examples)
+        worker.begin(session.server)
+        worker.load_global(session.global_model(), FLOAT)
+        keys = RandomKeys(session.settings.cohort.seed, 0, client.id)
+        batch = next(iter(session.data.client_batches(client.id, keys, 0)))
+        self.flops = count_flops(worker, batch)
+        """What a batch of a client's takes in float32."""
 
     def rows(self) -> list[Row]:
         """The rows of all groups, in the fleet's order, those of a group by its bits as they come;
@@ -166,29 +180,20 @@ class _Bench:
         server = self.session.server
         for round in fleet.changes:
             server = self.session.regrouped(replace(server, round=round))
-            new = [client for client in self._first_of_groups(round) if client.devices not in found]
-            self._begin(server, new)
+            roster = fleet.at(round)
+            new = []
+            for ids in roster.members.values():
+                first = [roster[id] for id in ids if roster[id].num_examples][:1]
+                new += [client for client in first if client.devices not in found]
+            sampled = {client.id: client for client in [*self.session.cohort(round), *new]}
+            self.cohort = [sampled[id] for id in sorted(sampled)]
+            self.started = self.session.begin_round(server, self.cohort)
             for client in new:
                 found[client.devices] = self._of(client)
         rows: list[Row] = []
         for devices in fleet.devices:
             rows += [self._dated(row, devices) for row in found.get(devices, [])]
         return rows
-
-    def _begin(self, server: ServerState, new: list[Client]) -> None:
-        """Begin the round that is done with a state, with clients among its cohort."""
-        session = self.session
-        sampled = {client.id: client for client in [*session.cohort(server.round), *new]}
-        self.cohort = [sampled[id] for id in sorted(sampled)]
-        self.started = session.begin_round(server, self.cohort)
-
-    def _first_of_groups(self, round: int) -> list[Client]:
-        """The first client of each group that has samples, as it is in a round."""
-        fleet = self.session.fleet.at(round)
-        found = []
-        for ids in fleet.members.values():
-            found += [fleet[id] for id in ids if fleet[id].num_examples][:1]
-        return found
 
     def _dated(self, row: Row, devices: Devices) -> Row:
         """A row with the rounds that its bits stand for, where any change."""
@@ -208,7 +213,6 @@ class _Bench:
         self._train(client, 1)
         watch = self._watched(client)
         seconds, joules = self._timed(client)
-        assert self.short.reply is not None
         payloads = {
             "uplink_bytes": self.short.reply.payload or b"",
             "downlink_bytes": self.short.sent,
@@ -246,14 +250,17 @@ class _Bench:
         return row
 
     def _layer_row(self, client: Client, name: str, layer: Any, watch: Watch) -> Row:
-        size = sum(p.numel() for p in layer.parameters(recurse=False))
+        own = self.own[name]
+        size = sum(p.numel() for p in own.values())
+        weight = own.get(getattr(layer, "weight_key", ""))
         row: Row = {"group": client.group, "layer": name}
         row["kind"] = type(layer).__name__.removeprefix("Quant")
         spec = client.devices.spec_of(f"{name}.weight") if name in self.low else FLOAT.spec
         row["bits"] = spec.label
         row["parameters"] = size
-        is_low = name in self.low and spec.weights < 32
-        row["low_share"] = layer.weight.numel() / size if is_low else 0.0
+        row["low_share"] = 0.0
+        if weight is not None and spec.weights < 32:
+            row["low_share"] = weight.numel() / size
         row |= self._flops_of(name)
         row["kept_bytes"] = watch.kept.get(name, 0)
         row["step_seconds"] = math.nan
@@ -274,8 +281,8 @@ class _Bench:
             raise RuntimeError(
                 f"client {client.id} of group {client.group} {record.status}: {record.reason}"
             )
-        assert self.short.reply is not None
-        return self.short.reply.seconds
+        seconds: float = self.short.reply.seconds
+        return seconds
 
     def _timed(self, client: Client) -> tuple[float, float]:
         """Seconds and joules of a step."""
@@ -306,16 +313,6 @@ class _Bench:
             self.short.saves_in_int8 = True
             vars(worker).pop("train", None)
         return watch
-
-    def _flops(self) -> Flops:
-        """What a batch of a client's takes in float32."""
-        session = self.session
-        client = next(client for client in session.fleet if client.num_examples)
-        session.worker.begin(session.server)
-        session.worker.load_global(session.global_model(), FLOAT)
-        keys = RandomKeys(session.settings.cohort.seed, 0, client.id)
-        batch = next(iter(session.data.client_batches(client.id, keys, 0)))
-        return count_flops(session.worker, batch)
 
     def _flops_of(self, *layers: str) -> Row:
         """The FLOPs of some layers together, for one sample."""

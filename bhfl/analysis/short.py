@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from bhfl.engine.exchange import Clients, Measured, Reply, Task, Verdict
 
@@ -17,7 +18,7 @@ class ShortClients:
         self.saves_in_int8 = True
         self.sent = b""
         self.once = b""
-        self.reply: Reply | None = None
+        self.reply: Any = None
 
     def train(self, tasks: Iterator[Task]) -> Iterator[Reply]:
         """The replies, each kept until the next one."""

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -69,6 +70,7 @@ def count_flops(worker: Worker, batch: Any) -> Flops:
         account = _Account(worker.module, counter)
         with account.open():
             worker.evaluate([batch], "val")
+        account.charge()
     recorder = Recorder()
     recorder.observe(batch)
     return Flops(account.forward, account.training, recorder.batch_size)
@@ -79,52 +81,78 @@ def _trains(layer: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
 
 
-class _Account:
+class LayersAtWork:
+    """The layers of a module, and which of them are at work while it is open.
+
+    Attributes:
+        layers: All of them by name, see `layers_of`.
+        stack: The names of those at work, the innermost last.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layers = layers_of(module)
+        self.stack = [REST]
+
+    @contextmanager
+    def open(self) -> Iterator[Self]:
+        """Watch all that is computed in the block."""
+        handles = []
+        for name, layer in self.layers.items():
+            enter = partial(self.enter, name)
+            handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(layer.register_forward_hook(self.leave, always_call=True))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def enter(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """See a layer begin.
+
+        Args:
+            name: Its name.
+            layer: The layer.
+            args: What it is called with, by position.
+            kwargs: And by name.
+        """
+        self.stack.append(name)
+
+    def leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        """See a layer end."""
+        self.stack.pop()
+
+
+class _Account(LayersAtWork):
     """Charges what a counter counts to the innermost layer that is at work."""
 
     def __init__(self, module: nn.Module, counter: FlopCounterMode) -> None:
-        self.module = module
+        super().__init__(module)
         self.counter = counter
         self.forward: dict[str, int] = {}
         self.training: dict[str, int] = {}
-        self._stack = [REST]
         self._charged = 0
-        self._layers = layers_of(module)
         # where nothing is frozen all counts as trained, the first layer's input too
         whole = all(parameter.requires_grad for parameter in module.parameters())
         self._flows = whole or _trains(module)
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Account for all that is computed in the block."""
-        handles = []
-        for name, layer in self._layers.items():
-            handles.append(layer.register_forward_pre_hook(self._entering(name)))
-            handles.append(layer.register_forward_hook(self._leave, always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._charge()
+    def enter(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+        """See `LayersAtWork`."""
+        self.charge()
+        super().enter(name, layer, args, kwargs)
+        # what a network trains of its own, such as a prompt, goes through the layers inside it
+        self._flows |= _trains(layer) and any(True for _ in layer.children())
 
-    def _entering(self, name: str) -> Any:
-        def enter(layer: nn.Module, args: Any) -> None:
-            self._charge()
-            self._stack.append(name)
-            # what a network trains of its own, such as a prompt, goes through the layers inside it
-            self._flows |= _trains(layer) and any(True for _ in layer.children())
-
-        return enter
-
-    def _leave(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self._charge()
-        self._stack.pop()
+    def leave(self, layer: nn.Module, args: Any, output: Any) -> None:
+        """See `LayersAtWork`."""
+        self.charge()
+        super().leave(layer, args, output)
         self._flows |= _trains(layer)
 
-    def _charge(self) -> None:
+    def charge(self) -> None:
         """Charge what was counted since the last time."""
-        name = self._stack[-1]
+        name = self.stack[-1]
         total = self.counter.get_total_flops()
         spent = total - self._charged
         self._charged = total
@@ -135,7 +163,7 @@ class _Account:
         """Forward passes that a step costs in a layer, called now."""
         if name == REST:
             return _TRAINED if self._flows else 1
-        own = list(self._layers[name].parameters(recurse=False))
+        own = list(self.layers[name].parameters(recurse=False))
         # a bias alone costs no product
         weights = [parameter for parameter in own if parameter.dim() > 1] or own
         if any(parameter.requires_grad for parameter in weights):

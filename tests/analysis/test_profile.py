@@ -281,3 +281,31 @@ def test_a_client_that_cannot_train_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match=r"client 0 of group int4 failed: .*out of order"):
         profile(trainer(tmp_path), Broken(), data(), steps=1, repeats=1)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, and one whose weight is computed from others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.second.weight = self.first.weight
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.second(self.first(x)))
+
+
+def test_a_parameter_counts_once_and_at_low_bits_only_where_it_is_the_weight(
+    tmp_path: Path,
+) -> None:
+    module = Module(Tied())
+    fleet = FederatedTrainer({8: 1, 32: 2}, logger=False, devices=1, default_root_dir=str(tmp_path))
+    rows = profile(fleet, module, data(), steps=1, repeats=1).rows
+    low = {row["layer"].removeprefix("net."): row for row in rows if row["group"] == "int8"}
+    counts = {layer: row["parameters"] for layer, row in low.items()}
+    total = sum(p.numel() for p in module.parameters())
+    assert counts.pop("(all)") == sum(counts.values()) == total
+    assert (counts["first"], counts["second"], counts["(others)"]) == (42, 0, 0)
+    assert low["second"]["low_share"] == low["head"]["low_share"] == 0
+    assert low["(all)"]["low_share"] == 36 / total
