@@ -12,8 +12,21 @@ __version__ = "0.1.0"
 __all__ = ["load_model", "load_run"]
 
 
-def __getattr__(name: str) -> Any:
-    """Names that are loaded when they are asked for: `import bhfl` alone brings nothing."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("bhfl.loading"), name)
+def lazily(room: str, homes: dict[str, str]) -> Any:
+    """The ``__getattr__`` of a package whose public names are loaded when they are asked for.
+
+    Args:
+        room: The package.
+        homes: The file of the package that has a name, by name.
+    """
+
+    def found(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(import_module(f"{room}.{homes[name]}"), name)
+
+    return found
+
+
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, "loading"))
+"""`import bhfl` alone brings nothing."""

@@ -1,7 +1,8 @@
 """One file an algorithm: its client half and its server half."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bhfl import lazily
 
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
@@ -83,9 +84,5 @@ __all__ = [
     "TrimmedMean",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when asked for: a device that runs one method waits for no other."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
+"""The names above, loaded when asked for: a device that runs one method waits for no other."""

@@ -1,7 +1,8 @@
 """The round loop: clients, cohorts, payloads, exact sums, checkpoints."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bhfl import lazily
 
 if TYPE_CHECKING:
     from bhfl.engine.algorithm import Algorithm, LocalRun
@@ -36,11 +37,7 @@ __all__ = [
     "TooFewClientsError",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when asked for: who wants `bhfl.engine.folder` alone waits for no
-    torch.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
+"""The names above, loaded when asked for: who wants `bhfl.engine.folder` alone waits for no
+torch.
+"""

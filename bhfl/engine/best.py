@@ -76,7 +76,8 @@ def watched(monitor: str, groups: Iterable[str], by_group: bool) -> dict[str, Be
         )
     labels = list(groups)
     name = monitor
-    for label in (*labels, "avg", "min"):
+    # one may end with another
+    for label in sorted([*labels, "avg", "min"], key=len, reverse=True):
         if monitor.endswith(f"_{label}"):
             name = monitor.removesuffix(f"_{label}")
             break

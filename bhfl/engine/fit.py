@@ -18,7 +18,7 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.frozen import without_lost
-from bhfl.engine.monitor import doubt, unseen
+from bhfl.engine.monitor import check_first, doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, problems, round_metrics, with_updates
@@ -51,7 +51,9 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         session.call("on_fit_start")
         _hear_callbacks(session, run)
         if ckpt_path is None and not run.stopped and session.settings.output.validate_first:
-            run.log_first(session.evaluate("val"))
+            first = session.evaluate("val")
+            run.log_first(first)
+            check_first(session.settings, first)
         while not _over(session, run):
             _round(session, run)
         session.load_global()

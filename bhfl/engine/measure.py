@@ -106,9 +106,12 @@ def needs_global_model(trainer: FederatedTrainer, command: str) -> list[str]:
     """Why a command that works on the global model, in one process, cannot be run."""
     problems = []
     if not trainer.algorithm.communicates:
-        name = type(trainer.algorithm).__name__
-        problems.append(f"{command} needs a global model, and {name} keeps none")
+        problems.append(
+            f"{command} needs a global model, and {type(trainer.algorithm).__name__} keeps none"
+        )
     if trainer.fabric.world_size > 1:
-        devices = trainer.settings.machine.devices
-        problems.append(f"{command} runs in one process: devices must be 1, got {devices!r}")
+        problems.append(
+            f"{command} runs in one process: devices must be 1, got "
+            f"{trainer.settings.machine.devices!r}"
+        )
     return problems

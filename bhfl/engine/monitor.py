@@ -100,6 +100,27 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
         )
 
 
+def check_first(settings: Settings, measured: Mapping[str, float]) -> None:
+    """Refuse a metric of validation that the one before the first round has not logged.
+
+    Args:
+        settings: The trainer's.
+        measured: What was logged; clients measure their own models only later.
+
+    Raises:
+        ValueError: Validation logged other metrics alone.
+    """
+    monitor = settings.choice.monitor
+    later = "_local" in monitor and settings.output.evaluate_clients != "none"
+    # as modules may log it; no round has metrics of the test
+    named = re.match(r"(val|test)[/_]", monitor)
+    if measured and named and monitor not in measured and not later:
+        raise ValueError(
+            f"trainer.monitor must be a logged metric, got {monitor!r}; logged: "
+            f"{', '.join(sorted(measured))}{suggestion(monitor, measured, others=False)}"
+        )
+
+
 def _words(monitor: str) -> list[str]:
     """The words of a metric's name in lower case, ``mIoU`` whole and ``MeanSquaredError`` taken
     apart, no numbers.

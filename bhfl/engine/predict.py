@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.core.hooks import DataHooks
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bhfl.checks import refuse, suggestion
 from bhfl.engine.client.module_hooks import overrides
@@ -94,10 +95,14 @@ def _load(session: Session, group: str | None) -> None:
 def _noting(batches: Iterable[Any], targets: list[Any]) -> Iterator[Any]:
     """The batches, whose targets are added to a list: the second of a pair, with as many rows."""
     for batch in batches:
+        if isinstance(batch, DataLoader):
+            raise ValueError(
+                "predict_dataloader must return one loader, got several: predict once for each"
+            )
         pair = isinstance(batch, Sequence) and len(batch) == 2
         target = batch[1] if pair else None
         rows = len(target) if isinstance(target, Tensor) and target.ndim else None
-        targets.append(target if rows == num_samples(batch) else None)
+        targets.append(target if rows and rows == num_samples(batch) else None)
         yield batch
 
 

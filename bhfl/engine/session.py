@@ -124,7 +124,7 @@ class Session:
         settings, machine = self.settings, self.settings.machine
         fits = "fit" in self.stages
         check_methods(
-            self.data, FederatedData, "datamodule must be a FederatedDataModule or have its methods"
+            self.data, FederatedData, "datamodule must be FromDatasets(...) or have its methods"
         )
         if fits or settings.aggregation.finetune_epochs:
             check_trainable(module)

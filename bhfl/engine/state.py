@@ -14,8 +14,8 @@ _OR_KEEP = "or register_buffer(..., persistent=False), where each client begins 
 
 # Each rule, with what to do where it is broken.
 _TENSORS = (
-    "the model's state_dict must hold tensors only, got others",
-    "keep them in other attributes",
+    "the model's state_dict must hold parameters and buffers only, got others",
+    "keep tensors in buffers, and the rest in other attributes",
 )
 _VALUES = (
     "the model's parameters and buffers must have values, got",
@@ -39,6 +39,10 @@ _FLAT = (
     "the model's parameters and buffers must not be nested tensors, got",
     "store a padded tensor and its lengths",
 )
+_KEPT = (
+    "the model's state_dict must hold all that is trained, and lacks",
+    "freeze it, or leave state_dict as torch makes it",
+)
 _PLAIN = (
     "the model must not be quantised by torch, got",
     "give the float model: bhfl quantises it for each client",
@@ -55,8 +59,13 @@ def check_state(model: nn.Module) -> None:
     """
     broken: dict[tuple[str, str], list[str]] = {}
     saved = model.state_dict(keep_vars=True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # a learned step is never saved
+        if parameter.requires_grad and name not in saved and not name.endswith("weight_step"):
+            broken.setdefault(_KEPT, []).append(name)
     for name, value in {**saved, **dict(model.named_buffers())}.items():
-        rule = _broken(value)
+        # set_extra_state would have to be called for each client
+        rule = _TENSORS if name.endswith("_extra_state") else _broken(value)
         # buffers that are never saved need not be sent
         if rule and (name in saved or rule in (_VALUES, _FLAT)):
             told = name if rule is _TENSORS else f"{name} is {_kind(value)}"

@@ -133,21 +133,15 @@ def _build_torchvision(
         raise ValueError(f"{PREFIX}{name} refuses the options {options}: {error}") from error
     if norm is not None:
         _replace_batch_norm_(network, norm, name)
-    _check_takes(network, name, input_shape)
-    return network
-
-
-@torch.no_grad()
-def _check_takes(network: nn.Module, name: str, input_shape: InputShape) -> None:
-    """ValueError for an input of a shape that the network cannot take: it is tried."""
     try:
         # in training, one image may be too few for BatchNorm, and running statistics would move
-        network.eval()(torch.zeros(1, *input_shape))
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(
             f"{PREFIX}{name} cannot take input_shape {input_shape}: {error}"
         ) from error
-    network.train()
+    return network.train()
 
 
 def _replace_batch_norm_(network: nn.Module, norm: Norm, name: str) -> None:

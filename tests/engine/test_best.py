@@ -105,6 +105,8 @@ def test_a_metric_without_groups_is_refused(tmp_path: Path) -> None:
         run(tmp_path, [], monitor="train/loss", best_by_group=True)
     tags = [best.monitor for best in watched("val/acc_int8", ["int8", "float32"], True).values()]
     assert tags == ["val/acc_int8", "val/acc_int8", "val/acc_float32"]
+    tags = [best.monitor for best in watched("val/acc_my_int8", ["int8", "my_int8"], True).values()]
+    assert tags == ["val/acc_my_int8", "val/acc_int8", "val/acc_my_int8"]
 
 
 @pytest.mark.parametrize("value", [-0.1, math.inf, "a"])

@@ -253,16 +253,28 @@ def test_hooks_that_are_not_called_are_named(tmp_path):
         def configure_callbacks(self):
             return []
 
+        def validation_epoch_end(self, outputs): ...
+
         def setup(self, stage): ...
 
     with pytest.warns(
         UserWarning,
         match=(
-            "Kept overrides configure_callbacks, on_save_checkpoint, "
+            "Kept overrides configure_callbacks, on_save_checkpoint, validation_epoch_end, "
             "which federated clients do not call"
         ),
     ):
         train(tmp_path, Kept())
+
+
+def test_hooks_of_the_data_that_are_not_called_are_named(tmp_path):
+    class Kept(HandMade):
+        def train_dataloader(self): ...
+
+        def state_dict(self): ...
+
+    with pytest.warns(UserWarning, match="Kept overrides train_dataloader, state_dict, which fed"):
+        train(tmp_path, Module(), data=Kept([points(4)]))
 
 
 def test_layers_made_in_configure_model(tmp_path):
@@ -465,17 +477,33 @@ def test_buffers_that_are_never_saved_may_change_their_shape(tmp_path):
     assert torch.equal(module.mask, torch.zeros(1))
 
 
-def test_a_state_that_is_no_tensor_is_refused(tmp_path):
+@pytest.mark.parametrize("state", [{"note": 1}, torch.ones(1)])
+def test_a_state_that_nobody_would_set_is_refused(tmp_path, state):
     class Noted(Module):
         def get_extra_state(self):
-            return {"note": 1}
+            return state
 
         def set_extra_state(self, state): ...
 
     with pytest.raises(
-        ValueError, match="state_dict must hold tensors only, got others: _extra_state"
+        ValueError,
+        match="state_dict must hold parameters and buffers only, got others: _extra_state",
     ):
         train(tmp_path, Noted())
+
+
+def test_weights_that_the_state_leaves_out_are_refused(tmp_path):
+    class Slim(Module):
+        def state_dict(self, *args, **kwargs):
+            whole = super().state_dict(*args, **kwargs)
+            return {name: value for name, value in whole.items() if not name.startswith("net.0")}
+
+    message = "must hold all that is trained, and lacks: net.0.weight, net.0.bias; freeze it, or"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, Slim())
+    frozen = Slim()
+    frozen.net[0].requires_grad_(False)
+    train(tmp_path, frozen)
 
 
 def test_doubles_are_refused(tmp_path):

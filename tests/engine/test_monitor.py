@@ -7,7 +7,8 @@ import warnings
 
 import pytest
 
-from bhfl.engine.monitor import check_monitor, doubt, unseen
+from bhfl.engine.monitor import check_first, check_monitor, doubt, unseen
+from bhfl.engine.trainer import FederatedTrainer
 from bhfl.models import Classifier
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
@@ -102,6 +103,24 @@ def test_a_metric_that_is_no_number_is_told_at_the_first_validation(tmp_path, ev
     ) as told:
         train(tmp_path, "acc", math.nan, **options)
     assert sum("is nan" in str(warning.message) for warning in told) == 1
+
+
+@pytest.mark.parametrize("tag", ["val/msee_avg", "val_mse_avg", "test/mse", "val/mse_local_int8"])
+def test_a_metric_that_is_never_logged_is_refused_before_anybody_trains(tmp_path, monkeypatch, tag):
+    monkeypatch.setattr("bhfl.engine.fit.run_round", lambda *_: pytest.fail("a client trained"))
+    with pytest.raises(
+        ValueError, match=f"monitor must be a logged metric, got '{tag}'; logged: val/mse, "
+    ):
+        train(tmp_path, monitor=tag, mode="min", validate_first=True)
+
+
+def test_what_only_clients_measure_is_waited_for():
+    def check(tag, measured, **options):
+        check_first(FederatedTrainer({32: 1}, monitor=tag, devices=1, **options).settings, measured)
+
+    check("val/acc_local_int8", {"val/acc": 0.5}, evaluate_clients="after")
+    check("train/loss", {"val/acc": 0.5})
+    check("val/acc", {})
 
 
 def test_values_that_are_seen_need_no_word():

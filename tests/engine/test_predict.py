@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import bhfl
 from bhfl.algorithms import FedPer, Local
@@ -100,6 +101,41 @@ def test_data_may_bring_what_is_to_be_predicted(trainer: FederatedTrainer, tmp_p
     outputs = trainer.predict(Forward(), data(Loaded), "last", out=tmp_path / "a.csv")
     assert list(map(len, outputs)) == [2, 1]
     assert "target" not in (tmp_path / "a.csv").read_text()
+
+
+class Boxed:
+    """A batch of a class of its own, which torch does not look into."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def to(self, device: Any) -> Boxed:
+        return self
+
+
+class BoxedData(HandMade):
+    def predict_dataloader(self) -> list[Boxed]:
+        return [Boxed(torch.ones(2, 6))]
+
+
+class Unboxing(Module):
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net(batch.rows)
+
+
+def test_a_batch_may_be_of_any_class(trainer: FederatedTrainer) -> None:
+    (found,) = trainer.predict(Unboxing(), data(BoxedData), "last")
+    assert len(found) == 2
+
+
+class SeveralLoaders(HandMade):
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        return [DataLoader([torch.ones(6)]), DataLoader([torch.ones(6)])]  # type: ignore[arg-type]
+
+
+def test_several_loaders_are_refused(trainer: FederatedTrainer) -> None:
+    with pytest.raises(ValueError, match="predict_dataloader must return one loader, got several"):
+        trainer.predict(Forward(), data(SeveralLoaders), "last")
 
 
 def test_a_module_knows_that_it_predicts(trainer: FederatedTrainer) -> None:

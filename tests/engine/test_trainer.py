@@ -629,7 +629,7 @@ def test_what_no_checkpoint_can_hold_is_refused_before_any_work(tmp_path):
         (
             Module(),
             [1, 2],
-            "datamodule must be a FederatedDataModule or have its methods, got list",
+            r"datamodule must be FromDatasets\(\.\.\.\) or have its methods, got list",
         ),
     ],
 )

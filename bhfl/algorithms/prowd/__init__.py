@@ -2,8 +2,9 @@
 arXiv:2202.11453).
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bhfl import lazily
 
 # type checkers and editors do not follow __getattr__
 if TYPE_CHECKING:
@@ -38,9 +39,5 @@ __all__ = [
     "mask_limit",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """The names above, loaded when asked for: a client needs no dequantizer, and no Lightning."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)
+"""The names above, loaded when asked for: a client needs no dequantizer, and no Lightning."""

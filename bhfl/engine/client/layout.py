@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from bhfl.quant.memory_format import contiguous, layer_needs_contiguous
 
@@ -55,7 +56,7 @@ class Layout:
 
     def batch(self, batch: Any) -> Any:
         """A batch whose images are laid out so."""
-        return _channels_last(batch) if self.channels_last else batch
+        return tree_map_only(Tensor, _channels_last, batch) if self.channels_last else batch
 
 
 def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -64,13 +65,5 @@ def _contiguous_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
     )
 
 
-def _channels_last(batch: Any) -> Any:
-    if isinstance(batch, Tensor) and batch.ndim == 4:
-        return batch.contiguous(memory_format=torch.channels_last)
-    # the class of a named tuple takes its fields one by one, not an iterable of them
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_channels_last(item) for item in batch)
-    # other mappings may need more than their items to be made, and are right as they are
-    if type(batch) is dict:
-        return {key: _channels_last(item) for key, item in batch.items()}
-    return batch
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -229,7 +229,12 @@ class PlainWorker:
         for index, batch in enumerate(self.on_device(batches)):
             size = num_samples(batch)
             measured += size
-            found = call_step(self._step_of(stage), batch, index)
+            if not callable(step := getattr(self.module, STEPS[stage], None)):
+                raise ValueError(
+                    f"model must have the method {STEPS[stage]} where clients are measured, and "
+                    f"{type(self.module).__name__} has none"
+                )
+            found = call_step(step, batch, index)
             found = {"loss": found} if isinstance(found, Tensor) else found
             if not isinstance(found, Mapping):
                 raise ValueError(f"{STEPS[stage]} must return numbers by name, got {found!r}")
@@ -241,14 +246,6 @@ class PlainWorker:
         self.correct = as_text(correct)
         self.train_mode()
         return {name: total / measured for name, total in sums.items()}
-
-    def _step_of(self, stage: Stage) -> Any:
-        if not callable(step := getattr(self.module, STEPS[stage], None)):
-            raise ValueError(
-                f"model must have the method {STEPS[stage]} where clients are measured, and "
-                f"{type(self.module).__name__} has none"
-            )
-        return step
 
 
 def epochs_of(training: LocalTraining, limit: int, num_batches: int) -> Iterator[int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Number
 from typing import Any
@@ -137,7 +137,9 @@ class Recorder:
         means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
         for name, epochs in self._epochs.items():
             # one epoch's value as it is: times and over its weight it may be rounded
-            means[name] = epochs[0][0] if len(epochs) == 1 else _weighted(epochs)
+            total = sum(value * weight for value, weight in epochs)
+            several = len(epochs) > 1
+            means[name] = total / sum(weight for _, weight in epochs) if several else epochs[0][0]
         return means | self._compute()
 
 
@@ -154,10 +156,6 @@ def _number(name: str, value: Any) -> Any:
         shape = tuple(value.shape)
         raise ValueError(f"self.log({name!r}, ...) needs one value, got a tensor of shape {shape}")
     return value.detach().double()
-
-
-def _weighted(values: Sequence[tuple[float, int]]) -> float:
-    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
 
 
 def _one_value(name: str, value: Any) -> float:

@@ -78,7 +78,7 @@ class Training:
         self.place = worker.place
         self.last: dict[str, Any] = {}
         """The loss of the last step."""
-        self.outputs: dict[str, Any] | None = None
+        self.outputs: Any = None
         self.batches = 0
         """Batches that on_train_batch_start was called with."""
         self.ended = False
@@ -189,8 +189,8 @@ class Training:
             run.add_rates(self.optimizers.first)
             self.compute(batch, index)
         # None again, by which optimise sees whether the next step called its closure
-        outputs, self.outputs = self.outputs, None
-        assert outputs is not None
+        outputs: dict[str, Any] = self.outputs
+        self.outputs = None
         run.num_steps += 1
         if "loss" in outputs:
             self.last = {"train/loss": torch.as_tensor(outputs["loss"])}
@@ -228,8 +228,8 @@ class Training:
         if loss is None:
             return None
         module.trainer.strategy.backward(loss, optimizer)
-        assert self.outputs is not None
-        return self.outputs["loss"]  # type: ignore[no-any-return]
+        detached: Tensor = self.outputs["loss"]
+        return detached
 
     def compute(self, batch: Any, index: int) -> Any:
         """Run the algorithm's loss and keep what came of it; the loss itself."""

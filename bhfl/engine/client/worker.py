@@ -34,6 +34,18 @@ _UNCALLED = (
     "configure_sharded_model",
     "on_save_checkpoint",
     "on_load_checkpoint",
+    # Lightning 1 had these, and Lightning 2 refuses them
+    "training_epoch_end",
+    "validation_epoch_end",
+    "test_epoch_end",
+)
+_UNCALLED_OF_DATA = (
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "state_dict",
+    "load_state_dict",
+    "on_exception",
 )
 
 
@@ -49,6 +61,7 @@ class Worker(PlainWorker):
 
     def __init__(self, module: L.LightningModule, fabric: Fabric, place: Place) -> None:
         check_module(module, place.settings.training.gradient_clip_val)
+        _tell(place.data, _UNCALLED_OF_DATA, L.LightningDataModule)
         super().__init__(module, fabric.device)
         self.fabric = fabric
         self.place = place
@@ -201,12 +214,16 @@ def check_module(module: L.LightningModule, gradient_clip_val: float | None) -> 
             "gradient_clip_val needs automatic optimization: call self.clip_gradients(...) in "
             "training_step instead"
         )
-    ignored = [name for name in _UNCALLED if overrides(module, name, L.LightningModule)]
-    if ignored:
-        name = type(module).__name__
+    _tell(module, _UNCALLED, L.LightningModule)
+
+
+def _tell(thing: Any, uncalled: Iterable[str], base: type) -> None:
+    """Warn of hooks of Lightning's that `thing` has of its own, and that nobody calls here."""
+    if ignored := [name for name in uncalled if overrides(thing, name, base)]:
         warnings.warn(
-            f"{name} overrides {', '.join(ignored)}, which federated clients do not call",
-            stacklevel=2,
+            f"{type(thing).__name__} overrides {', '.join(ignored)}, which federated clients do "
+            "not call",
+            stacklevel=3,
         )
 
 
