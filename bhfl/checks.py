@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,6 +71,11 @@ def is_integer(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether it is an integer or a float, perhaps infinite or NaN; true and false are none."""
     return is_integer(value) or isinstance(value, float)
+
+
+def are_all(values: object, test: Callable[[Any], bool]) -> bool:
+    """Whether it is a collection, such as a list, all of whose values pass a test."""
+    return isinstance(values, Collection) and all(map(test, values))
 
 
 def _such(rule: str, test: Callable[[Any], bool]) -> Check:
@@ -140,10 +145,12 @@ def options(cls: type, optional: bool = False) -> Check:
     return _such(rule, lambda value: isinstance(value, cls) or (optional and value is None))
 
 
-positive = _such("be positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
+_MOST = math.nextafter(math.inf, 0)
+"""The largest float: an integer may be larger, which no float can be computed with."""
+positive = _such("be positive and finite", lambda value: is_number(value) and 0 < value <= _MOST)
 """The check of a number that must be positive and finite."""
 not_negative = _such(
-    "be finite and at least 0", lambda value: is_number(value) and 0 <= value < math.inf
+    "be finite and at least 0", lambda value: is_number(value) and 0 <= value <= _MOST
 )
 """The check of a number that must be finite, and not below zero."""
 
@@ -151,12 +158,10 @@ not_negative = _such(
 def bits_or(*words: str) -> Check:
     """The check of a width, or of one of some words."""
 
-    def problem(value: Any) -> str:
-        if value in words or value == 32 or not count(2, 16)(value):
-            return ""
-        return _must("be " + ", ".join([*words, "2..16 or 32"]), value)
+    def test(value: Any) -> bool:
+        return value in words or (is_integer(value) and (value == 32 or 2 <= value <= 16))
 
-    return problem
+    return _such("be " + ", ".join([*words, "2..16 or 32"]), test)
 
 
 true_or_false = _such("be true or false", lambda value: isinstance(value, bool))

@@ -51,8 +51,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         top_k: float | None = None,
     ) -> None:
         checked("AdaQuantFL.bits", bits, count(2, 16))
-        super().__init__(bits, norm, None, server_lr=1.0)
-        self._leave_out(error_feedback, top_k)
+        super().__init__(bits, norm, None, 1.0, error_feedback, top_k)
         self.max_bits = checked("AdaQuantFL.max_bits", max_bits, count(bits, 16))
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:

@@ -40,4 +40,7 @@ def following_bound(bound: float, inside: float, quantile: float | None, rate: f
         quantile: The share that is to be; None for a fixed bound.
         rate: How fast it follows.
     """
-    return bound if quantile is None else bound * math.exp(-rate * (inside - quantile))
+    if quantile is None:
+        return bound
+    # noise may carry the share anywhere, and a float has no larger power
+    return bound * math.exp(min(-rate * (inside - quantile), 700.0))

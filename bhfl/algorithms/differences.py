@@ -56,10 +56,8 @@ def qsgd(
         return quantize(x, bits, granularity="channel" if by_row else "tensor", generator=generator)
     rows = x.float().reshape(x.shape[0] if by_row else 1, -1)
     length = torch.linalg.vector_norm(rows, dim=1)
-    # a row of zeros has codes of zero in any scale but 0, which has no reciprocal
-    scale = torch.where(length > 0, length / (2 ** (bits - 1) - 1), torch.ones_like(length))
-    # a subnormal scale has no reciprocal either
-    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    # a scale of 0, or a subnormal one, has no reciprocal
+    scale = (length / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
     return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
 
 
@@ -74,21 +72,21 @@ class DifferenceAlgorithm(Algorithm):
     """
 
     begins_anew = True
-    error_feedback = False
-    """Whether a client adds to its differences what was left out of its last ones."""
-    top_k: float | None = None
-    """The share of a tensor's entries that are sent; None for all."""
 
-    def __init__(self, bits: int, norm: Norm, bucket_size: int | None, server_lr: float) -> None:
+    def __init__(
+        self,
+        bits: int,
+        norm: Norm,
+        bucket_size: int | None,
+        server_lr: float,
+        error_feedback: bool,
+        top_k: float | None,
+    ) -> None:
         name = type(self).__name__
         self.bits = checked(f"{name}.bits", bits, bits_or())
         self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
         self.server_lr = checked(f"{name}.server_lr", server_lr, positive)
-
-    def _leave_out(self, error_feedback: bool, top_k: float | None) -> None:
-        """Take the options of what is sent later, or not at all."""
-        name = type(self).__name__
         self.error_feedback = checked(f"{name}.error_feedback", error_feedback, true_or_false)
         self.top_k = checked(f"{name}.top_k", top_k, or_none(within(f"[{_LEAST_SHARE}, 1)")))
         if top_k is None:

@@ -21,6 +21,7 @@ class Ditto(Algorithm):
         ValueError: `lam` is negative.
     """
 
+    descends = True
     own_model = True
     begins_anew = True
 

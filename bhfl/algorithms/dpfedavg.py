@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.clipping import RATE, clipped, following_bound
-from bhfl.checks import checked, not_negative, or_none, positive, refuse, within
+from bhfl.checks import checked, or_none, positive, refuse, within
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, Flattener, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _DELTA = 1e-5
 _EXPONENT = 1.1
 """The default of `delta` is the smaller one of the first and ``clients ** -second``."""
+_NOISE = within("[0, 1e6]")
+_LEAST_NOISE = 1e-6
+"""Beyond these, epsilon is lost in rounding."""
 _OF_COHORT = 1 / 20
 """Noise on the number of moves within the bound, for each client of the mean cohort (Andrew et al.,
 section 3.1).
@@ -58,7 +61,7 @@ class DPFedAvg(Algorithm):
     Args:
         bound: The largest length of a client's move, over all parameters, after what it sent was
             dequantised; null for none, without noise.
-        noise_multiplier: ``z``; 0 for no noise and no guarantee.
+        noise_multiplier: ``z``, in [1e-6, 1e6]; 0 for no noise and no guarantee.
         delta: The probability with which the guarantee may fail; null is 1e-5, or ``n^-1.1`` where
             that is less, with n the number of clients.
         quantile: The share of moves that are to be within the bound, in [0, 1]; null for a fixed
@@ -87,11 +90,11 @@ class DPFedAvg(Algorithm):
         count_noise: float | None = None,
     ) -> None:
         self.bound = checked("DPFedAvg.bound", bound, or_none(positive))
-        self.noise_multiplier = checked("DPFedAvg.noise_multiplier", noise_multiplier, not_negative)
+        self.noise_multiplier = checked("DPFedAvg.noise_multiplier", noise_multiplier, _NOISE)
         self.delta = checked("DPFedAvg.delta", delta, or_none(within("(0, 1)")))
         self.quantile = checked("DPFedAvg.quantile", quantile, or_none(within("[0, 1]")))
         self.rate = checked("DPFedAvg.rate", rate, RATE)
-        self.count_noise = checked("DPFedAvg.count_noise", count_noise, or_none(not_negative))
+        self.count_noise = checked("DPFedAvg.count_noise", count_noise, or_none(_NOISE))
         refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
@@ -103,6 +106,11 @@ class DPFedAvg(Algorithm):
             )
         if self.bound is None and self.quantile is not None:
             yield f"DPFedAvg.quantile needs DPFedAvg.bound to begin with, got {self.quantile}"
+        if 0 < self.noise_multiplier < _LEAST_NOISE:
+            yield (
+                f"DPFedAvg.noise_multiplier must be 0 or at least {_LEAST_NOISE}, got "
+                f"{self.noise_multiplier}"
+            )
         least = self.noise_multiplier / 2
         if self.count_noise is not None and self.noise_multiplier and self.count_noise <= least:
             yield (
@@ -250,7 +258,8 @@ class DPFedAvg(Algorithm):
         if self.quantile is None:
             return self.noise_multiplier
         # theorem 1 of Andrew et al.: both together are as private as `noise_multiplier` alone
-        return float((self.noise_multiplier**-2 - (2 * self._count_noise) ** -2) ** -0.5)
+        part = self.noise_multiplier / (2 * self._count_noise)
+        return float(self.noise_multiplier * (1 - part**2) ** -0.5)
 
     def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
         """The next bound."""

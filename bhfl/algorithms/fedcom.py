@@ -32,5 +32,4 @@ class FedCOM(DifferenceAlgorithm):
         error_feedback: bool = False,
         top_k: float | None = None,
     ) -> None:
-        super().__init__(bits, norm, bucket_size, server_lr)
-        self._leave_out(error_feedback, top_k)
+        super().__init__(bits, norm, bucket_size, server_lr, error_feedback, top_k)

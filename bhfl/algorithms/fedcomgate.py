@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.algorithms.optimizers import check_plain, falls_by_epoch, optimizers
+from bhfl.algorithms.optimizers import check_plain, schedules
 from bhfl.checks import checked, true_or_false
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
@@ -59,6 +58,7 @@ class FedCOMGATE(DifferenceAlgorithm):
             as above.
     """
 
+    descends = True
     begins_anew = False
 
     # all clients of a round rebuild the same model
@@ -73,8 +73,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         allow_inexact: bool = False,
         top_k: float | None = None,
     ) -> None:
-        super().__init__(bits, norm, bucket_size, server_lr)
-        self._leave_out(False, top_k)
+        super().__init__(bits, norm, bucket_size, server_lr, False, top_k)
         self.allow_inexact = checked("FedCOMGATE.allow_inexact", allow_inexact, true_or_false)
 
     def setup(self, context: Context) -> None:
@@ -94,7 +93,6 @@ class FedCOMGATE(DifferenceAlgorithm):
             )
         if self.allow_inexact:
             return
-        check_plain(context, "FedCOMGATE", _REMEDY)
         _check_rates(context)
         availability = context.settings.fleet.availability
         if availability and availability.has_stragglers:
@@ -112,7 +110,8 @@ class FedCOMGATE(DifferenceAlgorithm):
                 "a client; set trainer.local_steps, or allow_inexact: true"
             )
         batches = {min(*steps, context.data.num_batches(client.id)) for client in able}
-        if len(batches) > 1 and falls_by_epoch(context):
+        falling = [one for one in schedules(context) if not one.reduce_on_plateau]
+        if len(batches) > 1 and any(one.interval == "epoch" for one in falling):
             raise ValueError(
                 "FedCOMGATE needs learning rates that all clients share, and those of a schedule "
                 f"by epochs differ between clients of {min(batches)} batches and of more: set "
@@ -177,7 +176,7 @@ class FedCOMGATE(DifferenceAlgorithm):
         return update
 
     def client_close(self, client: Client, state: ClientState, closing: Params) -> ClientState:
-        """Track, unless nothing could have moved, and rebuild the model."""
+        """Track, and rebuild the model."""
         start = named(state, START)
         scales = named(state, SCALES)
         coded = {
@@ -188,7 +187,11 @@ class FedCOMGATE(DifferenceAlgorithm):
         sums = dict(zip(sorted(start), state["lr_sums"], strict=True))
         following = {}
         for name, mean in closing.items():
-            following[TRACKED + name] = _tracked(state, name, own[name] - mean, sums[name])
+            tracked = state.get(TRACKED + name, torch.zeros_like(mean))
+            # nothing could have moved without a learning rate
+            if rate := sums[name]:
+                tracked = (own[name] - mean).div_(rate).add_(tracked)
+            following[TRACKED + name] = tracked
             following[START + name] = _step(start[name], mean, self.server_lr)
         return following
 
@@ -198,7 +201,7 @@ def _check_rates(context: Context) -> None:
     all differences are divided by the same sum of them.
     """
     rates = set()
-    for optimizer in chain.from_iterable(optimizers(context).values()):
+    for optimizer in check_plain(context, "FedCOMGATE", _REMEDY):
         # before any schedule, which all follow
         first = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         rates.add(tuple(first))
@@ -207,14 +210,13 @@ def _check_rates(context: Context) -> None:
             "FedCOMGATE needs the same learning rates in all groups of clients, got "
             f"{sorted(rates)}{_REMEDY}"
         )
-
-
-def _tracked(state: ClientState, name: str, apart: Tensor, lr_sum: Tensor) -> Tensor:
-    """The next ``delta_i`` of a tensor."""
-    tracked = state.get(TRACKED + name)
-    if tracked is None:
-        tracked = torch.zeros_like(apart)
-    return apart.div_(lr_sum).add_(tracked) if lr_sum else tracked
+    restarts = context.settings.training.lr_schedule == "restart"
+    if restarts and any(one.reduce_on_plateau for one in schedules(context)):
+        raise ValueError(
+            "FedCOMGATE needs learning rates that all clients share, and ReduceLROnPlateau "
+            "follows what each client logs under trainer.lr_schedule: restart; set "
+            f"lr_schedule: continue{_REMEDY}"
+        )
 
 
 def _step(weight: Tensor, difference: Tensor, server_lr: float) -> Tensor:

@@ -36,6 +36,8 @@ class FedDyn(Algorithm):
         ValueError: `alpha` is not positive.
     """
 
+    descends = True
+
     def __init__(self, alpha: float = 0.01) -> None:
         self.alpha = checked("FedDyn.alpha", alpha, positive)
 

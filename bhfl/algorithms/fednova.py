@@ -1,30 +1,32 @@
 """FedNova. Wang et al., NeurIPS 2020, https://arxiv.org/abs/2007.07481."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from bhfl.algorithms.optimizers import momenta
+from bhfl.algorithms.optimizers import check_sgd
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
-STEPS = ":steps"
-"""Name of a client's number of steps among its tensors; no module can have such a one."""
+REACH = ":reach"
+"""Name of how far a client's steps reach among its tensors; no module can have such a one."""
 
 
 class FedNova(Algorithm):
-    """FedAvg whose clients count by direction and not by how many steps they made:
+    """FedAvg whose clients count by direction and not by how far their steps led:
 
     ``w_{t+1} = w_t - tau * sum_i p_i (w_t - w_i) / a_i`` with ``tau = sum_i p_i a_i``. ``a_i`` is
-    the client's number of steps s, and with momentum m the sum of what a gradient comes to in all
-    later steps, ``a(s) = (s - m (1 - m^s) / (1 - m)) / (1 - m)`` (section 4.1 of the paper); with
-    Nesterov's, whose steps are each one ahead, ``a(s + 1) - 1``.
+    what the client's gradients count together (section 4.1 of the paper): the sum of its learning
+    rates, and with momentum, Nesterov's too, of all that a gradient comes to in later steps. At one
+    rate without momentum it is the number of its steps, those without a loss left out.
 
-    Clients send their number of steps, and the model at their bits. Where all make as many steps
-    it is FedAvg but for rounding.
+    Clients send ``a_i`` over the rate that their optimiser was made with, and the model at their
+    bits. Where all make as many steps at the same rates it is FedAvg but for rounding. Schedules
+    must change the rates of all groups of parameters alike.
 
     Raises:
         ValueError: In `setup`, the module's optimiser, or that of a group, is not SGD, dampens its
@@ -32,30 +34,35 @@ class FedNova(Algorithm):
     """
 
     def setup(self, context: Context) -> None:
-        """Find the momenta of the clients' optimisers."""
-        self._momenta = momenta(context, "FedNova")
+        """See the clients' optimisers, and the rates that they were made with."""
+        found = check_sgd(context, "FedNova").items()
+        rates = {key: float(one.defaults["lr"] or 1.0) for key, one in found}
+        # in units of one of them, which are numbers of steps where all are equal
+        unit = max(rates.values())
+        self._units = {key: rate / unit for key, rate in rates.items()}
 
     def expected(self, server: ServerState) -> Params:
-        """The model, and a number of steps."""
-        return {**server.params, STEPS: torch.zeros(())}
+        """The model, and how far the client's steps reach."""
+        return {**server.params, REACH: torch.zeros(())}
 
     def uplink(self, run: LocalRun) -> Tensors:
-        """The weights, and the number of steps that led to them."""
-        return {**(super().uplink(run) or {}), STEPS: torch.tensor(float(run.num_steps))}
+        """The weights, and how far the steps that led to them reach."""
+        return {**(super().uplink(run) or {}), REACH: torch.tensor(run.reach)}
 
     def reconstruct(self, update: Tensors, client: Client, server: ServerState) -> Params:
-        """The direction from the model to the weights, and its length in steps.
+        """The direction from the model to the weights, and its length.
 
         Raises:
-            ValueError: The number of steps is not at least 1.
+            ValueError: The length is negative.
         """
         weights = float_tensors(update)
-        steps = float(weights[STEPS])
-        if not steps >= 1:
-            raise ValueError(f"its number of steps must be at least 1, got {steps:g}")
-        length = _length(steps, *self._momenta[client.devices])
-        moves = {name: (value - weights[name]) / length for name, value in server.params.items()}
-        return {**moves, STEPS: torch.tensor(length)}
+        length = float(weights[REACH]) * self._units[client.devices]
+        if length < 0:
+            raise ValueError(f"what its steps reach must be at least 0, got {length:g}")
+        # steps at a rate of 0 lead nowhere
+        divisor = length or math.inf
+        moves = {name: (value - weights[name]) / divisor for name, value in server.params.items()}
+        return {**moves, REACH: torch.tensor(length)}
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
         """The mean direction, and the mean length."""
@@ -63,16 +70,6 @@ class FedNova(Algorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """A step of the mean length in the mean direction."""
-        length = aggregate[STEPS]
+        length = aggregate[REACH]
         stepped = {n: value - length * aggregate[n] for n, value in server.params.items()}
         return self.apply_mean(server, stepped)
-
-
-def _length(steps: float, momentum: float, nesterov: bool = False) -> float:
-    """What the gradients of so many steps count together."""
-    if nesterov:
-        return _length(steps + 1, momentum) - 1
-    if momentum == 1:
-        return steps * (steps + 1) / 2
-    rest = momentum * (1 - momentum**steps) / (1 - momentum)
-    return float((steps - rest) / (1 - momentum))

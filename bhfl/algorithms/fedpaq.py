@@ -31,5 +31,4 @@ class FedPAQ(DifferenceAlgorithm):
         error_feedback: bool = False,
         top_k: float | None = None,
     ) -> None:
-        super().__init__(bits, norm, bucket_size, server_lr=1.0)
-        self._leave_out(error_feedback, top_k)
+        super().__init__(bits, norm, bucket_size, 1.0, error_feedback, top_k)

@@ -31,6 +31,7 @@ class FedProx(Algorithm):
         stragglers: Literal["keep", "drop"] = "keep",
     ) -> None:
         self.mu = checked("FedProx.mu", mu, not_negative)
+        self.descends = mu > 0
         self.straggler_fraction = checked(
             "FedProx.straggler_fraction", straggler_fraction, within("[0, 1]")
         )

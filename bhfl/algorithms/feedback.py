@@ -64,12 +64,13 @@ def largest(x: Tensor, share: float) -> Tensor:
 
     Args:
         x: Float tensor, any shape.
-        share: How many of its entries are kept, in (0, 1), and at least one.
+        share: How many of its entries are kept, in (0, 1), rounded up to a whole number.
     """
     flat = x.reshape(-1)
     kept = torch.zeros_like(flat)
     if flat.numel():
-        places = flat.abs().topk(math.ceil(share * flat.numel())).indices
+        # 0.07 of 100 comes out above 7 in floats
+        places = flat.abs().topk(math.ceil(round(share * flat.numel(), 6))).indices
         kept[places] = flat[places]
     return kept.view(x.shape)
 

@@ -14,6 +14,7 @@ from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.calls import defines_forward
 from bhfl.engine.context import named
 from bhfl.engine.types import Params, Tensors
+from bhfl.quant.norms import evaluating
 
 PREVIOUS = "previous/"
 """Begins the names of a client's last model in its state."""
@@ -46,10 +47,11 @@ class MOON(Algorithm):
     def __init__(self, features: str, mu: float = 1.0, temperature: float = 0.5) -> None:
         self.features = checked("MOON.features", features, _name)
         self.mu = checked("MOON.mu", mu, not_negative)
+        self.descends = mu > 0
         self.temperature = checked("MOON.temperature", temperature, positive)
 
     def setup(self, context: Context) -> None:
-        """The model can be called, has the module, and takes the loss that is handed on."""
+        """The model can be called, and has the module."""
         module = context.module
         names = [name for name, _ in module.named_modules() if name]
         if self.features not in names:
@@ -62,22 +64,19 @@ class MOON(Algorithm):
                 "MOON computes representations through the model's forward(inputs), which "
                 f"{type(module).__name__} does not define"
             )
-        if self.mu and not module.automatic_optimization:
-            raise ValueError(
-                "MOON adds to the loss, which needs automatic optimization; "
-                f"{type(module).__name__} optimises manually"
-            )
 
     def client_loss(self, run: LocalRun, batch: Any, batch_idx: int) -> Any:
         """The module's own loss, and the contrast."""
-        last = named(run.state, PREVIOUS)
-        if not (self.mu and last):
+        if not self.mu:
             return run.training_step(batch, batch_idx)
         with self._seen(run.module) as seen:
             output = run.training_step(batch, batch_idx)
         if output is None:
             return None
+        # in a client's first round too, so that what is wrong with it ends no later one
         here = self._representation(seen)
+        if not (last := named(run.state, PREVIOUS)):
+            return output
         alike, unlike = (
             cosine_similarity(here, self._of(model, run.module, batch), dim=1)
             for model in (run.received, last)
@@ -111,16 +110,19 @@ class MOON(Algorithm):
         """The last of what was seen, [samples, features]."""
         if not seen:
             raise RuntimeError(f"MOON.features: the model never called its module {self.features}")
-        return seen[-1].flatten(1).float()
+        found = seen[-1]
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"MOON.features: {self.features} must put out a tensor, got {type(found).__name__}"
+            )
+        return found.flatten(1).float()
 
     @torch.no_grad()
     def _of(self, weights: Params, module: nn.Module, batch: Any) -> Tensor:
         """The representation by other weights."""
-        modes = {layer: layer.training for layer in module.modules()}
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
-        module.eval()
         try:
-            with self._seen(module) as seen:
+            with evaluating(module), self._seen(module) as seen:
                 functional_call(module, _once(weights, module), (inputs,))
         except Exception as error:
             if not isinstance(batch, Mapping):
@@ -130,9 +132,6 @@ class MOON(Algorithm):
                 f"mapping, and it does not take that ({type(error).__name__}: {error}): let "
                 "data.inputs name the column of the inputs"
             ) from error
-        finally:
-            for layer, mode in modes.items():
-                layer.training = mode
         return self._representation(seen)
 
 

@@ -12,20 +12,8 @@ from bhfl.engine.roster import one_of_each
 _KEYS = ("momentum", "nesterov", "dampening", "max_momentum")
 
 
-def optimizers(context: Context) -> dict[Devices, list[Optimizer]]:
-    """The optimisers of the clients on each kind of devices, none of which has made a step."""
-    own, _ = _configured(context)
-    found = {}
-    for client in one_of_each(context.clients):
-        devices = client.devices
-        replaced = devices.group.optimizer is not None
-        found[devices] = [devices.optimizer(own[0])] if replaced else own
-    return found
-
-
-def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tuple[float, bool]]:
-    """The momentum of the clients on each kind of devices, all of which train by SGD, and whether
-    it is Nesterov's.
+def check_sgd(context: Context, method: str, remedy: str = "") -> dict[Devices, Optimizer]:
+    """The optimisers of the clients on each kind of devices, all of which are SGD of one momentum.
 
     Args:
         context: What the run is made of.
@@ -36,15 +24,18 @@ def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tu
         ValueError: An optimiser is not SGD, is one of several, has several momenta, dampens its
             momentum, or has a schedule of it.
     """
+    own, _ = _configured(context)
     found = {}
-    for devices, several in optimizers(context).items():
+    for client in one_of_each(context.clients):
+        devices = client.devices
+        replaced = devices.group.optimizer is not None
+        several = [devices.optimizer(own[0])] if replaced else own
         groups = chain.from_iterable(one.param_groups for one in several)
         rules = {tuple(map(group.get, _KEYS)) for group in groups}
         fits = len(several) == 1 and type(several[0]) is SGD and len(rules) == 1
-        for momentum, nesterov, dampening, cycled in rules:
+        for momentum, _, dampening, cycled in rules:
             # without momentum there is nothing to dampen; schedules that change it note its range
             fits = fits and not cycled and not (momentum and dampening)
-            found[devices] = (momentum or 0.0, bool(nesterov))
         if not fits:
             names = ", ".join(type(one).__name__ for one in several)
             raise ValueError(
@@ -52,24 +43,27 @@ def momenta(context: Context, method: str, remedy: str = "") -> dict[Devices, tu
                 f"cycle_momentum: false in schedules, group {devices.group.label!r} has {names} "
                 f"with {', '.join(_KEYS)} of {sorted(rules, key=str)}{remedy}"
             )
+        found[devices] = several[0]
     return found
 
 
-def check_plain(context: Context, method: str, remedy: str = "") -> None:
-    """ValueError unless all clients train by SGD without momentum, under which alone a move over
-    the sum of its learning rates is a mean gradient; see `momenta`.
+def check_plain(context: Context, method: str, remedy: str = "") -> list[Optimizer]:
+    """The optimisers of all clients, which train by SGD without momentum: under it alone a move
+    over the sum of its learning rates is a mean gradient. See `check_sgd`.
     """
-    if any(momentum for momentum, _ in momenta(context, method, remedy).values()):
+    found = [*check_sgd(context, method, remedy).values()]
+    if any(one.param_groups[0]["momentum"] for one in found):
         raise ValueError(
             f"{method} needs torch.optim.SGD without momentum: set momentum to 0 in the model's "
             f"optimizer and in those of groups{remedy}"
         )
+    return found
 
 
-def falls_by_epoch(context: Context) -> bool:
-    """Whether the module's rate follows the epochs that a client has done, and not its steps."""
-    _, schedules = _configured(context)
-    return any(one.interval == "epoch" and not one.reduce_on_plateau for one in schedules)
+def schedules(context: Context) -> list[Any]:
+    """The schedules of the module's learning rates, as Lightning configures them."""
+    _, found = _configured(context)
+    return found
 
 
 def _configured(context: Context) -> tuple[list[Optimizer], list[Any]]:

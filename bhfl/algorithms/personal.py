@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bhfl.checks import checked, count, suggestion
+from bhfl.checks import are_all, checked, count, suggestion
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.availability import part_of
@@ -57,9 +57,9 @@ class Personal(Algorithm, ABC):
         return self._shared(server.params)
 
     def uplink(self, run: LocalRun) -> Tensors:
-        """The shared part, at the client's bits."""
+        """What was sent to the client: the shared part, at its bits, and running statistics."""
         update = super().uplink(run) or {}
-        return {name: value for name, value in update.items() if not self.is_personal(name)}
+        return {name: value for name, value in update.items() if name in run.message}
 
     def _shared(self, params: Params) -> Params:
         return {name: value for name, value in params.items() if not self.is_personal(name)}
@@ -146,24 +146,19 @@ class FedBN(Personal):
         ValueError: In `setup`, the model has no BatchNorm, or ``trainer.norm`` is not local.
     """
 
-    def __init__(self) -> None:
-        self._norms: frozenset[str] = frozenset()
-
     def is_personal(self, name: str) -> bool:
         """Whether a parameter is a BatchNorm's."""
         return name in self._norms
 
     def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
         """Find the BatchNorm layers."""
-        found = set()
+        self._norms: set[str] = set()
         for path, layer in module.named_modules():
             if isinstance(layer, _BatchNorm):
-                found |= {f"{path}.{name}" for name, _ in layer.named_parameters()}
-        self._norms = frozenset(found)
+                self._norms |= {f"{path}.{name}" for name, _ in layer.named_parameters()}
 
     def setup(self, context: Context) -> None:
         """There are such layers, and their statistics stay too."""
-        self.prepare(context.module, context.clients)
         if not self._norms:
             raise ValueError("FedBN needs BatchNorm layers, and the model has none")
         if context.settings.aggregation.norm != "local":
@@ -186,6 +181,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _names(value: Sequence[str]) -> str:
     """What is wrong with a list of patterns; a text alone is a sequence of letters."""
-    if value and not isinstance(value, str) and all(isinstance(one, str) and one for one in value):
+    named = are_all(value, lambda one: isinstance(one, str) and bool(one))
+    if named and len(value) and not isinstance(value, str):
         return ""
     return f"must be a list of at least one module or parameter, got {value!r}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.rules import Rule
-from bhfl.checks import checked, count, positive, within
+from bhfl.checks import checked, count, within
 from bhfl.comm import decode, float_tensors
 from bhfl.engine.aggregate import Aggregator
 from bhfl.engine.algorithm import Algorithm, Context
@@ -247,7 +247,7 @@ class GeometricMedian(Robust):
     ) -> None:
         super().__init__(client)
         self.steps = checked("GeometricMedian.steps", steps, count(1))
-        self.smoothing = checked("GeometricMedian.smoothing", smoothing, positive)
+        self.smoothing = checked("GeometricMedian.smoothing", smoothing, within("(0, 1e6]"))
 
     def combine(self, updates: Updates) -> Params:
         """The mean by shares that fall with the distance from it."""

@@ -45,6 +45,8 @@ class SCAFFOLD(Algorithm):
             not by SGD.
     """
 
+    descends = True
+
     def __init__(self, server_lr: float = 1.0, control_bits: int | None = None) -> None:
         self.server_lr = checked("SCAFFOLD.server_lr", server_lr, positive)
         self.control_bits = checked("SCAFFOLD.control_bits", control_bits, or_none(bits_or()))

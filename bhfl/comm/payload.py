@@ -254,49 +254,42 @@ def _read_quantized(
 ) -> QuantizedTensor:
     """The quantised tensor of an entry; PayloadError for what :func:`encode` would not write."""
     is_sparse = entry.kind == wire.SPARSE
-    if is_sparse:
-        codes = _read_sparse(content, offset, entry)
-    elif entry.bits == 2:
-        codes = _read_ternary(content, offset, entry)
-    elif entry.bits == 1:
-        codes = _read_codes(content, offset, entry, entry.numel, 1).mul_(2).add_(1)
-    else:
-        codes = _read_codes(content, offset, entry, entry.numel, entry.bits)
+    try:
+        if is_sparse:
+            codes = _read_sparse(content, offset, entry)
+        elif entry.bits == 2:
+            packed = _over(content, offset, torch.uint8, entry.code_bytes)
+            codes = unpack_ternary(packed, entry.numel)
+        elif entry.bits == 1:
+            codes = _read_codes(content, offset, entry.numel, 1).mul_(2).add_(1)
+        else:
+            codes = _read_codes(content, offset, entry.numel, entry.bits)
+    except ValueError as error:
+        raise PayloadError(f"tensor {entry.name!r}: {error}") from None
     value = QuantizedTensor(codes.view(entry.shape), scale, entry.bits, is_sparse)
     _check_values(entry.name, value)
     return value
 
 
-def _read_ternary(content: bytearray, offset: int, entry: Entry) -> Tensor:
-    """The codes of a tensor of 2 bits, flat."""
-    try:
-        return unpack_ternary(_over(content, offset, torch.uint8, entry.code_bytes), entry.numel)
-    except ValueError as error:
-        raise PayloadError(f"tensor {entry.name!r}: {error}") from None
-
-
-def _read_codes(content: bytearray, offset: int, entry: Entry, count: int, bits: int) -> Tensor:
-    """So many codes of so many bits, flat."""
+def _read_codes(content: bytearray, offset: int, count: int, bits: int) -> Tensor:
+    """So many codes of so many bits, flat; ValueError for what :func:`encode` would not write."""
     size = packed_bytes(count, bits)
     # other bits there would be a second encoding of the same tensor
     if size and content[offset + size - 1] >> (8 - (8 * size - count * bits)):
-        raise PayloadError(f"tensor {entry.name!r}: the bits after its last code must be 0")
+        raise ValueError("the bits after its last code must be 0")
     return unpack(_over(content, offset, torch.uint8, size), bits, count)
 
 
 def _read_sparse(content: bytearray, offset: int, entry: Entry) -> Tensor:
-    """The codes of a sparse tensor, flat."""
+    """The codes of a sparse tensor, flat; ValueError for what :func:`encode` would not write."""
     packed = _over(content, offset, torch.uint8, entry.place_bytes)
-    try:
-        places = unpack_places(packed, entry.num_codes, entry.numel)
-    except ValueError as error:
-        raise PayloadError(f"tensor {entry.name!r}: {error}") from None
+    places = unpack_places(packed, entry.num_codes, entry.numel)
     offset += entry.place_bytes
-    found = _read_codes(content, offset, entry, entry.num_codes, entry.sparse_bits)
+    found = _read_codes(content, offset, entry.num_codes, entry.sparse_bits)
     if entry.bits == 2:
         found = found.mul_(2).add_(1)
     if not found.all():
-        raise PayloadError(f"tensor {entry.name!r}: sparse codes must not be 0")
+        raise ValueError("sparse codes must not be 0")
     codes = torch.zeros(entry.numel, dtype=code_dtype(entry.bits))
     codes[places] = found
     return codes

@@ -25,9 +25,8 @@ class Algorithm(Recorded):
     """FedAvg, hook by hook (McMahan et al. 2017, arXiv 1602.05629): override what differs.
 
     State goes in and comes out: what lasts is in `ServerState.extra` and the client's own state,
-    never in attributes, so that checkpoints and several processes need no more of its author than
-    that an `Aggregator` of its own brings together what each process holds. The constructor's
-    arguments are its options: a run is resumed only with the same ones.
+    never in attributes, so that checkpoints and several processes need no more than an `Aggregator`
+    that brings together what each process holds. The constructor's arguments are its options.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -47,6 +46,9 @@ class Algorithm(Recorded):
 
     withstands: bool = False
     """Whether a few clients that are far off cannot make the model their own: no warning then."""
+
+    descends: bool = False
+    """Whether it changes losses or gradients for optimisers that go down: `maximize` is refused."""
 
     server_optimizer: ServerOptimizer | None = None
     """Set by the trainer; `apply_mean` goes through it."""
@@ -75,10 +77,10 @@ class Algorithm(Recorded):
     ) -> ServerState:
         """The state that the round is done with, from the one that the last round left.
 
-        What a round needs before anything is sent belongs here: planning, probing, training a model
-        of the server's. Every process calls it and must come to the same: ``fabric.broadcast``
-        hands on what rank 0 alone has made. What it returns is dropped if the round is skipped.
-        `extra` may hold more keys than `init_server` made; `server_update` takes them out again.
+        What a round needs before anything is sent belongs here: planning, probing, training. Every
+        process calls it and must come to the same: ``fabric.broadcast`` hands on what rank 0 alone
+        has made. What it returns is dropped if the round is skipped. `extra` may hold more keys
+        than `init_server` made; `server_update` takes them out again.
 
         Args:
             server: The state before the round; it is not to be changed.
@@ -111,8 +113,7 @@ class Algorithm(Recorded):
         several clients is encoded once.
 
         A tensor of the model that neither this sends nor `receive` makes is the client's own: it
-        goes on from its value at the end of the client's last round, and begins as in the first
-        model.
+        goes on from where the client's last round left it, and begins as in the first model.
 
         Args:
             server: The state of the round.
@@ -247,10 +248,9 @@ class Algorithm(Recorded):
     # ---- client ----------------------------------------------------------------------------------
 
     own_model: bool = False
-    """True for clients that each keep a whole model of their own beside the one that they send.
-
-    After its update is made, a client trains that model too, on the same batches and by the same
-    hooks, as `LocalRun.own` tells. It begins as the first model received, and is what is measured.
+    """True for clients that each keep a whole model of their own beside the one that they send. It
+    is trained after that one, on the same batches and by the same hooks, as `LocalRun.own` tells,
+    begins as the first model received, and is what is measured.
     """
 
     @property

@@ -104,6 +104,12 @@ class LocalRun:
     """Sums of the learning rates of those steps, by the ``id`` of a parameter of the first
     optimiser: each group of parameters may have a rate of its own.
     """
+    reach: float = 0.0
+    """How far a gradient of 1 would have gone in those steps, over the rate that the first
+    optimiser was made with: their number, at that rate and without momentum.
+    """
+    speed: float = 0.0
+    """What the momentum of that optimiser would have made of such gradients by now."""
     carries: bool = False
     """Set by a hook that sends nothing, and has put into `state` what would have been sent: the
     client keeps its state nevertheless, and what it was sent.
@@ -122,10 +128,20 @@ class LocalRun:
         return {name: self.lr_sums.get(id(parameter), 0.0) for name, parameter in own}
 
     def add_rates(self, optimizer: Optimizer) -> None:
-        """Count the learning rates of a step of an optimiser."""
+        """Count the learning rates of a step of an optimiser, and how far it reaches."""
+        if not self.lr_sums:
+            # the first step of a training
+            self.reach = self.speed = 0.0
         for group in optimizer.param_groups:
             for key in map(id, group["params"]):
                 self.lr_sums[key] = self.lr_sums.get(key, 0.0) + float(group["lr"])
+        first = optimizer.param_groups[0]
+        momentum = first.get("momentum") or 0.0
+        self.speed = 1 + momentum * self.speed
+        step = 1 + momentum * self.speed if first.get("nesterov") else self.speed
+        # a group may be held at 0, and the others move on
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        self.reach += step * rate / float(optimizer.defaults.get("lr") or 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it

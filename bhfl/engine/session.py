@@ -176,7 +176,8 @@ class Session:
         """Refuse what could not be trained or chosen by, and take down what the run is told."""
         module = self.module
         settings = self.settings
-        self.optimizers = check_optimizers(module, self.trainer.fleet.groups)
+        fleet, method = self.trainer.fleet.groups, self.algorithm.client_half
+        self.optimizers = check_optimizers(module, fleet, method)
         made = model_options(module, self.optimizers)
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
@@ -193,11 +194,11 @@ class Session:
 
     def _look_at_model(self) -> None:
         """Find out what of the model is whose, and whether every client can be made of it."""
-        algorithm = type(self.algorithm.client_half)
-        changes = algorithm.client_gradients_ is not Algorithm.client_gradients_
-        if changes and not self.module.automatic_optimization:
+        method = self.algorithm.client_half
+        changes = type(method).client_gradients_ is not Algorithm.client_gradients_
+        if (changes or method.descends) and not self.module.automatic_optimization:
             raise ValueError(
-                f"{algorithm.__name__} changes gradients, which needs automatic "
+                f"{type(method).__name__} changes losses or gradients, which needs automatic "
                 f"optimization; {type(self.module).__name__} optimises manually"
             )
         groups = self.fleet.devices

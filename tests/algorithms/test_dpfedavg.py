@@ -257,6 +257,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path):
         ({"bound": None}, "noise_multiplier must be 0 without DPFedAvg.bound, .*got 1.0"),
         ({"bound": 0}, "DPFedAvg.bound must be positive"),
         ({"noise_multiplier": -1}, "DPFedAvg.noise_multiplier must be"),
+        ({"noise_multiplier": 1e-200}, "noise_multiplier must be 0 or at least 1e-06, got 1e-200"),
+        ({"noise_multiplier": 1e200}, r"multiplier must be in \[0, 1e6\], got 1e\+200"),
+        ({"count_noise": 1e200}, r"count_noise must be in \[0, 1e6\], got 1e\+200"),
         ({"delta": 1.0}, r"DPFedAvg.delta must be in \(0, 1\), got 1.0"),
         ({"quantile": 2}, "DPFedAvg.quantile must be"),
         ({"rate": 0}, "DPFedAvg.rate must be"),
@@ -358,3 +361,22 @@ def test_without_dp_accounting_the_command_that_installs_it_is_named(tmp_path, m
         trained(tmp_path, DPFedAvg(), Data(2), 2, max_rounds=1)
     assert exit_code(refused.value) == BAD_CONFIG
     trained(tmp_path, DPFedAvg(noise_multiplier=0.0), Data(2), 2, max_rounds=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise_multiplier": 1e-6},
+        {"noise_multiplier": 1e6, "quantile": 0.5},
+        {"noise_multiplier": 3.0, "count_noise": 1.5000000000000002, "quantile": 0.5},
+        {"noise_multiplier": 1.0, "count_noise": 1e6, "quantile": 0.5, "rate": 10},
+        {"bound": 1e-300},
+        {"bound": 1e300, "noise_multiplier": 0},
+        {"delta": 1e-300},
+        {"delta": 0.9999999999999999},
+    ],
+)
+def test_options_at_their_ends_run(tmp_path, options):
+    run = trained(tmp_path, DPFedAvg(**options), Data(2), 2, max_rounds=2)
+    assert run.server.round == 2
+    assert run.run.history[-1].get("privacy/epsilon", 0) >= 0

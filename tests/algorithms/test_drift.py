@@ -14,6 +14,7 @@ from tests.federation import Client, fit, same
 ROUNDS = 20
 QUIET = {"checkpoint_every_n_rounds": 1000, "check_val_every_n_rounds": 1000}
 LR = 0.05
+FALL = 0.98
 ABSENT = Availability(dropout=0.2, loss=0.2, stragglers=0.5, part=[0.1, 0.9])
 
 
@@ -160,14 +161,18 @@ def test_fedexp_is_fedavg_where_all_move_alike(tmp_path):
     assert same(runs[0].server.params, runs[1].server.params)
 
 
-class Uneven(Data):
-    """Clients of 2, 5, 8 and 11 steps."""
+class Given(Data):
+    """Clients of given numbers of batches."""
+
+    def __init__(self, batches):
+        super().__init__(len(batches))
+        self.batches = batches
 
     def num_batches(self, client_id):
-        return 2 + 3 * client_id
+        return self.batches[client_id]
 
     def client_batches(self, client_id, rng, epoch):
-        return [(self.h[client_id], self.t[client_id])] * self.num_batches(client_id)
+        return [(self.h[client_id], self.t[client_id])] * self.batches[client_id]
 
 
 class Heavy(Module):
@@ -184,13 +189,29 @@ class Nesterov(Module):
         return torch.optim.SGD(self.parameters(), self.lr, momentum=0.6, nesterov=True)
 
 
+class Falling(Heavy):
+    """The one with momentum, whose rate falls with each step."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, FALL)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
 @pytest.mark.parametrize(
     ("module", "momentum", "availability"),
-    [(Module, 0.0, None), (Heavy, 0.6, None), (Heavy, 0.6, ABSENT), (Nesterov, 0.6, None)],
+    [
+        (Module, 0.0, None),
+        (Heavy, 0.6, None),
+        (Heavy, 0.6, ABSENT),
+        (Nesterov, 0.6, None),
+        (Falling, 0.6, None),
+    ],
 )
 def test_fednova(tmp_path, module, momentum, availability):
     ahead = module is Nesterov
-    data = Uneven(4)
+    fall = FALL if module is Falling else 1.0
+    data = Given([2, 5, 8, 11])
     run = trained(tmp_path, FedNova(), data, module=module, availability=availability)
     h, t = numbers(data)
     w = np.zeros_like(t[0])
@@ -207,16 +228,113 @@ def test_fednova(tmp_path, module, momentum, availability):
             for step in range(steps):
                 gradient = h[i] * (y - t[i])
                 velocity = momentum * velocity + gradient
-                y = y - LR * (momentum * velocity + gradient if ahead else velocity)
+                # a client of fewer steps is not as far in the schedule as others
+                rate = LR * fall ** (round * data.num_batches(i) + step)
+                y = y - rate * (momentum * velocity + gradient if ahead else velocity)
                 # what each gradient so far has come to, counted one by one
-                share[: step + 1] += momentum ** (np.arange(step, -1, -1) + ahead)
-                share[step] += ahead
+                share[: step + 1] += rate * momentum ** (np.arange(step, -1, -1) + ahead)
+                share[step] += rate * ahead
             lengths.append(share.sum())
             directions.append((w - y) / share.sum())
         if lengths:
             w = w - np.mean(lengths) * np.mean(directions, 0)
     assert close(run, w)
     assert {row["clients/ok"] for row in run.run.history} >= ({2, 3, 4} if availability else {4})
+
+
+def test_fednova_counts_no_batch_without_a_loss(tmp_path):
+    runs = []
+    for module, batches in ((Skipping, [2, 5, 8, 11]), (Module, [1, 3, 4, 6])):
+        data = Given(batches)
+        runs.append(trained(tmp_path, FedNova(), data, module=module, max_rounds=3))
+    assert same(runs[0].server.params, runs[1].server.params)
+
+
+def test_fednova_counts_groups_by_their_rates(tmp_path):
+    """A client of half the rate and twice the steps goes about as far in a direction."""
+    slow = {"class_path": "SGD", "init_args": {"lr": LR / 2}}
+    fleet = [{"bits": 32, "count": 1, "name": "slow", "optimizer": slow}, {"bits": 32, "count": 1}]
+    data = Given([4, 2])
+    options = {"max_rounds": 1, **QUIET}
+    run = fit(tmp_path, FedNova(), fleet, Module, data, **options)
+    h, t = numbers(data)
+    directions = []
+    for i, (rate, steps) in enumerate(((LR / 2, 4), (LR, 2))):
+        y = np.zeros_like(t[0])
+        for _ in range(steps):
+            y = y - rate * h[i] * (y - t[i])
+        directions.append(-y / (rate * steps))
+    assert close(run, -2 * LR * np.mean(directions, 0))
+
+
+def test_fednova_where_a_group_of_parameters_is_held(tmp_path):
+    class Held(Paced):
+        def configure_optimizers(self):
+            held = {"params": [self.weight], "lr": 0.0}
+            return torch.optim.SGD([held, {"params": [self.slow]}], self.lr)
+
+    data = Given([2, 5])
+    run = trained(tmp_path, FedNova(), data, 2, Held, max_rounds=1)
+    h, t = numbers(data)
+    directions = []
+    for i, steps in enumerate(data.batches):
+        y = np.zeros_like(t[0])
+        for _ in range(steps):
+            y = y - LR * h[i] * (y - t[i])
+        directions.append(y / steps)
+    assert close(run, 3.5 * np.mean(directions, 0), "slow")
+    assert not run.server.params["weight"].any()
+
+
+def test_a_step_at_a_rate_of_zero_leads_nowhere(tmp_path):
+    class Still(Module):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step, 1))
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    run = trained(tmp_path, FedNova(), Given([1, 1]), 2, Still, max_rounds=1)
+    assert not run.server.params["weight"].any()
+    assert run.run.history[0]["clients/ok"] == 2
+
+
+class Noting(FedAvg):
+    """FedAvg that notes what a client's steps came to."""
+
+    def uplink(self, run):
+        run.metrics |= {"sum": run.lr_sum, "reach": run.reach}
+        return super().uplink(run)
+
+
+class Warmed(Module):
+    """Its rate is set after each step, for the next one, as Lightning's documentation shows."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        optimizer.step(closure=optimizer_closure)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr / 2
+
+
+class Manual(Module):
+    """It steps twice a batch by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+
+@pytest.mark.parametrize(("module", "steps"), [(Warmed, 2.5), (Manual, 8), (Skipping, 2)])
+def test_the_rates_of_the_very_steps_are_counted(tmp_path, module, steps):
+    run = trained(tmp_path, Noting(), Data(1, 4), 1, module, max_rounds=1)
+    assert run.run.history[0]["reach"] == steps
+    assert run.run.history[0]["sum"] == pytest.approx(LR * steps)
 
 
 def test_fednova_needs_sgd(tmp_path):

@@ -208,6 +208,26 @@ def test_rates_that_fall_by_epochs_need_equal_batches(tmp_path):
         fit(tmp_path, FedCOMGATE(), {32: 7}, lambda: Falling("epoch"), **options)
 
 
+class Plateau(Client):
+    """Its rate falls where its loss does not."""
+
+    def __init__(self):
+        super().__init__(momentum=0.0)
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        entry = {"scheduler": schedule, "monitor": "train/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": entry}
+
+
+def test_rates_that_follow_a_clients_own_loss_are_refused(tmp_path):
+    options = {"local_steps": 2, "max_rounds": 1}
+    fit(tmp_path, FedCOMGATE(), {32: 2}, Plateau, **options)
+    with pytest.raises(ValueError, match=r"follows what each client logs .*; set lr_schedule"):
+        fit(tmp_path, FedCOMGATE(), {32: 2}, Plateau, lr_schedule="restart", **options)
+
+
 def test_inexact_on_demand(tmp_path):
     with pytest.raises(
         ValueError, match=r"FedCOMGATE\.allow_inexact must be true or false, got 'no"

@@ -129,6 +129,11 @@ def test_the_largest_entries_are_kept(share: float) -> None:
     assert largest(torch.zeros(0, 3), share).shape == (0, 3)
 
 
+def test_a_whole_share_is_not_rounded_up() -> None:
+    """0.07 of 100 is a little more than 7 in floats."""
+    assert int(largest(torch.arange(1.0, 101), 0.07).count_nonzero()) == 7
+
+
 def test_few_entries_take_few_bytes(tmp_path: Path) -> None:
     algorithm, seen = watched(FedPAQ(4, error_feedback=True, top_k=0.02))
     run = fit(tmp_path, algorithm, {32: 2}, max_rounds=1).run

@@ -178,7 +178,11 @@ def test_an_argument_out_of_its_range_is_refused(make, message):
     [
         ("bdoy", Module, r"MOON\.features must be the name of .* 'bdoy'; did you mean 'body'"),
         ("", Module, r"MOON\.features must be the name of a module of the model, got ''"),
-        ("body", Manual, r"MOON adds to the loss, which needs automatic optimization; Manual opt"),
+        (
+            "body",
+            Manual,
+            r"MOON changes losses or gradients, which needs automatic optimization; M",
+        ),
         ("body", linear.Module, r"forward\(inputs\), which Module does not define"),
     ],
 )
@@ -213,3 +217,26 @@ def test_a_layer_that_is_never_called_is_named(tmp_path):
 
     with pytest.raises(Exception, match=r"MOON\.features: the model never called its module body"):
         linear.trained(tmp_path, MOON("body"), Sparing, max_rounds=2)
+
+
+class Both(nn.Module):
+    """Puts out its input, and its input."""
+
+    def forward(self, inputs):
+        return inputs, inputs
+
+
+def test_what_is_no_representation_ends_the_first_round(tmp_path):
+    class Paired(Module):
+        def __init__(self):
+            super().__init__()
+            self.both = Both()
+
+        def forward(self, inputs):
+            return super().forward(self.both(inputs)[0])
+
+        def training_step(self, batch, batch_idx):
+            return (self(batch[0]) - batch[1]).square().mean()
+
+    with pytest.raises(Exception, match=r"MOON\.features: both must put out a tensor, got tuple"):
+        linear.trained(tmp_path, MOON("both"), Paired, max_rounds=1)

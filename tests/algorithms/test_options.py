@@ -1,12 +1,16 @@
 """Every option of every algorithm has an effect on a run: what has none to show is no option."""
 
 import inspect
+import re
 import warnings
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from bhfl import algorithms
 from bhfl.algorithms.fedlq import Budget, Sensitivity
@@ -248,6 +252,52 @@ def test_an_option_has_an_effect(folder, name, key):
     assert outcome(folder, name, given, settings) != outcome(
         folder, name, {**given, option: other}, settings
     )
+
+
+WRONG = [
+    None,
+    True,
+    "word",
+    "",
+    b"bytes",
+    -1,
+    0,
+    1,
+    4,
+    2.5,
+    1e-300,
+    1e300,
+    10**400,
+    float("nan"),
+    float("inf"),
+    [],
+    ["word", 1],
+    [[4]],
+    {},
+    {"bits": 4},
+    object(),
+    torch.tensor([4, 8]),
+    np.array([4, 8]),
+    np.int64(4),
+    iter([4]),
+]
+NEEDED = {"MOON": WIDE, "FedPer": HEAD, "FedRep": HEAD_FIRST}
+MADE = [*sorted(CASES), Mask, Dequantizer, Budget, Sensitivity]
+
+
+@pytest.mark.parametrize("made", MADE, ids=lambda made: getattr(made, "__name__", made))
+def test_a_wrong_value_is_refused_by_its_name(made):
+    """It is taken, or refused by an error that names its option."""
+    cls = getattr(algorithms, made) if isinstance(made, str) else made
+    keys = CASES[made] if isinstance(made, str) else [field.name for field in fields(cls)]
+    for key, value in product(keys, WRONG):
+        if "." in key:
+            continue
+        try:
+            cls(**{**NEEDED.get(made, {}), key: value})
+        except ValueError as error:
+            told = str(error)
+            assert re.search(rf"\.{key}\b", told) and len(told) < 600, (key, value, told)  # noqa: PT018
 
 
 def test_the_groups_are_those_that_can_be_imported():

@@ -161,6 +161,14 @@ def test_fedbn(tmp_path):
         assert torch.allclose(kept["norm.running_mean"], own[i]["norm.running_mean"], atol=1e-5)
 
 
+def test_a_personal_batch_norm_has_its_statistics_averaged(tmp_path):
+    """Patterns name parameters: what `trainer.norm` says of statistics holds."""
+    run = trained(tmp_path, FedPer(["norm"]), lambda: Module(norm=True), max_rounds=2)
+    assert [row["clients/ok"] for row in run.run.history] == [3, 3]
+    kept = run.session.store.load(0, 99)["staying"]
+    assert {"norm.weight", "norm.bias"} == kept.keys()
+
+
 def test_hooks_are_told_the_steps_taken_so_far(tmp_path):
     told = []
 

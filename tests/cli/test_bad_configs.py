@@ -120,7 +120,7 @@ FILES = {
     ),
     "network-profile": (
         "trainer: {network: {profiles: wify}}\n",
-        ["profiles must be of iot, phone-4g", "got 'wify'"],
+        ["profiles must be one of iot, phone-4g", "got 'wify'; did you mean 'wifi'?"],
     ),
     "network-deadline": (
         "trainer: {network: {deadline_seconds: 0}}\n",
@@ -132,7 +132,7 @@ FILES = {
     ),
     "budget": (
         "algorithm: {class_path: FedLQ, init_args: {budget: {average_bits: -1}}}\n",
-        ["FedLQ.budget.average_bits must be positive and finite, got -1"],
+        ["FedLQ.budget.average_bits must be in (0, 1e9], got -1"],
     ),
     "optimizer-key": (
         "model: {init_args: {optimizer: {init_args: {momntum: 1}}}}\n",

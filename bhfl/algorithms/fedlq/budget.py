@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import layer_bits
-from bhfl.checks import check_options, choice, positive, within
+from bhfl.checks import check_options, choice, within
 from bhfl.comm import Tensors, encoded_bytes
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.types import Client, Params
@@ -26,7 +26,7 @@ Rule = Literal["average", "deadline", "quantile"]
 
 _CHECKS = {
     "rule": choice(*get_args(Rule)),
-    "average_bits": positive,
+    "average_bits": within("(0, 1e9]"),
     "quantile": within("(0, 1]"),
 }
 

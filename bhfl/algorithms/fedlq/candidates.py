@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from bhfl.checks import is_integer
+from bhfl.checks import are_all, is_integer
 
 
 def candidates_problem(candidates: Sequence[int]) -> str:
     """What is wrong with the widths that layers may choose from."""
-    if not len(candidates):
-        return "must name at least one bit-width, got none"
-    known = all(is_integer(bits) and (bits == 32 or 0 <= bits <= 16) for bits in candidates)
+    known = are_all(candidates, lambda bits: is_integer(bits) and (bits == 32 or 0 <= bits <= 16))
     if not known or len(set(candidates)) < len(candidates):
-        return f"must be distinct widths of 0..16 or 32, got {list(candidates)}"
+        return f"must be distinct widths of 0..16 or 32, got {candidates!r}"
     if any(candidates):
         return ""
-    return f"must hold a width besides 0, with which nothing is ever sent, got {list(candidates)}"
+    if not candidates:
+        return "must name at least one bit-width, got none"
+    return f"must hold a width besides 0, with which nothing is ever sent, got {candidates!r}"
 
 
 def is_served(candidates: Sequence[int], most: int) -> bool:

@@ -29,7 +29,7 @@ from bhfl.algorithms.fedlq.moves import (
     keep_errors,
     squared_move,
 )
-from bhfl.algorithms.fedlq.plan import PLAN, check_clients, is_infeasible, widths
+from bhfl.algorithms.fedlq.plan import INFEASIBLE, PLAN, check_clients, widths
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.sensitivity import HARM, Sensitivity
 from bhfl.algorithms.fedlq.sides import Sides, check_side_bits
@@ -262,7 +262,7 @@ class FedLQ(Algorithm):
         """What the server planned, or the client's own allocation; None to send nothing."""
         plan = run.message[PLAN].cpu()
         if self.plan == "server":
-            run.metrics["fedlq/infeasible"] = float(is_infeasible(plan))
+            run.metrics["fedlq/infeasible"] = float((plan >= INFEASIBLE).any())
             bits = widths(plan)
             return bits if all(bits) else None
         traffic = Traffic(layers, others, run.downlink_bytes)

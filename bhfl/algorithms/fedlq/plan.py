@@ -15,8 +15,8 @@ PLAN = ":plan"
 [L + 1]; with ``plan: server`` the layers' bits, uint8 [L], all zero for a client that is to send
 nothing, and all with the highest bit set where not even the least payload fits.
 """
-# the highest bit of a uint8, which no width needs: the largest is 32
-_INFEASIBLE = 128
+INFEASIBLE = 128
+"""The highest bit of a uint8, which no width needs: the largest is 32."""
 
 
 def plan_of(allocation: Allocation, sends_anyway: bool) -> Tensor:
@@ -29,17 +29,12 @@ def plan_of(allocation: Allocation, sends_anyway: bool) -> Tensor:
     plan = torch.tensor(allocation.bits, dtype=torch.uint8)
     if allocation.feasible:
         return plan
-    return (plan if sends_anyway else torch.zeros_like(plan)) | _INFEASIBLE
+    return (plan if sends_anyway else torch.zeros_like(plan)) | INFEASIBLE
 
 
 def widths(plan: Tensor) -> list[int]:
     """The layers' bits."""
-    return (plan % _INFEASIBLE).tolist()
-
-
-def is_infeasible(plan: Tensor) -> bool:
-    """Whether not even the least payload fits."""
-    return bool((plan & _INFEASIBLE).any())
+    return (plan % INFEASIBLE).tolist()
 
 
 def check_clients(clients: Sequence[Client], candidates: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.algorithms.fedlq.significance import Probe, curvature, probe
-from bhfl.checks import check_options, choice, count, is_integer, within
+from bhfl.checks import are_all, check_options, choice, count, is_integer, within
 from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.buffers import tracks_statistics
 from bhfl.engine.devices import FLOAT
@@ -27,10 +27,10 @@ Joint = Literal["ratio", "convex"]
 
 def _widths_problem(bits: Sequence[int]) -> str:
     """What is wrong with widths to probe."""
-    known = all(is_integer(width) and 2 <= width <= 16 for width in bits)
-    if bits and known and len(set(bits)) == len(bits):
+    known = are_all(bits, lambda width: is_integer(width) and 2 <= width <= 16)
+    if known and bits and len(set(bits)) == len(bits):
         return ""
-    return f"must be distinct widths of 2..16, got {list(bits)}"
+    return f"must be distinct widths of 2..16, got {bits!r}"
 
 
 _CHECKS = {

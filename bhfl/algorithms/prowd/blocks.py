@@ -53,7 +53,9 @@ class Block(nn.Module):
         super().__init__()
         self.step = 1 / levels(bits)
         bounded = bound == "half_step" or (bound == "auto" and bits > 2)
-        self.reach = _reach(bits) if bounded else math.inf
+        # just below half a step, by as much as float32 may err when it rounds the result again
+        half = 0.5 - max(1e-3, levels(bits) * 2.0**-21)
+        self.reach = half if bounded else math.inf
         self.body = _body(bits, arch)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -87,11 +89,6 @@ def _body(bits: int, arch: Arch) -> nn.Module:
     if arch == "mlp_chunk":
         return _Chunks()
     return _Table(levels(bits))
-
-
-def _reach(bits: int) -> float:
-    """Just below half a step, by as much as float32 may err when it rounds the result again."""
-    return 0.5 - max(1e-3, levels(bits) * 2.0**-21)
 
 
 def _row_statistics(z: Tensor) -> tuple[Tensor, Tensor]:

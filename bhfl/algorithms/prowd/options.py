@@ -7,8 +7,17 @@ from typing import Literal, get_args
 
 from bhfl.algorithms.prowd.blocks import Arch, Bound
 from bhfl.algorithms.prowd.selection import share_or_count
-from bhfl.checks import check_options, choice, count, not_negative, or_none, positive, within
-from bhfl.quant.spec import FLOAT_BITS
+from bhfl.checks import (
+    are_all,
+    bits_or,
+    check_options,
+    choice,
+    count,
+    not_negative,
+    or_none,
+    positive,
+    within,
+)
 
 Fill = Literal["renorm", "delta", "high", "literal"]
 Per = Literal["client", "group"]
@@ -28,10 +37,10 @@ CHECKS = {
 
 def ladder_problem(bits: Sequence[int]) -> str:
     """What is wrong with the widths of a ladder."""
-    known = all(type(width) is int and (2 <= width <= 16 or width == FLOAT_BITS) for width in bits)
-    if len(bits) > 1 and known and all(low < high for low, high in pairwise(bits)):
+    known = are_all(bits, lambda width: not bits_or()(width))
+    if known and len(bits) > 1 and all(low < high for low, high in pairwise(bits)):
         return ""
-    return f"must be at least two ascending widths of 2..16 or 32, got {tuple(bits)}"
+    return f"must be at least two ascending widths of 2..16 or 32, got {bits!r}"
 
 
 _MASK = {

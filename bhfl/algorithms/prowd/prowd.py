@@ -292,21 +292,14 @@ class ProWD(Rule):
             assert self.tuning is not None
             pool = [*server.extra["pool"], *aggregate.pool]
             extra["pool"] = pool[-self.tuning.options.pool_size :]
-        published = aggregate.num_clients * published_downlink_bytes(server.params)
-        extra["published_MB"] += published / 1e6
+        # the paper's table counts two float32 numbers a weight and client, and one for all else;
+        # one is what is needed and what is sent, whose bytes are measured
+        sizes = [4 * x.numel() * (2 if x.ndim >= 2 else 1) for x in server.params.values()]
+        extra["published_MB"] += aggregate.num_clients * sum(sizes) / 1e6
         metrics = {**aggregate.metrics, **server.metrics}
         metrics["comm/downlink_published_MB"] = extra["published_MB"]
         state = replace(server, extra=extra, metrics=metrics)
         return self.client.server_update(state, {**aggregate.beside, **aggregate.params}, rng)
-
-
-def published_downlink_bytes(params: Params) -> int:
-    """What the paper's table counts for a client and round: two float32 numbers a weight, one for
-    all else.
-
-    One is what is needed and what is sent; this is logged beside the bytes that were measured.
-    """
-    return sum(4 * tensor.numel() * (2 if tensor.ndim >= 2 else 1) for tensor in params.values())
 
 
 def doublings(widths: Sequence[int]) -> list[int]:

@@ -199,7 +199,7 @@ class _Terms:
         else:
             phi = float(np.maximum(self._terms, 0, out=self._scratch).sum())
         ties = float(self.cost[self._ties(threshold)].sum())
-        cost = self.decided_cost + self._sum_above(self.cost, threshold) + ties
+        cost = self.decided_cost + self.sum_above(self.cost, threshold) + ties
         phi += 2 * self.decided_gain - t * self.decided_cost
         # phi is 2A - tB, so that A follows from it without a pass of its own
         return _Point(t, phi, threshold, (phi + t * cost) / 2, cost)
@@ -211,17 +211,12 @@ class _Terms:
         chosen[self._ties(threshold)] = True
         return np.flatnonzero(chosen)
 
-    def sum_of_positive(self, values: FloatArray, t: float) -> float:
-        """The sum of one value for each entry, over those with a positive term."""
-        self._fill(t)
-        return self._sum_above(values, 0.0)
-
     def between(self, left: _Point, right: _Point) -> "_Terms":
         """The same problem for t in [left.t, right.t], with what is decided there taken out."""
         self._fill(right.t)
         sure = self._terms > left.threshold
-        gain = self.decided_gain + self._sum_above(self.gain, left.threshold)
-        cost = self.decided_cost + self._sum_above(self.cost, left.threshold)
+        gain = self.decided_gain + self.sum_above(self.gain, left.threshold)
+        cost = self.decided_cost + self.sum_above(self.cost, left.threshold)
         self._fill(left.t)
         undecided = np.flatnonzero((self._terms >= right.threshold) & ~sure)
         return _Terms(
@@ -232,8 +227,9 @@ class _Terms:
             cost,
         )
 
-    def _sum_above(self, values: FloatArray, threshold: float) -> float:
-        """Not a product of vectors, whose rounding would depend on the number of threads."""
+    def sum_above(self, values: FloatArray, threshold: float = 0.0) -> float:
+        """The sum of one value for each entry, over those whose term is above a threshold."""
+        # not a product of vectors, whose rounding would depend on the number of threads
         above = np.greater(self._terms, threshold, out=self._scratch)
         return float(np.multiply(values, above, out=self._scratch).sum())
 
@@ -283,7 +279,8 @@ class _Search:
         largest = terms.evaluate(0.0)
         first = terms.evaluate(largest.gain / largest.cost)
         points = [first, terms.evaluate(2 * first.t)]
-        while terms.sum_of_positive(squares, points[-1].t) > max(map(_value, points)):
+        # the terms are those at the point that was evaluated last
+        while terms.sum_above(squares) > max(map(_value, points)):
             points.append(terms.evaluate(2 * points[-1].t))
         return cls(terms, points, best=largest)
 

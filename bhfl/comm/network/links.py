@@ -8,11 +8,11 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from bhfl.checks import checked, choice, not_negative, positive
+from bhfl.checks import checked, choice, not_negative, positive, within
 
 Distribution = Literal["lognormal", "uniform"]
 
@@ -79,8 +79,8 @@ class Profile:
         downlink_bps: Median bit/s from the server.
         latency_seconds: Seconds that every transfer takes besides.
         compute_flops: Median FLOP/s in training at float32.
-        spread: The width across clients, for link and device.
-        jitter: The width across rounds, for the link.
+        spread: The width across clients, for link and device, at most 10.
+        jitter: The width across rounds, for the link, at most 10.
         compute_jitter: Mean of the exponential part of the shifted-exponential compute time,
             relative to the constant part (as in FedPAQ, Reisizadeh et al. 2020, section 5).
         distribution: The family of the factors.
@@ -99,10 +99,13 @@ class Profile:
         # what a link carries in a second must be a number of bits
         for name in ("uplink_bps", "downlink_bps"):
             checked(f"Profile.{name}", getattr(self, name), positive)
-        if not self.compute_flops > 0:
-            raise ValueError(f"Profile.compute_flops must be > 0, got {self.compute_flops}")
-        for name in ("latency_seconds", "spread", "jitter", "compute_jitter"):
+        if self.compute_flops != math.inf:
+            checked("Profile.compute_flops", self.compute_flops, positive)
+        for name in ("latency_seconds", "compute_jitter"):
             checked(f"Profile.{name}", getattr(self, name), not_negative)
+        # a wider factor comes to 0 or to infinity
+        for name in ("spread", "jitter"):
+            checked(f"Profile.{name}", getattr(self, name), within("[0, 10]"))
         checked("Profile.distribution", self.distribution, choice(*get_args(Distribution)))
         if self.distribution == "uniform" and max(self.spread, self.jitter) >= 1:
             raise ValueError(
@@ -132,22 +135,6 @@ PROFILES: Mapping[str, Profile] = {
 }
 
 
-class LinkSource(Protocol):
-    """Where links come from: profiles or a trace."""
-
-    profiles: Mapping[str, Profile]
-    """What the profile of a client can be, where it is given."""
-
-    def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
-        """The link of one client in one round; the same at every call.
-
-        Args:
-            round_index: Which draws to use.
-            client: Its id.
-            profile: Its profile, where that is given and not drawn.
-        """
-
-
 class ProfileLinks:
     """Links drawn from profiles.
 
@@ -162,10 +149,8 @@ class ProfileLinks:
         self, shares: Mapping[str, float], profiles: Mapping[str, Profile], seed: int
     ) -> None:
         for name, share in shares.items():
-            if name not in profiles:
-                raise ValueError(f"profiles must be of {', '.join(profiles)}, got {name!r}")
-            if not (math.isfinite(share) and share > 0):
-                raise ValueError(f"profiles[{name}] must be a share > 0, got {share}")
+            checked("profiles", name, choice(*profiles))
+            checked(f"profiles[{name}]", share, positive)
         if not shares:
             raise ValueError("profiles must name at least one profile, got none")
         if not math.isclose(total := math.fsum(shares.values()), 1.0):
@@ -176,7 +161,13 @@ class ProfileLinks:
         self._seed = seed
 
     def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
-        """See `LinkSource.link`."""
+        """The link of one client in one round; the same at every call.
+
+        Args:
+            round_index: Which draws to use.
+            client: Its id.
+            profile: Its profile, where that is given and not drawn.
+        """
         # the same in every round
         fixed = _stream(self._seed, "network_client", 0, client)
         # without the last bound, which rounding may leave below a draw

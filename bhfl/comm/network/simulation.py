@@ -16,8 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bhfl.checks import checked, count, not_negative, or_none, positive, within
-from bhfl.comm.network.links import PROFILES, Link, LinkSource, Profile, ProfileLinks
+from bhfl.checks import (
+    checked,
+    count,
+    not_negative,
+    or_none,
+    positive,
+    within,
+)
+from bhfl.comm.network.links import PROFILES, Link, Profile, ProfileLinks
 from bhfl.comm.network.trace import TraceLinks
 from bhfl.files import user_path
 from bhfl.files.lines import sha256_of
@@ -112,7 +119,7 @@ class SimulatedNetwork(Recorded):
         self._server_seconds = checked("server_seconds", server_seconds, not_negative)
         self.shared_uplink = shared_uplink
         self._low_bit_speedup = low_bit_speedup
-        self._links: LinkSource
+        self._links: ProfileLinks | TraceLinks
         if trace is not None:
             self._links = TraceLinks(trace)
             self.file_digests = {"trace": sha256_of(user_path(trace))}
@@ -129,7 +136,7 @@ class SimulatedNetwork(Recorded):
 
     def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
         """The link of one client in one round, the same for every algorithm; see
-        `LinkSource.link`.
+        `ProfileLinks.link`.
         """
         return self._links.link(round_index, client, profile)
 
@@ -231,4 +238,4 @@ def met_by(seconds: Sequence[float], fraction: float) -> float:
         fraction: The share, in (0, 1].
     """
     # 0.28 of 25 comes out above 7 in floats
-    return sorted(seconds)[math.ceil(fraction * len(seconds) - _TOLERANCE) - 1]
+    return sorted(seconds)[max(1, math.ceil(fraction * len(seconds) - _TOLERANCE)) - 1]

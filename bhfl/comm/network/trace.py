@@ -42,7 +42,7 @@ class TraceLinks:
                     )
 
     def link(self, round_index: int, client: int, profile: str | None = None) -> Link:
-        """The line of this client and round; see `LinkSource.link`.
+        """The line of this client and round; see `bhfl.comm.network.links.ProfileLinks.link`.
 
         Raises:
             ValueError: The file has no such client.
@@ -72,13 +72,9 @@ def _link(line: Line) -> Link:
         rates["latency_seconds"] = number_cell(line, "latency_s")
     for column in ("uplink_bps", "downlink_bps", "compute_flops"):
         if column in line[1]:
-            rates[column] = _positive(line, column)
+            rates[column] = number_cell(line, column)
+            if not rates[column]:
+                where, cells = line
+                got = cells[column].strip()
+                raise ValueError(f"{where}: column {column} must be > 0, got {got!r}")
     return Link(**rates)
-
-
-def _positive(line: Line, column: str) -> float:
-    value = number_cell(line, column)
-    if value == 0:
-        where, cells = line
-        raise ValueError(f"{where}: column {column} must be > 0, got {cells[column].strip()!r}")
-    return value

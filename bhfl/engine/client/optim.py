@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.place import Place
 from bhfl.engine.client.recorder import tag_of
@@ -53,7 +54,9 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
     return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
 
-def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) -> dict[str, Any]:
+def check_optimizers(
+    module: L.LightningModule, groups: Iterable[Group] = (), method: Algorithm | None = None
+) -> dict[str, Any]:
     """Make the optimisers once, before any work: what torch refuses would fail every client of
     every round.
 
@@ -63,12 +66,13 @@ def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) ->
     Args:
         module: Whose optimisers are meant.
         groups: The fleet's, which may have an optimiser in place of the module's one.
+        method: The algorithm, which may need optimisers that go down.
 
     Returns:
         What the optimisers and their schedules are, as a configuration says them.
 
     Raises:
-        ValueError: In torch's words; or a group has one in place of several.
+        ValueError: In torch's words; or a group has one in place of several, or one goes up.
     """
     found: dict[str, list[Any]] = {}
     optimizers: list[Optimizer] = []
@@ -91,6 +95,7 @@ def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) ->
             raise ValueError(
                 f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
             ) from error
+    replaced: list[Optimizer] = []
     for group in groups:
         if group.optimizer is None or not optimizers:
             continue
@@ -100,9 +105,19 @@ def check_optimizers(module: L.LightningModule, groups: Iterable[Group] = ()) ->
                 f"{type(module).__name__}.configure_optimizers returns several"
             )
         # raises where its rate cannot follow, which would fail each client of the group
-        Replaced(optimizers[0], group.optimizer)
+        replaced.append(Replaced(optimizers[0], group.optimizer).optimizer)
+    _check_descent(method, optimizers + replaced)
     # several stay a list; none are as if they were not set
     return {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
+
+
+def _check_descent(method: Algorithm | None, optimizers: Iterable[Optimizer]) -> None:
+    """ValueError where one of them goes up, and the method needs all to go down."""
+    if method and method.descends and any(one.defaults.get("maximize") for one in optimizers):
+        raise ValueError(
+            f"{type(method).__name__} changes losses or gradients for optimizers that go down: "
+            "maximize must be false, got true; let training_step return minus the value"
+        )
 
 
 class LocalOptimizers:
@@ -127,13 +142,10 @@ class LocalOptimizers:
         history: Sequence[Mapping[str, Any]] | None,
     ) -> None:
         self.raw, self.schedules = configured(module)
-        self.replaced: Replaced | None = None
-        """The optimiser of the client's group, where it has one."""
         wanted = place.client.devices.group.optimizer if place.client else None
         if wanted is not None:
             # a module with several was refused before the first round
-            self.replaced = Replaced(self.raw[0], wanted)
-            self.raw = [self.replaced.optimizer]
+            self.raw = [Replaced(self.raw[0], wanted).optimizer]
         self.module = module
         self.place = place
         self.continued = history is not None
@@ -161,13 +173,6 @@ class LocalOptimizers:
             # a manual one steps on what its module likes
             elif not isinstance(schedule.scheduler, ReduceLROnPlateau):
                 self._fast_forward(schedule)
-
-    @property
-    def first(self) -> Optimizer:
-        """The first optimiser, at its learning rates."""
-        if self.replaced is not None:
-            self.replaced.follow()
-        return self.raw[0]
 
     def advance(self, interval: Literal["step", "epoch"], done: int) -> None:
         """Step the schedules of `interval`, of which `done` have now passed this round; manual ones

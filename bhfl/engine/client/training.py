@@ -117,6 +117,8 @@ class Training:
             # only an overridden hook: under 16-mixed gradients are unscaled for whoever looks at
             # them
             place.change_gradients = lambda: self.algorithm.client_gradients_(run)
+        first = place.optimizers[0]
+        first._on_after_step = partial(self.stepped, first._on_after_step)
         module.on_train_start()
         by_steps = run.training.local_steps is not None
         for epoch in epochs_of(run.training, self.limit, place.num_batches):
@@ -182,11 +184,7 @@ class Training:
         run.num_examples += self.recorder.batch_size
         if self.module.automatic_optimization:
             self.optimise(batch, index)
-            # only now, as an overridden optimizer_step may have set them; no loss, no step
-            if self.outputs:
-                run.add_rates(self.optimizers.first)
         else:
-            run.add_rates(self.optimizers.first)
             self.compute(batch, index)
         # None again, by which optimise sees whether the next step called its closure
         outputs: dict[str, Any] = self.outputs
@@ -199,6 +197,13 @@ class Training:
         if run.client.devices.stores_low_bits:
             store_(self.module, self.generator)
         return outputs
+
+    def stepped(self, counted: Callable[[], None]) -> None:
+        """Take note of a step of the first optimiser, before anything changes its rates."""
+        counted()
+        # no loss, no step
+        if not self.place.without_loss:
+            self.run.add_rates(self.optimizers.raw[0])
 
     def optimise(self, batch: Any, index: int) -> None:
         """One step of the optimiser through the module's own ``optimizer_step``, as Lightning takes

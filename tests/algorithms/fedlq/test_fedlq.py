@@ -397,11 +397,11 @@ def test_mixed_widths_of_differences_average_to_the_mean(tmp_path, payloads):
         ),
         (
             lambda: Budget(average_bits=0),
-            "FedLQ.budget.average_bits must be positive and finite, got 0",
+            "FedLQ.budget.average_bits must be in (0, 1e9], got 0",
         ),
         (
             lambda: Budget(average_bits=-3),
-            "FedLQ.budget.average_bits must be positive and finite, got -3",
+            "FedLQ.budget.average_bits must be in (0, 1e9], got -3",
         ),
         (
             lambda: Budget("time"),

@@ -181,7 +181,7 @@ def test_a_client_without_time_has_no_budget() -> None:
 
 def test_the_quantile_deadline_is_met_by_that_share() -> None:
     network, work = SimulatedNetwork(MIXED), fleet(10)
-    for fraction, on_time in [(0.8, 8), (0.75, 8), (0.3, 3), (1.0, 10), (0.01, 1)]:
+    for fraction, on_time in [(0.8, 8), (0.75, 8), (0.3, 3), (1.0, 10), (1e-11, 1)]:
         deadline = network.quantile_deadline(4, work, fraction)
         found = round_time(SimulatedNetwork(MIXED, deadline_seconds=deadline), 4, work)
         assert len(work) - len(found.late) == on_time
@@ -260,12 +260,14 @@ def test_uniform_factors_stay_in_their_range() -> None:
     [
         (
             {"profiles": "phone-9g"},
-            "profiles must be of iot, phone-4g, phone-5g, wifi, ethernet, got 'phone-9g'",
+            "profiles must be one of iot, phone-4g, phone-5g, wifi, ethernet, got 'phone-9g'; did "
+            "you mean 'phone-5g'?",
         ),
         ({"profiles": {}}, "profiles must name at least one profile, got none"),
         ({"profiles": {"wifi": 0.7, "iot": 0.4}}, "profiles: shares must sum to 1, got 1.1"),
-        ({"profiles": {"wifi": 0.0}}, "profiles[wifi] must be a share > 0, got 0.0"),
-        ({"profiles": {"wifi": math.nan}}, "profiles[wifi] must be a share > 0, got nan"),
+        ({"profiles": {"wifi": 0.0}}, "profiles[wifi] must be positive and finite, got 0.0"),
+        ({"profiles": {"wifi": math.nan}}, "profiles[wifi] must be positive and finite, got nan"),
+        ({"profiles": {"wifi": "all"}}, "profiles[wifi] must be positive and finite, got 'all'"),
         (
             {"profiles": "wifi", "trace": "a.csv"},
             "trace=a.csv replaces profiles and custom_profiles: leave them out",
@@ -288,12 +290,14 @@ def test_network_errors(options: dict[str, Any], message: str) -> None:
         ({"uplink_bps": 0.0}, "Profile.uplink_bps must be positive and finite, got 0.0"),
         ({"uplink_bps": math.inf}, "Profile.uplink_bps must be positive and finite, got inf"),
         ({"downlink_bps": math.nan}, "Profile.downlink_bps must be positive and finite, got nan"),
-        ({"compute_flops": math.nan}, "Profile.compute_flops must be > 0, got nan"),
+        ({"compute_flops": math.nan}, "Profile.compute_flops must be positive and finite, got nan"),
+        ({"compute_flops": "1"}, "Profile.compute_flops must be positive and finite, got '1'"),
         (
             {"latency_seconds": -1.0},
             "Profile.latency_seconds must be finite and at least 0, got -1.0",
         ),
-        ({"spread": math.inf}, "Profile.spread must be finite and at least 0, got inf"),
+        ({"spread": math.inf}, "Profile.spread must be in [0, 10], got inf"),
+        ({"jitter": 300}, "Profile.jitter must be in [0, 10], got 300"),
         (
             {"distribution": "cauchy"},
             "Profile.distribution must be one of lognormal, uniform, got 'cauchy'",

@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from bhfl import algorithms
 from bhfl.algorithms import FedProx
 from bhfl.engine.callback import Callback
 from bhfl.engine.client.optim import check_optimizers
@@ -363,7 +365,8 @@ def test_what_manual_modules_cannot_have(tmp_path):
     ):
         fit(tmp_path, clients={32: 1}, module=Manual, data=data(), gradient_clip_val=1.0)
     with pytest.raises(
-        ValueError, match=r"FedProx changes gradients, which needs automatic optimization; Manual"
+        ValueError,
+        match=r"FedProx changes losses or gradients, which needs automatic opt.*; Manual",
     ):
         fit(tmp_path, FedProx(), clients={32: 1}, module=Manual, data=data())
 
@@ -419,6 +422,36 @@ def test_what_torch_refuses_is_told_at_set_up(make, why):
         ValueError, match=f"Asking.configure_optimizers asks for what torch refuses: .*{why}"
     ):
         check_optimizers(Asking(make))
+
+
+@pytest.mark.parametrize(
+    ("method", "descends"),
+    [
+        (algorithms.FedProx(), True),
+        (algorithms.FedProx(0), False),
+        (algorithms.SCAFFOLD(), True),
+        (algorithms.FedCOMGATE(allow_inexact=True), True),
+        (algorithms.FedDyn(), True),
+        (algorithms.Ditto(), True),
+        (algorithms.MOON("net"), True),
+        (algorithms.Median(algorithms.FedDyn()).client_half, True),
+        (algorithms.FedNova(), False),
+        (algorithms.FedRep(["net"], 1), False),
+    ],
+)
+def test_methods_that_need_descent_refuse_optimizers_that_go_up(method, descends):
+    up = Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0, maximize=True))
+    down = Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0))
+    path = {"class_path": "SGD", "init_args": {"lr": 0.1, "maximize": True}}
+    group = SimpleNamespace(optimizer=path, label="one")
+    check_optimizers(down, method=method)
+    for module, groups in ((up, ()), (down, [group, group])):
+        if descends:
+            told = f"{type(method).__name__} changes losses or gradients .* maximize must be false"
+            with pytest.raises(ValueError, match=told):
+                check_optimizers(module, groups, method)
+        else:
+            check_optimizers(module, groups, method)
 
 
 def test_what_only_a_client_can_ask_for_is_left_to_it():
