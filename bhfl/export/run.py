@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,10 +166,9 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
     trainer, model = session.trainer, session.module
     config = {"clients": trainer.fleet.to_config(), **trainer.config}
     sizes = group_sizes(session.fleet)
-    examples = session.fleet.sizes.sum()
     rounds = session.server.round
     facts = {
-        "Data": f"{type(session.data).__name__}, {examples:,} training samples",
+        "Data": f"{type(session.data).__name__}, {session.fleet.sizes.sum():,} training samples",
         "Clients": ", ".join(f"{size} of {group}" for group, size in sizes.items()),
         "Method": type(session.algorithm).__name__,
         "Rounds": f"{rounds}, seed {session.settings.cohort.seed}",
@@ -176,11 +176,16 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
         f"{sent.total('downlink_bytes'):,} bytes down",
     }
     given = trainer.config.get("model", {}).get("init_args", {})
-    name = f"{session.settings.output.name}: {type(model).__name__}"
-    title = f"{name}, {rounds} rounds of {facts['Method']}"
-    # of which the Hub has a name: pictures that have classes
-    pictures = len(getattr(session.data, "input_shape", ())) == 3
-    kind = "image-classification" if pictures and hasattr(session.data, "num_classes") else None
+    title = (
+        f"{session.settings.output.name}: {type(model).__name__}, {rounds} rounds of "
+        f"{facts['Method']}"
+    )
+    kind = None
+    # samples may be anything, and labels words, of which data do not tell a shape or a number
+    with suppress(ValueError):
+        pictures = len(getattr(session.data, "input_shape", ())) == 3
+        # of which the Hub has a name where they have classes
+        kind = "image-classification" if pictures and hasattr(session.data, "num_classes") else None
     task = Task(type(session.data).__name__, kind)
     return front_matter(title, made.files, measured, task) + model_card(
         title,

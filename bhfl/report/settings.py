@@ -13,6 +13,8 @@ from bhfl.told import told_of
 Options = dict[str, str]
 """Dotted key to the value as text."""
 SEED = "trainer.seed"
+_LONGEST = 60
+"""Characters of a value in a title, more or less."""
 
 
 def task(told: Mapping[str, Any]) -> Options:
@@ -151,12 +153,17 @@ def titles(told: Sequence[Mapping[str, Any]]) -> list[str]:
     tasks = [task(one) for one in told]
     words = _last_words([key for key in _differing(tasks) if key != "clients"])
     for key, word in words.items():
-        said = [f"{word}={short(own.get(key, 'none'))}" for own in tasks]
+        said = [f"{word}={_brief(short(own.get(key, 'none')))}" for own in tasks]
         longer = [(*title, more) for title, more in zip(found, said, strict=True)]
         # only what tells apart what is not yet
         if len(set(longer)) > len(set(found)):
             found = longer
     return [", ".join(title) for title in found]
+
+
+def _brief(text: str) -> str:
+    """A text whose middle is left out where it is long, as a list of data may be."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-10:]}"
 
 
 def _differing(several: Sequence[Options]) -> list[str]:

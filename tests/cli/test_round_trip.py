@@ -393,6 +393,9 @@ def test_a_model_is_given_what_it_takes_alone(bhfl: Command, tmp_path: Path, wor
         "trainer: {max_rounds: 1, accelerator: cpu, devices: 1, logger: false}\n"
     )
     assert bhfl("fit", "--config", "asked.yaml")[::2] == (0, "")
+    run = "runs/bhfl/version_0"
+    assert bhfl("export", "--config", f"{run}/config.yaml", "--ckpt_path", "last")[::2] == (0, "")
+    assert "library_name: bhfl" in (tmp_path / run / "export" / "README.md").read_text()
     code, _, err = bhfl("fit", "--config", "asked.yaml", "--model", f"own_asked_{words}.Asks")
     assert code in (2, 3)
     assert "Traceback" not in err

@@ -165,6 +165,9 @@ def test_of_several_settings_what_differs_is_told() -> None:
         "no simulated links, val_fraction=0.2",
         "over iot, val_fraction=none",
     ]
+    # data may be told by a list of all their labels
+    first, second = titles([config(data__targets=[label] * 90) for label in (0, 1)])
+    assert first == f"targets=[{'0, ' * 9}0, ... , 0, 0, 0]" != second
 
 
 @pytest.mark.parametrize(
