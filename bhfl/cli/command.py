@@ -69,11 +69,11 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # warnings of sockets whose other end is gone, which is told in one line
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    find_in_current_folder()
     if about and asks_help(args):
         print(about, end="")
         return 0
     try:
+        find_in_current_folder()
         with no_exit_of_others(), log_on_stdout():
             return run(args)
     except ConfigError as error:

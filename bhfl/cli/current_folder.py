@@ -62,12 +62,20 @@ def _is_of_import(frame: FrameType) -> bool:
 def find_in_current_folder() -> None:
     """Find the user's own modules in the folder that is the current one now, unless Python does so
     already.
+
+    Raises:
+        OSError: It is not there any more, or cannot be entered.
     """
     # one program may run several commands, each in another folder
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, CurrentFolder)]
-    if os.getcwd() not in sys.path:
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        error.add_note("(the current folder is not there any more: go to another one)")
+        raise
+    if here not in sys.path:
         # last, so that what is installed comes first
-        sys.meta_path.append(CurrentFolder(os.getcwd()))
+        sys.meta_path.append(CurrentFolder(here))
 
 
 def forget_start_folder() -> None:

@@ -111,8 +111,7 @@ def _print_names() -> None:
         print(f"  {name:<10} {start.about}")
     print("\nbhfl fit --config NAME and bhfl sweep NAME take what comes with bhfl:\n")
     for name in packaged_names():
-        command = "sweep" if "/sweeps/" in name else "fit"
-        print(f"  {name:<28} {command}")
+        print(f"  {name:<28} {'sweep' if '/sweeps/' in name else 'fit'}")
 
 
 def _write(start: Start, name: str, out: str | None) -> None:

@@ -54,11 +54,15 @@ def find_config(given: str, folder: Path) -> Path:
             if file.is_file():
                 return file
     if not named:
-        raise ValueError(f"must be a YAML file, and there is no file {str(folder / wanted)!r}")
+        raise ValueError(
+            f"must be a YAML file, and there is no file {str(folder / wanted)!r}"
+            f"{'; give its config.yaml' * (folder / wanted / 'config.yaml').is_file()}"
+        )
     name = wanted.as_posix().removesuffix(_SUFFIX)
     near = suggestion(name, packaged_names(), others=False, most=3)
+    near = near or "; bhfl init --list lists them"
     raise ValueError(
         "must be a YAML file or the name of one that comes with bhfl, and there is no file "
         f"{given!r} in {folder.absolute()} or {packaged_folder()}"
-        f"{near or '; bhfl init --list lists them'}"
+        f"{'; give its config.yaml' if (folder / wanted / 'config.yaml').is_file() else near}"
     )

@@ -111,12 +111,12 @@ def log_of(job: Job) -> Path:
 
 def account(job: Job, code: int) -> str:
     """What is to be said of a job that failed: how it ended, and its last lines."""
-    how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    how = "failed with exit code" if code >= 0 else "was ended by signal"
     log = log_of(job)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
     # the first line is the command, which says nothing of the failure
     told = [f"  {line}" for line in lines if not line.startswith("$ ")]
-    return "\n".join([f"{job.name} {how}; {log} ends with", *told])
+    return "\n".join([f"{job.name} {how} {abs(code)}; {log} ends with", *told])
 
 
 def _close(process: Run) -> None:

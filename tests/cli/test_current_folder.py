@@ -123,3 +123,13 @@ def test_help_for_a_class_of_ones_own(bhfl: Command, folder: Path) -> None:
     done = bhfl("fit", "--algorithm.help", "mine_model.Mine")
     assert done.code == 0, done.err
     assert "mine_model.Mine" in done.out
+
+
+def test_a_current_folder_that_is_gone_is_told(bhfl: Command, monkeypatch, tmp_path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, out, err = bhfl("init", "demo")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "the current folder is not there any more: go to another one" in err

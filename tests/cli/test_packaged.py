@@ -68,6 +68,15 @@ def test_a_name_found_nowhere(given: str, ending: str, tmp_path: Path) -> None:
     assert str(refused.value) == f"{BOTH} {given!r} {searched}{ending}"
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_run_folder_is_answered_with_its_configuration(absolute: bool, tmp_path: Path) -> None:
+    run = tmp_path / "runs/a/version_0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    with pytest.raises(ValueError, match=r"must be a YAML file.*; give its config\.yaml$"):
+        find_config(str(run if absolute else run.relative_to(tmp_path)), tmp_path)
+
+
 @pytest.mark.parametrize("given", ["../configs/digits/fedavg.yaml", "/nowhere/fedavg", "~/no.yaml"])
 def test_a_place_is_no_name(given: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^must be a YAML file, and there is no file '/"):
