@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
-from bhfl.algorithms.optimizers import check_plain, schedules
+from bhfl.algorithms.optimizers import check_plain, configured_by
 from bhfl.checks import checked, true_or_false
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
@@ -110,8 +110,9 @@ class FedCOMGATE(DifferenceAlgorithm):
                 "a client; set trainer.local_steps, or allow_inexact: true"
             )
         batches = {min(*steps, context.data.num_batches(client.id)) for client in able}
-        falling = [one for one in schedules(context) if not one.reduce_on_plateau]
-        if len(batches) > 1 and any(one.interval == "epoch" for one in falling):
+        _, schedules = configured_by(context)
+        by_epoch = (one.interval == "epoch" and not one.reduce_on_plateau for one in schedules)
+        if len(batches) > 1 and any(by_epoch):
             raise ValueError(
                 "FedCOMGATE needs learning rates that all clients share, and those of a schedule "
                 f"by epochs differ between clients of {min(batches)} batches and of more: set "
@@ -210,8 +211,9 @@ def _check_rates(context: Context) -> None:
             "FedCOMGATE needs the same learning rates in all groups of clients, got "
             f"{sorted(rates)}{_REMEDY}"
         )
+    _, schedules = configured_by(context)
     restarts = context.settings.training.lr_schedule == "restart"
-    if restarts and any(one.reduce_on_plateau for one in schedules(context)):
+    if restarts and any(one.reduce_on_plateau for one in schedules):
         raise ValueError(
             "FedCOMGATE needs learning rates that all clients share, and ReduceLROnPlateau "
             "follows what each client logs under trainer.lr_schedule: restart; set "

@@ -24,7 +24,7 @@ def check_sgd(context: Context, method: str, remedy: str = "") -> dict[Devices, 
         ValueError: An optimiser is not SGD, is one of several, has several momenta, dampens its
             momentum, or has a schedule of it.
     """
-    own, _ = _configured(context)
+    own, _ = configured_by(context)
     found = {}
     for client in one_of_each(context.clients):
         devices = client.devices
@@ -60,13 +60,8 @@ def check_plain(context: Context, method: str, remedy: str = "") -> list[Optimiz
     return found
 
 
-def schedules(context: Context) -> list[Any]:
-    """The schedules of the module's learning rates, as Lightning configures them."""
-    _, found = _configured(context)
-    return found
-
-
-def _configured(context: Context) -> tuple[list[Optimizer], list[Any]]:
+def configured_by(context: Context) -> tuple[list[Optimizer], list[Any]]:
+    """The optimisers that the module asks for, and their schedules as Lightning configures them."""
     # a small device trains with torch alone
     from bhfl.engine.client.optim import configured
 

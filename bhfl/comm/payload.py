@@ -42,7 +42,7 @@ def encode(tensors: Tensors) -> bytes:
     """
     global _unread
     _require_little_endian()
-    entries = [_describe(name, value) for name, value in tensors.items()]
+    entries = tuple(_describe(name, value) for name, value in tensors.items())
     parts = [memoryview(wire.write_header(entries))]
     for entry in wire.wider_first(entries):
         value = tensors[entry.name]
@@ -65,7 +65,7 @@ def encoded_bytes(tensors: Tensors) -> int:
     Raises:
         PayloadError: :func:`encode` would refuse a name, a dtype or a shape.
     """
-    entries = [_describe(name, value) for name, value in tensors.items()]
+    entries = tuple(_describe(name, value) for name, value in tensors.items())
     return wire.payload_bytes(entries, len(wire.write_header(entries)))
 
 

@@ -159,17 +159,14 @@ def payload_bytes(entries: Sequence[Entry], header_bytes: int) -> int:
     return header_bytes + sum(entry.plain_bytes + entry.code_bytes for entry in entries) + CRC_BYTES
 
 
-def write_header(entries: Sequence[Entry]) -> bytes:
+# clients of the same bits send the same header
+@lru_cache(maxsize=_HEADERS)
+def write_header(entries: tuple[Entry, ...]) -> bytes:
     """The bytes of prelude and table.
 
     Raises:
         PayloadError: The entries break a rule or a limit of the format.
     """
-    return _header(tuple(entries))
-
-
-@lru_cache(maxsize=_HEADERS)
-def _header(entries: tuple[Entry, ...]) -> bytes:
     if len(entries) > MAX_TENSORS:
         raise PayloadError(f"payload must hold at most {MAX_TENSORS} tensors, got {len(entries)}")
     table = b"".join(map(_write_row, entries))

@@ -15,7 +15,7 @@ from bhfl.engine.availability import Availability
 from bhfl.engine.callback import callback_problems
 from bhfl.engine.devices import Group
 from bhfl.engine.fleet import Fleet
-from bhfl.engine.optimizers import unusable
+from bhfl.engine.optimizers import describe, unusable
 from bhfl.engine.sampling import cohort_size
 from bhfl.settings import LARGEST_SEED, Settings
 
@@ -52,6 +52,8 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
     make = settings.aggregation.server_optimizer
     if callable(make) and (why := unusable(make)):
         problems.append(f"server_optimizer cannot be used: {why}")
+    elif callable(make) and describe(make)["init_args"].get("maximize"):
+        problems.append("server_optimizer must go down to the clients' mean, got maximize: true")
     problems += callback_problems(settings.output.callbacks)
     if wrong := options_of(Availability, optional=True)(settings.fleet.availability):
         problems.append(f"availability {wrong}")

@@ -42,6 +42,10 @@ from bhfl.engine.trainer import FederatedTrainer
         ),
         ({"server_optimizer": torch.optim.LBFGS}, "server_optimizer cannot be used: .*closure"),
         (
+            {"server_optimizer": lambda params: torch.optim.SGD(params, 1.0, maximize=True)},
+            "server_optimizer must go down to the clients' mean, got maximize: true",
+        ),
+        (
             {"finetune_epochs": -1},
             "finetune_epochs must be an integer from 0 to 2,147,483,648, got -1",
         ),

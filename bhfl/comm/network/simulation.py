@@ -22,6 +22,7 @@ from bhfl.checks import (
     not_negative,
     or_none,
     positive,
+    true_or_false,
     within,
 )
 from bhfl.comm.network.links import PROFILES, Link, Profile, ProfileLinks
@@ -117,8 +118,8 @@ class SimulatedNetwork(Recorded):
         checked("seed", seed, count(0, 2**63 - 1))
         self.deadline_seconds = checked("deadline_seconds", deadline_seconds, or_none(positive))
         self._server_seconds = checked("server_seconds", server_seconds, not_negative)
-        self.shared_uplink = shared_uplink
-        self._low_bit_speedup = low_bit_speedup
+        self.shared_uplink = checked("shared_uplink", shared_uplink, true_or_false)
+        self._low_bit_speedup = checked("low_bit_speedup", low_bit_speedup, true_or_false)
         self._links: ProfileLinks | TraceLinks
         if trace is not None:
             self._links = TraceLinks(trace)

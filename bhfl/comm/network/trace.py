@@ -62,19 +62,19 @@ def _read(path: Path) -> dict[tuple[int, int], Link]:
         key = whole_cell(line, "client"), whole_cell(line, "round")
         if key in links:
             raise ValueError(f"{line[0]}: client {key[0]} has round {key[1]} twice")
-        links[key] = _link(line)
+        rates = {}
+        if "latency_s" in line[1]:
+            rates["latency_seconds"] = number_cell(line, "latency_s")
+        for column in ("uplink_bps", "downlink_bps", "compute_flops"):
+            if column in line[1]:
+                rates[column] = _positive(line, column)
+        links[key] = Link(**rates)
     return links
 
 
-def _link(line: Line) -> Link:
-    rates = {}
-    if "latency_s" in line[1]:
-        rates["latency_seconds"] = number_cell(line, "latency_s")
-    for column in ("uplink_bps", "downlink_bps", "compute_flops"):
-        if column in line[1]:
-            rates[column] = number_cell(line, column)
-            if not rates[column]:
-                where, cells = line
-                got = cells[column].strip()
-                raise ValueError(f"{where}: column {column} must be > 0, got {got!r}")
-    return Link(**rates)
+def _positive(line: Line, column: str) -> float:
+    value = number_cell(line, column)
+    if not value:
+        where, cells = line
+        raise ValueError(f"{where}: column {column} must be > 0, got {cells[column].strip()!r}")
+    return value

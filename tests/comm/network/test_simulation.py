@@ -268,6 +268,8 @@ def test_uniform_factors_stay_in_their_range() -> None:
         ({"profiles": {"wifi": 0.0}}, "profiles[wifi] must be positive and finite, got 0.0"),
         ({"profiles": {"wifi": math.nan}}, "profiles[wifi] must be positive and finite, got nan"),
         ({"profiles": {"wifi": "all"}}, "profiles[wifi] must be positive and finite, got 'all'"),
+        ({"shared_uplink": "no"}, "shared_uplink must be true or false, got 'no'"),
+        ({"low_bit_speedup": 1}, "low_bit_speedup must be true or false, got 1"),
         (
             {"profiles": "wifi", "trace": "a.csv"},
             "trace=a.csv replaces profiles and custom_profiles: leave them out",
