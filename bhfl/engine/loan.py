@@ -21,12 +21,18 @@ class Loan:
         model: A LightningModule, or what `torch.compile` made of one: its `forward` then stays
             compiled while it is lent, and its steps run as they are written.
         data: The data module, which is told of the same `trainer`.
+        last: The trainer's session before this one, if there was any.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or the trainer is still at work.
     """
 
-    def __init__(self, model: Any, data: Any) -> None:
+    def __init__(self, model: Any, data: Any, last: Any = None) -> None:
+        if last and last.loan.weights:
+            raise ValueError(
+                "the trainer is at work, and cannot begin anything else meanwhile: in a callback "
+                "trainer.session.evaluate('val') measures, in every process alike"
+            )
         module = model._orig_mod if isinstance(model, OptimizedModule) else model
         if not isinstance(module, L.LightningModule):
             raise ValueError(f"model must be a LightningModule, got {type(module).__name__}")
@@ -71,6 +77,7 @@ class Loan:
             if self.weights is not None:
                 self.weights()
         finally:
+            self.weights = None
             dequantize_(set_spec_(module, BitSpec()))
             module.trainer, module.fabric = self._attached
             if isinstance(self.data, L.LightningDataModule):

@@ -105,13 +105,13 @@ class Session:
             ValueError: Model, data, algorithm and fleet do not fit together.
         """
         machine = trainer.settings.machine
-        num_threads, seconds = threads or machine.threads, machine.timeout_seconds
-        with launched(trainer.fabric, num_threads, seconds, again=trainer.launched):
+        num_threads = threads or machine.threads
+        with launched(trainer.fabric, num_threads, machine.timeout_seconds, again=trainer.launched):
             trainer.launched = True
             with ExitStack() as stack:
                 for callback in trainer.callbacks:
                     stack.enter_context(callback.around(trainer, stage=stages[0]))
-                loan = Loan(model, data)
+                loan = Loan(model, data, trainer.session)
                 stack.callback(loan.give_back)
                 trainer.session = session = cls(trainer, loan, stages)
                 yield session

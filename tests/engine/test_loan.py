@@ -320,6 +320,22 @@ def test_a_callback_that_fails_before_all_else_leaves_the_model_as_it_was(tmp_pa
     assert not is_compiled(module)
 
 
+def test_a_trainer_that_is_at_work_begins_nothing_else(tmp_path):
+    """Which would be its session from then on, and take the layers of a model that is lent."""
+    found = []
+
+    class Measures(Callback):
+        def on_round_end(self, trainer, metrics):
+            found.append(trainer.session.evaluate("val")["val/loss"])
+            with pytest.raises(ValueError, match="the trainer is at work, and cannot begin"):
+                trainer.validate(Lent(), data())
+
+    federated = trainer(tmp_path, callbacks=[Measures()], max_rounds=2)
+    federated.fit(Lent(), data())
+    assert found == [row["val/loss"] for row in federated.run.history]
+    assert federated.server.round == 2
+
+
 def test_what_wraps_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="model must be a LightningModule, got Linear"):
         trainer(tmp_path).fit(torch.compile(nn.Linear(2, 2)), data())  # type: ignore[arg-type]
