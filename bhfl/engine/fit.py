@@ -144,14 +144,13 @@ def open_run(session: Session, ckpt_path: str | Path | None) -> Run:
     check_common_folder(fabric, folder)
     run = Run(settings, folder, fabric.is_global_zero, session.bests)
     session.trainer.run = run
-    session.trainer.should_stop = False
     if state is not None:
         session.take_up(fitting(state, session.server))
         session.use_backends(state["config"])
         run.restore(state)
         # with other options of its length it is the same run made longer
         run.stopped &= not differences(state["config"], session.told, [Role.LENGTH])
-        session.trainer.should_stop = run.stopped
+    session.trainer.should_stop = run.stopped
     session.store, session.references = run.store, run.references
     session.server = without_lost(session.server, session.frozen, session.clients, fabric)
     try:

@@ -36,16 +36,13 @@ def find_checkpoint(path: str | Path, root: Path) -> tuple[Path | None, State]:
     Raises:
         CheckpointError: There is none, or it is unusable.
     """
-    text = str(path)
-    if not text.strip():
-        raise CheckpointError(f"ckpt_path must be last, best, a run folder or a file, got {text!r}")
-    if is_word(text):
+    if is_word(path):
         # `root` is the run folder itself where this trainer has a run already
         folder = root if (root / CHECKPOINTS).is_dir() else newest_run(root)
         if folder is None:
             raise CheckpointError(f"ckpt_path: {path}: no run with a checkpoint under {root}")
-        return folder, _load(folder, text)
-    if "://" in text:
+        return folder, _load(folder, str(path))
+    if "://" in str(path):
         raise CheckpointError(f"ckpt_path must be a local path, got {path}")
     try:
         path = user_path(path)
