@@ -114,10 +114,12 @@ def profile(
             rows = _Bench(session, steps, repeats, meter).rows()
         name = type(session.module).__name__
         session.tear_down()
-    method = type(trainer.algorithm).__name__
     threads = trainer.settings.machine.threads
-    words = f"{threads} thread{'s' * (threads > 1)}"
-    return Profile(rows, f"{name} by {method}, {words} on {trainer.fabric.device.type}")
+    return Profile(
+        rows,
+        f"{name} by {type(trainer.algorithm).__name__}, {threads} thread{'s' * (threads > 1)} on "
+        f"{trainer.fabric.device.type}",
+    )
 
 
 @contextmanager

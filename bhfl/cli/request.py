@@ -56,7 +56,12 @@ def read_request(args: Sequence[str]) -> Request:
     for layer in layers:
         for key in [key for key in layer.values if key not in _SECTIONS]:
             value = layer.values.pop(key)
-            given[key] = read_text(value) if isinstance(value, Text) else value
+            try:
+                # as typed, a text is what it is
+                is_text = not isinstance(value, Text) or key in _TEXTS
+                given[key] = value if is_text else read_text(value)
+            except ConfigError as error:
+                problems.append(f"--{key} cannot be used: {error}")
             if key not in own:
                 problems.append(
                     f"{layer.name((key,))} is no option{suggestion(key, [*own, *_SECTIONS])}"

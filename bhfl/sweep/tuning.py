@@ -164,5 +164,6 @@ def _means(found: Outcomes) -> dict[Any, float]:
 
 
 def _mean(mean: float | None, num_seeds: int) -> str:
-    seeds = f" over {num_seeds} seeds" if num_seeds > 1 else ""
-    return "diverged" if mean is None else f"{mean:.4f}{seeds}"
+    if mean is None:
+        return "diverged"
+    return f"{mean:.4f}{f' over {num_seeds} seeds' * (num_seeds > 1)}"

@@ -32,13 +32,16 @@ REQUIRED = ["--server", "127.0.0.1:1", "--key", "there"]
         (["--server", "127.0.0.1:1"], "key is missing: the folder of this client's key"),
         ([*REQUIRED, "--serve", "a"], "--serve is no option; did you mean 'server'?"),
         ([*REQUIRED, "--client", "-1"], "client must be an integer from 0 to"),
-        ([*REQUIRED, "--folder", "2024"], "folder must be a path, got 2024"),
+        ([*REQUIRED, "--config", "number.yaml"], "folder must be a path, got 2024"),
+        ([*REQUIRED[:3], "1e3"], "keys: there is no file 1e3/ca.pem"),
+        ([*REQUIRED, "--plain", "yes"], "--plain cannot be used: yes is read in different ways"),
         (["--server", "localhost", *REQUIRED[2:]], "server must be HOST:PORT, got 'localhost'"),
         (REQUIRED, "keys: there is no file there/ca.pem: `bhfl serve --make_keys` makes it"),
     ],
 )
 def test_join_refuses_what_cannot_be_used(bhfl: Command, args: list[str], problem: str) -> None:
     pytest.importorskip("flwr")
+    Path("number.yaml").write_text("folder: 2024\n")
     done = bhfl("join", *args)
     assert (done.code, done.out) == (2, "")
     assert len(done.problems) == 1
