@@ -41,7 +41,6 @@ def differences(section: Section) -> Table | None:
         return None
     metric = section.metric
     whose = "on average over clients" if group == AVERAGE else f"of {group} clients"
-    unit = " in points" if metric.is_share else ""
     head, rows, alike = without_idle(["method", "difference", "95 % interval", "seeds"], rows, 2)
     return Table(
         title=f"Differences from {base.label}",
@@ -49,8 +48,8 @@ def differences(section: Section) -> Table | None:
         rows=rows,
         notes=[
             *alike,
-            f"{metric.words}{unit} {whose} less that of {base.label}, seed by seed on the seeds "
-            f"that both have; Student's t interval from {_LEAST} seeds on, not corrected for the "
+            f"{metric.words}{' in points' * metric.is_share} {whose} less that of {base.label}, "
+            f"seed by seed on the seeds that both have; Student's t interval from {_LEAST} seeds on, not corrected for the "
             "number of comparisons",
         ],
     )

@@ -146,10 +146,9 @@ def _column(group: str) -> str:
 
 def _legend(section: Section) -> list[str]:
     """Notes on how to read the table."""
-    unit = " in per cent" if section.metric.is_share else ""
     notes = [
-        f"{section.metric.words}{unit} after the last round, mean ± standard deviation over seeds; "
-        "MB = 10^6 bytes"
+        f"{section.metric.words}{' in per cent' * section.metric.is_share} after the last round, "
+        "mean ± standard deviation over seeds; MB = 10^6 bytes"
     ]
     if section.metric.mode == "min":
         notes.append("the lower the better")

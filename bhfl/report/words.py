@@ -35,10 +35,10 @@ def summary(section: Section) -> str:
     others = [row for row in section.finished if row is not first and _shared(first, row, group)]
     second = min(others, key=lambda row: _lead(first, row, group))
     shared = len(_shared(first, second, group))
-    points = " points" if first.metric.is_share else ""
     text = (
         f"{first.label} is first, with {_value(first, group)} {whose}: "
-        f"{first.metric.text(_lead(first, second, group), 2)}{points} ahead of {second.label}, on "
+        f"{first.metric.text(_lead(first, second, group), 2)}"
+        f"{' points' * first.metric.is_share} ahead of {second.label}, on "
         f"{_seeds(shared)} that both have."
     )
     if found.marks[section.rows.index(second)] == "level":
