@@ -49,8 +49,8 @@ def differences(section: Section) -> Table | None:
         notes=[
             *alike,
             f"{metric.words}{' in points' * metric.is_share} {whose} less that of {base.label}, "
-            f"seed by seed on the seeds that both have; Student's t interval from {_LEAST} seeds on, not corrected for the "
-            "number of comparisons",
+            "seed by seed on the seeds that both have; Student's t interval from "
+            f"{_LEAST} seeds on, not corrected for the number of comparisons",
         ],
     )
 
