@@ -40,20 +40,31 @@ def buckets(name: str, x: Tensor, size: int | None) -> dict[str, Tensor]:
 
 
 def qsgd(
-    x: Tensor, bits: int, norm: Norm, generator: torch.Generator, by_row: bool = False
+    x: Tensor, bits: int, norm: Norm, generator: torch.Generator | None, by_row: bool = False
 ) -> QuantizedTensor:
     """The unbiased QSGD quantiser (Alistarh et al. 2017): ``sign(x) * M * xi / s`` with ``s =
-    2**(bits-1) - 1``.
+    2**(bits-1) - 1``; or, for differences whose sender carries what is left out, the nearest codes
+    at the scale of the least squared error.
+
+    Without bias, few bits leave out more than there is: up to ``|x|_1 M / s``, several times the
+    squared length of ``x``, so that what is carried would grow from round to round. The nearest
+    codes leave out less than there is (Karimireddy et al., ICML 2019).
 
     Args:
         x: Float tensor, any shape.
         bits: 2..16.
         norm: ``M`` is the largest magnitude (`linf`) or the Euclidean length (`l2`).
-        generator: Draws the stochastic rounding.
-        by_row: One ``M`` a row of dimension 0 instead of one for all.
+        generator: Draws the stochastic rounding; None for the nearest codes, of `linf`.
+        by_row: One scale a row of dimension 0 instead of one for all.
     """
     if norm == "linf":
-        return quantize(x, bits, granularity="channel" if by_row else "tensor", generator=generator)
+        return quantize(
+            x,
+            bits,
+            range_rule="absmax" if generator else "mse",
+            granularity="channel" if by_row else "tensor",
+            generator=generator,
+        )
     rows = x.float().reshape(x.shape[0] if by_row else 1, -1)
     length = torch.linalg.vector_norm(rows, dim=1)
     # a scale of 0, or a subnormal one, has no reciprocal
@@ -88,6 +99,11 @@ class DifferenceAlgorithm(Algorithm):
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
         self.server_lr = checked(f"{name}.server_lr", server_lr, positive)
         self.error_feedback = checked(f"{name}.error_feedback", error_feedback, true_or_false)
+        if error_feedback and self.norm != "linf":
+            raise ValueError(
+                f"{name}.error_feedback needs {name}.norm: linf, got {self.norm}: what is carried "
+                "is rounded to the nearest codes"
+            )
         self.top_k = checked(f"{name}.top_k", top_k, or_none(within(f"[{_LEAST_SHARE}, 1)")))
         if top_k is None:
             return
@@ -117,7 +133,7 @@ class DifferenceAlgorithm(Algorithm):
         update: dict[str, Tensor | QuantizedTensor] = dict(values)
         # rounding draws from a stream of its own, so that the data come in the same order at any
         # bits
-        generator = run.rng.torch("quant_up", device=run.device)
+        generator = None if self.error_feedback else run.rng.torch("quant_up", device=run.device)
         bits = self.bits_of(run)
         for name in self.quantised(run.received):
             difference = with_error(run, name, run.received[name] - values[name])
@@ -129,7 +145,7 @@ class DifferenceAlgorithm(Algorithm):
         return update
 
     def _coded(
-        self, name: str, difference: Tensor, bits: int, generator: torch.Generator
+        self, name: str, difference: Tensor, bits: int, generator: torch.Generator | None
     ) -> dict[str, QuantizedTensor]:
         """A difference as it is sent: its buckets, or its largest entries."""
         if self.top_k is not None:

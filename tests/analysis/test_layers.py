@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bhfl.algorithms.fedlq.significance import probe, quantization_variance, significance
+from bhfl.algorithms.fedlq.significance import probe, significance, variance_table
 from bhfl.analysis.layers import CANDIDATES, layer_harm, layer_rows
 from bhfl.analysis.reuse import reusing
 from bhfl.quant import layer_weights
@@ -147,10 +147,11 @@ def test_rows_hold_what_their_columns_say() -> None:
     stem = rows[0]
     assert stem["parameters"] == 162
     assert stem["saved_bytes_3"] == 162 * 4 - math.ceil(162 * 3 / 8) - 4
-    for bits in CANDIDATES:
-        assert stem[f"variance_{bits}"] == quantization_variance(model.stem.weight, bits)
+    variances = variance_table([model.stem.weight], CANDIDATES)[0].tolist()
+    assert [stem[f"variance_{bits}"] for bits in CANDIDATES] == variances
     assert [row["significance"] for row in rows] == pytest.approx(significance(harm.probe).tolist())
-    variances = [quantization_variance(model.get_parameter(str(row["layer"])), 6) for row in rows]
+    weights = [model.get_parameter(str(row["layer"])) for row in rows]
+    variances = variance_table(weights, [6])[:, 0].tolist()
     assert [row["bound_share_6"] for row in rows] == pytest.approx(
         [v / sum(variances) for v in variances]
     )

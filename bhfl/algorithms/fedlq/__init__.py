@@ -11,7 +11,6 @@ from bhfl.algorithms.fedlq.significance import (
     curvature,
     layer_costs,
     probe,
-    quantization_variance,
     significance,
     variance_table,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "layer_bits",
     "layer_costs",
     "probe",
-    "quantization_variance",
     "significance",
     "variance_table",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from bhfl.algorithms.fedlq.allocation import Offer, allocate_all
 from bhfl.algorithms.fedlq.budget import Traffic
 from bhfl.algorithms.fedlq.candidates import is_served
+from bhfl.algorithms.fedlq.moves import squared_errors
 from bhfl.algorithms.fedlq.plan import PLAN
 from bhfl.algorithms.fedlq.planning import Planner
 from bhfl.algorithms.fedlq.significance import layer_costs
@@ -183,7 +184,7 @@ class BothWays:
             return {}
         rows = [planner.layers.index(name) for name in names]
         candidates = [bits for bits in planner.candidates if bits <= _most(client.devices)]
-        errors = torch.tensor([_errors(moves[name], candidates) for name in names])
+        errors = torch.tensor([squared_errors(moves[n], candidates, coded_move) for n in names])
         took = []
         for name in names:
             sizes = [down_bits(moves[name], bits) for bits in candidates]
@@ -192,12 +193,3 @@ class BothWays:
         up = planner.offer(curvature, variances, client)
         found = allocate_all([up, down], most, solver=planner.solver)
         return dict(zip(names, found.bits[len(planner.layers) :], strict=True))
-
-
-def _errors(move: Tensor, candidates: Sequence[int]) -> list[float]:
-    """The squared error of a difference at each width."""
-    found = []
-    for bits in candidates:
-        left = move - coded_move(move, bits).dequantize()
-        found.append(float(left.double().square_().sum()))
-    return found

@@ -234,7 +234,7 @@ class FedLQ(Algorithm):
             sent = {name: run.received[name] - goal for name, goal in goals.items()}
         # what was measured takes room in the payload, so it is there before the budget is
         update |= self.sensitivity.of_client(run, self.layers)
-        generator = run.rng.torch("quant_up", device=run.device)
+        generator = None if self.error_feedback else run.rng.torch("quant_up", device=run.device)
         moves = self.sides.send(run, update, generator)
         variances = self.planner.variances(sent)
         others = {name: value for name, value in update.items() if name not in values}

@@ -1,6 +1,6 @@
 """What clients come to by training: whether it can be sent, and how far it is from the start."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -16,19 +16,37 @@ from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
 from bhfl.quant.signs import signs
 from bhfl.quant.sparse import left_out
+from bhfl.quant.spec import FLOAT_BITS
 
 
-def coded(x: Tensor, bits: int, generator: torch.Generator) -> QuantizedTensor:
+def coded(x: Tensor, bits: int, generator: torch.Generator | None) -> QuantizedTensor:
     """What a layer is sent as.
 
     Args:
         x: Float tensor, any shape.
-        bits: 2..16 for codes, rounded without bias; 1 for signs; 0 to leave all of it out.
-        generator: Draws the rounding.
+        bits: 2..16 for codes; 1 for signs; 0 to leave all of it out.
+        generator: Draws rounding without bias; None for the nearest codes, see `qsgd`.
     """
     if bits == 1:
         return signs(x)
     return qsgd(x, bits, "linf", generator) if bits else left_out(x)
+
+
+def squared_errors(
+    x: Tensor, candidates: Sequence[int], code: Callable[[Tensor, int], QuantizedTensor]
+) -> list[float]:
+    """What is left out of a difference at each width, squared.
+
+    Args:
+        x: The difference, any shape.
+        candidates: Widths; 32 leaves nothing out.
+        code: What the difference is sent as, at a width below that.
+    """
+    found = []
+    for bits in candidates:
+        left = torch.zeros(()) if bits == FLOAT_BITS else x - code(x, bits).dequantize()
+        found.append(float(left.double().square_().sum()))
+    return found
 
 
 def check_trained(values: Params) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.allocation import Allocation, Offer, Solver, allocate, wire_sizes
 from bhfl.algorithms.fedlq.budget import Budget, Traffic
+from bhfl.algorithms.fedlq.moves import coded, squared_errors
 from bhfl.algorithms.fedlq.plan import PLAN, plan_of
 from bhfl.algorithms.fedlq.sensitivity import Sensitivity
 from bhfl.algorithms.fedlq.sides import Sides
@@ -47,8 +49,15 @@ class Planner:
         return [bits for bits in self.candidates if bits <= client.spec.sent_bits]
 
     def variances(self, sent: Params) -> Tensor:
-        """The variance of each layer of what is about to be sent, at each candidate, [L, B]."""
-        return variance_table([sent[name] for name in self.layers], self.candidates)
+        """The variance of each layer of what is about to be sent, at each candidate, [L, B]; where
+        what is left out is carried, its squared length.
+        """
+        layers = [sent[name] for name in self.layers]
+        if not self.sides.feedback:
+            return variance_table(layers, self.candidates)
+        nearest = partial(coded, generator=None)
+        rows = [squared_errors(x, self.candidates, nearest) for x in layers]
+        return torch.tensor(rows, dtype=torch.float64)
 
     def offer(self, curvature: Tensor, variances: Tensor, client: Client) -> Offer:
         """What a client may choose for each layer, and what it costs.

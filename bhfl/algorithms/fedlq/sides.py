@@ -50,25 +50,24 @@ class Sides:
     def coded(self, tensors: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
         """Those of some tensors that travel as codes, of the size that they then have."""
         one = torch.ones(())
-        found = {name: tensors[name] for name in self.names if name in tensors}
         return {
-            name: QuantizedTensor(x, one, self.bits)
-            for name, x in found.items()
-            if self._is_coded(x)
+            name: QuantizedTensor(tensors[name], one, self.bits)
+            for name in self.names
+            if name in tensors and self._is_coded(tensors[name])
         }
 
     def send(
         self,
         run: LocalRun,
         update: dict[str, Tensor | QuantizedTensor],
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> Params:
         """Put into a client's update what is sent of it.
 
         Args:
             run: The client's work in this round.
             update: It has the values.
-            generator: Draws the rounding.
+            generator: Draws the rounding; None with `feedback`.
 
         Returns:
             The differences that were to be sent, with what was left out of the last ones.

@@ -57,19 +57,23 @@ class Probe:
         )
 
 
-def quantization_variance(x: Tensor, bits: int) -> float:
-    """Expected squared error of stochastic rounding, in closed form: `(M/s)^2 sum_j f_j (1 - f_j)`.
+def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:
+    """Expected squared errors of stochastic rounding, in closed form: ``V(b) = (M/s)^2 sum_j f_j (1
+    - f_j)``.
 
-    `s = 2**(bits-1) - 1` levels, `M` the largest magnitude, `f_j` the fractional part of `|x_j| s /
-    M`: each code is a Bernoulli variable between two neighbours, independent of the others. This is
-    the quantiser of the wire, `quantize(x, bits, generator=...)`.
+    ``s = 2**(b-1) - 1`` levels, ``M`` the largest magnitude, ``f_j`` the fractional part of ``|x_j|
+    s / M``: each code is a Bernoulli variable between two neighbours, independent of the others.
+    This is the quantiser of the wire, `quantize(x, bits, generator=...)`.
 
     Args:
-        x: any shape, floating.
-        bits: 2..16, 32 (no error), 1 (`bhfl.quant.signs`, which draw nothing), or 0 (nothing is
-            sent).
+        tensors: Any shapes, floating; L of them.
+        candidates: 2..16, or 32 (no error); B of them.
+
+    Returns:
+        [L, B].
     """
-    return _variances(x, [bits])[0]
+    rows = [_variances(x, candidates) for x in tensors]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
@@ -80,12 +84,8 @@ def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
     spreads = torch.empty_like(magnitudes, dtype=torch.float64)
     found = []
     for bits in candidates:
-        if bits in (0, 32):
-            # all of it, or nothing, is left out
-            found.append(0.0 if bits else float(magnitudes.double().square().sum()))
-            continue
-        if bits == 1:
-            found.append(float((magnitudes - magnitudes.mean()).double().square().sum()))
+        if bits == 32:
+            found.append(0.0)
             continue
         step = largest / (2 ** (bits - 1) - 1)
         # zeros have a step of 0; with any other their fractions are 0
@@ -97,12 +97,6 @@ def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
         total = spreads.sum(1, keepdim=True)
         found.append(float((step.double().square() * total).sum()))
     return found
-
-
-def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tensor:
-    """`[L, B]`: `V_l(b)` of each tensor that a client is about to send, at each candidate width."""
-    rows = [_variances(x, candidates) for x in tensors]
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def layer_costs(curvature: Tensor, variances: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ class ProWD(Rule):
                 forget_error(run, name)
             return update
         values = run.module.state_dict()
-        generator = run.rng.torch("quant_up", device=run.device)
+        generator = None if self.error_feedback else run.rng.torch("quant_up", device=run.device)
         for name, value in update.items():
             # frozen weights that the device rounds are no part of what was received, or is sent
             if isinstance(value, QuantizedTensor) and name in run.received:

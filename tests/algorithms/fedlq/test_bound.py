@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.fedlq.bound import convergence_bound
-from bhfl.algorithms.fedlq.significance import quantization_variance
+from bhfl.algorithms.fedlq.significance import variance_table
 from bhfl.quant import quantize
 
 GOOD: dict[str, Any] = {
@@ -89,8 +89,8 @@ def federated_quadratic(
         rows = quantize(sent.flatten(0, 1), BITS, granularity="channel", generator=random)
         received = rows.dequantize().view_as(sent)
         if step % 10 == 0:
-            table = [[quantization_variance(layer, BITS) for layer in x] for x in sent]
-            variances[step : step + 10] = torch.tensor(table)
+            table = [variance_table([*x], [BITS])[:, 0] for x in sent]
+            variances[step : step + 10] = torch.stack(table)
         weights = received.mean(0) if payload == "weights" else weights - received.mean(0)
     return (
         gradients,

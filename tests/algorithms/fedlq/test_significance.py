@@ -4,6 +4,7 @@ curvature is known.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,17 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bhfl.algorithms.fedlq.allocation import allocate
+from bhfl.algorithms.fedlq.moves import coded, squared_errors
 from bhfl.algorithms.fedlq.significance import (
     Probe,
     curvature,
     layer_costs,
     probe,
-    quantization_variance,
     significance,
     variance_table,
 )
 from bhfl.quant import layer_weights, quantize
-from bhfl.quant.signs import signs
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -59,6 +59,10 @@ def made_probe(
     return Probe(names, sizes, (2, 4), *tables)
 
 
+def quantization_variance(x: Tensor, bits: int) -> float:
+    return variance_table([x], [bits]).item()
+
+
 # --- variance -------------------------------------------------------------------------------------
 
 
@@ -74,10 +78,20 @@ def test_variance_is_that_of_the_wire_quantiser(bits: int) -> None:
     )
 
 
-def test_the_variance_of_signs_is_their_error() -> None:
-    x = torch.randn(40, 50, generator=generator())
-    error = (signs(x).dequantize() - x).double().square().sum()
-    assert quantization_variance(x, 1) == pytest.approx(float(error), rel=1e-5)
+@pytest.mark.parametrize("bits", [0, 1, 2, 3, 4, 8, 32])
+def test_what_is_carried_is_less_than_there_is(bits: int) -> None:
+    # a few entries many times the others, as differences have
+    x = torch.randn(40, 50, generator=generator()) ** 5
+    (error,) = squared_errors(x, [bits], partial(coded, generator=None))
+    whole = float(x.double().square().sum())
+    if bits == 32:
+        assert error == 0
+    else:
+        sent = coded(x, bits, None).dequantize()
+        assert error == pytest.approx(float((x - sent).double().square().sum()))
+        assert error < 0.9 * whole or (bits == 0 and error == whole)
+    if bits == 2:
+        assert quantization_variance(x, bits) > 5 * whole
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
