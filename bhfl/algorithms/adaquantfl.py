@@ -34,8 +34,8 @@ class AdaQuantFL(DifferenceAlgorithm):
         bits: Bits of a quantised difference in the first rounds, ``s_0 = 2**(bits-1) - 1``.
         max_bits: The most bits, up to 16.
         norm: What scales a tensor: its largest magnitude (``linf``) or its length (``l2``).
-        error_feedback: Whether a client adds to its differences what rounding left out of its last
-            ones.
+        error_feedback: Whether a client adds to its differences what rounding, to the nearest
+            codes, left out of its last ones; with `linf`.
         top_k: The share of a tensor's entries that are sent, those of the largest magnitudes.
 
     Raises:

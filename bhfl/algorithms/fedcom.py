@@ -14,8 +14,8 @@ class FedCOM(DifferenceAlgorithm):
         server_lr: ``gamma``; 1 is FedPAQ to the bit.
         norm: What scales a bucket: its largest magnitude (``linf``) or its length (``l2``).
         bucket_size: Entries that share a norm; null for one bucket a tensor.
-        error_feedback: Whether a client adds to its differences what rounding, and `top_k`, left
-            out of its last ones.
+        error_feedback: Whether a client adds to its differences what rounding, to the nearest
+            codes, and `top_k` left out of its last ones; with `linf`.
         top_k: The share of a tensor's entries that are sent, those of the largest magnitudes, each
             with its place; null for all.
 

@@ -28,7 +28,7 @@ def signs(candidates: tuple[int, ...], average: float) -> FedLQ:
 
 METHODS: dict[str, Any] = {
     "FedPAQ": lambda: FedPAQ(2, error_feedback=True),
-    "buckets": lambda: FedPAQ(3, "l2", 7, error_feedback=True),
+    "buckets": lambda: FedPAQ(3, "linf", 7, error_feedback=True),
     "top_k": lambda: FedCOM(4, 0.5, error_feedback=True, top_k=0.1),
     "AdaQuantFL": lambda: AdaQuantFL(error_feedback=True),
     "FedLQ": lambda: FedLQ("delta", candidates=(2, 8, 32), error_feedback=True),
@@ -150,6 +150,10 @@ def test_few_entries_take_few_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: FedCOM(norm="l2", error_feedback=True),
+            "FedCOM.error_feedback needs FedCOM.norm: linf, got l2: what is carried is rounded to",
+        ),
         (lambda: FedPAQ(32, top_k=0.1), r"top_k needs codes .*bits must be 2\.\.16 .* got 32 and"),
         (lambda: FedCOM(8, bucket_size=9, top_k=0.1), "bucket_size null, got 8 and 9"),
         (lambda: FedPAQ(top_k=1.0), r"FedPAQ.top_k must be in \[0.0001, 1\), got 1.0"),

@@ -69,7 +69,8 @@ class FedLQ(Algorithm):
             what it came to (``skip``), or error feedback has it in its next upload (``carry``).
         plan: Who allocates: the ``client`` from what it is about to send, or the ``server`` from
             the last round's.
-        error_feedback: Whether what rounding left out of a client's ``delta`` is in its next one.
+        error_feedback: Whether what rounding, to the nearest codes, left out of a client's
+            ``delta`` is in its next one.
         both_ways: Whether layers get bits of their own on the way down too, at most those of
             ``trainer.downlink`` with ``send: differences``, from one budget of seconds for both.
         side_bits: Bits of what is trained and is no layer, biases and norms: 32 for values, 2..16

@@ -16,7 +16,6 @@ from bhfl.quant import QuantizedTensor
 from bhfl.quant.rounding import extremes
 from bhfl.quant.signs import signs
 from bhfl.quant.sparse import left_out
-from bhfl.quant.spec import FLOAT_BITS
 
 
 def coded(x: Tensor, bits: int, generator: torch.Generator | None) -> QuantizedTensor:
@@ -44,8 +43,8 @@ def squared_errors(
     """
     found = []
     for bits in candidates:
-        left = torch.zeros(()) if bits == FLOAT_BITS else x - code(x, bits).dequantize()
-        found.append(float(left.double().square_().sum()))
+        sent = x if bits == 32 else code(x, bits).dequantize()
+        found.append(float((x - sent).double().square_().sum()))
     return found
 
 

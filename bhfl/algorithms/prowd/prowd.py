@@ -48,9 +48,9 @@ class ProWD(Rule):
             own weights being averaged as they are.
         client: Whose client half trains, see `bhfl.algorithms.rules.Rule`; null for FedAvg's. What
             it sends besides weights is averaged without masks.
-        error_feedback: Whether a client adds to its ``delta`` what rounding left out of its last
-            one; what masks leave out is not carried. A high-bit client sends its weights, and has
-            none.
+        error_feedback: Whether a client adds to its ``delta`` what rounding, to the nearest codes,
+            left out of its last one; what masks leave out is not carried. A high-bit client sends
+            its weights, and has none.
 
     Raises:
         ValueError: An argument is out of its range; in `setup`, the fleet, the data or the model do

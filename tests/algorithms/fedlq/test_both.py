@@ -94,7 +94,7 @@ def test_a_slower_downlink_is_spared_and_a_larger_cohort_is_not() -> None:
         budget=Budget("quantile"),
         sensitivity=Sensitivity(),
         solver="dp",
-        sides=Sides(),
+        sides=Sides(feedback=True),
     )
     its = devices(RULE, "float32")
     client = Client(0, its.spec, 1, 1.0, its)

@@ -81,17 +81,17 @@ def test_variance_is_that_of_the_wire_quantiser(bits: int) -> None:
 @pytest.mark.parametrize("bits", [0, 1, 2, 3, 4, 8, 32])
 def test_what_is_carried_is_less_than_there_is(bits: int) -> None:
     # a few entries many times the others, as differences have
-    x = torch.randn(40, 50, generator=generator()) ** 5
+    x = torch.randn(40, 50, generator=generator()) ** 3
     (error,) = squared_errors(x, [bits], partial(coded, generator=None))
     whole = float(x.double().square().sum())
-    if bits == 32:
-        assert error == 0
+    if bits in (0, 32):
+        assert error == (0.0 if bits else whole)
     else:
         sent = coded(x, bits, None).dequantize()
         assert error == pytest.approx(float((x - sent).double().square().sum()))
-        assert error < 0.9 * whole or (bits == 0 and error == whole)
+        assert error < 0.9 * whole
     if bits == 2:
-        assert quantization_variance(x, bits) > 5 * whole
+        assert quantization_variance(x, bits) > 4 * whole
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
