@@ -18,7 +18,7 @@ from bhfl.quant.signs import signs
 from bhfl.quant.sparse import left_out
 
 
-def coded(x: Tensor, bits: int, generator: torch.Generator | None) -> QuantizedTensor:
+def coded(x: Tensor, bits: int, generator: torch.Generator | None = None) -> QuantizedTensor:
     """What a layer is sent as.
 
     Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,8 +54,7 @@ class Planner:
         layers = [sent[name] for name in self.layers]
         if not self.sides.feedback:
             return variance_table(layers, self.candidates)
-        nearest = partial(coded, generator=None)
-        rows = [squared_errors(x, self.candidates, nearest) for x in layers]
+        rows = [squared_errors(x, self.candidates, coded) for x in layers]
         return torch.tensor(rows, dtype=torch.float64)
 
     def offer(self, curvature: Tensor, variances: Tensor, client: Client) -> Offer:
