@@ -55,7 +55,7 @@ def qsgd(
         bits: 2..16.
         norm: ``M`` is the largest magnitude (`linf`) or the Euclidean length (`l2`).
         generator: Draws the stochastic rounding; None for the nearest codes, of `linf`.
-        by_row: One scale a row of dimension 0 instead of one for all.
+        by_row: One scale a row of dimension 0 instead of one for all; with `l2`, of [R, N].
     """
     if norm == "linf":
         return quantize(
@@ -65,11 +65,10 @@ def qsgd(
             granularity="channel" if by_row else "tensor",
             generator=generator,
         )
-    rows = x.float().reshape(x.shape[0] if by_row else 1, -1)
-    length = torch.linalg.vector_norm(rows, dim=1)
+    length = torch.linalg.vector_norm(x.float(), dim=1 if by_row else None)
     # a scale of 0, or a subnormal one, has no reciprocal
     scale = (length / (2 ** (bits - 1) - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-    return quantize(x, bits, scale=scale if by_row else scale[0], generator=generator)
+    return quantize(x, bits, scale=scale, generator=generator)
 
 
 class DifferenceAlgorithm(Algorithm):
