@@ -184,7 +184,7 @@ class BothWays:
             return {}
         rows = [planner.layers.index(name) for name in names]
         candidates = [bits for bits in planner.candidates if bits <= _most(client.devices)]
-        errors = torch.tensor([squared_errors(moves[n], candidates, coded_move) for n in names])
+        errors = squared_errors([moves[name] for name in names], candidates, coded_move)
         took = []
         for name in names:
             sizes = [down_bits(moves[name], bits) for bits in candidates]

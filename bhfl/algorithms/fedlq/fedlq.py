@@ -25,7 +25,6 @@ from bhfl.algorithms.fedlq.moves import (
     coded,
     corrected,
     from_server,
-    is_as_computed,
     keep_errors,
     squared_move,
 )
@@ -41,7 +40,7 @@ from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.downlink import an_example
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState
-from bhfl.quant import quantized_state
+from bhfl.quant import QuantizedTensor, quantized_state
 
 _MOST_CURVED = 1e30
 """The largest curvature that goes down: a float32 has to hold it, and costs must be finite."""
@@ -245,11 +244,14 @@ class FedLQ(Algorithm):
                 carry(run, {**sent, **moves})
             return None
         for name, width, row in zip(self.layers, bits, variances, strict=True):
-            if width == 32:
-                update[name] = goals[name]
-            # codes that the client computed with go as they are: another rounding adds an error
-            elif self.payload == "weights" and is_as_computed(update[name], width):
+            own = update[name]
+            is_fit = isinstance(own, QuantizedTensor) and own.bits == width and not own.scale.ndim
+            # codes of one scale that the client computed with go as they are: another rounding
+            # adds an error
+            if is_fit and self.payload == "weights":
                 row.zero_()
+            elif width == 32:
+                update[name] = goals[name]
             else:
                 update[name] = coded(sent[name], width, generator)
         if self.error_feedback:

@@ -32,20 +32,26 @@ def coded(x: Tensor, bits: int, generator: torch.Generator | None = None) -> Qua
 
 
 def squared_errors(
-    x: Tensor, candidates: Sequence[int], code: Callable[[Tensor, int], QuantizedTensor]
-) -> list[float]:
-    """What is left out of a difference at each width, squared.
+    tensors: Sequence[Tensor],
+    candidates: Sequence[int],
+    code: Callable[[Tensor, int], QuantizedTensor],
+) -> Tensor:
+    """What is left out of differences at each width, squared.
 
     Args:
-        x: The difference, any shape.
-        candidates: Widths; 32 leaves nothing out.
-        code: What the difference is sent as, at a width below that.
+        tensors: The differences, of any shapes; L of them.
+        candidates: Widths, B of them; 32 leaves nothing out.
+        code: What a difference is sent as, at a width below that.
+
+    Returns:
+        float64 [L, B].
     """
-    found = []
-    for bits in candidates:
-        sent = x if bits == 32 else code(x, bits).dequantize()
-        found.append(float((x - sent).double().square_().sum()))
-    return found
+    rows = torch.zeros(len(tensors), len(candidates), dtype=torch.float64)
+    for row, x in zip(rows, tensors, strict=True):
+        for place, bits in enumerate(candidates):
+            if bits < 32:
+                row[place] = (x - code(x, bits).dequantize()).double().square_().sum()
+    return rows
 
 
 def check_trained(values: Params) -> None:
@@ -54,11 +60,6 @@ def check_trained(values: Params) -> None:
     ends = torch.stack([*chain.from_iterable(map(extremes, values.values()))])
     if not ends.isfinite().all():
         raise ValueError("its weights are not finite after training")
-
-
-def is_as_computed(own: Tensor | QuantizedTensor, width: int) -> bool:
-    """Whether a layer at `width` is just what the client computes with, in one scale."""
-    return isinstance(own, QuantizedTensor) and own.bits == width and own.scale.ndim == 0
 
 
 def corrected(run: LocalRun, values: Params) -> Params:

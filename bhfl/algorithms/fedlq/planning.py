@@ -52,10 +52,9 @@ class Planner:
         what is left out is carried, its squared length.
         """
         layers = [sent[name] for name in self.layers]
-        if not self.sides.feedback:
-            return variance_table(layers, self.candidates)
-        rows = [squared_errors(x, self.candidates, coded) for x in layers]
-        return torch.tensor(rows, dtype=torch.float64)
+        if self.sides.feedback:
+            return squared_errors(layers, self.candidates, coded)
+        return variance_table(layers, self.candidates)
 
     def offer(self, curvature: Tensor, variances: Tensor, client: Client) -> Offer:
         """What a client may choose for each layer, and what it costs.
