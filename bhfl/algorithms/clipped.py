@@ -96,9 +96,8 @@ class ClippedMean(Rule):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The mean, and the next bound."""
-        means = {name: mean for name, mean in aggregate.items() if name != _INSIDE}
-        following = super().server_update(server, means, rng)
-        inside = float(aggregate[_INSIDE])
+        inside = float(aggregate.pop(_INSIDE))
+        following = super().server_update(server, aggregate, rng)
         bound = following_bound(server.extra["bound"], inside, self.quantile, self.rate)
         return following.with_extra(bound=bound)
 

@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bhfl.algorithms.clipping import RATE, clipped, following_bound
+from bhfl.algorithms.trained import OfTrained
 from bhfl.checks import checked, or_none, positive, refuse, within
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, Flattener, WeightedMean
-from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.buffers import tracks_statistics
 from bhfl.engine.private import followed, is_public
 from bhfl.engine.random import RandomKeys
@@ -41,7 +42,7 @@ section 3.1).
 """
 
 
-class DPFedAvg(Algorithm):
+class DPFedAvg(OfTrained):
     """FedAvg whose model tells little of any one client:
 
     ``w_{t+1} = w_t + (sum_i clip(w_i - w_t) + N(0, (z * bound)^2)) / m`` with ``m`` the mean number
@@ -118,19 +119,14 @@ class DPFedAvg(Algorithm):
                 f"{least}, got {self.count_noise}"
             )
 
-    def prepare(self, module: nn.Module, clients: Sequence[Client]) -> None:
-        """Find what is trained."""
-        named = module.named_parameters()
-        self._trained = {name for name, parameter in named if parameter.requires_grad}
-
     def expected(self, server: ServerState) -> Params:
         """The parameters that are trained."""
-        return {name: value for name, value in server.params.items() if name in self._trained}
+        return {name: server.params[name] for name in self._trained}
 
     def uplink(self, run: LocalRun) -> Tensors:
         """The same, at the client's bits."""
         update = super().uplink(run) or {}
-        return {name: value for name, value in update.items() if name in self._trained}
+        return {name: update[name] for name in self._trained}
 
     def setup(self, context: Context) -> None:
         """See who takes part how often, and that nothing leaves a client but its move.

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from bhfl.algorithms.shares import SHARE, ShareMean
+from bhfl.algorithms.trained import OfTrained
 from bhfl.checks import checked, positive
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator
-from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
+from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.downlink import check_whole
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
@@ -18,7 +19,7 @@ DUAL = "dual/"
 """Begins the names of a client's dual variables in its state."""
 
 
-class FedDyn(Algorithm):
+class FedDyn(OfTrained):
     """Each client minimises ``F_i(w) - <h_i, w> + alpha/2 * ||w - w_t||^2``, and after the round
 
     ``h_i -= alpha * (w_i - w_t)``; the server keeps ``h``, the mean of all clients' ``h_i``, and
@@ -63,7 +64,8 @@ class FedDyn(Algorithm):
         model = {}
         duals = {}
         for name, value in server.params.items():
-            move = aggregate[SHARE] * (aggregate[name].double() - value)
+            # buffers of the module's own have no dual, and are averaged
+            move = aggregate[SHARE] * (aggregate[name].double() - value) * (name in self._trained)
             dual = server.extra["dual"][name] - (self.alpha * move).float()
             model[name] = aggregate[name] - dual / self.alpha
             duals[name] = dual
@@ -81,7 +83,7 @@ class FedDyn(Algorithm):
         """FedAvg's; the very weights that are sent enter the client's own ``h_i``."""
         update = super().uplink(run) or {}
         for name, value in float_tensors(update).items():
-            if name in run.received and value.is_floating_point():
+            if name in self._trained:
                 own = run.state.get(DUAL + name, torch.zeros_like(value))
                 run.state[DUAL + name] = (own - self.alpha * (value - run.received[name])).cpu()
         return update

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from bhfl.algorithms.trained import OfTrained
 from bhfl.checks import checked, not_negative
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
-from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
@@ -15,7 +15,7 @@ SQUARES = ":squares"
 """Name of a client's squared distance among its tensors; no module can have such a one."""
 
 
-class FedExP(Algorithm):
+class FedExP(OfTrained):
     """FedAvg whose server extrapolates: ``w_{t+1} = w_t - eta * D`` with ``D = sum_i p_i D_i``,
     ``D_i = w_t - w_i``, and
 
@@ -36,8 +36,8 @@ class FedExP(Algorithm):
         """The weights, and the square of how far they are from the model."""
         weights = float_tensors(update)
         squares = torch.zeros((), dtype=torch.float64)
-        for name, value in server.params.items():
-            squares += (value - weights[name]).double().square().sum()
+        for name in self._trained:
+            squares += (server.params[name] - weights[name]).double().square().sum()
         return {**weights, SQUARES: squares.float()}
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
@@ -46,10 +46,11 @@ class FedExP(Algorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """The step with ``eta``."""
-        means = {name: aggregate[name] for name in server.params}
-        moves = {name: server.params[name] - mean for name, mean in means.items()}
+        squares = float(aggregate.pop(SQUARES))
+        # buffers of the module's own are averaged
+        moves = {name: server.params[name] - aggregate[name] for name in self._trained}
         length = sum(float(move.double().square().sum()) for move in moves.values())
-        eta = float(aggregate[SQUARES]) / (2 * (length + self.eps)) if length + self.eps else 1.0
+        eta = squares / (2 * (length + self.eps)) if length + self.eps else 1.0
         if eta > 1:
-            means = {name: server.params[name] - eta * move for name, move in moves.items()}
-        return self.apply_mean(server, means)
+            aggregate |= {name: server.params[name] - eta * move for name, move in moves.items()}
+        return self.apply_mean(server, aggregate)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from bhfl.algorithms.optimizers import check_sgd
+from bhfl.algorithms.trained import OfTrained
 from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
-from bhfl.engine.algorithm import Algorithm, Context, LocalRun
+from bhfl.engine.algorithm import Context, LocalRun
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 
@@ -16,7 +17,7 @@ REACH = ":reach"
 """Name of how far a client's steps reach among its tensors; no module can have such a one."""
 
 
-class FedNova(Algorithm):
+class FedNova(OfTrained):
     """FedAvg whose clients count by direction and not by how far their steps led:
 
     ``w_{t+1} = w_t - tau * sum_i p_i (w_t - w_i) / a_i`` with ``tau = sum_i p_i a_i``. ``a_i`` is
@@ -61,7 +62,9 @@ class FedNova(Algorithm):
             raise ValueError(f"what its steps reach must be at least 0, got {length:g}")
         # steps at a rate of 0 lead nowhere
         divisor = length or math.inf
-        moves = {name: (value - weights[name]) / divisor for name, value in server.params.items()}
+        moves = {name: value - weights[name] for name, value in server.params.items()}
+        # buffers of the module's own are averaged
+        moves |= {name: moves[name] / divisor for name in self._trained}
         return {**moves, REACH: torch.tensor(length)}
 
     def aggregator(self, server: ServerState, clients: Sequence[Client]) -> Aggregator:
@@ -70,6 +73,6 @@ class FedNova(Algorithm):
 
     def server_update(self, server: ServerState, aggregate: Params, rng: RandomKeys) -> ServerState:
         """A step of the mean length in the mean direction."""
-        length = aggregate[REACH]
-        stepped = {n: value - length * aggregate[n] for n, value in server.params.items()}
+        moves = aggregate | {n: aggregate[REACH] * aggregate[n] for n in self._trained}
+        stepped = {n: value - moves[n] for n, value in server.params.items()}
         return self.apply_mean(server, stepped)

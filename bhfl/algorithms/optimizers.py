@@ -28,8 +28,7 @@ def check_sgd(context: Context, method: str, remedy: str = "") -> dict[Devices, 
     found = {}
     for client in one_of_each(context.clients):
         devices = client.devices
-        replaced = devices.group.optimizer is not None
-        several = [devices.optimizer(own[0])] if replaced else own
+        several = own if devices.group.optimizer is None else [devices.optimizer(own[0])]
         groups = chain.from_iterable(one.param_groups for one in several)
         rules = {tuple(map(group.get, _KEYS)) for group in groups}
         fits = len(several) == 1 and type(several[0]) is SGD and len(rules) == 1

@@ -374,3 +374,24 @@ def test_fednova_needs_sgd(tmp_path):
 def test_an_argument_out_of_its_range_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+class Seen(Module):
+    """It has a buffer of its own, such as a variance, which falls from 10 towards 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.full((3,), 10.0))
+
+    def training_step(self, batch, batch_idx):
+        self.seen.mul_(0.5).add_(0.5)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("algorithm", [FedDyn(0.1), FedNova(), FedExP(0.0)])
+def test_a_buffer_of_the_modules_own_is_averaged(tmp_path, algorithm):
+    found = []
+    for one in (FedAvg(), algorithm):
+        run = trained(tmp_path, one, Given([1, 2, 6]), 3, Seen, max_rounds=4)
+        found.append(run.server.params["seen"])
+    torch.testing.assert_close(found[0], found[1])

@@ -84,8 +84,7 @@ def keep_errors(run: LocalRun, wanted: Params, update: Tensors) -> None:
 
 def squared_move(start: Params, end: Params, layers: Sequence[str]) -> float:
     """The squared length of a move of all layers."""
-    moves = [start[name] - end[name] for name in layers]
-    return float(sum(move.double().square_().sum() for move in moves))
+    return float(sum((start[name] - end[name]).double().square_().sum() for name in layers))
 
 
 def from_server(update: Tensors, client: Client, server: ServerState) -> Tensors:

@@ -12,9 +12,21 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from bhfl.checks import checked, choice, not_negative, positive, within
+from bhfl.checks import check_options, checked, choice, not_negative, positive, within
 
 Distribution = Literal["lognormal", "uniform"]
+_WIDTH = within("[0, 10]")
+"""The check of a width: a wider factor comes to 0 or to infinity."""
+_CHECKS = {
+    # what a link carries in a second must be a number of bits
+    "uplink_bps": positive,
+    "downlink_bps": positive,
+    "latency_seconds": not_negative,
+    "spread": _WIDTH,
+    "jitter": _WIDTH,
+    "compute_jitter": not_negative,
+    "distribution": choice(*get_args(Distribution)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +108,9 @@ class Profile:
     distribution: Distribution = "lognormal"
 
     def __post_init__(self) -> None:
-        # what a link carries in a second must be a number of bits
-        for name in ("uplink_bps", "downlink_bps"):
-            checked(f"Profile.{name}", getattr(self, name), positive)
+        check_options("Profile", self, _CHECKS)
         if self.compute_flops != math.inf:
             checked("Profile.compute_flops", self.compute_flops, positive)
-        for name in ("latency_seconds", "compute_jitter"):
-            checked(f"Profile.{name}", getattr(self, name), not_negative)
-        # a wider factor comes to 0 or to infinity
-        for name in ("spread", "jitter"):
-            checked(f"Profile.{name}", getattr(self, name), within("[0, 10]"))
-        checked("Profile.distribution", self.distribution, choice(*get_args(Distribution)))
         if self.distribution == "uniform" and max(self.spread, self.jitter) >= 1:
             raise ValueError(
                 f"Profile.spread and jitter must be < 1 when uniform, got {self.spread}, "
