@@ -126,10 +126,9 @@ def _evaluation(worker: Worker) -> Callable[[Any], tuple[float, float]]:
     def evaluate(batch: Any) -> tuple[float, float]:
         metrics = worker.evaluate([batch], "val")
         if "loss" not in metrics:
-            module, found = type(worker.module).__name__, ", ".join(metrics) or "nothing"
             raise ValueError(
-                f"analyze needs a loss: {module}.validation_step must log val/loss, and gives "
-                f"{found}"
+                f"analyze needs a loss: {type(worker.module).__name__}.validation_step must log "
+                f"val/loss, and gives {', '.join(metrics) or 'nothing'}"
             )
         accuracies = [metrics[name] for name in ACCURACIES if name in metrics]
         return metrics["loss"], (accuracies or [math.nan])[0]

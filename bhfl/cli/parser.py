@@ -153,7 +153,11 @@ def reads_back(action: Any, value: Any) -> bool:
             if any(isinstance(leaf, Namespace) for leaf in tree_leaves(value)):
                 return _stands(value, values["x"])
             problems = Checker(Section({"x": hint}), {})(Layer(values, "config.yaml"))
-            return not problems and _spelled(parser.parse_object(values).x) == _spelled(value)
+            read = parser.parse_object(values).x
+            # sets inside of objects were put in order before
+            if isinstance(read, set | frozenset) and isinstance(value, list):
+                read = _in_order(read)
+            return not problems and _spelled(read) == _spelled(value)
         except (ConfigError, ArgumentError, yaml.YAMLError, TypeError, ValueError, UserWarning):
             return False
 

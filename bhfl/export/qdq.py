@@ -147,19 +147,19 @@ def _example(x: Any, rows: int | None) -> Any:
 
 def _open_batch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
     """The dimensions of any size, by argument of ``forward`` and in the form of each argument."""
-    name = type(model).__name__
     rows = num_samples(inputs)
     if rows is None:
         raise ValueError(
-            f"{name} cannot be exported to ONNX: the example holds no tensor with a dimension of "
-            "samples"
+            f"{type(model).__name__} cannot be exported to ONNX: the example holds no tensor with "
+            "a dimension of samples"
         )
     signature = inspect.signature(model.forward)
     try:
         arguments = signature.bind(*inputs).arguments
     except TypeError as error:
         raise ValueError(
-            f"forward{signature} of {name} cannot take an example of {len(inputs)}: {error}"
+            f"forward{signature} of {type(model).__name__} cannot take an example of "
+            f"{len(inputs)}: {error}"
         ) from error
 
     def dimensions(x: Any) -> dict[int, Any] | None:

@@ -269,7 +269,7 @@ class Mine(FedAvg):
         options: Options = Options(), many: list[Options] = [Options(2)], text: str = "1e3", version="1.10",
         switch: Union[bool, str] = "on", number: Union[int, str] = "1:30", path: Path = Path("~/x"),
         whole: Optional[dict[str, Optional[tuple[int, Union[int, str]]]]] = None, shape: Optional[Shape] = None,
-        unknown: "NoSuch" = None, cls: type[nn.Module] = nn.ReLU,
+        unknown: "NoSuch" = None, cls: type[nn.Module] = nn.ReLU, some: set[int] = {2, 1},
     ) -> None:
         self.all = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
 """  # noqa: E501
@@ -305,7 +305,7 @@ def test_defaults_of_every_kind_are_read_back_or_left_to_the_class(
     }
     assert same_text == text
     kept = yaml.safe_load(text)["algorithm"]["init_args"]
-    assert {"function", "pair", "pairs", "text", "path", "options", "kind"} <= kept.keys()
+    assert {"function", "pair", "pairs", "text", "path", "options", "kind", "some"} <= kept.keys()
     assert not {"infinite", "ends", "nan", "nameless", "part", "thing", "tensor"} & kept.keys()
 
 
