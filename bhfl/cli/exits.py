@@ -13,6 +13,7 @@ from typing import Any
 from bhfl.checks import clipped
 from bhfl.engine.console import coloured
 from bhfl.engine.ending import speaks
+from bhfl.files import naming
 
 BAD_CONFIG = 2
 BAD_DATA = 3
@@ -44,7 +45,8 @@ class _Stdout(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message as it is."""
-        print(record.getMessage(), flush=True)
+        with naming(Path("standard output")):
+            print(record.getMessage(), flush=True)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """A command whose output nobody reads ends quietly, as behind ``| head``."""
 
+import errno
+import io
+import logging
 import os
 import subprocess
 import sys
@@ -103,3 +106,19 @@ def test_a_full_disk_below_the_output_is_told_in_a_line(args: list[str], unbuffe
 def test_a_help_text_of_a_parser_is_left_as_quietly() -> None:
     found = ended("report", "--help")
     assert (found.returncode, found.stderr) == (UNREAD, b"")
+
+
+def test_what_a_run_says_names_the_output_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def run(args: object) -> int:
+        logging.getLogger("bhfl").info("round 1/2")
+        return 0
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    said: list[str] = []
+    monkeypatch.setattr("bhfl.cli.exits.say", said.append)
+    assert run_or_tell(run, []) == 2
+    assert said[0].startswith("error: [Errno 28] No space left on device: 'standard output' (make")
