@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from bhfl.algorithms.feedback import keep_error, largest, with_error
+from bhfl.algorithms.trained import OfTrained
 from bhfl.checks import bits_or, checked, choice, count, or_none, positive, true_or_false, within
 from bhfl.comm import float_tensors
-from bhfl.engine.algorithm import Algorithm, LocalRun
+from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, Params, ServerState, Tensors
 from bhfl.quant import QuantizedTensor, quantize
@@ -71,7 +72,7 @@ def qsgd(
     return quantize(x, bits, scale=scale, generator=generator)
 
 
-class DifferenceAlgorithm(Algorithm):
+class DifferenceAlgorithm(OfTrained):
     """Clients send ``Q(w_t - w_i)``, the server steps ``w_{t+1} = w_t - gamma * mean_i Q(w_t -
     w_i)``.
 
@@ -181,8 +182,9 @@ class DifferenceAlgorithm(Algorithm):
         }
         # w - (w - mean) differs from the mean in its last bits, and at 32 bits FedAvg's are
         # promised
-        if self.server_lr == 1:
-            for name in aggregate.keys() - self.quantised(server.params):
+        for name in aggregate.keys() - self.quantised(server.params):
+            # buffers of the module's own are averaged, whatever the step
+            if self.server_lr == 1 or name not in self._trained:
                 stepped[name] = aggregate[name]
         return self.apply_mean(server, stepped)
 

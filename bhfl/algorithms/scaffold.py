@@ -9,9 +9,10 @@ from torch import Tensor
 from bhfl.algorithms.differences import qsgd
 from bhfl.algorithms.optimizers import check_plain
 from bhfl.algorithms.shares import SHARE, ShareMean
+from bhfl.algorithms.trained import OfTrained
 from bhfl.checks import bits_or, checked, or_none, positive
 from bhfl.engine.aggregate import Aggregator
-from bhfl.engine.algorithm import Algorithm, Context, LocalRun, add_to_gradient_
+from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
@@ -20,7 +21,7 @@ CONTROL = "control/"
 """Begins the names of control variates, in messages and in states."""
 
 
-class SCAFFOLD(Algorithm):
+class SCAFFOLD(OfTrained):
     """Clients descend along ``g - c_i + c``, with control variates as in option II of the paper:
 
     ``c_i += Q((w_t - w_i) / lr - c)`` with ``lr`` the sum of the round's learning rates, for each
@@ -93,7 +94,7 @@ class SCAFFOLD(Algorithm):
             mean = aggregate[name]
             # w + (mean - w) differs from the mean in its last bits
             step = value + self.server_lr * (mean - value)
-            model[name] = mean if self.server_lr == 1 else step
+            model[name] = step if self.server_lr != 1 and name in self._trained else mean
             move = aggregate[SHARE] * aggregate[CONTROL + name].double()
             control[name] = server.extra["control"][name] + move.float()
         following = self.apply_mean(server, model)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bhfl.algorithms import SCAFFOLD, FedAvg, FedDyn, FedExP, FedNova
+from bhfl.algorithms import SCAFFOLD, FedAvg, FedCOM, FedDyn, FedExP, FedNova
 from bhfl.engine.availability import WHOLE, Availability, part_of
 from tests.algorithms.quadratics import Data, Module, Paced
 from tests.federation import Client, fit, same
@@ -376,6 +376,10 @@ def test_an_argument_out_of_its_range_is_refused(make, message):
         make()
 
 
+OF_STEPS = [FedDyn(0.1), FedNova(), FedExP(0.0), SCAFFOLD(2.0), FedCOM(server_lr=2.0)]
+"""Methods whose server goes elsewhere than to the mean."""
+
+
 class Seen(Module):
     """It has a buffer of its own, such as a variance, which falls from 10 towards 1."""
 
@@ -388,7 +392,7 @@ class Seen(Module):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("algorithm", [FedDyn(0.1), FedNova(), FedExP(0.0)])
+@pytest.mark.parametrize("algorithm", OF_STEPS)
 def test_a_buffer_of_the_modules_own_is_averaged(tmp_path, algorithm):
     found = []
     for one in (FedAvg(), algorithm):
