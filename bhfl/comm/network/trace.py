@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bhfl.comm.network.links import Link, Profile
 from bhfl.files import user_path
-from bhfl.files.lines import Line, number_cell, read_lines, whole_cell
+from bhfl.files.lines import number_cell, read_lines, whole_cell
 
 REQUIRED = ("client", "round", "uplink_bps", "downlink_bps")
 OPTIONAL = ("latency_s", "compute_flops")
@@ -67,14 +67,9 @@ def _read(path: Path) -> dict[tuple[int, int], Link]:
             rates["latency_seconds"] = number_cell(line, "latency_s")
         for column in ("uplink_bps", "downlink_bps", "compute_flops"):
             if column in line[1]:
-                rates[column] = _positive(line, column)
+                rates[column] = number_cell(line, column)
+                if not rates[column]:
+                    got = line[1][column].strip()
+                    raise ValueError(f"{line[0]}: column {column} must be > 0, got {got!r}")
         links[key] = Link(**rates)
     return links
-
-
-def _positive(line: Line, column: str) -> float:
-    value = number_cell(line, column)
-    if not value:
-        where, cells = line
-        raise ValueError(f"{where}: column {column} must be > 0, got {cells[column].strip()!r}")
-    return value
