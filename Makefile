@@ -70,7 +70,7 @@ effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, t
 	$(BIN)/bhfl sweep cifar10/sweeps/effect --jobs 2
 
 fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones, three seeds (hours)
-	$(BIN)/bhfl sweep cifar10/sweeps/fedlq --jobs 2
+	@for links in fedlq fedlq-down4; do $(BIN)/bhfl sweep cifar10/sweeps/$$links --jobs 2 || exit 1; done
 
 table: install  ## CIFAR-10, small: every method on five fleets, three seeds (many hours)
 	$(BIN)/bhfl sweep cifar10/sweeps/table --jobs 2

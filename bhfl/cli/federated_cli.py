@@ -4,6 +4,7 @@ is built.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class FederatedCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str], layers: Sequence[Layer]) -> None:
-        self.layers = layers
+        # a matrix gives the same ones to several runs, and what is read is written into them
+        self.layers = deepcopy(layers)
         self.command = args[0]
         usage = f"bhfl {self.command} [--config FILE ...] [--option value ...]"
         super().__init__(

@@ -54,6 +54,16 @@ def test_all_problems_are_collected_with_their_places(sweep: Sweeps) -> None:
     ]
 
 
+def test_an_option_that_holds_objects_is_the_same_for_all_runs(sweep: Sweeps) -> None:
+    profile = "{mine: {uplink_bps: 1.0e+5, downlink_bps: 4.0e+5, compute_flops: 5.0e+10}}"
+    network = f"trainer.network: {{profiles: mine, custom_profiles: {profile}}}"
+    found = jobs(sweep, MATRIX.replace("max_rounds: 3", f"max_rounds: 3, {network}"))
+    words = [word for word in found[0].args if word.startswith("--trainer.network=")]
+    Configs(machine=False).check(found)
+    # the first run's objects are not written into what the second one is told
+    assert [word for word in found[2].args if word.startswith("--trainer.network=")] == words
+
+
 def test_what_a_constructor_refuses_is_found_too(sweep: Sweeps) -> None:
     with pytest.raises(ConfigError, match=r"mu must be .* \(FedProx/seed0 and 1 more\)"):
         Configs(machine=False).check(jobs(sweep, MATRIX.replace("0.5", "-1.0")))
