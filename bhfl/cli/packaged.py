@@ -53,16 +53,16 @@ def find_config(given: str, folder: Path) -> Path:
             # neither a pipe nor a device, whose end may never come
             if file.is_file():
                 return file
+    is_run = (folder / wanted / "config.yaml").is_file()
+    near = "; give its config.yaml" if is_run else ""
     if not named:
         raise ValueError(
-            f"must be a YAML file, and there is no file {str(folder / wanted)!r}"
-            f"{'; give its config.yaml' * (folder / wanted / 'config.yaml').is_file()}"
+            f"must be a YAML file, and there is no file {str(folder / wanted)!r}{near}"
         )
     name = wanted.as_posix().removesuffix(_SUFFIX)
-    near = suggestion(name, packaged_names(), others=False, most=3)
-    near = near or "; bhfl init --list lists them"
+    near = near or suggestion(name, packaged_names(), others=False, most=3)
     raise ValueError(
         "must be a YAML file or the name of one that comes with bhfl, and there is no file "
         f"{given!r} in {folder.absolute()} or {packaged_folder()}"
-        f"{'; give its config.yaml' if (folder / wanted / 'config.yaml').is_file() else near}"
+        f"{near or '; bhfl init --list lists them'}"
     )

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from bhfl.cli.reading import Layer, read_file
 from bhfl.engine.folder import newest_run
-from bhfl.report.reading import MARKERS, read_run
-from bhfl.report.reading import TRIALS as TRIALS
+from bhfl.report.reading import MARKERS, TRIALS, read_run
 from bhfl.sweep.matrix import EACH, Matrix, Option, Tune
 
 

@@ -11,11 +11,12 @@ from bhfl.cli.exits import TOO_FEW_CLIENTS, report
 from bhfl.cli.reading import ConfigError
 from bhfl.engine.ending import STANDING
 from bhfl.report.command import write_report
+from bhfl.report.reading import TRIALS
 from bhfl.settings import Role
 from bhfl.sweep import display
 from bhfl.sweep.check import Configs
 from bhfl.sweep.display import RUNNING, Display, Shown
-from bhfl.sweep.plan import TRIALS, Cell, Job, Plan
+from bhfl.sweep.plan import Cell, Job, Plan
 from bhfl.sweep.processes import Processes, account, locked
 from bhfl.sweep.rehearsal import rehearse
 from bhfl.sweep.request import Request

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from bhfl.engine.checkpoint import digest, load, load_last
 from bhfl.engine.fleet import Fleet
 from bhfl.main import main
 from tests.engine.hand_made import HandMade, Module, client_rows, points
-from tests.engine.test_resume import Remembering
+from tests.engine.test_resume import BOTH_WAYS, Remembering
 from tests.federation import fit
 from tests.processes import PROCESSES
 
@@ -224,19 +225,8 @@ CASES: dict[str, dict[str, Any]] = {
         "network": SimulatedNetwork("phone-4g", seed=1),
     },
     "fedlq both ways": {
-        "algorithm": partial(
-            FedLQ,
-            "delta",
-            (0, 1, 2, 4),
-            Budget("quantile", average_bits=1.5),
-            Sensitivity("clients", refresh=2),
-            infeasible="carry",
-            error_feedback=True,
-            both_ways=True,
-            side_bits=8,
-        ),
-        "downlink": Downlink(8, "differences"),
-        "network": SimulatedNetwork("iot", seed=1),
+        "algorithm": partial(deepcopy, BOTH_WAYS[0]),
+        **BOTH_WAYS[1],
     },
     "planned": {
         "algorithm": partial(FedLQ, plan="server", sensitivity=Sensitivity(shrinkage=0.0)),

@@ -72,31 +72,25 @@ def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tens
     Returns:
         [L, B].
     """
-    rows = [_variances(x, candidates) for x in tensors]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _variances(x: Tensor, candidates: Sequence[int]) -> list[float]:
-    """The variance of a tensor at each width."""
-    # as a row: an empty tensor has no row, and so no largest
-    magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
-    largest = magnitudes.amax(1, keepdim=True)
-    spreads = torch.empty_like(magnitudes, dtype=torch.float64)
-    found = []
-    for bits in candidates:
-        if bits == 32:
-            found.append(0.0)
-            continue
-        step = largest / (2 ** (bits - 1) - 1)
-        # zeros have a step of 0; with any other their fractions are 0
-        divisor = step.where(step > 0, 1.0)
-        # in blocks that a cache holds
-        for part, spread in matching_blocks(magnitudes, spreads):
-            fraction = part.div(divisor.view(-1)).frac_()
-            spread.copy_((1 - fraction).mul_(fraction))
-        total = spreads.sum(1, keepdim=True)
-        found.append(float((step.double().square() * total).sum()))
-    return found
+    rows = torch.zeros(len(tensors), len(candidates), dtype=torch.float64)
+    for row, x in zip(rows, tensors, strict=True):
+        # as a row: an empty tensor has no row, and so no largest
+        magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
+        largest = magnitudes.amax(1, keepdim=True)
+        spreads = torch.empty_like(magnitudes, dtype=torch.float64)
+        for place, bits in enumerate(candidates):
+            if bits == 32:
+                continue
+            step = largest / (2 ** (bits - 1) - 1)
+            # zeros have a step of 0; with any other their fractions are 0
+            divisor = step.where(step > 0, 1.0)
+            # in blocks that a cache holds
+            for part, spread in matching_blocks(magnitudes, spreads):
+                fraction = part.div(divisor.view(-1)).frac_()
+                spread.copy_((1 - fraction).mul_(fraction))
+            total = spreads.sum(1, keepdim=True)
+            row[place] = (step.double().square() * total).sum()
+    return rows
 
 
 def layer_costs(curvature: Tensor, variances: Tensor) -> Tensor:
