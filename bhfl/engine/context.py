@@ -168,11 +168,11 @@ class LocalRun:
 
 def named(tensors: Mapping[str, Tensor], beginning: str) -> Params:
     """The tensors whose names begin so, without that."""
-    found = {}
-    for name, value in tensors.items():
-        if name.startswith(beginning):
-            found[name.removeprefix(beginning)] = value
-    return found
+    return {
+        name.removeprefix(beginning): value
+        for name, value in tensors.items()
+        if name.startswith(beginning)
+    }
 
 
 def add_to_gradient_(parameter: nn.Parameter, value: Tensor, alpha: float = 1.0) -> None:

@@ -77,8 +77,6 @@ def tensor_bytes(payload: bytes) -> dict[str, int]:
     if not payload:
         return {}
     empty = encoded_bytes({})
-    found = {}
     # of this process's own making
-    for name, tensor in decode(payload, max_sparse=MAX_ELEMENTS).items():
-        found[name] = encoded_bytes({name: tensor}) - empty
-    return found
+    tensors = decode(payload, max_sparse=MAX_ELEMENTS)
+    return {name: encoded_bytes({name: tensor}) - empty for name, tensor in tensors.items()}

@@ -104,10 +104,7 @@ class Fleet:
 
 def _written(group: Group) -> dict[str, Any]:
     default = Group(bits=group.bits)
-    said: dict[str, Any] = {}
-    for key, value in vars(group).items():
-        if value != getattr(default, key):
-            said[key] = value
+    said = {key: value for key, value in vars(group).items() if value != getattr(default, key)}
     if group.layers:
         said["layers"] = {pattern: _spell(spec) for pattern, spec in group.layers.items()}
     if group.schedule:

@@ -263,10 +263,10 @@ class Run:
         if stopping.patience is None:
             return False
         mode = self.settings.choice.mode
-        waits = []
-        for best in self.bests.values():
-            waits.append(waited(self.history, best.monitor, mode, stopping.min_delta))
-        return min(waits) >= stopping.patience
+        return all(
+            waited(self.history, best.monitor, mode, stopping.min_delta) >= stopping.patience
+            for best in self.bests.values()
+        )
 
     def save(self, server: ServerState, config: Told, best: list[str], last: bool) -> list[int]:
         """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best ones'

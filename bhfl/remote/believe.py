@@ -128,17 +128,17 @@ def believed_measured(measured: Measured, task: Task, num_samples: int) -> Measu
 def _believed_metrics(metrics: Mapping[str, float], group: str) -> dict[str, float]:
     """The metrics that a client may report: those of its training, and of its own model."""
     local = re.compile(rf"val/.+_local(_before)?_{re.escape(group)}")
-    found = {}
-    for name, value in _in_range(metrics).items():
-        if local.fullmatch(name) or not name.startswith(_SERVERS):
-            found[name] = value
-    return found
+    return {
+        name: value
+        for name, value in _in_range(metrics).items()
+        if local.fullmatch(name) or not name.startswith(_SERVERS)
+    }
 
 
 def _in_range(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics with names and values that can be written."""
-    found = {}
-    for name, value in metrics.items():
-        if _NAME.fullmatch(name) and abs(value) <= _MOST:
-            found[name] = value
-    return found
+    return {
+        name: value
+        for name, value in metrics.items()
+        if _NAME.fullmatch(name) and abs(value) <= _MOST
+    }

@@ -29,13 +29,13 @@ def _sweep(args: Sequence[str]) -> int:
     request = read_request(args)
     matrix = read_matrix(request.matrix, request.typed, request.seeds)
     known = [name for name in (*matrix.methods, *matrix.settings) if name]
-    if unknown := [name for name in request.only if name not in known]:
-        raise ConfigError(
-            *(
-                f"--only must name methods or settings, got {name!r}{suggestion(name, known)}"
-                for name in unknown
-            )
-        )
+    problems = [
+        f"--only must name methods or settings, got {name!r}{suggestion(name, known)}"
+        for name in request.only
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(*problems)
     # torch is loaded from here on, when the matrix is known to be right
     from bhfl.sweep.runner import list_runs, run_missing
 

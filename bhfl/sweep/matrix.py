@@ -5,6 +5,7 @@ to them.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ class Option:
         return f"--{self.key}={text}"
 
 
-def reserved(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """The options in ``key: value`` that a matrix must not give, and what gives them."""
+def reserved(key: str, value: Any) -> Iterator[str]:
+    """Problems of the options in ``key: value`` that neither a matrix nor a sweep must give."""
     for leaf, _ in leaves(key, value):
         if leaf in _RESERVED:
-            yield leaf, _RESERVED[leaf]
+            yield f"cannot be used: {leaf} is given by {_RESERVED[leaf]}"
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -66,6 +67,17 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     yield ".".join(part for part in key.split(".") if part != "init_args"), value
     for inner, item in value.items() if isinstance(value, Mapping) else ():
         yield from leaves(f"{key}.{inner}", item)
+
+
+def undone(option: Option, key: str, value: Any) -> str:
+    """What `option` gives, at any depth, and ``key: value`` after it gives again or would lose, as
+    it names a class or a value for what that is a part of; empty if there is nothing.
+    """
+    for (leaf, _), (other, item) in product(leaves(option.key, option.value), leaves(key, value)):
+        whole = f"{other.removesuffix('.class_path')}."
+        if f"{leaf}.".startswith(whole) and not isinstance(item, Mapping):
+            return leaf
+    return ""
 
 
 @dataclass(frozen=True)

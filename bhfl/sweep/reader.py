@@ -14,7 +14,7 @@ from bhfl.cli.packaged import find_config
 from bhfl.cli.reading import ConfigError, Keys, Layer, dotted, nested, read_file
 from bhfl.files import user_option
 from bhfl.settings import LARGEST_SEED
-from bhfl.sweep.matrix import EACH, OPTION, Matrix, Option, Tune, leaves, reserved
+from bhfl.sweep.matrix import EACH, OPTION, Matrix, Option, Tune, leaves, reserved, undone
 
 KEYS = ("name", "base", "seeds", "settings", "methods", "tune", "first", "report", "results")
 _OF_METHODS = ("config", "seeds")
@@ -122,7 +122,7 @@ class _Reader:
                 f"must be a mapping of options such as trainer.max_rounds: 5, got {shown(values)}",
             )
             return []
-        found = []
+        found: list[Option] = []
         for key, value in values.items():
             # the configuration file is not an option of a run: it is read by itself
             if key in _OF_METHODS and keys[0] == "methods":
@@ -133,8 +133,11 @@ class _Reader:
                     "is not an option; options are as on the command line: trainer.max_rounds",
                 )
                 continue
-            for leaf, giver in reserved(key, value):
-                self.problem((*keys, key), f"cannot be used: {leaf} is given by {giver}")
+            for why in reserved(key, value):
+                self.problem((*keys, key), why)
+            for option in found:
+                if leaf := undone(option, key, value):
+                    self.problem((*keys, key), f"gives {leaf}, which {option.key} gives before it")
             found.append(Option(key, value, self.placed(keys, key, value)))
         return found
 

@@ -115,8 +115,8 @@ def _typed(name: str, value: str | None) -> Option:
     """An option of all runs."""
     if value is None:
         raise ValueError(f"--{name} needs a value")
-    for leaf, giver in reserved(name, value):
-        raise ValueError(f"--{name} cannot be used: {leaf} is given by {giver}")
+    for why in reserved(name, value):
+        raise ValueError(f"--{name} {why}")
     return Option.of(name, Text(value))
 
 

@@ -64,7 +64,8 @@ class Results:
         if key not in self._found:
             # its own place comes first
             order = sorted(self._kept, key=lambda path: path != self._place(job))
-            alike = (path for path in order if not self._unlike(self._kept[path], job))
+            told = self.configs(job)
+            alike = (path for path in order if not unlike(self._kept[path].told, told))
             self._found[key] = next(alike, None)
         return self._found[key]
 
@@ -94,7 +95,7 @@ class Results:
             run = self._take(place)
         if self.folder and run is None and there:
             return f"{place} is in the way of a run that is to be kept; {_REMEDY}"
-        found = self._unlike(run, job) if run else []
+        found = unlike(run.told, self.configs(job)) if run else []
         if not found:
             return ""
         return f"{place} keeps a run of other settings: {', '.join(found)}; {_REMEDY}"
@@ -157,9 +158,6 @@ class Results:
     def _place(self, job: Job) -> Path:
         """Where the run of a job is kept, and its run folders where none are."""
         return (self.folder or job.root) / job.name
-
-    def _unlike(self, run: Run, job: Job) -> list[str]:
-        return unlike(run.told, self.configs(job))
 
 
 _REMEDY = "move it away, or name another folder by results"

@@ -99,6 +99,22 @@ PROBLEMS = [
         "m.yaml:3: base.trainer cannot be used: trainer.name is given by the sweep",
     ),
     (
+        "base: {trainer.max_rounds: 3, trainer: {max_rounds: 5}}",
+        "m.yaml:3: base.trainer gives trainer.max_rounds, which trainer.max_rounds gives before it",
+    ),
+    (
+        "settings: {s: {model: {init_args: {lr: 1}}, model.lr: 2}}",
+        "m.yaml:3: settings.s.model.lr gives model.lr, which model gives before it",
+    ),
+    (
+        "base: {algorithm.a.b: 1, algorithm.a: {b: 2}}",
+        "m.yaml:3: base.algorithm.a gives algorithm.a.b, which algorithm.a.b gives before it",
+    ),
+    (
+        "base: {model.lr: 1, model: {class_path: CNN}}",
+        "m.yaml:3: base.model gives model.lr, which model.lr gives before it",
+    ),
+    (
         "settings: {}",
         "m.yaml:3: settings must be a mapping of one or more names to their options, got {}",
     ),

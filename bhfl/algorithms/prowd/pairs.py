@@ -96,10 +96,11 @@ class WeightPairs(L.LightningDataModule):
         self.ladder = ladder
         self.num_steps = num_steps
         self.seed = seed
-        self.names = []
-        for name, value in states[0].items():
-            if value.dim() > 1 and value.numel() and value.is_floating_point():
-                self.names.append(name)
+        self.names = [
+            name
+            for name, value in states[0].items()
+            if value.dim() > 1 and value.numel() and value.is_floating_point()
+        ]
         if not self.names:
             raise ValueError("states must hold a float tensor of two or more dimensions")
         self._numbers = [next(_NUMBERS) for _ in states]

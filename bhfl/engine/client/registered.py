@@ -86,11 +86,11 @@ def frozen_in(module: nn.Module) -> frozenset[str]:
     It is called once, before any hook of an algorithm: what is frozen later is trained as far as
     messages go.
     """
-    found = set()
-    for name, value in module.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter) and not value.requires_grad:
-            found.add(name)
-    return frozenset(found)
+    return frozenset(
+        name
+        for name, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, nn.Parameter) and not value.requires_grad
+    )
 
 
 def _empty(layer: nn.Module) -> set[str]:
