@@ -258,10 +258,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ['layer  bits', 'a         8']
     """
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for cell, *rest in rows:
-        lines.append("  ".join([cell.ljust(first), *map(str.rjust, rest, others)]))
-    return lines
+    return ["  ".join([cell.ljust(first), *map(str.rjust, rest, others)]) for cell, *rest in rows]
 
 
 def labelled(label: str, text: str) -> str:

@@ -34,9 +34,8 @@ def examine() -> int:
         except Exception as error:
             failed += 1
             print(labelled(name, f"FAILED: {type(error).__name__}: {error}"))
-    seconds = time.perf_counter() - begun
     outcome = f"not all is well: {failed} of {len(TESTS)} tests failed" if failed else "all is well"
-    print(f"\n{outcome} ({seconds:.1f} s)")
+    print(f"\n{outcome} ({time.perf_counter() - begun:.1f} s)")
     return 1 if failed else 0
 
 
@@ -45,10 +44,11 @@ def _print_devices() -> None:
     print(labelled("cpu", f"{torch.get_num_threads()} threads of torch"))
     for number in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(number)
-        size = f"{found.total_memory / 2**30:.0f} GiB"
         print(
             labelled(
-                f"cuda:{number}", f"{found.name}, {size}, capability {found.major}.{found.minor}"
+                f"cuda:{number}",
+                f"{found.name}, {found.total_memory / 2**30:.0f} GiB, capability "
+                f"{found.major}.{found.minor}",
             )
         )
     if not torch.cuda.is_available():

@@ -101,8 +101,9 @@ def resolve(name: Any, base: type) -> type:
     try:
         cls = imported(name)
     except ValueError as error:
-        near = suggestion(name.rpartition(".")[2], names, others=False)
-        raise ValueError(f"{refusal}: {error}{near}") from error
+        raise ValueError(
+            f"{refusal}: {error}{suggestion(name.rpartition('.')[2], names, others=False)}"
+        ) from error
     if why := _unfit(cls, base):
         raise ValueError(f"{refusal}, which {why}")
     found: type = cls

@@ -208,8 +208,7 @@ def _class(key: str, path: Any, homes: Sequence[str], bases: tuple[type, ...]) -
         if not isinstance(found, type):
             problems.append(f"{place} is not a class")
         elif not (_is_of_others(path, found) or issubclass(found, bases)):
-            wanted = " or ".join(base.__name__ for base in bases)
-            problems.append(f"{place} is no {wanted}")
+            problems.append(f"{place} is no {' or '.join(base.__name__ for base in bases)}")
         else:
             return found
     raise ValueError(f"{key} must name a class, got {path!r}: {problems[0]}")

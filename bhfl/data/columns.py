@@ -105,10 +105,9 @@ def _attributes(data: Any) -> Mapping[str, Any]:
 
 def _unknown(key: str, name: str, known: Iterable[str], where: str = "the data") -> ValueError:
     known = list(known)
-    names = ", ".join(known) or "none"
-    near = suggestion(name, known, others=False)
     return ValueError(
-        f"{key} must name a column of {where} (there are {names}), got {name!r}{near}"
+        f"{key} must name a column of {where} (there are {', '.join(known) or 'none'}), got "
+        f"{name!r}{suggestion(name, known, others=False)}"
     )
 
 

@@ -140,7 +140,7 @@ def call_hook(
         result = getattr(callback, hook)(trainer, **arguments)
         # the guard reads signatures; that a wrapped function gives a coroutine shows only here
         if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
-            kind = type(result).__name__
             raise HookError(
-                f"{type(callback).__name__}.{hook} must do its work when it is called, got a {kind}"
+                f"{type(callback).__name__}.{hook} must do its work when it is called, got a "
+                f"{type(result).__name__}"
             )

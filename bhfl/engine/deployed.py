@@ -55,8 +55,10 @@ class Deployed:
             CheckpointError: The module is another one than the run's.
         """
         if not self.algorithm.communicates:
-            name = type(self.algorithm).__name__
-            raise ValueError(f"{name} keeps no global model: each client has a model of its own")
+            raise ValueError(
+                f"{type(self.algorithm).__name__} keeps no global model: each client has a model "
+                "of its own"
+            )
         if group is not None and group not in self.groups:
             raise ValueError(
                 f"group must be one of the run's, got {group!r}"

@@ -48,9 +48,9 @@ def failed_in_a_row(
         before >= settings.stopping.max_failed_rounds
         or before + 1 == round >= settings.stopping.max_rounds
     ):
-        least = settings.cohort.min_clients
         why = (
-            f"{before + 1} rounds in a row had fewer than min_clients={least} usable updates; last"
+            f"{before + 1} rounds in a row had fewer than min_clients="
+            f"{settings.cohort.min_clients} usable updates; last"
         )
     else:
         return before + 1

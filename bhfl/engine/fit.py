@@ -18,7 +18,7 @@ from bhfl.engine.folder import new_run
 from bhfl.engine.forewarn import forewarn
 from bhfl.engine.formats import with_format
 from bhfl.engine.frozen import without_lost
-from bhfl.engine.monitor import check_first, doubt, unseen
+from bhfl.engine.monitor import check_first, check_logged, doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, problems, round_metrics, with_updates
@@ -53,7 +53,7 @@ def fit(session: Session, ckpt_path: str | Path | None) -> FitResult:
         if ckpt_path is None and not run.stopped and session.settings.output.validate_first:
             first = session.evaluate("val")
             run.log_first(first)
-            check_first(session.settings, first)
+            check_first(session.monitors, session.settings, first)
         while not _over(session, run):
             _round(session, run)
         session.load_global()
@@ -208,10 +208,15 @@ def _round(session: Session, run: Run) -> None:
     run.log(row)
     told = settings.fleet.availability is not None
     run.log_clients(training_rows(round, records, session.fleet, availability=told))
-    complete = measured or not settings.choice.monitor.startswith("val/")
-    present = {record.group for record in with_updates(records)}
-    absent = group_sizes(session.fleet).keys() - present
-    best = run.improved(row, bool(complete and present), absent)
+    if present := {record.group for record in with_updates(records)}:
+        # clients' own metrics are there where the group has an update
+        later = tuple(f"_{label}" for label in group_sizes(session.fleet).keys() - present)
+
+        def waits(monitor: str) -> bool:
+            return monitor.endswith(later) or (not measured and monitor.startswith("val/"))
+
+        check_logged(session.monitors, run.history, waits)
+    best = run.improved(row)
     due = last or run.out_of_patience or round % settings.output.checkpoint_every_n_rounds == 0
     _save(session, run, best, due, records)
     session.call("on_round_end", metrics=row)

@@ -97,10 +97,11 @@ def round_checkpoints(folder: Path) -> dict[int, Path]:
     """The files ``round=N.ckpt`` of a folder of checkpoints by N, the newest last; other names are
     left alone.
     """
-    found = {}
-    for path in folder.glob("round=*.ckpt"):
-        if (match := _ROUND.fullmatch(path.name)) and path.is_file():
-            found[int(match[1])] = path
+    found = {
+        int(match[1]): path
+        for path in folder.glob("round=*.ckpt")
+        if (match := _ROUND.fullmatch(path.name)) and path.is_file()
+    }
     return dict(sorted(found.items()))
 
 
@@ -114,8 +115,8 @@ def newest_run(root: Path) -> Path | None:
 
 def _versions(root: Path) -> dict[int, Path]:
     """What is called ``version_N`` in a folder, by N."""
-    found = {}
-    for path in root.glob("version_*"):
-        if match := re.fullmatch(r"version_(\d+)", path.name):
-            found[int(match[1])] = path
-    return found
+    return {
+        int(match[1]): path
+        for path in root.glob("version_*")
+        if (match := re.fullmatch(r"version_(\d+)", path.name))
+    }

@@ -2,12 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
+import lightning as L
+
 from bhfl.checks import suggestion
-from bhfl.engine.types import FederatedData
+from bhfl.engine.best import Best
+from bhfl.engine.loggers import scalars
+from bhfl.engine.private import followed
+from bhfl.engine.types import FederatedData, Row
 from bhfl.settings import Settings
 
 _ERRORS = frozenset(
@@ -81,13 +86,36 @@ def validation_tags(model: Any, groups: Iterable[str]) -> list[str]:
     return ["".join(words) for words in product(("val/", "test/"), known, ends)]
 
 
-def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
+def monitored(
+    bests: Mapping[str, Best], module: L.LightningModule, settings: Settings
+) -> dict[str, str]:
+    """The tags of metrics that rounds must log, to the options that name them.
+
+    Args:
+        bests: What is looked for.
+        module: Its schedules may follow metrics.
+        settings: The trainer's.
+    """
+    found = {best.monitor: "trainer.monitor" for best in bests.values()}
+    plateaus = followed(module) if settings.training.lr_schedule == "continue" else {}
+    for tag in filter(plateaus.get, plateaus):
+        # what is chosen by comes first
+        found.setdefault(
+            tag, f"the monitor of ReduceLROnPlateau in {type(module).__name__}.configure_optimizers"
+        )
+    return found
+
+
+def check_monitor(
+    monitor: str, model: Any, groups: Iterable[str], owner: str = "trainer.monitor"
+) -> None:
     """Refuse a metric that validation will not log, where that is known; see `validation_tags`.
 
     Args:
-        monitor: The trainer's option.
+        monitor: The tag of the metric.
         model: The module.
         groups: Labels of the bit groups.
+        owner: The option that names the metric.
 
     Raises:
         ValueError: It is none of what the model logs.
@@ -95,30 +123,54 @@ def check_monitor(monitor: str, model: Any, groups: Iterable[str]) -> None:
     tags = validation_tags(type(model), groups)
     if tags and monitor.startswith("val/") and monitor not in tags:
         raise ValueError(
-            f"trainer.monitor must be a logged metric, got {monitor!r}"
+            f"{owner} must be a logged metric, got {monitor!r}"
             f"{suggestion(monitor, tags, others=False) or suggestion('', model.validation_metrics)}"
         )
 
 
-def check_first(settings: Settings, measured: Mapping[str, float]) -> None:
+def check_first(
+    monitors: Mapping[str, str], settings: Settings, measured: Mapping[str, float]
+) -> None:
     """Refuse a metric of validation that the one before the first round has not logged.
 
     Args:
+        monitors: The tags of metrics, to the options that name them.
         settings: The trainer's.
         measured: What was logged; clients measure their own models only later.
 
     Raises:
         ValueError: Validation logged other metrics alone.
     """
-    monitor = settings.choice.monitor
-    later = "_local" in monitor and settings.output.evaluate_clients != "none"
-    # as modules may log it; no round has metrics of the test
-    named = re.match(r"(val|test)[/_]", monitor)
-    if measured and named and monitor not in measured and not later:
-        raise ValueError(
-            f"trainer.monitor must be a logged metric, got {monitor!r}; logged: "
-            f"{', '.join(sorted(measured))}{suggestion(monitor, measured, others=False)}"
-        )
+    own = settings.output.evaluate_clients != "none"
+
+    def waits(monitor: str) -> bool:
+        # as modules may log it; no round has metrics of the test
+        return not re.match(r"(val|test)[/_]", monitor) or (own and "_local" in monitor)
+
+    if measured:
+        check_logged(monitors, [measured], waits)
+
+
+def check_logged(
+    monitors: Mapping[str, str], rows: Sequence[Row], waits: Callable[[str], bool]
+) -> None:
+    """Refuse a metric that no row has.
+
+    Args:
+        monitors: The tags of metrics, to the options that name them.
+        rows: What has been logged.
+        waits: Whether a metric may be missing until another row comes.
+
+    Raises:
+        ValueError: It was never logged; the error lists what is in the last row.
+    """
+    for monitor, owner in monitors.items():
+        if not waits(monitor) and not any(monitor in row for row in rows):
+            logged = sorted(scalars(rows[-1]))
+            raise ValueError(
+                f"{owner} must be a logged metric, got {monitor!r}; logged: "
+                f"{', '.join(logged)}{suggestion(monitor, logged, others=False)}"
+            )
 
 
 def _words(monitor: str) -> list[str]:

@@ -80,10 +80,9 @@ def check_same_options(fabric: Fabric, told: Told) -> None:
     different = differences(fabric.broadcast(told), told, (*MAKE_THE_RUN, Role.NUMERICS))
     for rank, found in enumerate(gather(fabric, [different])):
         if found:
-            listed = ", ".join(found[:5])
             raise ValueError(
                 f"all processes must be started with the same options, got others in rank {rank} "
-                f"(rank 0 -> rank {rank}): {listed}"
+                f"(rank 0 -> rank {rank}): {', '.join(found[:5])}"
             )
 
 

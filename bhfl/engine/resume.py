@@ -135,9 +135,9 @@ def fitting(state: State, fresh: ServerState) -> ServerState:
     statistics = loaded.buffers["statistics"]
     for group, first in fresh.buffers["statistics"].items():
         if first and group not in statistics:
-            known = ", ".join(statistics)
             raise CheckpointError(
-                f"the checkpoint has running statistics of {known}, got clients of {group}"
+                f"the checkpoint has running statistics of {', '.join(statistics)}, got clients "
+                f"of {group}"
             )
         check_same(first, statistics.setdefault(group, first))
     if problem := lost_key(loaded.extra, fresh.extra):

@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import ChainMap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,7 @@ from bhfl.engine.folder import (
     remove_unfinished,
 )
 from bhfl.engine.history import PackedHistory
-from bhfl.engine.loggers import Loggers, scalars
+from bhfl.engine.loggers import Loggers
 from bhfl.engine.per_client import COLUMNS
 from bhfl.engine.records import Ledger
 from bhfl.engine.references import References
@@ -218,27 +218,12 @@ class Run:
         if self.writes and groups:
             write_json(self.folder / CORRECT_JSON, packed(groups), indent=None)
 
-    def improved(self, row: Row, complete: bool, absent: Collection[str] = ()) -> list[str]:
-        """The bit groups whose monitored metric in `row` is the best so far, `ALL` among them.
-
-        Args:
-            row: Metrics of a round.
-            complete: Whether clients trained, and the result was validated if that is what logs the
-                metric.
-            absent: Labels of the bit groups without an update in the round, whose clients' own
-                metrics it lacks.
-
-        Raises:
-            ValueError: It was never logged, and not for want of an update; the error lists what is.
+    def improved(self, row: Row) -> list[str]:
+        """The bit groups whose monitored metric in `row`, of a round, is the best so far, `ALL`
+        among them.
         """
         found = []
         for group, best in self.bests.items():
-            excused = best.monitor.endswith(tuple(f"_{label}" for label in absent))
-            if complete and not excused and not any(best.monitor in past for past in self.history):
-                tags = ", ".join(sorted(scalars(row)))
-                raise ValueError(
-                    f"trainer.monitor must be a logged metric, got {best.monitor!r}; logged: {tags}"
-                )
             self.bests[group] = best.after(row, self.settings.choice.mode)
             if self.bests[group] is not best:
                 found.append(group)

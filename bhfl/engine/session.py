@@ -33,7 +33,7 @@ from bhfl.engine.handed import check_server, name_of, tensors_in
 from bhfl.engine.hooks import check_methods
 from bhfl.engine.launch import in_turns, launched
 from bhfl.engine.loan import Loan
-from bhfl.engine.monitor import check_monitor, check_samples
+from bhfl.engine.monitor import check_monitor, check_samples, monitored
 from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
@@ -186,10 +186,11 @@ class Session:
         if "model" not in config:
             identity["model"] = self.told[Role.TASK.value].pop("model")
         identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
-        monitor = settings.choice.monitor
         groups = group_sizes(self.fleet)
-        check_monitor(monitor, module, set(groups))
-        self.bests = watched(monitor, groups, settings.choice.best_by_group)
+        self.bests = watched(settings.choice.monitor, groups, settings.choice.best_by_group)
+        self.monitors = monitored(self.bests, module, settings)
+        for tag, owner in self.monitors.items():
+            check_monitor(tag, module, groups, owner)
         check_samples(self.data, settings, len(self.fleet))
 
     def _look_at_model(self) -> None:

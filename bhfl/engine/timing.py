@@ -57,9 +57,9 @@ class Timing(Links):
         self.flops = count_flops(worker, batch)
         # a device of infinite rate computes in no time, whatever there is to compute
         if not self.flops.example and any(map(self._takes_time, self.clients)):
-            name = type(worker.module).__name__
             raise ValueError(
-                f"trainer.network counts the FLOPs of {name}.validation_step, which computes "
+                "trainer.network counts the FLOPs of "
+                f"{type(worker.module).__name__}.validation_step, which computes "
                 "nothing: define it, or give devices no compute_flops"
             )
 

@@ -88,9 +88,9 @@ def build(
     if bare in known:
         return _build_torchvision(bare, num_classes, input_shape, norm, options)
     candidates = [*NETWORKS, *known, *(PREFIX + network for network in known)]
-    hint = suggestion(name, candidates, others=False, most=3)
     raise ValueError(
-        f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}{hint}"
+        f"net must be one of {', '.join(NETWORKS)} or a torchvision classifier, got {name!r}"
+        f"{suggestion(name, candidates, others=False, most=3)}"
     )
 
 
@@ -165,10 +165,9 @@ def _torchvision_names(asked: str) -> list[str]:
     try:
         models = import_module(TORCHVISION)
     except ImportError as error:
-        ours = ", ".join(NETWORKS)
         raise ImportError(
-            f"net must be one of {ours} where torchvision cannot be imported, got {asked!r}: "
-            f"{error}"
+            f"net must be one of {', '.join(NETWORKS)} where torchvision cannot be imported, got "
+            f"{asked!r}: {error}"
         ) from error
     # those of this very module are classifiers; others are detectors and quantised copies
     return list(models.list_models(module=models))

@@ -24,8 +24,10 @@ def rehearse(survey: Survey) -> None:
     for job in survey.trials:
         tags = _tags(survey.configs(job))
         if tune and tags and tune.metric not in tags:
-            near = suggestion(tune.metric, tags, others=False)
-            raise ConfigError(f"tune.metric must be a logged metric, got {tune.metric!r}{near}")
+            raise ConfigError(
+                f"tune.metric must be a logged metric, got {tune.metric!r}"
+                f"{suggestion(tune.metric, tags, others=False)}"
+            )
     asked = survey.plan.report
     runs = []
     for cell in survey.plan.cells:

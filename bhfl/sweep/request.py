@@ -107,8 +107,10 @@ def _take(request: Request, name: str, value: str | None) -> None:
     elif OPTION.fullmatch(name) and name.rstrip("+").split(".")[0] in _OF_RUNS:
         request.typed.append(_typed(name, value))
     else:
-        near = suggestion(name, (*_OWN, "dry_run", *_OF_RUNS))
-        raise ValueError(f"--{name} is an unknown option of sweep{near}")
+        raise ValueError(
+            f"--{name} is an unknown option of sweep"
+            f"{suggestion(name, (*_OWN, 'dry_run', *_OF_RUNS))}"
+        )
 
 
 def _typed(name: str, value: str | None) -> Option:

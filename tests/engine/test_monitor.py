@@ -116,7 +116,8 @@ def test_a_metric_that_is_never_logged_is_refused_before_anybody_trains(tmp_path
 
 def test_what_only_clients_measure_is_waited_for():
     def check(tag, measured, **options):
-        check_first(FederatedTrainer({32: 1}, monitor=tag, devices=1, **options).settings, measured)
+        settings = FederatedTrainer({32: 1}, devices=1, **options).settings
+        check_first({tag: "trainer.monitor"}, settings, measured)
 
     check("val/acc_local_int8", {"val/acc": 0.5}, evaluate_clients="after")
     check("train/loss", {"val/acc": 0.5})

@@ -146,9 +146,9 @@ class Recorder:
 def _number(name: str, value: Any) -> Any:
     """A logged value in float64. A tensor stays one, so that nobody waits for the device."""
     if not isinstance(value, (Tensor, Number)):
-        kind = type(value).__name__
         raise ValueError(
-            f"self.log({name!r}, ...) needs a number, a tensor or a metric, got {kind}"
+            f"self.log({name!r}, ...) needs a number, a tensor or a metric, got "
+            f"{type(value).__name__}"
         )
     if not isinstance(value, Tensor):
         return float(value)  # type: ignore[arg-type]

@@ -161,9 +161,10 @@ class ClientStore:
         loaded = self._loaded
         if loaded is None or loaded.client != client:
             return own, None
-        anew: dict[str, Any] = {}
-        for part, values in own.items():
-            anew[part] = values if part == COMMON else loaded.without(part, values)
+        anew = {
+            part: values if part == COMMON else loaded.without(part, values)
+            for part, values in own.items()
+        }
         return anew, loaded.path
 
     def pending(self, client: int) -> dict[str, Any] | None:

@@ -269,8 +269,10 @@ def outputs_of(output: Any, automatic: bool) -> dict[str, Any]:
     if not automatic:
         return dict(output)
     if loss is None:
-        names = ", ".join(map(repr, output)) or "nothing"
-        raise ValueError(f"training_step returned a dict without 'loss', with {names}")
+        raise ValueError(
+            "training_step returned a dict without 'loss', with "
+            f"{', '.join(map(repr, output)) or 'nothing'}"
+        )
     raise ValueError(
         f"the loss that training_step returned must be a tensor, got {type(loss).__name__}"
     )

@@ -52,9 +52,9 @@ def lend(grid: Grid, context: Context) -> None:
 
 def _push(grid: Grid, order: dict[str, Any], messages: list[tuple[int, bytes]]) -> list[str | None]:
     ttl, round = order["seconds"], order["round"]
-    made = []
-    for node, data in messages:
-        made.append(Message(wrapped(data), node, "train", ttl=ttl, group_id=round))
+    made = [
+        Message(wrapped(data), node, "train", ttl=ttl, group_id=round) for node, data in messages
+    ]
     # nothing of them where they are too much for the SuperLink
     return list(grid.push_messages(made)) or [None] * len(made)
 

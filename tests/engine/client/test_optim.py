@@ -247,11 +247,23 @@ def test_plateaus_that_restart_follow_what_the_client_logs(tmp_path):
     assert first[-1] < 0.1
 
 
+OWNER = "the monitor of ReduceLROnPlateau in Configured.configure_optimizers must be a logged"
+
+
+@pytest.mark.parametrize("monitor", ["val_lss", "train/lss", "val/loss_int4", "val_loss_local_avg"])
+def test_a_monitor_that_is_never_logged_is_refused_after_the_first_round(tmp_path, monitor):
+    tag = monitor.replace("l_", "l/", 1)
+    with pytest.raises(ValueError, match=f"^{OWNER} metric, got '{tag}'; logged: .*val/acc, "):
+        rates(tmp_path, plateau(monitor))
+
+
+def test_a_monitor_that_validation_lacks_is_refused_before_the_first_round(tmp_path, monkeypatch):
+    monkeypatch.setattr("bhfl.engine.fit.run_round", lambda *_: pytest.fail("a client trained"))
+    with pytest.raises(ValueError, match=f"^{OWNER} metric, got 'val/lss'; logged: val/acc, "):
+        rates(tmp_path / "a", plateau("val_lss"), validate_first=True)
+
+
 def test_a_monitor_that_is_never_logged(tmp_path):
-    with pytest.raises(
-        TooFewClientsError, match=r"monitors 'val/lss', which no round logged; logged: val/acc"
-    ):
-        rates(tmp_path / "a", plateau("val_lss"))
     with pytest.raises(
         TooFewClientsError,
         match=r"monitors 'train/lss', which the client did not log; logged: train/loss",
