@@ -34,9 +34,11 @@ class Rule(Algorithm):
     """
 
     def __init__(self, client: Algorithm | None = None) -> None:
-        name = f"{type(self).__name__}.client"
         if client is not None and not isinstance(client, Algorithm):
-            raise ValueError(f"{name} must be an Algorithm such as SCAFFOLD(), got {client!r}")
+            raise ValueError(
+                f"{type(self).__name__}.client must be an Algorithm such as SCAFFOLD(), got "
+                f"{client!r}"
+            )
         self.client = client or Algorithm()
         self.own_model = self.client.own_model
 

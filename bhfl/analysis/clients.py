@@ -30,10 +30,10 @@ def partition(trainer: FederatedTrainer, datamodule: FederatedData) -> Partition
     samples = np.asarray(datamodule.federate(num_clients, seed), dtype=np.int64)
     held_sizes = getattr(datamodule, "held_sizes", lambda split: np.zeros(num_clients, np.int64))
     count_labels = getattr(datamodule, "label_counts", lambda num_clients: None)
-    scheme = datamodule.partition_record().get("scheme", "")
     return Partition(
         title=(
-            f"{type(datamodule).__name__} by {scheme}, seed {seed}: {num_clients:,} clients, "
+            f"{type(datamodule).__name__} by {datamodule.partition_record().get('scheme', '')}, "
+            f"seed {seed}: {num_clients:,} clients, "
             f"{samples.sum():,} training samples"
         ),
         groups=[group.label for group in fleet.groups],

@@ -252,8 +252,10 @@ class CommandTrainer(FederatedTrainer):
         for note in made.notes:
             say(f"note: {note}")
         for file in made.files:
-            share = f"{file.num_bytes / file.float_bytes:.3f} of float32"
-            print(f"{made.folder / file.file}  {file.num_bytes:,} bytes, {share}")
+            print(
+                f"{made.folder / file.file}  {file.num_bytes:,} bytes, "
+                f"{file.num_bytes / file.float_bytes:.3f} of float32"
+            )
         print(made.card)
 
 

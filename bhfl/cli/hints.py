@@ -127,9 +127,8 @@ def described(hint: Any) -> str:
     origin = get_origin(hint) or hint
     instance = instance_of(hint)
     if instance is not None:
-        name = instance.base.__name__
         if is_dataclass(instance.base):
-            return f"a mapping of the options of {name}"
+            return f"a mapping of the options of {instance.base.__name__}"
         return f"{indefinite(instance.base)} (class_path and init_args)"
     if origin is Literal:
         words = [word if isinstance(word, str) else shown(word) for word in get_args(hint)]

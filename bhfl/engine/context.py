@@ -132,16 +132,17 @@ class LocalRun:
         if not self.lr_sums:
             # the first step of a training
             self.reach = self.speed = 0.0
-        for group in optimizer.param_groups:
+        # an optimiser of a user's own may have no rates, and no method that needs them takes it
+        rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             for key in map(id, group["params"]):
-                self.lr_sums[key] = self.lr_sums.get(key, 0.0) + float(group["lr"])
+                self.lr_sums[key] = self.lr_sums.get(key, 0.0) + rate
         first = optimizer.param_groups[0]
         momentum = first.get("momentum") or 0.0
         self.speed = 1 + momentum * self.speed
         step = 1 + momentum * self.speed if first.get("nesterov") else self.speed
         # a group may be held at 0, and the others move on
-        rate = max(float(group["lr"]) for group in optimizer.param_groups)
-        self.reach += step * rate / float(optimizer.defaults.get("lr") or 1.0)
+        self.reach += step * max(rates) / float(optimizer.defaults.get("lr") or 1.0)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """What the module's own ``training_step`` returns, which may take ``batch_idx`` or leave it

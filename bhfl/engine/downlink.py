@@ -232,11 +232,10 @@ def check_whole(method: str, clients: Sequence[Client]) -> None:
         ValueError: Some clients are sent weights at fewer bits than float32.
     """
     for client in one_of_each(clients):
-        rule = client.devices.downlink
         if is_coarse(client.devices):
             raise ValueError(
                 f"{method} reckons from the weights that clients receive: trainer.downlink must be "
-                f"float32, got {rule}"
+                f"float32, got {client.devices.downlink}"
             )
 
 

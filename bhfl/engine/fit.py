@@ -258,11 +258,10 @@ def _save(
     session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
 ) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
-    round = session.server.round
     kept = run.save(session.server, session.told, best, due)
     if due:
         folder = shlex.quote(str(run.folder))
-        STANDING.saved = f"--ckpt_path {folder} goes on from round {round}"
+        STANDING.saved = f"--ckpt_path {folder} goes on from round {session.server.round}"
     for store in (session.store, session.references):
         for record in records if kept and store.folder.exists() else ():
             store.prune(record.client, kept)

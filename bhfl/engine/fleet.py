@@ -68,9 +68,9 @@ class Fleet:
             fractions = [group.fraction or 0.0 for group in self.groups]
             counts = _largest_remainder(fractions, num_clients)
             if 0 in counts:
-                share = f"a fraction of {fractions[counts.index(0)]:g}"
                 raise ValueError(
-                    f"clients: {share} must be at least one of {num_clients} clients, got 0"
+                    f"clients: a fraction of {fractions[counts.index(0)]:g} must be at least one "
+                    f"of {num_clients} clients, got 0"
                 )
         elif num_clients is not None and num_clients != sum(counts):
             raise ValueError(

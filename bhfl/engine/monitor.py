@@ -148,7 +148,7 @@ def check_first(
         return not re.match(r"(val|test)[/_]", monitor) or (own and "_local" in monitor)
 
     if measured:
-        check_logged(monitors, [measured], waits)
+        check_logged(monitors, [dict(measured)], waits)
 
 
 def check_logged(

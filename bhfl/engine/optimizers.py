@@ -36,6 +36,8 @@ def unusable(make: OptimizerCallable) -> str:
         if optimizer is not None and isinstance(error, TypeError):
             return f"{error}; its steps have no closure, as LBFGS needs one"
         return f"{type(error).__name__}: {error}"
+    if "lr" not in optimizer.param_groups[0]:
+        return "its groups of parameters have no lr, which is to follow the module's schedule"
     return ""
 
 
@@ -112,7 +114,7 @@ class Replaced:
         self._rates = []
         for group, its in zip(self.optimizer.param_groups, own.param_groups, strict=True):
             # schedules that are attached already have changed the rate, and noted the first one
-            first = float(its.get("initial_lr", its["lr"]))
+            first = float(its.get("initial_lr", its.get("lr", 0.0)))
             if not first:
                 raise ValueError(
                     "clients: optimizer follows the schedule of the module's own optimizer, whose "

@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -93,7 +94,16 @@ def _load(session: Session, group: str | None) -> None:
 
 
 def _noting(batches: Iterable[Any], targets: list[Any]) -> Iterator[Any]:
-    """The batches, whose targets are added to a list: the second of a pair, with as many rows."""
+    """The batches, whose targets are added to a list: the second of a pair, with as many rows.
+
+    Raises:
+        ValueError: They are not of one loader.
+    """
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping | CombinedLoader):
+        raise ValueError(
+            f"predict_dataloader must return one loader, got {type(batches).__name__}: predict "
+            "once for each of several"
+        )
     for batch in batches:
         if isinstance(batch, DataLoader):
             raise ValueError(

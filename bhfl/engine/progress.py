@@ -168,8 +168,10 @@ def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> s
     text = [lines[0], "-" * width, *lines[1:-1], "-" * width, lines[-1]]
     if trainer.run is not None:
         history = trainer.run.history
-        seconds = trainer.run.seconds
-        text.append(f"{len(history)} rounds in {seconds:.1f} s; bytes as measured on the payloads")
+        text.append(
+            f"{len(history)} rounds in {trainer.run.seconds:.1f} s; bytes as measured on the "
+            "payloads"
+        )
         text += _notes(history)
     device = trainer.fabric.device.type
     notes = dict.fromkeys(one.devices.caution(device) for one in one_of_each(trainer.clients))
@@ -182,8 +184,9 @@ def following(trainer: Any) -> str:
     run = trainer.run
     lines = []
     if run.best is not None:
-        monitor = trainer.settings.choice.monitor
-        lines.append(f"best round: {run.best_round}, {monitor} {run.best:.4g}")
+        lines.append(
+            f"best round: {run.best_round}, {trainer.settings.choice.monitor} {run.best:.4g}"
+        )
     lines.append(f"run folder: {run.folder}")
     folder = shlex.quote(str(run.folder))
     config = shlex.quote(str(run.folder / "config.yaml"))
@@ -212,8 +215,9 @@ def _notes(history: list[dict[str, Any]]) -> list[str]:
     if (seconds := row.get("time/simulated_s")) is not None:
         notes.append(f"on the simulated network: {seconds:,.1f} s")
     if (epsilon := row.get("privacy/epsilon")) is not None:
-        delta = row["privacy/delta"]
-        notes.append(f"privacy of the models: epsilon {epsilon:.3g} at delta {delta:.2g}")
+        notes.append(
+            f"privacy of the models: epsilon {epsilon:.3g} at delta {row['privacy/delta']:.2g}"
+        )
     return notes
 
 

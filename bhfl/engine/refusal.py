@@ -122,8 +122,10 @@ def _check_codes(name: str, value: QuantizedTensor, bits: Collection[int]) -> No
     if not bits:
         raise RefusedError(f"{name} must come as values, got codes of {value.bits} bits")
     if value.bits not in bits:
-        asked = " or ".join(map(str, sorted(bits)))
-        raise RefusedError(f"{name} must come as codes of {asked} bits, got {value.bits} bits")
+        raise RefusedError(
+            f"{name} must come as codes of {' or '.join(map(str, sorted(bits)))} bits, got "
+            f"{value.bits} bits"
+        )
     if value.scale.numel() and (least := float(value.scale.min())) < _SMALLEST_SCALE:
         raise RefusedError(
             f"{name} must have scales of at least {_SMALLEST_SCALE:.4g}, got {least:.4g}"

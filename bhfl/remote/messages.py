@@ -173,8 +173,9 @@ def unpack(
     name = head.pop("kind", None)
     kind = KINDS.get(name) if isinstance(name, str) else None
     if kind is None or kind not in kinds:
-        wanted = " or ".join(one.__name__ for one in kinds)
-        raise MessageError(f"kind must be {wanted}, got {clipped(repr(name))}")
+        raise MessageError(
+            f"kind must be {' or '.join(one.__name__ for one in kinds)}, got {clipped(repr(name))}"
+        )
     if max_bytes is not None and len(payload) > max_bytes:
         raise MessageError(f"payloads must have at most {max_bytes} bytes, got {len(payload)}")
     message = _message(kind, head, name)

@@ -226,6 +226,39 @@ def test_groups_of_parameters_keep_their_ratios() -> None:
         Replaced(own, {"class_path": "torch.optim.Adam", "init_args": {}})
 
 
+class Rateless(torch.optim.Optimizer):
+    """An optimiser of a user's own, whose groups of parameters have no `lr`."""
+
+    def __init__(self, params: Any, scale: float = 0.1) -> None:
+        super().__init__(params, {"scale": scale})
+
+    def step(self, closure: Any = None) -> None:
+        if closure is not None:
+            closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad, alpha=group["scale"])
+
+
+class WithoutRate(Client):
+    def configure_optimizers(self) -> Any:
+        return Rateless(self.parameters(), self.lr)
+
+
+def test_an_optimizer_without_a_rate_trains_and_stands_in_for_none(tmp_path: Path) -> None:
+    options = {"max_rounds": 1, "max_failed_rounds": 0}
+    found = fit(tmp_path / "own", FedAvg(), {32: 2}, WithoutRate, **options)
+    plain = partial(Client, momentum=0.0)
+    same = fit(tmp_path / "sgd", FedAvg(), {32: 2}, plain, **options)
+    assert digest(found.server.params) == digest(same.server.params)
+    with pytest.raises(ValueError, match="cannot be used: its groups of parameters have no lr"):
+        Fleet([{"bits": 8, "count": 1, "optimizer": {"class_path": f"{__name__}.Rateless"}}])
+    wanted = {"class_path": "SGD", "init_args": {"lr": 0.1}}
+    fleet = [{"bits": 8, "count": 1, "optimizer": wanted}]
+    with pytest.raises(ValueError, match="first learning rate must not be 0"):
+        fit(tmp_path / "group", FedAvg(), fleet, WithoutRate)
+
+
 def test_an_optimizer_may_be_a_function(tmp_path: Path) -> None:
     # AdamW notes an option that its constructor does not take
     make = partial(torch.optim.AdamW, lr=0.01)

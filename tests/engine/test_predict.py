@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import bhfl
 from bhfl.algorithms import FedPer, Local
@@ -128,14 +129,29 @@ def test_a_batch_may_be_of_any_class(trainer: FederatedTrainer) -> None:
     assert len(found) == 2
 
 
-class SeveralLoaders(HandMade):
-    def predict_dataloader(self) -> list[DataLoader[Any]]:
-        return [DataLoader([torch.ones(6)]), DataLoader([torch.ones(6)])]  # type: ignore[arg-type]
+SET: Any = TensorDataset(torch.ones(1, 6))
+LOADER: Any = DataLoader(SET)
 
 
-def test_several_loaders_are_refused(trainer: FederatedTrainer) -> None:
-    with pytest.raises(ValueError, match="predict_dataloader must return one loader, got several"):
-        trainer.predict(Forward(), data(SeveralLoaders), "last")
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ([LOADER, LOADER], "several"),
+        ({"a": LOADER}, "dict"),
+        (None, "NoneType"),
+        (CombinedLoader([LOADER]), "CombinedLoader"),
+        (SET, "TensorDataset"),
+    ],
+)
+def test_what_is_not_one_loader_is_refused(
+    trainer: FederatedTrainer, returned: Any, told: str
+) -> None:
+    class Returning(HandMade):
+        def predict_dataloader(self) -> Any:
+            return returned
+
+    with pytest.raises(ValueError, match=f"predict_dataloader must return one loader, got {told}"):
+        trainer.predict(Forward(), data(Returning), "last")
 
 
 def test_a_module_knows_that_it_predicts(trainer: FederatedTrainer) -> None:

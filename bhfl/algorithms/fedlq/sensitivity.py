@@ -217,10 +217,9 @@ class Sensitivity:
             metrics = measure()
             wanted = "acc" if self.metric == "accuracy" else "loss"
             if wanted not in metrics:
-                logged = ", ".join(sorted(metrics)) or "nothing"
                 raise ValueError(
                     f"FedLQ probes the validation {wanted}, which the model does not log: it logs "
-                    f"{logged}"
+                    f"{', '.join(sorted(metrics)) or 'nothing'}"
                 )
             return metrics.get("loss", math.nan), metrics.get("acc", math.nan)
 

@@ -193,8 +193,10 @@ class Worker(PlainWorker):
         try:
             yield
         except Exception as error:
-            hint = advice(error, self.layout.channels_last)
-            error.add_note(f"(while {hook}_step ran over its batches{hint})")
+            error.add_note(
+                f"(while {hook}_step ran over its batches"
+                f"{advice(error, self.layout.channels_last)})"
+            )
             raise
 
     def on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
