@@ -146,8 +146,10 @@ def picture_files(path: Path) -> list[Path]:
                 found += [file] if _is_picture(name) else []
             # a link that leads nowhere may be meant for a folder of pictures, whatever its name
             elif _is_picture(name) or (file.is_symlink() and not name.startswith(".")):
-                what = "a link that leads nowhere" if file.is_symlink() else "no file"
-                raise ValueError(f"{path} must hold folders and pictures, and {file} is {what}")
+                raise ValueError(
+                    f"{path} must hold folders and pictures, and {file} is "
+                    f"{'a link that leads nowhere' if file.is_symlink() else 'no file'}"
+                )
     # a file system lists a folder in an order of its own
     return sorted(found)
 

@@ -68,7 +68,7 @@ def check_state(model: nn.Module) -> None:
         rule = _TENSORS if name.endswith("_extra_state") else _broken(value)
         # buffers that are never saved need not be sent
         if rule and (name in saved or rule in (_VALUES, _FLAT)):
-            told = name if rule is _TENSORS else f"{name} is {_kind(value)}"
+            told = name if rule is _TENSORS else f"{name} is {kind_of(value)}"
             broken.setdefault(rule, []).append(told)
     refuse(f"{rule}: {', '.join(names[:5])}; {do}" for (rule, do), names in broken.items())
 
@@ -92,7 +92,8 @@ def _broken(value: Any) -> tuple[str, str] | None:  # noqa: PLR0911  # rule by r
     return None if value.dtype in _COUNTERS else _INTEGER
 
 
-def _kind(value: Tensor) -> str:
+def kind_of(value: Tensor) -> str:
+    """What kind of tensor it is, in a few words."""
     if is_lazy(value):
         return "not initialised"
     if value.is_meta:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bhfl.engine.state import kind_of
 from bhfl.engine.types import Tensors
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
@@ -58,8 +59,8 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
         The bytes of the file.
 
     Raises:
-        ValueError: A weight has NaN or infinity, an entry is not a tensor, or two tensors would
-            have one name in the file.
+        ValueError: A weight has NaN or infinity, an entry is not a tensor or of a kind that the
+            file cannot hold, such as a sparse one, or two tensors would have one name there.
         OSError: The file cannot be written.
         ImportError: The extra ``export`` is not installed.
     """
@@ -110,8 +111,20 @@ def _flat(state: Tensors) -> dict[str, Tensor]:
                 raise ValueError(
                     f"{part} is the name of two tensors: one of them must be called otherwise"
                 )
+            if not _can_be_written(tensor):
+                raise ValueError(
+                    f"{part} must be dense, with values of a type that safetensors has, got "
+                    f"{kind_of(tensor)}"
+                )
             flat[part] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     return flat
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Whether a file can hold it, once it is cloned."""
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        return False
+    return tensor.dtype not in (torch.complex32, torch.complex128)
 
 
 def _ties(model: nn.Module, state: Tensors) -> dict[str, str]:

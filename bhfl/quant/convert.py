@@ -49,8 +49,8 @@ def quantize_(
         The model.
 
     Raises:
-        ValueError: The spec or the backend is unknown, a layer cannot be quantised (the message
-            names it), or no layer is left to quantise.
+        ValueError: The spec or the backend is unknown, a layer cannot be quantised, as a lazy one
+            before its first batch (the message names it), or no layer is left to quantise.
         ImportError: The backend needs a package that cannot be imported.
     """
     spec = BitSpec.parse(spec)
@@ -177,8 +177,10 @@ def layer_weights(model: nn.Module) -> list[str]:
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of each layer that can be quantised, or has been."""
     for name, module in model.named_modules():
-        found = own_class(module) in QUANT_CLASSES
-        if own_class(module) is nn.MultiheadAttention:
+        kind = own_class(module)
+        # a lazy layer is one of that class after its first batch
+        found = (getattr(kind, "cls_to_become", None) or kind) in QUANT_CLASSES
+        if kind is nn.MultiheadAttention:
             found = can_be_quantized(module)
         if found or isinstance(module, QuantLayer):
             yield name, module

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bhfl.quant.backends import get_backend
 from bhfl.quant.codes import QuantizedTensor
@@ -321,8 +322,13 @@ def takes_low_bits(layer: nn.Module) -> bool:
 
 def check_layer(layer: nn.Module, spec: BitSpec, name: str = "") -> None:
     """ValueError, with its name in the model, for a layer that cannot take a spec."""
+    where = f"layer {name!r}: " if name else ""
+    if isinstance(layer, LazyModuleMixin):
+        raise ValueError(
+            f"{where}a {type(layer).__name__} without weights cannot be quantised: run a batch "
+            "through the model first"
+        )
     if not spec.is_float and not takes_low_bits(layer):
-        where = f"layer {name!r}: " if name else ""
         raise ValueError(
             f"{where}an Embedding with sparse=True or max_norm cannot be quantised: leave it out "
             "with filter_fn"

@@ -104,8 +104,8 @@ def group_scale(range_rule: str, x: Tensor, bits: int) -> Tensor:
     """
     scale = REGISTERED[range_rule].scale(x, bits)
     if not isinstance(scale, Tensor) or scale.shape != x.shape[:1]:
-        shape = list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__
         raise ValueError(
-            f"the scale of range rule {range_rule!r} must be a tensor [{len(x)}], got {shape}"
+            f"the scale of range rule {range_rule!r} must be a tensor [{len(x)}], got "
+            f"{list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
         )
     return scale.float()

@@ -63,8 +63,10 @@ class Metric:
     def words(self) -> str:
         """What it is called: ``test accuracy``."""
         words = {"val": "validation", "clients_val": "own validation", "clients_test": "own test"}
-        name = "accuracy" if self.name in ACCURACIES else self.name
-        return f"{words.get(self.stage, self.stage)} {name}"
+        return (
+            f"{words.get(self.stage, self.stage)} "
+            f"{'accuracy' if self.name in ACCURACIES else self.name}"
+        )
 
     @property
     def heading(self) -> str:

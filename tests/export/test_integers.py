@@ -199,6 +199,27 @@ def test_a_state_of_other_layers_leaves_codes_as_they_are(tmp_path):
     assert torch.equal(net[0](x), held)
 
 
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|prototype stage|quantize_per_tensor|ComplexHalf)")
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: torch.ones(2, dtype=torch.complex128), "torch.complex128"),
+        (lambda: torch.ones(2, dtype=torch.complex32), "torch.complex32"),
+        (lambda: torch.eye(2).to_sparse(), "torch.float32, torch.sparse_coo"),
+        (lambda: torch.eye(2).to_sparse_csr(), "torch.float32, torch.sparse_csr"),
+        (lambda: torch.ones(2, device="meta"), "on meta"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "torch.qint8"),
+    ],
+)
+def test_what_no_file_holds_is_refused_by_name(make, kind, tmp_path):
+    network = quantize_(nn.Sequential(nn.Linear(2, 2)), 4)
+    network.register_buffer("own", make())
+    with pytest.raises(ValueError, match=f"^own must be dense, with values .*, got {kind}$"):
+        save_quantized(network, tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"a\.safetensors cannot be written: there is no folder .*/none"

@@ -1,6 +1,7 @@
 """Walking over models: swaps in place, codes that equal the forward weights, and the way back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,6 +208,16 @@ def test_refused() -> None:
             quantize_(model, 8)
         assert type(model[0]) is nn.Linear
         quantize_(model, 8, lambda _, module: isinstance(module, nn.Linear))
+    for kind in (nn.LazyLinear, partial(nn.LazyConv2d, kernel_size=1)):
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), kind(2), nn.LazyBatchNorm2d())
+        for spec in (8, "float32"):
+            with pytest.raises(
+                ValueError, match=r"^layer '1': a Lazy\w+ without weights cannot .*"
+            ):
+                quantize_(model, spec)
+        assert type(model[0]) is nn.Conv2d
+        model(torch.ones(1, 3, 3, 3))
+        assert isinstance(quantize_(model, 8)[1], QuantLinear | QuantConv2d)
     with pytest.raises(ValueError, match="unknown preset 'int9000'"):
         quantize_(nn.Linear(2, 2), "int9000")
     model = quantize_(nn.Sequential(nn.Linear(2, 2)), 8)
