@@ -66,10 +66,10 @@ class Chapter(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A finished row: the megabytes that a run of it sent, and its metric."""
+    """A finished row: the megabytes or seconds that a run of it took, and its metric."""
 
     row: Row
-    sent: float
+    cost: float
     value: Spread
 
 
@@ -124,23 +124,23 @@ def _frontier(section: Section, colours: Colours) -> Chapter:
     # means over different seeds must not be joined: one seed may be easier than another
     seeds = {frozenset(row.by_seed(AVERAGE)) for row in section.finished}
     joined = section.comparable and len(seeds) == 1
-    for axis, tag in {"MB up": "comm/uplink_MB", "MB up and down": "comm/total_MB"}.items():
+    for tag, axis in list(_OVER.values())[1:]:
         points = []
         for row in section.finished:
             point = Point(row, row.mean(tag), row.value(AVERAGE))
-            if math.isfinite(point.sent + point.value.mean):
+            if math.isfinite(point.cost + point.value.mean):
                 points.append(point)
-        if len(points) > 1 and any(point.sent for point in points):
+        if len(points) > 1 and any(point.cost for point in points):
             pictures.append(Picture(axis, _scatter(points, colours, axis, joined)))
     words = section.metric.words
     about = f"{words[0].upper()}{words[1:]} of all clients after the last round, against what a "
-    about += "run sent. "
+    about += "run sent, and how long it took where links are simulated. "
     if joined:
         about += "The line joins methods that no other beats in both."
     else:
         about += "No line joins the best, as the methods were not all run with the same "
         about += "seeds and known settings."
-    return Chapter(f"{section.metric.heading} against bytes", about, pictures)
+    return Chapter(f"{section.metric.heading} against bytes and time", about, pictures)
 
 
 def _clients(section: Section) -> Chapter:
@@ -287,24 +287,24 @@ def _scatter(points: Sequence[Point], colours: Colours, x: str, joined: bool) ->
     if joined:
         axis.plot(*zip(*_front(points), strict=True), color="#999999", linewidth=1, zorder=1)
     style = {"fmt": "o", "markersize": 7, "capsize": 3, "linewidth": 1.2}
-    for row, sent, value in points:
+    for row, cost, value in points:
         error = None if math.isnan(value.deviation) else metric.scale * value.deviation
-        axis.errorbar(sent, metric.scale * value.mean, error, color=colours[row.label], **style)
+        axis.errorbar(cost, metric.scale * value.mean, error, color=colours[row.label], **style)
     # zero has no place on a logarithmic axis, and a method may send nothing
-    if all(point.sent for point in points):
-        _spread_out(axis, [point.sent for point in points])
+    if all(point.cost for point in points):
+        _spread_out(axis, [point.cost for point in points])
     return svg(axis.figure)
 
 
 def _front(points: Sequence[Point]) -> list[tuple[float, float]]:
-    """Megabytes and the metric of the rows that no other beats in both."""
+    """Cost and metric of the rows that no other beats in both."""
     metric = points[0].row.metric
-    # from the fewest bytes on, and of equal ones the best first
+    # from the lowest cost on, and of equal ones the best first
     front: list[tuple[float, float]] = []
-    for _, sent, value in sorted(points, key=lambda one: (one.sent, -metric.sign * one.value.mean)):
+    for _, cost, value in sorted(points, key=lambda one: (one.cost, -metric.sign * one.value.mean)):
         drawn = metric.scale * value.mean
         if not front or metric.sign * drawn > metric.sign * front[-1][1]:
-            front.append((sent, drawn))
+            front.append((cost, drawn))
     return front
 
 

@@ -50,6 +50,14 @@ def test_nothing_sent_is_not_drawn_over_bytes(tmp_path: Path) -> None:
     assert titles(drawn(read(tmp_path)[0])["Accuracy: float32"]) == OVER[:1]
 
 
+def test_methods_over_simulated_links_are_drawn_against_their_seconds(tmp_path: Path) -> None:
+    for name in ("FedAvg", "FedPAQ"):
+        config = made.config(name)
+        made.run(tmp_path / name, config, ONE, **{"time/simulated_s": [5.0, 10.0, 15.0]})
+    pictures = titles(drawn(read(tmp_path)[0])["Accuracy against bytes and time"])
+    assert pictures == ["MB up", "MB up and down", "simulated seconds"]
+
+
 def test_a_run_before_its_first_round(tmp_path: Path) -> None:
     made.write(tmp_path / "a", made.config(), [], finished=False)
     assert drawn(read(tmp_path)[0]) == {}
@@ -71,7 +79,7 @@ def test_every_chapter_that_there_is(tmp_path: Path) -> None:
     found = drawn(read(tmp_path)[0])
     assert {title: titles(chapter) for title, chapter in found.items()} == {
         "Accuracy: float32": [*OVER, "over simulated time"],
-        "Accuracy against bytes": ["MB up", "MB up and down"],
+        "Accuracy against bytes and time": ["MB up", "MB up and down"],
         "Weights over rounds": ["FedAvg"],
         "ProWD: what its mask keeps": ["share of entries kept", "cosine with the high-bit move"],
         "ProWD: the dequantizer": ["reconstruction loss", "distillation loss"],
@@ -103,7 +111,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_more_methods_than_colours(tmp_path: Path) -> None:
     for bits in range(len(PALETTE) + 1):
         made.run(tmp_path / str(bits), made.config("FedPAQ", bits=bits), ONE)
-    assert "Accuracy against bytes" in drawn(read(tmp_path)[0])
+    assert "Accuracy against bytes and time" in drawn(read(tmp_path)[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100])
