@@ -63,7 +63,7 @@ def test_a_round_of_the_configuration(package, tmp_path, monkeypatch, partition)
     fleet = ["--clients", "{ternary: 4, float32: 3}", "--trainer.max_rounds", "1"]
     more = ["--data.holdout", "0", "--data.batch_size", "16", *fleet, *partition]
     folder = ["--trainer.default_root_dir", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["fit", "--config", "fedavg.yaml", *more, *folder])
 
 
@@ -71,6 +71,6 @@ def test_a_round_of_the_configuration(package, tmp_path, monkeypatch, partition)
 def test_no_run_of_the_matrix_is_missing(package, monkeypatch, capsys):
     monkeypatch.chdir(HERE)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main(["sweep", "methods.yaml", "--dry_run"])
     assert re.search(r"(\d+) runs: \1 done$", capsys.readouterr().out.strip())
