@@ -65,24 +65,23 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: list[str]) -> int:
     """Run one command, of which only what it needs is loaded; its exit code."""
-    if problem := clash():
-        from bhfl.cli.exits import BAD_CONFIG, report
-
-        report(problem)
-        return BAD_CONFIG
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if args[0] == "--version":
-        print(f"bhfl {__version__}")
-        return 0
-    if args[0] not in COMMANDS:
+    problem = clash()
+    if not problem:
+        if not args or args[0] in ("-h", "--help"):
+            print(HELP, end="")
+            return 0
+        if args[0] == "--version":
+            print(f"bhfl {__version__}")
+            return 0
+        if args[0] in COMMANDS:
+            return _run_known(args[0], args[1:])
         from bhfl.checks import suggestion
-        from bhfl.cli.exits import BAD_CONFIG, report
 
-        report(f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}")
-        return BAD_CONFIG
-    return _run_known(args[0], args[1:])
+        problem = f"unknown command {args[0]!r}{suggestion(args[0], COMMANDS)}"
+    from bhfl.cli.exits import BAD_CONFIG, report
+
+    report(problem)
+    return BAD_CONFIG
 
 
 def _run_known(command: str, args: list[str]) -> int:

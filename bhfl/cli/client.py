@@ -34,18 +34,18 @@ def run(args: list[str]) -> int:
     """Run one command; its exit code."""
     from bhfl.cli.exits import BAD_CONFIG, report
 
-    if problem := clash():
-        report(problem)
-        return BAD_CONFIG
-    if not args or args[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
-    if args[0] == "--version":
-        print(f"{SMALL} {__version__}")
-        return 0
-    if args[0] == "join":
-        from bhfl.cli.join import main as join
+    problem = clash()
+    if not problem:
+        if not args or args[0] in ("-h", "--help"):
+            print(HELP, end="")
+            return 0
+        if args[0] == "--version":
+            print(f"{SMALL} {__version__}")
+            return 0
+        if args[0] == "join":
+            from bhfl.cli.join import main as join
 
-        return join(args[1:])
-    report(f"{SMALL} has the command join alone, got {args[0]!r}: the others are {WHOLE}'s")
+            return join(args[1:])
+        problem = f"{SMALL} has the command join alone, got {args[0]!r}: the others are {WHOLE}'s"
+    report(problem)
     return BAD_CONFIG

@@ -5,13 +5,14 @@ clients had usable updates, 130 and 143 stopped by SIGINT and SIGTERM, 141 nobod
 prints, 1 anything else, with a traceback.
 """
 
+import argparse
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 UNREAD = 141
 """What a shell says of a process that the signal SIGPIPE, 13, has ended."""
@@ -168,6 +169,8 @@ def _ended(run: Callable[[list[str]], int], args: list[str]) -> int:
     from bhfl.cli.exits import BAD_CONFIG, say
     from bhfl.engine.ending import Terminated
 
+    # argparse itself passes over what cannot be written
+    argparse.ArgumentParser._print_message = _print  # type: ignore[assignment,method-assign]  # noqa: SLF001
     code = 0
     try:
         try:
@@ -188,6 +191,11 @@ def _ended(run: Callable[[list[str]], int], args: list[str]) -> int:
         if not code:
             say(f"error: what the command prints cannot be written: {error}")
         return code or BAD_CONFIG
+
+
+def _print(parser: object, message: str, file: Any = None) -> None:
+    """Print a help text or an error of a parser."""
+    print(message, end="", file=file or sys.stderr)
 
 
 def _is_unread() -> bool:

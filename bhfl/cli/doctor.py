@@ -33,8 +33,10 @@ def _examine(args: Sequence[str]) -> int:
     for name, value in options(args):
         word = f"--{name}" if name else repr(value)
         raise ConfigError(f"{word} is not understood: bhfl doctor has no options")
-    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    print(f"bhfl {__version__}, {system}\n")
+    print(
+        f"bhfl {__version__}, Python {platform.python_version()}, {platform.system()} "
+        f"{platform.machine()}\n"
+    )
     needed = requirements()
     missing = [name for name in needed.pop("", []) if not version(name)]
     _print_packages(missing)

@@ -202,9 +202,9 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         matches = [path] if path.exists() else sorted(matching(path), key=_natural)
         runs = list(chain.from_iterable(map(_runs_below, matches)))
         if not runs:
-            what = "no run in it" if matches else "no such folder"
             problems.append(
-                f"{path}: {what}; RUN must be a run folder (with {' or '.join(MARKERS)}) or hold "
+                f"{path}: {'no run in it' if matches else 'no such folder'}; RUN must be a run "
+                f"folder (with {' or '.join(MARKERS)}) or hold "
                 "some"
             )
         for run in runs:

@@ -87,6 +87,7 @@ def test_a_process_without_output_ends_as_ever(monkeypatch: pytest.MonkeyPatch) 
         (["init", "--list"], ""),
         (["init", "--list"], "1"),
         (["report", "--help"], ""),
+        (["report", "--help"], "1"),
     ],
 )
 def test_a_full_disk_below_the_output_is_told_in_a_line(args: list[str], unbuffered: str) -> None:

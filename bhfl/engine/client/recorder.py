@@ -153,8 +153,9 @@ def _number(name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return float(value)  # type: ignore[arg-type]
     if value.numel() != 1:
-        shape = tuple(value.shape)
-        raise ValueError(f"self.log({name!r}, ...) needs one value, got a tensor of shape {shape}")
+        raise ValueError(
+            f"self.log({name!r}, ...) needs one value, got a tensor of shape {tuple(value.shape)}"
+        )
     return value.detach().double()
 
 
