@@ -221,7 +221,7 @@ def _schedule(said: Mapping[str, Any]) -> dict[int, BitSpec]:
     if "name" not in said:
         raise ValueError(
             "schedule needs a name beside it, which tags call the group by whatever its bits, got "
-            f"{dict(said)!r}"
+            f"bits {said['bits'].label} and a schedule of rounds {', '.join(map(str, value))}"
         )
     found: dict[int, BitSpec] = {}
     last, bits = 0, said["bits"]

@@ -68,7 +68,10 @@ def test_it_reads_back_from_python_yaml_and_json() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"name": None}, r"clients\[0\]: schedule needs a name beside it"),
+        (
+            {"name": None},
+            r"schedule needs a name beside it, .*, got bits ternary and a schedule of rounds 1, 2$",
+        ),
         ({"schedule": {40: 8, 20: 4}}, r"schedule: rounds must rise, got 20 after 40$"),
         ({"schedule": {0: 4}}, r"schedule: rounds must be from 1 on, got 0$"),
         ({"schedule": {"soon": 4}}, r"schedule: rounds must be from 1 on, got 'soon'$"),
