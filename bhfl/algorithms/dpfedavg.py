@@ -184,12 +184,14 @@ class DPFedAvg(OfTrained):
         settings = context.settings
         if settings.training.lr_schedule == "restart":
             return
-        hook = f"{type(context.module).__name__}.configure_optimizers"
         # statistics and counters stay with clients, whose models validation then measures
         counters = [not tensor.is_floating_point() for tensor in context.worker.state().values()]
         apart = any(counters) or settings.aggregation.finetune_epochs
         for tag in followed(context.module):
-            told = f"ReduceLROnPlateau in {hook} must not follow what clients measure, got {tag!r}"
+            told = (
+                f"ReduceLROnPlateau in {type(context.module).__name__}.configure_optimizers must "
+                f"not follow what clients measure, got {tag!r}"
+            )
             if apart:
                 yield (
                     f"DPFedAvg adds no noise to metrics: {told}, which is of clients' own models "

@@ -146,8 +146,7 @@ class BitSpec:
         if self.name:
             return self.name
         if self.sends == "stored" and self != PRESETS["wage2888-stored"]:
-            computed = replace(self, sends="computed", send_bits=None)
-            return f"{computed.label}-s{self.sent_bits}"
+            return f"{replace(self, sends='computed', send_bits=None).label}-s{self.sent_bits}"
         for preset in (*PRESETS.values(), *map(_integer, range(2, 17))):
             if self == preset:
                 return preset.name

@@ -74,10 +74,9 @@ def check_fleets(published: Published, sections: Sequence[Section]) -> None:
     """
     there = {_fleet(section) for section in sections}
     if not there & published.keys():
-        known = sorted(filter(None, there))
         raise ValueError(
             f"--published must have a fleet of the runs, got {', '.join(published)}"
-            f"{suggestion(next(iter(published)), known)}"
+            f"{suggestion(next(iter(published)), filter(None, there))}"
         )
 
 

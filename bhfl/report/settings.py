@@ -178,8 +178,7 @@ def _facets(told: Mapping[str, Any]) -> Options:
     partition = short(own.get("data.partition", ""))
     options = [key for key in own if key.startswith("data.partition.")]
     if options:
-        word = options[0].rpartition(".")[2]
-        partition += f"({word}={own[options[0]]})"
+        partition += f"({options[0].rpartition('.')[2]}={own[options[0]]})"
     return {
         "data": short(own.get("data", "?")),
         "partition": partition,

@@ -120,8 +120,9 @@ def _compared(section: Section, rankings: Mapping[str, Ranking]) -> list[str]:
             unclear.append(column)
     notes = []
     if counts:
-        said = _from_to(counts)
-        notes.append(f"rows are compared seed by seed on the seeds that both have: {said}")
+        notes.append(
+            f"rows are compared seed by seed on the seeds that both have: {_from_to(counts)}"
+        )
     for label in alone:
         notes.append(f"{label} is not compared: no other row has one of its seeds")
     notes += unmeasured

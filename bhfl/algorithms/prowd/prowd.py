@@ -163,15 +163,30 @@ class ProWD(Rule):
                 f" got {held_out}; or set ProWD.dequantizer.distill_weight: 0"
             )
         # a copy, which training the clients does not touch
-        network = copy.deepcopy(context.module).requires_grad_(False).cpu()
+        network = copy.deepcopy(context.module).requires_grad_(False).cpu().eval()
         if not defines_forward(network):
             raise ValueError(
                 "ProWD distils through the model's forward(inputs), which "
                 f"{type(network).__name__} does not define; define it, or set "
                 "ProWD.dequantizer.distill_weight: 0"
             )
-        batches = context.data.holdout_batches(wanted.buffer_size)
-        inputs = torch.cat([inputs for inputs, _ in batches])
+        batches = [*context.data.holdout_batches(wanted.buffer_size)]
+        try:
+            inputs = torch.cat([inputs for inputs, _ in batches])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "ProWD distils on batches (inputs, targets) whose inputs are one tensor, got a "
+                f"{type(batches[0]).__name__}: {error}; set ProWD.dequantizer.distill_weight: 0"
+            ) from error
+        # what would fail in the first fine-tuning, rounds later
+        logits = network(inputs[:1])
+        if not isinstance(logits, Tensor) or logits.ndim < 2:
+            raise ValueError(
+                "ProWD distils by logits: the model's forward(inputs) must return a tensor with a "
+                "row for each input, got "
+                f"{list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}; "
+                "or set ProWD.dequantizer.distill_weight: 0"
+            )
         # of a data module that cannot choose all come, which may be sorted by class
         spread = torch.arange(wanted.buffer_size) * len(inputs) // wanted.buffer_size
         return network, inputs[spread]

@@ -69,7 +69,8 @@ def _read(path: Path) -> dict[tuple[int, int], Link]:
             if column in line[1]:
                 rates[column] = number_cell(line, column)
                 if not rates[column]:
-                    got = line[1][column].strip()
-                    raise ValueError(f"{line[0]}: column {column} must be > 0, got {got!r}")
+                    raise ValueError(
+                        f"{line[0]}: column {column} must be > 0, got {line[1][column].strip()!r}"
+                    )
         links[key] = Link(**rates)
     return links

@@ -138,10 +138,10 @@ class LocalClients:
         except (Exception, SystemExit) as error:
             if not self._told_untuned:
                 self._told_untuned = True
-                reason = fault_of(error, task.channels_last).reason
                 warnings.warn(
                     f"client {client.id} could not train for trainer.finetune_epochs, and its "
-                    f"model is measured without: {reason}; it is so with all such clients",
+                    f"model is measured without: {fault_of(error, task.channels_last).reason}; it "
+                    "is so with all such clients",
                     stacklevel=2,
                 )
             self.worker.begin(task)

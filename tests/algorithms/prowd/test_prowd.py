@@ -15,6 +15,7 @@ from bhfl.algorithms.prowd.aggregation import SelectiveMean
 from bhfl.algorithms.prowd.moves import MoveReader
 from bhfl.algorithms.prowd.prowd import doublings
 from bhfl.comm import encode, float_tensors
+from bhfl.data import FakeImages
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.checkpoint import CheckpointError
 from bhfl.engine.types import Client as FleetClient
@@ -31,6 +32,20 @@ class Forward(Client):
 
     def forward(self, x):
         return self.net(x)
+
+
+class Named(Client):
+    """A client whose forward pass returns a mapping."""
+
+    def forward(self, x):
+        return {"logits": self.net(x)}
+
+
+class Mapped(FakeImages):
+    """Data whose held-out batches are mappings."""
+
+    def holdout_batches(self, limit=None):
+        return [{"x": x, "y": y} for x, y in super().holdout_batches(limit)]
 
 
 def prowd(tmp_path, clients=None, algorithm=None, **options):
@@ -484,6 +499,20 @@ def test_bad_arguments(make, message):
             Client,
             fake(holdout=8),
             r"ProWD distils through the model's forward\(inputs\)",
+        ),
+        (
+            ProWD(dequantizer=QUICK),
+            MIXED,
+            Named,
+            fake(holdout=8),
+            r"forward\(inputs\) must return a tensor with a row for each input, got dict; or set",
+        ),
+        (
+            ProWD(dequantizer=QUICK),
+            MIXED,
+            Forward,
+            Mapped(num_train=48, num_test=8, shape=(1, 6, 6), num_classes=5, holdout=8),
+            r"ProWD distils on batches \(inputs, targets\) whose inputs are one tensor, got a dict",
         ),
         (
             ProWD(dequantizer=None, global_models="single", client=FedPer(["net.5"])),
