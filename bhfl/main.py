@@ -1,6 +1,7 @@
 """The command line: ``bhfl COMMAND``, one of `COMMANDS`."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from bhfl import __version__
@@ -92,18 +93,10 @@ def _run_known(command: str, args: list[str]) -> int:
 
         with ended_in_order(deaf=False):
             return compare(args)
-    if command == "init":
-        from bhfl.cli.init import main as init
-
-        return init(args)
-    if command == "doctor":
-        from bhfl.cli.doctor import main as doctor
-
-        return doctor(args)
-    if command == "join":
-        from bhfl.cli.join import main as join
-
-        return join(args)
+    if command in ("init", "doctor", "join"):
+        # each has a module of its own
+        code: int = import_module(f"bhfl.cli.{command}").main(args)
+        return code
     if command == "sweep":
         from bhfl.sweep.command import main as sweep
 

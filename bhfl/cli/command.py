@@ -7,6 +7,7 @@ prints, 1 anything else, with a traceback.
 
 import argparse
 import os
+import re
 import select
 import signal
 import sys
@@ -87,7 +88,8 @@ def run_or_tell(run: Callable[[Sequence[str]], int], args: Sequence[str], about:
         code = exit_code(error)
         if code is None:
             raise
-        report(told(error))
+        # of several problems, each in a line of its own; others go on in lines that are set in
+        report(*(re.split(r"\n(?=\S)", told(error)) if code == BAD_CONFIG else [told(error)]))
         return code
 
 

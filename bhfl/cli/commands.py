@@ -38,8 +38,9 @@ class CommandTrainer(FederatedTrainer):
         uniform_bits: int = 4,
         threads: int | None = None,
     ) -> None:
-        """What each layer saves when it is quantised, and what quantising it alone costs: a table,
-        ``layers.csv``, and ``layers.png`` where matplotlib is installed.
+        """Tell what each layer saves when it is quantised, and what quantising it alone costs.
+
+        Writes a table, ``layers.csv``, and ``layers.png`` where matplotlib is installed.
 
         Args:
             model: Any LightningModule whose validation_step logs a loss, and an accuracy where it
@@ -91,8 +92,7 @@ class CommandTrainer(FederatedTrainer):
         round_seconds: float = 600.0,
         strict: bool = False,
     ) -> None:
-        """Train one model over clients on other machines, which join by ``bhfl join``; the same run
-        as that of ``fit``.
+        """Train as ``fit`` does, over clients on other machines, which join by ``bhfl join``.
 
         Args:
             model: The LightningModule.
@@ -168,10 +168,11 @@ class CommandTrainer(FederatedTrainer):
         steps: int = 5,
         repeats: int = 3,
     ) -> None:
-        """What a round costs a client of each bit group before anything is trained, in all and
-        layer by layer: parameters, FLOPs, memory, seconds of a step, bytes up and down, and energy
-        where the machine counts it. A table, ``profile.csv``, and ``profile.png`` where matplotlib
-        is installed.
+        """Tell what a round costs a client of each bit group, in all and layer by layer.
+
+        That is parameters, FLOPs, memory, seconds of a step, bytes up and down, and energy where
+        the machine counts it, before anything is trained. Writes a table, ``profile.csv``, and
+        ``profile.png`` where matplotlib is installed.
 
         Args:
             model: Any LightningModule that can be trained.
@@ -199,8 +200,9 @@ class CommandTrainer(FederatedTrainer):
         group: str | None = None,
         out: str | Path | None = None,
     ) -> list[Any]:
-        """Write what a model predicts of the test split, or of the ``predict_dataloader`` that data
-        of your own may have: a row for each sample.
+        """Write what a model predicts of the test split: a row for each sample.
+
+        Data of your own may have a ``predict_dataloader``, which is predicted then.
 
         Args:
             model: The LightningModule, whose predict_step is called.

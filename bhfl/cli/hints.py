@@ -116,10 +116,9 @@ def fits(hint: Any, value: Any) -> bool:
 
 def _is_choice(choices: tuple[Any, ...], value: Any) -> bool:
     """Whether `value` is one of them; jsonargparse looks up the members of an enum by name."""
-    plain = [choice for choice in choices if type(choice) in _PLAIN]
     # types are compared as well, since true equals 1
-    same = [choice for choice in plain if value == choice and type(value) is type(choice)]
-    return bool(same) or len(plain) < len(choices)
+    plain = [(type(choice), choice) for choice in choices if type(choice) in _PLAIN]
+    return (type(value), value) in plain or len(plain) < len(choices)
 
 
 def described(hint: Any) -> str:

@@ -219,7 +219,8 @@ class Checker:
         """Problems of the items of a list, each of which has a hint of its own in a tuple."""
         if not isinstance(values, list):
             # a typed --list.option is one of its last item
-            return [] if len(_place(keys)) < len(self._layer.path) else None
+            is_inside = len(_place(keys)) < len(self._layer.path)
+            return [] if is_inside and Layer(self.merged).gives(keys) else None
         args = get_args(hint) or (Any,)
         if get_origin(hint) is not tuple or args[-1] is Ellipsis:
             args = args[:1] * len(values)
@@ -281,9 +282,7 @@ class Checker:
         reserved = {key: why for key, why in hint.reserved.items() if key in fields}
         section = Section(fields, reserved, f" of {cls.__name__}")
         if spelled_out:
-            return problems + self._value(
-                section, value.get("init_args") or {}, (*keys, "init_args")
-            )
+            return problems + self._value(section, value.get("init_args", {}), (*keys, "init_args"))
         return problems + self._value(section, value, keys)
 
     def _callable(self, instance: Instance | None, path: str, keys: Keys) -> list[str]:

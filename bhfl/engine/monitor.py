@@ -121,7 +121,8 @@ def check_monitor(
         ValueError: It is none of what the model logs.
     """
     tags = validation_tags(type(model), groups)
-    if tags and monitor.startswith("val/") and monitor not in tags:
+    meant = monitor.startswith("val/") or f"val/{monitor}" in tags
+    if tags and meant and monitor not in tags:
         raise ValueError(
             f"{owner} must be a logged metric, got {monitor!r}"
             f"{suggestion(monitor, tags, others=False) or suggestion('', model.validation_metrics)}"

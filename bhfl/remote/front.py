@@ -107,7 +107,12 @@ class Front(Running):
         """Bytes of bodies that went to each client."""
         self._server = self._uvicorn()
         self._client: httpx.AsyncClient | None = None
-        self._thread = threading.Thread(target=self._serve, name="bhfl-front", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run,
+            kwargs={"sockets": [self._socket]},
+            name="bhfl-front",
+            daemon=True,
+        )
 
     def _uvicorn(self) -> uvicorn.Server:
         import uvicorn
@@ -151,9 +156,6 @@ class Front(Running):
             self._server.force_exit = True
             self._thread.join(10.0)
         self._socket.close()
-
-    def _serve(self) -> None:
-        self._server.run(sockets=[self._socket])
 
     async def _answer(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self._socket.heard(scope["client"])

@@ -4,13 +4,22 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from bhfl.files import user_path
 
 
-def picture_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Arguments whose errors are told as those of all commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2, and one line for each problem."""
+        self.exit(2, "".join(f"error: {line}\n" for line in message.splitlines()))
+
+
+def picture_parser(name: str, about: str | None) -> Parser:
     """The arguments of ``python -m bhfl.report.<name>``, which draws one picture of some runs."""
-    parser = argparse.ArgumentParser(prog=f"python -m bhfl.report.{name}", description=about)
+    parser = Parser(prog=f"python -m bhfl.report.{name}", description=about)
     which = "run folders, or folders that hold some"
     parser.add_argument("runs", nargs="+", type=path_argument, help=which)
     parser.add_argument("--out", type=path_argument, default=Path(f"{name}.png"))
@@ -30,7 +39,7 @@ def path_argument(text: str) -> Path:
 
 
 @contextmanager
-def errors_told(parser: argparse.ArgumentParser) -> Iterator[None]:
+def errors_told(parser: Parser) -> Iterator[None]:
     """Leave a command with exit code 2, and one line for each problem, where a block fails."""
     try:
         yield
@@ -38,4 +47,4 @@ def errors_told(parser: argparse.ArgumentParser) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (ValueError, ImportError, OSError) as error:
-        parser.exit(2, "".join(f"error: {line}\n" for line in str(error).splitlines()))
+        parser.error(str(error))

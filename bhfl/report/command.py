@@ -1,13 +1,12 @@
 """``bhfl report RUN...``: what finished and unfinished runs came to, side by side."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from bhfl.files import user_path, write_text
-from bhfl.report.arguments import errors_told, path_argument
+from bhfl.report.arguments import Parser, errors_told, path_argument
 from bhfl.report.forms import as_csv, console, markdown
 from bhfl.report.goals import Goal
 from bhfl.report.latex import as_latex
@@ -151,9 +150,9 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     """The arguments of the command, which are those of `write_report`."""
-    parser = argparse.ArgumentParser(prog="bhfl report", description=_ABOUT, allow_abbrev=False)
+    parser = Parser(prog="bhfl report", description=_ABOUT, allow_abbrev=False)
     parser.add_argument(
         "runs",
         nargs="+",

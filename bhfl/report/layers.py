@@ -4,7 +4,6 @@ A picture is drawn again from a CSV by ``python -m bhfl.report.layers layers.csv
 those of `bhfl.analysis.layers`; ``name_<bits>`` is one column for each width.
 """
 
-import argparse
 import csv
 import math
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.files import write_text
-from bhfl.report.arguments import errors_told, path_argument
+from bhfl.report.arguments import Parser, errors_told, path_argument
 from bhfl.report.drawing import bare, labels, name_rows, pyplot, save
 from bhfl.report.forms import csv_text, ruled
 
@@ -209,7 +208,7 @@ def _bound(figure: Any, axis: Any, rows: Sequence[Row]) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(prog="python -m bhfl.report.layers", description=__doc__)
+    parser = Parser(prog="python -m bhfl.report.layers", description=__doc__)
     parser.add_argument("table", type=path_argument, help="layers.csv of bhfl analyze")
     about = "the picture; next to the table by default"
     parser.add_argument("--out", type=path_argument, help=about)

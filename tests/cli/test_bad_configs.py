@@ -106,6 +106,14 @@ FILES = {
         "algorithm: {class_path: FedAvg, init_args: {mu: 1}}\n",
         ["algorithm.mu is an unknown option of FedAvg"],
     ),
+    "init-args-list": (
+        "algorithm: {class_path: FedProx, init_args: []}\n",
+        ["bad.yaml:1: algorithm must be a mapping, got []"],
+    ),
+    "init-args-null": (
+        "trainer: {callbacks: [{class_path: Progress, init_args: null}]}\n",
+        ["trainer.callbacks[0] must be a mapping, got null"],
+    ),
     "init-arg-outside": (
         "data: {class_path: Digits, batch_size: 8}\n",
         ["data.batch_size must stand under init_args"],
@@ -451,6 +459,10 @@ OPTIONS = {
         ["--data.shape is an unknown option of Digits"],
     ),
     "class": (["--algorithm=FedPorx"], ["--algorithm must name an Algorithm", "'FedProx'"]),
+    "callback-of-none": (
+        ["--trainer.callbacks.every_n_rounds", "3"],
+        ["--trainer.callbacks must be a list or null, got {'every_n_rounds': '3'}"],
+    ),
     "callback": (
         ["--trainer.callbacks+=os.system"],
         ["must name a Callback, got 'os.system' of the standard library"],
@@ -573,6 +585,10 @@ OPTIONS = {
         ["--trainer.monitor", "val/nonsense"],
         ["must be a logged metric, got 'val/nonsense'"],
     ),
+    "monitor-bare": (
+        ["--trainer.monitor", "acc"],
+        ["must be a logged metric, got 'acc'; did you mean 'val/acc'?"],
+    ),
     "monitor-group": (
         ["--trainer.monitor", "val/acc_int4"],
         ["got 'val/acc_int4'; did you mean 'val/acc_int8'?"],
@@ -608,6 +624,11 @@ OPTIONS = {
     "devices": (
         ["--trainer.devices", "100000"],
         ["--trainer.devices must be at most", "got 100000"],
+    ),
+    # several problems of one algorithm are lines of their own
+    "private": (
+        ["--algorithm", "DPFedAvg", "--trainer.clients_per_round", "2"],
+        ["error: DPFedAvg counts each client once: trainer.weights must be uniform"],
     ),
     "ambiguous": (
         ["--trainer.logger", "CSVLogger"],

@@ -100,20 +100,24 @@ def test_help_and_version_are_answered_without_torch(args: list[str]) -> None:
     assert done.stdout.startswith(("usage: bhfl", "bhfl "))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "analyze"])
+@pytest.mark.parametrize(
+    "command", ["fit", "validate", "test", "predict", "analyze", "profile", "serve"]
+)
 def test_help_of_a_command_tells_its_options(bhfl: Command, command: str) -> None:
     code, out, err = bhfl(command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: bhfl {command} [--config FILE ...]")
+    assert out.split("\n\n")[1].endswith(".")
     for text in (
         "--clients",
         "--trainer.max_rounds",
         "bhfl.algorithms.FedProx",
         "bhfl.data.CIFAR10",
-        "--ckpt_path",
         "\nTrainer:",
     ):
         assert text in out
+    # it measures a model that is not trained yet
+    assert ("--ckpt_path" in out) == (command != "profile")
 
 
 def test_help_of_a_class(bhfl: Command) -> None:

@@ -107,7 +107,9 @@ def test_a_metric_that_nobody_logged_is_told_with_the_nearest(root, capsys, args
     with pytest.raises(SystemExit) as left:
         main([str(root), "--out", str(root / "out"), *args])
     assert left.value.code == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told
+    assert all(line.startswith("error: ") for line in told.splitlines())
     assert not (root / "out").exists()
 
 

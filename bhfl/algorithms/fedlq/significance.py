@@ -76,7 +76,7 @@ def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tens
     for row, x in zip(rows, tensors, strict=True):
         # as a row: an empty tensor has no row, and so no largest
         magnitudes = x.detach().abs().float().reshape(-1, max(1, x.numel()))
-        largest = magnitudes.amax(1, keepdim=True)
+        largest = magnitudes.amax(1)
         spreads = torch.empty_like(magnitudes, dtype=torch.float64)
         for place, bits in enumerate(candidates):
             if bits == 32:
@@ -86,10 +86,9 @@ def variance_table(tensors: Sequence[Tensor], candidates: Sequence[int]) -> Tens
             divisor = step.where(step > 0, 1.0)
             # in blocks that a cache holds
             for part, spread in matching_blocks(magnitudes, spreads):
-                fraction = part.div(divisor.view(-1)).frac_()
+                fraction = part.div(divisor).frac_()
                 spread.copy_((1 - fraction).mul_(fraction))
-            total = spreads.sum(1, keepdim=True)
-            row[place] = (step.double().square() * total).sum()
+            row[place] = (step.double().square() * spreads.sum(1)).sum()
     return rows
 
 

@@ -50,7 +50,8 @@ def input_codes(x: Tensor, bits: int) -> Codes:
     low, scale = activation_range(x, (1 << bits) - 1)
     inverse = scale.reciprocal()
     # the zero point for which the code of the lowest value is the first one, -128
-    shift = -128 - (low * inverse).round_()
+    # of an input that is not finite, whose scale shows it, any will do: NaN is no integer
+    shift = -128 - (low * inverse).round_().nan_to_num_()
     values = torch.empty_like(x, dtype=torch.int8)
     for block, target in matching_blocks(x, values):
         target.copy_((block.float() * inverse).round_().add_(shift))

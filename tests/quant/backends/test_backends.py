@@ -1,6 +1,7 @@
 """Backends: other ways to compute the same layer, on the same codes."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -316,7 +317,9 @@ def test_zero_constant_and_empty_inputs(backend: str) -> None:
     model(torch.empty(0, 3, 4, 4)).sum().backward()
     nn.init.zeros_(model[2].weight)
     assert all(t.isfinite().all() for t in run(model, torch.randn(2, 3, 4, 4)))
-    assert not model(torch.full((2, 3, 4, 4), float("nan"))).isfinite().any()
+    for model[0].padding, worst in itertools.product([(0, 0), (1, 1)], ["nan", "inf", "-inf"]):
+        x = torch.full((2, 3, 4, 4), float(worst))
+        assert not model[0](x).isfinite().any()
 
 
 @pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
