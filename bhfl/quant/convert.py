@@ -61,9 +61,11 @@ def quantize_(
             f"filter_fn must be a function of name and module, got {filter_fn!r}; backend= names a "
             "backend"
         )
-    chosen = list(_candidates(model))
-    if filter_fn is not None:
-        chosen = [(name, module) for name, module in chosen if filter_fn(name, module)]
+    chosen = [
+        (name, module)
+        for name, module in _candidates(model)
+        if filter_fn is None or filter_fn(name, module)
+    ]
     chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
         raise ValueError(

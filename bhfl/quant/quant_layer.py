@@ -140,6 +140,7 @@ class QuantLayer(nn.Module):
         """
         if self.spec.weights == FLOAT_BITS:
             raise ValueError("quantized_weight needs BitSpec.weights of 2..16, got 32")
+        self._restored()
         return quantize(self.weight, self.spec.weights, **self._weight_rule())
 
     @torch.no_grad()
@@ -154,10 +155,10 @@ class QuantLayer(nn.Module):
         return quantize_as_sent(self.weight, self.spec, self.storage_scale)
 
     def _weight_rule(self) -> dict[str, Any]:
-        """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight."""
+        """The arguments by which :func:`bhfl.quant.quantize` finds the scale of the weight, once it
+        is known whether restored codes still hold.
+        """
         scale = self.fixed_scale
-        if scale is not None and self.spec.storage == FLOAT_BITS and self._has_moved(scale):
-            self.fixed_scale = scale = None
         if self.weight_step is not None:
             # an optimiser may take the step through zero, and a scale is positive
             scale = bounded_scale(self.weight_step.abs().float(), levels(self.spec.weights))
@@ -167,18 +168,21 @@ class QuantLayer(nn.Module):
             "scale": scale,
         }
 
-    def _has_moved(self, scale: Tensor) -> bool:
-        """Whether the weights are not the restored codes times their scale any more, or are about
-        to be trained: their range then moves with them.
+    def _restored(self) -> Tensor | None:
+        """The weight on the grid of restored codes. Where it is not these codes times their scale
+        any more, or is about to be trained, its range moves with it from here on.
         """
-        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
-            return True
-        # a compiled graph would break where values are looked at
-        if torch.compiler.is_compiling():
-            return False
-        weight = self.weight.detach()
-        on_grid = fake_quantize(weight, self.spec.weights, scale=scale)
-        return not torch.equal(weight, on_grid)
+        scale = self.fixed_scale
+        if scale is None or self.spec.storage < FLOAT_BITS:
+            return None
+        if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
+            weight = self.weight.detach()
+            on_grid = fake_quantize(weight, self.spec.weights, scale=scale)
+            # a compiled graph would break where values are looked at
+            if torch.compiler.is_compiling() or torch.equal(weight, on_grid):
+                return on_grid
+        self.fixed_scale = None
+        return None
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the parent, computed with quantised input and weight; shapes as there."""
@@ -211,6 +215,10 @@ class QuantLayer(nn.Module):
         """The weight on its grid, with its gradient."""
         weight: Tensor = self.weight
         if self.spec.weights < FLOAT_BITS:
+            on_grid = self._restored()
+            # it is rounded once more only for its gradient
+            if on_grid is not None and not (torch.is_grad_enabled() and weight.requires_grad):
+                return on_grid
             weight = fake_quantize(weight, self.spec.weights, **self._weight_rule())
         return self._with_gradient_hook(weight)
 
@@ -220,6 +228,7 @@ class QuantLayer(nn.Module):
         Returns:
             A stand-in that takes the gradient of the weight, its int8 codes, and their scale.
         """
+        self._restored()
         stand_in, codes, scale = quantize_with_gradient(
             self.weight, self.spec.weights, **self._weight_rule()
         )

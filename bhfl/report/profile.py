@@ -88,9 +88,10 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     """
     lines = []
     for row in rows:
-        filled = {}
-        for key, value in row.items():
-            filled[key] = "" if isinstance(value, float) and math.isnan(value) else value
+        filled = {
+            key: "" if isinstance(value, float) and math.isnan(value) else value
+            for key, value in row.items()
+        }
         lines.append(filled)
     write_text(path, csv_text(lines))
 

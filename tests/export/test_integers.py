@@ -8,7 +8,7 @@ from torch import nn
 
 from bhfl.export import QuantizedFileError, float_state, load_quantized, restore_, save_quantized
 from bhfl.models import CNN, ResNet8
-from bhfl.quant import QuantizedTensor, begin_round_, quantize_, quantized_state
+from bhfl.quant import QuantizedTensor, begin_round_, quant_layer, quantize_, quantized_state
 
 safetensors = pytest.importorskip("safetensors.torch", reason="the extra 'export' is not installed")
 
@@ -184,6 +184,25 @@ def test_weights_that_are_changed_by_hand_get_a_range_of_their_own(change, tmp_p
     expected.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), expected(x))
     assert torch.equal(copied(x), rows(x))
+
+
+def test_restored_weights_are_rounded_once_a_forward_and_have_gradients(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_quantized(quantize_(nn.Linear(6, 4), 4), tmp_path / "a.safetensors")
+    layer, x = restore_(nn.Linear(6, 4).eval(), tmp_path / "a.safetensors"), torch.randn(5, 6)
+    with_gradient = layer(x)
+    calls = []
+    rounded = quant_layer.fake_quantize
+    monkeypatch.setattr(
+        quant_layer,
+        "fake_quantize",
+        lambda *args, **rule: calls.append(1) or rounded(*args, **rule),
+    )
+    with torch.no_grad():
+        assert torch.equal(layer(x), with_gradient)
+    assert len(calls) == 1
+    with_gradient.sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
 
 
 @torch.no_grad()

@@ -142,9 +142,10 @@ def gradients(
         gw: The gradient of the weight.
     """
     gb = g.sum([0, *range(2, g.dim())]) if ctx.needs_input_grad[4] else None
-    found = []
-    for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True):
-        found.append(None if grad is None else grad.to(dtype))
+    found = [
+        None if grad is None else grad.to(dtype)
+        for grad, dtype in zip((gx, gw, gb), ctx.dtypes, strict=True)
+    ]
     return found[0], found[1], None, None, found[2], None
 
 
