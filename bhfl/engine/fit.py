@@ -20,6 +20,7 @@ from bhfl.engine.formats import with_format
 from bhfl.engine.frozen import without_lost
 from bhfl.engine.monitor import check_first, check_logged, doubt, unseen
 from bhfl.engine.per_client import spread, test_rows, training_rows
+from bhfl.engine.private import is_public
 from bhfl.engine.processes import check_common_folder, check_same_options, gather
 from bhfl.engine.records import ClientRecord, problems, round_metrics, with_updates
 from bhfl.engine.references import References
@@ -238,6 +239,10 @@ def _row(session: Session, run: Run, records: list[ClientRecord]) -> Row:
     server = session.server
     absences = session.settings.fleet.availability is not None
     metrics = round_metrics(records, availability=absences)
+    if session.algorithm.private:
+        # what clients call so would pass for a metric of the server's, which all may follow
+        groups = group_sizes(session.fleet)
+        metrics = {tag: metrics[tag] for tag in metrics if not is_public(tag, groups)}
     row = {"round": server.round, **metrics, **server.metrics}
     measured = {record.client: record.measured for record in with_updates(records)}
     row |= spread("val", measured, session.fleet)
@@ -260,8 +265,9 @@ def _save(
     """Write the checkpoints that are due, and drop what none of them can ask for."""
     kept = run.save(session.server, session.told, best, due)
     if due:
-        folder = shlex.quote(str(run.folder))
-        STANDING.saved = f"--ckpt_path {folder} goes on from round {session.server.round}"
+        STANDING.saved = (
+            f"--ckpt_path {shlex.quote(str(run.folder))} goes on from round {session.server.round}"
+        )
     for store in (session.store, session.references):
         for record in records if kept and store.folder.exists() else ():
             store.prune(record.client, kept)

@@ -189,8 +189,11 @@ def following(trainer: Any) -> str:
         )
     lines.append(f"run folder: {run.folder}")
     folder = shlex.quote(str(run.folder))
-    config = shlex.quote(str(run.folder / "config.yaml"))
-    lines += ["next:", f"  bhfl test --config {config} --ckpt_path best", f"  bhfl report {folder}"]
+    lines += [
+        "next:",
+        f"  bhfl test --config {shlex.quote(str(run.folder / 'config.yaml'))} --ckpt_path best",
+        f"  bhfl report {folder}",
+    ]
     if any(run.folder.glob("events.out.tfevents.*")):
         lines.append(f"  tensorboard --logdir {folder}")
     return "\n".join(lines)

@@ -77,8 +77,7 @@ class Display:
         timed = self.done - self.before
         if timed <= 0:
             return rounds
-        seconds = remaining * (time.monotonic() - self.begun) / timed
-        return f"{rounds}, about {_duration(seconds)}"
+        return f"{rounds}, about {_duration(remaining * (time.monotonic() - self.begun) / timed)}"
 
     def close(self) -> None:
         """Take the table away."""

@@ -337,6 +337,21 @@ def test_clients_are_told_nothing_that_clients_measured(tmp_path):
     known = set(run.run.history[0])
     assert {"train/loss", "val/loss_local_float32", "val/acc_avg"} <= known
     assert told[-1] == {f"val/{name}{end}" for name in ("loss", "acc") for end in ENDS}
+
+    class Calling(Client):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            entry = {"scheduler": plateau, "monitor": "val/own"}
+            return {"optimizer": optimizer, "lr_scheduler": entry}
+
+        def training_step(self, batch, batch_idx):
+            self.log("val/own", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    # what a client calls so is no metric of the server's
+    with pytest.raises(ValueError, match="must be a logged metric, got 'val/own'"):
+        fit(tmp_path / "own", DPFedAvg(), {32: 2}, Calling, **options)
     # on what the client itself logs, a rate may follow train/loss
     restart = {"lr_schedule": "restart", "max_rounds": 1}
     trained(tmp_path, DPFedAvg(), Data(2), 2, lambda: Following("train/loss"), **restart)
