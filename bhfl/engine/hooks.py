@@ -130,8 +130,10 @@ class Guard:
             wrong = inspect.isfunction(raw) and not isinstance(known, property | cached_property)
             return f"{where} must be a value such as {known!r}, got a method" if wrong else ""
         if inspect.isdatadescriptor(raw) or isinstance(raw, cached_property):
-            kind = type(raw).__name__
-            return f"{where} must be a method, because it is called as a hook, got a {kind}"
+            return (
+                f"{where} must be a method, because it is called as a hook, got a "
+                f"{type(raw).__name__}"
+            )
         if hasattr(raw, "__get__"):
             try:
                 # any object does in place of an instance, because nothing is called

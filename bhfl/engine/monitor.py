@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-import lightning as L
-
 from bhfl.checks import suggestion
 from bhfl.engine.best import Best
 from bhfl.engine.loggers import scalars
-from bhfl.engine.private import followed
 from bhfl.engine.types import FederatedData, Row
 from bhfl.settings import Settings
 
@@ -87,18 +84,18 @@ def validation_tags(model: Any, groups: Iterable[str]) -> list[str]:
 
 
 def monitored(
-    bests: Mapping[str, Best], module: L.LightningModule, settings: Settings
+    bests: Mapping[str, Best], module: object, settings: Settings, needed: Iterable[str]
 ) -> dict[str, str]:
     """The tags of metrics that rounds must log, to the options that name them.
 
     Args:
         bests: What is looked for.
-        module: Its schedules may follow metrics.
+        module: The module.
         settings: The trainer's.
+        needed: What the schedules of the module follow where they go on over rounds.
     """
     found = {best.monitor: "trainer.monitor" for best in bests.values()}
-    plateaus = followed(module) if settings.training.lr_schedule == "continue" else {}
-    for tag in filter(plateaus.get, plateaus):
+    for tag in needed if settings.training.lr_schedule == "continue" else ():
         # what is chosen by comes first
         found.setdefault(
             tag, f"the monitor of ReduceLROnPlateau in {type(module).__name__}.configure_optimizers"

@@ -43,14 +43,13 @@ def public_rows(history: Sequence[Row], groups: Collection[str]) -> list[Row]:
     return rows
 
 
-def followed(module: L.LightningModule) -> dict[str, bool]:
-    """Tags of the metrics that the module's ReduceLROnPlateau schedules follow over rounds, and
-    whether they must be there; none where it makes optimisers for a client alone.
+def followed(module: L.LightningModule) -> list[str]:
+    """Tags of the metrics that the module's ReduceLROnPlateau schedules follow over rounds; none
+    where it makes optimisers for a client alone.
     """
     # such errors are left to the first client
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, schedules = configured(module)
-        plateaus = [one for one in schedules if one.reduce_on_plateau]
-        return {tag_of(one.monitor or ""): one.strict for one in plateaus}
-    return {}
+        return [tag_of(one.monitor or "") for one in schedules if one.reduce_on_plateau]
+    return []

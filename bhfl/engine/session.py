@@ -177,7 +177,7 @@ class Session:
         module = self.module
         settings = self.settings
         fleet, method = self.trainer.fleet.groups, self.algorithm.client_half
-        self.optimizers = check_optimizers(module, fleet, method)
+        self.optimizers, needed = check_optimizers(module, fleet, method)
         made = model_options(module, self.optimizers)
         config = self.trainer.config
         self.told = fingerprint(settings, self.data, config.get("model", made))
@@ -188,7 +188,7 @@ class Session:
         identity["model.num_parameters"] = sum(p.numel() for p in module.parameters())
         groups = group_sizes(self.fleet)
         self.bests = watched(settings.choice.monitor, groups, settings.choice.best_by_group)
-        self.monitors = monitored(self.bests, module, settings)
+        self.monitors = monitored(self.bests, module, settings, needed)
         for tag, owner in self.monitors.items():
             check_monitor(tag, module, groups, owner)
         check_samples(self.data, settings, len(self.fleet))

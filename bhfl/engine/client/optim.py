@@ -56,7 +56,7 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
 
 def check_optimizers(
     module: L.LightningModule, groups: Iterable[Group] = (), method: Algorithm | None = None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Make the optimisers once, before any work: what torch refuses would fail every client of
     every round.
 
@@ -69,12 +69,14 @@ def check_optimizers(
         method: The algorithm, which may need optimisers that go down.
 
     Returns:
-        What the optimisers and their schedules are, as a configuration says them.
+        What the optimisers and their schedules are, as a configuration says them; and the tags of
+        the metrics that ReduceLROnPlateau needs over rounds.
 
     Raises:
         ValueError: In torch's words; or a group has one in place of several, or one goes up.
     """
     found: dict[str, list[Any]] = {}
+    needed: list[str] = []
     optimizers: list[Optimizer] = []
     try:
         with warnings.catch_warnings():
@@ -85,7 +87,9 @@ def check_optimizers(
             found["lr_scheduler"] = [described(schedule.scheduler) for schedule in schedules]
             # torch refuses some schedules only at their first step
             for schedule in schedules:
-                if isinstance(schedule.scheduler, LRScheduler) and not schedule.reduce_on_plateau:
+                follows = schedule.reduce_on_plateau
+                needed += [tag_of(schedule.monitor or "")] * (follows and schedule.strict)
+                if isinstance(schedule.scheduler, LRScheduler) and not follows:
                     schedule.scheduler.step()
     except Exception as error:
         # the innermost frame alone: errors of the module's own code are left to its first client
@@ -108,7 +112,8 @@ def check_optimizers(
         replaced.append(Replaced(optimizers[0], group.optimizer).optimizer)
     _check_descent(method, optimizers + replaced)
     # several stay a list; none are as if they were not set
-    return {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
+    told = {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
+    return told, needed
 
 
 def _check_descent(method: Algorithm | None, optimizers: Iterable[Optimizer]) -> None:
