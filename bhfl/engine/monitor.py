@@ -59,10 +59,9 @@ def doubt(monitor: str, mode: str) -> str:
     if not wrong:
         return ""
     end = "highest" if mode == "max" else "lowest"
-    right = "min" if mode == "max" else "max"
     return (
         f"trainer.monitor is {monitor} and trainer.mode {mode}: the {end} {wrong[0]} is the best; "
-        f"set trainer.mode to {right}"
+        f"set trainer.mode to {'min' if mode == 'max' else 'max'}"
     )
 
 

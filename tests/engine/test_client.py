@@ -253,6 +253,8 @@ def test_hooks_that_are_not_called_are_named(tmp_path):
         def configure_callbacks(self):
             return []
 
+        def predict_dataloader(self): ...
+
         def validation_epoch_end(self, outputs): ...
 
         def setup(self, stage): ...
@@ -260,8 +262,8 @@ def test_hooks_that_are_not_called_are_named(tmp_path):
     with pytest.warns(
         UserWarning,
         match=(
-            "Kept overrides configure_callbacks, on_save_checkpoint, validation_epoch_end, "
-            "which federated clients do not call"
+            "Kept overrides configure_callbacks, on_save_checkpoint, predict_dataloader, "
+            "validation_epoch_end, which federated clients do not call"
         ),
     ):
         train(tmp_path, Kept())

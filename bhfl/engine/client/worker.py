@@ -34,6 +34,11 @@ _UNCALLED = (
     "configure_sharded_model",
     "on_save_checkpoint",
     "on_load_checkpoint",
+    # those of data modules, which hold the clients' samples
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
     # Lightning 1 had these, and Lightning 2 refuses them
     "training_epoch_end",
     "validation_epoch_end",
