@@ -149,8 +149,9 @@ def by_data(error: BaseException) -> bool:
     not data.
     """
     # what is not imported was not at work, and may need a package that is not here
-    loaded = [sys.modules[home] for home in _OF_DATA if home in sys.modules]
-    at_work = tuple(getattr(home, _OF_DATA[home.__name__]) for home in loaded)
+    at_work = tuple(
+        getattr(sys.modules[home], name) for home, name in _OF_DATA.items() if home in sys.modules
+    )
     return any(
         isinstance(frame.f_locals.get("self"), at_work) and frame.f_code.co_name != "__init__"
         for frame, _ in traceback.walk_tb(error.__traceback__)

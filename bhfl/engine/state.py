@@ -1,5 +1,6 @@
 """What the state of a model must be to travel between server and clients."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -8,8 +9,17 @@ from torch.nn.parameter import is_lazy
 
 from bhfl.checks import refuse
 
-_COUNTERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
-"""Integer tensors travel as they are, and the server takes their maximum."""
+_KINDS = (
+    torch.float32,
+    # these travel as they are, and the server takes their maximum
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+)
+"""The kinds of tensors that can be sent."""
 _OR_KEEP = "or register_buffer(..., persistent=False), where each client begins anew with it"
 
 # Each rule, with what to do where it is broken.
@@ -29,6 +39,10 @@ _FLOAT = (
 _INTEGER = (
     "the model's integer buffers must be int8, int16, int32, int64, uint8 or bool, got",
     f"store them as int64, {_OR_KEEP}",
+)
+_FINITE = (
+    "the model's buffers must hold neither NaN nor infinity, which has no mean, got others",
+    f"store what is to be infinite as a mask of bool, {_OR_KEEP}",
 )
 _REAL = (
     "the model's parameters and buffers must be real, got",
@@ -57,19 +71,19 @@ def check_state(model: nn.Module) -> None:
         ValueError: With every rule that is broken, a line each: the tensors, their kinds, and what
             to do.
     """
-    broken: dict[tuple[str, str], list[str]] = {}
+    broken = defaultdict(list)
     saved = model.state_dict(keep_vars=True)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         # a learned step is never saved
         if parameter.requires_grad and name not in saved and not name.endswith("weight_step"):
-            broken.setdefault(_KEPT, []).append(name)
+            broken[_KEPT].append(name)
     for name, value in {**saved, **dict(model.named_buffers())}.items():
         # set_extra_state would have to be called for each client
         rule = _TENSORS if name.endswith("_extra_state") else _broken(value)
         # buffers that are never saved need not be sent
         if rule and (name in saved or rule in (_VALUES, _FLAT)):
-            told = name if rule is _TENSORS else f"{name} is {kind_of(value)}"
-            broken.setdefault(rule, []).append(told)
+            told = name if rule in (_TENSORS, _FINITE) else f"{name} is {kind_of(value)}"
+            broken[rule].append(told)
     refuse(f"{rule}: {', '.join(names[:5])}; {do}" for (rule, do), names in broken.items())
 
 
@@ -87,9 +101,11 @@ def _broken(value: Any) -> tuple[str, str] | None:  # noqa: PLR0911  # rule by r
         return _DENSE
     if value.is_complex():
         return _REAL
-    if value.is_floating_point():
-        return None if value.dtype == torch.float32 else _FLOAT
-    return None if value.dtype in _COUNTERS else _INTEGER
+    if value.dtype not in _KINDS:
+        return _FLOAT if value.is_floating_point() else _INTEGER
+    # a parameter may be frozen, and is not sent then
+    has_mean = isinstance(value, nn.Parameter) or value.isfinite().all()
+    return None if has_mean else _FINITE
 
 
 def kind_of(value: Tensor) -> str:

@@ -182,9 +182,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         kind = own_class(module)
         # a lazy layer is one of that class after its first batch
         found = (getattr(kind, "cls_to_become", None) or kind) in QUANT_CLASSES
-        if kind is nn.MultiheadAttention:
-            found = can_be_quantized(module)
-        if found or isinstance(module, QuantLayer):
+        if (found and can_be_quantized(module)) or isinstance(module, QuantLayer):
             yield name, module
 
 

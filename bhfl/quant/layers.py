@@ -220,15 +220,12 @@ QUANT_CLASSES: dict[type[nn.Module], type[QuantLayer]] = {
 """The layers of torch that can be quantised, and what they become."""
 
 
-def can_be_quantized(attention: nn.Module) -> bool:
-    """Whether a module is attention of the kind that :class:`QuantMultiheadAttention` computes:
-    without kdim, vdim, add_bias_kv and add_zero_attn.
+def can_be_quantized(layer: nn.Module) -> bool:
+    """Whether a layer is no attention, or of the kind that :class:`QuantMultiheadAttention`
+    computes: without kdim, vdim, add_bias_kv and add_zero_attn.
     """
-    return (
-        isinstance(attention, nn.MultiheadAttention)
-        and attention._qkv_same_embed_dim
-        and attention.bias_k is None
-        and not attention.add_zero_attn
+    return not isinstance(layer, nn.MultiheadAttention) or (
+        layer._qkv_same_embed_dim and layer.bias_k is None and not layer.add_zero_attn
     )
 
 

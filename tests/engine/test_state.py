@@ -45,6 +45,10 @@ REFUSED: dict[str, tuple[Callable[[], Tensor], str]] = {
         lambda: torch.ones(2) + 1j,
         r"must be real, got: extra is torch\.complex64; store torch\.view_as_real",
     ),
+    "infinite": (
+        lambda: torch.tensor([0.0, -torch.inf]),
+        "buffers must hold neither NaN nor infinity, which has no mean, got others: extra; store",
+    ),
     "uint16": (
         lambda: torch.ones(2).to(torch.uint16),
         r"must be int8, .* got: extra is torch\.uint16; store .* as int64",
