@@ -27,6 +27,7 @@ STRAGGLER = "straggler"
 ANY_PART = (0.0, 1.0)
 _share = within("[0, 1]")
 _some = within("(0, 1]")
+_not_all = within("[0, 1)")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ class Availability(Recorded):
     its way is sent again. All bytes are counted, and all seconds on a simulated network.
 
     Args:
-        dropout: The share of attempts in which a client drops out, in [0, 1], drawn for each
+        dropout: The share of attempts in which a client drops out, in [0, 1), drawn for each
             client, round and attempt.
         loss: The share of updates that are lost on their way, likewise.
-        stragglers: The share of a round's clients that make a part of their steps, likewise.
+        stragglers: The share of a round's clients that make a part of their steps, in [0, 1].
         part: How large that part is, in (0, 1]: a number, or the ends of the range that it is
             drawn from evenly. At least one step is made.
         retries: How often the server asks a client again within a round.
@@ -119,8 +120,8 @@ class Availability(Recorded):
         retries: int = 0,
         trace: str | Path | None = None,
     ) -> None:
-        self.dropout = checked("availability.dropout", dropout, _share)
-        self.loss = checked("availability.loss", loss, _share)
+        self.dropout = checked("availability.dropout", dropout, _not_all)
+        self.loss = checked("availability.loss", loss, _not_all)
         self.stragglers = checked("availability.stragglers", stragglers, _share)
         self.part = checked("availability.part", part, _part_problem)
         self.retries = checked("availability.retries", retries, count(0, 100))

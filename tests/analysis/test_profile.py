@@ -265,7 +265,7 @@ def test_several_processes_are_refused(tmp_path: Path) -> None:
 
 
 def test_clients_that_would_drop_out_are_measured_in_a_whole_round(tmp_path: Path) -> None:
-    away = Availability(dropout=1, stragglers=1, part=0.01)
+    away = Availability(dropout=0.9999, stragglers=1, part=0.01)
     asked = trainer(tmp_path, availability=away)
     found = profile(asked, SGD(), data(), steps=2, repeats=1, powercap=tmp_path / "nowhere")
     whole = [row for row in found.rows if row["layer"] == "(all)"]

@@ -27,6 +27,8 @@ from tests.engine.hand_made import HandMade, Module, client_rows, points
 from tests.federation import Client, fit, same
 
 SHARES = {"dropout": 0.3, "loss": 0.2, "stragglers": 0.5, "part": [0.2, 0.8], "retries": 2}
+NEARLY_ALL = 1 - 1e-9
+"""A share so large that no client is left in these few rounds."""
 
 
 def traced(folder: Path, *lines: str, retries: int = 1) -> Availability:
@@ -122,8 +124,9 @@ def test_a_trace_says_what_happens(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout": 1.5}, "availability.dropout must be in [0, 1], got 1.5"),
-        ({"loss": -0.1}, "availability.loss must be in [0, 1], got -0.1"),
+        ({"dropout": 1.0}, "availability.dropout must be in [0, 1), got 1.0"),
+        ({"loss": 1}, "availability.loss must be in [0, 1), got 1"),
+        ({"loss": -0.1}, "availability.loss must be in [0, 1), got -0.1"),
         ({"stragglers": True}, "availability.stragglers must be in [0, 1], got True"),
         ({"part": 0}, "availability.part must be in (0, 1], or a range [low, high] in [0, 1], go"),
         ({"part": [0.5, 0.2]}, "range [low, high] in [0, 1], got [0.5, 0.2]"),
@@ -289,7 +292,7 @@ def test_the_updates_of_a_round_may_be_too_few(tmp_path):
     with pytest.raises(
         TooFewClientsError, match="client 0 dropped: it dropped out in the last of 3"
     ):
-        go(tmp_path, availability=Availability(dropout=1, retries=2), max_failed_rounds=0)
+        go(tmp_path, availability=Availability(NEARLY_ALL, retries=2), max_failed_rounds=0)
 
 
 def test_an_error_that_stops_every_client_that_is_there_ends_the_run():
@@ -407,7 +410,7 @@ def test_a_private_method_counts_who_is_away_as_one_that_has_not_moved(tmp_path)
     plain = go(tmp_path / "plain", DPFedAvg(), **options)
     # all are away in every round, which is noised and counted, and no failure
     away = go(
-        tmp_path / "away", DPFedAvg(), Availability(dropout=1), max_failed_rounds=0, **options
+        tmp_path / "away", DPFedAvg(), Availability(NEARLY_ALL), max_failed_rounds=0, **options
     )
     assert [row["clients/dropped"] for row in away.run.history] == [4, 4, 4]
     for one, other in zip(plain.run.history, away.run.history, strict=True):
