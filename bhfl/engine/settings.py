@@ -79,13 +79,12 @@ def _fleet_problems(settings: Settings, alone: bool) -> list[str]:
         return str(error).splitlines()
     cohort = settings.cohort
     last = settings.stopping.max_rounds - 1
-    found = []
-    for group in fleet.groups:
-        if (latest := max(group.schedule, default=0)) > last:
-            found.append(
-                f"clients: schedule of group {group.label!r} must name rounds from 1 to {last}, "
-                f"below max_rounds, got {latest}"
-            )
+    found = [
+        f"clients: schedule of group {group.label!r} must name rounds from 1 to {last}, below "
+        f"max_rounds, got {latest}"
+        for group in fleet.groups
+        if (latest := max(group.schedule, default=0)) > last
+    ]
     size = cohort_size(total, cohort.clients_per_round)
     if size > total:
         found.append(

@@ -126,9 +126,10 @@ def ranks(sections: Sequence[Section], order: Sequence[str] | None) -> Table | N
     if not places or (used < 2 and order is None):
         return None
     means = {label: statistics.fmean(found) for label, found in places.items()}
-    rows = []
-    for label in sorted(means, key=means.__getitem__):
-        rows.append([Cell(label), Cell(f"{means[label]:.2f}"), Cell(f"{len(places[label])}")])
+    rows = [
+        [Cell(label), Cell(f"{means[label]:.2f}"), Cell(f"{len(places[label])}")]
+        for label in sorted(means, key=means.__getitem__)
+    ]
     by = dict.fromkeys(section.metric.words for section in sections)
     head, rows, alike = without_idle(["method", "mean rank", "settings"], rows, 2)
     notes = [f"places by {' or '.join(by)}, 1 is the best", *alike]

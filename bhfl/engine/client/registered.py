@@ -43,7 +43,12 @@ class Registered:
         layer = self.module.get_submodule(owner)
         here = getattr(layer, leaf, None)
         wanted = (value.shape, value.dtype, torch.strided)
-        if here is not None and (here.shape, here.dtype, here.layout) == wanted:
+        # an expanded tensor, of which several entries are one, cannot be written to
+        if (
+            here is not None
+            and (here.shape, here.dtype, here.layout) == wanted
+            and 0 not in here.stride()
+        ):
             here.copy_(value)
             return
         # a copy: a decoded message serves the clients after this one too
