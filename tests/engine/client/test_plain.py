@@ -50,5 +50,5 @@ def test_a_module_of_lightning_is_not_plain(package: str) -> None:
 def test_an_expanded_tensor_takes_values() -> None:
     module = nn.Module()
     module.register_buffer("scale", torch.ones(1).expand(3))
-    PlainWorker(module).load({"scale": torch.arange(3.0)})
+    PlainWorker(module).registered.put("scale", torch.arange(3.0))
     assert module.state_dict()["scale"].tolist() == [0, 1, 2]
