@@ -36,11 +36,8 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
         ValueError: It asks for none, or for several where it optimises automatically.
     """
     asked: Any = module.configure_optimizers()
-    found: tuple[list[Any], list[Any], str | None] = ([asked], [], None)
-    if not isinstance(asked, Optimizer):
-        # Lightning's own reader takes every form that modules may return
-        found = _configure_optimizers(asked) if asked else ([], [], None)
-    optimizers, schedulers, monitor = found
+    # Lightning's own reader takes every form that modules may return
+    optimizers, schedulers, monitor = _configure_optimizers(asked) if asked else ([], [], None)
     hook = f"{type(module).__name__}.configure_optimizers"
     if not optimizers:
         raise ValueError(f"{hook} must return an optimizer, got {asked!r}")
@@ -57,8 +54,8 @@ def configured(module: L.LightningModule) -> tuple[list[Optimizer], list[LRSched
 def check_optimizers(
     module: L.LightningModule, groups: Iterable[Group] = (), method: Algorithm | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Make the optimisers once, before any work: what torch refuses would fail every client of
-    every round.
+    """Make the optimisers once, before any work: what is refused would fail every client of every
+    round.
 
     Other errors are left to the first client, for which alone the module has all that it may ask
     for.
@@ -73,7 +70,8 @@ def check_optimizers(
         the metrics that ReduceLROnPlateau needs over rounds.
 
     Raises:
-        ValueError: In torch's words; or a group has one in place of several, or one goes up.
+        ValueError: See :func:`configured`; torch or Lightning refuses them; or a group has one
+            in place of several, or one goes up.
     """
     found: dict[str, list[Any]] = {}
     needed: list[str] = []
@@ -92,13 +90,7 @@ def check_optimizers(
                 if isinstance(schedule.scheduler, LRScheduler) and not follows:
                     schedule.scheduler.step()
     except Exception as error:
-        # the innermost frame alone: errors of the module's own code are left to its first client
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        if str(frames[-1].f_globals.get("__name__", "")).startswith("torch.optim"):
-            name = f"{type(module).__name__}.configure_optimizers"
-            raise ValueError(
-                f"{name} asks for what torch refuses: {type(error).__name__}: {error}"
-            ) from error
+        _raise_refusal(module, error)
     replaced: list[Optimizer] = []
     for group in groups:
         if group.optimizer is None or not optimizers:
@@ -114,6 +106,20 @@ def check_optimizers(
     # several stay a list; none are as if they were not set
     told = {name: many if many[1:] else next(iter(many), None) for name, many in found.items()}
     return told, needed
+
+
+def _raise_refusal(module: L.LightningModule, error: Exception) -> None:
+    """Raise what was refused of `configure_optimizers`: by our rules, by torch or by Lightning."""
+    # the innermost frame alone: errors of the module's own code are left to its first client
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    if frame.f_code is configured.__code__:
+        raise error
+    origin = str(frame.f_globals.get("__name__"))
+    if origin.startswith(("torch.optim", "lightning.pytorch.core.optimizer")):
+        raise ValueError(
+            f"{type(module).__name__}.configure_optimizers asks for what "
+            f"{origin.partition('.')[0]} refuses: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_descent(method: Algorithm | None, optimizers: Iterable[Optimizer]) -> None:

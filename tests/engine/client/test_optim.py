@@ -387,16 +387,25 @@ def test_what_manual_modules_cannot_have(tmp_path):
     ("configure", "message"),
     [
         (lambda o: None, r"Configured\.configure_optimizers must return an optimizer, got None"),
-        (lambda o: [], r"must return an optimizer, got \[\]"),
+        (lambda o: [], r"Configured\.configure_optimizers must return an optimizer, got \[\]"),
         (
             lambda o: [o, SGD(o.param_groups[0]["params"], 1.0)],
-            "returned 2 optimizers: several need manual",
+            r"Configured\.configure_optimizers returned 2 optimizers: several need manual",
+        ),
+        (
+            lambda o: "sgd",
+            "Configured.* asks for what lightning refuses: .*Unknown configuration",
+        ),
+        (
+            lambda o: {"lr_scheduler": step(o)},
+            "Configured.* asks for what lightning refuses: KeyError: 'optimizer'",
         ),
     ],
 )
-def test_what_cannot_be_trained_with(tmp_path, configure, message):
-    with pytest.raises(TooFewClientsError, match=message):
+def test_what_cannot_be_trained_with_is_told_before_there_is_a_folder(tmp_path, configure, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         rates(tmp_path, configure)
+    assert not list(tmp_path.iterdir())
 
 
 class Asking(L.LightningModule):
@@ -468,5 +477,4 @@ def test_methods_that_need_descent_refuse_optimizers_that_go_up(method, descends
 
 def test_what_only_a_client_can_ask_for_is_left_to_it():
     check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0 / m.trainer.max_epochs)))
-    check_optimizers(Asking(lambda m: None))
     check_optimizers(Asking(lambda m: torch.optim.SGD(m.parameters(), 1.0)))
