@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from importlib import import_module
 from os import PathLike
 from typing import Any
 
@@ -128,6 +129,17 @@ def public_path(thing: Any) -> str:
         if getattr(package, name, None) is thing:
             return ".".join([*packages[:length], name])
     return f"{thing.__module__}.{name}"
+
+
+def class_at(path: str) -> type | None:
+    """The class of a dotted path; None where there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None)
+    # the last two: of paths with too many dots, and with none
+    except (ImportError, TypeError, ValueError):
+        return None
+    return found if isinstance(found, type) else None
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:

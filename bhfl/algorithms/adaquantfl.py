@@ -16,7 +16,7 @@ from bhfl.comm import Tensors
 from bhfl.engine.aggregate import WeightedMean
 from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, ClientState, Params, ServerState
+from bhfl.engine.types import Client, ClientState, Params, ServerState, without
 
 BITS, LOSS = ":bits", ":loss"
 """The round's bits, sent down; a client's mean training loss, sent up: a float32 number each."""
@@ -51,7 +51,7 @@ class AdaQuantFL(DifferenceAlgorithm):
         top_k: float | None = None,
     ) -> None:
         checked("AdaQuantFL.bits", bits, count(2, 16))
-        super().__init__(bits, norm, None, 1.0, error_feedback, top_k)
+        super().__init__(bits, norm, None, error_feedback, top_k)
         self.max_bits = checked("AdaQuantFL.max_bits", max_bits, count(bits, 16))
 
     def init_server(self, params: Params, clients: Sequence[Client]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class AdaQuantFL(DifferenceAlgorithm):
 
     def receive(self, received: Params, state: ClientState) -> Params:
         """The model."""
-        return {name: tensor for name, tensor in received.items() if name != BITS}
+        return without(received, [BITS])
 
     def bits_of(self, run: LocalRun) -> int:
         """The bits that the server says."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bhfl.algorithms.feedback import keep_error, largest, with_error
 from bhfl.algorithms.trained import OfTrained
-from bhfl.checks import bits_or, checked, choice, count, or_none, positive, true_or_false, within
+from bhfl.checks import bits_or, checked, choice, count, or_none, true_or_false, within
 from bhfl.comm import float_tensors
 from bhfl.engine.algorithm import LocalRun
 from bhfl.engine.random import RandomKeys
@@ -83,21 +83,21 @@ class DifferenceAlgorithm(OfTrained):
     """
 
     begins_anew = True
+    server_lr: float = 1.0
+    """``gamma``; a method that takes another one sets it."""
 
     def __init__(
         self,
-        bits: int,
-        norm: Norm,
-        bucket_size: int | None,
-        server_lr: float,
-        error_feedback: bool,
-        top_k: float | None,
+        bits: int = 8,
+        norm: Norm = "linf",
+        bucket_size: int | None = None,
+        error_feedback: bool = False,
+        top_k: float | None = None,
     ) -> None:
         name = type(self).__name__
         self.bits = checked(f"{name}.bits", bits, bits_or())
         self.norm = checked(f"{name}.norm", norm, choice("linf", "l2"))
         self.bucket_size = checked(f"{name}.bucket_size", bucket_size, or_none(count(1)))
-        self.server_lr = checked(f"{name}.server_lr", server_lr, positive)
         self.error_feedback = checked(f"{name}.error_feedback", error_feedback, true_or_false)
         if error_feedback and self.norm != "linf":
             raise ValueError(

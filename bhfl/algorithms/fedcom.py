@@ -1,6 +1,7 @@
 """FedCOM. Haddadpour et al., AISTATS 2021, https://arxiv.org/abs/2007.01154."""
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.checks import checked, positive
 
 
 class FedCOM(DifferenceAlgorithm):
@@ -32,4 +33,5 @@ class FedCOM(DifferenceAlgorithm):
         error_feedback: bool = False,
         top_k: float | None = None,
     ) -> None:
-        super().__init__(bits, norm, bucket_size, server_lr, error_feedback, top_k)
+        super().__init__(bits, norm, bucket_size, error_feedback, top_k)
+        self.server_lr = checked("FedCOM.server_lr", server_lr, positive)

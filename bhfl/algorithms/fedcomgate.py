@@ -9,13 +9,13 @@ from torch import Tensor
 
 from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
 from bhfl.algorithms.optimizers import check_plain, configured_by
-from bhfl.checks import checked, true_or_false
+from bhfl.checks import checked, positive, true_or_false
 from bhfl.engine.algorithm import Context, LocalRun, add_to_gradient_
 from bhfl.engine.context import named
 from bhfl.engine.downlink import check_whole, is_coarse
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import one_of_each
-from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
+from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors, without
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.spec import FLOAT_BITS
 
@@ -73,7 +73,8 @@ class FedCOMGATE(DifferenceAlgorithm):
         allow_inexact: bool = False,
         top_k: float | None = None,
     ) -> None:
-        super().__init__(bits, norm, bucket_size, server_lr, False, top_k)
+        super().__init__(bits, norm, bucket_size, top_k=top_k)
+        self.server_lr = checked("FedCOMGATE.server_lr", server_lr, positive)
         self.allow_inexact = checked("FedCOMGATE.allow_inexact", allow_inexact, true_or_false)
 
     def setup(self, context: Context) -> None:
@@ -163,8 +164,8 @@ class FedCOMGATE(DifferenceAlgorithm):
         given = self.receive(run.message, run.state)
         floating = {name: run.received[name] for name in given if given[name].is_floating_point()}
         coded = {key: value for key, value in update.items() if isinstance(value, QuantizedTensor)}
-        plain = {key: value for key, value in update.items() if key not in coded}
-        differences = self.mean_difference(floating, self.join(plain, floating))
+        plain = self.join(without(update, coded), floating)
+        differences = self.mean_difference(floating, plain)
         # states last from round to round, and the device is to hold one client's model at a time
         run.state |= {OWN + name: tensor.cpu() for name, tensor in differences.items()}
         # as codes, which take far fewer bytes than what they stand for

@@ -1,6 +1,6 @@
 """FedPAQ. Reisizadeh et al., AISTATS 2020, https://arxiv.org/abs/1909.13014."""
 
-from bhfl.algorithms.differences import DifferenceAlgorithm, Norm
+from bhfl.algorithms.differences import DifferenceAlgorithm
 
 
 class FedPAQ(DifferenceAlgorithm):
@@ -22,13 +22,3 @@ class FedPAQ(DifferenceAlgorithm):
     Raises:
         ValueError: An argument is out of its range.
     """
-
-    def __init__(
-        self,
-        bits: int = 8,
-        norm: Norm = "linf",
-        bucket_size: int | None = None,
-        error_feedback: bool = False,
-        top_k: float | None = None,
-    ) -> None:
-        super().__init__(bits, norm, bucket_size, 1.0, error_feedback, top_k)

@@ -13,7 +13,7 @@ from bhfl.checks import checked, not_negative, positive, suggestion
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.calls import defines_forward
 from bhfl.engine.context import named
-from bhfl.engine.types import Params, Tensors
+from bhfl.engine.types import Params, Tensors, only
 from bhfl.quant.norms import evaluating
 
 PREVIOUS = "previous/"
@@ -143,4 +143,4 @@ def _name(value: Any) -> str:
 def _once(tensors: Params, module: nn.Module) -> Params:
     """Each tensor by its first name alone: several copies of a tied one cannot take its place."""
     owned = dict([*module.named_parameters(), *module.named_buffers()])
-    return {name: value for name, value in tensors.items() if name in owned}
+    return only(tensors, owned)

@@ -11,7 +11,7 @@ from bhfl.checks import are_all, checked, count, suggestion
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.availability import part_of
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Params, ServerState, Tensors, only
 
 
 class Personal(Algorithm, ABC):
@@ -58,8 +58,7 @@ class Personal(Algorithm, ABC):
 
     def uplink(self, run: LocalRun) -> Tensors:
         """What was sent to the client: the shared part, at its bits, and running statistics."""
-        update = super().uplink(run) or {}
-        return {name: value for name, value in update.items() if name in run.message}
+        return only(super().uplink(run) or {}, run.message)
 
     def _shared(self, params: Params) -> Params:
         return {name: value for name, value in params.items() if not self.is_personal(name)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bhfl.checks import clipped
-from bhfl.engine.console import coloured
+from bhfl.engine.console import yellow
 from bhfl.engine.ending import speaks
 from bhfl.files import naming
 
@@ -97,7 +97,7 @@ class WarningForm:
         if text in self._said:
             return ""
         self._said.add(text)
-        return f"{coloured(text, 'yellow')}\n" if ours else text
+        return f"{yellow(text)}\n" if ours else text
 
 
 def exit_code(error: Exception) -> int | None:

@@ -140,10 +140,9 @@ class FederatedCLI(LightningCLI):
         given.
         """
         key, _, rule = problem.partition(" ")
-        keys = ("seed_everything",) if key == "seed" else ("trainer", key)
-        elsewhere = key in ("clients", "algorithm")
-        if elsewhere or key not in inspect.signature(FederatedTrainer).parameters:
+        if key not in inspect.signature(FederatedTrainer).parameters:
             return problem
+        keys = (OUTSIDE[key],) if key in OUTSIDE else ("trainer", key)
         name = ".".join(keys)
         for layer in self.layers:
             if layer.gives(keys):

@@ -11,6 +11,7 @@ from bhfl.cli.federated_cli import FederatedCLI
 from bhfl.cli.reading import ConfigError, Layer, read_file
 from bhfl.engine.links import MeasuredLinks
 from bhfl.engine.trainer import FederatedTrainer
+from bhfl.engine.types import only
 from bhfl.recorded import UNWRITTEN
 
 
@@ -73,12 +74,11 @@ def remade(config: Path, parts: Collection[str]) -> dict[str, Any]:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     try:
         layer = read_file(str(config), "config.yaml")
-        taken = {key: value for key, value in layer.values.items() if key in (*parts, "clients")}
         if isinstance(missing := layer.values.get(UNWRITTEN), dict):
             for part in parts:
                 if part in missing:
                     raise ValueError(f"{part} is not written there: {missing[part]}")
-        layer.values = taken
+        layer.values = only(layer.values, (*parts, "clients"))
         with isolate_rng(include_cuda=False):
             found = _Remade(["test"], [layer])
     except ConfigError as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bhfl.engine.aggregate import GroupedMean
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Params, ServerState, Tensors, only, without
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -73,9 +73,7 @@ class Buffers:
 
     def split(self, update: Tensors) -> tuple[Tensors, Tensors]:
         """An update without its buffers, and these."""
-        weights = {name: value for name, value in update.items() if name not in self.names}
-        buffers = {name: value for name, value in update.items() if name in self.names}
-        return weights, buffers
+        return without(update, self.names), only(update, self.names)
 
     def first_state(self, state: Mapping[str, Tensor]) -> ServerState:
         """The state before the first round, without what the algorithm keeps.

@@ -83,18 +83,13 @@ def told(text: str) -> Iterator[None]:
         yield
 
 
-def coloured(text: str, style: str) -> str:
-    """Text in a colour where standard error is a terminal that has it, or FORCE_COLOR wants it.
-
-    Args:
-        text: One or more lines.
-        style: A colour as rich names it.
-    """
+def yellow(text: str) -> str:
+    """Lines in yellow where standard error is a terminal that has it, or FORCE_COLOR wants it."""
     console = _console()
     if console is None:
         return text
     with console.capture() as captured:
-        console.print(text, style=style, markup=False, soft_wrap=True, end="")
+        console.print(text, style="yellow", markup=False, soft_wrap=True, end="")
     return captured.get()
 
 

@@ -24,7 +24,7 @@ from bhfl.engine.refusal import Asked, admit, most_bytes
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.sums import MAX_TERM, MAX_TOTAL
-from bhfl.engine.types import Client, Row, ServerState, Update
+from bhfl.engine.types import Client, Row, ServerState, Update, only
 
 # Terminated is a SystemExit, which is a client's own failure where its code has called `sys.exit`.
 _FATAL = (CheckpointError, ServerReturnError, Terminated)
@@ -58,7 +58,7 @@ class Coordinator:
         if expect := getattr(self.updates, "expect", None):
             expect(cohort)
         travelling = session.travelling(server, session.bits[0])
-        counters = {n: t for n, t in travelling.items() if n in session.buffers.counters}
+        counters = only(travelling, session.buffers.counters)
         # neither a term nor the sum over the cohort may leave the range in which sums are exact
         limit = min(MAX_TERM, MAX_TOTAL / max(1, len(cohort)))
         self.asked = Asked({**expected, **travelling}, counters, limit)

@@ -38,7 +38,7 @@ class Deployed:
         self.algorithm = algorithm
 
     @torch.no_grad()
-    def put_(self, module: Module, group: str | None = None) -> Module:
+    def put_(self, module: Module, group: str | None) -> Module:
         """Put weights into a module of the run's architecture.
 
         Args:

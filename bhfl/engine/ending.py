@@ -171,7 +171,7 @@ def _wait_for_parent() -> None:
     )
 
 
-def end_now(code: int, line: str = "") -> NoReturn:
+def end_now(code: int, line: str) -> NoReturn:
     """End this process from any thread, whatever the main thread does.
 
     Args:

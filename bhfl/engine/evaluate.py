@@ -14,7 +14,7 @@ from bhfl.engine.exchange import Measured, Stage, Task
 from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
 from bhfl.engine.roster import behind, group_sizes, members, one_of_each
-from bhfl.engine.types import Client, Params, ServerState, server_data
+from bhfl.engine.types import Client, Params, ServerState, server_data, without
 from bhfl.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ class Evaluator:
             if one.client is None:
                 continue
             if one.key != group:
-                own = session.own.always
-                payload = encode({n: t for n, t in one.tensors.items() if n not in own})
+                payload = encode(without(one.tensors, session.own.always))
                 group = one.key
             if frozen and not body and one.client.id not in holders:
                 body = session.frozen.payload()

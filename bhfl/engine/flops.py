@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bhfl.engine.client.recorder import Recorder
+from bhfl.engine.client.recorder import size_of
 from bhfl.engine.client.worker import Worker
 
 REST = "(others)"
@@ -71,9 +71,7 @@ def count_flops(worker: Worker, batch: Any) -> Flops:
         with account.open():
             worker.evaluate([batch], "val")
         account.charge()
-    recorder = Recorder()
-    recorder.observe(batch)
-    return Flops(account.forward, account.training, recorder.batch_size)
+    return Flops(account.forward, account.training, size_of(batch))
 
 
 def _trains(layer: nn.Module) -> bool:

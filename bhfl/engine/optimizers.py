@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bhfl.checks import suggestion
-from bhfl.recorded import public_path, spelled
+from bhfl.recorded import class_at, public_path, spelled
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -74,12 +73,8 @@ def parse_optimizer(value: Any) -> dict[str, Any]:
 def _class(path: Any) -> type[Optimizer]:
     """The class of a path, or of a name in ``torch.optim``."""
     module, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module or "torch.optim"), name, None)
-    # TypeError and ValueError: of names with too many dots
-    except (ImportError, TypeError, ValueError):
-        found = None
-    if not isinstance(found, type) or not issubclass(found, Optimizer):
+    found = class_at(f"{module or 'torch.optim'}.{name}")
+    if found is None or not issubclass(found, Optimizer):
         known = torch.optim.__all__
         raise ValueError(
             f"class_path must be an optimizer, got {path!r}{suggestion(name, known, False)}"

@@ -12,7 +12,7 @@ from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.calls import call_step
 from bhfl.engine.client.module_hooks import overrides
 from bhfl.engine.client.plain import STEPS
-from bhfl.engine.client.recorder import Recorder, recording
+from bhfl.engine.client.recorder import recording, size_of
 from bhfl.engine.client.worker import Worker
 from bhfl.engine.random import seed_globals
 from bhfl.engine.types import FederatedData, server_data
@@ -80,8 +80,6 @@ def _of_several(batches: Callable[[], Any]) -> Iterator[Any]:
     """All batches but a last one of one sample, which BatchNorm cannot take, unless it is the only
     batch.
     """
-    recorder = Recorder()
     for index, batch in enumerate(batches()):
-        recorder.observe(batch)
-        if index == 0 or recorder.batch_size > 1:
+        if index == 0 or size_of(batch) > 1:
             yield batch

@@ -44,7 +44,7 @@ from bhfl.engine.sampling import cohort_of
 from bhfl.engine.server_optimizer import server_optimizer
 from bhfl.engine.state import check_state
 from bhfl.engine.timing import Timing
-from bhfl.engine.types import Client, FederatedData, Params, ServerState, server_data
+from bhfl.engine.types import Client, FederatedData, Params, ServerState, server_data, without
 from bhfl.quant import layer_weights
 from bhfl.settings import Role
 from bhfl.told import Told
@@ -147,7 +147,7 @@ class Session:
             norm = settings.aggregation.norm
             self.worker.reestimate_ = reestimation(module, self.data, self.algorithm, norm)
         self._look_at_model()
-        self.dealer: Dealer = Dealer(self.fabric, self.context.planned_steps)
+        self.dealer = Dealer(self.fabric, self.context.planned_steps)
         make = settings.aggregation.server_optimizer
         self.algorithm.server_optimizer = server_optimizer(make, self.algorithm, module)
         self.algorithm.setup(self.context)
@@ -346,5 +346,4 @@ class Session:
 
     def travelling(self, server: ServerState, group: str) -> Params:
         """The buffers that go with the parameters of a bit group (`Client.bits`), both ways."""
-        buffers = self.buffers.of(server, group)
-        return {name: tensor for name, tensor in buffers.items() if name not in self.own.always}
+        return without(self.buffers.of(server, group), self.own.always)

@@ -18,7 +18,6 @@ from bhfl.engine.callback import Callback
 from bhfl.engine.checkpoint import State
 from bhfl.engine.client.local import LocalClients
 from bhfl.engine.exchange import Clients
-from bhfl.engine.failures import TooFewClientsError as TooFewClientsError
 from bhfl.engine.fedavg import FedAvg
 from bhfl.engine.fit import fit
 from bhfl.engine.fleet import Fleet

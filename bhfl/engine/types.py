@@ -5,9 +5,9 @@ module.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,17 @@ ClientState = dict[str, Tensor]
 """What a client keeps between rounds, by names of the algorithm's."""
 Row = dict[str, Any]
 """A round's metrics by tag, and what else its line of ``rounds.jsonl`` holds."""
+T = TypeVar("T")
+
+
+def only(tensors: Mapping[str, T], names: Container[str]) -> dict[str, T]:
+    """The tensors with some names, in their order."""
+    return {name: tensor for name, tensor in tensors.items() if name in names}
+
+
+def without(tensors: Mapping[str, T], names: Container[str]) -> dict[str, T]:
+    """The tensors but for those with some names, in their order."""
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 class Update(dict[str, Tensor | QuantizedTensor]):

@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,15 @@ from torch.optim.lr_scheduler import LRScheduler
 import bhfl
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.plain import written
-from bhfl.recorded import FROM_DATA, UNWRITTEN, Recorded, constructors, plain, public_path
+from bhfl.recorded import (
+    FROM_DATA,
+    UNWRITTEN,
+    Recorded,
+    class_at,
+    constructors,
+    plain,
+    public_path,
+)
 from bhfl.settings import Role
 
 if TYPE_CHECKING:
@@ -177,11 +184,8 @@ def _class(path: str) -> type:
         raise UnwrittenError(
             f"{name} is written in a script, a notebook or a function: move it to a module"
         )
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError):
-        found = None
-    if top in sys.stdlib_module_names or not isinstance(found, type):
+    found = class_at(path)
+    if top in sys.stdlib_module_names or found is None:
         raise UnwrittenError(f"{path} is no class that a configuration may name")
     return found
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.engine.state import kind_of
-from bhfl.engine.types import Tensors
+from bhfl.engine.types import Tensors, without
 from bhfl.export.extras import needed
 from bhfl.files import replacing, user_path
 from bhfl.quant import (
@@ -77,7 +77,7 @@ def save_quantized(model: nn.Module | Tensors, path: str | Path) -> int:
             specs[name] = {key: value for key, value in own.items() if value != default[key]}
     else:
         state = model
-    stored = {name: value for name, value in state.items() if name not in ties}
+    stored = without(state, ties)
     codes = {
         name: [value.bits, *value.codes.shape]
         for name, value in stored.items()

@@ -24,6 +24,7 @@ from bhfl.remote.registry import Enrolled, Registry
 if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import PrivateFormat
 
 DAYS = 3650
 """Days for which the certificates are good, from the day before they are made."""
@@ -157,12 +158,13 @@ def _write(folder: Path, groups: Sequence[str], hosts: Sequence[str]) -> None:
     server = _new_key()
     pem = serialization.Encoding.PEM
     shown = root.public_bytes(pem)
-    _private_file(folder / "ca.key", _pem(authority))
+    private = serialization.PrivateFormat
+    _write_private(folder / "ca.key", authority, private.PKCS8)
     keys = ServerKeys(folder / "server")
     keys.folder.mkdir(mode=0o700)
     keys.ca.write_bytes(shown)
     keys.certificate.write_bytes(_server(server, authority, root, hosts).public_bytes(pem))
-    _private_file(keys.private, _pem(server))
+    _write_private(keys.private, server, private.PKCS8)
     (folder / "clients").mkdir(mode=0o700)
     enrolled = []
     for client, group in enumerate(groups):
@@ -174,7 +176,8 @@ def _write(folder: Path, groups: Sequence[str], hosts: Sequence[str]) -> None:
         )
         public = line.decode()
         own.ca.write_bytes(shown)
-        _private_file(own.private, _ssh(key))
+        # as SuperNodes read it
+        _write_private(own.private, key, private.OpenSSH)
         own.public.write_text(f"{public} client {client} ({group})\n")
         enrolled.append(Enrolled(client, group, public))
     Registry(enrolled).write(keys.registry)
@@ -186,23 +189,12 @@ def _new_key() -> EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
 
 
-def _pem(key: EllipticCurvePrivateKey) -> bytes:
-    from cryptography.hazmat.primitives import serialization as form
+def _write_private(path: Path, key: EllipticCurvePrivateKey, form: PrivateFormat) -> None:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption
 
-    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-
-
-def _ssh(key: EllipticCurvePrivateKey) -> bytes:
-    """A private key as SuperNodes read it."""
-    from cryptography.hazmat.primitives import serialization as form
-
-    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.OpenSSH, form.NoEncryption())
-
-
-def _private_file(path: Path, content: bytes) -> None:
     # made with its mode: at no time can others read it
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE), "wb") as file:
-        file.write(content)
+        file.write(key.private_bytes(Encoding.PEM, form, NoEncryption()))
 
 
 def _named(name: str, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -93,7 +93,8 @@ def serve(  # noqa: PLR0913
     if processes > 1:
         raise ValueError(f"trainer.devices must be 1 where clients are elsewhere, got {processes}")
     fleet = len(groups_of(trainer))
-    if terms and (terms.wait_for or 0) > fleet:
+    terms = terms or Terms()
+    if (terms.wait_for or 0) > fleet:
         raise ValueError(f"wait_for must be at most {fleet}, the whole fleet, got {terms.wait_for}")
     with _grid(trainer, place) as (grid, keyed, front):
 
@@ -101,11 +102,10 @@ def serve(  # noqa: PLR0913
             assert trainer.run is not None
             config = written or yaml.safe_load(configuration(session))
             told = _told(config, session)
-            return FlowerClients(session, grid, keyed, told, terms or Terms(), trainer.run.folder)
+            return FlowerClients(session, grid, keyed, told, terms, trainer.run.folder)
 
         trainer.connect = connect  # type: ignore[method-assign]
-        seconds = (terms or Terms()).round_seconds
-        trainer.links = MeasuredLinks(trainer.settings, seconds, tells=True)
+        trainer.links = MeasuredLinks(trainer.settings, terms.round_seconds, tells=True)
         try:
             result = trainer.fit(model, datamodule, ckpt_path)
             if front is not None:

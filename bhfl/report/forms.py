@@ -61,8 +61,7 @@ def as_csv(sections: Sequence[Section], goal: Goal | None = None) -> str:
     lines = []
     for section in sections:
         for row in section.rows:
-            numbers = _numbers(section, row, groups, goal)
-            lines.append({key: _field(value) for key, value in numbers.items()})
+            lines.append(filled(_numbers(section, row, groups, goal)))
     return csv_text(lines)
 
 
@@ -80,6 +79,11 @@ def csv_text(lines: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def filled(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the CSV with its fields as they are written."""
+    return {key: _field(value) for key, value in line.items()}
 
 
 def _field(value: str | float) -> str | float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bhfl.files import write_text
 from bhfl.report.drawing import labels, name_rows, pyplot, save
-from bhfl.report.forms import csv_text, ruled
+from bhfl.report.forms import csv_text, filled, ruled
 
 Row = Mapping[str, Any]
 ALL = "(all)"
@@ -86,14 +86,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     Raises:
         OSError: `path` cannot be written.
     """
-    lines = []
-    for row in rows:
-        filled = {
-            key: "" if isinstance(value, float) and math.isnan(value) else value
-            for key, value in row.items()
-        }
-        lines.append(filled)
-    write_text(path, csv_text(lines))
+    write_text(path, csv_text([filled(row) for row in rows]))
 
 
 def draw(rows: Sequence[Row], out: Path, title: str = "") -> None:

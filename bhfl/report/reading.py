@@ -220,7 +220,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
 def with_runs_below(paths: Sequence[Path]) -> list[Path]:
     """The runs at or below each of `paths`; a path without runs stands for itself."""
     found = []
-    for path in map(user_path, paths):
+    for path in paths:
         found += list(_runs_below(path)) or [path]
     return found
 

@@ -3,12 +3,11 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from importlib import import_module
 from itertools import chain
 from typing import Any, get_args, get_type_hints
 
 from bhfl.engine import FederatedTrainer
-from bhfl.recorded import constructors, flatten, plain
+from bhfl.recorded import class_at, constructors, flatten, plain
 
 UNKNOWN = object()
 """What is told of an option without a default; it equals nothing."""
@@ -41,7 +40,7 @@ def _class_at(parts: list[str], options: Mapping[str, Any]) -> Any:
         return FederatedTrainer
     value = options.get(".".join(parts))
     if isinstance(value, str) and "." in value:
-        return imported(value)
+        return class_at(value)
     # a group of options, which settings call a switch that is on: the annotation tells its class
     owner = _class_at(parts[:-1], options) if value is True and len(parts) > 1 else None
     if owner is None:
@@ -49,13 +48,3 @@ def _class_at(parts: list[str], options: Mapping[str, Any]) -> Any:
     annotation = get_type_hints(owner.__init__).get(parts[-1])
     groups = filter(is_dataclass, (annotation, *get_args(annotation)))
     return next(groups, None)
-
-
-def imported(path: str) -> Any:
-    """The class of a path; None where there is none."""
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError:
-        return None
-    return found if isinstance(found, type) else None

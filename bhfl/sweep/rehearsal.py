@@ -6,10 +6,10 @@ from bhfl.checks import suggestion
 from bhfl.cli.reading import ConfigError
 from bhfl.engine.fleet import Fleet
 from bhfl.engine.monitor import validation_tags
+from bhfl.recorded import class_at
 from bhfl.report.command import compared
 from bhfl.report.reading import Run
 from bhfl.settings import Role
-from bhfl.sweep.defaults import imported
 from bhfl.sweep.survey import Survey
 from bhfl.told import Told
 
@@ -50,4 +50,4 @@ def _tags(told: Told) -> list[str]:
     """The tags of validation and test, where the class of the model tells them."""
     task = told[Role.TASK.value]
     fleet = Fleet(task["clients"])
-    return validation_tags(imported(task["model"]), [group.label for group in fleet.groups])
+    return validation_tags(class_at(task["model"]), [group.label for group in fleet.groups])

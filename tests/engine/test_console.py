@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bhfl.engine.console import coloured, told
+from bhfl.engine.console import told, yellow
 
 
 def test_a_log_has_the_colours_that_are_forced_and_nothing_that_moves(
@@ -15,4 +15,4 @@ def test_a_log_has_the_colours_that_are_forced_and_nothing_that_moves(
     with told("loading PyTorch"):
         pass
     assert capsys.readouterr() == ("", "")
-    assert coloured("note", "yellow").startswith("\x1b[")
+    assert yellow("note").startswith("\x1b[")

@@ -20,10 +20,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from bhfl.data import FromDatasets
-from bhfl.engine import FederatedTrainer, formats
+from bhfl.engine import FederatedTrainer, TooFewClientsError, formats
 from bhfl.engine.client.layout import Layout
 from bhfl.engine.formats import agree_on_format
-from bhfl.engine.trainer import TooFewClientsError
 from bhfl.quant.memory_format import has_usual_strides
 from tests import federation
 from tests.federation import Client, fake, same

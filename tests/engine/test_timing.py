@@ -12,10 +12,10 @@ from torch import nn
 
 from bhfl.algorithms import FedAvg, FedCOMGATE, FedPAQ, Local
 from bhfl.comm.network import Profile, SimulatedNetwork, Workload
+from bhfl.engine import TooFewClientsError
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.availability import Availability
 from bhfl.engine.callback import Callback
-from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import Client, fake, fit, same
 

@@ -30,7 +30,7 @@ from bhfl.engine.algorithm import Context
 from bhfl.engine.devices import Devices
 from bhfl.engine.downlink import as_sent, bits_down, coded_move, has_reference
 from bhfl.engine.roster import one_of_each
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, Params, ServerState, without
 from bhfl.quant import QuantizedTensor
 from bhfl.quant.spec import FLOAT_BITS
 from bhfl.quant.ternary import ternary_bytes
@@ -83,7 +83,7 @@ def _beside(tensors: Params, layers: Params, client: Client, server: ServerState
     for name, x in layers.items():
         codes[name] = QuantizedTensor(x, torch.ones(x.shape[0]), 2)
         took += ternary_bytes(x.numel()) + 4 * x.shape[0]
-    others = {name: x for name, x in tensors.items() if name not in layers}
+    others = without(tensors, layers)
     return encoded_bytes({**as_sent(others, client, server), **codes}) - took
 
 

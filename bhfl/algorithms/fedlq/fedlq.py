@@ -39,7 +39,7 @@ from bhfl.comm import Tensors, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.downlink import an_example
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, ClientState, Params, ServerState
+from bhfl.engine.types import Client, ClientState, Params, ServerState, only, without
 from bhfl.quant import QuantizedTensor, quantized_state
 
 _MOST_CURVED = 1e30
@@ -214,7 +214,7 @@ class FedLQ(Algorithm):
 
     def receive(self, received: Params, state: ClientState) -> Params:
         """The model."""
-        return {name: tensor for name, tensor in received.items() if name != PLAN}
+        return without(received, [PLAN])
 
     # ---- what goes up ----------------------------------------------------------------------------
 
@@ -225,8 +225,7 @@ class FedLQ(Algorithm):
         Raises:
             ValueError: A weight is not finite.
         """
-        trained = quantized_state(run.module, sent=True)
-        update = {name: value for name, value in trained.items() if name in run.message}
+        update = only(quantized_state(run.module, sent=True), run.message)
         values = float_tensors({name: update[name] for name in self.layers})
         check_trained(values)
         sent = goals = corrected(run, values) if self.error_feedback else values
@@ -237,7 +236,7 @@ class FedLQ(Algorithm):
         generator = None if self.error_feedback else run.rng.torch("quant_up", device=run.device)
         moves = self.sides.send(run, update, generator)
         variances = self.planner.variances(sent)
-        others = {name: value for name, value in update.items() if name not in values}
+        others = without(update, values)
         bits = self._bits(run, variances, values, others)
         if bits is None:
             if self.infeasible == "carry":

@@ -28,7 +28,7 @@ from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verd
 from bhfl.engine.own import KEPT, MODEL, Own
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import at, behind
-from bhfl.engine.types import Client, FederatedData, Params, server_data
+from bhfl.engine.types import Client, FederatedData, Params, server_data, without
 
 _LOST = Fault("failed", "it no longer has the weights that it was sent differences to", lost=True)
 
@@ -330,7 +330,7 @@ class LocalClients:
         # a tied tensor travels once, by its first name
         staying = self.own.always | self.worker.untrained.keys() | self.worker.tied
         try:
-            return encode({name: value for name, value in update.items() if name not in staying})
+            return encode(without(update, staying))
         except PayloadError as error:
             raise PayloadError(f"{self.hooks.name('uplink')}: {error}") from None
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bhfl.comm import decode, float_tensors
 from bhfl.engine.exchange import Task
-from bhfl.engine.types import Params
+from bhfl.engine.types import Params, without
 
 _SENT = "sent last/"
 """Begins the names of weights as they were received, among what clients keep alike."""
@@ -97,4 +97,4 @@ def has_reference(task: Task, before: Mapping[str, Tensor]) -> bool:
 def split(kept: Mapping[str, Tensor]) -> tuple[Params, Params]:
     """What clients keep in common: the algorithm's part, and what they were sent last."""
     sent = {n: tensor for n, tensor in kept.items() if n == _ROUND or n.startswith(_SENT)}
-    return {name: tensor for name, tensor in kept.items() if name not in sent}, sent
+    return without(kept, sent), sent

@@ -22,7 +22,7 @@ from bhfl.engine.correct import TOLD, as_text, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData, Params, ServerState
+from bhfl.engine.types import FederatedData, Params, ServerState, without
 from bhfl.quant import (
     BitSpec,
     begin_round_,
@@ -86,8 +86,7 @@ class PlainWorker:
 
     def state(self) -> dict[str, Tensor]:
         """The module's state by name, tied tensors once."""
-        state = self.module.state_dict()
-        return {name: tensor for name, tensor in state.items() if name not in self.tied}
+        return without(self.module.state_dict(), self.tied)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], devices: Devices) -> None:
@@ -240,7 +239,7 @@ class PlainWorker:
                 raise ValueError(f"{STEPS[stage]} must return numbers by name, got {found!r}")
             if (told := told_by(found)) is not None:
                 correct.append(told)
-                found = {name: value for name, value in found.items() if name != TOLD}
+                found = without(found, [TOLD])
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + size * float(value)
         self.correct = as_text(correct)

@@ -97,14 +97,7 @@ class Recorder:
         """Take the batch size of `batch` for the values logged until the next one; 1 where it has
         no tensor.
         """
-        # the inputs come first; Lightning's search warns where tensors of a batch differ in length
-        first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        self.batch_size = 1
-        if isinstance(first, Tensor) and first.ndim:
-            self.batch_size = len(first)
-        else:
-            with suppress(MisconfigurationException):
-                self.batch_size = extract_batch_size(batch)
+        self.batch_size = size_of(batch)
         self.num_examples += self.batch_size
 
     @contextmanager
@@ -141,6 +134,17 @@ class Recorder:
             several = len(epochs) > 1
             means[name] = total / sum(weight for _, weight in epochs) if several else epochs[0][0]
         return means | self._compute()
+
+
+def size_of(batch: Any) -> int:
+    """The size of a batch of whatever form; 1 where it has no tensors to tell it by."""
+    # the inputs come first; Lightning's search warns where tensors of a batch differ in length
+    first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+    if isinstance(first, Tensor) and first.ndim:
+        return len(first)
+    with suppress(MisconfigurationException):
+        return extract_batch_size(batch)
+    return 1
 
 
 def _number(name: str, value: Any) -> Any:
