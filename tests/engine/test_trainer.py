@@ -23,11 +23,11 @@ import bhfl.engine.outgoing
 import bhfl.engine.sampling
 from bhfl.algorithms import FedAvg, FedProx, GroupedAvg, Local
 from bhfl.comm import decode, encode
-from bhfl.engine import checkpoint
+from bhfl.engine import TooFewClientsError, checkpoint
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
+from bhfl.engine.trainer import FederatedTrainer
 from bhfl.quant import BitSpec, QuantizedTensor
 from tests.engine.hand_made import HandMade, Module, float_state, points
 from tests.federation import Client, Net, code_bytes, fake, fit, same

@@ -18,7 +18,8 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 
 from bhfl.data import FromDatasets
-from bhfl.engine.trainer import FederatedTrainer, TooFewClientsError
+from bhfl.engine import TooFewClientsError
+from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import CLASSES, FEATURES, HandMade, Module, points
 from tests.federation import same
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bhfl import algorithms
 from bhfl.algorithms import FedProx
+from bhfl.engine import TooFewClientsError
 from bhfl.engine.callback import Callback
 from bhfl.engine.client.optim import check_optimizers
-from bhfl.engine.trainer import TooFewClientsError
 from tests.engine.hand_made import FEATURES, HandMade, Module, float_state, points
 from tests.federation import fit, same
 
