@@ -25,7 +25,7 @@ from bhfl.settings import Role
 from bhfl.told import told_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 CONFIG = "config.yaml"
 
@@ -41,7 +41,8 @@ def load_run(folder: str | Path) -> FitResult:
 
     Raises:
         ValueError: The folder is none of a run, or of one that was cut off, has failed, is damaged
-            or of a version that this one cannot read.
+            or of a version that this one cannot read; where weights are asked for, those of its
+            last round are not there.
     """
     path = _run_folder(folder)
     run = read_run(path)
@@ -54,7 +55,7 @@ def load_run(folder: str | Path) -> FitResult:
         raise ValueError(f"{path}: {'; '.join(run.faults)}{_written_by(path)}")
     try:
         return _result(path, run)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: its files lack what this version reads, {type(error).__name__}: {error}"
             f"{_written_by(path)}"
@@ -67,7 +68,18 @@ def _result(path: Path, run: Run) -> FitResult:
 
     @cache
     def server() -> ServerState:
-        return ServerState(**find_checkpoint(path, path)[1]["server"])
+        found = ServerState(**find_checkpoint(path, path)[1]["server"])
+        # a round before it would pass for what the run came to
+        if found.round != run.num_rounds:
+            raise ValueError(
+                f"{path}: its last usable checkpoint is of round {found.round} of "
+                f"{run.num_rounds}: bhfl.load_model(folder, 'last') takes the model of that"
+            )
+        return found
+
+    def weights(group: str | None) -> dict[str, Tensor]:
+        server()
+        return load_model(path, "last", group).state_dict()
 
     return FitResult(
         folder=path,
@@ -83,7 +95,7 @@ def _result(path: Path, run: Run) -> FitResult:
         history=[dict(row) for row in run.rounds],
         first=dict(run.first),
         _server=server,
-        _weights=lambda group: load_model(path, "last", group).state_dict(),
+        _weights=weights,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ def failed(folder: Path) -> None:
     (folder / "summary.json").write_text(json.dumps({**summary, "failed": "ValueError: no"}))
 
 
+def without_bytes(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "bytes": []}))
+
+
 def of_another_version(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     del summary["best"]
@@ -133,6 +139,7 @@ def of_another_version(folder: Path) -> None:
             cut_off,
             r"has not come to its end \(2 of 3 rounds\): go on with it by ckpt_path, or take",
         ),
+        (without_bytes, "its files lack what this version reads, AttributeError: 'list'"),
         (failed, r"has not come to its end \(after 3 rounds, ValueError: no\)"),
         (
             of_another_version,
@@ -148,6 +155,19 @@ def test_what_is_no_whole_run_is_told_in_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         bhfl.load_run(copied)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"PK")])
+def test_weights_of_a_round_before_are_not_taken_for_the_last(
+    copied: Path, harm: Callable[[Path], None]
+) -> None:
+    harm(copied / "checkpoints" / "round=00003.ckpt")
+    found = bhfl.load_run(copied)
+    assert found.metrics
+    for take in (found.state_dict, lambda: found.server):
+        with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError) as caught:
+            take()
+        assert "its last usable checkpoint is of round 2 of 3: bhfl.load_m" in str(caught.value)
 
 
 def test_a_run_that_was_cut_off_still_has_a_model(copied: Path, result: FitResult) -> None:

@@ -25,16 +25,6 @@ class Exported:
     """The samples on which an ONNX file's ranges were fixed; None where none were."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a model was trained for."""
-
-    data: str
-    """The name of the data."""
-    kind: str | None
-    """The Hub's word for it, such as ``image-classification``; None where it is not known."""
-
-
 def model_card(
     title: str,
     files: Sequence[Exported],
@@ -89,30 +79,34 @@ scaling pixels and subtracting their mean, is to be done to every input.
 {onnx}"""  # noqa: E501
 
 
-def front_matter(title: str, files: Sequence[Exported], measured: str, task: Task) -> str:
+def front_matter(
+    title: str, files: Sequence[Exported], measured: str, data: str, task: str | None
+) -> str:
     """What the Hugging Face Hub reads of a card, as YAML that stands at its top.
 
     Args:
         title: The name of the model.
         files: The files, whose accuracies are its results.
         measured: The split that the accuracies were measured on.
-        task: What the model was trained for.
+        data: The name of the data.
+        task: The Hub's word for what the model was trained for, such as ``image-classification``;
+            None where it is not known.
     """
     tags = ["bhfl", "federated-learning", "quantization"]
     if any(file.file.endswith(".onnx") for file in files):
         tags.append("onnx")
     found: dict[str, Any] = {"library_name": "bhfl", "tags": tags}
-    results = []
     # one for each group, whatever the number of its files
     accuracies = {file.group: file.accuracy for file in files if file.accuracy is not None}
-    for group, value in accuracies.items():
-        name = f"accuracy of {group} ({measured})"
-        results.append({"type": "accuracy", "value": value, "name": name})
+    results = [
+        {"type": "accuracy", "value": value, "name": f"accuracy of {group} ({measured})"}
+        for group, value in accuracies.items()
+    ]
     # the Hub takes results only of a task that it knows
-    if task.kind:
-        found["pipeline_tag"] = task.kind
-        data = {"name": task.data, "type": task.data.lower()}
-        result = {"task": {"type": task.kind}, "dataset": data, "metrics": results}
+    if task:
+        found["pipeline_tag"] = task
+        dataset = {"name": data, "type": data.lower()}
+        result = {"task": {"type": task}, "dataset": dataset, "metrics": results}
         found["model-index"] = [{"name": title, "results": [result]}]
     return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n\n"
 

@@ -18,7 +18,7 @@ from bhfl.engine.records import Ledger
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.session import Session
 from bhfl.engine.types import FederatedData
-from bhfl.export.card import Exported, Task, front_matter, model_card
+from bhfl.export.card import Exported, front_matter, model_card
 from bhfl.export.example import example_of, samples_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
@@ -175,7 +175,6 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
         "Sent": f"{sent.total('uplink_bytes'):,} bytes up, "
         f"{sent.total('downlink_bytes'):,} bytes down",
     }
-    given = trainer.config.get("model", {}).get("init_args", {})
     title = (
         f"{session.settings.output.name}: {type(model).__name__}, {rounds} rounds of "
         f"{facts['Method']}"
@@ -185,15 +184,21 @@ def _card(session: Session, made: Export, measured: str, sent: Ledger) -> str:
     with suppress(ValueError):
         pictures = len(getattr(session.data, "input_shape", ())) == 3
         # of which the Hub has a name where they have classes
-        kind = "image-classification" if pictures and hasattr(session.data, "num_classes") else None
-    task = Task(type(session.data).__name__, kind)
-    return front_matter(title, made.files, measured, task) + model_card(
+        if pictures and hasattr(session.data, "num_classes"):
+            kind = "image-classification"
+    head = front_matter(title, made.files, measured, type(session.data).__name__, kind)
+    return head + model_card(
         title,
         made.files,
         measured,
         facts,
         written(config),
-        _loading(model, session.data, given, made.files[0].file),
+        _loading(
+            model,
+            session.data,
+            trainer.config.get("model", {}).get("init_args", {}),
+            made.files[0].file,
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 import yaml
 
-from bhfl.export.card import Exported, Task, front_matter, model_card
+from bhfl.export.card import Exported, front_matter, model_card
 
 
 def test_a_card_holds_what_it_is_given():
@@ -24,7 +24,7 @@ def test_the_hub_reads_what_it_is_and_how_well_it_does():
         Exported("int8", "int8.onnx", 12, 40, 0.5, 256),
         Exported("float32", "float32.safetensors", 40, 40, None),
     ]
-    text = front_matter("a model", files, "test split", Task("Digits", "image-classification"))
+    text = front_matter("a model", files, "test split", "Digits", "image-classification")
     _, head, rest = text.split("---\n")
     found = yaml.safe_load(head)
     assert rest == "\n"
@@ -38,7 +38,7 @@ def test_the_hub_reads_what_it_is_and_how_well_it_does():
     assert result["metrics"] == [
         {"type": "accuracy", "value": 0.5, "name": "accuracy of int8 (test split)"}
     ]
-    unknown = front_matter("a model", files, "test split", Task("Waves", None))
+    unknown = front_matter("a model", files, "test split", "Waves", None)
     assert yaml.safe_load(unknown.split("---\n")[1]).keys() == {"library_name", "tags"}
 
 
