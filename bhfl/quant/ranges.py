@@ -19,7 +19,7 @@ from bhfl.quant.spec import Granularity, RangeRule, check_choice
 
 _SAMPLE = 1 << 13
 """About how many elements the mse rule searches on; its result is checked on all."""
-_GROUP_SAMPLE = 1 << 7
+_GROUP_SAMPLE = 1 << 8
 """The fewest elements of a group that are in the sample, where it has so many."""
 _SURE = 1 - 1e-5
 """The error must fall below this part of that of absmax: a smaller gain may be rounding."""
@@ -135,9 +135,10 @@ def bounded_scale(scale: Tensor, limit: int) -> Tensor:
 def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     """[G, ...], the absmax scale [G] -> the scale [G] with the least squared error that is found.
 
-    A geometric grid of scales is tried on a strided sample, the best is polished by alternating
-    between the codes and their least-squares scale, and the result stands where it beats absmax on
-    all elements.
+    A geometric grid of scales is tried on a strided sample, then a finer one about the best of it,
+    whose best is polished by alternating between the codes and their least-squares scale. The
+    result stands where it beats absmax on all elements, and the scale half way to absmax where that
+    beats both: a sample may lack the largest elements.
     """
     # a compiled graph breaks where values are looked at: without short cuts the scale is the same
     compiling = torch.compiler.is_compiling()
@@ -155,7 +156,11 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
     if compiling or not (least < clipped * _CLEAR).all():
         errors = _squared_error(sample, candidates, limit)
         least = errors.amin(0)
-    scale = candidates.gather(0, errors.argmin(0, keepdim=True)).squeeze(0)
+    scale = _least(errors, candidates)
+    # two bits are left out: their codes change so much from step to step that the polish suffices
+    if limit > 1:
+        near = scale * torch.exp2(torch.arange(-4, 5, device=x.device) / 16).view(-1, 1)
+        scale = _least(_squared_error(sample, near, limit), near)
     for _ in range(4):
         codes = (sample / scale.unsqueeze(1)).round_().clamp_(-limit, limit)
         fitted = (sample * codes).sum(1) / codes.square().sum(1)
@@ -172,8 +177,15 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
         and _clearly_better(x, float(found), float(widest), limit)
     ):
         return found
-    error = _blockwise_squared_error(x, torch.stack([scale, start]), limit, unit)
-    return torch.where(error[0] < error[1] * _SURE, found, widest)
+    between = (start * scale).sqrt()
+    errors = _blockwise_squared_error(x, torch.stack([start, between, scale]), limit, unit)
+    errors[0] *= _SURE
+    return _least(errors, torch.stack([widest, bounded_scale(between / unit, limit), found]))
+
+
+def _least(errors: Tensor, scales: Tensor) -> Tensor:
+    """The scale of least error of each group, the first of equals: [K, G], [K, G] -> [G]."""
+    return scales.gather(0, errors.argmin(0, keepdim=True)).squeeze(0)
 
 
 def _clearly_better(x: Tensor, narrow: float, widest: float, limit: int) -> bool:

@@ -62,6 +62,26 @@ def test_mse_searches_every_channel_with_enough_of_it() -> None:
     assert (squared_error(x, 3, "mse", "channel") / optimum).mean() < 1.02
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("shape", [(64, 256), (24, 7, 3, 3)])
+@pytest.mark.parametrize("values", [torch.distributions.Normal, torch.distributions.Laplace])
+def test_mse_is_close_to_the_best_of_a_thousand_scales(
+    values: Any, shape: tuple[int, ...], bits: int
+) -> None:
+    torch.manual_seed(0)
+    x = values(0.0, 1.0).sample(shape)
+    groups = {"tensor": x.flatten().unsqueeze(0), "channel": x.flatten(1)}
+    for granularity, rows in groups.items():
+        widest = rows.abs().amax(1) / (2 ** (bits - 1) - 1)
+        tried = [
+            fake_quantize(rows, bits, scale=widest * part, granularity="channel")
+            for part in torch.linspace(0.05, 1.0, 1000)
+        ]
+        best = torch.stack([(found - rows).square().sum(1) for found in tried]).amin(0)
+        found = squared_error(x, bits, "mse", granularity)
+        assert (found / best).mean() < 1.1
+
+
 def test_another_granularity_is_refused() -> None:
     for function in (weight_scale, quantize, fake_quantize, quantize_affine):
         with pytest.raises(
