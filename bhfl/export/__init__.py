@@ -4,8 +4,9 @@ The packages behind the file formats are extras, ``bhfl[export]`` and ``bhfl[onn
 imported when they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bhfl import lazily
 from bhfl.export.integers import (
     QuantizedFileError,
     load_quantized,
@@ -29,11 +30,5 @@ __all__ = [
     "save_quantized",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import `export_run` when it is first asked for: the other names work without Lightning."""
-    if name == "export_run":
-        from bhfl.export.run import export_run
-
-        return export_run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"export_run": "run"})
+"""`export_run` is imported when it is first asked for: the other names work without Lightning."""

@@ -4,8 +4,9 @@ Shapes in this package: ``B`` images of a batch, ``C`` channels, ``H`` x ``W`` p
 classes. Every network maps float ``[B, C, H, W]`` to logits ``[B, K]``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bhfl import lazily
 from bhfl.models.adapters import LowRank
 from bhfl.models.blocks import Norm
 from bhfl.models.factory import NETWORKS, build
@@ -35,13 +36,7 @@ __all__ = [
     "build",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import `Classifier` when it is first asked for: the networks alone need no Lightning (seconds
-    to import).
-    """
-    if name == "Classifier":
-        from bhfl.models.classifier import Classifier
-
-        return Classifier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {"Classifier": "classifier"})
+"""`Classifier` is imported when it is first asked for: the networks alone need no Lightning, which
+takes seconds to import.
+"""
