@@ -9,9 +9,12 @@ somebody's data.
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
+
+from bhfl.cli.reading import ConfigError
 
 _NAMED = {("bhfl", "_import_named"), ("jsonargparse", "import_object")}
 """Package and function of those who import what a configuration names."""
@@ -64,15 +67,17 @@ def find_in_current_folder() -> None:
     already.
 
     Raises:
-        OSError: It is not there any more, or cannot be entered.
+        ConfigError: It is not there any more, or cannot be entered.
     """
     # one program may run several commands, each in another folder
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, CurrentFolder)]
     try:
         here = os.getcwd()
     except OSError as error:
-        error.add_note("(the current folder is not there any more: go to another one)")
-        raise
+        # told without torch, some builds of which cannot be loaded in such a folder
+        raise ConfigError(
+            f"{error} (the current folder is not there any more: go to another one)"
+        ) from error
     if here not in sys.path:
         # last, so that what is installed comes first
         sys.meta_path.append(CurrentFolder(here))
@@ -82,6 +87,8 @@ def forget_start_folder() -> None:
     """Take the current folder off ``sys.path``, where ``python -m`` has put it before all that is
     installed.
     """
-    # under python -P it was not put there, and the first path is somebody else's
-    if not sys.flags.safe_path and sys.path and sys.path[0] == os.getcwd():
-        del sys.path[0]
+    # a folder that is gone was not put there
+    with suppress(OSError):
+        # under python -P it was not either, and the first path is somebody else's
+        if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+            del sys.path[0]

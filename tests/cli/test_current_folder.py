@@ -130,6 +130,11 @@ def test_a_current_folder_that_is_gone_is_told(bhfl: Command, monkeypatch, tmp_p
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
+    before = list(sys.path)
+    forget_start_folder()
+    assert sys.path == before
+    # no torch is needed to tell, which cannot always be loaded there
+    monkeypatch.setitem(sys.modules, "bhfl.engine.checkpoint", None)
     code, out, err = bhfl("init", "demo")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "the current folder is not there any more: go to another one" in err
