@@ -30,11 +30,12 @@ def partition(trainer: FederatedTrainer, datamodule: FederatedData) -> Partition
     samples = np.asarray(datamodule.federate(num_clients, seed), dtype=np.int64)
     held_sizes = getattr(datamodule, "held_sizes", lambda split: np.zeros(num_clients, np.int64))
     count_labels = getattr(datamodule, "label_counts", lambda num_clients: None)
+    scheme = datamodule.partition_record().get("scheme", "")
+    num_samples = samples.sum()
     return Partition(
         title=(
-            f"{type(datamodule).__name__} by {datamodule.partition_record().get('scheme', '')}, "
-            f"seed {seed}: {num_clients:,} clients, "
-            f"{samples.sum():,} training samples"
+            f"{type(datamodule).__name__} by {scheme}, seed {seed}: {num_clients:,} clients, "
+            f"{num_samples:,} training samples"
         ),
         groups=[group.label for group in fleet.groups],
         group_of=np.repeat(np.arange(len(counts)), counts),

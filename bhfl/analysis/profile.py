@@ -243,33 +243,40 @@ class _Bench:
         module = self.session.module
         total = sum(p.numel() for p in module.parameters())
         low = sum(row["low_share"] * row["parameters"] for row in rows)
-        row: Row = {"group": client.group, "layer": ALL, "kind": type(module).__name__}
-        row["bits"] = client.spec.label
-        row["parameters"] = total
-        row["low_share"] = low / max(total, 1)
-        row |= self._flops_of(*self.flops.forward)
-        row["kept_bytes"] = sum(watch.kept.values())
-        return row
+        return {
+            "group": client.group,
+            "layer": ALL,
+            "kind": type(module).__name__,
+            "bits": client.spec.label,
+            "parameters": total,
+            "low_share": low / max(total, 1),
+            **self._flops_of(*self.flops.forward),
+            "kept_bytes": sum(watch.kept.values()),
+        }
 
     def _layer_row(self, client: Client, name: str, layer: Any, watch: Watch) -> Row:
         own = self.own[name]
         size = sum(p.numel() for p in own.values())
         weight = own.get(getattr(layer, "weight_key", ""))
-        row: Row = {"group": client.group, "layer": name}
-        row["kind"] = type(layer).__name__.removeprefix("Quant")
         spec = client.devices.spec_of(f"{name}.weight") if name in self.low else FLOAT.spec
-        row["bits"] = spec.label
-        row["parameters"] = size
-        row["low_share"] = 0.0
+        low_share = 0.0
         if weight is not None and spec.weights < 32:
-            row["low_share"] = weight.numel() / size
-        row |= self._flops_of(name)
-        row["kept_bytes"] = watch.kept.get(name, 0)
-        row["step_seconds"] = math.nan
+            low_share = weight.numel() / size
+        seconds = math.nan
         if name in watch.inputs:
             with self.session.fabric.autocast():
-                row["step_seconds"] = layer_seconds(layer, watch.inputs[name], 3 * self.repeats)
-        return row
+                seconds = layer_seconds(layer, watch.inputs[name], 3 * self.repeats)
+        return {
+            "group": client.group,
+            "layer": name,
+            "kind": type(layer).__name__.removeprefix("Quant"),
+            "bits": spec.label,
+            "parameters": size,
+            "low_share": low_share,
+            **self._flops_of(name),
+            "kept_bytes": watch.kept.get(name, 0),
+            "step_seconds": seconds,
+        }
 
     def _train(self, client: Client, steps: int) -> float:
         """Seconds of a client's first round, cut to so many steps."""

@@ -24,7 +24,8 @@ GROUPS = {
 def indefinite(base: type) -> str:
     """What messages call an object of a class, such as ``an Algorithm``."""
     name = base.__name__
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    article = "an" if name[0] in "AEIOU" else "a"
+    return f"{article} {name}"
 
 
 def known(base: type) -> dict[str, type]:
@@ -46,10 +47,12 @@ def known(base: type) -> dict[str, type]:
 def _offered(base: type) -> dict[str, type]:
     """The classes that other packages offer for `base` by entry points, by their names there."""
     group = GROUPS.get(f"{base.__module__}.{base.__qualname__}")
-    found = {}
-    for name, cls in (offered(group) if group else {}).items():
+    found: dict[str, type] = {}
+    if group is None:
+        return found
+    for name, cls in offered(group).items():
         if why := _unfit(cls, base):
-            leave_out(str(group), name, f"it {why}")
+            leave_out(group, name, f"it {why}")
         else:
             found[name] = cls
     return found
@@ -101,9 +104,9 @@ def resolve(name: Any, base: type) -> type:
     try:
         cls = imported(name)
     except ValueError as error:
-        raise ValueError(
-            f"{refusal}: {error}{suggestion(name.rpartition('.')[2], names, others=False)}"
-        ) from error
+        last = name.rpartition(".")[2]
+        near = suggestion(last, names, others=False)
+        raise ValueError(f"{refusal}: {error}{near}") from error
     if why := _unfit(cls, base):
         raise ValueError(f"{refusal}, which {why}")
     found: type = cls
@@ -116,7 +119,9 @@ def unambiguous(name: str, base: type) -> str:
     if not alike and name in _offered(base):
         return public_path(_offered(base)[name])
     ours = [cls for cls in alike if _is_at_home(cls, base)]
-    return public_path(ours[0]) if len(ours) == 1 < len(alike) else name
+    if len(alike) > 1 and len(ours) == 1:
+        return public_path(ours[0])
+    return name
 
 
 def _is_at_home(cls: type, base: type) -> bool:

@@ -111,7 +111,8 @@ def _print_names() -> None:
         print(f"  {name:<10} {start.about}")
     print("\nbhfl fit --config NAME and bhfl sweep NAME take what comes with bhfl:\n")
     for name in packaged_names():
-        print(f"  {name:<28} {'sweep' if '/sweeps/' in name else 'fit'}")
+        command = "sweep" if "/sweeps/" in name else "fit"
+        print(f"  {name:<28} {command}")
 
 
 def _write(start: Start, name: str, out: str | None) -> None:

@@ -217,10 +217,9 @@ def read_file(path: str | None, what: str = "--config") -> Layer:
     values = reader.values
     problems = reader.problems
     if not problems and not isinstance(values, dict):
-        problems = [
-            f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}; {file} "
-            f"{'is empty' if values is None else f'holds {type(values).__name__}'}"
-        ]
+        rule = f"{what} must hold a mapping of options such as trainer: {{max_rounds: 5}}"
+        found = "is empty" if values is None else f"holds {type(values).__name__}"
+        problems = [f"{rule}; {file} {found}"]
     if problems:
         raise ConfigError(*problems)
     return Layer(values, str(file), reader.lines)

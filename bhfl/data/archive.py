@@ -120,12 +120,13 @@ def _pictures(path: Path, budget: Budget) -> Iterator[tuple[str, bytes]]:
     budget.source(path.stat().st_size)
     seen = set()
     for name, content in members(path, _is_picture):
-        if PurePosixPath(name) in seen:
+        # a//b and a/./b are the same picture
+        place = PurePosixPath(name)
+        if place in seen:
             raise ValueError(
                 f"an archive must hold each picture once, and {name!r} is twice in {path}"
             )
-        # as a path, since a//b and a/./b are the same picture
-        seen.add(PurePosixPath(name))
+        seen.add(place)
         yield name, content
 
 
@@ -143,13 +144,14 @@ def picture_files(path: Path) -> list[Path]:
         for name in names:
             file = folder / name
             if file.is_file():
-                found += [file] if _is_picture(name) else []
+                if _is_picture(name):
+                    found.append(file)
+                continue
+            dangling = file.is_symlink()
             # a link that leads nowhere may be meant for a folder of pictures, whatever its name
-            elif _is_picture(name) or (file.is_symlink() and not name.startswith(".")):
-                raise ValueError(
-                    f"{path} must hold folders and pictures, and {file} is "
-                    f"{'a link that leads nowhere' if file.is_symlink() else 'no file'}"
-                )
+            if _is_picture(name) or (dangling and not name.startswith(".")):
+                what = "a link that leads nowhere" if dangling else "no file"
+                raise ValueError(f"{path} must hold folders and pictures, and {file} is {what}")
     # a file system lists a folder in an order of its own
     return sorted(found)
 
@@ -164,12 +166,12 @@ def _is_picture(name: str) -> bool:
 
 def _place(path: Path, name: str) -> tuple[str, str]:
     """The split and the class of a picture, from its path."""
-    parts = PurePosixPath(name).parts
-    if PurePosixPath(name).suffix.lower() in REFUSED:
-        raise ValueError(
-            f"pictures must be {', '.join(sorted(SUFFIXES))}, and {name!r} of {path} is not"
-        )
+    file = PurePosixPath(name)
+    if file.suffix.lower() in REFUSED:
+        taken = ", ".join(sorted(SUFFIXES))
+        raise ValueError(f"pictures must be {taken}, and {name!r} of {path} is not")
     # from the end: archives often have one folder around all that is in them
+    parts = file.parts
     if len(parts) < 3 or parts[-3] not in SPLITS:
         raise ValueError(
             f"pictures must lie in train/<class>/ or test/<class>/, and {name!r} of {path} does not"
@@ -187,11 +189,10 @@ def _decode(
     try:
         # this reads the header alone: both bounds hold before anything is decoded
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(
-                    f"it has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS}"
-                )
-            budget.decode(3 * picture.width * picture.height)
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS}")
+            budget.decode(3 * width * height)
             pixels = _eight_bits(picture)
             # before it is resized: with a palette Pillow would take the nearest pixel, whatever it
             # is asked for

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from bhfl.checks import shown
-from bhfl.data.source import Source
+from bhfl.data.source import Source, is_pair
 
 _REMEDY = (
     "read it into a list or a TensorDataset first; of Hugging Face, load without streaming; of a "
@@ -55,7 +55,7 @@ def dataset_of(key: str, data: Any) -> Dataset[Any]:
         return _pair(key, data)
     if isinstance(data, Subset):
         inner = dataset_of(key, data.dataset)
-        if not (isinstance(inner, TensorDataset) and len(inner.tensors) == 2):
+        if not is_pair(inner):
             return Subset(inner, data.indices)
         chosen = torch.as_tensor(np.asarray(data.indices, dtype=np.int64))
         return TensorDataset(*(tensor[chosen] for tensor in inner.tensors))
@@ -104,7 +104,7 @@ def joined(key: str, sets: Sequence[Any]) -> tuple[Dataset[Any], list[int]]:
             raise ValueError(f"{key}[{i}] must be a data set, got a {type(data).__name__}")
         parts.append(dataset_of(f"{key}[{i}]", data))
     sizes = [len(part) for part in parts]  # type: ignore[arg-type]
-    if not all(isinstance(part, TensorDataset) and len(part.tensors) == 2 for part in parts):
+    if not all(map(is_pair, parts)):
         return ConcatDataset(parts), sizes
     columns = []
     for place, what in enumerate(("inputs", "targets")):

@@ -78,9 +78,10 @@ class HuggingFace(FederatedDataModule):
             return datasets.load_dataset(path, self.subset, data_files=files, split=split)
         # the readers of all kinds of files raise whatever they like
         except Exception as error:
+            key = "test_split" if split == self.test_split else "train_split"
             raise ValueError(
-                f"data.path and data.{'test' if split == self.test_split else 'train'}_split must "
-                f"name a table that datasets can read, got {self.path!r} and {split!r}: "
+                f"data.path and data.{key} must name a table that datasets can read, got "
+                f"{self.path!r} and {split!r}: "
                 f"{' '.join(str(error).split())}"
             ) from error
 

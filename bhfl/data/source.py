@@ -4,7 +4,7 @@ is faster.
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -162,6 +162,11 @@ Source = TensorSource | LoaderSource
 """What gives batches of chosen samples, and knows their targets and the shape of an input."""
 
 
+def is_pair(dataset: Dataset[Any]) -> TypeGuard[TensorDataset]:
+    """Whether a data set is two tensors, inputs and targets."""
+    return isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2
+
+
 def _find_targets(dataset: Dataset[Any]) -> Any:
     """The `targets`, `labels` or `y` of a dataset; those of a `Subset` are looked up in the dataset
     behind it, and so are those of several as one. ValueError if there are none.
@@ -170,7 +175,7 @@ def _find_targets(dataset: Dataset[Any]) -> Any:
         return np.asarray(_find_targets(dataset.dataset))[np.asarray(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([np.asarray(_find_targets(part)) for part in dataset.datasets])
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+    if is_pair(dataset):
         return dataset.tensors[1]
     for name in ("targets", "labels", "y"):
         found = getattr(dataset, name, None)
@@ -192,15 +197,13 @@ def as_source(dataset: Dataset[Any] | Source, targets: Any = None, **loading: An
     """
     if isinstance(dataset, Source):
         return dataset
-    if loading.get("collate_fn") is not None:
+    if loading.get("collate_fn") is not None or not is_pair(dataset):
         return LoaderSource(dataset, targets, **loading)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        source = TensorSource(*dataset.tensors)
-        if targets is not None:
-            # splits go by these; batches still hold what the dataset has
-            source.targets = np.asarray(targets)
-        return source
-    return LoaderSource(dataset, targets, **loading)
+    source = TensorSource(dataset.tensors[0], dataset.tensors[1])
+    if targets is not None:
+        # splits go by these; batches still hold what the dataset has
+        source.targets = np.asarray(targets)
+    return source
 
 
 def largest_target(split: str, source: Source) -> int:

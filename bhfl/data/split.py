@@ -116,11 +116,11 @@ def make_split(
     pool = stratified_sample(targets, size, rng_subset)
     val, pool = _take(targets, pool, round(shares.val_fraction * len(pool)), rng_val)
     if shares.holdout >= len(pool):
-        raise ValueError(
-            f"data.val_fraction{' and data.holdout' * bool(shares.holdout)} must leave clients "
-            f"some of {size} training samples, got {shares.val_fraction:g}"
-            f"{f' and {shares.holdout}' * bool(shares.holdout)}"
-        )
+        keys, given = "data.val_fraction", f"{shares.val_fraction:g}"
+        if shares.holdout:
+            keys += " and data.holdout"
+            given += f" and {shares.holdout}"
+        raise ValueError(f"{keys} must leave clients some of {size} training samples, got {given}")
     kept, pool = _take(targets, pool, shares.holdout, rng_holdout)
     positions, sizes = _dealt(partition, values[pool], num_clients, rng_clients, shares)
     positions = pool[positions]
@@ -165,12 +165,12 @@ def _dealt(
             return partition.dealt(values, num_clients, rng)
         parts = partition(values, num_clients, rng)
     except ValueError as error:
-        error.add_note(
-            "(samples left by "
-            f"{f'data.max_train_samples={shares.max_samples}, ' * bool(shares.max_samples)}"
-            f"data.val_fraction={shares.val_fraction:g}"
-            f"{f' and data.holdout={shares.holdout}' * bool(shares.holdout)}: {len(values)})"
-        )
+        takers = f"data.val_fraction={shares.val_fraction:g}"
+        if shares.max_samples:
+            takers = f"data.max_train_samples={shares.max_samples}, {takers}"
+        if shares.holdout:
+            takers += f" and data.holdout={shares.holdout}"
+        error.add_note(f"(samples left by {takers}: {len(values)})")
         raise
     return np.concatenate(parts), np.array([len(part) for part in parts])
 

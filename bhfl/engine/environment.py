@@ -15,7 +15,7 @@ import torch
 
 import bhfl
 from bhfl.engine.fingerprint import BACKENDS
-from bhfl.quant.backends.machine import product_instructions
+from bhfl.quant.backends.machine import cpuinfo, product_instructions
 from bhfl.settings import Role
 from bhfl.told import Told
 
@@ -65,11 +65,9 @@ def processor() -> dict[str, Any]:
     8 bits and bfloat16, and the cores that this process may use.
     """
     told: dict[str, str] = {}
-    # Linux alone tells by a file
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            told.setdefault(key.strip(), value.strip())
+    for line in cpuinfo().splitlines():
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), value.strip())
     return {
         "name": told.get("model name") or platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -58,10 +58,10 @@ def doubt(monitor: str, mode: str) -> str:
     wrong = errors if mode == "max" else scores
     if not wrong:
         return ""
-    end = "highest" if mode == "max" else "lowest"
+    end, other = ("highest", "min") if mode == "max" else ("lowest", "max")
     return (
         f"trainer.monitor is {monitor} and trainer.mode {mode}: the {end} {wrong[0]} is the best; "
-        f"set trainer.mode to {'min' if mode == 'max' else 'max'}"
+        f"set trainer.mode to {other}"
     )
 
 
@@ -119,9 +119,10 @@ def check_monitor(
     tags = validation_tags(type(model), groups)
     meant = monitor.startswith("val/") or f"val/{monitor}" in tags
     if tags and meant and monitor not in tags:
+        near = suggestion(monitor, tags, others=False)
         raise ValueError(
             f"{owner} must be a logged metric, got {monitor!r}"
-            f"{suggestion(monitor, tags, others=False) or suggestion('', model.validation_metrics)}"
+            f"{near or suggestion('', model.validation_metrics)}"
         )
 
 

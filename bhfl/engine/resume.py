@@ -107,10 +107,8 @@ def _load(folder: Path, which: str) -> State:
             "had no value; use last"
         )
     known = [file.stem for file in checkpoints.glob("best-*.ckpt")]
-    raise CheckpointError(
-        f"{folder} has no checkpoint {which}"
-        f"{suggestion(which, known) or '; trainer.best_by_group keeps one for each bit group'}"
-    )
+    near = suggestion(which, known) or "; trainer.best_by_group keeps one for each bit group"
+    raise CheckpointError(f"{folder} has no checkpoint {which}{near}")
 
 
 def fitting(state: State, fresh: ServerState) -> ServerState:

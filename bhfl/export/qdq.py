@@ -172,8 +172,8 @@ def _cause(error: BaseException) -> str:
     """The first line of the innermost cause of an error, with its class."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    first, *_ = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {first}"
 
 
 def _evaluating(model: nn.Module) -> nn.Module:

@@ -68,10 +68,10 @@ def quantize_(
     ]
     chosen = _without_orphans(model, chosen)
     if not chosen and not spec.is_float:
+        kept = " that filter_fn keeps" if filter_fn else ""
         raise ValueError(
             f"nothing to quantise to {spec.label!r} in {type(model).__name__}: no nn.Linear, "
-            "nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or "
-            f"nn.MultiheadAttention{' that filter_fn keeps' if filter_fn else ''}"
+            f"nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding or nn.MultiheadAttention{kept}"
         )
     # all checks come before any change: a model is swapped wholly or not at all
     for name, module in chosen:

@@ -80,9 +80,7 @@ def _scale_of(
     if scale is None:
         scale = weight_scale(x, bits, range_rule, granularity)
     elif scale.dim() and scale.shape != x.shape[:1]:
-        raise ValueError(
-            f"scale must be 0-dim or [{', '.join(map(str, x.shape[:1]))}], got {list(scale.shape)}"
-        )
+        raise ValueError(f"scale must be 0-dim or {list(x.shape[:1])}, got {list(scale.shape)}")
     return scale.to(x.device, torch.float32)
 
 

@@ -56,10 +56,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     size = packed_bytes(codes.numel(), bits)
     if codes.dtype != torch.int16 and (codes.dtype != torch.int8 or bits > 8):
-        raise ValueError(
-            f"codes of {bits} bits must be {'int8 or ' if bits <= 8 else ''}int16, got "
-            f"{codes.dtype}"
-        )
+        wanted = "int16" if bits > 8 else "int8 or int16"
+        raise ValueError(f"codes of {bits} bits must be {wanted}, got {codes.dtype}")
     _check_codes(codes, bits)
     out = torch.empty(size, dtype=torch.uint8, device=codes.device)
     flat = codes.reshape(-1)

@@ -241,9 +241,6 @@ def _name_clients(axis: Any, found: Partition, order: Counts) -> None:
     drawn = f"{num_clients:,} clients"
     if len(order) < num_clients:
         drawn = f"{len(order):,} of {num_clients:,} clients, evenly spread"
-    axis.set_xlabel(
-        f"{drawn}, within each group by "
-        f"{'number of samples' if found.labels is None else 'most frequent label'}",
-        fontsize=9,
-    )
+    order_of = "number of samples" if found.labels is None else "most frequent label"
+    axis.set_xlabel(f"{drawn}, within each group by {order_of}", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)

@@ -115,11 +115,8 @@ def _metric(section: Section, colours: Colours, group: str) -> Chapter:
         if any(line.x[-1] for line in lines):
             pictures.append(Picture(title, _curves(lines, colours, axis, metric.axis(begun=True))))
     about = "Mean over seeds, and one standard deviation around it; dashed: not finished."
-    return Chapter(
-        f"{metric.heading}: {'average over clients' if group == AVERAGE else group}",
-        about,
-        pictures,
-    )
+    whose = "average over clients" if group == AVERAGE else group
+    return Chapter(f"{metric.heading}: {whose}", about, pictures)
 
 
 def _frontier(section: Section, colours: Colours) -> Chapter:

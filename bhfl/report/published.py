@@ -152,14 +152,8 @@ class _Compared:
         between = "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
         tau = f"{float(tau_b(theirs, values)):.2f}"
         name = MEAN if group == AVERAGE else group
-        texts = [
-            bits,
-            name,
-            str(len(methods)),
-            tau,
-            between,
-            f"{close} of {len(values) * (len(values) - 1) // 2}",
-        ]
+        pairs = math.comb(len(values), 2)
+        texts = [bits, name, str(len(methods)), tau, between, f"{close} of {pairs}"]
         return list(map(Cell, texts))
 
     def _interval(

@@ -202,11 +202,9 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         matches = [path] if path.exists() else sorted(matching(path), key=_natural)
         runs = list(chain.from_iterable(map(_runs_below, matches)))
         if not runs:
-            problems.append(
-                f"{path}: {'no run in it' if matches else 'no such folder'}; RUN must be a run "
-                f"folder (with {' or '.join(MARKERS)}) or hold "
-                "some"
-            )
+            why = "no run in it" if matches else "no such folder"
+            marks = " or ".join(MARKERS)
+            problems.append(f"{path}: {why}; RUN must be a run folder (with {marks}) or hold some")
         for run in runs:
             # links and overlapping paths may lead to a run twice
             found.setdefault(run.resolve(), run)

@@ -181,11 +181,10 @@ class ProWD(Rule):
         # what would fail in the first fine-tuning, rounds later
         logits = network(inputs[:1])
         if not isinstance(logits, Tensor) or logits.ndim < 2:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 "ProWD distils by logits: the model's forward(inputs) must return a tensor with a "
-                "row for each input, got "
-                f"{list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}; "
-                "or set ProWD.dequantizer.distill_weight: 0"
+                f"row for each input, got {got}; or set ProWD.dequantizer.distill_weight: 0"
             )
         # of a data module that cannot choose all come, which may be sorted by class
         spread = torch.arange(wanted.buffer_size) * len(inputs) // wanted.buffer_size

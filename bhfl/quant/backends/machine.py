@@ -83,13 +83,13 @@ def _flags() -> set[str] | None:
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if told:
         return {name for name, value in told.items() if value is True}
-    for line in _cpuinfo().splitlines():
+    for line in cpuinfo().splitlines():
         if line.startswith("flags"):
             return set(line.partition(":")[2].split())
     return None
 
 
-def _cpuinfo() -> str:
+def cpuinfo() -> str:
     """What Linux tells of the processors; empty elsewhere."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -102,7 +102,7 @@ def _cpuinfo() -> str:
 
 def _path(device: str) -> Path:
     """The file of this processor, torch and number of threads."""
-    lines = _cpuinfo().splitlines()
+    lines = cpuinfo().splitlines()
     told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}
     parts = [platform.machine(), platform.processor(), *sorted(told)]
     parts += [torch.__version__, str(torch.get_num_threads()), device]

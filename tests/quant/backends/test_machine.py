@@ -74,9 +74,9 @@ def test_flags_of_linux_where_torch_tells_none(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     told = "processor\t: 0\nflags\t\t: fpu avx2 avx512_vnni\n"
-    monkeypatch.setattr(machine, "_cpuinfo", lambda: told)
+    monkeypatch.setattr(machine, "cpuinfo", lambda: told)
     assert machine._flags() == {"fpu", "avx2", "avx512_vnni"}
-    monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
+    monkeypatch.setattr(machine, "cpuinfo", lambda: "")
     assert machine._flags() is None
     monkeypatch.setattr(machine.platform, "machine", lambda: "arm64")
     assert machine._flags() is None
