@@ -124,7 +124,8 @@ def _layers_of(name: str, value: str | None) -> list[Layer]:
     if name == "print_config":
         return []
     if name == "":
-        why = f"unexpected argument {value!r}; options start with --, such as --config FILE"
+        # of two dashes alone, no value is left
+        why = f"unexpected argument {value or '--'!r}; options start with --, such as --config FILE"
     elif value is None:
         why = f"--{name} expected one argument, got none"
     elif why := unusable(value):

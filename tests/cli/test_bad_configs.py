@@ -469,6 +469,7 @@ OPTIONS = {
     ),
     "positional": (["foo"], ["unexpected argument 'foo'; options start with --"]),
     "short": (["-x"], ["unexpected argument '-x'"]),
+    "dashes": (["--"], ["unexpected argument '--'; options start with --"]),
     "valueless": (["--trainer.max_rounds"], ["--trainer.max_rounds", "expected one argument"]),
     "config-missing": (
         ["--config", "nope.yaml"],
