@@ -71,11 +71,13 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def undone(option: Option, key: str, value: Any) -> str:
     """What `option` gives, at any depth, and ``key: value`` after it gives again or would lose, as
-    it names a class or a value for what that is a part of; empty if there is nothing.
+    it names a class or a value for what that is a part of; empty if there is nothing. A fleet is
+    such a value.
     """
     for (leaf, _), (other, item) in product(leaves(option.key, option.value), leaves(key, value)):
         whole = f"{other.removesuffix('.class_path')}."
-        if f"{leaf}.".startswith(whole) and not isinstance(item, Mapping):
+        replaces = other == "clients" or not isinstance(item, Mapping)
+        if f"{leaf}.".startswith(whole) and replaces:
             return leaf
     return ""
 

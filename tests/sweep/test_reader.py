@@ -115,6 +115,10 @@ PROBLEMS = [
         "m.yaml:3: base.model gives model.lr, which model.lr gives before it",
     ),
     (
+        "base: {clients.int8: 5, clients: {4: 1}}",
+        "m.yaml:3: base.clients gives clients.int8, which clients.int8 gives before it",
+    ),
+    (
         "settings: {}",
         "m.yaml:3: settings must be a mapping of one or more names to their options, got {}",
     ),
