@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bhfl.files import user_folder
+
 CHECKPOINTS = "checkpoints"
 """Folder of a run folder: its checkpoints."""
 CLIENTS = "clients"
@@ -30,8 +32,10 @@ def new_run(root: Path) -> Path:
     the same.
 
     Raises:
-        OSError: The folder cannot be made or written, naming it.
+        ValueError: The folder cannot be made or written to, naming the file that is in its way.
+        OSError: The system says so where it is tried.
     """
+    user_folder("trainer.default_root_dir/trainer.name", root)
     root.mkdir(parents=True, exist_ok=True)
     while True:
         path = root / f"version_{max(_versions(root), default=-1) + 1}"

@@ -13,7 +13,7 @@ import pytest
 
 from bhfl.algorithms import FedCOMGATE
 from bhfl.engine.checkpoint import CheckpointError, round_path
-from bhfl.engine.folder import newest_run, round_checkpoints, subfolder
+from bhfl.engine.folder import new_run, newest_run, round_checkpoints, subfolder
 from bhfl.files import RoundsFile
 from tests.engine.hand_made import HandMade, Module, points
 from tests.federation import fit
@@ -163,3 +163,15 @@ def test_a_folder_of_a_run_for_what_comes_later(tmp_path):
         match="a link in a run folder is not followed: remove it, or name a folder by --out",
     ):
         subfolder(tmp_path, "analysis")
+
+
+@pytest.mark.parametrize("place", ["file", "file/name", "file/group/name"])
+def test_a_file_where_run_folders_are_to_be_made_is_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("notes")
+    told = (
+        "trainer.default_root_dir/trainer.name must be a folder that can be written to, got "
+        f"'{tmp_path / place}', and '{tmp_path / 'file'}' is none"
+    )
+    with pytest.raises(ValueError, match=told):
+        new_run(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "notes"
