@@ -14,7 +14,7 @@ from bhfl.comm import float_tensors
 from bhfl.engine.aggregate import Aggregator, WeightedMean
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Metrics, Params, ServerState, Tensors
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -101,6 +101,6 @@ class ClippedMean(Rule):
         bound = following_bound(server.extra["bound"], inside, self.quantile, self.rate)
         return following.with_extra(bound=bound)
 
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> Metrics:
         """The next bound."""
         return {**super().summarize(server, metrics), "clipping/bound": server.extra["bound"]}

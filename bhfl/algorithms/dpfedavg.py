@@ -25,7 +25,7 @@ from bhfl.engine.private import followed, is_public
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.sampling import cohort_size, inclusion_rate
 from bhfl.engine.sums import all_reduce_sum
-from bhfl.engine.types import Client, Params, ServerState, Tensors
+from bhfl.engine.types import Client, Metrics, Params, ServerState, Tensors
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -229,7 +229,7 @@ class DPFedAvg(OfTrained):
         absent = self._cohort - count
         total = total + absent * moving.flatten(server.params).double()
         bound = server.extra["bound"]
-        metrics: dict[str, float] = {}
+        metrics: Metrics = {}
         if self.noise_multiplier:
             generator = rng.torch("server")
             noises = torch.randn(len(total) + 1, dtype=torch.float64, generator=generator)
@@ -259,7 +259,7 @@ class DPFedAvg(OfTrained):
         part = self.noise_multiplier / (2 * self._count_noise)
         return float(self.noise_multiplier * (1 - part**2) ** -0.5)
 
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> Metrics:
         """The next bound."""
         return {} if self.bound is None else {"clipping/bound": server.extra["bound"]}
 

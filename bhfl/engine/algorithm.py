@@ -14,7 +14,7 @@ from bhfl.engine.handed import check_mean, name_of
 from bhfl.engine.hooks import Guard
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.server_optimizer import ServerOptimizer, stepped
-from bhfl.engine.types import Client, ClientState, Params, ServerState, Tensors
+from bhfl.engine.types import Client, ClientState, Metrics, Params, ServerState, Tensors
 from bhfl.quant import quantized_state
 from bhfl.recorded import Recorded
 
@@ -218,7 +218,7 @@ class Algorithm(Recorded):
         """What the round's clients are sent at its end, besides the next downlink, or None."""
         return None
 
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> Metrics:
         """More numbers to log, from those of a finished round.
 
         Args:

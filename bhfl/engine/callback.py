@@ -14,7 +14,7 @@ from bhfl.engine.hooks import Guard, HookError
 if TYPE_CHECKING:
     from bhfl.engine.records import ClientRecord
     from bhfl.engine.trainer import FederatedTrainer
-    from bhfl.engine.types import Client
+    from bhfl.engine.types import Client, Metrics
 
 
 class Callback:
@@ -67,7 +67,7 @@ class Callback:
             metrics: Its row of ``rounds.jsonl``, by tag.
         """
 
-    def on_test_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
+    def on_test_end(self, trainer: FederatedTrainer, metrics: Metrics) -> None:
         """The test at the end of a fit is done, and the loggers are still open.
 
         Args:
@@ -76,7 +76,7 @@ class Callback:
             metrics: What was measured, by tag.
         """
 
-    def on_fit_end(self, trainer: FederatedTrainer, metrics: dict[str, float]) -> None:
+    def on_fit_end(self, trainer: FederatedTrainer, metrics: Metrics) -> None:
         """The run is done.
 
         Args:
@@ -85,7 +85,7 @@ class Callback:
         """
 
     def on_measured(
-        self, trainer: FederatedTrainer, metrics: dict[str, float], stage: Literal["val", "test"]
+        self, trainer: FederatedTrainer, metrics: Metrics, stage: Literal["val", "test"]
     ) -> None:
         """`trainer.validate` or `trainer.test` is done.
 

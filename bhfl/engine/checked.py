@@ -21,7 +21,7 @@ from bhfl.engine.handed import (
 )
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.refusal import RefusedError
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, Metrics, Params, ServerState
 
 
 @dataclass
@@ -119,7 +119,7 @@ class ServerHooks:
         self._check_state("server_update", following, server)
         return following
 
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> Metrics:
         """More numbers of a round."""
         found = self.algorithm.summarize(server, metrics)
         check_metrics(f"{self.name('summarize')} must return", found)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from bhfl.engine.calls import call_step
 from bhfl.engine.exchange import ClientLink
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, ClientState, Params, Row, ServerData, ServerState
+from bhfl.engine.types import Client, ClientState, Metrics, Params, Row, ServerData, ServerState
 from bhfl.settings import LocalTraining, Settings
 
 # A small device trains with torch alone, so Lightning is imported for type checks only.
@@ -80,7 +80,7 @@ class LocalRun:
     entries.
     """
     rng: RandomKeys
-    evaluate: Callable[[int], dict[str, float]]
+    evaluate: Callable[[int], Metrics]
     """The module's validation metrics, as it stands, on so many of the client's own training
     examples, in batches.
     """
@@ -114,7 +114,7 @@ class LocalRun:
     """Set by a hook that sends nothing, and has put into `state` what would have been sent: the
     client keeps its state nevertheless, and what it was sent.
     """
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     """Numbers to be averaged over the cohort and logged."""
 
     @property

@@ -14,7 +14,7 @@ from bhfl.engine.exchange import Measured, Stage, Task
 from bhfl.engine.per_client import spread
 from bhfl.engine.processes import gather
 from bhfl.engine.roster import behind, group_sizes, members, one_of_each
-from bhfl.engine.types import Client, Params, ServerState, server_data, without
+from bhfl.engine.types import Client, Metrics, Params, ServerState, server_data, without
 from bhfl.settings import LocalTraining
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Evaluator:
         if epochs := settings.aggregation.finetune_epochs:
             self.training = replace(settings.training, local_epochs=epochs, local_steps=None)
 
-    def __call__(self, server: ServerState, stage: Stage) -> dict[str, float]:
+    def __call__(self, server: ServerState, stage: Stage) -> Metrics:
         """The metrics of `stage`, tagged: ``val/acc`` (the server's float32 model),
         ``val/acc_<group>``, ``val/acc_avg`` (weighted by the groups' numbers of clients),
         ``val/acc_min``; of a test, the distribution over clients of what they are worth on test
@@ -244,9 +244,7 @@ class Evaluator:
                 own=one.own,
             )
 
-    def _tag(
-        self, results: dict[str, dict[str, float]], floats: Sequence[str], stage: Stage
-    ) -> dict[str, float]:
+    def _tag(self, results: dict[str, Metrics], floats: Sequence[str], stage: Stage) -> Metrics:
         """The numbers of all passes by tag, from the mean of each key; `floats` are the groups that
         compute in float32.
         """
@@ -254,7 +252,7 @@ class Evaluator:
         whole = GLOBAL if GLOBAL in results else next(iter(floats), GLOBAL)
         overall = results.get(whole, {})
         results.pop(GLOBAL, None)
-        metrics: dict[str, float] = {}
+        metrics: Metrics = {}
         # some a step may log for some models alone, such as a share of what one of them predicted
         for name in dict.fromkeys(chain.from_iterable(results.values())):
             values = {group: result[name] for group, result in results.items() if name in result}
@@ -277,7 +275,7 @@ def _found(passes: Mapping[int, int], measured: Measured) -> Found:
     return Found(number, measured.metrics, measured.own, measured.correct)
 
 
-def _mean(rows: list[Mapping[str, float]]) -> dict[str, float]:
+def _mean(rows: list[Mapping[str, float]]) -> Metrics:
     means = {}
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row[name] for row in rows if name in row]

@@ -15,7 +15,7 @@ from bhfl.engine.client.plain import STEPS
 from bhfl.engine.exchange import Stage
 from bhfl.engine.resume import warn_of_known
 from bhfl.engine.session import Session
-from bhfl.engine.types import FederatedData, ServerState
+from bhfl.engine.types import FederatedData, Metrics, ServerState
 
 if TYPE_CHECKING:
     from bhfl.engine.trainer import FederatedTrainer
@@ -43,7 +43,7 @@ def measure(
     data: FederatedData,
     ckpt_path: str | Path | None,
     stage: Stage,
-) -> dict[str, float]:
+) -> Metrics:
     """The metrics of a split by tag; see `FederatedTrainer.validate`."""
     module = getattr(model, "_orig_mod", model)
     step = STEPS[stage]

@@ -12,7 +12,7 @@ from bhfl.engine.devices import Devices
 from bhfl.engine.downlink import Sent, kept_of, moves_to, sent_as
 from bhfl.engine.references import NOTHING
 from bhfl.engine.session import Session
-from bhfl.engine.types import Client, Params, ServerState
+from bhfl.engine.types import Client, Metrics, Params, ServerState
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Message:
     bits: Mapping[str, int]
     """The bits that it has chosen."""
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         """The mean bits of a weight, where the method has chosen them."""
         if not self.bits:
             return {}

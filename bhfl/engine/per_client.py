@@ -10,7 +10,7 @@ import numpy as np
 from bhfl.engine.exchange import Stage
 from bhfl.engine.monitor import doubt
 from bhfl.engine.records import ClientRecord
-from bhfl.engine.types import Client
+from bhfl.engine.types import Client, Metrics
 from bhfl.tags import SPREAD
 
 COLUMNS = (
@@ -57,7 +57,7 @@ def training_rows(
         }
 
 
-def _absences(record: ClientRecord) -> dict[str, float]:
+def _absences(record: ClientRecord) -> Metrics:
     course = record.course
     return {
         "part": course.part,
@@ -84,7 +84,7 @@ def test_rows(
         yield {**row, **_tagged("test", metrics)}
 
 
-def _tagged(stage: Stage, metrics: Mapping[str, float]) -> dict[str, float]:
+def _tagged(stage: Stage, metrics: Mapping[str, float]) -> Metrics:
     return {f"{stage}/{name}": value for name, value in metrics.items()}
 
 
@@ -93,7 +93,7 @@ def _tagged(stage: Stage, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def spread(
     stage: Stage, measured: Mapping[int, Mapping[str, float]], clients: Sequence[Client]
-) -> dict[str, float]:
+) -> Metrics:
     """How metrics are spread over clients, each of which counts alike, by tag: over all, and by
     group.
 
@@ -106,7 +106,7 @@ def spread(
         measured: Metrics by name, of some clients by id.
         clients: The fleet.
     """
-    tags: dict[str, float] = {}
+    tags: Metrics = {}
     for name in dict.fromkeys(chain.from_iterable(measured.values())):
         having = {id: metrics[name] for id, metrics in measured.items() if name in metrics}
         by_group: dict[str, list[float]] = {}
@@ -120,7 +120,7 @@ def spread(
     return tags
 
 
-def _statistics(tag: str, group: str, values: Sequence[float], falls: bool) -> dict[str, float]:
+def _statistics(tag: str, group: str, values: Sequence[float], falls: bool) -> Metrics:
     worst = sorted(values, reverse=falls)[: math.ceil(_WORST * len(values))]
     squares = float(np.square(values).sum())
     found = {

@@ -19,6 +19,7 @@ from bhfl.engine.console import terminal
 from bhfl.engine.figures import group_rows, megabytes, metric_names
 from bhfl.engine.roster import group_sizes, one_of_each
 from bhfl.engine.screen import Screen
+from bhfl.engine.types import Metrics
 from bhfl.settings import Output
 from bhfl.tags import ABSENT, LOST, STATUSES
 
@@ -107,7 +108,7 @@ class Progress(Callback):
             return
         _LOG.info(f"{line}  {metrics['time/round_s']:.1f} s")
 
-    def _figures(self, trainer: Any, metrics: dict[str, Any]) -> dict[str, float]:
+    def _figures(self, trainer: Any, metrics: dict[str, Any]) -> Metrics:
         """The loss of training, and the metric of each bit group, as far as they were measured."""
         figures = {"loss": metrics.get("train/loss")}
         name = self.metric
@@ -123,14 +124,14 @@ class Progress(Callback):
             figures[group + label] = metrics.get(f"val/{name}_{group}")
         return {name: value for name, value in figures.items() if value is not None}
 
-    def on_fit_end(self, trainer: Any, metrics: dict[str, float]) -> None:
+    def on_fit_end(self, trainer: Any, metrics: Metrics) -> None:
         """Say the table, and what to type next."""
         self._close()
         if trainer.fabric.is_global_zero:
             _LOG.info("\n" + table(trainer, metrics, self.metric, "test"))
             _LOG.info("\n" + following(trainer))
 
-    def on_measured(self, trainer: Any, metrics: dict[str, float], stage: str) -> None:
+    def on_measured(self, trainer: Any, metrics: Metrics, stage: str) -> None:
         """Print the table of ``bhfl validate`` and ``bhfl test``."""
         self._close()
         if trainer.fabric.is_global_zero:
@@ -157,7 +158,7 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def table(trainer: Any, metrics: dict[str, float], metric: str, stage: str) -> str:
+def table(trainer: Any, metrics: Metrics, metric: str, stage: str) -> str:
     """What was measured of each bit group and of all clients, `metric` first, accuracies in per
     cent, with the bytes really sent where a run has been.
     """

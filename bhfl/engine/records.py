@@ -9,6 +9,7 @@ from itertools import chain
 
 from bhfl.engine.availability import WHOLE, Course
 from bhfl.engine.exchange import NO_EXAMPLES, Fault
+from bhfl.engine.types import Metrics
 from bhfl.tags import ABSENT, BYTES, STATUSES, Status
 
 _DOWN = ("downlink_bytes", "header_bytes", "whole_bytes")
@@ -53,8 +54,8 @@ class ClientRecord:
     arrived, or until its last attempt has come to nothing; None without a network, and of a client
     that failed.
     """
-    metrics: dict[str, float] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    measured: Metrics = field(default_factory=dict)
     """What its model is worth on its own validation samples, see `bhfl.engine.exchange.Reply`."""
     holds: bool | None = None
     """What it said of the frozen tensors, likewise."""
@@ -123,9 +124,7 @@ def asked_to_train(records: Sequence[ClientRecord]) -> list[ClientRecord]:
     return [r for r in records if r.reason != NO_EXAMPLES and r.course.uploads]
 
 
-def round_metrics(
-    records: Sequence[ClientRecord], *, availability: bool = False
-) -> dict[str, float]:
+def round_metrics(records: Sequence[ClientRecord], *, availability: bool = False) -> Metrics:
     """The round's tags that follow from its records: `train/loss` and other means over clients,
     counts.
 
@@ -209,7 +208,7 @@ class Ledger:
         """One of `BYTES` over all groups."""
         return sum(row[key] for row in self.by_group.values())
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         """Cumulative megabytes (10^6 bytes)."""
         up = self.total("uplink_bytes") / 1e6
         down = self.total("downlink_bytes") / 1e6

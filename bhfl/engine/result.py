@@ -19,7 +19,7 @@ from bhfl.engine.figures import group_rows, metric_names, total
 from bhfl.engine.roster import group_sizes
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
-from bhfl.engine.types import Row, ServerState
+from bhfl.engine.types import Metrics, Row, ServerState
 from bhfl.tags import ACCURACIES
 
 
@@ -74,9 +74,9 @@ class FitResult:
         return total(self.bytes, "downlink_bytes")
 
     @property
-    def by_group(self) -> dict[str, dict[str, float]]:
+    def by_group(self) -> dict[str, Metrics]:
         """The metrics of the test by bit group and name: ``by_group["int8"]["acc"]``."""
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, Metrics] = {}
         for group in self.groups:
             found[group] = {}
             for name in metric_names(self.metrics, "test"):

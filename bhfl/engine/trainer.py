@@ -32,7 +32,7 @@ from bhfl.engine.resume import find_checkpoint
 from bhfl.engine.run import Run
 from bhfl.engine.session import Session
 from bhfl.engine.settings import checked_settings, global_seed, profile_problem
-from bhfl.engine.types import Client, FederatedData, ServerState
+from bhfl.engine.types import Client, FederatedData, Metrics, ServerState
 from bhfl.files import user_path
 from bhfl.settings import Measures
 
@@ -236,7 +236,7 @@ class FederatedTrainer:
         model: L.LightningModule,
         datamodule: FederatedData,
         ckpt_path: str | Path | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """The metrics of `model`, or of a checkpoint of it, on the validation split, by bit group.
 
         A model as `fit` left it is measured with all that its run came to: each group's or client's
@@ -262,7 +262,7 @@ class FederatedTrainer:
         model: L.LightningModule,
         datamodule: FederatedData,
         ckpt_path: str | Path | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """The metrics of `model`, or of a checkpoint of it, on the test split, by bit group.
 
         Args:

@@ -23,6 +23,8 @@ of norm layers.
 
 ClientState = dict[str, Tensor]
 """What a client keeps between rounds, by names of the algorithm's."""
+Metrics = dict[str, float]
+"""Numbers by tag, such as ``val/acc_int8``, or by the names that a module logs."""
 Row = dict[str, Any]
 """A round's metrics by tag, and what else its line of ``rounds.jsonl`` holds."""
 T = TypeVar("T")
@@ -96,7 +98,7 @@ class ServerState:
     """Rounds finished."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the algorithm keeps: nested dicts and lists of tensors, numbers and strings only."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
     """Numbers that the algorithm wants logged for the round that made this state."""
     participants: list[int] = field(default_factory=list)
     """The engine's: ids of the clients whose updates made this state."""

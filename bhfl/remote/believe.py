@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bhfl.checks import said
 from bhfl.engine.exchange import Fault, Measured, Reply, Task
-from bhfl.engine.types import Client
+from bhfl.engine.types import Client, Metrics
 from bhfl.remote.messages import MessageError
 from bhfl.tags import Status
 
@@ -38,7 +38,7 @@ class Names:
     def __init__(self) -> None:
         self._known: dict[int, set[str]] = {}
 
-    def known(self, client: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    def known(self, client: int, metrics: Mapping[str, float]) -> Metrics:
         """The metrics of a client whose names it has used, or may begin to use."""
         known = self._known.setdefault(client, set())
         found = {}
@@ -125,7 +125,7 @@ def believed_measured(measured: Measured, task: Task, num_samples: int) -> Measu
     return replace(measured, metrics=metrics, own=own, correct=correct)
 
 
-def _believed_metrics(metrics: Mapping[str, float], group: str) -> dict[str, float]:
+def _believed_metrics(metrics: Mapping[str, float], group: str) -> Metrics:
     """The metrics that a client may report: those of its training, and of its own model."""
     local = re.compile(rf"val/.+_local(_before)?_{re.escape(group)}")
     return {
@@ -135,7 +135,7 @@ def _believed_metrics(metrics: Mapping[str, float], group: str) -> dict[str, flo
     }
 
 
-def _in_range(metrics: Mapping[str, float]) -> dict[str, float]:
+def _in_range(metrics: Mapping[str, float]) -> Metrics:
     """The metrics with names and values that can be written."""
     return {
         name: value

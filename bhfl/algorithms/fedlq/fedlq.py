@@ -39,7 +39,7 @@ from bhfl.comm import Tensors, float_tensors
 from bhfl.engine.algorithm import Algorithm, Context, LocalRun
 from bhfl.engine.downlink import an_example
 from bhfl.engine.random import RandomKeys
-from bhfl.engine.types import Client, ClientState, Params, ServerState, only, without
+from bhfl.engine.types import Client, ClientState, Metrics, Params, ServerState, only, without
 from bhfl.quant import QuantizedTensor, quantized_state
 
 _MOST_CURVED = 1e30
@@ -343,6 +343,6 @@ class FedLQ(Algorithm):
             following.extra.pop(key, None)
         return following
 
-    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> dict[str, float]:
+    def summarize(self, server: ServerState, metrics: Mapping[str, float]) -> Metrics:
         """The convergence bound of the round, see `observed_bound`."""
         return observed_bound(self.layers, metrics, self._max_rounds)

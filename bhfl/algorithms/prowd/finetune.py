@@ -14,7 +14,7 @@ from bhfl.algorithms.prowd.aggregation import means
 from bhfl.algorithms.prowd.dequantizer import ProgressiveDequantizer
 from bhfl.algorithms.prowd.options import Dequantizer
 from bhfl.algorithms.prowd.pairs import WeightPairs
-from bhfl.engine.types import Params
+from bhfl.engine.types import Metrics, Params
 from bhfl.quant import BitSpec
 
 State = dict[str, Any]
@@ -66,7 +66,7 @@ class FineTuning:
 
     def tune(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
-    ) -> tuple[State, dict[str, float]]:
+    ) -> tuple[State, Metrics]:
         """Train on rank 0; every process gets the state and the metrics.
 
         Args:
@@ -82,7 +82,7 @@ class FineTuning:
 
     def _train(
         self, fabric: Fabric, state: State, states: Sequence[Params], steps: int, seed: int
-    ) -> tuple[State, dict[str, float]]:
+    ) -> tuple[State, Metrics]:
         """`steps` steps from `state`; a chain that ends worse than the identity on held-out rows is
         discarded.
         """

@@ -28,7 +28,7 @@ from bhfl.engine.exchange import NO_EXAMPLES, Fault, Measured, Reply, Task, Verd
 from bhfl.engine.own import KEPT, MODEL, Own
 from bhfl.engine.random import RandomKeys
 from bhfl.engine.roster import at, behind
-from bhfl.engine.types import Client, FederatedData, Params, server_data, without
+from bhfl.engine.types import Client, FederatedData, Metrics, Params, server_data, without
 
 _LOST = Fault("failed", "it no longer has the weights that it was sent differences to", lost=True)
 
@@ -42,8 +42,8 @@ class _Work:
     holds: bool | None = None
     num_examples: int = 0
     num_steps: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    measured: Metrics = field(default_factory=dict)
     keeps: dict[str, Any] = field(default_factory=dict)
     fault: Fault | None = None
 
@@ -334,7 +334,7 @@ class LocalClients:
         except PayloadError as error:
             raise PayloadError(f"{self.hooks.name('uplink')}: {error}") from None
 
-    def _on_own_data(self, client: Client, rng: RandomKeys, num_examples: int) -> dict[str, float]:
+    def _on_own_data(self, client: Client, rng: RandomKeys, num_examples: int) -> Metrics:
         """Validation metrics of the module on some of a client's training examples, the same at
         every call.
         """

@@ -22,7 +22,7 @@ from bhfl.engine.correct import TOLD, as_text, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData, Params, ServerState, without
+from bhfl.engine.types import FederatedData, Metrics, Params, ServerState, without
 from bhfl.quant import (
     BitSpec,
     begin_round_,
@@ -215,7 +215,7 @@ class PlainWorker:
         return float(loss.detach())
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any], stage: Stage) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Any], stage: Stage) -> Metrics:
         """Means over `batches` of the numbers that the module's validation or test step returns, as
         the module stands; none where there is no batch.
         """

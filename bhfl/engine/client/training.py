@@ -17,7 +17,7 @@ from bhfl.engine.availability import part_of
 from bhfl.engine.client.optim import LocalOptimizers
 from bhfl.engine.client.plain import epochs_of
 from bhfl.engine.client.recorder import Recorder, tag_of
-from bhfl.engine.types import FederatedData
+from bhfl.engine.types import FederatedData, Metrics
 from bhfl.quant import save_in_int8, store_
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Training:
             save_in_int8 if lean else nullcontext
         )
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> Metrics:
         """What was logged, by tag; a loss that the module logs itself is preferred to the one it
         returned.
         """

@@ -27,7 +27,7 @@ from bhfl.engine.correct import TOLD, as_text, told_by
 from bhfl.engine.devices import FLOAT, Devices
 from bhfl.engine.exchange import Stage, Task
 from bhfl.engine.random import seed_globals
-from bhfl.engine.types import FederatedData, ServerState
+from bhfl.engine.types import FederatedData, Metrics, ServerState
 
 _UNCALLED = (
     "configure_callbacks",
@@ -113,7 +113,7 @@ class Worker(PlainWorker):
             self.place.change_gradients, self.place.without_loss = None, False
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Any], stage: Stage) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Any], stage: Stage) -> Metrics:
         """Means over `batches` of what the module's validation or test step logs or returns, as the
         module stands.
 
