@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -225,14 +226,14 @@ class _Bench:
         rows = []
         for name, layer in self.layers.items():
             row = self._layer_row(client, name, layer, watch)
-            rows.append(row | {key: sizes.get(name, 0) for key, sizes in sent.items()})
+            rows.append(row | {key: sizes[name] for key, sizes in sent.items()})
         whole = self._whole_row(client, rows, watch)
         whole["step_seconds"] = seconds
         whole |= {key: len(payload) for key, payload in payloads.items()}
         rest = {**whole, "layer": REST, "kind": "", "low_share": 0.0, "step_seconds": math.nan}
         for key in ("parameters", "flops", "training_flops", "kept_bytes"):
             rest[key] -= sum(row[key] for row in rows)
-        rest |= {key: sizes.get(REST, 0) for key, sizes in sent.items()}
+        rest |= {key: sizes[REST] for key, sizes in sent.items()}
         rows.append(rest)
         if self.meter:
             rows = [{**row, "step_joules": math.nan} for row in rows]
@@ -330,12 +331,11 @@ class _Bench:
             found[key] = sum(flops.get(name, 0) for name in layers) // self.flops.num_examples
         return found
 
-    def _bytes(self, payload: bytes) -> dict[str, int]:
+    def _bytes(self, payload: bytes) -> Counter[str]:
         """Bytes of a payload by layer, each with its part of the header."""
-        found: dict[str, int] = {}
+        found: Counter[str] = Counter()
         for name, size in tensor_bytes(payload).items():
-            layer = self._layer_of(name)
-            found[layer] = found.get(layer, 0) + size
+            found[self._layer_of(name)] += size
         return found
 
     def _layer_of(self, tensor: str) -> str:

@@ -8,6 +8,7 @@ the first layer with anything to train.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ class _Account(LayersAtWork):
     def __init__(self, module: nn.Module, counter: FlopCounterMode) -> None:
         super().__init__(module)
         self.counter = counter
-        self.forward: dict[str, int] = {}
-        self.training: dict[str, int] = {}
+        self.forward: Counter[str] = Counter()
+        self.training: Counter[str] = Counter()
         self._charged = 0
         # where nothing is frozen all counts as trained, the first layer's input too
         whole = all(parameter.requires_grad for parameter in module.parameters())
@@ -154,8 +155,8 @@ class _Account(LayersAtWork):
         total = self.counter.get_total_flops()
         spent = total - self._charged
         self._charged = total
-        self.forward[name] = self.forward.get(name, 0) + spent
-        self.training[name] = self.training.get(name, 0) + self._factor(name) * spent
+        self.forward[name] += spent
+        self.training[name] += self._factor(name) * spent
 
     def _factor(self, name: str) -> int:
         """Forward passes that a step costs in a layer, called now."""

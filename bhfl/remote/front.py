@@ -15,6 +15,7 @@ import logging
 import re
 import ssl
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -101,9 +102,9 @@ class Front(Running):
         self._socket = Bounded(listening(host, port, "port"), clients, head_seconds)
         self.port = int(self._socket.getsockname()[1])
         """The port that it listens at."""
-        self.bytes_up: dict[int, int] = {}
+        self.bytes_up: Counter[int] = Counter()
         """Bytes of bodies that came from each client, by its position in the fleet."""
-        self.bytes_down: dict[int, int] = {}
+        self.bytes_down: Counter[int] = Counter()
         """Bytes of bodies that went to each client."""
         self._server = self._uvicorn()
         self._client: httpx.AsyncClient | None = None
@@ -240,8 +241,8 @@ class Front(Running):
                 raise
             await _say(send, 502, f"the SuperLink does not answer: {type(error).__name__}")
         finally:
-            self.bytes_up[client] = self.bytes_up.get(client, 0) + body.length
-            self.bytes_down[client] = self.bytes_down.get(client, 0) + down
+            self.bytes_up[client] += body.length
+            self.bytes_down[client] += down
 
     def _inner(self) -> httpx.AsyncClient:
         """The connections to the SuperLink, made in the thread that uses them."""
