@@ -263,12 +263,11 @@ def _save(
     session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
 ) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
-    kept = run.save(session.server, session.told, best, due)
+    run.save(session.server, session.told, best, due)
     if due:
         STANDING.saved = (
             f"--ckpt_path {shlex.quote(str(run.folder))} goes on from round {session.server.round}"
         )
-    for store in (session.store, session.references):
-        for record in records if kept and store.folder.exists() else ():
-            store.prune(record.client, kept)
+    if run.writes and (best or due):
+        run.prune(record.client for record in records)
     session.fabric.barrier()

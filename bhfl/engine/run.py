@@ -156,6 +156,8 @@ class Run:
         checkpoint.rewind(self.checkpoints, server.round, read_state)
         self.store.rewind(server.round)
         self.references.rewind(server.round)
+        # a kill may have come before the last round's were
+        self.prune(self.store.known.keys() | self.references.known.keys())
         for name, value in records.items():
             # the split of many clients is long, and nobody reads it by eye
             indent = None if name == "partition" else 1
@@ -253,9 +255,8 @@ class Run:
             for best in self.bests.values()
         )
 
-    def save(self, server: ServerState, config: Told, best: list[str], last: bool) -> list[int]:
-        """Write the checkpoints that are due; the rounds whose checkpoints are kept, the best ones'
-        too.
+    def save(self, server: ServerState, config: Told, best: list[str], last: bool) -> None:
+        """Write the checkpoints that are due.
 
         Args:
             server: The state after the round.
@@ -264,15 +265,23 @@ class Run:
             last: Whether the round's own checkpoint is due.
         """
         if not self.writes or not (best or last):
-            return []
+            return
         state = self.state(server, config)
         for group in best:
             # A kill may leave it later than the newest round's; `rewind` then removes it.
             checkpoint.save(self.checkpoints / checkpoint_name(group), state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
+
+    def prune(self, clients: Iterable[int]) -> None:
+        """Drop checkpoints that are too many, and what of these clients none of the others can ask
+        for.
+        """
         kept = checkpoint.prune(self.checkpoints, self.settings.output.keep_checkpoints)
-        return [*kept, *(best.round for best in self.bests.values())]
+        kept += [best.round for best in self.bests.values()]
+        for client in clients:
+            self.store.prune(client, kept)
+            self.references.prune(client, kept)
 
     def finish(self, metrics: Mapping[str, float], failed: Exception | None = None) -> None:
         """Write ``summary.json``: what all rounds came to, the metrics of the test first, or with

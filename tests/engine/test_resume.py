@@ -40,7 +40,7 @@ from bhfl.data import FromDatasets
 from bhfl.downlink import Downlink
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.callback import Callback
-from bhfl.engine.checkpoint import CheckpointError, digest, load, round_path
+from bhfl.engine.checkpoint import CheckpointError, digest, load, prune, round_path
 from bhfl.engine.history import unpack
 from bhfl.engine.trainer import FederatedTrainer
 from tests.engine.hand_made import HandMade, Module, client_rows, points
@@ -380,6 +380,28 @@ def test_killed_in_the_middle_of_writing(tmp_path, uninterrupted, kill_at):
     assert in_process(tmp_path) == 0
     assert outcome(tmp_path) == uninterrupted
     assert not list(tmp_path.glob("bhfl/**/.*.tmp"))
+
+
+def test_what_a_kill_left_of_earlier_rounds_is_dropped(
+    tmp_path: Path, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bhfl" / "version_0"
+
+    def stopped(folder: Path, keep: int) -> list[int]:
+        if round_path(folder, ROUNDS).exists():
+            raise KeyboardInterrupt
+        return prune(folder, keep)
+
+    monkeypatch.setattr("bhfl.engine.checkpoint.prune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    monkeypatch.undo()
+    assert len(list(folder.glob("checkpoints/round=*"))) == 3
+    before = len(list(folder.glob("clients/*/*")))
+    go(tmp_path, ckpt_path="last")
+    assert outcome(tmp_path) == uninterrupted
+    assert len(list(folder.glob("checkpoints/round=*"))) == 2
+    assert len(list(folder.glob("clients/*/*"))) < before
 
 
 class Counting(Algorithm):
