@@ -101,8 +101,7 @@ class Convolutional(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        return self.head(self.features(images))  # type: ignore[no-any-return]
 
 
 def init_he_(network: nn.Module) -> None:

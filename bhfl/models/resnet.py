@@ -48,8 +48,7 @@ class ResidualBlock(nn.Module):
         """
         residual: Tensor = self.relu(self.norm1(self.conv1(maps)))
         residual = self.norm2(self.conv2(residual))
-        output: Tensor = self.relu(residual + self.shortcut(maps))
-        return output
+        return self.relu(residual + self.shortcut(maps))  # type: ignore[no-any-return]
 
 
 class ResNet(nn.Module):
@@ -99,8 +98,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.head(self.blocks(self.stem(images)))
-        return logits
+        return self.head(self.blocks(self.stem(images)))  # type: ignore[no-any-return]
 
 
 class _SizedResNet(ResNet):

@@ -47,8 +47,7 @@ class MLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``[B, C, H, W]`` to logits ``[B, K]``."""
-        logits: Tensor = self.layers(images)
-        return logits
+        return self.layers(images)  # type: ignore[no-any-return]
 
 
 class LeNet(Convolutional):
