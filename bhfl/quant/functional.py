@@ -46,7 +46,7 @@ def quantize(
 
     Raises:
         ValueError: Bits out of range, x is not floating or has NaN or infinity, or the scale has
-            another shape.
+            another shape or is not positive.
     """
     limit = levels(bits)
     check_floating(x)
@@ -54,6 +54,11 @@ def quantize(
     scale = _scale_of(x, bits, range_rule, granularity, scale)
     # a scale that was found in x is finite only where x is, and smaller to check
     check_finite(scale if found else x)
+    # what is 0, negative, NaN or infinite has none, and neither has what x could not be divided by
+    if not found and not scale.reciprocal().log().isfinite().all():
+        raise ValueError(
+            f"scale must be positive and finite, as must be its reciprocal, got {scale}"
+        )
     codes = grid_codes(x.float(), scale, limit, code_dtype(bits), generator)
     return QuantizedTensor(codes, scale.detach(), bits)
 

@@ -301,6 +301,10 @@ def test_refused() -> None:
         quantize(torch.arange(3), 8)
     with pytest.raises(ValueError, match=r"scale must be 0-dim or \[3\], got \[2\]"):
         quantize(torch.randn(3, 2), 8, scale=torch.ones(2))
+    for wrong in (0.0, -0.5, math.nan, math.inf, 1e-40):
+        for scale in (torch.tensor(wrong), torch.tensor([0.1, wrong, 0.1])):
+            with pytest.raises(ValueError, match=r"^scale must be positive and finite, .* got "):
+                quantize(torch.randn(3, 2), 8, scale=scale)
     with pytest.raises(
         ValueError, match="granularity 'channel' needs a tensor of at least one dimension"
     ):
