@@ -154,6 +154,9 @@ def quantize_with_gradient(
     """
     clipped = _clips(range_rule, scale)
     scale = _scale_of(x, bits, range_rule, granularity, scale)
+    if (clipped or range_rule == "wage") and x.numel():
+        # no integer is NaN: a scale that was not found in x has to show it
+        scale = torch.where(extremes(x.detach())[0].isnan(), math.nan, scale)
     stand_in, codes = _QuantizeWithGradient.apply(x, scale, levels(bits), clipped)
     return stand_in, codes, scale.detach()
 

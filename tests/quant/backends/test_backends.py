@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -320,6 +321,15 @@ def test_zero_constant_and_empty_inputs(backend: str) -> None:
     for model[0].padding, worst in itertools.product([(0, 0), (1, 1)], ["nan", "inf", "-inf"]):
         x = torch.full((2, 3, 4, 4), float(worst))
         assert not model[0](x).isfinite().any()
+
+
+@pytest.mark.parametrize("spec", ["lsq", "strict8", "wage2888"])
+def test_a_weight_that_becomes_nan_shows(spec: str) -> None:
+    model = quantize_(nn.Linear(4, 3), SPECS[spec], backend="int8")
+    begin_round_(model)
+    nn.init.constant_(model.weight, math.nan)
+    with torch.no_grad():
+        assert model(torch.ones(2, 4)).isnan().all()
 
 
 @pytest.mark.parametrize("backend", ["int8", "int8-bfloat16", "integer"])
