@@ -118,6 +118,13 @@ class LocalRun:
     """Numbers to be averaged over the cohort and logged."""
 
     @property
+    def saves_in_int8(self) -> bool:
+        """Whether what its training keeps for the backward pass are codes of 8 bits: they are fine
+        enough only for activations that have no more.
+        """
+        return self.training.save_in_int8 and self.client.devices.most_activation_bits <= 8
+
+    @property
     def lr_sum(self) -> float:
         """That of the first parameter."""
         return next(iter(self.lr_sums.values()), 0.0)

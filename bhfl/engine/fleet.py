@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from bhfl.checks import checked, choice, count, is_integer, or_none, suggestion, text, within
+from bhfl.checks import (
+    checked,
+    choice,
+    count,
+    is_integer,
+    or_none,
+    refuse,
+    suggestion,
+    text,
+    within,
+)
 from bhfl.engine.devices import Group
 from bhfl.engine.optimizers import parse_optimizer
 from bhfl.quant import BitSpec
@@ -141,9 +151,7 @@ def _parse(value: Any) -> list[Group]:
             groups.append(_parse_group(entry))
         except ValueError as error:
             problems.append(f"clients[{i}]: {error}")
-    problems = problems or _across(groups)
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems or _across(groups))
     return groups
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bhfl.checks import choice
+from bhfl.checks import choice, refuse
 from bhfl.checks import options as options_of
 from bhfl.comm.network import SimulatedNetwork
 from bhfl.downlink import Downlink
@@ -58,8 +58,7 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
     if wrong := options_of(Availability, optional=True)(settings.fleet.availability):
         problems.append(f"availability {wrong}")
     problems += _fleet_problems(settings, alone=bool(problems))
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems)
     return settings
 
 

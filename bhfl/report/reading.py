@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from bhfl.checks import is_integer, is_number, printable
+from bhfl.checks import is_integer, is_number, printable, refuse
 from bhfl.files import matching, read_limited, user_path, walk
 from bhfl.plain import MAX_BYTES, read_json
 from bhfl.report.settings import SEED
@@ -210,8 +210,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
             found.setdefault(run.resolve(), run)
     if not paths:
         problems.append("RUN is missing: a run folder, or one that holds some")
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems)
     return list(found.values())
 
 

@@ -25,11 +25,10 @@ from bhfl.algorithms.prowd.blocks import Arch, Block, Bound
 from bhfl.algorithms.prowd.options import CHECKS, Loss, ladder_problem
 from bhfl.algorithms.prowd.pairs import RowPairs, WeightBatch
 from bhfl.checks import checked
+from bhfl.comm import Tensors
 from bhfl.quant import QuantizedTensor, quantize
 from bhfl.quant.norms import evaluating
 from bhfl.quant.rounding import levels
-
-Tensors = Mapping[str, Tensor | QuantizedTensor]
 
 _SLACK = 1.01
 """A chain is no worse than the identity where its error is at most so many times that of it."""

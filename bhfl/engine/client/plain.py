@@ -199,9 +199,7 @@ class PlainWorker:
         index: int,
     ) -> float:
         """One step of the optimiser; the loss before it."""
-        # codes of 8 bits are fine enough only for activations that have no more
-        lean = run.training.save_in_int8 and run.client.devices.most_activation_bits <= 8
-        with save_in_int8() if lean else nullcontext():
+        with save_in_int8() if run.saves_in_int8 else nullcontext():
             loss = algorithm.client_loss(run, batch, index)
         optimizer.zero_grad()
         loss.backward()

@@ -83,9 +83,8 @@ class Training:
         """Batches that on_train_batch_start was called with."""
         self.ended = False
         """Whether this epoch has come to its last batch."""
-        lean = run.training.save_in_int8 and run.client.devices.most_activation_bits <= 8
         self.saving: Callable[[], AbstractContextManager[None]] = (
-            save_in_int8 if lean else nullcontext
+            save_in_int8 if run.saves_in_int8 else nullcontext
         )
 
     def metrics(self) -> Metrics:
