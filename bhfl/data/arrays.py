@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bhfl.checks import checked, choice, count
 from bhfl.data.augment import AUGMENTATIONS
-from bhfl.data.tensors import Epochs, TensorSource
+from bhfl.data.tensors import Epochs, TensorSource, as_tensor
 from bhfl.engine.random import RandomKeys
 from bhfl.files import user_path
 from bhfl.recorded import Recorded
@@ -103,18 +103,22 @@ class Arrays(Recorded):
                     f"{key} must hold {split}_inputs and {split}_targets, got {', '.join(names)}"
                 )
             if names:
-                inputs = _tensor(key, held, f"{split}_inputs")
-                targets = _tensor(key, held, f"{split}_targets")
-                targets = targets.float() if targets.is_floating_point() else targets.long()
-                channels = inputs.shape[1] if inputs.dim() > 1 else 1
-                for name, values in self._normal.items():
-                    if len(values) not in (0, 1, channels):
-                        raise ValueError(
-                            f"data.{name} must have one number for each of {channels} channels, "
-                            f"got {list(values)}"
-                        )
-                found[split] = TensorSource(inputs, targets, *self._normal.values())
+                found[split] = self._source(key, held, split)
         return found
+
+    def _source(self, key: str, held: Mapping[str, Any], split: str) -> TensorSource:
+        """The samples of a split."""
+        inputs = _tensor(key, held, f"{split}_inputs")
+        targets = _tensor(key, held, f"{split}_targets")
+        targets = targets.float() if targets.is_floating_point() else targets.long()
+        channels = inputs.shape[1] if inputs.dim() > 1 else 1
+        for name, values in self._normal.items():
+            if len(values) not in (0, 1, channels):
+                raise ValueError(
+                    f"data.{name} must have one number for each of {channels} channels, got "
+                    f"{list(values)}"
+                )
+        return TensorSource(inputs, targets, *self._normal.values())
 
     def federate(self, num_clients: int, seed: int) -> list[int]:
         """The number of this client's samples, in the place of every client.
@@ -185,7 +189,4 @@ class Arrays(Recorded):
 def _tensor(key: str, held: Mapping[str, Any], name: str) -> Tensor:
     if not held[name].ndim:
         raise ValueError(f"{key} must hold {name} of many samples, got one number")
-    try:
-        return torch.from_numpy(held[name])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} must hold numbers, which {name} are not: {error}") from error
+    return as_tensor(key, name, held[name])

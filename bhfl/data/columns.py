@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from bhfl.checks import suggestion
-from bhfl.data.forms import as_tensor, is_table
+from bhfl.data.forms import is_table
 from bhfl.data.partition import Array
 from bhfl.data.source import LoaderSource, TensorSource
+from bhfl.data.tensors import as_tensor
 
 
 def column_of(key: str, data: Any, name: str) -> Array:

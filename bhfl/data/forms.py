@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 
 from bhfl.checks import shown
 from bhfl.data.source import Source, is_pair
+from bhfl.data.tensors import as_tensor
 
 _REMEDY = (
     "read it into a list or a TensorDataset first; of Hugging Face, load without streaming; of a "
@@ -147,28 +148,3 @@ def _pair(key: str, pair: tuple[Any, Any]) -> TensorDataset:
             f"{key} must have as many targets as inputs, got {len(targets)} and {len(inputs)}"
         )
     return TensorDataset(inputs, targets)
-
-
-def as_tensor(key: str, what: str, array: Any) -> Tensor:
-    """An array as a tensor, which shares its memory where torch can read it there and write.
-
-    Args:
-        key: The name that messages call the data.
-        what: Whether they are ``inputs`` or ``targets``.
-        array: An array of NumPy's; a tensor is returned as it is.
-
-    Raises:
-        ValueError: It holds no numbers.
-    """
-    if isinstance(array, Tensor):
-        return array
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"the {what} of {key} must be numbers, got {array.dtype}; text is numbered by "
-            "numpy.unique(text, return_inverse=True)"
-        )
-    # torch computes with no other unsigned integers than these
-    if array.dtype.kind == "u" and array.dtype != np.uint8:
-        array = array.astype(np.int64)
-    # in this machine's order of bytes, and none of those that are read backwards
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))

@@ -1,9 +1,10 @@
-"""Batches of tensors, and the order in which a client's samples come. It needs torch alone."""
+"""Batches of tensors, and the order in which a client's samples come, by torch and NumPy alone."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -120,3 +121,28 @@ class TensorSource:
                 # (inputs - mean) / std, in place on a copy, which index_select has made
                 inputs = inputs.to(torch.float32).mul_(self._scale).add_(self._shift)
             yield inputs, self.labels.index_select(0, chunk)
+
+
+def as_tensor(key: str, what: str, array: Any) -> Tensor:
+    """An array as a tensor, which shares its memory where torch can read it there and write.
+
+    Args:
+        key: The name that messages call the data.
+        what: Whether they are ``inputs`` or ``targets``.
+        array: An array of NumPy's; a tensor is returned as it is.
+
+    Raises:
+        ValueError: It holds no numbers.
+    """
+    if isinstance(array, Tensor):
+        return array
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"the {what} of {key} must be numbers, got {array.dtype}; text is numbered by "
+            "numpy.unique(text, return_inverse=True)"
+        )
+    # torch computes with no other unsigned integers than these
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    # in this machine's order of bytes, and none of those that are read backwards
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))

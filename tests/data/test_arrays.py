@@ -64,8 +64,14 @@ def test_samples_that_are_held_out_are_measured_on(tmp_path: Path) -> None:
         ({"inputs": np.ones(3)}, "data.file must hold train_inputs and train_targets"),
         ({"train_inputs": np.ones(3), "train_targets": np.ones(2)}, "targets must be as many as"),
         ({"train_inputs": np.array([{}]), "train_targets": np.ones(1)}, "must be an .npz file of"),
-        ({"train_inputs": np.array(["a"]), "train_targets": np.ones(1)}, "must hold numbers"),
-        ({"train_inputs": np.ones(3, ">f4"), "train_targets": np.ones(3)}, "must hold numbers, wh"),
+        (
+            {"train_inputs": np.array(["a"]), "train_targets": np.ones(1)},
+            "the train_inputs of data.file must be numbers, got <U1; text is numbered by",
+        ),
+        (
+            {"train_inputs": np.ones(1), "train_targets": np.ones(1, "complex64")},
+            "the train_targets of data.file must be numbers, got complex64",
+        ),
         ({"train_inputs": 3.0, "train_targets": 1}, "train_inputs of many samples, got one number"),
         (
             {"train_inputs": np.ones(3), "train_targets": np.ones(3), "val_inputs": np.ones(3)},
@@ -94,6 +100,18 @@ def test_a_file_of_another_kind_or_a_broken_one(tmp_path: Path) -> None:
         file.write_bytes(held)
         with pytest.raises(ValueError, match=r"data.file must be an .npz file of numbers: "):
             ready(file)
+
+
+def test_numbers_that_torch_does_not_compute_with_are_read_as_those_it_does(
+    tmp_path: Path,
+) -> None:
+    """Of uint16, a batch was one of uint16, by which every local step failed."""
+    for kind, wanted in (("uint16", torch.int64), (">f4", torch.float32), (">i8", torch.int64)):
+        x = np.array([[1], [2], [3]], kind)
+        data = ready(saved(tmp_path / "a.npz", train_inputs=x, train_targets=np.arange(3)))
+        ((inputs, _),) = data.client_batches(0, RandomKeys(0, 0, 0), 0)
+        assert inputs.dtype == wanted
+        assert sorted(inputs.flatten().tolist()) == [1, 2, 3]
 
 
 def test_targets_are_of_the_types_that_losses_take(tmp_path: Path) -> None:
