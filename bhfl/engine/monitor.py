@@ -40,6 +40,10 @@ _PHRASES = {
     "neg_log_likelihood": "nll",
     "cross_entropy": "crossentropy",
 }
+_OF_STAGE = "(val|test)([/_]|$)|train$"
+"""Metrics of validation, as modules may log them; those of the test, which no round has; and words
+that are no metric. ``train/...`` may come from others than modules.
+"""
 
 
 def doubt(monitor: str, mode: str) -> str:
@@ -117,7 +121,7 @@ def check_monitor(
         ValueError: It is none of what the model logs.
     """
     tags = validation_tags(type(model), groups)
-    meant = monitor.startswith("val/") or f"val/{monitor}" in tags
+    meant = re.match(_OF_STAGE, monitor) or f"val/{monitor}" in tags
     if tags and meant and monitor not in tags:
         near = suggestion(monitor, tags, others=False)
         raise ValueError(
@@ -142,8 +146,7 @@ def check_first(
     own = settings.output.evaluate_clients != "none"
 
     def waits(monitor: str) -> bool:
-        # as modules may log it; no round has metrics of the test
-        return not re.match(r"(val|test)[/_]", monitor) or (own and "_local" in monitor)
+        return not re.match(_OF_STAGE, monitor) or (own and "_local" in monitor)
 
     if measured:
         check_logged(monitors, [dict(measured)], waits)

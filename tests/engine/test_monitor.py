@@ -105,7 +105,9 @@ def test_a_metric_that_is_no_number_is_told_at_the_first_validation(tmp_path, ev
     assert sum("is nan" in str(warning.message) for warning in told) == 1
 
 
-@pytest.mark.parametrize("tag", ["val/msee_avg", "val_mse_avg", "test/mse", "val/mse_local_int8"])
+@pytest.mark.parametrize(
+    "tag", ["val/msee_avg", "val_mse_avg", "test/mse", "val/mse_local_int8", "val", "train"]
+)
 def test_a_metric_that_is_never_logged_is_refused_before_anybody_trains(tmp_path, monkeypatch, tag):
     monkeypatch.setattr("bhfl.engine.fit.run_round", lambda *_: pytest.fail("a client trained"))
     with pytest.raises(
@@ -130,7 +132,17 @@ def test_values_that_are_seen_need_no_word():
 
 
 @pytest.mark.parametrize(
-    "tag", ["val/nonsense", "val/acc_int4", "val/accuracy", "val/", "val/f1_avg"]
+    "tag",
+    [
+        "val/nonsense",
+        "val/acc_int4",
+        "val/accuracy",
+        "val/",
+        "val/f1_avg",
+        "val",
+        "val_acc",
+        "train",
+    ],
 )
 def test_a_metric_that_a_classifier_never_logs_is_refused_before_any_round(tag: str) -> None:
     with pytest.raises(ValueError, match=f"trainer.monitor must be a logged metric, got '{tag}'; "):
