@@ -15,7 +15,7 @@ class EnergyMeter:
         root: The folder with a folder for each counter.
     """
 
-    def __init__(self, root: Path = POWERCAP) -> None:
+    def __init__(self, root: Path) -> None:
         self._counters: list[Path] = []
         self._ranges: list[int] = []
         for folder in sorted(root.glob("*:*")) if root.is_dir() else ():

@@ -134,9 +134,9 @@ def quantize_with_gradient(
     x: Tensor,
     bits: int,
     *,
-    range_rule: RangeRule = "absmax",
-    granularity: Granularity = "tensor",
-    scale: Tensor | None = None,
+    range_rule: RangeRule,
+    granularity: Granularity,
+    scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of :func:`fake_quantize` for integer products, and a path for the gradient.
 

@@ -87,8 +87,8 @@ class Front(Running):
         keys: ServerKeys,
         registry: Registry,
         superlink: str,
-        host: str = "0.0.0.0",
-        port: int = 8443,
+        host: str,
+        port: int,
         most_bytes: int = MOST_BYTES,
         head_seconds: float = HEAD_SECONDS,
     ) -> None:
