@@ -301,3 +301,11 @@ def said(text: object) -> str:
     the rows that go to all clients with each task.
     """
     return clipped(printable(str(text)[: LONGEST + 1]))
+
+
+def spoken(error: BaseException) -> str:
+    """What an error says, for errors of anybody's code: of some, even that raises."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"its own text cannot be told, as __str__ raises {type(another).__name__}"

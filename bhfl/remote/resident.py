@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 import bhfl
+from bhfl.checks import spoken
 from bhfl.comm import decode, float_tensors
 from bhfl.engine.algorithm import Algorithm
 from bhfl.engine.checkpoint import CheckpointError, digest
@@ -102,7 +103,7 @@ class Resident:
                 _log.exception("what the server asked for failed")
                 # the next message opens another session, and closes this one
                 self._joined = None
-            return pack(Refused(reason=f"{type(error).__name__}: {error}"))
+            return pack(Refused(reason=f"{type(error).__name__}: {spoken(error)}"))
 
     def _answer(self, data: bytes) -> bytes:
         parts = split(data)

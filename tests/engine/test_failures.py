@@ -64,6 +64,23 @@ def test_what_a_client_fails_with_is_told_on_one_short_line():
     assert len(reason) <= 400
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+
+def test_a_client_whose_error_cannot_say_what_it_is_fails_like_any_other(tmp_path):
+    class Sometimes(Module):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.current_epoch == 0:
+                raise Mute
+            return super().training_step(batch, batch_idx)
+
+    with pytest.warns(UserWarning, match="client 0 failed: Mute: its own text cannot be told"):
+        trained = train(tmp_path, Sometimes, clients=1, max_rounds=2)
+    assert [row["clients/ok"] for row in trained.run.history] == [0, 1]
+
+
 def rounds(folder) -> int:
     """Those that were logged before the run ended."""
     rows = folder / "bhfl" / "version_0" / "rounds.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import bhfl
-from bhfl.checks import said
+from bhfl.checks import said, spoken
 from bhfl.comm import PayloadError
 from bhfl.engine.exchange import Fault
 from bhfl.engine.handed import ReturnError
@@ -35,7 +35,7 @@ def fault_of(error: BaseException, channels_last: bool) -> Fault:
         error: The error, which is being handled.
         channels_last: Whether the client's images lay in that format.
     """
-    told = said(error)
+    told = said(spoken(error))
     if isinstance(error, ReturnError):
         return Fault("rejected", told, broken_hook=True)
     if isinstance(error, (PayloadError, RefusedError)):
@@ -44,7 +44,7 @@ def fault_of(error: BaseException, channels_last: bool) -> Fault:
         if isinstance(cause, Exception):
             return Fault("rejected", told, traceback.format_exc(), origin(cause))
         return Fault("rejected", told)
-    reason = said(f"{type(error).__name__}: {error}") + advice(error, channels_last)
+    reason = said(f"{type(error).__name__}: {spoken(error)}") + advice(error, channels_last)
     return Fault("failed", reason, traceback.format_exc(), origin(error))
 
 
@@ -56,7 +56,7 @@ def advice(error: BaseException, channels_last: bool) -> str:
         error: An error in the model's own step.
         channels_last: Whether its images lay in that format.
     """
-    text = str(error)
+    text = spoken(error)
     if "Expected more than 1 value per channel when training" in text:
         return (
             "; BatchNorm cannot train on a batch of one sample: data.drop_last: true leaves small "
@@ -80,7 +80,7 @@ def origin(error: BaseException) -> str:
             return ""
         # subprocess.TimeoutExpired, and those of many libraries, derive from no TimeoutError
         if "Timeout" in type(cause).__name__ or any(
-            words in str(cause).lower() for words in _PASSING
+            words in spoken(cause).lower() for words in _PASSING
         ):
             return ""
         cause = cause.__cause__
