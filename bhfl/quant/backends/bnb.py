@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bhfl.quant.backends.base import FAKE, EagerBackend, result_dtype
+from bhfl.quant.backends.shapes import lower, restore
 
 if TYPE_CHECKING:
     from bhfl.quant.quant_layer import QuantLayer
@@ -64,13 +65,13 @@ class BitsAndBytes(EagerBackend):
         matmul, new_state = _package()
         dtype = result_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.shape[-1]).to(layer.weight.dtype)
+            rows = lower(layer, x).to(layer.weight.dtype)
             weight = layer.forward_weight()
             if weight.requires_grad:
                 # the package reads weight.grad, at which torch warns of a tensor that is not a leaf
                 weight.retain_grad()
-            y: Tensor = matmul(rows, weight, bias=layer.bias, state=new_state())
-        return y.view(*x.shape[:-1], y.shape[-1]).to(dtype)
+            y = matmul(rows, weight, bias=layer.bias, state=new_state())
+        return restore(layer, y, x).to(dtype)
 
 
 @cache
