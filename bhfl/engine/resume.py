@@ -94,6 +94,24 @@ def warn_of_known(folder: Path, partition: Mapping[str, Any]) -> None:
         )
 
 
+def warn_of_other(path: object, stored: Told, algorithm: str) -> None:
+    """Warn if a checkpoint is used by another algorithm than its run's, which fits all the same.
+
+    Args:
+        path: The checkpoint, for the message.
+        stored: What its run was told.
+        algorithm: The class that uses it.
+    """
+    # without its module: that of a script is ``__main__`` while it runs
+    ran = str(told_of(stored, Role).get("algorithm")).rpartition(".")[2]
+    if ran != algorithm:
+        warnings.warn(
+            f"{path}: its run was one of {ran}, and it is used by {algorithm}, whose models of "
+            "groups and clients may be others: give the config.yaml of its run folder",
+            stacklevel=2,
+        )
+
+
 def _load(folder: Path, which: str) -> State:
     checkpoints = folder / CHECKPOINTS
     if which == "last":

@@ -38,7 +38,7 @@ from bhfl.engine.own import Own
 from bhfl.engine.processes import check_agreement
 from bhfl.engine.reestimate import reestimation
 from bhfl.engine.references import References
-from bhfl.engine.resume import fitting, use_backends_
+from bhfl.engine.resume import fitting, use_backends_, warn_of_other
 from bhfl.engine.roster import Roster, group_sizes
 from bhfl.engine.sampling import cohort_of
 from bhfl.engine.server_optimizer import server_optimizer
@@ -267,6 +267,7 @@ class Session:
         found = self.trainer.find_checkpoint(ckpt_path) if self.fabric.is_global_zero else None
         folder, state = self.fabric.broadcast(found)  # type: ignore[misc]
         self.take_up(fitting(state, self.server))
+        warn_of_other(ckpt_path, state["config"], type(self.algorithm).__name__)
         self.use_backends(state["config"])
         if clients and self.evaluator.by_client(self.server):
             self.store = ClientStore.listed(folder, state["clients"])

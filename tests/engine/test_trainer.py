@@ -8,6 +8,7 @@ import json
 import math
 import random
 import re
+import warnings
 from collections import defaultdict
 from typing import ClassVar
 
@@ -944,6 +945,18 @@ def test_measuring_at_other_bits_than_those_trained_with(tmp_path, first):
     assert f"{stage}/acc_int4" in metrics
 
 
+def test_a_checkpoint_of_another_algorithm_is_measured_with_a_warning(tmp_path):
+    trainer = run(tmp_path, {8: 1, 32: 1}, unequal(2, True), algorithm=GroupedAvg(), max_rounds=1)
+    folder = trainer.run.folder
+    other = FederatedTrainer({8: 1, 32: 1}, devices=1, logger=False)
+    with pytest.warns(UserWarning, match="its run was one of GroupedAvg, and it is used by FedAvg"):
+        other.validate(Scored(), unequal(2, True), ckpt_path=folder)
+    alike = FederatedTrainer({8: 1, 32: 1}, GroupedAvg(), devices=1, logger=False)
+    with warnings.catch_warnings(record=True) as caught:
+        alike.validate(Scored(), unequal(2, True), ckpt_path=folder)
+    assert not [one for one in caught if "its run was" in str(one.message)]
+
+
 class Scored(Module):
     def test_step(self, batch, batch_idx):
         self.log("test/acc", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
@@ -965,7 +978,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "bhfl").write_text("in the way")
-    with pytest.raises(OSError, match="bhfl"):
+    with pytest.raises(ValueError, match=r"root_dir/trainer\.name must be .*bhfl' is none"):
         run(tmp_path, {32: 1}, unequal(1))
 
 
