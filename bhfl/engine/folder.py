@@ -91,7 +91,7 @@ def subfolder(run: Path, name: str) -> Path:
         raise OSError(
             errno.ELOOP,
             "a link in a run folder is not followed: remove it, or name a folder by --out",
-            path,
+            str(path),
         )
     path.mkdir(exist_ok=True)
     return path

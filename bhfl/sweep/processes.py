@@ -8,7 +8,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 
 from bhfl.engine.system import stop
-from bhfl.files import claim, naming, queue
+from bhfl.files import claim, naming, queue, user_folder
 from bhfl.sweep.forks import Forked, ForkServer
 from bhfl.sweep.plan import Job
 
@@ -31,7 +31,9 @@ def locked(folder: Path) -> Iterator[int]:
 
     Raises:
         BlockingIOError: Another sweep is at work there.
+        ValueError: The folder cannot be made or written to, naming the file that is in its way.
     """
+    user_folder("--root", folder)
     folder.mkdir(parents=True, exist_ok=True)
     # two locks: a sweep that is killed loses the first at once, and its runs hold the second
     sweep = claim(folder / ".sweep.lock", "another sweep is at work here, process {}")

@@ -206,10 +206,12 @@ def run_missing(plan: Plan, request: Request, begun: float) -> int:
         ConfigError: A configuration cannot be used, a run folder was made with another one, or
             another sweep is at work; nothing has been run by then.
     """
-    # nothing is read before other sweeps are kept out, as they would change it
+    configs = Configs(machine=True)
+    # what cannot be run leaves no folder behind
+    rehearse(Survey(plan, configs))
+    # all is read anew once other sweeps are kept out, as they change it
     with locked(plan.root) as lock:
-        survey = Survey(plan, Configs(machine=True))
-        rehearse(survey)
+        survey = Survey(plan, configs)
         runner = Runner(survey, Processes(lock), request.jobs)
         until = begun + 60 * request.minutes - min(ENDING_SECONDS, 6 * request.minutes)
         runner.run(until)

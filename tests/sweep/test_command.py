@@ -113,6 +113,29 @@ def test_only_what_there_is(bhfl: Command, matrix: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("FedProx}", "FedProxx}"), "algorithm must name an Algorithm, got 'FedProxx'"),
+        (("seeds: [0]", "seeds: [0]\nreport: {metric: val/nonsense}"), "val/nonsense"),
+    ],
+)
+def test_what_cannot_be_run_leaves_nothing_behind(
+    bhfl: Command, matrix: Path, change: tuple[str, str], said: str
+) -> None:
+    matrix.write_text(MATRIX.replace(*change))
+    code, _, err = bhfl("sweep", "m.yaml")
+    assert (code, said in err) == (2, True)
+    assert not Path("runs").exists()
+
+
+def test_a_file_where_runs_are_to_be_made_is_named(bhfl: Command, matrix: Path) -> None:
+    Path("notes").write_text("mine")
+    code, _, err = bhfl("sweep", "m.yaml", "--root=notes")
+    told = "--root must be a folder that can be written to, got 'notes/m', and 'notes' is none"
+    assert (code, err) == (2, f"error: {told}\n")
+
+
 def test_help(bhfl: Command) -> None:
     code, out, err = bhfl("sweep", "--help")
     assert (code, err) == (0, "")
