@@ -31,11 +31,13 @@ class Section:
         fields: Key to type hint.
         reserved: Key to the reason why the user cannot set it.
         owner: The end of a message about an unknown key, such as `` of FedProx``.
+        base: What the class derives from whose options they are; None where they are of no class.
     """
 
     fields: Mapping[str, Any]
     reserved: Mapping[str, str] = field(default_factory=dict)
     owner: str = ""
+    base: type | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,7 @@ from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from bhfl.checks import shown, suggestion
-from bhfl.cli.classes import (
-    indefinite,
-    names_one,
-    only,
-    resolve,
-    unambiguous,
-)
+from bhfl.cli.classes import indefinite, known, names_one, only, resolve, unambiguous
 from bhfl.cli.hints import (
     LISTS,
     Checked,
@@ -34,6 +28,9 @@ from bhfl.cli.hints import (
 )
 from bhfl.cli.naming import all_allowed, imported, is_standard, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
+
+_NAMED = 4
+"""Classes that a message names at most."""
 
 
 @dataclass
@@ -165,8 +162,8 @@ class Checker:
         near = ""
         if isinstance(value, str):
             literals = [choice for choice in choices if get_origin(choice) is Literal]
-            known = chain.from_iterable(map(get_args, literals))
-            near = suggestion(value, map(str, known), others=False)
+            words_of_any = chain.from_iterable(map(get_args, literals))
+            near = suggestion(value, map(str, words_of_any), others=False)
         if value is False and type(None) in choices:
             near = "; did you mean null?"
         return self._problem(keys, f"must be {words}, got {shown(value)}{near}")
@@ -253,10 +250,13 @@ class Checker:
         parts = key.split(".")
         if parts[0] in section.fields:
             return f"; in a file it is written {': {'.join(parts)}: ...{'}' * (len(parts) - 1)}"
-        known = _holders(section, key) or section.fields
+        of_others = known(section.base) if section.base else {}
+        if having := [name for name, cls in of_others.items() if key in parameters(cls)[0]]:
+            return f"; name a class that has it: {', '.join(sorted(having)[:_NAMED])}"
+        holders = _holders(section, key) or section.fields
         # files are no part of what files hold
         own = () if keys or self._layer.file else ("config", "print_config")
-        return suggestion(key, [*known, *own])
+        return suggestion(key, [*holders, *own])
 
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
         """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either
@@ -280,7 +280,7 @@ class Checker:
         if is_open:  # jsonargparse reads the source of such constructors
             return problems
         reserved = {key: why for key, why in hint.reserved.items() if key in fields}
-        section = Section(fields, reserved, f" of {cls.__name__}")
+        section = Section(fields, reserved, f" of {cls.__name__}", hint.base)
         if spelled_out:
             return problems + self._value(section, value.get("init_args", {}), (*keys, "init_args"))
         return problems + self._value(section, value, keys)

@@ -458,6 +458,10 @@ OPTIONS = {
         ["--data", "Digits", "--data.shape", "[1]"],
         ["--data.shape is an unknown option of Digits"],
     ),
+    "option-of-another": (
+        ["--data.partition.alpha", "0.3"],
+        ["--data.partition.alpha is an unknown option of IID; name a class that has it: Dirichlet"],
+    ),
     "class": (["--algorithm=FedPorx"], ["--algorithm must name an Algorithm", "'FedProx'"]),
     "callback-of-none": (
         ["--trainer.callbacks.every_n_rounds", "3"],

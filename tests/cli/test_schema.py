@@ -90,7 +90,8 @@ def test_typed_values(hint: Any, text: str, fits: bool) -> None:
 def test_a_class_holds_for_later_layers() -> None:
     checker = Checker(Section({"data": Partitioner}), {"data": {"class_path": "bhfl.data.IID"}})
     assert checker(Layer({"data": {"alpha": 1}}, "f")) == [
-        "f:1: data.alpha is an unknown option of IID"
+        "f:1: data.alpha is an unknown option of IID; name a class that has it: Dirichlet, "
+        "QuantitySkew"
     ]
     assert checker(Layer({"data": "Dirichlet"}, "f")) == []
     assert checker(Layer({"data": {"alpha": 1}}, "f")) == []
