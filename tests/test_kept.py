@@ -47,6 +47,13 @@ def test_kept_runs_lie_in_places_of_their_matrix(path: Path) -> None:
     assert {job.name for job in jobs(plan, names)} == set(names)
 
 
+@pytest.mark.parametrize("name", ["fedlq", "fedlq-down4"])
+def test_every_run_of_make_fedlq_is_kept(name: str) -> None:
+    path = ROOT / f"configs/cifar10/sweeps/{name}.yaml"
+    plan, names = kept(path)
+    assert {plan.job(cell).name for cell in plan.cells} == set(names)
+
+
 def check(path: Path, most: int | None) -> None:
     """Each kept run has the settings of its job, with one of the values that it may be tuned to."""
     plan, names = kept(path)
