@@ -1,5 +1,6 @@
 """Networks of which a part is trained: named parameters, or low-rank adapters of linear layers."""
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -68,9 +69,18 @@ def freeze_(net: nn.Module, trained: Sequence[str] | None, rank: int | None) -> 
 
 
 def _adapt_(net: nn.Module, rank: int) -> None:
-    """Put an adapter around each linear layer whose weight is frozen."""
-    for parent in list(net.modules()):
+    """Put an adapter around each linear layer whose weight is frozen; warn of those that save
+    nothing.
+    """
+    for path, parent in list(net.named_modules()):
         for name, child in parent.named_children():
             # not their subclasses, such as a projection that attention reads and never calls
             if type(child) is nn.Linear and not child.weight.requires_grad:
+                if rank >= min(child.weight.shape):
+                    warnings.warn(
+                        f"adapters: rank {rank} is as large as a side of layer "
+                        f"{f'{path}.{name}'.lstrip('.')!r}, {list(child.weight.shape)}: its "
+                        "adapter has more weights than the layer itself",
+                        stacklevel=2,
+                    )
                 setattr(parent, name, LowRank(child, rank))

@@ -1,5 +1,7 @@
 """Networks of which a part is trained."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -59,3 +61,12 @@ def test_what_cannot_be_is_told(options, message):
 def test_adapters_need_linear_layers():
     with pytest.raises(ValueError, match="adapters need linear layers, which Conv2d does not hav"):
         Classifier(nn.Conv2d(1, 1, 1), adapters=2)
+
+
+def test_a_rank_that_saves_nothing_is_told_with_its_layer() -> None:
+    net = nn.Sequential(nn.Linear(9, 8), nn.Sequential(nn.Linear(8, 3)))
+    with pytest.warns(UserWarning, match=r"rank 3 is as large as a side of layer '1\.0', \[3, 8\]"):
+        Classifier(net, adapters=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Classifier(nn.Sequential(nn.Linear(9, 3)), adapters=2)
