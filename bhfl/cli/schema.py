@@ -250,13 +250,13 @@ class Checker:
         parts = key.split(".")
         if parts[0] in section.fields:
             return f"; in a file it is written {': {'.join(parts)}: ...{'}' * (len(parts) - 1)}"
-        of_others = known(section.base) if section.base else {}
+        holders = _holders(section, key)
+        of_others = known(section.base) if section.base and not holders else {}
         if having := [name for name, cls in of_others.items() if key in parameters(cls)[0]]:
             return f"; name a class that has it: {', '.join(sorted(having)[:_NAMED])}"
-        holders = _holders(section, key) or section.fields
         # files are no part of what files hold
         own = () if keys or self._layer.file else ("config", "print_config")
-        return suggestion(key, [*holders, *own])
+        return suggestion(key, [*(holders or section.fields), *own])
 
     def _object(self, hint: Instance, value: str | dict[Any, Any], keys: Keys) -> list[str]:
         """Problems of a class by name, or of ``{class_path: ..., init_args: {...}}`` with either

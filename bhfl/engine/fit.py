@@ -263,11 +263,11 @@ def _save(
     session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
 ) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
-    run.save(session.server, session.told, best, due)
+    if run.writes and (best or due):
+        run.save(session.server, session.told, best, due)
+        run.prune(record.client for record in records)
     if due:
         STANDING.saved = (
             f"--ckpt_path {shlex.quote(str(run.folder))} goes on from round {session.server.round}"
         )
-    if run.writes and (best or due):
-        run.prune(record.client for record in records)
     session.fabric.barrier()

@@ -264,8 +264,6 @@ class Run:
             best: The bit groups that have not had a better round, see `improved`.
             last: Whether the round's own checkpoint is due.
         """
-        if not self.writes or not (best or last):
-            return
         state = self.state(server, config)
         for group in best:
             # A kill may leave it later than the newest round's; `rewind` then removes it.

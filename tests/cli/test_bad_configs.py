@@ -459,7 +459,7 @@ OPTIONS = {
         ["--data.shape is an unknown option of Digits"],
     ),
     "option-of-another": (
-        ["--data.partition.alpha", "0.3"],
+        ["--data.partition=IID", "--data.partition.alpha", "0.3"],
         ["--data.partition.alpha is an unknown option of IID; name a class that has it: Dirichlet"],
     ),
     "class": (["--algorithm=FedPorx"], ["--algorithm must name an Algorithm", "'FedProx'"]),
