@@ -29,9 +29,6 @@ from bhfl.cli.hints import (
 from bhfl.cli.naming import all_allowed, imported, is_standard, parameters
 from bhfl.cli.reading import ConfigError, Keys, Layer, Text, read_text
 
-_NAMED = 4
-"""Classes that a message names at most."""
-
 
 @dataclass
 class Merge:
@@ -253,7 +250,8 @@ class Checker:
         holders = _holders(section, key)
         of_others = known(section.base) if section.base and not holders else {}
         if having := [name for name, cls in of_others.items() if key in parameters(cls)[0]]:
-            return f"; name a class that has it: {', '.join(sorted(having)[:_NAMED])}"
+            # many methods share an option, and four of them are enough to be told
+            return f"; name a class that has it: {', '.join(sorted(having)[:4])}"
         # files are no part of what files hold
         own = () if keys or self._layer.file else ("config", "print_config")
         return suggestion(key, [*(holders or section.fields), *own])

@@ -263,9 +263,7 @@ def _save(
     session: Session, run: Run, best: list[str], due: bool, records: list[ClientRecord]
 ) -> None:
     """Write the checkpoints that are due, and drop what none of them can ask for."""
-    if run.writes and (best or due):
-        run.save(session.server, session.told, best, due)
-        run.prune(record.client for record in records)
+    run.save(session.server, session.told, best, due, [record.client for record in records])
     if due:
         STANDING.saved = (
             f"--ckpt_path {shlex.quote(str(run.folder))} goes on from round {session.server.round}"

@@ -255,21 +255,27 @@ class Run:
             for best in self.bests.values()
         )
 
-    def save(self, server: ServerState, config: Told, best: list[str], last: bool) -> None:
-        """Write the checkpoints that are due.
+    def save(
+        self, server: ServerState, config: Told, best: list[str], last: bool, clients: list[int]
+    ) -> None:
+        """Write the checkpoints that are due, and drop what none of them can ask for.
 
         Args:
             server: The state after the round.
             config: What the run was told.
             best: The bit groups that have not had a better round, see `improved`.
             last: Whether the round's own checkpoint is due.
+            clients: Those of the round.
         """
+        if not self.writes or not (best or last):
+            return
         state = self.state(server, config)
         for group in best:
             # A kill may leave it later than the newest round's; `rewind` then removes it.
             checkpoint.save(self.checkpoints / checkpoint_name(group), state)
         if last:
             checkpoint.save(checkpoint.round_path(self.checkpoints, server.round), state)
+        self.prune(clients)
 
     def prune(self, clients: Iterable[int]) -> None:
         """Drop checkpoints that are too many, and what of these clients none of the others can ask

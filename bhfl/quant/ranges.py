@@ -177,10 +177,10 @@ def _least_squares_scale(x: Tensor, widest: Tensor, limit: int) -> Tensor:
         and _clearly_better(x, float(found), float(widest), limit)
     ):
         return found
-    between = (start * scale).sqrt()
-    errors = _blockwise_squared_error(x, torch.stack([start, between, scale]), limit, unit)
+    tried = torch.stack([start, (start * scale).sqrt(), scale])
+    errors = _blockwise_squared_error(x, tried, limit, unit)
     errors[0] *= _SURE
-    return _least(errors, torch.stack([widest, bounded_scale(between / unit, limit), found]))
+    return _least(errors, bounded_scale(tried / unit, limit))
 
 
 def _least(errors: Tensor, scales: Tensor) -> Tensor:
