@@ -78,6 +78,7 @@ def _result(path: Path, run: Run) -> FitResult:
         return found
 
     def weights(group: str | None) -> dict[str, Tensor]:
+        # refuses where the last round's are gone
         server()
         return load_model(path, "last", group).state_dict()
 

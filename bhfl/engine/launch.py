@@ -116,10 +116,11 @@ def launched(
         stack.callback(_at_work.release)
         stack.enter_context(ended_in_order(deaf=fabric.world_size > 1))
         stack.callback(_stop_children)
+        known = _watch
         if not again:
-            _launch(fabric, timeout_seconds)
-        if _watch:
-            stack.enter_context(_watch.together())
+            _launch(fabric, timeout_seconds, stack)
+        if known:
+            stack.enter_context(known.together())
         # inside `together`, which tells the other processes of an exit as of any error
         stack.enter_context(no_exit_of_others(allowed=()))
         stack.enter_context(computing_threads(threads))
@@ -129,7 +130,7 @@ def launched(
         yield
 
 
-def _launch(fabric: Fabric, timeout_seconds: float) -> None:
+def _launch(fabric: Fabric, timeout_seconds: float, stack: ExitStack) -> None:
     end_with_parent()
     _check_processes(fabric)
     strategy = fabric.strategy
@@ -139,8 +140,9 @@ def _launch(fabric: Fabric, timeout_seconds: float) -> None:
 
         # Lightning calls it when it has started the processes that it starts
         def meet_and_connect() -> None:
-            with _meet(strategy, timeout_seconds).explained():
-                connect()
+            # from here on the others are told of an error, one of connecting too
+            stack.enter_context(_meet(strategy, timeout_seconds).together())
+            connect()
 
         strategy.setup_environment = meet_and_connect  # type: ignore[method-assign]
         # the processes that Lightning starts inherit it

@@ -30,14 +30,14 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-def only(tensors: Mapping[str, T], names: Container[str]) -> dict[str, T]:
-    """The tensors with some names, in their order."""
-    return {name: tensor for name, tensor in tensors.items() if name in names}
+def only(values: Mapping[str, T], names: Container[str]) -> dict[str, T]:
+    """The values with some names, in their order."""
+    return {name: value for name, value in values.items() if name in names}
 
 
-def without(tensors: Mapping[str, T], names: Container[str]) -> dict[str, T]:
-    """The tensors but for those with some names, in their order."""
-    return {name: tensor for name, tensor in tensors.items() if name not in names}
+def without(values: Mapping[str, T], names: Container[str]) -> dict[str, T]:
+    """The values but for those with some names, in their order."""
+    return {name: value for name, value in values.items() if name not in names}
 
 
 class Update(dict[str, Tensor | QuantizedTensor]):

@@ -117,11 +117,13 @@ class Watch:
         self._inside = True
         self._error = ""
         try:
-            with self.explained():
-                yield
+            yield
         except LostProcessError:
             raise
         except BaseException as error:
+            if isinstance(error, RuntimeError) and _of_a_collective(error):
+                self._explain(error)
+                raise LostProcessError(self.lost) from error
             words = {Terminated: "it was terminated", KeyboardInterrupt: "it was interrupted"}
             first_line = (str(error).splitlines() or [""])[0]
             self._error = words.get(type(error), f"{type(error).__name__}: {first_line:.400}")
@@ -130,19 +132,8 @@ class Watch:
             self._inside = False
             self._speak()
 
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Say why a collective of torch fails in the block: which process has not come to it."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not _of_a_collective(error):
-                raise
-            self._explain(error)
-            raise LostProcessError(self.lost) from error
-
     def _explain(self, error: RuntimeError) -> None:
-        """Find out which process is behind a collective that failed."""
+        """Find out which process is behind a collective of torch that failed."""
         deadline = time.monotonic() + GRACE_SECONDS
         while not self.lost and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -77,10 +77,11 @@ def _adapt_(net: nn.Module, rank: int) -> None:
             # not their subclasses, such as a projection that attention reads and never calls
             if type(child) is nn.Linear and not child.weight.requires_grad:
                 if rank >= min(child.weight.shape):
+                    layer = f"{path}.{name}".lstrip(".")
                     warnings.warn(
-                        f"adapters: rank {rank} is as large as a side of layer "
-                        f"{f'{path}.{name}'.lstrip('.')!r}, {list(child.weight.shape)}: its "
-                        "adapter has more weights than the layer itself",
+                        f"adapters: rank {rank} is as large as a side of layer {layer!r}, "
+                        f"{list(child.weight.shape)}: its adapter has more weights than the layer "
+                        "itself",
                         stacklevel=2,
                     )
                 setattr(parent, name, LowRank(child, rank))
