@@ -44,6 +44,9 @@ class Links(ABC):
         """
 
     @abstractmethod
+    def read_by(self, key: str) -> None:
+        """Hear of an option by which plans follow from links."""
+
     def quantile_deadline(
         self,
         round: int,
@@ -52,8 +55,8 @@ class Links(ABC):
         examples: Mapping[int, int],
         fraction: float,
     ) -> float:
-        """The shortest deadline that a share of a cohort meets, in seconds; infinite where no link
-        is known.
+        """The shortest deadline that a share of a cohort meets, in seconds, with all downloads and
+        trainings of clients that are asked again; infinite where no link is known.
 
         Args:
             round: Rounds finished.
@@ -62,10 +65,12 @@ class Links(ABC):
             examples: How many examples each of them computes on, by its id.
             fraction: The share, in (0, 1].
         """
-
-    @abstractmethod
-    def read_by(self, key: str) -> None:
-        """Hear of an option by which plans follow from links."""
+        seconds = []
+        for client in cohort:
+            link = self.link(round, client, len(cohort))
+            if link is not None and client.num_examples:
+                seconds.append(link.seconds(*sizes, examples[client.id]))
+        return met_by(seconds, fraction) if seconds else math.inf
 
     def planned(self, client: Client, data: FederatedData, round: int) -> int:
         """Examples that a client will train on in a round, if all goes as planned."""
@@ -149,22 +154,6 @@ class MeasuredLinks(Links):
         )
         downloads = course_of(self.settings, round, client.id).downloads
         return ClientLink(link, 1.0, downloads)
-
-    def quantile_deadline(
-        self,
-        round: int,
-        cohort: Sequence[Client],
-        sizes: tuple[int, int],
-        examples: Mapping[int, int],
-        fraction: float,
-    ) -> float:
-        """See the base."""
-        seconds = []
-        for client in cohort:
-            link = self.link(round, client, len(cohort))
-            if link is not None and client.num_examples:
-                seconds.append(link.seconds(*sizes, examples[client.id]))
-        return met_by(seconds, fraction) if seconds else math.inf
 
 
 def _fitted(passages: Sequence[Passage]) -> tuple[float, float]:

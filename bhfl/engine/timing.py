@@ -3,7 +3,7 @@ seconds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from bhfl.comm.network import SimulatedNetwork, Workload
 from bhfl.engine.availability import course_of
@@ -96,18 +96,6 @@ class Timing(Links):
 
     def read_by(self, key: str) -> None:
         """Whoever reads them, simulated links are the same."""
-
-    def quantile_deadline(
-        self,
-        round: int,
-        cohort: Sequence[Client],
-        sizes: tuple[int, int],
-        examples: Mapping[int, int],
-        fraction: float,
-    ) -> float:
-        """See the base."""
-        works = [self.workload(c, *sizes, examples[c.id]) for c in cohort if c.num_examples]
-        return self.network.quantile_deadline(round, works, fraction, len(cohort))
 
     def check_deadline(self, download_bytes: int, data: FederatedData) -> None:
         """Refuse a deadline that no client can meet.

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import bhfl.algorithms
-from bhfl.algorithms import Ditto, DPFedAvg, FedCOMGATE, FedProx
+from bhfl.algorithms import Ditto, DPFedAvg, FedCOMGATE, FedLQ, FedProx
+from bhfl.algorithms.fedlq import Budget, Sensitivity
 from bhfl.comm.network import Link, Profile, SimulatedNetwork
 from bhfl.engine import Algorithm, Availability, FederatedTrainer, TooFewClientsError
 from bhfl.engine.availability import WHOLE, Course, part_of
@@ -347,6 +348,23 @@ def test_what_a_client_that_began_anew_can_still_send_arrives_in_time():
     assert room[0] > room[1] > 0
     assert 1.99 < twice.seconds(2000, room[1], 50) <= 2.0
     assert ClientLink(link, 1e3, downloads=9).budget_bytes(2000, 50, 2.0) == 0
+
+
+def test_who_is_asked_again_counts_in_the_deadline_that_all_are_to_meet(tmp_path):
+    profile = Profile(uplink_bps=1e4, downlink_bps=4e4, spread=0, jitter=0, compute_jitter=0)
+    sent = []
+    for budget in (Budget("quantile", 8, quantile=1.0), Budget("average", 8)):
+        run = go(
+            tmp_path / budget.rule,
+            FedLQ(budget=budget, sensitivity=Sensitivity(shrinkage=0)),
+            traced(tmp_path, "0,1,dropout,"),
+            clients={32: 4},
+            network=SimulatedNetwork("slow", {"slow": profile}),
+            max_rounds=1,
+        )
+        sent.append(int(numbers(run)[0]["uplink_bytes"]))
+    # a bit of the largest layer less, as the deadline is rounded down
+    assert sent[0] >= sent[1] - 6
 
 
 # ---- every method --------------------------------------------------------------------------------
