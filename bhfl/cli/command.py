@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -162,7 +163,9 @@ def _until_stopped(run: Callable[[list[str]], int], args: list[str]) -> int:
     except LostProcessError as error:
         code, line = LOST, STANDING.last_line(str(error), speaks_of_others())
     if line:
-        print(line, file=sys.stderr)
+        # what reads it may have ended by the same Ctrl-C, as behind `2>&1 | tee log`
+        with suppress(OSError):
+            print(line, file=sys.stderr)
     return code
 
 

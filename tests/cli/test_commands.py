@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from bhfl.cli import exits
+from bhfl.cli.command import leave
 from bhfl.cli.commands import CommandTrainer
 from bhfl.quant import quantizers
 from tests.cli.conftest import Command
@@ -843,8 +844,14 @@ def test_what_cannot_be_said_leaves_the_exit_code(monkeypatch):
         def write(self, text):
             raise OSError(28, "No space left on device")
 
+    def interrupted(args):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(exits.sys, "stderr", Full())
     exits.report("no space")
+    with pytest.raises(SystemExit) as end:
+        leave(interrupted, [])
+    assert end.value.code == 130
 
 
 def test_predictions_are_written(bhfl: Command, run: Path, tmp_path: Path) -> None:
