@@ -10,7 +10,7 @@ from bhfl.checks import choice
 from bhfl.cli.command import run_or_tell
 from bhfl.cli.packaged import packaged_names
 from bhfl.cli.reading import ConfigError, options
-from bhfl.files import user_path
+from bhfl.files import user_path, write_text
 
 _FOLDER = Path(__file__).parent / "starts"
 _PLACE = "FILE"
@@ -141,9 +141,8 @@ def _write(start: Start, name: str, out: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, source in files.items():
         text = (_FOLDER / source).read_text(encoding="utf-8")
-        # x: another process may have made it just now
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text.replace(_PLACE, shlex.quote(path.name)))
+        # whole or not at all: a part of it would be left as it is by the next command
+        write_text(file, text.replace(_PLACE, shlex.quote(path.name)))
     print(f"{' and '.join(map(str, files))}: {start.about}")
     # files beside it are found from the folder where they are
     folder = "" if path.parent == Path() else f"cd {shlex.quote(str(path.parent))} && "

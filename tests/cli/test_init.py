@@ -1,5 +1,6 @@
 """``bhfl init`` writes what one begins with, and overwrites nothing."""
 
+import errno
 import os
 import re
 import subprocess
@@ -87,3 +88,17 @@ def test_a_file_elsewhere_is_run_from_its_folder(bhfl: Command) -> None:
     assert done.out.endswith("next: cd 'a b' && bhfl fit --config 'c d.yaml'\n")
     assert sorted(os.listdir("a b")) == ["c d.yaml", "my_module.py"]
     assert "--config 'c d.yaml' --model.width 64" in Path("a b/c d.yaml").read_text()
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(bhfl: Command, monkeypatch) -> None:
+    """What was there would be left as it is by the next command."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = os.listdir()
+    monkeypatch.setattr(os, "fsync", full)
+    done = bhfl("init", "demo")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: [Errno 28] No space left on device: 'demo.yaml'")
+    assert os.listdir() == before
