@@ -2,8 +2,6 @@
 pass, and their seconds.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

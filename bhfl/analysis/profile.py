@@ -25,8 +25,6 @@ One row a layer and group, one of what belongs to no layer, and one of the group
                                the machine counts it
 """
 
-from __future__ import annotations
-
 import math
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """Clients that make a few steps of a round, while what crosses to them and back is taken down."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any

@@ -3,8 +3,6 @@
 It needs no jsonargparse, which a small device does not have.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """What the own configuration of a client says that joins a federation over a network."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields

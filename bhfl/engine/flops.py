@@ -5,8 +5,6 @@ of its input. A frozen weight needs no gradient; and nothing has a gradient that
 the first layer with anything to train.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping

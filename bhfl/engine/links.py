@@ -1,7 +1,5 @@
 """Links of a run's clients, as plans need them: simulated, or as they were measured."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """Optimisers that a configuration names: those of groups, in place of their module's."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

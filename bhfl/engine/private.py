@@ -3,8 +3,6 @@
 A client's rate may follow the metrics of past rounds, and no noise is on what clients measure.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress

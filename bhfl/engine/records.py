@@ -1,7 +1,5 @@
 """What became of each client in a round, and the numbers that follow from it."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a run came to, as a value to look at, to draw and to take weights from."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

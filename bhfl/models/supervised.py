@@ -1,7 +1,5 @@
 """A network with a loss and an optimiser, which torch alone trains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

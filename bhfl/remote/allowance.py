@@ -1,7 +1,5 @@
 """How many bytes clients may bring to the server: in a request, and until they are asked again."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -1,7 +1,5 @@
 """Who of a fleet is there: nodes that come are greeted, and let in if they are what they say."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

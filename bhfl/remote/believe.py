@@ -1,7 +1,5 @@
 """What the server believes of what a client says: nothing that the client could gain by."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

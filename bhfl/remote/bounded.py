@@ -1,7 +1,5 @@
 """A listening socket of which strangers can take no more than a part of the process's files."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import resource

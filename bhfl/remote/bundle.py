@@ -1,7 +1,5 @@
 """The Flower app as a SuperLink takes it: a folder with the few files of `bhfl.remote.app`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

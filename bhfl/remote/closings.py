@@ -1,7 +1,5 @@
 """Messages that closed rounds, kept until every client that is to hear of one has it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

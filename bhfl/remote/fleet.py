@@ -1,7 +1,5 @@
 """The fleet behind Flower: `bhfl.engine.exchange.Clients` whose messages go over a network."""
 
-from __future__ import annotations
-
 import math
 import time
 import uuid

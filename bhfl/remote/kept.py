@@ -2,8 +2,6 @@
 back to, and the messages that closed their rounds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Flower starts a ServerApp in a process of its own. That process only carries ord
 the server's round loop stays where its user started it.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import time

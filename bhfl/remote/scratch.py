@@ -1,7 +1,5 @@
 """Folders for sockets and Flower's own files, which do not outlive their processes for long."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

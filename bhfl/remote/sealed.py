@@ -2,8 +2,6 @@
 than an answer may have.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence

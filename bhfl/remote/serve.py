@@ -1,7 +1,5 @@
 """The server of a federation over a network: a fit whose clients are on other machines."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

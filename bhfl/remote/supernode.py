@@ -1,7 +1,5 @@
 """Flower's SuperNode: the process of a client that fetches messages and brings replies back."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """A program that is started anew when it ends, and that ends with this process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

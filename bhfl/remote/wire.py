@@ -1,7 +1,5 @@
 """What messages took on their way: ``wire.csv`` of a run folder, a row a client and round."""
 
-from __future__ import annotations
-
 import csv
 import time
 from collections.abc import Mapping

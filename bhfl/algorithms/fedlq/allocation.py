@@ -19,8 +19,6 @@ Three solvers:
 Shapes: L layers, B candidate widths.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a client works with in a run, on a machine where torch alone trains its module."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

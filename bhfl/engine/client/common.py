@@ -1,7 +1,5 @@
 """What many clients keep alike: once in memory, and once on disk under a name for each of them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress

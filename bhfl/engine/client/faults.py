@@ -1,7 +1,5 @@
 """What went wrong with one client's round, and whether it is likely to come again."""
 
-from __future__ import annotations
-
 import os
 import traceback
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The client half of an algorithm: hooks held to what they may return before anything goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

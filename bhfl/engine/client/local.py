@@ -1,7 +1,5 @@
 """Clients that this process is, one after the other: from a task's bytes to a reply's bytes."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings

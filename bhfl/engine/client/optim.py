@@ -2,8 +2,6 @@
 rounds.
 """
 
-from __future__ import annotations
-
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence

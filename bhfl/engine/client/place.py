@@ -1,7 +1,5 @@
 """Where in the run a process's module is: its round, its client, and what is lent to it there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A module that is one client after the other, trained by torch alone, as a small device does."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext

@@ -5,8 +5,6 @@ Which versions there are, and their digests, is known apart from the files and k
 checkpoints: a file that is gone, or is another one, is missed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ Where it has them, or does not tell, one short measurement decides, which is kep
 instructions gain by them from sizes that are five times apart. On GPUs a table holds.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
