@@ -1,7 +1,5 @@
 """The samples of one client as arrays in a file: what a device has of its own."""
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,6 +108,11 @@ class Arrays(Recorded):
         """The samples of a split."""
         inputs = _tensor(key, held, f"{split}_inputs")
         targets = _tensor(key, held, f"{split}_targets")
+        if len(inputs) != len(targets):
+            raise ValueError(
+                f"{key} must hold as many {split}_targets as {split}_inputs, got {len(targets)} "
+                f"and {len(inputs)}"
+            )
         targets = targets.float() if targets.is_floating_point() else targets.long()
         channels = inputs.shape[1] if inputs.dim() > 1 else 1
         for name, values in self._normal.items():

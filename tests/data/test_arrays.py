@@ -62,7 +62,10 @@ def test_samples_that_are_held_out_are_measured_on(tmp_path: Path) -> None:
     ("arrays", "problem"),
     [
         ({"inputs": np.ones(3)}, "data.file must hold train_inputs and train_targets"),
-        ({"train_inputs": np.ones(3), "train_targets": np.ones(2)}, "targets must be as many as"),
+        (
+            {"train_inputs": np.ones(3), "train_targets": np.ones(2)},
+            "data.file must hold as many train_targets as train_inputs, got 2 and 3",
+        ),
         ({"train_inputs": np.array([{}]), "train_targets": np.ones(1)}, "must be an .npz file of"),
         (
             {"train_inputs": np.array(["a"]), "train_targets": np.ones(1)},
