@@ -233,17 +233,20 @@ def dequantize_(model: Model) -> Model:
 
     Raises:
         ValueError: A quantised weight has parametrizations, which compute it anew: remove them
-            first.
+            first; or it has NaN or infinity. The model is as it was then.
     """
-    layers = [layer for _, layer in quant_layers(model)]
-    quantized = [layer for layer in layers if layer.spec.weights < FLOAT_BITS]
-    for layer in quantized:
+    quantized = {
+        key: layer
+        for key, layer in layers_by_weight(model).items()
+        if layer.spec.weights < FLOAT_BITS
+    }
+    for layer in quantized.values():
         refuse_parametrized(layer, "dequantize_")
     # all values before any weight changes: tied layers share theirs
-    values = [layer.quantized_weight().dequantize() for layer in quantized]
-    for layer, value in zip(quantized, values, strict=True):
-        layer.weight.copy_(value)
-    for layer in layers:
+    values = {key: _codes(key, layer).dequantize() for key, layer in quantized.items()}
+    for key, value in values.items():
+        quantized[key].weight.copy_(value)
+    for _, layer in quant_layers(model):
         layer.to_float_()
     guard_fused_kernels_(model)
     return model
@@ -269,11 +272,16 @@ def quantized_state(model: nn.Module, *, sent: bool = False) -> dict[str, Tensor
     for key, layer in layers_by_weight(model).items():
         # a parametrized weight is not in the state: what it is computed from is
         if layer.spec.weights < FLOAT_BITS and key in state:
-            try:
-                state[key] = layer.sent_weight() if sent else layer.quantized_weight()
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from error
+            state[key] = _codes(key, layer, sent)
     return state
+
+
+def _codes(key: str, layer: QuantLayer, sent: bool = False) -> QuantizedTensor:
+    """The codes of a quantised weight; ValueError with its key where it has NaN or infinity."""
+    try:
+        return layer.sent_weight() if sent else layer.quantized_weight()
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def layers_by_weight(model: nn.Module) -> dict[str, QuantLayer]:
