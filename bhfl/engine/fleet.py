@@ -1,7 +1,5 @@
 """Who takes part: groups of clients, and what each group says of its devices."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter
@@ -116,21 +114,10 @@ def _written(group: Group) -> dict[str, Any]:
     default = Group(bits=group.bits)
     said = {key: value for key, value in vars(group).items() if value != getattr(default, key)}
     if group.layers:
-        said["layers"] = {pattern: _spell(spec) for pattern, spec in group.layers.items()}
+        said["layers"] = {pattern: spec.to_config() for pattern, spec in group.layers.items()}
     if group.schedule:
-        said["schedule"] = {round: _spell(spec) for round, spec in group.schedule.items()}
-    return {"bits": _spell(group.bits), **said}
-
-
-def _spell(spec: BitSpec) -> str | dict[str, Any]:
-    try:
-        # a label is shorter, but not every spec has one that reads back to it
-        if BitSpec.parse(spec.label) == spec:
-            return spec.label
-    except ValueError:
-        pass
-    default = vars(BitSpec())
-    return {name: value for name, value in vars(spec).items() if value != default[name]}
+        said["schedule"] = {round: spec.to_config() for round, spec in group.schedule.items()}
+    return {"bits": group.bits.to_config(), **said}
 
 
 def _parse(value: Any) -> list[Group]:

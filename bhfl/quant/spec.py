@@ -158,6 +158,27 @@ class BitSpec:
             label += f"-{self.range_rule}"
         return label if self.granularity == "tensor" else f"{label}-channel"
 
+    def to_config(self) -> str | dict[str, Any]:
+        """The shortest value that :meth:`parse` reads back to this spec: its label, or the fields
+        that differ from their defaults.
+        """
+        try:
+            # not every spec has a label that reads back to it
+            if BitSpec.parse(self.label) == self:
+                return self.label
+        except ValueError:
+            pass
+        default = vars(BitSpec())
+        return {name: value for name, value in vars(self).items() if value != default[name]}
+
+    def __repr__(self) -> str:
+        """The call that makes this spec, in few words.
+
+        >>> BitSpec(weights=8, activations=8)
+        BitSpec.parse('int8')
+        """
+        return f"BitSpec.parse({self.to_config()!r})"
+
     @classmethod
     def parse(cls, value: "BitSpec | int | str | Mapping[str, Any]") -> "BitSpec":
         """Read a spec as a configuration file may write it.

@@ -91,6 +91,11 @@ def test_the_config_of_a_fleet_is_that_fleet(value):
         ({8: 10**26}, r"clients\[0\]: count must be an integer from 1 to"),
         ({"ternry": 5}, r"clients\[0\]: .*ternary"),
         ({8: 5, "int8": 5}, "int8 is given more than once"),
+        (
+            [{"bits": BitSpec(weights=4, name="mine")}],
+            r"got {'bits': BitSpec\.parse\({'weights': 4, 'name': 'mine'}\)}$",
+        ),
+        ({BitSpec(weights=8, activations=8): None}, r"BitSpec\.parse\('int8'\)"),
         ([{"bits": 8}], r"clients\[0\]: needs either count or fraction"),
         ([{"count": 8}], r"clients\[0\]: bits is missing"),
         (
