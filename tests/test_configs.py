@@ -169,7 +169,7 @@ def test_runs_a_round(path, is_small, pictures, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*/version_0/summary.json"))) == 1
 
 
-@pytest.mark.parametrize("path", CONFIGS[::3], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", CONFIGS[::6], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_what_it_prints_is_itself(path, tmp_path):
     printed = run("fit", "--config", str(path), "--print_config")
     again = tmp_path / "again.yaml"
@@ -188,12 +188,16 @@ def test_a_half_of_prowd_is_switched_off_by_null_and_false_says_so(half, capsys)
     assert line.endswith("null, got false; did you mean null?")
 
 
+ALONE = {"fedlq", "frontier", "table", "methods", "both", "demo", "norms"}
+"""Matrices that have methods or settings of their own, and not those of another one alone."""
+
+
 def matrices() -> list[Any]:
     """All of them, those of the same methods as another one among the slow tests."""
     found = []
     for path in MATRICES:
-        slow = path.stem in ("paper", "table-50k-int8", "table-50k-wage", "table-50k-wage-stored")
-        found.append(pytest.param(path, id=path.stem, marks=pytest.mark.slow if slow else ()))
+        marks = () if path.stem in ALONE else pytest.mark.slow
+        found.append(pytest.param(path, id=path.stem, marks=marks))
     return found
 
 

@@ -351,7 +351,27 @@ def away(folder: Path, case: str) -> Iterator[Clients]:
     assert process.exitcode == 0
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = {
+    "AdaQuantFL",
+    "ClippedMean",
+    "FedExP",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "GeometricMedian",
+    "GroupedAvgAsymmetric",
+    "Krum",
+    "MOON",
+    "TrimmedMean",
+}
+"""Cases whose clients send and keep what those of another one of the quick tests do."""
+
+
+def cases() -> list[Any]:
+    return [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", cases())
 def test_clients_behind_a_pipe_come_to_the_same(tmp_path, case):
     here = run(tmp_path / "here", case)
     with away(tmp_path / "away", case) as clients:

@@ -484,8 +484,8 @@ STATEFUL = [
 ]
 
 
-LONG = (AdaQuantFL, GroupedAvgAsymmetric)
-"""Methods that keep on the server alone what others among the quick tests keep there too."""
+LONG = (AdaQuantFL, GroupedAvgAsymmetric, Local)
+"""Methods that keep what others among the quick tests keep too."""
 
 
 def stateful() -> list[Any]:
