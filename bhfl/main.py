@@ -88,9 +88,11 @@ def run(args: list[str]) -> int:
 def _run_known(command: str, args: list[str]) -> int:
     """Run a command of `COMMANDS`, given its options; its exit code."""
     if command == "report":
-        from bhfl.engine.ending import ended_in_order
+        from bhfl.engine.ending import STANDING, ended_in_order
         from bhfl.report.command import main as compare
 
+        STANDING.begin("the same command writes the report anew")
+        STANDING.at("comparing runs")
         with ended_in_order(deaf=False):
             return compare(args)
     if command in ("init", "doctor", "join"):

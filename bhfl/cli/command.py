@@ -133,7 +133,7 @@ def _end_at_once(signum: int, frame: FrameType | None) -> None:
     """End the process by a signal that came before there was anything to save."""
     # one line a machine, whatever the number of its processes; see `bhfl.engine.ending.speaks`
     if os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
-        how = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[signal.Signals(signum)]
+        how = "interrupted" if signum == signal.SIGINT else "terminated"
         # not by print, in the middle of which the signal may have come
         os.write(2, f"error: {how} while starting; nothing new is saved\n".encode())
     # at once: what is just being imported may catch exceptions, and there is nothing to close yet

@@ -15,6 +15,7 @@ import torch
 
 from bhfl.cli.exits import say
 from bhfl.engine.console import terminal
+from bhfl.engine.ending import STANDING
 from bhfl.engine.folder import subfolder
 from bhfl.engine.trainer import FederatedTrainer
 from bhfl.engine.types import FederatedData
@@ -272,6 +273,7 @@ def _write(folder: Path, report: Any, found: Any, **title: str) -> None:
         title: What stands above it, where it does not say that itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    STANDING.writes(folder)
     print("\n\n".join([*title.values(), f"{report.table(found)}\n"]))
     path = folder / report.__name__.rpartition(".")[2]
     lines = path.with_suffix(".csv")

@@ -135,8 +135,7 @@ def _write(start: Start, name: str, out: str | None) -> None:
     for other in start.beside:
         files[path.parent / other] = other
     # lexists: a link that leads nowhere is there, too
-    there = [str(file) for file in files if os.path.lexists(file)]
-    if there:
+    if there := [file for file in files if os.path.lexists(file)]:
         raise ConfigError(*[f"{file} is there already, and is left as it is" for file in there])
     path.parent.mkdir(parents=True, exist_ok=True)
     for file, source in files.items():

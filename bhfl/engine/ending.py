@@ -41,9 +41,7 @@ class Terminated(SystemExit):
 
 
 class ExitCalledError(ValueError):
-    """Code that bhfl called, such as a data set, called `sys.exit`; a run that it cuts short is not
-    done.
-    """
+    """Code that bhfl called, such as a data set, called `sys.exit`: a run cut short is not done."""
 
 
 @contextmanager
@@ -120,6 +118,11 @@ class Standing:
         for listener in self.listeners:
             listener()
 
+    def writes(self, folder: object) -> None:
+        """Take note that files are written now that belong together."""
+        self.at("writing files")
+        self.saved = f"{folder} may hold a part of them, and the same command writes them all"
+
 
 STANDING = Standing()
 """This process's."""
@@ -131,8 +134,7 @@ def speaks() -> bool:
 
 
 PARENT = "BHFL_PARENT"
-"""Environment variable: the process id of the one that is about to start the others of a machine.
-"""
+"""Environment variable: the id of the process that is about to start the others of a machine."""
 
 
 @cache
@@ -301,9 +303,7 @@ _listening: Signals | None = None
 
 @cache
 def _forget_in_forks() -> None:
-    """Let forked processes, such as those of a DataLoader, have the signals as they are by
-    default.
-    """
+    """Let forked processes, such as those of a DataLoader, have the signals of any process."""
 
     def forget() -> None:
         if _listening:

@@ -84,13 +84,13 @@ def subfolder(run: Path, name: str) -> Path:
     """A folder in a run folder for what comes after the run, made where it is not there.
 
     Raises:
-        OSError: A link is in its place, which is not followed, or it cannot be made.
+        OSError: A file is in its place, or a link, which is not followed; or it cannot be made.
     """
     path = run / name
-    if path.is_symlink():
+    if path.is_symlink() or path.is_file():
         raise OSError(
-            errno.ELOOP,
-            "a link in a run folder is not followed: remove it, or name a folder by --out",
+            errno.ENOTDIR,
+            "it must be a folder, no file and no link: move it away, or name a folder by --out",
             str(path),
         )
     path.mkdir(exist_ok=True)

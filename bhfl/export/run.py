@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bhfl.checks import clipped, refuse
+from bhfl.engine.ending import STANDING
 from bhfl.engine.folder import subfolder
 from bhfl.engine.measure import needs_global_model, refuse_parts
 from bhfl.engine.records import Ledger
@@ -23,7 +24,7 @@ from bhfl.export.example import example_of, samples_of
 from bhfl.export.extras import installed
 from bhfl.export.integers import save_quantized
 from bhfl.export.qdq import export_onnx, num_samples
-from bhfl.files import read_limited, user_folder, write_text
+from bhfl.files import naming, read_limited, user_folder, write_text
 from bhfl.plain import read_json, written
 from bhfl.tags import ACCURACIES
 
@@ -98,6 +99,10 @@ def export_run(
             folder = chosen or trainer.root / "export"
             folder.mkdir(parents=True, exist_ok=True)
         made = Export(folder)
+        STANDING.writes(folder)
+        # an earlier export's would tell of this one's files, where it does not come to its end
+        with naming(made.card):
+            made.card.unlink(missing_ok=True)
         measured, accuracies = _accuracies(session, run, state["run"]["history"], made)
         _write(session, made, accuracies, calibrate)
         session.tear_down()
@@ -124,7 +129,8 @@ def _write(
         made.files.append(integers)
         file = path.with_name(f"{group}.onnx")
         # where none is written, one of an earlier export would pass for this model's
-        file.unlink(missing_ok=True)
+        with naming(file):
+            file.unlink(missing_ok=True)
         # other weights would not be a smaller file: a graph has int8 at least
         if with_onnx and spec.weights == 8 and spec.activations in (*range(2, 9), 32):
             made.files += _onnx(session, integers, file, made.notes, calibrate)

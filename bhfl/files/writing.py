@@ -114,7 +114,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an OSError while `path` is written name it, and say what to do where a disk is full."""
+    """Make an OSError while `path` is written name it, and say what to do where a disk is full or
+    a folder is in the way.
+    """
     try:
         yield
     except OSError as error:
@@ -128,6 +130,8 @@ def naming(path: Path) -> Iterator[None]:
             error.add_note(
                 "(make room there; --ckpt_path last goes on from a run's last checkpoint)"
             )
+        if isinstance(error, IsADirectoryError):
+            error.add_note("(a folder is in the place of this file: move it away)")
         raise
 
 

@@ -739,6 +739,32 @@ def test_an_interrupt(bhfl: Command, tmp_path: Path) -> None:
     assert bhfl("fit", "--config", "tiny.yaml", "--ckpt_path", "runs/tiny/version_0").code == 0
 
 
+@pytest.mark.parametrize(
+    ("patched", "args", "told"),
+    [
+        (
+            "bhfl.report.partition.draw",
+            "partition --config tiny.yaml --out here",
+            "writing files; here may hold a part of them, and the same command writes them all",
+        ),
+        (
+            "bhfl.report.command.find_runs",
+            "report runs",
+            "comparing runs; the same command writes the report anew",
+        ),
+    ],
+)
+def test_an_interrupt_while_files_are_written(
+    bhfl: Command, monkeypatch, patched: str, args: str, told: str
+) -> None:
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(patched, interrupted)
+    code, _, err = bhfl(*args.split())
+    assert (code, err) == (130, f"error: interrupted while {told}\n")
+
+
 def test_a_bug_shows_its_traceback(bhfl: Command, tmp_path: Path) -> None:
     (tmp_path / "own_bug.py").write_text(OWN)
     with pytest.raises(RuntimeError, match="a bug"):

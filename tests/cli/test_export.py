@@ -41,6 +41,27 @@ def test_a_run_s_model_at_each_width(
     floats = load_quantized(run / "export" / "float32.safetensors")
     assert all(torch.equal(value, state[name]) for name, value in floats.items())
 
+    # what lies in the way of a file, and an interrupt in the middle, leave no card of before
+    def interrupted(*args: object) -> int:
+        raise KeyboardInterrupt
+
+    again = ("export", "--config", run / "config.yaml", "--ckpt_path", "best", "--out", "again")
+    (tmp_path / "again/int8.onnx").mkdir(parents=True)
+    assert bhfl(*again).problems == [
+        "[Errno 21] Is a directory: 'again/int8.onnx' (a folder is in the place of this file: "
+        "move it away)"
+    ]
+    (tmp_path / "again/int8.onnx").rmdir()
+    (tmp_path / "again/README.md").write_text("the card of another export")
+    with monkeypatch.context() as patch:
+        patch.setattr("bhfl.export.run.save_quantized", interrupted)
+        assert bhfl(*again)[::2] == (
+            130,
+            "error: interrupted while writing files; again may hold a part of them, and the same "
+            "command writes them all\n",
+        )
+    assert not (tmp_path / "again/README.md").exists()
+
     # as the user's umask says, whatever the library that wrote it thinks
     usual = (run / "config.yaml").stat().st_mode
     assert {path.stat().st_mode for path in (run / "export").iterdir()} == {usual}

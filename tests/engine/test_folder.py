@@ -157,12 +157,14 @@ def test_rounds_of_garbage_are_written_anew(tmp_path, trained, rows):
 
 def test_a_folder_of_a_run_for_what_comes_later(tmp_path):
     assert subfolder(tmp_path, "export") == subfolder(tmp_path, "export")
-    (tmp_path / "analysis").symlink_to(tmp_path / "export")
-    with pytest.raises(
-        OSError,
-        match=f"a link in a run folder is not followed: remove it, .* by --out: '{tmp_path}/anal",
-    ):
-        subfolder(tmp_path, "analysis")
+    (tmp_path / "link").symlink_to(tmp_path / "export")
+    (tmp_path / "file").write_text("notes")
+    for name in ("link", "file"):
+        with pytest.raises(
+            NotADirectoryError,
+            match=f"must be a folder, no file and no link: .* by --out: '{tmp_path / name}'",
+        ):
+            subfolder(tmp_path, name)
 
 
 @pytest.mark.parametrize("place", ["file", "file/name", "file/group/name"])

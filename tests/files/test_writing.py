@@ -40,6 +40,15 @@ def test_a_file_system_that_cannot_put_folders_on_disk_is_written_to(
         assert (tmp_path / "a").read_text() == "whole"
 
 
+def test_a_folder_in_the_place_of_a_file_is_told_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        write_text(tmp_path / "a", "whole")
+    assert str(refused.value).endswith(f"'{tmp_path / 'a'}'")
+    assert refused.value.__notes__ == ["(a folder is in the place of this file: move it away)"]
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_who_may_read_is_said_when_it_is_written(tmp_path: Path) -> None:
     with durable(tmp_path / "mine", mode=0o600) as file:
         file.write(b"secret")
